@@ -1,0 +1,82 @@
+"""`Adapter`: a change to one site, and everything a method author has to fill in."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.config import AdapterConfig
+from lrft.core.errors import NotMergeable
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+
+
+class Adapter(nn.Module):
+    """A change to one frozen linear map.
+
+    The one formula is `delta_weight`; the default forward and the merge both follow from it, so they cannot
+    disagree. A subclass may override `forward` with a fast path, which a contract test compares with the formula.
+
+    Parameters are created in float32: they are the master weights the optimizer moves. The forward pass casts
+    them to `compute_dtype` (or the input's dtype) at the point of use, so an update too small for bfloat16 is
+    kept until it adds up.
+
+    Class attributes:
+        provides, requires: traits (`lrft.core.traits`).
+        roles: parameter name -> role, read by optimizers that treat factors differently.
+        peft_names: parameter name -> tensor name in PEFT's file, when the method has a PEFT form.
+    """
+
+    name: ClassVar[str]
+    site_kind: ClassVar[str] = "linear"
+    provides: ClassVar[set[str]] = set()
+    requires: ClassVar[set[str]] = set()
+    roles: ClassVar[dict[str, str]] = {}
+    peft_names: ClassVar[dict[str, str]] = {}
+    compute_dtype: torch.dtype | None = None
+
+    Config: ClassVar[type[AdapterConfig]] = AdapterConfig
+
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__()
+        self.config = config
+        self.site = site
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        """The change of the weight, (out, in) -> (out, in), in the dtype of `weight`.
+
+        Raises:
+            NotMergeable: the method is not a change of the weight.
+        """
+        raise NotMergeable(f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate")
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        """(..., in) -> (..., out): the adapted map, bias included."""
+        weight = base.weight()
+        return base(x) + x @ self.delta_weight(weight).to(x.dtype).mT
+
+    def start(self, weight: Tensor) -> None:
+        """Set parameters that start from the base weight (out, in), such as magnitudes. Called once, on attaching."""
+
+    def reset(self) -> None:
+        """Back to no change of the base, in place; random draws come from the ambient torch generator."""
+        raise NotImplementedError(f"{type(self).__name__} declares no reset")
+
+    def penalty(self) -> Tensor | None:
+        """A scalar added to the loss once per step (orthogonality, load balancing), or None."""
+        return None
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        """How many numbers train at `site`, as the docstring's formula says."""
+        raise NotImplementedError("declare the parameter count")
+
+    @classmethod
+    def peft_config(cls, config: Any) -> dict[str, Any] | None:
+        """The method's own keys of PEFT's adapter_config.json, or None when PEFT cannot express it."""
+        return None
+
+    def extra_repr(self) -> str:
+        return f"site={self.site.name!r}"

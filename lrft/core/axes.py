@@ -1,0 +1,23 @@
+"""The registries: one per axis of a recipe, and two for what a newcomer adds most often, formats and tasks."""
+
+from lrft.core.config import AdapterConfig, OptimizerConfig
+from lrft.core.registry import Registry
+
+ADAPTERS = Registry("adapter", "lrft.methods.adapters", AdapterConfig)
+INITS = Registry("init", "lrft.methods.inits")
+QUANTIZERS = Registry("quantization", "lrft.methods.quant")
+ALLOCATORS = Registry("allocation", "lrft.methods.allocate")
+OPTIMIZERS = Registry("optimizer", "lrft.methods.optim", OptimizerConfig)
+OBJECTIVES = Registry("objective", "lrft.methods.objectives")
+FORMATS = Registry("format", "lrft.data.formats")
+TASKS = Registry("task", "lrft.evaluate.tasks")
+
+# Section of a recipe -> the registry its `method` is looked up in.
+AXES: dict[str, Registry] = {
+    "quantization": QUANTIZERS,
+    "adapter": ADAPTERS,
+    "init": INITS,
+    "allocate": ALLOCATORS,
+    "optimizer": OPTIMIZERS,
+    "objective": OBJECTIVES,
+}

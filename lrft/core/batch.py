@@ -1,0 +1,46 @@
+"""One micro-batch, as the model and the objectives see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of L tokens; a row holds one document, or several packed ones that do not see each other.
+
+    Attributes:
+        input_ids: (B, L) int64, padded on the right.
+        position_ids: (B, L) int64, starting again at 0 with every document, the padding counting as one.
+        documents: (row, start, end) of every document, padding excluded.
+        supervised: (N,) int64, flat indices into B * L of the positions whose next token is a target.
+        targets: (N,) int64, the token ids to predict there.
+        examples: data-set indices of the documents, in the order of `documents`.
+
+    `supervised` and `targets` are built on the host, so that selecting them never waits for the device.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    documents: tuple[tuple[int, int, int], ...]
+    supervised: Tensor
+    targets: Tensor
+    examples: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, padding left out."""
+        return sum(end - start for _, start, end in self.documents)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("input_ids", "position_ids", "supervised", "targets")
+        }
+        return replace(self, **moved)

@@ -1,0 +1,36 @@
+"""`Callback`: whatever changes or watches a run over time. Five events, and no sixth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrft.core.run import Run
+
+EVENTS = ("start", "before_step", "after_backward", "after_step", "finish")
+
+
+class Callback:
+    """Override the events you need; keep what must survive a resume in `state_dict`."""
+
+    def start(self, run: Run) -> None:
+        """Before the first step of this process; on a resume, after the state was loaded."""
+
+    def before_step(self, run: Run) -> None:
+        """`run.step` counts the finished steps: the draws for the step that begins."""
+
+    def after_backward(self, run: Run) -> None:
+        """Gradients are complete and unclipped, parameters have not moved."""
+
+    def after_step(self, run: Run) -> None:
+        """Parameters moved, gradients are still present, `run.step` counts the step just finished."""
+
+    def finish(self, run: Run) -> None:
+        """After the last step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values and tensors; empty when there is nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""

@@ -1,0 +1,122 @@
+"""What a recipe section is: a strict, frozen pydantic model. No torch here: recipes are checked without it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from lrft.core.names import did_you_mean
+
+if TYPE_CHECKING:
+    from lrft.core.registry import Registry
+
+__all__ = [
+    "AdapterConfig",
+    "Choice",
+    "Field",
+    "Literal",
+    "MethodConfig",
+    "OptimizerConfig",
+    "Section",
+    "Source",
+    "model_validator",
+]
+
+
+class Section(BaseModel):
+    """A recipe section: unknown keys are refused, values are not coerced, nothing changes after parsing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class MethodConfig(Section):
+    """The settings of one method. A method nests its own subclass, named `Config`."""
+
+    method: str = ""
+
+
+class AdapterConfig(MethodConfig):
+    """What every adapter's section accepts."""
+
+    targets: str | list[str] = Field(
+        "all-linear", description="`all-linear`, or patterns matched against the end of module names"
+    )
+    dtype: Literal["bfloat16", "float32"] | None = Field(
+        None, description="precision the adapter computes and is exported in; by default the model's"
+    )
+
+    def for_site(self, name: str) -> AdapterConfig:
+        """The settings used at the site called `name`; patterned settings override this."""
+        return self
+
+
+class OptimizerConfig(MethodConfig):
+    """What every optimizer's section accepts."""
+
+    lr: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class Source(Section):
+    """Where rows come from: a file, a folder of split files, or a hub data set.
+
+    A plain string is short for `{source: ...}`.
+    """
+
+    source: str = Field(min_length=1, description="path of a .json, .jsonl, .csv or .parquet file, a folder, or a hub id")
+    name: str | None = Field(None, description="configuration of a hub data set (`main` for openai/gsm8k)")
+    split: str | None = Field(None, description="split of a hub data set or folder; by default train, or test")
+    revision: str | None = Field(None, description="commit or tag of a hub data set")
+    limit: int | None = Field(None, gt=0, description="use only the first so many rows")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class _Choice:
+    """`Choice[REGISTRY]`: `dora`, or `{method: dora, rank: 8}`, parsed by that method's own `Config`."""
+
+    def __getitem__(self, registry: Registry) -> Any:
+        def parse(value: Any) -> MethodConfig:
+            return parse_choice(registry, value)
+
+        return SerializeAsAny[Annotated[MethodConfig, PlainValidator(parse)]]
+
+
+Choice = _Choice()
+
+
+def parse_choice(registry: Registry, value: Any) -> MethodConfig:
+    """The `Config` of the method that `value` names in `registry`, validated.
+
+    Raises pydantic errors, so that a recipe's problems are collected in one pass.
+    """
+    if isinstance(value, MethodConfig):
+        return value
+    if isinstance(value, str):
+        value = {"method": value}
+    if not isinstance(value, dict):
+        raise PydanticCustomError("choice", f"expected the name of a {registry.kind} or a section with `method`")
+    name = value.get("method")
+    if not isinstance(name, str):
+        raise PydanticCustomError("choice", f"`method` must name one {registry.kind}: {', '.join(registry.names())}")
+    if name not in registry.names():
+        # Braces would be read as a template by pydantic, hence the context.
+        raise PydanticCustomError(
+            "unknown_method",
+            "{text}",
+            {"text": f"unknown {registry.kind} {name!r}{did_you_mean(name, registry.names())}", "below": "method"},
+        )
+    return registry.declared(name).config.model_validate(value)
+

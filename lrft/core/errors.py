@@ -1,0 +1,92 @@
+"""Everything lrft raises on purpose: one sentence a user can act on, and the exit code it ends in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class LrftError(Exception):
+    """Base of all expected failures. The command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a recipe: where (`file:line`, `key`), what, and what would work."""
+
+    key: str
+    message: str
+    file: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        head = f"{place}: {self.key}" if place and self.key else place or self.key
+        return f"{head}: {self.message}" if head else self.message
+
+
+class RecipeError(LrftError):
+    """The recipe cannot work. Carries every problem found, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Problem | str | list[Problem], key: str = "") -> None:
+        if isinstance(problems, str):
+            problems = Problem(key, problems)
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class UsageError(LrftError):
+    """The command was asked for something it cannot do (no such run, folder already in use)."""
+
+    exit_code = 2
+
+
+class MissingExtra(UsageError):
+    """An optional dependency is needed; the message holds the install line."""
+
+
+class DataError(LrftError):
+    """The data cannot be trained on: malformed rows, nothing supervised, too long."""
+
+    exit_code = 3
+
+
+class NumericalError(LrftError):
+    """A loss or gradient stopped being a finite number, or nothing trains."""
+
+    exit_code = 4
+
+
+class OutOfMemory(LrftError):
+    """The device ran out of memory; the message says which setting to lower first."""
+
+    exit_code = 5
+
+
+class ToleranceError(LrftError):
+    """A merge or a reproduced number missed its tolerance. The files were written all the same."""
+
+    exit_code = 6
+
+
+class CheckpointError(LrftError):
+    """A checkpoint is missing, damaged, or belongs to another recipe or base model."""
+
+    exit_code = 2
+
+
+class NotMergeable(LrftError):
+    """The adapter is not a change of the weight, so no dense checkpoint can express it."""
+
+    exit_code = 2
+
+
+class Interrupted(LrftError):
+    """A signal asked the run to stop, and a resumable checkpoint was saved first."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        self.exit_code = 128 + signal_number
+        super().__init__(message)

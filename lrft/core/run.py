@@ -1,0 +1,122 @@
+"""`Run`: the only mutable object of a training. Callbacks change it, the loop reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lrft.core.adapted import Adapted, adapted
+from lrft.core.batch import Batch
+from lrft.core.callback import EVENTS, Callback
+from lrft.core.loss import Head
+from lrft.core.params import ParamInfo
+
+
+class LanguageModel(Protocol):
+    """What objectives and evaluation need of a model; `lrft.model` provides it."""
+
+    @property
+    def head(self) -> Head:
+        """The map from hidden states to logits."""
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states (B, L, d) of every position, final norm included."""
+
+
+class Schedule(Protocol):
+    """A learning-rate schedule, stepped once per optimizer step."""
+
+    def step(self) -> None:
+        """Move to the next step's rates."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+
+
+class Run:
+    """Everything one training holds.
+
+    Attributes:
+        model: the language model, adapters attached.
+        parameters: every trainable parameter with its role.
+        step: finished optimizer steps.
+        generator: CPU generator, seeded anew each step from (seed, step), for draws that must survive a resume.
+        metrics: what the last step recorded; loggers read it.
+        stop_signal: number of the signal that asked to stop, or None. Polled wherever time is spent.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[ParamInfo],
+        optimizer: Optimizer,
+        schedule: Schedule,
+        total_steps: int,
+        seed: int = 0,
+        clip: float | None = None,
+        callbacks: Sequence[Callback] = (),
+        folder: Path | None = None,
+        accelerator: Any = None,
+        recipe: Any = None,
+    ) -> None:
+        self.model = model
+        self.parameters = list(parameters)
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.total_steps = total_steps
+        self.seed = seed
+        self.clip = clip
+        self.callbacks = list(callbacks)
+        self.folder = folder
+        self.accelerator = accelerator
+        self.recipe = recipe
+        self.step = 0
+        self.generator = torch.Generator()
+        self.metrics: dict[str, Any] = {}
+        self.stop_signal: int | None = None
+
+    @property
+    def rank(self) -> int:
+        """Index of this process."""
+        return self.accelerator.process_index if self.accelerator is not None else 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trainable parameters live."""
+        return self.parameters[0].param.device
+
+    def adapted(self) -> Iterator[tuple[str, Adapted]]:
+        """Every adapted site with its module path."""
+        return adapted(self.model)
+
+    def fire(self, event: str) -> None:
+        """Tell every callback, in order."""
+        assert event in EVENTS, event
+        for callback in self.callbacks:
+            getattr(callback, event)(self)
+
+    def record(self, **metrics: Any) -> None:
+        """Add to this step's metrics (numbers, or scalar tensors that a logger will read)."""
+        self.metrics.update(metrics)
+
+    def reset_optimizer(self, params: Iterable[nn.Parameter] | None = None) -> None:
+        """Forget the optimizer state of `params`, or of everything."""
+        for param in list(self.optimizer.state) if params is None else params:
+            self.optimizer.state.pop(param, None)
+
+    def seed_step(self) -> None:
+        """Make every random draw of the coming step a function of (seed, step, process) alone.
+
+        Nothing about random states then needs saving, and an evaluation between two steps cannot disturb them.
+        """
+        mixed = (self.seed * 1_000_003 + self.step) * 1_009 + self.rank
+        torch.manual_seed(mixed)
+        self.generator.manual_seed(self.seed * 1_000_003 + self.step)

@@ -1,0 +1,88 @@
+"""LoRA: a low-rank update beside the frozen weight."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapter import Adapter
+from lrft.core.axes import ADAPTERS
+from lrft.core.config import AdapterConfig, Field
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.methods.adapters._low_rank import low_rank_linear
+
+
+@ADAPTERS.register
+class LoRA(Adapter):
+    """Low-rank adaptation.
+
+    y = x W^T + b + s (drop(x) A^T) B^T, so W' = W + s B A      s = alpha / r, or alpha / sqrt(r) (rsLoRA)
+    A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) = 0, so W' = W at step 0.
+    Trains r (in + out) numbers per site.
+    Dropout acts on the adapter's input alone; the base sees x undropped.
+    Source: Hu et al., "LoRA", 2021, arXiv 2106.09685; scaling: Kalajdzievski, 2023, arXiv 2312.03732.
+    Departures: A is Kaiming-uniform as in the authors' code (the paper says Gaussian; see `init: gaussian`).
+    """
+
+    provides = {"adapters", "mergeable", "low_rank", "linear_delta"}
+    roles = {"A": "lora_A", "B": "lora_B"}
+    peft_names = {"A": "lora_A.weight", "B": "lora_B.weight"}
+
+    class Config(AdapterConfig):
+        rank: int = Field(16, gt=0)
+        alpha: float = Field(32.0, gt=0)
+        rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
+        dropout: float = Field(0.0, ge=0, lt=1)
+        rank_pattern: dict[str, int] = Field(
+            default_factory=dict, description="rank at sites whose name ends in the pattern; the last match counts"
+        )
+        alpha_pattern: dict[str, float] = Field(
+            default_factory=dict, description="alpha at sites whose name ends in the pattern; the last match counts"
+        )
+
+        def for_site(self, name: str) -> AdapterConfig:
+            """The settings at one site, patterns resolved."""
+            found: dict[str, Any] = {}
+            for key, patterns in (("rank", self.rank_pattern), ("alpha", self.alpha_pattern)):
+                for pattern, value in patterns.items():
+                    if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}"):
+                        found[key] = value
+            return self.model_copy(update={**found, "rank_pattern": {}, "alpha_pattern": {}})
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.scaling = config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
+        self.drop = nn.Dropout(config.dropout)
+        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
+        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.reset()
+
+    def reset(self) -> None:
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        nn.init.zeros_(self.B)
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        return (self.scaling * self.B @ self.A).to(weight.dtype)
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        dropped = self.drop(x) if self.training and self.drop.p > 0 else None
+        return low_rank_linear(x, base, self.A, self.B, self.scaling, dropped=dropped, dtype=self.compute_dtype)
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return int(config.rank * (site.in_features + site.out_features))
+
+    @classmethod
+    def peft_config(cls, config: Any) -> dict[str, Any] | None:
+        return {
+            "peft_type": "LORA",
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "use_rslora": config.rslora,
+        }

@@ -1,0 +1,132 @@
+"""The recipe: thirteen strict sections. A method's own settings live in that method's file, not here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrft.core.axes import (
+    ADAPTERS,
+    ALLOCATORS,
+    FORMATS,
+    INITS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    QUANTIZERS,
+    TASKS,
+)
+from lrft.core.config import Choice, Field, Literal, MethodConfig, Section, Source, model_validator
+
+
+class ModelSection(Section):
+    """The base model and how it computes."""
+
+    name: str = Field(min_length=1, description="hub id, local folder, .gguf file, or pkg:PACKAGE/FILE.gguf")
+    revision: str | None = Field(None, description="commit, branch or tag on the hub")
+    dtype: Literal["bfloat16", "float32", "float16"] = Field(
+        "bfloat16", description="precision of base weights and activations; float16 needs a GPU"
+    )
+    attention: Literal["auto", "eager", "sdpa", "segmented", "flash_attention_2"] = Field(
+        "auto", description="auto: flash_attention_2 where installed, sdpa on GPU, segmented on CPU"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute each block in the backward pass")
+    compile: bool = Field(False, description="torch.compile the model body")
+
+
+class ScheduleSection(Section):
+    """The learning rate over the steps. A plain string is short for `{method: ...}`."""
+
+    method: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps spent warming up")
+    warmup_steps: int | None = Field(None, ge=0, description="steps of warm-up, instead of the ratio")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+
+class DataSection(Section):
+    """Rows, how they become text, and what to do with long ones. A plain string is one source for both splits."""
+
+    train: Source
+    eval: Source | None = Field(None, description="held-out rows; scored every `train.eval_every` steps and by lrft eval")
+    format: Choice[FORMATS] = Field(description="how a row becomes a prompt and what is learnt from it")  # type: ignore[valid-type]
+    too_long: Literal["error", "drop", "truncate_left", "truncate_right"] = Field(
+        "error", description="what happens to rows longer than train.max_length"
+    )
+    allow_empty_targets: bool = Field(False, description="skip rows without a supervised token instead of stopping")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"train": value, "eval": value} if isinstance(value, str) else value
+
+
+class TrainSection(Section):
+    """The loop: how long, how much at a time, how often to save and score."""
+
+    max_steps: int | None = Field(None, gt=0, description="optimizer steps; with epochs too, whichever ends first")
+    epochs: float | None = Field(None, gt=0, description="passes over the data; 1 when max_steps is not given either")
+    batch_size: int = Field(4, gt=0, description="rows of a micro-batch; with packing a row is max_length tokens")
+    gradient_accumulation: int = Field(1, gt=0, description="micro-batches per optimizer step and process")
+    max_length: int = Field(512, gt=1, description="tokens of a row")
+    packing: bool = Field(True, description="fill rows with several examples that do not see each other")
+    seed: int = Field(0, ge=0, lt=2**31)
+    clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for no clipping")
+    save_every: int = Field(50, gt=0, description="optimizer steps between checkpoints")
+    eval_every: int | None = Field(None, gt=0, description="optimizer steps between scores of data.eval")
+    keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class EvalSection(Section):
+    """What `lrft eval` runs."""
+
+    tasks: list[Choice[TASKS]] = Field(default_factory=list, description="tasks, by name or with settings")  # type: ignore[valid-type]
+    limit: int | None = Field(None, gt=0, description="score only the first so many rows")
+    batch_tokens: int = Field(8192, gt=0, description="tokens of an evaluation batch, padding included")
+
+
+class ExportSection(Section):
+    """What `lrft merge` writes."""
+
+    onto: Literal["dequantized", "original"] = Field(
+        "dequantized", description="merge onto the base seen in training, or onto the original weights"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(None, description="by default model.dtype")
+    shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?[KMG]B$")
+    tolerance: float = Field(
+        0.05, gt=0, description="largest mean KL divergence (nats per token) of the merged model from the adapter"
+    )
+    fidelity_rows: int = Field(8, gt=0, description="held-out rows the merged model is compared on")
+
+
+class LoggingSection(Section):
+    """Where numbers go beside metrics.jsonl."""
+
+    every: int = Field(1, gt=0, description="optimizer steps between printed lines")
+    wandb: str | None = Field(None, description="Weights & Biases project; null for none")
+
+
+class Recipe(Section):
+    """A whole recipe, every default spelled out."""
+
+    model: ModelSection
+    quantization: Choice[QUANTIZERS] = Field(default="none", validate_default=True)  # type: ignore[valid-type]
+    adapter: Choice[ADAPTERS] = Field(default="lora", validate_default=True)  # type: ignore[valid-type]
+    init: Choice[INITS] = Field(default="default", validate_default=True)  # type: ignore[valid-type]
+    allocate: Choice[ALLOCATORS] = Field(default="uniform", validate_default=True)  # type: ignore[valid-type]
+    objective: Choice[OBJECTIVES] = Field(default="cross_entropy", validate_default=True)  # type: ignore[valid-type]
+    optimizer: Choice[OPTIMIZERS] = Field(default="adamw", validate_default=True)  # type: ignore[valid-type]
+    schedule: ScheduleSection = ScheduleSection()
+    data: DataSection
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+    export: ExportSection = ExportSection()
+    logging: LoggingSection = LoggingSection()
+
+    def parts(self) -> dict[str, MethodConfig]:
+        """Axis -> the chosen method's settings."""
+        from lrft.core.axes import AXES
+
+        return {axis: getattr(self, axis) for axis in AXES}
