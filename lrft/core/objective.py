@@ -22,7 +22,7 @@ class Objective:
 
     name: ClassVar[str]
     provides: ClassVar[set[str]] = set()
-    requires: ClassVar[set[str]] = {"backward"}
+    requires: ClassVar[set[str]] = set()
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: Any) -> None:

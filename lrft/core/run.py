@@ -68,6 +68,7 @@ class Run:
         recipe: Any = None,
     ) -> None:
         self.model = model
+        self.sites = list(adapted(model))  # walking a deep model costs milliseconds, so it is done once
         self.parameters = list(parameters)
         self.optimizer = optimizer
         self.schedule = schedule
@@ -95,7 +96,7 @@ class Run:
 
     def adapted(self) -> Iterator[tuple[str, Adapted]]:
         """Every adapted site with its module path."""
-        return adapted(self.model)
+        return iter(self.sites)
 
     def fire(self, event: str) -> None:
         """Tell every callback, in order."""

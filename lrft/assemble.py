@@ -1,0 +1,233 @@
+"""From a recipe to objects: the only place that sees everything below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from lrft.core.axes import ADAPTERS, ALLOCATORS, FORMATS, INITS, OBJECTIVES, OPTIMIZERS, QUANTIZERS
+from lrft.core.frozen import FrozenLinear
+from lrft.core.objective import Objective
+from lrft.core.run import Run
+from lrft.core.stages import Plan
+from lrft.data.gate import GateReport, inspect
+from lrft.data.sources import Rows, read_rows
+from lrft.data.steps import StepBatches, TrainData, eval_batches
+from lrft.data.tokenize import Encoded, Renderer, encode_all
+from lrft.evaluate.loss import held_out_loss
+from lrft.evaluate.subject import EvaluationStopped, Subject
+from lrft.model.attach import adapter_tensors, attach, make_plan, parameter_infos
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import load_model, load_tokenizer, pad_id, prepare
+from lrft.model.sites import TargetRow, choose, linear_sites
+from lrft.recipe.schema import Recipe
+from lrft.train import schedule
+from lrft.train.checkpoint import Identity
+from lrft.train.folder import METRICS, RunFolder
+from lrft.train.keepers import GradientCheck, Saver, Scorer, StopOnSignal
+from lrft.train.metrics import Bar, MetricsFile, Wandb
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Text:
+    """Tokenizer and rows of a recipe, rendered and checked.
+
+    Attributes:
+        train: encoded training rows, dropped ones left out; empty where only evaluation is wanted.
+        report: what the data gate found in them.
+        held_out: rows of `data.eval`, or None.
+    """
+
+    tokenizer: Any
+    stop_ids: set[int]
+    pad_id: int
+    renderer: Renderer
+    train: list[Encoded] = field(default_factory=list)
+    report: GateReport | None = None
+    held_out: Rows | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def held_out_encoded(self, limit: int | None = None) -> list[Encoded]:
+        """The held-out rows, encoded; rows that are too long are left out."""
+        if self.held_out is None:
+            return []
+        rows = [self.held_out[i] for i in range(min(limit or len(self.held_out), len(self.held_out)))]
+        return [e for e in (self.renderer.encode(row) for row in rows) if not e.dropped and e.targets]
+
+
+@dataclass
+class Adaptation:
+    """A base model with a recipe's adapter on it, and how it came about."""
+
+    model: CausalLM
+    plan: Plan
+    targets: list[TargetRow]
+
+
+@dataclass
+class Job:
+    """Everything `train` needs."""
+
+    run: Run
+    steps: Callable[[], Iterator[StepBatches]]
+    objective: Objective
+    text: Text
+    adaptation: Adaptation
+    identity: Identity
+    folder: RunFolder
+
+
+def read_text(recipe: Recipe, *, training: bool = True, trust_remote_code: bool = False) -> Text:
+    """Tokenizer and data; with `training`, the gate runs over the training rows.
+
+    Raises:
+        DataError: the rows cannot be read, or the gate stops them (exit code 3, with the numbers).
+    """
+    tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code)
+    form = FORMATS.get(recipe.data.format.method)(recipe.data.format)
+    renderer = Renderer(tokenizer, form, stops, recipe.train.max_length, recipe.data.too_long)
+    text = Text(tokenizer, stops, pad_id(tokenizer, stops), renderer)
+    if recipe.data.eval is not None:
+        text.held_out = read_rows(recipe.data.eval, "eval")
+        text.fingerprints["eval"] = text.held_out.fingerprint
+    if training:
+        rows = read_rows(recipe.data.train, "train")
+        text.fingerprints["train"] = rows.fingerprint
+        encoded = encode_all(rows, renderer)
+        text.report = inspect(encoded, rows, tokenizer, stops, recipe.train.max_length)
+        text.report.check(recipe.data.allow_empty_targets, recipe.data.too_long)
+        text.train = [e for e in encoded if not e.dropped and e.targets]
+    return text
+
+
+def quantizer(recipe: Recipe) -> Callable[..., FrozenLinear]:
+    """The recipe's storage format, ready to take (weight, bias)."""
+    return partial(QUANTIZERS.get(recipe.quantization.method), config=recipe.quantization)
+
+
+def adapt(
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+    meta: bool = False,
+    progress: Callable[[Iterator[str]], Iterator[str]] = iter,
+) -> Adaptation:
+    """Load the base model and put the recipe's adapter on it; with `meta`, only plan it.
+
+    Raises:
+        RecipeError: the model cannot be loaded, or a target pattern matches nothing.
+    """
+    model = load_model(recipe.model, device=device, trust_remote_code=trust_remote_code, meta=meta)
+    sites, table = choose(linear_sites(model), recipe.adapter.targets)
+    init = INITS.get(recipe.init.method)(recipe.init)
+    plan = make_plan(sites, recipe.adapter)
+    for planner in (ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init):
+        plan = planner.plan(plan, {})
+    if not meta:
+        attach(
+            model,
+            plan,
+            adapter=ADAPTERS.get(recipe.adapter.method),
+            config=recipe.adapter,
+            init=init,
+            quantize=quantizer(recipe),
+            device=device,
+            seed=recipe.train.seed,
+            progress=progress,
+        )
+        prepare(model, recipe.model)
+    return Adaptation(model, plan, table)
+
+
+def assemble(
+    recipe: Recipe, folder: RunFolder, text: Text, adaptation: Adaptation, accelerator: Any, recipe_hash: str
+) -> Job:
+    """Optimizer, schedule, callbacks and data order around an adapted model. Nothing is trained yet."""
+    model, settings = adaptation.model, recipe.train
+    data = TrainData(
+        text.train,
+        batch_size=settings.batch_size,
+        accumulation=settings.gradient_accumulation,
+        max_length=settings.max_length,
+        packing=settings.packing,
+        seed=settings.seed,
+        pad_id=text.pad_id,
+        world=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+    total = data.total_steps(settings.max_steps, settings.epochs)
+    infos = parameter_infos(model)
+    optimizer = OPTIMIZERS.get(recipe.optimizer.method).build(infos, recipe.optimizer)
+    run = Run(
+        model,
+        infos,
+        optimizer,
+        schedule.build(optimizer, recipe.schedule, total),
+        total,
+        seed=settings.seed,
+        clip=settings.clip,
+        folder=folder.path,
+        accelerator=accelerator,
+        recipe=recipe,
+    )
+    identity = Identity(recipe_hash, model.fingerprint)
+    run.callbacks = _callbacks(recipe, run, text, folder, identity)
+    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+
+    def steps() -> Iterator[StepBatches]:
+        return (data.at(step) for step in range(run.step, total))
+
+    return Job(run, steps, objective, text, adaptation, identity, folder)
+
+
+def subject(recipe: Recipe, text: Text, model: CausalLM, **watching: Any) -> Subject:
+    """What the evaluation tasks score."""
+    return Subject(
+        model=model,
+        tokenizer=text.tokenizer,
+        renderer=text.renderer,
+        rows=text.held_out,
+        stop_ids=text.stop_ids,
+        pad_id=text.pad_id,
+        batch_tokens=recipe.eval.batch_tokens,
+        **watching,
+    )
+
+
+def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity: Identity) -> list[Any]:
+    """In the order they act after a step: score, write the line, show it, save.
+
+    The line comes before the checkpoint, so that a kill between the two cannot lose a step's record.
+    """
+    settings, logging = recipe.train, recipe.logging
+    scorer = None
+    if settings.eval_every is not None:
+        encoded = text.held_out_encoded(recipe.eval.limit)
+        scorer = Scorer(partial(_score, encoded, recipe.eval.batch_tokens, text.pad_id), settings.eval_every)
+    saver = Saver(
+        partial(adapter_tensors, run.model),
+        folder.checkpoints,
+        identity,
+        every=settings.save_every,
+        keep_last=settings.keep_last,
+        scorer=scorer,
+    )
+    wandb = Wandb(logging.wandb, folder.path.name, folder.path, recipe.model_dump()) if logging.wandb else None
+    found = [GradientCheck(), scorer, MetricsFile(folder.path / METRICS), Bar(logging.every), wandb, saver, StopOnSignal()]
+    return [callback for callback in found if callback is not None]
+
+
+def _score(encoded: list[Encoded], batch_tokens: int, pad: int, run: Run) -> dict[str, float]:
+    batches = eval_batches(encoded, batch_tokens, pad)
+    try:
+        result = held_out_loss(run.model, batches, lambda: run.stop_signal is not None)
+    except EvaluationStopped:
+        return {}
+    return {"eval_loss": result.loss, "eval_perplexity": result.perplexity}

@@ -1,0 +1,29 @@
+"""`lrft merge`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def merge_command(
+    out: Annotated[Path, typer.Option(help="Folder for the merged model; must be empty or new.")],
+    run: Annotated[Path | None, typer.Argument(help="Run folder; by default the latest under runs/.")] = None,
+    onto: Annotated[
+        str | None, typer.Option(help="`dequantized`, the base seen in training, or `original`.", metavar="BASE")
+    ] = None,
+) -> None:
+    """Merge a run's adapter into dense weights, and measure how faithful they are.
+
+    Example: lrft merge --out model/
+    """
+    from lrft.core.errors import UsageError
+    from lrft.jobs.merge import merge_run
+    from lrft.train.folder import find
+
+    if onto not in (None, "dequantized", "original"):
+        raise UsageError(f"--onto {onto}: choose dequantized or original")
+    print(json.dumps(merge_run(find(run), out, onto), indent=2))

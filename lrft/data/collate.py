@@ -1,0 +1,55 @@
+"""Documents to a `Batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lrft.core.batch import Batch
+from lrft.data.tokenize import Encoded
+
+
+def collate(
+    rows: Sequence[Sequence[Encoded]], pad_id: int, length: int | None, examples: Sequence[Sequence[int]]
+) -> Batch:
+    """B rows, each of some documents one after another, padded on the right.
+
+    Args:
+        rows: the documents of each row.
+        pad_id: fills the rest of a row.
+        length: tokens of a row; by default those of the fullest.
+        examples: data-set index of each document, in the shape of `rows`.
+    """
+    used = [sum(len(document.input_ids) for document in row) for row in rows]
+    length = max(used) if length is None else length
+    if max(used) > length:
+        raise ValueError(f"a row of {max(used)} tokens does not fit {length}")
+    input_ids: list[list[int]] = []
+    positions: list[list[int]] = []
+    documents: list[tuple[int, int, int]] = []
+    supervised: list[int] = []
+    targets: list[int] = []
+    for number, row in enumerate(rows):
+        ids: list[int] = []
+        places: list[int] = []
+        for document in row:
+            start = len(ids)
+            ids.extend(document.input_ids)
+            places.extend(range(len(document.input_ids)))
+            documents.append((number, start, len(ids)))
+            # Target k is predicted one position earlier; k = 0 would be predicted from the document before.
+            wanted = [k for k, learnt in enumerate(document.supervised) if learnt and k > 0]
+            supervised.extend(number * length + start + k - 1 for k in wanted)
+            targets.extend(document.input_ids[k] for k in wanted)
+        rest = length - len(ids)
+        input_ids.append(ids + [pad_id] * rest)
+        positions.append([*places, *range(rest)])
+    return Batch(
+        input_ids=torch.tensor(input_ids, dtype=torch.int64),
+        position_ids=torch.tensor(positions, dtype=torch.int64),
+        documents=tuple(documents),
+        supervised=torch.tensor(supervised, dtype=torch.int64),
+        targets=torch.tensor(targets, dtype=torch.int64),
+        examples=tuple(index for row in examples for index in row),
+    )

@@ -1,0 +1,24 @@
+"""`Example`: what a format makes of one row, before any tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation for the chat template, or plain text in two parts.
+
+    Attributes:
+        messages: turns as `{"role", "content"}`; when given, the chat template renders them and the assistant's
+            turns are learnt.
+        prompt: plain text that is read but not learnt; empty for raw text.
+        completion: plain text that is learnt, directly after the prompt.
+        learn: every assistant turn, or only the last one.
+    """
+
+    messages: tuple[dict[str, str], ...] = ()
+    prompt: str = ""
+    completion: str = ""
+    learn: Literal["all", "last"] = "all"

@@ -1,0 +1,61 @@
+"""columns: prompt and completion as templates over any columns."""
+
+from __future__ import annotations
+
+from string import Formatter
+from typing import Any
+
+from lrft.core.axes import FORMATS
+from lrft.core.config import Field, Literal, MethodConfig, model_validator
+from lrft.data.example import Example
+from lrft.data.formats._format import Format
+
+
+@FORMATS.register
+class Columns(Format):
+    """Templates over a row's columns, for question/answer data of any shape.
+
+    prompt: "Question: {question}\\nAnswer:"     completion: " {answer}"
+    A brace that is meant literally is doubled. Learns the completion and a stop token.
+    """
+
+    class Config(MethodConfig):
+        prompt: str = Field(description="template of the prompt; {question} is the column `question`")
+        completion: str = Field(min_length=1, description="template of what is learnt")
+        render: Literal["chat", "plain"] = Field(
+            "plain", description="as it is, or through the model's chat template"
+        )
+        system: str | None = Field(None, description="system message; in plain rendering a first paragraph")
+
+        @model_validator(mode="after")
+        def _check_templates(self) -> Columns.Config:
+            from string import Formatter
+
+            for key, template in (("prompt", self.prompt), ("completion", self.completion)):
+                try:
+                    parts = list(Formatter().parse(template))
+                except ValueError as error:
+                    raise ValueError(
+                        f"{key} is no template ({error}); double a literal brace: {{{{ or }}}}"
+                    ) from None
+                names = [name for _, name, _, _ in parts if name is not None]
+                plain = all(
+                    name and not name.isdigit() and "." not in name and "[" not in name for name in names
+                )
+                if not plain or any(spec or conversion for _, _, spec, conversion in parts):
+                    raise ValueError(f"{key} may hold only column names in braces, such as {{question}}")
+                if key == "completion" and not names:
+                    raise ValueError("completion names no column, so every row would teach the same answer")
+            return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_names(self.config.prompt) + _names(self.config.completion)))
+
+    def example(self, row: dict[str, Any]) -> Example:
+        filled = {name: self.text(row, name) for name in self.columns}
+        return self.pair(self.config.prompt.format_map(filled), self.config.completion.format_map(filled))
+
+
+def _names(template: str) -> list[str]:
+    return [name for _, name, _, _ in Formatter().parse(template) if name]

@@ -1,0 +1,35 @@
+"""prompt_completion: two columns, joined exactly as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrft.core.axes import FORMATS
+from lrft.core.config import Field, Literal, MethodConfig
+from lrft.data.example import Example
+from lrft.data.formats._format import Format
+
+
+@FORMATS.register
+class PromptCompletion(Format):
+    """A prompt and its completion.
+
+    {"prompt": "2 + 2 =", "completion": " 4"}
+    Plain rendering joins the two with nothing between them: a space belongs to the completion. Learns the
+    completion and a stop token.
+    """
+
+    class Config(MethodConfig):
+        prompt: str = Field("prompt", min_length=1, description="column of the prompt")
+        completion: str = Field("completion", min_length=1, description="column of the completion")
+        render: Literal["chat", "plain"] = Field(
+            "plain", description="as it is, or through the model's chat template"
+        )
+        system: str | None = Field(None, description="system message; in plain rendering a first paragraph")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.config.prompt, self.config.completion)
+
+    def example(self, row: dict[str, Any]) -> Example:
+        return self.pair(self.text(row, self.config.prompt), self.text(row, self.config.completion))

@@ -1,0 +1,29 @@
+"""text: raw documents, every token learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrft.core.axes import FORMATS
+from lrft.core.config import Field, MethodConfig
+from lrft.data.example import Example
+from lrft.data.formats._format import Format
+
+
+@FORMATS.register
+class Text(Format):
+    """Raw text, for continued pretraining.
+
+    {"text": "Once upon a time ..."}
+    Learns every token but the first, and an end-of-text token.
+    """
+
+    class Config(MethodConfig):
+        column: str = Field("text", min_length=1, description="column of the text")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.config.column,)
+
+    def example(self, row: dict[str, Any]) -> Example:
+        return Example(completion=self.text(row, self.config.column))

@@ -1,0 +1,172 @@
+"""The gate before step 1: what the encoded rows hold, and whether they can be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lrft.core.errors import DataError
+from lrft.data.sources import Rows
+from lrft.data.tokenize import Encoded
+
+SHOWN = 3  # offending rows named in a message
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """Counts over the rows of one source.
+
+    Attributes:
+        rows: all rows, whatever became of them.
+        tokens, supervised: tokens and targets of the rows that are used.
+        without_target: rows with nothing to learn.
+        empty_answers: rows whose only targets are stop tokens.
+        without_stop: whole rows whose last target is not a stop token.
+        stops_cut: rows that lost their stop token to truncation on the right.
+        wrong_bos: rows with too many or too few beginning-of-text tokens.
+        merged: rows where one token spans the seam of prompt and answer, whose start is then not learnt.
+        too_long: rows longer than max_length before any cut.
+        truncated, dropped: what happened to them.
+        duplicates: rows equal to an earlier one.
+        length_p50, length_p95, length_max: tokens before any cut.
+        suggested_max_length: holds the longest row.
+        stop_tokens: the tokens that count as a stop.
+        first: kind of problem -> where its first rows are.
+    """
+
+    rows: int
+    tokens: int
+    supervised: int
+    without_target: int
+    empty_answers: int
+    without_stop: int
+    stops_cut: int
+    wrong_bos: int
+    merged: int
+    too_long: int
+    truncated: int
+    dropped: int
+    duplicates: int
+    max_length: int
+    length_p50: int
+    length_p95: int
+    length_max: int
+    suggested_max_length: int
+    stop_tokens: tuple[str, ...]
+    first: dict[str, tuple[str, ...]]
+
+    @property
+    def supervised_share(self) -> float:
+        """Targets as a share of the tokens."""
+        return self.supervised / self.tokens if self.tokens else 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, for the run's record."""
+        return {**asdict(self), "supervised_share": self.supervised_share}
+
+    def check(self, allow_empty_targets: bool, too_long: str) -> None:
+        """Stop unless every row can be trained on as the recipe says.
+
+        Args:
+            allow_empty_targets: rows without a target are skipped.
+            too_long: the recipe's `data.too_long`.
+
+        Raises:
+            DataError: every reason, with numbers, the first rows it concerns, and what to set.
+        """
+        problems = self._problems(allow_empty_targets, too_long)
+        if problems:
+            raise DataError("\n".join(problems))
+
+    def _problems(self, allow_empty_targets: bool, too_long: str) -> list[str]:
+        of = f"of {self.rows} rows"
+        problems = []
+        if self.too_long and too_long == "error":
+            problems.append(
+                f"data.too_long: {self.too_long} {of} are longer than train.max_length {self.max_length} (lengths: "
+                f"median {self.length_p50}, 95 % {self.length_p95}, longest {self.length_max}; {self._where('too_long')}); "
+                f"set train.max_length: {self.suggested_max_length}, or data.too_long: drop or truncate_left"
+            )
+        if self.without_target and not allow_empty_targets:
+            problems.append(
+                f"data.train: {self.without_target} {of} have no token to learn ({self._where('without_target')}); correct "
+                "them, keep more of long rows (train.max_length), or set data.allow_empty_targets: true to skip them"
+            )
+        elif not self.supervised and not problems:
+            problems.append(
+                f"data.train: none {of} has a token to learn; check data.format, data.too_long: {too_long}"
+            )
+        if self.without_stop:
+            problems.append(
+                f"data.format: {self.without_stop} {of} do not end in a stop token, so the model would not learn to stop "
+                f"({self._where('without_stop')}); stop tokens are {', '.join(self.stop_tokens) or 'none'}; use a chat "
+                "template that ends answers in one of them, or render: plain"
+            )
+        if self.wrong_bos:
+            problems.append(
+                f"data.format: {self.wrong_bos} {of} have a wrong number of beginning-of-text tokens "
+                f"({self._where('wrong_bos')}); take them out of the rows' text and the template: one is put in front"
+            )
+        return problems
+
+    def _where(self, kind: str) -> str:
+        return "first: " + ", ".join(self.first[kind])
+
+
+def inspect(
+    encoded: Sequence[Encoded], rows: Rows, tokenizer: Any, stop_ids: set[int], max_length: int
+) -> GateReport:
+    """Count what the gate judges; `encoded[i]` is `rows[i]`."""
+    tests: dict[str, Callable[[Encoded], bool]] = {
+        "without_target": lambda row: not row.dropped and not any(row.supervised),
+        "empty_answers": lambda row: _only_stops(row, stop_ids),
+        "without_stop": lambda row: not row.truncated and _unstopped(row, stop_ids),
+        "stops_cut": lambda row: row.truncated and _unstopped(row, stop_ids),
+        "wrong_bos": lambda row: not row.dropped and row.extra_bos != 0,
+        "merged": lambda row: not row.dropped and row.merged,
+        "too_long": lambda row: row.length > max_length,
+        "truncated": lambda row: row.truncated,
+        "dropped": lambda row: row.dropped,
+    }
+    found = {kind: [index for index, row in enumerate(encoded) if test(row)] for kind, test in tests.items()}
+    found["duplicates"] = _duplicates(encoded)
+    lengths = sorted(row.length for row in encoded) or [0]
+    return GateReport(
+        rows=len(encoded),
+        tokens=sum(len(row.input_ids) for row in encoded),
+        supervised=sum(row.targets for row in encoded),
+        max_length=max_length,
+        length_p50=lengths[len(lengths) // 2],
+        length_p95=lengths[min(len(lengths) - 1, len(lengths) * 95 // 100)],
+        length_max=lengths[-1],
+        suggested_max_length=-(-lengths[-1] // 64) * 64,
+        stop_tokens=tuple(map(str, tokenizer.convert_ids_to_tokens(sorted(stop_ids)))),
+        first={
+            kind: tuple(rows.where(index) for index in indices[:SHOWN])
+            for kind, indices in found.items()
+            if indices
+        },
+        **{kind: len(indices) for kind, indices in found.items()},
+    )
+
+
+def _unstopped(row: Encoded, stop_ids: set[int]) -> bool:
+    last = next((k for k in range(len(row.supervised) - 1, -1, -1) if row.supervised[k]), None)
+    return last is not None and row.input_ids[last] not in stop_ids
+
+
+def _only_stops(row: Encoded, stop_ids: set[int]) -> bool:
+    learnt = [token for token, wanted in zip(row.input_ids, row.supervised, strict=True) if wanted]
+    return bool(learnt) and all(token in stop_ids for token in learnt)
+
+
+def _duplicates(encoded: Sequence[Encoded]) -> list[int]:
+    seen: set[tuple[int, ...]] = set()
+    found = []
+    for index, row in enumerate(encoded):
+        ids = tuple(row.input_ids)
+        if ids and ids in seen:
+            found.append(index)
+        seen.add(ids)
+    return found

@@ -1,0 +1,169 @@
+"""Which documents each optimizer step sees: a pure function of (seed, epoch, step)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from lrft.core.batch import Batch
+from lrft.core.errors import DataError
+from lrft.data.collate import collate
+from lrft.data.order import permutation
+from lrft.data.pack import fill, pack
+from lrft.data.tokenize import Encoded
+
+MicroBatch = list[list[int]]  # rows of data-set indices
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """One optimizer step of one process.
+
+    Attributes:
+        micro_batches: this process's part, possibly none.
+        targets: target tokens of the whole step, over all micro-batches and processes.
+        tokens: tokens of the whole step, padding left out.
+        epoch: passes over the data when the step is done.
+    """
+
+    micro_batches: list[Batch]
+    targets: int
+    tokens: int
+    epoch: float
+
+
+class TrainData:
+    """The training rows, cut into optimizer steps.
+
+    Each epoch visits every usable row once, in an order of its own. With packing, that order is packed into rows
+    of `max_length` tokens; without, a row is one document, padded to the longest of its micro-batch. Micro-batch j
+    of a step belongs to process j % world. The last step of an epoch may hold fewer micro-batches.
+
+    Args:
+        encoded: the rows; those dropped or without a target are left out, the others keep their index.
+        batch_size: rows of a micro-batch.
+        accumulation: micro-batches of a step and process.
+        max_length: longest document, and with packing the tokens of every row.
+        packing: several documents a row.
+        seed: of the order.
+        pad_id: fills the rest of a row.
+        world, rank: how many processes there are, and which one this is.
+
+    Raises:
+        DataError: nothing to train on, or a row longer than `max_length`.
+    """
+
+    def __init__(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        batch_size: int,
+        accumulation: int,
+        max_length: int,
+        packing: bool,
+        seed: int,
+        pad_id: int,
+        world: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.encoded = encoded
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.packing = packing
+        self.seed = seed
+        self.pad_id = pad_id
+        self.world = world
+        self.rank = rank
+        self.group = accumulation * world  # micro-batches of a step
+        self.lengths = [len(row.input_ids) for row in encoded]
+        self.targets = [row.targets for row in encoded]
+        self.usable = [index for index, count in enumerate(self.targets) if count]
+        self._plan = lru_cache(maxsize=2)(self._make_plan)
+        self._ends: list[int] = []  # steps finished by the end of each epoch met so far
+        if not self.usable:
+            raise DataError("data.train: no row has a token to learn")
+        longest = max(self.lengths[index] for index in self.usable)
+        if longest > max_length:
+            raise DataError(
+                f"train.max_length: a row has {longest} tokens, more than {max_length}; raise it or cut rows"
+            )
+
+    def steps_per_epoch(self, epoch: int) -> int:
+        """Optimizer steps of one epoch; with packing they may differ by a few."""
+        return self._end(epoch) - (self._end(epoch - 1) if epoch else 0)
+
+    def total_steps(self, max_steps: int | None, epochs: float | None) -> int:
+        """Length of a training: whichever of the two ends first, one epoch when neither is given.
+
+        Half an epoch is half of that epoch's steps, rounded up.
+        """
+        if epochs is None:
+            return self._end(0) if max_steps is None else max_steps
+        whole = int(epochs)
+        steps = self._end(whole - 1) if whole else 0
+        if epochs > whole:
+            steps += math.ceil((epochs - whole) * self.steps_per_epoch(whole))
+        return steps if max_steps is None else min(max_steps, steps)
+
+    def at(self, step: int) -> StepBatches:
+        """Step `step`, counted from 0 over all epochs."""
+        epoch = self._epoch_of(step)
+        within = step - (self._end(epoch - 1) if epoch else 0)
+        whole = self._plan(epoch)[within * self.group : (within + 1) * self.group]
+        indices = [index for micro_batch in whole for row in micro_batch for index in row]
+        return StepBatches(
+            micro_batches=[self._collate(micro_batch) for micro_batch in whole[self.rank :: self.world]],
+            targets=sum(self.targets[index] for index in indices),
+            tokens=sum(self.lengths[index] for index in indices),
+            epoch=epoch + (within + 1) / self.steps_per_epoch(epoch),
+        )
+
+    def fill(self, epoch: int) -> float:
+        """Share of the epoch's row tokens that is not padding."""
+        rows = [row for micro_batch in self._plan(epoch) for row in micro_batch]
+        if self.packing:
+            return fill([self.lengths[index] for index in self.usable], self.max_length, len(rows))
+        padded = sum(len(batch) * max(self.lengths[row[0]] for row in batch) for batch in self._plan(epoch))
+        return sum(self.lengths[row[0]] for row in rows) / padded
+
+    def _collate(self, micro_batch: MicroBatch) -> Batch:
+        rows = [[self.encoded[index] for index in row] for row in micro_batch]
+        return collate(rows, self.pad_id, self.max_length if self.packing else None, micro_batch)
+
+    def _epoch_of(self, step: int) -> int:
+        epoch = 0
+        while self._end(epoch) <= step:
+            epoch += 1
+        return epoch
+
+    def _end(self, epoch: int) -> int:
+        while len(self._ends) <= epoch:
+            steps = math.ceil(len(self._plan(len(self._ends))) / self.group)
+            self._ends.append((self._ends[-1] if self._ends else 0) + steps)
+        return self._ends[epoch]
+
+    def _make_plan(self, epoch: int) -> list[MicroBatch]:
+        order = [self.usable[k] for k in permutation(len(self.usable), self.seed, epoch)]
+        rows = [[index] for index in order]
+        if self.packing:
+            packed = pack([self.lengths[index] for index in order], self.max_length)
+            rows = [[order[k] for k in row] for row in packed]
+        return [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+
+
+def eval_batches(encoded: Sequence[Encoded], batch_tokens: int, pad_id: int) -> Iterator[Batch]:
+    """Every usable row once, one document a row, longest first so that too large a batch fails at once.
+
+    Args:
+        batch_tokens: most tokens of a batch, padding included; a longer row is a batch of its own.
+    """
+    usable = [index for index, row in enumerate(encoded) if row.targets]
+    usable.sort(key=lambda index: (-len(encoded[index].input_ids), index))
+    start = 0
+    while start < len(usable):
+        size = max(1, batch_tokens // len(encoded[usable[start]].input_ids))
+        batch = usable[start : start + size]
+        yield collate([[encoded[index]] for index in batch], pad_id, None, [[index] for index in batch])
+        start += size

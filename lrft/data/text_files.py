@@ -1,0 +1,249 @@
+"""Rows of JSON, JSON-lines, CSV and TSV files, exactly as written, each with its line.
+
+These are parsed here and not by `datasets`: its readers guess types, so that a text "2020-01-01" comes back as a
+timestamp and "007" or "NA" as a number or nothing, and they do not say in which line a file is broken.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from lrft.core.errors import DataError
+
+Row = dict[str, Any]
+Read = tuple[list[Row], list[int]]  # rows, and the line each begins on
+
+
+def read_json_lines(path: Path, limit: int | None = None) -> Read:
+    """One JSON object a line; blank lines are skipped."""
+    return _parse_lines(path, _lines(path), limit)
+
+
+def read_json(path: Path, limit: int | None = None) -> Read:
+    """A list of objects, `{"data": [...]}`, or JSON lines under the name .json."""
+    lines = list(_lines(path))
+    text = "".join(lines)
+    start = _skip(text, 0)
+    if text.startswith("{", start) and _is_lines(text, start):
+        return _parse_lines(path, iter(lines), limit)
+    if text.startswith("{", start):
+        return _parse_list(path, text, _find_data(path, text, start), limit, alone=False)
+    if not text.startswith("[", start):
+        _fail(path, 1, "a .json file holds a list of objects" if text.strip() else "the file is empty")
+    return _parse_list(path, text, start, limit)
+
+
+def read_csv(path: Path, limit: int | None = None) -> Read:
+    """Comma-separated, fields quoted where needed, names in the first line. Every value is text."""
+    return _read_table(path, limit, delimiter=",")
+
+
+def read_tsv(path: Path, limit: int | None = None) -> Read:
+    """Tab-separated, names in the first line. Quotes are ordinary characters, as in the GLUE files."""
+    return _read_table(path, limit, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+TEXT_READERS: dict[str, Callable[[Path, int | None], Read]] = {
+    ".json": read_json,
+    ".jsonl": read_json_lines,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".json.gz": read_json,
+    ".jsonl.gz": read_json_lines,
+    ".csv.gz": read_csv,
+    ".tsv.gz": read_tsv,
+}
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Decoded lines with their ends; only a line feed ends one."""
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                yield line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        _fail(path, number, f"not UTF-8 (byte 0x{error.object[error.start]:02x} at column {error.start + 1})")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        _fail(path, number + 1, f"the gzip data is damaged ({error})")
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _parse_lines(path: Path, lines: Iterator[str], limit: int | None) -> Read:
+    rows, numbers = [], []
+    for number, line in enumerate(lines, 1):
+        if len(rows) == limit:
+            break
+        if line.strip():
+            rows.append(_row(path, number, _parse(path, number, line)))
+            numbers.append(number)
+    return rows, numbers
+
+
+def _parse(path: Path, number: int, text: str) -> Any:
+    try:
+        return _decoder().decode(text.strip())
+    except json.JSONDecodeError as error:
+        _fail(path, number, f"not valid JSON ({error.msg} at column {error.colno})")
+    except RecursionError:
+        _fail(path, number, "nested too deeply")
+    except ValueError as error:
+        _fail(path, number, str(error))
+
+
+def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: bool = True) -> Read:
+    """The objects of the JSON list that begins at `start`, one at a time so that each keeps its line.
+
+    Args:
+        alone: nothing may follow the list.
+    """
+    rows, numbers = [], []
+    line, counted = 1, 0
+    at, decoder = _skip(text, start + 1), _decoder()
+    while not text.startswith("]", at) and len(rows) != limit:
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            _fail(path, error.lineno, f"not valid JSON ({error.msg} at column {error.colno})")
+        except (RecursionError, ValueError) as error:
+            _fail(path, line, "nested too deeply" if isinstance(error, RecursionError) else str(error))
+        rows.append(_row(path, line, value))
+        numbers.append(line)
+        at = _skip(text, end)
+        ended = text.startswith("]", at)
+        if not ended:
+            more = _skip(text, at + 1)
+            if not text.startswith(",", at) or text.startswith("]", more):
+                _fail(
+                    path,
+                    1 + text.count("\n", 0, at),
+                    "not valid JSON (expected a comma and a row, or the list's ])",
+                )
+            at = more
+        elif alone and text[at + 1 :].strip():
+            _fail(path, 1 + text.count("\n", 0, at), "not valid JSON (something follows the list)")
+    return rows, numbers
+
+
+def _find_data(path: Path, text: str, start: int) -> int:
+    """Where the list of a top-level `{"data": [...]}` begins."""
+    value = _parse(path, 1 + text.count("\n", 0, start), text)
+    if not isinstance(value.get("data"), list):
+        keys = ", ".join(map(repr, value))
+        _fail(
+            path, 1, f'one object with {keys or "no keys"}; expected a list of objects, or {{"data": [...]}}'
+        )
+    decoder, at = _decoder(), _skip(text, start + 1)
+    while True:
+        key, at = decoder.raw_decode(text, at)
+        at = _skip(text, _skip(text, at) + 1)  # the colon
+        if key == "data":
+            return at
+        _, at = decoder.raw_decode(text, at)
+        at = _skip(text, _skip(text, at) + 1)  # the comma
+
+
+def _is_lines(text: str, start: int) -> bool:
+    """Whether one object ends on the first line and another follows it."""
+    first, _, rest = text[start:].partition("\n")
+    try:
+        return isinstance(json.loads(first), dict) and bool(rest.strip())
+    except ValueError:
+        return False
+
+
+def _read_table(path: Path, limit: int | None, **dialect: Any) -> Read:
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(_lines(path), strict=True, **dialect)
+    rows: list[Row] = []
+    numbers: list[int] = []
+    names: list[str] = []
+    begins = 1
+    try:
+        for fields in reader:
+            begun, begins = begins, reader.line_num + 1
+            if not fields:
+                continue
+            if not names:
+                names = _header(path, begun, fields)
+            elif len(fields) != len(names):
+                _fail(path, begun, f"{len(fields)} fields where the header has {len(names)}")
+            elif len(rows) == limit:
+                break
+            else:
+                rows.append(dict(zip(names, fields, strict=True)))
+                numbers.append(begun)
+    except csv.Error as error:
+        _fail(path, begins, f"not a valid table ({error})")
+    return rows, numbers
+
+
+def _header(path: Path, line: int, names: list[str]) -> list[str]:
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled or "" in names:
+        what = f"the column {doubled[0]!r} twice" if doubled and doubled[0] else "a column without a name"
+        _fail(path, line, f"the header has {what}")
+    return names
+
+
+def _row(path: Path, line: int, value: Any) -> Row:
+    if not isinstance(value, dict):
+        kind = {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(
+            type(value), "a number"
+        )
+        _fail(path, line, f"a row must be an object with named columns, this is {kind}")
+    if not value:
+        _fail(path, line, "the row has no columns")
+    return value
+
+
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object"
+        )
+    for value in made.values():
+        if isinstance(value, str) and not value.isascii():
+            _check_encodable(value)
+    return made
+
+
+def _check_encodable(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"an escape makes half a character (\\u{ord(value[error.start]):04x} alone)"
+        ) from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _fail(path: Path, line: int, what: str) -> NoReturn:
+    raise DataError(f"{path}:{line}: {what}")

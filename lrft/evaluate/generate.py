@@ -1,0 +1,121 @@
+"""Greedy generation in batches, left-padded, equal to generating one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from lrft.evaluate.batching import scoring, token_batches
+from lrft.evaluate.decoded import decoded
+from lrft.evaluate.subject import Subject
+
+
+def generate(
+    subject: Subject,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    stop_ids: Iterable[int] | None = None,
+    what: str = "generate",
+) -> list[list[int]]:
+    """The most likely next token, again and again, for every prompt.
+
+    Args:
+        prompts: token ids; sorted by length and batched by tokens here, answered in the order given.
+        stop_ids: tokens that end a row; by default the subject's.
+        what: the name the progress display shows.
+
+    Returns:
+        Generated ids per prompt, cut before the first stop token: a row of exactly `max_new_tokens` never stopped.
+
+    Raises:
+        DataError: a prompt that with its answer needs more positions than the model has.
+        EvaluationStopped: a signal came, also in the middle of a batch.
+    """
+    stops = sorted(subject.stop_ids if stop_ids is None else stop_ids)
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    subject.check_lengths(lengths, "row")
+    outputs: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    hf = subject.hf
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=stops or None,
+        pad_token_id=subject.pad_id,
+    )
+    with scoring(subject.model), own_settings(hf), generation_attention(hf), decoded(hf):
+        for indices in token_batches(lengths, subject.batch_tokens):
+            subject.poll(done, len(prompts))
+            new = _generate_batch(subject, [prompts[i] for i in indices], config)
+            subject.poll(done, len(prompts))  # the batch may have been cut short
+            for index, tokens in zip(indices, new, strict=True):
+                outputs[index] = before_stop(tokens, stops)
+            done += len(indices)
+            subject.report(what, done, len(prompts))
+    return outputs
+
+
+def before_stop(tokens: list[int], stop_ids: Iterable[int]) -> list[int]:
+    """Tokens up to the first stop token, itself left out."""
+    stops = set(stop_ids)
+    return tokens[: next((place for place, token in enumerate(tokens) if token in stops), len(tokens))]
+
+
+def left_padded(prompts: list[list[int]], pad_id: int) -> dict[str, Tensor]:
+    """input_ids, attention_mask and position_ids, (B, longest prompt); every prompt starts at position 0."""
+    width = max(map(len, prompts))
+    pads = [width - len(prompt) for prompt in prompts]
+    return {
+        "input_ids": torch.tensor([[pad_id] * pad + p for pad, p in zip(pads, prompts, strict=True)]),
+        "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]),
+        "position_ids": torch.tensor([[0] * pad + list(range(width - pad)) for pad in pads]),
+    }
+
+
+@contextmanager
+def generation_attention(hf: Any) -> Iterator[str]:
+    """A stock attention implementation, since those of training need not know a key-value cache or left padding."""
+    previous = hf.config._attn_implementation
+    # Gemma 2 caps attention logits, which only the eager implementation does.
+    stock = "sdpa" if hf._supports_sdpa and previous != "eager" else "eager"
+    hf.set_attn_implementation(stock)
+    try:
+        yield stock
+    finally:
+        hf.set_attn_implementation(previous)
+
+
+@contextmanager
+def own_settings(hf: Any) -> Iterator[None]:
+    """Hide the checkpoint's generation settings: unset options are filled from them, a repetition penalty included."""
+    previous = hf.generation_config
+    hf.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        hf.generation_config = previous
+
+
+class _Poll(StoppingCriteria):
+    """Ends a batch early when a signal came."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        return torch.full(input_ids.shape[:1], self.subject.should_stop(), device=input_ids.device, dtype=torch.bool)
+
+
+def _generate_batch(subject: Subject, prompts: list[list[int]], config: GenerationConfig) -> list[list[int]]:
+    inputs = {name: tensor.to(subject.model.device) for name, tensor in left_padded(prompts, subject.pad_id).items()}
+    produced = subject.hf.generate(
+        **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([_Poll(subject)])
+    )
+    new: list[list[int]] = produced[:, inputs["input_ids"].shape[1] :].tolist()
+    return new

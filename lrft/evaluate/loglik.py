@@ -1,0 +1,79 @@
+"""Log-probabilities of given continuations, for multiple choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lrft.core.batch import Batch
+from lrft.core.errors import DataError
+from lrft.core.loss import target_logprobs
+from lrft.evaluate.batching import scoring, token_batches
+from lrft.evaluate.subject import Subject
+
+
+def continuation_logprobs(
+    subject: Subject,
+    prompts: Sequence[list[int]],
+    continuations: Sequence[list[int]],
+    what: str = "options",
+) -> list[tuple[float, int]]:
+    """log p(continuation | prompt) of every pair, summed over its tokens, and the number of those tokens.
+
+    Pairs are sorted by length, batched by tokens, and come back in the order given.
+
+    Raises:
+        DataError: an empty prompt or continuation, or a pair longer than the model's positions.
+        EvaluationStopped: a signal came.
+    """
+    _check(prompts, continuations)
+    lengths = [len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)]
+    subject.check_lengths(lengths, "row")
+    scores: list[tuple[float, int]] = [(0.0, 0)] * len(lengths)
+    done = 0
+    with scoring(subject.model):
+        for indices in token_batches(lengths, subject.batch_tokens):
+            subject.poll(done, len(lengths))
+            sums = _sums(subject, [prompts[i] for i in indices], [continuations[i] for i in indices])
+            for index, total in zip(indices, sums, strict=True):
+                scores[index] = (total, len(continuations[index]))
+            done += len(indices)
+            subject.report(what, done, len(lengths))
+    return scores
+
+
+def _check(prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> None:
+    for index, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        if not prompt or not continuation:
+            empty = "continuation" if prompt else "prompt"
+            raise DataError(f"row {index}: the {empty} has no token; give it a text, or use a format that writes one.")
+
+
+def _sums(subject: Subject, prompts: list[list[int]], continuations: list[list[int]]) -> list[float]:
+    """One number per pair, summed in double precision on the host after one transfer."""
+    batch = pair_batch(prompts, continuations, subject.pad_id).to(subject.model.device)
+    hidden = subject.model.hidden(batch)
+    supervised = hidden.flatten(0, 1).index_select(0, batch.supervised)
+    logprobs = target_logprobs(supervised, subject.model.head, batch.targets).double().cpu()
+    return [float(part.sum()) for part in logprobs.split([len(c) for c in continuations])]
+
+
+def pair_batch(prompts: list[list[int]], continuations: list[list[int]], pad_id: int) -> Batch:
+    """One row per pair, padded on the right, only the continuation supervised: (B, longest pair)."""
+    rows = [p + c for p, c in zip(prompts, continuations, strict=True)]
+    width = max(map(len, rows))
+    supervised: list[int] = []
+    for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        # The position before a token predicts it.
+        supervised.extend(index * width + position - 1 for position in range(len(prompt), len(row)))
+    # The padding of a row counts positions from 0 again, as one more document.
+    positions = [[*range(len(row)), *range(width - len(row))] for row in rows]
+    return Batch(
+        input_ids=torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),
+        position_ids=torch.tensor(positions),
+        documents=tuple((index, 0, len(row)) for index, row in enumerate(rows)),
+        supervised=torch.tensor(supervised),
+        targets=torch.tensor([token for continuation in continuations for token in continuation]),
+        examples=tuple(range(len(rows))),
+    )

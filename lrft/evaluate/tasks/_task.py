@@ -1,0 +1,115 @@
+"""`Task`: a score on held-out rows, and what its author has to fill in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
+
+from lrft.core.axes import FORMATS
+from lrft.core.config import MethodConfig
+from lrft.core.errors import DataError, RecipeError
+from lrft.data.sources import Rows, read_rows
+from lrft.data.tokenize import Renderer
+from lrft.evaluate.subject import Subject
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task found.
+
+    Attributes:
+        metrics: name -> number; every accuracy `x` has its standard error beside it as `x_stderr`.
+        n: rows scored.
+        samples: per row the prompt, output, reference and whether it was correct; empty when nothing is shown.
+        version: names the prompt and the scoring rule; changes whenever either does.
+        settings: what else decides the numbers.
+    """
+
+    metrics: dict[str, float]
+    n: int
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    version: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Task:
+    """Scores a subject. A task may read its own rows: `data` in its config, and `format` where they need another."""
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    provides: ClassVar[set[str]] = set()
+    requires: ClassVar[set[str]] = set()
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def run(self, subject: Subject, limit: int | None) -> TaskResult:
+        """Score the first `limit` rows, or all.
+
+        Raises:
+            DataError: a row that cannot be scored, by file and line.
+            EvaluationStopped: a signal came.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares no scoring")
+
+    def rows(self, subject: Subject, limit: int | None) -> Rows:
+        """The rows to score: the task's own, or the recipe's held-out ones.
+
+        Raises:
+            RecipeError: neither exists.
+        """
+        rows = read_rows(self.config.data, "eval") if self.config.data is not None else subject.rows
+        if rows is None:
+            raise RecipeError(f"no held-out rows for {self.name}; name some here, or as `data` of the task", "data.eval")
+        kept = len(rows) if limit is None else min(limit, len(rows))
+        return replace(rows, rows=[rows[index] for index in range(kept)])
+
+    def renderer(self, subject: Subject) -> Renderer:
+        """The recipe's renderer, or one for the task's own format."""
+        if self.config.format is None:
+            return subject.renderer
+        ours = subject.renderer
+        made = FORMATS.get(self.config.format.method)(self.config.format)
+        return Renderer(ours.tokenizer, made, ours.stop_ids, ours.max_length, ours.too_long)
+
+    def result(
+        self, subject: Subject, rows: Rows, metrics: dict[str, float], samples: list[dict[str, Any]] | None = None
+    ) -> TaskResult:
+        """The result with everything that decides its numbers beside it."""
+        settings = {
+            **self.config.model_dump(mode="json"),
+            "format": self.renderer(subject).format.config.model_dump(mode="json"),
+            "rows": rows.origin,
+            "rows_fingerprint": rows.fingerprint,
+            "batch_tokens": subject.batch_tokens,
+            "stop_ids": sorted(subject.stop_ids),
+        }
+        return TaskResult(metrics, len(rows), samples or [], self.version, settings)
+
+
+def each(rows: Rows, function: Callable[[dict[str, Any]], T]) -> list[T]:
+    """`function(row)` for every row.
+
+    Raises:
+        DataError: what `function` raised, with the row's place in front.
+    """
+    made = []
+    for index, row in enumerate(rows):
+        try:
+            made.append(function(row))
+        except DataError as error:
+            raise DataError(f"{rows.where(index)}: {error}") from error
+    return made
+
+
+def share(name: str, values: Sequence[bool]) -> dict[str, float]:
+    """The share of true values and its standard error, sample deviation / sqrt(n); no number for a single row."""
+    n = len(values)
+    mean = sum(values) / n
+    error = math.sqrt(mean * (1 - mean) / (n - 1)) if n > 1 else math.nan
+    return {name: mean, f"{name}_stderr": error}

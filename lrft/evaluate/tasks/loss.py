@@ -1,0 +1,55 @@
+"""Loss and perplexity of the held-out rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import field_validator
+
+from lrft.core.axes import TASKS
+from lrft.core.config import Field, MethodConfig, Source
+from lrft.data.steps import eval_batches
+from lrft.data.tokenize import encode_all
+from lrft.evaluate.loss import held_out_loss
+from lrft.evaluate.subject import Subject
+from lrft.evaluate.tasks._task import Task, TaskResult
+
+
+@TASKS.register
+class Loss(Task):
+    """Mean cross-entropy in nats per supervised token, and its exponential.
+
+    Rule `loss-1`: the tokens that training would supervise, every token weighing the same; rows that
+    `data.too_long` drops are left out and counted, rows it cuts are scored as cut.
+    """
+
+    version = "loss-1"
+
+    class Config(MethodConfig):
+        data: Source | None = Field(None, description="rows to score; by default data.eval")
+        format: Any = Field(None, description="format of these rows; by default data.format")
+
+        @field_validator("format")
+        @classmethod
+        def _known_format(cls, value: Any) -> Any:
+            from lrft.core.axes import FORMATS
+            from lrft.core.config import parse_choice
+
+            return None if value is None else parse_choice(FORMATS, value)
+
+    def run(self, subject: Subject, limit: int | None) -> TaskResult:
+        """Encode as for training, then sum."""
+        rows = self.rows(subject, limit)
+        encoded = encode_all(rows, self.renderer(subject))
+        subject.check_lengths([len(row.input_ids) for row in encoded], rows.where)
+        kept = [row for row in encoded if not row.dropped]
+        batches = eval_batches(kept, subject.batch_tokens, subject.pad_id)
+        found = held_out_loss(subject.model, batches, subject.should_stop, subject.progress, total=len(kept))
+        metrics = {
+            "loss": found.loss,
+            "perplexity": found.perplexity,
+            "tokens": found.tokens,
+            "dropped": len(rows) - len(kept),
+            "truncated": sum(row.truncated for row in kept),
+        }
+        return self.result(subject, rows, metrics)

@@ -1,0 +1,67 @@
+"""How far a merged model is from the adapter it came from, measured on held-out rows with the files on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrft.core.batch import Batch
+from lrft.model.causal_lm import CausalLM
+
+CHUNK = 256
+
+
+@torch.no_grad()
+def compare(model: CausalLM, merged: CausalLM, batches: Iterable[Batch]) -> dict[str, Any]:
+    """Logit error, KL divergence and loss difference over the supervised positions.
+
+    Args:
+        model: the adapter on the base it was trained on.
+        merged: the merged model, loaded back from disk.
+
+    Returns:
+        mean and largest absolute logit error, the logits' own spread, mean KL(adapter || merged) in nats per
+        token, loss of either and their difference, share of positions with another most likely token.
+    """
+    sums = dict.fromkeys(("error", "kl", "loss_adapter", "loss_merged", "flips", "spread"), 0.0)
+    largest, positions, entries = 0.0, 0, 0
+    for batch in batches:
+        ours, theirs = _rows(model, batch), _rows(merged, batch)
+        for start in range(0, ours.shape[0], CHUNK):
+            a = model.head.logits(ours[start : start + CHUNK]).float()
+            b = merged.head.logits(theirs[start : start + CHUNK]).float()
+            targets = batch.targets[start : start + CHUNK].to(a.device)
+            _add(sums, a, b, targets)
+            largest = max(largest, float((a - b).abs().max()))
+            positions, entries = positions + a.shape[0], entries + a.numel()
+    n = max(positions, 1)
+    return {
+        "positions": positions,
+        "logit_error_mean": sums["error"] / max(entries, 1),
+        "logit_error_max": largest,
+        "logit_spread": sums["spread"] / n,
+        "kl_mean": sums["kl"] / n,
+        "loss_adapter": sums["loss_adapter"] / n,
+        "loss_merged": sums["loss_merged"] / n,
+        "loss_difference": (sums["loss_merged"] - sums["loss_adapter"]) / n,
+        "top_token_changed": sums["flips"] / n,
+    }
+
+
+def _rows(model: CausalLM, batch: Batch) -> Tensor:
+    hidden = model.hidden(batch.to(model.device))
+    return hidden.flatten(0, 1).index_select(0, batch.supervised.to(hidden.device))
+
+
+def _add(sums: dict[str, float], a: Tensor, b: Tensor, targets: Tensor) -> None:
+    log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
+    sums["error"] += float((a - b).abs().sum())
+    sums["spread"] += float(a.std(dim=-1).sum())
+    sums["kl"] += float(F.kl_div(log_b, log_a, reduction="sum", log_target=True))
+    sums["loss_adapter"] += float(F.nll_loss(log_a, targets, reduction="sum"))
+    sums["loss_merged"] += float(F.nll_loss(log_b, targets, reduction="sum"))
+    sums["flips"] += float((a.argmax(-1) != b.argmax(-1)).sum())

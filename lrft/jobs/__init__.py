@@ -1,0 +1,1 @@
+"""What the commands do, one file a job. Each leaves its result in the run folder."""

@@ -1,0 +1,48 @@
+"""`lrft eval`: a run's adapter, and the bare base beside it, on tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lrft.assemble import subject
+from lrft.core.adapted import adapters_off
+from lrft.core.axes import TASKS
+from lrft.core.config import MethodConfig, parse_choice
+from lrft.core.errors import UsageError
+from lrft.core.names import did_you_mean
+from lrft.evaluate.run import evaluate
+from lrft.jobs.open_run import open_run
+from lrft.recipe.schema import Recipe
+from lrft.train.folder import RunFolder
+
+
+def evaluate_run(
+    folder: RunFolder, tasks: list[str], limit: int | None, baseline: bool, progress: Callable[..., None] | None
+) -> dict[str, dict[str, Any]]:
+    """Score a run's adapter, and the bare base beside it if asked; returns label -> task -> result.
+
+    Raises:
+        UsageError: the recipe names no task and no held-out rows.
+    """
+    recipe, text, adaptation = open_run(folder)
+    chosen = _tasks(recipe, tasks)
+    target = subject(recipe, text, adaptation.model, progress=progress)
+    limit = limit or recipe.eval.limit
+    results = {"adapter": evaluate(target, chosen, limit, folder.path, "adapter")}
+    if baseline:
+        with adapters_off(adaptation.model):
+            results["baseline"] = evaluate(target, chosen, limit, folder.path, "baseline")
+    return results
+
+
+def _tasks(recipe: Recipe, names: list[str]) -> list[MethodConfig]:
+    known = {task.method: task for task in recipe.eval.tasks}
+    if names:
+        unknown = [name for name in names if name not in TASKS.names()]
+        if unknown:
+            raise UsageError(f"--task {unknown[0]}: no such task{did_you_mean(unknown[0], TASKS.names())}")
+        return [known.get(name) or parse_choice(TASKS, name) for name in names]
+    if not recipe.eval.tasks and recipe.data.eval is None:
+        raise UsageError("eval.tasks: the recipe names no task and no data.eval; add one, or --task NAME")
+    return list(recipe.eval.tasks) or [parse_choice(TASKS, "loss")]

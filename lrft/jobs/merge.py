@@ -1,0 +1,58 @@
+"""`lrft merge`: a run's adapter in dense weights, and how faithful they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lrft.core.errors import ToleranceError
+from lrft.data.steps import eval_batches
+from lrft.export.fidelity import compare
+from lrft.export.merge import check_free, merge_into, relative_change, write_merged
+from lrft.jobs.open_run import open_run
+from lrft.jobs.say import say
+from lrft.model.load import DTYPES, load_model
+from lrft.train.folder import RunFolder
+
+
+def merge_run(folder: RunFolder, out: Path, onto: str | None) -> dict[str, Any]:
+    """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
+
+    Raises:
+        UsageError: `out` is not free.
+        NotMergeable: the method is not a change of the weight.
+        ToleranceError: the merged model is further from the adapter than `export.tolerance`; files are kept.
+    """
+    check_free(out)
+    recipe, text, adaptation = open_run(folder)
+    onto = onto or recipe.export.onto
+    dtype = DTYPES[recipe.export.dtype or recipe.model.dtype]
+    dense = load_model(recipe.model, device=adaptation.model.device)
+    merge_into(dense, adaptation.model, onto=onto, dtype=dtype)
+    write_merged(dense, text.tokenizer, out, recipe.export.shard_size)
+    del dense
+    section = recipe.model.model_copy(
+        update={"name": str(out), "revision": None, "dtype": recipe.export.dtype or recipe.model.dtype}
+    )
+    merged = load_model(section, device=adaptation.model.device)
+    merged.hf.to(adaptation.model.device)
+    rows = text.held_out_encoded(recipe.export.fidelity_rows)
+    batches = list(eval_batches(rows, recipe.eval.batch_tokens, text.pad_id))
+    record = {
+        "run": folder.path.name,
+        "onto": onto,
+        "dtype": str(dtype).removeprefix("torch."),
+        "relative_change": relative_change(adaptation.model),
+        "rows": len(rows),
+        "tolerance": recipe.export.tolerance,
+        **(compare(adaptation.model, merged, batches) if rows else {}),
+    }
+    RunFolder(out).write("fidelity.json", record)
+    if not rows:
+        say("data.eval: no held-out rows, so the merged model was not compared with the adapter")
+    elif not record["kl_mean"] <= recipe.export.tolerance:
+        raise ToleranceError(
+            f"{out}: the merged model is {record['kl_mean']:.3g} nats per token from the adapter, more than "
+            f"export.tolerance {recipe.export.tolerance}; `--onto dequantized` or export.dtype float32 stays closer"
+        )
+    return record

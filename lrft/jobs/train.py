@@ -1,0 +1,156 @@
+"""`lrft train`: a recipe to its end in a run folder, from the start or from where it stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from lrft.assemble import Job, adapt, assemble, read_text
+from lrft.core.errors import UsageError
+from lrft.core.params import count
+from lrft.export.peft_format import adapter_files, write_adapter_folder
+from lrft.jobs.memory import memory_advice
+from lrft.jobs.say import say
+from lrft.model.attach import load_adapter_tensors
+from lrft.recipe.load import LoadedRecipe, load_recipe
+from lrft.recipe.resolved import compare, recipe_hash, resolved
+from lrft.recipe.schema import Recipe
+from lrft.train import checkpoint
+from lrft.train import folder as run_folder
+from lrft.train.device import make_accelerator
+from lrft.train.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
+from lrft.train.loop import train
+from lrft.train.metrics import peak_memory
+
+# Sections that change where numbers go, not what they are; a resumed run may change them.
+FREE_TO_CHANGE = ("logging", "export", "eval")
+
+
+def train_recipe(
+    loaded: LoadedRecipe, out: Path | None, resume: bool, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Train a recipe to its end in a run folder and write the adapter; returns result.json.
+
+    Raises:
+        UsageError: the folder holds a run and `resume` was not asked for, or the recipe changed since.
+        DataError, NumericalError, Interrupted, CheckpointError: see `lrft.core.errors`.
+    """
+    recipe = loaded.recipe
+    accelerator = make_accelerator(recipe.train.device, recipe.model.dtype)
+    folder = _claim(loaded, out, resume, lead=accelerator.is_main_process)
+    if accelerator.is_main_process and (done := _finished(folder, recipe)) is not None:
+        say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
+        return done
+    began = time.perf_counter()
+    text = read_text(recipe, trust_remote_code=trust_remote_code)
+    if accelerator.is_main_process:
+        say(str(text.report))
+    adaptation = adapt(recipe, device=accelerator.device, trust_remote_code=trust_remote_code)
+    job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe))
+    if accelerator.is_main_process:
+        _open(job, loaded, trust_remote_code)
+    _resume(job)
+    with memory_advice(recipe):
+        train(job.run, job.steps(), job.objective)
+    accelerator.wait_for_everyone()
+    return _close(job, time.perf_counter() - began) if accelerator.is_main_process else {}
+
+
+def _claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> RunFolder:
+    """The folder to train in, locked."""
+    path = out
+    if path is None and resume:
+        path = run_folder.latest(recipe_name=loaded.name)
+        if path is None:
+            say(f"--resume: no run of {loaded.name} under {run_folder.ROOT}/; starting a new one")
+    folder = RunFolder(path or run_folder.new_folder(loaded.name))
+    if folder.started and not resume:
+        raise UsageError(f"--out {folder.path}: already holds a run; add --resume to continue it or give another folder")
+    if lead:
+        folder.lock()
+    if folder.started:
+        _same_recipe(folder, loaded.recipe)
+    return folder
+
+
+def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
+    before = load_recipe(folder.path / RECIPE).recipe
+    changes = [c for c in compare(before, recipe) if c[0].split(".")[0] not in FREE_TO_CHANGE]
+    if changes:
+        lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, old, new in changes)
+        raise UsageError(f"{folder.path}: the recipe changed since this run began, so it cannot be resumed:\n{lines}")
+
+
+def _finished(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
+    if not (folder.path / RESULT).is_file() or not folder.adapter.is_dir():
+        return None
+    result: dict[str, Any] = folder.read(RESULT)
+    return result
+
+
+def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
+    """Write what is known before step 1."""
+    folder, run = job.folder, job.run
+    folder.write(RECIPE, resolved(loaded.recipe))
+    folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()})
+    trainable = count(info.param for info in run.parameters)
+    folder.write(
+        RUN,
+        {
+            "recipe_name": loaded.name,
+            "recipe_hash": job.identity.recipe,
+            "base_fingerprint": job.identity.base,
+            "data": job.text.fingerprints,
+            "gate": job.text.report.record() if job.text.report else {},
+            "trainable": trainable,
+            "total_steps": run.total_steps,
+            "seed": run.seed,
+            "attention": job.adaptation.model.attention,
+            "processes": run.accelerator.num_processes,
+            "trust_remote_code": trust_remote_code,
+            **run_folder.environment(),
+        },
+    )
+    for row in job.adaptation.targets:
+        say(f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of the linear parameters")
+    say(f"{trainable:,} trainable parameters, {run.total_steps} steps, in {folder.path}")
+
+
+def _resume(job: Job) -> None:
+    saved = checkpoint.newest(job.folder.checkpoints, say)
+    if saved is None:
+        return
+    checkpoint.check_identity(saved, job.identity)
+    load_adapter_tensors(job.adaptation.model, checkpoint.read_adapter(saved))
+    checkpoint.restore(job.run, saved)
+    say(f"resuming after step {job.run.step} of {job.run.total_steps}")
+
+
+def _close(job: Job, seconds: float) -> dict[str, Any]:
+    """Write the adapter folder and result.json."""
+    run, folder = job.run, job.folder
+    result = {
+        "step": run.step,
+        "loss": run.metrics.get("loss"),
+        "trainable": count(info.param for info in run.parameters),
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_memory(),
+        "name": folder.path.name,
+    }
+    scorer = next((c for c in run.callbacks if hasattr(c, "best_step")), None)
+    if scorer is not None and scorer.best_step:
+        result |= {"best_eval_loss": scorer.best, "best_checkpoint": f"checkpoints/step-{scorer.best_step}"}
+    if result["loss"] is None:  # resumed after the last step: the numbers stand in the record
+        result["loss"] = _last_loss(folder)
+    files = adapter_files(job.adaptation.model, run.recipe, result)
+    files["recipe.yaml"] = (folder.path / RECIPE).read_bytes()
+    write_adapter_folder(folder.adapter, files, job.text.tokenizer)
+    folder.write(RESULT, result)
+    return result
+
+
+def _last_loss(folder: RunFolder) -> float | None:
+    lines = (folder.path / METRICS).read_text().splitlines()
+    return json.loads(lines[-1])["loss"] if lines else None

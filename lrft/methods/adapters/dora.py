@@ -1,0 +1,118 @@
+"""DoRA: direction and magnitude of every output neuron, adapted apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.axes import ADAPTERS
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.methods.adapters._low_rank import low_rank_linear
+from lrft.methods.adapters.lora import LoRA
+
+TINY = 1e-12  # a dead row of W has norm 0 and magnitude 0; its scale is then 0 instead of 0/0
+
+
+@ADAPTERS.register
+class DoRA(LoRA):
+    """Weight-decomposed low-rank adaptation.
+
+    V = W + s B A (out, in), n = row norms of V (out), detached, g = m / n
+    y = b + g * (x W^T + s (x A^T) B^T), so W' = g * V      the bias is never scaled
+    With dropout d: y = b + x W^T + (g - 1) * (d(x) W^T) + g * s (d(x) A^T) B^T, one draw of d shared by both terms.
+    A (r, in), B (out, r) as in LoRA; m (out) = row norms of V at step 0, so g = 1 and W' = W at step 0.
+    Trains r (in + out) + out numbers per site.
+    The norms are expanded, n_i^2 = |w_i|^2 + 2 s b_i . (A w_i) + s^2 b_i (A A^T) b_i^T, so V is never formed.
+    Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv 2402.09353, and the authors' code.
+    Departures: none in the function; "column-wise" in the paper is per output neuron in the (out, in) layout.
+    """
+
+    provides = {"adapters", "mergeable", "low_rank"}
+    roles = {"A": "lora_A", "B": "lora_B", "m": "magnitude"}
+    peft_names = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
+
+    class Config(LoRA.Config):
+        pass
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.m = nn.Parameter(torch.ones(site.out_features))
+        self.register_buffer("row_squares", torch.zeros(site.out_features), persistent=False)
+        self._norms: tuple[Any, Tensor] | None = None
+
+    @torch.no_grad()
+    def start(self, weight: Tensor) -> None:
+        dense = weight.float()
+        self.row_squares = dense.square().sum(dim=1)
+        self.m.copy_((dense + self.scaling * self.B @ self.A).norm(dim=1))
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        direction = weight.float() + self.scaling * self.B @ self.A
+        scale = self.m / direction.norm(dim=1).clamp_min(TINY)
+        return (scale[:, None] * direction - weight).to(weight.dtype)
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        g = self.m / self.norms(base)
+        dtype = self.compute_dtype
+        if self.training and self.drop.p > 0:
+            dropped = self.drop(x)
+            correction = base_without_bias(dropped, base)
+            update = low_rank_linear(dropped, None, self.A, self.B, self.scaling, dtype=dtype)
+            return base(x) + _ScaleColumns.apply(correction, g - 1) + _ScaleColumns.apply(update, g)
+        y = _ScaleColumns.apply(low_rank_linear(x, base, self.A, self.B, self.scaling, dtype=dtype, bias=False), g)
+        return y if base.bias is None else y + base.bias
+
+    @torch.no_grad()
+    def norms(self, base: FrozenLinear) -> Tensor:
+        """Row norms of W + s B A, (out,) float32, kept between forwards while evaluating."""
+        versions = (self.A._version, self.B._version)
+        if not self.training and self._norms is not None and self._norms[0] == versions:
+            return self._norms[1]
+        weight = base.weight()
+        projected = (self.A.to(weight.dtype) @ weight.mT).float()  # (r, out): row i of B meets A w_i
+        gram = self.A @ self.A.mT
+        squares = self.row_squares + 2 * self.scaling * (self.B.mT * projected).sum(dim=0)
+        squares += self.scaling**2 * ((self.B @ gram) * self.B).sum(dim=1)
+        norms = squares.clamp_min(TINY**2).sqrt()
+        self._norms = None if self.training else (versions, norms)
+        return norms
+
+    def train(self, mode: bool = True) -> DoRA:
+        self._norms = None  # an optimizer may write through raw pointers, which no version counter sees
+        return super().train(mode)
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return LoRA.count(config, site) + site.out_features
+
+    @classmethod
+    def peft_config(cls, config: Any) -> dict[str, Any] | None:
+        return {**(super().peft_config(config) or {}), "use_dora": True}
+
+
+def base_without_bias(x: Tensor, base: FrozenLinear) -> Tensor:
+    """x W^T, (..., in) -> (..., out)."""
+    y = base(x)
+    return y if base.bias is None else y - base.bias
+
+
+class _ScaleColumns(torch.autograd.Function):
+    """u * g for u (..., out) in half precision and g (out,) in float32, without a float32 copy of u.
+
+    A scale of 1 + 0.001 is 1 in bfloat16, so g is never rounded; the product is formed in float32 on the fly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, g: Tensor) -> Tensor:
+        ctx.save_for_backward(u, g)
+        return torch.mul(u, g, out=torch.empty_like(u))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        u, g = ctx.saved_tensors
+        (dy,) = grads
+        dg = (dy * u).reshape(-1, u.shape[-1]).sum(dim=0, dtype=torch.float32)
+        return torch.mul(dy, g, out=torch.empty_like(u)), dg.to(g.dtype)

@@ -1,0 +1,29 @@
+"""Gaussian LoRA start."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapter import Adapter
+from lrft.core.axes import INITS
+from lrft.core.frozen import Quantizer
+from lrft.core.stages import Init
+
+
+@INITS.register
+class Gaussian(Init):
+    """A (r, in) ~ N(0, 1/r^2), B (out, r) = 0, so W' = W at step 0.
+
+    The standard deviation is 1/r, independent of `in`. Trains nothing of its own.
+    Source: Hu et al., 2021, arXiv 2106.09685 (the paper's text); scale as in PEFT's "gaussian".
+    Departures: the paper gives no standard deviation.
+    """
+
+    requires = {"low_rank"}
+
+    @torch.no_grad()
+    def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> Tensor:
+        A = adapter.get_parameter("A")
+        nn.init.normal_(A, std=1 / A.shape[0])
+        return weight

@@ -1,0 +1,30 @@
+"""Next-token cross-entropy on the supervised tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lrft.core.axes import OBJECTIVES
+from lrft.core.batch import Batch
+from lrft.core.loss import linear_cross_entropy
+from lrft.core.objective import Objective
+from lrft.core.run import LanguageModel, Run
+
+
+@OBJECTIVES.register
+class CrossEntropy(Objective):
+    """Completion-only supervised fine-tuning.
+
+    loss = -sum over supervised positions t of log softmax(head(h_t))[x_{t+1}], hidden h (B, L, d)
+    Only the N supervised positions meet the head, in chunks whose logits are never kept.
+    Trains what the adapter trains; adds no parameter; at step 0 it is the base model's loss.
+    Source: standard; `completion_only_loss` elsewhere. Departures: summed here, divided by the step's tokens in the loop.
+    """
+
+    provides = {"backward"}
+    requires = set()
+
+    def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
+        hidden = model.hidden(batch)
+        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
+        return linear_cross_entropy(rows, model.head, batch.targets)

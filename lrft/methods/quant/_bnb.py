@@ -1,0 +1,35 @@
+"""bitsandbytes, imported when a format first needs it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from functools import cache
+from typing import Any
+
+from lrft.core.errors import MissingExtra
+
+
+@cache
+def bitsandbytes_functional() -> Any:
+    """The module `bitsandbytes.functional`.
+
+    Raises:
+        MissingExtra: bitsandbytes is not installed; the message holds the install line.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.addFilter(_is_news)
+    try:
+        return importlib.import_module("bitsandbytes.functional")
+    except ImportError as error:
+        raise MissingExtra(
+            f"quantization.method: this storage needs bitsandbytes, which cannot be imported ({error}); "
+            "install it with `pip install bitsandbytes`, or use `quantization: none`"
+        ) from error
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the offer of a faster 4-bit inference kernel: lrft decodes and never calls that kernel."""
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")

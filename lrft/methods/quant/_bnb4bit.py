@@ -1,0 +1,141 @@
+"""Blockwise 4-bit storage on bitsandbytes' kernels, shared by NF4 and FP4."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from lrft.core.config import Field, Literal, MethodConfig
+from lrft.core.errors import UsageError
+from lrft.methods.quant._bnb import bitsandbytes_functional
+from lrft.methods.quant._encoded import Encoded
+
+SCALES_PER_BLOCK = 256  # double quantization: blocks of scales that share a second scale
+
+
+class BitsAndBytes4bit(Encoded):
+    """Two codes a byte and one scale a block, the scales themselves in 8 bits with double quantization.
+
+    Buffers, for n = out * in weights in k = ceil(n / block_size) blocks:
+        codes: (ceil(n / 2), 1) uint8, the first of two weights in the high nibble.
+        absmax: (k,) float32, or its (k,) uint8 codes with double quantization, which adds
+        offset: () float32, the mean scale, and
+        absmax2: (ceil(k / 256),) float32, the scales of the scales.
+
+    bitsandbytes' own `Linear4bit` is never used. On CPUs with AVX512-BF16 it rewrites its weight for a fused
+    kernel in the first forward pass in eval mode. Whatever decodes that weight later reads a wrong matrix, the
+    backward pass of a training that follows included.
+    """
+
+    quant_type: ClassVar[str]
+    scales = ("absmax", "offset", "absmax2")
+
+    class Config(MethodConfig):
+        double_quant: bool = Field(
+            True, description="scales in 8 bits too: 4.127 bits a weight instead of 4.5"
+        )
+        block_size: Literal[32, 64, 128, 256, 512, 1024] = Field(64, description="weights that share a scale")
+
+    def encode(self, weight: Tensor) -> None:
+        if weight.is_meta:  # `adopt` brings the codes
+            return
+        codes, state = bitsandbytes_functional().quantize_4bit(
+            weight.contiguous(),
+            blocksize=self.config.block_size,
+            compress_statistics=self.config.double_quant,
+            quant_type=self.quant_type,
+        )
+        self._store(codes, state.absmax, state.offset, state.state2.absmax if state.nested else None)
+
+    def weight(self) -> Tensor:
+        functional = bitsandbytes_functional()
+        count = self.out_features * self.in_features
+        state = functional.QuantState(
+            absmax=self._scales(),
+            shape=self._readable_shape(),
+            blocksize=self.config.block_size,
+            quant_type=self.quant_type,
+            dtype=self.compute_dtype,
+        )
+        dense = functional.dequantize_4bit(self.get_buffer("codes"), state).reshape(-1)
+        return dense[:count].view(self.out_features, self.in_features)
+
+    @classmethod
+    def adopt(cls, layer: Any, dtype: torch.dtype | None = None) -> Self:
+        """Take over an existing bitsandbytes `Linear4bit`, codes bit for bit, without changing that layer.
+
+        Args:
+            layer: a quantized layer, such as one of a checkpoint saved in 4 bits. Its codes are shared, not copied.
+            dtype: what to compute in; by default the dtype the weight was quantized from.
+
+        If an eval forward pass on CPU has already repacked the layer, the repacking is undone here. It had
+        also rounded the scales to bfloat16, which cannot be undone; a warning says so where that lost anything.
+        The rounded scales are kept as they are, and not quantized again.
+
+        Raises:
+            UsageError: the layer is not quantized yet, or is of another 4-bit type.
+        """
+        state = getattr(layer.weight, "quant_state", None) or getattr(layer, "quant_state", None)
+        if state is None:
+            raise UsageError(
+                "quantization: the Linear4bit layer holds no codes yet; move it to its device first"
+            )
+        if state.quant_type != cls.quant_type:
+            raise UsageError(f"quantization: the layer is stored as {state.quant_type}, not {cls.quant_type}")
+        repacked = getattr(state, "packing_format_for_cpu", False)
+        dtype = dtype or (state.original_dtype if repacked else state.dtype)
+        config = cls.Config(double_quant=state.nested, block_size=state.blocksize)
+        adopted = cls(torch.empty(state.shape, dtype=dtype, device="meta"), layer.bias, config)
+        if repacked:
+            adopted._store(*_undo_repacking(layer.weight.data, state))
+        else:
+            codes = layer.weight.data.view(torch.uint8).reshape(-1, 1)
+            adopted._store(codes, state.absmax, state.offset, state.state2.absmax if state.nested else None)
+        return adopted
+
+    def _store(self, codes: Tensor, absmax: Tensor, offset: Tensor | None, absmax2: Tensor | None) -> None:
+        self.register_buffer("codes", codes)
+        self.register_buffer("absmax", absmax if self.config.double_quant else absmax.float())
+        self.register_buffer("offset", offset)
+        self.register_buffer("absmax2", absmax2)
+
+    def _scales(self) -> Tensor:
+        """The block scales (k,) in float32."""
+        absmax = self.get_buffer("absmax")
+        if not self.config.double_quant:
+            return absmax
+        functional = bitsandbytes_functional()
+        scales: Tensor = functional.dequantize_blockwise(
+            absmax, absmax=self.get_buffer("absmax2"), code=None, blocksize=SCALES_PER_BLOCK
+        )
+        return scales + self.get_buffer("offset")
+
+    def _readable_shape(self) -> tuple[int, ...]:
+        """A shape bitsandbytes decodes correctly.
+
+        Blocks run on over the ends of rows where a row is no whole number of blocks, but its AVX512 kernel
+        starts a new one with each row (0.50.2: an error of 28 % on a 64 x 96 matrix). As one long row every
+        shape is right. An odd count takes the padding nibble along: odd rows go to code compiled per shape.
+        """
+        if self.in_features % self.config.block_size == 0:
+            return self.out_features, self.in_features
+        count = self.out_features * self.in_features
+        return (count + count % 2,)
+
+
+def _undo_repacking(packed: Tensor, state: Any) -> tuple[Tensor, Tensor, None, None]:
+    """Codes in storage order, and the scales, of a weight that bitsandbytes repacked for its CPU kernel."""
+    functional = bitsandbytes_functional()
+    state = copy.copy(state)  # the inverse writes to its argument
+    if state.original_nested or state.original_dtype != torch.bfloat16:
+        warnings.warn(
+            "adopting a 4-bit layer that was evaluated on CPU, which rounded its block scales to bfloat16",
+            stacklevel=3,
+        )
+    state.original_nested = False  # else the inverse would quantize the rounded scales again
+    codes, state = functional._convert_weight_packed_for_cpu_inverse(packed, state)
+    return codes.view(torch.uint8).reshape(-1, 1), state.absmax.mT.reshape(-1).float(), None, None

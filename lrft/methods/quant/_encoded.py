@@ -1,0 +1,43 @@
+"""What every storage format shares: its settings, and scales that a cast of the model must not touch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lrft.core.config import MethodConfig
+from lrft.core.frozen import FrozenLinear
+
+
+class Encoded(FrozenLinear):
+    """A frozen linear map in an encoded form, built from the dense weight.
+
+    Args:
+        weight: dense weight (out, in); its dtype is the compute dtype.
+        bias: (out,) or None.
+        config: the format's settings; its defaults when None.
+    """
+
+    name: ClassVar[str]
+    provides: ClassVar[set[str]] = set()
+    requires: ClassVar[set[str]] = set()
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    scales: ClassVar[tuple[str, ...]] = ()  # buffers that a cast of the model must leave alone
+    config: Any
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config  # encoding, in the next line, reads it
+        super().__init__(weight, bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoded:
+        """Follow moves between devices. A cast such as `.half()` sets the compute dtype, not the scales'."""
+        before = {name: getattr(self, name) for name in self.scales}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, scale in before.items():
+            if scale is not None and scale.dtype != (after := self.get_buffer(name)).dtype:
+                self.register_buffer(name, scale.to(after.device))
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
+        return self

@@ -1,0 +1,41 @@
+"""int8: one scale a row, decoded before the matmul."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lrft.core.axes import QUANTIZERS
+from lrft.core.config import MethodConfig
+from lrft.methods.quant._bnb import bitsandbytes_functional
+from lrft.methods.quant._encoded import Encoded
+
+
+@QUANTIZERS.register
+class Int8(Encoded):
+    """8-bit integers with one scale per output row, weights only.
+
+    W ~ c * absmax(row) / 127      c = round(W * 127 / absmax(row)) in -127..127
+    Bits per weight: 8 + 32/in. A row of zeros stays zero.
+    Source: the row-wise weight codes of Dettmers et al., "LLM.int8()", 2022, arXiv 2208.07339.
+    Departures: activations stay in floating point and no outlier columns are split off. LLM.int8() rounds the
+    activations as well, so that its forward pass is not x W^T for any W: the merge would not be what was
+    trained, and the backward pass dx = dy W not the derivative. On CPU its integer matmul is slower, too.
+    On a GPU bitsandbytes' encoder takes float16, through which the weight passes there.
+    """
+
+    scales = ("absmax",)
+
+    class Config(MethodConfig):
+        pass
+
+    def encode(self, weight: Tensor) -> None:
+        source = weight if weight.device.type == "cpu" else weight.half()
+        codes, scales, _ = bitsandbytes_functional().int8_vectorwise_quant(source.contiguous())
+        codes.masked_fill_(scales[:, None] == 0, 0)  # 0 * (127 / 0) is no number
+        self.register_buffer("codes", codes)
+        self.register_buffer("absmax", scales)
+
+    def weight(self) -> Tensor:
+        codes, scales = self.get_buffer("codes"), self.get_buffer("absmax")
+        dense: Tensor = bitsandbytes_functional().int8_vectorwise_dequant(codes, scales)
+        return dense.to(self.compute_dtype)

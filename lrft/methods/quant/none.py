@@ -1,0 +1,35 @@
+"""No quantization: the weight as it was loaded."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrft.core.axes import QUANTIZERS
+from lrft.core.config import MethodConfig
+from lrft.methods.quant._encoded import Encoded
+
+
+@QUANTIZERS.register
+class Dense(Encoded):
+    """The weight in floating point, in the dtype it was loaded in.
+
+    y = x W^T + b      W (out, in), frozen; backward dx = dy W
+    Bits per weight: those of the dtype (16 in bfloat16). Reading and writing are exact.
+    Source: none needed; this is the plain linear layer. Departures: none.
+    """
+
+    provides = {"dense_base"}
+
+    class Config(MethodConfig):
+        pass
+
+    def encode(self, weight: Tensor) -> None:
+        self.register_buffer("dense", weight.contiguous())
+
+    def weight(self) -> Tensor:
+        return self.get_buffer("dense").to(self.compute_dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out). The dense weight exists anyway; nothing is gained by decoding it twice."""
+        return F.linear(x, self.weight(), self.bias)

@@ -1,0 +1,123 @@
+"""What cannot work together, found before any weight is read: set algebra over traits, and a few clashes of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from lrft.core.axes import AXES
+from lrft.core.errors import Problem
+from lrft.core.traits import TRAITS
+from lrft.recipe.fields import listed, slot_at
+from lrft.recipe.schema import Recipe
+
+
+def check(recipe: Recipe) -> list[Problem]:
+    """Every combination in a valid recipe that cannot work; empty when all is well."""
+    return conflicts(recipe.model_dump())
+
+
+def conflicts(plain: dict[str, Any], faulty: Collection[str] = ()) -> list[Problem]:
+    """The same for a recipe as written, with every method named.
+
+    Args:
+        faulty: dotted keys that are wrong already; nothing is concluded from them.
+    """
+    settings = _Settings(plain, faulty)
+    found: list[Problem] = []
+    for find in (_unmet_requirements, *CLASHES):
+        try:
+            found += list(find(settings))
+        except _Faulty:
+            continue
+    return found
+
+
+class _Faulty(Exception):
+    pass
+
+
+class _Settings:
+    """Values by dotted key, defaults included."""
+
+    def __init__(self, plain: dict[str, Any], faulty: Collection[str]) -> None:
+        self.plain = plain
+        self.faulty = faulty
+
+    def __getitem__(self, key: str) -> Any:
+        keys = tuple(key.split("."))
+        if any(".".join(keys[:length]) in self.faulty for length in range(1, len(keys) + 1)):
+            raise _Faulty(key)
+        value: Any = self.plain
+        for part in keys:
+            if not isinstance(value, dict) or part not in value:
+                slot = slot_at(keys, self.plain)
+                return slot.field.default if slot is not None and slot.field is not None else None
+            value = value[part]
+        return value
+
+
+def _unmet_requirements(settings: _Settings) -> Iterator[Problem]:
+    chosen = {axis: registry.declared(settings[f"{axis}.method"]) for axis, registry in AXES.items()}
+    provided = frozenset().union(*(part.provides for part in chosen.values()))
+    for axis, part in chosen.items():
+        for trait in sorted(part.requires - provided):
+            message = f"{part.name} requires what no chosen part provides: {_meaning(trait)}; {_remedy(trait)}"
+            yield Problem(f"{axis}.method", message)
+    if settings["train.clip"] is not None and "clippable" not in provided and _providers("clippable"):
+        message = f"{chosen['optimizer'].name} does not let gradients be clipped; write train.clip: null"
+        yield Problem("train.clip", message)
+
+
+def _meaning(trait: str) -> str:
+    return f"{TRAITS[trait]} ({trait})" if trait in TRAITS else trait
+
+
+def _providers(trait: str) -> dict[str, list[str]]:
+    """Axis -> the registered methods that provide the trait."""
+    found = {
+        axis: [name for name in registry.names() if trait in registry.declared(name).provides]
+        for axis, registry in AXES.items()
+    }
+    return {axis: names for axis, names in found.items() if names}
+
+
+def _remedy(trait: str) -> str:
+    providers = _providers(trait)
+    if not providers:
+        return "no registered method provides it, so choose another method here"
+    return "choose " + " or ".join(f"{axis} {listed(names, 'or')}" for axis, names in providers.items())
+
+
+def _float16_on_cpu(settings: _Settings) -> Iterator[Problem]:
+    if settings["model.dtype"] == "float16" and settings["train.device"] == "cpu":
+        yield Problem("model.dtype", "float16 does not train on the CPU; write bfloat16 or float32")
+
+
+def _flash_attention(settings: _Settings) -> Iterator[Problem]:
+    if settings["model.attention"] != "flash_attention_2":
+        return
+    if settings["train.device"] == "cpu":
+        yield Problem("model.attention", "flash_attention_2 needs a GPU, but train.device is cpu; write sdpa or auto")
+    if settings["model.dtype"] == "float32":
+        yield Problem("model.attention", "flash_attention_2 has no float32 kernel; write sdpa, or model.dtype: bfloat16")
+
+
+def _warmup_beyond_the_end(settings: _Settings) -> Iterator[Problem]:
+    warmup, total = settings["schedule.warmup_steps"], settings["train.max_steps"]
+    if warmup is not None and total is not None and warmup > total:
+        message = f"{warmup} steps of warm-up are more than train.max_steps ({total}); write at most {total}"
+        yield Problem("schedule.warmup_steps", message)
+
+
+def _scores_without_rows(settings: _Settings) -> Iterator[Problem]:
+    if settings["train.eval_every"] is not None and settings["data.eval"] is None:
+        yield Problem("train.eval_every", "there are no held-out rows to score; write data.eval, or remove this key")
+
+
+CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
+    _float16_on_cpu,
+    _flash_attention,
+    _warmup_beyond_the_end,
+    _scores_without_rows,
+)

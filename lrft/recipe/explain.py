@@ -1,0 +1,100 @@
+"""Validation with its errors as sentences: where, what was wrong with the value, what would work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from lrft.core.errors import Problem
+from lrft.core.names import did_you_mean
+from lrft.recipe.fields import listed, slot_at, value_at
+from lrft.recipe.schema import Recipe
+from lrft.recipe.tree import Node, dotted, shown
+from lrft.recipe.unknown import unknown_key
+
+Loc = tuple[str | int, ...]
+
+
+def validated(root: Node) -> tuple[Recipe | None, list[Problem], set[str]]:
+    """The recipe, or None, everything wrong with it, and the keys that its unknown keys were meant to be."""
+    plain = root.plain()
+    try:
+        return Recipe.model_validate(plain), [], set()
+    except ValidationError as error:
+        explanation = _Explanation(root, plain)
+        return None, explanation.problems(error.errors(include_url=True)), explanation.suggested
+
+
+class _Explanation:
+    def __init__(self, root: Node, plain: dict[str, Any]) -> None:
+        self.root = root
+        self.plain = plain
+        self.suggested: set[str] = set()  # keys that an unknown key was probably meant to be: they are not missing
+
+    def problems(self, errors: list[Any]) -> list[Problem]:
+        found: dict[str, Problem] = {}
+        for error in sorted(errors, key=lambda error: error["type"] != "extra_forbidden"):
+            for loc, message in self._sentences(error):
+                problem = self.root.nearest(*loc).problem(dotted(loc), message)
+                found.setdefault(problem.key, problem)
+        return list(found.values())
+
+    def _sentences(self, error: Any) -> list[tuple[Loc, str]]:
+        loc = self._written(error["loc"])
+        if error["type"] == "extra_forbidden":
+            message, meant = unknown_key(error["loc"], self.plain)
+            self.suggested.update(meant)
+            return [(error["loc"], message)]
+        if error["type"] == "missing":
+            return self._missing(error["loc"])
+        if error["type"] == "unknown_method":
+            return [((*loc, "method"), error["msg"])]
+        if error["type"] == "choice":
+            return self._not_a_choice(loc)
+        if error["type"] in ("value_error", "assertion_error"):
+            return [(loc, str(error["ctx"]["error"]))]
+        if "url" not in error:  # raised by a method's own check, worded there
+            return [(loc, error["msg"])]
+        return [(loc, self._wrong(loc))]
+
+    def _written(self, loc: Loc) -> Loc:
+        """The part of pydantic's location that is a key; what follows names the branch of a union."""
+        for length in range(1, len(loc) + 1):
+            if self.root.get(*loc[:length]) is None:
+                return loc[: length - 1]
+        return loc
+
+    def _wrong(self, loc: Loc) -> str:
+        slot, value = slot_at(loc, self.plain), value_at(loc, self.plain)
+        if slot is None:
+            return f"cannot be {shown(value)}"
+        if value is None and slot.section(None) is not None:
+            return "is empty; indent its keys below it, or remove the line"
+        near = did_you_mean(value, slot.literals()) if isinstance(value, str) and slot.literals() else ""
+        return f"must be {slot.words()}, not {shown(value)}" + (near if near.startswith("; did") else "")
+
+    def _not_a_choice(self, loc: Loc) -> list[tuple[Loc, str]]:
+        slot, value = slot_at(loc, self.plain), value_at(loc, self.plain)
+        assert slot is not None and slot.registry is not None
+        names = listed(slot.registry.names(), "or")
+        if not isinstance(value, dict):
+            return [(loc, f"must be {slot.words()}, not {shown(value)}")]
+        if "method" in value:
+            return [((*loc, "method"), f"must be {names}, not {shown(value['method'])}")]
+        return [((*loc, "method"), f"is required; write {names}")]
+
+    def _missing(self, loc: Loc) -> list[tuple[Loc, str]]:
+        """A missing section of the recipe is reported by the keys it must hold."""
+        slot = slot_at(loc, self.plain)
+        if slot is None or any(f"{dotted(loc)}.".startswith(f"{key}.") for key in self.suggested):
+            return []
+        section = slot.section(None) if slot.registry is None else None
+        required = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
+        if len(loc) == 1 and required:
+            return [found for name in required for found in self._missing((*loc, name))]
+        if section is not None and required:
+            slot = slot.below(required[0], None) or slot
+        what = (slot.field.description if slot.field else None) or slot.words()
+        names = f": {listed(slot.registry.names(), 'or')}" if slot.registry is not None else ""
+        return [(loc, f"is required; write {what}{names}")]

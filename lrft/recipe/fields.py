@@ -1,0 +1,172 @@
+"""The schema read as a user sees it: what may stand at a key, in plain words, with the chosen methods' settings."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import PlainValidator
+from pydantic.fields import FieldInfo
+
+from lrft.core.config import Section
+from lrft.core.registry import Registry
+from lrft.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What may stand at one key: a type with its constraints."""
+
+    annotation: Any
+    metadata: tuple[Any, ...] = ()
+    field: FieldInfo | None = None
+
+    @staticmethod
+    def of(annotation: Any, metadata: tuple[Any, ...] = (), field: FieldInfo | None = None) -> Slot:
+        """The slot of an annotation, `Annotated` unwrapped."""
+        if get_origin(annotation) is Annotated:
+            inner, *more = get_args(annotation)
+            return Slot.of(inner, (*more, *metadata), field)
+        return Slot(annotation, metadata, field)
+
+    @property
+    def registry(self) -> Registry | None:
+        """The registry that the slot chooses a method from."""
+        for item in self.metadata:
+            if isinstance(item, PlainValidator):
+                found = inspect.getclosurevars(item.func).nonlocals.get("registry")
+                if isinstance(found, Registry):
+                    return found
+        return None
+
+    def section(self, value: Any) -> type[Section] | None:
+        """The class that parses `value` as a section here: for a method, its own `Config`."""
+        if self.registry is not None:
+            name = value.get("method") if isinstance(value, dict) else value
+            known = isinstance(name, str) and name in self.registry.names()
+            return self.registry.declared(name).config if known else None
+        if isinstance(self.annotation, type) and issubclass(self.annotation, Section):
+            return self.annotation
+        return next((found for option in self._options() if (found := option.section(value))), None)
+
+    def below(self, key: str | int, value: Any) -> Slot | None:
+        """The slot one key further down, `value` being what is written here."""
+        section = self.section(value)
+        if section is not None:
+            field = section.model_fields.get(str(key))
+            return slot_of(field) if field else None
+        arguments = get_args(self.annotation)
+        if get_origin(self.annotation) is list and isinstance(key, int):
+            return Slot.of(arguments[0])
+        if get_origin(self.annotation) is dict:
+            return Slot.of(arguments[1])
+        return next((found for option in self._options() if (found := option.below(key, value))), None)
+
+    def words(self, many: bool = False) -> str:
+        """The allowed values in plain words: `an integer greater than 0`."""
+        if self.registry is not None:
+            kind, names = self.registry.kind, listed(self.registry.names(), "or")
+            return f"the name of {a(kind)} ({names}), or a section with `method` and its settings"
+        if self._options():
+            return ", or ".join(option.words(many) for option in self._options())
+        if get_origin(self.annotation) is Literal:
+            return f"one of {listed(map(str, get_args(self.annotation)), 'or')}"
+        if get_origin(self.annotation) is list:
+            return f"a list of {Slot.of(get_args(self.annotation)[0]).words(many=True)}"
+        if get_origin(self.annotation) is dict:
+            return f"a section whose values are {Slot.of(get_args(self.annotation)[1]).words(many=True)}"
+        section = self.section(None)
+        if section is not None:
+            return f"a section with the keys {listed(section.model_fields, 'and')}"
+        return _SCALARS.get(self.annotation, ("a value", "values"))[many] + self._limits()
+
+    def literals(self) -> list[str]:
+        """The words a literal slot allows."""
+        if get_origin(self.annotation) is Literal:
+            return [str(value) for value in get_args(self.annotation)]
+        return [word for option in self._options() for word in option.literals()]
+
+    def _options(self) -> list[Slot]:
+        if get_origin(self.annotation) not in (Union, types.UnionType):
+            return []
+        nothing_last = sorted(get_args(self.annotation), key=lambda option: option is type(None))
+        return [Slot.of(option, self.metadata) for option in nothing_last]
+
+    def _limits(self) -> str:
+        if self.annotation not in (int, float, str):
+            return ""
+        found = []
+        for item in self.metadata:
+            found += [f"{word} {getattr(item, name)}" for name, word in _LIMITS.items() if hasattr(item, name)]
+            if getattr(item, "pattern", None):
+                example = f", such as {self.field.default}" if self.field and self.field.default else ""
+                found.append(f"of the form {item.pattern}{example}")
+            if getattr(item, "min_length", None):
+                found.append("that is not empty")
+        return f" {' and '.join(found)}" if found else ""
+
+
+_SCALARS: dict[Any, tuple[str, str]] = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    bool: ("true or false", "true or false"),
+    type(None): ("null", "null"),
+}
+_LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+
+ROOT = Slot(Recipe)
+
+
+def slot_of(field: FieldInfo) -> Slot:
+    """The slot of a pydantic field."""
+    return Slot.of(field.annotation, tuple(field.metadata), field)
+
+
+def slot_at(keys: tuple[str | int, ...], plain: Any) -> Slot | None:
+    """The slot at a key of the recipe, `plain` being the whole recipe as written; None where no key is allowed."""
+    slot: Slot | None = ROOT
+    for key in keys:
+        if slot is None:
+            return None
+        slot = slot.below(key, plain)
+        plain = value_at((key,), plain)
+    return slot
+
+
+def value_at(keys: tuple[str | int, ...], plain: Any) -> Any:
+    """What is written at a key, None where nothing is."""
+    for key in keys:
+        if isinstance(plain, dict):
+            plain = plain.get(key)
+        elif isinstance(plain, list) and isinstance(key, int) and key < len(plain):
+            plain = plain[key]
+        else:
+            return None
+    return plain
+
+
+def known_keys(plain: Any, slot: Slot = ROOT, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key the recipe could hold, the chosen methods' settings included, those of lists left out."""
+    section = slot.section(plain)
+    if section is None:
+        return
+    for name, field in section.model_fields.items():
+        yield (*prefix, name)
+        below = slot_of(field)
+        value = value_at((name,), plain)
+        yield from known_keys(field.default if value is None else value, below, (*prefix, name))
+
+
+def listed(words: Any, last: str) -> str:
+    """`a, b or c`."""
+    words = list(words)
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else "none yet"
+
+
+def a(noun: str) -> str:
+    """The noun with its article."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

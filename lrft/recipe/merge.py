@@ -1,0 +1,98 @@
+"""How layers of a recipe combine: short forms spelled out, the later layer wins key by key, overrides on top."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lrft.core.axes import AXES
+from lrft.core.errors import Problem, RecipeError
+from lrft.core.names import did_you_mean
+from lrft.recipe.document import MAX_DEPTH, parse
+from lrft.recipe.tree import Node, Place, dotted, shown
+
+COMMAND_LINE = Place("command line")
+METHOD_SECTIONS = (*AXES, "schedule")
+
+
+def spelled_out(root: Node) -> Node:
+    """A layer with its short forms written in full, so that layers merge key by key.
+
+    `adapter: dora` is `{method: dora}`, and keeps what an older layer says of the section; `data: PATH` is the
+    source of both splits; a source or a format written as a string replaces the older one.
+    """
+    for section in METHOD_SECTIONS:
+        root = _wrap(root, section, inner="method")
+    data = root.get("data")
+    if data is not None and isinstance(data.value, str):
+        root = root.with_value(("data",), replace(data, value={"train": data, "eval": data}))
+    for key, inner in (("train", "source"), ("eval", "source"), ("format", "method")):
+        root = _wrap(root, "data", key, inner=inner, replaces=True)
+    return root
+
+
+def merge(older: Node, newer: Node) -> Node:
+    """The newer layer over the older one: sections merge key by key, anything else is replaced."""
+    if newer.replaces or not isinstance(older.value, dict) or not isinstance(newer.value, dict):
+        return newer
+    both = dict(older.value)
+    for key, node in newer.value.items():
+        both[key] = merge(both[key], node) if key in both and not _other_format(key, both[key], node) else node
+    return replace(older if newer.place.line is None else newer, value=both)
+
+
+def override(root: Node, text: str) -> tuple[Node, list[Problem]]:
+    """The tree after one override: `key.sub=value` sets (the value is YAML), `~key.sub` deletes.
+
+    Raises:
+        RecipeError: the override is malformed, or deletes what is not there.
+    """
+    if text.startswith("~"):
+        return _deleted(root, _keys(text[1:], text)), []
+    key, equals, value_text = text.partition("=")
+    if not equals:
+        message = f"{shown(text)} is not an override; write key.sub=value to set a key, or ~key.sub to delete it"
+        raise RecipeError(COMMAND_LINE.problem("", message))
+    keys = _keys(key, text)
+    if keys[0] == "extends":
+        message = "is read from files only; write it in the recipe, or give the other recipe's name"
+        raise RecipeError(COMMAND_LINE.problem("extends", message))
+    for length in range(1, len(keys)):
+        section = root.get(*keys[:length])
+        if section is not None and isinstance(section.value, list):
+            message = f"{dotted(keys[:length])} is a list, which is set as a whole; write {dotted(keys[:length])}=[...]"
+            raise RecipeError(COMMAND_LINE.problem(dotted(keys), message))
+    value, problems = parse(value_text, COMMAND_LINE, dotted(keys))
+    layer = Node({}, COMMAND_LINE).with_value(keys, value)
+    return merge(root, spelled_out(layer)), problems
+
+
+def _wrap(root: Node, *keys: str, inner: str, replaces: bool = False) -> Node:
+    node = root.get(*keys)
+    if node is None or not isinstance(node.value, str):
+        return root
+    return root.with_value(keys, Node({inner: Node(node.value, node.place)}, node.place, replaces))
+
+
+def _other_format(key: str, older: Node, newer: Node) -> bool:
+    """A format's settings mean nothing to another format, unlike an adapter's rank to another adapter."""
+    methods = [node.get("method") for node in (older, newer)]
+    return key == "format" and None not in methods and methods[0].value != methods[1].value  # type: ignore[union-attr]
+
+
+def _keys(key: str, text: str) -> tuple[str, ...]:
+    keys = tuple(key.split("."))
+    if len(keys) > MAX_DEPTH or not all(part and part.isprintable() and part.strip() == part for part in keys):
+        message = f"{shown(text)} has no usable key; write keys as section.key, such as train.max_steps=100"
+        raise RecipeError(COMMAND_LINE.problem("", message))
+    return keys
+
+
+def _deleted(root: Node, keys: tuple[str, ...]) -> Node:
+    for length in range(1, len(keys) + 1):
+        if root.get(*keys[:length]) is None:
+            section = root.get(*keys[: length - 1])
+            written = section.value if section is not None and isinstance(section.value, dict) else {}
+            near = did_you_mean(keys[length - 1], written)
+            message = f"nothing to delete, the recipe does not write this key{near}"
+            raise RecipeError(COMMAND_LINE.problem(dotted(keys), message))
+    return root.with_value(keys, None)

@@ -1,0 +1,81 @@
+"""A recipe with every default spelled out: as text, as a hash, and as a list of differences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lrft.recipe.document import CORE_SCALARS, parse
+from lrft.recipe.schema import Recipe
+from lrft.recipe.tree import Node, Place
+
+if TYPE_CHECKING:
+    from lrft.recipe.load import LoadedRecipe
+
+Keys = tuple[str, ...]
+ABSENT = "(absent)"
+
+
+def resolved(recipe: Recipe) -> str:
+    """YAML text of the recipe, one value a line, in the schema's order; loads back to an equal recipe."""
+    plain = recipe.model_dump(mode="json")
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """sha256 (hex) of the recipe's canonical JSON: equal recipes have equal hashes, however they were written."""
+    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def compare(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """Where two recipes differ: (dotted key, value in a, value in b), `ABSENT` where one has no such key."""
+    left, right = flat(a), flat(b)
+    return [
+        (".".join(keys), left.get(keys, ABSENT), right.get(keys, ABSENT))
+        for keys in dict.fromkeys([*left, *right])
+        if left.get(keys, ABSENT) != right.get(keys, ABSENT)
+    ]
+
+
+def with_origins(loaded: LoadedRecipe) -> str:
+    """The resolved text with each value's origin as a comment."""
+    text = resolved(loaded.recipe)
+    root, _ = parse(text, Place("resolved", 1))
+    lines = text.splitlines()
+    for keys in flat(loaded.recipe):
+        node = root.get(*keys)
+        assert isinstance(node, Node) and node.place.line is not None
+        lines[node.place.line - 1] += f"  # {loaded.origins['.'.join(keys)]}"
+    return "\n".join(lines) + "\n"
+
+
+def flat(recipe: Recipe) -> dict[Keys, Any]:
+    """Keys -> value of every value in the recipe; a list, and an empty section, is one value."""
+    return dict(_flat(recipe.model_dump(mode="json"), ()))
+
+
+def _flat(value: Any, keys: Keys) -> list[tuple[Keys, Any]]:
+    if isinstance(value, dict) and value:
+        return [found for key, inside in value.items() for found in _flat(inside, (*keys, key))]
+    return [(keys, value)]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML 1.1 or 1.2 would not read as text, and keeps every value on one line."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if not text.isprintable() else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+for _tag, _pattern in CORE_SCALARS.items():
+    _Dumper.add_implicit_resolver(_tag, _pattern, None)

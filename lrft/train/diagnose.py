@@ -1,0 +1,51 @@
+"""Finding where a number stopped being finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.objective import Objective
+from lrft.core.run import Run
+from lrft.train.step import StepBatches
+
+
+def first_non_finite(run: Run, batches: StepBatches, objective: Objective, loss: float, norm: float) -> str:
+    """Run the step once more with hooks and say which module first gave a non-finite output, and for which rows."""
+    for info in run.parameters:
+        info.param.grad = None
+    head = f"step {run.step + 1}: loss {loss}, gradient norm {norm}; the weights were not touched"
+    rows = sorted({row for batch in batches.micro_batches for row in batch.examples})[:8]
+    bad = [i.name for i in run.parameters if not bool(torch.isfinite(i.param).all())]
+    if bad:
+        return f"{head}. {bad[0]} itself holds non-finite numbers; go back to an earlier checkpoint."
+    found = _first_module(run, batches, objective)
+    where = f"first in the output of {found}" if found else "in the backward pass only"
+    return f"{head}. It appears {where}, with training rows {rows}; a lower optimizer.lr or float32 may help."
+
+
+def _first_module(run: Run, batches: StepBatches, objective: Objective) -> str:
+    seen: list[str] = []
+    handles = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) and output else output
+            if not seen and isinstance(first, Tensor) and not bool(torch.isfinite(first).all()):
+                seen.append(f"{name} ({type(module).__name__}, {str(first.dtype).removeprefix('torch.')})")
+
+        return hook
+
+    for name, module in run.model.named_modules():
+        handles.append(module.register_forward_hook(watch(name)))
+    try:
+        run.seed_step()
+        with torch.no_grad():
+            for batch in batches.micro_batches:
+                objective(run.model, batch.to(run.device), run)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen[0] if seen else ""

@@ -1,0 +1,58 @@
+"""Nested state as tensors plus plain JSON, so that no pickle is ever written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TENSOR = "__tensor__"
+INTEGER_KEYS = "__integer_keys__"
+TUPLE = "__tuple__"
+
+
+def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
+    """Nested dicts, lists, tuples, tensors and scalars -> (path -> tensor, JSON values that name the paths).
+
+    Raises:
+        TypeError: a value is none of these.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def visit(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[path] = value
+            return {TENSOR: path}
+        if isinstance(value, dict):
+            plain = {str(key): visit(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
+            return {INTEGER_KEYS: plain} if any(isinstance(key, int) for key in value) else plain
+        if isinstance(value, list | tuple):
+            items = [visit(inner, f"{path}.{i}" if path else str(i)) for i, inner in enumerate(value)]
+            return {TUPLE: items} if isinstance(value, tuple) else items
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"{path}: a {type(value).__name__} cannot be kept in a checkpoint; use tensors and plain values")
+
+    return tensors, visit(state, "")
+
+
+def unflatten(tensors: dict[str, Tensor], values: Any) -> Any:
+    """The inverse of `flatten`."""
+    if isinstance(values, list):
+        return [unflatten(tensors, value) for value in values]
+    if not isinstance(values, dict):
+        return values
+    if set(values) == {TENSOR}:
+        return tensors[values[TENSOR]]
+    if set(values) == {TUPLE}:
+        return tuple(unflatten(tensors, value) for value in values[TUPLE])
+    if set(values) == {INTEGER_KEYS}:
+        return {int(key): unflatten(tensors, value) for key, value in values[INTEGER_KEYS].items()}
+    return {key: unflatten(tensors, value) for key, value in values.items()}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested states are bit for bit the same."""
+    (at, av), (bt, bv) = flatten(a), flatten(b)
+    return av == bv and at.keys() == bt.keys() and all(torch.equal(at[key], bt[key]) for key in at)

