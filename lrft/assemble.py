@@ -14,15 +14,16 @@ from lrft.core.frozen import FrozenLinear
 from lrft.core.objective import Objective
 from lrft.core.run import Run
 from lrft.core.stages import Plan
-from lrft.data.gate import GateReport, inspect
+from lrft.data.gate import GateReport
+from lrft.data.prepare import prepare
 from lrft.data.sources import Rows, read_rows
 from lrft.data.steps import StepBatches, TrainData, eval_batches
-from lrft.data.tokenize import Encoded, Renderer, encode_all
+from lrft.data.tokenize import Encoded, Renderer
 from lrft.evaluate.loss import held_out_loss
 from lrft.evaluate.subject import EvaluationStopped, Subject
 from lrft.model.attach import adapter_tensors, attach, make_plan, parameter_infos
 from lrft.model.causal_lm import CausalLM
-from lrft.model.load import load_model, load_tokenizer, pad_id, prepare
+from lrft.model.load import load_model, load_tokenizer, pad_id, configure
 from lrft.model.sites import TargetRow, choose, linear_sites
 from lrft.recipe.schema import Recipe
 from lrft.train import schedule
@@ -39,7 +40,7 @@ class Text:
     """Tokenizer and rows of a recipe, rendered and checked.
 
     Attributes:
-        train: encoded training rows, dropped ones left out; empty where only evaluation is wanted.
+        train: encoded training rows; empty where only evaluation is wanted.
         report: what the data gate found in them.
         held_out: rows of `data.eval`, or None.
     """
@@ -99,10 +100,9 @@ def read_text(recipe: Recipe, *, training: bool = True, trust_remote_code: bool 
     if training:
         rows = read_rows(recipe.data.train, "train")
         text.fingerprints["train"] = rows.fingerprint
-        encoded = encode_all(rows, renderer)
-        text.report = inspect(encoded, rows, tokenizer, stops, recipe.train.max_length)
-        text.report.check(recipe.data.allow_empty_targets, recipe.data.too_long)
-        text.train = [e for e in encoded if not e.dropped and e.targets]
+        prepared = prepare(rows, renderer)
+        prepared.report.check(recipe.data.allow_empty_targets, recipe.data.too_long)
+        text.train, text.report = prepared.encoded, prepared.report
     return text
 
 
@@ -142,7 +142,7 @@ def adapt(
             seed=recipe.train.seed,
             progress=progress,
         )
-        prepare(model, recipe.model)
+        configure(model, recipe.model)
     return Adaptation(model, plan, table)
 
 

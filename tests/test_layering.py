@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ FLOORS = {
     "evaluate": 3,
     "export": 3,
     "assemble": 4,
+    "jobs": 5,
     "commands": 6,
     "cli": 6,
     "__main__": 6,
@@ -113,6 +115,13 @@ def test_files_import_only_lower_floors_and_their_own_folder():
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_lowest_floor_rests_on_torch_and_pydantic_alone():
+    allowed = {"lrft", "torch", "pydantic", "pydantic_core", *sys.stdlib_module_names}
+    for path in (ROOT / "lrft" / "core").glob("*.py"):
+        for line, module, _ in imports(tree(path)):
+            assert module.partition(".")[0] in allowed, f"{relative(path)}:{line}"
+
+
 def test_importing_the_package_imports_nothing():
     assert not list(imports(tree(ROOT / "lrft" / "__init__.py")))
 
@@ -198,7 +207,8 @@ def test_every_allowance_to_name_a_method_is_used():
 
 
 @pytest.mark.parametrize(
-    "code", ["if name == 'dora': pass", "import lrft.methods.adapters.lora", "LoRA(config)", "f'needs {x} nf4'"]
+    "code",
+    ["if name == 'dora': pass", "import lrft.methods.adapters.lora", "LoRA(config)", "f'needs {x} nf4'"],
 )
 def test_a_named_method_would_be_found(code):
     assert {word for _, word in spoken(ast.parse(code))} & method_names()

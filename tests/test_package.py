@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lrft
+import make_tiny_model
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [ROOT / ".ci" / "run", *(ROOT / "scripts" / name for name in ("quickstart", "setup-env", "test"))]
@@ -20,7 +21,9 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "wan
 
 def python(code: str, **options) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, env=environment, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code], text=True, capture_output=True, env=environment, **options
+    )
 
 
 def test_the_version_is_written_once():
@@ -122,3 +125,24 @@ def test_the_continuous_integration_runs_the_test_command_of_the_readme():
     assert "exec scripts/test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "scripts/test" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert ".ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("family", make_tiny_model.FAMILIES)
+def test_a_tiny_model_is_a_function_of_its_seed(family, tmp_path):
+    first, again, other = (
+        make_tiny_model.make(tmp_path / name, family, seed=seed)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+    assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+
+
+def test_the_tiny_tokenizer_gives_back_any_text_and_stops_on_a_token_that_is_not_its_pad():
+    tokenizer = make_tiny_model.make_tokenizer()
+    text = 'Zoë\'s  {"count": 12}\n\t日本'
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}) == 3
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "there"}]
+    prompt = str(tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True))
+    assert str(tokenizer.apply_chat_template(messages, tokenize=False)).startswith(prompt)

@@ -20,7 +20,7 @@ def eval_command(
 
     Example: lrft eval --baseline --task gsm8k --limit 200
     """
-    from lrft.evaluate.report import plain, table
+    from lrft.evaluate.report import table
     from lrft.jobs.evaluate import evaluate_run
     from lrft.jobs.say import progress
     from lrft.train.folder import find
@@ -28,7 +28,8 @@ def eval_command(
     with progress() as show:
         results = evaluate_run(find(run), task or [], limit, baseline, show)
     if as_json:
-        print(json.dumps(plain(results), indent=2))
+        scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in results.items()}
+        print(json.dumps(scores, indent=2))
     else:
         from rich import print as show_table
 

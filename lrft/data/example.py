@@ -11,8 +11,8 @@ class Example:
     """A conversation for the chat template, or plain text in two parts.
 
     Attributes:
-        messages: turns as `{"role", "content"}`; when given, the chat template renders them and the assistant's
-            turns are learnt.
+        messages: turns as `{"role", "content"}`; when given, the chat template renders them and the
+            assistant's turns are learnt.
         prompt: plain text that is read but not learnt; empty for raw text.
         completion: plain text that is learnt, directly after the prompt.
         learn: every assistant turn, or only the last one.

@@ -84,29 +84,32 @@ class GateReport:
         problems = []
         if self.too_long and too_long == "error":
             problems.append(
-                f"data.too_long: {self.too_long} {of} are longer than train.max_length {self.max_length} (lengths: "
-                f"median {self.length_p50}, 95 % {self.length_p95}, longest {self.length_max}; {self._where('too_long')}); "
-                f"set train.max_length: {self.suggested_max_length}, or data.too_long: drop or truncate_left"
+                f"data.too_long: {self.too_long} {of} are longer than train.max_length {self.max_length} "
+                f"(median {self.length_p50}, 95 % at most {self.length_p95}, longest {self.length_max} tokens"
+                f"; {self._where('too_long')}); set train.max_length: {self.suggested_max_length}, or "
+                "data.too_long: drop or truncate_left"
             )
         if self.without_target and not allow_empty_targets:
             problems.append(
-                f"data.train: {self.without_target} {of} have no token to learn ({self._where('without_target')}); correct "
-                "them, keep more of long rows (train.max_length), or set data.allow_empty_targets: true to skip them"
+                f"data.train: {self.without_target} {of} have no token to learn "
+                f"({self._where('without_target')}); correct them, raise train.max_length if it cuts them, "
+                "or set data.allow_empty_targets: true to skip them"
             )
-        elif not self.supervised and not problems:
+        if not self.supervised and not problems:
             problems.append(
-                f"data.train: none {of} has a token to learn; check data.format, data.too_long: {too_long}"
+                f"data.train: none {of} has a token to learn; check data.format and data.too_long: {too_long}"
             )
         if self.without_stop:
             problems.append(
-                f"data.format: {self.without_stop} {of} do not end in a stop token, so the model would not learn to stop "
-                f"({self._where('without_stop')}); stop tokens are {', '.join(self.stop_tokens) or 'none'}; use a chat "
-                "template that ends answers in one of them, or render: plain"
+                f"data.format: {self.without_stop} {of} do not end in a stop token, so the model would not "
+                f"learn to stop ({self._where('without_stop')}); stop tokens are "
+                f"{', '.join(self.stop_tokens) or 'none'}; use a chat template that ends answers in one of "
+                "them, or render: plain"
             )
         if self.wrong_bos:
             problems.append(
                 f"data.format: {self.wrong_bos} {of} have a wrong number of beginning-of-text tokens "
-                f"({self._where('wrong_bos')}); take them out of the rows' text and the template: one is put in front"
+                f"({self._where('wrong_bos')}); leave them out of the text and the template, one is added"
             )
         return problems
 

@@ -12,7 +12,7 @@ from lrft.data.tokenize import Encoded, Renderer, encode_all
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows, their tokens (same order and number), and what the gate counted. Nothing is judged before `check`."""
+    """Rows, their tokens in the same order, and what the gate counted; nothing is judged before `check`."""
 
     rows: Rows
     encoded: list[Encoded]

@@ -1,11 +1,17 @@
-"""An encoded row as text again, cut where the mask changes."""
+"""Encoded rows and the gate's report, for people."""
 
 from __future__ import annotations
 
 from itertools import groupby
 from typing import Any
 
+from rich.text import Text
+
+from lrft.data.gate import GateReport
 from lrft.data.tokenize import Encoded
+
+LEARNT = "bold black on green"
+MARKS = ("⟦", "⟧")
 
 
 def spans(encoded: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
@@ -19,3 +25,48 @@ def spans(encoded: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
         found.append((text[shown:], learnt))
         shown = len(text)
     return found
+
+
+def masked_text(encoded: Encoded, tokenizer: Any, colour: bool) -> Text:
+    """The row as text, what is learnt highlighted, or between marks where there is no colour."""
+    shown = Text()
+    for text, learnt in spans(encoded, tokenizer):
+        if not learnt:
+            shown.append(text, style="dim" if colour else "")
+        elif colour:
+            shown.append(text, style=LEARNT)
+        else:
+            shown.append(MARKS[0] + text + MARKS[1])
+    return shown
+
+
+def facts(report: GateReport) -> list[tuple[str, str]]:
+    """The report, a line a fact; kinds of problems that did not occur are left out."""
+    lines = [
+        ("rows", f"{report.rows:,}"),
+        ("tokens", f"{report.tokens:,}"),
+        ("learnt", f"{report.supervised:,} ({report.supervised_share:.1%})"),
+        (
+            "row length",
+            f"median {report.length_p50}, 95 % at most {report.length_p95}, longest {report.length_max}, "
+            f"limit {report.max_length}",
+        ),
+        ("stop tokens", " ".join(report.stop_tokens)),
+    ]
+    kinds = {
+        "too_long": "longer than the limit",
+        "dropped": "dropped",
+        "truncated": "truncated",
+        "stops_cut": "stop token cut off",
+        "without_target": "nothing to learn",
+        "empty_answers": "empty answer",
+        "without_stop": "no stop token",
+        "wrong_bos": "wrong beginning-of-text count",
+        "merged": "prompt and answer share a token",
+        "duplicates": "duplicates",
+    }
+    for kind, label in kinds.items():
+        count = getattr(report, kind)
+        if count:
+            lines.append((label, f"{count:,} (first: {', '.join(report.first[kind])})"))
+    return lines

@@ -57,8 +57,8 @@ class Rows:
 def read_rows(source: Source, role: Role) -> Rows:
     """The rows of `data.train` or `data.eval`.
 
-    A path that exists is read as a file, or as a folder holding one file a split; anything that looks like a hub
-    id is loaded from the hub.
+    A path that exists is read as a file, or as a folder holding one file a split; anything that looks like a
+    hub id is loaded from the hub.
 
     Raises:
         DataError: nothing there, malformed (with file and line), or no rows.
@@ -99,12 +99,19 @@ def _read_file(path: Path, role: Role, limit: int | None) -> Rows:
 def _read_parquet(path: Path, limit: int | None) -> Sequence[Row]:
     import datasets
 
-    # A cache of its own, gone when the rows are in memory: none is left behind to be served for a changed file.
-    with tempfile.TemporaryDirectory() as cache:
-        try:
+    # A cache of its own, gone when the rows are in memory, can never be served for a file that has changed.
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        with tempfile.TemporaryDirectory() as cache:
             rows = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
-        except Exception as error:  # pyarrow's and datasets' many kinds; the cause is what helps
-            raise DataError(f"{path}: no readable parquet file ({_first_line(error)})") from error
+    except StopIteration:  # how datasets says that there is not one row
+        return []
+    except Exception as error:  # pyarrow's and datasets' many kinds; the cause is what helps
+        raise DataError(f"{path}: no readable parquet file ({_first_line(error)})") from error
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
@@ -114,12 +121,10 @@ def _read_hub(source: Source, role: Role) -> Rows:
     split = source.split or HUB_SPLIT[role]
     try:
         rows = datasets.load_dataset(source.source, source.name, split=split, revision=source.revision)
-    except (
-        Exception
-    ) as error:  # network, missing set, missing configuration or split: told apart by their message
+    except Exception as error:  # network, missing set, configuration or split: told apart by their message
         raise DataError(
-            f"data.{role}.source: cannot load {source.source!r} (split {split!r}) from the hub: {_first_line(error)} "
-            "Offline, download it once with network access and keep HF_HOME, or name a local file."
+            f"data.{role}.source: no file {source.source!r}, and the hub did not give it (split {split!r}): "
+            f"{_first_line(error)} Without network, download it first and keep HF_HOME, or name a file."
         ) from error
     if source.limit is not None:
         rows = rows.select(range(min(source.limit, len(rows))))

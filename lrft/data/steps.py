@@ -37,9 +37,9 @@ class StepBatches:
 class TrainData:
     """The training rows, cut into optimizer steps.
 
-    Each epoch visits every usable row once, in an order of its own. With packing, that order is packed into rows
-    of `max_length` tokens; without, a row is one document, padded to the longest of its micro-batch. Micro-batch j
-    of a step belongs to process j % world. The last step of an epoch may hold fewer micro-batches.
+    Each epoch visits every usable row once, in an order of its own. With packing, that order is packed into
+    rows of `max_length` tokens; without, a row is one document, padded to the longest of its micro-batch.
+    Micro-batch j of a step belongs to process j % world. The last step of an epoch may hold fewer.
 
     Args:
         encoded: the rows; those dropped or without a target are left out, the others keep their index.

@@ -1,7 +1,7 @@
 """Rows of JSON, JSON-lines, CSV and TSV files, exactly as written, each with its line.
 
-These are parsed here and not by `datasets`: its readers guess types, so that a text "2020-01-01" comes back as a
-timestamp and "007" or "NA" as a number or nothing, and they do not say in which line a file is broken.
+These are parsed here and not by `datasets`: its readers guess types, so that a text "2020-01-01" comes back
+as a timestamp and "007" or "NA" as a number or nothing, and they do not say which line of a file is broken.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from lrft.core.errors import DataError
 
@@ -76,12 +76,13 @@ def _lines(path: Path) -> Iterator[str]:
         _fail(path, number + 1, f"the gzip data is damaged ({error})")
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+def _open(path: Path) -> BinaryIO | gzip.GzipFile:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _parse_lines(path: Path, lines: Iterator[str], limit: int | None) -> Read:
-    rows, numbers = [], []
+    rows: list[Row] = []
+    numbers: list[int] = []
     for number, line in enumerate(lines, 1):
         if len(rows) == limit:
             break
@@ -108,7 +109,8 @@ def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: boo
     Args:
         alone: nothing may follow the list.
     """
-    rows, numbers = [], []
+    rows: list[Row] = []
+    numbers: list[int] = []
     line, counted = 1, 0
     at, decoder = _skip(text, start + 1), _decoder()
     while not text.startswith("]", at) and len(rows) != limit:

@@ -1,8 +1,8 @@
 """Rows to token ids, with the mask of what is learnt.
 
-The mask never looks for marker strings. The text up to an answer and the text with it are tokenized, and the answer
-begins where the first ends. Where the two disagree at the seam, because a token spans it, character offsets decide:
-a token is a target if and only if it starts at or after the boundary.
+The mask never looks for marker strings. The text up to an answer and the text with it are tokenized, and the
+answer begins where the first ends. Where the two disagree at the seam, because a token spans it, character
+offsets decide: a token is a target if and only if it starts at or after the boundary.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class _Joint:
     def _starts(self) -> list[int]:
         if not getattr(self.tokenizer, "is_fast", False):
             raise DataError(
-                "the tokenizer merges the end of the prompt with the answer and is too slow a kind to say where its "
-                "tokens start; end the prompt with a line feed, or use a model with a fast tokenizer"
+                "one token spans the end of the prompt and the answer, and this tokenizer is not a fast one "
+                "and cannot say where its tokens start; end the prompt with a line feed, or use a fast one"
             )
         found = self.tokenizer(
             self.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -189,8 +189,8 @@ class Renderer:
         through = text if turn == len(messages) - 1 else self._render(messages[: turn + 1])
         if not through.startswith(before):
             raise DataError(
-                f"message {turn + 1}: the chat template writes the prompt of this answer differently once the answer "
-                "is there, so what is learnt would never be asked; use another chat template"
+                f"message {turn + 1}: the chat template writes the prompt of this answer differently once "
+                "the answer is there, so what is learnt would never be asked; use another chat template"
             )
         if not text.startswith(through):
             raise DataError(

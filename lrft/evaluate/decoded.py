@@ -17,8 +17,8 @@ def decoded(model: nn.Module, limit_bytes: int | None = None) -> Iterator[int]:
     """Keep the dense weights of compressed layers in memory; yields how many layers are decoded.
 
     The numbers are the ones the layer would decode itself, so outputs do not change. Layers whose storage is
-    already as large as the dense weight are left alone, and so are those beyond the budget: they go on decoding
-    at every use. Weights must not be written meanwhile.
+    already as large as the dense weight are left alone, and so are those beyond the budget: they go on
+    decoding at every use. Weights must not be written meanwhile.
 
     Args:
         limit_bytes: most memory the dense copies may take; by default half of what is free on the device.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from lrft.core.errors import DataError
 from lrft.evaluate.batching import scoring, token_batches
 from lrft.evaluate.decoded import decoded
 from lrft.evaluate.subject import Subject
@@ -21,6 +22,7 @@ def generate(
     max_new_tokens: int,
     stop_ids: Iterable[int] | None = None,
     what: str = "generate",
+    where: Callable[[int], str] = "row {}".format,
 ) -> list[list[int]]:
     """The most likely next token, again and again, for every prompt.
 
@@ -28,17 +30,22 @@ def generate(
         prompts: token ids; sorted by length and batched by tokens here, answered in the order given.
         stop_ids: tokens that end a row; by default the subject's.
         what: the name the progress display shows.
+        where: names a prompt in an error.
 
     Returns:
-        Generated ids per prompt, cut before the first stop token: a row of exactly `max_new_tokens` never stopped.
+        Generated ids per prompt, cut before the first stop token: a row of `max_new_tokens` never stopped.
 
     Raises:
-        DataError: a prompt that with its answer needs more positions than the model has.
+        DataError: an empty prompt, or one that with its answer needs more positions than the model has.
         EvaluationStopped: a signal came, also in the middle of a batch.
     """
     stops = sorted(subject.stop_ids if stop_ids is None else stop_ids)
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    subject.check_lengths(lengths, "row")
+    subject.check_lengths(lengths, where)
+    if [] in prompts:
+        raise DataError(
+            f"{where(list(prompts).index([]))}: the prompt is empty; use a format that writes one"
+        )
     outputs: list[list[int]] = [[] for _ in prompts]
     done = 0
     hf = subject.hf
@@ -80,7 +87,7 @@ def left_padded(prompts: list[list[int]], pad_id: int) -> dict[str, Tensor]:
 
 @contextmanager
 def generation_attention(hf: Any) -> Iterator[str]:
-    """A stock attention implementation, since those of training need not know a key-value cache or left padding."""
+    """A stock attention implementation: those of training need know neither a cache nor left padding."""
     previous = hf.config._attn_implementation
     # Gemma 2 caps attention logits, which only the eager implementation does.
     stock = "sdpa" if hf._supports_sdpa and previous != "eager" else "eager"
@@ -93,7 +100,7 @@ def generation_attention(hf: Any) -> Iterator[str]:
 
 @contextmanager
 def own_settings(hf: Any) -> Iterator[None]:
-    """Hide the checkpoint's generation settings: unset options are filled from them, a repetition penalty included."""
+    """Hide the checkpoint's generation settings; its repetition penalty, say, would fill an unset option."""
     previous = hf.generation_config
     hf.generation_config = GenerationConfig()
     try:
@@ -109,11 +116,15 @@ class _Poll(StoppingCriteria):
         self.subject = subject
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        return torch.full(input_ids.shape[:1], self.subject.should_stop(), device=input_ids.device, dtype=torch.bool)
+        return torch.full(
+            input_ids.shape[:1], self.subject.should_stop(), device=input_ids.device, dtype=torch.bool
+        )
 
 
 def _generate_batch(subject: Subject, prompts: list[list[int]], config: GenerationConfig) -> list[list[int]]:
-    inputs = {name: tensor.to(subject.model.device) for name, tensor in left_padded(prompts, subject.pad_id).items()}
+    inputs = {
+        name: tensor.to(subject.model.device) for name, tensor in left_padded(prompts, subject.pad_id).items()
+    }
     produced = subject.hf.generate(
         **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([_Poll(subject)])
     )

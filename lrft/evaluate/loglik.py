@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -18,18 +18,27 @@ def continuation_logprobs(
     prompts: Sequence[list[int]],
     continuations: Sequence[list[int]],
     what: str = "options",
+    where: Callable[[int], str] = "row {}".format,
 ) -> list[tuple[float, int]]:
-    """log p(continuation | prompt) of every pair, summed over its tokens, and the number of those tokens.
+    """Sum of log p(token | all before it) over every continuation, and the number of its tokens.
 
-    Pairs are sorted by length, batched by tokens, and come back in the order given.
+    Args:
+        prompts, continuations: token ids, one of each per pair; batched by tokens here, order kept.
+        what: the name the progress display shows.
+        where: names a pair in an error.
 
     Raises:
         DataError: an empty prompt or continuation, or a pair longer than the model's positions.
         EvaluationStopped: a signal came.
     """
-    _check(prompts, continuations)
+    for index, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        if not prompt or not continuation:
+            empty = "continuation" if prompt else "prompt"
+            raise DataError(
+                f"{where(index)}: the {empty} has no token; give it a text, or use a format that writes one"
+            )
     lengths = [len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)]
-    subject.check_lengths(lengths, "row")
+    subject.check_lengths(lengths, where)
     scores: list[tuple[float, int]] = [(0.0, 0)] * len(lengths)
     done = 0
     with scoring(subject.model):
@@ -41,13 +50,6 @@ def continuation_logprobs(
             done += len(indices)
             subject.report(what, done, len(lengths))
     return scores
-
-
-def _check(prompts: Sequence[list[int]], continuations: Sequence[list[int]]) -> None:
-    for index, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
-        if not prompt or not continuation:
-            empty = "continuation" if prompt else "prompt"
-            raise DataError(f"row {index}: the {empty} has no token; give it a text, or use a format that writes one.")
 
 
 def _sums(subject: Subject, prompts: list[list[int]], continuations: list[list[int]]) -> list[float]:

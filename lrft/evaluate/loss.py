@@ -66,10 +66,14 @@ def held_out_loss(
             if progress is not None:
                 progress("loss", rows, total)
     if tokens == 0:
-        raise DataError(f"data.eval: none of the {rows} held-out rows has a supervised token; check data.format.")
+        raise DataError(
+            f"data.eval: none of the {rows} held-out rows has a supervised token; check data.format"
+        )
     loss = summed / tokens
     if not math.isfinite(loss):
-        raise NumericalError(f"data.eval: the held-out loss is {loss}; the model's weights or activations overflowed.")
+        raise NumericalError(
+            f"data.eval: the held-out loss is {loss}; the model's weights or activations overflowed"
+        )
     return LossResult(loss, perplexity(loss), tokens, rows)
 
 

@@ -20,10 +20,12 @@ Progress = Callable[[str, int, int], None]
 
 
 class EvaluationStopped(Interrupted):
-    """Asked to stop between two batches. A partial score is never returned; the caller knows which signal it was."""
+    """Asked to stop between two batches; a partial score is never returned. The caller knows which signal."""
 
     def __init__(self, done: int, total: int) -> None:
-        super().__init__(signal.SIGINT, f"evaluation was asked to stop after {done} of {total} rows; no score written")
+        super().__init__(
+            signal.SIGINT, f"evaluation was asked to stop after {done} of {total} rows; no score written"
+        )
 
 
 def never() -> bool:
@@ -75,8 +77,12 @@ class Subject:
         if self.progress is not None:
             self.progress(what, done, total)
 
-    def check_lengths(self, lengths: Sequence[int], what: str) -> None:
+    def check_lengths(self, lengths: Sequence[int], where: Callable[[int], str] = "row {}".format) -> None:
         """Refuse rows that need more positions than the model has.
+
+        Args:
+            lengths: tokens of each row, those still to be generated included.
+            where: names a row in the message.
 
         Raises:
             DataError: names the first such row.
@@ -87,8 +93,8 @@ class Subject:
         for index, length in enumerate(lengths):
             if positions is not None and length > positions:
                 raise DataError(
-                    f"{what} {index}: needs {length} tokens, but the model has {positions} positions; "
-                    "shorten the row or lower max_new_tokens."
+                    f"{where(index)}: needs {length} tokens, but the model has {positions} positions; "
+                    "shorten the row, or lower max_new_tokens where it generates"
                 )
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from lrft.assemble import Job, adapt, assemble, read_text
 from lrft.core.errors import UsageError
 from lrft.core.params import count
+from lrft.data.show import facts
 from lrft.export.peft_format import adapter_files, write_adapter_folder
 from lrft.jobs.memory import memory_advice
 from lrft.jobs.say import say
@@ -46,7 +47,7 @@ def train_recipe(
     began = time.perf_counter()
     text = read_text(recipe, trust_remote_code=trust_remote_code)
     if accelerator.is_main_process:
-        say(str(text.report))
+        say("; ".join(f"{label} {value}" for label, value in facts(text.report)))
     adaptation = adapt(recipe, device=accelerator.device, trust_remote_code=trust_remote_code)
     job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe))
     if accelerator.is_main_process:

@@ -1,7 +1,8 @@
-"""What cannot work together, found before any weight is read: set algebra over traits, and a few clashes of keys."""
+"""What cannot work together, found before weights are read: set algebra over traits, and clashes of keys."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -62,7 +63,8 @@ def _unmet_requirements(settings: _Settings) -> Iterator[Problem]:
     provided = frozenset().union(*(part.provides for part in chosen.values()))
     for axis, part in chosen.items():
         for trait in sorted(part.requires - provided):
-            message = f"{part.name} requires what no chosen part provides: {_meaning(trait)}; {_remedy(trait)}"
+            lacking = f"{part.name} requires what no chosen part provides: {_meaning(trait)}"
+            message = f"{lacking}; {_remedy(trait)}"
             yield Problem(f"{axis}.method", message)
     if settings["train.clip"] is not None and "clippable" not in provided and _providers("clippable"):
         message = f"{chosen['optimizer'].name} does not let gradients be clipped; write train.clip: null"
@@ -98,9 +100,11 @@ def _flash_attention(settings: _Settings) -> Iterator[Problem]:
     if settings["model.attention"] != "flash_attention_2":
         return
     if settings["train.device"] == "cpu":
-        yield Problem("model.attention", "flash_attention_2 needs a GPU, but train.device is cpu; write sdpa or auto")
+        message = "flash_attention_2 needs a GPU, but train.device is cpu; write sdpa or auto"
+        yield Problem("model.attention", message)
     if settings["model.dtype"] == "float32":
-        yield Problem("model.attention", "flash_attention_2 has no float32 kernel; write sdpa, or model.dtype: bfloat16")
+        message = "flash_attention_2 has no float32 kernel; write sdpa, or model.dtype: bfloat16"
+        yield Problem("model.attention", message)
 
 
 def _warmup_beyond_the_end(settings: _Settings) -> Iterator[Problem]:
@@ -112,7 +116,21 @@ def _warmup_beyond_the_end(settings: _Settings) -> Iterator[Problem]:
 
 def _scores_without_rows(settings: _Settings) -> Iterator[Problem]:
     if settings["train.eval_every"] is not None and settings["data.eval"] is None:
-        yield Problem("train.eval_every", "there are no held-out rows to score; write data.eval, or remove this key")
+        message = "there are no held-out rows to score; write data.eval, or remove this key"
+        yield Problem("train.eval_every", message)
+
+
+def _hub_keys_of_a_local_source(settings: _Settings) -> Iterator[Problem]:
+    for split in ("data.train", "data.eval"):
+        source = settings[f"{split}.source"] if settings[split] is not None else None
+        if source is None or not os.path.isabs(source):
+            continue
+        for key in ("name", "revision", "split"):
+            if settings[f"{split}.{key}"] is not None and (key != "split" or os.path.isfile(source)):
+                message = (
+                    f"belongs to hub data sets, but {source} is local; remove it, or write {split}: PATH"
+                )
+                yield Problem(f"{split}.{key}", message)
 
 
 CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
@@ -120,4 +138,5 @@ CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
     _flash_attention,
     _warmup_beyond_the_end,
     _scores_without_rows,
+    _hub_keys_of_a_local_source,
 )

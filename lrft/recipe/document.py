@@ -1,4 +1,7 @@
-"""Reading YAML: a text becomes a tree that knows its lines. Nothing in the text can run code or eat memory."""
+"""Reading YAML: a text becomes a tree that knows its lines.
+
+Nothing in the text can run code, and its size, depth and expanded aliases are limited.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +38,17 @@ def read_text(path: Path) -> str:
         if path.is_dir():
             raise RecipeError(Problem("", "is a folder, not a recipe; give the .yaml file inside it", name))
         if not path.is_file():
-            raise RecipeError(Problem("", "is not a regular file; write the recipe to a .yaml file first", name))
+            raise RecipeError(
+                Problem("", "is not a regular file; write the recipe to a .yaml file first", name)
+            )
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(Problem("", f"cannot be read: {error.strerror or error}", name)) from error
     if len(data) > MAX_BYTES:
-        raise RecipeError(Problem("", "is larger than 1 MB, so it is not a recipe; recipes are short YAML texts", name))
+        raise RecipeError(
+            Problem("", "is larger than 1 MB, so it is not a recipe; recipes are short YAML texts", name)
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -69,7 +76,9 @@ def parse(text: str, place: Place, key: str = "") -> tuple[Node, list[Problem]]:
         raise RecipeError(Problem(key, _syntax(error), place.file, line)) from error
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1 if place.line is not None else None
-        message = f"the character U+{error.character:04X} is not allowed in YAML; save the recipe as plain text"
+        message = (
+            f"the character U+{error.character:04X} is not allowed in YAML; save the recipe as plain text"
+        )
         raise RecipeError(Problem(key, message, place.file, line)) from error
     except (_TooLarge, RecursionError) as error:
         raise RecipeError(Problem(key, str(error) or _TOO_DEEP, place.file)) from error
@@ -153,18 +162,24 @@ class _Builder:
         if isinstance(node, ScalarNode) and (node.tag in CORE_SCALARS or node.tag == CORE + "str"):
             return Node(self._scalar(node, keys, place), place)
         tag = shown(node.tag.replace(CORE, "!!"))
-        self.problems.append(place.problem(dotted(keys), f"the tag {tag} is not allowed; write a plain value"))
+        self.problems.append(
+            place.problem(dotted(keys), f"the tag {tag} is not allowed; write a plain value")
+        )
         return Node(None, place)
 
     def _at(self, node: yaml.Node) -> Place:
-        return self.origin if self.origin.line is None else replace(self.origin, line=node.start_mark.line + 1)
+        return (
+            self.origin if self.origin.line is None else replace(self.origin, line=node.start_mark.line + 1)
+        )
 
     def _mapping(self, node: MappingNode, keys: Keys, place: Place) -> Node:
         found: dict[str, Node] = {}
         for key_node, value_node in node.value:
             at = self._at(key_node)
             if not isinstance(key_node, ScalarNode):
-                self.problems.append(at.problem(dotted(keys), "a key must be a word, not a list or a section"))
+                self.problems.append(
+                    at.problem(dotted(keys), "a key must be a word, not a list or a section")
+                )
                 continue
             key = key_node.value
             path = (*keys, key)
@@ -191,7 +206,9 @@ def _constructed(tag: str, text: str) -> Any:
     kind = tag.removeprefix(CORE)
     if kind == "str":
         return text
-    if not CORE_SCALARS[tag].fullmatch(text) and not (kind == "float" and CORE_SCALARS[CORE + "int"].fullmatch(text)):
+    if not CORE_SCALARS[tag].fullmatch(text) and not (
+        kind == "float" and CORE_SCALARS[CORE + "int"].fullmatch(text)
+    ):
         raise ValueError(text)
     if kind == "null":
         return None

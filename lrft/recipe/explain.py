@@ -30,7 +30,9 @@ class _Explanation:
     def __init__(self, root: Node, plain: dict[str, Any]) -> None:
         self.root = root
         self.plain = plain
-        self.suggested: set[str] = set()  # keys that an unknown key was probably meant to be: they are not missing
+        self.suggested: set[str] = (
+            set()
+        )  # keys that an unknown key was probably meant to be: they are not missing
 
     def problems(self, errors: list[Any]) -> list[Problem]:
         found: dict[str, Problem] = {}
@@ -90,7 +92,9 @@ class _Explanation:
         if slot is None or any(f"{dotted(loc)}.".startswith(f"{key}.") for key in self.suggested):
             return []
         section = slot.section(None) if slot.registry is None else None
-        required = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
+        required = (
+            [name for name, field in section.model_fields.items() if field.is_required()] if section else []
+        )
         if len(loc) == 1 and required:
             return [found for name in required for found in self._missing((*loc, name))]
         if section is not None and required:

@@ -1,4 +1,4 @@
-"""The schema read as a user sees it: what may stand at a key, in plain words, with the chosen methods' settings."""
+"""The schema as a user sees it: what may stand at a key, in plain words, the chosen methods' settings too."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ class Slot:
         """The class that parses `value` as a section here: for a method, its own `Config`."""
         if self.registry is not None:
             name = value.get("method") if isinstance(value, dict) else value
-            known = isinstance(name, str) and name in self.registry.names()
-            return self.registry.declared(name).config if known else None
+            if not isinstance(name, str) or name not in self.registry.names():
+                return None
+            return self.registry.declared(name).config
         if isinstance(self.annotation, type) and issubclass(self.annotation, Section):
             return self.annotation
         return next((found for option in self._options() if (found := option.section(value))), None)
@@ -100,10 +101,12 @@ class Slot:
             return ""
         found = []
         for item in self.metadata:
-            found += [f"{word} {getattr(item, name)}" for name, word in _LIMITS.items() if hasattr(item, name)]
+            found += [
+                f"{word} {getattr(item, name)}" for name, word in _LIMITS.items() if hasattr(item, name)
+            ]
             if getattr(item, "pattern", None):
-                example = f", such as {self.field.default}" if self.field and self.field.default else ""
-                found.append(f"of the form {item.pattern}{example}")
+                example = f"such as {self.field.default} " if self.field and self.field.default else ""
+                found.append(f"{example}(matching {item.pattern})")
             if getattr(item, "min_length", None):
                 found.append("that is not empty")
         return f" {' and '.join(found)}" if found else ""
@@ -127,7 +130,7 @@ def slot_of(field: FieldInfo) -> Slot:
 
 
 def slot_at(keys: tuple[str | int, ...], plain: Any) -> Slot | None:
-    """The slot at a key of the recipe, `plain` being the whole recipe as written; None where no key is allowed."""
+    """The slot at a key of the recipe `plain`, as written; None where no key is allowed."""
     slot: Slot | None = ROOT
     for key in keys:
         if slot is None:
@@ -151,7 +154,7 @@ def value_at(keys: tuple[str | int, ...], plain: Any) -> Any:
 
 def known_keys(plain: Any, slot: Slot = ROOT, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Every key the recipe could hold, the chosen methods' settings included, those of lists left out."""
-    section = slot.section(plain)
+    section = slot.section(plain) or (slot.registry.config if slot.registry is not None else None)
     if section is None:
         return
     for name, field in section.model_fields.items():
@@ -164,7 +167,13 @@ def known_keys(plain: Any, slot: Slot = ROOT, prefix: tuple[str, ...] = ()) -> I
 def listed(words: Any, last: str) -> str:
     """`a, b or c`."""
     words = list(words)
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else "none yet"
+    return (
+        words[0]
+        if len(words) == 1
+        else f"{', '.join(words[:-1])} {last} {words[-1]}"
+        if words
+        else "none yet"
+    )
 
 
 def a(noun: str) -> str:

@@ -7,6 +7,9 @@ from pathlib import Path
 import lrft
 from lrft.core.errors import RecipeError, UsageError
 from lrft.core.names import did_you_mean
+from lrft.recipe.document import parse, read_text
+from lrft.recipe.paths import sources
+from lrft.recipe.tree import Node, Place, shown
 
 
 def folder() -> Path:
@@ -17,9 +20,10 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """Every packaged recipe, by path without suffix: `quickstart`, `smoke/lora`."""
+    """Every packaged recipe, by path without suffix: `quickstart`, `smoke/none`. Not `_parts.yaml`."""
     root = folder()
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    files = [path for path in root.rglob("*.yaml") if not path.name.startswith("_")]
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in files)
 
 
 def find(name: str) -> Path:
@@ -31,12 +35,15 @@ def find(name: str) -> Path:
     stem = name.removesuffix(".yaml")
     known = names()
     if stem not in known:
-        raise RecipeError(f"no recipe named {name!r}: neither a file nor a packaged recipe{did_you_mean(stem, known)}")
+        near = did_you_mean(stem[:100], known)
+        raise RecipeError(f"no recipe {shown(name)}: neither a file nor a packaged recipe{near}")
     return folder() / f"{stem}.yaml"
 
 
 def copy(name: str, destination: Path) -> Path:
     """Copy a packaged recipe to a file, or into an existing folder, and return the file written.
+
+    Relative paths in it become absolute, so that the copy means the same.
 
     Raises:
         RecipeError: no such recipe.
@@ -48,7 +55,23 @@ def copy(name: str, destination: Path) -> Path:
         raise UsageError(f"{target.parent}: no such folder; make it first")
     try:
         with target.open("x", encoding="utf-8") as file:
-            file.write(source.read_text(encoding="utf-8"))
+            file.write(_movable(source))
     except FileExistsError as error:
         raise UsageError(f"{target} exists already; choose another name or remove it") from error
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
+
+
+def _movable(source: Path) -> str:
+    """The recipe's text, comments kept, with the paths that are relative to its folder made absolute."""
+    text = read_text(source)
+    root, _ = parse(text, Place(str(source), 1, source.parent))
+    lines = text.splitlines(keepends=True)
+    written = [root.get("extends"), *(root.get(*keys) for keys in sources(root))]
+    for node in filter(None, written):
+        path = source.parent / str(node.value)
+        if isinstance(node, Node) and node.place.line is not None and path.is_file():
+            line = lines[node.place.line - 1]
+            lines[node.place.line - 1] = line.replace(str(node.value), str(path.resolve()), 1)
+    return "".join(lines)

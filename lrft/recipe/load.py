@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lrft.core.axes import AXES
-from lrft.core.errors import Problem, RecipeError
+from lrft.core.errors import Problem, RecipeError, UsageError
 from lrft.recipe import library
 from lrft.recipe.check import conflicts
 from lrft.recipe.document import parse, read_text
 from lrft.recipe.explain import validated
-from lrft.recipe.merge import COMMAND_LINE, merge, override, spelled_out
+from lrft.recipe.merge import COMMAND_LINE, is_override, merge, override, spelled_out
 from lrft.recipe.paths import located
 from lrft.recipe.resolved import flat
 from lrft.recipe.schema import Recipe
-from lrft.recipe.tree import Node, Place, shown
+from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 
 DEFAULT = Place("default")
 MAX_PARENTS = 20
@@ -50,24 +50,38 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     """
     path = locate(name_or_path)
     root, problems = _layers(path, ())
-    for text in overrides:
-        try:
-            root, found = override(root, text)
-            problems += found
-        except RecipeError as error:
-            problems += error.problems
+    root, problems = _overridden(root, overrides, problems)
     root, found = located(root)
     problems += found
     root = _with_methods_named(root)
     recipe, found, meant = validated(root)
     problems += _new(found, problems)
-    faulty = {problem.key for problem in problems} | meant
-    clashes = [replace(p, file=at.file, line=at.line) for p in conflicts(root.plain(), faulty) if (at := _at(root, p))]
-    problems += _new(clashes, problems)
+    clashes = conflicts(root.plain(), {problem.key for problem in problems} | meant)
+    problems += _new([_at(root, clash).problem(clash.key, clash.message) for clash in clashes], problems)
     if problems or recipe is None:
         raise RecipeError(_in_order(problems, path))
-    origins = {key: _origin(root, keys) for key, keys in ((".".join(keys), keys) for keys in flat(recipe))}
+    origins = {dotted(keys): _origin(root, keys) for keys in flat(recipe)}
     return LoadedRecipe(recipe, origins, path, path.stem)
+
+
+def validate(arguments: Sequence[str]) -> list[tuple[str, list[Problem]]]:
+    """(recipe, problems) of each recipe among the arguments, with the overrides among them applied to each.
+
+    Raises:
+        UsageError: there is no recipe among them.
+    """
+    overrides = [argument for argument in arguments if is_override(argument)]
+    files = [argument for argument in arguments if not is_override(argument)]
+    if not files:
+        raise UsageError("give a recipe before the overrides, such as quickstart train.max_steps=10")
+    found: list[tuple[str, list[Problem]]] = []
+    for file in files:
+        try:
+            load_recipe(file, overrides)
+            found.append((file, []))
+        except RecipeError as error:
+            found.append((file, error.problems))
+    return found
 
 
 def locate(name_or_path: str | Path) -> Path:
@@ -90,6 +104,16 @@ def locate(name_or_path: str | Path) -> Path:
     if os.path.exists(name):
         return Path(name)  # a device or pipe: refused by the reader, by name
     return library.find(name)
+
+
+def _overridden(root: Node, overrides: Sequence[str], problems: list[Problem]) -> tuple[Node, list[Problem]]:
+    for text in overrides:
+        try:
+            root, found = override(root, text)
+        except RecipeError as error:
+            found = error.problems
+        problems = [*problems, *found]
+    return root, problems
 
 
 def _layers(path: Path, chain: tuple[Path, ...]) -> tuple[Node, list[Problem]]:
@@ -115,7 +139,9 @@ def _layers(path: Path, chain: tuple[Path, ...]) -> tuple[Node, list[Problem]]:
 def _parent(extends: Node, path: Path, chain: tuple[Path, ...]) -> Path:
     name = extends.value
     if not isinstance(name, str) or not name:
-        raise RecipeError(extends.place.problem("extends", f"must be the name of one recipe, not {shown(name)}"))
+        raise RecipeError(
+            extends.place.problem("extends", f"must be the name of one recipe, not {shown(name)}")
+        )
     beside = [path.parent / name, path.parent / f"{name}.yaml"]
     found = next((file for file in beside if os.path.isfile(file)), None)
     try:
@@ -134,7 +160,7 @@ def _parent(extends: Node, path: Path, chain: tuple[Path, ...]) -> Path:
 
 
 def _with_methods_named(root: Node) -> Node:
-    """Axes without a `method` get the default one, so that `optimizer: {lr: 1e-4}` means the default optimizer."""
+    """Axes without a `method` get the default one: `optimizer: {lr: 1e-4}` is the default optimizer."""
     for axis in AXES:
         section = root.get(axis)
         if section is None or (isinstance(section.value, dict) and "method" not in section.value):
@@ -151,16 +177,15 @@ def _new(found: list[Problem], known: list[Problem]) -> list[Problem]:
 
 def _at(root: Node, problem: Problem) -> Place:
     place = root.nearest(*problem.key.split("."))
-    return root.place if place == DEFAULT else place
+    return root.nearest() if place == DEFAULT else place
 
 
-def _origin(root: Node, keys: tuple[str, ...]) -> str:
+def _origin(root: Node, keys: Keys) -> str:
     node = root.get(*keys)
     return str(node.place if node is not None else DEFAULT)
 
 
 def _in_order(problems: list[Problem], path: Path) -> list[Problem]:
-    """By line; the recipe's own file before its parents, the command line last. One mistake is told once."""
-    told = {(p.file, p.line, p.message): p for p in reversed(problems)}
+    """By line; the recipe's own file before its parents, the command line last."""
     rank = {str(path): 0, COMMAND_LINE.file: 2}
-    return sorted(reversed(told.values()), key=lambda p: (rank.get(p.file, 1), p.file, p.line or 0))
+    return sorted(problems, key=lambda p: (rank.get(p.file, 1), p.file, p.line or 0))

@@ -1,4 +1,4 @@
-"""How layers of a recipe combine: short forms spelled out, the later layer wins key by key, overrides on top."""
+"""How layers of a recipe combine: short forms spelled out, later layers win key by key, overrides on top."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ METHOD_SECTIONS = (*AXES, "schedule")
 def spelled_out(root: Node) -> Node:
     """A layer with its short forms written in full, so that layers merge key by key.
 
-    `adapter: dora` is `{method: dora}`, and keeps what an older layer says of the section; `data: PATH` is the
-    source of both splits; a source or a format written as a string replaces the older one.
+    A section written as the name of a method is `{method: NAME}`, and keeps what an older layer says of it;
+    `data: PATH` is the source of both splits; a source or format written as a string replaces the older one.
     """
     for section in METHOD_SECTIONS:
         root = _wrap(root, section, inner="method")
@@ -36,7 +36,8 @@ def merge(older: Node, newer: Node) -> Node:
         return newer
     both = dict(older.value)
     for key, node in newer.value.items():
-        both[key] = merge(both[key], node) if key in both and not _other_format(key, both[key], node) else node
+        keeps = key in both and not _other_format(key, both[key], node)
+        both[key] = merge(both[key], node) if keeps else node
     return replace(older if newer.place.line is None else newer, value=both)
 
 
@@ -50,7 +51,7 @@ def override(root: Node, text: str) -> tuple[Node, list[Problem]]:
         return _deleted(root, _keys(text[1:], text)), []
     key, equals, value_text = text.partition("=")
     if not equals:
-        message = f"{shown(text)} is not an override; write key.sub=value to set a key, or ~key.sub to delete it"
+        message = f"{shown(text)} is not an override; write key.sub=value to set, or ~key.sub to delete"
         raise RecipeError(COMMAND_LINE.problem("", message))
     keys = _keys(key, text)
     if keys[0] == "extends":
@@ -59,11 +60,20 @@ def override(root: Node, text: str) -> tuple[Node, list[Problem]]:
     for length in range(1, len(keys)):
         section = root.get(*keys[:length])
         if section is not None and isinstance(section.value, list):
-            message = f"{dotted(keys[:length])} is a list, which is set as a whole; write {dotted(keys[:length])}=[...]"
+            whole = dotted(keys[:length])
+            message = f"{whole} is a list, which is set as a whole; write {whole}=[...]"
             raise RecipeError(COMMAND_LINE.problem(dotted(keys), message))
     value, problems = parse(value_text, COMMAND_LINE, dotted(keys))
     layer = Node({}, COMMAND_LINE).with_value(keys, value)
     return merge(root, spelled_out(layer)), problems
+
+
+def is_override(argument: str) -> bool:
+    """Whether a command-line argument is an override rather than a recipe."""
+    if argument.startswith("~"):
+        return not argument.startswith("~/")
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and "/" not in key
 
 
 def _wrap(root: Node, *keys: str, inner: str, replaces: bool = False) -> Node:
@@ -81,7 +91,7 @@ def _other_format(key: str, older: Node, newer: Node) -> bool:
 
 def _keys(key: str, text: str) -> tuple[str, ...]:
     keys = tuple(key.split("."))
-    if len(keys) > MAX_DEPTH or not all(part and part.isprintable() and part.strip() == part for part in keys):
+    if len(keys) > MAX_DEPTH or not all(part.isprintable() and part.strip() == part != "" for part in keys):
         message = f"{shown(text)} has no usable key; write keys as section.key, such as train.max_steps=100"
         raise RecipeError(COMMAND_LINE.problem("", message))
     return keys

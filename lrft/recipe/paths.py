@@ -7,30 +7,56 @@ import re
 from dataclasses import replace
 
 from lrft.core.errors import Problem
-from lrft.recipe.tree import Keys, Node, dotted, shown
+from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 
-SOURCES: tuple[Keys, ...] = (("data", "train", "source"), ("data", "eval", "source"))
 MODEL: Keys = ("model", "name")
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst", ".bz2", ".xz", ".zip")
+DATA_SUFFIXES = (
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+    ".txt",
+    ".gz",
+    ".zst",
+    ".xz",
+    ".zip",
+)
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def located(root: Node) -> tuple[Node, list[Problem]]:
-    """The tree with the paths of data sources and of the model made absolute, and the paths that exist nowhere.
+    """The tree with the paths of data and model made absolute, and a problem for each that exists nowhere.
 
     What is not a path (`openai/gsm8k`, `pkg:...`) stays as written.
     """
     problems: list[Problem] = []
-    for keys in (*SOURCES, MODEL):
+    told: set[tuple[str, Place]] = set()
+    for keys in (MODEL, *sources(root)):
         node = root.get(*keys)
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
         try:
             root = root.with_value(keys, replace(node, value=_located(node, is_model=keys == MODEL)))
         except _Nowhere as error:
-            problems.append(node.place.problem(dotted(keys), str(error)))
+            if (node.value, node.place) not in told:  # `data: PATH` is one mistake, not two
+                problems.append(node.place.problem(dotted(keys), str(error)))
+            told.add((node.value, node.place))
     return root, problems
+
+
+def sources(root: Node) -> list[Keys]:
+    """Keys of the sources of the recipe and of its tasks; a task's may still be a plain string."""
+    found: list[Keys] = [("data", "train"), ("data", "eval")]
+    tasks = root.get("eval", "tasks")
+    if tasks is not None and isinstance(tasks.value, list):
+        found += [("eval", "tasks", index, "data") for index in range(len(tasks.value))]
+    return [
+        keys if isinstance(getattr(root.get(*keys), "value", None), str) else (*keys, "source")
+        for keys in found
+    ]
 
 
 class _Nowhere(Exception):
@@ -48,18 +74,17 @@ def _located(node: Node, is_model: bool) -> str:
     for candidate in dict.fromkeys(candidates):
         if os.path.isdir(candidate) if is_model and not text.endswith(".gguf") else os.path.exists(candidate):
             return candidate
-    looks_like_a_path = text.startswith((".", "/", "~")) or text != node.value or text.endswith(_suffixes(is_model))
+    marked = text.startswith((".", "/", "~")) or text != node.value
+    looks_like_a_path = marked or text.endswith((".gguf", ".safetensors") if is_model else DATA_SUFFIXES)
     if not looks_like_a_path and HUB_ID.fullmatch(text):
         return text
     kind = "folder or .gguf file" if is_model else "file or folder"
     where = " or ".join(_brief(path) for path in dict.fromkeys(candidates))
     if looks_like_a_path:
-        raise _Nowhere(f"{shown(node.value)} does not exist; looked for {where}; give an existing {kind} or a hub id")
-    raise _Nowhere(f"{shown(node.value)} is neither an existing {kind} (looked for {where}) nor a hub id (owner/name)")
-
-
-def _suffixes(is_model: bool) -> tuple[str, ...]:
-    return (".gguf", ".safetensors") if is_model else DATA_SUFFIXES
+        remedy = f"give an existing {kind}, or a hub id"
+        raise _Nowhere(f"there is no {kind} {shown(node.value)} (looked for {where}); {remedy}")
+    remedy = f"an existing {kind} (looked for {where}) nor a hub id (owner/name)"
+    raise _Nowhere(f"{shown(node.value)} is neither {remedy}")
 
 
 def _expanded(text: str) -> str:
@@ -67,7 +92,8 @@ def _expanded(text: str) -> str:
     for match in VARIABLE.finditer(text):
         name = match[1] or match[2]
         if name not in os.environ:
-            raise _Nowhere(f"{shown(text)} uses ${name}, which is not set; export {name}=FOLDER, or write the path")
+            remedy = f"export {name}=FOLDER, or write the path"
+            raise _Nowhere(f"{shown(text)} uses ${name}, which is not set; {remedy}")
     text = VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], text)
     return os.path.expanduser(text) if text.startswith("~") else text
 

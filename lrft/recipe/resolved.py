@@ -10,12 +10,11 @@ import yaml
 
 from lrft.recipe.document import CORE_SCALARS, parse
 from lrft.recipe.schema import Recipe
-from lrft.recipe.tree import Node, Place
+from lrft.recipe.tree import Keys, Node, Place, dotted
 
 if TYPE_CHECKING:
     from lrft.recipe.load import LoadedRecipe
 
-Keys = tuple[str, ...]
 ABSENT = "(absent)"
 
 
@@ -26,8 +25,8 @@ def resolved(recipe: Recipe) -> str:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """sha256 (hex) of the recipe's canonical JSON: equal recipes have equal hashes, however they were written."""
-    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """sha256 (hex) of the recipe's canonical JSON: equal recipes have equal hashes, however written."""
+    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -35,7 +34,7 @@ def compare(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """Where two recipes differ: (dotted key, value in a, value in b), `ABSENT` where one has no such key."""
     left, right = flat(a), flat(b)
     return [
-        (".".join(keys), left.get(keys, ABSENT), right.get(keys, ABSENT))
+        (dotted(keys), left.get(keys, ABSENT), right.get(keys, ABSENT))
         for keys in dict.fromkeys([*left, *right])
         if left.get(keys, ABSENT) != right.get(keys, ABSENT)
     ]
@@ -49,7 +48,7 @@ def with_origins(loaded: LoadedRecipe) -> str:
     for keys in flat(loaded.recipe):
         node = root.get(*keys)
         assert isinstance(node, Node) and node.place.line is not None
-        lines[node.place.line - 1] += f"  # {loaded.origins['.'.join(keys)]}"
+        lines[node.place.line - 1] += f"  # {loaded.origins[dotted(keys)]}"
     return "\n".join(lines) + "\n"
 
 

@@ -9,12 +9,15 @@ from typing import Any
 
 from lrft.core.errors import Problem
 
-Keys = tuple[str, ...]
+Keys = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value was written: a file and line, or the command line. `folder` is what its relative paths mean."""
+    """Where a value was written: a file and line, or the command line.
+
+    `folder` is what relative paths written there are relative to.
+    """
 
     file: str = ""
     line: int | None = None
@@ -70,14 +73,19 @@ class Node:
 
     def with_value(self, keys: Keys, node: Node | None) -> Node:
         """A copy of the tree with `node` at `keys`, sections made as needed; None deletes."""
+        key, rest = keys[0], keys[1:]
+        if isinstance(self.value, list) and isinstance(key, int):
+            assert node is not None, "list entries are never deleted"
+            changed = self.value[key].with_value(rest, node) if rest else node
+            return replace(self, value=[*self.value[:key], changed, *self.value[key + 1 :]])
         inside = dict(self.value) if isinstance(self.value, dict) else {}
-        if len(keys) > 1:
-            below = inside.get(keys[0], Node({}, node.place if node else self.place))
-            inside[keys[0]] = below.with_value(keys[1:], node)
+        if rest:
+            below = inside.get(key, Node({}, node.place if node else self.place))
+            inside[key] = below.with_value(rest, node)
         elif node is None:
-            inside.pop(keys[0], None)
+            inside.pop(key, None)
         else:
-            inside[keys[0]] = node
+            inside[key] = node
         return replace(self, value=inside)
 
 
@@ -89,9 +97,9 @@ def shown(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, dict):
         return "a section"
-    if isinstance(value, list):
-        return "a list"
     text = repr(value)
+    if isinstance(value, list):
+        return text if len(text) <= 40 else "a list"
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 

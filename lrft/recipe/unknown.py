@@ -1,4 +1,4 @@
-"""What an unknown key was meant to be: a misspelling, a key of another section or method, another toolkit's word."""
+"""What an unknown key was meant to be: misspelt, of another section or method, or another toolkit's word."""
 
 from __future__ import annotations
 
@@ -59,13 +59,14 @@ FOREIGN_KEYS = {
 
 
 def unknown_key(keys: tuple[str | int, ...], plain: Any) -> tuple[str, list[str]]:
-    """What to say of an unknown key of the recipe `plain`, and the dotted keys it was probably meant to be."""
+    """What to say of an unknown key of the recipe `plain`, and the keys it may have been meant to be."""
     word = str(keys[-1])
     if "trust" in word and "remote" in word:
         flag = "--trust-remote-code"
         return f"is not a recipe key, since a recipe must not run code; use the command-line flag {flag}", []
     if SECRET.fullmatch(word):
-        return "secrets do not belong in a recipe; export them in the environment (HF_TOKEN, WANDB_API_KEY)", []
+        variables = "HF_TOKEN, WANDB_API_KEY"
+        return f"secrets do not belong in a recipe; export them in the environment ({variables})", []
     if word == "<<":
         return "merge keys are not part of a recipe; use `extends: other.yaml`", []
     if word == "extends":
@@ -83,7 +84,8 @@ def _meant(word: str, section_keys: tuple[str | int, ...], plain: Any) -> tuple[
     head = f"unknown key{_of_method(slot, value)}"
 
     if word in every:
-        return f"{head}; dots work on the command line only, in a file indent the last part below its section", [word]
+        remedy = "dots work on the command line only; in a file, indent the last part below its section"
+        return f"{head}; {remedy}", [word]
     if word in ("name", "type", "kind") and "method" in fields:
         return f"{head}; did you mean method?", [f"{prefix}method"]
     if near := _near(word, fields, 0.75):
@@ -115,6 +117,5 @@ def _owners(word: str, slot: Slot | None) -> list[str]:
     """The other methods of the same axis that have this setting."""
     if slot is None or slot.registry is None:
         return []
-    return [name for name in slot.registry.names() if word in slot.registry.declared(name).config.model_fields]
-
-
+    registry = slot.registry
+    return [name for name in registry.names() if word in registry.declared(name).config.model_fields]

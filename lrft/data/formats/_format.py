@@ -55,7 +55,7 @@ class Format:
         )
 
     def pair(self, prompt: str, completion: str) -> Example:
-        """One question and its answer, through the chat template or plain, with the config's `system` in front."""
+        """A question and its answer, through the chat template or plain, the config's `system` in front."""
         system: str | None = self.config.system
         if self.config.render == "plain":
             return Example(prompt=f"{system}\n\n{prompt}" if system else prompt, completion=completion)

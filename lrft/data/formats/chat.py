@@ -46,7 +46,8 @@ def _turn(message: Any, number: int) -> dict[str, str]:
     role, content = message["role"], message["content"]
     if role not in ROLES:
         raise DataError(
-            f"message {number} has role {role!r}; roles are {', '.join(ROLES)} (data.format: sharegpt maps other names)"
+            f"message {number} has role {role!r}; roles are {', '.join(ROLES)}; "
+            "data.format: sharegpt maps other names"
         )
     if not isinstance(content, str):
         raise DataError(

@@ -13,9 +13,9 @@ from lrft.data.formats._format import Format
 
 @FORMATS.register
 class Columns(Format):
-    """Templates over a row's columns, for question/answer data of any shape.
+    r"""Templates over a row's columns, for question/answer data of any shape.
 
-    prompt: "Question: {question}\\nAnswer:"     completion: " {answer}"
+    prompt: "Question: {question}\nAnswer:"     completion: " {answer}"
     A brace that is meant literally is doubled. Learns the completion and a stop token.
     """
 

@@ -10,7 +10,8 @@ from lrft.data.example import Example
 from lrft.data.formats._format import Format
 
 TASK = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.",
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.",
 )

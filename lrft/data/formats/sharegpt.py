@@ -58,7 +58,8 @@ class ShareGPT(Format):
         roles = {**ROLES, **self.config.roles}
         if turn["from"] not in roles:
             raise DataError(
-                f"turn {number} is from {turn['from']!r}; known are {', '.join(roles)}, others go in data.format.roles"
+                f"turn {number} is from {turn['from']!r}; known are {', '.join(roles)}; "
+                "name others in data.format.roles"
             )
         if not isinstance(turn["value"], str):
             raise DataError(

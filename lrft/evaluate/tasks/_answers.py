@@ -34,7 +34,9 @@ class Answer:
         }
 
 
-def greedy_answers(subject: Subject, rows: Rows, renderer: Renderer, max_new_tokens: int, what: str) -> list[Answer]:
+def greedy_answers(
+    subject: Subject, rows: Rows, renderer: Renderer, max_new_tokens: int, what: str
+) -> list[Answer]:
     """Generate an answer to every row's prompt, in the order of `rows`.
 
     Raises:
@@ -42,7 +44,7 @@ def greedy_answers(subject: Subject, rows: Rows, renderer: Renderer, max_new_tok
     """
     questions = each(rows, lambda row: _question(renderer, row))
     prompts = [prompt for prompt, _ in questions]
-    outputs = generate(subject, prompts, max_new_tokens, what=what)
+    outputs = generate(subject, prompts, max_new_tokens, what=what, where=rows.where)
     return [
         Answer(
             prompt=str(subject.tokenizer.decode(prompt)),
@@ -58,5 +60,7 @@ def _question(renderer: Renderer, row: dict[str, Any]) -> tuple[list[int], str]:
     prompt, reference = renderer.prompt_ids(row), renderer.reference(row)
     if not prompt or not reference:
         missing = "reference answer" if prompt else "prompt"
-        raise DataError(f"the row has no {missing} in the {renderer.format.name} format, so there is nothing to score.")
+        raise DataError(
+            f"the row has no {missing} in the {renderer.format.name} format, so there is nothing to score"
+        )
     return prompt, reference

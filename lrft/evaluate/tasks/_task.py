@@ -11,7 +11,7 @@ from lrft.core.axes import FORMATS
 from lrft.core.config import MethodConfig
 from lrft.core.errors import DataError, RecipeError
 from lrft.data.sources import Rows, read_rows
-from lrft.data.tokenize import Renderer
+from lrft.data.tokenize import Renderer, TooLong
 from lrft.evaluate.subject import Subject
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class TaskResult:
     Attributes:
         metrics: name -> number; every accuracy `x` has its standard error beside it as `x_stderr`.
         n: rows scored.
-        samples: per row the prompt, output, reference and whether it was correct; empty when nothing is shown.
+        samples: per row the prompt, output, reference and whether it was correct; empty without any to show.
         version: names the prompt and the scoring rule; changes whenever either does.
         settings: what else decides the numbers.
     """
@@ -37,7 +37,7 @@ class TaskResult:
 
 
 class Task:
-    """Scores a subject. A task may read its own rows: `data` in its config, and `format` where they need another."""
+    """Scores a subject on the recipe's held-out rows, or on its config's own `data` and `format`."""
 
     name: ClassVar[str]
     version: ClassVar[str]
@@ -65,20 +65,25 @@ class Task:
         """
         rows = read_rows(self.config.data, "eval") if self.config.data is not None else subject.rows
         if rows is None:
-            raise RecipeError(f"no held-out rows for {self.name}; name some here, or as `data` of the task", "data.eval")
+            raise RecipeError(
+                f"no held-out rows for {self.name}; name some here, or as `data` of the task", "data.eval"
+            )
         kept = len(rows) if limit is None else min(limit, len(rows))
         return replace(rows, rows=[rows[index] for index in range(kept)])
 
-    def renderer(self, subject: Subject) -> Renderer:
-        """The recipe's renderer, or one for the task's own format."""
-        if self.config.format is None:
-            return subject.renderer
-        ours = subject.renderer
-        made = FORMATS.get(self.config.format.method)(self.config.format)
-        return Renderer(ours.tokenizer, made, ours.stop_ids, ours.max_length, ours.too_long)
+    def renderer(self, subject: Subject, too_long: TooLong = "error") -> Renderer:
+        """Renders the recipe's format, or the task's own, and by default never cuts or drops a row."""
+        ours, chosen = subject.renderer, self.config.format
+        made = ours.format if chosen is None else FORMATS.get(chosen.method)(chosen)
+        return Renderer(ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long)
 
     def result(
-        self, subject: Subject, rows: Rows, metrics: dict[str, float], samples: list[dict[str, Any]] | None = None
+        self,
+        subject: Subject,
+        rows: Rows,
+        metrics: dict[str, float],
+        samples: Sequence[dict[str, Any]] = (),
+        n: int | None = None,
     ) -> TaskResult:
         """The result with everything that decides its numbers beside it."""
         settings = {
@@ -89,7 +94,7 @@ class Task:
             "batch_tokens": subject.batch_tokens,
             "stop_ids": sorted(subject.stop_ids),
         }
-        return TaskResult(metrics, len(rows), samples or [], self.version, settings)
+        return TaskResult(metrics, len(rows) if n is None else n, list(samples), self.version, settings)
 
 
 def each(rows: Rows, function: Callable[[dict[str, Any]], T]) -> list[T]:
@@ -108,7 +113,7 @@ def each(rows: Rows, function: Callable[[dict[str, Any]], T]) -> list[T]:
 
 
 def share(name: str, values: Sequence[bool]) -> dict[str, float]:
-    """The share of true values and its standard error, sample deviation / sqrt(n); no number for a single row."""
+    """The share of true values and its standard error, sample deviation / sqrt(n); nan for a single row."""
     n = len(values)
     mean = sum(values) / n
     error = math.sqrt(mean * (1 - mean) / (n - 1)) if n > 1 else math.nan

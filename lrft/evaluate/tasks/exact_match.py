@@ -20,8 +20,8 @@ class ExactMatch(Task):
     """The share of outputs equal to the reference, after greedy generation.
 
     Prompt: the row in the recipe's format, with no solved examples before it (zero-shot).
-    Rule `exact-match-1`: white space at both ends is dropped. With `compare: json` both sides are parsed and the
-    values compared, so the order of keys and the spacing do not count; an output that is no JSON is wrong.
+    Rule `exact-match-1`: white space at both ends is dropped. With `compare: json` both sides are parsed
+    and the values compared, so the order of keys and the spacing do not count; output that is no JSON is wrong.
     `exact_match` is that share, `stopped` the share of outputs that ended in a stop token.
     """
 
@@ -31,7 +31,9 @@ class ExactMatch(Task):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
         format: Any = Field(None, description="format of these rows; by default data.format")
         max_new_tokens: int = Field(256, gt=0, description="longest answer")
-        compare: Literal["text", "json"] = Field("text", description="compare the texts, or the JSON values they hold")
+        compare: Literal["text", "json"] = Field(
+            "text", description="compare the texts, or the JSON values they hold"
+        )
 
         @field_validator("format")
         @classmethod
@@ -69,13 +71,15 @@ def same_json(output: str, reference: str) -> bool:
 
 
 def check_json(reference: str) -> None:
-    """Raises:
-    DataError: the reference is no JSON, so no output could match it.
+    """Refuse a reference that no output could match.
+
+    Raises:
+        DataError: it is no JSON.
     """
     try:
         json.loads(reference)
     except (ValueError, RecursionError):
-        raise DataError("the reference is not JSON; set compare: text, or correct the row.") from None
+        raise DataError("the reference is not JSON; set compare: text, or correct the row") from None
 
 
 def _typed(value: Any) -> Any:

@@ -34,12 +34,12 @@ class GSM8K(Task):
     """Exact match of the last number, after greedy generation.
 
     Prompt: the row in the recipe's format, with no solved examples before it (zero-shot).
-    Rule `gsm8k-last-number-1`: the prediction is the last number in the output; the gold is the first number after
-    the last `####` of the reference. A number is digits with an optional sign, a `$` before or after the sign, commas
-    between groups of three, and decimals; a dot that no digit follows ends the sentence. Compared as decimals, so
-    18 = 18.00 = $18. Fractions, exponents and units are not read.
-    `exact_match` uses that rule; `exact_match_strict` wants the number directly after the output's first `####`;
-    `unstopped` is the share of outputs that reached max_new_tokens without a stop token.
+    Rule `gsm8k-last-number-1`: the prediction is the last number in the output; the gold is the first number
+    after the last `####` of the reference. A number is digits with an optional sign, a `$` before or after
+    the sign, commas between groups of three, and decimals; a dot that no digit follows ends the sentence.
+    Compared as decimals, so 18 = 18.00 = $18. Fractions, exponents and units are not read.
+    `exact_match` uses that rule; `exact_match_strict` wants the number directly after the output's first
+    `####`; `unstopped` is the share of outputs that reached max_new_tokens without a stop token.
     """
 
     version = "gsm8k-last-number-1"
@@ -66,7 +66,9 @@ class GSM8K(Task):
         answers = greedy_answers(subject, rows, renderer, self.config.max_new_tokens, self.name)
         found = [last_number(answer.output) for answer in answers]
         right = [number == wanted for number, wanted in zip(found, gold, strict=True)]
-        strict = [marked_number(answer.output) == wanted for answer, wanted in zip(answers, gold, strict=True)]
+        strict = [
+            marked_number(answer.output) == wanted for answer, wanted in zip(answers, gold, strict=True)
+        ]
         metrics = {
             **share("exact_match", right),
             **share("exact_match_strict", strict),
@@ -101,7 +103,9 @@ def gold_number(reference: str) -> Decimal:
     _, marker, rest = reference.rpartition("####")
     found = NUMBER.search(rest) if marker else None
     if found is None:
-        raise DataError("the reference has no number after `####`; gsm8k scores answers that end in `#### 42`.")
+        raise DataError(
+            "the reference has no number after `####`; gsm8k scores answers that end in `#### 42`"
+        )
     return _value(found)
 
 

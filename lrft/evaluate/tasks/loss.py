@@ -19,8 +19,8 @@ from lrft.evaluate.tasks._task import Task, TaskResult
 class Loss(Task):
     """Mean cross-entropy in nats per supervised token, and its exponential.
 
-    Rule `loss-1`: the tokens that training would supervise, every token weighing the same; rows that
-    `data.too_long` drops are left out and counted, rows it cuts are scored as cut.
+    Rule `loss-1`: the tokens that training would supervise, every token weighing the same. Rows that
+    `data.too_long` drops, and rows without such a token, are left out and counted; cut rows are scored cut.
     """
 
     version = "loss-1"
@@ -40,16 +40,15 @@ class Loss(Task):
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then sum."""
         rows = self.rows(subject, limit)
-        encoded = encode_all(rows, self.renderer(subject))
+        encoded = encode_all(rows, self.renderer(subject, subject.renderer.too_long))
         subject.check_lengths([len(row.input_ids) for row in encoded], rows.where)
-        kept = [row for row in encoded if not row.dropped]
-        batches = eval_batches(kept, subject.batch_tokens, subject.pad_id)
-        found = held_out_loss(subject.model, batches, subject.should_stop, subject.progress, total=len(kept))
+        batches = eval_batches(encoded, subject.batch_tokens, subject.pad_id)
+        found = held_out_loss(subject.model, batches, subject.should_stop, subject.progress, total=len(rows))
         metrics = {
             "loss": found.loss,
             "perplexity": found.perplexity,
             "tokens": found.tokens,
-            "dropped": len(rows) - len(kept),
-            "truncated": sum(row.truncated for row in kept),
+            "left_out": len(rows) - found.rows,
+            "truncated": sum(row.truncated for row in encoded),
         }
-        return self.result(subject, rows, metrics)
+        return self.result(subject, rows, metrics, n=found.rows)

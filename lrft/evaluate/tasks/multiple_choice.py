@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import field_validator
@@ -12,10 +12,11 @@ from pydantic import field_validator
 from lrft.core.axes import TASKS
 from lrft.core.config import Field, MethodConfig, Source
 from lrft.core.errors import DataError
+from lrft.data.sources import Rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluate.loglik import continuation_logprobs
 from lrft.evaluate.subject import Subject
-from lrft.evaluate.tasks._task import Task, TaskResult, share
+from lrft.evaluate.tasks._task import Task, TaskResult, each, share
 
 ANSWER_FORMAT = re.compile(r"\s*Answer format:\s*(\S+)\s*$")
 
@@ -41,10 +42,10 @@ class Question:
 class MultipleChoice(Task):
     """The likeliest option, read in two ways.
 
-    Rows: `instruction` ending in `Answer format: a/b/...`, before it `A: words B: words ...` or nothing (true/false);
+    Rows: `instruction` ends in `Answer format: a/b/...`, with `A: words B: words ...` or nothing before it;
     `output` is the sentence to learn and holds `answer`, one of the labels.
     Rule `multiple-choice-1`, prompts in the recipe's own format, zero-shot:
-    `acc_label`: prompt = the whole instruction; continuation = `output` with each label in place of the answer.
+    `acc_label`: prompt = the whole instruction; continuation = `output` with each label in turn.
     `acc`, `acc_norm`, `acc_norm_token`: prompt = the instruction up to the options, which are not shown;
     continuation = each option's words, by summed log-probability, that sum per UTF-8 byte, and per token.
     The stop token is not scored. The first of equals wins. WinoGrande's blank is not filled in.
@@ -66,61 +67,69 @@ class MultipleChoice(Task):
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Parse every row, then score all labels, then all options."""
-        rows, renderer = self.rows(subject, limit)
-        questions = [parse_question(row, index) for index, row in enumerate(rows)]
-        by_label = self.score(subject, renderer, [label_rows(r, q) for r, q in zip(rows, questions, strict=True)])
-        by_words = self.score(subject, renderer, [option_rows(r, q) for r, q in zip(rows, questions, strict=True)])
-        chosen = {
+        rows = self.rows(subject, limit)
+        questions = each(rows, parse_question)
+        by_label = self.scores(
+            subject, rows, [label_rows(r, q) for r, q in zip(rows, questions, strict=True)]
+        )
+        by_words = self.scores(
+            subject, rows, [option_rows(r, q) for r, q in zip(rows, questions, strict=True)]
+        )
+        picks = {
             "acc_label": [_best([total for total, _ in scores]) for scores in by_label],
             "acc": [_best([total for total, _ in scores]) for scores in by_words],
-            "acc_norm": [
-                _best([t / len(o.encode()) for (t, _), o in zip(scores, q.options, strict=True)])
-                for scores, q in zip(by_words, questions, strict=True)
-            ],
+            "acc_norm": [_best(_per_byte(s, q)) for s, q in zip(by_words, questions, strict=True)],
             "acc_norm_token": [_best([total / count for total, count in scores]) for scores in by_words],
         }
         metrics: dict[str, float] = {}
-        for name, picks in chosen.items():
-            metrics |= share(name, [pick == q.gold for pick, q in zip(picks, questions, strict=True)])
+        for name, chosen in picks.items():
+            metrics |= share(name, [pick == q.gold for pick, q in zip(chosen, questions, strict=True)])
         samples = [
-            _sample(row, question, by_label[i], chosen["acc_label"][i])
-            for i, (row, question) in enumerate(zip(rows, questions, strict=True))
+            _sample(row, question, scores, pick)
+            for row, question, scores, pick in zip(rows, questions, by_label, picks["acc_label"], strict=True)
         ]
-        return self.result(subject, metrics, samples, len(rows))
+        return self.result(subject, rows, metrics, samples)
 
-    def score(
-        self, subject: Subject, renderer: Renderer, groups: Sequence[Sequence[dict[str, Any]]]
+    def scores(
+        self, subject: Subject, rows: Rows, candidates: Sequence[list[dict[str, Any]]]
     ) -> list[list[tuple[float, int]]]:
-        """(summed log-probability, tokens) of the target of every row of every group."""
-        pairs = [prompt_and_target(renderer, row, subject.stop_ids) for group in groups for row in group]
-        scores = iter(continuation_logprobs(subject, [p for p, _ in pairs], [c for _, c in pairs], self.name))
-        return [[next(scores) for _ in group] for group in groups]
+        """(summed log-probability, tokens) of the answer of every candidate of every row."""
+        renderer = self.renderer(subject)
+        places = [rows.where(index) for index, group in enumerate(candidates) for _ in group]
+        listed = replace(rows, rows=[candidate for group in candidates for candidate in group], lines=None)
+        pairs = [prompt_and_answer(renderer, candidate) for candidate in listed]
+        found = iter(
+            continuation_logprobs(
+                subject, [p for p, _ in pairs], [a for _, a in pairs], self.name, places.__getitem__
+            )
+        )
+        return [[next(found) for _ in group] for group in candidates]
 
 
-def parse_question(row: Any, index: int) -> Question:
+def parse_question(row: dict[str, Any]) -> Question:
     """The question of a row, its labels and their words.
 
     Raises:
-        DataError: names the row and what is missing.
+        DataError: what is missing.
     """
-    texts = {key: row.get(key) for key in ("instruction", "output", "answer")}
-    missing = [key for key, value in texts.items() if not isinstance(value, str)]
+    texts = {key: row[key] for key in ("instruction", "output", "answer") if isinstance(row.get(key), str)}
+    missing = [key for key in ("instruction", "output", "answer") if key not in texts]
     if missing:
-        raise DataError(f"row {index}: {missing[0]} is missing; multiple_choice reads instruction, output and answer.")
+        raise DataError(f"{missing[0]} is missing; multiple_choice reads instruction, output and answer.")
     ending = ANSWER_FORMAT.search(texts["instruction"])
     if ending is None:
-        raise DataError(f"row {index}: the instruction does not end in `Answer format: a/b/...`, which names the labels.")
+        raise DataError("the instruction does not end in `Answer format: a/b/...`, which names the labels.")
     labels = tuple(ending[1].split("/"))
     if texts["answer"] not in labels or texts["answer"] not in texts["output"]:
         raise DataError(
-            f"row {index}: the answer {texts['answer']!r} must be one of {', '.join(labels)} and stand in the output."
+            f"the answer {texts['answer']!r} must be one of {', '.join(labels)} and stand in the output."
         )
-    stem, options = split_options(texts["instruction"][: ending.start()], labels, index)
+    stem, options = split_options(texts["instruction"][: ending.start()], labels)
     return Question(stem, labels, options, labels.index(texts["answer"]))
 
 
-def split_options(text: str, labels: Sequence[str], index: int) -> tuple[str, tuple[str, ...]]:
-    """The text before the options, and the words after each `Label:`; the labels themselves when no option is shown.
+def split_options(text: str, labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The text before the options, and the words after each `Label:`; without any, the labels themselves.
 
     Raises:
         DataError: some labels have words and others none.
@@ -138,31 +147,44 @@ def split_options(text: str, labels: Sequence[str], index: int) -> tuple[str, tu
     options = tuple(text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True))
     if len(marks) < len(labels) or not all(options):
         bad = labels[len(marks)] if len(marks) < len(labels) else labels[options.index("")]
-        raise DataError(f"row {index}: the option {bad!r} has no words; every label of the answer format needs `{bad}: ...`.")
+        raise DataError(
+            f"the option {bad!r} has no words; every label of the answer format needs `{bad}: ...`."
+        )
     return text[: marks[0].start()].rstrip(), options
 
 
-def label_rows(row: Any, question: Question) -> list[dict[str, Any]]:
+def label_rows(row: dict[str, Any], question: Question) -> list[dict[str, Any]]:
     """The row once per label, as if that label were its answer."""
     head, _, tail = row["output"].rpartition(row["answer"])
     return [{**row, "output": f"{head}{label}{tail}", "answer": label} for label in question.labels]
 
 
-def option_rows(row: Any, question: Question) -> list[dict[str, Any]]:
+def option_rows(row: dict[str, Any], question: Question) -> list[dict[str, Any]]:
     """The row once per option, the options hidden from its instruction and one of them as its output."""
     return [{**row, "instruction": question.stem, "output": option} for option in question.options]
 
 
-def prompt_and_target(renderer: Renderer, row: dict[str, Any], stop_ids: set[int]) -> tuple[list[int], list[int]]:
-    """A row's tokens before its first supervised one, and the supervised ones without the stop at their end."""
-    raise NotImplementedError
+def prompt_and_answer(renderer: Renderer, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """A row's tokens before its answer, and the answer's, without the stop token and what follows it."""
+    encoded = renderer.encode(row)
+    start = encoded.supervised.index(True) if encoded.targets else len(encoded.input_ids)
+    answer = [token for token, learnt in zip(encoded.input_ids, encoded.supervised, strict=True) if learnt]
+    while answer and answer[-1] in renderer.stop_ids:
+        answer.pop()
+    return encoded.input_ids[:start], answer
 
 
 def _best(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda i: scores[i])
 
 
-def _sample(row: Any, question: Question, scores: Sequence[tuple[float, int]], pick: int) -> dict[str, Any]:
+def _per_byte(scores: Sequence[tuple[float, int]], question: Question) -> list[float]:
+    return [total / len(words.encode()) for (total, _), words in zip(scores, question.options, strict=True)]
+
+
+def _sample(
+    row: dict[str, Any], question: Question, scores: Sequence[tuple[float, int]], pick: int
+) -> dict[str, Any]:
     return {
         "prompt": row["instruction"],
         "output": question.labels[pick],

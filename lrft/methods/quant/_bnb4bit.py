@@ -27,8 +27,8 @@ class BitsAndBytes4bit(Encoded):
         absmax2: (ceil(k / 256),) float32, the scales of the scales.
 
     bitsandbytes' own `Linear4bit` is never used. On CPUs with AVX512-BF16 it rewrites its weight for a fused
-    kernel in the first forward pass in eval mode. Whatever decodes that weight later reads a wrong matrix, the
-    backward pass of a training that follows included.
+    kernel in the first forward pass in eval mode. Whatever decodes that weight later reads a wrong matrix,
+    the backward pass of a training that follows included.
     """
 
     quant_type: ClassVar[str]
@@ -69,12 +69,12 @@ class BitsAndBytes4bit(Encoded):
         """Take over an existing bitsandbytes `Linear4bit`, codes bit for bit, without changing that layer.
 
         Args:
-            layer: a quantized layer, such as one of a checkpoint saved in 4 bits. Its codes are shared, not copied.
+            layer: a quantized layer, as loaded from a checkpoint saved in 4 bits. Its codes are shared.
             dtype: what to compute in; by default the dtype the weight was quantized from.
 
         If an eval forward pass on CPU has already repacked the layer, the repacking is undone here. It had
-        also rounded the scales to bfloat16, which cannot be undone; a warning says so where that lost anything.
-        The rounded scales are kept as they are, and not quantized again.
+        also rounded the scales to bfloat16, which cannot be undone; a warning says so where that loses
+        something. The rounded scales are kept as they are, and not quantized again.
 
         Raises:
             UsageError: the layer is not quantized yet, or is of another 4-bit type.

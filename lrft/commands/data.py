@@ -1,0 +1,83 @@
+"""`lrft data`: look at what is learnt, and judge the data without training."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lrft.commands.complete import recipe_names
+
+if TYPE_CHECKING:
+    from lrft.data.prepare import Prepared
+    from lrft.recipe.schema import DataSection
+
+app = typer.Typer(no_args_is_help=True, help="See the training data as the model will, and check it.")
+
+RecipeName = Annotated[
+    str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")]
+RowCount = Annotated[int, typer.Option("--rows", min=1, help="How many rows, from the first.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+]
+
+
+@app.command("show")
+def show_command(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    rows: RowCount = 3,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Print rows as text, what is learnt highlighted: `lrft data show quickstart --rows 2`."""
+    from rich.console import Console
+
+    from lrft.data.show import masked_text
+
+    prepared, _, tokenizer = _prepared(recipe, overrides, trust_remote_code, rows)
+    console = Console(highlight=False)
+    for index, encoded in enumerate(prepared.encoded):
+        state = "dropped" if encoded.dropped else f"{encoded.length} tokens, {encoded.targets} learnt"
+        console.print(f"{prepared.rows.where(index)}: {state}", style="bold", markup=False, soft_wrap=True)
+        console.print(masked_text(encoded, tokenizer, console.is_terminal), soft_wrap=True)
+
+
+@app.command("check")
+def check_command(
+    recipe: RecipeName, overrides: Overrides = None, trust_remote_code: TrustRemoteCode = False
+) -> None:
+    """Run the gate that precedes training: `lrft data check quickstart`. Exits with 3 when it stays shut."""
+    from lrft.data.show import facts
+
+    prepared, section, _ = _prepared(recipe, overrides, trust_remote_code, None)
+    for label, value in facts(prepared.report):
+        typer.echo(f"{label}: {value}")
+    prepared.report.check(section.allow_empty_targets, section.too_long)
+
+
+def _prepared(
+    name: str, overrides: list[str] | None, trust_remote_code: bool, limit: int | None
+) -> tuple[Prepared, DataSection, Any]:
+    """The recipe's training rows (the first `limit` of them) through its tokenizer and format."""
+    from lrft.core.axes import FORMATS
+    from lrft.data.prepare import prepare
+    from lrft.data.sources import read_rows
+    from lrft.data.tokenize import Renderer
+    from lrft.jobs.say import progress
+    from lrft.model.load import load_tokenizer
+    from lrft.recipe.load import load_recipe
+
+    recipe = load_recipe(name, overrides or []).recipe
+    source, section = recipe.data.train, recipe.data
+    if limit is not None:
+        source = source.model_copy(update={"limit": min(limit, source.limit or limit)})
+    rows = read_rows(source, "train")
+    tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
+    chosen: Any = section.format
+    form = FORMATS.get(chosen.method)(chosen)
+    renderer = Renderer(tokenizer, form, stops, recipe.train.max_length, section.too_long)
+    with progress() as show:
+        return prepare(rows, renderer, partial(show, "tokenizing")), section, tokenizer

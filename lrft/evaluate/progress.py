@@ -1,0 +1,80 @@
+"""How far an evaluation is: a bar with rate and time left, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as BarTask
+from rich.text import Text
+
+EVERY = 10.0  # seconds between plain lines
+
+
+class EvaluationBar:
+    """A `Progress` for `Subject`, called with (what, done, total). A context: it tidies the terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self.current: tuple[str, int] | None = None
+        self.began = self.printed = 0.0
+        self.done = 0
+        self.item = TaskID(0)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that `done` of `total` items of `what` are finished."""
+        if self.current != (what, total) or done < self.done:
+            self._begin(what, total)
+        self.done = done
+        if self.bar is not None:
+            self.bar.update(self.item, completed=done)
+        elif done >= total or time.monotonic() - self.printed >= EVERY:
+            self._line(what, done, total)
+
+    def __enter__(self) -> EvaluationBar:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def _begin(self, what: str, total: int) -> None:
+        """A new task: a new bar. The rate counts from the first report, as loading is not scoring."""
+        self.current, self.done = (what, total), 0
+        self.began = self.printed = time.monotonic()
+        if self.bar is not None:
+            self.item = self.bar.add_task(what, total=total)
+
+    def _line(self, what: str, done: int, total: int) -> None:
+        seconds = time.monotonic() - self.began
+        self.printed = time.monotonic()
+        rate = done / seconds if seconds > 0 else 0.0
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+        self.console.print(f"{what} {done}/{total}  {rate:.1f} rows/s{left}", markup=False, highlight=False)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: BarTask) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} rows/s")

@@ -1,0 +1,104 @@
+"""AdamW of bitsandbytes, with a state that survives a checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+
+from lrft.core.config import Field, OptimizerConfig
+from lrft.core.errors import MissingExtra
+from lrft.core.params import ParamInfo
+
+CODE_BOOKS = {"qmap1": "dynamic", "qmap2": "udynamic"}
+
+
+class BitsAndBytesAdamW:
+    """What the bitsandbytes variants share; they differ in the bits of the state and in where it lives."""
+
+    bits: ClassVar[int]
+    paged: ClassVar[bool]
+    provides: ClassVar[set[str]] = {"clippable"}
+    requires: ClassVar[set[str]] = {"backward"}
+
+    class Config(OptimizerConfig):
+        beta1: float = Field(0.9, ge=0, lt=1)
+        beta2: float = Field(0.999, ge=0, lt=1)
+        eps: float = Field(1e-8, gt=0)
+
+    @classmethod
+    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+        """One group, and one with 32-bit state for embeddings, as bitsandbytes' own Embedding asks for."""
+        coarse = [info.param for info in params if info.role != "embedding"]
+        fine = [info.param for info in params if info.role == "embedding"]
+        groups = [{"params": coarse, "optim_bits": cls.bits}, {"params": fine, "optim_bits": 32}]
+        return _resumable_adamw()(
+            [group for group in groups if group["params"]],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            optim_bits=cls.bits,
+            is_paged=cls.paged,
+        )
+
+
+class Resumable:
+    """Goes before a bitsandbytes optimizer: `load_state_dict(state_dict())` then goes on bit for bit."""
+
+    def get_config(self: Any, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+        """Settings of one parameter; the group's bits go before the optimizer's."""
+        return {**super().get_config(gindex, pindex, group), "optim_bits": group["optim_bits"]}  # type: ignore[misc]
+
+    def state_dict(self: Any) -> dict[str, Any]:
+        """The state without the code books, constants that all parameters share."""
+        state: dict[str, Any] = super().state_dict()  # type: ignore[misc]
+        for held in state["state"].values():
+            for tensors in (held, held.get(self._FSDP_WRAPPED_QUANT_STATE_KEY, {})):
+                for name in CODE_BOOKS:
+                    tensors.pop(name, None)
+        return state
+
+    def load_state_dict(self: Any, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
+        """Take the state back: code books added, and moments in the kind of memory that new ones get."""
+        super().load_state_dict(state_dict, move_to_device)  # type: ignore[misc]
+        for param, held in self.state.items():
+            if "absmax1" in held:
+                for name, book in CODE_BOOKS.items():
+                    self.name2qmap[book] = self.name2qmap[book].to(param.device)
+                    held[name] = self.name2qmap[book]
+            if self.is_paged and param.device.type != "cpu":
+                for name in ("state1", "state2"):
+                    held[name] = self.get_state_buffer(param, dtype=held[name].dtype).copy_(held[name])
+
+
+@cache
+def _resumable_adamw() -> Any:
+    """The class, made on first use, when its parent is imported.
+
+    Raises:
+        MissingExtra: bitsandbytes is not installed; the message holds the install line.
+    """
+    return type("ResumableAdamW", (Resumable, _bitsandbytes_optim().AdamW), {})
+
+
+def _bitsandbytes_optim() -> Any:
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.addFilter(_is_news)
+    try:
+        return importlib.import_module("bitsandbytes.optim")
+    except ImportError as error:
+        raise MissingExtra(
+            f"optimizer.method: this optimizer needs bitsandbytes, which cannot be imported ({error}); "
+            "install it with `pip install bitsandbytes`, or use `optimizer: adamw`"
+        ) from error
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the offer of a faster 4-bit inference kernel, which no optimizer calls."""
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")

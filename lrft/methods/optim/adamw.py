@@ -1,0 +1,52 @@
+"""AdamW: Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lrft.core.axes import OPTIMIZERS
+from lrft.core.config import Field, OptimizerConfig
+from lrft.core.params import ParamInfo
+
+
+@OPTIMIZERS.register
+class AdamW(torch.optim.AdamW):
+    """Adam with decoupled weight decay, in float32.
+
+    p <- (1 - lr wd) p
+    m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2
+    p <- p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+    State: 8 bytes per number (m and v in float32).
+    Weight decay acts on every parameter, as in torch; it is 0 unless the recipe says otherwise.
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, arXiv 1711.05101.
+    Departures: none (torch.optim.AdamW).
+    """
+
+    provides = {"clippable"}
+    requires = {"backward"}
+
+    class Config(OptimizerConfig):
+        beta1: float = Field(0.9, ge=0, lt=1)
+        beta2: float = Field(0.999, ge=0, lt=1)
+        eps: float = Field(1e-8, gt=0)
+
+    @classmethod
+    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+        return cls([{"params": [info.param for info in params]}], **cls.settings(params, config))
+
+    @staticmethod
+    def settings(params: list[ParamInfo], config: Any) -> dict[str, Any]:
+        """The constructor's arguments.
+
+        The kernel is chosen here, once, and travels in the state: a resumed run uses that of its first part.
+        """
+        return {
+            "lr": config.lr,
+            "betas": (config.beta1, config.beta2),
+            "eps": config.eps,
+            "weight_decay": config.weight_decay,
+            "foreach": False,
+            "fused": all(info.param.is_cuda for info in params),
+        }

@@ -1,0 +1,54 @@
+"""LoRA+: a higher learning rate for the factor that starts at zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lrft.core.axes import OPTIMIZERS
+from lrft.core.config import Field
+from lrft.core.params import ParamInfo
+from lrft.methods.optim.adamw import AdamW
+
+
+@OPTIMIZERS.register
+class LoRAPlus(AdamW):
+    """AdamW with `ratio` times the learning rate on B.
+
+    A and other matrices: lr      B, and all that has one dimension (magnitudes, norms, biases): ratio * lr
+    Factors of an adapter on an embedding: lr_embedding, which the ratio does not scale.
+    Weight decay spares biases, and norm weights of the base model.
+    State: 8 bytes per number, as AdamW. At ratio 1 it is AdamW.
+    Source: Hayou, Ghosh and Yu, "LoRA+", ICML 2024, arXiv 2402.12354; groups as in their code and PEFT.
+    Departures: `ratio`, which their code leaves to the user, defaults to 16 as the paper advises. Choose a
+    base rate of about half of what suits plain LoRA.
+    """
+
+    class Config(AdamW.Config):
+        ratio: float = Field(16.0, gt=0, description="learning rate of B over that of A")
+        lr_embedding: float = Field(1e-6, gt=0, description="learning rate of adapters on embeddings")
+
+    @classmethod
+    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+        rates = {"slow": config.lr, "embedding": config.lr_embedding, "fast": config.lr * config.ratio}
+        groups = []
+        for name, rate in rates.items():
+            for decays in (True, False):
+                members = [i.param for i in params if _speed(i) == name and _decays(i) == decays]
+                if members:
+                    decay = config.weight_decay if decays else 0.0
+                    groups.append({"params": members, "lr": rate, "weight_decay": decay})
+        return cls(groups, **cls.settings(params, config))
+
+
+def _speed(info: ParamInfo) -> str:
+    """Which of the three learning rates a parameter gets."""
+    if info.role == "embedding" and info.site:
+        return "embedding"
+    return "fast" if info.role == "lora_B" or info.param.ndim == 1 else "slow"
+
+
+def _decays(info: ParamInfo) -> bool:
+    """False for biases, and for norm weights: what else a base model has in one dimension."""
+    return "bias" not in info.name and not (info.param.ndim == 1 and not info.site)

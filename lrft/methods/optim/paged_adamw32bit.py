@@ -1,0 +1,21 @@
+"""AdamW in float32, in memory the driver moves between GPU and host: the optimizer of QLoRA."""
+
+from __future__ import annotations
+
+from lrft.core.axes import OPTIMIZERS
+from lrft.methods.optim._bnb import BitsAndBytesAdamW
+
+
+@OPTIMIZERS.register
+class PagedAdamW32bit(BitsAndBytesAdamW):
+    """AdamW with float32 moments in paged memory.
+
+    The equations of `adamw`; moments of tensors with at least 100,000 numbers lie in CUDA managed memory,
+    which goes to the host when the GPU runs full. On CPU nothing is paged, and a warning says so.
+    State: 8 bytes per number.
+    Source: Dettmers et al., "QLoRA", 2023, arXiv 2305.14314.
+    Departures: none; weight decay as in `adamw8bit`.
+    """
+
+    bits = 32
+    paged = True

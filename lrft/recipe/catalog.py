@@ -1,0 +1,78 @@
+"""The registered methods as a user reads them: what exists, what each one is, what it can be set to."""
+
+from __future__ import annotations
+
+import inspect
+
+from pydantic_core import PydanticUndefined
+
+from lrft.core.axes import AXES, FORMATS, TASKS
+from lrft.core.errors import UsageError
+from lrft.core.names import did_you_mean
+from lrft.core.registry import Declaration, Registry
+from lrft.core.traits import TRAITS
+from lrft.recipe.fields import slot_of
+
+# Recipe key -> the registry that its methods come from.
+CATALOG: dict[str, Registry] = {**AXES, "data.format": FORMATS, "eval.tasks": TASKS}
+
+
+def methods(axis: str | None = None) -> list[tuple[str, Declaration]]:
+    """(axis, declaration) of every method, or of one axis.
+
+    Raises:
+        UsageError: no axis of that name.
+    """
+    if axis is not None and axis not in CATALOG:
+        raise UsageError(f"unknown axis {axis!r}{did_you_mean(axis, CATALOG)}")
+    axes = [axis] if axis is not None else list(CATALOG)
+    return [(key, CATALOG[key].declared(name)) for key in axes for name in CATALOG[key].names()]
+
+
+def table(axis: str | None = None) -> str:
+    """Aligned lines of axis, name and summary."""
+    rows = [(key, declared.name, declared.summary) for key, declared in methods(axis)]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    return "\n".join(f"{key:{widths[0]}}  {name:{widths[1]}}  {summary}" for key, name, summary in rows)
+
+
+def describe(name: str) -> str:
+    """Docstring, settings and traits of the method called `name`, of each axis that has one.
+
+    Raises:
+        UsageError: no method of that name.
+    """
+    found = [(axis, declared) for axis, declared in methods() if declared.name == name]
+    if not found:
+        raise UsageError(f"unknown method {name!r}{did_you_mean(name, {d.name for _, d in methods()})}")
+    return "\n\n".join(_card(axis, declared) for axis, declared in found)
+
+
+def _card(axis: str, declared: Declaration) -> str:
+    lines = [f"{axis}: {declared.name}", "", inspect.cleandoc(declared.doc)]
+    settings = _settings(declared)
+    if settings:
+        lines += ["", "settings", *settings]
+    for word, traits in (("provides", declared.provides), ("requires", declared.requires)):
+        lines += ["", word, *(f"  {trait}: {TRAITS.get(trait, '')}".rstrip(": ") for trait in sorted(traits))]
+        if not traits:
+            lines.append("  nothing")
+    return "\n".join(lines)
+
+
+def _settings(declared: Declaration) -> list[str]:
+    lines = []
+    for name, field in declared.config.model_fields.items():
+        if name == "method":
+            continue
+        value = field.get_default(call_default_factory=True)
+        default = "required" if field.is_required() else _default(value)
+        what = f"  {field.description}" if field.description else ""
+        lines.append(f"  {name}: {default}  ({slot_of(field).words()}){what}")
+    return lines
+
+
+def _default(value: object) -> str:
+    if value is None or value is PydanticUndefined:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

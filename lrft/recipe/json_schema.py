@@ -1,0 +1,75 @@
+"""The JSON schema of a recipe, for editors: every section, and every registered method's settings."""
+
+from __future__ import annotations
+
+from typing import Any, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from lrft.core.config import Section
+from lrft.core.registry import Registry
+from lrft.recipe.fields import Slot, slot_of
+from lrft.recipe.schema import Recipe
+
+Schema = dict[str, Any]
+
+
+def recipe_schema() -> Schema:
+    """JSON schema (draft 2020-12) of a recipe file, short forms included."""
+    definitions: Schema = {}
+    schema = _section(Recipe, definitions)
+    schema["properties"]["extends"] = {"type": "string", "description": "recipe this one is laid over"}
+    # A recipe that extends another may leave out what its parent says.
+    del schema["required"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "$defs": definitions}
+
+
+def _section(section: type[Section], definitions: Schema) -> Schema:
+    schema = section.model_json_schema(ref_template="#/$defs/{model}")
+    for name in schema.pop("$defs", {}):
+        definitions.setdefault(name, {})
+    for name, field in section.model_fields.items():
+        replacement = _chosen(slot_of(field), definitions)
+        if replacement is not None:
+            schema["properties"][name] = replacement | _described(field)
+        _define(slot_of(field), definitions)
+    return schema
+
+
+def _described(field: FieldInfo) -> Schema:
+    return {"description": field.description} if field.description else {}
+
+
+def _define(slot: Slot, definitions: Schema) -> None:
+    """Fill in the definition of a section below, once."""
+    section = slot.section(None) if slot.registry is None else None
+    if section is None or definitions.get(section.__name__):
+        return
+    definitions[section.__name__] = {"description": section.__doc__}  # guards against a section inside itself
+    schema = _section(section, definitions)
+    short = hasattr(section, "_from_string")
+    definitions[section.__name__] = {"anyOf": [{"type": "string"}, schema]} if short else schema
+
+
+def _chosen(slot: Slot, definitions: Schema) -> Schema | None:
+    """The schema of a choice or of a list of choices; None for anything else."""
+    if slot.registry is not None:
+        default = slot.field.default if slot.field is not None and not slot.field.is_required() else None
+        return {"anyOf": _choices(slot.registry, default, definitions)}
+    if get_origin(slot.annotation) is list:
+        items = _chosen(Slot.of(get_args(slot.annotation)[0]), definitions)
+        return {"type": "array", "items": items} if items is not None else None
+    return None
+
+
+def _choices(registry: Registry, default: str | None, definitions: Schema) -> list[Schema]:
+    found: list[Schema] = [{"enum": registry.names()}]
+    for name in registry.names():
+        declared = registry.declared(name)
+        schema = _section(declared.config, definitions)
+        schema["title"], schema["description"] = name, declared.summary
+        schema["properties"]["method"] = {"const": name}
+        if name != default:
+            schema["required"] = ["method", *schema.get("required", [])]
+        found.append(schema)
+    return found
