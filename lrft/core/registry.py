@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -194,5 +193,4 @@ def _literal_set(value: ast.expr) -> set[str]:
 
 def _execute(node: ast.stmt, path: Path, holder: Any) -> None:
     postponed = ast.parse("from __future__ import annotations").body
-    code: Callable[..., Any] = compile(ast.Module([*postponed, node], []), str(path), "exec")  # type: ignore[assignment]
-    exec(code, holder.__dict__)
+    exec(compile(ast.Module([*postponed, node], []), str(path), "exec"), holder.__dict__)

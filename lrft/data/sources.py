@@ -105,10 +105,10 @@ def _read_parquet(path: Path, limit: int | None) -> Sequence[Row]:
     try:
         with tempfile.TemporaryDirectory() as cache:
             rows = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
-    except StopIteration:  # how datasets says that there is not one row
-        return []
     except Exception as error:  # pyarrow's and datasets' many kinds; the cause is what helps
-        raise DataError(f"{path}: no readable parquet file ({_first_line(error)})") from error
+        if "corresponds to no data" in str(error):
+            return []
+        raise DataError(f"{path}: no readable parquet file. {_first_line(error)}") from error
     finally:
         if bars:
             datasets.enable_progress_bars()
@@ -173,4 +173,4 @@ def _first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     text = lines[0][:300] if lines else type(error).__name__
-    return text if text.endswith(".") else f"{text}."
+    return text if text.endswith((".", "!", "?")) else f"{text}."

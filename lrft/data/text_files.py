@@ -87,7 +87,7 @@ def _parse_lines(path: Path, lines: Iterator[str], limit: int | None) -> Read:
         if len(rows) == limit:
             break
         if line.strip():
-            rows.append(_row(path, number, _parse(path, number, line)))
+            rows.append(_row(path, number, _parse(path, number, line), line))
             numbers.append(number)
     return rows, numbers
 
@@ -121,7 +121,7 @@ def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: boo
             _fail(path, error.lineno, f"not valid JSON ({error.msg} at column {error.colno})")
         except (RecursionError, ValueError) as error:
             _fail(path, line, "nested too deeply" if isinstance(error, RecursionError) else str(error))
-        rows.append(_row(path, line, value))
+        rows.append(_row(path, line, value, text[at:end]))
         numbers.append(line)
         at = _skip(text, end)
         ended = text.startswith("]", at)
@@ -200,7 +200,7 @@ def _header(path: Path, line: int, names: list[str]) -> list[str]:
     return names
 
 
-def _row(path: Path, line: int, value: Any) -> Row:
+def _row(path: Path, line: int, value: Any, written: str) -> Row:
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(
             type(value), "a number"
@@ -208,7 +208,18 @@ def _row(path: Path, line: int, value: Any) -> Row:
         _fail(path, line, f"a row must be an object with named columns, this is {kind}")
     if not value:
         _fail(path, line, "the row has no columns")
+    if "\\ud" in written or "\\uD" in written:
+        _check_surrogates(path, line, value)
     return value
+
+
+def _check_surrogates(path: Path, line: int, value: Row) -> None:
+    """JSON may spell half a character, which no tokenizer takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        _fail(path, line, f"an escape makes half a character (\\u{half:04x} alone)")
 
 
 def _decoder() -> json.JSONDecoder:
@@ -222,19 +233,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
         raise ValueError(
             f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object"
         )
-    for value in made.values():
-        if isinstance(value, str) and not value.isascii():
-            _check_encodable(value)
     return made
-
-
-def _check_encodable(value: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"an escape makes half a character (\\u{ord(value[error.start]):04x} alone)"
-        ) from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

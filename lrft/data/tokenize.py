@@ -78,11 +78,12 @@ class _Joint:
         ids = token_ids(self.tokenizer, leading)
         if self.ids[: len(ids)] == ids:
             return len(ids), False
-        starts = self._starts()
-        index = next((k for k, start in enumerate(starts) if start >= len(leading)), len(starts))
-        return index, index == len(starts) or starts[index] > len(leading)
+        spans = self._spans()
+        index = next((k for k, (start, _) in enumerate(spans) if start >= len(leading)), len(spans))
+        return index, index > 0 and spans[index - 1][1] > len(leading)
 
-    def _starts(self) -> list[int]:
+    def _spans(self) -> list[tuple[int, int]]:
+        """First character and one past the last, of each token."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise DataError(
                 "one token spans the end of the prompt and the answer, and this tokenizer is not a fast one "
@@ -91,12 +92,11 @@ class _Joint:
         found = self.tokenizer(
             self.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
-        starts, previous = [], 0
+        spans: list[tuple[int, int]] = []
         for start, end in found["offset_mapping"]:
-            # Some tokenizers leave the space out of a word's span; it is what the gap before the word is.
-            starts.append(min(start, previous))
-            previous = end
-        return starts
+            # Some tokenizers leave the space out of a word's span; it is the gap before the word.
+            spans.append((min(start, spans[-1][1] if spans else 0), end))
+        return spans
 
 
 class Renderer:

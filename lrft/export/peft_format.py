@@ -22,7 +22,7 @@ library_name: {library}
 pipeline_tag: text-generation
 tags:
 - base_model:adapter:{base}
-- lora
+- {family}
 - transformers
 ---
 
@@ -49,7 +49,7 @@ def adapter_files(model: CausalLM, recipe: Any, record: dict[str, Any]) -> dict[
     files = {name: save(dict(sorted(tensors.items())), metadata={"format": "pt"})}
     if config is not None:
         files["adapter_config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    files["README.md"] = _card(recipe, record, config is not None).encode()
+    files["README.md"] = _card(recipe, record, config).encode()
     return files
 
 
@@ -96,10 +96,11 @@ def _patterns(sites: list[Any], config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in (("rank_pattern", ranks), ("alpha_pattern", alphas)) if v}
 
 
-def _card(recipe: Any, record: dict[str, Any], is_peft: bool) -> str:
+def _card(recipe: Any, record: dict[str, Any], config: dict[str, Any] | None) -> str:
     return CARD.format(
         base=recipe.model.name,
-        library="peft" if is_peft else "lrft",
+        library="lrft" if config is None else "peft",
+        family=recipe.adapter.method if config is None else config["peft_type"].lower(),
         title=record.get("name", "adapter"),
         method=recipe.adapter.method,
         version=__version__,

@@ -71,7 +71,8 @@ def parse(text: str, place: Place, key: str = "") -> tuple[Node, list[Problem]]:
         loader = _Loader(text)
         root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        unclosed = (error.context or "").startswith(_UNCLOSED)
+        mark = error.context_mark if unclosed else error.problem_mark or error.context_mark
         line = mark.line + 1 if mark and place.line is not None else None
         raise RecipeError(Problem(key, _syntax(error), place.file, line)) from error
     except ReaderError as error:
@@ -231,6 +232,8 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     return f"not valid YAML: {shown(problem)[1:-1]}; quote the value if it holds special characters"
 
 
+# PyYAML notices these at the end of the text; what began them is more telling.
+_UNCLOSED = ("while scanning a quoted", "while scanning a simple key", "while parsing a flow")
 _REMEDIES = {
     r"'\t'": "a tab; indent with spaces",
     "mapping values are not allowed": "a second colon on one line; quote the value, or check the indentation",
@@ -240,5 +243,5 @@ _REMEDIES = {
     "expected the node content": "a value is missing between brackets, or a bracket is not closed",
     "found unexpected end of stream": "a quote is not closed",
     "undefined alias": "the alias *name has no &name before it; quote text that starts with *",
-    "expected a single document": "more than one document; remove the `---` lines",
+    "another document": "more than one document; remove the `---` lines",
 }

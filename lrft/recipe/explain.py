@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from lrft.core.errors import Problem
 from lrft.core.names import did_you_mean
-from lrft.recipe.fields import listed, slot_at, value_at
+from lrft.recipe.fields import Slot, listed, slot_at, value_at
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import Node, dotted, shown
 from lrft.recipe.unknown import unknown_key
@@ -72,9 +72,10 @@ class _Explanation:
         if slot is None:
             return f"cannot be {shown(value)}"
         if value is None and slot.section(None) is not None:
-            return "is empty; indent its keys below it, or remove the line"
+            return "is empty; write its keys indented below it, or remove the line"
         near = did_you_mean(value, slot.literals()) if isinstance(value, str) and slot.literals() else ""
-        return f"must be {slot.words()}, not {shown(value)}" + (near if near.startswith("; did") else "")
+        hint = near if near.startswith("; did") else _as_section(loc, slot, value)
+        return f"must be {slot.words()}, not {shown(value)}{hint}"
 
     def _not_a_choice(self, loc: Loc) -> list[tuple[Loc, str]]:
         slot, value = slot_at(loc, self.plain), value_at(loc, self.plain)
@@ -100,5 +101,16 @@ class _Explanation:
         if section is not None and required:
             slot = slot.below(required[0], None) or slot
         what = (slot.field.description if slot.field else None) or slot.words()
-        names = f": {listed(slot.registry.names(), 'or')}" if slot.registry is not None else ""
-        return [(loc, f"is required; write {what}{names}")]
+        names = f"; write {listed(slot.registry.names(), 'or')}" if slot.registry is not None else ""
+        return [(loc, f"is required: {what}{names}")]
+
+
+def _as_section(loc: Loc, slot: Slot, value: Any) -> str:
+    """How to write a section that was given as text, where it needs one key only."""
+    section = slot.section(None)
+    required = (
+        [name for name, field in section.model_fields.items() if field.is_required()] if section else []
+    )
+    if not isinstance(value, str) or len(required) != 1:
+        return ""
+    return f"; write {dotted(loc)}: {{{required[0]}: {shown(value)}}}"

@@ -70,6 +70,8 @@ class Slot:
         """The allowed values in plain words: `an integer greater than 0`."""
         if self.registry is not None:
             kind, names = self.registry.kind, listed(self.registry.names(), "or")
+            if many:
+                return f"{kind} names ({names}), or sections with `method` and its settings"
             return f"the name of {a(kind)} ({names}), or a section with `method` and its settings"
         if self._options():
             return ", or ".join(option.words(many) for option in self._options())
@@ -81,7 +83,8 @@ class Slot:
             return f"a section whose values are {Slot.of(get_args(self.annotation)[1]).words(many=True)}"
         section = self.section(None)
         if section is not None:
-            return f"a section with the keys {listed(section.model_fields, 'and')}"
+            short = "text, or " if hasattr(section, "_from_string") else ""
+            return f"{short}a section with the keys {listed(section.model_fields, 'and')}"
         return _SCALARS.get(self.annotation, ("a value", "values"))[many] + self._limits()
 
     def literals(self) -> list[str]:

@@ -106,4 +106,6 @@ def shown(value: Any) -> str:
 def dotted(keys: Iterable[str | int]) -> str:
     """`adapter.rank`; odd or endless keys are quoted and cut, so that a message stays one line."""
     words = [str(key) for key in keys]
-    return ".".join(word if word.isprintable() and len(word) <= 60 else shown(word) for word in words)
+    return ".".join(
+        word if word and word.isprintable() and len(word) <= 60 else shown(word) for word in words
+    )

@@ -16,7 +16,7 @@ from lrft.train.flatten import flatten, unflatten
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS.names())
 
-# Above and below the 4096 numbers from which on 8-bit state is used, two dimensions and one, adapter and base.
+# Above and below the 4096 numbers from which on state takes 8 bits; two dimensions and one; adapter and base.
 SHAPES = {
     "a.A": ((8, 600), "lora_A", "a"),
     "a.B": ((600, 8), "lora_B", "a"),
@@ -154,7 +154,10 @@ def test_a_run_continued_from_files_is_bit_for_bit_the_unbroken_one(name):
     for t in range(3, 6):
         step(resumed, twins, t)
     assert all(torch.equal(a, b) for a, b in zip(values(infos), values(twins), strict=True))
-    (tensors, plain), (own_tensors, own_plain) = flatten(optimizer.state_dict()), flatten(resumed.state_dict())
+    (tensors, plain), (own_tensors, own_plain) = (
+        flatten(optimizer.state_dict()),
+        flatten(resumed.state_dict()),
+    )
     assert plain == own_plain
     assert all(torch.equal(tensor, own_tensors[key]) for key, tensor in tensors.items())
     assert all(tensor.dtype == own_tensors[key].dtype for key, tensor in tensors.items())
@@ -255,7 +258,7 @@ def test_the_decay_of_a_step_does_not_depend_on_its_gradient(name):
 
 @every_optimizer
 def test_the_docstring_gives_update_state_and_source(name):
-    text = inspect.getdoc(OPTIMIZERS.get(name))
+    text = inspect.getdoc(OPTIMIZERS.get(name)) or ""
     assert "State:" in text and "bytes per number" in text
     assert "Source:" in text and "Departures:" in text
 

@@ -139,7 +139,7 @@ def test_every_stored_tensor_moves_with_the_module(name):
 
 @every_format
 def test_a_cast_changes_the_compute_dtype_and_not_what_is_stored(name):
-    layer, weight, _ = make(name, dtype=torch.float32)
+    layer, _, _ = make(name, dtype=torch.float32)
     before = layer.weight()
     layer.to(torch.bfloat16)
     assert layer.weight().dtype == torch.bfloat16

@@ -39,7 +39,9 @@ def test_the_order_never_changes_between_releases():
     assert permutation(10, 0, 0) == [8, 1, 9, 7, 2, 6, 0, 3, 4, 5]
 
 
-@given(st.integers(1, 200).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), max_size=200))))
+@given(
+    st.integers(1, 200).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), max_size=200)))
+)
 @settings(max_examples=150, deadline=None)
 def test_packing_places_each_document_once_and_overfills_no_row(case):
     capacity, lengths = case

@@ -7,20 +7,26 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest_data import (
-    CHATML,
-    GEMMA,
-    LLAMA2,
-    byte_tokenizer,
-    renderer,
-    shown,
-    word_tokenizer,
-)
 
 from lrft.core.config import Source
 from lrft.core.errors import DataError
 from lrft.data.sources import Rows, read_rows
 from lrft.data.tokenize import encode_all
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }} {{ eos_token }}"
+    "{% else %}{{ raise_exception('only user and assistant turns') }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 
 TWO_TURNS = {
     "messages": [
@@ -34,7 +40,9 @@ ONE_TURN = {"messages": TWO_TURNS["messages"][:2]}
 TEMPLATES = {"chatml": (CHATML, "<|im_end|>"), "llama2": (LLAMA2, "</s>"), "gemma": (GEMMA, "<end_of_turn>")}
 
 
-def test_chatml_learns_each_answer_with_its_stop_token_and_not_the_newline_after_it():
+def test_chatml_learns_each_answer_with_its_stop_token_and_not_the_newline_after_it(
+    word_tokenizer, renderer, shown
+):
     tokenizer = word_tokenizer(CHATML, eos="<|im_end|>")
     assert shown(renderer(tokenizer, "chat").encode(TWO_TURNS), tokenizer) == (
         r"<|im_start|> user \n what is two <|im_end|> \n <|im_start|> assistant \n (four) (<|im_end|>) \n "
@@ -42,14 +50,14 @@ def test_chatml_learns_each_answer_with_its_stop_token_and_not_the_newline_after
     )
 
 
-def test_learning_only_the_last_answer_leaves_earlier_ones_out():
+def test_learning_only_the_last_answer_leaves_earlier_ones_out(word_tokenizer, renderer, shown):
     tokenizer = word_tokenizer(CHATML, eos="<|im_end|>")
     encoded = renderer(tokenizer, {"method": "chat", "learn": "last"}).encode(TWO_TURNS)
     assert shown(encoded, tokenizer).endswith(r"assistant \n (five) (six) (<|im_end|>) \n")
     assert encoded.targets == 3
 
 
-def test_llama2_with_a_bos_written_by_the_template_gets_no_second_one():
+def test_llama2_with_a_bos_written_by_the_template_gets_no_second_one(word_tokenizer, renderer, shown):
     tokenizer = word_tokenizer(LLAMA2, bos=True)
     encoded = renderer(tokenizer, "chat").encode(TWO_TURNS)
     assert shown(encoded, tokenizer) == (
@@ -58,7 +66,7 @@ def test_llama2_with_a_bos_written_by_the_template_gets_no_second_one():
     assert encoded.extra_bos == 0
 
 
-def test_gemma_stops_at_end_of_turn():
+def test_gemma_stops_at_end_of_turn(word_tokenizer, renderer, shown):
     tokenizer = word_tokenizer(GEMMA, bos=True)
     encoded = renderer(tokenizer, "chat", stops={"</s>", "<end_of_turn>"}).encode(ONE_TURN)
     assert shown(encoded, tokenizer) == (
@@ -68,7 +76,7 @@ def test_gemma_stops_at_end_of_turn():
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
-def test_masks_on_bytes_cover_exactly_the_answers_and_stop_tokens(kind):
+def test_masks_on_bytes_cover_exactly_the_answers_and_stop_tokens(kind, byte_tokenizer, renderer):
     template, stop = TEMPLATES[kind]
     tokenizer = byte_tokenizer(template, bos=kind != "chatml", eos=stop)
     encoded = renderer(tokenizer, "chat", stops={stop}).encode(TWO_TURNS)
@@ -78,7 +86,7 @@ def test_masks_on_bytes_cover_exactly_the_answers_and_stop_tokens(kind):
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
-def test_generation_starts_from_what_training_saw_before_the_answer(kind):
+def test_generation_starts_from_what_training_saw_before_the_answer(kind, byte_tokenizer, renderer):
     template, stop = TEMPLATES[kind]
     tokenizer = byte_tokenizer(template, bos=kind != "chatml", eos=stop)
     made = renderer(tokenizer, "chat", stops={stop})
@@ -88,7 +96,7 @@ def test_generation_starts_from_what_training_saw_before_the_answer(kind):
     assert made.reference(ONE_TURN) == "four"
 
 
-def test_plain_learns_the_completion_and_an_appended_stop_token():
+def test_plain_learns_the_completion_and_an_appended_stop_token(word_tokenizer, renderer, shown):
     tokenizer = word_tokenizer(bos=True)
     made = renderer(tokenizer, "prompt_completion")
     row = {"prompt": "two plus two is", "completion": " four"}
@@ -97,34 +105,39 @@ def test_plain_learns_the_completion_and_an_appended_stop_token():
     assert made.reference(row) == " four"
 
 
-def test_plain_without_a_bos_tokenizer_gets_none():
+def test_plain_without_a_bos_tokenizer_gets_none(word_tokenizer, renderer, shown):
     tokenizer = word_tokenizer()
     row = {"prompt": "two is", "completion": " four"}
     assert shown(renderer(tokenizer, "prompt_completion").encode(row), tokenizer) == "two is (four) (</s>)"
 
 
-def test_text_that_brings_its_own_bos_and_stop_token_gets_no_second():
+def test_text_that_brings_its_own_bos_and_stop_token_gets_no_second(word_tokenizer, renderer, shown):
     tokenizer = word_tokenizer(bos=True)
     encoded = renderer(tokenizer, "text").encode({"text": "<s> what is two </s>"})
     assert shown(encoded, tokenizer) == "<s> (what) (is) (two) (</s>)"
     assert encoded.extra_bos == 0
 
 
-def test_a_doubled_bos_in_the_text_is_counted():
+def test_a_doubled_bos_in_the_text_is_counted(word_tokenizer, renderer):
     tokenizer = word_tokenizer(bos=True)
     assert renderer(tokenizer, "text").encode({"text": "<s><s> what"}).extra_bos == 1
     doubled = word_tokenizer("{{ bos_token }}" + LLAMA2)
     assert renderer(doubled, "chat").encode(ONE_TURN).extra_bos == 1
-    inside = {"messages": [{"role": "user", "content": "what <s> is"}, {"role": "assistant", "content": "four"}]}
+    inside = {
+        "messages": [{"role": "user", "content": "what <s> is"}, {"role": "assistant", "content": "four"}]
+    }
     assert renderer(word_tokenizer(LLAMA2), "chat").encode(inside).extra_bos == 1
 
 
-def test_the_first_token_of_raw_text_is_never_a_target():
+def test_the_first_token_of_raw_text_is_never_a_target(word_tokenizer, renderer, shown):
     tokenizer = word_tokenizer()
-    assert shown(renderer(tokenizer, "text").encode({"text": "four five six"}), tokenizer) == "four (five) (six) (</s>)"
+    assert (
+        shown(renderer(tokenizer, "text").encode({"text": "four five six"}), tokenizer)
+        == "four (five) (six) (</s>)"
+    )
 
 
-def test_a_token_across_the_seam_is_not_a_target():
+def test_a_token_across_the_seam_is_not_a_target(byte_tokenizer, renderer, shown):
     tokenizer = byte_tokenizer()
     made = renderer(tokenizer, "prompt_completion")
     assert tokenizer.tokenize("ab", add_special_tokens=False) == ["ab"]
@@ -136,7 +149,9 @@ def test_a_token_across_the_seam_is_not_a_target():
     assert "bab 72</s>".endswith(whole) and whole.endswith(" 72</s>") and len(whole) < len("bab 72</s>"), text
 
 
-def test_a_space_at_the_seam_belongs_to_the_prompt_even_where_offsets_leave_it_out():
+def test_a_space_at_the_seam_belongs_to_the_prompt_even_where_offsets_leave_it_out(
+    byte_tokenizer, renderer, shown
+):
     row = {"prompt": "Answer: ", "completion": "72 clips"}
     for trimmed in (False, True):
         tokenizer = byte_tokenizer()
@@ -149,14 +164,23 @@ def test_a_space_at_the_seam_belongs_to_the_prompt_even_where_offsets_leave_it_o
         assert "Ġ72" in shown(encoded, tokenizer).split()
 
 
-def test_characters_of_several_bytes_at_the_seam_are_learnt_whole():
+def test_characters_of_several_bytes_at_the_seam_are_learnt_but_for_a_shared_token(byte_tokenizer, renderer):
     tokenizer = byte_tokenizer()
-    encoded = renderer(tokenizer, "prompt_completion").encode({"prompt": "Wort: ", "completion": "日本 häufig"})
-    learnt = [i for i, wanted in zip(encoded.input_ids, encoded.supervised, strict=True) if wanted]
-    assert tokenizer.decode(learnt, skip_special_tokens=True) == "日本 häufig"
+    made = renderer(tokenizer, "prompt_completion")
+    for prompt, learnt_text in (
+        ("Wort:", "日本 häufig"),
+        ("Wort:\n", "日本 häufig"),
+        ("Wort: ", "�本 häufig"),
+    ):
+        encoded = made.encode({"prompt": prompt, "completion": "日本 häufig"})
+        learnt = [i for i, wanted in zip(encoded.input_ids, encoded.supervised, strict=True) if wanted]
+        assert tokenizer.decode(learnt, skip_special_tokens=True) == learnt_text
+        assert encoded.merged == (prompt == "Wort: ")  # the space and a first byte are one token
 
 
-def test_a_template_that_rewrites_earlier_answers_is_refused_by_turn_unless_only_the_last_is_learnt():
+def test_a_template_that_rewrites_earlier_answers_is_refused_by_turn_unless_only_the_last_is_learnt(
+    word_tokenizer, renderer
+):
     rewriting = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{{ m.content if loop.last or m.role != 'assistant' else 'six' }}<|im_end|>\n{% endfor %}"
@@ -168,31 +192,31 @@ def test_a_template_that_rewrites_earlier_answers_is_refused_by_turn_unless_only
     assert renderer(tokenizer, {"method": "chat", "learn": "last"}).encode(TWO_TURNS).targets == 3
 
 
-def test_a_generation_prompt_that_the_answer_does_not_follow_is_refused():
+def test_a_generation_prompt_that_the_answer_does_not_follow_is_refused(word_tokenizer, renderer):
     thinking = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
-    with pytest.raises(DataError, match="message 2: .* writes the prompt of this answer differently"):
+    with pytest.raises(DataError, match=r"message 2: .* writes the prompt of this answer differently"):
         renderer(word_tokenizer(thinking, eos="<|im_end|>"), "chat").encode(ONE_TURN)
 
 
-def test_a_conversation_the_template_refuses_is_a_sentence():
+def test_a_conversation_the_template_refuses_is_a_sentence(word_tokenizer, renderer):
     row = {"messages": [{"role": "system", "content": "you are kind"}, *ONE_TURN["messages"]]}
     with pytest.raises(DataError, match="refuses the conversation: only user and assistant turns"):
         renderer(word_tokenizer(LLAMA2), "chat").encode(row)
 
 
-def test_a_model_without_a_chat_template_is_refused_with_the_remedy():
+def test_a_model_without_a_chat_template_is_refused_with_the_remedy(word_tokenizer, renderer):
     with pytest.raises(DataError, match=r"no chat template; use a format with render: plain"):
         renderer(word_tokenizer(), "chat").encode(ONE_TURN)
 
 
-def test_what_follows_the_last_answer_is_left_out():
+def test_what_follows_the_last_answer_is_left_out(word_tokenizer, renderer):
     tokenizer = word_tokenizer(CHATML, eos="<|im_end|>")
     longer = {"messages": [*ONE_TURN["messages"], {"role": "user", "content": "and now ?"}]}
     made = renderer(tokenizer, "chat")
     assert made.encode(longer) == made.encode(ONE_TURN)
 
 
-def test_a_conversation_without_an_answer_has_no_target():
+def test_a_conversation_without_an_answer_has_no_target(word_tokenizer, renderer):
     tokenizer = word_tokenizer(CHATML, eos="<|im_end|>")
     encoded = renderer(tokenizer, "chat").encode({"messages": ONE_TURN["messages"][:1]})
     assert encoded.targets == 0 and len(encoded.input_ids) == 8
@@ -214,7 +238,7 @@ LONG = {"prompt": "what is two plus two ?", "completion": " four five six"}
         ("truncate_right", 5, "<s> what is two plus"),
     ],
 )
-def test_rows_over_the_limit(too_long, max_length, expected):
+def test_rows_over_the_limit(too_long, max_length, expected, word_tokenizer, renderer, shown):
     tokenizer = word_tokenizer(bos=True)
     encoded = renderer(tokenizer, "prompt_completion", max_length, too_long).encode(LONG)
     assert shown(encoded, tokenizer) == expected
@@ -223,21 +247,23 @@ def test_rows_over_the_limit(too_long, max_length, expected):
     assert encoded.truncated == (0 < len(encoded.input_ids) < 11)
 
 
-def test_truncating_left_without_a_bos_never_makes_the_first_token_a_target():
+def test_truncating_left_without_a_bos_never_makes_the_first_token_a_target(word_tokenizer, renderer, shown):
     tokenizer = word_tokenizer()
     encoded = renderer(tokenizer, "prompt_completion", 3, "truncate_left").encode(LONG)
     assert shown(encoded, tokenizer) == "five (six) (</s>)"
 
 
-def test_a_broken_row_is_named_by_file_and_line(tmp_path):
+def test_a_broken_row_is_named_by_file_and_line(tmp_path, word_tokenizer, renderer):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n\n{"prompt": "a"}\n')
     rows = read_rows(Source(source=str(file)), "train")
-    with pytest.raises(DataError, match=rf"^{file}:3: the prompt_completion format needs column 'completion'"):
+    with pytest.raises(
+        DataError, match=rf"^{file}:3: the prompt_completion format needs column 'completion'"
+    ):
         encode_all(rows, renderer(word_tokenizer(), "prompt_completion"))
 
 
-def test_progress_hears_of_every_row():
+def test_progress_hears_of_every_row(word_tokenizer, renderer):
     heard = []
     rows = Rows([{"text": "four"}, {"text": "five"}], "here", "")
     encode_all(rows, renderer(word_tokenizer(), "text"), lambda done, total: heard.append((done, total)))
@@ -248,7 +274,7 @@ GSM8K = {"method": "columns", "prompt": "Question: {question}\nAnswer:", "comple
 
 
 @pytest.mark.skipif("LRFT_DATA" not in os.environ, reason="LRFT_DATA names no folder with gsm8k/train.jsonl")
-def test_every_gsm8k_row_learns_exactly_its_answer():
+def test_every_gsm8k_row_learns_exactly_its_answer(byte_tokenizer, renderer):
     path = Path(os.environ["LRFT_DATA"]) / "gsm8k" / "train.jsonl"
     rows = read_rows(Source(source=str(path), limit=1500), "train")
     tokenizer = byte_tokenizer(bos=True)

@@ -21,7 +21,7 @@ class ExactMatch(Task):
 
     Prompt: the row in the recipe's format, with no solved examples before it (zero-shot).
     Rule `exact-match-1`: white space at both ends is dropped. With `compare: json` both sides are parsed
-    and the values compared, so the order of keys and the spacing do not count; output that is no JSON is wrong.
+    and the values compared, so key order and spacing do not count; an output that is no JSON is wrong.
     `exact_match` is that share, `stopped` the share of outputs that ended in a stop token.
     """
 

@@ -32,6 +32,10 @@ class BitsAndBytes4bit(Encoded):
     """
 
     quant_type: ClassVar[str]
+    codes: Tensor
+    absmax: Tensor
+    offset: Tensor | None
+    absmax2: Tensor | None
     scales = ("absmax", "offset", "absmax2")
 
     class Config(MethodConfig):
@@ -61,7 +65,7 @@ class BitsAndBytes4bit(Encoded):
             quant_type=self.quant_type,
             dtype=self.compute_dtype,
         )
-        dense = functional.dequantize_4bit(self.get_buffer("codes"), state).reshape(-1)
+        dense = functional.dequantize_4bit(self.codes, state).reshape(-1)
         return dense[:count].view(self.out_features, self.in_features)
 
     @classmethod
@@ -105,14 +109,13 @@ class BitsAndBytes4bit(Encoded):
 
     def _scales(self) -> Tensor:
         """The block scales (k,) in float32."""
-        absmax = self.get_buffer("absmax")
-        if not self.config.double_quant:
-            return absmax
+        if self.offset is None:
+            return self.absmax
         functional = bitsandbytes_functional()
         scales: Tensor = functional.dequantize_blockwise(
-            absmax, absmax=self.get_buffer("absmax2"), code=None, blocksize=SCALES_PER_BLOCK
+            self.absmax, absmax=self.absmax2, blocksize=SCALES_PER_BLOCK
         )
-        return scales + self.get_buffer("offset")
+        return scales + self.offset
 
     def _readable_shape(self) -> tuple[int, ...]:
         """A shape bitsandbytes decodes correctly.

@@ -24,6 +24,8 @@ class Int8(Encoded):
     """
 
     scales = ("absmax",)
+    codes: Tensor
+    absmax: Tensor
 
     class Config(MethodConfig):
         pass
@@ -36,6 +38,5 @@ class Int8(Encoded):
         self.register_buffer("absmax", scales)
 
     def weight(self) -> Tensor:
-        codes, scales = self.get_buffer("codes"), self.get_buffer("absmax")
-        dense: Tensor = bitsandbytes_functional().int8_vectorwise_dequant(codes, scales)
+        dense: Tensor = bitsandbytes_functional().int8_vectorwise_dequant(self.codes, self.absmax)
         return dense.to(self.compute_dtype)

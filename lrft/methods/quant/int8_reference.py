@@ -22,6 +22,8 @@ class Int8Reference(Encoded):
     """
 
     scales = ("absmax",)
+    codes: Tensor
+    absmax: Tensor
 
     class Config(MethodConfig):
         pass
@@ -32,7 +34,7 @@ class Int8Reference(Encoded):
         self.register_buffer("absmax", absmax)
 
     def weight(self) -> Tensor:
-        return dequantize_rows(self.get_buffer("codes"), self.get_buffer("absmax")).to(self.compute_dtype)
+        return dequantize_rows(self.codes, self.absmax).to(self.compute_dtype)
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

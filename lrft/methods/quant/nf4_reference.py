@@ -47,6 +47,10 @@ class NF4Reference(Encoded):
     """
 
     scales = ("absmax", "offset", "absmax2")
+    codes: Tensor
+    absmax: Tensor
+    offset: Tensor | None
+    absmax2: Tensor | None
 
     class Config(MethodConfig):
         double_quant: bool = Field(
@@ -65,13 +69,11 @@ class NF4Reference(Encoded):
         self.register_buffer("absmax2", absmax2)
 
     def weight(self) -> Tensor:
-        absmax = self.get_buffer("absmax")
-        if self.config.double_quant:
-            absmax = expand_scales(absmax, self.get_buffer("offset"), self.get_buffer("absmax2"))
+        absmax = self.absmax
+        if self.offset is not None and self.absmax2 is not None:
+            absmax = expand_scales(absmax, self.offset, self.absmax2)
         shape = (self.out_features, self.in_features)
-        return dequantize_blocks(self.get_buffer("codes"), absmax, self.config.block_size, shape).to(
-            self.compute_dtype
-        )
+        return dequantize_blocks(self.codes, absmax, self.config.block_size, shape).to(self.compute_dtype)
 
 
 def quantize_blocks(weight: Tensor, block_size: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ class Dense(Encoded):
     """
 
     provides = {"dense_base"}
+    dense: Tensor
 
     class Config(MethodConfig):
         pass
@@ -28,7 +29,7 @@ class Dense(Encoded):
         self.register_buffer("dense", weight.contiguous())
 
     def weight(self) -> Tensor:
-        return self.get_buffer("dense").to(self.compute_dtype)
+        return self.dense.to(self.compute_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out). The dense weight exists anyway; nothing is gained by decoding it twice."""

@@ -27,10 +27,12 @@ def relative(found, expected):
     return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
-def quantized_layer(weight, quant_type="nf4", double_quant=True, bias=None):
+def quantized_layer(weight, quant_type="nf4", double_quant=True, bias=None, **options):
     """A bitsandbytes layer as transformers makes it."""
     out, inner = weight.shape
-    layer = Linear4bit(inner, out, bias is not None, quant_type=quant_type, compress_statistics=double_quant)
+    layer = Linear4bit(
+        inner, out, bias is not None, quant_type=quant_type, compress_statistics=double_quant, **options
+    )
     layer.weight.data = weight
     if bias is not None:
         layer.bias.data = bias
@@ -43,7 +45,9 @@ def evaluated(layer, dtype=torch.bfloat16):
     return layer.train()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"]
+)
 @pytest.mark.parametrize("shape", [(64, 128), (64, 96), (7, 13)], ids=str)
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_codes_and_weights_are_those_of_the_reference(dtype, shape, double_quant):
@@ -79,6 +83,16 @@ def test_a_layer_quantized_elsewhere_is_adopted_code_for_code(format, double_qua
 def test_an_adopted_layer_computes_in_the_dtype_it_is_told():
     adopted = NF4.adopt(quantized_layer(gaussian(32, 64).half()), torch.bfloat16)
     assert adopted.weight().dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:adopting a 4-bit layer")
+@pytest.mark.parametrize(
+    "before", [lambda layer: layer, lambda layer: evaluated(layer)], ids=["fresh", "evaluated"]
+)
+def test_codes_kept_in_another_dtype_are_adopted_as_bytes(before):
+    weight = gaussian(32, 64).bfloat16()
+    layer = before(quantized_layer(weight, quant_storage=torch.bfloat16))
+    assert torch.equal(NF4.adopt(layer).codes, NF4(weight).codes)
 
 
 def test_adopting_says_what_is_wrong_with_a_layer_of_another_kind():
@@ -121,7 +135,10 @@ def test_a_layer_that_bitsandbytes_repacked_in_evaluation_is_read_right(double_q
 @repacking_cpu
 def test_the_backward_pass_of_bitsandbytes_is_wrong_after_an_evaluation_and_ours_is_not():
     weight = gaussian(64, 128).bfloat16()
-    theirs, ours = quantized_layer(weight, double_quant=False), NF4(weight, None, NF4.Config(double_quant=False))
+    theirs, ours = (
+        quantized_layer(weight, double_quant=False),
+        NF4(weight, None, NF4.Config(double_quant=False)),
+    )
     dense = ours.weight()
     for layer in (theirs, ours):
         evaluated(layer)
@@ -158,7 +175,9 @@ def test_blocks_of_other_sizes_trade_bits_for_error():
     layers = [NF4(weight, None, NF4.Config(block_size=size)) for size in (32, 64, 256, 1024)]
     errors = [relative(layer.weight(), weight) for layer in layers]
     assert errors == sorted(errors)
-    assert [layer.stored_bytes for layer in layers] == sorted((l.stored_bytes for l in layers), reverse=True)
+    assert [layer.stored_bytes for layer in layers] == sorted(
+        (layer.stored_bytes for layer in layers), reverse=True
+    )
 
 
 def test_fp4_rounds_more_coarsely_than_nf4():
@@ -169,7 +188,7 @@ def test_fp4_rounds_more_coarsely_than_nf4():
 
 
 class TestMergingIntoFourBits:
-    """Error of the output relative to the adapter's own output, for the ways to merge an adapter of relative size."""
+    """Error of the output over the size of the adapter's own output, for `share` = |delta| / |W|."""
 
     dense = gaussian(512, 512)
     x = torch.randn(64, 512, generator=torch.Generator().manual_seed(9))
@@ -215,7 +234,9 @@ class TestMergingIntoFourBits:
         projection = ((merged - self.base()) * self.delta(share)).sum() / self.delta(share).square().sum()
         assert projection.item() == pytest.approx(1, abs=0.25)
         assert self.error(merged, share) == pytest.approx(error, rel=0.25)
-        assert self.error(merged, share) > self.error(self.requantized(self.base() + self.delta(share)), share)
+        assert self.error(merged, share) > self.error(
+            self.requantized(self.base() + self.delta(share)), share
+        )
 
     def test_taking_the_adapter_off_again_does_not_restore_a_four_bit_base(self):
         merged = self.requantized(self.base() + self.delta(0.063))
@@ -253,4 +274,6 @@ def test_importing_bitsandbytes_hides_one_message_and_no_other(unimported, caplo
 def test_the_forward_pass_is_in_the_dtype_of_the_activations():
     layer = NF4(gaussian(64, 128).bfloat16())
     x = gaussian(4, 128, seed=2).bfloat16()
-    torch.testing.assert_close(layer(x).float(), F.linear(x.float(), layer.weight().float()), atol=2e-4, rtol=2e-2)
+    torch.testing.assert_close(
+        layer(x).float(), F.linear(x.float(), layer.weight().float()), atol=2e-4, rtol=2e-2
+    )

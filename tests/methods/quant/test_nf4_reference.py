@@ -1,4 +1,4 @@
-"""The reference formats against bitsandbytes, bit by bit, and the facts about NF4 that the card of the method states."""
+"""The reference formats against bitsandbytes, bit by bit, and the known facts about NF4."""
 
 import pytest
 import torch

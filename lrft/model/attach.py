@@ -1,0 +1,129 @@
+"""Putting adapters on a model, site by site, in the one fixed order: dense weight, init, quantize, attach."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapted import Adapted, adapted
+from lrft.core.adapter import Adapter
+from lrft.core.errors import RecipeError
+from lrft.core.frozen import FrozenLinear, Quantizer
+from lrft.core.params import ParamInfo, Site
+from lrft.core.stages import Init, Plan, Signals, SitePlan
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import DTYPES
+from lrft.model.sites import is_transposed, linear_sites
+
+
+def make_plan(sites: dict[str, Site], config: Any) -> Plan:
+    """The starting plan: the adapter section's settings at every site, patterns resolved."""
+    return {name: SitePlan(site, config.for_site(name).model_dump()) for name, site in sites.items()}
+
+
+def attach(
+    model: CausalLM,
+    plan: Plan,
+    *,
+    adapter: type[Adapter],
+    config: Any,
+    init: Init,
+    quantize: Quantizer,
+    signals: Signals | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: Callable[[Iterator[str]], Iterator[str]] = iter,
+) -> None:
+    """Replace every linear map but the head by its frozen form, and wrap the planned ones with an adapter.
+
+    An init sees the true weight, before rounding. Each site draws from its own seed, so what one site starts
+    with does not depend on which others are adapted.
+
+    Raises:
+        RecipeError: the adapter cannot take the shape of a site.
+    """
+    for name in progress(iter(list(linear_sites(model)))):
+        layer = model.hf.get_submodule(name)
+        if is_transposed(layer):
+            model.transposed.add(name)
+        weight, bias = dense(layer)
+        weight = weight.to(device)
+        bias = None if bias is None else bias.to(device)
+        if name not in plan:
+            _replace(model.hf, name, quantize(weight, bias))
+            continue
+        settings = type(config).model_validate(plan[name].settings)
+        torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+        try:
+            part = adapter(settings, plan[name].site).to(device)
+        except ValueError as error:
+            raise RecipeError(f"{name}: {error}", "adapter") from None
+        if settings.dtype is not None:
+            part.compute_dtype = DTYPES[settings.dtype]
+        held = init.apply(part, weight, (signals or {}).get(name, {}), quantize)
+        base = quantize(held.to(weight.dtype), bias)
+        part.start(base.weight())
+        _replace(model.hf, name, Adapted(base, part))
+    model.hf.to(device)
+
+
+def dense(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The dense (out, in) weight and the bias of a linear layer as transformers loaded it."""
+    weight = layer.get_parameter("weight").detach()
+    bias = None if layer.bias is None else layer.get_parameter("bias").detach()
+    return (weight.mT.contiguous() if is_transposed(layer) else weight), bias
+
+
+def parameter_infos(model: CausalLM) -> list[ParamInfo]:
+    """Every trainable parameter with the role its adapter gives it."""
+    found = []
+    for site, module in adapted(model.hf):
+        for name, parameter in module.adapter.named_parameters():
+            if parameter.requires_grad:
+                role = module.adapter.roles.get(name, "vector" if parameter.ndim == 1 else "matrix")
+                found.append(ParamInfo(f"{site}.{name}", parameter, role, site))
+    return found
+
+
+def adapter_tensors(model: CausalLM) -> dict[str, Tensor]:
+    """Site name + parameter name -> tensor, float32 masters, frozen parameters and saved buffers included."""
+    return {
+        f"{site}.{name}": tensor.detach()
+        for site, module in adapted(model.hf)
+        for name, tensor in module.adapter.state_dict().items()
+    }
+
+
+@torch.no_grad()
+def load_adapter_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
+    """Set the adapters' tensors, in place.
+
+    Raises:
+        KeyError: a tensor is missing or unknown, or has another shape.
+    """
+    own = adapter_tensors(model)
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())[:3]
+        raise KeyError(f"the checkpoint and the recipe do not hold the same adapter tensors: {', '.join(odd)}")
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise KeyError(f"{name} is {tuple(tensor.shape)} here and {tuple(tensors[name].shape)} in the checkpoint")
+        tensor.copy_(tensors[name])
+
+
+def frozen_layers(model: CausalLM) -> Iterator[tuple[str, FrozenLinear, Adapted | None]]:
+    """Module path, frozen map and wrapper (None where no adapter sits) of every replaced linear layer."""
+    for name, module in model.hf.named_modules():
+        if isinstance(module, Adapted):
+            yield name, module.base, module
+        elif isinstance(module, FrozenLinear) and not name.endswith(".base"):
+            yield name, module, None
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)

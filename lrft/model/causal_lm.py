@@ -1,0 +1,89 @@
+"""`CausalLM`: a transformers model as the loop, the objectives and the evaluation see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.batch import Batch
+from lrft.core.loss import Head
+
+
+class CausalLM(nn.Module):
+    """Wraps a transformers causal language model and separates its body from its head.
+
+    Attributes:
+        hf: the transformers model.
+        transposed: paths of layers whose weight transformers stores as (in, out) (GPT-2's Conv1D).
+        fingerprint: identity of the dense base weights.
+    """
+
+    def __init__(self, hf: Any) -> None:
+        super().__init__()
+        self.hf = hf
+        self.transposed: set[str] = set()
+        self.fingerprint = ""
+        self._body: Any = None
+
+    @property
+    def head(self) -> Head:
+        """The map from hidden states to logits, as this architecture computes it."""
+        config = self.hf.config.get_text_config()
+        return Head(self.hf.get_output_embeddings(), softcap=getattr(config, "final_logit_softcapping", None))
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention backend in use."""
+        return str(self.hf.config._attn_implementation)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters live."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the activations."""
+        return self.hf.get_input_embeddings().weight.dtype
+
+    def compile(self) -> None:  # type: ignore[override]
+        """Run the body through torch.compile; batches must keep one shape, as packed ones do."""
+        self._body = torch.compile(self.hf.base_model, dynamic=False)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states (B, L, d), final norm included; documents of a row do not see each other.
+
+        The stock backends find the documents by the restarts in `position_ids`.
+        """
+        ids, positions, extra = batch.input_ids, batch.position_ids, {}
+        if self.attention == "segmented":
+            extra["documents"] = batch.documents
+        elif self.attention.startswith("flash"):
+            ids, positions, extra = _flattened(batch)
+        body = self._body if self._body is not None and torch.is_grad_enabled() else self.hf.base_model
+        output = body(input_ids=ids, position_ids=positions, use_cache=False, **extra)
+        return output.last_hidden_state.view(*batch.input_ids.shape, -1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, L, V) of every position. For comparisons on a few rows; training never forms them."""
+        return self.head.logits(self.hidden(batch))
+
+
+def _flattened(batch: Batch) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """One row of all documents with their boundaries, which is what variable-length kernels take."""
+    rows, length = batch.input_ids.shape
+    starts = {row * length for row in range(rows)}
+    for row, start, end in batch.documents:
+        starts |= {row * length + start, row * length + end}
+    edges = sorted(starts | {rows * length})
+    longest = max(b - a for a, b in zip(edges, edges[1:], strict=False))
+    bounds = torch.tensor(edges, dtype=torch.int32).to(batch.input_ids.device, non_blocking=True)
+    extra = {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+    return batch.input_ids.view(1, -1), batch.position_ids.view(1, -1), extra

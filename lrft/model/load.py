@@ -1,0 +1,194 @@
+"""Loading the base model and its tokenizer: one way, used by training, evaluation and merging alike."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from typing import Any
+
+import torch
+
+from lrft.core.batch import Batch
+from lrft.core.config import Section
+from lrft.core.errors import RecipeError
+from lrft.model import attention, gguf
+from lrft.model.causal_lm import CausalLM
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+def load_tokenizer(section: Any, trust_remote_code: bool = False) -> tuple[Any, set[int]]:
+    """The tokenizer of `model.name`, and every token id that ends a generation.
+
+    The pad token is never one of the stop tokens: a tokenizer whose pad is its stop token gets another special token.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    quiet()
+    name, options = _resolved(section)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(section.name, error) from None
+    stops = {tokenizer.eos_token_id} - {None}
+    try:
+        ends = GenerationConfig.from_pretrained(name, **options).eos_token_id
+        stops |= set(ends if isinstance(ends, list) else [ends]) - {None}
+    except OSError:
+        pass  # a model without a generation config stops at its tokenizer's eos
+    if not stops:
+        raise RecipeError("the tokenizer has no end-of-sequence token, so nothing could learn to stop", "model.name")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stops:
+        token = _spare_token(tokenizer, stops)
+        if token is not None:
+            tokenizer.pad_token = token
+    return tokenizer, stops
+
+
+def pad_id(tokenizer: Any, stops: set[int]) -> int:
+    """The id that fills rows: the pad token, or the first id that stops nothing. Never seen by the loss."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
+        return int(tokenizer.pad_token_id)
+    return next(i for i in range(len(tokenizer)) if i not in stops)
+
+
+def load_model(
+    section: Any, *, device: torch.device | str = "cpu", trust_remote_code: bool = False, meta: bool = False
+) -> CausalLM:
+    """The dense base model, frozen, in `model.dtype`, attention backend chosen.
+
+    Args:
+        section: the recipe's `model` section.
+        device: where it will run; decides the default attention backend. Weights are loaded on the CPU.
+        meta: build the architecture without weights.
+
+    Raises:
+        RecipeError: the model cannot be loaded, or computes its logits in a way lrft does not know.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    quiet()
+    attention.register()
+    name, options = _resolved(section)
+    settings = {"dtype": DTYPES[section.dtype], "trust_remote_code": trust_remote_code}
+
+    def build(backend: str) -> Any:
+        if meta:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, attn_implementation=backend, **settings)
+        return AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, attn_implementation=backend, **settings, **options
+        )
+
+    try:
+        hf = _with_backend(build, section, torch.device(device))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unloadable(section.name, error) from None
+    hf.requires_grad_(False)
+    hf.eval()
+    model = CausalLM(hf)
+    if not meta:
+        _check_head(model)
+        model.fingerprint = fingerprint(hf)
+    return model
+
+
+def attention_backends(section: Any, device: torch.device) -> list[str]:
+    """The attention implementations that `model.attention` allows on `device`, best first."""
+    if section.attention != "auto":
+        return [str(section.attention)]
+    if device.type == "cpu" and not section.compile:
+        return ["segmented"]
+    flash = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda" and not section.compile
+    return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
+
+
+def _with_backend(build: Any, section: Any, device: torch.device) -> Any:
+    """The model with the first backend that its architecture takes."""
+    backends = attention_backends(section, device)
+    for backend in backends:
+        try:
+            return build(backend)
+        except (ValueError, ImportError) as error:
+            if "attention implementation" not in str(error) and "flash" not in str(error).lower():
+                raise
+    raise RecipeError(f"this architecture does not take {backends[-1]}; use segmented or eager", "model.attention")
+
+
+def configure(model: CausalLM, section: Any) -> None:
+    """Turn on activation checkpointing (never the reentrant kind) and compilation, as the recipe says."""
+    if section.activation_checkpointing:
+        # The reentrant kind drops the graph of routed adapters' penalties without a word.
+        model.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if section.compile:
+        model.compile()
+
+
+def fingerprint(hf: Any) -> str:
+    """sha256 over names, shapes and sampled values of every parameter: the same base gives the same string."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(hf.named_parameters()):
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)][:1024].float()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def quiet() -> None:
+    """Keep transformers' own bars and advice out of our output."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def _resolved(section: Section | Any) -> tuple[str, dict[str, Any]]:
+    path = gguf.locate(section.name)
+    if path is not None:
+        return str(gguf.converted(path)), {}
+    return section.name, {"revision": section.revision} if section.revision else {}
+
+
+def _unloadable(name: str, error: Exception) -> RecipeError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return RecipeError(
+        f"{name!r} could not be loaded ({reason}); give a hub id, a local folder with safetensors, or a .gguf file",
+        "model.name",
+    )
+
+
+def _spare_token(tokenizer: Any, stops: set[int]) -> str | None:
+    """A special token that ends nothing and begins nothing: unk first, then one that calls itself padding."""
+    special = [tokenizer.unk_token, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)]
+    usable = [
+        token
+        for token in special
+        if token is not None
+        and tokenizer.convert_tokens_to_ids(token) not in stops
+        and token != tokenizer.bos_token
+    ]
+    padding = [token for token in usable if "pad" in token.lower()]
+    return next(iter([*padding, *usable]), None)
+
+
+@torch.no_grad()
+def _check_head(model: CausalLM) -> None:
+    """Our head over our hidden states must be the model's own logits; architectures that scale them otherwise differ."""
+    ids = torch.tensor([[1, 2, 3, 4]])
+    batch = Batch(ids, torch.arange(4)[None], ((0, 0, 4),), ids.new_empty(0), ids.new_empty(0))
+    ours = model(batch)
+    backend = model.attention
+    model.hf.set_attn_implementation("eager")
+    theirs = model.hf(input_ids=ids, use_cache=False).logits
+    model.hf.set_attn_implementation(backend)
+    error = (ours.float() - theirs.float()).abs().max() / theirs.float().abs().max().clamp_min(1e-6)
+    if not error < 0.05:
+        raise RecipeError(
+            f"{type(model.hf).__name__} computes its logits in a way lrft does not know (relative difference "
+            f"{error:.2g}); the families proved are Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3, Phi-3 and GPT-2",
+            "model.name",
+        )

@@ -1,0 +1,81 @@
+"""Which linear maps of a model exist, and which of them the target patterns choose."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+from torch import nn
+
+from lrft.core.errors import RecipeError
+from lrft.core.names import did_you_mean
+from lrft.core.params import Site
+from lrft.model.causal_lm import CausalLM
+
+ALL = "all-linear"
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """One line of the target table: a pattern, how many modules it hit, and their share of the linear parameters."""
+
+    pattern: str
+    modules: int
+    share: float
+
+
+def linear_sites(model: CausalLM) -> dict[str, Site]:
+    """Module path -> site, for every linear map except the head. GPT-2's transposed Conv1D counts as (out, in)."""
+    head = model.hf.get_output_embeddings()
+    found = {}
+    for name, module in model.hf.named_modules():
+        shape = linear_shape(module)
+        if shape is not None and module is not head:
+            found[name] = Site(name, shape[1], shape[0], has_bias=module.bias is not None)
+    return found
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a linear map, or None for anything else."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if is_transposed(module):
+        weight = module.get_parameter("weight")
+        return weight.shape[1], weight.shape[0]
+    return None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module is transformers' Conv1D, a linear map stored as (in, out)."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def choose(sites: dict[str, Site], targets: str | list[str]) -> tuple[dict[str, Site], list[TargetRow]]:
+    """The targeted sites, in model order, and the table that says what each pattern hit.
+
+    A pattern matches a whole module path or its end (`q_proj`, `self_attn.*_proj`, `layers.0.mlp.up_proj`);
+    `all-linear` matches everything.
+
+    Raises:
+        RecipeError: a pattern matches nothing; names near ones.
+    """
+    patterns = [targets] if isinstance(targets, str) else list(targets)
+    total = sum(site.in_features * site.out_features for site in sites.values())
+    chosen: set[str] = set()
+    table = []
+    for pattern in patterns:
+        hits = [name for name in sites if pattern == ALL or matches(name, pattern)]
+        if not hits:
+            ends = {part for name in sites for part in (name.rpartition(".")[2], name)}
+            leaves = {name.rpartition(".")[2] for name in sites}
+            known = leaves if "." not in pattern else ends
+            raise RecipeError(f"pattern {pattern!r} matches no linear layer{did_you_mean(pattern, known)}", "adapter.targets")
+        chosen |= set(hits)
+        size = sum(sites[name].in_features * sites[name].out_features for name in hits)
+        table.append(TargetRow(pattern, len(hits), size / total))
+    return {name: site for name, site in sites.items() if name in chosen}, table
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` matches the module path `name`, whole or from a dot on."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")

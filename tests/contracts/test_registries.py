@@ -1,0 +1,87 @@
+"""What is read from a method's source is what its class says, and every method declares itself fully."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from lrft.core import axes
+from lrft.core.registry import Registry
+from lrft.core.traits import TRAITS
+
+REGISTRIES = {name: found for name, found in vars(axes).items() if isinstance(found, Registry)}
+METHODS = [
+    pytest.param(registry, name, id=f"{registry.kind}-{name}")
+    for registry in REGISTRIES.values()
+    for name in registry.names()
+]
+SOURCED = [
+    pytest.param(registry, name, id=f"{registry.kind}-{name}")
+    for registry in (axes.ADAPTERS, axes.INITS, axes.OPTIMIZERS, axes.QUANTIZERS)
+    for name in registry.names()
+    if not name.endswith("_reference")
+]
+
+every_method = pytest.mark.parametrize(("registry", "name"), METHODS)
+
+
+def test_every_axis_of_a_recipe_is_a_registry_with_methods():
+    assert set(axes.AXES.values()) <= set(REGISTRIES.values())
+    assert all(registry.names() for registry in axes.AXES.values())
+
+
+@every_method
+def test_what_is_declared_is_what_is_imported(registry, name):
+    declared, cls = registry.declared(name), registry.get(name)
+    assert (declared.name, declared.class_name) == (name, cls.__name__)
+    assert cls.name == name
+    assert declared.doc == (inspect.cleandoc(cls.__doc__) if cls.__doc__ else "")
+    config = getattr(cls, "Config", registry.config)
+    assert declared.config.model_json_schema() == config.model_json_schema()
+    assert declared.provides == set(getattr(cls, "provides", set()))
+    assert declared.requires == set(getattr(cls, "requires", set()))
+
+
+def test_declarations_are_read_without_importing_torch():
+    code = (
+        "import sys; from lrft.core import axes; from lrft.core.registry import Registry\n"
+        "for registry in [held for held in vars(axes).values() if isinstance(held, Registry)]:\n"
+        "    for name in registry.names(): registry.declared(name).config.model_json_schema()\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@every_method
+def test_traits_come_from_the_vocabulary(registry, name):
+    declared = registry.declared(name)
+    assert declared.provides | declared.requires <= TRAITS.keys()
+
+
+@every_method
+def test_the_docstring_begins_with_one_sentence_that_fits_a_table(registry, name):
+    summary = registry.declared(name).summary
+    assert summary.endswith((".", ":")) and len(summary) <= 110
+
+
+@every_method
+def test_settings_survive_json(registry, name):
+    config = registry.declared(name).config
+    if any(field.is_required() for field in config.model_fields.values()):
+        assert registry not in axes.AXES.values(), "a method named alone in a recipe must work"
+        return
+    settings = config(method=name)
+    assert config.model_validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize(("registry", "name"), SOURCED)
+def test_the_docstring_names_its_source_and_its_departures(registry, name):
+    doc = registry.declared(name).doc
+    assert "Source:" in doc, f"{name}: say where the method comes from"
+    assert "Departures:" in doc, f"{name}: say what differs from the source, or none"
+
+
+def test_an_unknown_name_is_answered_with_a_near_one():
+    with pytest.raises(KeyError, match="did you mean nf4"):
+        axes.QUANTIZERS.get("nf5")

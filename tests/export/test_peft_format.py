@@ -1,0 +1,122 @@
+"""PEFT loads the adapter folder and computes our logits: LoRA, rsLoRA, DoRA, patterns, dense and 4-bit bases."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS
+from lrft.core.batch import Batch
+from lrft.export.peft_format import adapter_files, write_adapter_folder
+from lrft.model.attach import attach, frozen_layers, make_plan, parameter_infos
+from lrft.model.load import load_model, load_tokenizer
+from lrft.model.sites import choose, linear_sites
+from lrft.recipe.schema import Recipe
+
+CASES = {
+    "lora": {"method": "lora", "rank": 4},
+    "rslora": {"method": "lora", "rank": 4, "rslora": True},
+    "dora": {"method": "dora", "rank": 4},
+    "patterns": {
+        "method": "lora",
+        "rank": 4,
+        "targets": ["q_proj", "down_proj", "layers.0.mlp.up_proj"],
+        "rank_pattern": {"layers.1.self_attn.q_proj": 2},
+        "alpha_pattern": {"down_proj": 3.0},
+    },
+}
+
+
+def recipe_for(folder, adapter, quantization="none"):
+    section = {"name": str(folder), "dtype": "float32"}
+    data = {"train": "x.jsonl", "format": "text"}
+    return Recipe.model_validate({"model": section, "adapter": adapter, "quantization": quantization, "data": data})
+
+
+def adapted_model(recipe):
+    model = load_model(recipe.model)
+    sites, _ = choose(linear_sites(model), recipe.adapter.targets)
+    attach(
+        model,
+        make_plan(sites, recipe.adapter),
+        adapter=ADAPTERS.get(recipe.adapter.method),
+        config=recipe.adapter,
+        init=INITS.get("default")(recipe.init),
+        quantize=lambda w, b: QUANTIZERS.get(recipe.quantization.method)(w, b, recipe.quantization),
+    )
+    torch.manual_seed(4)
+    for info in parameter_infos(model):
+        with torch.no_grad():
+            info.param.add_(0.05 * torch.randn_like(info.param))
+    model.eval()
+    return model
+
+
+def our_logits(model, ids):
+    positions = torch.arange(ids.shape[1])[None]
+    none = ids.new_empty(0)
+    with torch.no_grad():
+        return model(Batch(ids, positions, ((0, 0, ids.shape[1]),), none, none))
+
+
+def dequantized_base(recipe, model):
+    """The dense base whose weights are what training saw."""
+    dense = load_model(recipe.model)
+    weights = dict(dense.hf.named_parameters())
+    with torch.no_grad():
+        for name, base, _ in frozen_layers(model):
+            weight = base.weight()
+            weights[f"{name}.weight"].copy_(weight.mT if name in model.transposed else weight)
+    dense.hf.set_attn_implementation("eager")
+    return dense.hf
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("case", CASES)
+def test_peft_computes_our_logits(tiny, tmp_path, case, quantization):
+    from peft import PeftModel
+
+    recipe = recipe_for(tiny("llama", tied=False, bias=True), CASES[case], quantization)
+    model = adapted_model(recipe)
+    tokenizer, _ = load_tokenizer(recipe.model)
+    write_adapter_folder(tmp_path / "adapter", adapter_files(model, recipe, {"step": 1}), tokenizer)
+    peft = PeftModel.from_pretrained(dequantized_base(recipe, model), tmp_path / "adapter").eval()
+    ids = torch.randint(3, 400, (1, 12))
+    with torch.no_grad():
+        theirs = peft(input_ids=ids).logits
+    torch.testing.assert_close(our_logits(model, ids), theirs, atol=1e-4, rtol=1e-4)
+    bare = our_logits(load_model(recipe.model), ids)
+    assert (bare - theirs).abs().max() > 1e-2  # the adapter does something, so equality says something
+
+
+def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path):
+    from peft import PeftModel
+
+    recipe = recipe_for(tiny("gpt2"), CASES["lora"])
+    model = adapted_model(recipe)
+    tokenizer, _ = load_tokenizer(recipe.model)
+    write_adapter_folder(tmp_path / "adapter", adapter_files(model, recipe, {"step": 1}), tokenizer)
+    peft = PeftModel.from_pretrained(dequantized_base(recipe, model), tmp_path / "adapter").eval()
+    ids = torch.randint(3, 400, (1, 12))
+    with torch.no_grad():
+        torch.testing.assert_close(our_logits(model, ids), peft(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_config_is_sorted_short_and_names_last_parts(tiny):
+    recipe = recipe_for(tiny(), CASES["lora"])
+    files = adapter_files(adapted_model(recipe), recipe, {"step": 1})
+    config = json.loads(files["adapter_config.json"])
+    assert config["target_modules"] == sorted(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    assert config["r"] == 4
+    assert config["lora_alpha"] == 32
+    assert list(config) == sorted(config)
+
+
+def test_the_same_adapter_gives_the_same_bytes(tiny):
+    recipe = recipe_for(tiny(), CASES["dora"])
+    model = adapted_model(recipe)
+    assert adapter_files(model, recipe, {}) == adapter_files(copy.deepcopy(model), recipe, {})

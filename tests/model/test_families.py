@@ -1,0 +1,131 @@
+"""Every model family: hidden states, sites, packing, adapters and merging, on tiny random models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS
+from lrft.core.batch import Batch
+from lrft.core.errors import RecipeError
+from lrft.export.merge import merge_into, write_merged
+from lrft.model.attach import attach, make_plan, parameter_infos
+from lrft.model.load import load_model, load_tokenizer
+from lrft.model.sites import choose, linear_sites
+from lrft.recipe.schema import ModelSection
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2"]
+VARIANTS = [("llama", False, True), ("qwen2", False, False), ("gpt2", True, False), ("gemma2", True, True)]
+
+
+def batch_of(rows: list[list[list[int]]], length: int) -> Batch:
+    """Rows of documents as one batch, every position but a document's last supervised."""
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    positions = torch.zeros(len(rows), length, dtype=torch.long)
+    documents, supervised, targets = [], [], []
+    for row, texts in enumerate(rows):
+        at = 0
+        for text in texts:
+            end = at + len(text)
+            ids[row, at:end] = torch.tensor(text)
+            positions[row, at:end] = torch.arange(len(text))
+            documents.append((row, at, end))
+            supervised += [row * length + i for i in range(at, end - 1)]
+            targets += text[1:]
+            at = end
+        positions[row, at:] = torch.arange(length - at)
+    return Batch(ids, positions, tuple(documents), torch.tensor(supervised), torch.tensor(targets))
+
+
+def load(tiny, family, attention="segmented", **variant):
+    section = ModelSection(name=str(tiny(family, **variant)), dtype="float32", attention=attention)
+    return load_model(section)
+
+
+DOCUMENTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "segmented"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_documents_give_the_hidden_states_of_single_ones(tiny, family, attention):
+    if (family, attention) == ("gemma2", "sdpa"):  # transformers offers none; refusing is the contract then
+        with pytest.raises(RecipeError, match="model.attention.*use segmented or eager"):
+            load(tiny, family, attention)
+        return
+    model = load(tiny, family, attention)
+    packed = model.hidden(batch_of([DOCUMENTS], 17))
+    at = 0
+    for text in DOCUMENTS:
+        ids = torch.tensor([text])
+        model.hf.set_attn_implementation("eager")
+        alone = model.hf.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        model.hf.set_attn_implementation(attention)
+        torch.testing.assert_close(packed[0, at : at + len(text)], alone, atol=2e-5, rtol=1e-4)
+        at += len(text)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "segmented"])
+def test_a_sliding_window_is_kept_inside_packed_documents(tiny, attention, tmp_path):
+    model = load(tiny, "mistral", attention)
+    model.hf.config.sliding_window = 3
+    packed = model.hidden(batch_of([DOCUMENTS], 14))
+    model.hf.set_attn_implementation("eager")
+    alone = model.hf.base_model(input_ids=torch.tensor([DOCUMENTS[0]]), use_cache=False).last_hidden_state[0]
+    torch.testing.assert_close(packed[0, :6], alone, atol=2e-5, rtol=1e-4)
+    model.hf.config.sliding_window = None
+    assert (model.hf.base_model(input_ids=torch.tensor([DOCUMENTS[0]])).last_hidden_state[0] - alone).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_segmented_attention_are_those_of_eager(tiny, family):
+    batch = batch_of([DOCUMENTS, [[20, 21, 22, 23]]], 16)
+    grads = {}
+    for attention in ("segmented", "eager"):
+        model = load(tiny, family, attention)
+        model.hf.requires_grad_(True)
+        hidden = model.hidden(batch).reshape(-1, model.hf.config.get_text_config().hidden_size)
+        hidden[batch.supervised].square().sum().backward()
+        grads[attention] = {n: p.grad for n, p in model.hf.named_parameters() if p.grad is not None}
+    for name, grad in grads["eager"].items():
+        torch.testing.assert_close(grads["segmented"][name], grad, atol=1e-3, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(("family", "tied", "bias"), [(f, True, False) for f in FAMILIES] + VARIANTS)
+@pytest.mark.parametrize("storage", ["none", "nf4_reference"])
+def test_a_merged_model_loaded_by_plain_transformers_is_the_adapted_one(tiny, tmp_path, family, tied, bias, storage):
+    from transformers import AutoModelForCausalLM
+
+    model = load(tiny, family, tied=tied, bias=bias)
+    sites, _ = choose(linear_sites(model), "all-linear")
+    config = ADAPTERS.declared("lora").config(method="lora", rank=4)
+    init = INITS.get("default")(INITS.declared("default").config())
+    quantizer = QUANTIZERS.get(storage)
+    attach(model, make_plan(sites, config), adapter=ADAPTERS.get("lora"), config=config, init=init, quantize=quantizer)
+    for info in parameter_infos(model):
+        torch.nn.init.normal_(info.param, std=0.05)
+    batch = batch_of([[[5, 6, 7, 8, 9, 10]]], 6)
+    with torch.no_grad():
+        expected = model(batch)
+    dense = load(tiny, family, tied=tied, bias=bias)
+    merge_into(dense, model, onto="dequantized", dtype=torch.float32)
+    tokenizer, _ = load_tokenizer(ModelSection(name=str(tiny(family, tied=tied, bias=bias))))
+    write_merged(dense, tokenizer, tmp_path / "merged", "1GB")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    with torch.no_grad():
+        got = plain(input_ids=batch.input_ids).logits
+    torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_is_every_linear_map_but_the_head(tiny, family):
+    model = load(tiny, family)
+    sites = linear_sites(model)
+    assert all("lm_head" not in name for name in sites)
+    per_layer = len([n for n in sites if ".0." in n])
+    assert per_layer == {"gpt2": 4, "phi3": 4}.get(family, 7)
+    assert len(sites) == 2 * per_layer
+
+
+def test_the_pad_token_is_never_a_stop_token(tiny):
+    for family in FAMILIES:
+        tokenizer, stops = load_tokenizer(ModelSection(name=str(tiny(family))))
+        assert tokenizer.pad_token_id not in stops
