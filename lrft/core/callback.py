@@ -28,6 +28,9 @@ class Callback:
     def finish(self, run: Run) -> None:
         """After the last step."""
 
+    def close(self) -> None:
+        """Give back terminals, signals and sessions, however the run ended. Not an event: nothing is trained here."""
+
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values and tensors; empty when there is nothing to keep."""
         return {}

@@ -56,6 +56,7 @@ def generate(
         eos_token_id=stops or None,
         pad_token_id=subject.pad_id,
     )
+    subject.report(what, 0, len(prompts))
     with scoring(subject.model), own_settings(hf), generation_attention(hf), decoded(hf):
         for indices in token_batches(lengths, subject.batch_tokens):
             subject.poll(done, len(prompts))

@@ -41,6 +41,7 @@ def continuation_logprobs(
     subject.check_lengths(lengths, where)
     scores: list[tuple[float, int]] = [(0.0, 0)] * len(lengths)
     done = 0
+    subject.report(what, 0, len(lengths))
     with scoring(subject.model):
         for indices in token_batches(lengths, subject.batch_tokens):
             subject.poll(done, len(lengths))

@@ -56,6 +56,8 @@ def held_out_loss(
         EvaluationStopped: `should_stop` said so.
     """
     summed, tokens, rows = 0.0, 0, 0
+    report = progress or _silent
+    report("loss", 0, total)
     with scoring(model):
         for batch in batches:
             if should_stop():
@@ -63,8 +65,7 @@ def held_out_loss(
             summed += _batch_sum(model, batch.to(model.device))
             tokens += batch.targets.numel()
             rows += len(batch.documents)
-            if progress is not None:
-                progress("loss", rows, total)
+            report("loss", rows, total)
     if tokens == 0:
         raise DataError(
             f"data.eval: none of the {rows} held-out rows has a supervised token; check data.format"
@@ -83,6 +84,10 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody is shown how far it is."""
 
 
 def _batch_sum(model: CausalLM, batch: Batch) -> float:

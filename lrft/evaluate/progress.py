@@ -61,7 +61,7 @@ class EvaluationBar:
             self.bar.stop()
 
     def _begin(self, what: str, total: int) -> None:
-        """A new task: a new bar. The rate counts from the first report, as loading is not scoring."""
+        """A new task: a new bar, timed from here."""
         self.current, self.done = (what, total), 0
         self.began = self.printed = time.monotonic()
         if self.bar is not None:
@@ -72,9 +72,9 @@ class EvaluationBar:
         self.printed = time.monotonic()
         rate = done / seconds if seconds > 0 else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        self.console.print(f"{what} {done}/{total}  {rate:.1f} rows/s{left}", markup=False, highlight=False)
+        self.console.print(f"{what} {done}/{total}  {rate:.3g} rows/s{left}", markup=False, highlight=False)
 
 
 class _Rate(ProgressColumn):
     def render(self, task: BarTask) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} rows/s")
+        return Text("" if task.speed is None else f"{task.speed:.3g} rows/s")

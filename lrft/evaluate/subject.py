@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lrft.model.causal_lm import CausalLM
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, items finished, items in all) after every batch."""
+"""Called with (what is being done, items finished, items in all): at the start, and after every batch."""
 
 
 class EvaluationStopped(Interrupted):

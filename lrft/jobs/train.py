@@ -41,22 +41,34 @@ def train_recipe(
     recipe = loaded.recipe
     accelerator = make_accelerator(recipe.train.device, recipe.model.dtype)
     folder = _claim(loaded, out, resume, lead=accelerator.is_main_process)
-    if accelerator.is_main_process and (done := _finished(folder, recipe)) is not None:
+    try:
+        return _train_in(folder, loaded, accelerator, trust_remote_code)
+    finally:
+        folder.unlock()
+
+
+def _train_in(folder: RunFolder, loaded: LoadedRecipe, accelerator: Any, trust_remote_code: bool) -> dict[str, Any]:
+    recipe, lead = loaded.recipe, accelerator.is_main_process
+    if lead and (done := _finished(folder)) is not None:
         say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
         return done
     began = time.perf_counter()
     text = read_text(recipe, trust_remote_code=trust_remote_code)
-    if accelerator.is_main_process:
+    if lead:
         say("; ".join(f"{label} {value}" for label, value in facts(text.report)))
     adaptation = adapt(recipe, device=accelerator.device, trust_remote_code=trust_remote_code)
     job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe))
-    if accelerator.is_main_process:
+    if lead:
         _open(job, loaded, trust_remote_code)
     _resume(job)
-    with memory_advice(recipe):
-        train(job.run, job.steps(), job.objective)
+    try:
+        with memory_advice(recipe):
+            train(job.run, job.steps(), job.objective)
+    finally:
+        for callback in job.run.callbacks:
+            callback.close()
     accelerator.wait_for_everyone()
-    return _close(job, time.perf_counter() - began) if accelerator.is_main_process else {}
+    return _close(job, time.perf_counter() - began) if lead else {}
 
 
 def _claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> RunFolder:
@@ -84,7 +96,7 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
         raise UsageError(f"{folder.path}: the recipe changed since this run began, so it cannot be resumed:\n{lines}")
 
 
-def _finished(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
+def _finished(folder: RunFolder) -> dict[str, Any] | None:
     if not (folder.path / RESULT).is_file() or not folder.adapter.is_dir():
         return None
     result: dict[str, Any] = folder.read(RESULT)

@@ -130,15 +130,16 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
 CORE = "tag:yaml.org,2002:"
 # YAML 1.2's core schema: 2e-4 is a number, `no` and `on` are text, 010 is ten. Tried in this order.
 CORE_SCALARS = {
-    CORE + "null": re.compile(r"~|null|Null|NULL|", re.ASCII),
-    CORE + "bool": re.compile(r"true|True|TRUE|false|False|FALSE", re.ASCII),
-    CORE + "int": re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", re.ASCII),
-    CORE + "float": re.compile(
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", re.ASCII
-    ),
+    CORE + kind: re.compile(rf"(?:{pattern})\Z", re.ASCII)
+    for kind, pattern in {
+        "null": r"~|null|Null|NULL|",
+        "bool": r"true|True|TRUE|false|False|FALSE",
+        "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+        "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    }.items()
 }
 for _tag, _pattern in CORE_SCALARS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern.pattern})\Z", re.ASCII), None)
+    _Loader.add_implicit_resolver(_tag, _pattern, None)
 
 
 class _Builder:
@@ -207,9 +208,7 @@ def _constructed(tag: str, text: str) -> Any:
     kind = tag.removeprefix(CORE)
     if kind == "str":
         return text
-    if not CORE_SCALARS[tag].fullmatch(text) and not (
-        kind == "float" and CORE_SCALARS[CORE + "int"].fullmatch(text)
-    ):
+    if not CORE_SCALARS[tag].match(text):
         raise ValueError(text)
     if kind == "null":
         return None

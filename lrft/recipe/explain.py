@@ -8,12 +8,13 @@ from pydantic import ValidationError
 
 from lrft.core.errors import Problem
 from lrft.core.names import did_you_mean
-from lrft.recipe.fields import Slot, listed, slot_at, value_at
+from lrft.recipe.fields import Slot, known_keys, listed, slot_at, value_at
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import Node, dotted, shown
 from lrft.recipe.unknown import unknown_key
 
 Loc = tuple[str | int, ...]
+MOST_SUGGESTIONS = 200  # a file with more unknown keys is not a recipe, and each suggestion takes a moment
 
 
 def validated(root: Node) -> tuple[Recipe | None, list[Problem], set[str]]:
@@ -30,6 +31,8 @@ class _Explanation:
     def __init__(self, root: Node, plain: dict[str, Any]) -> None:
         self.root = root
         self.plain = plain
+        self.every = [".".join(keys) for keys in known_keys(plain)]
+        self.unknown = 0
         self.suggested: set[str] = (
             set()
         )  # keys that an unknown key was probably meant to be: they are not missing
@@ -45,7 +48,10 @@ class _Explanation:
     def _sentences(self, error: Any) -> list[tuple[Loc, str]]:
         loc = self._written(error["loc"])
         if error["type"] == "extra_forbidden":
-            message, meant = unknown_key(error["loc"], self.plain)
+            self.unknown += 1
+            if self.unknown > MOST_SUGGESTIONS:
+                return [(error["loc"], "unknown key")]
+            message, meant = unknown_key(error["loc"], self.plain, self.every)
             self.suggested.update(meant)
             return [(error["loc"], message)]
         if error["type"] == "missing":

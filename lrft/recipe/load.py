@@ -140,7 +140,7 @@ def _parent(extends: Node, path: Path, chain: tuple[Path, ...]) -> Path:
     name = extends.value
     if not isinstance(name, str) or not name:
         raise RecipeError(
-            extends.place.problem("extends", f"must be the name of one recipe, not {shown(name)}")
+            extends.place.problem("extends", f"must be the name of one recipe, not {shown(extends.plain())}")
         )
     beside = [path.parent / name, path.parent / f"{name}.yaml"]
     found = next((file for file in beside if os.path.isfile(file)), None)

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from lrft.core.registry import Registry
-from lrft.recipe.fields import known_keys, listed, slot_at, value_at
+from lrft.recipe.fields import listed, slot_at, value_at
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import dotted
 
@@ -89,8 +89,13 @@ class _Unknown:
 Guess = tuple[str, list[str]]
 
 
-def unknown_key(keys: tuple[str | int, ...], plain: Any) -> Guess:
-    """What to say of an unknown key of the recipe `plain`, and the keys it may have been meant to be."""
+def unknown_key(keys: tuple[str | int, ...], plain: Any, every: list[str]) -> Guess:
+    """What to say of an unknown key, and the keys it may have been meant to be.
+
+    Args:
+        plain: the recipe as written.
+        every: the dotted keys it could hold.
+    """
     section_keys = keys[:-1]
     slot, value = slot_at(section_keys, plain), value_at(section_keys, plain)
     section = slot.section(value) if slot is not None else None
@@ -98,7 +103,7 @@ def unknown_key(keys: tuple[str | int, ...], plain: Any) -> Guess:
         word=str(keys[-1]),
         prefix=f"{dotted(section_keys)}." if section_keys else "",
         fields=list(section.model_fields) if section is not None else [],
-        every=[".".join(known) for known in known_keys(plain)],
+        every=every,
         registry=slot.registry if slot is not None else None,
     )
     of_method = f" of {value['method']}" if unknown.registry is not None else ""

@@ -59,8 +59,6 @@ def save_checkpoint(run: Run, tensors: dict[str, Tensor], folder: Path, identity
         "parameters": [info.name for info in run.parameters],
         **extra,
     }
-    schedule = state["schedule"]
-    state["schedule"] = {k: v for k, v in schedule.items() if not k.startswith("lr_lambdas")}
     files = {
         "adapter.safetensors": _encoded(tensors),
         "optimizer.safetensors": _encoded(

@@ -67,6 +67,12 @@ class RunFolder:
         except OSError:
             raise UsageError(f"{self.path}: another process is training here; wait for it or give another --out") from None
 
+    def unlock(self) -> None:
+        """Let others train here again; the end of the process does the same."""
+        if self.lock_file is not None:
+            self.lock_file.close()
+            self.lock_file = None
+
     def write(self, name: str, content: str | dict[str, Any]) -> None:
         """Write a small file whole or not at all."""
         text = content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -142,11 +142,7 @@ class StopOnSignal(Callback):
             return
         self.run.stop_signal = number
 
-    def finish(self, run: Run) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Give the signals back to whoever had them."""
+    def close(self) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous = {}

@@ -73,14 +73,8 @@ class Bar(Callback):
             left = (time.perf_counter() - self.began) / (run.step - self.first) * (run.total_steps - run.step)
             line = f"step {run.step}/{run.total_steps}  {describe(run.metrics)}  {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)
-        if run.stop_signal is not None:
-            self.close()
-
-    def finish(self, run: Run) -> None:
-        self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -118,7 +112,7 @@ class Wandb(Callback):
         if self.session is not None:
             self.session.log({k: v for k, v in run.metrics.items() if isinstance(v, int | float)}, step=run.step)
 
-    def finish(self, run: Run) -> None:
+    def close(self) -> None:
         if self.session is not None:
             self.session.finish()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from lrft.core.adapted import adapted
 from lrft.core.axes import ADAPTERS, FORMATS, INITS, QUANTIZERS
 from lrft.core.config import parse_choice
@@ -28,7 +29,7 @@ def make_subject(tiny) -> Callable[..., Subject]:
         family: str = "llama",
         rows: Sequence[dict[str, Any]] = (),
         format: Any = "prompt_completion",
-        attention: str = "segmented",
+        attention: Any = "segmented",
         batch_tokens: int = 512,
         **watching: Any,
     ) -> Subject:
@@ -64,6 +65,11 @@ def random_prompts() -> Callable[[Sequence[int]], list[list[int]]]:
         return [torch.randint(3, 500, (length,), generator=generator).tolist() for length in lengths]
 
     return make
+
+
+@pytest.fixture(name="adapt")
+def adapt_fixture() -> Callable[[Subject, str], list[FrozenLinear]]:
+    return adapt
 
 
 def adapt(subject: Subject, quantization: str) -> list[FrozenLinear]:
@@ -106,10 +112,14 @@ def say(monkeypatch) -> Callable[..., None]:
     from lrft.evaluate.tasks import _answers
 
     def answer(subject: Subject, outputs: Sequence[str], unstopped: Sequence[int] = ()) -> None:
-        def spoken(asked: Subject, prompts: list[list[int]], max_new_tokens: int, **named: Any) -> list[list[int]]:
+        def spoken(
+            asked: Subject, prompts: list[list[int]], max_new_tokens: int, **named: Any
+        ) -> list[list[int]]:
             tokens = [token_ids(subject.tokenizer, text) for text in outputs[: len(prompts)]]
             space = token_ids(subject.tokenizer, " ")
-            return [t + space * (max_new_tokens - len(t)) if i in unstopped else t for i, t in enumerate(tokens)]
+            return [
+                t + space * (max_new_tokens - len(t)) if i in unstopped else t for i, t in enumerate(tokens)
+            ]
 
         monkeypatch.setattr(_answers, "generate", spoken)
 

@@ -6,6 +6,7 @@ import math
 import statistics
 
 import pytest
+
 from lrft.core.axes import TASKS
 from lrft.core.config import parse_choice
 from lrft.core.errors import DataError, RecipeError

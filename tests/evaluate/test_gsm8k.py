@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+
 from lrft.core.axes import TASKS
 from lrft.core.config import parse_choice
 from lrft.core.errors import DataError
@@ -55,7 +56,13 @@ def test_numbers_compare_by_value():
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("so #### 18", "18"), ("####  $1,200.", "1200"), ("####-3", "-3"), ("#### $-3", "-3"), ("#### 1 #### 2", "1")],
+    [
+        ("so #### 18", "18"),
+        ("####  $1,200.", "1200"),
+        ("####-3", "-3"),
+        ("#### $-3", "-3"),
+        ("#### 1 #### 2", "1"),
+    ],
 )
 def test_the_marked_number_follows_the_first_marker(text, number):
     assert marked_number(text) == Decimal(number)

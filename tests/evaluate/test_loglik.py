@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from lrft.core.errors import DataError
 from lrft.evaluate.loglik import continuation_logprobs
 
@@ -18,7 +19,9 @@ def by_hand(subject, prompt: list[int], continuation: list[int]) -> float:
 
 @pytest.mark.parametrize("attention", ["segmented", "sdpa"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_scores_equal_a_log_softmax_by_hand_in_the_order_given(make_subject, random_prompts, family, attention):
+def test_scores_equal_a_log_softmax_by_hand_in_the_order_given(
+    make_subject, random_prompts, family, attention
+):
     subject = make_subject(family, attention=attention, batch_tokens=60)
     prompts = random_prompts([3, 20, 1, 9, 9, 14])
     continuations = random_prompts([4, 1, 7, 2, 12, 3])
@@ -37,8 +40,11 @@ def test_scores_do_not_depend_on_the_batch_size(make_subject, random_prompts):
 
 def test_what_cannot_be_scored_is_refused_by_place(make_subject):
     subject = make_subject()
-    for prompts, continuations, word in (([[5], []], [[1], [1]], "prompt"), ([[5], [5]], [[1], []], "continuation")):
+    for prompts, continuations, word in (
+        ([[5], []], [[1], [1]], "prompt"),
+        ([[5], [5]], [[1], []], "continuation"),
+    ):
         with pytest.raises(DataError, match=rf"file:9: the {word} has no token"):
             continuation_logprobs(subject, prompts, continuations, where=["file:8", "file:9"].__getitem__)
-    with pytest.raises(DataError, match="1100 tokens.*1024 positions"):
+    with pytest.raises(DataError, match=r"1100 tokens.*1024 positions"):
         continuation_logprobs(subject, [[5] * 1000], [[6] * 100])

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from lrft.core.axes import TASKS
 from lrft.core.config import parse_choice
 from lrft.core.errors import DataError, NumericalError
@@ -15,7 +17,6 @@ from lrft.data.tokenize import encode_all
 from lrft.evaluate.loglik import continuation_logprobs
 from lrft.evaluate.loss import held_out_loss, perplexity
 from lrft.evaluate.subject import EvaluationStopped
-from torch.utils._python_dispatch import TorchDispatchMode
 
 ROWS = [{"prompt": f"Say {word}: ", "completion": word * (1 + i % 4)} for i, word in enumerate("abcdefghijk")]
 

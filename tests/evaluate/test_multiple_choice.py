@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from lrft.core.axes import TASKS
 from lrft.core.config import Source, parse_choice
 from lrft.core.errors import DataError
@@ -14,7 +15,9 @@ from lrft.evaluate.loglik import continuation_logprobs
 from lrft.evaluate.tasks.multiple_choice import parse_question, prompt_and_answer
 
 
-def row(question: str, options: str, labels: str, answer: str, output: str = "the correct answer is {}") -> dict:
+def row(
+    question: str, options: str, labels: str, answer: str, output: str = "the correct answer is {}"
+) -> dict:
     instruction = f"{question}\n\n{options}Answer format: {labels}"
     return {"instruction": instruction, "input": "", "output": output.format(answer), "answer": answer}
 
@@ -37,7 +40,12 @@ BLANK = row(
     "option1/option2",
     "option1",
 )
-TRUTH = row("Please answer the following question with true or false, question: is ice cold?", "", "true/false", "true")
+TRUTH = row(
+    "Please answer the following question with true or false, question: is ice cold?",
+    "",
+    "true/false",
+    "true",
+)
 ENDINGS = row("Complete: He sat", "Ending1: down. Ending2: up.\n\n", "ending1/ending2", "ending2")
 ROWS = [LETTERS, SOLUTIONS, BLANK, TRUTH, ENDINGS]
 LONGEST = {"ARC-Easy": 5, "boolq": 2, "openbookqa": 4, "piqa": 2, "social_i_qa": 3, "winogrande": 2}
@@ -91,7 +99,9 @@ def test_every_row_of_the_commonsense_sets_is_read(name):
         assert question.labels[question.gold] == made["answer"]
         assert made["output"] == f"the correct answer is {made['answer']}"
         shown = [f"{a.capitalize()}: {b}" for a, b in zip(question.labels, question.options, strict=True)]
-        rest = " ".join(made["instruction"].split()).removesuffix("Answer format: " + "/".join(question.labels))
+        rest = " ".join(made["instruction"].split()).removesuffix(
+            "Answer format: " + "/".join(question.labels)
+        )
         body = question.stem if name == "boolq" else " ".join([question.stem, *shown])
         assert " ".join(body.split()) == rest.strip(), "nothing of the row may be lost"
 
@@ -113,10 +123,14 @@ def test_the_winner_is_the_likeliest_in_each_reading(make_subject, render):
 
         labels = [{**made, "output": f"the correct answer is {label}"} for label in question.labels]
         words = [{**made, "instruction": question.stem, "output": option} for option in question.options]
-        of_labels, of_words = ([likelihood(subject, candidate) for candidate in group] for group in (labels, words))
+        of_labels, of_words = (
+            [likelihood(subject, candidate) for candidate in group] for group in (labels, words)
+        )
         counts["acc_label"] += best([total for total, _ in of_labels])
         counts["acc"] += best([total for total, _ in of_words])
-        counts["acc_norm"] += best([t / len(o.encode()) for (t, _), o in zip(of_words, question.options, strict=True)])
+        counts["acc_norm"] += best(
+            [t / len(o.encode()) for (t, _), o in zip(of_words, question.options, strict=True)]
+        )
         counts["acc_norm_token"] += best([total / tokens for total, tokens in of_words])
     assert {name: found.metrics[name] for name in counts} == {name: n / 5 for name, n in counts.items()}
     assert all(f"{name}_stderr" in found.metrics for name in counts)
@@ -144,7 +158,9 @@ def test_a_model_that_knows_the_answers_scores_one(make_subject, monkeypatch):
             for text, q in zip(texts, asked_for, strict=True)
         ]
         assert any(text in right for text in texts)
-        return [(-1.0 if hit else -100.0, len(tokens)) for hit, tokens in zip(good, continuations, strict=True)]
+        return [
+            (-1.0 if hit else -100.0, len(tokens)) for hit, tokens in zip(good, continuations, strict=True)
+        ]
 
     monkeypatch.setattr(f"{parse_question.__module__}.continuation_logprobs", knows)
     found = scored(subject)

@@ -1,4 +1,4 @@
-"""A valid recipe, and a way to write it wrong."""
+"""Places to write recipes in."""
 
 from __future__ import annotations
 
@@ -7,30 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from lrft.core.errors import Problem, RecipeError
-from lrft.recipe.load import load_recipe
-
-VALID = """\
-model:
-  name: owner/model
-adapter:
-  method: lora
-  rank: 8
-optimizer:
-  method: adamw
-  lr: 2e-4
-schedule: cosine
-data:
-  train: rows.jsonl
-  eval: rows.jsonl
-  format: chat
-train:
-  max_steps: 100
-  batch_size: 2
-eval:
-  tasks: [loss]
-"""
 
 
 @pytest.fixture
@@ -50,18 +26,3 @@ def write(folder: Path) -> Callable[..., Path]:
         return path
 
     return write_text
-
-
-def problems_of(path: Path | str, *overrides: str) -> list[Problem]:
-    """What is wrong with a recipe, none when it loads."""
-    try:
-        load_recipe(path, overrides)
-    except RecipeError as error:
-        return error.problems
-    return []
-
-
-def changed(old: str, new: str) -> str:
-    """The valid recipe with one passage replaced."""
-    assert VALID.count(old) == 1, old
-    return VALID.replace(old, new)

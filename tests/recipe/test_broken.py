@@ -6,7 +6,7 @@ import pytest
 
 from lrft.core.errors import RecipeError
 from lrft.recipe.load import load_recipe
-from tests.recipe.conftest import VALID, changed, problems_of
+from tests.recipe.valid_recipe import VALID, changed, problems_of
 
 # (passage of the valid recipe, what replaces it, key of the one problem, its line, words of the message)
 CASES = [
@@ -185,7 +185,9 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("old", "new", "key", "line", "words"), CASES, ids=[f"{c[2]}-{c[1][:30]}" for c in CASES])
+@pytest.mark.parametrize(
+    ("old", "new", "key", "line", "words"), CASES, ids=[f"{c[2]}-{c[1][:30]}" for c in CASES]
+)
 def test_a_broken_recipe_is_one_problem_at_its_key_and_line(write, monkeypatch, old, new, key, line, words):
     path = write(changed(old, new))
     monkeypatch.chdir(path.parent)
@@ -256,5 +258,7 @@ def test_a_secret_is_never_printed(write):
 
 
 def test_no_problem_is_concluded_from_a_key_that_is_wrong_itself(write):
-    text = changed("  eval: rows.jsonl", "  evla: rows.jsonl").replace("train:\n  max", "train:\n  eval_every: 5\n  max")
+    text = changed("  eval: rows.jsonl", "  evla: rows.jsonl").replace(
+        "train:\n  max", "train:\n  eval_every: 5\n  max"
+    )
     assert [p.key for p in problems_of(write(text))] == ["data.evla"]

@@ -40,9 +40,10 @@ class Chat(Format):
 
 def _turn(message: Any, number: int) -> dict[str, str]:
     if not isinstance(message, dict) or "role" not in message or "content" not in message:
-        keys = sorted(message) if isinstance(message, dict) else type(message).__name__
-        hint = "; `from` and `value` are read by data.format: sharegpt" if "from" in message else ""
-        raise DataError(f"message {number} needs role and content, it has {keys}{hint}")
+        keys = list(message) if isinstance(message, dict) else []
+        hint = "; `from` and `value` are read by data.format: sharegpt" if "from" in keys else ""
+        held = f"it has {keys}" if keys else f"it is a {type(message).__name__}"
+        raise DataError(f"message {number} needs role and content, {held}{hint}")
     role, content = message["role"], message["content"]
     if role not in ROLES:
         raise DataError(

@@ -52,11 +52,12 @@ class ShareGPT(Format):
 
     def _turn(self, turn: Any, number: int) -> dict[str, str]:
         if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-            keys = sorted(turn) if isinstance(turn, dict) else type(turn).__name__
-            hint = "; `role` and `content` are read by data.format: chat" if "role" in turn else ""
-            raise DataError(f"turn {number} needs `from` and `value`, it has {keys}{hint}")
+            keys = list(turn) if isinstance(turn, dict) else []
+            hint = "; `role` and `content` are read by data.format: chat" if "role" in keys else ""
+            held = f"it has {keys}" if keys else f"it is a {type(turn).__name__}"
+            raise DataError(f"turn {number} needs `from` and `value`, {held}{hint}")
         roles = {**ROLES, **self.config.roles}
-        if turn["from"] not in roles:
+        if not isinstance(turn["from"], str) or turn["from"] not in roles:
             raise DataError(
                 f"turn {number} is from {turn['from']!r}; known are {', '.join(roles)}; "
                 "name others in data.format.roles"

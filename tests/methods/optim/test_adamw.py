@@ -66,7 +66,7 @@ def test_sgd_without_momentum_is_torchs(decay):
 
 def test_sgd_refuses_nesterov_without_momentum():
     with pytest.raises(ValueError, match="nesterov needs a momentum above 0"):
-        OPTIMIZERS.declared("sgd").config(momentum=0.0, nesterov=True)
+        OPTIMIZERS.declared("sgd").config.model_validate({"momentum": 0.0, "nesterov": True})
 
 
 def test_sgd_passes_the_closures_loss_on():

@@ -1,0 +1,5 @@
+"""`python -m lrft`."""
+
+from lrft.cli import main
+
+main()

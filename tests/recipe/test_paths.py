@@ -1,0 +1,100 @@
+"""What paths in a recipe are relative to."""
+
+from __future__ import annotations
+
+import pytest
+
+from lrft.recipe.load import load_recipe
+from tests.recipe.valid_recipe import VALID, changed, problems_of
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory, monkeypatch):
+    """The working directory, with a file of its own."""
+    path = tmp_path_factory.mktemp("elsewhere")
+    (path / "here.jsonl").write_text("{}\n")
+    (path / "rows.jsonl").write_text("{}\n")
+    monkeypatch.chdir(path)
+    return path
+
+
+def train_source(path, *overrides) -> str:
+    return load_recipe(path, overrides).recipe.data.train.source
+
+
+def test_a_path_in_a_file_is_relative_to_that_file_first(write, folder, elsewhere):
+    assert train_source(write(VALID)) == str(folder / "rows.jsonl")
+
+
+def test_a_path_in_a_file_is_then_relative_to_the_working_directory(write, elsewhere):
+    assert train_source(write(changed("train: rows.jsonl", "train: here.jsonl"))) == str(
+        elsewhere / "here.jsonl"
+    )
+
+
+def test_a_path_on_the_command_line_is_relative_to_the_working_directory(write, elsewhere):
+    assert train_source(write(VALID), "data.train=rows.jsonl") == str(elsewhere / "rows.jsonl")
+
+
+def test_a_path_in_a_parent_is_relative_to_the_parent(write, folder, elsewhere):
+    (folder / "deep").mkdir()
+    write(VALID, "base.yaml")
+    assert train_source(write("extends: ../base.yaml\n", "deep/child.yaml")) == str(folder / "rows.jsonl")
+
+
+def test_a_path_above_the_file_is_normalised(write, folder, elsewhere):
+    (folder / "deep").mkdir()
+    path = write(changed("train: rows.jsonl", "train: ../rows.jsonl"), "deep/child.yaml")
+    (folder / "deep" / "rows.jsonl").write_text("")
+    assert train_source(path) == str(folder / "rows.jsonl")
+
+
+def test_a_hub_id_is_left_alone(write):
+    assert train_source(write(changed("train: rows.jsonl", "train: openai/gsm8k"))) == "openai/gsm8k"
+
+
+def test_home_and_variables_are_expanded(write, folder, monkeypatch):
+    monkeypatch.setenv("LRFT_DATA", str(folder))
+    monkeypatch.setenv("HOME", str(folder))
+    for written in ("$LRFT_DATA/rows.jsonl", "${LRFT_DATA}/rows.jsonl", "~/rows.jsonl"):
+        path = write(changed("train: rows.jsonl", f"train: {written}"))
+        assert train_source(path) == str(folder / "rows.jsonl")
+
+
+def test_a_lost_path_names_both_places_it_was_looked_for(write, folder, elsewhere):
+    (problem,) = problems_of(write(changed("train: rows.jsonl", "train: lost.csv")))
+    assert str(folder / "lost.csv") in problem.message and str(elsewhere / "lost.csv") in problem.message
+
+
+def test_a_lost_path_given_for_both_splits_is_told_once(write):
+    text = changed("  train: rows.jsonl\n  eval: rows.jsonl\n  format: chat\n", "").replace(
+        "data:", "data: lost.jsonl"
+    )
+    assert "data.train.source" in [p.key for p in problems_of(write(text))]
+    assert "data.eval.source" not in [p.key for p in problems_of(write(text))]
+
+
+def test_the_source_of_a_task_follows_the_same_rules(write, folder, elsewhere):
+    path = write(changed("tasks: [loss]", "tasks: [loss, {method: gsm8k, data: {source: rows.jsonl}}]"))
+    assert load_recipe(path).recipe.eval.tasks[1].data.source == str(folder / "rows.jsonl")
+    path = write(changed("tasks: [loss]", "tasks: [{method: gsm8k, data: rows.jsonl}]"))
+    assert load_recipe(path).recipe.eval.tasks[0].data.source == str(folder / "rows.jsonl")
+
+
+def test_a_model_folder_and_a_gguf_file_become_absolute(write, folder, elsewhere):
+    (folder / "tiny").mkdir()
+    (folder / "tiny.gguf").write_text("")
+    for name in ("tiny", "tiny.gguf"):
+        path = write(changed("name: owner/model", f"name: {name}"))
+        assert load_recipe(path).recipe.model.name == str(folder / name)
+
+
+@pytest.mark.parametrize("name", ["owner/model", "gpt2", "pkg:some_package/file.gguf", "pkg:x"])
+def test_a_hub_id_or_packaged_model_is_left_alone(write, name):
+    assert load_recipe(write(changed("name: owner/model", f"name: {name}"))).recipe.model.name == name
+
+
+def test_a_plain_file_is_not_taken_for_a_model(write, folder):
+    (folder / "weights.safetensors").write_text("")
+    (problem,) = problems_of(write(changed("name: owner/model", "name: weights.safetensors")))
+    assert problem.key == "model.name" and "folder or .gguf file" in problem.message

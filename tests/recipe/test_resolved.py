@@ -1,0 +1,113 @@
+"""The resolved recipe is a recipe again, the same one; hashes and differences follow its meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lrft.recipe import library
+from lrft.recipe.load import load_recipe
+from lrft.recipe.resolved import ABSENT, compare, recipe_hash, resolved, with_origins
+from lrft.recipe.schema import Recipe
+from tests.recipe.valid_recipe import VALID, changed
+
+FILES = sorted(library.folder().rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_every_shipped_recipe_loads_back_equal_from_its_resolved_text(path, folder):
+    recipe = load_recipe(path).recipe
+    again = folder / "again.yaml"
+    again.write_text(resolved(recipe), encoding="utf-8")
+    assert load_recipe(again).recipe == recipe
+
+
+def test_every_default_is_spelled_out_in_the_order_of_the_schema(write):
+    text = resolved(load_recipe(write(VALID)).recipe)
+    assert list(yaml.safe_load(text)) == list(Recipe.model_fields)
+    assert "keep_last: 2" in text and "method: uniform" in text
+
+
+words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+tricky = st.sampled_from(
+    ["no", "1e4", "null", "~", "0o7", "2024-01-01", "a: b", "# x", "- x", "{x", "a\nb", "\t", "!x", "&a"]
+)
+texts = words | tricky
+numbers = st.floats(min_value=1e-12, max_value=1e12)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    alpha=numbers,
+    lr=numbers,
+    targets=st.lists(texts, max_size=3) | texts,
+    pattern=st.dictionaries(texts, st.integers(1, 99), max_size=3),
+    project=texts,
+    seed=st.integers(0, 2**31 - 1),
+    clip=st.none() | numbers,
+    prompt=texts,
+)
+def test_any_recipe_loads_back_equal(folder, alpha, lr, targets, pattern, project, seed, clip, prompt):
+    plain = {
+        "model": {"name": "owner/model"},
+        "adapter": {"method": "lora", "alpha": alpha, "targets": targets, "rank_pattern": pattern},
+        "optimizer": {"method": "adamw", "lr": lr},
+        "data": {
+            "train": "owner/rows",
+            "format": {
+                "method": "columns",
+                "prompt": prompt.replace("{", "").replace("}", ""),
+                "completion": "{a}",
+            },
+        },
+        "train": {"seed": seed, "clip": clip},
+        "logging": {"wandb": project},
+    }
+    recipe = Recipe.model_validate(plain)
+    path = folder / "recipe.yaml"
+    path.write_text(resolved(recipe), encoding="utf-8", newline="")
+    again = load_recipe(path).recipe
+    assert again == recipe and recipe_hash(again) == recipe_hash(recipe)
+
+
+def test_the_hash_depends_on_the_meaning_and_not_on_the_writing(write):
+    first = load_recipe(write(VALID)).recipe
+    rewritten = changed("adapter:\n  method: lora\n  rank: 8\n", "adapter: {rank: 0x8, method: 'lora'}\n")
+    assert recipe_hash(load_recipe(write("# a comment\n" + rewritten)).recipe) == recipe_hash(first)
+    assert recipe_hash(load_recipe(write(VALID), ["train.seed=1"]).recipe) != recipe_hash(first)
+    assert len(recipe_hash(first)) == 64
+
+
+def test_differences_are_listed_by_key_with_both_values(write):
+    path = write(VALID)
+    a = load_recipe(path).recipe
+    b = load_recipe(path, ["adapter=dora", "optimizer=lora_plus", "train.clip=null", "~data.eval"]).recipe
+    found = {key: (left, right) for key, left, right in compare(a, b)}
+    assert found["adapter.method"] == ("lora", "dora")
+    assert found["train.clip"] == (1.0, None)
+    assert found["optimizer.ratio"] == (ABSENT, 16.0)
+    assert found["data.eval"] == (ABSENT, None)
+    assert "adapter.rank" not in found
+    assert compare(a, a) == []
+
+
+def test_origins_stand_as_comments_in_a_text_that_still_loads(write, folder):
+    path = write(changed("rank: 8", "rank: 8\n  rank_pattern: {a: 1}\n  targets: [q, v]"))
+    loaded = load_recipe(path, ['logging.wandb="two\\nlines # here"', "data.format={method: text}"])
+    text = with_origins(loaded)
+    assert "  rank: 8  # " + str(folder / "recipe.yaml") + ":5\n" in text
+    assert "  seed: 0  # default\n" in text
+    assert '  wandb: "two\\nlines # here"  # command line\n' in text
+    again = write(text, "again.yaml")
+    assert load_recipe(again).recipe == loaded.recipe
+
+
+def test_the_resolved_text_is_read_the_same_by_a_yaml_1_1_parser(write):
+    recipe = load_recipe(write(VALID), ["logging.wandb='on'", "adapter.targets=['1e4', '1_0', 'yes']"]).recipe
+    read = yaml.safe_load(resolved(recipe))
+    assert read == recipe.model_dump(mode="json")
+    assert isinstance(Path(read["data"]["train"]["source"]), Path)

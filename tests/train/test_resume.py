@@ -1,0 +1,154 @@
+"""A run that was stopped and resumed is the run that was not: same losses, same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lrft.core.axes import ADAPTERS, OPTIMIZERS
+from lrft.core.errors import CheckpointError, Interrupted, UsageError
+from lrft.jobs.train import train_recipe
+from lrft.recipe.load import load_recipe
+from lrft.train import checkpoint
+from lrft.train.metrics import Bar
+
+VARIANTS = [
+    *({"optimizer.method": name, "~optimizer.x": None} for name in OPTIMIZERS.names()),
+    *({"adapter.method": name} for name in ADAPTERS.names()),
+    {"train.packing": "false", "train.gradient_accumulation": "1"},
+    {"model.dtype": "float32", "quantization": "none"},
+    {"model.activation_checkpointing": "true", "quantization": "int8"},
+    {"init": "gaussian", "quantization": "fp4", "train.epochs": "2", "~train.max_steps": None},
+]
+SETTINGS = {"lora_plus": {"optimizer.ratio": "16"}}
+
+
+def overrides_of(variant: dict) -> list[str]:
+    extra = SETTINGS.get(variant.get("optimizer.method", ""), {})
+    pairs = {**variant, **extra}
+    return [f"{key}={value}" for key, value in pairs.items() if value is not None] + [
+        key for key, value in pairs.items() if value is None and key != "~optimizer.x"
+    ]
+
+
+def losses(folder: Path) -> list[tuple]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(x["step"], x["loss"], x["grad_norm"], x["lr"], x.get("eval_loss")) for x in lines]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything that must be byte for byte the same: the adapter folder and the last checkpoint."""
+    last = max((folder / "checkpoints").glob("step-*"), key=checkpoint.step_of)
+    chosen = [folder / "adapter" / "adapter_model.safetensors", *sorted(last.iterdir())]
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in chosen}
+
+
+def stop_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
+    """A real signal, delivered while the given step is being shown."""
+    after_step = Bar.after_step
+
+    def shown(self, run):
+        after_step(self, run)
+        if run.step == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Bar, "after_step", shown)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(f"{k}={x}" for k, x in v.items() if x))
+def test_stopped_and_resumed_is_unbroken(recipe_file, tmp_path, monkeypatch, variant):
+    loaded = load_recipe(recipe_file(), overrides_of(variant))
+    train_recipe(loaded, tmp_path / "whole", resume=False)
+    for step in (2, 5):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(Interrupted) as stopped:
+                train_recipe(loaded, tmp_path / "broken", resume=step > 2)
+            assert stopped.value.exit_code == 130
+        assert (tmp_path / "broken" / "checkpoints" / f"step-{step}").is_dir()
+    train_recipe(loaded, tmp_path / "broken", resume=True)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    broken, whole = files_of(tmp_path / "broken"), files_of(tmp_path / "whole")
+    assert [name for name in whole if whole[name] != broken.get(name)] == []
+
+
+def test_sigterm_ends_in_143(recipe_file, tmp_path, monkeypatch):
+    stop_at(monkeypatch, 2, signal.SIGTERM)
+    with pytest.raises(Interrupted) as stopped:
+        train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
+    assert stopped.value.exit_code == 143
+
+
+def test_a_damaged_checkpoint_is_named_kept_and_skipped(recipe_file, tmp_path, monkeypatch, capsys):
+    loaded = load_recipe(recipe_file())
+    train_recipe(loaded, tmp_path / "whole", resume=False)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(Interrupted):
+            train_recipe(loaded, tmp_path / "run", resume=False)
+    damaged = tmp_path / "run" / "checkpoints" / "step-6" / "adapter.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    train_recipe(loaded, tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert "step-6: adapter.safetensors is damaged" in said
+    assert "resuming after step 4" in said or "resuming after step 3" in said
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(recipe_file, tmp_path, monkeypatch):
+    stop_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
+    with pytest.raises(UsageError, match=r"optimizer.lr: 0.003 -> 0.01"):
+        train_recipe(load_recipe(recipe_file(), ["optimizer.lr=0.01"]), tmp_path / "run", resume=True)
+    with pytest.raises(UsageError, match="add --resume"):
+        train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
+
+
+def test_another_base_model_is_refused(recipe_file, tmp_path, monkeypatch, tiny):
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "base"
+    shutil.copytree(tiny(), copy)
+    overrides = [f"model.name={copy}"]
+    stop_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train_recipe(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=False)
+    tensors = load_file(copy / "model.safetensors")
+    save_file({k: v * 1.01 for k, v in tensors.items()}, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="another base model"):
+        train_recipe(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=True)
+
+
+def start(recipe: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "lrft", "train", str(recipe), "--out", str(out), "--resume", "train.save_every=2"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_9_at_any_instant_leaves_the_unbroken_result(recipe_file, tmp_path, kills):
+    """Killed at random instants, each time resumed with the same command, without anyone tidying up."""
+    recipe = recipe_file()
+    began = time.monotonic()
+    assert start(recipe, tmp_path / "whole").wait(timeout=200) == 0
+    seconds = time.monotonic() - began
+    draw = random.Random(kills)
+    for _ in range(kills):
+        process = start(recipe, tmp_path / "broken")
+        time.sleep(draw.uniform(0.4, 1.0) * seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(recipe, tmp_path / "broken").wait(timeout=200) == 0
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
