@@ -33,9 +33,8 @@ class _Explanation:
         self.plain = plain
         self.every = [".".join(keys) for keys in known_keys(plain)]
         self.unknown = 0
-        self.suggested: set[str] = (
-            set()
-        )  # keys that an unknown key was probably meant to be: they are not missing
+        # Keys that an unknown key was probably meant to be: they are not missing as well.
+        self.suggested: set[str] = set()
 
     def problems(self, errors: list[Any]) -> list[Problem]:
         found: dict[str, Problem] = {}
@@ -59,9 +58,9 @@ class _Explanation:
         if error["type"] == "unknown_method":
             return [((*loc, "method"), error["msg"])]
         if error["type"] == "choice":
-            return self._not_a_choice(loc)
+            return self._not_a_choice(loc, error["msg"])
         if error["type"] in ("value_error", "assertion_error"):
-            return [(loc, str(error["ctx"]["error"]))]
+            return [(loc, " ".join(str(error["ctx"]["error"]).split()))]
         if "url" not in error:  # raised by a method's own check, worded there
             return [(loc, error["msg"])]
         return [(loc, self._wrong(loc))]
@@ -83,9 +82,10 @@ class _Explanation:
         hint = near if near.startswith("; did") else _as_section(loc, slot, value)
         return f"must be {slot.words()}, not {shown(value)}{hint}"
 
-    def _not_a_choice(self, loc: Loc) -> list[tuple[Loc, str]]:
+    def _not_a_choice(self, loc: Loc, message: str) -> list[tuple[Loc, str]]:
         slot, value = slot_at(loc, self.plain), value_at(loc, self.plain)
-        assert slot is not None and slot.registry is not None
+        if slot is None or slot.registry is None:
+            return [(loc, message)]
         names = listed(slot.registry.names(), "or")
         if not isinstance(value, dict):
             return [(loc, f"must be {slot.words()}, not {shown(value)}")]
@@ -96,15 +96,14 @@ class _Explanation:
     def _missing(self, loc: Loc) -> list[tuple[Loc, str]]:
         """A missing section of the recipe is reported by the keys it must hold."""
         slot = slot_at(loc, self.plain)
-        if slot is None or any(f"{dotted(loc)}.".startswith(f"{key}.") for key in self.suggested):
+        if any(f"{dotted(loc)}.".startswith(f"{key}.") for key in self.suggested):
             return []
-        section = slot.section(None) if slot.registry is None else None
-        required = (
-            [name for name, field in section.model_fields.items() if field.is_required()] if section else []
-        )
+        if slot is None:
+            return [(loc, "is required")]
+        required = slot.required()
         if len(loc) == 1 and required:
             return [found for name in required for found in self._missing((*loc, name))]
-        if section is not None and required:
+        if required:
             slot = slot.below(required[0], None) or slot
         what = (slot.field.description if slot.field else None) or slot.words()
         names = f"; write {listed(slot.registry.names(), 'or')}" if slot.registry is not None else ""
@@ -113,10 +112,7 @@ class _Explanation:
 
 def _as_section(loc: Loc, slot: Slot, value: Any) -> str:
     """How to write a section that was given as text, where it needs one key only."""
-    section = slot.section(None)
-    required = (
-        [name for name, field in section.model_fields.items() if field.is_required()] if section else []
-    )
+    required = slot.required()
     if not isinstance(value, str) or len(required) != 1:
         return ""
     return f"; write {dotted(loc)}: {{{required[0]}: {shown(value)}}}"

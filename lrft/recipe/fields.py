@@ -87,6 +87,13 @@ class Slot:
             return f"{short}a section with the keys {listed(section.model_fields, 'and')}"
         return _SCALARS.get(self.annotation, ("a value", "values"))[many] + self._limits()
 
+    def required(self) -> list[str]:
+        """The keys that a section here cannot do without; none where a method has to be chosen first."""
+        section = self.section(None) if self.registry is None else None
+        return (
+            [name for name, field in section.model_fields.items() if field.is_required()] if section else []
+        )
+
     def literals(self) -> list[str]:
         """The words a literal slot allows."""
         if get_origin(self.annotation) is Literal:

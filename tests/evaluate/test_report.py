@@ -71,9 +71,9 @@ def test_a_failing_write_leaves_the_previous_report_and_no_litter(tmp_path, monk
 
 
 def shown(results) -> str:
-    console = Console(file=io.StringIO(), width=120, color_system=None)
-    console.print(table(results))
-    return console.file.getvalue()
+    printed = io.StringIO()
+    Console(file=printed, width=120, color_system=None).print(table(results))
+    return printed.getvalue()
 
 
 def test_the_table_has_a_column_for_the_baseline_only_when_there_is_one():
@@ -128,14 +128,15 @@ def test_a_stopped_evaluation_writes_nothing(make_subject, tmp_path):
 
 def shown_progress(monkeypatch, *, terminal: bool) -> list[str]:
     """What two tasks of four rows show, a row taking 20 seconds."""
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
+    shown, done = io.StringIO(), 0
+    console = Console(file=shown, force_terminal=terminal, width=100, color_system=None)
     clock = SimpleNamespace(monotonic=lambda: 20.0 * done)
     monkeypatch.setattr("lrft.evaluate.progress.time", clock)
     with EvaluationBar(console) as bar:
         for what in ("gsm8k", "loss"):
             for done in range(5):
                 bar(what, done, 4)
-    return console.file.getvalue().splitlines()
+    return shown.getvalue().splitlines()
 
 
 def test_without_a_terminal_progress_is_plain_lines_with_rate_and_time_left(monkeypatch):

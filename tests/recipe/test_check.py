@@ -14,7 +14,7 @@ from tests.recipe.valid_recipe import VALID, changed, problems_of
 
 @pytest.fixture
 def declare(monkeypatch):
-    """`declare("lora", requires={"x"})`: change what a registered method is declared to provide or require."""
+    """`declare("lora", requires={"x"})`: change what a method is declared to provide or require."""
     changes = {}
     original = Registry.declared
 

@@ -1,0 +1,81 @@
+"""The chunked head: the same loss and gradient, without the logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lrft.core.loss import Head, linear_cross_entropy, target_logprobs
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+def case(bias=True, frozen=True, softcap=None, scale=1.0, dtype=torch.float32):
+    torch.manual_seed(0)
+    module = nn.Linear(16, 50, bias=bias).to(dtype).requires_grad_(not frozen)
+    hidden = torch.randn(70, 16, dtype=dtype, requires_grad=True)
+    return hidden, Head(module, softcap, scale), torch.randint(0, 50, (70,))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_loss_and_gradients_are_those_of_the_whole_logits(bias, frozen, softcap, scale):
+    hidden, head, targets = case(bias, frozen, softcap, scale)
+    loss = linear_cross_entropy(hidden, head, targets, chunk=32)
+    (loss / 7).backward()
+    got = [hidden.grad] + [p.grad for p in head.module.parameters() if p.requires_grad]
+    again, whole, targets = case(bias, frozen, softcap, scale)
+    expected = F.cross_entropy(whole.logits(again), targets, reduction="sum")
+    (expected / 7).backward()
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(got, [again.grad] + [p.grad for p in whole.module.parameters() if p.requires_grad], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_bfloat16_stays_within_its_rounding():
+    hidden, head, targets = case(dtype=torch.bfloat16)
+    loss = linear_cross_entropy(hidden, head, targets, chunk=32)
+    reference = F.cross_entropy(head.module.float()(hidden.float()), targets, reduction="sum")
+    torch.testing.assert_close(loss, reference, rtol=1e-2, atol=0)
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_no_tensor_of_all_the_logits_ever_exists(frozen):
+    hidden, head, targets = case(frozen=frozen)
+    with Largest() as seen:
+        linear_cross_entropy(hidden, head, targets, chunk=10).backward()
+    assert seen.numel < 70 * 50
+    with Largest() as seen, torch.no_grad():
+        target_logprobs(hidden, head, targets, chunk=10)
+    assert seen.numel < 70 * 50
+
+
+def test_logprobs_are_log_softmax():
+    hidden, head, targets = case()
+    with torch.no_grad():
+        expected = head.logits(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        torch.testing.assert_close(target_logprobs(hidden, head, targets, chunk=32), expected)
+
+
+def test_no_positions_is_zero_with_a_graph():
+    hidden, head, targets = case()
+    loss = linear_cross_entropy(hidden[:0], head, targets[:0])
+    loss.backward()
+    assert loss.item() == 0

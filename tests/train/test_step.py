@@ -1,0 +1,160 @@
+"""One step's arithmetic: accumulation, packing, processes, clipping, and the stop at a number that is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lrft.assemble import adapt, assemble, read_text
+from lrft.core.errors import NumericalError
+from lrft.jobs.train import train_recipe
+from lrft.recipe.load import load_recipe
+from lrft.recipe.resolved import recipe_hash
+from lrft.train.device import make_accelerator
+from lrft.train.folder import RunFolder
+from lrft.train.step import clip_gradients, step_loss
+
+
+def job_of(recipe_file, tmp_path, *overrides, dtype="float32"):
+    recipe = load_recipe(recipe_file(dtype), ["adapter.dropout=0", *overrides]).recipe
+    text = read_text(recipe)
+    adaptation = adapt(recipe)
+    accelerator = make_accelerator("cpu", dtype)
+    job = assemble(recipe, RunFolder(tmp_path / "run"), text, adaptation, accelerator, recipe_hash(recipe))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for info in job.run.parameters:
+            info.param.add_(0.05 * torch.randn_like(info.param))
+    return job
+
+
+def loss_and_gradients(job):
+    loss = step_loss(job.run, next(job.steps()), job.objective)
+    return loss, {info.name: info.param.grad for info in job.run.parameters}
+
+
+def whole_epoch(recipe_file, tmp_path, *overrides, **more):
+    """Loss and gradients of one step that holds all eight rows."""
+    return loss_and_gradients(job_of(recipe_file, tmp_path, "data.train.limit=8", *overrides, **more))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "segmented"])
+def test_eight_times_one_is_one_times_eight_is_packed(recipe_file, tmp_path, attention):
+    backend = f"model.attention={attention}"
+    many = ["train.packing=false", "train.batch_size=1", "train.gradient_accumulation=8", backend]
+    one = ["train.packing=false", "train.batch_size=8", "train.gradient_accumulation=1", backend]
+    packed = ["train.packing=true", "train.batch_size=8", "train.gradient_accumulation=1", "train.max_length=300", backend]
+    reference, expected = whole_epoch(recipe_file, tmp_path, *one)
+    for other in (many, packed):
+        loss, gradients = whole_epoch(recipe_file, tmp_path, *other)
+        torch.testing.assert_close(loss, reference, atol=1e-6, rtol=1e-6)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_activation_checkpointing_changes_no_gradient(recipe_file, tmp_path):
+    plain, expected = whole_epoch(recipe_file, tmp_path)
+    loss, gradients = whole_epoch(recipe_file, tmp_path, "model.activation_checkpointing=true")
+    assert torch.equal(loss, plain)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient)
+
+
+def test_the_loss_is_transformers_own_over_the_labels(recipe_file, tmp_path):
+    job = job_of(recipe_file, tmp_path, "train.packing=false", "train.batch_size=1", "train.gradient_accumulation=1")
+    batches = next(job.steps())
+    (batch,) = batches.micro_batches
+    labels = torch.full_like(batch.input_ids, -100).flatten()
+    labels[batch.supervised + 1] = batch.targets
+    job.run.model.hf.set_attn_implementation("eager")
+    theirs = job.run.model.hf(input_ids=batch.input_ids, labels=labels.view_as(batch.input_ids)).loss
+    job.run.model.hf.set_attn_implementation("segmented")
+    torch.testing.assert_close(step_loss(job.run, batches, job.objective), theirs.detach())
+
+
+def test_clipping_scales_to_the_limit_and_reports_the_norm_before(recipe_file, tmp_path):
+    job = job_of(recipe_file, tmp_path, "train.clip=0.01")
+    loss_and_gradients(job)
+    before = torch.cat([info.param.grad.flatten() for info in job.run.parameters]).norm()
+    reported = clip_gradients(job.run)
+    after = torch.cat([info.param.grad.flatten() for info in job.run.parameters]).norm()
+    assert reported == pytest.approx(float(before))
+    assert float(after) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_non_finite_loss_stops_before_the_weights_are_touched(recipe_file, tmp_path, monkeypatch):
+    from lrft.train import loop
+
+    kept = {}
+
+    def poisoned(run, batches, objective):
+        loss = step_loss(run, batches, objective)
+        if run.step == 2:
+            kept.update({info.name: info.param.detach().clone() for info in run.parameters})
+            kept["run"] = run
+            return loss * float("nan")
+        return loss
+
+    monkeypatch.setattr(loop, "step_loss", poisoned)
+    with pytest.raises(NumericalError, match="step 3: loss nan.*the weights were not touched") as stopped:
+        train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
+    assert stopped.value.exit_code == 4
+    run = kept.pop("run")
+    assert all(torch.equal(kept[info.name], info.param) for info in run.parameters)
+    assert [json.loads(x)["step"] for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_non_finite_base_is_named_by_its_module(recipe_file, tmp_path, monkeypatch):
+    from lrft.jobs import train as jobs
+
+    original = jobs.adapt
+
+    def broken(*args, **kwargs):
+        found = original(*args, **kwargs)
+        found.model.hf.model.layers[1].mlp.down_proj.base.bias = torch.full((64,), float("inf"), dtype=torch.bfloat16)
+        return found
+
+    monkeypatch.setattr(jobs, "adapt", broken)
+    with pytest.raises(NumericalError, match=r"first in the output of .*layers\.1\.mlp\.down_proj"):
+        train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
+
+
+def test_a_tensor_without_a_gradient_stops_the_run_by_name(recipe_file, tmp_path, monkeypatch):
+    from lrft.methods.adapters.lora import LoRA
+
+    def no_update(self, x, base):
+        if "layers.1.mlp.up_proj" in self.site.name:
+            return base(x) + 0 * (x @ self.A.to(x.dtype).mT @ self.B.to(x.dtype).mT)
+        return original(self, x, base)
+
+    original = LoRA.forward
+    monkeypatch.setattr(LoRA, "forward", no_update)
+    with pytest.raises(NumericalError, match=r"2 of 28 trainable tensors have had no gradient.*layers.1.mlp.up_proj"):
+        train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
+
+
+def test_two_processes_give_the_losses_of_one(recipe_file, tmp_path):
+    """gloo on the CPU: the same global batch, cut between two processes."""
+    recipe = recipe_file("float32")
+    shared = [str(recipe), "adapter.dropout=0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_recipe(load_recipe(recipe, ["adapter.dropout=0", "train.gradient_accumulation=2"]), one, resume=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29751"]
+    command += ["-m", "lrft", "train", *shared, "train.gradient_accumulation=1", "--out", str(two)]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=250, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = (losses(folder) for folder in (one, two))
+    assert len(a) == len(b) == 8
+    for x, y in zip(a, b, strict=True):
+        assert x == pytest.approx(y, rel=2e-6)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
