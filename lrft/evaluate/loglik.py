@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
-from lrft.core.batch import Batch
 from lrft.core.errors import DataError
 from lrft.core.loss import target_logprobs
+from lrft.data.collate import collate
+from lrft.data.tokenize import Encoded
 from lrft.evaluate.batching import scoring, token_batches
 from lrft.evaluate.subject import Subject
 
@@ -55,28 +54,13 @@ def continuation_logprobs(
 
 def _sums(subject: Subject, prompts: list[list[int]], continuations: list[list[int]]) -> list[float]:
     """One number per pair, summed in double precision on the host after one transfer."""
-    batch = pair_batch(prompts, continuations, subject.pad_id).to(subject.model.device)
+    rows = [
+        Encoded(prompt + continuation, [False] * len(prompt) + [True] * len(continuation))
+        for prompt, continuation in zip(prompts, continuations, strict=True)
+    ]
+    batch = collate([[row] for row in rows], subject.pad_id, None, [[index] for index in range(len(rows))])
+    batch = batch.to(subject.model.device)
     hidden = subject.model.hidden(batch)
     supervised = hidden.flatten(0, 1).index_select(0, batch.supervised)
     logprobs = target_logprobs(supervised, subject.model.head, batch.targets).double().cpu()
     return [float(part.sum()) for part in logprobs.split([len(c) for c in continuations])]
-
-
-def pair_batch(prompts: list[list[int]], continuations: list[list[int]], pad_id: int) -> Batch:
-    """One row per pair, padded on the right, only the continuation supervised: (B, longest pair)."""
-    rows = [p + c for p, c in zip(prompts, continuations, strict=True)]
-    width = max(map(len, rows))
-    supervised: list[int] = []
-    for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        # The position before a token predicts it.
-        supervised.extend(index * width + position - 1 for position in range(len(prompt), len(row)))
-    # The padding of a row counts positions from 0 again, as one more document.
-    positions = [[*range(len(row)), *range(width - len(row))] for row in rows]
-    return Batch(
-        input_ids=torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),
-        position_ids=torch.tensor(positions),
-        documents=tuple((index, 0, len(row)) for index, row in enumerate(rows)),
-        supervised=torch.tensor(supervised),
-        targets=torch.tensor([token for continuation in continuations for token in continuation]),
-        examples=tuple(range(len(rows))),
-    )

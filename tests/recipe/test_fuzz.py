@@ -15,8 +15,8 @@ quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthC
 LINES = VALID.splitlines()
 KEYS = "model adapter train data eval tasks format method rank targets lr seed x".split()
 scalars = st.sampled_from(
-    "|null|true|no|-1|0|1e999|.nan|-.inf|999999999999999999999|'|\"|[]|{}|[[1], {a: 2}]|*a|&a|!!map|!x|>|? |- |---"
-    "|...|%|@|`|\\|a: b|$X|~|~/x|./|/|\x85|\u2028|\ud7ff|\U0001f600|lora|dora|chat|columns|a=b"
+    "|null|true|no|-1|0|1e999|.nan|-.inf|999999999999999999999|'|\"|[]|{}|[[1], {a: 2}]|*a|&a|!!map"
+    "|!x|>|? |- |---|...|%|@|`|\\|a: b|$X|~|~/x|./|/|\x85|\u2028|\ud7ff|\U0001f600|lora|dora|chat|columns|a=b"
     "|{method: lora, rank_pattern: {a: {b: 1}}}".split("|")
 )
 values = scalars | st.text(max_size=8)
