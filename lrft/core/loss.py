@@ -98,15 +98,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden)
+        rows = min(chunk, hidden.shape[0])
+        # Two buffers serve every chunk: allocating a chunk of logits anew costs more in page faults than the softmax.
+        half = torch.empty(rows, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
+        full = torch.empty(rows, weight.shape[0], dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk):
-            rows, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
-            logits = F.linear(rows, weight, bias).float()
+            part, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
+            logits = torch.mm(part, weight.mT, out=half[: part.shape[0]])
+            scores = full[: part.shape[0]].copy_(logits if bias is None else logits.add_(bias))
             if scale != 1.0:
-                logits *= scale
-            probabilities = logits.sub_(logits.logsumexp(-1, keepdim=True))  # log-probabilities, in place
-            total -= probabilities.gather(1, wanted).sum()
-            probabilities.exp_().scatter_add_(1, wanted, probabilities.new_full(wanted.shape, -1.0))
-            gradient[start : start + chunk] = (probabilities.to(weight.dtype) @ weight) * scale
+                scores.mul_(scale)
+            top, chosen = scores.amax(-1, keepdim=True), scores.gather(1, wanted)
+            mass = scores.sub_(top).exp_().sum(-1, keepdim=True)
+            total += (mass.log() + top - chosen).sum()
+            scores.div_(mass).scatter_add_(1, wanted, scores.new_full(wanted.shape, -1.0))
+            torch.mm(logits.copy_(scores), weight, out=gradient[start : start + chunk])
+        if scale != 1.0:
+            gradient *= scale
         ctx.save_for_backward(gradient)
         return total
 

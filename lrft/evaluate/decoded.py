@@ -21,7 +21,7 @@ def decoded(model: nn.Module, limit_bytes: int | None = None) -> Iterator[int]:
     decoding at every use. Weights must not be written meanwhile.
 
     Args:
-        limit_bytes: most memory the dense copies may take; by default half of what is free on the device.
+        limit_bytes: most memory the dense copies may take; by default `spare_bytes`.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, FrozenLinear) and is_compressed(layer)]
     left = spare_bytes(layers) if limit_bytes is None else limit_bytes
@@ -60,9 +60,9 @@ def hold(layer: FrozenLinear) -> None:
 
 
 def spare_bytes(layers: list[FrozenLinear]) -> int:
-    """Half of the memory that is free where the layers live."""
+    """Half of what is free on the GPU, or half of the machine: loading took the dense weights there."""
     tensors = (tensor for layer in layers for tensor in layer.buffers())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] // 2)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

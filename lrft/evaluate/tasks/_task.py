@@ -63,7 +63,8 @@ class Task:
         Raises:
             RecipeError: neither exists.
         """
-        rows = read_rows(self.config.data, "eval") if self.config.data is not None else subject.rows
+        own = getattr(self.config, "data", None)
+        rows = subject.rows if own is None else read_rows(own, "eval")
         if rows is None:
             raise RecipeError(
                 f"no held-out rows for {self.name}; name some here, or as `data` of the task", "data.eval"
@@ -73,7 +74,7 @@ class Task:
 
     def renderer(self, subject: Subject, too_long: TooLong = "error") -> Renderer:
         """Renders the recipe's format, or the task's own, and by default never cuts or drops a row."""
-        ours, chosen = subject.renderer, self.config.format
+        ours, chosen = subject.renderer, getattr(self.config, "format", None)
         made = ours.format if chosen is None else FORMATS.get(chosen.method)(chosen)
         return Renderer(ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long)
 
