@@ -23,7 +23,7 @@ from lrft.evaluate.loss import held_out_loss
 from lrft.evaluate.subject import EvaluationStopped, Subject
 from lrft.model.attach import adapter_tensors, attach, make_plan, parameter_infos
 from lrft.model.causal_lm import CausalLM
-from lrft.model.load import load_model, load_tokenizer, pad_id, configure
+from lrft.model.load import configure, load_model, load_tokenizer, pad_id
 from lrft.model.sites import TargetRow, choose, linear_sites
 from lrft.recipe.schema import Recipe
 from lrft.train import schedule
@@ -219,8 +219,18 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         keep_last=settings.keep_last,
         scorer=scorer,
     )
-    wandb = Wandb(logging.wandb, folder.path.name, folder.path, recipe.model_dump()) if logging.wandb else None
-    found = [GradientCheck(), scorer, MetricsFile(folder.path / METRICS), Bar(logging.every), wandb, saver, StopOnSignal()]
+    wandb = (
+        Wandb(logging.wandb, folder.path.name, folder.path, recipe.model_dump()) if logging.wandb else None
+    )
+    found = [
+        GradientCheck(),
+        scorer,
+        MetricsFile(folder.path / METRICS),
+        Bar(logging.every),
+        wandb,
+        saver,
+        StopOnSignal(),
+    ]
     return [callback for callback in found if callback is not None]
 
 

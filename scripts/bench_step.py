@@ -41,7 +41,9 @@ RANK, ALPHA, LR = 16, 32.0, 2e-4
 
 def main() -> None:
     """Parse, warm up, time, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--adapter", default="lora")
@@ -167,7 +169,9 @@ def measure(
     discarded = 0
     while len(found) < pairs and discarded < 4 * pairs:
         item = work[len(found) % len(work)]
-        order = (("lrft", ours), ("peft", theirs)) if len(found) % 2 == 0 else (("peft", theirs), ("lrft", ours))
+        order = (
+            (("lrft", ours), ("peft", theirs)) if len(found) % 2 == 0 else (("peft", theirs), ("lrft", ours))
+        )
         pair, loads = {"tokens": float(item["tokens"])}, []
         for name, step in order:
             pair[name], pair[f"{name}_loss"], load = timed(step, item)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lrft.core.loss import Head, linear_cross_entropy, target_logprobs
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lrft.core.loss import Head, linear_cross_entropy, target_logprobs
 
 
 class Largest(TorchDispatchMode):
@@ -44,7 +45,9 @@ def test_loss_and_gradients_are_those_of_the_whole_logits(bias, frozen, softcap,
     expected = F.cross_entropy(whole.logits(again), targets, reduction="sum")
     (expected / 7).backward()
     torch.testing.assert_close(loss, expected)
-    for a, b in zip(got, [again.grad] + [p.grad for p in whole.module.parameters() if p.requires_grad], strict=True):
+    for a, b in zip(
+        got, [again.grad] + [p.grad for p in whole.module.parameters() if p.requires_grad], strict=True
+    ):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 

@@ -11,9 +11,13 @@ import typer
 
 def eval_command(
     run: Annotated[Path | None, typer.Argument(help="Run folder; by default the latest under runs/.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Task to run instead of the recipe's; may be repeated.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Task to run instead of the recipe's; may be repeated.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many rows.")] = None,
-    baseline: Annotated[bool, typer.Option("--baseline", help="Score the bare base model beside it.")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Score the bare base model beside it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Score a run.

@@ -13,7 +13,8 @@ def merge_command(
     out: Annotated[Path, typer.Option(help="Folder for the merged model; must be empty or new.")],
     run: Annotated[Path | None, typer.Argument(help="Run folder; by default the latest under runs/.")] = None,
     onto: Annotated[
-        str | None, typer.Option(help="`dequantized`, the base seen in training, or `original`.", metavar="BASE")
+        str | None,
+        typer.Option(help="`dequantized`, the base seen in training, or `original`.", metavar="BASE"),
     ] = None,
 ) -> None:
     """Merge a run's adapter into dense weights, and measure how faithful they are.

@@ -12,14 +12,23 @@ from lrft.commands.complete import recipe_names
 
 
 def train_command(
-    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")] = None,
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default a new one under runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest of this recipe.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; load no weights.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, or the latest of this recipe.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; load no weights.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model. Recorded in the run.")
+        bool,
+        typer.Option("--trust-remote-code", help="Run code that comes with the model. Recorded in the run."),
     ] = False,
 ) -> None:
     """Train a recipe.
@@ -39,4 +48,8 @@ def train_command(
 
     result = train_recipe(loaded, out, resume, trust_remote_code)
     if result:
-        print(json.dumps(result, indent=2) if as_json else f"{result['name']}: step {result['step']}, loss {result['loss']:.4f}")
+        print(
+            json.dumps(result, indent=2)
+            if as_json
+            else f"{result['name']}: step {result['step']}, loss {result['loss']:.4f}"
+        )

@@ -50,7 +50,9 @@ class Adapter(nn.Module):
         Raises:
             NotMergeable: the method is not a change of the weight.
         """
-        raise NotMergeable(f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate")
+        raise NotMergeable(
+            f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate"
+        )
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         """(..., in) -> (..., out): the adapted map, bias included."""

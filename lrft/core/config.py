@@ -26,6 +26,7 @@ __all__ = [
     "Literal",
     "MethodConfig",
     "OptimizerConfig",
+    "OptionalChoice",
     "Section",
     "Source",
     "model_validator",
@@ -72,9 +73,13 @@ class Source(Section):
     A plain string is short for `{source: ...}`.
     """
 
-    source: str = Field(min_length=1, description="path of a .json, .jsonl, .csv or .parquet file, a folder, or a hub id")
+    source: str = Field(
+        min_length=1, description="path of a .json, .jsonl, .csv or .parquet file, a folder, or a hub id"
+    )
     name: str | None = Field(None, description="configuration of a hub data set (`main` for openai/gsm8k)")
-    split: str | None = Field(None, description="split of a hub data set or folder; by default train, or test")
+    split: str | None = Field(
+        None, description="split of a hub data set or folder; by default train, or test"
+    )
     revision: str | None = Field(None, description="commit or tag of a hub data set")
     limit: int | None = Field(None, gt=0, description="use only the first so many rows")
 
@@ -85,16 +90,23 @@ class Source(Section):
 
 
 class _Choice:
-    """`Choice[REGISTRY]`: `dora`, or `{method: dora, rank: 8}`, parsed by that method's own `Config`."""
+    """`Choice[REGISTRY]`: `dora`, or `{method: dora, rank: 8}`, parsed by that method's own `Config`.
+
+    The registry stays in the annotation's metadata, where messages and the JSON schema find it.
+    """
+
+    def __init__(self, optional: bool = False) -> None:
+        self.optional = optional
 
     def __getitem__(self, registry: Registry) -> Any:
-        def parse(value: Any) -> MethodConfig:
-            return parse_choice(registry, value)
+        def parse(value: Any) -> MethodConfig | None:
+            return None if value is None and self.optional else parse_choice(registry, value)
 
-        return SerializeAsAny[Annotated[MethodConfig, PlainValidator(parse)]]
+        return SerializeAsAny[Annotated[MethodConfig, registry, PlainValidator(parse)]]
 
 
 Choice = _Choice()
+OptionalChoice = _Choice(optional=True)
 
 
 def parse_choice(registry: Registry, value: Any) -> MethodConfig:
@@ -107,16 +119,22 @@ def parse_choice(registry: Registry, value: Any) -> MethodConfig:
     if isinstance(value, str):
         value = {"method": value}
     if not isinstance(value, dict):
-        raise PydanticCustomError("choice", f"expected the name of a {registry.kind} or a section with `method`")
+        raise PydanticCustomError(
+            "choice", f"expected the name of a {registry.kind} or a section with `method`"
+        )
     name = value.get("method")
     if not isinstance(name, str):
-        raise PydanticCustomError("choice", f"`method` must name one {registry.kind}: {', '.join(registry.names())}")
+        raise PydanticCustomError(
+            "choice", f"`method` must name one {registry.kind}: {', '.join(registry.names())}"
+        )
     if name not in registry.names():
         # Braces would be read as a template by pydantic, hence the context.
         raise PydanticCustomError(
             "unknown_method",
             "{text}",
-            {"text": f"unknown {registry.kind} {name!r}{did_you_mean(name, registry.names())}", "below": "method"},
+            {
+                "text": f"unknown {registry.kind} {name!r}{did_you_mean(name, registry.names())}",
+                "below": "method",
+            },
         )
     return registry.declared(name).config.model_validate(value)
-

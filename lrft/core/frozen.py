@@ -56,7 +56,9 @@ class FrozenLinear(nn.Module):
         return _FrozenMatmul.apply(x, self)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
 
 
 class _FrozenMatmul(torch.autograd.Function):

@@ -46,7 +46,9 @@ class Head:
     @property
     def is_frozen_dense(self) -> bool:
         """Whether the head is a plain linear layer that takes no gradient."""
-        return isinstance(self.module, nn.Linear) and not any(p.requires_grad for p in self.module.parameters())
+        return isinstance(self.module, nn.Linear) and not any(
+            p.requires_grad for p in self.module.parameters()
+        )
 
 
 def linear_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK) -> Tensor:
@@ -63,7 +65,9 @@ def linear_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, chunk: int
     if hidden.shape[0] == 0:
         return hidden.float().sum()
     if head.is_frozen_dense and head.softcap is None and torch.is_grad_enabled():
-        return _ChunkedCrossEntropy.apply(hidden, head.module.weight, head.module.bias, targets, head.scale, chunk)
+        return _ChunkedCrossEntropy.apply(
+            hidden, head.module.weight, head.module.bias, targets, head.scale, chunk
+        )
 
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
         return F.cross_entropy(head.logits(rows).float(), wanted, reduction="sum")
@@ -94,7 +98,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        chunk: int,
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden)

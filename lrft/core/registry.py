@@ -22,7 +22,17 @@ T = TypeVar("T", bound=type)
 
 # Modules a `Config` may draw on. Anything else a method file imports (torch first of all) is not needed to check
 # a recipe and is not executed by `declared`.
-CONFIG_MODULES = ("lrft.core.config", "lrft.core.errors", "typing", "pydantic", "math", "re", "fnmatch", "__future__")
+CONFIG_MODULES = (
+    "__future__",
+    "fnmatch",
+    "lrft.core.axes",
+    "lrft.core.config",
+    "lrft.core.errors",
+    "math",
+    "pydantic",
+    "re",
+    "typing",
+)
 
 
 @dataclass(frozen=True)
@@ -127,12 +137,18 @@ def _declarations(module: str, path: Path, base_config: type[MethodConfig]) -> d
 
 
 def _import_declared(
-    node: ast.ImportFrom, module: str, holder: Any, found: dict[str, Declaration], base_config: type[MethodConfig]
+    node: ast.ImportFrom,
+    module: str,
+    holder: Any,
+    found: dict[str, Declaration],
+    base_config: type[MethodConfig],
 ) -> None:
     source = node.module or ""
     if source in CONFIG_MODULES:
         _execute(node, Path(module), holder)
-    elif source.startswith(module.split(".methods.")[0]) and source.rpartition(".")[0] == module.rpartition(".")[0]:
+    elif (
+        source.rpartition(".")[0] == module.rpartition(".")[0]
+    ):  # a parent method, or a helper of the same folder
         package, _, stem = source.rpartition(".")
         path = Path(__file__).parents[1].joinpath(*package.split(".")[1:], f"{stem}.py")
         parents = _declarations(source, path, base_config)

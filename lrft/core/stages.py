@@ -50,7 +50,9 @@ class Planner:
 class Init(Planner):
     """Sets an adapter's factors from the true weight, before that weight is quantized."""
 
-    def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> Tensor:
+    def apply(
+        self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer
+    ) -> Tensor:
         """Set the adapter in place and return the dense weight (out, in) the base should hold.
 
         Args:

@@ -27,7 +27,9 @@ def merge_into(dense: CausalLM, model: CausalLM, *, onto: str, dtype: torch.dtyp
     """
     for site, module in adapted(model.hf):
         if "mergeable" not in module.adapter.provides:
-            raise NotMergeable(f"{module.adapter.name} cannot be merged (site {site}); keep the adapter separate")
+            raise NotMergeable(
+                f"{module.adapter.name} cannot be merged (site {site}); keep the adapter separate"
+            )
     dense.hf.to(dtype)
     originals = dict(dense.hf.named_parameters())
     for name, base, wrapper in frozen_layers(model):
@@ -76,4 +78,3 @@ def relative_change(model: CausalLM) -> float:
         change += float((module.merged_weight() - weight).square().sum())
         total += float(weight.square().sum())
     return (change / max(total, 1e-30)) ** 0.5
-

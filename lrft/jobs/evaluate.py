@@ -18,7 +18,11 @@ from lrft.train.folder import RunFolder
 
 
 def evaluate_run(
-    folder: RunFolder, tasks: list[str], limit: int | None, baseline: bool, progress: Callable[..., None] | None
+    folder: RunFolder,
+    tasks: list[str],
+    limit: int | None,
+    baseline: bool,
+    progress: Callable[..., None] | None,
 ) -> dict[str, dict[str, Any]]:
     """Score a run's adapter, and the bare base beside it if asked; returns label -> task -> result.
 

@@ -32,4 +32,6 @@ class memory_advice:
             if not self.recipe.model.activation_checkpointing:
                 advice.append("model.activation_checkpointing=true")
             advice.append(f"train.max_length={settings.max_length // 2}")
-            raise OutOfMemory(f"out of memory; in the order that costs least: {', then '.join(advice)}") from None
+            raise OutOfMemory(
+                f"out of memory; in the order that costs least: {', then '.join(advice)}"
+            ) from None

@@ -53,7 +53,9 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
         "recipe_hash": recipe_hash(recipe),
         "data": dict(facts(text.report)) if text.report else {},
         "steps": data.total_steps(settings.max_steps, settings.epochs),
-        "targets": [{"pattern": r.pattern, "modules": r.modules, "share": r.share} for r in adaptation.targets],
+        "targets": [
+            {"pattern": r.pattern, "modules": r.modules, "share": r.share} for r in adaptation.targets
+        ],
         "base_parameters": base,
         "trainable_parameters": trainable,
         "trainable_percent": 100 * trainable / (base + trainable),
@@ -68,7 +70,9 @@ def show_plan(plan: dict[str, Any]) -> None:
         table.add_row(label, str(value))
     table.add_row("steps", str(plan["steps"]))
     for row in plan["targets"]:
-        table.add_row(f"target {row['pattern']}", f"{row['modules']} layers, {row['share']:.1%} of linear parameters")
+        table.add_row(
+            f"target {row['pattern']}", f"{row['modules']} layers, {row['share']:.1%} of linear parameters"
+        )
     table.add_row("base parameters", f"{plan['base_parameters']:,}")
     share = f"{plan['trainable_percent']:.3f} % of base + trainable"
     table.add_row("trainable parameters", f"{plan['trainable_parameters']:,} ({share})")
@@ -120,12 +124,16 @@ def _optimizer_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
     total = 0
     for (shape, role), number in kinds.items():
         param = torch.nn.Parameter(torch.zeros(shape))
-        optimizer = OPTIMIZERS.get(recipe.optimizer.method).build([ParamInfo("p", param, role)], recipe.optimizer)
+        optimizer = OPTIMIZERS.get(recipe.optimizer.method).build(
+            [ParamInfo("p", param, role)], recipe.optimizer
+        )
         param.grad = torch.ones(shape)
         optimizer.step()
         state = optimizer.state[param]
         shared = ("qmap1", "qmap2")  # code tables, one for the whole optimizer
-        tensors = [v for k, v in state.items() if isinstance(v, torch.Tensor) and v.numel() > 1 and k not in shared]
+        tensors = [
+            v for k, v in state.items() if isinstance(v, torch.Tensor) and v.numel() > 1 and k not in shared
+        ]
         total += number * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return total
 

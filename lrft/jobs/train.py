@@ -47,7 +47,9 @@ def train_recipe(
         folder.unlock()
 
 
-def _train_in(folder: RunFolder, loaded: LoadedRecipe, accelerator: Any, trust_remote_code: bool) -> dict[str, Any]:
+def _train_in(
+    folder: RunFolder, loaded: LoadedRecipe, accelerator: Any, trust_remote_code: bool
+) -> dict[str, Any]:
     recipe, lead = loaded.recipe, accelerator.is_main_process
     if lead and (done := _finished(folder)) is not None:
         say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
@@ -80,7 +82,9 @@ def _claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> 
             say(f"--resume: no run of {loaded.name} under {run_folder.ROOT}/; starting a new one")
     folder = RunFolder(path or run_folder.new_folder(loaded.name))
     if folder.started and not resume:
-        raise UsageError(f"--out {folder.path}: already holds a run; add --resume to continue it or give another folder")
+        raise UsageError(
+            f"--out {folder.path}: already holds a run; add --resume to continue it or give another folder"
+        )
     if lead:
         folder.lock()
     if folder.started:
@@ -93,7 +97,9 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     changes = [c for c in compare(before, recipe) if c[0].split(".")[0] not in FREE_TO_CHANGE]
     if changes:
         lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, old, new in changes)
-        raise UsageError(f"{folder.path}: the recipe changed since this run began, so it cannot be resumed:\n{lines}")
+        raise UsageError(
+            f"{folder.path}: the recipe changed since this run began, so it cannot be resumed:\n{lines}"
+        )
 
 
 def _finished(folder: RunFolder) -> dict[str, Any] | None:

@@ -108,10 +108,14 @@ def load_adapter_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
     own = adapter_tensors(model)
     if own.keys() != tensors.keys():
         odd = sorted(own.keys() ^ tensors.keys())[:3]
-        raise KeyError(f"the checkpoint and the recipe do not hold the same adapter tensors: {', '.join(odd)}")
+        raise KeyError(
+            f"the checkpoint and the recipe do not hold the same adapter tensors: {', '.join(odd)}"
+        )
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
-            raise KeyError(f"{name} is {tuple(tensor.shape)} here and {tuple(tensors[name].shape)} in the checkpoint")
+            raise KeyError(
+                f"{name} is {tuple(tensor.shape)} here and {tuple(tensors[name].shape)} in the checkpoint"
+            )
         tensor.copy_(tensors[name])
 
 

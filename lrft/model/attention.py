@@ -52,7 +52,9 @@ def segmented_attention(
         (B, L, H, D), and None for the weights.
     """
     if documents is None:
-        raise RuntimeError("segmented attention needs the documents of the batch; call the model through `hidden`")
+        raise RuntimeError(
+            "segmented attention needs the documents of the batch; call the model through `hidden`"
+        )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window or 0
     if softcap is not None or dropout > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def _flattened(batch: Batch) -> tuple[Tensor, Tensor, dict[str, Any]]:
     for row, start, end in batch.documents:
         starts |= {row * length + start, row * length + end}
     edges = sorted(starts | {rows * length})
-    longest = max(b - a for a, b in zip(edges, edges[1:], strict=False))
+    longest = max(b - a for a, b in pairwise(edges))
     bounds = torch.tensor(edges, dtype=torch.int32).to(batch.input_ids.device, non_blocking=True)
     extra = {
         "cu_seq_lens_q": bounds,

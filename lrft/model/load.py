@@ -38,7 +38,9 @@ def load_tokenizer(section: Any, trust_remote_code: bool = False) -> tuple[Any, 
     except OSError:
         pass  # a model without a generation config stops at its tokenizer's eos
     if not stops:
-        raise RecipeError("the tokenizer has no end-of-sequence token, so nothing could learn to stop", "model.name")
+        raise RecipeError(
+            "the tokenizer has no end-of-sequence token, so nothing could learn to stop", "model.name"
+        )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stops:
         token = _spare_token(tokenizer, stops)
         if token is not None:
@@ -101,7 +103,9 @@ def attention_backends(section: Any, device: torch.device) -> list[str]:
         return [str(section.attention)]
     if device.type == "cpu" and not section.compile:
         return ["segmented"]
-    flash = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda" and not section.compile
+    flash = (
+        importlib.util.find_spec("flash_attn") is not None and device.type == "cuda" and not section.compile
+    )
     return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
 
 
@@ -114,7 +118,9 @@ def _with_backend(build: Any, section: Any, device: torch.device) -> Any:
         except (ValueError, ImportError) as error:
             if "attention implementation" not in str(error) and "flash" not in str(error).lower():
                 raise
-    raise RecipeError(f"this architecture does not take {backends[-1]}; use segmented or eager", "model.attention")
+    raise RecipeError(
+        f"this architecture does not take {backends[-1]}; use segmented or eager", "model.attention"
+    )
 
 
 def configure(model: CausalLM, section: Any) -> None:
@@ -177,7 +183,7 @@ def _spare_token(tokenizer: Any, stops: set[int]) -> str | None:
 
 @torch.no_grad()
 def _check_head(model: CausalLM) -> None:
-    """Our head over our hidden states must be the model's own logits; architectures that scale them otherwise differ."""
+    """Our head over our hidden states must be the model's own logits; some architectures scale them otherwise."""
     ids = torch.tensor([[1, 2, 3, 4]])
     batch = Batch(ids, torch.arange(4)[None], ((0, 0, 4),), ids.new_empty(0), ids.new_empty(0))
     ours = model(batch)

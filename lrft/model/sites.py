@@ -69,7 +69,10 @@ def choose(sites: dict[str, Site], targets: str | list[str]) -> tuple[dict[str, 
             ends = {part for name in sites for part in (name.rpartition(".")[2], name)}
             leaves = {name.rpartition(".")[2] for name in sites}
             known = leaves if "." not in pattern else ends
-            raise RecipeError(f"pattern {pattern!r} matches no linear layer{did_you_mean(pattern, known)}", "adapter.targets")
+            raise RecipeError(
+                f"pattern {pattern!r} matches no linear layer{did_you_mean(pattern, known)}",
+                "adapter.targets",
+            )
         chosen |= set(hits)
         size = sum(sites[name].in_features * sites[name].out_features for name in hits)
         table.append(TargetRow(pattern, len(hits), size / total))

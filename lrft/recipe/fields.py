@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import PlainValidator
 from pydantic.fields import FieldInfo
 
 from lrft.core.config import Section
@@ -36,10 +34,8 @@ class Slot:
     def registry(self) -> Registry | None:
         """The registry that the slot chooses a method from."""
         for item in self.metadata:
-            if isinstance(item, PlainValidator):
-                found = inspect.getclosurevars(item.func).nonlocals.get("registry")
-                if isinstance(found, Registry):
-                    return found
+            if isinstance(item, Registry):
+                return item
         return None
 
     def section(self, value: Any) -> type[Section] | None:

@@ -11,6 +11,7 @@ from lrft.recipe.document import MAX_DEPTH, parse
 from lrft.recipe.tree import Node, Place, dotted, shown
 
 COMMAND_LINE = Place("command line")
+OF_ONE_SOURCE = ("name", "split", "revision")
 METHOD_SECTIONS = (*AXES, "schedule")
 
 
@@ -35,6 +36,9 @@ def merge(older: Node, newer: Node) -> Node:
     if newer.replaces or not isinstance(older.value, dict) or not isinstance(newer.value, dict):
         return newer
     both = dict(older.value)
+    if "source" in newer.value:
+        # Which configuration, split or commit was meant belonged to the source that is replaced.
+        both = {k: node for k, node in both.items() if k not in OF_ONE_SOURCE or node.place == COMMAND_LINE}
     for key, node in newer.value.items():
         keeps = key in both and not _other_format(key, both[key], node)
         both[key] = merge(both[key], node) if keeps else node

@@ -49,12 +49,16 @@ class DataSection(Section):
     """Rows, how they become text, and what to do with long ones. A plain string is one source for both splits."""
 
     train: Source
-    eval: Source | None = Field(None, description="held-out rows; scored every `train.eval_every` steps and by lrft eval")
+    eval: Source | None = Field(
+        None, description="held-out rows; scored every `train.eval_every` steps and by lrft eval"
+    )
     format: Choice[FORMATS] = Field(description="how a row becomes a prompt and what is learnt from it")  # type: ignore[valid-type]
     too_long: Literal["error", "drop", "truncate_left", "truncate_right"] = Field(
         "error", description="what happens to rows longer than train.max_length"
     )
-    allow_empty_targets: bool = Field(False, description="skip rows without a supervised token instead of stopping")
+    allow_empty_targets: bool = Field(
+        False, description="skip rows without a supervised token instead of stopping"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -65,9 +69,15 @@ class DataSection(Section):
 class TrainSection(Section):
     """The loop: how long, how much at a time, how often to save and score."""
 
-    max_steps: int | None = Field(None, gt=0, description="optimizer steps; with epochs too, whichever ends first")
-    epochs: float | None = Field(None, gt=0, description="passes over the data; 1 when max_steps is not given either")
-    batch_size: int = Field(4, gt=0, description="rows of a micro-batch; with packing a row is max_length tokens")
+    max_steps: int | None = Field(
+        None, gt=0, description="optimizer steps; with epochs too, whichever ends first"
+    )
+    epochs: float | None = Field(
+        None, gt=0, description="passes over the data; 1 when max_steps is not given either"
+    )
+    batch_size: int = Field(
+        4, gt=0, description="rows of a micro-batch; with packing a row is max_length tokens"
+    )
     gradient_accumulation: int = Field(1, gt=0, description="micro-batches per optimizer step and process")
     max_length: int = Field(512, gt=1, description="tokens of a row")
     packing: bool = Field(True, description="fill rows with several examples that do not see each other")
@@ -93,10 +103,14 @@ class ExportSection(Section):
     onto: Literal["dequantized", "original"] = Field(
         "dequantized", description="merge onto the base seen in training, or onto the original weights"
     )
-    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(None, description="by default model.dtype")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        None, description="by default model.dtype"
+    )
     shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?[KMG]B$")
     tolerance: float = Field(
-        0.05, gt=0, description="largest mean KL divergence (nats per token) of the merged model from the adapter"
+        0.05,
+        gt=0,
+        description="largest mean KL divergence (nats per token) of the merged model from the adapter",
     )
     fidelity_rows: int = Field(8, gt=0, description="held-out rows the merged model is compared on")
 

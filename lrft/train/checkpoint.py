@@ -35,7 +35,9 @@ class Identity:
     base: str
 
 
-def save_checkpoint(run: Run, tensors: dict[str, Tensor], folder: Path, identity: Identity, extra: dict[str, Any]) -> Path:
+def save_checkpoint(
+    run: Run, tensors: dict[str, Tensor], folder: Path, identity: Identity, extra: dict[str, Any]
+) -> Path:
     """Write `folder/step-N` from the run's state; a killed or failed write leaves older checkpoints intact.
 
     Args:
@@ -62,12 +64,16 @@ def save_checkpoint(run: Run, tensors: dict[str, Tensor], folder: Path, identity
     files = {
         "adapter.safetensors": _encoded(tensors),
         "optimizer.safetensors": _encoded(
-            {**{f"optimizer.{k}": v for k, v in optimizer_tensors.items()},
-             **{f"callbacks.{k}": v for k, v in callback_tensors.items()}}
+            {
+                **{f"optimizer.{k}": v for k, v in optimizer_tensors.items()},
+                **{f"callbacks.{k}": v for k, v in callback_tensors.items()},
+            }
         ),
         "state.json": json.dumps(state, indent=1, sort_keys=True).encode(),
     }
-    write_folder(final, files, {"format": FORMAT, "step": run.step, "recipe": identity.recipe, "base": identity.base})
+    write_folder(
+        final, files, {"format": FORMAT, "step": run.step, "recipe": identity.recipe, "base": identity.base}
+    )
     return final
 
 
@@ -207,7 +213,9 @@ def prune(folder: Path, keep_last: int, best: str | None) -> None:
 
 
 def _encoded(tensors: dict[str, Tensor]) -> bytes:
-    return save({name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(tensors.items())})
+    return save(
+        {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(tensors.items())}
+    )
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -223,4 +231,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-

@@ -34,6 +34,7 @@ def make_accelerator(device: str, dtype: str) -> Any:
         )
     if accelerator.distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise RecipeError(
-            f"{accelerator.distributed_type.name} is not supported; start plain processes, one per device", "train.device"
+            f"{accelerator.distributed_type.name} is not supported; start plain processes, one per device",
+            "train.device",
         )
     return accelerator

@@ -25,14 +25,18 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
             tensors[path] = value
             return {TENSOR: path}
         if isinstance(value, dict):
-            plain = {str(key): visit(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
+            plain = {
+                str(key): visit(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()
+            }
             return {INTEGER_KEYS: plain} if any(isinstance(key, int) for key in value) else plain
         if isinstance(value, list | tuple):
             items = [visit(inner, f"{path}.{i}" if path else str(i)) for i, inner in enumerate(value)]
             return {TUPLE: items} if isinstance(value, tuple) else items
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        raise TypeError(f"{path}: a {type(value).__name__} cannot be kept in a checkpoint; use tensors and plain values")
+        raise TypeError(
+            f"{path}: a {type(value).__name__} cannot be kept in a checkpoint; use tensors and plain values"
+        )
 
     return tensors, visit(state, "")
 

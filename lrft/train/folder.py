@@ -65,7 +65,9 @@ class RunFolder:
         try:
             fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UsageError(f"{self.path}: another process is training here; wait for it or give another --out") from None
+            raise UsageError(
+                f"{self.path}: another process is training here; wait for it or give another --out"
+            ) from None
 
     def unlock(self) -> None:
         """Let others train here again; the end of the process does the same."""
@@ -143,7 +145,12 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    return {"versions": versions, "hardware": hardware, "git": _git_commit(), "command": Path(sys.argv[0]).name}
+    return {
+        "versions": versions,
+        "hardware": hardware,
+        "git": _git_commit(),
+        "command": Path(sys.argv[0]).name,
+    }
 
 
 def _git_commit() -> str | None:

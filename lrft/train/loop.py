@@ -43,6 +43,8 @@ def train(run: Run, steps: Iterable[StepBatches], objective: Objective) -> Run:
         run.fire("after_step")  # gradients are still here
         run.optimizer.zero_grad(set_to_none=True)
         if run.stop_signal is not None and run.step < run.total_steps:
-            raise Interrupted(run.stop_signal, f"stopped after step {run.step} of {run.total_steps}; add --resume to go on")
+            raise Interrupted(
+                run.stop_signal, f"stopped after step {run.step} of {run.total_steps}; add --resume to go on"
+            )
     run.fire("finish")
     return run

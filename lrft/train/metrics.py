@@ -38,7 +38,9 @@ class MetricsFile(Callback):
     def after_step(self, run: Run) -> None:
         now = time.perf_counter()
         seconds, self.began = now - self.began, now
-        run.record(seconds=round(seconds, 4), tokens_per_second=round(run.metrics.get("tokens", 0) / seconds, 1))
+        run.record(
+            seconds=round(seconds, 4), tokens_per_second=round(run.metrics.get("tokens", 0) / seconds, 1)
+        )
         if run.rank == 0:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": run.step, **run.metrics}) + "\n")
@@ -59,7 +61,11 @@ class Bar(Callback):
         self.began, self.first = time.perf_counter(), run.step
         if run.rank or not self.console.is_terminal:
             return
-        columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+        columns = (
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+        )
         self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console)
         self.progress.start()
         self.task = self.progress.add_task("", total=run.total_steps, completed=run.step)
@@ -103,14 +109,21 @@ class Wandb(Callback):
             mode = "offline"
             print("logging.wandb: no account found, keeping local files only", file=sys.stderr)
         self.session = wandb.init(
-            project=self.project, name=self.name, id=self.id, resume="allow", dir=self.folder, mode=mode,
+            project=self.project,
+            name=self.name,
+            id=self.id,
+            resume="allow",
+            dir=self.folder,
+            mode=mode,
             config=self.settings,
         )
         self.id = self.session.id
 
     def after_step(self, run: Run) -> None:
         if self.session is not None:
-            self.session.log({k: v for k, v in run.metrics.items() if isinstance(v, int | float)}, step=run.step)
+            self.session.log(
+                {k: v for k, v in run.metrics.items() if isinstance(v, int | float)}, step=run.step
+            )
 
     def close(self) -> None:
         if self.session is not None:

@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
 from lrft.core.adapted import Adapted, adapters_off
 from lrft.core.axes import ADAPTERS, QUANTIZERS
 from lrft.core.errors import NotMergeable
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
-from torch import nn
-from torch.nn import functional as F
 
 SHAPES = [(48, 32, True), (32, 64, False)]  # out, in, bias
 ALL = pytest.mark.parametrize("name", ADAPTERS.names())
@@ -64,7 +65,9 @@ def test_forward_is_the_merged_weight(name, storage, shape, dtype, tolerance):
     expected = F.linear(x.float(), site.merged_weight(), bias)
     got = site(x)
     assert got.dtype == dtype
-    torch.testing.assert_close(got.float(), expected, atol=tolerance * float(expected.abs().max()), rtol=tolerance)
+    torch.testing.assert_close(
+        got.float(), expected, atol=tolerance * float(expected.abs().max()), rtol=tolerance
+    )
 
 
 @ALL
@@ -81,7 +84,9 @@ def test_gradients_are_those_of_the_formula(name, storage):
     weight = slow.base.weight()
     (F.linear(z, weight + slow.adapter.delta_weight(weight), slow.base.bias) * seed).sum().backward()
     torch.testing.assert_close(x.grad, z.grad, atol=1e-4, rtol=1e-4)
-    for (key, a), (_, b) in zip(fast.adapter.named_parameters(), slow.adapter.named_parameters(), strict=True):
+    for (key, a), (_, b) in zip(
+        fast.adapter.named_parameters(), slow.adapter.named_parameters(), strict=True
+    ):
         assert a.grad is not None, key
         torch.testing.assert_close(a.grad, b.grad, atol=2e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+
 from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.core.batch import Batch
 from lrft.export.peft_format import adapter_files, write_adapter_folder
@@ -32,7 +33,9 @@ CASES = {
 def recipe_for(folder, adapter, quantization="none"):
     section = {"name": str(folder), "dtype": "float32"}
     data = {"train": "x.jsonl", "format": "text"}
-    return Recipe.model_validate({"model": section, "adapter": adapter, "quantization": quantization, "data": data})
+    return Recipe.model_validate(
+        {"model": section, "adapter": adapter, "quantization": quantization, "data": data}
+    )
 
 
 def adapted_model(recipe):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.core.batch import Batch
 from lrft.core.errors import RecipeError
@@ -48,7 +49,7 @@ DOCUMENTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_give_the_hidden_states_of_single_ones(tiny, family, attention):
     if (family, attention) == ("gemma2", "sdpa"):  # transformers offers none; refusing is the contract then
-        with pytest.raises(RecipeError, match="model.attention.*use segmented or eager"):
+        with pytest.raises(RecipeError, match=r"model\.attention.*use segmented or eager"):
             load(tiny, family, attention)
         return
     model = load(tiny, family, attention)
@@ -72,7 +73,9 @@ def test_a_sliding_window_is_kept_inside_packed_documents(tiny, attention, tmp_p
     alone = model.hf.base_model(input_ids=torch.tensor([DOCUMENTS[0]]), use_cache=False).last_hidden_state[0]
     torch.testing.assert_close(packed[0, :6], alone, atol=2e-5, rtol=1e-4)
     model.hf.config.sliding_window = None
-    assert (model.hf.base_model(input_ids=torch.tensor([DOCUMENTS[0]])).last_hidden_state[0] - alone).abs().max() > 1e-3
+    assert (
+        model.hf.base_model(input_ids=torch.tensor([DOCUMENTS[0]])).last_hidden_state[0] - alone
+    ).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,12 +89,16 @@ def test_gradients_of_segmented_attention_are_those_of_eager(tiny, family):
         hidden[batch.supervised].square().sum().backward()
         grads[attention] = {n: p.grad for n, p in model.hf.named_parameters() if p.grad is not None}
     for name, grad in grads["eager"].items():
-        torch.testing.assert_close(grads["segmented"][name], grad, atol=1e-3, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            grads["segmented"][name], grad, atol=1e-3, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize(("family", "tied", "bias"), [(f, True, False) for f in FAMILIES] + VARIANTS)
 @pytest.mark.parametrize("storage", ["none", "nf4_reference"])
-def test_a_merged_model_loaded_by_plain_transformers_is_the_adapted_one(tiny, tmp_path, family, tied, bias, storage):
+def test_a_merged_model_loaded_by_plain_transformers_is_the_adapted_one(
+    tiny, tmp_path, family, tied, bias, storage
+):
     from transformers import AutoModelForCausalLM
 
     model = load(tiny, family, tied=tied, bias=bias)
@@ -99,7 +106,14 @@ def test_a_merged_model_loaded_by_plain_transformers_is_the_adapted_one(tiny, tm
     config = ADAPTERS.declared("lora").config(method="lora", rank=4)
     init = INITS.get("default")(INITS.declared("default").config())
     quantizer = QUANTIZERS.get(storage)
-    attach(model, make_plan(sites, config), adapter=ADAPTERS.get("lora"), config=config, init=init, quantize=quantizer)
+    attach(
+        model,
+        make_plan(sites, config),
+        adapter=ADAPTERS.get("lora"),
+        config=config,
+        init=init,
+        quantize=quantizer,
+    )
     for info in parameter_infos(model):
         torch.nn.init.normal_(info.param, std=0.05)
     batch = batch_of([[[5, 6, 7, 8, 9, 10]]], 6)

@@ -11,15 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from lrft.core.errors import LrftError
 from lrft.train import checkpoint
 from lrft.train.flatten import flatten, same, unflatten
 
-FILES = {"adapter.safetensors": os.urandom(5000), "optimizer.safetensors": os.urandom(9000), "state.json": b'{"step": 1}'}
+FILES = {
+    "adapter.safetensors": os.urandom(5000),
+    "optimizer.safetensors": os.urandom(9000),
+    "state.json": b'{"step": 1}',
+}
 
 
 def write(folder: Path, step: int, files=FILES) -> Path:
-    checkpoint.write_folder(folder / f"step-{step}", files, {"format": 1, "step": step, "recipe": "r", "base": "b"})
+    checkpoint.write_folder(
+        folder / f"step-{step}", files, {"format": 1, "step": step, "recipe": "r", "base": "b"}
+    )
     return folder / f"step-{step}"
 
 
@@ -81,7 +88,9 @@ def test_a_failure_at_any_call_leaves_the_old_checkpoint(tmp_path, monkeypatch, 
                 break
         assert checkpoint.fault(tmp_path / "step-1") == ""
         assert checkpoint.newest(tmp_path, lambda line: None) is not None
-        shutil.rmtree(tmp_path / "step-2", ignore_errors=True)  # renamed before a last sync failed: whole, so fine
+        shutil.rmtree(
+            tmp_path / "step-2", ignore_errors=True
+        )  # renamed before a last sync failed: whole, so fine
         calls += 1
     assert calls >= 8
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from lrft.core.axes import ADAPTERS, OPTIMIZERS
 from lrft.core.errors import CheckpointError, Interrupted, UsageError
 from lrft.jobs.train import train_recipe
@@ -125,13 +126,25 @@ def test_another_base_model_is_refused(recipe_file, tmp_path, monkeypatch, tiny)
     with pytest.raises(Interrupted):
         train_recipe(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=False)
     tensors = load_file(copy / "model.safetensors")
-    save_file({k: v * 1.01 for k, v in tensors.items()}, copy / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v * 1.01 for k, v in tensors.items()}, copy / "model.safetensors", metadata={"format": "pt"}
+    )
     with pytest.raises(CheckpointError, match="another base model"):
         train_recipe(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=True)
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lrft", "train", str(recipe), "--out", str(out), "--resume", "train.save_every=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "lrft",
+        "train",
+        str(recipe),
+        "--out",
+        str(out),
+        "--resume",
+        "train.save_every=2",
+    ]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from lrft.assemble import adapt, assemble, read_text
 from lrft.core.errors import NumericalError
 from lrft.jobs.train import train_recipe
@@ -48,7 +49,13 @@ def test_eight_times_one_is_one_times_eight_is_packed(recipe_file, tmp_path, att
     backend = f"model.attention={attention}"
     many = ["train.packing=false", "train.batch_size=1", "train.gradient_accumulation=8", backend]
     one = ["train.packing=false", "train.batch_size=8", "train.gradient_accumulation=1", backend]
-    packed = ["train.packing=true", "train.batch_size=8", "train.gradient_accumulation=1", "train.max_length=300", backend]
+    packed = [
+        "train.packing=true",
+        "train.batch_size=8",
+        "train.gradient_accumulation=1",
+        "train.max_length=300",
+        backend,
+    ]
     reference, expected = whole_epoch(recipe_file, tmp_path, *one)
     for other in (many, packed):
         loss, gradients = whole_epoch(recipe_file, tmp_path, *other)
@@ -66,7 +73,9 @@ def test_activation_checkpointing_changes_no_gradient(recipe_file, tmp_path):
 
 
 def test_the_loss_is_transformers_own_over_the_labels(recipe_file, tmp_path):
-    job = job_of(recipe_file, tmp_path, "train.packing=false", "train.batch_size=1", "train.gradient_accumulation=1")
+    job = job_of(
+        recipe_file, tmp_path, "train.packing=false", "train.batch_size=1", "train.gradient_accumulation=1"
+    )
     batches = next(job.steps())
     (batch,) = batches.micro_batches
     labels = torch.full_like(batch.input_ids, -100).flatten()
@@ -101,12 +110,15 @@ def test_a_non_finite_loss_stops_before_the_weights_are_touched(recipe_file, tmp
         return loss
 
     monkeypatch.setattr(loop, "step_loss", poisoned)
-    with pytest.raises(NumericalError, match="step 3: loss nan.*the weights were not touched") as stopped:
+    with pytest.raises(NumericalError, match=r"step 3: loss nan.*the weights were not touched") as stopped:
         train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
     assert stopped.value.exit_code == 4
     run = kept.pop("run")
     assert all(torch.equal(kept[info.name], info.param) for info in run.parameters)
-    assert [json.loads(x)["step"] for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert [json.loads(x)["step"] for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+    ]
 
 
 def test_a_non_finite_base_is_named_by_its_module(recipe_file, tmp_path, monkeypatch):
@@ -116,7 +128,9 @@ def test_a_non_finite_base_is_named_by_its_module(recipe_file, tmp_path, monkeyp
 
     def broken(*args, **kwargs):
         found = original(*args, **kwargs)
-        found.model.hf.model.layers[1].mlp.down_proj.base.bias = torch.full((64,), float("inf"), dtype=torch.bfloat16)
+        found.model.hf.model.layers[1].mlp.down_proj.base.bias = torch.full(
+            (64,), float("inf"), dtype=torch.bfloat16
+        )
         return found
 
     monkeypatch.setattr(jobs, "adapt", broken)
@@ -134,7 +148,9 @@ def test_a_tensor_without_a_gradient_stops_the_run_by_name(recipe_file, tmp_path
 
     original = LoRA.forward
     monkeypatch.setattr(LoRA, "forward", no_update)
-    with pytest.raises(NumericalError, match=r"2 of 28 trainable tensors have had no gradient.*layers.1.mlp.up_proj"):
+    with pytest.raises(
+        NumericalError, match=r"2 of 28 trainable tensors have had no gradient.*layers.1.mlp.up_proj"
+    ):
         train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
 
 
@@ -143,11 +159,26 @@ def test_two_processes_give_the_losses_of_one(recipe_file, tmp_path):
     recipe = recipe_file("float32")
     shared = [str(recipe), "adapter.dropout=0"]
     one, two = tmp_path / "one", tmp_path / "two"
-    train_recipe(load_recipe(recipe, ["adapter.dropout=0", "train.gradient_accumulation=2"]), one, resume=False)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29751"]
+    train_recipe(
+        load_recipe(recipe, ["adapter.dropout=0", "train.gradient_accumulation=2"]), one, resume=False
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29751",
+    ]
     command += ["-m", "lrft", "train", *shared, "train.gradient_accumulation=1", "--out", str(two)]
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=250, check=False
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     a, b = (losses(folder) for folder in (one, two))

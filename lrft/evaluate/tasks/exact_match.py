@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import field_validator
-
-from lrft.core.axes import TASKS
-from lrft.core.config import Field, Literal, MethodConfig, Source
+from lrft.core.axes import FORMATS, TASKS
+from lrft.core.config import Field, Literal, MethodConfig, OptionalChoice, Source
 from lrft.core.errors import DataError
 from lrft.evaluate.subject import Subject
 from lrft.evaluate.tasks._answers import greedy_answers
@@ -29,19 +27,13 @@ class ExactMatch(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Any = Field(None, description="format of these rows; by default data.format")
+        format: OptionalChoice[FORMATS] = Field(
+            None, description="format of these rows; by default data.format"
+        )
         max_new_tokens: int = Field(256, gt=0, description="longest answer")
         compare: Literal["text", "json"] = Field(
             "text", description="compare the texts, or the JSON values they hold"
         )
-
-        @field_validator("format")
-        @classmethod
-        def _known_format(cls, value: Any) -> Any:
-            from lrft.core.axes import FORMATS
-            from lrft.core.config import parse_choice
-
-            return None if value is None else parse_choice(FORMATS, value)
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Generate and compare."""

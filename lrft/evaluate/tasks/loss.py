@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import field_validator
-
-from lrft.core.axes import TASKS
-from lrft.core.config import Field, MethodConfig, Source
+from lrft.core.axes import FORMATS, TASKS
+from lrft.core.config import Field, MethodConfig, OptionalChoice, Source
 from lrft.data.steps import eval_batches
 from lrft.data.tokenize import encode_all
 from lrft.evaluate.loss import held_out_loss
@@ -27,15 +23,9 @@ class Loss(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Any = Field(None, description="format of these rows; by default data.format")
-
-        @field_validator("format")
-        @classmethod
-        def _known_format(cls, value: Any) -> Any:
-            from lrft.core.axes import FORMATS
-            from lrft.core.config import parse_choice
-
-            return None if value is None else parse_choice(FORMATS, value)
+        format: OptionalChoice[FORMATS] = Field(
+            None, description="format of these rows; by default data.format"
+        )
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then sum."""

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import field_validator
-
-from lrft.core.axes import TASKS
-from lrft.core.config import Field, MethodConfig, Source
+from lrft.core.axes import FORMATS, TASKS
+from lrft.core.config import Field, MethodConfig, OptionalChoice, Source
 from lrft.core.errors import DataError
 from lrft.data.sources import Rows
 from lrft.data.tokenize import Renderer
@@ -55,15 +53,9 @@ class MultipleChoice(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Any = Field(None, description="format of these rows; by default data.format")
-
-        @field_validator("format")
-        @classmethod
-        def _known_format(cls, value: Any) -> Any:
-            from lrft.core.axes import FORMATS
-            from lrft.core.config import parse_choice
-
-            return None if value is None else parse_choice(FORMATS, value)
+        format: OptionalChoice[FORMATS] = Field(
+            None, description="format of these rows; by default data.format"
+        )
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Parse every row, then score all labels, then all options."""

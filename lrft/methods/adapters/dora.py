@@ -50,7 +50,7 @@ class DoRA(LoRA):
         self.m.copy_((dense + self.scaling * self.B @ self.A).norm(dim=1))
 
     def delta_weight(self, weight: Tensor) -> Tensor:
-        """g * V - W. The norm is detached here as in training, so differentiating this gives DoRA's gradients."""
+        """G * V - W. The norm is detached here as in training, so differentiating this gives DoRA's gradients."""
         direction = weight.float() + self.scaling * self.B @ self.A
         scale = self.m / direction.norm(dim=1).clamp_min(TINY).detach()
         return (scale[:, None] * direction - weight).to(weight.dtype)
@@ -63,7 +63,9 @@ class DoRA(LoRA):
             correction = base_without_bias(dropped, base)
             update = low_rank_linear(dropped, None, self.A, self.B, self.scaling, dtype=dtype)
             return base(x) + _ScaleColumns.apply(correction, g - 1) + _ScaleColumns.apply(update, g)
-        y = _ScaleColumns.apply(low_rank_linear(x, base, self.A, self.B, self.scaling, dtype=dtype, bias=False), g)
+        y = _ScaleColumns.apply(
+            low_rank_linear(x, base, self.A, self.B, self.scaling, dtype=dtype, bias=False), g
+        )
         return y if base.bias is None else y + base.bias
 
     @torch.no_grad()
@@ -95,7 +97,7 @@ class DoRA(LoRA):
 
 
 def base_without_bias(x: Tensor, base: FrozenLinear) -> Tensor:
-    """x W^T, (..., in) -> (..., out)."""
+    """X W^T, (..., in) -> (..., out)."""
     y = base(x)
     return y if base.bias is None else y - base.bias
 

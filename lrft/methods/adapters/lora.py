@@ -39,10 +39,12 @@ class LoRA(Adapter):
         rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
         dropout: float = Field(0.0, ge=0, lt=1)
         rank_pattern: dict[str, int] = Field(
-            default_factory=dict, description="rank at sites whose name ends in the pattern; the last match counts"
+            default_factory=dict,
+            description="rank at sites whose name ends in the pattern; the last match counts",
         )
         alpha_pattern: dict[str, float] = Field(
-            default_factory=dict, description="alpha at sites whose name ends in the pattern; the last match counts"
+            default_factory=dict,
+            description="alpha at sites whose name ends in the pattern; the last match counts",
         )
 
         def for_site(self, name: str) -> AdapterConfig:
@@ -71,7 +73,9 @@ class LoRA(Adapter):
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         dropped = self.drop(x) if self.training and self.drop.p > 0 else None
-        return low_rank_linear(x, base, self.A, self.B, self.scaling, dropped=dropped, dtype=self.compute_dtype)
+        return low_rank_linear(
+            x, base, self.A, self.B, self.scaling, dropped=dropped, dtype=self.compute_dtype
+        )
 
     @staticmethod
     def count(config: Any, site: Site) -> int:

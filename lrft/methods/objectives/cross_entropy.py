@@ -18,7 +18,7 @@ class CrossEntropy(Objective):
     loss = -sum over supervised positions t of log softmax(head(h_t))[x_{t+1}], hidden h (B, L, d)
     Only the N supervised positions meet the head, in chunks whose logits are never kept.
     Trains what the adapter trains; adds no parameter; at step 0 it is the base model's loss.
-    Source: standard; `completion_only_loss` elsewhere. Departures: summed here, divided by the step's tokens in the loop.
+    Source: standard; `completion_only_loss` elsewhere. Departures: a sum; the loop divides by the step's tokens.
     """
 
     provides = {"backward"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from lrft.core.adapted import Adapted
 from lrft.core.axes import QUANTIZERS
 from lrft.core.params import Site
@@ -74,7 +75,9 @@ def test_dropout_is_the_reference_form_with_one_draw():
     torch.manual_seed(3)
     d = torch.nn.functional.dropout(x, 0.5)
     g, W = adapter.m / adapter.norms(base), base.weight()
-    expected = x @ W.mT + (g - 1) * (d @ W.mT) + base.bias + g * adapter.scaling * (d @ adapter.A.mT @ adapter.B.mT)
+    expected = (
+        x @ W.mT + (g - 1) * (d @ W.mT) + base.bias + g * adapter.scaling * (d @ adapter.A.mT @ adapter.B.mT)
+    )
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 

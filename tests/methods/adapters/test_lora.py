@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from lrft.core.axes import QUANTIZERS
 from lrft.core.params import Site
 from lrft.methods.adapters.lora import LoRA
@@ -60,7 +61,9 @@ def test_the_update_has_at_most_the_rank():
 def test_dropout_touches_the_adapter_path_alone():
     adapter, base = make(rank=4, dropout=0.5), QUANTIZERS.get("none")(torch.randn(40, 24))
     x = torch.randn(3, 24)
-    assert torch.equal(adapter(x, base), base(x))  # B is 0, so any difference would be the base seeing dropped x
+    assert torch.equal(
+        adapter(x, base), base(x)
+    )  # B is 0, so any difference would be the base seeing dropped x
     torch.nn.init.normal_(adapter.B)
     torch.manual_seed(0)
     got = adapter(x, base)
@@ -71,7 +74,9 @@ def test_dropout_touches_the_adapter_path_alone():
 
 
 def test_patterns_set_rank_and_alpha_by_the_end_of_the_name():
-    config = LoRA.Config(method="lora", rank=8, rank_pattern={"q_proj": 4, "layers.1.q_proj": 2}, alpha_pattern={"*.0.*": 5.0})
+    config = LoRA.Config(
+        method="lora", rank=8, rank_pattern={"q_proj": 4, "layers.1.q_proj": 2}, alpha_pattern={"*.0.*": 5.0}
+    )
     assert config.for_site("model.layers.0.q_proj").rank == 4
     assert config.for_site("model.layers.1.q_proj").rank == 2
     assert config.for_site("model.layers.0.k_proj").rank == 8
@@ -87,5 +92,3 @@ def test_a_frozen_A_keeps_no_input():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         adapter(x, base).sum().backward()
     assert x.numel() not in saved
-
-
