@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PlainValidator,
-    SerializeAsAny,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_plain_validator_function
 
 from lrft.core.names import did_you_mean
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterConfig",
+    "Annotated",
+    "Any",
     "Choice",
     "Field",
     "Literal",
     "MethodConfig",
     "OptimizerConfig",
-    "OptionalChoice",
     "Section",
     "Source",
     "model_validator",
@@ -89,24 +90,27 @@ class Source(Section):
         return {"source": value} if isinstance(value, str) else value
 
 
-class _Choice:
-    """`Choice[REGISTRY]`: `dora`, or `{method: dora, rank: 8}`, parsed by that method's own `Config`.
+@dataclass(frozen=True)
+class Choice:
+    """`Annotated[Any, Choice(REGISTRY)]`: `dora`, or `{method: dora, rank: 8}`, parsed by that method's own `Config`.
 
-    The registry stays in the annotation's metadata, where messages and the JSON schema find it.
+    Staying in the annotation's metadata, it is also where messages and the JSON schema find the registry.
     """
 
-    def __init__(self, optional: bool = False) -> None:
-        self.optional = optional
+    registry: Registry
+    optional: bool = False
 
-    def __getitem__(self, registry: Registry) -> Any:
-        def parse(value: Any) -> MethodConfig | None:
-            return None if value is None and self.optional else parse_choice(registry, value)
+    def parse(self, value: Any) -> MethodConfig | None:
+        """The method's settings; None where the choice is optional and null is written."""
+        return None if value is None and self.optional else parse_choice(self.registry, value)
 
-        return SerializeAsAny[Annotated[MethodConfig, registry, PlainValidator(parse)]]
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return no_info_plain_validator_function(self.parse)
 
-
-Choice = _Choice()
-OptionalChoice = _Choice(optional=True)
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        """Each method's name, or its settings; `lrft recipes schema` spells the settings out."""
+        names = self.registry.names()
+        return {"anyOf": [{"enum": names}, {"type": "object", "properties": {"method": {"enum": names}}}]}
 
 
 def parse_choice(registry: Registry, value: Any) -> MethodConfig:

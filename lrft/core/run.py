@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.batch import Batch
@@ -45,7 +44,8 @@ class Run:
     """Everything one training holds.
 
     Attributes:
-        model: the language model, adapters attached.
+        model: the language model, adapters attached: an `nn.Module` that is a `LanguageModel`.
+        optimizer: a `torch.optim.Optimizer`.
         parameters: every trainable parameter with its role.
         step: finished optimizer steps.
         generator: CPU generator, seeded anew each step from (seed, step), for draws that must survive a resume.
@@ -55,9 +55,9 @@ class Run:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         parameters: Sequence[ParamInfo],
-        optimizer: Optimizer,
+        optimizer: Any,
         schedule: Schedule,
         total_steps: int,
         seed: int = 0,

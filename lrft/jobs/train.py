@@ -22,6 +22,7 @@ from lrft.train import checkpoint
 from lrft.train import folder as run_folder
 from lrft.train.device import make_accelerator
 from lrft.train.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
+from lrft.train.keepers import Scorer
 from lrft.train.loop import train
 from lrft.train.metrics import peak_memory
 
@@ -56,7 +57,7 @@ def _train_in(
         return done
     began = time.perf_counter()
     text = read_text(recipe, trust_remote_code=trust_remote_code)
-    if lead:
+    if lead and text.report is not None:
         say("; ".join(f"{label} {value}" for label, value in facts(text.report)))
     adaptation = adapt(recipe, device=accelerator.device, trust_remote_code=trust_remote_code)
     job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe))
@@ -158,7 +159,7 @@ def _close(job: Job, seconds: float) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory(),
         "name": folder.path.name,
     }
-    scorer = next((c for c in run.callbacks if hasattr(c, "best_step")), None)
+    scorer = next((c for c in run.callbacks if isinstance(c, Scorer)), None)
     if scorer is not None and scorer.best_step:
         result |= {"best_eval_loss": scorer.best, "best_checkpoint": f"checkpoints/step-{scorer.best_step}"}
     if result["loss"] is None:  # resumed after the last step: the numbers stand in the record

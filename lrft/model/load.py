@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from lrft.core.batch import Batch
-from lrft.core.config import Section
 from lrft.core.errors import RecipeError
 from lrft.model import attention, gguf
 from lrft.model.causal_lm import CausalLM
@@ -152,7 +151,7 @@ def quiet() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
-def _resolved(section: Section | Any) -> tuple[str, dict[str, Any]]:
+def _resolved(section: Any) -> tuple[str, dict[str, Any]]:
     path = gguf.locate(section.name)
     if path is not None:
         return str(gguf.converted(path)), {}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from lrft.core.config import Section
+from lrft.core.config import Choice, Section
 from lrft.core.registry import Registry
 from lrft.recipe.schema import Recipe
 
@@ -34,8 +34,8 @@ class Slot:
     def registry(self) -> Registry | None:
         """The registry that the slot chooses a method from."""
         for item in self.metadata:
-            if isinstance(item, Registry):
-                return item
+            if isinstance(item, Choice):
+                return item.registry
         return None
 
     def section(self, value: Any) -> type[Section] | None:

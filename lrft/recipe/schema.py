@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from lrft.core.axes import (
     ADAPTERS,
@@ -52,7 +52,9 @@ class DataSection(Section):
     eval: Source | None = Field(
         None, description="held-out rows; scored every `train.eval_every` steps and by lrft eval"
     )
-    format: Choice[FORMATS] = Field(description="how a row becomes a prompt and what is learnt from it")  # type: ignore[valid-type]
+    format: Annotated[Any, Choice(FORMATS)] = Field(
+        description="how a row becomes a prompt and what is learnt from it"
+    )
     too_long: Literal["error", "drop", "truncate_left", "truncate_right"] = Field(
         "error", description="what happens to rows longer than train.max_length"
     )
@@ -92,7 +94,9 @@ class TrainSection(Section):
 class EvalSection(Section):
     """What `lrft eval` runs."""
 
-    tasks: list[Choice[TASKS]] = Field(default_factory=list, description="tasks, by name or with settings")  # type: ignore[valid-type]
+    tasks: list[Annotated[Any, Choice(TASKS)]] = Field(
+        default_factory=list, description="tasks, by name or with settings"
+    )
     limit: int | None = Field(None, gt=0, description="score only the first so many rows")
     batch_tokens: int = Field(8192, gt=0, description="tokens of an evaluation batch, padding included")
 
@@ -126,12 +130,12 @@ class Recipe(Section):
     """A whole recipe, every default spelled out."""
 
     model: ModelSection
-    quantization: Choice[QUANTIZERS] = Field(default="none", validate_default=True)  # type: ignore[valid-type]
-    adapter: Choice[ADAPTERS] = Field(default="lora", validate_default=True)  # type: ignore[valid-type]
-    init: Choice[INITS] = Field(default="default", validate_default=True)  # type: ignore[valid-type]
-    allocate: Choice[ALLOCATORS] = Field(default="uniform", validate_default=True)  # type: ignore[valid-type]
-    objective: Choice[OBJECTIVES] = Field(default="cross_entropy", validate_default=True)  # type: ignore[valid-type]
-    optimizer: Choice[OPTIMIZERS] = Field(default="adamw", validate_default=True)  # type: ignore[valid-type]
+    quantization: Annotated[Any, Choice(QUANTIZERS)] = Field(default="none", validate_default=True)
+    adapter: Annotated[Any, Choice(ADAPTERS)] = Field(default="lora", validate_default=True)
+    init: Annotated[Any, Choice(INITS)] = Field(default="default", validate_default=True)
+    allocate: Annotated[Any, Choice(ALLOCATORS)] = Field(default="uniform", validate_default=True)
+    objective: Annotated[Any, Choice(OBJECTIVES)] = Field(default="cross_entropy", validate_default=True)
+    optimizer: Annotated[Any, Choice(OPTIMIZERS)] = Field(default="adamw", validate_default=True)
     schedule: ScheduleSection = ScheduleSection()
     data: DataSection
     train: TrainSection = TrainSection()

@@ -131,7 +131,7 @@ def find(run: Path | None, root: Path = ROOT) -> RunFolder:
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and git commit, for run.json. Holds no environment variable."""
-    versions = {"python": platform.python_version(), "lrft": __version__}
+    versions: dict[str, str | None] = {"python": platform.python_version(), "lrft": __version__}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

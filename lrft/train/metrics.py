@@ -104,7 +104,7 @@ class Wandb(Callback):
             import wandb
         except ImportError:
             raise MissingExtra("logging.wandb: needs `pip install wandb`") from None
-        mode = os.environ.get("WANDB_MODE")
+        mode: Any = os.environ.get("WANDB_MODE")
         if mode is None and not (os.environ.get("WANDB_API_KEY") or Path("~/.netrc").expanduser().exists()):
             mode = "offline"
             print("logging.wandb: no account found, keeping local files only", file=sys.stderr)

@@ -15,19 +15,23 @@ from lrft.core.run import Run
 
 
 class StepBatches(Protocol):
-    """What one optimizer step is made of, seen from one process.
+    """What one optimizer step is made of, seen from one process."""
 
-    Attributes:
-        micro_batches: this process's share.
-        targets: target tokens of the whole step, over all micro-batches and processes.
-        tokens: real tokens, likewise.
-        epoch: how far through the data the step ends.
-    """
+    @property
+    def micro_batches(self) -> Sequence[Batch]:
+        """This process's share."""
 
-    micro_batches: Sequence[Batch]
-    targets: int
-    tokens: int
-    epoch: float
+    @property
+    def targets(self) -> int:
+        """Target tokens of the whole step, over all micro-batches and processes."""
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, likewise."""
+
+    @property
+    def epoch(self) -> float:
+        """How far through the data the step ends."""
 
 
 def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:

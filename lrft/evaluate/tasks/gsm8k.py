@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from typing import Annotated, Any
 
 from lrft.core.axes import FORMATS, TASKS
-from lrft.core.config import Field, MethodConfig, OptionalChoice, Source
+from lrft.core.config import Choice, Field, MethodConfig, Source
 from lrft.core.errors import DataError
 from lrft.evaluate.subject import Subject
 from lrft.evaluate.tasks._answers import greedy_answers
@@ -43,7 +44,7 @@ class GSM8K(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: OptionalChoice[FORMATS] = Field(
+        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
             None, description="format of these rows; by default data.format"
         )
         max_new_tokens: int = Field(256, gt=0, description="longest answer")

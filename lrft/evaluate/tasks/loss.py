@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 from lrft.core.axes import FORMATS, TASKS
-from lrft.core.config import Field, MethodConfig, OptionalChoice, Source
+from lrft.core.config import Choice, Field, MethodConfig, Source
 from lrft.data.steps import eval_batches
 from lrft.data.tokenize import encode_all
 from lrft.evaluate.loss import held_out_loss
@@ -23,7 +25,7 @@ class Loss(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: OptionalChoice[FORMATS] = Field(
+        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
             None, description="format of these rows; by default data.format"
         )
 

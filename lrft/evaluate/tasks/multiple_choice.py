@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from lrft.core.axes import FORMATS, TASKS
-from lrft.core.config import Field, MethodConfig, OptionalChoice, Source
+from lrft.core.config import Choice, Field, MethodConfig, Source
 from lrft.core.errors import DataError
 from lrft.data.sources import Rows
 from lrft.data.tokenize import Renderer
@@ -53,7 +53,7 @@ class MultipleChoice(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: OptionalChoice[FORMATS] = Field(
+        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
             None, description="format of these rows; by default data.format"
         )
 
