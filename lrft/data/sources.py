@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lrft.core.config import Source
 from lrft.core.errors import DataError
+from lrft.core.hub import offline_if_unreachable
 from lrft.core.names import did_you_mean
 from lrft.data.text_files import TEXT_READERS
 
@@ -118,6 +119,7 @@ def _read_parquet(path: Path, limit: int | None) -> Sequence[Row]:
 def _read_hub(source: Source, role: Role) -> Rows:
     import datasets
 
+    offline_if_unreachable()
     split = source.split or HUB_SPLIT[role]
     try:
         rows = datasets.load_dataset(source.source, source.name, split=split, revision=source.revision)

@@ -55,6 +55,8 @@ def write_merged(dense: CausalLM, tokenizer: Any, out: Path, shard_size: str) ->
     dense.hf.config._attn_implementation = "sdpa"
     dense.hf.save_pretrained(scratch, max_shard_size=shard_size)
     tokenizer.save_pretrained(scratch)
+    for path in scratch.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone, which no server could read
     if out.exists():
         out.rmdir()
     scratch.rename(out)

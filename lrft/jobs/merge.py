@@ -50,9 +50,10 @@ def merge_run(folder: RunFolder, out: Path, onto: str | None) -> dict[str, Any]:
     RunFolder(out).write("fidelity.json", record)
     if not rows:
         say("data.eval: no held-out rows, so the merged model was not compared with the adapter")
-    elif not record["kl_mean"] <= recipe.export.tolerance:
+    elif not max(record["kl_mean"], abs(record["loss_difference"])) <= recipe.export.tolerance:
         raise ToleranceError(
-            f"{out}: the merged model is {record['kl_mean']:.3g} nats per token from the adapter, more than "
+            f"{out}: the merged model is {record['kl_mean']:.3g} nats per token from the adapter and its loss "
+            f"{record['loss_difference']:+.3g} away, more than "
             f"export.tolerance {recipe.export.tolerance}; `--onto dequantized` or export.dtype float32 stays closer"
         )
     return record

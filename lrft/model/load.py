@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lrft.core.batch import Batch
 from lrft.core.errors import RecipeError
+from lrft.core.hub import offline_if_unreachable
 from lrft.model import attention, gguf
 from lrft.model.causal_lm import CausalLM
 
@@ -155,6 +157,8 @@ def _resolved(section: Any) -> tuple[str, dict[str, Any]]:
     path = gguf.locate(section.name)
     if path is not None:
         return str(gguf.converted(path)), {}
+    if not Path(section.name).is_dir():
+        offline_if_unreachable()
     return section.name, {"revision": section.revision} if section.revision else {}
 
 

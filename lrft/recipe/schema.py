@@ -114,7 +114,7 @@ class ExportSection(Section):
     tolerance: float = Field(
         0.05,
         gt=0,
-        description="largest mean KL divergence (nats per token) of the merged model from the adapter",
+        description="largest mean KL divergence from the adapter, and largest loss difference, in nats per token",
     )
     fidelity_rows: int = Field(8, gt=0, description="held-out rows the merged model is compared on")
 

@@ -1,0 +1,197 @@
+"""The command line as a user meets it: exit codes, one-line errors, a frozen list of options, the whole path."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer.main
+
+from lrft.cli import app
+
+DATA = Path(__file__).parents[1] / "recipes" / "data" / "quickstart"
+RECIPE = """
+model: {{name: {model}, dtype: float32}}
+quantization: {quantization}
+adapter: {{method: dora, rank: 4}}
+optimizer: {{method: adamw, lr: 0.01}}
+data:
+  train: {{source: {data}/train.jsonl, limit: 40}}
+  eval: {{source: {data}/test.jsonl, limit: 8}}
+  format: {{method: prompt_completion, render: chat}}
+train: {{max_steps: 6, batch_size: 2, max_length: 160, save_every: 2, device: cpu}}
+eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
+"""
+
+OPTIONS = {
+    "train": {"--out", "--resume", "--dry-run", "--json", "--trust-remote-code"},
+    "eval": {"--task", "--limit", "--baseline", "--json"},
+    "merge": {"--out", "--onto"},
+    "recipes ls": set(),
+    "recipes show": {"--origins"},
+    "recipes cp": set(),
+    "recipes validate": set(),
+    "recipes schema": set(),
+    "recipes diff": set(),
+    "methods ls": set(),
+    "methods show": set(),
+    "data show": {"--rows", "--trust-remote-code"},
+    "data check": {"--trust-remote-code"},
+    "env": {"--json"},
+}
+
+
+def lrft(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lrft", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+
+
+def options_of(command, name="") -> dict[str, set[str]]:
+    if hasattr(command, "commands"):
+        found = {}
+        for key, inner in command.commands.items():
+            found |= options_of(inner, f"{name} {key}".strip())
+        return found
+    flags = {o for p in command.params if p.param_type_name == "option" for o in p.opts if o.startswith("--")}
+    return {name: flags - {"--help"}}
+
+
+def test_there_are_these_options_and_no_others():
+    """A setting belongs in the recipe; a new flag has to be argued for here."""
+    assert options_of(typer.main.get_command(app)) == OPTIONS
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path):
+    def write(quantization="nf4"):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(RECIPE.format(model=tiny(), quantization=quantization, data=DATA))
+        return path
+
+    return write
+
+
+def test_train_eval_merge_without_naming_a_run(recipe, tmp_path):
+    """The latest run is meant; the merged folder is a plain transformers model with the adapter's perplexity."""
+    trained = lrft("train", recipe(), "--json", folder=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads(trained.stdout)
+    assert result["step"] == 6
+    run = tmp_path / "runs" / result["name"]
+    for name in (
+        "recipe.yaml",
+        "run.json",
+        "plan.json",
+        "metrics.jsonl",
+        "result.json",
+        "adapter",
+        "checkpoints",
+    ):
+        assert (run / name).exists(), name
+
+    scored = lrft("eval", "--baseline", "--json", folder=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    scores = json.loads(scored.stdout)
+    assert scores["adapter"]["loss"]["loss"] < scores["baseline"]["loss"]["loss"]
+    assert (run / "eval" / "adapter.json").is_file()
+
+    merged = lrft("merge", "--out", "model/", folder=tmp_path)
+    assert merged.returncode == 0, merged.stderr
+    fidelity = json.loads((tmp_path / "model" / "fidelity.json").read_text())
+    assert fidelity["kl_mean"] < 1e-6
+    assert fidelity["loss_difference"] == pytest.approx(0, abs=1e-5)
+    loss = plain_loss(tmp_path / "model", fidelity["rows"])
+    assert loss == pytest.approx(fidelity["loss_adapter"], abs=1e-4)
+
+    again = lrft("merge", "--out", "model/", folder=tmp_path)
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: --out model: is not an empty folder")
+
+
+def plain_loss(folder: Path, rows: int) -> float:
+    """Mean loss of the answers by transformers alone, its tokenizer and template read from the merged folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    total = count = 0
+    for line in (DATA / "test.jsonl").read_text().splitlines()[:rows]:
+        row = json.loads(line)
+        turns = [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+        prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template(turns, return_dict=False)
+        whole = whole[: len(whole) - whole[::-1].index(tokenizer.eos_token_id)]  # up to the stop token
+        ids = torch.tensor([whole])
+        labels = ids.clone()
+        labels[:, : len(prompt)] = -100
+        with torch.no_grad():
+            n = len(whole) - len(prompt)
+            total += float(model(input_ids=ids, labels=labels).loss) * n
+            count += n
+    return total / count
+
+
+def test_merging_onto_the_original_weights_misses_a_strict_tolerance_with_6(recipe, tmp_path):
+    path = recipe()
+    assert lrft("train", path, "--out", "run", "export.tolerance=1e-9", folder=tmp_path).returncode == 0
+    merged = lrft("merge", "run", "--out", "model", "--onto", "original", folder=tmp_path)
+    assert merged.returncode == 6
+    assert merged.stderr.splitlines()[-1].startswith("error: model: the merged model is")
+    assert "Traceback" not in merged.stderr
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_dry_run_loads_no_weights_and_counts_exactly(recipe, tmp_path):
+    plan = lrft("train", recipe(), "--dry-run", "--json", folder=tmp_path)
+    assert plan.returncode == 0, plan.stderr
+    counted = json.loads(plan.stdout)
+    trained = json.loads(lrft("train", recipe(), "--json", folder=tmp_path).stdout)
+    assert counted["trainable_parameters"] == trained["trainable"]
+    assert counted["steps"] == trained["step"]
+    assert counted["memory_bytes"]["optimizer_state"] == 8 * trained["trainable"]
+
+
+CASES = [
+    (["train", "nowhere.yaml"], 2, "nowhere.yaml"),
+    (["train", "RECIPE", "adapter.rnak=3"], 2, "command line: adapter.rnak: "),
+    (
+        ["train", "RECIPE", "adapter.targets=[q_prj]"],
+        2,
+        "adapter.targets: pattern 'q_prj' matches no linear layer",
+    ),
+    (["train", "RECIPE", "data.too_long=error", "train.max_length=32"], 3, "data.too_long: "),
+    (["train", "RECIPE", "train.device=cuda"], 2, "train.device: no CUDA device"),
+    (["train", "RECIPE", "model.name=pkg:no_such_package/x.gguf"], 2, "model.name: package no_such_package"),
+    (["eval"], 2, "no run with a checkpoint"),
+    (["eval", "no-such-run"], 2, "no-such-run is not a run folder"),
+    (["merge", "--out", "x"], 2, "no run with a checkpoint"),
+    (["recipes", "validate", "nowhere.yaml"], 2, "nowhere.yaml"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"), CASES, ids=lambda v: "-".join(v) if isinstance(v, list) else ""
+)
+def test_a_failure_is_one_line_with_its_own_exit_code(recipe, tmp_path, arguments, code, message):
+    if torch.cuda.is_available() and "train.device=cuda" in arguments:
+        pytest.skip("there is a GPU")
+    done = lrft(*[recipe() if a == "RECIPE" else a for a in arguments], folder=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in (done.stderr + done.stdout).splitlines() if message in line]
+    assert errors
+
+
+def test_version_and_env(tmp_path):
+    from lrft import __version__
+
+    assert lrft("--version").stdout == f"lrft {__version__}\n"
+    assert json.loads(lrft("env", "--json").stdout)
