@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 
 from lrft.core.axes import ADAPTERS, ALLOCATORS, FORMATS, INITS, OBJECTIVES, OPTIMIZERS, QUANTIZERS
+from lrft.core.batch import Batch
 from lrft.core.frozen import FrozenLinear
 from lrft.core.objective import Objective
 from lrft.core.run import Run
@@ -20,7 +22,7 @@ from lrft.data.sources import Rows, read_rows
 from lrft.data.steps import StepBatches, TrainData, eval_batches
 from lrft.data.tokenize import Encoded, Renderer
 from lrft.evaluate.loss import held_out_loss
-from lrft.evaluate.subject import EvaluationStopped, Subject
+from lrft.evaluate.subject import EvaluationStopped, Progress, Subject
 from lrft.model.attach import adapter_tensors, attach, make_plan, parameter_infos
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model, load_tokenizer, pad_id
@@ -29,10 +31,12 @@ from lrft.recipe.schema import Recipe
 from lrft.train import schedule
 from lrft.train.checkpoint import Identity
 from lrft.train.folder import METRICS, RunFolder
-from lrft.train.keepers import GradientCheck, Saver, Scorer, StopOnSignal
+from lrft.train.keepers import GradientCheck, LossScale, Saver, Scorer, StopOnSignal
 from lrft.train.metrics import Bar, MetricsFile, Wandb
 
-Say = Callable[[str], None]
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress display."""
 
 
 @dataclass
@@ -76,7 +80,7 @@ class Job:
     """Everything `train` needs."""
 
     run: Run
-    steps: Callable[[], Iterator[StepBatches]]
+    steps: Callable[[], Iterable[StepBatches]]
     objective: Objective
     text: Text
     adaptation: Adaptation
@@ -84,7 +88,9 @@ class Job:
     folder: RunFolder
 
 
-def read_text(recipe: Recipe, *, training: bool = True, trust_remote_code: bool = False) -> Text:
+def read_text(
+    recipe: Recipe, *, training: bool = True, trust_remote_code: bool = False, progress: Progress = silent
+) -> Text:
     """Tokenizer and data; with `training`, the gate runs over the training rows.
 
     Raises:
@@ -100,7 +106,7 @@ def read_text(recipe: Recipe, *, training: bool = True, trust_remote_code: bool 
     if training:
         rows = read_rows(recipe.data.train, "train")
         text.fingerprints["train"] = rows.fingerprint
-        prepared = prepare(rows, renderer)
+        prepared = prepare(rows, renderer, partial(progress, "tokenizing rows"))
         prepared.report.check(recipe.data.allow_empty_targets, recipe.data.too_long)
         text.train, text.report = prepared.encoded, prepared.report
     return text
@@ -117,7 +123,7 @@ def adapt(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
     meta: bool = False,
-    progress: Callable[[Iterator[str]], Iterator[str]] = iter,
+    progress: Progress = silent,
 ) -> Adaptation:
     """Load the base model and put the recipe's adapter on it; with `meta`, only plan it.
 
@@ -140,7 +146,7 @@ def adapt(
             quantize=quantizer(recipe),
             device=device,
             seed=recipe.train.seed,
-            progress=progress,
+            progress=partial(progress, "preparing layers"),
         )
         configure(model, recipe.model)
     return Adaptation(model, plan, table)
@@ -181,7 +187,7 @@ def assemble(
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 
-    def steps() -> Iterator[StepBatches]:
+    def steps() -> Iterable[StepBatches]:
         return (data.at(step) for step in range(run.step, total))
 
     return Job(run, steps, objective, text, adaptation, identity, folder)
@@ -210,7 +216,11 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
     scorer = None
     if settings.eval_every is not None:
         encoded = text.held_out_encoded(recipe.eval.limit)
-        scorer = Scorer(partial(_score, encoded, recipe.eval.batch_tokens, text.pad_id), settings.eval_every)
+        batches = partial(eval_batches, encoded, recipe.eval.batch_tokens, text.pad_id)
+        # Longest rows come first, so the first batch asks for the most memory.
+        scorer = Scorer(
+            partial(_score, batches), partial(_score, lambda: islice(batches(), 1)), settings.eval_every
+        )
     saver = Saver(
         partial(adapter_tensors, run.model),
         folder.checkpoints,
@@ -222,22 +232,23 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
     wandb = (
         Wandb(logging.wandb, folder.path.name, folder.path, recipe.model_dump()) if logging.wandb else None
     )
+    scale = LossScale(run.device.type) if recipe.model.dtype == "float16" else None
     found = [
         GradientCheck(),
+        scale,
         scorer,
         MetricsFile(folder.path / METRICS),
         Bar(logging.every),
         wandb,
-        saver,
         StopOnSignal(),
+        saver,
     ]
     return [callback for callback in found if callback is not None]
 
 
-def _score(encoded: list[Encoded], batch_tokens: int, pad: int, run: Run) -> dict[str, float]:
-    batches = eval_batches(encoded, batch_tokens, pad)
+def _score(batches: Callable[[], Iterable[Batch]], run: Run) -> dict[str, float]:
     try:
-        result = held_out_loss(run.model, batches, lambda: run.stop_signal is not None)
+        result = held_out_loss(run.model, batches(), lambda: run.stop_signal is not None)
     except EvaluationStopped:
         return {}
     return {"eval_loss": result.loss, "eval_perplexity": result.perplexity}

@@ -24,7 +24,7 @@ def eval_command(
 
     Example: lrft eval --baseline --task gsm8k --limit 200
     """
-    from lrft.evaluate.report import table
+    from lrft.evaluate.report import plain, table
     from lrft.jobs.evaluate import evaluate_run
     from lrft.jobs.say import progress
     from lrft.train.folder import find
@@ -33,7 +33,7 @@ def eval_command(
         results = evaluate_run(find(run), task or [], limit, baseline, show)
     if as_json:
         scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in results.items()}
-        print(json.dumps(scores, indent=2))
+        print(json.dumps(plain(scores), indent=2, allow_nan=False))
     else:
         from rich import print as show_table
 

@@ -50,6 +50,8 @@ class Run:
         step: finished optimizer steps.
         generator: CPU generator, seeded anew each step from (seed, step), for draws that must survive a resume.
         metrics: what the last step recorded; loggers read it.
+        stopping: decided once a step, so that what is saved and what stops are the same step on every process.
+        scaler: `torch.amp.GradScaler` where the activations are float16, else None.
         stop_signal: number of the signal that asked to stop, or None. Polled wherever time is spent.
     """
 
@@ -83,6 +85,8 @@ class Run:
         self.generator = torch.Generator()
         self.metrics: dict[str, Any] = {}
         self.stop_signal: int | None = None
+        self.stopping = False
+        self.scaler: Any = None
 
     @property
     def rank(self) -> int:

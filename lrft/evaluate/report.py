@@ -34,7 +34,7 @@ def write_report(
     target = folder / "eval"
     target.mkdir(parents=True, exist_ok=True)
     lines = [
-        json.dumps({"task": task, **_plain(sample)}, ensure_ascii=False)
+        json.dumps({"task": task, **plain(sample)}, ensure_ascii=False)
         for task, result in results.items()
         for sample in result.samples[:SAMPLES]
     ]
@@ -51,7 +51,7 @@ def write_report(
     }
     record = {"format": FORMAT, "name": name, "subject": dict(subject), "tasks": tasks}
     path = target / f"{name}.json"
-    _replace(path, json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _replace(path, json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -81,12 +81,12 @@ def _cell(result: TaskResult | None, metric: str) -> str:
     return f"{text} ± {error:.4f}" if math.isfinite(error) else text
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value with numbers that JSON does not have as null."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

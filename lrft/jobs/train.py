@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lrft.assemble import Job, adapt, assemble, read_text
+from lrft.assemble import Job, adapt, assemble, read_text, silent
 from lrft.core.errors import UsageError
 from lrft.core.params import count
 from lrft.data.show import facts
 from lrft.export.peft_format import adapter_files, write_adapter_folder
 from lrft.jobs.memory import memory_advice
-from lrft.jobs.say import say
+from lrft.jobs.say import progress, say
 from lrft.model.attach import load_adapter_tensors
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import compare, recipe_hash, resolved
@@ -56,10 +56,17 @@ def _train_in(
         say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
         return done
     began = time.perf_counter()
-    text = read_text(recipe, trust_remote_code=trust_remote_code)
+    with progress() as show:
+        text = read_text(recipe, trust_remote_code=trust_remote_code, progress=show if lead else silent)
     if lead and text.report is not None:
         say("; ".join(f"{label} {value}" for label, value in facts(text.report)))
-    adaptation = adapt(recipe, device=accelerator.device, trust_remote_code=trust_remote_code)
+    with progress() as show:
+        adaptation = adapt(
+            recipe,
+            device=accelerator.device,
+            trust_remote_code=trust_remote_code,
+            progress=show if lead else silent,
+        )
     job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe))
     if lead:
         _open(job, loaded, trust_remote_code)

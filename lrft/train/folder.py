@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lrft import __version__
-from lrft.core.errors import UsageError
+from lrft.core.errors import LrftError, UsageError
 from lrft.core.names import did_you_mean
 
 ROOT = Path("runs")
@@ -58,10 +58,15 @@ class RunFolder:
         """Keep other trainings out until this process ends, however it ends.
 
         Raises:
-            UsageError: another process is training here.
+            UsageError: another process is training here, or nothing can be written here.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.lock_file = (self.path / ".lock").open("w")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock_file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UsageError(
+                f"--out {self.path}: cannot be made a run folder ({error.strerror}); give another one"
+            ) from None
         try:
             fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -76,12 +81,19 @@ class RunFolder:
             self.lock_file = None
 
     def write(self, name: str, content: str | dict[str, Any]) -> None:
-        """Write a small file whole or not at all."""
+        """Write a small file whole or not at all.
+
+        Raises:
+            LrftError: the disk is full or not writable.
+        """
         text = content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n"
-        self.path.mkdir(parents=True, exist_ok=True)
         scratch = self.path / f".{name}.tmp"
-        scratch.write_text(text)
-        os.replace(scratch, self.path / name)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            scratch.write_text(text)
+            os.replace(scratch, self.path / name)
+        except OSError as error:
+            raise LrftError(f"{self.path / name}: could not be written ({error.strerror})") from error
 
     def read(self, name: str) -> Any:
         """A JSON file of the folder."""

@@ -40,7 +40,7 @@ class Saver(Callback):
     def after_step(self, run: Run) -> None:
         improved = self.scorer is not None and self.scorer.best_step == run.step
         due = run.step % self.every == 0 or run.step == run.total_steps
-        if run.rank == 0 and (due or improved or run.stop_signal is not None):
+        if run.rank == 0 and (due or improved or run.stopping):
             self.save(run)
         if run.accelerator is not None and run.accelerator.num_processes > 1:
             run.accelerator.wait_for_everyone()
@@ -54,12 +54,25 @@ class Saver(Callback):
 
 
 class Scorer(Callback):
-    """Loss on held-out rows every `every` steps; remembers the best step. Not a number is never the best."""
+    """Loss on held-out rows every `every` steps; remembers the best step. Not a number is never the best.
 
-    def __init__(self, score: Callable[[Run], dict[str, float]], every: int) -> None:
-        self.score, self.every = score, every
+    Args:
+        score: gives `eval_loss` and what else to record; nothing when it was asked to stop.
+        probe: scores one batch, the most demanding one.
+    """
+
+    def __init__(
+        self, score: Callable[[Run], dict[str, float]], probe: Callable[[Run], Any], every: int
+    ) -> None:
+        self.score, self.probe, self.every = score, probe, every
         self.best = math.inf
         self.best_step = 0
+
+    def start(self, run: Run) -> None:
+        """Score the longest batch once: what would not fit in memory fails now and not after hours."""
+        run.model.eval()
+        self.probe(run)
+        run.model.train()
 
     def after_step(self, run: Run) -> None:
         if run.stop_signal is not None or (run.step % self.every and run.step != run.total_steps):
@@ -120,8 +133,27 @@ class GradientCheck(Callback):
         self.reached = state["reached"]
 
 
+class LossScale(Callback):
+    """float16 gradients underflow unless the loss is scaled up; keeps the scale across a resume."""
+
+    def __init__(self, device: str = "cuda") -> None:
+        self.scaler = torch.amp.GradScaler(device)
+
+    def start(self, run: Run) -> None:
+        run.scaler = self.scaler
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scaler.load_state_dict(state)
+
+
 class StopOnSignal(Callback):
-    """SIGINT and SIGTERM ask the run to finish its step and save; a second one stops at once."""
+    """SIGINT and SIGTERM ask the run to finish its step and save; a second one stops at once.
+
+    Stands before the saver. With several processes all stop after the same step, whichever got the signal first.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -133,6 +165,12 @@ class StopOnSignal(Callback):
         self.run = run
         for number in self.SIGNALS:
             self.previous[number] = signal.signal(number, self.handle)
+
+    def after_step(self, run: Run) -> None:
+        if run.accelerator is not None and run.accelerator.num_processes > 1:
+            mine = torch.tensor([float(run.stop_signal or 0)], device=run.device)
+            run.stop_signal = int(run.accelerator.gather(mine).max()) or None
+        run.stopping = run.stop_signal is not None
 
     def handle(self, number: int, frame: Any) -> None:
         """First signal: remember it. Second: give up on finishing the step; the disk stays valid either way."""

@@ -10,7 +10,7 @@ from lrft.core.errors import Interrupted, NumericalError
 from lrft.core.objective import Objective
 from lrft.core.run import Run
 from lrft.train.diagnose import first_non_finite
-from lrft.train.step import StepBatches, clip_gradients, step_loss
+from lrft.train.step import StepBatches, clip_gradients, overflowed, step_loss, unscale_gradients
 
 
 def train(run: Run, steps: Iterable[StepBatches], objective: Objective) -> Run:
@@ -31,18 +31,20 @@ def train(run: Run, steps: Iterable[StepBatches], objective: Objective) -> Run:
             loss, norm = run.optimizer.step(closure), 0.0
         else:
             loss = closure()
+            unscale_gradients(run)  # float16 only
             run.fire("after_backward")  # gradients are complete and unclipped
             norm = clip_gradients(run)
             # The one wait for the device in a step: weights must not be touched by a number that is none.
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if math.isfinite(loss) and math.isfinite(norm):
+                run.optimizer.step()
+            elif not overflowed(run, float(loss)):
                 raise NumericalError(first_non_finite(run, batches, objective, float(loss), float(norm)))
-            run.optimizer.step()
         run.step += 1
         run.record(loss=float(loss), grad_norm=float(norm), lr=run.optimizer.param_groups[0]["lr"])
         run.schedule.step()
         run.fire("after_step")  # gradients are still here
         run.optimizer.zero_grad(set_to_none=True)
-        if run.stop_signal is not None and run.step < run.total_steps:
+        if run.stopping and run.stop_signal is not None and run.step < run.total_steps:
             raise Interrupted(
                 run.stop_signal, f"stopped after step {run.step} of {run.total_steps}; add --resume to go on"
             )

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lrft.core.callback import Callback
-from lrft.core.errors import MissingExtra
+from lrft.core.errors import LrftError, MissingExtra
 from lrft.core.run import Run
 
 
@@ -42,8 +42,15 @@ class MetricsFile(Callback):
             seconds=round(seconds, 4), tokens_per_second=round(run.metrics.get("tokens", 0) / seconds, 1)
         )
         if run.rank == 0:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": run.step, **run.metrics}) + "\n")
+            line = json.dumps({"step": run.step, **run.metrics}) + "\n"
+            try:
+                with self.path.open("a") as file:
+                    file.write(line)
+            except OSError as error:  # a line cut short is dropped by the resume
+                raise LrftError(
+                    f"{self.path}: could not be written ({error.strerror}). Earlier checkpoints are intact; "
+                    "free some space and add --resume."
+                ) from error
 
 
 class Bar(Callback):

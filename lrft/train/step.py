@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -50,13 +51,31 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
             penalty = adapter.penalty()
             loss = loss if penalty is None else loss + penalty * share
         if torch.is_grad_enabled():
-            loss.backward()
+            (loss if run.scaler is None else run.scaler.scale(loss)).backward()
     run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch)
     if _world(run) > 1:
         total = run.accelerator.reduce(total, reduction="sum")
         if torch.is_grad_enabled():
             _sum_gradients(run)
     return total
+
+
+def unscale_gradients(run: Run) -> None:
+    """Divide the gradients by the loss scale, where float16 needs one, and let the scale follow what came."""
+    if run.scaler is not None:
+        run.scaler.unscale_(run.optimizer)
+        run.scaler.update()
+
+
+def overflowed(run: Run, loss: float) -> bool:
+    """Whether a non-finite gradient is float16's overflow: the update is skipped, the scale was halved already.
+
+    With a scale of one or less, or a loss that is itself no number, it is a fault like in any other precision.
+    """
+    if run.scaler is None or not math.isfinite(loss) or run.scaler.get_scale() < 1:
+        return False
+    run.record(skipped=1)
+    return True
 
 
 def clip_gradients(run: Run) -> float:

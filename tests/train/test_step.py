@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from lrft.assemble import adapt, assemble, read_text
-from lrft.core.errors import NumericalError
+from lrft.core.errors import NumericalError, OutOfMemory
 from lrft.jobs.train import train_recipe
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.train.device import make_accelerator
 from lrft.train.folder import RunFolder
-from lrft.train.step import clip_gradients, step_loss
+from lrft.train.step import clip_gradients, overflowed, step_loss, unscale_gradients
 
 
 def job_of(recipe_file, tmp_path, *overrides, dtype="float32"):
@@ -35,7 +35,7 @@ def job_of(recipe_file, tmp_path, *overrides, dtype="float32"):
 
 
 def loss_and_gradients(job):
-    loss = step_loss(job.run, next(job.steps()), job.objective)
+    loss = step_loss(job.run, next(iter(job.steps())), job.objective)
     return loss, {info.name: info.param.grad for info in job.run.parameters}
 
 
@@ -76,7 +76,7 @@ def test_the_loss_is_transformers_own_over_the_labels(recipe_file, tmp_path):
     job = job_of(
         recipe_file, tmp_path, "train.packing=false", "train.batch_size=1", "train.gradient_accumulation=1"
     )
-    batches = next(job.steps())
+    batches = next(iter(job.steps()))
     (batch,) = batches.micro_batches
     labels = torch.full_like(batch.input_ids, -100).flatten()
     labels[batch.supervised + 1] = batch.targets
@@ -135,7 +135,7 @@ def test_a_non_finite_base_is_named_by_its_module(recipe_file, tmp_path, monkeyp
 
     monkeypatch.setattr(jobs, "adapt", broken)
     with pytest.raises(NumericalError, match=r"first in the output of .*layers\.1\.mlp\.down_proj"):
-        train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
+        train_recipe(load_recipe(recipe_file(), ["~train.eval_every"]), tmp_path / "run", resume=False)
 
 
 def test_a_tensor_without_a_gradient_stops_the_run_by_name(recipe_file, tmp_path, monkeypatch):
@@ -189,3 +189,51 @@ def test_two_processes_give_the_losses_of_one(recipe_file, tmp_path):
 
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_loss_scale_changes_no_update(recipe_file, tmp_path):
+    """A power of two is exact in float32, so scaled and unscaled gradients are the same bits."""
+    plain, scaled = job_of(recipe_file, tmp_path), job_of(recipe_file, tmp_path)
+    scaled.run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for job in (plain, scaled):
+        step_loss(job.run, next(iter(job.steps())), job.objective)
+        unscale_gradients(job.run)
+    for a, b in zip(plain.run.parameters, scaled.run.parameters, strict=True):
+        assert torch.equal(a.param.grad, b.param.grad)
+
+
+def test_an_overflow_under_a_loss_scale_is_skipped_and_halves_it(recipe_file, tmp_path):
+    job = job_of(recipe_file, tmp_path)
+    job.run.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    loss = step_loss(job.run, next(iter(job.steps())), job.objective)
+    job.run.parameters[0].param.grad[0, 0] = float("inf")
+    unscale_gradients(job.run)
+    assert overflowed(job.run, float(loss))
+    assert job.run.scaler.get_scale() == 2.0
+    assert not overflowed(job.run, float("nan"))
+
+
+def test_running_out_of_memory_names_what_to_lower(recipe_file, tmp_path, monkeypatch):
+    from lrft.train import loop
+
+    def greedy(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "step_loss", greedy)
+    with pytest.raises(
+        OutOfMemory, match=r"train.batch_size=1 train.gradient_accumulation=4 .same result."
+    ) as stopped:
+        train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
+    assert stopped.value.exit_code == 5
+
+
+@pytest.mark.slow
+def test_compiled_training_follows_eager(recipe_file, tmp_path):
+    overrides = ["adapter.dropout=0", "train.max_steps=3", "model.attention=sdpa"]
+    train_recipe(load_recipe(recipe_file("float32"), overrides), tmp_path / "eager", resume=False)
+    train_recipe(
+        load_recipe(recipe_file("float32"), [*overrides, "model.compile=true"]),
+        tmp_path / "compiled",
+        resume=False,
+    )
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)
