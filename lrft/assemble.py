@@ -157,17 +157,7 @@ def assemble(
 ) -> Job:
     """Optimizer, schedule, callbacks and data order around an adapted model. Nothing is trained yet."""
     model, settings = adaptation.model, recipe.train
-    data = TrainData(
-        text.train,
-        batch_size=settings.batch_size,
-        accumulation=settings.gradient_accumulation,
-        max_length=settings.max_length,
-        packing=settings.packing,
-        seed=settings.seed,
-        pad_id=text.pad_id,
-        world=accelerator.num_processes,
-        rank=accelerator.process_index,
-    )
+    data = train_data(recipe, text, accelerator.num_processes, accelerator.process_index)
     total = data.total_steps(settings.max_steps, settings.epochs)
     infos = parameter_infos(model)
     optimizer = OPTIMIZERS.get(recipe.optimizer.method).build(infos, recipe.optimizer)
@@ -191,6 +181,22 @@ def assemble(
         return (data.at(step) for step in range(run.step, total))
 
     return Job(run, steps, objective, text, adaptation, identity, folder)
+
+
+def train_data(recipe: Recipe, text: Text, world: int = 1, rank: int = 0) -> TrainData:
+    """The training rows cut into steps, for process `rank` of `world`."""
+    settings = recipe.train
+    return TrainData(
+        text.train,
+        batch_size=settings.batch_size,
+        accumulation=settings.gradient_accumulation,
+        max_length=settings.max_length,
+        packing=settings.packing,
+        seed=settings.seed,
+        pad_id=text.pad_id,
+        world=world,
+        rank=rank,
+    )
 
 
 def subject(recipe: Recipe, text: Text, model: CausalLM, **watching: Any) -> Subject:

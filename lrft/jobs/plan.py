@@ -9,12 +9,11 @@ import torch
 from rich import print as show
 from rich.table import Table
 
-from lrft.assemble import adapt, quantizer, read_text
+from lrft.assemble import adapt, quantizer, read_text, train_data
 from lrft.core.axes import ADAPTERS, OPTIMIZERS
 from lrft.core.params import ParamInfo
 from lrft.core.stages import Plan
 from lrft.data.show import facts
-from lrft.data.steps import TrainData
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.sites import linear_sites
@@ -37,22 +36,13 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
     adaptation = adapt(recipe, trust_remote_code=trust_remote_code, meta=True)
     infos = _planned_parameters(recipe, adaptation.plan)
     settings = recipe.train
-    data = TrainData(
-        text.train,
-        batch_size=settings.batch_size,
-        accumulation=settings.gradient_accumulation,
-        max_length=settings.max_length,
-        packing=settings.packing,
-        seed=settings.seed,
-        pad_id=text.pad_id,
-    )
     base = sum(parameter.numel() for parameter in adaptation.model.hf.parameters())
     trainable = sum(info.param.numel() for info in infos)
     return {
         "recipe": loaded.name,
         "recipe_hash": recipe_hash(recipe),
         "data": dict(facts(text.report)) if text.report else {},
-        "steps": data.total_steps(settings.max_steps, settings.epochs),
+        "steps": train_data(recipe, text).total_steps(settings.max_steps, settings.epochs),
         "targets": [
             {"pattern": r.pattern, "modules": r.modules, "share": r.share} for r in adaptation.targets
         ],

@@ -116,14 +116,18 @@ def _warmup_beyond_the_end(settings: _Settings) -> Iterator[Problem]:
 
 def _two_warmups(settings: _Settings) -> Iterator[Problem]:
     if settings["schedule.warmup_steps"] is not None and settings["schedule.warmup_ratio"]:
-        message = "says the length of the warm-up, and so does schedule.warmup_ratio; set one of them to null or 0"
+        message = (
+            "says the length of the warm-up, and so does schedule.warmup_ratio; set one of them to null or 0"
+        )
         yield Problem("schedule.warmup_steps", message)
 
 
 def _no_targets(settings: _Settings) -> Iterator[Problem]:
     targets = settings["adapter.targets"]
     if targets == [] or targets == "" or (isinstance(targets, list) and "" in targets):
-        yield Problem("adapter.targets", "names no layer; write all-linear, or patterns such as [q_proj, v_proj]")
+        yield Problem(
+            "adapter.targets", "names no layer; write all-linear, or patterns such as [q_proj, v_proj]"
+        )
 
 
 def _scores_without_rows(settings: _Settings) -> Iterator[Problem]:

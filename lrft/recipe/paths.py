@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.util import find_spec
 from dataclasses import replace
+from importlib.util import find_spec
 
 from lrft.core.errors import Problem
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
@@ -25,7 +25,10 @@ DATA_SUFFIXES = (
     ".zip",
 )
 # What `lrft.data` reads; the others only tell a path from a hub id.
-READABLE = (*(f"{kind}{packed}" for packed in ("", ".gz") for kind in (".json", ".jsonl", ".csv", ".tsv")), ".parquet")
+READABLE = (
+    *(f"{kind}{packed}" for packed in ("", ".gz") for kind in (".json", ".jsonl", ".csv", ".tsv")),
+    ".parquet",
+)
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 HUB_ID = re.compile(r"(?=.{1,96}\Z)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)  # the hub's own limit
 # No dots: looking for a package inside another would import, that is run, the outer one.
@@ -108,7 +111,9 @@ def _check_packaged(text: str) -> None:
     folder = next(iter(spec.submodule_search_locations))
     if not os.path.isfile(os.path.join(folder, inner)):
         known = sorted(name for name in os.listdir(folder) if name.endswith(".gguf"))
-        raise _Nowhere(f"package {package} has no file {shown(inner)}; it has {', '.join(known) or 'no models'}")
+        raise _Nowhere(
+            f"package {package} has no file {shown(inner)}; it has {', '.join(known) or 'no models'}"
+        )
 
 
 def _check_kind(path: str, is_model: bool) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import netrc
 import os
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from rich.console import Console
@@ -112,12 +114,12 @@ class Wandb(Callback):
         except ImportError:
             raise MissingExtra("logging.wandb: needs `pip install wandb`") from None
         mode: Any = os.environ.get("WANDB_MODE")
-        if mode is None and not (os.environ.get("WANDB_API_KEY") or Path("~/.netrc").expanduser().exists()):
+        if mode is None and not has_account():
             mode = "offline"
             print("logging.wandb: no account found, keeping local files only", file=sys.stderr)
         self.session = wandb.init(
             project=self.project,
-            name=self.name,
+            name=os.environ.get("WANDB_NAME") or self.name,
             id=self.id,
             resume="allow",
             dir=self.folder,
@@ -141,6 +143,18 @@ class Wandb(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.id = state["id"]
+
+
+def has_account() -> bool:
+    """Whether a Weights & Biases key is at hand; a .netrc that only knows other hosts is none."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        known = netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser())
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return host in known.hosts
 
 
 def describe(metrics: dict[str, Any]) -> str:

@@ -116,3 +116,15 @@ def test_settings_that_may_work_are_let_through(write, overrides):
 
 def test_check_of_a_valid_recipe_is_empty(write):
     assert check(load_recipe(write(VALID)).recipe) == []
+
+
+@pytest.mark.parametrize("targets", ["[]", "''", "[q_proj, '']"])
+def test_targets_that_name_no_layer_are_refused(write, targets):
+    (problem,) = problems_of(write(changed("rank: 8", f"targets: {targets}")))
+    assert problem.key == "adapter.targets" and problem.message.startswith("names no layer")
+
+
+def test_two_lengths_of_the_warmup_are_refused(write):
+    text = changed("schedule: cosine", "schedule: {warmup_steps: 3, warmup_ratio: 0.1}")
+    (problem,) = problems_of(write(text))
+    assert problem.key == "schedule.warmup_steps" and "one of them" in problem.message

