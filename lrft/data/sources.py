@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from lrft.core.config import Source
 from lrft.core.errors import DataError
-from lrft.core.hub import offline_if_unreachable
 from lrft.core.names import did_you_mean
+from lrft.data.hub import offline_if_unreachable
 from lrft.data.text_files import TEXT_READERS
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ import torch
 
 from lrft.core.batch import Batch
 from lrft.core.errors import RecipeError
-from lrft.core.hub import offline_if_unreachable
+from lrft.data.hub import offline_if_unreachable
 from lrft.model import attention, gguf
 from lrft.model.causal_lm import CausalLM
 

@@ -117,7 +117,7 @@ def test_a_hub_id_or_packaged_model_is_left_alone(write, package, name):
     ],
 )
 def test_a_packaged_model_that_is_not_there_is_told_without_importing_the_package(write, package, name, says):
-    (problem,) = problems_of(write(changed("name: owner/model", f"name: {name}")))
+    (problem,) = problems_of(write(changed("name: owner/model", f"name: '{name}'")))
     assert problem.key == "model.name" and says in problem.message
 
 

@@ -44,7 +44,7 @@ numbers = st.floats(min_value=1e-12, max_value=1e12)
 @given(
     alpha=numbers,
     lr=numbers,
-    targets=st.lists(texts, max_size=3) | texts,
+    targets=st.lists(texts, min_size=1, max_size=3) | texts,
     pattern=st.dictionaries(texts, st.integers(1, 99), max_size=3),
     project=texts,
     seed=st.integers(0, 2**31 - 1),

@@ -26,14 +26,14 @@ def test_a_disk_that_is_full_stops_the_run_in_one_sentence(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(LrftError, match="No space left on device.*--resume"):
+    with pytest.raises(LrftError, match=r"No space left on device.*--resume"):
         file.after_step(fake_run())
 
 
 def test_a_run_folder_that_cannot_be_made_is_a_usage_error(tmp_path):
     (tmp_path / "taken").write_text("a file")
     for path in (tmp_path / "taken", tmp_path / "taken" / "below"):
-        with pytest.raises(UsageError, match="--out .*give another one"):
+        with pytest.raises(UsageError, match=r"--out .*give another one"):
             RunFolder(path).lock()
 
 
