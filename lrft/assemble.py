@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from lrft.core.axes import ADAPTERS, ALLOCATORS, FORMATS, INITS, OBJECTIVES, OPTIMIZERS, QUANTIZERS
 from lrft.core.batch import Batch
+from lrft.core.errors import DataError, RecipeError
 from lrft.core.frozen import FrozenLinear
 from lrft.core.objective import Objective
 from lrft.core.run import Run
@@ -20,7 +21,7 @@ from lrft.data.gate import GateReport
 from lrft.data.prepare import prepare
 from lrft.data.sources import Rows, read_rows
 from lrft.data.steps import StepBatches, TrainData, eval_batches
-from lrft.data.tokenize import Encoded, Renderer
+from lrft.data.tokenize import Encoded, Renderer, encode_all
 from lrft.evaluate.loss import held_out_loss
 from lrft.evaluate.subject import EvaluationStopped, Progress, Subject
 from lrft.model.attach import adapter_tensors, attach, make_plan, parameter_infos
@@ -62,8 +63,9 @@ class Text:
         """The held-out rows, encoded; rows that are too long are left out."""
         if self.held_out is None:
             return []
-        rows = [self.held_out[i] for i in range(min(limit or len(self.held_out), len(self.held_out)))]
-        return [e for e in (self.renderer.encode(row) for row in rows) if not e.dropped and e.targets]
+        kept = min(limit or len(self.held_out), len(self.held_out))
+        rows = replace(self.held_out, rows=[self.held_out[i] for i in range(kept)])
+        return [e for e in encode_all(rows, self.renderer) if not e.dropped and e.targets]
 
 
 @dataclass
@@ -109,6 +111,8 @@ def read_text(
         prepared = prepare(rows, renderer, partial(progress, "tokenizing rows"))
         prepared.report.check(recipe.data.allow_empty_targets, recipe.data.too_long)
         text.train, text.report = prepared.encoded, prepared.report
+        if recipe.train.eval_every is not None and not text.held_out_encoded(recipe.eval.limit):
+            raise DataError("data.eval: no held-out row has a token to score within train.max_length")
     return text
 
 
@@ -131,6 +135,7 @@ def adapt(
         RecipeError: the model cannot be loaded, or a target pattern matches nothing.
     """
     model = load_model(recipe.model, device=device, trust_remote_code=trust_remote_code, meta=meta)
+    _check_length(recipe, model)
     sites, table = choose(linear_sites(model), recipe.adapter.targets)
     init = INITS.get(recipe.init.method)(recipe.init)
     plan = make_plan(sites, recipe.adapter)
@@ -150,6 +155,15 @@ def adapt(
         )
         configure(model, recipe.model)
     return Adaptation(model, plan, table)
+
+
+def _check_length(recipe: Recipe, model: CausalLM) -> None:
+    positions = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and recipe.train.max_length > positions:
+        raise RecipeError(
+            f"{recipe.train.max_length} tokens are more than the model has positions; use at most {positions}",
+            "train.max_length",
+        )
 
 
 def assemble(

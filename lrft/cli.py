@@ -55,7 +55,7 @@ def main() -> None:
             print(f"error: {line}" if not line.startswith("  ") else line, file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("error: interrupted before there was anything to save", file=sys.stderr)
+        print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)

@@ -56,6 +56,10 @@ class AdapterConfig(MethodConfig):
         None, description="precision the adapter computes and is exported in; by default the model's"
     )
 
+    def site_patterns(self) -> dict[str, list[str]]:
+        """Settings that hold patterns of site names, by key; one that matches no site is an error."""
+        return {}
+
     def for_site(self, name: str) -> AdapterConfig:
         """The settings used at the site called `name`; patterned settings override this."""
         return self

@@ -131,4 +131,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].to(gradient.dtype), None, None, None, None, None
+        # In float32, since a loss scale over few targets is more than float16 holds.
+        return (gradient.float() * grads[0]).to(gradient.dtype), None, None, None, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from lrft.core.adapted import adapted
-from lrft.core.errors import NotMergeable, UsageError
+from lrft.core.errors import LrftError, NotMergeable, UsageError
 from lrft.model.attach import frozen_layers
 from lrft.model.causal_lm import CausalLM
 
@@ -47,19 +48,32 @@ def write_merged(dense: CausalLM, tokenizer: Any, out: Path, shard_size: str) ->
 
     Raises:
         UsageError: `out` holds something already.
+        LrftError: no room, or not writable; nothing is left behind.
     """
     check_free(out)
+    out = out.resolve()
     scratch = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        _write(dense, tokenizer, scratch, shard_size)
+        if out.exists():
+            out.rmdir()
+        scratch.rename(out)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise LrftError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+
+
+def _write(dense: CausalLM, tokenizer: Any, scratch: Path, shard_size: str) -> None:
     scratch.mkdir(parents=True)
+    needed = sum(p.numel() * p.element_size() for p in dense.hf.parameters())
+    if (free := shutil.disk_usage(scratch).free) < needed:
+        raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free")
     dense.hf.config._attn_implementation = "sdpa"
     dense.hf.save_pretrained(scratch, max_shard_size=shard_size)
     tokenizer.save_pretrained(scratch)
     for path in scratch.iterdir():
         path.chmod(0o644)  # safetensors writes for the owner alone, which no server could read
-    if out.exists():
-        out.rmdir()
-    scratch.rename(out)
 
 
 def check_free(out: Path) -> None:

@@ -72,7 +72,7 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
 def _shared_keys(model: CausalLM, recipe: Any, sites: list[Any]) -> dict[str, Any]:
     return {
         "base_model_name_or_path": recipe.model.name,
-        "revision": recipe.model.revision,
+        "revision": recipe.model.revision or getattr(model.hf.config, "_commit_hash", None),
         "task_type": "CAUSAL_LM",
         "bias": "none",
         "inference_mode": True,

@@ -9,7 +9,7 @@ from lrft.core.errors import ToleranceError
 from lrft.data.steps import eval_batches
 from lrft.export.fidelity import compare
 from lrft.export.merge import check_free, merge_into, relative_change, write_merged
-from lrft.jobs.open_run import open_run
+from lrft.jobs.open_run import open_run, trusts_remote_code
 from lrft.jobs.say import say
 from lrft.model.load import DTYPES, load_model
 from lrft.train.folder import RunFolder
@@ -27,14 +27,15 @@ def merge_run(folder: RunFolder, out: Path, onto: str | None) -> dict[str, Any]:
     recipe, text, adaptation = open_run(folder)
     onto = onto or recipe.export.onto
     dtype = DTYPES[recipe.export.dtype or recipe.model.dtype]
-    dense = load_model(recipe.model, device=adaptation.model.device)
+    trusted = trusts_remote_code(folder)
+    dense = load_model(recipe.model, device=adaptation.model.device, trust_remote_code=trusted)
     merge_into(dense, adaptation.model, onto=onto, dtype=dtype)
     write_merged(dense, text.tokenizer, out, recipe.export.shard_size)
     del dense
     section = recipe.model.model_copy(
         update={"name": str(out), "revision": None, "dtype": recipe.export.dtype or recipe.model.dtype}
     )
-    merged = load_model(section, device=adaptation.model.device)
+    merged = load_model(section, device=adaptation.model.device, trust_remote_code=trusted)
     merged.hf.to(adaptation.model.device)
     rows = text.held_out_encoded(recipe.export.fidelity_rows)
     batches = list(eval_batches(rows, recipe.eval.batch_tokens, text.pad_id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lrft.assemble import Adaptation, Text, adapt, read_text
 from lrft.core.errors import UsageError
-from lrft.jobs.say import say
+from lrft.jobs.say import progress, say
 from lrft.model.attach import load_adapter_tensors
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
@@ -15,21 +15,27 @@ from lrft.train.folder import RECIPE, RUN, RunFolder
 
 
 def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
-    """A run's recipe, data and model, with the adapter of its newest good checkpoint.
+    """A run's recipe, data and model, with the adapter of the checkpoint that was named, or the newest good one.
 
     Raises:
         UsageError: the run has no checkpoint yet.
         CheckpointError: the base model is not the one it was trained on.
     """
     recipe = load_recipe(folder.path / RECIPE).recipe
-    saved = checkpoint.newest(folder.checkpoints, say)
+    saved = folder.chosen or checkpoint.newest(folder.checkpoints, say)
     if saved is None:
         raise UsageError(f"{folder.path}: has no checkpoint yet; train it first")
-    trusted = bool(folder.read(RUN).get("trust_remote_code")) if (folder.path / RUN).is_file() else False
+    trusted = trusts_remote_code(folder)
     text = read_text(recipe, training=False, trust_remote_code=trusted)
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
-    adaptation = adapt(recipe, device=device, trust_remote_code=trusted)
+    with progress() as show:
+        adaptation = adapt(recipe, device=device, trust_remote_code=trusted, progress=show)
     checkpoint.check_identity(saved, checkpoint.Identity(recipe_hash(recipe), adaptation.model.fingerprint))
     load_adapter_tensors(adaptation.model, checkpoint.read_adapter(saved))
     adaptation.model.eval()
     return recipe, text, adaptation
+
+
+def trusts_remote_code(folder: RunFolder) -> bool:
+    """Whether the run was started with --trust-remote-code."""
+    return bool(folder.read(RUN).get("trust_remote_code"))

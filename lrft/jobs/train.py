@@ -52,31 +52,35 @@ def _train_in(
     folder: RunFolder, loaded: LoadedRecipe, accelerator: Any, trust_remote_code: bool
 ) -> dict[str, Any]:
     recipe, lead = loaded.recipe, accelerator.is_main_process
-    if lead and (done := _finished(folder)) is not None:
-        say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
-        return done
+    if (done := _finished(folder)) is not None:
+        if lead:
+            say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
+        return done if lead else {}
     began = time.perf_counter()
     with progress() as show:
         text = read_text(recipe, trust_remote_code=trust_remote_code, progress=show if lead else silent)
     if lead and text.report is not None:
         say("; ".join(f"{label} {value}" for label, value in facts(text.report)))
-    with progress() as show:
-        adaptation = adapt(
-            recipe,
-            device=accelerator.device,
-            trust_remote_code=trust_remote_code,
-            progress=show if lead else silent,
-        )
-    job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe))
-    if lead:
-        _open(job, loaded, trust_remote_code)
-    _resume(job)
-    try:
-        with memory_advice(recipe):
+    with memory_advice(recipe):
+        with progress() as show:
+            adaptation = adapt(
+                recipe,
+                device=accelerator.device,
+                trust_remote_code=trust_remote_code,
+                progress=show if lead else silent,
+            )
+        job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe))
+        if folder.started:
+            _same_start(job)
+        accelerator.wait_for_everyone()  # all have looked before anything is written
+        if lead:
+            _open(job, loaded, trust_remote_code)
+        _resume(job)
+        try:
             train(job.run, job.steps(), job.objective)
-    finally:
-        for callback in job.run.callbacks:
-            callback.close()
+        finally:
+            for callback in job.run.callbacks:
+                callback.close()
     accelerator.wait_for_everyone()
     return _close(job, time.perf_counter() - began) if lead else {}
 
@@ -89,6 +93,8 @@ def _claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> 
         if path is None:
             say(f"--resume: no run of {loaded.name} under {run_folder.ROOT}/; starting a new one")
     folder = RunFolder(path or run_folder.new_folder(loaded.name))
+    if out is not None and resume and not folder.started:
+        say(f"--resume: no run in {out} yet; starting one")
     if folder.started and not resume:
         raise UsageError(
             f"--out {folder.path}: already holds a run; add --resume to continue it or give another folder"
@@ -110,6 +116,31 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
+def _same_start(job: Job) -> None:
+    """Refuse what no recipe shows: other rows in the same file, another number of processes, other base weights.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    before = job.folder.read(RUN)
+    now = {
+        "data": job.text.fingerprints,
+        "processes": job.run.accelerator.num_processes,
+        "base_fingerprint": job.identity.base,
+    }
+    said = {
+        "data": "the rows of data.train or data.eval",
+        "processes": "the number of processes",
+        "base_fingerprint": "the weights of model.name (another base model)",
+    }
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise UsageError(
+                f"{job.folder.path}: {said[key]} changed since this run began, so it cannot be resumed; put back "
+                "what was there, or train in another --out"
+            )
+
+
 def _finished(folder: RunFolder) -> dict[str, Any] | None:
     if not (folder.path / RESULT).is_file() or not folder.adapter.is_dir():
         return None
@@ -118,9 +149,8 @@ def _finished(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
-    """Write what is known before step 1."""
+    """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
-    folder.write(RECIPE, resolved(loaded.recipe))
     folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()})
     trainable = count(info.param for info in run.parameters)
     folder.write(
@@ -140,6 +170,7 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
             **run_folder.environment(),
         },
     )
+    folder.write(RECIPE, resolved(loaded.recipe))
     for row in job.adaptation.targets:
         say(f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of the linear parameters")
     say(f"{trainable:,} trainable parameters, {run.total_steps} steps, in {folder.path}")

@@ -13,15 +13,25 @@ from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter
 from lrft.core.errors import RecipeError
 from lrft.core.frozen import FrozenLinear, Quantizer
+from lrft.core.names import did_you_mean
 from lrft.core.params import ParamInfo, Site
 from lrft.core.stages import Init, Plan, Signals, SitePlan
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
-from lrft.model.sites import is_transposed, linear_sites
+from lrft.model.sites import is_transposed, linear_sites, matches
 
 
 def make_plan(sites: dict[str, Site], config: Any) -> Plan:
-    """The starting plan: the adapter section's settings at every site, patterns resolved."""
+    """The starting plan: the adapter section's settings at every site, patterns resolved.
+
+    Raises:
+        RecipeError: a pattern of the section matches no site.
+    """
+    for key, patterns in config.site_patterns().items():
+        for pattern in patterns:
+            if not any(matches(name, pattern) for name in sites):
+                near = did_you_mean(pattern, {name.rpartition(".")[2] for name in sites})
+                raise RecipeError(f"pattern {pattern!r} matches no adapted layer{near}", f"adapter.{key}")
     return {name: SitePlan(site, config.for_site(name).model_dump()) for name, site in sites.items()}
 
 

@@ -69,6 +69,7 @@ def load_model(
     Raises:
         RecipeError: the model cannot be loaded, or computes its logits in a way lrft does not know.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet()
@@ -87,7 +88,7 @@ def load_model(
 
     try:
         hf = _with_backend(build, section, torch.device(device))
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise _unloadable(section.name, error) from None
     hf.requires_grad_(False)
     hf.eval()
@@ -104,9 +105,8 @@ def attention_backends(section: Any, device: torch.device) -> list[str]:
         return [str(section.attention)]
     if device.type == "cpu" and not section.compile:
         return ["segmented"]
-    flash = (
-        importlib.util.find_spec("flash_attn") is not None and device.type == "cuda" and not section.compile
-    )
+    flash = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
+    flash = flash and not section.compile and section.dtype != "float32"
     return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
 
 
@@ -189,9 +189,9 @@ def _check_head(model: CausalLM) -> None:
     """Our head over our hidden states must be the model's own logits; some architectures scale them otherwise."""
     ids = torch.tensor([[1, 2, 3, 4]])
     batch = Batch(ids, torch.arange(4)[None], ((0, 0, 4),), ids.new_empty(0), ids.new_empty(0))
-    ours = model(batch)
-    backend = model.attention
+    backend = model.attention  # perhaps one that runs on the GPU alone, where the weights are not yet
     model.hf.set_attn_implementation("eager")
+    ours = model(batch)
     theirs = model.hf(input_ids=ids, use_cache=False).logits
     model.hf.set_attn_implementation(backend)
     error = (ours.float() - theirs.float()).abs().max() / theirs.float().abs().max().clamp_min(1e-6)

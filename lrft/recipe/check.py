@@ -149,6 +149,20 @@ def _hub_keys_of_a_local_source(settings: _Settings) -> Iterator[Problem]:
                 yield Problem(f"{split}.{key}", message)
 
 
+def _compiled_for_one_shape(settings: _Settings) -> Iterator[Problem]:
+    if settings["model.compile"] is not True:
+        return
+    if settings["train.packing"] is False:
+        yield Problem(
+            "model.compile",
+            "would compile anew for every length; write train.packing: true or compile: false",
+        )
+    if settings["model.attention"] == "segmented":
+        yield Problem(
+            "model.attention", "segmented changes with every batch and cannot be compiled; write sdpa or auto"
+        )
+
+
 CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
     _float16_on_cpu,
     _flash_attention,
@@ -157,4 +171,5 @@ CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
     _no_targets,
     _scores_without_rows,
     _hub_keys_of_a_local_source,
+    _compiled_for_one_shape,
 )

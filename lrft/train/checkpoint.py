@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def save_checkpoint(
 
 
 def write_folder(final: Path, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
-    """Write files beside, sync, manifest last, rename; what stood at `final` is replaced only by a whole folder.
+    """Write files beside, sync, manifest last, rename; a damaged folder at `final` is kept aside.
 
     Raises:
         LrftError: not enough room, or not writable.
@@ -97,8 +98,8 @@ def write_folder(final: Path, files: dict[str, bytes], manifest: dict[str, Any])
             entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         _write_synced(scratch / MANIFEST, json.dumps({**manifest, "files": entries}, indent=1).encode())
         _sync_folder(scratch)
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists():  # it does not verify, or it would not be written again
+            final.rename(final.with_name(f"{final.name}.damaged-{time.time_ns()}"))
         scratch.rename(final)
         _sync_folder(final.parent)
     except OSError as error:
@@ -125,7 +126,7 @@ def fault(folder: Path) -> str:
             content = (folder / name).read_bytes()
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-        if len(content) != entry["bytes"] or hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        if not isinstance(entry, dict) or hashlib.sha256(content).hexdigest() != entry.get("sha256"):
             return f"{name} is damaged (its sha256 is not the manifest's)"
     return ""
 

@@ -19,6 +19,10 @@ def make_accelerator(device: str, dtype: str) -> Any:
     import torch
     from accelerate import Accelerator
 
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+        raise RecipeError(
+            f"torch {torch.__version__} reads files unsafely; lrft needs 2.10 or newer", "train"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("no CUDA device is visible; use `auto` or `cpu`", "train.device")
     on_cpu = device == "cpu" or not torch.cuda.is_available()

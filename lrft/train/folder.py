@@ -27,12 +27,14 @@ class RunFolder:
     """Paths inside one run folder, and the lock that keeps a second process out.
 
     Attributes:
+        chosen: the one checkpoint that a command was given, or None for the newest.
         path: the folder; `checkpoints/`, `adapter/` and `eval/` are below it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock_file: IO[str] | None = None
+        self.chosen: Path | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -119,7 +121,7 @@ def latest(root: Path = ROOT, recipe_name: str | None = None, finished: bool = F
     if recipe_name is not None:
         runs = [path for path in runs if _recipe_name(path) == recipe_name]
     if finished:
-        runs = [path for path in runs if any((path / "checkpoints").glob("step-*"))]
+        runs = [path for path in runs if any((path / "checkpoints").glob("step-*/manifest.json"))]
     return max(runs, key=lambda path: (path / RUN).stat().st_mtime_ns, default=None)
 
 
@@ -134,6 +136,10 @@ def find(run: Path | None, root: Path = ROOT) -> RunFolder:
         if found is None:
             raise UsageError(f"no run with a checkpoint under {root}/; train one first or name a run folder")
         return RunFolder(found)
+    if (run / "manifest.json").is_file() and run.parent.name == "checkpoints":
+        folder = RunFolder(run.parent.parent)
+        folder.chosen = run
+        return folder
     for candidate in (run, root / run):
         if (candidate / RECIPE).is_file():
             return RunFolder(candidate)

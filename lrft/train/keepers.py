@@ -67,30 +67,36 @@ class Scorer(Callback):
         self.score, self.probe, self.every = score, probe, every
         self.best = math.inf
         self.best_step = 0
+        self.owed = 0  # the step whose score a signal cut short
 
     def start(self, run: Run) -> None:
         """Score the longest batch once: what would not fit in memory fails now and not after hours."""
         run.model.eval()
         self.probe(run)
         run.model.train()
+        if self.owed and self.owed == run.step:
+            self.take(run)
 
     def after_step(self, run: Run) -> None:
-        if run.stop_signal is not None or (run.step % self.every and run.step != run.total_steps):
-            return
+        if run.step % self.every == 0 or run.step == run.total_steps:
+            self.take(run)
+
+    def take(self, run: Run) -> None:
+        """Score now, or owe it to the next sitting when the run was asked to stop."""
         run.model.eval()
-        metrics = self.score(run)
+        metrics = {} if run.stop_signal is not None else self.score(run)
         run.model.train()
-        if not metrics:
-            return  # a signal came in the middle
+        self.owed = 0 if metrics else run.step
         run.record(**metrics)
-        if metrics["eval_loss"] < self.best:
+        if metrics and metrics["eval_loss"] < self.best:
             self.best, self.best_step = metrics["eval_loss"], run.step
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best if self.best_step else None, "best_step": self.best_step}
+        best = self.best if self.best_step else None
+        return {"best": best, "best_step": self.best_step, "owed": self.owed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_step = state["best_step"]
+        self.best_step, self.owed = state["best_step"], state["owed"]
         self.best = state["best"] if self.best_step else math.inf
 
 
@@ -120,6 +126,10 @@ class GradientCheck(Callback):
         alive = torch.stack([self.reached[name] for name in names]).tolist()  # one wait for all tensors
         dead = [i.name for i in run.parameters if i.name not in self.reached]
         dead += [name for name, hit in zip(names, alive, strict=True) if not hit]
+        if run.metrics.get("loss") == 0:
+            raise NumericalError(
+                f"step {run.step}: the loss is exactly 0, so nothing is learnt; check data.format"
+            )
         if dead:
             raise NumericalError(
                 f"after step {self.STEPS} {len(dead)} of {len(run.parameters)} trainable tensors have had no "

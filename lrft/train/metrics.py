@@ -33,6 +33,8 @@ class MetricsFile(Callback):
         if run.rank or not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _step(line) <= run.step]
+        if kept and run.metrics and _step(kept[-1]) == run.step:  # a score that a signal had cut short
+            kept[-1] = json.dumps({**json.loads(kept[-1]), **run.metrics})
         scratch = self.path.with_suffix(".tmp")
         scratch.write_text("".join(f"{line}\n" for line in kept))
         os.replace(scratch, self.path)

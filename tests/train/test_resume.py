@@ -13,13 +13,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from lrft.core.axes import ADAPTERS, OPTIMIZERS
-from lrft.core.errors import CheckpointError, Interrupted, UsageError
+from lrft.core.errors import Interrupted, UsageError
 from lrft.jobs.train import train_recipe
+from lrft.model.attach import adapter_tensors
 from lrft.recipe.load import load_recipe
 from lrft.train import checkpoint
-from lrft.train.metrics import Bar
+from lrft.train.keepers import GradientCheck
+
+ROOT = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 
 VARIANTS = [
     *({"optimizer.method": name, "~optimizer.x": None} for name in OPTIMIZERS.names()),
@@ -53,22 +57,22 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def stop_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
-    """A real signal, delivered while the given step is being shown."""
-    after_step = Bar.after_step
+    """A real signal, delivered when the given step's parameters have just moved."""
+    after_step = GradientCheck.after_step
 
-    def shown(self, run):
+    def moved(self, run):
         after_step(self, run)
         if run.step == step:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Bar, "after_step", shown)
+    monkeypatch.setattr(GradientCheck, "after_step", moved)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(f"{k}={x}" for k, x in v.items() if x))
 def test_stopped_and_resumed_is_unbroken(recipe_file, tmp_path, monkeypatch, variant):
     loaded = load_recipe(recipe_file(), overrides_of(variant))
     train_recipe(loaded, tmp_path / "whole", resume=False)
-    for step in (2, 5):
+    for step in (2, 4):  # a score is due after step 4, and the signal comes before it
         with monkeypatch.context() as patch:
             stop_at(patch, step)
             with pytest.raises(Interrupted) as stopped:
@@ -129,8 +133,34 @@ def test_another_base_model_is_refused(recipe_file, tmp_path, monkeypatch, tiny)
     save_file(
         {k: v * 1.01 for k, v in tensors.items()}, copy / "model.safetensors", metadata={"format": "pt"}
     )
-    with pytest.raises(CheckpointError, match="another base model"):
+    with pytest.raises(UsageError, match="another base model"):
         train_recipe(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=True)
+
+
+def test_changed_rows_are_refused(recipe_file, tmp_path, monkeypatch):
+    rows = (ROOT / "train.jsonl").read_text().splitlines()
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(rows[:40]))
+    overrides = [f"data.train={data}"]
+    stop_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train_recipe(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=False)
+    data.write_text("\n".join(rows[1:41]))
+    with pytest.raises(UsageError, match=r"the rows of data\.train or data.eval changed"):
+        train_recipe(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_can_be_named_instead_of_the_run(recipe_file, tmp_path):
+    from lrft.jobs.open_run import open_run
+    from lrft.train.folder import find
+
+    train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
+    chosen = tmp_path / "run" / "checkpoints" / "step-6"
+    _, _, adaptation = open_run(find(chosen))
+    saved = checkpoint.read_adapter(chosen)
+    assert all(torch.equal(saved[k], v) for k, v in adapter_tensors(adaptation.model).items())
+    newest = checkpoint.read_adapter(tmp_path / "run" / "checkpoints" / "step-8")
+    assert not all(torch.equal(saved[k], newest[k]) for k in saved)
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,18 @@ class LoRA(Adapter):
         alpha: float = Field(32.0, gt=0)
         rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
         dropout: float = Field(0.0, ge=0, lt=1)
-        rank_pattern: dict[str, int] = Field(
+        rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = Field(
             default_factory=dict,
             description="rank at sites whose name ends in the pattern; the last match counts",
         )
-        alpha_pattern: dict[str, float] = Field(
+        alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(
             default_factory=dict,
             description="alpha at sites whose name ends in the pattern; the last match counts",
         )
+
+        def site_patterns(self) -> dict[str, list[str]]:
+            """The patterns of `rank_pattern` and `alpha_pattern`."""
+            return {"rank_pattern": list(self.rank_pattern), "alpha_pattern": list(self.alpha_pattern)}
 
         def for_site(self, name: str) -> AdapterConfig:
             """The settings at one site, patterns resolved."""
