@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lrft.core.axes import ADAPTERS, ALLOCATORS, FORMATS, INITS, OBJECTIVES, OPTIMIZERS, QUANTIZERS
 from lrft.core.batch import Batch
 from lrft.core.errors import DataError, RecipeError
 from lrft.core.frozen import FrozenLinear
 from lrft.core.objective import Objective
+from lrft.core.params import Site
 from lrft.core.run import Run
-from lrft.core.stages import Plan
+from lrft.core.stages import Init, Plan, Signals
 from lrft.data.gate import GateReport
 from lrft.data.prepare import prepare
 from lrft.data.sources import Rows, read_rows
@@ -24,7 +26,8 @@ from lrft.data.steps import StepBatches, TrainData, eval_batches
 from lrft.data.tokenize import Encoded, Renderer, encode_all
 from lrft.evaluate.loss import held_out_loss
 from lrft.evaluate.subject import EvaluationStopped, Progress, Subject
-from lrft.model.attach import adapter_tensors, attach, make_plan, parameter_infos
+from lrft.model.attach import adapter_tensors, attach, make_plan, parameter_infos, starts_in
+from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model, load_tokenizer, pad_id
 from lrft.model.sites import TargetRow, choose, linear_sites
@@ -127,9 +130,15 @@ def adapt(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
     meta: bool = False,
+    text: Text | None = None,
+    saved: dict[str, Tensor] | None = None,
     progress: Progress = silent,
 ) -> Adaptation:
     """Load the base model and put the recipe's adapter on it; with `meta`, only plan it.
+
+    Args:
+        text: the training rows, for inits that calibrate.
+        saved: adapter tensors of a checkpoint: its starts are used as they are, and nothing is calibrated again.
 
     Raises:
         RecipeError: the model cannot be loaded, or a target pattern matches nothing.
@@ -142,6 +151,10 @@ def adapt(
     for planner in (ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init):
         plan = planner.plan(plan, {})
     if not meta:
+        signals = {}
+        if init.needs and saved is None:
+            assert text is not None, "calibration needs the training rows"
+            signals = _signals(recipe, model, sites, init, text, device, progress)
         attach(
             model,
             plan,
@@ -149,12 +162,36 @@ def adapt(
             config=recipe.adapter,
             init=init,
             quantize=quantizer(recipe),
+            signals=signals,
+            starts=None if saved is None else starts_in(saved),
             device=device,
             seed=recipe.train.seed,
             progress=partial(progress, "preparing layers"),
         )
         configure(model, recipe.model)
     return Adaptation(model, plan, table)
+
+
+def _signals(
+    recipe: Recipe,
+    model: CausalLM,
+    sites: dict[str, Site],
+    init: Init,
+    text: Text,
+    device: torch.device | str,
+    progress: Progress,
+) -> Signals:
+    """What the init needs measured, over the first micro-batches that training would see."""
+    wanted = init.config.batches
+    data = train_data(recipe, text)
+    stream = chain.from_iterable(data.at(step).micro_batches for step in count())
+    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    model.hf.to(device)
+    torch.manual_seed(recipe.train.seed)
+    show = partial(progress, "calibrating")
+    return calibrate(
+        model, sites, islice(stream, wanted), objective, init.needs, lambda done: show(done, wanted)
+    )
 
 
 def _check_length(recipe: Recipe, model: CausalLM) -> None:

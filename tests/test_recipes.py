@@ -25,7 +25,7 @@ def test_a_smoke_recipe_trains_three_steps_and_merges(tiny, tmp_path, path):
     assert result["step"] == len(lines) == 3
     assert lines[-1]["loss"] < lines[0]["loss"] * 1.05
     record = merge_run(RunFolder(tmp_path / "run"), tmp_path / "model", None)
-    assert record["kl_mean"] <= record["tolerance"]
+    assert record["kl_mean"] < 1e-3  # smoke recipes compute in float32
 
 
 def test_every_method_has_a_smoke_recipe():

@@ -26,6 +26,7 @@ class Adapter(nn.Module):
     Class attributes:
         provides, requires: traits (`lrft.core.traits`).
         roles: parameter name -> role, read by optimizers that treat factors differently.
+        scaling: s of the low-rank term, alpha / rank or what the method makes of it.
         peft_names: parameter name -> tensor name in PEFT's file, when the method has a PEFT form.
     """
 
@@ -36,6 +37,7 @@ class Adapter(nn.Module):
     roles: ClassVar[dict[str, str]] = {}
     peft_names: ClassVar[dict[str, str]] = {}
     compute_dtype: torch.dtype | None = None
+    scaling: float = 1.0
 
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
 
@@ -59,6 +61,14 @@ class Adapter(nn.Module):
         weight = base.weight()
         return base(x) + x @ self.delta_weight(weight).to(x.dtype).mT
 
+    def update(self, x: Tensor) -> Tensor:
+        """The additive term alone, (..., in) -> (..., out); for adapters whose change does not depend on W."""
+        raise NotImplementedError(f"{type(self).__name__} declares no additive term")
+
+    def forward_since(self, start: Adapter, x: Tensor, base: FrozenLinear) -> Tensor:
+        """The map on a base that kept its weight: this change less that of `start`, (..., in) -> (..., out)."""
+        return self(x, base) - start.update(x)
+
     def start(self, weight: Tensor) -> None:
         """Set parameters that start from the base weight (out, in), such as magnitudes. Called once, on attaching."""
 
@@ -76,9 +86,18 @@ class Adapter(nn.Module):
         raise NotImplementedError("declare the parameter count")
 
     @classmethod
-    def peft_config(cls, config: Any) -> dict[str, Any] | None:
-        """The method's own keys of PEFT's adapter_config.json, or None when PEFT cannot express it."""
+    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
+        """The method's own keys of PEFT's adapter_config.json, or None when PEFT cannot express it.
+
+        Args:
+            with_start: the tensors hold the start as well, subtracted, so that they fit the pretrained base.
+        """
         return None
+
+    def peft_tensors(self, start: Adapter | None = None) -> dict[str, Tensor]:
+        """Own name -> tensor as PEFT expects it, with the `start` that the base gave up subtracted."""
+        assert start is None, f"{type(self).__name__} declares no form with a start"
+        return self.state_dict()
 
     def extra_repr(self) -> str:
         return f"site={self.site.name!r}"

@@ -28,6 +28,7 @@ __all__ = [
     "Literal",
     "MethodConfig",
     "OptimizerConfig",
+    "ResidualConfig",
     "Section",
     "Source",
     "model_validator",
@@ -63,6 +64,16 @@ class AdapterConfig(MethodConfig):
     def for_site(self, name: str) -> AdapterConfig:
         """The settings used at the site called `name`; patterned settings override this."""
         return self
+
+
+class ResidualConfig(MethodConfig):
+    """What every init accepts whose start the base gives up."""
+
+    residual: Literal["rewrite", "anchor"] | None = Field(
+        None,
+        description="rewrite: the base stores W - delta_0, rounded anew; anchor: the base keeps W and the frozen start "
+        "is subtracted beside it; by default anchor on quantized bases, rewrite on dense ones",
+    )
 
 
 class OptimizerConfig(MethodConfig):

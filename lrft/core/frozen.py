@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ class FrozenLinear(nn.Module):
         bias: (out,) or None. Kept in the weight's dtype, never trained.
     """
 
+    provides: ClassVar[set[str]] = set()
     in_features: int
     out_features: int
     bias: Tensor | None

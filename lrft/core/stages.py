@@ -48,16 +48,37 @@ class Planner:
 
 
 class Init(Planner):
-    """Sets an adapter's factors from the true weight, before that weight is quantized."""
+    """Sets an adapter's factors from the true weight, before that weight is quantized.
 
-    def apply(
-        self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer
-    ) -> Tensor:
-        """Set the adapter in place and return the dense weight (out, in) the base should hold.
+    With `residual` the start of the adapter is a change of the weight that the base gives up, so that the model is
+    the pretrained one at step 0. The start is kept with the adapter: it says what the base gave up, on a resume
+    and on export.
+    """
+
+    residual: ClassVar[bool] = False
+
+    def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
+        """Set the adapter's factors in place.
 
         Args:
             weight: the dense weight (out, in), never a rounded one.
             signal: the statistics named in `needs`, for this site.
             quantize: how the base will be stored, for decompositions that iterate with the real rounding.
         """
-        return weight
+
+
+class Statistic:
+    """Something measured at a site while the pretrained model runs forward and backward over calibration batches."""
+
+    name: ClassVar[str]
+    provides: ClassVar[set[str]] = set()
+    requires: ClassVar[set[str]] = set()
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def update(self, x: Tensor, dy: Tensor) -> None:
+        """Take one micro-batch: inputs (tokens, in) and gradients of the outputs (tokens, out)."""
+        raise NotImplementedError(f"{type(self).__name__} declares no update")
+
+    def result(self) -> Tensor:
+        """The statistic over all micro-batches."""
+        raise NotImplementedError(f"{type(self).__name__} declares no result")

@@ -37,9 +37,10 @@ def merge_into(dense: CausalLM, model: CausalLM, *, onto: str, dtype: torch.dtyp
         target = originals[f"{name}.weight"]
         transposed = name in model.transposed
         original = (target.mT if transposed else target).float() if onto == "original" else None
-        weight = base.weight().float() if original is None else original
         if wrapper is not None:
-            weight = wrapper.merged_weight(weight)
+            weight = wrapper.merged_weight(original)
+        else:
+            weight = base.weight().float() if original is None else original
         target.copy_((weight.mT if transposed else weight).to(dtype))
 
 
@@ -90,7 +91,7 @@ def relative_change(model: CausalLM) -> float:
     """|delta| / |W| over all adapted sites, Frobenius norms."""
     change = total = 0.0
     for _, module in adapted(model.hf):
-        weight = module.base.weight().float()
+        weight = module.pretrained_weight()
         change += float((module.merged_weight() - weight).square().sum())
         total += float(weight.square().sum())
     return (change / max(total, 1e-30)) ** 0.5

@@ -57,11 +57,12 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     """The adapter's tensors under PEFT's names and PEFT's config, or under ours and None."""
     sites = list(adapted(model.hf))
     cls = type(sites[0][1].adapter)
-    config = cls.peft_config(recipe.adapter)
+    config = cls.peft_config(recipe.adapter, any(module.start is not None for _, module in sites))
     dtype = DTYPES[recipe.adapter.dtype or recipe.model.dtype]
     tensors = {}
     for site, module in sites:
-        for name, tensor in module.adapter.state_dict().items():
+        own = module.adapter.state_dict() if config is None else module.adapter.peft_tensors(module.start)
+        for name, tensor in own.items():
             key = f"{PREFIX}{site}.{cls.peft_names[name]}" if config is not None else f"{site}.{name}"
             tensors[key] = tensor.detach().to("cpu", dtype).contiguous()
     if config is not None:
@@ -91,8 +92,14 @@ def _target_modules(model: CausalLM, names: list[str]) -> list[str]:
 
 def _patterns(sites: list[Any], config: dict[str, Any]) -> dict[str, Any]:
     """Sites whose rank or alpha is not the section's, under PEFT's `rank_pattern` and `alpha_pattern`."""
-    ranks = {n: s.adapter.config.rank for n, s in sites if s.adapter.config.rank != config["r"]}
-    alphas = {n: s.adapter.config.alpha for n, s in sites if s.adapter.config.alpha != config["lora_alpha"]}
+    own = {
+        name: module.adapter.peft_config(module.adapter.config, module.start is not None)
+        for name, module in sites
+    }
+    ranks = {name: keys["r"] for name, keys in own.items() if keys["r"] != config["r"]}
+    alphas = {
+        name: keys["lora_alpha"] for name, keys in own.items() if keys["lora_alpha"] != config["lora_alpha"]
+    }
     return {k: v for k, v in (("rank_pattern", ranks), ("alpha_pattern", alphas)) if v}
 
 

@@ -29,9 +29,10 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
     text = read_text(recipe, training=False, trust_remote_code=trusted)
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
     with progress() as show:
-        adaptation = adapt(recipe, device=device, trust_remote_code=trusted, progress=show)
+        tensors = checkpoint.read_adapter(saved)
+        adaptation = adapt(recipe, device=device, trust_remote_code=trusted, saved=tensors, progress=show)
     checkpoint.check_identity(saved, checkpoint.Identity(recipe_hash(recipe), adaptation.model.fingerprint))
-    load_adapter_tensors(adaptation.model, checkpoint.read_adapter(saved))
+    load_adapter_tensors(adaptation.model, tensors)
     adaptation.model.eval()
     return recipe, text, adaptation
 

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lrft.assemble import Job, adapt, assemble, read_text, silent
 from lrft.core.errors import UsageError
 from lrft.core.params import count
@@ -61,12 +63,16 @@ def _train_in(
         text = read_text(recipe, trust_remote_code=trust_remote_code, progress=show if lead else silent)
     if lead and text.report is not None:
         say("; ".join(f"{label} {value}" for label, value in facts(text.report)))
+    saved = checkpoint.newest(folder.checkpoints, say)
+    tensors = None if saved is None else checkpoint.read_adapter(saved)
     with memory_advice(recipe):
         with progress() as show:
             adaptation = adapt(
                 recipe,
                 device=accelerator.device,
                 trust_remote_code=trust_remote_code,
+                text=text,
+                saved=tensors,
                 progress=show if lead else silent,
             )
         job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe))
@@ -75,7 +81,8 @@ def _train_in(
         accelerator.wait_for_everyone()  # all have looked before anything is written
         if lead:
             _open(job, loaded, trust_remote_code)
-        _resume(job)
+        if saved is not None and tensors is not None:
+            _resume(job, saved, tensors)
         try:
             train(job.run, job.steps(), job.objective)
         finally:
@@ -176,12 +183,9 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
     say(f"{trainable:,} trainable parameters, {run.total_steps} steps, in {folder.path}")
 
 
-def _resume(job: Job) -> None:
-    saved = checkpoint.newest(job.folder.checkpoints, say)
-    if saved is None:
-        return
+def _resume(job: Job, saved: Path, tensors: dict[str, Tensor]) -> None:
     checkpoint.check_identity(saved, job.identity)
-    load_adapter_tensors(job.adaptation.model, checkpoint.read_adapter(saved))
+    load_adapter_tensors(job.adaptation.model, tensors)
     checkpoint.restore(job.run, saved)
     say(f"resuming after step {job.run.step} of {job.run.total_steps}")
 

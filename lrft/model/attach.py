@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,6 +45,7 @@ def attach(
     init: Init,
     quantize: Quantizer,
     signals: Signals | None = None,
+    starts: dict[str, dict[str, Tensor]] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -51,7 +53,9 @@ def attach(
     """Replace every linear map but the head by its frozen form, and wrap the planned ones with an adapter.
 
     An init sees the true weight, before rounding. Each site draws from its own seed, so what one site starts
-    with does not depend on which others are adapted.
+    with does not depend on which others are adapted. A start that the base gives up is kept beside the adapter:
+    `starts` holds those of a checkpoint, which are used instead of decomposing again, since a decomposition is not
+    the same bits on another machine.
 
     Raises:
         RecipeError: the adapter cannot take the shape of a site.
@@ -77,11 +81,26 @@ def attach(
             raise RecipeError(f"{name}: {error}", "adapter") from None
         if settings.dtype is not None:
             part.compute_dtype = DTYPES[settings.dtype]
-        held = init.apply(part, weight, (signals or {}).get(name, {}), quantize)
-        base = quantize(held.to(weight.dtype), bias)
-        part.start(base.weight())
-        _replace(model.hf, name, Adapted(base, part))
+        if starts is not None and name in starts:
+            part.load_state_dict(starts[name])
+        else:
+            init.apply(part, weight, (signals or {}).get(name, {}), quantize)
+        _replace(model.hf, name, _adapted(part, weight, bias, init, quantize))
     model.hf.to(device)
+
+
+def _adapted(part: Adapter, weight: Tensor, bias: Tensor | None, init: Init, quantize: Quantizer) -> Adapted:
+    """The wrapper of one site; with a residual init the base gives up the adapter's start, or is anchored."""
+    if not init.residual:
+        base = quantize(weight, bias)
+        part.start(base.weight())
+        return Adapted(base, part)
+    start, base, wanted = copy.deepcopy(part), quantize(weight, bias), init.config.residual
+    if wanted == "anchor" or (wanted is None and "dense_base" not in base.provides):
+        return Adapted(base, part, start, anchored=True)
+    with torch.no_grad():
+        residual = weight.float() - start.delta_weight(weight.float())
+    return Adapted(quantize(residual.to(weight.dtype), bias), part, start)
 
 
 def dense(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -104,11 +123,24 @@ def parameter_infos(model: CausalLM) -> list[ParamInfo]:
 
 def adapter_tensors(model: CausalLM) -> dict[str, Tensor]:
     """Site name + parameter name -> tensor, float32 masters, frozen parameters and saved buffers included."""
-    return {
-        f"{site}.{name}": tensor.detach()
-        for site, module in adapted(model.hf)
-        for name, tensor in module.adapter.state_dict().items()
-    }
+    found = {}
+    for site, module in adapted(model.hf):
+        parts = {"": module.adapter} if module.start is None else {"": module.adapter, "start.": module.start}
+        for prefix, part in parts.items():
+            found.update(
+                {f"{site}.{prefix}{key}": value.detach() for key, value in part.state_dict().items()}
+            )
+    return found
+
+
+def starts_in(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Site -> the adapter's tensors at step 0, for the sites of a checkpoint whose base gave them up."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        site, marker, key = name.rpartition(".start.")
+        if marker:
+            found.setdefault(site, {})[key] = tensor
+    return found
 
 
 @torch.no_grad()

@@ -60,7 +60,8 @@ class _Settings:
 
 def _unmet_requirements(settings: _Settings) -> Iterator[Problem]:
     chosen = {axis: registry.declared(settings[f"{axis}.method"]) for axis, registry in AXES.items()}
-    provided = frozenset().union(*(part.provides for part in chosen.values()))
+    # Whether inputs are dropped is a setting and no method's trait; `_dropped_function` tells of it by its key.
+    provided = frozenset({"undropped"}).union(*(part.provides for part in chosen.values()))
     for axis, part in chosen.items():
         for trait in sorted(part.requires - provided):
             lacking = f"{part.name} requires what no chosen part provides: {_meaning(trait)}"
@@ -130,6 +131,13 @@ def _no_targets(settings: _Settings) -> Iterator[Problem]:
         )
 
 
+def _dropped_function(settings: _Settings) -> Iterator[Problem]:
+    init = AXES["init"].declared(settings["init.method"])
+    if "undropped" in init.requires and settings["adapter.dropout"]:
+        message = f"{init.name} puts a part of the pretrained function where dropout would remove it; write 0"
+        yield Problem("adapter.dropout", message)
+
+
 def _scores_without_rows(settings: _Settings) -> Iterator[Problem]:
     if settings["train.eval_every"] is not None and settings["data.eval"] is None:
         message = "there are no held-out rows to score; write data.eval, or remove this key"
@@ -169,6 +177,7 @@ CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
     _warmup_beyond_the_end,
     _two_warmups,
     _no_targets,
+    _dropped_function,
     _scores_without_rows,
     _hub_keys_of_a_local_source,
     _compiled_for_one_shape,

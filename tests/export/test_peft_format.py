@@ -30,11 +30,11 @@ CASES = {
 }
 
 
-def recipe_for(folder, adapter, quantization="none"):
+def recipe_for(folder, adapter, quantization="none", init="default"):
     section = {"name": str(folder), "dtype": "float32"}
     data = {"train": "x.jsonl", "format": "text"}
     return Recipe.model_validate(
-        {"model": section, "adapter": adapter, "quantization": quantization, "data": data}
+        {"model": section, "adapter": adapter, "quantization": quantization, "init": init, "data": data}
     )
 
 
@@ -46,7 +46,7 @@ def adapted_model(recipe):
         make_plan(sites, recipe.adapter),
         adapter=ADAPTERS.get(recipe.adapter.method),
         config=recipe.adapter,
-        init=INITS.get("default")(recipe.init),
+        init=INITS.get(recipe.init.method)(recipe.init),
         quantize=lambda w, b: QUANTIZERS.get(recipe.quantization.method)(w, b, recipe.quantization),
     )
     torch.manual_seed(4)
@@ -102,6 +102,27 @@ def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path):
     tokenizer, _ = load_tokenizer(recipe.model)
     write_adapter_folder(tmp_path / "adapter", adapter_files(model, recipe, {"step": 1}), tokenizer)
     peft = PeftModel.from_pretrained(dequantized_base(recipe, model), tmp_path / "adapter").eval()
+    ids = torch.randint(3, 400, (1, 12))
+    with torch.no_grad():
+        torch.testing.assert_close(our_logits(model, ids), peft(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_residual_start_is_a_plain_lora_of_twice_the_rank_on_the_pretrained_base(
+    tiny, tmp_path, init, rslora
+):
+    """What ships fits the original base, not the residual: no other adapter on it is disturbed."""
+    from peft import PeftModel
+
+    adapter = {**CASES["patterns"], "rslora": rslora}
+    recipe = recipe_for(tiny("llama", tied=False, bias=True), adapter, init=init)
+    model = adapted_model(recipe)
+    tokenizer, _ = load_tokenizer(recipe.model)
+    write_adapter_folder(tmp_path / "adapter", adapter_files(model, recipe, {"step": 1}), tokenizer)
+    pretrained = load_model(recipe.model).hf
+    pretrained.set_attn_implementation("eager")
+    peft = PeftModel.from_pretrained(pretrained, tmp_path / "adapter").eval()
     ids = torch.randint(3, 400, (1, 12))
     with torch.no_grad():
         torch.testing.assert_close(our_logits(model, ids), peft(input_ids=ids).logits, atol=1e-4, rtol=1e-4)

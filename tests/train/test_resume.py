@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.core.axes import ADAPTERS, OPTIMIZERS
+from lrft.core.axes import ADAPTERS, INITS, OPTIMIZERS
 from lrft.core.errors import Interrupted, UsageError
 from lrft.jobs.train import train_recipe
 from lrft.model.attach import adapter_tensors
@@ -28,6 +28,12 @@ ROOT = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 VARIANTS = [
     *({"optimizer.method": name, "~optimizer.x": None} for name in OPTIMIZERS.names()),
     *({"adapter.method": name} for name in ADAPTERS.names()),
+    *({"init.method": name, "adapter.dropout": "0"} for name in INITS.names()),
+    *(
+        {"init.method": name, "init.residual": "rewrite", "adapter.dropout": "0"}
+        for name in INITS.names()
+        if INITS.get(name).residual
+    ),
     {"train.packing": "false", "train.gradient_accumulation": "1"},
     {"model.dtype": "float32", "quantization": "none"},
     {"model.activation_checkpointing": "true", "quantization": "int8"},

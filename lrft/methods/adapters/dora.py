@@ -92,8 +92,8 @@ class DoRA(LoRA):
         return LoRA.count(config, site) + site.out_features
 
     @classmethod
-    def peft_config(cls, config: Any) -> dict[str, Any] | None:
-        return {**(super().peft_config(config) or {}), "use_dora": True}
+    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
+        return {**(super().peft_config(config, with_start) or {}), "use_dora": True}
 
 
 def base_without_bias(x: Tensor, base: FrozenLinear) -> Tensor:

@@ -81,16 +81,39 @@ class LoRA(Adapter):
             x, base, self.A, self.B, self.scaling, dropped=dropped, dtype=self.compute_dtype
         )
 
+    def update(self, x: Tensor) -> Tensor:
+        return low_rank_linear(x, None, self.A, self.B, self.scaling, dtype=self.compute_dtype)
+
     @staticmethod
     def count(config: Any, site: Site) -> int:
         return int(config.rank * (site.in_features + site.out_features))
 
+    def forward_since(self, start: Adapter, x: Tensor, base: FrozenLinear) -> Tensor:
+        A, B = self._factors_since(start)
+        return low_rank_linear(x, base, A, B, self.scaling, dtype=self.compute_dtype)
+
+    def _factors_since(self, start: Adapter) -> tuple[Tensor, Tensor]:
+        """A' (2r, in) and B' (out, 2r) with B' A' = B A - B0 A0, as (B - B0) A + B0 (A - A0).
+
+        The differences are formed in float32, so a change much smaller than the start survives bfloat16.
+        """
+        A0, B0 = start.get_parameter("A"), start.get_parameter("B")
+        return torch.cat([self.A, self.A - A0]), torch.cat([self.B - B0, B0], dim=1)
+
+    def peft_tensors(self, start: Adapter | None = None) -> dict[str, Tensor]:
+        if start is None:
+            return super().peft_tensors()
+        return dict(zip("AB", self._factors_since(start), strict=True))
+
     @classmethod
-    def peft_config(cls, config: Any) -> dict[str, Any] | None:
+    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
+        grown = (
+            (math.sqrt(2) if config.rslora else 2) if with_start else 1
+        )  # keeps the scale at twice the rank
         return {
             "peft_type": "LORA",
-            "r": config.rank,
-            "lora_alpha": config.alpha,
+            "r": config.rank * (2 if with_start else 1),
+            "lora_alpha": config.alpha * grown,
             "lora_dropout": config.dropout,
             "use_rslora": config.rslora,
         }

@@ -23,9 +23,6 @@ class Gaussian(Init):
     requires = {"low_rank"}
 
     @torch.no_grad()
-    def apply(
-        self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer
-    ) -> Tensor:
+    def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
         A = adapter.get_parameter("A")
         nn.init.normal_(A, std=1 / A.shape[0])
-        return weight

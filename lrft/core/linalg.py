@@ -1,0 +1,24 @@
+"""Matrix decompositions shared by methods: float32, deterministic in the ambient seed, cast by the caller."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def truncated_svd(
+    matrix: Tensor, rank: int, niter: int | None = None, extra: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """U (m, rank), S (rank) and Vh (rank, n) of the leading singular triples, in float32.
+
+    Args:
+        matrix: (m, n).
+        niter: subspace iterations of a randomised SVD; None for the exact one.
+        extra: columns of the random subspace beyond `rank`; more makes the randomised one more exact.
+    """
+    matrix = matrix.float()
+    if niter is None:
+        U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+        return U[:, :rank], S[:rank], Vh[:rank]
+    U, S, V = torch.svd_lowrank(matrix, q=min(rank + extra, *matrix.shape), niter=niter)
+    return U[:, :rank], S[:rank], V[:, :rank].mT
