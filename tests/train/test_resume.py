@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.core.axes import ADAPTERS, INITS, OPTIMIZERS
+from lrft.core.axes import ADAPTERS, INITS, OBJECTIVES, OPTIMIZERS
 from lrft.core.errors import Interrupted, UsageError
 from lrft.jobs.train import train_recipe
 from lrft.model.attach import adapter_tensors
@@ -34,6 +34,7 @@ VARIANTS = [
         for name in INITS.names()
         if INITS.get(name).residual
     ),
+    *({"objective.method": name} for name in OBJECTIVES.names()),
     {"train.packing": "false", "train.gradient_accumulation": "1"},
     {"model.dtype": "float32", "quantization": "none"},
     {"model.activation_checkpointing": "true", "quantization": "int8"},
@@ -141,6 +142,17 @@ def test_another_base_model_is_refused(recipe_file, tmp_path, monkeypatch, tiny)
     )
     with pytest.raises(UsageError, match="another base model"):
         train_recipe(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=True)
+
+
+def test_a_second_training_in_the_same_folder_is_kept_out(recipe_file, tmp_path):
+    from lrft.train.folder import RunFolder
+
+    holder = RunFolder(tmp_path / "run")
+    holder.lock()
+    with pytest.raises(UsageError, match="another process is training here"):
+        train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=True)
+    holder.unlock()
+    assert train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=True)["step"] == 8
 
 
 def test_changed_rows_are_refused(recipe_file, tmp_path, monkeypatch):

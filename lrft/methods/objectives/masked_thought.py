@@ -1,0 +1,60 @@
+"""Masked Thought: learn a reasoning while parts of what came before are hidden."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lrft.core.axes import OBJECTIVES
+from lrft.core.batch import Batch
+from lrft.core.config import Field, MethodConfig
+from lrft.core.run import LanguageModel, Run
+from lrft.methods.objectives.cross_entropy import CrossEntropy
+
+
+@OBJECTIVES.register
+class MaskedThought(CrossEntropy):
+    """Completion-only cross-entropy on inputs whose answer tokens are partly replaced.
+
+    Each answer token of input_ids (B, L) is replaced with probability p by a uniform random token, or by `token`;
+    prompts are never touched, targets stay as they are, every answer token is predicted.
+    p rises linearly from 0 to `probability` over the first `ramp` of the steps, then stays.
+    Trains what the adapter trains, adds no parameter; at step 0 p is 0, so it is cross-entropy.
+    Source: Chen et al., "Masked Thought", ACL 2024, and the authors' code (GSM8K: p 0.4, ramp 0.66, random tokens).
+    Departures: the ramp counts optimizer steps, the authors' counts examples seen by one worker.
+    """
+
+    class Config(MethodConfig):
+        probability: float = Field(0.4, ge=0, le=1)
+        ramp: float = Field(0.66, ge=0, le=1, description="share of the steps over which p rises")
+        token: int | None = Field(
+            None, ge=0, description="id of the token that replaces; null for uniform random tokens"
+        )
+
+    def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
+        """Summed loss; without a run, as in calibration and evaluation, nothing is replaced."""
+        p = 0.0 if run is None else self.probability(run.step, run.total_steps)
+        return super().__call__(
+            model, batch if run is None or p == 0 else self._masked(model, batch, p, run), run
+        )
+
+    def probability(self, step: int, total_steps: int) -> float:
+        """P for the step that begins after `step` finished ones."""
+        rising = self.config.ramp * total_steps
+        return float(self.config.probability * (min(1.0, step / rising) if rising > 0 else 1.0))
+
+    def _masked(self, model: LanguageModel, batch: Batch, p: float, run: Run) -> Batch:
+        """The batch with part of its answers replaced; drawn from the run's generator, anew in every epoch."""
+        count = batch.targets.numel()
+        hit = torch.rand(count, generator=run.generator) < p
+        if self.config.token is not None:
+            substitutes = torch.full((count,), self.config.token)
+        else:
+            vocabulary = model.head.module.get_parameter("weight").shape[0]
+            substitutes = torch.randint(vocabulary, (count,), generator=run.generator)
+        device = batch.input_ids.device
+        ids = batch.input_ids.flatten().clone()
+        ids[batch.supervised + 1] = torch.where(hit.to(device), substitutes.to(device), batch.targets)
+        return replace(batch, input_ids=ids.view_as(batch.input_ids))
