@@ -39,8 +39,14 @@ def test_row_norms_of_the_merged_weight_are_the_magnitudes():
 def test_the_expanded_norms_are_the_norms_of_the_sum():
     adapter, base = make()
     torch.nn.init.normal_(adapter.B)
-    direct = (base.weight() + adapter.scaling * adapter.B @ adapter.A).norm(dim=1)
-    torch.testing.assert_close(adapter.norms(base), direct.detach(), atol=1e-5, rtol=1e-5)
+    direct = adapter._direct(base.weight()).detach()
+    torch.testing.assert_close(adapter._expanded(base.weight()).detach(), direct, atol=1e-5, rtol=1e-5)
+    assert torch.equal(adapter.norms(base), direct)  # in float32 the scale is merging's to the last bit
+
+
+def test_at_step_0_the_scale_is_exactly_1():
+    adapter, base = make()
+    assert torch.equal(adapter.m / adapter.norms(base), torch.ones(40))
 
 
 def test_with_the_magnitude_at_the_norms_it_is_lora():
