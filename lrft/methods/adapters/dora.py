@@ -50,7 +50,7 @@ class DoRA(LoRA):
         self.m.copy_((dense + self.scaling * self.B @ self.A).norm(dim=1))
 
     def delta_weight(self, weight: Tensor) -> Tensor:
-        """The change g * V - W. The norm is detached here as in training, so differentiating this gives DoRA's gradients."""
+        """The change g * V - W, its norm detached as in training, so that its derivatives are DoRA's."""
         direction = weight.float() + self.scaling * self.B @ self.A
         scale = self.m / direction.norm(dim=1).clamp_min(TINY).detach()
         return (scale[:, None] * direction - weight).to(weight.dtype)
