@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lrft.core.objective import Objective
@@ -21,9 +23,28 @@ def first_non_finite(run: Run, batches: StepBatches, objective: Objective, loss:
     bad = [i.name for i in run.parameters if not bool(torch.isfinite(i.param).all())]
     if bad:
         return f"{head}. {bad[0]} itself holds non-finite numbers; go back to an earlier checkpoint."
+    if kept := _keep(run, batches):
+        head = f"{head} (the batch is in {kept})"
     found = _first_module(run, batches, objective)
     where = f"first in the output of {found}" if found else "in the backward pass only"
     return f"{head}. It appears {where}, with training rows {rows}; a lower optimizer.lr or float32 may help."
+
+
+def _keep(run: Run, batches: StepBatches) -> Path | None:
+    """Write this process's micro-batches beside the run, to be looked at; the path, or None without a folder."""
+    if run.folder is None:
+        return None
+    path = run.folder / f"non-finite-step-{run.step + 1}-process-{run.rank}.safetensors"
+    tensors = {
+        f"{index}.{name}": getattr(batch, name).cpu().contiguous()
+        for index, batch in enumerate(batches.micro_batches)
+        for name in ("input_ids", "position_ids", "supervised", "targets")
+    }
+    try:
+        save_file(tensors, path)
+    except OSError:
+        return None  # a full disk must not hide what went wrong
+    return path
 
 
 def _first_module(run: Run, batches: StepBatches, objective: Objective) -> str:

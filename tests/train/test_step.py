@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lrft.assemble import adapt, assemble, read_text
 from lrft.core.errors import NumericalError, OutOfMemory
@@ -113,6 +114,9 @@ def test_a_non_finite_loss_stops_before_the_weights_are_touched(recipe_file, tmp
     with pytest.raises(NumericalError, match=r"step 3: loss nan.*the weights were not touched") as stopped:
         train_recipe(load_recipe(recipe_file()), tmp_path / "run", resume=False)
     assert stopped.value.exit_code == 4
+    batch = load_file(tmp_path / "run" / "non-finite-step-3-process-0.safetensors")
+    assert batch["0.input_ids"].shape == (2, 160)
+    assert "non-finite-step-3" in str(stopped.value)
     run = kept.pop("run")
     assert all(torch.equal(kept[info.name], info.param) for info in run.parameters)
     assert [json.loads(x)["step"] for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
@@ -166,10 +170,9 @@ def test_two_processes_give_the_losses_of_one(recipe_file, tmp_path):
         sys.executable,
         "-m",
         "torch.distributed.run",
+        "--standalone",
         "--nproc-per-node",
         "2",
-        "--master-port",
-        "29751",
     ]
     command += ["-m", "lrft", "train", *shared, "train.gradient_accumulation=1", "--out", str(two)]
     done = subprocess.run(
