@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lrft.assemble import adapt
+from lrft.assemble.adapt import adapt
 from lrft.core.axes import OBJECTIVES, OPTIMIZERS
 from lrft.core.batch import Batch
 from lrft.core.run import Run
@@ -29,7 +29,7 @@ from lrft.data.collate import collate
 from lrft.data.pack import pack
 from lrft.data.steps import StepBatches
 from lrft.data.tokenize import Encoded
-from lrft.model.attach import parameter_infos
+from lrft.model.trained import parameter_infos
 from lrft.model.gguf import converted, locate
 from lrft.recipe.schema import Recipe
 from lrft.train.step import step_loss

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lrft.core.axes import AXES
+from lrft.core.axes import ADAPTERS, AXES
+from lrft.core.errors import NotMergeable
 from lrft.jobs.merge import merge_run
 from lrft.jobs.train import train_recipe
 from lrft.recipe.load import load_recipe
@@ -24,6 +25,12 @@ def test_a_smoke_recipe_trains_three_steps_and_merges(tiny, tmp_path, path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert result["step"] == len(lines) == 3
     assert lines[-1]["loss"] < lines[0]["loss"] * 1.05
+    adapter = loaded.recipe.adapter
+    if adapter is not None and "mergeable" not in ADAPTERS.declared(adapter.method).provides:
+        with pytest.raises(NotMergeable, match=adapter.method):
+            merge_run(RunFolder(tmp_path / "run"), tmp_path / "model", None)
+        assert not (tmp_path / "model").exists()
+        return
     record = merge_run(RunFolder(tmp_path / "run"), tmp_path / "model", None)
     assert record["kl_mean"] < 1e-3  # smoke recipes compute in float32
 

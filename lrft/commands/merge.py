@@ -16,6 +16,10 @@ def merge_command(
         str | None,
         typer.Option(help="`dequantized`, the base seen in training, or `original`.", metavar="BASE"),
     ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Merge only the leading ranks, of adapters whose ranks are nested.", min=1, metavar="K"),
+    ] = None,
 ) -> None:
     """Merge a run's adapter into dense weights, and measure how faithful they are.
 
@@ -27,4 +31,4 @@ def merge_command(
 
     if onto not in (None, "dequantized", "original"):
         raise UsageError(f"--onto {onto}: choose dequantized or original")
-    print(json.dumps(merge_run(find(run), out, onto), indent=2))
+    print(json.dumps(merge_run(find(run), out, onto, rank), indent=2))

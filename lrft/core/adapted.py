@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Adapter
-from lrft.core.frozen import FrozenLinear
+from lrft.core.errors import NotMergeable
+from lrft.core.frozen import Changed, FrozenLinear
 
 
 class Adapted(nn.Module):
@@ -19,28 +20,38 @@ class Adapted(nn.Module):
         start: a frozen copy of the adapter at step 0, when its start is a change that the base gave up.
         anchored: the base kept its weight W and the start is subtracted here; otherwise the base stores
             W - delta_0 and the start only remembers what is missing.
+        offset: A (k, in) and B (out, k) of what was taken off W before the base was stored, where that is not the
+            start itself.
     """
 
     def __init__(
-        self, base: FrozenLinear, adapter: Adapter, start: Adapter | None = None, anchored: bool = False
+        self,
+        base: FrozenLinear,
+        adapter: Adapter,
+        start: Adapter | None = None,
+        anchored: bool = False,
+        offset: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.base = base
         self.adapter = adapter
         self.start = None if start is None else start.requires_grad_(False).eval()
         self.anchored = anchored
+        self.offset = offset
         self.enabled = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         if not self.enabled:
-            # The pretrained model, not its residual: references and baselines must not miss what the base gave up.
-            return (
-                self.base(x) if self.start is None or self.anchored else self.base(x) + self.start.update(x)
-            )
+            return self._pretrained(x)
         if self.start is not None and self.anchored:
             return self.adapter.forward_since(self.start, x, self.base)
         return self.adapter(x, self.base)
+
+    def _pretrained(self, x: Tensor) -> Tensor:
+        """The pretrained map, not its residual: references and baselines must not miss what the base gave up."""
+        base = getattr(self.base, "original", self.base)  # a whole block has no storage of its own
+        return base(x) if self.start is None or self.anchored else base(x) + self.start.update(x)
 
     def train(self, mode: bool = True) -> Adapted:
         """The start stays in evaluation mode: it is a constant."""
@@ -59,22 +70,54 @@ class Adapted(nn.Module):
         Raises:
             NotMergeable: the method is not a change of the weight.
         """
-        dense = (self.base.weight() if weight is None else weight).float()
+        if "mergeable" not in self.adapter.provides:
+            name, site = self.adapter.name, self.adapter.site.name
+            raise NotMergeable(f"{name} cannot be merged (site {site}); keep the adapter separate")
+        if weight is None:
+            original = self.base.original.weight().float()
+            whole = self.anchored
+        else:
+            original, whole = weight.float(), True
+        change = self.base.change()
+        dense = original if change is None else original + change
         merged = dense + self.adapter.delta_weight(dense)
-        whole = weight is not None or self.anchored
         return merged - self.start.delta_weight(dense) if self.start is not None and whole else merged
 
     @torch.no_grad()
     def pretrained_weight(self) -> Tensor:
         """The weight before any training, as this base stores it, in float32, (out, in)."""
-        dense = self.base.weight().float()
+        dense = self.base.original.weight().float()
         return dense if self.start is None or self.anchored else dense + self.start.delta_weight(dense)
 
     @torch.no_grad()
+    def absorb(self, share: float = 1.0) -> None:
+        """Move `share` of the adapter's change into the base; the adapter itself is left to the caller.
+
+        The change is kept beside the base, exactly (`Changed`), and never rounded into its storage.
+
+        Raises:
+            ValueError: only a part is asked for where the start is subtracted, or of a change that is not linear.
+        """
+        linear = "linear_delta" in self.adapter.provides
+        if share != 1 and (self.start is not None or not linear):
+            raise ValueError("only a whole change can be absorbed where it depends on W or on a start")
+        if linear:
+            A, B = self.adapter.factors(self.start if self.anchored else None)
+            change: Tensor | tuple[Tensor, Tensor] = (A, share * B)
+        else:
+            change = self.merged_weight() - self.base.weight().float()
+        if not isinstance(self.base, Changed):
+            self.base = Changed(self.base)
+        self.base.add(change)
+        if (
+            self.anchored
+        ):  # subtracted once and for all; a start that the base gave up still says what that was
+            self.start, self.anchored = None, False
+
+    @torch.no_grad()
     def fold(self) -> None:
-        """Write W + delta(W) into the base, re-encoded in its storage, and reset the adapter."""
-        self.base.write(self.merged_weight())
-        self.start = None
+        """Absorb the adapter's change whole and reset the adapter: the function stays as it was."""
+        self.absorb()
         self.adapter.reset()
         self.adapter.start(self.base.weight())
 

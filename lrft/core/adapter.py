@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -25,13 +26,15 @@ class Adapter(nn.Module):
 
     Class attributes:
         provides, requires: traits (`lrft.core.traits`).
+        site_kinds: places the method adapts: `linear`, and `mlp` for whole feed-forward blocks, whose own linear
+            layers are then no sites.
         roles: parameter name -> role, read by optimizers that treat factors differently.
         scaling: s of the low-rank term, alpha / rank or what the method makes of it.
         peft_names: parameter name -> tensor name in PEFT's file, when the method has a PEFT form.
     """
 
     name: ClassVar[str]
-    site_kind: ClassVar[str] = "linear"
+    site_kinds: ClassVar[tuple[str, ...]] = ("linear",)
     provides: ClassVar[set[str]] = set()
     requires: ClassVar[set[str]] = set()
     roles: ClassVar[dict[str, str]] = {}
@@ -45,6 +48,16 @@ class Adapter(nn.Module):
         super().__init__()
         self.config = config
         self.site = site
+
+    @classmethod
+    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> Adapter:
+        """The adapter of one site; overridden where the kind of site decides, or where sites share a part."""
+        return cls(config, site)
+
+    @classmethod
+    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+        """The part that all sites share, made once, or None."""
+        return None
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """The change of the weight, (out, in) -> (out, in), in the dtype of `weight`.
@@ -69,15 +82,41 @@ class Adapter(nn.Module):
         """The map on a base that kept its weight: this change less that of `start`, (..., in) -> (..., out)."""
         return self(x, base) - start.update(x)
 
+    def factors(self, start: Adapter | None = None) -> tuple[Tensor, Tensor]:
+        """A (k, in) and B (out, k) in float32 with change = B A, scaling included, less that of `start`.
+
+        For adapters whose change is low-rank and does not depend on W; what restarts and the export to PEFT use.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares no factors")
+
     def start(self, weight: Tensor) -> None:
         """Set parameters that start from the base weight (out, in), such as magnitudes. Called once, on attaching."""
+
+    def fit(self, block: nn.Module) -> None:
+        """Look at the block that an adapter of a whole block is put around. Called once, on attaching.
+
+        Raises:
+            ValueError: the block is not of a form the method knows; the message says which it knows.
+        """
 
     def reset(self) -> None:
         """Back to no change of the base, in place; random draws come from the ambient torch generator."""
         raise NotImplementedError(f"{type(self).__name__} declares no reset")
 
+    def truncate(self, rank: int) -> None:
+        """Keep the leading `rank` components, for good; for adapters that are `nested`.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not nested")
+
     def penalty(self) -> Tensor | None:
-        """A scalar added to the loss once per step (orthogonality, load balancing), or None."""
+        """A scalar added to the loss once per step (orthogonality, load balancing), or None.
+
+        Called after every micro-batch's forward pass and averaged over a step's micro-batches. What it reads of that
+        pass (routing, say) must not be kept longer. Padding is told by `lrft.core.context.real_tokens`.
+        """
         return None
 
     @staticmethod
@@ -94,6 +133,10 @@ class Adapter(nn.Module):
         """
         return None
 
+    def peft_keys(self, with_start: bool = False) -> dict[str, Any] | None:
+        """`peft_config` of this very site; overridden where training changes the rank."""
+        return self.peft_config(self.config, with_start)
+
     def peft_tensors(self, start: Adapter | None = None) -> dict[str, Tensor]:
         """Own name -> tensor as PEFT expects it, with the `start` that the base gave up subtracted."""
         assert start is None, f"{type(self).__name__} declares no form with a start"
@@ -101,3 +144,18 @@ class Adapter(nn.Module):
 
     def extra_repr(self) -> str:
         return f"site={self.site.name!r}"
+
+
+class Shared(nn.Module):
+    """What the adapters of all sites share: common bases, a router over whole adapters.
+
+    Its parameters train with the adapters' and are saved beside them under `shared.`.
+
+    Class attributes:
+        roles: parameter name -> role.
+    """
+
+    roles: ClassVar[dict[str, str]] = {}
+
+    def bind(self, model: Any) -> None:
+        """Called once when every site has its adapter; `model` is a `LanguageModel` around transformers' `hf`."""

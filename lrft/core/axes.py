@@ -7,6 +7,8 @@ ADAPTERS = Registry("adapter", "lrft.methods.adapters", AdapterConfig)
 INITS = Registry("init", "lrft.methods.inits")
 QUANTIZERS = Registry("quantization", "lrft.methods.quant")
 ALLOCATORS = Registry("allocation", "lrft.methods.allocate")
+RESTARTS = Registry("restart", "lrft.methods.restart")
+SELECTORS = Registry("selection", "lrft.methods.select")
 OPTIMIZERS = Registry("optimizer", "lrft.methods.optim", OptimizerConfig)
 SIGNALS = Registry("signal", "lrft.methods.signals")
 OBJECTIVES = Registry("objective", "lrft.methods.objectives")
@@ -19,6 +21,8 @@ AXES: dict[str, Registry] = {
     "adapter": ADAPTERS,
     "init": INITS,
     "allocate": ALLOCATORS,
+    "restart": RESTARTS,
+    "select": SELECTORS,
     "optimizer": OPTIMIZERS,
     "objective": OBJECTIVES,
 }

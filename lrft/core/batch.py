@@ -20,7 +20,8 @@ class Batch:
         documents: (row, start, end) of every document, padding excluded.
         supervised: (N,) int64, flat indices into B * L of the positions whose next token is a target.
         targets: (N,) int64, the token ids to predict there.
-        examples: data-set indices of the documents, in the order of `documents`.
+        examples: data-set indices of the rows of data, in the order of `documents`; in data of pairs each has two
+            documents, the chosen answer first.
 
     `supervised` and `targets` are built on the host, so that selecting them never waits for the device.
     """
@@ -36,6 +37,15 @@ class Batch:
     def tokens(self) -> int:
         """Real tokens, padding left out."""
         return sum(end - start for _, start, end in self.documents)
+
+    def document_sums(self, values: Tensor) -> Tensor:
+        """Sum over the targets of each document, (N,) -> (documents,)."""
+        length = self.input_ids.shape[1]
+        edges = [(row * length + start, row * length + end) for row, start, end in self.documents]
+        bounds = torch.tensor(edges, dtype=torch.int64).to(values.device, non_blocking=True)
+        # A masked sum and not an index_add, whose order of additions a GPU does not keep.
+        inside = (self.supervised >= bounds[:, :1]) & (self.supervised < bounds[:, 1:])
+        return torch.where(inside, values, 0).sum(1)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""

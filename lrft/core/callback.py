@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lrft.core.config import MethodConfig
 
 if TYPE_CHECKING:
     from lrft.core.run import Run
@@ -37,3 +39,18 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+
+class TimedMethod(Callback):
+    """A callback that is a method of a recipe's axis: a dynamic allocator, a restart, a selection of what trains.
+
+    It acts before the callbacks that score, log and save, so what they see of a step is what it left.
+    """
+
+    name: ClassVar[str]
+    provides: ClassVar[set[str]] = set()
+    requires: ClassVar[set[str]] = set()
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, config: Any) -> None:
+        self.config = config

@@ -81,6 +81,11 @@ class OptimizerConfig(MethodConfig):
 
     lr: float = Field(2e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    per_layer: bool = Field(
+        False,
+        description="update each parameter in the backward pass and free its gradient at once; no clipping, no "
+        "accumulation",
+    )
 
 
 class Source(Section):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +47,15 @@ class FrozenLinear(nn.Module):
         self.edited = True
 
     @property
+    def original(self) -> FrozenLinear:
+        """The map as it was before any training: this one, unless a change is kept beside it."""
+        return self
+
+    def change(self) -> Tensor | None:
+        """What was added to the original weight since, (out, in) float32; None where nothing was."""
+        return None
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes the storage occupies, scales included, bias left out."""
         return sum(b.numel() * b.element_size() for name, b in self.named_buffers() if name != "bias")
@@ -79,5 +87,77 @@ class _FrozenMatmul(torch.autograd.Function):
         return (grad @ ctx.layer.weight() if ctx.needs_input_grad[0] else None), None
 
 
-Quantizer = Callable[[Tensor, Tensor | None], FrozenLinear]
-"""Makes the frozen layer from a dense weight (out, in) and an optional bias (out,)."""
+class Quantizer(Protocol):
+    """Makes the frozen layer from a dense weight (out, in) and an optional bias (out,)."""
+
+    def __call__(self, weight: Tensor, bias: Tensor | None = None, **settings: Any) -> FrozenLinear:
+        """Store `weight`; keyword settings override the recipe's for this layer."""
+
+
+class Changed(FrozenLinear):
+    """A frozen map and an exact change of it kept beside, so that what was trained is never rounded into a format.
+
+    W + B A while the factors A (k, in) and B (out, k) hold fewer numbers than the weight, W + D with a dense
+    D (out, in) from then on; all in float32. The sum is rounded to the compute dtype only where it is used.
+
+    Args:
+        inner: the map as it was before.
+    """
+
+    A: Tensor | None
+    B: Tensor | None
+    D: Tensor | None
+
+    def __init__(self, inner: FrozenLinear) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = inner.out_features, inner.in_features
+        self.compute_dtype = inner.compute_dtype
+        self.edited = inner.edited
+        self.inner = inner
+        for name in ("A", "B", "D"):
+            self.register_buffer(name, None)
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """The inner map's bias."""
+        return self.inner.bias
+
+    @property
+    def original(self) -> FrozenLinear:
+        return self.inner.original
+
+    def encode(self, weight: Tensor) -> None:
+        """Take `weight` as the new weight; what differs from the inner map becomes the dense change."""
+        self.set_change(D=weight.float() - self.inner.weight().float())
+
+    def weight(self) -> Tensor:
+        return (self.inner.weight().float() + self.change()).to(self.compute_dtype)
+
+    def change(self) -> Tensor:
+        if self.D is not None:
+            return self.D
+        assert self.A is not None and self.B is not None, "the change was never set"
+        return self.B @ self.A
+
+    @torch.no_grad()
+    def add(self, change: Tensor | tuple[Tensor, Tensor]) -> None:
+        """Add a dense (out, in) change, or factors A (k, in) and B (out, k) of one."""
+        if isinstance(change, tuple) and self.D is None:
+            A, B = (part.detach().float() for part in change)
+            if self.A is not None and self.B is not None:
+                A, B = torch.cat([self.A, A]), torch.cat([self.B, B], dim=1)
+            if A.numel() + B.numel() <= self.out_features * self.in_features:
+                return self.set_change(A=A, B=B)
+        dense = change[1].float() @ change[0].float() if isinstance(change, tuple) else change.float()
+        known = self.D is not None or self.A is not None
+        return self.set_change(D=self.change() + dense if known else dense.clone())
+
+    def set_change(self, **tensors: Tensor) -> None:
+        """Set A and B, or D, as given."""
+        for name in ("A", "B", "D"):
+            self.register_buffer(name, tensors.get(name))
+
+    @property
+    def stored_bytes(self) -> int:
+        own = sum(t.numel() * t.element_size() for t in (self.A, self.B, self.D) if t is not None)
+        return self.inner.stored_bytes + own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -13,11 +13,23 @@ if TYPE_CHECKING:
     from lrft.core.run import LanguageModel, Run
 
 
-class Objective:
-    """A loss over one micro-batch, summed over its target tokens.
+class StepTotals(Protocol):
+    """Counts of a whole optimizer step, over all micro-batches and processes."""
 
-    The loop divides by the target tokens of the whole step, so accumulation, packing and several processes
-    give the loss of one big batch.
+    @property
+    def targets(self) -> int:
+        """Target tokens."""
+
+    @property
+    def examples(self) -> int:
+        """Rows of the data."""
+
+
+class Objective:
+    """A loss over one micro-batch, summed over its target tokens, or over whatever `divisor` counts.
+
+    The loop divides by the `divisor` of the whole step, so accumulation, packing and several processes give the
+    loss of one big batch.
     """
 
     name: ClassVar[str]
@@ -29,5 +41,13 @@ class Objective:
         self.config = config
 
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
-        """Summed token loss, a float32 scalar with a graph."""
+        """Summed loss, a float32 scalar with a graph.
+
+        Args:
+            run: the training; None in calibration, where nothing may depend on how far it is.
+        """
         raise NotImplementedError(f"{type(self).__name__} declares no loss")
+
+    def divisor(self, batches: StepTotals) -> int:
+        """What the summed loss of a whole step is divided by: its target tokens, unless the loss is per row."""
+        return batches.targets

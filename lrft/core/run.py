@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
+from lrft.core.adapter import Adapter
 from lrft.core.batch import Batch
 from lrft.core.callback import EVENTS, Callback
 from lrft.core.loss import Head
@@ -39,6 +40,9 @@ class Schedule(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
 
+    def restart(self, warmup: int) -> None:
+        """Fall to zero now and rise within `warmup` steps to where the schedule then is."""
+
 
 class Run:
     """Everything one training holds.
@@ -50,6 +54,8 @@ class Run:
         step: finished optimizer steps.
         generator: CPU generator, seeded anew each step from (seed, step), for draws that must survive a resume.
         metrics: what the last step recorded; loggers read it.
+        summary: plain values for result.json, such as the ranks an allocation ended with.
+        penalized: adapters that add a penalty to the loss.
         stopping: decided once a step, so that what is saved and what stops are the same step on every process.
         scaler: `torch.amp.GradScaler` where the activations are float16, else None.
         stop_signal: number of the signal that asked to stop, or None. Polled wherever time is spent.
@@ -71,6 +77,7 @@ class Run:
     ) -> None:
         self.model = model
         self.sites = list(adapted(model))  # walking a deep model costs milliseconds, so it is done once
+        self.penalized = [m.adapter for _, m in self.sites if type(m.adapter).penalty is not Adapter.penalty]
         self.parameters = list(parameters)
         self.optimizer = optimizer
         self.schedule = schedule
@@ -84,6 +91,7 @@ class Run:
         self.step = 0
         self.generator = torch.Generator()
         self.metrics: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
         self.stop_signal: int | None = None
         self.stopping = False
         self.scaler: Any = None
@@ -114,8 +122,12 @@ class Run:
 
     def reset_optimizer(self, params: Iterable[nn.Parameter] | None = None) -> None:
         """Forget the optimizer state of `params`, or of everything."""
-        for param in list(self.optimizer.state) if params is None else params:
+        for param in list(self.optimizer.state if params is None else params):
             self.optimizer.state.pop(param, None)
+
+    def restart_schedule(self, warmup: int) -> None:
+        """Warm the learning rate up anew over the coming `warmup` steps, to where the schedule then is."""
+        self.schedule.restart(warmup)
 
     def seed_step(self) -> None:
         """Make every random draw of the coming step a function of (seed, step, process) alone.

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.config import MethodConfig
+from lrft.core.config import MethodConfig, Source
 from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
+
+Factors = tuple[Tensor, Tensor]
+"""A (k, in) and B (out, k) of a low-rank matrix B A, scaling included."""
 
 
 @dataclass
 class SitePlan:
-    """What was decided for one site: the adapter's settings there, after every planner had its say."""
+    """What was decided for one site, after every planner had its say.
+
+    Attributes:
+        settings: the adapter's settings there; None where no adapter goes.
+        quantization: settings of the storage that differ from the recipe's.
+    """
 
     site: Site
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] | None = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Plain values for plan.json."""
-        return {**asdict(self.site), "settings": self.settings}
+        return {**asdict(self.site), "settings": self.settings, "quantization": self.quantization}
 
 
 Plan = dict[str, SitePlan]
@@ -30,21 +40,53 @@ Signals = dict[str, dict[str, Tensor]]
 """Site name -> statistic name -> tensor, measured by calibration."""
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a planner may look at.
+
+    Attributes:
+        signals: the statistics the planner `needs`, by site.
+        weight: site name -> the dense weight (out, in).
+        quantize: how bases are stored; keyword settings override the recipe's.
+        progress: hears (sites done, sites in all).
+    """
+
+    signals: Signals
+    weight: Callable[[str], Tensor]
+    quantize: Quantizer
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
 class Planner:
-    """Decides about all sites at once: ranks, bits."""
+    """Decides about all sites at once: ranks, bits.
+
+    Class attributes:
+        needs: statistics to measure first, by name; `name@label` is measured over the rows of `sources()[label]`
+            instead of the training rows. A planner with needs has a setting `batches`, how many micro-batches.
+        reads_weights: `plan` looks at weights. Such a planner, and one with needs, is not asked by a dry run.
+    """
 
     name: ClassVar[str]
     provides: ClassVar[set[str]] = set()
     requires: ClassVar[set[str]] = set()
     needs: ClassVar[tuple[str, ...]] = ()
+    reads_weights: ClassVar[bool] = False
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def plan(self, plan: Plan, signals: Signals) -> Plan:
-        """The plan, changed or not."""
+    def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
+        """The plan, changed or not. `evidence` is None only where neither needs nor weights were asked for."""
         return plan
+
+    def sources(self) -> dict[str, Source]:
+        """Label -> rows that statistics called `name@label` are measured over."""
+        return {}
+
+    def signal_options(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of the statistic `name` at a site with these adapter settings."""
+        return {}
 
 
 class Init(Planner):
@@ -57,27 +99,65 @@ class Init(Planner):
 
     residual: ClassVar[bool] = False
 
-    def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
+    def apply(
+        self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer
+    ) -> Factors | None:
         """Set the adapter's factors in place.
 
         Args:
             weight: the dense weight (out, in), never a rounded one.
             signal: the statistics named in `needs`, for this site.
             quantize: how the base will be stored, for decompositions that iterate with the real rounding.
+
+        Returns:
+            With `residual`: what is taken off the weight before it is stored, when that is not the start itself
+            (joint decompositions end with the adapter, so their base was stored against the factors before). None
+            otherwise. Factors are kept in the checkpoint, so that the base can be stored again on a resume.
         """
+        return None  # the start that the adapter's own constructor drew
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which of a micro-batch's flattened tokens count.
+
+    Attributes:
+        real: flat indices of tokens that are not padding.
+        supervised: flat indices of the positions whose next token is a target.
+    """
+
+    real: Tensor
+    supervised: Tensor
 
 
 class Statistic:
-    """Something measured at a site while the pretrained model runs forward and backward over calibration batches."""
+    """Something measured at a site while the pretrained model runs over calibration batches.
+
+    Class attributes:
+        backward: needs the gradient of the output; without it only forward passes are run.
+        per_document: every micro-batch is one document.
+        of_input: depends on the input alone, so layers that share an input share the statistic.
+    """
 
     name: ClassVar[str]
     provides: ClassVar[set[str]] = set()
     requires: ClassVar[set[str]] = set()
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    backward: ClassVar[bool] = True
+    per_document: ClassVar[bool] = False
+    of_input: ClassVar[bool] = False
 
-    def update(self, x: Tensor, dy: Tensor) -> None:
-        """Take one micro-batch: inputs (tokens, in) and gradients of the outputs (tokens, out)."""
+    def update(self, x: Tensor, dy: Tensor | None, tokens: Tokens) -> None:
+        """Take one micro-batch: inputs (T, in) and gradients of the outputs (T, out), padding included.
+
+        The loss behind `dy` is the mean over the micro-batch's target tokens.
+        """
         raise NotImplementedError(f"{type(self).__name__} declares no update")
+
+    @property
+    def converged(self) -> bool:
+        """More batches would change nothing; calibration ends when all statistics say so."""
+        return False
 
     def result(self) -> Tensor:
         """The statistic over all micro-batches."""

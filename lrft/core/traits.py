@@ -4,12 +4,21 @@ A part may require what any other chosen part provides; the recipe check lists w
 """
 
 TRAITS: dict[str, str] = {
-    "adapters": "an adapter section other than `none`, so that adapter parameters exist",
+    "adapters": "an adapter section other than null, so that adapter parameters exist",
     "mergeable": "the adapter is a change of the weight: W' = W + delta(W)",
     "low_rank": "the adapter holds factors A (rank, in) and B (out, rank)",
     "linear_delta": "the change of the weight does not depend on W, so factors can be moved between bases",
     "undropped": "adapter.dropout is 0, because the adapter holds a part of the pretrained function",
+    "elastic": "the adapter's rank components can be hidden and shown while it trains",
+    "nested": "every prefix of the adapter's rank components is itself an adapter",
+    "moved_start": "the model at step 0 is not the pretrained one, by design",
+    "core_matrix": "the adapter trains a matrix (rank, rank) between two frozen factors",
+    "frozen_A": "the factor A of the adapter is frozen",
+    "experts": "the adapter holds several experts a site and a router",
     "dense_base": "base weights stay in floating point, so that they can be trained",
+    "base_weights": "weights of the base model train (trainable: full, or patterns)",
     "backward": "gradients are computed by backpropagation",
     "clippable": "all gradients exist together before the update, so that their global norm can be clipped",
+    "per_parameter": "the update of a parameter depends on its own gradient alone",
+    "pairs": "every row of the data is a pair of answers to one prompt",
 }

@@ -11,8 +11,8 @@ import torch
 
 from lrft.core.adapted import adapted
 from lrft.core.errors import LrftError, NotMergeable, UsageError
-from lrft.model.attach import frozen_layers
 from lrft.model.causal_lm import CausalLM
+from lrft.model.trained import base_parameters, frozen_layers
 
 
 @torch.no_grad()
@@ -42,6 +42,27 @@ def merge_into(dense: CausalLM, model: CausalLM, *, onto: str, dtype: torch.dtyp
         else:
             weight = base.weight().float() if original is None else original
         target.copy_((weight.mT if transposed else weight).to(dtype))
+    for name, parameter in base_parameters(model):
+        originals[name].copy_(parameter)
+
+
+def truncate(model: CausalLM, rank: int) -> None:
+    """Keep the leading `rank` components of every adapter.
+
+    Raises:
+        UsageError: the adapter's components are not nested, or there are fewer.
+    """
+    for site, module in adapted(model.hf):
+        adapter = module.adapter
+        if "nested" not in adapter.provides:
+            raise UsageError(
+                f"--rank {rank}: a part of a {adapter.name} adapter is no adapter; leave the option out, or train one "
+                "whose ranks are nested"
+            )
+        try:
+            adapter.truncate(rank)
+        except ValueError as error:
+            raise UsageError(f"--rank {rank}: {site}: {error}") from None
 
 
 def write_merged(dense: CausalLM, tokenizer: Any, out: Path, shard_size: str) -> None:
@@ -87,11 +108,11 @@ def check_free(out: Path) -> None:
         raise UsageError(f"--out {out}: is not an empty folder; give another one or remove it")
 
 
-def relative_change(model: CausalLM) -> float:
-    """|delta| / |W| over all adapted sites, Frobenius norms."""
+def relative_change(model: CausalLM) -> float | None:
+    """|delta| / |W| over all adapted sites, Frobenius norms; None where there are none."""
     change = total = 0.0
     for _, module in adapted(model.hf):
         weight = module.pretrained_weight()
         change += float((module.merged_weight() - weight).square().sum())
         total += float(weight.square().sum())
-    return (change / max(total, 1e-30)) ** 0.5
+    return (change / total) ** 0.5 if total else None

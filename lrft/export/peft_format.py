@@ -6,16 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from lrft import __version__
-from lrft.core.adapted import adapted
-from lrft.model.attach import frozen_layers
+from lrft.core.adapted import Adapted, adapted
+from lrft.core.frozen import Changed
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
+from lrft.model.trained import base_parameters, frozen_layers, trained_tensors
 
 PREFIX = "base_model.model."
+LORA_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}
 CARD = """---
 base_model: {base}
 library_name: {library}
@@ -28,7 +31,7 @@ tags:
 
 # {title}
 
-{method} adapter for `{base}`, trained with lrft {version} for {steps} steps.
+{method} for `{base}`, trained with lrft {version} for {steps} steps.
 
 - quantization of the base in training: {quantization}
 - trainable parameters: {trainable:,}
@@ -56,18 +59,50 @@ def adapter_files(model: CausalLM, recipe: Any, record: dict[str, Any]) -> dict[
 def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The adapter's tensors under PEFT's names and PEFT's config, or under ours and None."""
     sites = list(adapted(model.hf))
-    cls = type(sites[0][1].adapter)
-    config = cls.peft_config(recipe.adapter, any(module.start is not None for _, module in sites))
-    dtype = DTYPES[recipe.adapter.dtype or recipe.model.dtype]
-    tensors = {}
-    for site, module in sites:
-        own = module.adapter.state_dict() if config is None else module.adapter.peft_tensors(module.start)
-        for name, tensor in own.items():
-            key = f"{PREFIX}{site}.{cls.peft_names[name]}" if config is not None else f"{site}.{name}"
-            tensors[key] = tensor.detach().to("cpu", dtype).contiguous()
-    if config is not None:
-        config = {**_shared_keys(model, recipe, sites), **config, **_patterns(sites, config)}
-    return tensors, config
+    dtype = DTYPES[(recipe.adapter.dtype if recipe.adapter is not None else None) or recipe.model.dtype]
+    forms = {name: _site_form(module) for name, module in sites}
+    whole = model.shared is None and bool(forms) and all(form is not None for form in forms.values())
+    if not whole:
+        own = trained_tensors(model)
+        return {name: tensor.to("cpu", dtype).contiguous() for name, tensor in own.items()}, None
+    tensors = {
+        f"{PREFIX}{site}.{name}": tensor
+        for site, form in forms.items()
+        if form is not None
+        for name, tensor in form[0].items()
+    }
+    beside = {f"{PREFIX}{name}": parameter for name, parameter in base_parameters(model)}
+    keys = {site: form[1] for site, form in forms.items() if form is not None}
+    section = type(sites[0][1].adapter).peft_config(
+        recipe.adapter, any(module.start is not None for _, module in sites)
+    )
+    common = section if section is not None and section in keys.values() else next(iter(keys.values()))
+    config = {**_shared_keys(model, recipe, sites), **common, **_patterns(keys, common)}
+    if beside:
+        config["modules_to_save"] = sorted({name.rpartition(".")[0] for name, _ in base_parameters(model)})
+    cast = {k: t.detach().to("cpu", dtype).contiguous() for k, t in {**tensors, **beside}.items()}
+    return cast, config
+
+
+def _site_form(module: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """PEFT's tensor names and values and the config's keys at one site; None where PEFT has no such form.
+
+    What restarts added to the base goes along as further rows of A and columns of B.
+    """
+    adapter = module.adapter
+    if isinstance(module.base, Changed):
+        if "linear_delta" not in adapter.provides or module.base.A is None or module.base.B is None:
+            return None
+        A, B = adapter.factors(module.start)
+        A, B = torch.cat([A, module.base.A]), torch.cat([B, module.base.B], dim=1)
+        rank = A.shape[0]
+        plain = {"peft_type": "LORA", "r": rank, "lora_alpha": float(rank), "lora_dropout": 0.0}
+        return {LORA_NAMES["A"]: A, LORA_NAMES["B"]: B}, {**plain, "use_rslora": False}
+    keys = adapter.peft_keys(module.start is not None)
+    if keys is None:
+        return None
+    names = adapter.peft_names or LORA_NAMES
+    return {names[name]: tensor for name, tensor in adapter.peft_tensors(module.start).items()}, keys
 
 
 def _shared_keys(model: CausalLM, recipe: Any, sites: list[Any]) -> dict[str, Any]:
@@ -90,26 +125,23 @@ def _target_modules(model: CausalLM, names: list[str]) -> list[str]:
     return sorted(leaves) if told == set(names) else sorted(names)
 
 
-def _patterns(sites: list[Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Sites whose rank or alpha is not the section's, under PEFT's `rank_pattern` and `alpha_pattern`."""
-    own = {
-        name: module.adapter.peft_config(module.adapter.config, module.start is not None)
-        for name, module in sites
-    }
-    ranks = {name: keys["r"] for name, keys in own.items() if keys["r"] != config["r"]}
+def _patterns(keys: dict[str, dict[str, Any]], common: dict[str, Any]) -> dict[str, Any]:
+    """Sites whose rank or alpha is not the common one, under PEFT's `rank_pattern` and `alpha_pattern`."""
+    ranks = {name: own["r"] for name, own in keys.items() if own["r"] != common["r"]}
     alphas = {
-        name: keys["lora_alpha"] for name, keys in own.items() if keys["lora_alpha"] != config["lora_alpha"]
+        name: own["lora_alpha"] for name, own in keys.items() if own["lora_alpha"] != common["lora_alpha"]
     }
     return {k: v for k, v in (("rank_pattern", ranks), ("alpha_pattern", alphas)) if v}
 
 
 def _card(recipe: Any, record: dict[str, Any], config: dict[str, Any] | None) -> str:
+    method = f"{recipe.adapter.method} adapter" if recipe.adapter is not None else "trained weights"
     return CARD.format(
         base=recipe.model.name,
         library="lrft" if config is None else "peft",
-        family=recipe.adapter.method if config is None else config["peft_type"].lower(),
+        family=method.split()[0] if config is None else config["peft_type"].lower(),
         title=record.get("name", "adapter"),
-        method=recipe.adapter.method,
+        method=method,
         version=__version__,
         steps=record.get("step"),
         quantization=recipe.quantization.method,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lrft.assemble import subject
+from lrft.assemble.job import subject
 from lrft.core.adapted import adapters_off
 from lrft.core.axes import TASKS
 from lrft.core.config import MethodConfig, parse_choice

@@ -8,15 +8,18 @@ from typing import Any
 from lrft.core.errors import ToleranceError
 from lrft.data.steps import eval_batches
 from lrft.export.fidelity import compare
-from lrft.export.merge import check_free, merge_into, relative_change, write_merged
+from lrft.export.merge import check_free, merge_into, relative_change, truncate, write_merged
 from lrft.jobs.open_run import open_run, trusts_remote_code
 from lrft.jobs.say import say
 from lrft.model.load import DTYPES, load_model
 from lrft.train.folder import RunFolder
 
 
-def merge_run(folder: RunFolder, out: Path, onto: str | None) -> dict[str, Any]:
+def merge_run(folder: RunFolder, out: Path, onto: str | None, rank: int | None = None) -> dict[str, Any]:
     """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
+
+    Args:
+        rank: keep only so many leading rank components, of adapters that allow it.
 
     Raises:
         UsageError: `out` is not free.
@@ -25,6 +28,8 @@ def merge_run(folder: RunFolder, out: Path, onto: str | None) -> dict[str, Any]:
     """
     check_free(out)
     recipe, text, adaptation = open_run(folder)
+    if rank is not None:
+        truncate(adaptation.model, rank)
     onto = onto or recipe.export.onto
     dtype = DTYPES[recipe.export.dtype or recipe.model.dtype]
     trusted = trusts_remote_code(folder)
@@ -42,6 +47,7 @@ def merge_run(folder: RunFolder, out: Path, onto: str | None) -> dict[str, Any]:
     record = {
         "run": folder.path.name,
         "onto": onto,
+        **({} if rank is None else {"rank": rank}),
         "dtype": str(dtype).removeprefix("torch."),
         "relative_change": relative_change(adaptation.model),
         "rows": len(rows),

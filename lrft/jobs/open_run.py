@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from lrft.assemble import Adaptation, Text, adapt, read_text
+from lrft.assemble.adapt import Adaptation, adapt
+from lrft.assemble.text import Text, read_text
 from lrft.core.errors import UsageError
 from lrft.jobs.say import progress, say
-from lrft.model.attach import load_adapter_tensors
+from lrft.model.trained import load_trained_tensors
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.train import checkpoint
 from lrft.train.device import make_accelerator
-from lrft.train.folder import RECIPE, RUN, RunFolder
+from lrft.train.folder import PLAN, RECIPE, RUN, RunFolder
 
 
 def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
@@ -30,9 +31,16 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
     with progress() as show:
         tensors = checkpoint.read_adapter(saved)
-        adaptation = adapt(recipe, device=device, trust_remote_code=trusted, saved=tensors, progress=show)
+        adaptation = adapt(
+            recipe,
+            device=device,
+            trust_remote_code=trusted,
+            saved=tensors,
+            planned=folder.read(PLAN),
+            progress=show,
+        )
     checkpoint.check_identity(saved, checkpoint.Identity(recipe_hash(recipe), adaptation.model.fingerprint))
-    load_adapter_tensors(adaptation.model, tensors)
+    load_trained_tensors(adaptation.model, tensors)
     adaptation.model.eval()
     return recipe, text, adaptation
 

@@ -9,17 +9,21 @@ import torch
 from rich import print as show
 from rich.table import Table
 
-from lrft.assemble import adapt, quantizer, read_text, train_data
-from lrft.core.axes import ADAPTERS, OPTIMIZERS
+from lrft.assemble.adapt import Adaptation, adapt, quantizer
+from lrft.assemble.job import build_optimizer
+from lrft.assemble.text import read_text, train_data
+from lrft.core.axes import ADAPTERS
 from lrft.core.params import ParamInfo
-from lrft.core.stages import Plan
 from lrft.data.show import facts
+from lrft.model.attach import attach_without_weights
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.sites import linear_sites
+from lrft.model.trained import parameter_infos
 from lrft.recipe.load import LoadedRecipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
+from lrft.train import updates
 
 
 def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -34,9 +38,10 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
     recipe = loaded.recipe
     text = read_text(recipe, trust_remote_code=trust_remote_code)
     adaptation = adapt(recipe, trust_remote_code=trust_remote_code, meta=True)
-    infos = _planned_parameters(recipe, adaptation.plan)
-    settings = recipe.train
     base = sum(parameter.numel() for parameter in adaptation.model.hf.parameters())
+    linear = sum(s.in_features * s.out_features for s in linear_sites(adaptation.model).values())
+    infos = _planned_parameters(recipe, adaptation)
+    settings = recipe.train
     trainable = sum(info.param.numel() for info in infos)
     return {
         "recipe": loaded.name,
@@ -48,8 +53,9 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
         ],
         "base_parameters": base,
         "trainable_parameters": trainable,
-        "trainable_percent": 100 * trainable / (base + trainable),
-        "memory_bytes": _memory(recipe, adaptation.model, infos),
+        "trainable_percent": 100 * trainable / (base + sum(i.param.numel() for i in infos if i.site)),
+        "ranks_undecided": adaptation.undecided,
+        "memory_bytes": _memory(recipe, adaptation.model, infos, base, linear),
     }
 
 
@@ -66,35 +72,36 @@ def show_plan(plan: dict[str, Any]) -> None:
     table.add_row("base parameters", f"{plan['base_parameters']:,}")
     share = f"{plan['trainable_percent']:.3f} % of base + trainable"
     table.add_row("trainable parameters", f"{plan['trainable_parameters']:,} ({share})")
+    if plan["ranks_undecided"]:
+        table.add_row("", "before a planner that looks at weights or data has had its say")
     for label, size in plan["memory_bytes"].items():
         table.add_row(f"memory: {label.replace('_', ' ')}", f"{size / 2**20:,.1f} MiB")
     show(table)
 
 
-def _planned_parameters(recipe: Recipe, plan: Plan) -> list[ParamInfo]:
-    """The trainable parameters, from adapters built without storage."""
-    cls = ADAPTERS.get(recipe.adapter.method)
-    found = []
-    with torch.device("meta"):
-        for name, entry in plan.items():
-            adapter = cls(type(recipe.adapter).model_validate(entry.settings), entry.site)
-            for key, parameter in adapter.named_parameters():
-                if parameter.requires_grad:
-                    role = adapter.roles.get(key, "vector" if parameter.ndim == 1 else "matrix")
-                    found.append(ParamInfo(f"{name}.{key}", parameter, role, name))
-    return found
+def _planned_parameters(recipe: Recipe, adaptation: Adaptation) -> list[ParamInfo]:
+    """The trainable parameters, from adapters built without storage, put where training puts them."""
+    model = adaptation.model
+    if recipe.adapter is not None:
+        with torch.device("meta"):
+            attach_without_weights(
+                model, adaptation.plan, ADAPTERS.get(recipe.adapter.method), recipe.adapter
+            )
+    return parameter_infos(model)
 
 
-def _memory(recipe: Recipe, model: CausalLM, infos: list[ParamInfo]) -> dict[str, int]:
+def _memory(
+    recipe: Recipe, model: CausalLM, infos: list[ParamInfo], base: int, linear: int
+) -> dict[str, int]:
     item = DTYPES[recipe.model.dtype].itemsize
-    linear = sum(site.in_features * site.out_features for site in linear_sites(model).values())
-    other = sum(parameter.numel() for parameter in model.hf.parameters()) - linear
-    trainable = sum(info.param.numel() for info in infos)
+    trained = {info.name for info in infos if not info.site}
+    stored = item if trained and recipe.trainable.weights == "full" else _bytes_per_weight(recipe)
+    gradients = [info.param.numel() * info.param.element_size() for info in infos]
     sizes = {
-        "linear_weights": round(linear * _bytes_per_weight(recipe)),
-        "other_weights": other * item,
-        "adapter": trainable * 4,
-        "gradients": trainable * 4,
+        "linear_weights": round(linear * stored),
+        "other_weights": (base - linear) * item,
+        "adapter": sum(i.param.numel() * i.param.element_size() for i in infos if i.site),
+        "gradients": max(gradients) if recipe.optimizer.per_layer else sum(gradients),
         "optimizer_state": _optimizer_bytes(recipe, infos),
         "activations_estimated": _activation_bytes(recipe, model),
     }
@@ -109,22 +116,31 @@ def _bytes_per_weight(recipe: Recipe) -> float:
 
 
 def _optimizer_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
-    """Bytes of state after one step of the real optimizer, one parameter of each shape and role standing for all."""
-    kinds = Counter((tuple(info.param.shape), info.role) for info in infos)
-    total = 0
-    for (shape, role), number in kinds.items():
-        param = torch.nn.Parameter(torch.zeros(shape))
-        optimizer = OPTIMIZERS.get(recipe.optimizer.method).build(
-            [ParamInfo("p", param, role)], recipe.optimizer
-        )
-        param.grad = torch.ones(shape)
+    """Bytes of state after one step of the very optimizer that training builds, on tensors without storage."""
+    with torch.device("meta"):
+        optimizer = build_optimizer(recipe, infos)
+        if getattr(optimizer, "calls_closure", False):
+            return updates.state_bytes(optimizer)
+        if not getattr(optimizer, "steps_without_storage", True):
+            return _sampled_optimizer_bytes(recipe, infos)
+        for info in infos:
+            info.param.grad = torch.empty_like(info.param)
         optimizer.step()
-        state = optimizer.state[param]
-        shared = ("qmap1", "qmap2")  # code tables, one for the whole optimizer
-        tensors = [
-            v for k, v in state.items() if isinstance(v, torch.Tensor) and v.numel() > 1 and k not in shared
-        ]
-        total += number * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        found = updates.state_bytes(optimizer)
+        optimizer.zero_grad()
+    return found
+
+
+def _sampled_optimizer_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
+    """The same for optimizers whose kernels need storage: one parameter of each shape and role stands for all."""
+    kinds = Counter((tuple(info.param.shape), info.role, info.param.dtype) for info in infos)
+    total = 0
+    for (shape, role, dtype), number in kinds.items():
+        param = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+        optimizer = build_optimizer(recipe, [ParamInfo("p", param, role)])
+        param.grad = torch.ones(shape, dtype=dtype)
+        optimizer.step()
+        total += number * updates.state_bytes(optimizer)
     return total
 
 

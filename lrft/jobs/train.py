@@ -9,14 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from lrft.assemble import Job, adapt, assemble, read_text, silent
+from lrft.assemble.adapt import adapt
+from lrft.assemble.job import Job, assemble
+from lrft.assemble.text import read_text, silent
 from lrft.core.errors import UsageError
 from lrft.core.params import count
 from lrft.data.show import facts
 from lrft.export.peft_format import adapter_files, write_adapter_folder
 from lrft.jobs.memory import memory_advice
 from lrft.jobs.say import progress, say
-from lrft.model.attach import load_adapter_tensors
+from lrft.model.trained import load_trained_tensors
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import compare, recipe_hash, resolved
 from lrft.recipe.schema import Recipe
@@ -73,6 +75,7 @@ def _train_in(
                 trust_remote_code=trust_remote_code,
                 text=text,
                 saved=tensors,
+                planned=None if tensors is None else folder.read(PLAN),
                 progress=show if lead else silent,
             )
         job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe))
@@ -185,7 +188,7 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
 
 def _resume(job: Job, saved: Path, tensors: dict[str, Tensor]) -> None:
     checkpoint.check_identity(saved, job.identity)
-    load_adapter_tensors(job.adaptation.model, tensors)
+    load_trained_tensors(job.adaptation.model, tensors)
     checkpoint.restore(job.run, saved)
     say(f"resuming after step {job.run.step} of {job.run.total_steps}")
 
@@ -201,6 +204,7 @@ def _close(job: Job, seconds: float) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory(),
         "name": folder.path.name,
     }
+    result |= run.summary
     scorer = next((c for c in run.callbacks if isinstance(c, Scorer)), None)
     if scorer is not None and scorer.best_step:
         result |= {"best_eval_loss": scorer.best, "best_checkpoint": f"checkpoints/step-{scorer.best_step}"}

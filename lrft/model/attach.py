@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapted import Adapted, adapted
+from lrft.core.adapted import Adapted
 from lrft.core.adapter import Adapter
 from lrft.core.errors import RecipeError
-from lrft.core.frozen import FrozenLinear, Quantizer
+from lrft.core.frozen import Quantizer
 from lrft.core.names import did_you_mean
-from lrft.core.params import ParamInfo, Site
+from lrft.core.params import Site
 from lrft.core.stages import Init, Plan, Signals, SitePlan
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
@@ -40,62 +40,137 @@ def attach(
     model: CausalLM,
     plan: Plan,
     *,
-    adapter: type[Adapter],
-    config: Any,
-    init: Init,
     quantize: Quantizer,
+    adapter: type[Adapter] | None = None,
+    config: Any = None,
+    init: Init | None = None,
     signals: Signals | None = None,
-    starts: dict[str, dict[str, Tensor]] | None = None,
+    saved: dict[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Replace every linear map but the head by its frozen form, and wrap the planned ones with an adapter.
+    """Replace every linear map that does not train, but the head, by its frozen form, and wrap the planned ones.
 
     An init sees the true weight, before rounding. Each site draws from its own seed, so what one site starts
-    with does not depend on which others are adapted. A start that the base gives up is kept beside the adapter:
-    `starts` holds those of a checkpoint, which are used instead of decomposing again, since a decomposition is not
-    the same bits on another machine.
+    with does not depend on which others are adapted. A start that the base gives up is kept beside the adapter.
+
+    Args:
+        saved: adapter tensors of a checkpoint. Nothing is initialised then: its starts are used instead of
+            decomposing again, since a decomposition is not the same bits on another machine.
 
     Raises:
         RecipeError: the adapter cannot take the shape of a site.
     """
-    names = list(linear_sites(model))
-    for done, name in enumerate(names):
+    names = [name for name in linear_sites(model) if not trains(model, name)]
+    blocks = [name for name, entry in plan.items() if entry.site.kind != "linear"]
+    shared = None
+    if adapter is not None:
+        torch.manual_seed(seed)
+        sites = {name: entry.site for name, entry in plan.items() if entry.settings is not None}
+        shared = adapter.shared(config, sites, model.hf.config.get_text_config().hidden_size)
+        model.shared = None if shared is None else shared.to(device)
+    for done, name in enumerate([*names, *blocks]):
         if progress is not None:
-            progress(done, len(names))
+            progress(done, len(names) + len(blocks))
+        entry = plan.get(name)
+        torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+        part = None
+        if entry is not None and entry.settings is not None:
+            assert adapter is not None and init is not None
+            part = _make(adapter, type(config).model_validate(entry.settings), entry.site, shared).to(device)
+        if name in blocks:
+            if part is not None:
+                _wrap_block(model.hf, name, part)
+            continue
         layer = model.hf.get_submodule(name)
         if is_transposed(layer):
             model.transposed.add(name)
         weight, bias = dense(layer)
-        weight = weight.to(device)
-        bias = None if bias is None else bias.to(device)
-        if name not in plan:
-            _replace(model.hf, name, quantize(weight, bias))
-            continue
-        settings = type(config).model_validate(plan[name].settings)
-        torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
-        try:
-            part = adapter(settings, plan[name].site).to(device)
-        except ValueError as error:
-            raise RecipeError(f"{name}: {error}", "adapter") from None
-        if settings.dtype is not None:
-            part.compute_dtype = DTYPES[settings.dtype]
-        if starts is not None and name in starts:
-            part.load_state_dict(starts[name])
+        weight, bias = weight.to(device), None if bias is None else bias.to(device)
+        store = _storing(quantize, entry)
+        if part is None:
+            _replace(model.hf, name, store(weight, bias))
         else:
-            init.apply(part, weight, (signals or {}).get(name, {}), quantize)
-        _replace(model.hf, name, _adapted(part, weight, bias, init, quantize))
+            found = _parts_of(name, saved)
+            _replace(
+                model.hf,
+                name,
+                _adapted(part, weight, bias, init, store, (signals or {}).get(name, {}), found),
+            )
     model.hf.to(device)
+    if shared is not None:
+        shared.bind(model)
 
 
-def _adapted(part: Adapter, weight: Tensor, bias: Tensor | None, init: Init, quantize: Quantizer) -> Adapted:
-    """The wrapper of one site; with a residual init the base gives up the adapter's start, or is anchored."""
-    if not init.residual:
+def attach_without_weights(model: CausalLM, plan: Plan, adapter: type[Adapter], config: Any) -> None:
+    """The adapters of a plan on a model that has no weights, for counting. Call it under `torch.device("meta")`."""
+    sites = {name: entry.site for name, entry in plan.items() if entry.settings is not None}
+    shared = adapter.shared(config, sites, model.hf.config.get_text_config().hidden_size)
+    model.shared = shared
+    for name, site in sites.items():
+        part = _make(adapter, type(config).model_validate(plan[name].settings), site, shared)
+        _replace(model.hf, name, Adapted(model.hf.get_submodule(name), part))  # type: ignore[arg-type]
+
+
+def trains(model: CausalLM, name: str) -> bool:
+    """Whether the weight of the layer called `name` trains itself, and so stays a plain layer."""
+    return model.hf.get_submodule(name).get_parameter("weight").requires_grad
+
+
+def _make(adapter: type[Adapter], settings: Any, site: Site, shared: nn.Module | None) -> Adapter:
+    try:
+        part = adapter.at(settings, site, shared)
+    except ValueError as error:
+        raise RecipeError(f"{site.name}: {error}", "adapter") from None
+    if settings.dtype is not None:
+        part.compute_dtype = DTYPES[settings.dtype]
+    return part
+
+
+def _storing(quantize: Quantizer, entry: SitePlan | None) -> Quantizer:
+    """The recipe's storage with the settings that a planner chose for this site."""
+    chosen = {} if entry is None else entry.quantization
+
+    def store(weight: Tensor, bias: Tensor | None = None, **settings: Any) -> Any:
+        return quantize(weight, bias, **{**chosen, **settings})
+
+    return store
+
+
+def _adapted(
+    part: Adapter,
+    weight: Tensor,
+    bias: Tensor | None,
+    init: Init | None,
+    quantize: Quantizer,
+    signal: dict[str, Tensor] | None = None,
+    saved: dict[str, dict[str, Tensor]] | None = None,
+) -> Adapted:
+    """The wrapper of one site; with a residual init the base gives up the adapter's start, or is anchored.
+
+    Args:
+        saved: the parts of a checkpoint at this site (`start`, `offset`); None to initialise.
+    """
+    assert init is not None
+    if saved is None:
+        offset = init.apply(part, weight, signal or {}, quantize)
+        start = copy.deepcopy(part) if init.residual else None
+    else:
+        offset = (saved["offset"]["A"], saved["offset"]["B"]) if "offset" in saved else None
+        start = copy.deepcopy(part) if "start" in saved else None
+        if start is not None:
+            start.load_state_dict(saved["start"])
+    if start is None:
         base = quantize(weight, bias)
         part.start(base.weight())
         return Adapted(base, part)
-    start, base, wanted = copy.deepcopy(part), quantize(weight, bias), init.config.residual
+    if offset is not None:
+        offset = (offset[0].to(weight.device), offset[1].to(weight.device))
+        residual = weight.float() - offset[1] @ offset[0]
+        return Adapted(quantize(residual.to(weight.dtype), bias), part, start, offset=offset)
+    wanted = getattr(init.config, "residual", "rewrite")
+    base = quantize(weight, bias)
     if wanted == "anchor" or (wanted is None and "dense_base" not in base.provides):
         return Adapted(base, part, start, anchored=True)
     with torch.no_grad():
@@ -103,74 +178,34 @@ def _adapted(part: Adapter, weight: Tensor, bias: Tensor | None, init: Init, qua
     return Adapted(quantize(residual.to(weight.dtype), bias), part, start)
 
 
+def _wrap_block(hf: nn.Module, name: str, part: Adapter) -> None:
+    """Put an adapter around a whole block, whose linear layers hold their frozen forms by now."""
+    block = hf.get_submodule(name)
+    try:
+        part.fit(block)
+    except ValueError as error:
+        raise RecipeError(f"{name}: {error}", "adapter") from None
+    _replace(hf, name, Adapted(block, part))  # type: ignore[arg-type]
+
+
+def _parts_of(name: str, saved: dict[str, Tensor] | None) -> dict[str, dict[str, Tensor]] | None:
+    """The `start` and `offset` tensors of one site in a checkpoint; None without a checkpoint."""
+    if saved is None:
+        return None
+    found: dict[str, dict[str, Tensor]] = {}
+    for part in ("start", "offset"):
+        prefix = f"{name}.{part}."
+        tensors = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+        if tensors:
+            found[part] = tensors
+    return found
+
+
 def dense(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The dense (out, in) weight and the bias of a linear layer as transformers loaded it."""
     weight = layer.get_parameter("weight").detach()
     bias = None if layer.bias is None else layer.get_parameter("bias").detach()
     return (weight.mT.contiguous() if is_transposed(layer) else weight), bias
-
-
-def parameter_infos(model: CausalLM) -> list[ParamInfo]:
-    """Every trainable parameter with the role its adapter gives it."""
-    found = []
-    for site, module in adapted(model.hf):
-        for name, parameter in module.adapter.named_parameters():
-            if parameter.requires_grad:
-                role = module.adapter.roles.get(name, "vector" if parameter.ndim == 1 else "matrix")
-                found.append(ParamInfo(f"{site}.{name}", parameter, role, site))
-    return found
-
-
-def adapter_tensors(model: CausalLM) -> dict[str, Tensor]:
-    """Site name + parameter name -> tensor, float32 masters, frozen parameters and saved buffers included."""
-    found = {}
-    for site, module in adapted(model.hf):
-        parts = {"": module.adapter} if module.start is None else {"": module.adapter, "start.": module.start}
-        for prefix, part in parts.items():
-            found.update(
-                {f"{site}.{prefix}{key}": value.detach() for key, value in part.state_dict().items()}
-            )
-    return found
-
-
-def starts_in(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Site -> the adapter's tensors at step 0, for the sites of a checkpoint whose base gave them up."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        site, marker, key = name.rpartition(".start.")
-        if marker:
-            found.setdefault(site, {})[key] = tensor
-    return found
-
-
-@torch.no_grad()
-def load_adapter_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
-    """Set the adapters' tensors, in place.
-
-    Raises:
-        KeyError: a tensor is missing or unknown, or has another shape.
-    """
-    own = adapter_tensors(model)
-    if own.keys() != tensors.keys():
-        odd = sorted(own.keys() ^ tensors.keys())[:3]
-        raise KeyError(
-            f"the checkpoint and the recipe do not hold the same adapter tensors: {', '.join(odd)}"
-        )
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
-            raise KeyError(
-                f"{name} is {tuple(tensor.shape)} here and {tuple(tensors[name].shape)} in the checkpoint"
-            )
-        tensor.copy_(tensors[name])
-
-
-def frozen_layers(model: CausalLM) -> Iterator[tuple[str, FrozenLinear, Adapted | None]]:
-    """Module path, frozen map and wrapper (None where no adapter sits) of every replaced linear layer."""
-    for name, module in model.hf.named_modules():
-        if isinstance(module, Adapted):
-            yield name, module.base, module
-        elif isinstance(module, FrozenLinear) and not name.endswith(".base"):
-            yield name, module, None
 
 
 def _replace(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lrft.core.axes import SIGNALS
 from lrft.core.batch import Batch
+from lrft.core.errors import DataError
 from lrft.core.objective import Objective
 from lrft.core.params import Site
-from lrft.core.stages import Signals, Statistic
+from lrft.core.stages import Signals, Statistic, Tokens
 from lrft.model.causal_lm import CausalLM
+
+Make = Callable[[str, str], Statistic]
+"""(site name, statistic name) -> a fresh statistic with its options."""
 
 
 def calibrate(
@@ -20,54 +27,182 @@ def calibrate(
     sites: dict[str, Site],
     batches: Iterable[Batch],
     objective: Objective,
+    make: Make,
     wants: Iterable[str],
     progress: Callable[[int], None] | None = None,
 ) -> Signals:
-    """Statistics of every site over the micro-batches, each weighing the same.
+    """The statistics `wants` of every site, over the micro-batches or until all have converged.
 
-    Weights need no gradient: dL/dW is the sum of dy^T x, so this works on any storage and under activation
-    checkpointing. The model computes in training mode, as the authors' codes do.
+    Weights need no gradient: dL/dW is the sum of dy^T x, so this works on any storage. With gradients the model
+    computes in training mode, as the authors' codes do; where no statistic asks for them, only the body runs, forward,
+    in evaluation mode. The loss behind the gradients is the objective's, divided as for a step of this micro-batch.
+
+    Sites that read the same tensor share a statistic `of_input` that was made with the same options.
+
+    Args:
+        batches: micro-batches; of one document each where a statistic is `per_document`.
+        progress: hears how many micro-batches are done.
 
     Returns:
-        Site name -> statistic name -> tensor on the CPU.
+        Site name -> statistic name -> tensor on the CPU; shared statistics are one tensor.
+
+    Raises:
+        DataError: a statistic could not be measured at a site.
     """
-    statistics = {site: {name: SIGNALS.get(name)() for name in wants} for site in sites}
-    handles = [model.hf.get_input_embeddings().register_forward_hook(_track)]
-    for name in sites:
-        handles.append(model.hf.get_submodule(name).register_forward_hook(_watch(statistics[name])))
-    was_training = model.training
-    model.train()
-    try:
+    names = list(wants)
+    watch = _Watch({site: {name: make(site, name) for name in names} for site in sites})
+    with watch.attached(model):
         for done, batch in enumerate(batches):
-            moved = batch.to(model.device)
-            (objective(model, moved) / max(1, moved.targets.numel())).backward()
+            watch.expect(batch, model.device)
+            if not watch.live:
+                break
+            _run(model, batch.to(model.device), objective, watch.backward)
+            watch.first = False
             if progress is not None:
                 progress(done + 1)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return {
-        site: {name: statistic.result().cpu() for name, statistic in found.items()}
-        for site, found in statistics.items()
-    }
+    return watch.results()
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """A micro-batch as a whole step, for the objective's divisor."""
+
+    targets: int
+    examples: int
+
+
+def _run(model: CausalLM, batch: Batch, objective: Objective, backward: bool) -> None:
+    if not backward:
+        with torch.no_grad():
+            model.hidden(batch)
+        return
+    totals = _Totals(batch.targets.numel(), len(batch.examples))
+    (objective(model, batch) / max(1, objective.divisor(totals))).backward()
+
+
+class _Watch:
+    """The statistics of all sites and the hooks that feed them.
+
+    Attributes:
+        statistics: site -> name -> statistic.
+        live: (site, name) of the statistics that take the coming micro-batch.
+        first: no forward pass is over yet, so who shares an input is still to be seen.
+    """
+
+    def __init__(self, statistics: dict[str, dict[str, Statistic]]) -> None:
+        self.statistics = statistics
+        self.backward = any(one.backward for found in statistics.values() for one in found.values())
+        self.live: set[tuple[str, str]] = set()
+        self.first = True
+        self.tokens = Tokens(torch.empty(0), torch.empty(0))
+        self._fresh = {
+            (site, name): dict(vars(one)) for site, found in statistics.items() for name, one in found.items()
+        }
+        self._followers: set[tuple[str, str]] = set()
+        self._readers: dict[int, tuple[weakref.ref[Tensor], list[str]]] = {}
+
+    @contextmanager
+    def attached(self, model: CausalLM) -> Iterator[None]:
+        """Hooks on the sites, the model in the mode it is measured in."""
+        handles = [
+            model.hf.get_submodule(name).register_forward_hook(self._hook(name)) for name in self.statistics
+        ]
+        if self.backward:
+            handles.append(model.hf.get_input_embeddings().register_forward_hook(_track))
+        was_training = model.training
+        model.train(self.backward)
+        try:
+            yield
+        finally:
+            model.train(was_training)
+            for handle in handles:
+                handle.remove()
+
+    def expect(self, batch: Batch, device: torch.device) -> None:
+        """Make ready for a micro-batch: which of its tokens count, and which statistics still want any."""
+        length = batch.input_ids.shape[1]
+        spans = [
+            torch.arange(row * length + start, row * length + end) for row, start, end in batch.documents
+        ]
+        self.tokens = Tokens(torch.cat(spans).to(device), batch.supervised.to(device))
+        self.live = {
+            (site, name)
+            for name in {name for found in self.statistics.values() for name in found}
+            for site in self.statistics.keys()
+            - _settled({s: found[name] for s, found in self.statistics.items()})
+        }
+
+    def results(self) -> Signals:
+        """Site -> name -> tensor on the CPU."""
+        tensors: dict[int, Tensor] = {}
+        found: Signals = {}
+        for site, statistics in self.statistics.items():
+            for name, statistic in statistics.items():
+                if id(statistic) not in tensors:
+                    try:
+                        tensors[id(statistic)] = statistic.result().cpu()
+                    except ValueError as error:
+                        raise DataError(
+                            f"{site}: {name} cannot be measured: {error}; use more batches"
+                        ) from None
+                found.setdefault(site, {})[name] = tensors[id(statistic)]
+        return found
+
+    def _hook(self, site: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if self.backward and not output.requires_grad:
+                return  # a pass for reference alone
+            if self.first:
+                self._share(site, inputs[0])
+            x = inputs[0].detach().flatten(0, -2)
+            later = []
+            for name, statistic in self.statistics[site].items():
+                if (site, name) not in self.live or (site, name) in self._followers:
+                    continue
+                if statistic.backward:
+                    later.append((name, statistic))
+                else:
+                    self._update(site, name, statistic, x, None)
+            if later:
+
+                def take(dy: Tensor) -> None:
+                    for name, statistic in later:
+                        self._update(site, name, statistic, x, dy.detach().flatten(0, -2))
+
+                output.register_hook(take)
+
+        return hook
+
+    def _update(self, site: str, name: str, statistic: Statistic, x: Tensor, dy: Tensor | None) -> None:
+        try:
+            statistic.update(x, dy, self.tokens)
+        except ValueError as error:
+            raise DataError(f"{site}: {name} cannot be measured: {error}") from None
+
+    def _share(self, site: str, x: Tensor) -> None:
+        """Let `site` use the statistics of a site that has just read the same tensor."""
+        known = self._readers.get(id(x))
+        if known is None or known[0]() is not x:
+            self._readers[id(x)] = (weakref.ref(x), [site])
+            return
+        for name, statistic in self.statistics[site].items():
+            for other in known[1]:
+                theirs = self.statistics[other][name]
+                if statistic.of_input and self._fresh[other, name] == vars(statistic):
+                    self.statistics[site][name] = theirs
+                    self._followers.add((site, name))
+                    break
+        known[1].append(site)
+
+
+def _settled(statistics: dict[str, Statistic]) -> set[str]:
+    """Sites whose statistic more batches would not change, by the rule of its class for all sites, if it has one."""
+    rule = getattr(type(next(iter(statistics.values()))), "settled", None)
+    if rule is not None:
+        return set(rule(statistics))
+    return {site for site, statistic in statistics.items() if statistic.converged}
 
 
 def _track(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     """With every weight frozen nothing would require a gradient before the first adapter."""
     return output.requires_grad_()
-
-
-def _watch(statistics: dict[str, Statistic]) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not output.requires_grad:
-            return
-        x = inputs[0].detach().flatten(0, -2)
-
-        def take(dy: Tensor) -> None:
-            for statistic in statistics.values():
-                statistic.update(x, dy.detach().flatten(0, -2))
-
-        output.register_hook(take)
-
-    return hook

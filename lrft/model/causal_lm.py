@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrft.core.adapter import Shared
 from lrft.core.batch import Batch
 from lrft.core.loss import Head
 
@@ -19,6 +20,7 @@ class CausalLM(nn.Module):
         hf: the transformers model.
         transposed: paths of layers whose weight transformers stores as (in, out) (GPT-2's Conv1D).
         fingerprint: identity of the dense base weights.
+        shared: what the adapters of all sites share, or None.
     """
 
     def __init__(self, hf: Any) -> None:
@@ -26,6 +28,7 @@ class CausalLM(nn.Module):
         self.hf = hf
         self.transposed: set[str] = set()
         self.fingerprint = ""
+        self.shared: Shared | None = None
         self._body: Any = None
 
     @property

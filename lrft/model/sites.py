@@ -35,6 +35,23 @@ def linear_sites(model: CausalLM) -> dict[str, Site]:
     return found
 
 
+def sites_of(model: CausalLM, kinds: tuple[str, ...]) -> dict[str, Site]:
+    """The sites of some kinds, in model order; the linear layers inside an `mlp` site are then none of their own."""
+    linear = linear_sites(model)
+    if "mlp" not in kinds:
+        return linear
+    hidden = model.hf.config.get_text_config().hidden_size
+    blocks = {name.rpartition(".mlp.")[0] + ".mlp" for name in linear if ".mlp." in name}
+    found: dict[str, Site] = {}
+    for name, site in linear.items():
+        block = name.rpartition(".mlp.")[0] + ".mlp"
+        if block in blocks and ".mlp." in name:
+            found.setdefault(block, Site(block, hidden, hidden, kind="mlp"))
+        elif "linear" in kinds:
+            found[name] = site
+    return found
+
+
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(out, in) of a linear map, or None for anything else."""
     if isinstance(module, nn.Linear):
@@ -60,7 +77,7 @@ def choose(sites: dict[str, Site], targets: str | list[str]) -> tuple[dict[str, 
         RecipeError: a pattern matches nothing; names near ones.
     """
     patterns = [targets] if isinstance(targets, str) else list(targets)
-    total = sum(site.in_features * site.out_features for site in sites.values())
+    total = sum(_size(site) for site in sites.values())
     chosen: set[str] = set()
     table = []
     for pattern in patterns:
@@ -74,9 +91,13 @@ def choose(sites: dict[str, Site], targets: str | list[str]) -> tuple[dict[str, 
                 "adapter.targets",
             )
         chosen |= set(hits)
-        size = sum(sites[name].in_features * sites[name].out_features for name in hits)
+        size = sum(_size(sites[name]) for name in hits)
         table.append(TargetRow(pattern, len(hits), size / total))
     return {name: site for name, site in sites.items() if name in chosen}, table
+
+
+def _size(site: Site) -> int:
+    return site.in_features * site.out_features
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from lrft.core.axes import AXES
+from lrft.core.axes import AXES, FORMATS
 from lrft.core.errors import Problem
 from lrft.core.traits import TRAITS
 from lrft.recipe.fields import listed, slot_at
@@ -59,9 +59,16 @@ class _Settings:
 
 
 def _unmet_requirements(settings: _Settings) -> Iterator[Problem]:
-    chosen = {axis: registry.declared(settings[f"{axis}.method"]) for axis, registry in AXES.items()}
+    chosen = {
+        axis: registry.declared(settings[f"{axis}.method"])
+        for axis, registry in AXES.items()
+        if settings[axis] is not None
+    }
     # Whether inputs are dropped is a setting and no method's trait; `_dropped_function` tells of it by its key.
     provided = frozenset({"undropped"}).union(*(part.provides for part in chosen.values()))
+    provided |= FORMATS.declared(settings["data.format.method"]).provides
+    if settings["trainable.weights"] != "adapter":
+        provided |= {"base_weights"}
     for axis, part in chosen.items():
         for trait in sorted(part.requires - provided):
             lacking = f"{part.name} requires what no chosen part provides: {_meaning(trait)}"
@@ -124,6 +131,8 @@ def _two_warmups(settings: _Settings) -> Iterator[Problem]:
 
 
 def _no_targets(settings: _Settings) -> Iterator[Problem]:
+    if settings["adapter"] is None:
+        return
     targets = settings["adapter.targets"]
     if targets == [] or targets == "" or (isinstance(targets, list) and "" in targets):
         yield Problem(
@@ -132,10 +141,53 @@ def _no_targets(settings: _Settings) -> Iterator[Problem]:
 
 
 def _dropped_function(settings: _Settings) -> Iterator[Problem]:
+    if settings["init"] is None:
+        return
     init = AXES["init"].declared(settings["init.method"])
     if "undropped" in init.requires and settings["adapter.dropout"]:
         message = f"{init.name} puts a part of the pretrained function where dropout would remove it; write 0"
         yield Problem("adapter.dropout", message)
+
+
+def _what_trains(settings: _Settings) -> Iterator[Problem]:
+    weights, quantized = settings["trainable.weights"], settings["quantization.method"]
+    if weights == "full" and settings["adapter"] is not None:
+        message = "full trains the weights themselves; write adapter: null, or trainable: adapter"
+        yield Problem("trainable.weights", message)
+    if weights == "adapter" and settings["adapter"] is None:
+        message = "there is no adapter, so nothing would train; write trainable: full, or choose an adapter"
+        yield Problem("adapter", message)
+    if weights == "full" and "dense_base" not in AXES["quantization"].declared(quantized).provides:
+        message = f"weights stored as {quantized} cannot be trained; write quantization: none"
+        yield Problem("quantization.method", message)
+    if weights == []:
+        yield Problem("trainable.weights", "is an empty list; write adapter, full, or patterns of parameters")
+    if weights != "adapter" and settings["model.dtype"] == "float16":
+        yield Problem("model.dtype", "float16 base weights do not train; write bfloat16 or float32")
+    if settings["trainable.update"] != "in_place":
+        if weights == "adapter":
+            message = "is about base weights, and none train; remove it (adapters are float32 already)"
+            yield Problem("trainable.update", message)
+        elif settings["model.dtype"] == "float32":
+            yield Problem("trainable.update", "float32 weights need no master copy; write in_place")
+
+
+def _updates_in_the_backward_pass(settings: _Settings) -> Iterator[Problem]:
+    if settings["optimizer.per_layer"] is not True:
+        return
+    optimizer = AXES["optimizer"].declared(settings["optimizer.method"])
+    if "per_parameter" not in optimizer.provides:
+        message = f"the update of {optimizer.name} looks at several parameters at once; write false"
+        yield Problem("optimizer.per_layer", message)
+    reasons = {
+        "train.clip": (None, "no global norm exists when each gradient is freed at once; write null"),
+        "train.gradient_accumulation": (1, "a gradient that is freed at once cannot be accumulated; write 1"),
+    }
+    for key, (needed, message) in reasons.items():
+        if settings[key] != needed:
+            yield Problem(key, f"{message} (optimizer.per_layer)")
+    if settings["model.dtype"] == "float16":
+        yield Problem("optimizer.per_layer", "float16 needs its gradients unscaled together; write bfloat16")
 
 
 def _scores_without_rows(settings: _Settings) -> Iterator[Problem]:
@@ -178,6 +230,8 @@ CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
     _two_warmups,
     _no_targets,
     _dropped_function,
+    _what_trains,
+    _updates_in_the_backward_pass,
     _scores_without_rows,
     _hub_keys_of_a_local_source,
     _compiled_for_one_shape,

@@ -16,7 +16,7 @@ from lrft.recipe.explain import validated
 from lrft.recipe.merge import COMMAND_LINE, is_override, merge, override, spelled_out
 from lrft.recipe.paths import located
 from lrft.recipe.resolved import flat
-from lrft.recipe.schema import Recipe
+from lrft.recipe.schema import Recipe, null_axes
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 
 DEFAULT = Place("default")
@@ -161,11 +161,15 @@ def _parent(extends: Node, path: Path, chain: tuple[Path, ...]) -> Path:
 
 def _with_methods_named(root: Node) -> Node:
     """Axes without a `method` get the default one: `optimizer: {lr: 1e-4}` is the default optimizer."""
+    unset = null_axes(root.plain())
     for axis in AXES:
         section = root.get(axis)
-        if section is None or (isinstance(section.value, dict) and "method" not in section.value):
+        if axis in unset:
+            root = root.with_value((axis,), Node(None, DEFAULT))
+        elif section is None or (isinstance(section.value, dict) and "method" not in section.value):
             default = Recipe.model_fields[axis].default
-            root = root.with_value((axis, "method"), Node(default, DEFAULT))
+            if default is not None:
+                root = root.with_value((axis, "method"), Node(default, DEFAULT))
     return root
 
 

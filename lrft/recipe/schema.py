@@ -1,4 +1,4 @@
-"""The recipe: thirteen strict sections. A method's own settings live in that method's file, not here."""
+"""The recipe: sixteen strict sections. A method's own settings live in that method's file, not here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from lrft.core.axes import (
     OBJECTIVES,
     OPTIMIZERS,
     QUANTIZERS,
+    RESTARTS,
+    SELECTORS,
     TASKS,
 )
 from lrft.core.config import Choice, Field, Literal, MethodConfig, Section, Source, model_validator
@@ -30,6 +32,26 @@ class ModelSection(Section):
     )
     activation_checkpointing: bool = Field(False, description="recompute each block in the backward pass")
     compile: bool = Field(False, description="torch.compile the model body")
+
+
+class TrainableSection(Section):
+    """What trains. A plain string, or a list of patterns, is short for `{weights: ...}`."""
+
+    weights: Literal["adapter", "full"] | list[str] = Field(
+        "adapter",
+        description="adapter: the base stays frozen; full: every base weight; or patterns of base parameters that "
+        "train beside the adapter, such as `*norm.weight`",
+    )
+    update: Literal["in_place", "master", "stochastic"] = Field(
+        "in_place",
+        description="how bfloat16 base weights are updated: in place, rounded to nearest; through a float32 master "
+        "copy (4 more bytes a number); or in place with stochastic rounding",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"weights": value} if isinstance(value, str | list) else value
 
 
 class ScheduleSection(Section):
@@ -131,9 +153,12 @@ class Recipe(Section):
 
     model: ModelSection
     quantization: Annotated[Any, Choice(QUANTIZERS)] = Field(default="none", validate_default=True)
-    adapter: Annotated[Any, Choice(ADAPTERS)] = Field(default="lora", validate_default=True)
-    init: Annotated[Any, Choice(INITS)] = Field(default="default", validate_default=True)
+    trainable: TrainableSection = TrainableSection()
+    adapter: Annotated[Any, Choice(ADAPTERS, optional=True)] = Field(default="lora", validate_default=True)
+    init: Annotated[Any, Choice(INITS, optional=True)] = Field(default="default", validate_default=True)
     allocate: Annotated[Any, Choice(ALLOCATORS)] = Field(default="uniform", validate_default=True)
+    restart: Annotated[Any, Choice(RESTARTS, optional=True)] = None
+    select: Annotated[Any, Choice(SELECTORS, optional=True)] = None
     objective: Annotated[Any, Choice(OBJECTIVES)] = Field(default="cross_entropy", validate_default=True)
     optimizer: Annotated[Any, Choice(OPTIMIZERS)] = Field(default="adamw", validate_default=True)
     schedule: ScheduleSection = ScheduleSection()
@@ -143,8 +168,28 @@ class Recipe(Section):
     export: ExportSection = ExportSection()
     logging: LoggingSection = LoggingSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_an_adapter(cls, value: Any) -> Any:
+        return {**dict.fromkeys(null_axes(value)), **value} if isinstance(value, dict) else value
+
     def parts(self) -> dict[str, MethodConfig]:
-        """Axis -> the chosen method's settings."""
+        """Axis -> the chosen method's settings; axes that are null are left out."""
         from lrft.core.axes import AXES
 
-        return {axis: getattr(self, axis) for axis in AXES}
+        return {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) is not None}
+
+
+def null_axes(plain: dict[str, Any]) -> list[str]:
+    """Axes that are null when nothing is written for them, in a recipe as written.
+
+    Where every weight trains there is no adapter, and without an adapter there is nothing to initialise.
+    """
+    trainable = plain.get("trainable")
+    weights = trainable.get("weights") if isinstance(trainable, dict) else trainable
+    found = [axis for axis in ("restart", "select") if axis not in plain]
+    if "adapter" not in plain and weights == "full":
+        found.append("adapter")
+    if "init" not in plain and ("adapter" in found or plain.get("adapter", "") is None):
+        found.append("init")
+    return found

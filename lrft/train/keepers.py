@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,17 @@ class GradientCheck(Callback):
     def __init__(self) -> None:
         self.reached: dict[str, Tensor] = {}
 
+    def start(self, run: Run) -> None:
+        """Where gradients are freed in the backward pass, look at them there."""
+        if run.step < self.STEPS and getattr(run.optimizer, "consumes_gradients", False):
+            for info in run.parameters:
+                info.param.register_hook(partial(self._look, run, info.name))
+
+    def _look(self, run: Run, name: str, grad: Tensor) -> None:
+        if run.step < self.STEPS:
+            hit = grad.count_nonzero() > 0
+            self.reached[name] = hit | self.reached.get(name, torch.zeros_like(hit))
+
     def after_backward(self, run: Run) -> None:
         if run.step >= self.STEPS:
             return
@@ -124,8 +136,9 @@ class GradientCheck(Callback):
             return
         names = list(self.reached)
         alive = torch.stack([self.reached[name] for name in names]).tolist()  # one wait for all tensors
-        dead = [i.name for i in run.parameters if i.name not in self.reached]
-        dead += [name for name, hit in zip(names, alive, strict=True) if not hit]
+        trains = {info.name for info in run.parameters if info.param.requires_grad}  # some may rest by choice
+        dead = [i.name for i in run.parameters if i.name in trains - self.reached.keys()]
+        dead += [name for name, hit in zip(names, alive, strict=True) if not hit and name in trains]
         if run.metrics.get("loss") == 0:
             raise NumericalError(
                 f"step {run.step}: the loss is exactly 0, so nothing is learnt; check data.format"

@@ -28,7 +28,9 @@ def train(run: Run, steps: Iterable[StepBatches], objective: Objective) -> Run:
         run.fire("before_step")
         closure = partial(step_loss, run, batches, objective)  # forward, and backward if gradients are on
         if getattr(run.optimizer, "calls_closure", False):  # zeroth-order methods decide how often
+            run.model.eval()  # two losses are compared, so dropout must not differ between them
             loss, norm = run.optimizer.step(closure), 0.0
+            run.model.train()
         else:
             loss = closure()
             unscale_gradients(run)  # float16 only

@@ -40,6 +40,7 @@ class MetricsFile(Callback):
         os.replace(scratch, self.path)
 
     def after_step(self, run: Run) -> None:
+        run.metrics = {key: _plain(value) for key, value in run.metrics.items()}
         now = time.perf_counter()
         seconds, self.began = now - self.began, now
         run.record(
@@ -55,6 +56,11 @@ class MetricsFile(Callback):
                     f"{self.path}: could not be written ({error.strerror}). Earlier checkpoints are intact; "
                     "free some space and add --resume."
                 ) from error
+
+
+def _plain(value: Any) -> Any:
+    """A 0-d tensor as a number, anything else as it is."""
+    return value.item() if isinstance(value, torch.Tensor) else value
 
 
 class Bar(Callback):

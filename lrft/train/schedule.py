@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -34,7 +35,28 @@ def factor(method: str, step: int, warmup: int, total: int) -> float:
     raise ValueError(f"unknown schedule {method!r}")
 
 
-def build(optimizer: Optimizer, section: Any, total_steps: int) -> LambdaLR:
+class Restartable(LambdaLR):
+    """A schedule whose warm-up can be repeated: from a restart on, the factor rises from 0 to what it would be."""
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+        self.restarted_at = 0
+        self.rewarmup = 0  # steps; 0 where nothing was restarted
+        super().__init__(optimizer, lambda step: factor(step) * self._rewarmed(step))
+
+    def restart(self, warmup: int) -> None:
+        """Fall to 1 / (warmup + 1) of the rate for the coming step, and be back within `warmup` steps."""
+        self.restarted_at, self.rewarmup = self.last_epoch, warmup
+        for group, base, scale in zip(
+            self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * scale(self.last_epoch)
+
+    def _rewarmed(self, step: int) -> float:
+        since = step - self.restarted_at
+        return (since + 1) / (self.rewarmup + 1) if since < self.rewarmup else 1.0
+
+
+def build(optimizer: Optimizer, section: Any, total_steps: int) -> Restartable:
     """The schedule of a recipe, multiplying each group's learning rate."""
     warmup = warmup_steps(section, total_steps)
-    return LambdaLR(optimizer, lambda step: factor(section.method, step, warmup, total_steps))
+    return Restartable(optimizer, lambda step: factor(section.method, step, warmup, total_steps))

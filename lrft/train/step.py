@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lrft.core.adapter import Adapter
 from lrft.core.batch import Batch
+from lrft.core.context import computing
 from lrft.core.objective import Objective
 from lrft.core.run import Run
 
@@ -27,6 +27,10 @@ class StepBatches(Protocol):
         """Target tokens of the whole step, over all micro-batches and processes."""
 
     @property
+    def examples(self) -> int:
+        """Rows of the data, likewise."""
+
+    @property
     def tokens(self) -> int:
         """Real tokens, likewise."""
 
@@ -36,22 +40,24 @@ class StepBatches(Protocol):
 
 
 def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
-    """Mean loss per target token of the whole step, with gradients accumulated if they are on.
+    """Mean loss of the whole step, per target token or as the objective says, with gradients if they are on.
 
-    The summed loss of each micro-batch is divided by the target tokens of the step, so eight micro-batches of one
+    The summed loss of each micro-batch is divided by the objective's divisor of the step, so eight micro-batches of one
     row, one of eight rows, packed rows and two processes all give the same loss and gradients.
     """
     total = torch.zeros((), device=run.device)
-    penalized = [site.adapter for _, site in run.sites if type(site.adapter).penalty is not Adapter.penalty]
+    penalized = run.penalized
     share = 1.0 / (len(batches.micro_batches) * _world(run) or 1)
+    divisor = objective.divisor(batches)
     for micro_batch in batches.micro_batches:
-        loss = objective(run.model, micro_batch.to(run.device), run) / batches.targets
-        total += loss.detach()
-        for adapter in penalized:
-            penalty = adapter.penalty()
-            loss = loss if penalty is None else loss + penalty * share
-        if torch.is_grad_enabled():
-            (loss if run.scaler is None else run.scaler.scale(loss)).backward()
+        with computing(micro_batch):
+            loss = objective(run.model, micro_batch.to(run.device), run) / divisor
+            total += loss.detach()
+            for part in penalized:
+                penalty = part.penalty()
+                loss = loss if penalty is None else loss + penalty * share
+            if torch.is_grad_enabled():
+                (loss if run.scaler is None else run.scaler.scale(loss)).backward()
     run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch)
     if _world(run) > 1:
         total = run.accelerator.reduce(total, reduction="sum")
@@ -83,6 +89,9 @@ def clip_gradients(run: Run) -> float:
 
     Gradients that a per-layer optimizer has already consumed are absent and count nothing.
     """
+    if getattr(run.optimizer, "consumes_gradients", False):
+        norm = run.optimizer.take_norm()
+        return 0.0 if norm is None else float(norm)
     grads = [info.param.grad for info in run.parameters if info.param.grad is not None]
     if not grads:
         return 0.0
@@ -102,8 +111,8 @@ def _sum_gradients(run: Run) -> None:
     The trainable tensors are few and small, so one flat sum after the backward pass costs less than bucketing
     does, and no wrapper renames the model's parameters.
     """
-    params = [info.param for info in run.parameters]
-    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in params])
-    flat = run.accelerator.reduce(flat, reduction="sum")
+    params = [info.param for info in run.parameters if info.param.requires_grad]
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    flat = run.accelerator.reduce(torch.cat([part.float().flatten() for part in parts]), reduction="sum")
     for param, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
-        param.grad = part.view_as(param).clone()
+        param.grad = part.view_as(param).to(param.dtype, copy=True)

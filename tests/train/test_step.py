@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrft.assemble import adapt, assemble, read_text
+from lrft.assemble.adapt import adapt
+from lrft.assemble.job import assemble
+from lrft.assemble.text import read_text
 from lrft.core.errors import NumericalError, OutOfMemory
 from lrft.jobs.train import train_recipe
 from lrft.recipe.load import load_recipe

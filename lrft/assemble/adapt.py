@@ -1,0 +1,232 @@
+"""From a recipe to a base model with its adapter: sites, calibration, plan, attachment."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import chain, count, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrft.assemble.text import Text, silent, train_data
+from lrft.core.axes import ADAPTERS, ALLOCATORS, INITS, OBJECTIVES, QUANTIZERS, SIGNALS
+from lrft.core.batch import Batch
+from lrft.core.errors import RecipeError
+from lrft.core.frozen import FrozenLinear, Quantizer
+from lrft.core.params import Site
+from lrft.core.stages import Evidence, Plan, Planner, Signals, SitePlan, Statistic
+from lrft.data.steps import TrainData
+from lrft.data.tokenize import Encoded
+from lrft.evaluate.subject import Progress
+from lrft.model.attach import attach, dense, make_plan
+from lrft.model.calibrate import calibrate
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import configure, load_model
+from lrft.model.sites import TargetRow, choose, sites_of
+from lrft.model.trained import choose_base_weights
+from lrft.recipe.schema import Recipe
+
+
+@dataclass
+class Adaptation:
+    """A base model with a recipe's adapter on it, and how it came about."""
+
+    model: CausalLM
+    plan: Plan
+    targets: list[TargetRow]
+    undecided: bool = False  # a planner that looks at weights or data has not been asked
+
+
+def quantizer(recipe: Recipe) -> Quantizer:
+    """The recipe's storage format, ready to take (weight, bias) and settings of one layer."""
+    cls, config = QUANTIZERS.get(recipe.quantization.method), recipe.quantization
+
+    def store(weight: Tensor, bias: Tensor | None = None, **settings: Any) -> FrozenLinear:
+        chosen = type(config).model_validate({**config.model_dump(), **settings}) if settings else config
+        layer: FrozenLinear = cls(weight, bias, config=chosen)
+        return layer
+
+    return store
+
+
+def adapt(
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+    meta: bool = False,
+    text: Text | None = None,
+    saved: dict[str, Tensor] | None = None,
+    planned: dict[str, Any] | None = None,
+    progress: Progress = silent,
+) -> Adaptation:
+    """Load the base model and put the recipe's adapter on it; with `meta`, only plan it.
+
+    Args:
+        text: the training rows, for what calibrates.
+        saved: tensors of a checkpoint: its starts are used as they are, and nothing is calibrated again.
+        planned: plan.json of the run that `saved` belongs to.
+
+    Raises:
+        RecipeError: the model cannot be loaded, or a pattern matches nothing.
+    """
+    model = load_model(recipe.model, device=device, trust_remote_code=trust_remote_code, meta=meta)
+    _check_length(recipe, model)
+    choose_base_weights(model, recipe.trainable.weights)
+    if recipe.adapter is None:
+        if not meta:
+            attach(model, {}, quantize=quantizer(recipe), device=device)
+            configure(model, recipe.model)
+        return Adaptation(model, {}, [])
+    adapter = ADAPTERS.get(recipe.adapter.method)
+    sites, table = choose(sites_of(model, adapter.site_kinds), recipe.adapter.targets)
+    init = INITS.get(recipe.init.method)(recipe.init)
+    planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
+    plan = make_plan(sites, recipe.adapter)
+    adaptation = Adaptation(model, plan, table)
+    signals: Signals = {}
+    if saved is not None and planned is not None:
+        adaptation.plan = _as_planned(planned)
+    else:
+        if not meta:
+            signals = _signals(recipe, model, plan, planners, text, device, progress)
+        evidence = None if meta else _evidence(recipe, model, signals, progress)
+        adaptation.undecided = _decide(plan, planners, evidence)
+    if not meta:
+        attach(
+            model,
+            adaptation.plan,
+            adapter=adapter,
+            config=recipe.adapter,
+            init=init,
+            quantize=quantizer(recipe),
+            signals=signals,
+            saved=saved,
+            device=device,
+            seed=recipe.train.seed,
+            progress=partial(progress, "preparing layers"),
+        )
+        configure(model, recipe.model)
+    return adaptation
+
+
+def _decide(plan: Plan, planners: Sequence[Planner], evidence: Evidence | None) -> bool:
+    """Ask every planner; without evidence those that look at weights or data are left out, and True is returned."""
+    undecided = False
+    for planner in planners:
+        if evidence is None and (planner.needs or planner.reads_weights):
+            undecided = True
+            continue
+        plan.update(planner.plan(plan, evidence))
+    return undecided
+
+
+def _evidence(recipe: Recipe, model: CausalLM, signals: Signals, progress: Progress) -> Evidence:
+    def weight(name: str) -> Tensor:
+        return dense(model.hf.get_submodule(name))[0]
+
+    return Evidence(signals, weight, quantizer(recipe), partial(progress, "planning layers"))
+
+
+def _as_planned(record: dict[str, Any]) -> Plan:
+    """The plan that plan.json holds."""
+    names = {field.name for field in fields(Site)}
+    return {
+        name: SitePlan(
+            Site(**{key: value for key, value in entry.items() if key in names}),
+            entry["settings"],
+            entry.get("quantization", {}),
+        )
+        for name, entry in record.items()
+    }
+
+
+def _signals(
+    recipe: Recipe,
+    model: CausalLM,
+    plan: Plan,
+    planners: Sequence[Planner],
+    text: Text | None,
+    device: torch.device | str,
+    progress: Progress,
+) -> Signals:
+    """What the planners need measured, over the first micro-batches of the training rows or of their own sources."""
+    found: Signals = defaultdict(dict)
+    for planner in planners:
+        labels: dict[str, list[str]] = defaultdict(list)
+        for need in planner.needs:
+            name, _, label = need.partition("@")
+            labels[label].append(name)
+        for label, names in labels.items():
+            assert text is not None, "calibration needs the training rows"
+            model.hf.to(device)
+            torch.manual_seed(recipe.train.seed)
+            part = _calibrated(recipe, model, plan, planner, label, names, text, progress)
+            for site, statistics in part.items():
+                found[site].update({f"{n}@{label}" if label else n: t for n, t in statistics.items()})
+    return dict(found)
+
+
+def _calibrated(
+    recipe: Recipe,
+    model: CausalLM,
+    plan: Plan,
+    planner: Planner,
+    label: str,
+    names: list[str],
+    text: Text,
+    progress: Progress,
+) -> Signals:
+    wanted = planner.config.batches
+    rows = text.encoded(planner.sources()[label], f"init.{label}") if label else text.train
+    single = any(SIGNALS.get(name).per_document for name in names)
+    data = _calibration_data(recipe, text, rows, single) if label or single else train_data(recipe, text)
+    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    show = partial(progress, f"calibrating on {label}" if label else "calibrating")
+
+    def make(site: str, name: str) -> Statistic:
+        settings = plan[site].settings
+        assert settings is not None
+        statistic: Statistic = SIGNALS.get(name)(**planner.signal_options(name, settings))
+        return statistic
+
+    return calibrate(
+        model,
+        {name: entry.site for name, entry in plan.items()},
+        islice(_micro_batches(data), wanted),
+        objective,
+        make,
+        names,
+        lambda done: show(done, wanted),
+    )
+
+
+def _micro_batches(data: TrainData) -> Iterator[Batch]:
+    return chain.from_iterable(data.at(step).micro_batches for step in count())
+
+
+def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: bool) -> TrainData:
+    """Rows cut as training cuts them, or one document a micro-batch."""
+    settings = recipe.train
+    return TrainData(
+        rows,
+        batch_size=1 if single else settings.batch_size,
+        accumulation=1,
+        max_length=settings.max_length,
+        packing=settings.packing and not single,
+        seed=settings.seed,
+        pad_id=text.pad_id,
+    )
+
+
+def _check_length(recipe: Recipe, model: CausalLM) -> None:
+    positions = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and recipe.train.max_length > positions:
+        raise RecipeError(
+            f"{recipe.train.max_length} tokens are more than the model has positions; use at most {positions}",
+            "train.max_length",
+        )

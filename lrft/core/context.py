@@ -1,0 +1,43 @@
+"""The micro-batch that is being computed, for the few adapters that must know which tokens are padding.
+
+A plain module variable and not a `ContextVar`: activation checkpointing recomputes forward passes on autograd's
+worker threads, which need not see the launching thread's context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lrft.core.batch import Batch
+
+_batch: Batch | None = None
+
+
+@contextmanager
+def computing(batch: Batch) -> Iterator[None]:
+    """Make `batch` the current one, until its backward pass has ended."""
+    global _batch
+    before, _batch = _batch, batch
+    try:
+        yield
+    finally:
+        _batch = before
+
+
+def current_batch() -> Batch | None:
+    """The micro-batch that is being computed; None in evaluation and generation."""
+    return _batch
+
+
+def real_tokens(x: Tensor) -> Tensor | None:
+    """Whether each token of `x` (..., d) is real and not padding, (...) bool on its device; None where unknown."""
+    if _batch is None or _batch.input_ids.numel() != x.shape[:-1].numel():
+        return None
+    mask = torch.zeros(_batch.input_ids.shape, dtype=torch.bool)
+    for row, start, end in _batch.documents:
+        mask[row, start:end] = True
+    return mask.to(x.device, non_blocking=True).view(x.shape[:-1])

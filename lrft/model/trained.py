@@ -1,0 +1,165 @@
+"""What of a model trains, and what a checkpoint keeps of it: adapters, their shared part, and base weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapted import Adapted, adapted
+from lrft.core.errors import RecipeError
+from lrft.core.frozen import Changed, FrozenLinear
+from lrft.core.names import did_you_mean
+from lrft.core.params import ParamInfo
+from lrft.model.causal_lm import CausalLM
+from lrft.model.sites import linear_shape, matches
+
+BASE = "base."  # goes before the names of base weights in a checkpoint
+SHARED = "shared."
+BLOCK = re.compile(r"^(.*?\.\d+)\.")
+
+
+def choose_base_weights(model: CausalLM, weights: str | list[str]) -> None:
+    """Let the base parameters that `weights` names require gradients: none, all, or those of the patterns.
+
+    Raises:
+        RecipeError: a pattern matches no parameter.
+    """
+    if weights == "adapter":
+        return
+    parameters = dict(model.hf.named_parameters())  # a tied head and embedding stand here once
+    patterns = ["*"] if weights == "full" else list(weights)
+    for pattern in patterns:
+        hits = [name for name in parameters if matches(name, pattern)]
+        if not hits:
+            near = did_you_mean(pattern, {".".join(name.split(".")[-2:]) for name in parameters})
+            raise RecipeError(
+                f"pattern {pattern!r} matches no parameter of the model{near}", "trainable.weights"
+            )
+        for name in hits:
+            parameters[name].requires_grad_(True)
+
+
+def parameter_infos(model: CausalLM) -> list[ParamInfo]:
+    """Every trainable parameter with its role: base weights first, then adapters site by site, then what they share."""
+    return [*_base_infos(model), *_adapter_infos(model)]
+
+
+def base_parameters(model: CausalLM) -> Iterator[tuple[str, nn.Parameter]]:
+    """Name and parameter of every base weight that trains."""
+    inside = tuple(f"{name}.adapter." for name, _ in adapted(model.hf))
+    inside += tuple(f"{name}.start." for name, _ in adapted(model.hf))
+    for name, parameter in model.hf.named_parameters():
+        if parameter.requires_grad and not name.startswith(inside):
+            yield name, parameter
+
+
+def _base_infos(model: CausalLM) -> list[ParamInfo]:
+    embedding = model.hf.get_input_embeddings().get_parameter("weight")
+    head = model.hf.get_output_embeddings().get_parameter("weight")
+    roles = {id(head): "head", id(embedding): "embedding"}  # tied, it is an embedding
+    found = []
+    for name, parameter in base_parameters(model):
+        is_matrix = linear_shape(model.hf.get_submodule(name.rpartition(".")[0])) and parameter.ndim == 2
+        role = roles.get(id(parameter)) or ("matrix" if is_matrix else "vector")
+        block = BLOCK.match(name)
+        found.append(ParamInfo(name, parameter, role, block=block.group(1) if block else ""))
+    return found
+
+
+def _adapter_infos(model: CausalLM) -> list[ParamInfo]:
+    found = []
+    for site, module in adapted(model.hf):
+        adapter = module.adapter
+        held = dict(adapter.named_parameters())
+        block = BLOCK.match(f"{site}.")
+        for name, parameter in held.items():
+            if parameter.requires_grad:
+                found.append(
+                    ParamInfo(
+                        f"{site}.{name}",
+                        parameter,
+                        adapter.roles.get(name, "vector" if parameter.ndim == 1 else "matrix"),
+                        site,
+                        scaling=float(adapter.scaling),
+                        partner=held.get({"A": "B", "B": "A"}.get(name, "")),
+                        block=block.group(1) if block else "",
+                    )
+                )
+    if model.shared is not None:
+        for name, parameter in model.shared.named_parameters():
+            if parameter.requires_grad:
+                role = model.shared.roles.get(name, "vector" if parameter.ndim == 1 else "matrix")
+                found.append(ParamInfo(f"{SHARED}{name}", parameter, role, SHARED.rstrip(".")))
+    return found
+
+
+def trained_tensors(model: CausalLM) -> dict[str, Tensor]:
+    """Everything a checkpoint keeps of the model, by name.
+
+    `SITE.NAME` the adapter's parameters and buffers, `SITE.start.NAME` its start that the base gave up,
+    `SITE.offset.A|B` what was taken off the weight before the base was stored, `SITE.change.A|B|D` what restarts
+    added to the base, `shared.NAME` what all sites share, `base.NAME` base weights that train.
+    """
+    found = {}
+    for site, module in adapted(model.hf):
+        parts = {"": module.adapter.state_dict()}
+        if module.start is not None:
+            parts["start."] = module.start.state_dict()
+        if module.offset is not None:
+            parts["offset."] = dict(zip("AB", module.offset, strict=True))
+        if isinstance(module.base, Changed):
+            parts["change."] = {k: t for k in "ABD" if (t := getattr(module.base, k)) is not None}
+        for prefix, tensors in parts.items():
+            found.update({f"{site}.{prefix}{key}": value.detach() for key, value in tensors.items()})
+    if model.shared is not None:
+        found.update({f"{SHARED}{key}": value.detach() for key, value in model.shared.state_dict().items()})
+    found.update({f"{BASE}{name}": parameter.detach() for name, parameter in base_parameters(model)})
+    return found
+
+
+@torch.no_grad()
+def load_trained_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
+    """Set what `trained_tensors` gave, in place.
+
+    Raises:
+        KeyError: a tensor is missing or unknown, or has another shape.
+    """
+    for site, module in adapted(model.hf):
+        change = {k: t for k in "ABD" if (t := tensors.get(f"{site}.change.{k}")) is not None}
+        if change:
+            if not isinstance(module.base, Changed):
+                module.base = Changed(module.base)
+            module.base.set_change(**{k: t.to(model.device) for k, t in change.items()})
+            if module.anchored and not any(key.startswith(f"{site}.start.") for key in tensors):
+                module.start, module.anchored = None, False
+    own = trained_tensors(model)
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())[:3]
+        raise KeyError(f"the checkpoint and the recipe do not hold the same tensors: {', '.join(odd)}")
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise KeyError(
+                f"{name} is {tuple(tensor.shape)} here and {tuple(tensors[name].shape)} in the checkpoint"
+            )
+        tensor.copy_(tensors[name])
+
+
+def frozen_layers(model: CausalLM) -> Iterator[tuple[str, FrozenLinear, Adapted | None]]:
+    """Module path, frozen map and wrapper (None where no adapter sits) of every replaced linear layer.
+
+    Layers inside an adapted block go by the path they have in the base model.
+    """
+    for name, module in model.hf.named_modules():
+        if isinstance(module, Adapted):
+            if isinstance(module.base, FrozenLinear):
+                yield name, module.base, module
+        elif isinstance(module, FrozenLinear) and not _inside(name):
+            yield name.replace(".base.", "."), module, None
+
+
+def _inside(name: str) -> bool:
+    """Whether this is the base of a wrapper, or the layer beneath a changed one."""
+    return name.endswith((".base", ".base.inner", ".inner"))

@@ -1,0 +1,49 @@
+"""Write the preference data: an order, the JSON record it means, and a record with one wrong value.
+
+    python scripts/make_preference_data.py [FOLDER]
+
+The first 96 training and 16 test rows of the quickstart data as `prompt`, `chosen` and `rejected`, the same bytes
+every time. One key of every rejected record, drawn at random, has the value of another order.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import make_quickstart_data
+
+FOLDER = Path(__file__).parents[1] / "recipes" / "data" / "preference"
+SEED = 2025
+TRAIN_ROWS, TEST_ROWS = 96, 16
+
+
+def make(seed: int = SEED) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Training and test rows, a function of the seed alone."""
+    rng = random.Random(seed)
+    train, test = make_quickstart_data.make()
+    return [_row(row, train, rng) for row in train[:TRAIN_ROWS]], [
+        _row(row, test, rng) for row in test[:TEST_ROWS]
+    ]
+
+
+def write(folder: Path = FOLDER) -> None:
+    """Write `train.jsonl` and `test.jsonl` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in zip(("train", "test"), make(), strict=True):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_bytes(text.encode())
+
+
+def _row(row: dict[str, str], others: list[dict[str, str]], rng: random.Random) -> dict[str, str]:
+    record = json.loads(row["completion"])
+    key = rng.choice(tuple(record))
+    values = sorted({json.loads(other["completion"])[key] for other in others} - {record[key]})
+    wrong = record | {key: rng.choice(values)}
+    return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": json.dumps(wrong)}
+
+
+if __name__ == "__main__":
+    write(*(Path(folder) for folder in sys.argv[1:2]))
