@@ -23,6 +23,7 @@ def spelled_out(root: Node) -> Node:
     """
     for section in METHOD_SECTIONS:
         root = _wrap(root, section, inner="method")
+    root = _wrap(root, "trainable", inner="weights")
     data = root.get("data")
     if data is not None and isinstance(data.value, str):
         root = root.with_value(("data",), replace(data, value={"train": data, "eval": data}))
@@ -41,7 +42,7 @@ def merge(older: Node, newer: Node) -> Node:
         both = {k: node for k, node in both.items() if k not in OF_ONE_SOURCE or node.place == COMMAND_LINE}
     for key, node in newer.value.items():
         keeps = key in both and not _other_format(key, both[key], node)
-        both[key] = merge(both[key], node) if keeps else node
+        both[key] = merge(_without_foreign_settings(key, both[key], node), node) if keeps else node
     return replace(older if newer.place.line is None else newer, value=both)
 
 
@@ -82,7 +83,9 @@ def is_override(argument: str) -> bool:
 
 def _wrap(root: Node, *keys: str, inner: str, replaces: bool = False) -> Node:
     node = root.get(*keys)
-    if node is None or not isinstance(node.value, str):
+    if node is None or not isinstance(node.value, str | list):
+        return root
+    if isinstance(node.value, list) and inner != "weights":
         return root
     return root.with_value(keys, Node({inner: Node(node.value, node.place)}, node.place, replaces))
 
@@ -91,6 +94,21 @@ def _other_format(key: str, older: Node, newer: Node) -> bool:
     """A format's settings mean nothing to another format, unlike an adapter's rank to another adapter."""
     methods = [node.get("method") for node in (older, newer)]
     return key == "format" and None not in methods and methods[0].value != methods[1].value  # type: ignore[union-attr]
+
+
+def _without_foreign_settings(key: str, older: Node, newer: Node) -> Node:
+    """An older layer's section without the settings that another method, chosen by the newer one, does not have.
+
+    What the two share, a rank say, is kept. What the command line itself said stays, and is then refused by name.
+    """
+    method = newer.get("method")
+    if key not in AXES or method is None or not isinstance(older.value, dict):
+        return older
+    if method.value not in AXES[key].names():
+        return older
+    known = AXES[key].declared(method.value).config.model_fields
+    kept = {k: n for k, n in older.value.items() if k in known or n.place == COMMAND_LINE}
+    return replace(older, value=kept)
 
 
 def _keys(key: str, text: str) -> tuple[str, ...]:

@@ -43,6 +43,12 @@ class _Wrapper(torch.optim.Optimizer):
         self.param_groups = groups
         self.shared_state = getattr(inner, "shared_state", ())
         self.steps_without_storage = getattr(inner, "steps_without_storage", True)
+        self._trained = [info.param for info in infos]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of the parameters themselves; the groups may hold copies."""
+        for param in self._trained:
+            param.grad = None
 
 
 class Float32(_Wrapper):

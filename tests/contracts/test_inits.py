@@ -1,112 +1,347 @@
-"""What every registered init owes, on dense and quantized bases."""
+"""What every registered init owes, on the simplest adapter it can start and on dense and quantized bases.
+
+What an init cannot promise it declares: `moved_start`, `rounded_base`, and by which `residual` it can be asked for.
+"""
 
 from __future__ import annotations
 
 import copy
+import typing
+import zlib
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS
+from lrft.core.adapted import Adapted
+from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS, SIGNALS
+from lrft.core.config import Source
 from lrft.core.params import Site
+from lrft.core.stages import Evidence, SitePlan, Tokens
 from lrft.model.attach import _adapted
 
-ALL = pytest.mark.parametrize("name", INITS.names())
+ROUNDED = ["nf4_reference", "int8_reference", "nf_blocks"]
+
+
+def declares(name: str, trait: str) -> bool:
+    declared = INITS.declared(name)
+    return trait in declared.provides | declared.requires
+
+
+def ways(name: str) -> list[str | None]:
+    """What can be written for `residual`; [None] where the init leaves no choice."""
+    field = INITS.declared(name).config.model_fields.get("residual")
+    options = [] if field is None else _literals(field.annotation)
+    return options or [None]
+
+
+def _literals(annotation) -> list:
+    if typing.get_origin(annotation) is typing.Literal:
+        return list(typing.get_args(annotation))
+    return [value for part in typing.get_args(annotation) for value in _literals(part)]
+
+
+NAMES = INITS.names()
+RESIDUAL = [name for name in NAMES if INITS.get(name).residual]
+MOVED = [name for name in NAMES if declares(name, "moved_start")]
+ANCHORABLE = [name for name in NAMES if "anchor" in ways(name)]
+JOINT = [
+    name for name in RESIDUAL if name not in ANCHORABLE
+]  # the start is fitted to one rounding of the base
+WAYS = [(name, way) for name in RESIDUAL for way in ways(name)]
+STORED = [
+    (name, storage)
+    for name in NAMES
+    for storage in ["none", *ROUNDED]
+    if "none" != storage or not declares(name, "rounded_base")
+]
+CHOICES = [
+    (name, {key: option})
+    for name in NAMES
+    for key, field in INITS.declared(name).config.model_fields.items()
+    for option in _literals(field.annotation)
+    if key not in ("method", "residual")
+]
+
+ALL = pytest.mark.parametrize("name", NAMES)
 SCALES = pytest.mark.parametrize("alpha", [8.0, 3.0])
-RESIDUAL = [name for name in INITS.names() if INITS.get(name).residual]
+EVERY_STORAGE = pytest.mark.parametrize(("name", "storage"), STORED)
+EVERY_WAY = pytest.mark.parametrize(("name", "way"), WAYS)
+
+
+def adapter_for(name: str) -> str:
+    """The registered adapter of the fewest traits that is a change of the weight and has what the init requires."""
+    declared = {adapter: ADAPTERS.declared(adapter) for adapter in ADAPTERS.names()}
+    wanted = INITS.declared(name).requires & frozenset().union(*(d.provides for d in declared.values()))
+    wanted |= {"mergeable", "linear_delta"}
+    fit = {
+        adapter: len(d.provides)
+        for adapter, d in declared.items()
+        if wanted <= d.provides and {"rank", "alpha"} <= d.config.model_fields.keys()
+    }
+    return min(fit, key=lambda adapter: (fit[adapter], adapter))
+
+
+def storage_for(name: str) -> str:
+    return "nf4_reference" if declares(name, "rounded_base") else "none"
+
+
+def build(name: str, **settings):
+    """The init, with some rows wherever its settings must name some."""
+    config = INITS.declared(name).config
+    rows = {
+        key: Source(source="rows.jsonl")
+        for key, field in config.model_fields.items()
+        if field.is_required() and field.annotation is Source
+    }
+    return INITS.get(name)(config(method=name, **rows, **settings))
+
+
+def storing(storage: str):
+    """The storage format as an init is given it."""
+    config = QUANTIZERS.declared(storage).config(method=storage)
+
+    def store(weight, bias=None, **settings):
+        chosen = type(config).model_validate({**config.model_dump(), **settings})
+        return QUANTIZERS.get(storage)(weight, bias, chosen)
+
+    return store
+
+
+def passed(out: int, width: int, seed: int):
+    """Inputs (40, width) and output gradients (40, out) of a micro-batch; some directions matter more than others."""
+    generator = torch.Generator().manual_seed(seed)
+    x, dy = torch.randn(40, width, generator=generator), torch.randn(40, out, generator=generator)
+    return x * 0.85 ** torch.arange(width), dy * 0.85 ** torch.arange(out)
+
+
+def measured(init, out: int = 48, width: int = 32, rank: int = 4, site: int = 0):
+    """Every statistic that an init asks for, over three micro-batches."""
+    found = {}
+    for need in init.needs:
+        name, _, label = need.partition("@")
+        statistic = SIGNALS.get(name)(**init.signal_options(name, {"rank": rank}))
+        for batch in range(3):
+            x, dy = passed(out, width, zlib.crc32(label.encode()) + 100 * site + batch)
+            statistic.update(x, dy, Tokens(torch.arange(40), torch.arange(39)))
+        found[need] = statistic.result()
+    return found
 
 
 def weight_and_signals(out=48, width=32):
+    """The weight that `make` starts from, and the gradient at it."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(out, width, generator=generator) / width**0.5
-    gradient = torch.randn(out, 6, generator=generator) @ torch.randn(6, width, generator=generator)
-    return weight, {"grad": gradient + 0.01 * torch.randn(out, width, generator=generator)}
+    return weight, measured(build("lora_ga"), out, width)
 
 
-def make(name, storage="none", alpha=8.0, rank=4, out=48, width=32, **settings):
-    weight, signals = weight_and_signals(out, width)
-    cls = INITS.get(name)
-    init = cls(INITS.declared(name).config(method=name, **settings))
-    adapter_config = ADAPTERS.declared("lora").config(method="lora", rank=rank, alpha=alpha)
-    torch.manual_seed(0)
-    adapter = ADAPTERS.get("lora")(adapter_config, Site("a", width, out))
-    storing = QUANTIZERS.declared(storage).config(method=storage)
+def make(
+    name,
+    storage=None,
+    alpha=8.0,
+    rank=4,
+    out=48,
+    width=32,
+    *,
+    seed=0,
+    dtype=torch.float32,
+    saved=None,
+    **settings,
+) -> tuple[Adapted, torch.Tensor]:
+    """A site that the init has started, or that a checkpoint's parts restore, and its pretrained weight."""
+    weight = weight_and_signals(out, width)[0].to(dtype)
+    init = build(name, **settings)
+    adapter = adapter_for(name)
+    config = ADAPTERS.declared(adapter).config(method=adapter, rank=rank, alpha=alpha)
+    torch.manual_seed(seed)
+    part = ADAPTERS.get(adapter)(config, Site("a", width, out))
+    signal = measured(init, out, width, rank) if saved is None else {}
+    quantize = storing(storage or storage_for(name))
+    return _adapted(part, weight, None, init, quantize, signal, saved), weight
 
-    def quantize(w, b=None):
-        return QUANTIZERS.get(storage)(w, b, storing)
 
-    init.apply(adapter, weight, {key: signals[key] for key in init.needs}, quantize)
-    return _adapted(adapter, weight, None, init, quantize), weight
+def chosen(way):
+    return {} if way is None else {"residual": way}
 
 
-@ALL
+def move(site: Adapted, size: float = 0.1) -> torch.Tensor:
+    """Train a little; the change of the weight that came of it."""
+    before = site.adapter.delta_weight(torch.zeros(48, 32))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in site.adapter.parameters():
+            if parameter.requires_grad:
+                parameter.add_(size * torch.randn_like(parameter))
+    return (site.adapter.delta_weight(torch.zeros(48, 32)) - before).detach()
+
+
+def close(found, expected, atol=1e-5, rtol=1e-4):
+    torch.testing.assert_close(found, expected, atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(MOVED)))
 @SCALES
 def test_the_model_is_the_pretrained_one_at_step_0(name, alpha):
+    """On a base that rounds, a joint decomposition is nearer to it than rounding alone."""
     site, weight = make(name, alpha=alpha)
     x = torch.randn(7, 32)
-    torch.testing.assert_close(site(x), F.linear(x, weight), atol=1e-5, rtol=1e-4)
+    if declares(name, "rounded_base"):
+        plain = storing(storage_for(name))(weight)
+        assert (site.merged_weight() - weight).norm() < 0.95 * (plain.weight() - weight).norm()
+        close(site(x), F.linear(x, site.merged_weight()))
+    else:
+        close(site(x), F.linear(x, weight))
 
 
-@ALL
-def test_an_anchored_quantized_base_is_the_plain_quantized_one_at_step_0(name):
-    settings = {"residual": "anchor"} if name in RESIDUAL else {}
-    site, weight = make(name, "nf4_reference", **settings)
-    plain = QUANTIZERS.get("nf4_reference")(weight, None, QUANTIZERS.declared("nf4_reference").config())
+@pytest.mark.parametrize(("name", "settings"), CHOICES, ids=str)
+def test_every_choice_of_a_setting_keeps_the_promise_of_step_0(name, settings):
+    site, weight = make(name, **settings)
+    if not declares(name, "moved_start") and not declares(name, "rounded_base"):
+        x = torch.randn(7, 32)
+        close(site(x), F.linear(x, weight))
+
+
+@pytest.mark.parametrize("name", MOVED)
+@pytest.mark.parametrize("storage", ["none", *ROUNDED])
+def test_a_moved_start_is_a_finite_low_rank_shift_of_an_untouched_base(name, storage):
+    site, weight = make(name, storage)
+    plain = storing(storage)(weight).weight()
+    assert torch.equal(site.base.weight(), plain) and site.start is None and site.offset is None
+    shift = site.merged_weight() - plain
+    assert shift.isfinite().all() and shift.norm() > 0
+    values = torch.linalg.svdvals(site.adapter.delta_weight(plain))
+    assert (values[4:] < 1e-5 * values[0]).all()
     x = torch.randn(7, 32)
-    torch.testing.assert_close(site(x), plain(x), atol=2e-6, rtol=1e-5)
+    close(site(x), F.linear(x, plain + shift))
 
 
-@pytest.mark.parametrize("name", RESIDUAL)
+@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("storage", ROUNDED)
+@SCALES
+def test_a_joint_decomposition_is_nearer_to_the_weight_than_rounding_alone(name, storage, alpha):
+    site, weight = make(name, storage, alpha=alpha)
+    plain = storing(storage)(weight).weight()
+    assert not site.anchored
+    assert (site.merged_weight() - weight).norm() < 0.99 * (plain - weight).norm()
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(MOVED) - set(JOINT)))
+@pytest.mark.parametrize("storage", ROUNDED)
+def test_an_anchored_quantized_base_is_the_plain_quantized_one_at_step_0(name, storage):
+    site, weight = make(name, storage, **chosen("anchor" if name in ANCHORABLE else None))
+    x = torch.randn(7, 32)
+    close(site(x), storing(storage)(weight)(x), atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ANCHORABLE)
 def test_on_quantized_bases_anchoring_is_the_default_and_on_dense_ones_rewriting(name):
     assert make(name, "nf4_reference")[0].anchored
     assert not make(name, "none")[0].anchored
     assert make(name, "none", residual="anchor")[0].anchored
+    assert not make(name, "nf4_reference", residual="rewrite")[0].anchored
 
 
-@pytest.mark.parametrize("name", RESIDUAL)
-@pytest.mark.parametrize("residual", ["rewrite", "anchor"])
-def test_merging_onto_the_pretrained_weight_forgets_the_start_and_keeps_the_change(name, residual):
-    site, weight = make(name, residual=residual)
-    before = copy.deepcopy(site.adapter)
-    with torch.no_grad():
-        for parameter in site.adapter.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    moved = site.adapter.delta_weight(weight) - before.delta_weight(weight)
-    torch.testing.assert_close(site.merged_weight(weight), weight + moved, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(site.merged_weight(), weight + moved, atol=1e-5, rtol=1e-4)
+@EVERY_WAY
+def test_merging_onto_the_pretrained_weight_forgets_the_start_and_keeps_the_change(name, way):
+    site, weight = make(name, **chosen(way))
+    pretrained = site.pretrained_weight()
+    moved = move(site)
+    close(site.merged_weight(weight), weight + moved)
+    close(site.merged_weight(), pretrained + moved)
     x = torch.randn(5, 32)
-    torch.testing.assert_close(site(x), F.linear(x, weight + moved), atol=1e-4, rtol=1e-4)
+    close(site(x), F.linear(x, pretrained + moved), atol=1e-4)
+    if not declares(name, "rounded_base"):
+        close(pretrained, weight)
 
 
-@pytest.mark.parametrize("name", RESIDUAL)
-@pytest.mark.parametrize("residual", ["rewrite", "anchor"])
-def test_switched_off_is_the_pretrained_map(name, residual):
-    site, weight = make(name, residual=residual)
+@EVERY_WAY
+@pytest.mark.parametrize("storage", ROUNDED)
+def test_switched_off_is_the_pretrained_map_as_the_base_stores_it(name, way, storage):
+    site, weight = make(name, storage, **chosen(way))
+    start = 0 if site.anchored else site.start.delta_weight(weight)
+    expected = site.base.original.weight() + start
+    move(site)
     site.enabled = False
     x = torch.randn(5, 32)
-    torch.testing.assert_close(site(x), F.linear(x, weight), atol=1e-5, rtol=1e-4)
+    close(site(x), F.linear(x, expected))
+
+
+@EVERY_STORAGE
+def test_a_checkpoint_restores_the_stored_base_bit_for_bit_without_starting_anew(name, storage):
+    for way in ways(name):
+        site, _ = make(name, storage, **chosen(way))
+        saved = {} if site.start is None else {"start": copy.deepcopy(site.start.state_dict())}
+        if site.offset is not None:
+            saved["offset"] = {key: part.clone() for key, part in zip("AB", site.offset, strict=True)}
+        again, _ = make(name, storage, saved=saved, seed=1, **chosen(way))
+        assert again.anchored == site.anchored
+        kept = site.base.state_dict()
+        assert all(torch.equal(kept[key], found) for key, found in again.base.state_dict().items())
+        again.adapter.load_state_dict(site.adapter.state_dict())
+        x = torch.randn(5, 32)
+        assert torch.equal(again(x), site(x))
 
 
 @ALL
-def test_the_same_seed_gives_the_same_start(name):
-    one, two = make(name)[0].adapter.state_dict(), make(name)[0].adapter.state_dict()
-    assert all(torch.equal(one[key], two[key]) for key in one)
+def test_what_is_kept_beside_the_adapter_is_a_constant(name):
+    """It goes into checkpoints as tensors of its own, away from the optimizer."""
+    site, _ = make(name)
+    assert (site.start is not None) == (name in RESIDUAL)
+    for part in () if site.offset is None else site.offset:
+        assert not part.requires_grad and part.dtype == torch.float32
+        assert part.data_ptr() not in {p.data_ptr() for p in site.adapter.parameters()}
+
+
+@EVERY_STORAGE
+def test_the_same_seed_gives_the_same_start(name, storage):
+    one, two = (make(name, storage)[0] for _ in range(2))
+    first, second = one.adapter.state_dict(), two.adapter.state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert torch.equal(one.base.weight(), two.base.weight())
+
+
+@ALL
+def test_what_trains_is_the_adapters_business(name):
+    site, _ = make(name)
+    adapter = adapter_for(name)
+    config = ADAPTERS.declared(adapter).config(method=adapter, rank=4)
+    fresh = ADAPTERS.get(adapter)(config, Site("a", 32, 48))
+    flags = [(key, p.requires_grad, p.dtype) for key, p in site.adapter.named_parameters()]
+    assert flags == [(key, p.requires_grad, p.dtype) for key, p in fresh.named_parameters()]
+
+
+@EVERY_STORAGE
+def test_the_start_can_be_trained(name, storage):
+    """A start with nothing but zeros would look right and never move."""
+    site, _ = make(name, storage)
+    (site(torch.randn(16, 32)) * torch.randn(16, 48)).sum().backward()
+    grads = [p.grad for p in site.adapter.parameters() if p.requires_grad]
+    assert all(grad is not None and grad.isfinite().all() for grad in grads)
+    assert any(grad.abs().max() > 1e-6 for grad in grads)
+
+
+@ALL
+def test_a_half_precision_weight_starts_float32_factors(name):
+    site, weight = make(name, dtype=torch.bfloat16)
+    assert {p.dtype for p in site.adapter.parameters()} == {torch.float32}
+    assert all(p.isfinite().all() for p in site.adapter.parameters())
+    if not declares(name, "moved_start"):
+        error = (site.merged_weight() - weight.float()).norm() / weight.float().norm()
+        assert error < (0.1 if declares(name, "rounded_base") else 4e-3)
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_peft_tensors_with_the_start_are_the_change_alone(name):
     site, weight = make(name)
-    with torch.no_grad():
-        site.adapter.A.mul_(1.1)
+    move(site)
     tensors = site.adapter.peft_tensors(site.start)
     keys = site.adapter.peft_config(site.adapter.config, with_start=True)
     assert keys["r"] == tensors["A"].shape[0] == 8
     change = keys["lora_alpha"] / keys["r"] * tensors["B"] @ tensors["A"]
-    torch.testing.assert_close(weight + change, site.merged_weight(weight), atol=1e-5, rtol=1e-4)
+    close(weight + change, site.merged_weight(weight))
 
 
-@pytest.mark.parametrize("name", RESIDUAL)
+@pytest.mark.parametrize("name", ANCHORABLE)
 def test_a_change_much_smaller_than_the_start_survives_bfloat16(name):
     """Subtracting two bfloat16 products would drown it; the difference of the factors is formed first."""
     site, _ = make(name, residual="anchor")
@@ -115,6 +350,33 @@ def test_a_change_much_smaller_than_the_start_survives_bfloat16(name):
     x = torch.randn(64, 32)
     exact = site(x) - site.base(x)
     x16 = x.to(torch.bfloat16)
-    A, B = site.adapter._factors_since(site.start)
-    rough = (x16 @ A.to(torch.bfloat16).mT @ B.to(torch.bfloat16).mT).float() * site.adapter.scaling
+    A, B = site.adapter.factors(site.start)
+    rough = (x16 @ A.to(torch.bfloat16).mT @ B.to(torch.bfloat16).mT).float()
     assert (rough - exact).norm() < 0.02 * exact.norm()
+
+
+@ALL
+def test_what_is_needed_is_measured_and_can_be_asked_for(name):
+    for _, settings in [(name, {}), *(choice for choice in CHOICES if choice[0] == name)]:
+        init = build(name, **settings)
+        for need in init.needs:
+            signal, marker, label = need.partition("@")
+            assert signal in SIGNALS.names()
+            assert not marker or isinstance(init.sources()[label], Source)
+        assert not init.needs or init.config.batches > 0
+
+
+@ALL
+@pytest.mark.filterwarnings("ignore:init.batches")
+def test_a_plan_keeps_the_sites_and_only_writes_what_adapter_and_storage_understand(name):
+    adapter, init = adapter_for(name), build(name)
+    config = ADAPTERS.declared(adapter).config(method=adapter, rank=4, alpha=8.0)
+    sites = {f"layer{i}": Site(f"layer{i}", 32, 48) for i in range(3)}
+    plan = {key: SitePlan(site, config.model_dump()) for key, site in sites.items()}
+    signals = {key: measured(init, site=i) for i, key in enumerate(sites)}
+    evidence = Evidence(signals, lambda key: weight_and_signals()[0], storing(storage_for(name)))
+    found = {**plan, **init.plan(copy.deepcopy(plan), evidence)}
+    assert found.keys() == plan.keys()
+    for entry in found.values():
+        assert entry.settings is None or type(config).model_validate(entry.settings)
+        storing(storage_for(name))(torch.randn(48, 32), **entry.quantization)

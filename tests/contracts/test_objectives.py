@@ -1,0 +1,201 @@
+"""What every registered objective promises, whatever its name."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lrft.core.adapted import Adapted
+from lrft.core.axes import ADAPTERS, OBJECTIVES, QUANTIZERS
+from lrft.core.params import ParamInfo, Site
+from lrft.core.run import Run
+from lrft.data.collate import collate
+from lrft.data.encoded import Encoded
+from lrft.data.steps import TrainData
+from lrft.model.attention import register
+from lrft.model.causal_lm import CausalLM
+
+every_objective = pytest.mark.parametrize("name", OBJECTIVES.names())
+VOCABULARY, ROWS, PAD = 50, 7, 0
+
+
+def made(name):
+    return OBJECTIVES.get(name)(OBJECTIVES.declared(name).config(method=name))
+
+
+def model_of(dtype=torch.float32):
+    """A random two-layer Llama with LoRA that has moved on every linear layer, in training mode."""
+    register()
+    shape = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **shape)
+    model = CausalLM(LlamaForCausalLM._from_config(config, attn_implementation="segmented"))
+    model.to(dtype).requires_grad_(False)
+    settings = ADAPTERS.declared("lora").config(method="lora", rank=3, alpha=6)
+    for name, layer in list(model.hf.model.named_modules()):
+        if isinstance(layer, nn.Linear):
+            adapter = ADAPTERS.get("lora")(settings, Site(name, layer.in_features, layer.out_features))
+            nn.init.normal_(adapter.B, std=0.1)
+            base = QUANTIZERS.get("none")(layer.weight.detach())
+            model.hf.model.set_submodule(name, Adapted(base, adapter))
+    return model.train()
+
+
+def run_of(model, step=0):
+    infos = [ParamInfo(n, p, "lora_A", n) for n, p in model.named_parameters() if p.requires_grad]
+    run = Run(model, infos, None, None, total_steps=10, seed=3)
+    run.step = step
+    run.seed_step()
+    return run
+
+
+def rows_for(name):
+    """Rows of the kind the objective compares: single answers, or pairs of them."""
+    documents = 2 if "pairs" in OBJECTIVES.declared(name).requires else 1
+    draw = random.Random(1)
+    return [row(documents, draw) for _ in range(ROWS)]
+
+
+def row(documents, draw):
+    prompt = [draw.randrange(1, VOCABULARY) for _ in range(draw.randint(2, 5))]
+    ids, mask, parts = [], [], []
+    for _ in range(documents):
+        answer = [draw.randrange(1, VOCABULARY) for _ in range(draw.randint(1, 5))]
+        ids += prompt + answer
+        mask += [False] * len(prompt) + [True] * len(answer)
+        parts.append(len(prompt) + len(answer))
+    return Encoded(ids, mask, length=len(ids), parts=tuple(parts) if documents > 1 else ())
+
+
+def batch_of(rows, layout, length=None):
+    return collate([[rows[k] for k in line] for line in layout], PAD, length, layout)
+
+
+ALL = [[k] for k in range(ROWS)]
+
+
+def loss_and_gradients(name, model, batches, run=None, divisor=1):
+    """Sum over the batches, as the loop accumulates it."""
+    model.zero_grad()
+    total, objective = 0.0, made(name)
+    for batch in batches:
+        loss = objective(model, batch, run) / divisor
+        loss.backward()
+        total += loss.detach()
+    return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_equal(found, expected, **tolerance):
+    torch.testing.assert_close(found[0], expected[0], **tolerance)
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(found[1][name], gradient, **tolerance)
+
+
+@every_objective
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_is_a_float32_scalar_whose_graph_reaches_every_trained_tensor(name, dtype):
+    model = model_of(dtype)
+    loss = made(name)(model, batch_of(rows_for(name), ALL), run_of(model))
+    assert loss.shape == () and loss.dtype == torch.float32 and torch.isfinite(loss)
+    loss.backward()
+    for parameter in model.parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == parameter.requires_grad
+
+
+@every_objective
+def test_without_gradients_it_is_the_same_number(name):
+    """Optimizers that only compare losses call it so."""
+    model = model_of()
+    batch = batch_of(rows_for(name), ALL)
+    with torch.no_grad():
+        bare = made(name)(model, batch, run_of(model))
+    assert not bare.requires_grad
+    torch.testing.assert_close(bare, made(name)(model, batch, run_of(model)).detach())
+
+
+@every_objective
+def test_packing_changes_nothing(name):
+    rows, model = rows_for(name), model_of()
+    single = loss_and_gradients(name, model, [batch_of(rows, ALL)])
+    packed = loss_and_gradients(name, model, [batch_of(rows, [[0, 1, 2], [3, 4], [5, 6]])])
+    assert_equal(packed, single, rtol=1e-4, atol=1e-5)
+
+
+@every_objective
+@pytest.mark.parametrize("packing", [True, False])
+def test_micro_batches_and_processes_add_up_to_one_batch(name, packing):
+    rows, model = rows_for(name), model_of()
+    settings = {"max_length": 24, "packing": packing, "seed": 0, "pad_id": PAD}
+    whole = TrainData(rows, batch_size=ROWS, accumulation=1, **settings).at(0)
+    divisor = made(name).divisor(whole)
+    expected = loss_and_gradients(name, model, whole.micro_batches, divisor=divisor)
+    shares = [
+        TrainData(rows, batch_size=1, accumulation=ROWS, world=2, rank=k, **settings).at(0) for k in (0, 1)
+    ]
+    assert [made(name).divisor(share) for share in shares] == [divisor, divisor]
+    parts = [batch for share in shares for batch in share.micro_batches]
+    assert len(parts) > 1
+    assert_equal(loss_and_gradients(name, model, parts, divisor=divisor), expected, rtol=1e-4, atol=1e-6)
+
+
+@every_objective
+def test_padding_has_no_influence(name):
+    rows, model = rows_for(name), model_of()
+    batch = batch_of(rows, ALL)
+    expected = loss_and_gradients(name, model, [batch])
+    assert_equal(loss_and_gradients(name, model, [batch_of(rows, ALL, 60)]), expected, rtol=1e-4, atol=1e-5)
+    padded = torch.ones_like(batch.input_ids, dtype=torch.bool)
+    for line, start, end in batch.documents:
+        padded[line, start:end] = False
+    assert padded.any()
+    other = replace(batch, input_ids=batch.input_ids.masked_fill(padded, 17))
+    assert_equal(loss_and_gradients(name, model, [other]), expected, rtol=0, atol=0)
+
+
+@every_objective
+def test_a_step_repeats_bit_for_bit_from_its_number_and_seed(name):
+    """So that a resumed run needs nothing from the objective."""
+    batch, model = batch_of(rows_for(name), ALL), model_of()
+    first = loss_and_gradients(name, model, [batch, batch], run_of(model, step=8))
+    made(name)(model, batch, run_of(model, step=3))
+    again = loss_and_gradients(name, model, [batch, batch], run_of(model, step=8))
+    assert_equal(again, first, rtol=0, atol=0)
+
+
+@every_objective
+def test_without_a_run_it_draws_nothing(name):
+    batch, model = batch_of(rows_for(name), ALL), model_of()
+    before = torch.get_rng_state()
+    losses = [made(name)(model, batch) for _ in range(2)]
+    assert torch.equal(*losses)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_objective
+def test_batch_parameters_and_modes_are_left_as_they_were(name):
+    model = model_of()
+    model.hf.model.layers[0].mlp.eval()
+    batch = batch_of(rows_for(name), ALL)
+    kept = [copy.deepcopy(batch), {n: p.clone() for n, p in model.state_dict().items()}]
+    modes = [module.training for module in model.modules()]
+    made(name)(model, batch, run_of(model, step=8)).backward()
+    for field in ("input_ids", "position_ids", "supervised", "targets"):
+        assert torch.equal(getattr(batch, field), getattr(kept[0], field))
+    assert all(torch.equal(p, kept[1][n]) for n, p in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+
+
+@every_objective
+def test_what_it_records_are_single_numbers(name):
+    model = model_of()
+    run = run_of(model)
+    made(name)(model, batch_of(rows_for(name), ALL), run)
+    for value in run.metrics.values():
+        assert isinstance(value, int | float) or (value.shape == () and not value.requires_grad)
