@@ -1,4 +1,4 @@
-"""Write the preference data: an order, the JSON record it means, and a record with one wrong value.
+"""Write the preference data: an order, what it orders as a JSON record, and a record with one wrong value.
 
     python scripts/make_preference_data.py [FOLDER]
 
@@ -18,6 +18,7 @@ import make_quickstart_data
 FOLDER = Path(__file__).parents[1] / "recipes" / "data" / "preference"
 SEED = 2025
 TRAIN_ROWS, TEST_ROWS = 96, 16
+KEYS = ("item", "count", "city")
 
 
 def make(seed: int = SEED) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -38,11 +39,16 @@ def write(folder: Path = FOLDER) -> None:
 
 
 def _row(row: dict[str, str], others: list[dict[str, str]], rng: random.Random) -> dict[str, str]:
+    right = _ordered(row)
+    key = rng.choice(KEYS)
+    values = sorted({_ordered(other)[key] for other in others} - {right[key]})
+    wrong = right | {key: rng.choice(values)}
+    return {"prompt": row["prompt"], "chosen": json.dumps(right), "rejected": json.dumps(wrong)}
+
+
+def _ordered(row: dict[str, str]) -> make_quickstart_data.Record:
     record = json.loads(row["completion"])
-    key = rng.choice(tuple(record))
-    values = sorted({json.loads(other["completion"])[key] for other in others} - {record[key]})
-    wrong = record | {key: rng.choice(values)}
-    return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": json.dumps(wrong)}
+    return {key: record[key] for key in KEYS}
 
 
 if __name__ == "__main__":

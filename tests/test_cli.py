@@ -31,7 +31,7 @@ eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--json", "--trust-remote-code"},
     "eval": {"--task", "--limit", "--baseline", "--json"},
-    "merge": {"--out", "--onto"},
+    "merge": {"--out", "--onto", "--rank"},
     "recipes ls": set(),
     "recipes show": {"--origins"},
     "recipes cp": set(),

@@ -26,6 +26,8 @@ NUMBERS = {
     "adapter": r"[Tt]rains .+ numbers",
     "init": r"[Tt]rains ",
     "allocate": r"[Tt]rains ",
+    "restart": r"[Tt]rains |[Ff]old|[Mm]erge",
+    "select": r"[Tt]rain|[Ss]tate",
     "objective": r"[Tt]rains ",
 }
 

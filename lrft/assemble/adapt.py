@@ -186,6 +186,9 @@ def _calibrated(
     single = any(SIGNALS.get(name).per_document for name in names)
     data = _calibration_data(recipe, text, rows, single) if label or single else train_data(recipe, text)
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    if single and "pairs" in objective.requires:
+        message = f"measures single documents, of which {objective.name} has no loss; choose another init"
+        raise RecipeError(message, "init.method")
     show = partial(progress, f"calibrating on {label}" if label else "calibrating")
 
     def make(site: str, name: str) -> Statistic:
@@ -212,6 +215,8 @@ def _micro_batches(data: TrainData) -> Iterator[Batch]:
 def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: bool) -> TrainData:
     """Rows cut as training cuts them, or one document a micro-batch."""
     settings = recipe.train
+    if single:
+        rows = [document for row in rows for document in row.documents()]
     return TrainData(
         rows,
         batch_size=1 if single else settings.batch_size,

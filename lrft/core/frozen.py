@@ -153,9 +153,10 @@ class Changed(FrozenLinear):
         return self.set_change(D=self.change() + dense if known else dense.clone())
 
     def set_change(self, **tensors: Tensor) -> None:
-        """Set A and B, or D, as given."""
+        """Set A and B, or D, to copies of what is given: an adapter's factors move on."""
         for name in ("A", "B", "D"):
-            self.register_buffer(name, tensors.get(name))
+            given = tensors.get(name)
+            self.register_buffer(name, None if given is None else given.detach().clone())
 
     @property
     def stored_bytes(self) -> int:

@@ -17,6 +17,7 @@ TRAITS: dict[str, str] = {
     "experts": "the adapter holds several experts a site and a router",
     "dense_base": "base weights stay in floating point, so that they can be trained",
     "base_weights": "weights of the base model train (trainable: full, or patterns)",
+    "fixed_base": "no weight of the base model trains",
     "backward": "gradients are computed by backpropagation",
     "clippable": "all gradients exist together before the update, so that their global norm can be clipped",
     "per_parameter": "the update of a parameter depends on its own gradient alone",

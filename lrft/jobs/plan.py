@@ -117,17 +117,18 @@ def _bytes_per_weight(recipe: Recipe) -> float:
 
 def _optimizer_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
     """Bytes of state after one step of the very optimizer that training builds, on tensors without storage."""
-    with torch.device("meta"):
-        optimizer = build_optimizer(recipe, infos)
-        if getattr(optimizer, "calls_closure", False):
-            return updates.state_bytes(optimizer)
-        if not getattr(optimizer, "steps_without_storage", True):
-            return _sampled_optimizer_bytes(recipe, infos)
-        for info in infos:
-            info.param.grad = torch.empty_like(info.param)
-        optimizer.step()
-        found = updates.state_bytes(optimizer)
-        optimizer.zero_grad()
+    together = recipe.optimizer.model_copy(update={"per_layer": False})  # the same state, in one step
+    recipe = recipe.model_copy(update={"optimizer": together})
+    optimizer = build_optimizer(recipe, infos)
+    if getattr(optimizer, "calls_closure", False):
+        return updates.state_bytes(optimizer)
+    if not getattr(optimizer, "steps_without_storage", True):
+        return _sampled_optimizer_bytes(recipe, infos)
+    for info in infos:
+        info.param.grad = torch.empty_like(info.param)
+    optimizer.step()
+    found = updates.state_bytes(optimizer)
+    optimizer.zero_grad()
     return found
 
 

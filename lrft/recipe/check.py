@@ -13,6 +13,10 @@ from lrft.recipe.fields import listed, slot_at
 from lrft.recipe.schema import Recipe
 
 
+# Traits that come from what trains, and what to write for them.
+TRAINABLE = {"base_weights": "full, or patterns of parameters", "fixed_base": "adapter"}
+
+
 def check(recipe: Recipe) -> list[Problem]:
     """Every combination in a valid recipe that cannot work; empty when all is well."""
     return conflicts(recipe.model_dump())
@@ -67,8 +71,7 @@ def _unmet_requirements(settings: _Settings) -> Iterator[Problem]:
     # Whether inputs are dropped is a setting and no method's trait; `_dropped_function` tells of it by its key.
     provided = frozenset({"undropped"}).union(*(part.provides for part in chosen.values()))
     provided |= FORMATS.declared(settings["data.format.method"]).provides
-    if settings["trainable.weights"] != "adapter":
-        provided |= {"base_weights"}
+    provided |= {"fixed_base" if settings["trainable.weights"] == "adapter" else "base_weights"}
     for axis, part in chosen.items():
         for trait in sorted(part.requires - provided):
             lacking = f"{part.name} requires what no chosen part provides: {_meaning(trait)}"
@@ -84,15 +87,17 @@ def _meaning(trait: str) -> str:
 
 
 def _providers(trait: str) -> dict[str, list[str]]:
-    """Axis -> the registered methods that provide the trait."""
+    """Axis, or `data.format` -> the registered methods that provide the trait."""
     found = {
         axis: [name for name in registry.names() if trait in registry.declared(name).provides]
-        for axis, registry in AXES.items()
+        for axis, registry in {**AXES, "data.format": FORMATS}.items()
     }
     return {axis: names for axis, names in found.items() if names}
 
 
 def _remedy(trait: str) -> str:
+    if trait in TRAINABLE:
+        return f"write trainable: {TRAINABLE[trait]}"
     providers = _providers(trait)
     if not providers:
         return "no registered method provides it, so choose another method here"
@@ -172,6 +177,17 @@ def _what_trains(settings: _Settings) -> Iterator[Problem]:
             yield Problem("trainable.update", "float32 weights need no master copy; write in_place")
 
 
+def _pairs_that_nobody_compares(settings: _Settings) -> Iterator[Problem]:
+    form = FORMATS.declared(settings["data.format.method"])
+    objective = AXES["objective"].declared(settings["objective.method"])
+    if "pairs" in form.provides and "pairs" not in objective.requires:
+        message = (
+            f"{form.name} gives pairs, and {objective.name} would learn the rejected answers too; choose an objective "
+            "that compares them, or a format that reads one answer"
+        )
+        yield Problem("data.format.method", message)
+
+
 def _updates_in_the_backward_pass(settings: _Settings) -> Iterator[Problem]:
     if settings["optimizer.per_layer"] is not True:
         return
@@ -231,6 +247,7 @@ CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
     _no_targets,
     _dropped_function,
     _what_trains,
+    _pairs_that_nobody_compares,
     _updates_in_the_backward_pass,
     _scores_without_rows,
     _hub_keys_of_a_local_source,

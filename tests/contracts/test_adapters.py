@@ -1,210 +1,381 @@
-"""What every registered adapter owes, on every registered storage. A new method is tested by being registered."""
+"""What every registered adapter owes, at every kind of site and on every registered storage.
+
+A new method is tested by being registered. Exceptions are declared: by traits, and by the kinds of site.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lrft.core.adapted import Adapted, adapters_off
+from lrft.core.adapter import Adapter, Shared
 from lrft.core.axes import ADAPTERS, QUANTIZERS
+from lrft.core.elastic import Elastic
 from lrft.core.errors import NotMergeable
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 
-SHAPES = [(48, 32, True), (32, 64, False)]  # out, in, bias
-ALL = pytest.mark.parametrize("name", ADAPTERS.names())
+WIDTH, INNER = 32, 40
+SHAPES = [(48, WIDTH, True), (WIDTH, 64, False)]  # out, in, bias
+CASES = [(name, kind) for name in ADAPTERS.names() for kind in ADAPTERS.get(name).site_kinds]
+ALL = pytest.mark.parametrize(("name", "kind"), CASES, ids=[f"{name}-{kind}" for name, kind in CASES])
+MERGEABLE = pytest.mark.parametrize(
+    "name", [name for name in ADAPTERS.names() if "mergeable" in ADAPTERS.get(name).provides]
+)
 STORAGES = pytest.mark.parametrize("storage", QUANTIZERS.names())
 
 
-def make(name: str, storage: str = "none", shape=(48, 32, True), dtype=torch.float32, **settings) -> Adapted:
-    out, width, bias = shape
-    torch.manual_seed(1)
+class Block(nn.Module):
+    """A gated feed-forward block as most model families have it."""
+
+    def __init__(self, store: Callable[[int, int], FrozenLinear]) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = store(INNER, WIDTH), store(INNER, WIDTH)
+        self.down_proj = store(WIDTH, INNER)
+        self.act_fn = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Body(nn.Module):
+    def __init__(self, site: Adapted) -> None:
+        super().__init__()
+        self.site = site
+        self.recomputed = False
+
+    def forward(self, inputs_embeds: Tensor, **settings: object) -> SimpleNamespace:
+        run = partial(checkpoint, self.site, use_reentrant=False) if self.recomputed else self.site
+        return SimpleNamespace(last_hidden_state=run(inputs_embeds))
+
+
+class Model(nn.Module):
+    """The smallest model around one site: what a shared part can be bound to."""
+
+    def __init__(self, site: Adapted, shared: Shared | None) -> None:
+        super().__init__()
+        self.base_model = Body(site)
+        self.shared = shared
+        if shared is not None:
+            shared.bind(SimpleNamespace(hf=self))
+
+    @property
+    def site(self) -> Adapted:
+        return self.base_model.site
+
+    @property
+    def adapter(self) -> Adapter:
+        return self.site.adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_model(inputs_embeds=x).last_hidden_state
+
+    def changeable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter of the adapter and of what sites share, frozen ones too."""
+        yield from self.adapter.named_parameters()
+        if self.shared is not None:
+            yield from self.shared.named_parameters(prefix="shared")
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((key, parameter) for key, parameter in self.changeable() if parameter.requires_grad)
+
+
+def frozen(storage: str, out: int, width: int, bias: bool = False, dtype=torch.float32) -> FrozenLinear:
     weight, offset = torch.randn(out, width) / width**0.5, torch.randn(out) if bias else None
-    declared = QUANTIZERS.declared(storage)
-    base: FrozenLinear = QUANTIZERS.get(storage)(
-        weight.to(dtype), None if offset is None else offset.to(dtype), declared.config(method=storage)
-    )
-    config = ADAPTERS.declared(name).config(method=name, **settings)
-    adapter = ADAPTERS.get(name)(config, Site("a.b", width, out, has_bias=bias))
-    adapter.start(base.weight())
-    return Adapted(base, adapter)
+    config = QUANTIZERS.declared(storage).config(method=storage)
+    return QUANTIZERS.get(storage)(weight.to(dtype), None if offset is None else offset.to(dtype), config)
 
 
-def jiggle(site: Adapted, size: float = 0.1) -> None:
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Model]:
+    """`make(name, kind)` -> a model around one site. Given adapters are two LoRAs of different rank, B = 0."""
+
+    def build(name, kind="linear", storage="none", shape=SHAPES[0], dtype=torch.float32, **settings) -> Model:
+        torch.manual_seed(1)
+        out, width, bias = shape if kind == "linear" else (WIDTH, WIDTH, False)
+        site = Site("a.b", width, out, has_bias=bias, kind=kind)
+        declared, cls = ADAPTERS.declared(name).config, ADAPTERS.get(name)
+        if "dropout" in declared.model_fields:
+            settings.setdefault("dropout", 0.0)
+        if "adapters" in declared.model_fields:
+            settings.setdefault("adapters", [write_lora(tmp_path, site, rank) for rank in (2, 3)])
+        if kind == "linear":
+            base: nn.Module = frozen(storage, out, width, bias, dtype)
+        else:
+            base = Block(partial(frozen, storage, dtype=dtype))
+            object.__setattr__(site, "inner_features", INNER)
+        config = declared(method=name, **settings)
+        shared = cls.shared(config, {site.name: site}, hidden_size=out)
+        adapter = cls.at(config, site, shared)
+        adapter.start(base.weight()) if kind == "linear" else adapter.fit(base)
+        return Model(Adapted(base, adapter), shared)
+
+    return build
+
+
+def write_lora(folder: Path, site: Site, rank: int) -> str:
+    """A LoRA's folder as PEFT writes it."""
+    place = folder / f"lora-{site.out_features}-{site.in_features}-{rank}"
+    place.mkdir(exist_ok=True)
+    key = f"base_model.model.{site.name}.lora_"
+    tensors = {
+        f"{key}A.weight": torch.randn(rank, site.in_features),
+        f"{key}B.weight": torch.zeros(site.out_features, rank),
+    }
+    save_file(tensors, place / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "lora_dropout": 0.0}
+    (place / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(place)
+
+
+def jiggle(model: Model, size: float = 0.1) -> None:
     torch.manual_seed(2)
     with torch.no_grad():
-        for parameter in site.adapter.parameters():
+        for _, parameter in model.changeable():
             parameter.add_(size * torch.randn_like(parameter))
+
+
+def tokens(model: Model, *shape: int, dtype=torch.float32) -> Tensor:
+    return torch.randn(*shape, model.adapter.site.in_features).to(dtype)
 
 
 @ALL
 @STORAGES
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_start_changes_nothing(name, storage, shape):
-    site, x = make(name, storage, shape), torch.randn(5, shape[1])
-    torch.testing.assert_close(site(x), site.base(x), atol=1e-5, rtol=1e-5)
+def test_the_start_changes_nothing(make, name, kind, storage, shape):
+    model = make(name, kind, storage, shape)
+    x = tokens(model, 5)
+    torch.testing.assert_close(model(x), model.site.base(x), atol=1e-5, rtol=1e-5)
 
 
 @ALL
 @STORAGES
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_forward_is_the_merged_weight(name, storage, shape, dtype, tolerance):
+def test_forward_is_the_merged_weight(make, name, kind, storage, shape, dtype, tolerance):
     """y = A(x, W) must be x (W + delta(W))^T + b for every mergeable adapter on every storage."""
-    site, x = make(name, storage, shape, dtype), torch.randn(2, 5, shape[1]).to(dtype)
-    jiggle(site)
-    if "mergeable" not in site.adapter.provides:  # refusing well is also a contract
-        with pytest.raises(NotMergeable):
-            site.merged_weight()
-        return
-    bias = None if site.base.bias is None else site.base.bias.float()
-    expected = F.linear(x.float(), site.merged_weight(), bias)
-    got = site(x)
+    model = make(name, kind, storage, shape, dtype)
+    jiggle(model)
+    x = tokens(model, 2, 5, dtype=dtype)
+    got = model(x)
     assert got.dtype == dtype
+    if "mergeable" not in model.adapter.provides:  # refusing well is also a contract
+        assert got.isfinite().all()
+        with pytest.raises(NotMergeable, match=r"a\.b"):
+            model.adapter.delta_weight(torch.zeros(1, 1))
+        return
+    bias = None if model.site.base.bias is None else model.site.base.bias.float()
+    expected = F.linear(x.float(), model.site.merged_weight(), bias)
     torch.testing.assert_close(
         got.float(), expected, atol=tolerance * float(expected.abs().max()), rtol=tolerance
     )
 
 
-@ALL
+@MERGEABLE
 @STORAGES
-def test_gradients_are_those_of_the_formula(name, storage):
+def test_gradients_are_those_of_the_formula(make, name, storage):
     """The fast path against autograd through `delta_weight`, for the input and every parameter."""
-    fast, x = make(name, storage), torch.randn(7, 32, requires_grad=True)
+    fast = make(name, storage=storage)
     jiggle(fast)
-    if "mergeable" not in fast.adapter.provides:
-        return
-    slow, seed = copy.deepcopy(fast), torch.randn(7, 48)
+    x = tokens(fast, 7).requires_grad_(True)
+    slow, seed = copy.deepcopy(fast.site), torch.randn(7, 48)
     (fast(x) * seed).sum().backward()
     z = x.detach().clone().requires_grad_(True)
     weight = slow.base.weight()
     (F.linear(z, weight + slow.adapter.delta_weight(weight), slow.base.bias) * seed).sum().backward()
     torch.testing.assert_close(x.grad, z.grad, atol=1e-4, rtol=1e-4)
-    for (key, a), (_, b) in zip(
-        fast.adapter.named_parameters(), slow.adapter.named_parameters(), strict=True
-    ):
-        assert a.grad is not None, key
-        torch.testing.assert_close(a.grad, b.grad, atol=2e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+    pairs = zip(fast.adapter.named_parameters(), slow.adapter.named_parameters(), strict=True)
+    for (key, a), (_, b) in pairs:
+        assert (a.grad is not None) == a.requires_grad, key
+        if a.requires_grad:
+            torch.testing.assert_close(a.grad, b.grad, atol=2e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @ALL
 @STORAGES
-def test_every_trainable_parameter_gets_a_gradient_and_no_base_one_does(name, storage):
-    site = make(name, storage)
-    jiggle(site)
-    site(torch.randn(3, 32)).square().sum().backward()
-    for key, parameter in site.adapter.named_parameters():
-        assert not parameter.requires_grad or parameter.grad.abs().sum() > 0, key
-    assert not [key for key, p in site.base.named_parameters() if p.requires_grad]
+def test_every_trainable_parameter_gets_a_gradient_and_no_other_one_does(make, name, kind, storage):
+    model = make(name, kind, storage)
+    jiggle(model)
+    model(tokens(model, 3)).square().sum().backward()
+    assert list(model.trained())
+    for key, parameter in model.trained():
+        assert parameter.grad.abs().sum() > 0, key
+    known = {id(parameter) for _, parameter in model.trained()}
+    assert not [key for key, p in model.named_parameters() if p.grad is not None and id(p) not in known]
 
 
 @ALL
-def test_masters_are_float32_whatever_the_base(name):
-    site = make(name, dtype=torch.bfloat16)
-    assert {p.dtype for p in site.adapter.parameters()} == {torch.float32}
+def test_recomputed_activations_give_the_same_gradients_penalty_included(make, name, kind):
+    plain = make(name, kind)
+    jiggle(plain)
+    x = tokens(plain, 2, 5)
+    gradients = []
+    for model in (plain, make(name, kind)):
+        model.load_state_dict(plain.state_dict())
+        model.base_model.recomputed = model is not plain
+        loss, penalty = model(x).square().mean(), model.adapter.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        if "experts" in model.adapter.provides:  # nothing of the pass is kept, nor of the one recomputed
+            assert model.adapter.penalty() is None
+        gradients.append([parameter.grad for _, parameter in model.trained()])
+    torch.testing.assert_close(*gradients)
 
 
 @ALL
-def test_an_update_too_small_for_bfloat16_is_not_lost(name):
+def test_masters_are_float32_whatever_the_base(make, name, kind):
+    model = make(name, kind, dtype=torch.bfloat16)
+    assert {parameter.dtype for _, parameter in model.changeable()} == {torch.float32}
+
+
+@ALL
+def test_an_update_too_small_for_bfloat16_is_not_lost(make, name, kind):
     """Sixteen steps of a sixteenth of a bfloat16 step move the function; in bfloat16 they would all vanish."""
-    site, x = make(name, dtype=torch.bfloat16), torch.randn(64, 32).to(torch.bfloat16)
-    jiggle(site)
-    for parameter in site.adapter.parameters():
+    model = make(name, kind, dtype=torch.bfloat16)
+    jiggle(model)
+    x = tokens(model, 64, dtype=torch.bfloat16)
+    for _, parameter in model.trained():
         rounded = parameter.to(torch.bfloat16)
         assert torch.equal((rounded + rounded.abs() * 2**-12), rounded)
-    before = site(x)
+    before = model(x)
     with torch.no_grad():
-        for parameter in site.adapter.parameters():
+        for _, parameter in model.trained():
             for _ in range(64):
                 parameter.add_(parameter.abs() * 2**-12)
-    assert (site(x) != before).any()
+    assert (model(x) != before).any()
 
 
-@ALL
+@MERGEABLE
 @STORAGES
-def test_folding_leaves_the_function_unchanged_up_to_the_storage(name, storage):
-    site, x = make(name, storage), torch.randn(5, 32)
-    jiggle(site, 0.01)
-    if "mergeable" not in site.adapter.provides:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_folding_leaves_the_function_unchanged_on_every_storage(make, name, storage, shape):
+    """What was trained goes beside the base and is not rounded into its storage, however coarse that is."""
+    model = make(name, storage=storage, shape=shape)
+    x, stored = tokens(model, 5), model.site.base.weight().clone()
+    for _ in range(2):
+        jiggle(model)
+        before, merged = model(x), model.site.merged_weight()
+        model.site.fold()
+        torch.testing.assert_close(model(x), before, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(model.site.merged_weight(), merged, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(x), model.site.base(x), atol=1e-5, rtol=1e-5)  # nothing left to fold
+    assert torch.equal(model.site.base.original.weight(), stored)
+
+
+@MERGEABLE
+def test_factors_are_the_change(make, name):
+    if "linear_delta" not in ADAPTERS.get(name).provides:
         return
-    merged, bias = site.merged_weight(), site.base.bias
-    site.fold()
-    assert site.base.edited
-    torch.testing.assert_close(site(x), site.base(x), atol=1e-5, rtol=1e-5)
-    step = (site.base.weight() - merged).abs().max()
-    assert step <= (1e-6 if storage == "none" else 0.3 * merged.abs().max())
-    if storage == "none":
-        torch.testing.assert_close(site(x), F.linear(x, merged, bias), atol=1e-5, rtol=1e-5)
+    model = make(name)
+    jiggle(model)
+    A, B = model.adapter.factors()
+    assert A.dtype == B.dtype == torch.float32
+    weight = model.site.base.weight()
+    torch.testing.assert_close(B @ A, model.adapter.delta_weight(weight), atol=1e-5, rtol=1e-5)
+
+
+@MERGEABLE
+def test_hidden_components_are_as_if_they_were_not_there(make, name):
+    if "elastic" not in ADAPTERS.get(name).provides:
+        return
+    model = make(name)
+    jiggle(model)
+    x, adapter = tokens(model, 5), model.adapter
+    assert isinstance(adapter, Elastic) and adapter.mask.all()
+    before, half = model(x), torch.arange(adapter.capacity) % 2 == 0
+    adapter.show(half)
+    A, _ = adapter.factors()
+    assert len(A) == half.sum()
+    torch.testing.assert_close(model(x), F.linear(x, model.site.merged_weight(), model.site.base.bias))
+    adapter.show(torch.zeros(adapter.capacity))
+    torch.testing.assert_close(model(x), model.site.base(x))
+    adapter.show(torch.ones(adapter.capacity))
+    assert torch.equal(model(x), before)
 
 
 @ALL
-def test_state_round_trip(name):
-    one, two = make(name), make(name)
+def test_state_round_trip(make, name, kind):
+    one, two = make(name, kind), make(name, kind)
     jiggle(one)
     two.adapter.load_state_dict(one.adapter.state_dict())
-    x = torch.randn(4, 32)
+    if one.shared is not None:
+        two.shared.load_state_dict(one.shared.state_dict())
+    x = tokens(one, 4)
     assert torch.equal(one(x), two(x))
 
 
 @ALL
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_declared_count_is_the_counted_one(name, shape):
-    site = make(name, shape=shape)
-    counted = sum(p.numel() for p in site.adapter.parameters() if p.requires_grad)
-    assert ADAPTERS.get(name).count(site.adapter.config, site.adapter.site) == counted
+def test_the_declared_count_is_the_counted_one(make, name, kind, shape):
+    model = make(name, kind, shape=shape)
+    counted = sum(p.numel() for p in model.adapter.parameters() if p.requires_grad)
+    assert ADAPTERS.get(name).count(model.adapter.config, model.adapter.site) == counted
 
 
 @ALL
 @STORAGES
-def test_rows_do_not_see_each_other(name, storage):
-    site, x = make(name, storage), torch.randn(6, 32)
-    jiggle(site)
-    torch.testing.assert_close(site(x)[2:3], site(x[2:3]), atol=1e-5, rtol=1e-5)
+def test_rows_do_not_see_each_other(make, name, kind, storage):
+    model = make(name, kind, storage)
+    jiggle(model)
+    x = tokens(model, 2, 6)
+    torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-5, rtol=1e-5)
 
 
 @ALL
-def test_evaluation_is_training_without_dropout(name):
-    site, x = make(name), torch.randn(6, 32)
-    jiggle(site)
-    training = site(x)
-    torch.testing.assert_close(site.eval()(x), training)
+def test_evaluation_is_training_without_dropout(make, name, kind):
+    model = make(name, kind)
+    jiggle(model)
+    x = tokens(model, 6)
+    training = model(x)
+    torch.testing.assert_close(model.eval()(x), training)
 
 
 @ALL
-def test_parameters_changed_between_two_evaluations_are_seen(name):
-    site, x = make(name).eval(), torch.randn(6, 32)
-    jiggle(site)
+def test_parameters_changed_between_two_evaluations_are_seen(make, name, kind):
+    model = make(name, kind).eval()
+    jiggle(model)
+    x = tokens(model, 6)
     with torch.no_grad():
-        site(x)
-    jiggle(site, 0.5)
-    if "mergeable" in site.adapter.provides:
-        bias = site.base.bias
-        torch.testing.assert_close(site(x), F.linear(x, site.merged_weight(), bias), atol=1e-4, rtol=1e-4)
+        before = model(x)
+    jiggle(model, 0.5)
+    assert not torch.equal(model(x), before)
+    if "mergeable" in model.adapter.provides:
+        merged = F.linear(x, model.site.merged_weight(), model.site.base.bias)
+        torch.testing.assert_close(model(x), merged, atol=1e-4, rtol=1e-4)
 
 
 @ALL
-def test_switched_off_it_is_the_base(name):
-    site, x = make(name), torch.randn(3, 32)
-    jiggle(site)
-    model = nn.Sequential(site)
+def test_switched_off_it_is_the_base(make, name, kind):
+    model = make(name, kind)
+    jiggle(model)
+    x = tokens(model, 3)
     with adapters_off(model):
-        assert torch.equal(model(x), site.base(x))
-    assert not torch.equal(model(x), site.base(x))
+        assert torch.equal(model(x), model.site.base(x))
+    assert not torch.equal(model(x), model.site.base(x))
 
 
 @ALL
-def test_every_parameter_has_a_role(name):
-    site = make(name)
-    for key, parameter in site.adapter.named_parameters():
-        assert not parameter.requires_grad or key in site.adapter.roles
+def test_every_parameter_has_a_role(make, name, kind):
+    model = make(name, kind)
+    for key, parameter in model.adapter.named_parameters():
+        assert not parameter.requires_grad or key in model.adapter.roles
+    if model.shared is not None:
+        assert {key for key, _ in model.shared.named_parameters()} <= model.shared.roles.keys()
 
 
 @ALL
-def test_names_for_peft_cover_the_state(name):
-    site = make(name)
-    if type(site.adapter).peft_config(site.adapter.config) is not None:
-        assert set(site.adapter.peft_names) == set(site.adapter.state_dict())
+def test_names_for_peft_cover_the_tensors_for_peft(make, name, kind):
+    adapter = make(name, kind).adapter
+    if adapter.peft_keys() is not None:
+        assert set(adapter.peft_names) == set(adapter.peft_tensors())

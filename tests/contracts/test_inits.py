@@ -53,7 +53,7 @@ STORED = [
     (name, storage)
     for name in NAMES
     for storage in ["none", *ROUNDED]
-    if "none" != storage or not declares(name, "rounded_base")
+    if storage != "none" or not declares(name, "rounded_base")
 ]
 CHOICES = [
     (name, {key: option})

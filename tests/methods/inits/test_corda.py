@@ -43,7 +43,7 @@ def started(mode="ipm", rank=4, alpha=8.0, signal=None, **settings):
     adapter = ADAPTERS.get("lora")(config, Site("a", WIDTH, OUT))
     init = INITS.get("corda")(INITS.declared("corda").config(method="corda", mode=mode, **settings))
     C = covariance() if signal is None else signal
-    init.apply(adapter, weight(), {need: C for need in init.needs}, None)
+    init.apply(adapter, weight(), dict.fromkeys(init.needs, C), None)
     return adapter
 
 

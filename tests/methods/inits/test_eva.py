@@ -212,4 +212,4 @@ def test_ranks_and_components_are_pefts(tiny, targets, tau):
         assert ours[name] == len(found) if alone else abs(ours[name] - len(found)) <= 1
         rank = min(ours[name], len(found))
         components = signals[name]["input_pca"][:rank, : sites[name].in_features]
-        torch.testing.assert_close(components, found[:rank].float(), atol=2e-3, rtol=1e-2)
+        torch.testing.assert_close(components, found[:rank].float(), atol=1e-5, rtol=1e-4)

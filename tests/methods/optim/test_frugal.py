@@ -1,5 +1,6 @@
 """FRUGAL: AdamW where its subspace reaches, sign-SGD where it does not, and the memory the paper prints."""
 
+import copy
 import math
 
 import pytest
@@ -293,7 +294,7 @@ def test_singular_vectors_wait_for_a_gradient_that_has_some():
 def test_the_draws_depend_on_seed_name_and_period_alone(choice):
     chosen = []
     for seed, steps in ((0, 1), (0, 1), (1, 1), (0, 3)):
-        params = weights((12, 40), (30, 10), (9, 9), (4, 50))
+        params = weights((12, 40), (30, 10), (9, 9), (4, 50), *[(6, 6)] * 6)
         optimizer = build(params, choice=choice, order="random", density=0.5, seed=seed, update_every=2)
         train(optimizer, params, steps)
         held = [optimizer.state[p] for p in params]
@@ -323,7 +324,7 @@ def test_a_resumed_run_goes_on_across_a_switch_bit_for_bit(choice):
     train(optimizer, params, 5)
     for own, other in zip(params, others, strict=True):
         other.data.copy_(own.data)
-    resumed.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(optimizer, params, 4, start=5)
     train(resumed, others, 4, start=5)
     assert all(torch.equal(a, b) for a, b in zip(params, others, strict=True))
