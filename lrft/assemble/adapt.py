@@ -15,6 +15,7 @@ from torch import Tensor
 from lrft.assemble.text import Text, silent, train_data
 from lrft.core.axes import ADAPTERS, ALLOCATORS, INITS, OBJECTIVES, QUANTIZERS, SIGNALS
 from lrft.core.batch import Batch
+from lrft.core.config import parse_choice
 from lrft.core.errors import RecipeError
 from lrft.core.frozen import FrozenLinear, Quantizer
 from lrft.core.params import Site
@@ -185,7 +186,8 @@ def _calibrated(
     rows = text.encoded(planner.sources()[label], f"init.{label}") if label else text.train
     single = any(SIGNALS.get(name).per_document for name in names)
     data = _calibration_data(recipe, text, rows, single) if label or single else train_data(recipe, text)
-    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    config = parse_choice(OBJECTIVES, planner.objective) if planner.objective else recipe.objective
+    objective = OBJECTIVES.get(config.method)(config)
     if single and "pairs" in objective.requires:
         message = f"measures single documents, of which {objective.name} has no loss; choose another init"
         raise RecipeError(message, "init.method")

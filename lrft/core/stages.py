@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -60,17 +60,19 @@ class Evidence:
 class Planner:
     """Decides about all sites at once: ranks, bits.
 
-    Class attributes:
+    Attributes of the class, or of an instance where the settings decide:
         needs: statistics to measure first, by name; `name@label` is measured over the rows of `sources()[label]`
             instead of the training rows. A planner with needs has a setting `batches`, how many micro-batches.
         reads_weights: `plan` looks at weights. Such a planner, and one with needs, is not asked by a dry run.
+        objective: the objective whose gradients are measured, by name; by default the recipe's.
     """
 
     name: ClassVar[str]
     provides: ClassVar[set[str]] = set()
     requires: ClassVar[set[str]] = set()
-    needs: ClassVar[tuple[str, ...]] = ()
-    reads_weights: ClassVar[bool] = False
+    needs: tuple[str, ...] = ()
+    reads_weights: bool = False
+    objective: str | None = None
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: Any) -> None:
@@ -158,6 +160,11 @@ class Statistic:
     def converged(self) -> bool:
         """More batches would change nothing; calibration ends when all statistics say so."""
         return False
+
+    @classmethod
+    def settled(cls, statistics: Mapping[str, Any]) -> set[str]:
+        """Sites whose statistic needs no more batches, given those of all sites."""
+        return {site for site, statistic in statistics.items() if statistic.converged}
 
     def result(self) -> Tensor:
         """The statistic over all micro-batches."""

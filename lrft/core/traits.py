@@ -16,6 +16,7 @@ TRAITS: dict[str, str] = {
     "frozen_A": "the factor A of the adapter is frozen",
     "experts": "the adapter holds several experts a site and a router",
     "dense_base": "base weights stay in floating point, so that they can be trained",
+    "rounded_base": "base weights are rounded into few bits",
     "base_weights": "weights of the base model train (trainable: full, or patterns)",
     "fixed_base": "no weight of the base model trains",
     "backward": "gradients are computed by backpropagation",

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 
 from lrft.core.batch import Batch
-from lrft.data.tokenize import Encoded
+from lrft.data.encoded import Encoded
 
 
 def collate(
     rows: Sequence[Sequence[Encoded]], pad_id: int, length: int | None, examples: Sequence[Sequence[int]]
 ) -> Batch:
-    """B rows, each of some documents one after another, padded on the right.
+    """B rows, each of some documents one after another, padded on the right. A pair is two documents.
 
     Args:
-        rows: the documents of each row.
+        rows: what each row holds.
         pad_id: fills the rest of a row.
         length: tokens of a row; by default those of the fullest.
-        examples: data-set index of each document, in the shape of `rows`.
+        examples: data-set index of everything in `rows`, in its shape.
     """
-    used = [sum(len(document.input_ids) for document in row) for row in rows]
+    used = [sum(len(encoded.input_ids) for encoded in row) for row in rows]
     length = max(used) if length is None else length
     if max(used) > length:
         raise ValueError(f"a row of {max(used)} tokens does not fit {length}")
@@ -33,7 +34,7 @@ def collate(
     for number, row in enumerate(rows):
         ids: list[int] = []
         places: list[int] = []
-        for document in row:
+        for document in chain.from_iterable(encoded.documents() for encoded in row):
             start = len(ids)
             ids.extend(document.input_ids)
             places.extend(range(len(document.input_ids)))

@@ -16,9 +16,15 @@ class Example:
         prompt: plain text that is read but not learnt; empty for raw text.
         completion: plain text that is learnt, directly after the prompt.
         learn: every assistant turn, or only the last one.
+        rejected: the same with the answer that this one is preferred to, in data of pairs.
     """
 
     messages: tuple[dict[str, str], ...] = ()
     prompt: str = ""
     completion: str = ""
     learn: Literal["all", "last"] = "all"
+    rejected: Example | None = None
+
+    def answers(self) -> tuple[Example, ...]:
+        """This example, and the rejected one where there is one."""
+        return (self,) if self.rejected is None else (self, self.rejected)

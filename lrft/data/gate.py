@@ -7,18 +7,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lrft.core.errors import DataError
+from lrft.data.encoded import Encoded
 from lrft.data.sources import Rows
-from lrft.data.tokenize import Encoded
 
 SHOWN = 3  # offending rows named in a message
 
 
 @dataclass(frozen=True)
 class GateReport:
-    """Counts over the rows of one source.
+    """Counts over the rows of one source. A pair is one row; what ails one of its answers ails the row.
 
     Attributes:
         rows: all rows, whatever became of them.
+        pairs: rows that are pairs of answers; their lengths are those of both answers, each with its prompt.
         tokens, supervised: tokens and targets of the rows that are used.
         without_target: rows with nothing to learn.
         empty_answers: rows whose only targets are stop tokens.
@@ -29,6 +30,7 @@ class GateReport:
         too_long: rows longer than max_length before any cut.
         truncated, dropped: what happened to them.
         duplicates: rows equal to an earlier one.
+        equal_answers: pairs of two equal answers, which teach nothing.
         length_p50, length_p95, length_max: tokens before any cut.
         suggested_max_length: holds the longest row.
         stop_tokens: the tokens that count as a stop.
@@ -36,6 +38,7 @@ class GateReport:
     """
 
     rows: int
+    pairs: int
     tokens: int
     supervised: int
     without_target: int
@@ -48,6 +51,7 @@ class GateReport:
     truncated: int
     dropped: int
     duplicates: int
+    equal_answers: int
     max_length: int
     length_p50: int
     length_p95: int
@@ -83,8 +87,9 @@ class GateReport:
         of = f"of {self.rows} rows"
         problems = []
         if self.too_long and too_long == "error":
+            counted = ", a pair being both answers, each with its prompt" if self.pairs else ""
             problems.append(
-                f"data.too_long: {self.too_long} {of} are longer than train.max_length {self.max_length} "
+                f"data.too_long: {self.too_long} {of} are longer than train.max_length {self.max_length}{counted} "
                 f"(median {self.length_p50}, 95 % at most {self.length_p95}, longest {self.length_max} tokens"
                 f"; {self._where('too_long')}); set train.max_length: {self.suggested_max_length}, or "
                 "data.too_long: drop or truncate_left"
@@ -131,12 +136,14 @@ def inspect(
         "too_long": lambda row: row.length > max_length,
         "truncated": lambda row: row.truncated,
         "dropped": lambda row: row.dropped,
+        "equal_answers": _equal_answers,
     }
     found = {kind: [index for index, row in enumerate(encoded) if test(row)] for kind, test in tests.items()}
     found["duplicates"] = _duplicates(encoded)
     lengths = sorted(row.length for row in encoded) or [0]
     return GateReport(
         rows=len(encoded),
+        pairs=sum(bool(row.parts) for row in encoded),
         tokens=sum(len(row.input_ids) for row in encoded),
         supervised=sum(row.targets for row in encoded),
         max_length=max_length,
@@ -155,13 +162,23 @@ def inspect(
 
 
 def _unstopped(row: Encoded, stop_ids: set[int]) -> bool:
-    last = next((k for k in range(len(row.supervised) - 1, -1, -1) if row.supervised[k]), None)
-    return last is not None and row.input_ids[last] not in stop_ids
+    learnt = [_learnt(document) for document in row.documents()]
+    return any(tokens and tokens[-1] not in stop_ids for tokens in learnt)
 
 
 def _only_stops(row: Encoded, stop_ids: set[int]) -> bool:
-    learnt = [token for token, wanted in zip(row.input_ids, row.supervised, strict=True) if wanted]
-    return bool(learnt) and all(token in stop_ids for token in learnt)
+    learnt = [_learnt(document) for document in row.documents()]
+    return any(tokens and all(token in stop_ids for token in tokens) for tokens in learnt)
+
+
+def _equal_answers(row: Encoded) -> bool:
+    documents = row.documents()
+    return len(documents) > 1 and _learnt(documents[0]) == _learnt(documents[1]) != []
+
+
+def _learnt(document: Encoded) -> list[int]:
+    """The targets of one document."""
+    return [token for token, wanted in zip(document.input_ids, document.supervised, strict=True) if wanted]
 
 
 def _duplicates(encoded: Sequence[Encoded]) -> list[int]:

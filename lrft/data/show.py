@@ -7,15 +7,16 @@ from typing import Any
 
 from rich.text import Text
 
+from lrft.data.encoded import Encoded
 from lrft.data.gate import GateReport
-from lrft.data.tokenize import Encoded
 
 LEARNT = "bold black on green"
 MARKS = ("⟦", "⟧")
+OF_A_PAIR = ("chosen: ", "\nrejected: ")
 
 
 def spans(encoded: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
-    """(text, is learnt) of each run of tokens under the same mask; together they are the whole row."""
+    """(text, is learnt) of each run of tokens under the same mask; together they are the whole document."""
     found = []
     end, shown = 0, 0
     for learnt, run in groupby(encoded.supervised):
@@ -28,26 +29,26 @@ def spans(encoded: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
 
 
 def masked_text(encoded: Encoded, tokenizer: Any, colour: bool) -> Text:
-    """The row as text, what is learnt highlighted, or between marks where there is no colour."""
+    """The row as text, what is learnt highlighted, or between marks where there is no colour.
+
+    Of a pair both answers are shown, each with its prompt.
+    """
     shown = Text()
-    for text, learnt in spans(encoded, tokenizer):
-        if not learnt:
-            shown.append(text, style="dim" if colour else "")
-        elif colour:
-            shown.append(text, style=LEARNT)
-        else:
-            shown.append(MARKS[0] + text + MARKS[1])
+    for number, document in enumerate(encoded.documents()):
+        if encoded.parts:
+            shown.append(OF_A_PAIR[number], style="bold" if colour else "")
+        _append(shown, document, tokenizer, colour)
     return shown
 
 
 def facts(report: GateReport) -> list[tuple[str, str]]:
     """The report, a line a fact; kinds of problems that did not occur are left out."""
     lines = [
-        ("rows", f"{report.rows:,}"),
+        ("pairs" if report.pairs else "rows", f"{report.rows:,}"),
         ("tokens", f"{report.tokens:,}"),
         ("learnt", f"{report.supervised:,} ({report.supervised_share:.1%})"),
         (
-            "row length",
+            "pair length" if report.pairs else "row length",
             f"median {report.length_p50}, 95 % at most {report.length_p95}, longest {report.length_max}, "
             f"limit {report.max_length}",
         ),
@@ -64,9 +65,20 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
         "wrong_bos": "wrong beginning-of-text count",
         "merged": "prompt and answer share a token",
         "duplicates": "duplicates",
+        "equal_answers": "both answers equal",
     }
     for kind, label in kinds.items():
         count = getattr(report, kind)
         if count:
             lines.append((label, f"{count:,} (first: {', '.join(report.first[kind])})"))
     return lines
+
+
+def _append(shown: Text, document: Encoded, tokenizer: Any, colour: bool) -> None:
+    for text, learnt in spans(document, tokenizer):
+        if not learnt:
+            shown.append(text, style="dim" if colour else "")
+        elif colour:
+            shown.append(text, style=LEARNT)
+        else:
+            shown.append(MARKS[0] + text + MARKS[1])

@@ -10,9 +10,9 @@ from functools import lru_cache
 from lrft.core.batch import Batch
 from lrft.core.errors import DataError
 from lrft.data.collate import collate
+from lrft.data.encoded import Encoded
 from lrft.data.order import permutation
 from lrft.data.pack import fill, pack
-from lrft.data.tokenize import Encoded
 
 MicroBatch = list[list[int]]  # rows of data-set indices
 
@@ -25,12 +25,14 @@ class StepBatches:
         micro_batches: this process's part, possibly none.
         targets: target tokens of the whole step, over all micro-batches and processes.
         tokens: tokens of the whole step, padding left out.
+        examples: rows of the data in the whole step, however they are packed; a pair is one.
         epoch: passes over the data when the step is done.
     """
 
     micro_batches: list[Batch]
     targets: int
     tokens: int
+    examples: int
     epoch: float
 
 
@@ -38,7 +40,8 @@ class TrainData:
     """The training rows, cut into optimizer steps.
 
     Each epoch visits every usable row once, in an order of its own. With packing, that order is packed into
-    rows of `max_length` tokens; without, a row is one document, padded to the longest of its micro-batch.
+    rows of `max_length` tokens; without, a row is one document, padded to the longest of its micro-batch. A pair
+    counts as one document here: its two answers are always in the same row.
     Micro-batch j of a step belongs to process j % world. The last step of an epoch may hold fewer.
 
     Args:
@@ -117,6 +120,7 @@ class TrainData:
             micro_batches=[self._collate(micro_batch) for micro_batch in whole[self.rank :: self.world]],
             targets=sum(self.targets[index] for index in indices),
             tokens=sum(self.lengths[index] for index in indices),
+            examples=len(indices),
             epoch=epoch + (within + 1) / self.steps_per_epoch(epoch),
         )
 
@@ -156,14 +160,16 @@ class TrainData:
 def eval_batches(encoded: Sequence[Encoded], batch_tokens: int, pad_id: int) -> Iterator[Batch]:
     """Every usable row once, one document a row, longest first so that too large a batch fails at once.
 
+    Of a pair this is the chosen answer, so that a loss on held-out pairs is how likely the preferred answers are.
+
     Args:
         batch_tokens: most tokens of a batch, padding included; a longer row is a batch of its own.
     """
-    usable = [index for index, row in enumerate(encoded) if row.targets]
-    usable.sort(key=lambda index: (-len(encoded[index].input_ids), index))
+    rows = {index: row.documents()[0] for index, row in enumerate(encoded) if row.targets}
+    usable = sorted(rows, key=lambda index: (-len(rows[index].input_ids), index))
     start = 0
     while start < len(usable):
-        size = max(1, batch_tokens // len(encoded[usable[start]].input_ids))
+        size = max(1, batch_tokens // len(rows[usable[start]].input_ids))
         batch = usable[start : start + size]
-        yield collate([[encoded[index]] for index in batch], pad_id, None, [[index] for index in batch])
+        yield collate([[rows[index]] for index in batch], pad_id, None, [[index] for index in batch])
         start += size

@@ -8,56 +8,17 @@ offsets decide: a token is a target if and only if it starts at or after the bou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from lrft.core.errors import DataError
+from lrft.data.encoded import Drawn, Encoded, TooLong, fitted
 from lrft.data.example import Example
 from lrft.data.formats._format import Format
 from lrft.data.seam import Joint, token_ids
 from lrft.data.sources import Rows
 
-TooLong = Literal["error", "drop", "truncate_left", "truncate_right"]
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One row as tokens.
-
-    Attributes:
-        input_ids: the tokens; empty when dropped.
-        supervised: for each token, whether it is a target. Never true for the first.
-        truncated: cut to the longest allowed length.
-        dropped: left out because it is too long.
-        length: tokens before any cut.
-        extra_bos: beginning-of-text tokens beyond the expected ones; negative when one is missing.
-        merged: a token spans the seam of prompt and answer, so the answer's first characters are not learnt.
-    """
-
-    input_ids: list[int]
-    supervised: list[bool]
-    truncated: bool = False
-    dropped: bool = False
-    length: int = 0
-    extra_bos: int = 0
-    merged: bool = False
-
-    @property
-    def targets(self) -> int:
-        """Number of target tokens."""
-        return sum(self.supervised)
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """A whole row before the length limit; `lead` tokens at the front survive a cut from the left."""
-
-    ids: list[int]
-    supervised: list[bool]
-    lead: int
-    extra_bos: int
-    merged: bool
 
 
 class Renderer:
@@ -67,7 +28,7 @@ class Renderer:
         tokenizer: a transformers tokenizer.
         format: makes an `Example` of a row.
         stop_ids: tokens that end an answer.
-        max_length: longest row in tokens.
+        max_length: longest row in tokens; a pair counts both answers, each with its prompt.
         too_long: what happens to longer rows; `error` leaves them whole, for the gate to report.
     """
 
@@ -89,11 +50,12 @@ class Renderer:
             DataError: the format or the chat template cannot use the row. Which row it is, the caller knows.
         """
         example = self.format.example(row)
-        drawn = self._chat(example) if example.messages else self._plain(example)
-        return self._fit(drawn)
+        encoded = fitted([self._drawn(e) for e in example.answers()], self.max_length, self.too_long)
+        # One int object per distinct id: a list then costs 8 bytes a token instead of 36.
+        return replace(encoded, input_ids=[self._known_ids.setdefault(i, i) for i in encoded.input_ids])
 
     def prompt_ids(self, row: Row) -> list[int]:
-        """What generation starts from: everything before the (last) answer, generation prompt included.
+        """What generation starts from: everything before the (last, chosen) answer, generation prompt included.
 
         For raw text this is what the tokenizer puts in front, which may be nothing.
         """
@@ -105,14 +67,17 @@ class Renderer:
         return token_ids(self.tokenizer, self._render(before, prompt=True))
 
     def reference(self, row: Row) -> str:
-        """The text of the (last) answer; empty for a conversation without one."""
+        """The text of the (last, chosen) answer; empty for a conversation without one."""
         example = self.format.example(row)
         if not example.messages:
             return example.completion
         turns = _answers(example)
         return example.messages[turns[-1]]["content"] if turns else ""
 
-    def _plain(self, example: Example) -> _Drawn:
+    def _drawn(self, example: Example) -> Drawn:
+        return self._chat(example) if example.messages else self._plain(example)
+
+    def _plain(self, example: Example) -> Drawn:
         joint = Joint(self.tokenizer, example.prompt + example.completion)
         lead, bos = self._lead(joint.text), self.tokenizer.bos_token_id
         start, merged = joint.cut(example.prompt) if example.prompt else (0, False)
@@ -123,9 +88,9 @@ class Renderer:
         if not joint.ids or ids[-1] not in self.stop_ids:
             ids.append(self._eos())
         supervised = [k > 0 and k >= start + len(lead) for k in range(len(ids))]
-        return _Drawn(ids, supervised, front, extra, merged)
+        return Drawn(ids, supervised, front, extra, merged)
 
-    def _chat(self, example: Example) -> _Drawn:
+    def _chat(self, example: Example) -> Drawn:
         answers = _answers(example)
         messages = example.messages[: answers[-1] + 1] if answers else example.messages
         joint = Joint(self.tokenizer, self._render(messages))
@@ -142,7 +107,7 @@ class Renderer:
             written = joint.text.count(mark) - sum(message["content"].count(mark) for message in messages)
             twice = max(_leading(joint.ids, bos) - 1, 0)
             extra = joint.ids.count(bos) - written + twice
-        return _Drawn(joint.ids, supervised, _leading(joint.ids, bos), extra, merged)
+        return Drawn(joint.ids, supervised, _leading(joint.ids, bos), extra, merged)
 
     def _seams(self, messages: Sequence[dict[str, str]], turn: int, text: str) -> tuple[str, str]:
         """The text up to the answer of `turn`, and the text through it; both begin `text`."""
@@ -193,23 +158,6 @@ class Renderer:
                 "model.name: the tokenizer has no end-of-text token, so plain text could never stop"
             )
         return int(self.tokenizer.eos_token_id)
-
-    def _fit(self, drawn: _Drawn) -> Encoded:
-        # One int object per distinct id: a list then costs 8 bytes a token instead of 36.
-        ids = [self._known_ids.setdefault(i, i) for i in drawn.ids]
-        mask, length = drawn.supervised, len(drawn.ids)
-        facts: dict[str, Any] = {"length": length, "extra_bos": drawn.extra_bos, "merged": drawn.merged}
-        if length <= self.max_length or self.too_long == "error":
-            return Encoded(ids, mask, **facts)
-        if self.too_long == "drop":
-            return Encoded([], [], dropped=True, **facts)
-        if self.too_long == "truncate_right":
-            return Encoded(ids[: self.max_length], mask[: self.max_length], truncated=True, **facts)
-        lead = min(drawn.lead, self.max_length - 1)
-        rest = length - (self.max_length - lead)
-        kept = mask[:lead] + mask[rest:]
-        kept[0] = False
-        return Encoded(ids[:lead] + ids[rest:], kept, truncated=True, **facts)
 
 
 def encode_all(

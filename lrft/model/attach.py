@@ -154,7 +154,10 @@ def _adapted(
     """
     assert init is not None
     if saved is None:
-        offset = init.apply(part, weight, signal or {}, quantize)
+        try:
+            offset = init.apply(part, weight, signal or {}, quantize)
+        except ValueError as error:
+            raise RecipeError(f"{part.site.name}: {error}", "init") from None
         start = copy.deepcopy(part) if init.residual else None
     else:
         offset = (saved["offset"]["A"], saved["offset"]["B"]) if "offset" in saved else None

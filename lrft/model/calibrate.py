@@ -129,8 +129,12 @@ class _Watch:
             (site, name)
             for name in {name for found in self.statistics.values() for name in found}
             for site in self.statistics.keys()
-            - _settled({s: found[name] for s, found in self.statistics.items()})
+            - self._settled(name)
         }
+
+    def _settled(self, name: str) -> set[str]:
+        statistics = {site: found[name] for site, found in self.statistics.items()}
+        return type(next(iter(statistics.values()))).settled(statistics)
 
     def results(self) -> Signals:
         """Site -> name -> tensor on the CPU."""
@@ -193,14 +197,6 @@ class _Watch:
                     self._followers.add((site, name))
                     break
         known[1].append(site)
-
-
-def _settled(statistics: dict[str, Statistic]) -> set[str]:
-    """Sites whose statistic more batches would not change, by the rule of its class for all sites, if it has one."""
-    rule = getattr(type(next(iter(statistics.values()))), "settled", None)
-    if rule is not None:
-        return set(rule(statistics))
-    return {site for site, statistic in statistics.items() if statistic.converged}
 
 
 def _track(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

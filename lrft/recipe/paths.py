@@ -7,7 +7,10 @@ import re
 from dataclasses import replace
 from importlib.util import find_spec
 
+from lrft.core.axes import AXES
+from lrft.core.config import Source
 from lrft.core.errors import Problem
+from lrft.recipe.fields import slot_of
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 
 MODEL: Keys = ("model", "name")
@@ -56,8 +59,8 @@ def located(root: Node) -> tuple[Node, list[Problem]]:
 
 
 def sources(root: Node) -> list[Keys]:
-    """Keys of the sources of the recipe and of its tasks; a task's may still be a plain string."""
-    found: list[Keys] = [("data", "train"), ("data", "eval")]
+    """Keys of the sources of the recipe, its methods and its tasks; one may still be a plain string."""
+    found: list[Keys] = [("data", "train"), ("data", "eval"), *_of_methods(root)]
     tasks = root.get("eval", "tasks")
     if tasks is not None and isinstance(tasks.value, list):
         found += [("eval", "tasks", index, "data") for index in range(len(tasks.value))]
@@ -65,6 +68,17 @@ def sources(root: Node) -> list[Keys]:
         keys if isinstance(getattr(root.get(*keys), "value", None), str) else (*keys, "source")
         for keys in found
     ]
+
+
+def _of_methods(root: Node) -> list[Keys]:
+    """Keys of the settings of the chosen methods that are sources of rows."""
+    found: list[Keys] = []
+    for axis, registry in AXES.items():
+        method = root.get(axis, "method")
+        if method is not None and method.value in registry.names():
+            fields = registry.declared(method.value).config.model_fields
+            found += [(axis, name) for name, field in fields.items() if slot_of(field).section(None) is Source]
+    return found
 
 
 class _Nowhere(Exception):

@@ -376,6 +376,7 @@ def test_every_parameter_has_a_role(make, name, kind):
 
 @ALL
 def test_names_for_peft_cover_the_tensors_for_peft(make, name, kind):
+    """Without names of its own it is a plain LoRA there."""
     adapter = make(name, kind).adapter
     if adapter.peft_keys() is not None:
-        assert set(adapter.peft_names) == set(adapter.peft_tensors())
+        assert set(adapter.peft_names or "AB") == set(adapter.peft_tensors())

@@ -36,11 +36,15 @@ def make(name, storage="none", adapter="lora", total=TOTAL, seed=0, dtype=torch.
     """A run over two adapted layers, with a restart as its only callback."""
     torch.manual_seed(1)
     fields = ADAPTERS.declared(adapter).config.model_fields
-    config = ADAPTERS.declared(adapter).config(method=adapter, rank=3, **({"alpha": 6.0} if "alpha" in fields else {}))
+    config = ADAPTERS.declared(adapter).config(
+        method=adapter, rank=3, **({"alpha": 6.0} if "alpha" in fields else {})
+    )
     sites = []
     for index, (width, out) in enumerate([(32, 48), (48, 64)]):
         weight = (torch.randn(out, width) / width**0.5).to(dtype)
-        base = QUANTIZERS.get(storage)(weight, torch.randn(out).to(dtype), QUANTIZERS.declared(storage).config())
+        base = QUANTIZERS.get(storage)(
+            weight, torch.randn(out).to(dtype), QUANTIZERS.declared(storage).config()
+        )
         part = ADAPTERS.get(adapter)(config, Site(f"{2 * index}", width, out, has_bias=True))
         part.start(base.weight())
         sites.append(Adapted(base, part))
@@ -51,7 +55,9 @@ def make(name, storage="none", adapter="lora", total=TOTAL, seed=0, dtype=torch.
         for key, parameter in site.adapter.named_parameters()
         if parameter.requires_grad
     ]
-    optimizer = OPTIMIZERS.get("adamw").build(infos, OPTIMIZERS.declared("adamw").config(method="adamw", lr=0.01))
+    optimizer = OPTIMIZERS.get("adamw").build(
+        infos, OPTIMIZERS.declared("adamw").config(method="adamw", lr=0.01)
+    )
     rates = schedule.build(optimizer, ScheduleSection(method="linear"), total)
     run = Run(model, infos, optimizer, rates, total, seed=seed)
     if name is not None:

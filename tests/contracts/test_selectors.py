@@ -17,7 +17,9 @@ from lrft.train.flatten import flatten, unflatten
 
 LAYERS, EVERY, TOTAL = 4, 3, 24
 every_selector = pytest.mark.parametrize("name", SELECTORS.names())
-updating = pytest.mark.parametrize(("dtype", "update"), [(torch.float32, "in_place"), (torch.bfloat16, "master")])
+updating = pytest.mark.parametrize(
+    ("dtype", "update"), [(torch.float32, "in_place"), (torch.bfloat16, "master")]
+)
 
 
 class Tiny(nn.Module):
@@ -26,7 +28,9 @@ class Tiny(nn.Module):
     def __init__(self, layers=LAYERS):
         super().__init__()
         self.embed_tokens = nn.Embedding(11, 8)
-        self.layers = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(8, 8), "norm": nn.LayerNorm(8)}) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(8, 8), "norm": nn.LayerNorm(8)}) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(8)
         self.lm_head = nn.Linear(8, 11, bias=False)
 
@@ -53,7 +57,11 @@ def make(name, seed=0, dtype=torch.float32, update="in_place", layers=LAYERS, pe
     infos = infos_of(model)
     config = OPTIMIZERS.declared("adamw").config(method="adamw", lr=0.01, weight_decay=0.1)
     optimizer = updates.build(
-        lambda part: OPTIMIZERS.get("adamw").build(part, config), infos, update=update, per_layer=per_layer, seed=seed
+        lambda part: OPTIMIZERS.get("adamw").build(part, config),
+        infos,
+        update=update,
+        per_layer=per_layer,
+        seed=seed,
     )
     rates = schedule.build(optimizer, ScheduleSection(method="constant"), TOTAL)
     run = Run(model, infos, optimizer, rates, TOTAL, seed=seed)
@@ -89,7 +97,9 @@ def values(run):
 
 
 def state_numbers(run):
-    return sum(t.numel() for state in run.optimizer.state.values() for t in state.values() if torch.is_tensor(t))
+    return sum(
+        t.numel() for state in run.optimizer.state.values() for t in state.values() if torch.is_tensor(t)
+    )
 
 
 @every_selector
@@ -169,7 +179,9 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(name, dtype, update, cut)
     second.fire("start")
     for _ in range(12 - cut):
         step(second)
-    assert all(torch.equal(a, b) for a, b in zip(values(whole).values(), values(second).values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(values(whole).values(), values(second).values(), strict=True)
+    )
 
 
 @every_selector
@@ -194,5 +206,5 @@ def test_a_model_without_layers_that_train_is_refused(name):
 def test_an_optimizer_without_gradients_is_refused(name):
     run = make(name)
     run.optimizer.calls_closure = True
-    with pytest.raises(RecipeError, match="select: .*computes none"):
+    with pytest.raises(RecipeError, match=r"select: .*computes none"):
         run.fire("start")

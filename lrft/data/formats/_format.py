@@ -15,9 +15,14 @@ Row = dict[str, Any]
 
 
 class Format:
-    """Subclasses give `columns` and `example`; errors leave out which row it was, the caller knows."""
+    """Subclasses give `columns` and `example`; errors leave out which row it was, the caller knows.
+
+    A format of pairs provides `pairs`, and every example it makes has a `rejected` one.
+    """
 
     name: ClassVar[str]
+    provides: ClassVar[set[str]] = set()
+    requires: ClassVar[set[str]] = set()
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: Any) -> None:
@@ -29,7 +34,7 @@ class Format:
         raise NotImplementedError(f"{type(self).__name__} declares no columns")
 
     def example(self, row: Row) -> Example:
-        """The row as messages or as prompt and completion.
+        """The row as messages, as prompt and completion, or as two of either.
 
         Raises:
             DataError: a column is missing, null or of the wrong type.

@@ -6,11 +6,9 @@ from typing import Any
 
 from lrft.core.axes import FORMATS
 from lrft.core.config import Field, Literal, MethodConfig
-from lrft.core.errors import DataError
 from lrft.data.example import Example
 from lrft.data.formats._format import Format, with_system
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
+from lrft.data.formats._turns import turns_of
 
 
 @FORMATS.register
@@ -31,27 +29,5 @@ class Chat(Format):
         return (self.config.column,)
 
     def example(self, row: dict[str, Any]) -> Example:
-        messages = self.value(row, self.config.column)
-        if not isinstance(messages, list) or not messages:
-            raise DataError(f"column {self.config.column!r} must be a list of messages with role and content")
-        turns = [_turn(message, number) for number, message in enumerate(messages, 1)]
+        turns = turns_of(self.value(row, self.config.column), self.config.column)
         return Example(messages=tuple(with_system(turns, self.config.system)), learn=self.config.learn)
-
-
-def _turn(message: Any, number: int) -> dict[str, str]:
-    if not isinstance(message, dict) or "role" not in message or "content" not in message:
-        keys = list(message) if isinstance(message, dict) else []
-        hint = "; `from` and `value` are read by data.format: sharegpt" if "from" in keys else ""
-        held = f"it has {keys}" if keys else f"it is a {type(message).__name__}"
-        raise DataError(f"message {number} needs role and content, {held}{hint}")
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise DataError(
-            f"message {number} has role {role!r}; roles are {', '.join(ROLES)}; "
-            "data.format: sharegpt maps other names"
-        )
-    if not isinstance(content, str):
-        raise DataError(
-            f"message {number} ({role}) has content of type {type(content).__name__}; only text can be learnt"
-        )
-    return {"role": role, "content": content}

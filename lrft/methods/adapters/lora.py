@@ -100,6 +100,11 @@ class LoRA(Adapter):
         A0, B0 = start.get_parameter("A"), start.get_parameter("B")
         return torch.cat([self.A, self.A - A0]), torch.cat([self.B - B0, B0], dim=1)
 
+    @torch.no_grad()
+    def factors(self, start: Adapter | None = None) -> tuple[Tensor, Tensor]:
+        A, B = (self.A, self.B) if start is None else self._factors_since(start)
+        return A.float(), self.scaling * B.float()
+
     def peft_tensors(self, start: Adapter | None = None) -> dict[str, Tensor]:
         if start is None:
             return super().peft_tensors()

@@ -49,6 +49,9 @@ class BitsAndBytesAdamW:
 class Resumable:
     """Goes before a bitsandbytes optimizer: `load_state_dict(state_dict())` then goes on bit for bit."""
 
+    steps_without_storage = False  # its kernels cannot run on the meta device
+    shared_state = tuple(CODE_BOOKS)
+
     def get_config(self: Any, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
         """Settings of one parameter; the group's bits go before the optimizer's."""
         return {**super().get_config(gindex, pindex, group), "optim_bits": group["optim_bits"]}  # type: ignore[misc]

@@ -22,7 +22,7 @@ class Encoded(FrozenLinear):
     """
 
     name: ClassVar[str]
-    provides: ClassVar[set[str]] = set()
+    provides: ClassVar[set[str]] = {"rounded_base"}
     requires: ClassVar[set[str]] = set()
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     scales: ClassVar[tuple[str, ...]] = ()  # buffers that a cast of the model must leave alone

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lrft.core.axes import SIGNALS
-from lrft.core.stages import Statistic
+from lrft.core.stages import Statistic, Tokens
+from lrft.methods.signals._weight_gradient import weight_gradient
 
 
 @SIGNALS.register
 class Grad(Statistic):
     """G = dL/dW = mean over micro-batches of dy^T x, (out, in) in float32, without touching the weight.
 
+    Micro-batches without a target have no loss and are left out of the mean.
     Source: the chain rule. Departures: none.
     """
 
@@ -20,12 +21,14 @@ class Grad(Statistic):
         self.total: Tensor | None = None
         self.batches = 0
 
-    @torch.no_grad()
-    def update(self, x: Tensor, dy: Tensor) -> None:
-        gradient = dy.float().mT @ x.float()
+    def update(self, x: Tensor, dy: Tensor | None, tokens: Tokens) -> None:
+        if tokens.supervised.numel() == 0:
+            return
+        gradient = weight_gradient(x, dy, tokens)
         self.total = gradient if self.total is None else self.total.add_(gradient)
         self.batches += 1
 
     def result(self) -> Tensor:
-        assert self.total is not None, "no calibration batch reached this site"
+        if self.total is None:
+            raise ValueError("no calibration batch with a target reached it")
         return self.total / self.batches

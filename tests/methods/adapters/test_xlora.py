@@ -240,11 +240,28 @@ def test_generation_with_a_cache_is_generation_without(tiny, given):
         for cache in (False, True)
     ]
     torch.testing.assert_close(torch.stack(made[0].logits), torch.stack(made[1].logits), atol=1e-4, rtol=1e-4)
-    beams = [
-        model.hf.generate(IDS, attention_mask=mask, use_cache=cache, num_beams=3, **options)
+
+
+def test_beams_reorder_both_caches(tiny, given):
+    model, options = mixed(tiny, given), {"max_new_tokens": 10, "num_beams": 4, "num_return_sequences": 4}
+    nn.init.normal_(model.shared.linears[0].weight, std=4.0)
+    made = [
+        model.hf.generate(
+            IDS,
+            attention_mask=torch.ones_like(IDS),
+            use_cache=cache,
+            output_scores=True,
+            return_dict_in_generate=True,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+            **options,
+        )
         for cache in (False, True)
     ]
-    assert torch.equal(*beams)
+    assert torch.equal(made[0].sequences, made[1].sequences)
+    torch.testing.assert_close(made[0].sequences_scores, made[1].sequences_scores)
+    torch.testing.assert_close(torch.stack(made[0].scores), torch.stack(made[1].scores))
 
 
 def test_a_cache_filled_elsewhere_is_refused(tiny, given):

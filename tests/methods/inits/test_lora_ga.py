@@ -7,6 +7,7 @@ import torch
 
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
+from lrft.methods.signals.grad import Grad
 from lrft.model.calibrate import calibrate
 from lrft.model.load import load_model
 from lrft.model.sites import linear_sites
@@ -71,7 +72,7 @@ def test_the_measured_gradient_is_autograds(tiny):
     ids = torch.randint(3, 400, (2, 9))
     none = ids.new_zeros(1)
     batch = Batch(ids, torch.arange(9).expand(2, 9), ((0, 0, 9), (1, 0, 9)), none, none)
-    signals = calibrate(model, sites, [batch, batch], SumOfSquares(None), ["grad"])
+    signals = calibrate(model, sites, [batch, batch], SumOfSquares(None), lambda site, name: Grad(), ["grad"])
     model.hf.requires_grad_(True)
     SumOfSquares(None)(model, batch).backward()
     for name in sites:

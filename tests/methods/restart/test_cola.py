@@ -60,7 +60,9 @@ def test_every_link_runs_through_the_whole_schedule(method):
     _, whole = train(make(0, total=4, method=method, warmup=1))
     _, rates = train(make(3, total=12, method=method, warmup=3))
     assert rates[:4] == rates[4:8] == rates[8:]
-    assert rates[1:4] == pytest.approx(whole[1:])  # after the warm-up it is the schedule of a run of four steps
+    assert rates[1:4] == pytest.approx(
+        whole[1:]
+    )  # after the warm-up it is the schedule of a run of four steps
 
 
 def test_unequal_links_end_where_the_schedule_ends():

@@ -20,7 +20,9 @@ X = torch.randn(6, 24, generator=torch.Generator().manual_seed(1))
 
 def make_site(adapter="lora", storage="none"):
     torch.manual_seed(0)
-    base = QUANTIZERS.get(storage)(torch.randn(64, 64) / 8, torch.randn(64), QUANTIZERS.declared(storage).config())
+    base = QUANTIZERS.get(storage)(
+        torch.randn(64, 64) / 8, torch.randn(64), QUANTIZERS.declared(storage).config()
+    )
     part = ADAPTERS.get(adapter)(ADAPTERS.declared(adapter).config(method=adapter, rank=4), Site("s", 64, 64))
     part.start(base.weight())
     for parameter in part.parameters():
@@ -73,7 +75,9 @@ def test_the_linear_form_loses_exactly_m_times_1_minus_m_of_the_change(share):
     A = site.adapter.A.detach().clone()
     unload(site, share, "linear")
     torch.testing.assert_close(site.adapter.A.detach(), (1 - share) * A)
-    torch.testing.assert_close(merged - site.merged_weight(), share * (1 - share) * delta, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        merged - site.merged_weight(), share * (1 - share) * delta, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_both_factors_carry_the_root():

@@ -1,0 +1,136 @@
+"""`Encoded`: a row as token ids with the mask of what is learnt, and how a row is made to fit its length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, Literal
+
+TooLong = Literal["error", "drop", "truncate_left", "truncate_right"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as tokens: one document, or the two of a pair, the chosen one first. It is never split over rows.
+
+    Attributes:
+        input_ids: the tokens, document after document; empty when dropped.
+        supervised: for each token, whether it is a target. Never true for the first of a document. A pair has
+            targets in both of its documents or in none.
+        parts: tokens of each document; empty for a row that is one document.
+        truncated: cut to the longest allowed length.
+        dropped: left out because it is too long.
+        length: tokens before any cut, of a pair those of both documents.
+        extra_bos: beginning-of-text tokens beyond the expected ones; negative when one is missing.
+        merged: a token spans the seam of prompt and answer, so the answer's first characters are not learnt.
+    """
+
+    input_ids: list[int]
+    supervised: list[bool]
+    truncated: bool = False
+    dropped: bool = False
+    length: int = 0
+    extra_bos: int = 0
+    merged: bool = False
+    parts: tuple[int, ...] = ()
+
+    @property
+    def targets(self) -> int:
+        """Number of target tokens."""
+        return sum(self.supervised)
+
+    def documents(self) -> list[Encoded]:
+        """Each document as a row of its own."""
+        if not self.parts:
+            return [self]
+        edges = [0, *accumulate(self.parts)]
+        return [
+            Encoded(self.input_ids[start:end], self.supervised[start:end], length=end - start)
+            for start, end in pairwise(edges)
+        ]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A whole document before the length limit; `lead` tokens at the front survive a cut from the left."""
+
+    ids: list[int]
+    supervised: list[bool]
+    lead: int
+    extra_bos: int
+    merged: bool
+
+    def first(self, length: int) -> Drawn:
+        """Cut to its first `length` tokens."""
+        return Drawn(self.ids[:length], self.supervised[:length], self.lead, self.extra_bos, self.merged)
+
+    def without(self, start: int, end: int) -> Drawn:
+        """Less the tokens from `start` to `end`; what is then first has nothing to be predicted from."""
+        mask = self.supervised[:start] + self.supervised[end:]
+        mask[0] = False
+        return Drawn(self.ids[:start] + self.ids[end:], mask, self.lead, self.extra_bos, self.merged)
+
+
+def fitted(documents: Sequence[Drawn], max_length: int, too_long: TooLong) -> Encoded:
+    """The row of one document, or of a pair, within `max_length` tokens in all.
+
+    A pair that is cut from the right loses what its longer document has too much. Cut from the left, both lose the
+    same tokens of their prompt, so that the two answers still answer one prompt; where the prompt is too short for
+    that, the pair is dropped.
+
+    Args:
+        too_long: `error` leaves the row whole, for the gate to report.
+    """
+    length = sum(len(document.ids) for document in documents)
+    facts: dict[str, Any] = {
+        "length": length,
+        "extra_bos": next((d.extra_bos for d in documents if d.extra_bos), 0),
+        "merged": any(document.merged for document in documents),
+    }
+    if length <= max_length or too_long == "error":
+        return _joined(documents, facts)
+    cut = _cut(documents, length - max_length, max_length, too_long)
+    return _joined(cut, {**facts, "truncated": True}) if cut else Encoded([], [], dropped=True, **facts)
+
+
+def _cut(documents: Sequence[Drawn], excess: int, max_length: int, too_long: TooLong) -> list[Drawn]:
+    """The documents without `excess` tokens; none of them where that is not to be done or cannot be."""
+    if too_long == "drop":
+        return []
+    if too_long == "truncate_right":
+        return [
+            document.first(room)
+            for document, room in zip(documents, _rooms(documents, max_length), strict=True)
+        ]
+    if len(documents) == 1:
+        lead = min(documents[0].lead, max_length - 1)
+        return [documents[0].without(lead, lead + excess)]
+    lead, each = documents[0].lead, -(-excess // 2)
+    # One token of the prompt stays, to predict the answer's first from.
+    if lead + each > min(_prompt(document) for document in documents) - (lead == 0):
+        return []
+    return [document.without(lead, lead + each) for document in documents]
+
+
+def _rooms(documents: Sequence[Drawn], max_length: int) -> list[int]:
+    """Tokens that each document may keep: half of the row, or what the other one leaves."""
+    if len(documents) == 1:
+        return [max_length]
+    first, second = (len(document.ids) for document in documents)
+    half = max_length // 2
+    return [max(half, max_length - second), max(max_length - half, max_length - first)]
+
+
+def _prompt(document: Drawn) -> int:
+    """Tokens before the first target."""
+    return next((k for k, learnt in enumerate(document.supervised) if learnt), len(document.ids))
+
+
+def _joined(documents: Sequence[Drawn], facts: dict[str, Any]) -> Encoded:
+    ids = [token for document in documents for token in document.ids]
+    mask = [learnt for document in documents for learnt in document.supervised]
+    if not all(any(document.supervised) for document in documents):  # nothing to compare
+        mask = [False] * len(mask)
+    parts = tuple(len(document.ids) for document in documents) if len(documents) > 1 else ()
+    return Encoded(ids, mask, parts=parts, **facts)

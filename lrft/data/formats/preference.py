@@ -1,0 +1,92 @@
+"""preference: two answers to one prompt, the chosen and the rejected one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lrft.core.axes import FORMATS
+from lrft.core.config import Field, Literal, MethodConfig
+from lrft.core.errors import DataError
+from lrft.data.example import Example
+from lrft.data.formats._format import Format, with_system
+from lrft.data.formats._turns import turns_of
+
+Turns = list[dict[str, str]]
+
+
+@FORMATS.register
+class Preference(Format):
+    """A prompt with a chosen and a rejected answer, for objectives that compare the two.
+
+    {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
+    {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [{...}]}
+    {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [the same but for the last]}
+    Text is joined as it is, or rendered by the chat template; messages always are. Learns from both answers with
+    their stop tokens. Scores on held-out rows are of the chosen answer, as if it were the only one.
+    """
+
+    provides = {"pairs"}
+
+    class Config(MethodConfig):
+        prompt: str = Field(
+            "prompt", min_length=1, description="column of the prompt; not read where answers hold it"
+        )
+        chosen: str = Field("chosen", min_length=1, description="column of the preferred answer")
+        rejected: str = Field("rejected", min_length=1, description="column of the other answer")
+        render: Literal["chat", "plain"] = Field(
+            "plain", description="text as it is, or through the model's chat template"
+        )
+        system: str | None = Field(
+            None, description="system message where there is none; in plain rendering a first paragraph"
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.config.chosen, self.config.rejected)
+
+    def example(self, row: dict[str, Any]) -> Example:
+        names = (self.config.chosen, self.config.rejected)
+        lists = [isinstance(self.value(row, name), list) for name in names]
+        if not any(lists):
+            prompt = self.text(row, self.config.prompt)
+            chosen, rejected = (self.pair(prompt, self.text(row, name)) for name in names)
+            return replace(chosen, rejected=rejected)
+        if not all(lists):
+            raise DataError(
+                f"one of the columns {names[0]!r} and {names[1]!r} holds text and the other a list of messages; "
+                "write both the same way"
+            )
+        turns, others = (self._conversation(row, name) for name in names)
+        if turns[:-1] != others[:-1]:
+            raise DataError(
+                f"the conversations in {names[0]!r} and {names[1]!r} differ before their last message; the two "
+                "answers of a pair must answer the same prompt"
+            )
+        return Example(
+            messages=tuple(turns), learn="last", rejected=Example(messages=tuple(others), learn="last")
+        )
+
+    def _conversation(self, row: dict[str, Any], column: str) -> Turns:
+        """Every turn through the answer in `column`, which begins with the prompt or goes on from it."""
+        turns = self._turns(row, column)
+        if turns[0]["role"] == "assistant":
+            turns = self._asked(row) + turns
+        if turns[-1]["role"] != "assistant":
+            raise DataError(
+                f"column {column!r} ends in a message of role {turns[-1]['role']}; the last one must be an answer, "
+                "of role assistant"
+            )
+        return with_system(turns, self.config.system)
+
+    def _asked(self, row: dict[str, Any]) -> Turns:
+        column = self.config.prompt
+        if isinstance(self.value(row, column), list):
+            return self._turns(row, column)
+        return [{"role": "user", "content": self.text(row, column)}]
+
+    def _turns(self, row: dict[str, Any], column: str) -> Turns:
+        try:
+            return turns_of(row[column], column)
+        except DataError as error:
+            raise DataError(f"column {column!r}: {error}") from None

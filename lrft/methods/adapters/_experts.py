@@ -1,0 +1,75 @@
+"""Several LoRA experts and a router on one linear map: what the token-routed mixtures share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapter import Adapter
+from lrft.core.config import AdapterConfig, Field
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.methods.adapters._routing import Routing, gated_low_rank, route
+
+
+class Experts(Adapter):
+    """y = x W^T + b + s sum_e g_e(x) (drop(x) A_e^T) B_e^T with A (E r, in) and B (out, E r) stacked by expert.
+
+    A subclass says what the gates are (`gates`) and what its penalty is.
+    """
+
+    provides = {"adapters", "experts"}
+    roles = {"A": "lora_A", "B": "lora_B", "router": "router"}
+
+    class Config(AdapterConfig):
+        experts: int = Field(8, gt=0, description="experts at every site")
+        rank: int = Field(8, gt=0, description="rank of each expert")
+        alpha: float = Field(16.0, gt=0)
+        rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
+        dropout: float = Field(0.05, ge=0, lt=1)
+
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__(config, site)
+        self.scaling = config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
+        width = config.experts * config.rank
+        self.A = nn.Parameter(torch.empty(width, site.in_features))
+        self.B = nn.Parameter(torch.empty(site.out_features, width))
+        self.router = nn.Parameter(torch.empty(config.experts, site.in_features))
+        self.routing = Routing()
+        self.reset()
+
+    def reset(self) -> None:
+        for tensor in (
+            self.A,
+            self.router,
+        ):  # each expert as nn.Linear starts: the bound depends on `in` alone
+            nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
+        nn.init.zeros_(self.B)
+
+    def gates(self, x: Tensor, probabilities: Tensor) -> Tensor:
+        """Weights (..., E) of the experts from the router's probabilities (..., E), both float32."""
+        raise NotImplementedError(f"{type(self).__name__} declares no gates")
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        return base(x) + self.update(x)
+
+    def update(self, x: Tensor) -> Tensor:
+        config = self.config
+        gates = self.scaling * self.gates(x, route(x, self.router))
+        dropped = self.training and config.dropout > 0
+        return gated_low_rank(
+            x,
+            self.A,
+            self.B,
+            gates.repeat_interleave(config.rank, dim=-1),
+            self.compute_dtype,
+            [(config.rank, config.dropout)] * config.experts if dropped else (),
+        )
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        each = config.rank * (site.in_features + site.out_features) + site.in_features
+        return int(config.experts * each)

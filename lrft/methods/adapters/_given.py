@@ -1,0 +1,95 @@
+"""LoRA adapters that were trained before, read from the folders PEFT and this package write."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrft.core.errors import RecipeError
+
+PREFIX = "base_model.model."
+TENSOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")
+# Starts that took a part of the base's weight away, which the factors alone do not bring back.
+RESIDUAL = ("pissa", "olora", "corda")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One adapter at one site: scale * B A.
+
+    Attributes:
+        A: (r, in) and B: (out, r), float32.
+        scale: alpha / r, or alpha / sqrt(r).
+        dropout: probability that training drops an input of the adapter.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    dropout: float
+
+
+def read_lora(folder: str, key: str) -> dict[str, Factors]:
+    """Site name -> factors of the LoRA in `folder`, or in the folder `adapter` inside it (a run's).
+
+    Raises:
+        RecipeError: at `key`: no such folder, or what it holds is not a plain LoRA.
+    """
+    place = Path(folder).expanduser()
+    if not (place / "adapter_config.json").is_file():
+        place = place / "adapter"
+    file = place / "adapter_model.safetensors"
+    if not (place / "adapter_config.json").is_file() or not file.is_file():
+        raise RecipeError(
+            f"{folder} holds no adapter_config.json and adapter_model.safetensors; "
+            "give the folder of a LoRA, or of the run that trained one",
+            key,
+        )
+    from safetensors.torch import load_file
+
+    config: dict[str, Any] = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+    _check_plain(config, folder, key)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(str(file), device="cpu").items():
+        match = TENSOR.fullmatch(name)
+        if match is None:
+            raise RecipeError(f"{folder} holds {name}, which is no factor of a LoRA on a linear layer", key)
+        parts.setdefault(match[1], {})[match[2]] = tensor.to(torch.float32)
+    return {site: _factors(site, part, config) for site, part in parts.items()}
+
+
+def _check_plain(config: dict[str, Any], folder: str, key: str) -> None:
+    start = str(config.get("init_lora_weights", True)).lower()
+    faults = {
+        f"is of type {config.get('peft_type')}": config.get("peft_type") != "LORA",
+        "is a DoRA": bool(config.get("use_dora")),
+        "trains biases": config.get("bias", "none") != "none" or bool(config.get("lora_bias")),
+        "replicates layers": bool(config.get("layer_replication")),
+        f"fits a base changed by {start}": start.startswith(RESIDUAL),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise RecipeError(f"{folder} {fault}; only a plain LoRA can be an expert", key)
+
+
+def _factors(site: str, part: dict[str, Tensor], config: dict[str, Any]) -> Factors:
+    A, B = part["A"], part["B"]
+    alpha = _patterned(config.get("alpha_pattern"), site, config["lora_alpha"])
+    rank = A.shape[0]
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return Factors(A, B, scale, float(config.get("lora_dropout", 0.0)))
+
+
+def _patterned(patterns: dict[str, float] | None, site: str, default: float) -> float:
+    """The first pattern that matches the end of the site's name, as PEFT reads them."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", site):
+            return value
+    return default

@@ -1,0 +1,85 @@
+"""DyLoRA: a LoRA whose every prefix of rank components is a LoRA too."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.axes import ADAPTERS
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.methods.adapters._low_rank import low_rank_linear
+from lrft.methods.adapters.lora import LoRA
+
+
+@ADAPTERS.register
+class DyLoRA(LoRA):
+    """Dynamic low-rank adaptation: trained at many ranks at once, used at any of them.
+
+    y = x W^T + b + s_k (drop(x) A[:k]^T) B[:, :k]^T      s_k = alpha / k, or alpha / sqrt(k) (rsLoRA)
+    A (r, in) and B (out, r) start as LoRA's, so W' = W at step 0. Trains r (in + out) numbers per site.
+    In training k = `live`, and the directions below `first` are constants; in evaluation, in a merge and on export
+    k = r. `allocate: dylora` draws `live` anew for every step; without it, it stays r and this is LoRA.
+    `truncate(k)` makes it the rank-k adapter: the k leading directions with the scale they were trained with.
+    Source: Valipour et al., "DyLoRA: Parameter Efficient Tuning of Pre-trained Models using Dynamic Search-Free
+    Low-Rank Adaptation", EACL 2023, arXiv 2210.07558, and the authors' code, where both factors carry
+    sqrt(r / k) on top of alpha / r. Departures: none; the scale for rsLoRA is LoRA's carried over.
+    """
+
+    provides = {"adapters", "mergeable", "low_rank", "linear_delta", "nested"}
+
+    class Config(LoRA.Config):
+        pass
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.live = config.rank
+        self.first = 0
+
+    def use(self, live: int, first: int = 0) -> None:
+        """Train with the leading `live` directions, of which those below `first` are constants.
+
+        Raises:
+            ValueError: not 0 <= first < live <= rank.
+        """
+        if not 0 <= first < live <= self.config.rank:
+            raise ValueError(f"{first} to {live} is no part of the ranks 0 to {self.config.rank}")
+        self.live, self.first = live, first
+
+    def scale(self, rank: int) -> float:
+        """s_k of the adapter of this rank."""
+        return float(self.config.alpha / (math.sqrt(rank) if self.config.rslora else rank))
+
+    def _prefix(self) -> tuple[Tensor, Tensor, float]:
+        """A[:k], B[:, :k] and s_k of the function as it now is."""
+        if not self.training or (self.live == self.config.rank and self.first == 0):
+            return self.A, self.B, self.scaling
+        A, B = self.A[: self.live], self.B[:, : self.live]
+        if self.first:
+            A = torch.cat([A[: self.first].detach(), A[self.first :]])
+            B = torch.cat([B[:, : self.first].detach(), B[:, self.first :]], dim=1)
+        return A, B, self.scale(self.live)
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        A, B, scaling = self._prefix()
+        dropped = self.drop(x) if self.training and self.drop.p > 0 else None
+        return low_rank_linear(x, base, A, B, scaling, dropped=dropped, dtype=self.compute_dtype)
+
+    @torch.no_grad()
+    def truncate(self, rank: int) -> None:
+        """Keep the leading `rank` directions, for good: the adapter is then the one of that rank.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        if not 1 <= rank <= self.config.rank:
+            raise ValueError(f"the adapter was trained at ranks 1 to {self.config.rank}, not at {rank}")
+        trains = self.A.requires_grad, self.B.requires_grad
+        self.A = nn.Parameter(self.A[:rank].clone(), requires_grad=trains[0])
+        self.B = nn.Parameter(self.B[:, :rank].clone(), requires_grad=trains[1])
+        self.scaling = self.scale(rank)
+        self.config: Any = self.config.model_copy(update={"rank": rank})
+        self.use(rank)

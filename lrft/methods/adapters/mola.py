@@ -1,0 +1,79 @@
+"""MoLA: a few of several LoRA experts for every token, with a number of experts that depends on the layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lrft.core.adapter import Shared
+from lrft.core.axes import ADAPTERS
+from lrft.core.config import Field, model_validator
+from lrft.core.params import Site
+from lrft.methods.adapters._experts import Experts
+from lrft.methods.adapters._routing import Balance, choose, measure, spread, switch_balance
+
+LAYER = re.compile(r"\.\d+(?=\.)")
+
+
+@ADAPTERS.register
+class MoLA(Experts):
+    """Top-k mixture of LoRA experts, layer by layer.
+
+    y = x W^T + b + s sum over the k chosen e of w_e(x) (drop_e(x) A_e^T) B_e^T      s = alpha / r
+    w = the k largest of softmax(x R^T), made to sum to 1; R (E, in) Kaiming-uniform, no bias, one per site.
+    A_e (r, in) Kaiming-uniform, B_e (out, r) = 0, so W' = W at step 0. Experts not chosen get no gradient.
+    Trains E (r (in + out) + in) numbers per site, E that of the site's layer: `experts` everywhere, or what the
+    allocation of the same name sets (2, 4, 6, 8 from low layers to high is the paper's best).
+    Penalty: balance * sum over layers of E sum_e f_e p_e, f (sum 1) and p over the tokens of all the layer's sites
+    together; 1 a layer when routing is uniform. R and w are float32. Token-dependent, so it cannot be merged.
+    Source: Gao et al., "Higher Layers Need More LoRA Experts", 2024, arXiv 2402.08562, and the authors' code
+    (GCYZSL/MoLA), which balances a layer's routers as one where the paper's text has a term for each.
+    Departures: padding is left out of f and p; all experts' products are formed and those not chosen weigh 0; the
+    router is float32 where the code's is in the activations' precision; the code leaves the penalty off by default.
+    """
+
+    provides = {"adapters", "experts"}
+
+    class Config(Experts.Config):
+        experts: int = Field(
+            5, gt=0, description="experts at every site; an allocation may change it by layer"
+        )
+        top_k: int = Field(2, gt=0, description="experts a token is sent to")
+        balance: float = Field(1e-3, ge=0, description="weight of the balance loss; 0 for none")
+
+        @model_validator(mode="after")
+        def _check_top_k(self) -> MoLA.Config:
+            if self.top_k > self.experts:
+                raise ValueError(f"top_k is {self.top_k}, but there are {self.experts} experts")
+            return self
+
+    @classmethod
+    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+        return Balance()
+
+    @classmethod
+    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> MoLA:
+        made = cls(config, site)
+        if isinstance(shared, Balance):
+            # Routers with different numbers of experts cannot be balanced as one.
+            made.routing = shared.join(f"{layer_of(site.name)} {config.experts}")
+        return made
+
+    def gates(self, x: Tensor, probabilities: Tensor) -> Tensor:
+        weights, chosen = choose(probabilities, self.config.top_k)
+        if self.training:
+            self.routing.leave(measure(x, probabilities, chosen))
+        return spread(weights, chosen, self.config.experts)
+
+    def penalty(self) -> Tensor | None:
+        loads = self.routing.take()
+        return self.config.balance * switch_balance(loads) if loads and self.config.balance > 0 else None
+
+
+def layer_of(name: str) -> str:
+    """The path of the layer a site stands in (`model.layers.3`), or its own where there is none."""
+    found = LAYER.search(name)
+    return name[: found.end()] if found else name

@@ -1,0 +1,140 @@
+"""SVD-LoRA: a low-rank update with a singular value of its own for every component."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrft.core.axes import ADAPTERS
+from lrft.core.config import AdapterConfig, Field, Literal
+from lrft.core.elastic import Elastic
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.methods.adapters._low_rank import low_rank_linear
+
+EPSILON = 1e-5  # beside the rank in the published scale
+
+Regularizer = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A (capacity, in), B (out, capacity) and the mask (capacity,) -> a scalar added to the loss."""
+
+
+@ADAPTERS.register
+class SVDLoRA(Elastic):
+    """LoRA in the form of a singular value decomposition, whose rank can change while it trains.
+
+    y = x W^T + b + c ((drop(x) A^T) * E) B^T, so W' = W + c B diag(E) A      c = alpha / (r + 1e-5)
+    A (r, in), B (out, r) ~ N(0, 0.02^2), E (r) = 0, so W' = W at step 0. With `draw: kaiming` A ~ U(+-sqrt(6 / in)),
+    B ~ U(+-sqrt(6 / r)) and c = alpha / r.
+    Trains r (in + out) + r numbers per site. r is the capacity; an allocator prunes components by E = 0, or reveals
+    them one by one. Buffers (r + 1 numbers, saved): `mask`, and `gain`, which makes c that of another rank.
+    Exported as a plain LoRA of the components with E != 0, c and E multiplied into B.
+    Source: Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023, arXiv 2303.10512, and
+    the authors' code; `kaiming`: Mao et al., "DoRA: Enhancing Parameter-Efficient Fine-Tuning with Dynamic Rank
+    Distribution", 2024, arXiv 2405.17357.
+    Departures: none in the function. Orthogonality is asked for by the allocator: alone, this is a plain LoRA with E.
+    """
+
+    provides = {"adapters", "mergeable", "linear_delta", "elastic"}
+    roles = {"A": "lora_A", "E": "core", "B": "lora_B"}
+
+    class Config(AdapterConfig):
+        rank: int = Field(12, gt=0, description="the capacity: no allocator can give a site more")
+        alpha: float = Field(16.0, gt=0)
+        dropout: float = Field(0.0, ge=0, lt=1)
+        draw: Literal["normal", "kaiming"] | None = Field(
+            None,
+            description="distribution of A and B at step 0; by default what the allocation was published with",
+        )
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.scaling = self.scaling_at(config.rank)
+        self.drop = nn.Dropout(config.dropout)
+        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
+        self.E = nn.Parameter(torch.empty(config.rank))
+        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.register_buffer("mask", torch.ones(config.rank))
+        self.gain: Tensor
+        self.register_buffer("gain", torch.ones(()))
+        self.regularizer: Regularizer | None = None
+        self.watch = False
+        self._gradient: Tensor | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Draw A and B anew and set E to 0; what is shown, and the scale, stay as they are."""
+        if self.config.draw == "kaiming":
+            nn.init.kaiming_uniform_(self.A)
+            nn.init.kaiming_uniform_(self.B)
+        else:
+            nn.init.normal_(self.A, std=0.02)
+            nn.init.normal_(self.B, std=0.02)
+        nn.init.zeros_(self.E)
+
+    def scaling_at(self, rank: int) -> float:
+        """The scale c of an adapter of that rank."""
+        return float(self.config.alpha / (rank + (0.0 if self.config.draw == "kaiming" else EPSILON)))
+
+    @torch.no_grad()
+    def scale_for(self, rank: int) -> None:
+        """From now on scale by the c of `rank` instead of the capacity's, in place."""
+        self.gain.fill_(self.scaling_at(rank) / self.scaling)
+
+    def gates(self) -> Tensor:
+        """(capacity,): E times the mask and the gain; with a graph."""
+        return self.E * (self.mask * self.gain)
+
+    def composed(self) -> Tensor:
+        """The change c B diag(E) A of the weight, (out, in) float32; with a graph."""
+        return self.scaling * self.B @ self._gated()
+
+    def _gated(self) -> Tensor:
+        return self.gates()[:, None] * self.A
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        return self.composed().to(weight.dtype)
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        dropped = self.drop(x) if self.training and self.drop.p > 0 else None
+        if self.watch and torch.is_grad_enabled():
+            return self._observed(x, x if dropped is None else dropped, base)
+        return low_rank_linear(
+            x, base, self._gated(), self.B, self.scaling, dropped=dropped, dtype=self.compute_dtype
+        )
+
+    def update(self, x: Tensor) -> Tensor:
+        return low_rank_linear(x, None, self._gated(), self.B, self.scaling, dtype=self.compute_dtype)
+
+    def _observed(self, x: Tensor, seen: Tensor, base: FrozenLinear) -> Tensor:
+        """The same map through the composed matrix, so that its gradient exists and can be collected."""
+        change = self.composed()
+        if change.requires_grad:
+            change.register_hook(self._collect)
+        dtype = self.compute_dtype or x.dtype
+        return base(x) + F.linear(seen.to(dtype), change.to(dtype)).to(x.dtype)
+
+    def _collect(self, gradient: Tensor) -> None:
+        if self._gradient is None:
+            self._gradient = gradient.detach()
+        else:
+            self._gradient += gradient.detach()
+
+    def take_gradient(self) -> Tensor | None:
+        """The loss's gradient at the composed change (out, in), summed over the backward passes since the last call.
+
+        None where there was no pass. Collected only while `watch` is true, and then held for every site at once.
+        """
+        gradient, self._gradient = self._gradient, None
+        return gradient
+
+    def penalty(self) -> Tensor | None:
+        """What an allocator set as `regularizer`, of these factors."""
+        return None if self.regularizer is None else self.regularizer(self.A, self.B, self.mask)
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return int(config.rank * (site.in_features + site.out_features + 1))

@@ -1,0 +1,244 @@
+"""X-LoRA: given LoRA adapters, mixed token by token by a classifier that reads the model's own last hidden state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrft.core.adapted import Adapted, adapted
+from lrft.core.adapter import Adapter, Shared
+from lrft.core.axes import ADAPTERS
+from lrft.core.config import AdapterConfig, Field, model_validator
+from lrft.core.errors import RecipeError
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.methods.adapters._given import Factors, read_lora
+from lrft.methods.adapters._routing import gated_low_rank
+
+KEY = "adapter.adapters"
+
+
+@ADAPTERS.register
+class XLoRA(Adapter):
+    """Mixture of n given LoRA adapters, weighed for every token by a classifier.
+
+    y = x W^T + b + g sum_a c_a(token) s_a (drop(x) A_a^T) B_a^T      s_a each adapter's own scale, ranks may differ
+    c = softmax(classifier(h) / temperature) over the n adapters, h (hidden) the last hidden state of a first pass
+    through the model in which every c_a is `scaling_pass_value`; the classifier is `depth` linear layers with biases,
+    ReLU and dropout between them, and gives one c for all sites, or one for each (`layerwise`).
+    top_k keeps the k largest c_a (they then sum to less than 1); softmax_topk makes them sum to 1 by a softmax of
+    their own. The classifier is float32 and is what trains: (hidden + 1) n numbers at depth 1, shared by all sites.
+    With `train_adapters` the factors train too, sum_a r_a (in + out) numbers per site.
+    At step 0 the adapters are mixed as the untrained classifier says, so W' is not W.
+    Two passes a step. Generation may use a cache: the first pass keeps one of its own beside it.
+    Source: Buehler and Buehler, "X-LoRA", 2024, arXiv 2402.07148; the authors' code and PEFT's.
+    Departures: top_k's softmax is over each token's kept weights (the authors' code takes it over the whole batch);
+    top_k does not act on the first pass, whose scalings are equal; softmax with softmax_topk is refused.
+    """
+
+    provides = {"adapters", "experts"}
+    roles = {"A": "lora_A", "B": "lora_B"}
+
+    class Config(AdapterConfig):
+        adapters: list[str] = Field(
+            min_length=1,
+            description="folders of LoRA adapters of this base model, or of runs that trained one",
+        )
+        depth: int = Field(1, gt=0, le=16, description="linear layers of the classifier")
+        size: int = Field(2048, gt=0, description="width between the classifier's layers")
+        dropout: float = Field(0.2, ge=0, lt=1, description="between the classifier's layers")
+        softmax: bool = Field(True, description="make the n scalings sum to 1")
+        temperature: float = Field(1.0, gt=0, description="of that softmax")
+        top_k: int | None = Field(None, gt=0, description="keep the k largest scalings of every token")
+        softmax_topk: bool = Field(False, description="make the kept scalings sum to 1, instead of `softmax`")
+        layerwise: bool = Field(False, description="a scaling for every adapted layer")
+        scaling_pass_value: float = Field(0.0, description="every scaling in the first pass")
+        global_weight: float = Field(1.0, description="multiplies every adapter's output")
+        train_adapters: bool = Field(False, description="train the given adapters as well")
+
+        @model_validator(mode="after")
+        def _check_top_k(self) -> XLoRA.Config:
+            if self.top_k is not None and self.top_k > len(self.adapters):
+                raise ValueError(f"top_k is {self.top_k}, but there are {len(self.adapters)} adapters")
+            if self.softmax_topk and (self.top_k is None or self.softmax):
+                raise ValueError("softmax_topk needs top_k, and softmax: false, which it replaces")
+            return self
+
+    owner: Tensor
+    scales: Tensor
+
+    def __init__(self, config: Config, site: Site, classifier: Classifier | None = None) -> None:
+        super().__init__(config, site)
+        self._classifier = (classifier,)  # in a tuple, so that it is no submodule of every site
+        parts = _factors(config, site, classifier)
+        for folder, part in zip(config.adapters, parts, strict=True):
+            if part.A.shape[1] != site.in_features or part.B.shape[0] != site.out_features:
+                shape = f"{part.B.shape[0]} x {part.A.shape[1]}"
+                raise ValueError(
+                    f"{folder} changes a {shape} weight, but this is {site.out_features} x {site.in_features}"
+                )
+        self.A = nn.Parameter(torch.cat([part.A for part in parts]))
+        self.B = nn.Parameter(torch.cat([part.B for part in parts], dim=1))
+        trained = config.train_adapters and self.A.shape[0] > 0
+        self.A.requires_grad_(trained)
+        self.B.requires_grad_(trained)
+        self._parts = [(part.A.shape[0], part.dropout) for part in parts]
+        owner = [a for a, (rank, _) in enumerate(self._parts) for _ in range(rank)]
+        self.register_buffer("owner", torch.tensor(owner, dtype=torch.int64), persistent=False)
+        self.register_buffer("scales", torch.tensor([part.scale for part in parts]))
+
+    @classmethod
+    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+        """The classifier.
+
+        Raises:
+            RecipeError: an adapter changes a layer that `adapter.targets` leaves out, or that the model lacks.
+        """
+        given = [read_lora(folder, KEY) for folder in config.adapters]
+        for folder, factors in zip(config.adapters, given, strict=True):
+            if strange := sorted(factors.keys() - sites.keys()):
+                raise RecipeError(
+                    f"{folder} changes {strange[0]}, which is no adapted layer of this model; "
+                    "use adapters of this model, and adapter.targets: all-linear",
+                    KEY,
+                )
+        names = [name for name in sites if any(name in factors for factors in given)]
+        return Classifier(config, names, hidden_size, given)
+
+    @classmethod
+    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> XLoRA:
+        return cls(config, site, shared if isinstance(shared, Classifier) else None)
+
+    def reset(self) -> None:
+        """Raises: NotImplementedError, as the adapters are given."""
+        raise NotImplementedError("given adapters have no start to go back to")
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        (classifier,) = self._classifier
+        idle = self.A.shape[0] == 0 or (classifier is not None and classifier.idle)
+        return base(x) if idle else base(x) + self.update(x)
+
+    def update(self, x: Tensor) -> Tensor:
+        (classifier,) = self._classifier
+        if classifier is None:
+            raise ValueError(f"{self.site.name}: the mixture needs its classifier; build it with `shared`")
+        scalings = classifier.at(self.site.name, x)
+        gates = (self.config.global_weight * scalings * self.scales)[..., self.owner]
+        dropped = self.training and any(p > 0 for _, p in self._parts)
+        return gated_low_rank(x, self.A, self.B, gates, self.compute_dtype, self._parts if dropped else ())
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        if not config.train_adapters:
+            return 0
+        return sum(part.A.numel() + part.B.numel() for part in _factors(config, site))
+
+
+def _factors(config: Any, site: Site, classifier: Classifier | None = None) -> list[Factors]:
+    """Each adapter's factors at the site, of rank 0 where an adapter has none."""
+    if classifier is not None and classifier.given:
+        given = classifier.given
+    else:
+        given = [read_lora(folder, KEY) for folder in config.adapters]
+    A = torch.zeros(0, site.in_features, device="cpu")
+    B = torch.zeros(site.out_features, 0, device="cpu")
+    return [factors.get(site.name, Factors(A, B, 0.0, 0.0)) for factors in given]
+
+
+class Classifier(Shared):
+    """Scalings (..., layers or 1, n) of n adapters from hidden states (..., hidden), by a pass through the model.
+
+    Args:
+        sites: adapted layers that some adapter changes, in model order.
+        given: what each adapter's folder holds, read once for all sites.
+    """
+
+    roles = {f"linears.{i}.{part}": "router" for i in range(16) for part in ("weight", "bias")}
+
+    def __init__(
+        self,
+        config: Any,
+        sites: list[str],
+        hidden_size: int,
+        given: Sequence[Mapping[str, Factors]] = (),
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.given = given
+        self.places = {name: place if config.layerwise else 0 for place, name in enumerate(sites)}
+        n = len(config.adapters)
+        out = n * (len(sites) if config.layerwise else 1)
+        widths = [hidden_size, *[config.size] * (config.depth - 1), out]
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.scalings: Tensor | None = None
+        self._scanning = False
+        self._bound: list[Adapted] = []  # a list, so that the site is no submodule
+        self._caches: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+    def bind(self, model: Any) -> None:
+        """From now on every pass through the model's body is preceded by one that finds the scalings."""
+        self.given = ()
+        self._bound = [next(adapted(model.hf))[1]]
+        model.hf.base_model.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) -> (..., layers or 1, n) float32."""
+        config, h = self.config, hidden.float()
+        for linear in self.linears[:-1]:
+            h = F.dropout(F.relu(linear(h)), config.dropout, self.training)
+        logits = self.linears[-1](h).unflatten(-1, (-1, len(config.adapters)))
+        scalings = torch.softmax(logits / config.temperature, -1) if config.softmax else logits
+        if config.top_k is None:
+            return scalings
+        kept, chosen = torch.topk(scalings, config.top_k, dim=-1)
+        kept = torch.softmax(kept, -1) if config.softmax_topk else kept
+        return torch.zeros_like(scalings).scatter(-1, chosen, kept)
+
+    @property
+    def idle(self) -> bool:
+        """The first pass is the base model's own: every scaling is 0 there."""
+        return self._scanning and self.config.scaling_pass_value == 0
+
+    def at(self, site: str, x: Tensor) -> Tensor:
+        """The scalings of the site for each token of x (..., in), (..., n), or (n,) in the first pass."""
+        if self._scanning:
+            return torch.full((len(self.config.adapters),), self.config.scaling_pass_value, device=x.device)
+        if self.scalings is None or self.scalings.shape[:-2] != x.shape[:-1]:
+            raise ValueError(f"{site}: there are no scalings for these tokens; run the whole model on them")
+        return self.scalings[..., self.places[site], :]
+
+    def _before(self, body: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if self._scanning or not self._bound[0].enabled:
+            return
+        if torch.compiler.is_compiling():
+            raise ValueError("adapter.method: xlora runs the model twice a pass; write model.compile: false")
+        cache = kwargs.get("past_key_values")
+        own = {"past_key_values": self._cache_beside(cache), "use_cache": cache is not None}
+        self._scanning = True
+        try:
+            with torch.no_grad():
+                hidden = body(*args, **{**kwargs, **own}).last_hidden_state
+        finally:
+            self._scanning = False
+        self.scalings = self(hidden)
+
+    def _cache_beside(self, cache: Any) -> Any:
+        """The first pass's own cache for the same tokens: its keys and values are not those of the second."""
+        if cache is None:
+            return None
+        beside = self._caches.get(cache)
+        if beside is None and cache.get_seq_length() == 0:
+            beside = self._caches[cache] = copy.deepcopy(cache)
+            cache.reorder_cache = lambda beams: [type(c).reorder_cache(c, beams) for c in (cache, beside)]
+        if beside is None or beside.get_seq_length() != cache.get_seq_length():
+            raise ValueError(
+                "the cache was filled or cut elsewhere; start with an empty one, or use_cache=False"
+            )
+        return beside

@@ -1,0 +1,82 @@
+"""MoLA's allocation: how many experts a layer gets, from low layers to high."""
+
+from __future__ import annotations
+
+import re
+
+from lrft.core.axes import ALLOCATORS
+from lrft.core.config import Annotated, Field, Literal, MethodConfig
+from lrft.core.errors import RecipeError
+from lrft.core.stages import Evidence, Plan, Planner
+
+SHAPES = {
+    "inverted_triangle": [2, 4, 6, 8],
+    "triangle": [8, 6, 4, 2],
+    "hourglass": [8, 2, 2, 8],
+    "rectangle": [5, 5, 5, 5],
+}
+LAYER = re.compile(r"\.(\d+)(?=\.)")
+
+
+@ALLOCATORS.register
+class MoLA(Planner):
+    """Experts per layer, in equal bands from low layers to high.
+
+    Layer l of L gets E_l = bands[floor(l * len(bands) / L)] experts at each of its sites (out, in): with 32 layers
+    four bands of 8. A site trains E_l (r (in + out) + in) numbers; nothing changes at step 0.
+    The shapes are 2,4,6,8 (inverted triangle, the paper's best at an equal total), 8,6,4,2 (triangle), 8,2,2,8
+    (hourglass) and 5,5,5,5 (rectangle).
+    Source: Gao et al., "Higher Layers Need More LoRA Experts", 2024, arXiv 2402.08562.
+    Departures: where the bands do not divide the layers their sizes differ by one (the paper has 32 layers); bands
+    are cut over the layers that carry adapters.
+    """
+
+    requires = {"experts"}
+
+    class Config(MethodConfig):
+        shape: Literal["inverted_triangle", "triangle", "hourglass", "rectangle"] = "inverted_triangle"
+        bands: list[Annotated[int, Field(gt=0)]] | None = Field(
+            None, min_length=1, description="experts of each band, low layers first, instead of a shape"
+        )
+
+    def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
+        """The plan with `experts` set by layer.
+
+        Raises:
+            RecipeError: an adapted site stands in no layer or its adapter has no number of experts, there are more
+                bands than layers, or a layer would get fewer experts than tokens are sent to.
+        """
+        bands = self.config.bands or SHAPES[self.config.shape]
+        layers = {name: _layer(name) for name, entry in plan.items() if entry.settings is not None}
+        order = sorted(set(layers.values()))
+        if self.config.bands is not None and len(bands) > len(order):
+            raise RecipeError(f"{len(bands)} bands are more than {len(order)} layers", "allocate.bands")
+        for name, layer in layers.items():
+            settings = plan[name].settings
+            assert settings is not None
+            count = bands[order.index(layer) * len(bands) // len(order)]
+            _set(settings, name, count)
+        return plan
+
+
+def _layer(name: str) -> int:
+    found = LAYER.search(name)
+    if found is None:
+        raise RecipeError(f"{name} stands in no numbered layer; leave it out of adapter.targets", "allocate")
+    return int(found[1])
+
+
+def _set(settings: dict[str, object], name: str, count: int) -> None:
+    if "experts" not in settings:
+        raise RecipeError(
+            f"the adapter at {name} takes no number of experts; use a mixture that trains its own", "allocate"
+        )
+    top_k = settings.get("top_k", 1)
+    assert isinstance(top_k, int)
+    if count < top_k:
+        raise RecipeError(
+            f"{name} would get {count} experts, but each token is sent to adapter.top_k = {top_k}; "
+            f"use bands of at least {top_k}",
+            "allocate",
+        )
+    settings["experts"] = count

@@ -1,0 +1,43 @@
+"""LoRA-XS: start the frozen frame from the leading singular vectors of the weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrft.core.adapter import Adapter
+from lrft.core.axes import INITS
+from lrft.core.config import Field, MethodConfig
+from lrft.core.frozen import Quantizer
+from lrft.core.linalg import truncated_svd
+from lrft.core.stages import Init
+from lrft.methods.inits._alternate import check_rank
+
+
+@INITS.register
+class LoRAXSStart(Init):
+    """The start of LoRA-XS as published: frame from the SVD of W, core from noise.
+
+    W = U S V^T; A = S_r V_r^T (r, in) and B = U_r (out, r), both frozen, R (r, r) ~ N(0, sigma^2); W is not changed
+    Trains the core R alone, r^2 numbers. At step 0 W' = W + s B R A, away from W by about sigma |W|.
+    Source: Bałazy et al., "LoRA-XS", 2024, arXiv 2405.17604, and the authors' code (sigma 1e-5).
+    Departures: the SVD is exact and of the weight before it is quantized; the authors' is randomised (10 iterations).
+    """
+
+    provides = {"moved_start"}
+    requires = {"core_matrix"}
+
+    class Config(MethodConfig):
+        sigma: float = Field(1e-5, ge=0, description="standard deviation of the core")
+        niter: int | None = Field(
+            None, ge=0, description="subspace iterations of a fast randomised SVD; null for the exact one"
+        )
+
+    @torch.no_grad()
+    def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
+        A, B, R = (adapter.get_parameter(name) for name in "ABR")
+        check_rank(len(R), weight.shape)
+        U, S, Vh = truncated_svd(weight, len(R), self.config.niter, extra=len(R))
+        A.copy_(S[:, None] * Vh)
+        B.copy_(U)
+        R.normal_(std=self.config.sigma)

@@ -1,0 +1,140 @@
+"""DPO: learn which of two answers is preferred, measured against the model before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrft.core.adapted import adapters_off
+from lrft.core.axes import OBJECTIVES
+from lrft.core.batch import Batch
+from lrft.core.config import Field, Literal, MethodConfig, model_validator
+from lrft.core.errors import DataError, RecipeError
+from lrft.core.loss import target_logprobs
+from lrft.core.objective import Objective, StepTotals
+from lrft.core.run import LanguageModel, Run
+
+
+@OBJECTIVES.register
+class DPO(Objective):
+    """Direct preference optimization, with the bare base model as its own reference.
+
+    h = [log pi(c) - log ref(c)] - [log pi(r) - log ref(r)], one number a pair of answers c (chosen), r (rejected)
+    log pi: summed over the answer's tokens, its stop token included; or their mean (`logprob: mean`)
+    loss = sum over pairs of -log sigmoid(beta h); the loop divides by the pairs of the step
+        label_smoothing e: -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)
+        ipo: (h - 1 / (2 beta))^2          hinge: max(0, 1 - beta h)
+    ref is this model with its adapters off, in evaluation mode and without gradient: one more forward pass over the
+    same batch, and no second copy of any weight.
+    Trains what the adapter trains, adds no parameter and keeps no state. At step 0 h = 0: the loss is log 2 a pair
+    and its gradient -beta / 2 (d log pi(c) - d log pi(r)). The same holds where no adapter is attached yet, as in
+    calibration.
+    Records, over this process's `pairs`: reward_margin, the mean of beta h; reward_accuracy, the share of pairs with
+    h > 0; reward_chosen, the mean of beta (log pi(c) - log ref(c)).
+    Source: Rafailov et al., NeurIPS 2023, arXiv 2305.18290, and the authors' code (label smoothing too); IPO: Azar et
+    al., 2023, arXiv 2310.12036; hinge: Zhao et al., "SLiC-HF", 2023, arXiv 2305.10425, in the form with a reference.
+    Departures: the policy keeps the dropout of the recipe's adapter, which the authors turn off (write 0).
+    """
+
+    provides = {"backward"}
+    requires = {"adapters", "pairs", "fixed_base"}
+
+    class Config(MethodConfig):
+        loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+        beta: float = Field(0.1, gt=0, description="how strongly the policy is held to the reference")
+        label_smoothing: float = Field(
+            0.0, ge=0, lt=0.5, description="assumed share of pairs whose answers are swapped; sigmoid only"
+        )
+        logprob: Literal["sum", "mean"] = Field(
+            "sum", description="log-probability of a whole answer, or per token"
+        )
+
+        @model_validator(mode="after")
+        def _check_smoothing(self) -> DPO.Config:
+            if self.label_smoothing and self.loss != "sigmoid":
+                raise ValueError(f"label_smoothing belongs to loss: sigmoid; write 0 with loss: {self.loss}")
+            return self
+
+    def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
+        """Summed loss over the pairs of the batch.
+
+        Raises:
+            DataError: the batch does not hold pairs.
+            RecipeError: weights of the base train, so the base is no reference.
+        """
+        _check(batch, run)
+        with torch.no_grad(), _reference(model):
+            reference = self._answers(model, batch)
+        reward = self.config.beta * (self._answers(model, batch) - reference)  # (2 pairs,), chosen first
+        chosen, rejected = reward[0::2], reward[1::2]
+        if run is not None:
+            _record(run, chosen.detach(), rejected.detach())
+        return self._loss(chosen - rejected).sum()
+
+    def divisor(self, batches: StepTotals) -> int:
+        return batches.examples
+
+    def _answers(self, model: LanguageModel, batch: Batch) -> Tensor:
+        """Log p of every document's answer, (documents,) float32."""
+        hidden = model.hidden(batch)
+        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
+        logprobs = target_logprobs(rows, model.head, batch.targets)
+        sums = batch.document_sums(logprobs)
+        return sums if self.config.logprob == "sum" else sums / batch.document_sums(torch.ones_like(logprobs))
+
+    def _loss(self, margin: Tensor) -> Tensor:
+        """The loss of each pair, from beta h (pairs,)."""
+        config = self.config
+        if config.loss == "ipo":
+            return (margin / config.beta - 1 / (2 * config.beta)) ** 2
+        if config.loss == "hinge":
+            return torch.relu(1 - margin)
+        smoothing = config.label_smoothing
+        return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
+
+
+def _check(batch: Batch, run: Run | None) -> None:
+    if len(batch.documents) != 2 * len(batch.examples):
+        raise DataError(
+            f"objective.method: dpo compares two answers to a prompt, but {len(batch.examples)} rows hold "
+            f"{len(batch.documents)} texts; write data.format: preference"
+        )
+    if run is not None and any(not info.site for info in run.parameters):
+        raise RecipeError(
+            "dpo measures against the base model, which trains here as well; train adapters alone",
+            "objective.method",
+        )
+
+
+@contextmanager
+def _reference(model: Any) -> Iterator[None]:
+    """The bare base model without dropout; every module's own mode is put back afterwards."""
+    training: list[nn.Module] = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with adapters_off(model):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _record(run: Run, chosen: Tensor, rejected: Tensor) -> None:
+    """Means over the step so far, as tensors on the device: nothing here waits for it."""
+    margin = chosen - rejected
+    found = {
+        "reward_margin": margin,
+        "reward_accuracy": (margin > 0).float(),
+        "reward_chosen": chosen,
+    }
+    pairs = run.metrics.get("pairs", 0) + len(margin)
+    for name, values in found.items():
+        mean = run.metrics.get(name, 0.0)
+        found[name] = mean + (values.sum() - len(margin) * mean) / pairs
+    run.record(pairs=pairs, **found)

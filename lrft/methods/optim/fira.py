@@ -1,0 +1,54 @@
+"""Fira: GaLore, and the rest of the gradient at a rate learnt from the projected part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lrft.core.axes import OPTIMIZERS
+from lrft.core.config import Field, Literal
+from lrft.methods.optim._projected_adamw import ProjectedAdamW
+from lrft.methods.optim._projection import Basis, back, project, rank_axis
+from lrft.methods.optim._scaling import adam_stretch, limit_growth
+
+
+@OPTIMIZERS.register
+class Fira(ProjectedAdamW):
+    """Adam in a low-rank subspace of the gradient, and a scaled copy of what lies outside of it.
+
+    P, R and Adam's direction N as in `galore`: R = G P^T (m, r) where m >= n. Then, a row (column) at a time,
+    phi_i = ||N_i|| / (||R_i|| + 1e-8)    one factor for each index of the larger dimension
+    S = phi (G - scale R P)               (m, n);  `residual: paper` has G - R P
+    q = max(||S|| / (s + 1e-8), gamma) / gamma,  S <- S / q,  s = ||S||    s: the norm of the step before
+    W <- W - lr sqrt(1 - b2^t) / (1 - b1^t) (scale N P + S);  then W <- (1 - lr wd) W.
+    So S grows by at most a hundredth a step (gamma 1.01); the first is not limited. Other tensors: AdamW.
+    State: 2 r max(m, n) + r min(m, n) + 1 numbers a matrix, 2 a number elsewhere; in bfloat16 2 bytes per number
+    (s has 4). A step needs one more matrix of the gradient's size.
+    Source: Chen et al., "Fira", 2024, arXiv 2410.01623; numbers as the package fira 1.0.2.
+    Departures: the default residual is that of the authors' code, whose back-projection multiplies by `scale`, so
+    that for scale < 1 a part of the projected gradient stays in S; the paper prints G - R P. Norms are taken
+    in float32. P and s wait for a first gradient other than zero; r is at most min(m, n). Projections that are
+    `random` (orthonormal) are an addition. Their fine-tuning trains LoRA and projects its factors: `project:
+    [lora_A, lora_B]`, rank 16, scale 1; pretraining: lr 0.01, scale 0.25.
+    """
+
+    class Config(ProjectedAdamW.Config):
+        side: Literal["std", "reverse_std", "left", "right"] = Field(
+            "std", description="std compresses the smaller dimension, reverse_std the larger"
+        )
+        eps: float = Field(1e-6, gt=0)
+        residual: Literal["code", "paper"] = Field(
+            "code", description="what S is made of: G - scale P^T P G, or G - P^T P G"
+        )
+        gamma: float = Field(1.01, gt=1, description="most that the norm of S may grow by in one step")
+
+    def projected(self, state: dict[str, Any], grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
+        low = project(grad, basis)
+        direction, rate = self.adam(state, low, lr)
+        inside = back(low, basis)
+        if self.config.residual == "code":
+            inside.mul_(self.config.scale)
+        outside = (grad - inside).mul_(adam_stretch(direction, low, rank_axis(basis)))
+        limit_growth(outside, state, self.config.gamma)
+        return back(direction, basis).mul_(self.config.scale).add_(outside), rate

@@ -1,0 +1,87 @@
+"""COLA: a chain of LoRAs, each trained on what the ones before left."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+
+from lrft.core.axes import RESTARTS
+from lrft.core.callback import TimedMethod
+from lrft.core.config import Field, MethodConfig
+from lrft.core.errors import RecipeError
+from lrft.core.run import Run
+from lrft.methods.restart._unload import check_renewable, fold_all
+
+
+@RESTARTS.register
+class COLA(TimedMethod):
+    """Train a few adapters one after the other, each tied into the weight before the next begins.
+
+    W (out, in) <- W + s B A at the end of a link; the next has a new A (r, in), B (out, r) = 0, a new optimizer state
+    and a new schedule
+    With K links and T steps, link k begins after step ceil(k T / K), so all links together cost what LoRA costs.
+    Trains what the adapter trains; changes nothing at step 0, and a knot leaves the function as it was. One link is
+    LoRA, bit for bit.
+    What was tied is kept in float32 beside the stored weight and never rounded into it: 4 r (in + out) bytes a link,
+    or 4 in out where that is less. State: the number of knots.
+    Source: Xia, Qin and Hazan, "Chain of LoRA: Efficient Fine-tuning of Language Models via Residual Learning", 2024,
+    arXiv 2401.04151. There is no authors' code; the length of the chain and the links' rates were not to be had.
+    Departures: A is drawn as the adapter draws it (Kaiming-uniform for LoRA, where the paper says Gaussian). A link's
+    schedule is the recipe's, warm-up included, run through T / (steps of the link) times as fast. The decay of the
+    rank along the chain is left out.
+    """
+
+    requires = {"adapters", "mergeable"}
+
+    class Config(MethodConfig):
+        links: int = Field(
+            2, gt=0, description="adapters trained one after the other, in equal shares of the run"
+        )
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.knots = 0
+
+    def start(self, run: Run) -> None:
+        links, total = self.config.links, run.total_steps
+        if links > total:
+            message = f"{links} links are more than the run's {total} steps; use at most {total}"
+            raise RecipeError(message, "restart.links")
+        check_renewable(run)
+        if not isinstance(run.schedule, LambdaLR):
+            raise TypeError("the learning rate must follow a LambdaLR for a link to run through it")
+        begins = _begins(links, total)
+        run.schedule.lr_lambdas = [_once_a_link(scale, begins) for scale in run.schedule.lr_lambdas]
+
+    def after_step(self, run: Run) -> None:
+        if run.step not in _begins(self.config.links, run.total_steps)[1:-1]:
+            return
+        fold_all(run)
+        run.reset_optimizer()
+        self.knots += 1
+        run.record(restarts=self.knots)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"knots": self.knots}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.knots = state["knots"]
+
+
+def _begins(links: int, total: int) -> list[int]:
+    """The finished steps at which each link begins, and those of the whole run."""
+    return [-(-link * total // links) for link in range(links + 1)]
+
+
+def _once_a_link(scale: Callable[[Any], float], begins: list[int]) -> Callable[[Any], float]:
+    """The factor on the rate at a step, when every link runs through the whole of `scale`."""
+
+    def paced(step: int) -> float:
+        link = min(bisect_right(begins, step), len(begins) - 1) - 1
+        begin, end = begins[link : link + 2]
+        return scale((step - begin) * begins[-1] / (end - begin))
+
+    return paced

@@ -1,0 +1,86 @@
+"""ReLoRA: a sum of low-rank updates, each trained after the last was merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrft.core.axes import RESTARTS
+from lrft.core.callback import TimedMethod
+from lrft.core.config import Field, Literal, MethodConfig, model_validator
+from lrft.core.run import Run
+from lrft.methods.restart._unload import check_restarts, fold_all, moments, reset_moments
+
+
+@RESTARTS.register
+class ReLoRA(TimedMethod):
+    """Merge the adapter and start it anew every so many steps, with most moments zeroed and a short warm-up.
+
+    After every `every` steps:  W (out, in) <- W + s B A, A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) <- 0
+    After every `cycle` steps:  a share `prune_ratio` of the entries of m and of v is zeroed, step counts stay; the
+    learning rate falls to 1 / (warmup + 1) of the schedule's and rises linearly back to it within `warmup` steps
+    Trains what the adapter trains; changes nothing at step 0, and a merge leaves the function as it was.
+    What was merged is kept in float32 beside the stored weight and never rounded into it: after k merges the total
+    change has a rank of up to k r and takes 4 k r (in + out) bytes, or 4 in out where that is less.
+    State: the number of merges.
+    Source: Lialin et al., "ReLoRA: High-Rank Training Through Low-Rank Updates", ICLR 2024, arXiv 2307.05695, and the
+    authors' code, whose default is `reset: random` at 0.999; they report `magnitude` at 0.9 to do as well.
+    Departures: in their code the rate falls to exactly 0 and the merge follows the step that is lost to it; here that
+    step is left out. Their warm start in full rank is the pretrained model; weights outside the adapters train where
+    `trainable` names them; the schedule is the recipe's, theirs a cosine down to 0.1. A trainable scale, which with
+    B = 0 would leave no gradient at all, does not exist. `reset: all`, a new state, is an addition.
+    """
+
+    requires = {"adapters", "mergeable"}
+
+    class Config(MethodConfig):
+        every: int = Field(1000, gt=1, description="optimizer steps between two merges")
+        cycle: int | None = Field(
+            None, gt=0, description="steps between two warm-ups and resets of the moments; by default `every`"
+        )
+        warmup: int | None = Field(
+            None,
+            ge=0,
+            description="steps in which the learning rate rises again; by default 100, or cycle / 10 if less",
+        )
+        reset: Literal["random", "magnitude", "all"] = Field(
+            "random",
+            description="which moments are zeroed: some at random, the smallest, or all with their step counts",
+        )
+        prune_ratio: float = Field(0.999, ge=0, lt=1, description="share of each moment that is zeroed")
+
+        @model_validator(mode="after")
+        def _warmup_fits(self) -> Any:
+            cycle = self.every if self.cycle is None else self.cycle
+            if self.warmup is not None and self.warmup >= cycle:
+                raise ValueError(
+                    f"{self.warmup} steps of warm-up do not fit into a cycle of {cycle}; use less than that"
+                )
+            return self
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.cycle = config.every if config.cycle is None else config.cycle
+        self.warmup = min(100, self.cycle // 10) if config.warmup is None else config.warmup
+        self.merges = 0
+
+    def start(self, run: Run) -> None:
+        check_restarts(run, self.config.every)
+
+    def after_step(self, run: Run) -> None:
+        if run.step == 1 and self.config.reset != "all":
+            list(moments(run))  # refuses now what it would refuse a thousand steps later
+        if run.step >= run.total_steps:
+            return
+        if run.step % self.config.every == 0:
+            fold_all(run)
+            self.merges += 1
+            run.record(restarts=self.merges)
+        if run.step % self.cycle == 0:
+            reset_moments(run, self.config.reset, self.config.prune_ratio)
+            run.restart_schedule(self.warmup)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"merges": self.merges}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.merges = state["merges"]
