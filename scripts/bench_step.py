@@ -29,8 +29,8 @@ from lrft.data.collate import collate
 from lrft.data.pack import pack
 from lrft.data.steps import StepBatches
 from lrft.data.tokenize import Encoded
-from lrft.model.trained import parameter_infos
 from lrft.model.gguf import converted, locate
+from lrft.model.trained import parameter_infos
 from lrft.recipe.schema import Recipe
 from lrft.train.step import step_loss
 

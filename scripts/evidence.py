@@ -152,7 +152,10 @@ def results(out: Path) -> list[dict]:
 
 def table(lines: list[dict]) -> str:
     """One row a method, with its best rate."""
-    rows = ["| method | rate | held-out loss | others tried | trainable | seconds |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| method | rate | held-out loss | others tried | trainable | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in METHODS:
         tried = sorted((x for x in lines if x["method"] == name and "loss" in x), key=lambda x: x["loss"])
         failed = [x for x in lines if x["method"] == name and "error" in x]

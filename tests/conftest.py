@@ -37,3 +37,44 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def given_adapters(
+    tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], list[str]]:
+    """`given_adapters()` -> run folders of two adapters trained on the tiny model, for methods that are given some."""
+    made: list[str] = []
+
+    def get() -> list[str]:
+        from lrft.jobs.train import train_recipe
+        from lrft.recipe.load import load_recipe
+
+        for name in ("lora", "rslora")[len(made) :]:
+            folder = tmp_path_factory.mktemp("given") / name
+            small = [f"model.name={tiny()}", "data.train.limit=30", "data.eval.limit=4", "train.device=cpu"]
+            train_recipe(
+                load_recipe(ROOT / "recipes" / "smoke" / f"{name}.yaml", small), folder, resume=False
+            )
+            made.append(str(folder))
+        return made
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def on_tiny(
+    tiny: Callable[..., Path], given_adapters: Callable[[], list[str]]
+) -> Callable[[Path], list[str]]:
+    """`on_tiny(path)` -> overrides that put a smoke recipe on the tiny model."""
+
+    def overrides(path: Path) -> list[str]:
+        from lrft.recipe.load import load_recipe
+
+        found = [f"model.name={tiny()}"]
+        adapter = load_recipe(path, ["model.name=x/y"]).recipe.adapter
+        if adapter is not None and "adapters" in type(adapter).model_fields:
+            found.append(f"adapter.adapters=[{', '.join(given_adapters())}]")
+        return found
+
+    return overrides

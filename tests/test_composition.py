@@ -46,11 +46,8 @@ def draw(choice: random.Random, methods: dict[str, dict[str, Any]], model: Path)
         names = sorted(methods[axis])
         if full and axis in ("adapter", "init"):
             continue
-        if (
-            not names
-            or axis in MOSTLY_NULL
-            and choice.random() < MOSTLY_NULL[axis]
-            and not (full and axis == "select")
+        if not names or (
+            axis in MOSTLY_NULL and choice.random() < MOSTLY_NULL[axis] and not (full and axis == "select")
         ):
             continue
         chosen[axis] = methods[axis][choice.choice(names)]
@@ -80,9 +77,12 @@ def _declared(chosen: dict[str, Any], axis: str) -> Any:
     return AXES[axis].declared(chosen[axis]["method"])
 
 
-def composition(seed: int, model: Path) -> Recipe:
+def composition(seed: int, model: Path, given: list[str]) -> Recipe:
     """The first combination drawn from the seed that the recipe check has nothing against."""
     methods, choice = bank(), random.Random(seed)
+    for settings in methods["adapter"].values():
+        if "adapters" in settings:
+            settings["adapters"] = given
     for _ in range(10_000):
         recipe = draw(choice, methods, model)
         if not check(recipe):
@@ -93,8 +93,10 @@ def composition(seed: int, model: Path) -> Recipe:
 @pytest.mark.parametrize(
     "seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 120))]
 )
-def test_what_passes_the_check_trains_resumes_and_merges_or_refuses(tiny, tmp_path, monkeypatch, seed):
-    recipe = composition(seed, tiny())
+def test_what_passes_the_check_trains_resumes_and_merges_or_refuses(
+    tiny, given_adapters, tmp_path, monkeypatch, seed
+):
+    recipe = composition(seed, tiny(), given_adapters())
     path = tmp_path / "recipe.yaml"
     path.write_text(resolved(recipe))
     loaded = load_recipe(path)

@@ -18,8 +18,8 @@ SMOKE = sorted((Path(__file__).parents[1] / "recipes" / "smoke").glob("[!_]*.yam
 
 
 @pytest.mark.parametrize("path", SMOKE, ids=lambda path: path.stem)
-def test_a_smoke_recipe_trains_three_steps_and_merges(tiny, tmp_path, path):
-    small = [f"model.name={tiny()}", "data.train.limit=30", "data.eval.limit=4", "train.device=cpu"]
+def test_a_smoke_recipe_trains_three_steps_and_merges(on_tiny, tmp_path, path):
+    small = [*on_tiny(path), "data.train.limit=30", "data.eval.limit=4", "train.device=cpu"]
     loaded = load_recipe(path, small)
     result = train_recipe(loaded, tmp_path / "run", resume=False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

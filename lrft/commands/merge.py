@@ -18,7 +18,9 @@ def merge_command(
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(help="Merge only the leading ranks, of adapters whose ranks are nested.", min=1, metavar="K"),
+        typer.Option(
+            help="Merge only the leading ranks, of adapters whose ranks are nested.", min=1, metavar="K"
+        ),
     ] = None,
 ) -> None:
     """Merge a run's adapter into dense weights, and measure how faithful they are.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class Site:
     """One place an adapter attaches to: a linear map of the base model, seen as (out, in).
 
-    With kind `mlp` it is a whole feed-forward block, whose `in_features` and `out_features` are the hidden size.
+    With kind `mlp` it is a whole feed-forward block: `in_features` and `out_features` are the hidden size,
+    `inner_features` is the width between.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Site:
     out_features: int
     has_bias: bool = False
     kind: str = "linear"
+    inner_features: int = 0
 
 
 @dataclass(frozen=True)

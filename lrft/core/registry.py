@@ -92,6 +92,10 @@ class Registry:
             importlib.import_module(files[name][0])
         return self._classes[name]
 
+    def settings(self, name: str, **values: Any) -> MethodConfig:
+        """The validated settings of `name`, as its constructor takes them: `ADAPTERS.settings("lora", rank=8)`."""
+        return self.declared(name).config(method=name, **values)
+
     def declared(self, name: str) -> Declaration:
         """The declaration of `name`, read from its source without importing it."""
         module, path = _files(self.package)[name]

@@ -110,7 +110,10 @@ def attach_without_weights(model: CausalLM, plan: Plan, adapter: type[Adapter], 
     model.shared = shared
     for name, site in sites.items():
         part = _make(adapter, type(config).model_validate(plan[name].settings), site, shared)
-        _replace(model.hf, name, Adapted(model.hf.get_submodule(name), part))  # type: ignore[arg-type]
+        if site.kind == "linear":
+            _replace(model.hf, name, Adapted(model.hf.get_submodule(name), part))  # type: ignore[arg-type]
+        else:
+            _wrap_block(model.hf, name, part)
 
 
 def trains(model: CausalLM, name: str) -> bool:

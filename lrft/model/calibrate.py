@@ -128,8 +128,7 @@ class _Watch:
         self.live = {
             (site, name)
             for name in {name for found in self.statistics.values() for name in found}
-            for site in self.statistics.keys()
-            - self._settled(name)
+            for site in self.statistics.keys() - self._settled(name)
         }
 
     def _settled(self, name: str) -> set[str]:

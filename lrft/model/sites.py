@@ -46,7 +46,11 @@ def sites_of(model: CausalLM, kinds: tuple[str, ...]) -> dict[str, Site]:
     for name, site in linear.items():
         block = name.rpartition(".mlp.")[0] + ".mlp"
         if block in blocks and ".mlp." in name:
-            found.setdefault(block, Site(block, hidden, hidden, kind="mlp"))
+            if block not in found:
+                inner = max(
+                    max(s.in_features, s.out_features) for n, s in linear.items() if n.startswith(f"{block}.")
+                )
+                found[block] = Site(block, hidden, hidden, kind="mlp", inner_features=inner)
         elif "linear" in kinds:
             found[name] = site
     return found

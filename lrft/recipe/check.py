@@ -12,9 +12,16 @@ from lrft.core.traits import TRAITS
 from lrft.recipe.fields import listed, slot_at
 from lrft.recipe.schema import Recipe
 
+# Traits that come from settings and not from methods, and what to write for them.
+SET = {
+    "base_weights": "trainable: full, or trainable with patterns of parameters",
+    "fixed_base": "trainable: adapter",
+    "one_stage": "restart: null",
+    "eager": "model.compile: false",
+}
 
-# Traits that come from what trains, and what to write for them.
-TRAINABLE = {"base_weights": "full, or patterns of parameters", "fixed_base": "adapter"}
+
+BASE_ROLES = ("matrix", "embedding", "head", "vector")
 
 
 def check(recipe: Recipe) -> list[Problem]:
@@ -72,6 +79,8 @@ def _unmet_requirements(settings: _Settings) -> Iterator[Problem]:
     provided = frozenset({"undropped"}).union(*(part.provides for part in chosen.values()))
     provided |= FORMATS.declared(settings["data.format.method"]).provides
     provided |= {"fixed_base" if settings["trainable.weights"] == "adapter" else "base_weights"}
+    provided |= {"one_stage"} if settings["restart"] is None else set()
+    provided |= {"eager"} if settings["model.compile"] is not True else set()
     for axis, part in chosen.items():
         for trait in sorted(part.requires - provided):
             lacking = f"{part.name} requires what no chosen part provides: {_meaning(trait)}"
@@ -96,8 +105,8 @@ def _providers(trait: str) -> dict[str, list[str]]:
 
 
 def _remedy(trait: str) -> str:
-    if trait in TRAINABLE:
-        return f"write trainable: {TRAINABLE[trait]}"
+    if trait in SET:
+        return f"write {SET[trait]}"
     providers = _providers(trait)
     if not providers:
         return "no registered method provides it, so choose another method here"
@@ -188,6 +197,18 @@ def _pairs_that_nobody_compares(settings: _Settings) -> Iterator[Problem]:
         yield Problem("data.format.method", message)
 
 
+def _nothing_to_project(settings: _Settings) -> Iterator[Problem]:
+    roles = settings["optimizer.project"]
+    if roles is None or settings["trainable.weights"] != "adapter" or settings["adapter"] is None:
+        return
+    if not {role for role in roles if role not in BASE_ROLES}:
+        message = (
+            f"none of {', '.join(roles)} trains in an adapter; name roles of the adapter, such as [lora_A, lora_B], or "
+            "write trainable: full"
+        )
+        yield Problem("optimizer.project", message)
+
+
 def _updates_in_the_backward_pass(settings: _Settings) -> Iterator[Problem]:
     if settings["optimizer.per_layer"] is not True:
         return
@@ -248,6 +269,7 @@ CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
     _dropped_function,
     _what_trains,
     _pairs_that_nobody_compares,
+    _nothing_to_project,
     _updates_in_the_backward_pass,
     _scores_without_rows,
     _hub_keys_of_a_local_source,

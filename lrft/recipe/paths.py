@@ -77,7 +77,9 @@ def _of_methods(root: Node) -> list[Keys]:
         method = root.get(axis, "method")
         if method is not None and method.value in registry.names():
             fields = registry.declared(method.value).config.model_fields
-            found += [(axis, name) for name, field in fields.items() if slot_of(field).section(None) is Source]
+            found += [
+                (axis, name) for name, field in fields.items() if slot_of(field).section(None) is Source
+            ]
     return found
 
 

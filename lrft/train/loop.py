@@ -31,6 +31,8 @@ def train(run: Run, steps: Iterable[StepBatches], objective: Objective) -> Run:
             run.model.eval()  # two losses are compared, so dropout must not differ between them
             loss, norm = run.optimizer.step(closure), 0.0
             run.model.train()
+            if not math.isfinite(loss):
+                raise NumericalError(first_non_finite(run, batches, objective, float(loss), float(norm)))
         else:
             loss = closure()
             unscale_gradients(run)  # float16 only

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,7 +116,7 @@ def make(tmp_path: Path) -> Callable[..., Model]:
             base: nn.Module = frozen(storage, out, width, bias, dtype)
         else:
             base = Block(partial(frozen, storage, dtype=dtype))
-            object.__setattr__(site, "inner_features", INNER)
+            site = replace(site, inner_features=INNER)
         config = declared(method=name, **settings)
         shared = cls.shared(config, {site.name: site}, hidden_size=out)
         adapter = cls.at(config, site, shared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,13 +22,23 @@ from lrft.train.flatten import flatten, unflatten
 
 STEPS = 20
 # Short enough for twenty steps, where the defaults are meant for thousands.
-QUICK = {"every": 2, "levels": 5, "kappa": 0.3, "init_warmup": 1, "interval": 2, "target_rank": 4, "increment": 1}
+QUICK = {
+    "every": 2,
+    "levels": 5,
+    "kappa": 0.3,
+    "init_warmup": 1,
+    "interval": 2,
+    "target_rank": 4,
+    "increment": 1,
+}
 
 
 def fitting_adapter(requires: frozenset[str]) -> str | None:
     """An adapter that provides what can only come from one; None where none does."""
     names = ADAPTERS.names()
-    wanted = requires & frozenset().union(*(ADAPTERS.declared(name).provides for name in names)) - {"adapters"}
+    wanted = requires & frozenset().union(*(ADAPTERS.declared(name).provides for name in names)) - {
+        "adapters"
+    }
     return next((name for name in names if wanted <= ADAPTERS.declared(name).provides), None)
 
 
@@ -37,7 +48,9 @@ def cases() -> list[tuple[str, str]]:
     for name in ALLOCATORS.names():
         requires = ALLOCATORS.declared(name).requires
         if issubclass(ALLOCATORS.get(name), TimedMethod) and requires >= {"elastic"}:
-            elastic = [adapter for adapter in ADAPTERS.names() if "elastic" in ADAPTERS.declared(adapter).provides]
+            elastic = [
+                adapter for adapter in ADAPTERS.names() if "elastic" in ADAPTERS.declared(adapter).provides
+            ]
             found += [(name, adapter) for adapter in elastic if hasattr(ADAPTERS.get(adapter), "composed")]
     return found
 
@@ -64,7 +77,7 @@ def make(name: str, adapter: str, clip: float | None = 1.0, steps: int = STEPS) 
     method = ALLOCATORS.get(name)(settings(name))
     config = ADAPTERS.declared(adapter).config(method=adapter, rank=8)
     widths = [6, 10, 8, 12, 5]
-    sites = [Site(str(2 * i), *pair) for i, pair in enumerate(zip(widths, widths[1:], strict=False))]
+    sites = [Site(str(2 * i), *pair) for i, pair in enumerate(pairwise(widths))]
     plan = {site.name: SitePlan(site, config.model_dump()) for site in sites}
     plan = method.plan(plan, None)
     layers: list[nn.Module] = []
@@ -124,7 +137,9 @@ def live(run: Run) -> dict[str, int]:
 def test_an_allocator_is_asked_for_a_plan_and_is_heard_in_the_events_that_it_overrides(name):
     cls = ALLOCATORS.get(name)
     assert issubclass(cls, Planner)
-    acts = any(getattr(cls, event, None) not in (None, getattr(Callback, event)) for event in ("start", "after_step"))
+    acts = any(
+        getattr(cls, event, None) not in (None, getattr(Callback, event)) for event in ("start", "after_step")
+    )
     assert acts == issubclass(cls, TimedMethod)
 
 
@@ -241,7 +256,9 @@ def test_a_target_beyond_the_adapters_is_refused(name, adapter):
     if "target_rank" not in config.model_fields:
         return
     method = ALLOCATORS.get(name)(config(method=name, target_rank=9))
-    plan = {"a": SitePlan(Site("a", 4, 4), ADAPTERS.declared(adapter).config(method=adapter, rank=8).model_dump())}
+    plan = {
+        "a": SitePlan(Site("a", 4, 4), ADAPTERS.declared(adapter).config(method=adapter, rank=8).model_dump())
+    }
     with pytest.raises(RecipeError, match=r"target_rank.*average of 9 .* 8\)"):
         method.plan(plan, None)
 

@@ -12,9 +12,9 @@ from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.core.batch import Batch
 from lrft.export.peft_format import adapter_files, write_adapter_folder
 from lrft.model.attach import attach, make_plan
-from lrft.model.trained import frozen_layers, parameter_infos
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.sites import choose, linear_sites
+from lrft.model.trained import frozen_layers, parameter_infos
 from lrft.recipe.schema import Recipe
 
 CASES = {

@@ -10,9 +10,9 @@ from lrft.core.batch import Batch
 from lrft.core.errors import RecipeError
 from lrft.export.merge import merge_into, write_merged
 from lrft.model.attach import attach, make_plan
-from lrft.model.trained import parameter_infos
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.sites import choose, linear_sites
+from lrft.model.trained import parameter_infos
 from lrft.recipe.schema import ModelSection
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2"]

@@ -89,19 +89,19 @@ def test_stopped_and_resumed_is_unbroken(recipe_file, tmp_path, monkeypatch, var
 
 
 @pytest.mark.parametrize("path", SMOKE, ids=lambda path: path.stem)
-def test_every_method_resumes_unbroken(tiny, tmp_path, monkeypatch, path):
+def test_every_method_resumes_unbroken(on_tiny, tmp_path, monkeypatch, path):
     plain = load_recipe(path, ["model.name=x/y"]).recipe
     accumulation = [] if plain.optimizer.per_layer else ["train.gradient_accumulation=2"]
-    loaded = load_recipe(path, [f"model.name={tiny()}", *LONGER, *accumulation])
+    loaded = load_recipe(path, [*on_tiny(path), *LONGER, *accumulation])
     resumes_unbroken(loaded, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
     "name", [n for n in OPTIMIZERS.names() if "per_parameter" in OPTIMIZERS.declared(n).provides]
 )
-def test_updates_in_the_backward_pass_resume_unbroken(tiny, tmp_path, monkeypatch, name):
+def test_updates_in_the_backward_pass_resume_unbroken(on_tiny, tmp_path, monkeypatch, name):
     path = next(p for p in SMOKE if p.stem == name)
-    loaded = load_recipe(path, [f"model.name={tiny()}", *LONGER, *PER_LAYER])
+    loaded = load_recipe(path, [*on_tiny(path), *LONGER, *PER_LAYER])
     resumes_unbroken(loaded, tmp_path, monkeypatch)
 
 

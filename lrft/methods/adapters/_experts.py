@@ -21,7 +21,7 @@ class Experts(Adapter):
     A subclass says what the gates are (`gates`) and what its penalty is.
     """
 
-    provides = {"adapters", "experts"}
+    provides = {"adapters", "experts", "expert_count"}
     roles = {"A": "lora_A", "B": "lora_B", "router": "router"}
 
     class Config(AdapterConfig):

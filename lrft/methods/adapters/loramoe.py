@@ -35,7 +35,7 @@ class LoRAMoE(Experts):
     a packed row are samples of their own.
     """
 
-    provides = {"adapters", "experts"}
+    provides = {"adapters", "experts", "expert_count"}
 
     class Config(Experts.Config):
         targets: str | list[str] = Field(["mlp.*"], description="as for every adapter; by default the MLPs")

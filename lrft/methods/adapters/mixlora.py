@@ -54,7 +54,7 @@ class MixLoRA(Adapter):
     """
 
     site_kinds = ("linear", "mlp")
-    provides = {"adapters", "experts"}
+    provides = {"adapters", "experts", "expert_count"}
     roles = {
         "router": "router",
         "A_gate": "lora_A",
@@ -170,7 +170,7 @@ class MixLoRA(Adapter):
     def count(config: Any, site: Site) -> int:
         if site.kind != "mlp":
             return LoRA.count(config, site)
-        inner: int = getattr(site, "inner_features", 0)
+        inner = site.inner_features
         return int(config.experts * (3 * config.rank * (site.in_features + inner) + site.in_features))
 
 

@@ -35,7 +35,7 @@ class MoLA(Experts):
     router is float32 where the code's is in the activations' precision; the code leaves the penalty off by default.
     """
 
-    provides = {"adapters", "experts"}
+    provides = {"adapters", "experts", "expert_count"}
 
     class Config(Experts.Config):
         experts: int = Field(

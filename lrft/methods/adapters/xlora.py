@@ -34,7 +34,7 @@ class XLoRA(Adapter):
     through the model in which every c_a is `scaling_pass_value`; the classifier is `depth` linear layers with biases,
     ReLU and dropout between them, and gives one c for all sites, or one for each (`layerwise`).
     top_k keeps the k largest c_a (they then sum to less than 1); softmax_topk makes them sum to 1 by a softmax of
-    their own. The classifier is float32 and is what trains: (hidden + 1) n numbers at depth 1, shared by all sites.
+    their own. The classifier, in float32, trains (hidden + 1) n numbers at depth 1, shared by all sites.
     With `train_adapters` the factors train too, sum_a r_a (in + out) numbers per site.
     At step 0 the adapters are mixed as the untrained classifier says, so W' is not W.
     Two passes a step. Generation may use a cache: the first pass keeps one of its own beside it.
@@ -44,6 +44,7 @@ class XLoRA(Adapter):
     """
 
     provides = {"adapters", "experts"}
+    requires = {"eager"}
     roles = {"A": "lora_A", "B": "lora_B"}
 
     class Config(AdapterConfig):

@@ -28,8 +28,8 @@ class AdaLoRA(Dynamic):
     b_0 - b(t) lowest scores of the whole model. A, B stay and E keeps its gradient, so a component can come back. For
     t > T - t_final the last scores are kept and the same b_0 - b_T components are set to 0 after every step.
     Loss: + orthogonality * mean over all A and B of ||A A^T - I||_F (not squared), in training alone.
-    State: Ibar and U, two float32 numbers for every number of the adapters; the final mask. The function at step 0 is
-    untouched.
+    Trains nothing of its own. State: Ibar and U, two float32 numbers for every number of the adapters; the final mask.
+    The function at step 0 is untouched.
     Source: Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023, arXiv 2303.10512, and
     the authors' code (the norm is not squared there, the paper squares it).
     Departures: of equal scores the first are pruned, so that the budget is met exactly (the code prunes all of them).
@@ -37,7 +37,7 @@ class AdaLoRA(Dynamic):
     run follows the paper's MNLI setting: 8000, 50000 and 100 of 86000 steps.
     """
 
-    requires = {"elastic", "backward", "clippable"}
+    requires = {"elastic", "backward", "clippable", "one_stage"}
 
     class Config(MethodConfig):
         target_rank: int = Field(8, gt=0, description="average rank of a site at the end")

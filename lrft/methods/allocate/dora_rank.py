@@ -29,7 +29,7 @@ class DoRARank(Dynamic):
     and b_T = sites * target_rank. What was pruned before P can grow again; after P the last mask is applied after every
     step.
     Loss until P: + variance * (sum of the variances of A's rows and of B's columns, unbiased) / (2 b_0).
-    Nothing changes at step 0. State: S, one float32 number a component, and the final mask.
+    Trains nothing of its own; nothing changes at step 0. State: S, one float32 number a component, and the final mask.
     Source: Mao et al., "DoRA: Enhancing Parameter-Efficient Fine-Tuning with Dynamic Rank Distribution", 2024, arXiv
     2405.17357, and the authors' code: adapter rank ceil(1.5 target_rank), alpha 8, dropout 0.1, A and B Kaiming with
     a = 0, which is what an adapter draws here unless its section says otherwise.
@@ -37,7 +37,7 @@ class DoRARank(Dynamic):
     last. The norms are formed from the r x r Gram matrices and not from r matrices (out, in); the numbers are equal.
     """
 
-    requires = {"elastic"}
+    requires = {"elastic", "one_stage"}
 
     class Config(MethodConfig):
         target_rank: int = Field(8, gt=0, description="average rank of a site at the end")

@@ -45,7 +45,7 @@ class DyLoRADraw(TimedMethod, Planner):
     cannot wait by direction and go on decaying; an optimizer's count of steps is that of all directions.
     """
 
-    requires = {"nested"}
+    requires = {"nested", "kept_base", "one_stage"}
 
     class Config(MethodConfig):
         update: Literal["last", "all"] = Field(
@@ -87,6 +87,13 @@ class DyLoRADraw(TimedMethod, Planner):
                 if key in held.state:  # a first step starts with moments of 0, which zero gradients leave
                     _put_back(value, held.state[key], held)
         self.held = []
+
+    def gradients_by(self, run: Run) -> int:
+        """The step by which every tensor has had a gradient.
+
+        With `last`, A has one when a direction is drawn again, which of r directions one is after r + 1 steps.
+        """
+        return 2 if self.config.update == "all" else max(a.config.rank for a in _nested(run)) + 1
 
     def finish(self, run: Run) -> None:
         for adapter in _nested(run):

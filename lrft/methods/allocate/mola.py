@@ -31,7 +31,7 @@ class MoLA(Planner):
     are cut over the layers that carry adapters.
     """
 
-    requires = {"experts"}
+    requires = {"expert_count"}
 
     class Config(MethodConfig):
         shape: Literal["inverted_triangle", "triangle", "hourglass", "rectangle"] = "inverted_triangle"

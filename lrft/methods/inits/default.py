@@ -15,4 +15,5 @@ class Default(Init):
     Source: Hu et al., 2021, arXiv 2106.09685, as in the authors' code. Departures: none.
     """
 
+    provides = {"kept_base"}
     requires = {"adapters"}

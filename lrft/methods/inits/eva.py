@@ -35,6 +35,7 @@ class EVA(Init):
     share an input but differ in rank have components of their own.
     """
 
+    provides = {"kept_base"}
     requires = {"low_rank"}
     needs = ("input_pca",)
 

@@ -20,6 +20,7 @@ class Gaussian(Init):
     Departures: the paper gives no standard deviation.
     """
 
+    provides = {"kept_base"}
     requires = {"low_rank"}
 
     @torch.no_grad()

@@ -29,7 +29,7 @@ class LoRAOne(Init):
     (`niter`). The variant with a preconditioner is not included.
     """
 
-    provides = {"moved_start"}
+    provides = {"kept_base", "moved_start"}
     requires = {"low_rank", "linear_delta", "backward"}
     needs = ("grad",)
 

@@ -29,7 +29,7 @@ class LoRASB(Init):
     theirs is randomised, without oversampling, and its factors are rounded to bfloat16.
     """
 
-    provides = {"moved_start"}
+    provides = {"kept_base", "moved_start"}
     requires = {"core_matrix", "backward"}
     needs = ("grad",)
 

@@ -24,7 +24,7 @@ class LoRAXSStart(Init):
     Departures: the SVD is exact and of the weight before it is quantized; the authors' is randomised (10 iterations).
     """
 
-    provides = {"moved_start"}
+    provides = {"kept_base", "moved_start"}
     requires = {"core_matrix"}
 
     class Config(MethodConfig):

@@ -78,11 +78,9 @@ class FRUGAL(torch.optim.Optimizer):
         inactive_lr_scale: float = Field(1.0, ge=0)
         proj_lr_scale: float = Field(1.0, ge=0)
         reset_statistics: bool = True
-        project: list[
-            Literal[
-                "matrix", "embedding", "head", "vector", "lora_A", "lora_B", "core", "magnitude", "router"
-            ]
-        ] = Field(["matrix"], description="roles of the parameters that are projected")
+        project: list[Literal["matrix", "embedding", "head", "vector", "lora_A", "lora_B", "core"]] = Field(
+            ["matrix"], description="roles of the parameters that are projected"
+        )
         seed: int = 0
         beta1: float = Field(0.9, ge=0, lt=1)
         beta2: float = Field(0.999, ge=0, lt=1)

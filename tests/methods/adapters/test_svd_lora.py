@@ -42,7 +42,9 @@ def test_the_scale_is_alpha_over_rank_plus_an_epsilon_and_never_the_live_rank():
 
 def test_factors_start_as_published_and_the_singular_values_at_zero():
     adapter = make(rank=400)
-    assert float(adapter.A.detach().std()) == pytest.approx(0.02, rel=0.02) and float(adapter.B.detach().std()) == pytest.approx(0.02, rel=0.02)
+    assert float(adapter.A.detach().std()) == pytest.approx(0.02, rel=0.02) and float(
+        adapter.B.detach().std()
+    ) == pytest.approx(0.02, rel=0.02)
     assert not adapter.E.any()
 
 
@@ -66,7 +68,9 @@ def test_with_unit_singular_values_it_is_lora():
 def test_agrees_with_peft_including_its_gradients():
     peft = pytest.importorskip("peft")
     layer = torch.nn.Sequential(torch.nn.Linear(40, 30))
-    config = peft.AdaLoraConfig(init_r=6, lora_alpha=16, target_modules=["0"], total_step=10, lora_dropout=0.0)
+    config = peft.AdaLoraConfig(
+        init_r=6, lora_alpha=16, target_modules=["0"], total_step=10, lora_dropout=0.0
+    )
     wrapped = peft.get_peft_model(layer, config).base_model.model[0]
     adapter, base = opened(alpha=16.0), dense()
     with torch.no_grad():
@@ -89,7 +93,11 @@ def test_a_hidden_component_is_neither_in_the_function_nor_in_a_gradient():
     adapter.show(torch.tensor([True, True, False, True, False, True]))
     adapter(x, base).square().sum().backward()
     hidden = [2, 4]
-    assert not adapter.A.grad[hidden].any() and not adapter.B.grad[:, hidden].any() and not adapter.E.grad[hidden].any()
+    assert (
+        not adapter.A.grad[hidden].any()
+        and not adapter.B.grad[:, hidden].any()
+        and not adapter.E.grad[hidden].any()
+    )
     before = adapter(x, base)
     with torch.no_grad():
         adapter.A[hidden] += 1
@@ -155,11 +163,7 @@ def test_watching_under_activation_checkpointing_counts_every_gradient_once():
     adapter.watch = True
     found = []
     for reentrant in (None, True, False):
-        y = (
-            adapter(x, base)
-            if reentrant is None
-            else checkpoint(adapter, x, base, use_reentrant=reentrant)
-        )
+        y = adapter(x, base) if reentrant is None else checkpoint(adapter, x, base, use_reentrant=reentrant)
         y.square().sum().backward()
         found.append(adapter.take_gradient())
     torch.testing.assert_close(found[1], found[0])

@@ -51,7 +51,8 @@ def test_the_same_components_are_pruned_as_by_peft_step_by_step():
     method = allocator(beta1=0.8, beta2=0.9)
     run = make_run(method, TOTAL)
     reference = Reference(run)
-    settings = dict(beta1=0.8, beta2=0.9, target_r=3, tinit=INIT, tfinal=FINAL, deltaT=EVERY, total_step=TOTAL)
+    phases = {"tinit": INIT, "tfinal": FINAL, "deltaT": EVERY, "total_step": TOTAL}
+    settings = {"beta1": 0.8, "beta2": 0.9, "target_r": 3, **phases}
     theirs = layer.RankAllocator(reference, SimpleNamespace(**settings), "default")
     run.fire("start")
     seen = set()
@@ -178,11 +179,15 @@ def test_a_step_that_overflowed_or_froze_a_parameter_teaches_nothing():
     draw_gradients(run, 3)
     run.parameters[0].param.grad = None
     run.fire("after_step")
-    changed = {name for name, tensor in method.importance.average.items() if not torch.equal(before[name], tensor)}
+    changed = {
+        name for name, tensor in method.importance.average.items() if not torch.equal(before[name], tensor)
+    }
     assert changed == set(before) - {run.parameters[0].name}
 
 
-@pytest.mark.parametrize(("t_init", "t_final", "total"), [(10, 14, 24), (0, 24, 24), (0, 23, 24), (None, None, 2)])
+@pytest.mark.parametrize(
+    ("t_init", "t_final", "total"), [(10, 14, 24), (0, 24, 24), (0, 23, 24), (None, None, 2)]
+)
 def test_phases_that_leave_no_step_to_prune_in_are_refused(t_init, t_final, total):
     run = make_run(allocator(t_init=t_init, t_final=t_final), total)
     with pytest.raises(RecipeError, match=r"allocate\.t_init: .* of \d+ steps"):

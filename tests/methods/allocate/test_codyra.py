@@ -45,7 +45,9 @@ def test_the_soft_rule_is_the_proximal_step_of_the_absolute_value():
     torch.testing.assert_close(soft(g, 0.2), best, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("total", "dense", "levels"), [(500, 0.5, 50), (517, 0.3, 50), (40, 0.0, 5), (41, 0.25, 7)])
+@pytest.mark.parametrize(
+    ("total", "dense", "levels"), [(500, 0.5, 50), (517, 0.3, 50), (40, 0.0, 5), (41, 0.25, 7)]
+)
 def test_thresholds_move_as_in_the_authors_loop(total, dense, levels):
     method = allocator(dense=dense, levels=levels, kappa=0.005)
     lambdas = [0.005 * i / (levels - 1) for i in range(levels)]
@@ -109,5 +111,7 @@ def test_the_ranks_are_the_gates_that_are_left_and_the_export_has_no_others():
 
 def test_thresholds_that_do_not_fit_into_the_run_are_refused():
     run = make_run(allocator(), 99, adapter="gated_lora")
-    with pytest.raises(RecipeError, match=r"allocate\.levels: 50 thresholds .* 49 steps .* write 49 or fewer"):
+    with pytest.raises(
+        RecipeError, match=r"allocate\.levels: 50 thresholds .* 49 steps .* write 49 or fewer"
+    ):
         run.fire("start")

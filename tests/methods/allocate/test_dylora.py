@@ -163,3 +163,13 @@ def test_a_start_that_the_base_gave_up_is_refused():
         site.start = site.adapter
     with pytest.raises(RecipeError, match=r"init\.method: .*write default"):
         run.fire("start")
+
+
+@pytest.mark.parametrize(("update", "by"), [("last", 5), ("all", 2)])
+def test_by_the_step_it_names_every_factor_has_had_a_gradient(update, by):
+    for seed in range(10):
+        run = make(update=update, seed=seed)
+        assert run.callbacks[0].gradients_by(run) == by
+        for _ in range(by):
+            step(run)
+        assert all(run.optimizer.state[info.param]["exp_avg"].any() for info in run.parameters)

@@ -12,14 +12,22 @@ BEFORE, EACH = 2, 3  # warm-up and interval: growth at the steps 3, 6 and 9
 
 
 def allocator(**settings) -> IncreLoRA:
-    given = {"target_rank": 3, "increment": 1, "top_h": 2, "init_warmup": BEFORE, "interval": EACH, **settings}
+    given = {
+        "target_rank": 3,
+        "increment": 1,
+        "top_h": 2,
+        "init_warmup": BEFORE,
+        "interval": EACH,
+        **settings,
+    }
     return IncreLoRA(IncreLoRA.Config(**given))
 
 
 def data(step: int, part: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(100 * step + part)
     return [
-        (torch.randn(8, width, generator=generator), torch.randn(8, out, generator=generator)) for width, out in SHAPES
+        (torch.randn(8, width, generator=generator), torch.randn(8, out, generator=generator))
+        for width, out in SHAPES
     ]
 
 
@@ -78,7 +86,9 @@ def test_the_score_is_that_of_the_whole_step_at_the_composed_change(parts):
         run.fire("after_step")
         run.optimizer.zero_grad()
     torch.testing.assert_close(method.importance.average["a"], ibar.detach(), rtol=1e-4, atol=1e-12)
-    torch.testing.assert_close(method.importance.score("a"), (ibar * uncertainty).detach(), rtol=1e-3, atol=1e-16)
+    torch.testing.assert_close(
+        method.importance.score("a"), (ibar * uncertainty).detach(), rtol=1e-3, atol=1e-16
+    )
     assert method.importance.score("a") > 0
 
 
@@ -108,7 +118,10 @@ def test_reserves_come_with_the_first_gradient_and_change_the_function_by_their_
         assert float(adapter.E[1].detach()) == pytest.approx(1e-5) and 0 < adapter.A[1].detach().std() < 0.1
         scale = adapter.scaling * float(adapter.gain)
         reserve = adapter.composed() - scale * adapter.E[0] * torch.outer(adapter.B[:, 0], adapter.A[0])
-        assert reserve.abs().max() <= 1e-5 * scale * adapter.B[:, 1].abs().max() * adapter.A[1].abs().max() * 1.01
+        assert (
+            reserve.abs().max()
+            <= 1e-5 * scale * adapter.B[:, 1].abs().max() * adapter.A[1].abs().max() * 1.01
+        )
 
 
 def test_a_reserve_trains_its_vectors_while_its_value_is_frozen_against_momentum_and_decay():
@@ -162,7 +175,9 @@ def test_after_the_last_growth_no_reserve_is_left_in_the_function_and_nothing_is
     for site, module in run.adapted():
         assert len(module.adapter.factors()[0]) == method.ranks[site]
         assert not module.adapter.watch and module.adapter.take_gradient() is None
-        assert module.adapter.scaling * float(module.adapter.gain) == pytest.approx(16 / (method.ranks[site] + 1e-5))
+        assert module.adapter.scaling * float(module.adapter.gain) == pytest.approx(
+            16 / (method.ranks[site] + 1e-5)
+        )
 
 
 def test_without_advance_learning_nothing_of_a_component_exists_before_it_is_chosen():
@@ -190,10 +205,16 @@ def test_a_full_site_leaves_its_turn_to_the_others_and_the_target_is_still_met()
 @pytest.mark.parametrize(
     ("settings", "where"),
     [
-        ({"top_h": 4}, r"allocate\.top_h: .*multiple of top_h \* increment = 4; write top_h: 3 and increment: 1"),
+        (
+            {"top_h": 4},
+            r"allocate\.top_h: .*multiple of top_h \* increment = 4; write top_h: 3 and increment: 1",
+        ),
         ({"increment": 4}, r"allocate\.top_h: .*write top_h: 2 and increment: 1"),
         ({"start_rank": 4}, r"allocate\.start_rank: .*write at most 3"),
-        ({"target_rank": 6, "start_rank": 2, "increment": 3}, r"allocate\.target_rank: .*at most 9 .* 12 are asked"),
+        (
+            {"target_rank": 6, "start_rank": 2, "increment": 3},
+            r"allocate\.target_rank: .*at most 9 .* 12 are asked",
+        ),
         ({"interval": 9}, r"allocate\.interval: 3 growths 9 steps apart do not fit into the 20 steps"),
     ],
 )
