@@ -1,4 +1,4 @@
-"""Axes picked at random: what the recipe check lets through trains, resumes to the same bytes, and merges or refuses."""
+"""Axes picked at random: what the recipe check lets through trains, resumes to the same bytes, and merges."""
 
 from __future__ import annotations
 

@@ -33,6 +33,13 @@ class Callback:
     def close(self) -> None:
         """Give back terminals, signals and sessions, however the run ended. Not an event: nothing is trained here."""
 
+    def gradients_by(self, run: Run) -> int:
+        """The step by which every trainable tensor has had a gradient that is not zero.
+
+        Two at the least: a factor that multiplies a zero factor has none in the first.
+        """
+        return 2
+
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values and tensors; empty when there is nothing to keep."""
         return {}

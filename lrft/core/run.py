@@ -43,6 +43,9 @@ class Schedule(Protocol):
     def restart(self, warmup: int) -> None:
         """Fall to zero now and rise within `warmup` steps to where the schedule then is."""
 
+    def repeat(self, begins: list[int]) -> None:
+        """Run through the whole schedule between each of these steps and the next."""
+
 
 class Run:
     """Everything one training holds.

@@ -199,14 +199,26 @@ def _pairs_that_nobody_compares(settings: _Settings) -> Iterator[Problem]:
 
 def _nothing_to_project(settings: _Settings) -> Iterator[Problem]:
     roles = settings["optimizer.project"]
-    if roles is None or settings["trainable.weights"] != "adapter" or settings["adapter"] is None:
+    if roles is None:
         return
-    if not {role for role in roles if role not in BASE_ROLES}:
-        message = (
-            f"none of {', '.join(roles)} trains in an adapter; name roles of the adapter, such as [lora_A, lora_B], or "
-            "write trainable: full"
-        )
+    base = settings["trainable.weights"] != "adapter"
+    if not [role for role in roles if (base if role in BASE_ROLES else settings["adapter"] is not None)]:
+        remedy = "[matrix]" if base else "[lora_A, lora_B], or write trainable: full"
+        message = f"none of {', '.join(roles)} trains here, so nothing would be projected; name roles that do: {remedy}"
         yield Problem("optimizer.project", message)
+
+
+def _grid_of_other_storage(settings: _Settings) -> Iterator[Problem]:
+    if settings["init"] is None or settings["init.budget"] is None:
+        return
+    storage = AXES["quantization"].declared(settings["quantization.method"])
+    unknown = sorted(set(settings["init.grid"] or {}) - set(storage.config.model_fields))
+    if unknown:
+        message = (
+            f"{storage.name} has no setting {', '.join(unknown)} to choose by layer; write keys of the quantization "
+            f"section, or another quantization that has {'it' if len(unknown) == 1 else 'them'}"
+        )
+        yield Problem("init.grid", message)
 
 
 def _updates_in_the_backward_pass(settings: _Settings) -> Iterator[Problem]:
@@ -270,6 +282,7 @@ CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
     _what_trains,
     _pairs_that_nobody_compares,
     _nothing_to_project,
+    _grid_of_other_storage,
     _updates_in_the_backward_pass,
     _scores_without_rows,
     _hub_keys_of_a_local_source,

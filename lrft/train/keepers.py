@@ -102,29 +102,29 @@ class Scorer(Callback):
 
 
 class GradientCheck(Callback):
-    """After step 2 every trainable tensor has had a gradient that is not zero, or the run stops and says which not.
+    """After two steps, or as many as the run's methods say, every trainable tensor has had a gradient that is not zero.
 
-    Two steps, because a factor that multiplies a zero factor has no gradient in the first.
+    Otherwise the run stops and says which had none.
     """
-
-    STEPS = 2
 
     def __init__(self) -> None:
         self.reached: dict[str, Tensor] = {}
+        self.steps = 2
 
     def start(self, run: Run) -> None:
         """Where gradients are freed in the backward pass, look at them there."""
-        if run.step < self.STEPS and getattr(run.optimizer, "consumes_gradients", False):
+        self.steps = max(callback.gradients_by(run) for callback in run.callbacks)
+        if run.step < self.steps and getattr(run.optimizer, "consumes_gradients", False):
             for info in run.parameters:
                 info.param.register_hook(partial(self._look, run, info.name))
 
     def _look(self, run: Run, name: str, grad: Tensor) -> None:
-        if run.step < self.STEPS:
+        if run.step < self.steps:
             hit = grad.count_nonzero() > 0
             self.reached[name] = hit | self.reached.get(name, torch.zeros_like(hit))
 
     def after_backward(self, run: Run) -> None:
-        if run.step >= self.STEPS:
+        if run.step >= self.steps:
             return
         for info in run.parameters:
             if info.param.grad is not None:
@@ -132,7 +132,7 @@ class GradientCheck(Callback):
                 self.reached[info.name] = hit | self.reached.get(info.name, torch.zeros_like(hit))
 
     def after_step(self, run: Run) -> None:
-        if run.step != self.STEPS or not self.reached:
+        if run.step != self.steps or not self.reached:
             return
         names = list(self.reached)
         alive = torch.stack([self.reached[name] for name in names]).tolist()  # one wait for all tensors
@@ -145,7 +145,7 @@ class GradientCheck(Callback):
             )
         if dead:
             raise NumericalError(
-                f"after step {self.STEPS} {len(dead)} of {len(run.parameters)} trainable tensors have had no "
+                f"after step {self.steps} {len(dead)} of {len(run.parameters)} trainable tensors have had no "
                 f"gradient, {dead[0]} first; nothing there would be learnt"
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ def warmup_steps(section: Any, total_steps: int) -> int:
     return math.ceil(section.warmup_ratio * total_steps)
 
 
-def factor(method: str, step: int, warmup: int, total: int) -> float:
+def factor(method: str, step: float, warmup: int, total: int) -> float:
     """The factor on the learning rate for the step that begins after `step` finished ones.
 
     Warm-up gives (step + 1) / (warmup + 1), so that the first step already moves (transformers starts at 0, which
@@ -38,10 +39,26 @@ def factor(method: str, step: int, warmup: int, total: int) -> float:
 class Restartable(LambdaLR):
     """A schedule whose warm-up can be repeated: from a restart on, the factor rises from 0 to what it would be."""
 
-    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+    def __init__(self, optimizer: Optimizer, factor: Callable[[float], float]) -> None:
         self.restarted_at = 0
         self.rewarmup = 0  # steps; 0 where nothing was restarted
-        super().__init__(optimizer, lambda step: factor(step) * self._rewarmed(step))
+        self.begins: list[int] = []
+        super().__init__(optimizer, lambda step: factor(self._within(step)) * self._rewarmed(step))
+
+    def repeat(self, begins: list[int]) -> None:
+        """Run through the whole schedule, warm-up included, between each of these steps and the next.
+
+        Args:
+            begins: rising, from 0 to the run's length.
+        """
+        self.begins = list(begins)
+
+    def _within(self, step: int) -> float:
+        if not self.begins:
+            return step
+        part = min(bisect_right(self.begins, step), len(self.begins) - 1) - 1
+        begin, end = self.begins[part : part + 2]
+        return (step - begin) * self.begins[-1] / (end - begin)
 
     def restart(self, warmup: int) -> None:
         """Fall to 1 / (warmup + 1) of the rate for the coming step, and be back within `warmup` steps."""

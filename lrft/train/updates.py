@@ -62,8 +62,9 @@ class Float32(_Wrapper):
 
     def __init__(self, make: Build, infos: list[ParamInfo], update: str, seed: int) -> None:
         self.infos, self.keep, self.seed, self.steps = infos, update == "master", seed, 0
-        # A copy is a parameter without memory until it is needed; builders look at shapes and roles only.
-        self.copies = [nn.Parameter(_hollow(info.param)) for info in infos]
+        # A copy is a parameter without memory until it is needed; builders look at shapes and roles only. What is
+        # float32 already is given to the optimizer itself.
+        self.copies = [i.param if _exact(i.param) else nn.Parameter(_hollow(i.param)) for i in infos]
         self.alive: set[nn.Parameter] = set()  # copies that hold their parameter's values
         pairs = zip(infos, self.copies, strict=True)
         self.inner = make([replace(info, param=copy) for info, copy in pairs])
@@ -79,9 +80,8 @@ class Float32(_Wrapper):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step of the inner optimizer on the copies of parameters that have a gradient."""
-        active = [
-            (i.param, c) for i, c in zip(self.infos, self.copies, strict=True) if i.param.grad is not None
-        ]
+        pairs = zip(self.infos, self.copies, strict=True)
+        active = [(i.param, c) for i, c in pairs if i.param is not c and i.param.grad is not None]
         for param, copy in active:
             if copy not in self.alive:
                 copy.data = param.detach().float()
@@ -109,6 +109,8 @@ class Float32(_Wrapper):
         self._release(copy)
 
     def _release(self, copy: nn.Parameter) -> None:
+        if copy not in self.alive:
+            return  # a parameter of float32 itself
         copy.data = _hollow(copy)
         self.alive.discard(copy)
 
@@ -221,6 +223,10 @@ def stochastic_round(values: Tensor, generator: torch.Generator | None = None) -
     noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
     rounded = bits.add(noise).bitwise_and_(-(1 << 16)).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
+
+
+def _exact(param: Tensor) -> bool:
+    return param.dtype == torch.float32
 
 
 def _hollow(param: Tensor) -> Tensor:

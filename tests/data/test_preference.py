@@ -304,7 +304,7 @@ def test_the_command_shows_and_checks_pairs(tiny, tmp_path):
     file.write_text(
         f"model: {{name: {tiny()}, dtype: float32}}\n"
         f"data: {{train: {rows}, format: {{method: preference, render: chat}}}}\n"
-        "train: {max_length: 384}\n"
+        "objective: dpo\ntrain: {max_length: 384}\n"
     )
     shown = CliRunner().invoke(app, ["show", str(file), "--rows", "1"], catch_exceptions=False)
     assert shown.exit_code == 0 and shown.output.count("⟦") == 2 and "rejected: " in shown.output

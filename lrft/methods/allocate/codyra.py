@@ -25,8 +25,8 @@ class CoDyRA(Dynamic):
       `shrink: released`  g - k where g > k, then g + k where g < -k, then 0 where |g| < k: in all, 0 where |g| < 2 k
       `shrink: soft`      sign(g) max(|g| - k, 0), the textbook proximal step of k |g|
     k is not multiplied by the learning rate, and the loss is untouched; so is the function at step 0. There is no
-    budget: the ranks are the gates that are left, and the export drops the others. Trains nothing of its own. State: none but
-    the step.
+    budget: the ranks are the gates that are left, and the export drops the others. Trains nothing of its own.
+    State: none but the step.
     Source: Lu et al., "Adaptive Rank, Reduced Forgetting: Knowledge Retention in Continual Learning Vision-Language
     Models with Dynamic Rank-Selective LoRA", 2024, arXiv 2412.01004, and the authors' code: adapter gated_lora of rank
     16, AdamW with betas (0.9, 0.9999), lr 5e-4, no weight decay, 500 steps.

@@ -32,7 +32,8 @@ class IncreLoRA(Dynamic):
     Growing lets the reserves' E train, from the next step on, and draws new reserves; after the last growth the
     reserves' E are 0. The first reserves come with the first gradient, so the function at step 0 is untouched.
     Loss: + orthogonality * mean over all A and B of ||A A^T - I||_F, reserves included, as in the authors' trainer.
-    Trains nothing of its own. State: two numbers a site and its rank. While it grows, the gradient of every delta W is held (4 in out bytes).
+    Trains nothing of its own.
+    State: two numbers a site and its rank. While it grows, the gradient of every delta W is held (4 in out bytes).
     Source: Zhang et al., "IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient Fine-tuning",
     2023, arXiv 2308.12043, and the authors' code.
     Departures: a site cannot outgrow adapter.rank; where fewer than top_h sites can grow, the best of them grow twice.

@@ -23,8 +23,8 @@ class SPAFIT(TimedMethod, Planner):
       below `biases_from`                      frozen
       from `biases_from` to `adapters_from`    biases alone, those that `trainable` names
       from `adapters_from` on                  adapters at the target sites, and biases that `trainable` names
-    A site (out, in) keeps the adapter section's settings or gets no adapter; its layer is the first number in its name, and
-    sites outside the layers keep theirs. Trains nothing of its own and changes nothing at step 0. State: none.
+    A site (out, in) keeps the adapter section's settings or gets no adapter; its layer is the first number in its name,
+    and sites outside the layers keep theirs. Trains nothing of its own and changes nothing at step 0. State: none.
     The biases themselves are named in the recipe, as in `trainable: ["layers.[4-9].*bias"]`; a name below its group is
     an error. Most decoder models have no biases: then the middle group is frozen too, or trains what else of one
     dimension is named, such as norm weights.

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable
 from typing import Any
-
-from torch.optim.lr_scheduler import LambdaLR
 
 from lrft.core.axes import RESTARTS
 from lrft.core.callback import TimedMethod
@@ -51,10 +47,7 @@ class COLA(TimedMethod):
             message = f"{links} links are more than the run's {total} steps; use at most {total}"
             raise RecipeError(message, "restart.links")
         check_renewable(run)
-        if not isinstance(run.schedule, LambdaLR):
-            raise TypeError("the learning rate must follow a LambdaLR for a link to run through it")
-        begins = _begins(links, total)
-        run.schedule.lr_lambdas = [_once_a_link(scale, begins) for scale in run.schedule.lr_lambdas]
+        run.schedule.repeat(_begins(links, total))
 
     def after_step(self, run: Run) -> None:
         if run.step not in _begins(self.config.links, run.total_steps)[1:-1]:
@@ -74,14 +67,3 @@ class COLA(TimedMethod):
 def _begins(links: int, total: int) -> list[int]:
     """The finished steps at which each link begins, and those of the whole run."""
     return [-(-link * total // links) for link in range(links + 1)]
-
-
-def _once_a_link(scale: Callable[[Any], float], begins: list[int]) -> Callable[[Any], float]:
-    """The factor on the rate at a step, when every link runs through the whole of `scale`."""
-
-    def paced(step: int) -> float:
-        link = min(bisect_right(begins, step), len(begins) - 1) - 1
-        begin, end = begins[link : link + 2]
-        return scale((step - begin) * begins[-1] / (end - begin))
-
-    return paced

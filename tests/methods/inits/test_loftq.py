@@ -7,6 +7,7 @@ import torch
 from bitsandbytes import functional as bnb
 
 from lrft.core.axes import ADAPTERS
+from lrft.core.errors import RecipeError
 from lrft.core.params import Site
 from lrft.methods.quant.nf4_reference import NF4Reference
 from tests.contracts.test_inits import build, make, storing
@@ -103,7 +104,7 @@ def test_a_fast_decomposition_leaves_little_more():
 
 
 def test_a_base_that_rounds_nothing_is_refused_with_a_way_out():
-    with pytest.raises(ValueError, match="choose a quantization other than none"):
+    with pytest.raises(RecipeError, match="choose a quantization other than none"):
         make("loftq", "none")
 
 
