@@ -124,3 +124,15 @@ def test_the_quickstart_test_asks_for_combinations_that_training_has_not():
 def test_links_between_documents_lead_somewhere(name):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text(name)):
         assert (ROOT / name).parent.joinpath(target).exists(), f"{name} links to {target}"
+
+
+def test_the_pieces_of_the_api_page_run_as_they_are_written():
+    page = text("docs/api.md").partition("## The pieces, without a recipe")[2].partition("## Inside")[0]
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 6
+    names: dict = {}
+    exec("\n".join(blocks), names)
+    assert sum(names["ranks"].values()) == 6
+    used = {registry for registry in ("ADAPTERS", "INITS", "QUANTIZERS", "ALLOCATORS", "RESTARTS", "SELECTORS")}
+    used |= {"OPTIMIZERS", "OBJECTIVES", "SIGNALS"}
+    assert all(f"{registry}.get(" in page for registry in used)
