@@ -133,6 +133,7 @@ def load_trained_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
             if not isinstance(module.base, Changed):
                 module.base = Changed(module.base)
             module.base.set_change(**{k: t.to(model.device) for k, t in change.items()})
+            module.adapter.start(module.base.weight())  # what it keeps of the weight it is put on
             if module.anchored and not any(key.startswith(f"{site}.start.") for key in tensors):
                 module.start, module.anchored = None, False
     own = trained_tensors(model)

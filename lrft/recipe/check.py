@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from lrft.core.axes import AXES, FORMATS
 from lrft.core.errors import Problem
 from lrft.core.traits import TRAITS
-from lrft.recipe.fields import listed, slot_at
+from lrft.recipe.clashes import CLASHES, Faulty, Settings
+from lrft.recipe.fields import listed
 from lrft.recipe.schema import Recipe
 
 # Traits that come from settings and not from methods, and what to write for them.
@@ -19,9 +19,6 @@ SET = {
     "one_stage": "restart: null",
     "eager": "model.compile: false",
 }
-
-
-BASE_ROLES = ("matrix", "embedding", "head", "vector")
 
 
 def check(recipe: Recipe) -> list[Problem]:
@@ -35,41 +32,17 @@ def conflicts(plain: dict[str, Any], faulty: Collection[str] = ()) -> list[Probl
     Args:
         faulty: dotted keys that are wrong already; nothing is concluded from them.
     """
-    settings = _Settings(plain, faulty)
+    settings = Settings(plain, faulty)
     found: list[Problem] = []
     for find in (_unmet_requirements, *CLASHES):
         try:
             found += list(find(settings))
-        except _Faulty:
+        except Faulty:
             continue
     return found
 
 
-class _Faulty(Exception):
-    pass
-
-
-class _Settings:
-    """Values by dotted key, defaults included."""
-
-    def __init__(self, plain: dict[str, Any], faulty: Collection[str]) -> None:
-        self.plain = plain
-        self.faulty = faulty
-
-    def __getitem__(self, key: str) -> Any:
-        keys = tuple(key.split("."))
-        if any(".".join(keys[:length]) in self.faulty for length in range(1, len(keys) + 1)):
-            raise _Faulty(key)
-        value: Any = self.plain
-        for part in keys:
-            if not isinstance(value, dict) or part not in value:
-                slot = slot_at(keys, self.plain)
-                return slot.field.default if slot is not None and slot.field is not None else None
-            value = value[part]
-        return value
-
-
-def _unmet_requirements(settings: _Settings) -> Iterator[Problem]:
+def _unmet_requirements(settings: Settings) -> Iterator[Problem]:
     chosen = {
         axis: registry.declared(settings[f"{axis}.method"])
         for axis, registry in AXES.items()
@@ -111,180 +84,3 @@ def _remedy(trait: str) -> str:
     if not providers:
         return "no registered method provides it, so choose another method here"
     return "choose " + " or ".join(f"{axis} {listed(names, 'or')}" for axis, names in providers.items())
-
-
-def _float16_on_cpu(settings: _Settings) -> Iterator[Problem]:
-    if settings["model.dtype"] == "float16" and settings["train.device"] == "cpu":
-        yield Problem("model.dtype", "float16 does not train on the CPU; write bfloat16 or float32")
-
-
-def _flash_attention(settings: _Settings) -> Iterator[Problem]:
-    if settings["model.attention"] != "flash_attention_2":
-        return
-    if settings["train.device"] == "cpu":
-        message = "flash_attention_2 needs a GPU, but train.device is cpu; write sdpa or auto"
-        yield Problem("model.attention", message)
-    if settings["model.dtype"] == "float32":
-        message = "flash_attention_2 has no float32 kernel; write sdpa, or model.dtype: bfloat16"
-        yield Problem("model.attention", message)
-
-
-def _warmup_beyond_the_end(settings: _Settings) -> Iterator[Problem]:
-    warmup, total = settings["schedule.warmup_steps"], settings["train.max_steps"]
-    if warmup is not None and total is not None and warmup > total:
-        message = f"{warmup} steps of warm-up are more than train.max_steps ({total}); write at most {total}"
-        yield Problem("schedule.warmup_steps", message)
-
-
-def _two_warmups(settings: _Settings) -> Iterator[Problem]:
-    if settings["schedule.warmup_steps"] is not None and settings["schedule.warmup_ratio"]:
-        message = (
-            "says the length of the warm-up, and so does schedule.warmup_ratio; set one of them to null or 0"
-        )
-        yield Problem("schedule.warmup_steps", message)
-
-
-def _no_targets(settings: _Settings) -> Iterator[Problem]:
-    if settings["adapter"] is None:
-        return
-    targets = settings["adapter.targets"]
-    if targets == [] or targets == "" or (isinstance(targets, list) and "" in targets):
-        yield Problem(
-            "adapter.targets", "names no layer; write all-linear, or patterns such as [q_proj, v_proj]"
-        )
-
-
-def _dropped_function(settings: _Settings) -> Iterator[Problem]:
-    if settings["init"] is None:
-        return
-    init = AXES["init"].declared(settings["init.method"])
-    if "undropped" in init.requires and settings["adapter.dropout"]:
-        message = f"{init.name} puts a part of the pretrained function where dropout would remove it; write 0"
-        yield Problem("adapter.dropout", message)
-
-
-def _what_trains(settings: _Settings) -> Iterator[Problem]:
-    weights, quantized = settings["trainable.weights"], settings["quantization.method"]
-    if weights == "full" and settings["adapter"] is not None:
-        message = "full trains the weights themselves; write adapter: null, or trainable: adapter"
-        yield Problem("trainable.weights", message)
-    if weights == "adapter" and settings["adapter"] is None:
-        message = "there is no adapter, so nothing would train; write trainable: full, or choose an adapter"
-        yield Problem("adapter", message)
-    if weights == "full" and "dense_base" not in AXES["quantization"].declared(quantized).provides:
-        message = f"weights stored as {quantized} cannot be trained; write quantization: none"
-        yield Problem("quantization.method", message)
-    if weights == []:
-        yield Problem("trainable.weights", "is an empty list; write adapter, full, or patterns of parameters")
-    if weights != "adapter" and settings["model.dtype"] == "float16":
-        yield Problem("model.dtype", "float16 base weights do not train; write bfloat16 or float32")
-    if settings["trainable.update"] != "in_place":
-        if weights == "adapter":
-            message = "is about base weights, and none train; remove it (adapters are float32 already)"
-            yield Problem("trainable.update", message)
-        elif settings["model.dtype"] == "float32":
-            yield Problem("trainable.update", "float32 weights need no master copy; write in_place")
-
-
-def _pairs_that_nobody_compares(settings: _Settings) -> Iterator[Problem]:
-    form = FORMATS.declared(settings["data.format.method"])
-    objective = AXES["objective"].declared(settings["objective.method"])
-    if "pairs" in form.provides and "pairs" not in objective.requires:
-        message = (
-            f"{form.name} gives pairs, and {objective.name} would learn the rejected answers too; choose an objective "
-            "that compares them, or a format that reads one answer"
-        )
-        yield Problem("data.format.method", message)
-
-
-def _nothing_to_project(settings: _Settings) -> Iterator[Problem]:
-    roles = settings["optimizer.project"]
-    if roles is None:
-        return
-    base = settings["trainable.weights"] != "adapter"
-    if not [role for role in roles if (base if role in BASE_ROLES else settings["adapter"] is not None)]:
-        remedy = "[matrix]" if base else "[lora_A, lora_B], or write trainable: full"
-        message = f"none of {', '.join(roles)} trains here, so nothing would be projected; name roles that do: {remedy}"
-        yield Problem("optimizer.project", message)
-
-
-def _grid_of_other_storage(settings: _Settings) -> Iterator[Problem]:
-    if settings["init"] is None or settings["init.budget"] is None:
-        return
-    storage = AXES["quantization"].declared(settings["quantization.method"])
-    unknown = sorted(set(settings["init.grid"] or {}) - set(storage.config.model_fields))
-    if unknown:
-        message = (
-            f"{storage.name} has no setting {', '.join(unknown)} to choose by layer; write keys of the quantization "
-            f"section, or another quantization that has {'it' if len(unknown) == 1 else 'them'}"
-        )
-        yield Problem("init.grid", message)
-
-
-def _updates_in_the_backward_pass(settings: _Settings) -> Iterator[Problem]:
-    if settings["optimizer.per_layer"] is not True:
-        return
-    optimizer = AXES["optimizer"].declared(settings["optimizer.method"])
-    if "per_parameter" not in optimizer.provides:
-        message = f"the update of {optimizer.name} looks at several parameters at once; write false"
-        yield Problem("optimizer.per_layer", message)
-    reasons = {
-        "train.clip": (None, "no global norm exists when each gradient is freed at once; write null"),
-        "train.gradient_accumulation": (1, "a gradient that is freed at once cannot be accumulated; write 1"),
-    }
-    for key, (needed, message) in reasons.items():
-        if settings[key] != needed:
-            yield Problem(key, f"{message} (optimizer.per_layer)")
-    if settings["model.dtype"] == "float16":
-        yield Problem("optimizer.per_layer", "float16 needs its gradients unscaled together; write bfloat16")
-
-
-def _scores_without_rows(settings: _Settings) -> Iterator[Problem]:
-    if settings["train.eval_every"] is not None and settings["data.eval"] is None:
-        message = "there are no held-out rows to score; write data.eval, or remove this key"
-        yield Problem("train.eval_every", message)
-
-
-def _hub_keys_of_a_local_source(settings: _Settings) -> Iterator[Problem]:
-    for split in ("data.train", "data.eval"):
-        source = settings[f"{split}.source"] if settings[split] is not None else None
-        if source is None or not os.path.isabs(source):
-            continue
-        for key in ("name", "revision", "split"):
-            if settings[f"{split}.{key}"] is not None and (key != "split" or os.path.isfile(source)):
-                message = (
-                    f"belongs to hub data sets, but {source} is local; remove it, or write {split}: PATH"
-                )
-                yield Problem(f"{split}.{key}", message)
-
-
-def _compiled_for_one_shape(settings: _Settings) -> Iterator[Problem]:
-    if settings["model.compile"] is not True:
-        return
-    if settings["train.packing"] is False:
-        yield Problem(
-            "model.compile",
-            "would compile anew for every length; write train.packing: true or compile: false",
-        )
-    if settings["model.attention"] == "segmented":
-        yield Problem(
-            "model.attention", "segmented changes with every batch and cannot be compiled; write sdpa or auto"
-        )
-
-
-CLASHES: tuple[Callable[[_Settings], Iterator[Problem]], ...] = (
-    _float16_on_cpu,
-    _flash_attention,
-    _warmup_beyond_the_end,
-    _two_warmups,
-    _no_targets,
-    _dropped_function,
-    _what_trains,
-    _pairs_that_nobody_compares,
-    _nothing_to_project,
-    _grid_of_other_storage,
-    _updates_in_the_backward_pass,
-    _scores_without_rows,
-    _hub_keys_of_a_local_source,
-    _compiled_for_one_shape,
-)

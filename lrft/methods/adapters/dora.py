@@ -30,7 +30,7 @@ class DoRA(LoRA):
     Departures: none in the function; "column-wise" in the paper is per output neuron in the (out, in) layout.
     """
 
-    provides = {"adapters", "mergeable", "low_rank"}
+    provides = {"adapters", "mergeable", "low_rank", "trained_pair"}
     roles = {"A": "lora_A", "B": "lora_B", "m": "magnitude"}
     peft_names = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 

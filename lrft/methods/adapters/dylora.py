@@ -29,7 +29,7 @@ class DyLoRA(LoRA):
     sqrt(r / k) on top of alpha / r. Departures: none; the scale for rsLoRA is LoRA's carried over.
     """
 
-    provides = {"adapters", "mergeable", "low_rank", "linear_delta", "nested"}
+    provides = {"adapters", "mergeable", "low_rank", "linear_delta", "nested", "trained_pair"}
 
     class Config(LoRA.Config):
         pass

@@ -29,7 +29,7 @@ class LoRA(Adapter):
     Departures: A is Kaiming-uniform as in the authors' code (the paper says Gaussian; see `init: gaussian`).
     """
 
-    provides = {"adapters", "mergeable", "low_rank", "linear_delta"}
+    provides = {"adapters", "mergeable", "low_rank", "linear_delta", "trained_pair"}
     roles = {"A": "lora_A", "B": "lora_B"}
     peft_names = {"A": "lora_A.weight", "B": "lora_B.weight"}
 

@@ -37,7 +37,7 @@ class LoRAPro(torch.optim.Optimizer):
     """
 
     provides = {"clippable"}
-    requires = {"backward", "low_rank"}
+    requires = {"backward", "low_rank", "trained_pair"}
 
     class Config(OptimizerConfig):
         lr: float = Field(2e-5, gt=0)

@@ -37,7 +37,7 @@ class MeZO(torch.optim.Optimizer):
     """
 
     calls_closure: ClassVar[bool] = True
-    provides: ClassVar[set[str]] = set()
+    provides: ClassVar[set[str]] = {"entry_moments"}
     requires: ClassVar[set[str]] = set()
 
     class Config(OptimizerConfig):
