@@ -25,6 +25,7 @@ TRAITS: dict[str, str] = {
     "base_weights": "weights of the base model train (trainable: full, or patterns)",
     "fixed_base": "no weight of the base model trains",
     "backward": "gradients are computed by backpropagation",
+    "first_order": "the optimizer moves along gradients, so that choosing which are computed chooses what moves",
     "entry_moments": "the optimizer keeps its moments entry by entry, so that some of them can be zeroed",
     "clippable": "all gradients exist together before the update, so that their global norm can be clipped",
     "per_parameter": "the update of a parameter depends on its own gradient alone",

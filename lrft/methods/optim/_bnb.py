@@ -21,7 +21,7 @@ class BitsAndBytesAdamW:
 
     bits: ClassVar[int]
     paged: ClassVar[bool]
-    provides: ClassVar[set[str]] = {"clippable", "per_parameter"}
+    provides: ClassVar[set[str]] = {"clippable", "first_order", "per_parameter"}
     requires: ClassVar[set[str]] = {"backward"}
 
     class Config(OptimizerConfig):

@@ -28,7 +28,7 @@ class ProjectedAdamW(torch.optim.Optimizer):
         ValueError: nothing can be projected, or a tensor that should be has other than two dimensions.
     """
 
-    provides: ClassVar[set[str]] = {"clippable", "per_parameter"}
+    provides: ClassVar[set[str]] = {"clippable", "first_order", "per_parameter"}
     requires: ClassVar[set[str]] = {"backward"}
 
     class Config(OptimizerConfig):

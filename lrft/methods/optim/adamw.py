@@ -24,7 +24,7 @@ class AdamW(torch.optim.AdamW):
     Departures: none (torch.optim.AdamW).
     """
 
-    provides = {"clippable", "per_parameter", "entry_moments"}
+    provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
     requires = {"backward"}
 
     class Config(OptimizerConfig):

@@ -56,7 +56,7 @@ class FRUGAL(torch.optim.Optimizer):
     inactive_lr_scale 0.1, update_every 500.
     """
 
-    provides = {"clippable"}
+    provides = {"clippable", "first_order"}
     requires = {"backward"}
 
     class Config(OptimizerConfig):

@@ -30,7 +30,7 @@ class LoRAFA(torch.optim.Optimizer):
     rank and alpha patterns and rsLoRA are right; state belongs to the parameter, not to its name.
     """
 
-    provides = {"clippable", "per_parameter", "entry_moments"}
+    provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
     requires = {"backward", "low_rank", "frozen_A"}
 
     class Config(OptimizerConfig):

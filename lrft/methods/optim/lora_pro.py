@@ -36,7 +36,7 @@ class LoRAPro(torch.optim.Optimizer):
     bfloat16 and no moment is in a checkpoint. As there, inverses are pinv(. + damping I); weight decay is ours.
     """
 
-    provides = {"clippable"}
+    provides = {"clippable", "first_order"}
     requires = {"backward", "low_rank", "trained_pair"}
 
     class Config(OptimizerConfig):

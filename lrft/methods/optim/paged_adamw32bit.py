@@ -17,6 +17,6 @@ class PagedAdamW32bit(BitsAndBytesAdamW):
     Departures: none; weight decay as in `adamw8bit`.
     """
 
-    provides = {"clippable", "per_parameter", "entry_moments"}
+    provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
     bits = 32
     paged = True

@@ -25,7 +25,7 @@ class SGD(torch.optim.SGD):
     here; without momentum that changes nothing.
     """
 
-    provides = {"clippable", "per_parameter", "entry_moments"}
+    provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
     requires = {"backward"}
 
     class Config(OptimizerConfig):

@@ -36,7 +36,7 @@ class BAdam(TimedMethod):
     ratio mode, are left out.
     """
 
-    requires = {"base_weights"}
+    requires = {"base_weights", "first_order"}
 
     class Config(MethodConfig):
         every: int = Field(50, gt=0, description="optimizer steps that a block trains before the next one")

@@ -33,7 +33,7 @@ class LISA(TimedMethod):
     all states, which grow to those of full training. The learning rate goes on over a draw.
     """
 
-    requires = {"base_weights"}
+    requires = {"base_weights", "first_order"}
 
     class Config(MethodConfig):
         active: int = Field(2, gt=0, description="layers that train at a time")
