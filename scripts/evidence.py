@@ -21,7 +21,6 @@ from pathlib import Path
 BASE = [
     "model.dtype=bfloat16",
     "quantization=nf4",
-    "adapter={method: lora, rank: 8, alpha: 16}",
     "schedule={method: cosine, warmup_ratio: 0.1}",
     "train.max_steps=12",
     "train.batch_size=1",
@@ -39,6 +38,8 @@ BASE = [
 FULL = ["trainable={weights: full, update: stochastic}", "quantization=none", "adapter=null"]
 SVD = "adapter={method: svd_lora, rank: 12, alpha: 16}"
 CORE = "adapter={method: lora_xs, rank: 64}"
+
+LORA = "adapter={method: lora, rank: 8, alpha: 16}"
 
 # Method -> overrides, and the rates tried: the published one where there is one, and its neighbours.
 RATES = (2e-4, 1e-3)
@@ -124,7 +125,8 @@ def run(name: str, overrides: list[str], lr: float, data: str, out: Path) -> dic
     """One training in a process of its own; its line is appended to results.jsonl."""
     folder = out / f"{name.replace(' ', '-').replace(',', '')}-{lr:g}"
     command = [sys.executable, "-m", "lrft", "train", "recipes/smollm2-gsm8k-dora.yaml", f"data={data}"]
-    command += [*BASE, *overrides, f"optimizer.lr={lr:g}", "--out", str(folder), "--json"]
+    named = any(text.startswith("adapter=") for text in overrides)
+    command += [*BASE, *([] if named else [LORA]), *overrides, f"optimizer.lr={lr:g}", "--out", str(folder), "--json"]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     line = {"method": name, "lr": lr, "seconds": round(time.monotonic() - began, 1)}
