@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 BASE = [
+    "~adapter",
     "model.dtype=bfloat16",
     "quantization=nf4",
     "schedule={method: cosine, warmup_ratio: 0.1}",
@@ -36,6 +37,7 @@ BASE = [
     "eval.tasks=[loss]",
 ]
 FULL = ["trainable={weights: full, update: stochastic}", "quantization=none", "adapter=null"]
+RS = "adapter={method: lora, rank: 8, alpha: 16, rslora: true}"
 SVD = "adapter={method: svd_lora, rank: 12, alpha: 16}"
 CORE = "adapter={method: lora_xs, rank: 64}"
 
@@ -46,8 +48,8 @@ RATES = (2e-4, 1e-3)
 METHODS: dict[str, tuple[list[str], tuple[float, ...]]] = {
     "lora": ([], RATES),
     "lora on none": (["quantization=none"], RATES),
-    "dora": (["adapter.method=dora"], RATES),
-    "lora_fa": (["adapter.method=lora_fa"], RATES),
+    "dora": (["adapter={method: dora, rank: 8, alpha: 16}"], RATES),
+    "lora_fa": (["adapter={method: lora_fa, rank: 8, alpha: 16}"], RATES),
     "lora_xs": ([CORE, "init=lora_xs"], (1e-3, 4e-3)),
     "svd_lora": ([SVD], RATES),
     "gated_lora": (["adapter={method: gated_lora, rank: 8}"], RATES),
@@ -56,8 +58,8 @@ METHODS: dict[str, tuple[list[str], tuple[float, ...]]] = {
     "pissa": (["init={method: pissa, niter: 4}"], (2e-5, 2e-4)),
     "qpissa": (["init={method: qpissa, niter: 4}"], (2e-5, 2e-4)),
     "olora": (["init=olora"], (2e-5, 3e-4)),
-    "lora_ga": (["init={method: lora_ga, batches: 4}", "adapter.rslora=true"], (2e-5, 2e-4)),
-    "lora_one": (["init={method: lora_one, batches: 4}", "adapter.rslora=true"], RATES),
+    "lora_ga": ([RS, "init={method: lora_ga, batches: 4}"], (2e-5, 2e-4)),
+    "lora_one": ([RS, "init={method: lora_one, batches: 4}"], RATES),
     "lora_sb": ([CORE, "init={method: lora_sb, batches: 4}"], (1e-4, 1e-3)),
     "corda": (["init={method: corda, batches: 4}"], (2e-5, 2e-4)),
     "eva": (["init={method: eva, batches: 8}"], (5e-4, 1e-3)),
@@ -72,7 +74,7 @@ METHODS: dict[str, tuple[list[str], tuple[float, ...]]] = {
     "cola": (["restart={method: cola, links: 2}"], RATES),
     "lora_plus": (["optimizer={method: lora_plus, ratio: 16}"], (1e-4, 5e-4)),
     "lora_pro": (["optimizer=lora_pro"], (2e-5, 2e-4)),
-    "lora_fa, corrected": (["adapter.method=lora_fa", "optimizer=lora_fa"], RATES),
+    "lora_fa, corrected": (["adapter={method: lora_fa, rank: 8, alpha: 16}", "optimizer=lora_fa"], RATES),
     "sgd": (["optimizer=sgd"], (1e-2, 1e-1)),
     "adamw8bit": (["optimizer=adamw8bit"], RATES),
     "mezo": (["optimizer={method: mezo, eps: 0.01}", "train.clip=null"], (5e-5, 1e-4)),
@@ -126,7 +128,15 @@ def run(name: str, overrides: list[str], lr: float, data: str, out: Path) -> dic
     folder = out / f"{name.replace(' ', '-').replace(',', '')}-{lr:g}"
     command = [sys.executable, "-m", "lrft", "train", "recipes/smollm2-gsm8k-dora.yaml", f"data={data}"]
     named = any(text.startswith("adapter=") for text in overrides)
-    command += [*BASE, *([] if named else [LORA]), *overrides, f"optimizer.lr={lr:g}", "--out", str(folder), "--json"]
+    command += [
+        *BASE,
+        *([] if named else [LORA]),
+        *overrides,
+        f"optimizer.lr={lr:g}",
+        "--out",
+        str(folder),
+        "--json",
+    ]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     line = {"method": name, "lr": lr, "seconds": round(time.monotonic() - began, 1)}
