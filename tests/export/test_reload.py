@@ -64,9 +64,7 @@ def test_base_weights_trained_beside_an_adapter_go_along(on_tiny, tmp_path):
 
     path = next(path for path in SMOKE if path.stem == "lora")
     small = [*on_tiny(path), "data.train.limit=30", "train.device=cpu", "optimizer.lr=0.01"]
-    train_recipe(
-        load_recipe(path, [*small, "trainable=[norm.weight]"]), tmp_path / "run", resume=False
-    )
+    train_recipe(load_recipe(path, [*small, "trainable=[norm.weight]"]), tmp_path / "run", resume=False)
     recipe, _, adaptation = open_run(RunFolder(tmp_path / "run"))
     dense = load_model(recipe.model)
     dense.hf.set_attn_implementation("eager")

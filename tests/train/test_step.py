@@ -192,6 +192,53 @@ def test_two_processes_give_the_losses_of_one(recipe_file, tmp_path):
         assert x == pytest.approx(y, rel=2e-6)
 
 
+# Some of every axis, those first that look at gradients, routing or state in a way of their own; none that draws in its
+# forward pass, where processes draw apart.
+DIVIDED = [
+    "adalora",
+    "increlora",
+    "dora_rank",
+    "relora",
+    "periodic",
+    "galore",
+    "frugal",
+    "lora_pro",
+    "lisa",
+    "badam",
+]
+DIVIDED += ["mezo", "mola", "mixlora", "loramoe", "dpo", "dylora", "lora_ga", "eva", "corda", "loftq"]
+
+
+@pytest.mark.slow
+def test_every_kind_of_method_gives_on_two_processes_the_losses_of_one(on_tiny, tmp_path):
+    recipes = Path(__file__).parents[2] / "recipes" / "smoke"
+    launched: list[str] = []
+    for name in DIVIDED:
+        path = recipes / f"{name}.yaml"
+        plain = load_recipe(path, ["model.name=x/y"]).recipe
+        dropped = plain.adapter is not None and "dropout" in type(plain.adapter).model_fields
+        same = [*on_tiny(path), "data.train.limit=40", "data.eval.limit=4", "train.device=cpu"]
+        same += ["train.max_steps=5", "train.max_length=200", *(["adapter.dropout=0"] if dropped else [])]
+        one = load_recipe(path, [*same, "train.gradient_accumulation=2"])
+        train_recipe(one, tmp_path / "one" / name, resume=False)
+        launched += ["--", str(path), str(tmp_path / "two" / name), *same, "train.gradient_accumulation=1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(Path(__file__).with_name("on_two_processes.py")), *launched[1:]]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in DIVIDED:
+        a, b = losses(tmp_path / "one" / name), losses(tmp_path / "two" / name)
+        assert len(a) == len(b) == 5, (name, done.stderr[-2000:])
+        assert a == pytest.approx(b, rel=2e-5), name
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
