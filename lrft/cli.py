@@ -12,6 +12,7 @@ from lrft.commands import data, methods, recipes
 from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
 from lrft.commands.merge import merge_command
+from lrft.commands.reproduce import reproduce_command
 from lrft.commands.train import train_command
 from lrft.core.errors import LrftError
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("merge")(merge_command)
+app.command("reproduce")(reproduce_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(methods.app, name="methods")
 app.add_typer(data.app, name="data")

@@ -25,10 +25,12 @@ FLOORS = {
     "evaluate": 3,
     "export": 3,
     "assemble": 4,
-    "jobs": 5,
-    "commands": 6,
-    "cli": 6,
-    "__main__": 6,
+    "tables": 5,
+    "compare": 5,
+    "jobs": 6,
+    "commands": 7,
+    "cli": 7,
+    "__main__": 7,
 }
 SAME_PLACE = {"cli": "commands", "__main__": "commands"}
 

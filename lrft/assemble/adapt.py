@@ -59,13 +59,12 @@ def adapt(
     *,
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
-    meta: bool = False,
     text: Text | None = None,
     saved: dict[str, Tensor] | None = None,
     planned: dict[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Adaptation:
-    """Load the base model and put the recipe's adapter on it; with `meta`, only plan it.
+    """Load the base model and put the recipe's adapter on it.
 
     Args:
         text: the training rows, for what calibrates.
@@ -75,44 +74,53 @@ def adapt(
     Raises:
         RecipeError: the model cannot be loaded, or a pattern matches nothing.
     """
-    model = load_model(recipe.model, device=device, trust_remote_code=trust_remote_code, meta=meta)
+    model = load_model(recipe.model, device=device, trust_remote_code=trust_remote_code)
+    adaptation, planners = _begun(recipe, model)
+    signals: Signals = {}
+    if recipe.adapter is not None and saved is not None and planned is not None:
+        adaptation.plan = _as_planned(planned)
+    elif recipe.adapter is not None:
+        signals = _signals(recipe, model, adaptation.plan, planners, text, device, progress)
+        _decide(adaptation.plan, planners, _evidence(recipe, model, signals, progress))
+    attach(
+        model,
+        adaptation.plan,
+        adapter=None if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method),
+        config=recipe.adapter,
+        init=None if recipe.init is None else INITS.get(recipe.init.method)(recipe.init),
+        quantize=quantizer(recipe),
+        signals=signals,
+        saved=saved,
+        device=device,
+        seed=recipe.train.seed,
+        progress=partial(progress, "preparing layers"),
+    )
+    configure(model, recipe.model)
+    return adaptation
+
+
+def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
+    """What `adapt` plans, for a model without weights; planners that look at weights or data are not asked.
+
+    Raises:
+        RecipeError: a pattern matches nothing.
+    """
+    adaptation, planners = _begun(recipe, model)
+    adaptation.undecided = _decide(adaptation.plan, planners, None)
+    return adaptation
+
+
+def _begun(recipe: Recipe, model: CausalLM) -> tuple[Adaptation, list[Planner]]:
+    """The starting plan, and the planners that have their say."""
     _check_length(recipe, model)
     choose_base_weights(model, recipe.trainable.weights)
     if recipe.adapter is None:
-        if not meta:
-            attach(model, {}, quantize=quantizer(recipe), device=device)
-            configure(model, recipe.model)
-        return Adaptation(model, {}, [])
-    adapter = ADAPTERS.get(recipe.adapter.method)
-    sites, table = choose(sites_of(model, adapter.site_kinds), recipe.adapter.targets)
+        return Adaptation(model, {}, []), []
+    kinds = ADAPTERS.get(recipe.adapter.method).site_kinds
+    sites, table = choose(sites_of(model, kinds), recipe.adapter.targets)
     init = INITS.get(recipe.init.method)(recipe.init)
     planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
-    plan = make_plan(sites, recipe.adapter)
-    adaptation = Adaptation(model, plan, table)
-    signals: Signals = {}
-    if saved is not None and planned is not None:
-        adaptation.plan = _as_planned(planned)
-    else:
-        if not meta:
-            signals = _signals(recipe, model, plan, planners, text, device, progress)
-        evidence = None if meta else _evidence(recipe, model, signals, progress)
-        adaptation.undecided = _decide(plan, planners, evidence)
-    if not meta:
-        attach(
-            model,
-            adaptation.plan,
-            adapter=adapter,
-            config=recipe.adapter,
-            init=init,
-            quantize=quantizer(recipe),
-            signals=signals,
-            saved=saved,
-            device=device,
-            seed=recipe.train.seed,
-            progress=partial(progress, "preparing layers"),
-        )
-        configure(model, recipe.model)
-    return adaptation
+    return Adaptation(model, make_plan(sites, recipe.adapter), table), planners
 
 
 def _decide(plan: Plan, planners: Sequence[Planner], evidence: Evidence | None) -> bool:

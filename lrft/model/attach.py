@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapted import Adapted
+from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter
 from lrft.core.errors import RecipeError
 from lrft.core.frozen import Quantizer
@@ -114,6 +114,14 @@ def attach_without_weights(model: CausalLM, plan: Plan, adapter: type[Adapter], 
             _replace(model.hf, name, Adapted(model.hf.get_submodule(name), part))  # type: ignore[arg-type]
         else:
             _wrap_block(model.hf, name, part)
+
+
+def detach(model: CausalLM) -> None:
+    """Take the adapters of `attach_without_weights` off again, and let nothing train."""
+    for name, module in list(adapted(model.hf)):
+        _replace(model.hf, name, module.base)
+    model.shared = None
+    model.hf.requires_grad_(False)
 
 
 def trains(model: CausalLM, name: str) -> bool:

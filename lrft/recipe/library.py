@@ -20,9 +20,10 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """Every packaged recipe, by path without suffix: `quickstart`, `smoke/none`. Not `_parts.yaml`."""
+    """Every packaged recipe, by path without suffix: `quickstart`, `smoke/none`. Not `_parts.yaml`, not tables."""
     root = folder()
     files = [path for path in root.rglob("*.yaml") if not path.name.startswith("_")]
+    files = [path for path in files if "tables" not in path.relative_to(root).parts]
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in files)
 
 
