@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def reproduce(names: list[str], out: Path) -> list[dict[str, Any]]:
         began = time.perf_counter()
         numbers: list[Number] = []
         with progress() as show:
-            for number in count_table(loaded, models, lambda done, total: show(loaded.name, done, total)):
+            for number in count_table(loaded, models, partial(show, loaded.name)):
                 numbers.append(number)
         seconds = round(time.perf_counter() - began, 1)
         say(f"{loaded.name}: {tally(numbers)} ({seconds} s)")

@@ -47,7 +47,7 @@ def record(loaded: LoadedTable, numbers: list[Number], facts: dict[str, Any]) ->
 
 
 def tally(numbers: list[Number]) -> str:
-    """`12 equal, 1 conflict.`"""
+    """How many numbers got which verdict, as in `12 equal, 1 conflict`."""
     found = Counter(number.verdict for number in numbers)
     order = [verdict for verdict in ("missed", "equal", "conflict", ABSENT) if verdict in found]
     return ", ".join(f"{found[verdict]} {verdict}" for verdict in order) + "."
