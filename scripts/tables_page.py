@@ -20,10 +20,10 @@ from lrft.tables.report import legend, markdown  # noqa: E402
 PAGE = ROOT / "docs" / "tables.md"
 HEAD = """# Tables
 
-Published numbers beside those of lrft, written by `python scripts/tables_page.py`; `lrft reproduce` counts them again. The
-exact tier needs no weights: parameters and bytes are counted from the very modules and optimizer that training would
-build, on published model configurations. Where print and count differ for a known reason, both stand here and the reason
-is given below the table; nothing is tuned to print.
+Published numbers beside those of lrft, written by `python scripts/tables_page.py`; `lrft reproduce` counts them again.
+The exact tier needs no weights: parameters and bytes are counted from the very modules and optimizer that training
+would build, on published model configurations. Where print and count differ for a known reason, both stand here and
+the reason is given below the table; nothing is tuned to print.
 
 Provenance of a number: {legend}
 """

@@ -1,0 +1,201 @@
+"""A fair comparison from start to report: a rate for each arm, then the same seeds for all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from lrft.compare.match import Matched, match
+from lrft.compare.plan import (
+    TUNING_SEED,
+    Arm,
+    PlannedRun,
+    check_comparable,
+    check_seeds,
+    differences,
+    plan_run,
+)
+from lrft.compare.runs import Progress, environment, result, run_all, say, threads, value
+from lrft.compare.statistics import bootstrap_interval, paired
+from lrft.core.errors import NumericalError
+
+LOSS = "eval_loss"  # of the last step
+By = Literal["params", "memory", "steps"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A finished comparison.
+
+    Attributes:
+        arms: as they were run, ranks matched.
+        runs: the verdict's runs of each arm, in the order of the seeds.
+        record: everything as plain values, what report.json holds.
+    """
+
+    arms: list[Arm]
+    runs: dict[str, list[PlannedRun]]
+    record: dict[str, Any]
+
+
+def compare_arms(
+    arms: Sequence[Arm],
+    *,
+    by: By,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    out: Path,
+    jobs: int,
+    command: str = "",
+) -> Compared:
+    """Match, tune, run and count. Everything finished is kept in `out` and not run again.
+
+    Raises:
+        UsageError: the arms cannot be compared or matched.
+        NumericalError: an arm diverges at every rate.
+        LrftError, Interrupted: see `run_all`.
+    """
+    began = time.monotonic()
+    check_seeds(seeds)
+    check_comparable(arms)
+    fitted, costs = match(arms, by)
+    for line in cost_lines(costs, by):
+        say(line)
+    tuning = {arm.label: [plan_run(arm, rate, TUNING_SEED, out) for rate in rates] for arm in fitted}
+    tuned = len(rates) > 1
+    progress = Progress(len(fitted) * (len(seeds) + (len(rates) if tuned else 0)), jobs)
+    if tuned:
+        run_all([run for runs in tuning.values() for run in runs], jobs, progress)
+    grid = {label: [value(run, LOSS) if tuned else None for run in runs] for label, runs in tuning.items()}
+    chosen = choose_rates(fitted, rates, grid)
+    runs = {arm.label: [plan_run(arm, chosen[arm.label], seed, out) for seed in seeds] for arm in fitted}
+    # Seed by seed, so that an interrupted comparison has whole pairs.
+    run_all([runs[arm.label][index] for index in range(len(seeds)) for arm in fitted], jobs, progress)
+    record = {
+        "command": command,
+        "match": by,
+        "metric": LOSS,
+        "rates": list(rates),
+        "tuning_seed": TUNING_SEED if tuned else None,
+        "seeds": list(seeds),
+        "jobs": jobs,
+        "threads": threads(jobs),
+        "differences": {"arms": [arm.label for arm in fitted], "keys": differences(fitted)},
+        "arms": _rows(fitted, costs, rates, grid, chosen, runs),
+        "environments": _environments(runs),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return Compared(fitted, runs, record)
+
+
+def choose_rates(
+    arms: Sequence[Arm], rates: Sequence[float], grid: dict[str, list[float | None]]
+) -> dict[str, float]:
+    """The rate of each arm: of its group's lowest mean loss; on a tie the smaller one.
+
+    Args:
+        grid: label -> loss at each rate, None where it diverged.
+
+    Raises:
+        NumericalError: at every rate an arm of the group diverged.
+    """
+    if len(rates) == 1:
+        return {arm.label: rates[0] for arm in arms}
+    chosen = {}
+    for group in dict.fromkeys(arm.group for arm in arms):
+        members = [arm.label for arm in arms if arm.group == group]
+        losses = [
+            math.inf if None in column else fmean(loss for loss in column if loss is not None)
+            for column in zip(*(grid[label] for label in members), strict=True)
+        ]
+        if not any(map(math.isfinite, losses)):
+            tried = ", ".join(f"{rate:g}" for rate in rates)
+            raise NumericalError(
+                f"{' or '.join(members)} diverged at every rate of {tried}; the messages are in the logs of the "
+                "runs; write smaller rates in the grid if it is the rate"
+            )
+        chosen |= dict.fromkeys(members, rates[losses.index(min(losses))])
+    return chosen
+
+
+def cost_lines(costs: Sequence[Matched], by: By) -> list[str]:
+    """What each arm trains, and which ranks were changed."""
+    first = costs[0]
+    lines = []
+    for cost in costs:
+        changed = f", rank {cost.before} -> {cost.rank}" if cost.rank != cost.before else ""
+        share = (
+            f", {cost.trainable / first.trainable - 1:+.2%}" if cost is not first and first.trainable else ""
+        )
+        state = f", adapter and optimizer {cost.state_bytes:,} bytes" if by == "memory" else ""
+        lines.append(f"{cost.label}: {cost.trainable:,} trainable{share}{state}{changed}")
+    return lines
+
+
+def _rows(
+    arms: Sequence[Arm],
+    costs: Sequence[Matched],
+    rates: Sequence[float],
+    grid: dict[str, list[float | None]],
+    chosen: dict[str, float],
+    runs: dict[str, list[PlannedRun]],
+) -> list[dict[str, Any]]:
+    """One record an arm; the first is what the others are compared with."""
+    losses = {arm.label: [value(run, LOSS) for run in runs[arm.label]] for arm in arms}
+    rows = []
+    for arm, cost in zip(arms, costs, strict=True):
+        rate, mine = chosen[arm.label], losses[arm.label]
+        finite = [loss for loss in mine if loss is not None]
+        rows.append(
+            {
+                **asdict(cost),
+                "recipe": arm.source,
+                "overrides": list(arm.overrides),
+                "rate": rate,
+                "rate_at_edge": len(rates) > 1 and rate in (rates[0], rates[-1]),
+                "grid": [{"rate": r, "loss": loss} for r, loss in zip(rates, grid[arm.label], strict=True)],
+                "losses": mine,
+                "mean": fmean(finite) if finite else None,
+                "interval": bootstrap_interval(finite) if finite else None,
+                "difference": None if arm is arms[0] else _difference(mine, losses[arms[0].label]),
+                **_measured([result(run) for run in runs[arm.label]]),
+            }
+        )
+    return rows
+
+
+def _difference(mine: Sequence[float | None], first: Sequence[float | None]) -> dict[str, Any] | None:
+    """The paired difference over the seeds that both arms finished."""
+    pairs = [(a, b) for a, b in zip(mine, first, strict=True) if a is not None and b is not None]
+    return asdict(paired([a for a, _ in pairs], [b for _, b in pairs])) if pairs else None
+
+
+def _measured(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Costs over an arm's runs: time is their mean, memory and sizes the largest; what training itself counted."""
+
+    def most(key: str) -> Any:
+        return max((found[key] for found in results if found.get(key) is not None), default=None)
+
+    seconds = [found["seconds"] for found in results if found.get("seconds") is not None]
+    return {
+        "run_seconds": round(fmean(seconds), 1) if seconds else None,
+        "peak_memory_bytes": most("peak_memory_bytes"),
+        "adapter_bytes": most("adapter_bytes"),
+        "checkpoint_bytes": most("checkpoint_bytes"),
+        "trained": most("trainable"),
+    }
+
+
+def _environments(runs: dict[str, list[PlannedRun]]) -> list[dict[str, Any]]:
+    """The different set-ups that the runs were made on; one, unless a comparison went on elsewhere."""
+    found: list[dict[str, Any]] = []
+    for run in (run for of_arm in runs.values() for run in of_arm):
+        record = environment(run)
+        if record and record not in found:
+            found.append(record)
+    return found

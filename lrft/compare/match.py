@@ -1,0 +1,140 @@
+"""Ranks that give every arm the first arm's budget, counted from the modules that training would attach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lrft.assemble.measure import measure
+from lrft.compare.plan import Arm
+from lrft.core.errors import LrftError, UsageError
+from lrft.model.load import load_model
+
+LARGEST_RANK = 2**16
+NEIGHBOURS = 16  # ranks looked at beside one that the adapter refuses
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What an arm costs, and how its rank came about.
+
+    Attributes:
+        rank, before: its rank, and the one its recipe has; None without an adapter.
+        trainable: numbers that train at the start, before anything moves ranks.
+        state_bytes: of adapter and optimizer state together.
+    """
+
+    label: str
+    rank: int | None
+    before: int | None
+    trainable: int
+    state_bytes: int
+
+
+def match(arms: Sequence[Arm], by: Literal["params", "memory", "steps"]) -> tuple[list[Arm], list[Matched]]:
+    """The arms with `adapter.rank` set so that each comes nearest to the first; alpha stays as written.
+
+    Args:
+        by: `params`, trainable numbers; `memory`, bytes of adapter and optimizer state; `steps`, ranks stay.
+
+    Raises:
+        UsageError: an arm other than the first has no rank to change.
+    """
+    scale = _Scale()
+    found = list(arms)
+    if by != "steps":
+        target = _budget(scale.weigh(arms[0].recipe), by)
+        found = [arms[0], *(_fitted(arm, target, by, scale) for arm in arms[1:])]
+    table = []
+    for arm, before in zip(found, arms, strict=True):
+        cost = scale.weigh(arm.recipe)
+        state = cost["trainable_bytes"] + cost["optimizer_bytes"]
+        table.append(Matched(arm.label, rank(arm), rank(before), cost["trainable"], state))
+    return found, table
+
+
+def rank(arm: Arm) -> int | None:
+    """The arm's `adapter.rank`, if it has one."""
+    value = getattr(arm.recipe.adapter, "rank", None)
+    return value if isinstance(value, int) else None
+
+
+def nearest_rank(count: Callable[[int], int | None], target: int, start: int) -> int:
+    """The rank whose count is nearest to the target; on a tie `start`, then the smaller.
+
+    Args:
+        count: what a rank costs, growing with it; None where the adapter refuses it.
+
+    Raises:
+        ValueError: every rank that was tried is refused.
+    """
+    known: dict[int, int | None] = {}
+
+    def cost(at: int) -> int | None:
+        if at not in known:
+            known[at] = count(at)
+        return known[at]
+
+    cost(start)
+    low, high = 0, 1
+    while high < LARGEST_RANK and ((found := cost(high)) is None or found < target):
+        low = high if found is not None else low
+        high *= 2
+    if low and cost(high) is None:
+        high = 2 * low  # refused, as is everything that was tried above it
+    while high - low > 1:
+        middle = (low + high) // 2
+        near = [at for step in range(NEIGHBOURS) for at in (middle - step, middle + step) if low < at < high]
+        at = next((at for at in near if cost(at) is not None), None)
+        found = None if at is None else cost(at)
+        if at is None or found is None:
+            high = middle  # refused from here on, or nothing usable around
+        elif found < target:
+            low = at
+        else:
+            high = at
+    usable = {at: found for at, found in known.items() if found is not None}
+    if not usable:
+        raise ValueError("no rank is possible")
+    return min(usable, key=lambda at: (abs(usable[at] - target), at != start, at))
+
+
+def _fitted(arm: Arm, target: int, by: str, scale: _Scale) -> Arm:
+    start = rank(arm)
+    if start is None:
+        raise UsageError(
+            f"--match {by}: {arm.label} has no adapter.rank to change; give it first, so that the others are "
+            "matched to it, or use --match steps"
+        )
+
+    def count(at: int) -> int | None:
+        try:
+            recipe = arm.changed(f"adapter.rank={at}").recipe
+            return _budget(scale.weigh(recipe, by == "memory"), by)
+        except (LrftError, ValueError):
+            return None
+
+    try:
+        chosen = nearest_rank(count, target, start)
+    except ValueError as error:
+        raise UsageError(f"--match {by}: {arm.label}: {error}; use --match steps") from None
+    return arm if chosen == start else arm.changed(f"adapter.rank={chosen}")
+
+
+def _budget(cost: dict[str, Any], by: str) -> int:
+    return int(cost["trainable"] if by == "params" else cost["trainable_bytes"] + cost["optimizer_bytes"])
+
+
+class _Scale:
+    """Weighs recipes, building each base model without weights once."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, Any] = {}
+
+    def weigh(self, recipe: Any, optimizer: bool = True) -> dict[str, Any]:
+        """The counts and bytes of `measure`."""
+        key = recipe.model.model_dump_json()
+        if key not in self.models:
+            self.models[key] = load_model(recipe.model, meta=True)
+        return measure(recipe, self.models[key], optimizer)

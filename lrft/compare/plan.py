@@ -1,0 +1,234 @@
+"""Arms, learning rates and seeds, as a list of runs that each have a folder of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lrft import __version__
+from lrft.core.errors import RecipeError, UsageError
+from lrft.recipe.load import load_recipe
+from lrft.recipe.resolved import compare, flat, recipe_hash
+from lrft.recipe.schema import Recipe
+
+TUNING_SEED = 1000  # of the runs that choose a rate; never the seed of a verdict
+AT_THE_END = 1_000_000_000  # eval_every beyond every run: the last step is scored all the same
+WHOLE = 16 * 2**20  # bytes up to which a file is hashed whole
+SLICES = 16
+
+# What decides the rows of a step, how many steps there are, and the numbers compared.
+EQUAL = (
+    "model.name",
+    "model.revision",
+    "data",
+    "eval.limit",
+    "train.max_steps",
+    "train.epochs",
+    "train.batch_size",
+    "train.gradient_accumulation",
+    "train.max_length",
+    "train.packing",
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison.
+
+    Attributes:
+        source: recipe file or packaged name.
+        overrides: of this arm, those of all arms first.
+        recipe: the recipe they give, before a rate and a seed are put in.
+        group: arms of one group are tuned together and share a rate.
+    """
+
+    label: str
+    source: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    group: str
+
+    def changed(self, *overrides: str) -> Arm:
+        """The arm with more overrides.
+
+        Raises:
+            RecipeError: the recipe is not valid with them.
+        """
+        together = (*self.overrides, *overrides)
+        return replace(self, overrides=together, recipe=load_recipe(self.source, together).recipe)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training: an arm at a rate and a seed, and the folder that is its own."""
+
+    arm: str
+    rate: float
+    seed: int
+    recipe: Recipe
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.arm}, rate {self.rate:g}, seed {self.seed}"
+
+
+def make_arm(label: str, source: str | Path, overrides: Sequence[str] = (), group: str | None = None) -> Arm:
+    """An arm from a recipe, scored at its last step if not more often.
+
+    Raises:
+        RecipeError: the recipe is not valid, or has no held-out rows.
+    """
+    loaded = load_recipe(source, overrides)
+    arm = Arm(label, str(source), tuple(overrides), loaded.recipe, group or label)
+    if loaded.recipe.data.eval is None:
+        message = f"{label} has no held-out rows, and arms are judged by them; add data.eval=FILE"
+        raise RecipeError(message, "data.eval")
+    if loaded.recipe.train.eval_every is None:
+        arm = arm.changed(f"train.eval_every={loaded.recipe.train.max_steps or AT_THE_END}")
+    return arm
+
+
+def labels(sources: Sequence[str]) -> list[str]:
+    """A short name for each recipe: its stem, with as many folders before it as tell them apart.
+
+    Raises:
+        UsageError: the same recipe twice.
+    """
+    parts = [Path(source).with_suffix("").parts for source in sources]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UsageError("a recipe is given twice; write what differs into a recipe that `extends` it")
+
+
+def check_comparable(arms: Sequence[Arm]) -> None:
+    """Refuse arms that would not see the same rows for the same number of steps.
+
+    Raises:
+        UsageError: names every key in which an arm differs from the first.
+    """
+    if len(arms) < 2:
+        raise UsageError("a comparison needs two recipes or more, such as a.yaml b.yaml train.max_steps=50")
+    lines = [
+        f"  {key}: {ours!r} in {arms[0].label}, {theirs!r} in {arm.label}"
+        for arm in arms[1:]
+        for key, ours, theirs in compare(arms[0].recipe, arm.recipe)
+        if any(key == equal or key.startswith(f"{equal}.") for equal in EQUAL)
+    ]
+    if lines:
+        remedy = "give the value as an override, which holds for every recipe"
+        raise UsageError("\n".join([f"these must be equal to compare recipes; {remedy}:", *lines]))
+
+
+def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+    """Keys in which the arms differ -> the value in each arm; rates and seeds, which are put in, left out."""
+    found = [{".".join(map(str, keys)): value for keys, value in flat(arm.recipe).items()} for arm in arms]
+    keys = dict.fromkeys(key for values in found for key in values)
+    rows = {key: [values.get(key) for values in found] for key in keys}
+    return {
+        key: row
+        for key, row in rows.items()
+        if key not in ("optimizer.lr", "train.seed") and any(value != row[0] for value in row)
+    }
+
+
+def plan_run(arm: Arm, rate: float, seed: int, out: Path) -> PlannedRun:
+    """The run of an arm at a rate and a seed. Its folder is named by all that decides its numbers."""
+    recipe = arm.changed(f"optimizer.lr={rate!r}", f"train.seed={seed}").recipe
+    decisive = [recipe_hash(recipe), __version__, *map(fingerprint, _local_paths(recipe))]
+    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", arm.label).strip("-.") or "arm"
+    return PlannedRun(
+        arm.label, rate, seed, recipe, out / "runs" / f"{slug}-lr{rate:g}-seed{seed}-{digest[:12]}"
+    )
+
+
+def parse_rates(text: str) -> list[float]:
+    """`1e-4,3e-4,1e-3` -> the rates, ascending.
+
+    Raises:
+        UsageError: not a list of different positive numbers.
+    """
+    try:
+        rates = sorted(float(part) for part in text.split(","))
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
+        raise UsageError(f"--lr-grid {text}: write different positive numbers such as 1e-4,3e-4,1e-3")
+    return rates
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`3` -> 0, 1, 2; `10-14` -> 10 to 14; `5,7` and `5,` -> these seeds.
+
+    Raises:
+        UsageError: none of these forms, or one is the seed that rates are chosen on.
+    """
+    try:
+        if "," in text:
+            seeds = [int(part) for part in text.split(",") if part.strip()]
+        elif "-" in text:
+            first, last = map(int, text.split("-"))
+            seeds = list(range(first, last + 1))
+        else:
+            seeds = list(range(int(text)))
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text}: write how many (3), a range (10-14), or a list (5,7)")
+    check_seeds(seeds)
+    return seeds
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse the seed that rates are chosen on.
+
+    Raises:
+        UsageError: it is among the seeds of the verdict.
+    """
+    if TUNING_SEED in seeds:
+        raise UsageError(f"--seeds: {TUNING_SEED} is the seed that rates are chosen on; leave it out")
+
+
+def fingerprint(path: str) -> str:
+    """A digest of a file, or of every file of a folder. Of files above 16 MiB, size and sixteen slices count."""
+    names = [path]
+    if os.path.isdir(path):
+        names = sorted(os.path.join(at, name) for at, _, files in os.walk(path) for name in files)
+    digest = hashlib.sha256()
+    for name in names:
+        status = os.stat(name)
+        digest.update(f"{os.path.relpath(name, path)} {_file_digest(name, status.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(name: str, mtime_ns: int) -> str:
+    """Read once a process and state of the file: every run of a comparison has the same files."""
+    size = os.path.getsize(name)
+    digest = hashlib.sha256(str(size).encode())
+    with open(name, "rb") as file:
+        if size <= WHOLE:
+            digest.update(file.read())
+        else:
+            for index in range(SLICES):
+                file.seek((size - 2**20) * index // (SLICES - 1))
+                digest.update(file.read(2**20))
+    return digest.hexdigest()
+
+
+def _local_paths(recipe: Recipe) -> Iterator[str]:
+    """Files and folders that the recipe names: model, rows, adapters. Loading made them absolute."""
+    for value in flat(recipe).values():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and os.path.isabs(text) and os.path.exists(text):
+                yield text
