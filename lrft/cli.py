@@ -9,6 +9,7 @@ import typer
 
 from lrft import __version__
 from lrft.commands import data, methods, recipes
+from lrft.commands.compare import compare_command
 from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
 from lrft.commands.merge import merge_command
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("merge")(merge_command)
+app.command("compare")(compare_command)
 app.command("reproduce")(reproduce_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(methods.app, name="methods")

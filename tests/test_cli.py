@@ -32,6 +32,8 @@ OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--json", "--trust-remote-code"},
     "eval": {"--task", "--limit", "--baseline", "--json"},
     "merge": {"--out", "--onto", "--rank"},
+    "compare": {"--out", "--match", "--lr-grid", "--seeds", "--jobs"},
+    "reproduce": {"--out", "--json", "--tier", "--seeds", "--jobs", "--device"},
     "recipes ls": set(),
     "recipes show": {"--origins"},
     "recipes cp": set(),

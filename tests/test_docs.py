@@ -16,7 +16,7 @@ from lrft.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
 METHODS = [(axis, name) for axis, registry in AXES.items() for name in registry.names()]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if "tables" not in path.parts)
 
 # What a reader must be able to find in a method's docstring, by section of the recipe.
 EQUATION_OR_SHAPES = r"=|~|<-|\(\w+(, \w+)+\)"

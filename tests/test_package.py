@@ -93,7 +93,8 @@ def test_the_wheel_holds_every_module_of_the_package(wheel):
 
 
 def test_the_wheel_holds_the_recipes_their_data_and_the_type_marker(wheel):
-    recipes = {f"lrft/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "recipes").rglob("*.*")}
+    files = [path for path in (ROOT / "recipes").rglob("*.*") if path.is_file()]
+    recipes = {f"lrft/{path.relative_to(ROOT).as_posix()}" for path in files}
     assert "lrft/recipes/quickstart.yaml" in recipes
     assert "lrft/recipes/data/quickstart/train.jsonl" in recipes
     assert not recipes - set(wheel.namelist())

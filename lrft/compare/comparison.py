@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from lrft.compare.match import Matched, match
+from lrft.compare.outcome import environment, result, value
 from lrft.compare.plan import (
     TUNING_SEED,
     Arm,
@@ -20,7 +21,7 @@ from lrft.compare.plan import (
     differences,
     plan_run,
 )
-from lrft.compare.runs import Progress, environment, result, run_all, say, threads, value
+from lrft.compare.runs import Progress, run_all, say, threads
 from lrft.compare.statistics import bootstrap_interval, paired
 from lrft.core.errors import NumericalError
 
@@ -85,9 +86,7 @@ def compare_arms(
         "seeds": list(seeds),
         "jobs": jobs,
         "threads": threads(jobs),
-        "differences": {"arms": [arm.label for arm in fitted], "keys": differences(fitted)},
-        "arms": _rows(fitted, costs, rates, grid, chosen, runs),
-        "environments": _environments(runs),
+        **_found(fitted, costs, rates, grid, chosen, runs),
         "seconds": round(time.monotonic() - began, 1),
     }
     return Compared(fitted, runs, record)
@@ -106,7 +105,7 @@ def choose_rates(
     """
     if len(rates) == 1:
         return {arm.label: rates[0] for arm in arms}
-    chosen = {}
+    chosen: dict[str, float] = {}
     for group in dict.fromkeys(arm.group for arm in arms):
         members = [arm.label for arm in arms if arm.group == group]
         losses = [
@@ -137,15 +136,15 @@ def cost_lines(costs: Sequence[Matched], by: By) -> list[str]:
     return lines
 
 
-def _rows(
+def _found(
     arms: Sequence[Arm],
     costs: Sequence[Matched],
     rates: Sequence[float],
     grid: dict[str, list[float | None]],
     chosen: dict[str, float],
     runs: dict[str, list[PlannedRun]],
-) -> list[dict[str, Any]]:
-    """One record an arm; the first is what the others are compared with."""
+) -> dict[str, Any]:
+    """What the runs gave: one record an arm, the first being what the others are compared with."""
     losses = {arm.label: [value(run, LOSS) for run in runs[arm.label]] for arm in arms}
     rows = []
     for arm, cost in zip(arms, costs, strict=True):
@@ -166,7 +165,11 @@ def _rows(
                 **_measured([result(run) for run in runs[arm.label]]),
             }
         )
-    return rows
+    return {
+        "differences": {"arms": [arm.label for arm in arms], "keys": differences(arms)},
+        "arms": rows,
+        "environments": _environments(runs),
+    }
 
 
 def _difference(mine: Sequence[float | None], first: Sequence[float | None]) -> dict[str, Any] | None:
@@ -181,9 +184,13 @@ def _measured(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def most(key: str) -> Any:
         return max((found[key] for found in results if found.get(key) is not None), default=None)
 
-    seconds = [found["seconds"] for found in results if found.get("seconds") is not None]
+    def mean(key: str) -> float | None:
+        values = [found[key] for found in results if found.get(key) is not None]
+        return round(fmean(values), 1) if values else None
+
     return {
-        "run_seconds": round(fmean(seconds), 1) if seconds else None,
+        "run_seconds": mean("seconds"),
+        "step_seconds": mean("step_seconds"),
         "peak_memory_bytes": most("peak_memory_bytes"),
         "adapter_bytes": most("adapter_bytes"),
         "checkpoint_bytes": most("checkpoint_bytes"),

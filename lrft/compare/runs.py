@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 import subprocess
@@ -16,12 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lrft.compare.outcome import DIVERGED, finished
 from lrft.compare.plan import PlannedRun
 from lrft.core.errors import Interrupted, LrftError, NumericalError
 from lrft.recipe.resolved import resolved
-from lrft.train.folder import METRICS, RESULT, RUN, RunFolder
+from lrft.train.folder import RunFolder
 
-FAILED = "diverged.json"
 WAIT = 0.1  # seconds between looks at the processes
 
 
@@ -67,71 +65,23 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, progress: Progress) -> None:
             progress.note(run, "")
         else:
             waiting.append(run)
-    active: dict[PlannedRun, _Process] = {}
+    active: list[_Process] = []
     with _Stop() as stop:
         try:
             while waiting or active:
                 while waiting and len(active) < jobs and stop.signal is None:
-                    run = waiting.pop(0)
-                    active[run] = _Process(run, jobs)
-                for run in [run for run, process in active.items() if process.ended]:
-                    _close(run, active.pop(run), progress)
+                    active.append(_Process(waiting.pop(0), jobs))
+                for process in [process for process in active if process.ended]:
+                    active.remove(process)
+                    _close(process, progress)
                 if stop.signal is not None:
                     break
                 time.sleep(WAIT)
         finally:
-            _end(list(active.values()), stop)
+            _end(active)
     if stop.signal is not None:
         message = f"stopped with {progress.done} of {progress.total} runs finished; the same command goes on"
         raise Interrupted(stop.signal, message)
-
-
-def finished(run: PlannedRun) -> bool:
-    """Whether the run has a result, or is known to diverge."""
-    complete = (run.folder / RESULT).is_file() and RunFolder(run.folder).adapter.is_dir()
-    return complete or (run.folder / FAILED).is_file()
-
-
-def value(run: PlannedRun, metric: str) -> float | None:
-    """A number of a finished run; None where it diverged or the number is not finite.
-
-    Args:
-        metric: key of metrics.jsonl, of the last step, or of the step in `KEY@STEP`; else key of result.json.
-
-    Raises:
-        LrftError: the run has no such number.
-    """
-    if (run.folder / FAILED).is_file():
-        return None
-    name, _, step = metric.partition("@")
-    lines = [json.loads(line) for line in (run.folder / METRICS).read_text().splitlines()]
-    if step:
-        lines = [line for line in lines if str(line["step"]) == step]
-    record = lines[-1] if lines else {}
-    if name not in record and not step:
-        record = result(run)
-    found = record.get(name)
-    if not isinstance(found, int | float):
-        known = ", ".join(key for key, number in record.items() if isinstance(number, int | float))
-        raise LrftError(f"{run}: no number {metric}; there is {known or 'no such step'}")
-    return float(found) if math.isfinite(found) else None
-
-
-def result(run: PlannedRun) -> dict[str, Any]:
-    """The run's result.json with `adapter_bytes` and `checkpoint_bytes`; empty where it diverged."""
-    if not (run.folder / RESULT).is_file():
-        return {}
-    folder = RunFolder(run.folder)
-    newest = max(folder.checkpoints.glob("step-*"), key=lambda p: int(p.name.split("-")[1]), default=None)
-    sizes = {"adapter_bytes": _size(folder.adapter)}
-    sizes |= {"checkpoint_bytes": _size(newest)} if newest is not None else {}
-    return {**folder.read(RESULT), **sizes}
-
-
-def environment(run: PlannedRun) -> dict[str, Any]:
-    """Versions and hardware that the run itself wrote down; empty where it never began."""
-    record = RunFolder(run.folder).read(RUN) if (run.folder / RUN).is_file() else {}
-    return {key: record[key] for key in ("versions", "hardware", "git") if key in record}
 
 
 def threads(jobs: int) -> int:
@@ -141,11 +91,16 @@ def threads(jobs: int) -> int:
     return int(given) if given.isdigit() and int(given) else max(1, cores // jobs)
 
 
+def training_command(recipe: Path, folder: Path) -> list[str]:
+    """What one run is: a training that begins or goes on in `folder`."""
+    return [sys.executable, "-m", "lrft", "train", str(recipe), "--out", str(folder), "--resume", "--json"]
+
+
 class _Process:
     """One `lrft train`, in a process group of its own so that a Ctrl-C reaches it through us alone, once."""
 
     def __init__(self, run: PlannedRun, jobs: int) -> None:
-        root = run.folder.parent.parent
+        self.run, root = run, run.folder.parent.parent
         recipe, self.log = (
             root / "recipes" / f"{run.folder.name}.yaml",
             root / "logs" / f"{run.folder.name}.log",
@@ -157,10 +112,9 @@ class _Process:
             self.file = self.log.open("w")
         except OSError as error:
             raise LrftError(f"--out {root}: cannot be written ({error.strerror})") from error
-        command = [sys.executable, "-m", "lrft", "train", recipe, "--out", run.folder, "--resume", "--json"]
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            [str(part) for part in command],
+            training_command(recipe, run.folder),
             stdin=subprocess.DEVNULL,
             stdout=self.file,
             stderr=subprocess.STDOUT,
@@ -204,20 +158,19 @@ class _Stop:
         self.signal = number
 
 
-def _close(run: PlannedRun, process: _Process, progress: Progress) -> None:
+def _close(process: _Process, progress: Progress) -> None:
     """Take note of how a process ended.
 
     Raises:
         LrftError: neither finished nor diverged.
     """
     process.file.close()
-    code = process.process.returncode
+    run, code = process.run, process.process.returncode
     if code == 0 and finished(run):
         progress.note(run, "done", process.seconds)
         return
     if code == NumericalError.exit_code:
-        run_folder = RunFolder(run.folder)
-        run_folder.write(FAILED, {"message": process.last_line()})
+        RunFolder(run.folder).write(DIVERGED, {"message": process.last_line()})
         progress.note(run, "diverged", process.seconds)
         return
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -229,7 +182,7 @@ def _close(run: PlannedRun, process: _Process, progress: Progress) -> None:
     raise error
 
 
-def _end(processes: Sequence[_Process], stop: _Stop) -> None:
+def _end(processes: Sequence[_Process]) -> None:
     """Ask the processes to save and stop, and wait for them; asked again, kill them."""
     if processes:
         say(f"waiting for {len(processes)} runs to save; interrupt again to kill them")
@@ -245,10 +198,6 @@ def _end(processes: Sequence[_Process], stop: _Stop) -> None:
             process.process.wait()
     for process in processes:
         process.file.close()
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _duration(seconds: float) -> str:

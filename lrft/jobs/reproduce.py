@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lrft.core.errors import ToleranceError
+from lrft.compare.scaled import load_scaled, run_scaled
+from lrft.core.errors import ToleranceError, UsageError
+from lrft.core.names import did_you_mean
 from lrft.jobs.say import progress, say
 from lrft.tables import load
 from lrft.tables.count import MISSED, Models, Number, count_table
@@ -47,8 +49,30 @@ def reproduce(names: list[str], out: Path) -> list[dict[str, Any]]:
     return records
 
 
+def replay(
+    names: list[str], out: Path, *, seeds: int | None = None, jobs: int = 1, device: str | None = None
+) -> list[dict[str, Any]]:
+    """Train the named scaled tables, or all, in OUT/NAME, and judge each by the criterion it states.
+
+    Runs that are finished are kept; a second call goes on where the first stopped.
+
+    Raises:
+        UsageError: there is no such scaled table.
+    """
+    known = load.scaled()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no scaled table {name!r}{did_you_mean(name, known)}")
+    overrides = [] if device is None else [f"train.device={device}"]
+    records = []
+    for name in names or list(known):
+        records.append(run_scaled(known[name], out / name, seeds, jobs, overrides))
+        say(f"{name}: {records[-1]['verdict']} (report in {out / name})")
+    return records
+
+
 def listing(out: Path) -> list[tuple[str, str, int, str]]:
-    """Name, tier, rows and the last verdict of every packaged table."""
+    """Name, tier, rows (or arms) and the last verdict of every packaged table."""
     found: list[tuple[str, str, int, str]] = []
     for name in load.names():
         table = load.load_table(name).table
@@ -56,6 +80,10 @@ def listing(out: Path) -> list[tuple[str, str, int, str]]:
         verdicts = json.loads(last.read_text())["verdicts"] if last.is_file() else {}
         said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "not run yet"
         found.append((name, table.tier, len(table.rows), said))
+    for name, path in load.scaled().items():
+        last = out / name / "report.json"
+        said = json.loads(last.read_text())["verdict"] if last.is_file() else "not run yet"
+        found.append((name, "scaled", len(load_scaled(path).arms), said))
     return found
 
 

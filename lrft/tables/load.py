@@ -35,6 +35,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("[!_]*.yaml"))
 
 
+def scaled() -> dict[str, Path]:
+    """Name -> file of the packaged tables that are replayed by training, at a small scale."""
+    return {path.stem: path for path in sorted((folder() / "scaled").glob("[!_]*.yaml"))}
+
+
 def load_table(name: str) -> LoadedTable:
     """A table by packaged name, or by file.
 
