@@ -66,7 +66,7 @@ METHODS: dict[str, tuple[list[str], tuple[float, ...]]] = {
     "loftq": (["init={method: loftq, niter: 4}"], RATES),
     "adalora": ([SVD, "allocate={method: adalora, target_rank: 8, every: 1}"], (5e-4, 2e-3)),
     "dora_rank": (["adapter={method: svd_lora, rank: 12, alpha: 16}", "allocate=dora_rank"], (2e-4, 2e-3)),
-    "codyra": (["adapter={method: gated_lora, rank: 12}", "allocate=codyra"], RATES),
+    "codyra": (["adapter={method: gated_lora, rank: 12}", "allocate={method: codyra, levels: 4}"], RATES),
     "spafit": (["allocate=spafit"], RATES),
     "relora": (["restart={method: relora, every: 4, warmup: 2}"], RATES),
     "periodic": (["restart={method: periodic, every: 4}"], RATES),
