@@ -57,7 +57,7 @@ def llama(name):
 
 def state_bytes(optimizer, params):
     for param in params:
-        param.grad = torch.empty_like(param)
+        param.grad = torch.ones_like(param)
     optimizer.step()
     held = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t) and t.ndim]
     assert all(t.is_meta for t in held if any(p.is_meta for p in params))

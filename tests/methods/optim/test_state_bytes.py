@@ -44,7 +44,7 @@ def state_bytes(name, infos, **settings):
     """Bytes of all tensors after one step, single numbers left out."""
     optimizer = OPTIMIZERS.get(name).build(infos, OPTIMIZERS.declared(name).config(method=name, **settings))
     for info in infos:
-        info.param.grad = torch.empty_like(info.param)
+        info.param.grad = torch.ones_like(info.param)
     optimizer.step()
     held = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return sum(value.nbytes for value in held if value.ndim)
