@@ -1,14 +1,17 @@
-"""Make a bed for pre-training claims: a small Llama with random weights, its tokenizer, and text cut into rows.
+"""Make a bed for replays of claims: a small Llama with random weights, its tokenizer, and text cut into rows.
 
-    python scripts/make_bed.py FOLDER --text FILE ... [--size p1|p2|60m] [--vocabulary 4096] [--seed 0]
+    python scripts/make_bed.py FOLDER --text FILE ... [--other FILE ...] [--pretrain STEPS] [--size p1|p2|60m]
+                               [--vocabulary 4096] [--seed 0]
 
 FOLDER gets model/ (weights drawn from the seed, standard deviation 0.02), train.jsonl and valid.jsonl (every twentieth
 piece of text), and recipe.yaml, which trains all weights; an optimizer is chosen on top of it:
 
     lrft train FOLDER/recipe.yaml optimizer='{method: galore, rank: 64, update_every: 8}' optimizer.lr=0.01
 
-The same arguments give the same bytes. Text is read from .txt files, and from .jsonl and .jsonl.gz files by their
-fields `prompt` and `completion`, or `text`.
+With `--pretrain` recipe.yaml is trained for so many steps and the result stands in trained/, a plain model; with
+`--other` as well, adapt.yaml fine-tunes it on that text (other.jsonl, other_valid.jsonl), which the tokenizer has seen.
+The same arguments give the same bytes; trained weights, on one machine. Text is read from .txt files, and from .jsonl
+and .jsonl.gz files by their fields `prompt` and `completion`, or `text`.
 """
 
 from __future__ import annotations
@@ -50,6 +53,28 @@ train:
 eval: {{tasks: [loss]}}
 """
 
+ADAPT = """# Fine-tuning on the bed: the model that recipe.yaml trained, on text it has not seen.
+
+model: {{name: trained, dtype: float32}}
+adapter: {{method: lora, rank: 8, alpha: 16, targets: all-linear}}
+optimizer: {{method: adamw, lr: 0.001}}
+schedule: {{method: cosine, warmup_ratio: 0.1}}
+data:
+  train: other.jsonl
+  eval: {{source: other_valid.jsonl, limit: 64}}
+  format: text
+  too_long: truncate_right
+train:
+  max_steps: {steps}
+  batch_size: 16
+  max_length: 128
+  packing: true
+  eval_every: {steps}
+  save_every: 1000
+  clip: 1.0
+eval: {{tasks: [loss]}}
+"""
+
 
 def main(arguments: list[str]) -> int:
     """Write the bed."""
@@ -59,24 +84,56 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", choices=SIZES, default="p1")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--characters", type=int, default=4_000_000, help="of text that are used")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--other", type=Path, nargs="+", help="text to fine-tune on after --pretrain")
+    parser.add_argument("--pretrain", type=int, metavar="STEPS", help="train recipe.yaml for so many steps")
+    parser.add_argument("--rate", type=float, default=0.003, help="learning rate of recipe.yaml")
+    parser.add_argument("--steps", type=int, default=400, help="of the recipes")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
-    pieces = list(cut(chosen.text, chosen.characters))
-    if len(pieces) < 40:
-        parser.error(f"--text: {len(pieces)} rows of text are too few; give more")
-    chosen.folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(pieces, chosen.vocabulary)
-    make_model(chosen.size, tokenizer, chosen.seed).save_pretrained(chosen.folder / "model")
-    tokenizer.save_pretrained(chosen.folder / "model")
+    texts = {"--text": list(cut(chosen.text, chosen.characters))}
+    if chosen.other:
+        texts["--other"] = list(cut(chosen.other, chosen.characters))
+    for flag, pieces in texts.items():
+        if len(pieces) < 40:
+            parser.error(f"{flag}: {len(pieces)} rows of text are too few; give more")
+    folder = chosen.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer([piece for pieces in texts.values() for piece in pieces], chosen.vocabulary)
+    make_model(chosen.size, tokenizer, chosen.seed).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    seen, held_out = write_rows(texts["--text"], folder / "train.jsonl", folder / "valid.jsonl")
+    recipe = RECIPE.format(lr=chosen.rate, steps=chosen.steps)
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    print(f"{folder}: {seen} rows to train on, {held_out} held out")
+    if chosen.other:
+        write_rows(texts["--other"], folder / "other.jsonl", folder / "other_valid.jsonl")
+        (folder / "adapt.yaml").write_text(ADAPT.format(steps=chosen.steps), encoding="utf-8")
+    if chosen.pretrain:
+        pretrain(folder, chosen.pretrain)
+    return 0
+
+
+def write_rows(pieces: list[str], train: Path, valid: Path) -> tuple[int, int]:
+    """Every twentieth piece into `valid`, the rest into `train`; how many each has."""
     held_out = [piece for index, piece in enumerate(pieces) if index % 20 == 19]
     seen = [piece for index, piece in enumerate(pieces) if index % 20 != 19]
-    for name, rows in (("train", seen), ("valid", held_out)):
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in rows)
-        (chosen.folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    (chosen.folder / "recipe.yaml").write_text(RECIPE.format(lr=0.003, steps=chosen.steps), encoding="utf-8")
-    print(f"{chosen.folder}: {len(seen)} rows to train on, {len(held_out)} held out")
-    return 0
+    for path, rows in ((train, seen), (valid, held_out)):
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows), encoding="utf-8")
+    return len(seen), len(held_out)
+
+
+def pretrain(folder: Path, steps: int) -> None:
+    """Train the bed's recipe and leave the model in trained/."""
+    from lrft.jobs.merge import merge_run
+    from lrft.jobs.train import train_recipe
+    from lrft.recipe.load import load_recipe
+    from lrft.train.folder import RunFolder
+
+    if (folder / "trained").exists():
+        return
+    every = [f"train.max_steps={steps}", f"train.eval_every={steps}"]
+    train_recipe(load_recipe(folder / "recipe.yaml", every), folder / "pretraining", resume=True)
+    merge_run(RunFolder(folder / "pretraining"), folder / "trained", None)
 
 
 def make_model(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:

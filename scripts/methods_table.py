@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lrft.core.axes import AXES, FORMATS, TASKS  # noqa: E402
+from lrft.core.axes import ANALYSES, AXES, FORMATS, TASKS  # noqa: E402
 from lrft.core.registry import Declaration  # noqa: E402
 
 README = ROOT / "README.md"
@@ -24,7 +24,7 @@ BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 def table() -> str:
     """One Markdown row a method: recipe section, name, what it is, where it comes from."""
     rows = ["| section | name | what it is | source |", "| --- | --- | --- | --- |"]
-    for section, registry in {**AXES, "data.format": FORMATS, "eval.tasks": TASKS}.items():
+    for section, registry in {**AXES, "data.format": FORMATS, "eval.tasks": TASKS, "analyse": ANALYSES}.items():
         for name in registry.names():
             declared = registry.declared(name)
             cells = (f"`{section}`", f"`{name}`", declared.summary, source(declared))

@@ -10,7 +10,7 @@ from typing import Any
 
 from lrft.assemble.adapt import Adaptation
 from lrft.assemble.text import Text, train_data
-from lrft.core.axes import ALLOCATORS, OBJECTIVES, OPTIMIZERS, RESTARTS, SELECTORS
+from lrft.core.axes import ALLOCATORS, ANALYSES, OBJECTIVES, OPTIMIZERS, RESTARTS, SELECTORS
 from lrft.core.batch import Batch
 from lrft.core.callback import Callback
 from lrft.core.errors import RecipeError
@@ -18,10 +18,12 @@ from lrft.core.objective import Objective
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.data.steps import StepBatches, eval_batches
-from lrft.evaluate.loss import held_out_loss
+from lrft.evaluate.loss import held_out_loss, row_losses
 from lrft.evaluate.subject import EvaluationStopped, Subject
 from lrft.model.causal_lm import CausalLM
+from lrft.model.load import load_model
 from lrft.model.trained import parameter_infos, trained_tensors
+from lrft.model.weights import ModelWeights
 from lrft.recipe.schema import Recipe
 from lrft.train import schedule, updates
 from lrft.train.checkpoint import Identity
@@ -75,6 +77,7 @@ def assemble(
         recipe=recipe,
     )
     identity = Identity(recipe_hash, model.fingerprint)
+    run.weights = ModelWeights(model, partial(load_model, recipe.model))
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 
@@ -118,7 +121,7 @@ def subject(recipe: Recipe, text: Text, model: CausalLM, **watching: Any) -> Sub
 
 
 def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity: Identity) -> list[Callback]:
-    """In the order they act after a step: methods, score, write the line, show it, save.
+    """In the order they act after a step: methods, what looks at them, score, write the line, show it, save.
 
     The line comes before the checkpoint, so that a kill between the two cannot lose a step's record.
     """
@@ -131,6 +134,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         scorer = Scorer(
             partial(_score, batches), partial(_score, lambda: islice(batches(), 1)), settings.eval_every
         )
+        run.score = lambda: row_losses(run.model, batches())
     saver = Saver(
         partial(trained_tensors, run.model),
         folder.checkpoints,
@@ -146,6 +150,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
     found = [
         GradientCheck(),
         *_timed_methods(recipe),
+        *(ANALYSES.get(config.method)(config) for config in recipe.analyse),
         scale,
         scorer,
         MetricsFile(folder.path / METRICS),

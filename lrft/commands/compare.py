@@ -20,7 +20,27 @@ def compare_command(
     ] = "params",
     lr_grid: Annotated[str, typer.Option(help="Rates that every recipe is tried at.")] = "1e-4,3e-4,1e-3",
     seeds: Annotated[str, typer.Option(help="How many, or which: 3 is 0,1,2; 10-14; 5,7.")] = "3",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with --cluster, queued ones count.")] = 1,
+    lr_search: Annotated[
+        int,
+        typer.Option(
+            help="Instead of every rate of the grid, N that Optuna proposes between its ends, 4 or more.",
+            metavar="N",
+            min=0,
+        ),
+    ] = 0,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Submit the runs: `slurm`, or `local` for jobs on this machine.", metavar="NAME"),
+    ] = None,
+    cluster_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of every job, as submitit's update_parameters names it: timeout_min=240, gpus_per_node=1, "
+            "mem_gb=32, slurm_partition=gpu. Repeat for more.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
 ) -> None:
     """Compare recipes fairly: equal budgets, a tuned rate each, the same seeds.
 
@@ -28,5 +48,15 @@ def compare_command(
     """
     from lrft.compare.command import compare_recipes
 
-    report = compare_recipes(arguments, by=match, grid=lr_grid, seeds=seeds, out=out, jobs=jobs)
+    report = compare_recipes(
+        arguments,
+        by=match,
+        grid=lr_grid,
+        seeds=seeds,
+        out=out,
+        jobs=jobs,
+        trials=lr_search,
+        cluster=cluster,
+        settings=cluster_set or (),
+    )
     print(report)

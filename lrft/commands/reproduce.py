@@ -13,45 +13,76 @@ def reproduce_command(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Tables by name or file, or `ls` to list them; by default all.", metavar="[NAME...|ls]"
+            help="Tables by name or file, or `ls` to list them; by default all of the tier.",
+            metavar="[NAME...|ls]",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where NAME.md and NAME.json go.")] = Path("tables"),
+    out: Annotated[
+        Path, typer.Option(help="Where NAME.md and NAME.json go; what is finished is kept.")
+    ] = Path("tables"),
     tier: Annotated[
-        str,
-        typer.Option(help="`exact` counts without weights; `scaled` trains small replays.", metavar="TIER"),
-    ] = "exact",
-    seeds: Annotated[
-        int | None, typer.Option(help="Seeds of a replay; by default as many as its table states.", min=1)
+        str | None,
+        typer.Option(
+            help="`exact` counts without weights (the default), `scaled` trains small replays, `full` the real models.",
+            metavar="TIER",
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Trainings of a replay at a time.", min=1)] = 1,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda, for replays.")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Of tables that train: how many (3), a range (10-14) or a list (5,7); by default as each states.",
+            metavar="SEEDS",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda, for tables that train.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Count rows anew that an earlier call has counted.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, what trains and how much memory it takes.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON.")] = False,
 ) -> None:
     """The tables of papers: published, ours, difference, verdict. Exit code 6 when a tolerance is missed.
 
     Example: lrft reproduce dora
     """
-    from lrft.core.errors import UsageError
+    if names == ["ls"]:
+        _list(out, as_json)
+        return
+    if dry_run:
+        from lrft.jobs.sizes import show_sizes, sizes
 
-    if tier not in ("exact", "scaled"):
-        raise UsageError(f"--tier {tier}: choose exact or scaled")
+        found = sizes(names or [], tier, None if seeds is None else _seeds(seeds))
+        print(json.dumps(found, indent=2)) if as_json else show_sizes(found)
+        return
+    from lrft.jobs.reproduce import Options, reproduce
+
+    options = Options(None if seeds is None else _seeds(seeds), jobs, device, fresh)
+    records = reproduce(names or [], out, tier, options)
+    if as_json:
+        print(json.dumps(records, indent=2))
+
+
+def _seeds(text: str) -> list[int]:
+    from lrft.compare.plan import parse_seeds
+
+    return parse_seeds(text)
+
+
+def _list(out: Path, as_json: bool) -> None:
     from rich import print as show
     from rich.table import Table
 
-    if names == ["ls"]:
-        from lrft.jobs.reproduce import listing
+    from lrft.tables.listing import listing
 
-        table = Table("table", "tier", "rows", "last verdict")
-        for name, tier, rows, verdict in listing(out):
-            table.add_row(name, tier, str(rows), verdict)
-        show(table)
-        return
-    from lrft.jobs.reproduce import replay, reproduce
-
-    if tier == "exact":
-        records = reproduce(names or [], out)
-    else:
-        records = replay(names or [], out, seeds=seeds, jobs=jobs, device=device)
+    heads = ("table", "tier", "rows", "cost", "last verdict")
+    found = listing(out)
     if as_json:
-        print(json.dumps(records, indent=2))
+        print(json.dumps([dict(zip(heads, row, strict=True)) for row in found], indent=2))
+        return
+    table = Table(*heads)
+    for row in found:
+        table.add_row(*map(str, row))
+    show(table)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from lrft.compare.executor import Executor
 from lrft.compare.match import Matched, match
 from lrft.compare.outcome import environment, result, value
 from lrft.compare.plan import (
@@ -22,6 +24,7 @@ from lrft.compare.plan import (
     plan_run,
 )
 from lrft.compare.runs import Progress, run_all, say, threads
+from lrft.compare.search import joint, search_rates
 from lrft.compare.statistics import bootstrap_interval, paired
 from lrft.core.errors import NumericalError
 
@@ -53,8 +56,15 @@ def compare_arms(
     out: Path,
     jobs: int,
     command: str = "",
+    trials: int = 0,
+    cluster: Executor | None = None,
+    alone: bool = False,
 ) -> Compared:
     """Match, tune, run and count. Everything finished is kept in `out` and not run again.
+
+    Args:
+        trials: rates proposed for each arm between the ends of `rates`, in place of `rates` themselves.
+        cluster: where runs are made; by default as processes of this machine.
 
     Raises:
         UsageError: the arms cannot be compared or matched.
@@ -63,59 +73,57 @@ def compare_arms(
     """
     began = time.monotonic()
     check_seeds(seeds)
-    check_comparable(arms)
+    if len(arms) > 1 or not alone:
+        check_comparable(arms)
     fitted, costs = match(arms, by)
     for line in cost_lines(costs, by):
         say(line)
-    tuning = {arm.label: [plan_run(arm, rate, TUNING_SEED, out) for rate in rates] for arm in fitted}
     tuned = len(rates) > 1
-    progress = Progress(len(fitted) * (len(seeds) + (len(rates) if tuned else 0)), jobs)
-    if tuned:
-        run_all([run for runs in tuning.values() for run in runs], jobs, progress)
-    grid = {label: [value(run, LOSS) if tuned else None for run in runs] for label, runs in tuning.items()}
-    chosen = choose_rates(fitted, rates, grid)
+    progress = Progress(len(fitted) * (len(seeds) + ((trials or len(rates)) if tuned else 0)), jobs)
+    finish = partial(run_all, jobs=jobs, progress=progress, cluster=cluster)
+    tried, grid = _tune(fitted, rates, trials, out, finish)
+    chosen = choose_rates(fitted, tried, grid)
     runs = {arm.label: [plan_run(arm, chosen[arm.label], seed, out) for seed in seeds] for arm in fitted}
     # Seed by seed, so that an interrupted comparison has whole pairs.
-    run_all([runs[arm.label][index] for index in range(len(seeds)) for arm in fitted], jobs, progress)
+    finish([runs[arm.label][index] for index in range(len(seeds)) for arm in fitted])
     record = {
         "command": command,
         "match": by,
         "metric": LOSS,
         "rates": list(rates),
+        "trials": trials,
         "tuning_seed": TUNING_SEED if tuned else None,
         "seeds": list(seeds),
         "jobs": jobs,
-        "threads": threads(jobs),
-        **_found(fitted, costs, rates, grid, chosen, runs),
+        "cluster": cluster.name if cluster else None,
+        "threads": None if cluster else threads(jobs),
+        **_found(fitted, costs, tried, grid, chosen, runs),
         "seconds": round(time.monotonic() - began, 1),
     }
     return Compared(fitted, runs, record)
 
 
 def choose_rates(
-    arms: Sequence[Arm], rates: Sequence[float], grid: dict[str, list[float | None]]
+    arms: Sequence[Arm], tried: dict[str, list[float]], grid: dict[str, list[float | None]]
 ) -> dict[str, float]:
     """The rate of each arm: of its group's lowest mean loss; on a tie the smaller one.
 
     Args:
+        tried: label -> rates, ascending; the same for arms of one group.
         grid: label -> loss at each rate, None where it diverged.
 
     Raises:
         NumericalError: at every rate an arm of the group diverged.
     """
-    if len(rates) == 1:
-        return {arm.label: rates[0] for arm in arms}
     chosen: dict[str, float] = {}
     for group in dict.fromkeys(arm.group for arm in arms):
         members = [arm.label for arm in arms if arm.group == group]
-        losses = [
-            math.inf if None in column else fmean(loss for loss in column if loss is not None)
-            for column in zip(*(grid[label] for label in members), strict=True)
-        ]
-        if not any(map(math.isfinite, losses)):
-            tried = ", ".join(f"{rate:g}" for rate in rates)
+        rates = tried[members[0]]
+        losses = [joint(column) for column in zip(*(grid[label] for label in members), strict=True)]
+        if len(rates) > 1 and not any(map(math.isfinite, losses)):
+            listed = ", ".join(f"{rate:g}" for rate in rates)
             raise NumericalError(
-                f"{' or '.join(members)} diverged at every rate of {tried}; the messages are in the logs of the "
+                f"{' or '.join(members)} diverged at every rate of {listed}; the messages are in the logs of the "
                 "runs; write smaller rates in the grid if it is the rate"
             )
         chosen |= dict.fromkeys(members, rates[losses.index(min(losses))])
@@ -136,10 +144,33 @@ def cost_lines(costs: Sequence[Matched], by: By) -> list[str]:
     return lines
 
 
+def _tune(
+    arms: Sequence[Arm],
+    rates: Sequence[float],
+    trials: int,
+    out: Path,
+    finish: Callable[[Sequence[PlannedRun]], None],
+) -> tuple[dict[str, list[float]], dict[str, list[float | None]]]:
+    """Rates tried for each label, ascending, and the loss at each on the tuning seed. A single rate is not tried."""
+
+    def losses(points: Sequence[tuple[Arm, float]]) -> list[float | None]:
+        runs = [plan_run(arm, rate, TUNING_SEED, out) for arm, rate in points]
+        finish(runs)
+        return [value(run, LOSS) for run in runs]
+
+    if trials:
+        return search_rates(arms, rates, trials, losses)
+    tried = {arm.label: list(rates) for arm in arms}
+    if len(rates) == 1:
+        return tried, {arm.label: [None] for arm in arms}
+    found = iter(losses([(arm, rate) for arm in arms for rate in rates]))
+    return tried, {arm.label: [next(found) for _ in rates] for arm in arms}
+
+
 def _found(
     arms: Sequence[Arm],
     costs: Sequence[Matched],
-    rates: Sequence[float],
+    tried: dict[str, list[float]],
     grid: dict[str, list[float | None]],
     chosen: dict[str, float],
     runs: dict[str, list[PlannedRun]],
@@ -148,7 +179,7 @@ def _found(
     losses = {arm.label: [value(run, LOSS) for run in runs[arm.label]] for arm in arms}
     rows = []
     for arm, cost in zip(arms, costs, strict=True):
-        rate, mine = chosen[arm.label], losses[arm.label]
+        rate, rates, mine = chosen[arm.label], tried[arm.label], losses[arm.label]
         finite = [loss for loss in mine if loss is not None]
         rows.append(
             {

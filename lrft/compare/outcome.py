@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft.compare.plan import PlannedRun
+from lrft.compare.verdict import Value
 from lrft.core.errors import LrftError
 from lrft.train.folder import METRICS, RESULT, RUN, RunFolder
 
@@ -24,7 +25,22 @@ def value(run: PlannedRun, metric: str) -> float | None:
     """A number of a finished run; None where it diverged or the number is not finite.
 
     Args:
-        metric: key of metrics.jsonl, of the last step, or of the step in `KEY@STEP`; else key of result.json.
+        metric: see `measured`.
+
+    Raises:
+        LrftError: the run has no such number, or has one for each of several keys.
+    """
+    found = measured(run, metric)
+    if not (found is None or isinstance(found, int | float)):
+        raise LrftError(f"{run}: {metric} has a number for each of {len(found)} keys; name one of them")
+    return found
+
+
+def measured(run: PlannedRun, metric: str) -> Value:
+    """What a finished run says of a metric: a number, or a number for each key; None where it diverged.
+
+    Args:
+        metric: key of metrics.jsonl, of the last step, or of the step in `KEY@STEP`; else dotted key of result.json.
 
     Raises:
         LrftError: the run has no such number.
@@ -38,7 +54,9 @@ def value(run: PlannedRun, metric: str) -> float | None:
     record = lines[-1] if lines else {}
     if name not in record and not step:
         record = result(run)
-    found = record.get(name)
+    found = _at(record, name)
+    if isinstance(found, dict) and all(isinstance(number, int | float) for number in found.values()):
+        return found if all(map(math.isfinite, found.values())) else None
     if not isinstance(found, int | float):
         known = ", ".join(key for key, number in record.items() if isinstance(number, int | float))
         raise LrftError(f"{run}: no number {metric}; there is {known or 'no such step'}")
@@ -62,6 +80,21 @@ def environment(run: PlannedRun) -> dict[str, Any]:
     """Versions and hardware that the run itself wrote down; empty where it never began."""
     record = RunFolder(run.folder).read(RUN) if (run.folder / RUN).is_file() else {}
     return {key: record[key] for key in ("versions", "hardware", "git") if key in record}
+
+
+def held_out_rows(run: PlannedRun) -> tuple[list[float], list[int]] | None:
+    """Summed loss and tokens of each held-out row, where the run kept them."""
+    rows = result(run).get("held_out_rows")
+    return None if rows is None else (rows["loss"], rows["tokens"])
+
+
+def _at(record: dict[str, Any], dotted: str) -> Any:
+    """The value at a dotted key; keys that hold dots themselves are found whole."""
+    if dotted in record:
+        return record[dotted]
+    head, _, rest = dotted.partition(".")
+    below = record.get(head)
+    return _at(below, rest) if rest and isinstance(below, dict) else None
 
 
 def _lines(run: PlannedRun) -> list[dict[str, Any]]:

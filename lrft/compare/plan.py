@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lrft import __version__
 from lrft.core.errors import RecipeError, UsageError
+from lrft.recipe.code import code_digest
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import compare, flat, recipe_hash
 from lrft.recipe.schema import Recipe
@@ -144,7 +144,7 @@ def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
 def plan_run(arm: Arm, rate: float, seed: int, out: Path) -> PlannedRun:
     """The run of an arm at a rate and a seed. Its folder is named by all that decides its numbers."""
     recipe = arm.changed(f"optimizer.lr={rate!r}", f"train.seed={seed}").recipe
-    decisive = [recipe_hash(recipe), __version__, *map(fingerprint, _local_paths(recipe))]
+    decisive = [recipe_hash(recipe), code_digest(recipe), *map(fingerprint, _local_paths(recipe))]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", arm.label).strip("-.") or "arm"
     return PlannedRun(

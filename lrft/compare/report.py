@@ -98,12 +98,15 @@ def _how(record: dict[str, Any]) -> list[str]:
         "range. p is that of the sign-flip test, two-sided.",
     ]
     if record["tuning_seed"] is not None:
+        rates, trials = record["rates"], record["trials"]
+        searched = f"{trials} trials that Optuna proposed between {rates[0]:g} and {rates[-1]:g}"
         lines.append(
-            f"- Each rate has the lowest loss of the grid at seed {record['tuning_seed']}, which no other number uses."
+            f"- Each rate has the lowest loss of {searched if trials else 'the grid'} at seed "
+            f"{record['tuning_seed']}, which no other number uses."
         )
     if any(arm["rate_at_edge"] for arm in arms):
         lines.append(
-            "- (edge): the best rate is the first or the last of the grid; a better one may lie outside."
+            "- (edge): the best rate is the first or the last that was tried; a better one may lie outside."
         )
     lost = [arm["label"] for arm in arms if None in arm["losses"]]
     if lost:
@@ -129,9 +132,10 @@ def _costs(record: dict[str, Any]) -> list[str]:
     moved = [f"{a['label']} {a['trained']:,}" for a in arms if a["trained"] not in (None, a["trainable"])]
     if moved:
         lines.append(f"- At the end of training other numbers train: {', '.join(moved)}.")
+    where = f"as jobs of {record['cluster']}" if record["cluster"] else f"on {record['threads']} threads each"
     lines += [
-        f"- Seconds are means of whole runs, loading included, with {record['jobs']} at a time on {record['threads']} "
-        "threads each; of a run that was interrupted they are the last sitting's. Seconds of steps include scores.",
+        f"- Seconds are means of whole runs, loading included, with {record['jobs']} at a time {where}; of a run that "
+        "was interrupted they are the last sitting's. Seconds of steps include scores.",
         "- Peak memory is the process's, on a GPU its allocator's.",
     ]
     return lines
@@ -140,6 +144,8 @@ def _costs(record: dict[str, Any]) -> list[str]:
 def _grid(record: dict[str, Any]) -> list[str]:
     if record["tuning_seed"] is None:
         return [f"One rate, {record['rates'][0]:g}, for all arms; nothing was tuned."]
+    if record["trials"]:
+        return _trials(record)
     lines = [
         _row(["arm", *(f"{rate:g}" for rate in record["rates"])]),
         _row(["---"] * (len(record["rates"]) + 1)),
@@ -150,6 +156,16 @@ def _grid(record: dict[str, Any]) -> list[str]:
             for point in arm["grid"]
         ]
         lines.append(_row([arm["label"], *cells]))
+    return lines
+
+
+def _trials(record: dict[str, Any]) -> list[str]:
+    """One row a rate, since each arm was tried at its own."""
+    lines = [_row(["arm", "rate", record["metric"]]), _row(["---"] * 3)]
+    for arm in record["arms"]:
+        for point in arm["grid"]:
+            bold = "**" if point["rate"] == arm["rate"] else ""
+            lines.append(_row([arm["label"], f"{point['rate']:g}", f"{bold}{_loss(point['loss'])}{bold}"]))
     return lines
 
 

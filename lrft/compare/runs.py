@@ -1,4 +1,7 @@
-"""Runs as processes of `lrft train`, a few at a time. What is finished is kept, what is not goes on."""
+"""Runs as processes of `lrft train`, a few at a time. What is finished is kept, what is not goes on.
+
+Where a process runs is an `Executor`'s business: here on this machine, in `lrft.compare.cluster` as a job of a cluster.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lrft.compare.executor import Executor, Handle, last_line, prepared
 from lrft.compare.outcome import DIVERGED, finished
 from lrft.compare.plan import PlannedRun
 from lrft.core.errors import Interrupted, LrftError, NumericalError
-from lrft.recipe.resolved import resolved
 from lrft.train.folder import RunFolder
 
 WAIT = 0.1  # seconds between looks at the processes
@@ -49,11 +52,16 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run_all(runs: Sequence[PlannedRun], jobs: int, progress: Progress) -> None:
+def run_all(
+    runs: Sequence[PlannedRun], jobs: int, progress: Progress, cluster: Executor | None = None
+) -> None:
     """Finish every run, `jobs` at a time; those that are finished are not run again.
 
     A run whose numbers stop being finite is finished too, without a loss. An interruption is passed on to the
     processes, which save before they stop.
+
+    Args:
+        cluster: where they run; by default as processes of this machine.
 
     Raises:
         LrftError: a run failed otherwise; it has the exit code of that run.
@@ -65,20 +73,21 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, progress: Progress) -> None:
             progress.note(run, "")
         else:
             waiting.append(run)
-    active: list[_Process] = []
+    executor = cluster or Processes(jobs)
+    active: list[Handle] = []
     with _Stop() as stop:
         try:
             while waiting or active:
                 while waiting and len(active) < jobs and stop.signal is None:
-                    active.append(_Process(waiting.pop(0), jobs))
-                for process in [process for process in active if process.ended]:
-                    active.remove(process)
-                    _close(process, progress)
+                    active.append(executor.start(waiting.pop(0)))
+                for handle in [handle for handle in active if handle.ended]:
+                    active.remove(handle)
+                    _close(handle, progress)
                 if stop.signal is not None:
                     break
-                time.sleep(WAIT)
+                time.sleep(executor.pause)
         finally:
-            _end(active)
+            _end(active, executor.pause)
     if stop.signal is not None:
         message = f"stopped with {progress.done} of {progress.total} runs finished; the same command goes on"
         raise Interrupted(stop.signal, message)
@@ -96,45 +105,56 @@ def training_command(recipe: Path, folder: Path) -> list[str]:
     return [sys.executable, "-m", "lrft", "train", str(recipe), "--out", str(folder), "--resume", "--json"]
 
 
+class Processes:
+    """This machine, its cores shared out among `jobs` processes."""
+
+    name = "local processes"
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs, self.pause = jobs, WAIT
+
+    def start(self, run: PlannedRun) -> Handle:
+        return _Process(run, threads(self.jobs))
+
+
 class _Process:
     """One `lrft train`, in a process group of its own so that a Ctrl-C reaches it through us alone, once."""
 
-    def __init__(self, run: PlannedRun, jobs: int) -> None:
-        self.run, root = run, run.folder.parent.parent
-        recipe, self.log = (
-            root / "recipes" / f"{run.folder.name}.yaml",
-            root / "logs" / f"{run.folder.name}.log",
-        )
-        try:
-            for path in (recipe, self.log):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            recipe.write_text(resolved(run.recipe))
-            self.file = self.log.open("w")
-        except OSError as error:
-            raise LrftError(f"--out {root}: cannot be written ({error.strerror})") from error
+    def __init__(self, run: PlannedRun, threads: int) -> None:
+        self.run = run
+        recipe, self.log = prepared(run)
         self.began = time.monotonic()
-        self.process = subprocess.Popen(
-            training_command(recipe, run.folder),
-            stdin=subprocess.DEVNULL,
-            stdout=self.file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads(jobs))},
-            process_group=0,
-        )
+        with self.log.open("a") as file:
+            self.process = subprocess.Popen(
+                training_command(recipe, run.folder),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                process_group=0,
+            )
 
     @property
     def ended(self) -> bool:
         return self.process.poll() is not None
 
     @property
+    def exit_code(self) -> int:
+        return self.process.wait()
+
+    @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
     def last_line(self) -> str:
-        """The error that the process printed, or the last thing it said."""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return (errors or lines or ["it said nothing"])[-1]
+        return last_line(self.log)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 class _Stop:
@@ -158,46 +178,42 @@ class _Stop:
         self.signal = number
 
 
-def _close(process: _Process, progress: Progress) -> None:
-    """Take note of how a process ended.
+def _close(handle: Handle, progress: Progress) -> None:
+    """Take note of how a run ended.
 
     Raises:
         LrftError: neither finished nor diverged.
     """
-    process.file.close()
-    run, code = process.run, process.process.returncode
+    run, code = handle.run, handle.exit_code
     if code == 0 and finished(run):
-        progress.note(run, "done", process.seconds)
+        progress.note(run, "done", handle.seconds)
         return
     if code == NumericalError.exit_code:
-        RunFolder(run.folder).write(DIVERGED, {"message": process.last_line()})
-        progress.note(run, "diverged", process.seconds)
+        RunFolder(run.folder).write(DIVERGED, {"message": handle.last_line()})
+        progress.note(run, "diverged", handle.seconds)
         return
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     error = LrftError(
-        f"{run}: the run ended with {how}: {process.last_line()} (all it said is in {process.log}); the same command "
+        f"{run}: the run ended with {how}: {handle.last_line()} (all it said is in {handle.log}); the same command "
         "goes on from here"
     )
     error.exit_code = code if 0 < code < 128 else 1
     raise error
 
 
-def _end(processes: Sequence[_Process]) -> None:
-    """Ask the processes to save and stop, and wait for them; asked again, kill them."""
-    if processes:
-        say(f"waiting for {len(processes)} runs to save; interrupt again to kill them")
+def _end(handles: Sequence[Handle], pause: float) -> None:
+    """Ask runs to save and stop, and wait for them; asked again, kill them."""
+    if handles:
+        say(f"waiting for {len(handles)} runs to save; interrupt again to kill them")
     try:
-        for process in processes:
-            if not process.ended:
-                process.process.send_signal(signal.SIGINT)
-        for process in processes:
-            process.process.wait()
+        for handle in handles:
+            if not handle.ended:
+                handle.stop()
+        while not all(handle.ended for handle in handles):
+            time.sleep(pause)
     except KeyboardInterrupt:
-        for process in processes:
-            process.process.kill()
-            process.process.wait()
-    for process in processes:
-        process.file.close()
+        for handle in handles:
+            handle.kill()
 
 
 def _duration(seconds: float) -> str:

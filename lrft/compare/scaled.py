@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,14 +12,17 @@ from pydantic import ValidationError
 
 from lrft.compare.command import command_line
 from lrft.compare.comparison import Compared, compare_arms
-from lrft.compare.outcome import value
-from lrft.compare.plan import Arm, make_arm
+from lrft.compare.outcome import held_out_rows, measured, result
+from lrft.compare.plan import Arm, PlannedRun, make_arm
 from lrft.compare.report import write_report
-from lrft.compare.verdict import Criterion, Verdict, overall, stated, verdict
+from lrft.compare.verdict import Criterion, Rows, Verdict, absent, overall, stated, verdict
 from lrft.core.config import Annotated, Field, Literal, Section, model_validator
-from lrft.core.errors import Problem, RecipeError
+from lrft.core.errors import LrftError, Problem, RecipeError
 from lrft.recipe.document import parse, read_text
 from lrft.recipe.tree import Place, dotted
+
+DATA = "$LRFT_DATA"
+BED = "bed:"  # a recipe of a bed that scripts/make_beds makes
 
 
 class ScaledArm(Section):
@@ -44,13 +48,18 @@ class ScaledTable(Section):
     tier: Literal["scaled"]
     bed: str = Field(min_length=1, description="model, data and length of the replay")
     scale: str = Field(min_length=1, description="what so small a bed cannot say; printed with the verdict")
-    recipe: str = Field(min_length=1, description="recipe file relative to this one, or packaged name")
+    recipe: str = Field(
+        min_length=1, description="recipe file relative to this one, packaged name, or bed:NAME/FILE"
+    )
     overrides: list[str] = Field(default_factory=list, description="overrides of all arms, before their own")
-    arms: list[ScaledArm] = Field(min_length=2)
+    arms: list[ScaledArm] = Field(min_length=1)
     match: Literal["params", "memory", "steps"] = "steps"
     lr_grid: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    seeds: int = Field(ge=2, description="pairs of runs that a verdict needs")
+    seeds: int = Field(
+        ge=1, description="pairs of runs that a verdict needs; one is enough for `everywhere` alone"
+    )
     criteria: list[Criterion] = Field(min_length=1)
+    cost: str = Field("", description="how long all of it takes, and on what")
     notes: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -62,6 +71,8 @@ class ScaledTable(Section):
             for label in (criterion.arm, criterion.against):
                 if label not in labels:
                     raise ValueError(f"criteria: no arm {label!r}; arms: {', '.join(labels)}")
+        if self.seeds < 2 and not all(criterion.everywhere for criterion in self.criteria):
+            raise ValueError("seeds: one seed decides only criteria that are `everywhere`; write 2 or more")
         if len(set(self.lr_grid)) < len(self.lr_grid):
             raise ValueError("lr_grid: a rate is given twice")
         return self
@@ -87,7 +98,7 @@ def load_scaled(path: Path) -> ScaledTable:
 
 
 def scaled_arms(table: ScaledTable, path: Path, overrides: Sequence[str] = ()) -> list[Arm]:
-    """The arms of a table with their checked recipes.
+    """The arms of a table with their checked recipes; those that need a method lrft does not have are left out.
 
     Args:
         path: the table file, which recipes are relative to.
@@ -98,14 +109,52 @@ def scaled_arms(table: ScaledTable, path: Path, overrides: Sequence[str] = ()) -
     """
     arms = []
     for arm in table.arms:
-        name = arm.recipe or table.recipe
-        beside = path.parent / name
-        together = [*table.overrides, *arm.overrides, *overrides]
         try:
-            arms.append(make_arm(arm.label, beside if beside.is_file() else name, together, arm.shares_rate))
+            together = [*map(expanded, (*table.overrides, *arm.overrides)), *overrides]
+            source = located(arm.recipe or table.recipe, path)
+            arms.append(make_arm(arm.label, source, together, arm.shares_rate))
         except RecipeError as error:
+            if lacks_method(error):
+                continue
             raise RecipeError(Problem("", f"arm {arm.label!r}: {error}", str(path))) from None
     return arms
+
+
+def located(name: str, table: Path) -> str | Path:
+    """A recipe that a table names: of a bed, beside the table, or a packaged one.
+
+    Raises:
+        RecipeError: the bed has not been made.
+    """
+    if name.startswith(BED):
+        bed, _, file = name.removeprefix(BED).partition("/")
+        root = Path(os.environ.get("LRFT_BEDS", "beds"))
+        if not (root / bed / file).is_file():
+            raise RecipeError(
+                f"the bed {bed!r} is not under {root}/ ({file} is missing); make it with `scripts/make_beds {root}`, "
+                "or set LRFT_BEDS to where it is"
+            )
+        return root / bed / file
+    beside = table.parent / name
+    return beside if beside.is_file() else name
+
+
+def expanded(override: str) -> str:
+    """An override with the folder of real data sets put in.
+
+    Raises:
+        RecipeError: it is not known where they are.
+    """
+    if DATA in override and DATA.removeprefix("$") not in os.environ:
+        raise RecipeError(
+            f"{override!r} needs real data sets; set {DATA.removeprefix('$')} to the folder that holds them"
+        )
+    return override.replace(DATA, os.environ.get(DATA.removeprefix("$"), ""))
+
+
+def lacks_method(error: RecipeError) -> bool:
+    """Whether a recipe names a method that lrft does not have."""
+    return any(p.key.endswith(".method") and p.message.startswith("unknown ") for p in error.problems)
 
 
 def run_scaled(
@@ -114,10 +163,13 @@ def run_scaled(
     seeds: int | Sequence[int] | None = None,
     jobs: int = 1,
     overrides: Sequence[str] = (),
+    report: Path | None = None,
 ) -> dict[str, Any]:
-    """Replay a table in `out` and judge it; what is finished there is kept. Returns what report.json holds.
+    """Replay a table and judge it; what is finished in `out` is kept. Returns what report.json holds.
 
     Args:
+        out: folder of the runs; several tables may share it.
+        report: folder of report.md, report.json and the plot; by default `out`.
         seeds: how many, or which; by default as many as the table states. With fewer nothing is decided.
         overrides: of all arms, such as other data or `train.device=cuda`; they are part of the record.
 
@@ -136,23 +188,46 @@ def run_scaled(
         out=out,
         jobs=jobs,
         command=command_line(),
+        alone=True,
     )
     record = _record(path.stem, table, compared, overrides)
-    write_report(record, out, table.title, head_lines(record))
+    write_report(record, report or out, table.title, head_lines(record))
     return record
 
 
 def judge(table: ScaledTable, compared: Compared) -> list[Verdict]:
     """The verdict on each criterion."""
-    return [
-        verdict(
+    return [_judge(criterion, table.seeds, compared) for criterion in table.criteria]
+
+
+def _judge(criterion: Criterion, seeds: int, compared: Compared) -> Verdict:
+    lacking = [label for label in (criterion.arm, criterion.against) if label not in compared.runs]
+    if lacking:
+        return absent(list(dict.fromkeys(lacking)))
+    ours, theirs = compared.runs[criterion.arm], compared.runs[criterion.against]
+    try:
+        return verdict(
             criterion,
-            [value(run, criterion.metric) for run in compared.runs[criterion.arm]],
-            [value(run, criterion.metric) for run in compared.runs[criterion.against]],
-            table.seeds,
+            [measured(run, criterion.metric) for run in ours],
+            [measured(run, criterion.other_metric) for run in theirs],
+            seeds,
+            rows_of(ours, theirs),
         )
-        for criterion in table.criteria
+    except ValueError as error:
+        raise LrftError(f"criterion on {criterion.metric} of {criterion.arm}: {error}") from None
+
+
+def rows_of(arm: Sequence[PlannedRun], against: Sequence[PlannedRun]) -> Rows | None:
+    """The held-out rows of two arms at the seeds that both finished; None where a run did not keep them."""
+    pairs = [
+        (held_out_rows(a), held_out_rows(b))
+        for a, b in zip(arm, against, strict=True)
+        if result(a) and result(b)
     ]
+    found = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if not found or len(found) < len(pairs):
+        return None
+    return Rows([a[0] for a, _ in found], [b[0] for _, b in found], found[0][0][1])
 
 
 def head_lines(record: dict[str, Any]) -> list[str]:
@@ -181,6 +256,7 @@ def _record(name: str, table: ScaledTable, compared: Compared, overrides: Sequen
         "name": name,
         **kept,
         "overrides": list(overrides),
+        "absent": [arm.label for arm in table.arms if arm.label not in compared.runs],
         "verdict": overall(verdicts),
         "criteria": [
             {"stated": stated(criterion), **criterion.model_dump(), **asdict(found)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -14,6 +15,7 @@ Interval = tuple[float, float]
 EXACT_RESAMPLES = 8  # values up to which every resample is enumerated: 6,435 of them
 EXACT_FLIPS = 16  # differences up to which every choice of signs is
 DRAWS = 20_000  # beyond, this many are drawn
+CROSSED_DRAWS = 2_000
 TOLERANCE = 1e-12  # relative; sums in another order differ by this
 
 
@@ -54,6 +56,46 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95, seed: int =
     means = _every_mean(values) if len(values) <= EXACT_RESAMPLES else _drawn_means(values, seed)
     tail = (1 - level) / 2
     return _end(sorted(means), tail), _end(sorted(means, reverse=True), tail)
+
+
+def crossed_interval(
+    arm: Sequence[Sequence[float]],
+    against: Sequence[Sequence[float]],
+    tokens: Sequence[int],
+    gain: Callable[[float, float], float],
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The percentile bootstrap interval of a mean gain over seeds and held-out rows at once, 2,000 draws.
+
+    Each draw takes as many seeds and as many rows as there are, with replacement, the same of both arms.
+
+    Args:
+        arm, against: (seeds, rows) summed losses.
+        tokens: (rows,) how many tokens each sum is over.
+        gain: of the two arms' mean losses per token at one seed.
+
+    Raises:
+        ValueError: no seeds or rows, or tables of unequal shape.
+    """
+    if not arm or not tokens or {len(row) for row in (*arm, *against)} != {len(tokens)}:
+        raise ValueError("the arms were not scored on the same rows")
+    draw = random.Random(seed)
+    seeds, rows = range(len(arm)), range(len(tokens))
+    means = []
+    for _ in range(CROSSED_DRAWS):
+        chosen = Counter(draw.choices(rows, k=len(tokens)))
+        total = sum(tokens[row] * times for row, times in chosen.items())
+
+        def mean(losses: Sequence[float], chosen: Counter[int] = chosen, total: int = total) -> float:
+            return math.fsum(losses[row] * times for row, times in chosen.items()) / total
+
+        drawn = Counter(draw.choices(seeds, k=len(arm)))
+        gains = (times * gain(mean(arm[s]), mean(against[s])) for s, times in drawn.items())
+        means.append(math.fsum(gains) / len(arm))
+    ordered = [(value, 1 / CROSSED_DRAWS) for value in sorted(means)]
+    tail = (1 - level) / 2
+    return _end(ordered, tail), _end(ordered[::-1], tail)
 
 
 def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Paired:

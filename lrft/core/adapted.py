@@ -90,6 +90,16 @@ class Adapted(nn.Module):
         return dense if self.start is None or self.anchored else dense + self.start.delta_weight(dense)
 
     @torch.no_grad()
+    def change(self) -> Tensor:
+        """`merged_weight() - pretrained_weight()`, (out, in) float32, without the rounding of either sum."""
+        original, folded = self.base.original.weight().float(), self.base.change()
+        dense = original if folded is None else original + folded
+        found = self.adapter.delta_weight(dense)
+        if self.start is not None:
+            found = found - self.start.delta_weight(dense if self.anchored else original)
+        return found if folded is None else found + folded
+
+    @torch.no_grad()
     def absorb(self, share: float = 1.0) -> None:
         """Move `share` of the adapter's change into the base; the adapter itself is left to the caller.
 

@@ -1,4 +1,4 @@
-"""The registries: one per axis of a recipe, and two for what a newcomer adds most often, formats and tasks."""
+"""The registries: one per axis of a recipe, and those of formats, tasks and analyses."""
 
 from lrft.core.config import AdapterConfig, OptimizerConfig
 from lrft.core.registry import Registry
@@ -12,6 +12,7 @@ SELECTORS = Registry("selection", "lrft.methods.select")
 OPTIMIZERS = Registry("optimizer", "lrft.methods.optim", OptimizerConfig)
 SIGNALS = Registry("signal", "lrft.methods.signals")
 OBJECTIVES = Registry("objective", "lrft.methods.objectives")
+ANALYSES = Registry("analysis", "lrft.methods.analysis")
 FORMATS = Registry("format", "lrft.data.formats")
 TASKS = Registry("task", "lrft.evaluate.tasks")
 

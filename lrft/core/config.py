@@ -103,6 +103,9 @@ class Source(Section):
     )
     revision: str | None = Field(None, description="commit or tag of a hub data set")
     limit: int | None = Field(None, gt=0, description="use only the first so many rows")
+    stream: int | None = Field(
+        None, gt=0, description="read only the first so many rows of a hub data set, and download no others"
+    )
 
     @model_validator(mode="before")
     @classmethod

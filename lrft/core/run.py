@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter
+from lrft.core.analysis import Weights
 from lrft.core.batch import Batch
 from lrft.core.callback import EVENTS, Callback
 from lrft.core.loss import Head
@@ -61,6 +62,8 @@ class Run:
         penalized: adapters that add a penalty to the loss.
         stopping: decided once a step, so that what is saved and what stops are the same step on every process.
         scaler: `torch.amp.GradScaler` where the activations are float16, else None.
+        weights: the layers that train, for analyses; None where nobody gave them.
+        score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
         stop_signal: number of the signal that asked to stop, or None. Polled wherever time is spent.
     """
 
@@ -98,6 +101,8 @@ class Run:
         self.stop_signal: int | None = None
         self.stopping = False
         self.scaler: Any = None
+        self.weights: Weights | None = None
+        self.score: Callable[[], list[tuple[float, int]]] | None = None
 
     @property
     def rank(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ class Rows:
     Attributes:
         rows: one dict a row.
         origin: path of the file, or hub id and split as `id:split`.
-        fingerprint: sha256 of the file's bytes, or the hub data set's own fingerprint with its revision.
+        fingerprint: sha256 of the file's bytes or of streamed rows, or the hub data set's own with its revision.
         lines: line of each row, where the file has lines.
     """
 
@@ -73,7 +74,7 @@ def read_rows(source: Source, role: Role) -> Rows:
         return _read_hub(source, role)
     elif source.split is not None:
         raise DataError(f"data.{role}.split: {source.source} is one file and has no splits; remove the key")
-    for key in ("name", "revision"):
+    for key in ("name", "revision", "stream"):
         if getattr(source, key) is not None:
             raise DataError(f"data.{role}.{key}: {source.source} is local; the key is for hub data sets")
     rows = _read_file(path, role, source.limit)
@@ -121,19 +122,32 @@ def _read_hub(source: Source, role: Role) -> Rows:
 
     offline_if_unreachable()
     split = source.split or HUB_SPLIT[role]
+    place, streams = (source.source, source.name), source.stream is not None
     try:
-        rows = datasets.load_dataset(source.source, source.name, split=split, revision=source.revision)
+        rows = datasets.load_dataset(*place, split=split, revision=source.revision, streaming=streams)
+        if source.stream is not None:
+            rows = list(rows.take(min(source.stream, source.limit or source.stream)))
     except Exception as error:  # network, missing set, configuration or split: told apart by their message
+        remedy = "A stream needs the network; without `stream`," if streams else "Without network,"
         raise DataError(
             f"data.{role}.source: no file {source.source!r}, and the hub did not give it (split {split!r}): "
-            f"{_first_line(error)} Without network, download it first and keep HF_HOME, or name a file."
+            f"{_first_line(error)} {remedy} download it first and keep HF_HOME, or name a file."
         ) from error
-    if source.limit is not None:
+    if source.limit is not None and not streams:
         rows = rows.select(range(min(source.limit, len(rows))))
     if not len(rows):
         raise DataError(f"data.{role}.source: {source.source}, split {split!r}, has no rows")
+    fingerprint = _digest(rows) if streams else rows._fingerprint
     revision = f"@{source.revision}" if source.revision else ""
-    return Rows(rows, f"{source.source}:{split}", f"{rows._fingerprint}{revision}")
+    return Rows(rows, f"{source.source}:{split}", f"{fingerprint}{revision}")
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    """sha256 of the rows themselves: a stream has no fingerprint of what was taken from it."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 def _split_file(folder: Path, source: Source, role: Role) -> Path:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from lrft.core.batch import Batch
 from lrft.core.errors import DataError, NumericalError
-from lrft.core.loss import linear_cross_entropy
+from lrft.core.loss import linear_cross_entropy, target_logprobs
 from lrft.evaluate.batching import scoring
 from lrft.evaluate.subject import EvaluationStopped, Progress, never
 
@@ -78,6 +80,15 @@ def held_out_loss(
     return LossResult(loss, perplexity(loss), tokens, rows)
 
 
+def row_losses(model: CausalLM, batches: Iterable[Batch]) -> list[tuple[float, int]]:
+    """Summed cross-entropy in nats, and supervised tokens, of each document, in the order of the batches."""
+    found: list[tuple[float, int]] = []
+    with scoring(model):
+        for batch in batches:
+            found += _document_sums(model, batch.to(model.device))
+    return found
+
+
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where a double cannot hold it."""
     try:
@@ -88,6 +99,14 @@ def perplexity(loss: float) -> float:
 
 def _silent(what: str, done: int, total: int) -> None:
     """Nobody is shown how far it is."""
+
+
+def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:
+    supervised = model.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
+    logprobs = target_logprobs(supervised, model.head, batch.targets)
+    sums = batch.document_sums(-logprobs.double())
+    tokens = batch.document_sums(torch.ones_like(batch.targets))
+    return list(zip(sums.tolist(), tokens.tolist(), strict=True))
 
 
 def _batch_sum(model: CausalLM, batch: Batch) -> float:

@@ -33,12 +33,22 @@ def merge_run(folder: RunFolder, out: Path, onto: str | None, rank: int | None =
     onto = onto or recipe.export.onto
     dtype = DTYPES[recipe.export.dtype or recipe.model.dtype]
     trusted = trusts_remote_code(folder)
-    dense = load_model(recipe.model, device=adaptation.model.device, trust_remote_code=trusted)
+    dense = load_model(
+        recipe.model, device=adaptation.model.device, trust_remote_code=trusted, seed=recipe.train.seed
+    )
+    if recipe.model.tokenizer is not None:  # the configuration has the ids of another vocabulary
+        dense.hf.generation_config.eos_token_id = sorted(text.stop_ids)
     merge_into(dense, adaptation.model, onto=onto, dtype=dtype)
     write_merged(dense, text.tokenizer, out, recipe.export.shard_size)
     del dense
     section = recipe.model.model_copy(
-        update={"name": str(out), "revision": None, "dtype": recipe.export.dtype or recipe.model.dtype}
+        update={
+            "name": str(out),
+            "revision": None,
+            "weights": "pretrained",
+            "tokenizer": None,
+            "dtype": recipe.export.dtype or recipe.model.dtype,
+        }
     )
     merged = load_model(section, device=adaptation.model.device, trust_remote_code=trusted)
     merged.hf.to(adaptation.model.device)

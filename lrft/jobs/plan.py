@@ -30,14 +30,6 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
     text = read_text(recipe, trust_remote_code=trust_remote_code)
     model = load_model(recipe.model, trust_remote_code=trust_remote_code, meta=True)
     counted, settings = measure(recipe, model), recipe.train
-    memory = {
-        "linear_weights": counted["linear_bytes"],
-        "other_weights": counted["weight_bytes"] - counted["linear_bytes"],
-        "adapter": counted["trainable_bytes"],
-        "gradients": counted["gradient_bytes"],
-        "optimizer_state": counted["optimizer_bytes"],
-        "activations_estimated": _activation_bytes(recipe, model),
-    }
     return {
         "recipe": loaded.name,
         "recipe_hash": recipe_hash(recipe),
@@ -48,8 +40,26 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
         "trainable_parameters": counted["trainable"],
         "trainable_percent": counted["trainable_percent"],
         "ranks_undecided": counted["ranks_undecided"],
-        "memory_bytes": {**memory, "total_estimated": sum(memory.values())},
+        "memory_bytes": memory_bytes(recipe, model, counted),
     }
+
+
+def memory_bytes(recipe: Recipe, model: CausalLM, counted: dict[str, Any]) -> dict[str, int]:
+    """What takes how many bytes in training, and `total_estimated`; activations are the estimate in it.
+
+    Args:
+        model: the base model without weights.
+        counted: what `measure` says of the recipe.
+    """
+    memory = {
+        "linear_weights": counted["linear_bytes"],
+        "other_weights": counted["weight_bytes"] - counted["linear_bytes"],
+        "adapter": counted["trainable_bytes"],
+        "gradients": counted["gradient_bytes"],
+        "optimizer_state": counted["optimizer_bytes"],
+        "activations_estimated": _activation_bytes(recipe, model),
+    }
+    return {**memory, "total_estimated": sum(memory.values())}
 
 
 def show_plan(plan: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +22,29 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch
 
 
 def load_tokenizer(section: Any, trust_remote_code: bool = False) -> tuple[Any, set[int]]:
-    """The tokenizer of `model.name`, and every token id that ends a generation.
+    """The tokenizer of `model.tokenizer`, or of `model.name`, and every token id that ends a generation.
 
     The pad token is never one of the stop tokens: a tokenizer whose pad is its stop token gets another special token.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
     quiet()
-    name, options = _resolved(section)
+    key, source = _tokenizer_source(section)
+    name, options = _resolved(*source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(section.name, error) from None
+        raise _unloadable(source[0], error, key) from None
     stops = {tokenizer.eos_token_id} - {None}
+    if section.weights == "pretrained":  # what a model was trained to stop at; one without weights was not
+        name, options = _resolved(section.name, section.revision)
     try:
         ends = GenerationConfig.from_pretrained(name, **options).eos_token_id
         stops |= set(ends if isinstance(ends, list) else [ends]) - {None}
     except OSError:
         pass  # a model without a generation config stops at its tokenizer's eos
     if not stops:
-        raise RecipeError(
-            "the tokenizer has no end-of-sequence token, so nothing could learn to stop", "model.name"
-        )
+        raise RecipeError("the tokenizer has no end-of-sequence token, so nothing could learn to stop", key)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stops:
         token = _spare_token(tokenizer, stops)
         if token is not None:
@@ -56,8 +59,26 @@ def pad_id(tokenizer: Any, stops: set[int]) -> int:
     return next(i for i in range(len(tokenizer)) if i not in stops)
 
 
+def check_vocabulary(model: CausalLM, rows: Iterable[Sequence[int]]) -> None:
+    """Refuse token ids that the model has no embedding for, which a tokenizer of another model may give.
+
+    Raises:
+        RecipeError: names the first row that has one.
+    """
+    size = model.hf.get_input_embeddings().num_embeddings
+    for index, ids in enumerate(rows):
+        if ids and max(ids) >= size:
+            found = f"training row {index} has token {max(ids)}, and the model knows {size}"
+            raise RecipeError(f"{found}; give a tokenizer of fewer", "model.tokenizer")
+
+
 def load_model(
-    section: Any, *, device: torch.device | str = "cpu", trust_remote_code: bool = False, meta: bool = False
+    section: Any,
+    *,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+    meta: bool = False,
+    seed: int | None = None,
 ) -> CausalLM:
     """The dense base model, frozen, in `model.dtype`, attention backend chosen.
 
@@ -65,6 +86,7 @@ def load_model(
         section: the recipe's `model` section.
         device: where it will run; decides the default attention backend. Weights are loaded on the CPU.
         meta: build the architecture without weights.
+        seed: of the run, `train.seed`, which random weights are drawn from.
 
     Raises:
         RecipeError: the model cannot be loaded, or computes its logits in a way lrft does not know.
@@ -74,17 +96,20 @@ def load_model(
 
     quiet()
     attention.register()
-    name, options = _resolved(section)
-    settings = {"dtype": DTYPES[section.dtype], "trust_remote_code": trust_remote_code}
+    name, options = _resolved(section.name, section.revision)
+    dtype, trusted = DTYPES[section.dtype], {"trust_remote_code": trust_remote_code}
 
     def build(backend: str) -> Any:
-        if meta:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config, attn_implementation=backend, **settings)
-        return AutoModelForCausalLM.from_pretrained(
-            name, use_safetensors=True, attn_implementation=backend, **settings, **options
-        )
+        chosen = {"attn_implementation": backend, **trusted}
+        if not meta and section.weights == "pretrained":
+            return AutoModelForCausalLM.from_pretrained(
+                name, use_safetensors=True, dtype=dtype, **chosen, **options
+            )
+        config = AutoConfig.from_pretrained(name, **trusted, **options)
+        if not meta:
+            return _drawn(partial(AutoModelForCausalLM.from_config, config, **chosen), dtype, seed)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
 
     try:
         hf = _with_backend(build, section, torch.device(device))
@@ -108,6 +133,20 @@ def attention_backends(section: Any, device: torch.device) -> list[str]:
     flash = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
     flash = flash and not section.compile and section.dtype != "float32"
     return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
+
+
+def _drawn(make: Callable[..., Any], dtype: torch.dtype, seed: int | None) -> Any:
+    """The architecture's own random start: drawn on the CPU in float32, rounded to `dtype` once."""
+    assert seed is not None, "random weights need the seed of the run"
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        hf = make(dtype=torch.float32)
+    for (
+        parameter
+    ) in hf.parameters():  # buffers, such as rotary frequencies, stay float32 as loading leaves them
+        parameter.data = parameter.data.to(dtype)
+    hf.config.dtype = dtype
+    return hf
 
 
 def _with_backend(build: Any, section: Any, device: torch.device) -> Any:
@@ -153,20 +192,28 @@ def quiet() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
-def _resolved(section: Any) -> tuple[str, dict[str, Any]]:
-    path = gguf.locate(section.name)
+def _tokenizer_source(section: Any) -> tuple[str, tuple[str, str | None]]:
+    """The key that names the tokenizer, its name and its revision, which is that of the model alone."""
+    if section.tokenizer is None:
+        return "model.name", (section.name, section.revision)
+    return "model.tokenizer", (section.tokenizer, None)
+
+
+def _resolved(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    path = gguf.locate(name)
     if path is not None:
         return str(gguf.converted(path)), {}
-    if not Path(section.name).is_dir():
+    if not Path(name).is_dir():
         offline_if_unreachable()
-    return section.name, {"revision": section.revision} if section.revision else {}
+    return name, {"revision": revision} if revision else {}
 
 
-def _unloadable(name: str, error: Exception) -> RecipeError:
+def _unloadable(name: str, error: Exception, key: str = "model.name") -> RecipeError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    kinds = "safetensors, or" if key == "model.name" else "a tokenizer, or"
     return RecipeError(
-        f"{name!r} could not be loaded ({reason}); give a hub id, a local folder with safetensors, or a .gguf file",
-        "model.name",
+        f"{name!r} could not be loaded ({reason}); give a hub id, a local folder with {kinds} a .gguf file",
+        key,
     )
 
 

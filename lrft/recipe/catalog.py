@@ -6,7 +6,7 @@ import inspect
 
 from pydantic_core import PydanticUndefined
 
-from lrft.core.axes import AXES, FORMATS, TASKS
+from lrft.core.axes import ANALYSES, AXES, FORMATS, TASKS
 from lrft.core.errors import UsageError
 from lrft.core.names import did_you_mean
 from lrft.core.registry import Declaration, Registry
@@ -14,7 +14,7 @@ from lrft.core.traits import TRAITS
 from lrft.recipe.fields import slot_of
 
 # Recipe key -> the registry that its methods come from.
-CATALOG: dict[str, Registry] = {**AXES, "data.format": FORMATS, "eval.tasks": TASKS}
+CATALOG: dict[str, Registry] = {**AXES, "data.format": FORMATS, "eval.tasks": TASKS, "analyse": ANALYSES}
 
 
 def methods(axis: str | None = None) -> list[tuple[str, Declaration]]:

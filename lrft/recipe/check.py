@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from lrft.core.axes import AXES, FORMATS
+from lrft.core.axes import ANALYSES, AXES, FORMATS
 from lrft.core.errors import Problem
 from lrft.core.traits import TRAITS
 from lrft.recipe.clashes import CLASHES, Faulty, Settings
@@ -54,7 +54,8 @@ def _unmet_requirements(settings: Settings) -> Iterator[Problem]:
     provided |= {"fixed_base" if settings["trainable.weights"] == "adapter" else "base_weights"}
     provided |= {"one_stage"} if settings["restart"] is None else set()
     provided |= {"eager"} if settings["model.compile"] is not True else set()
-    for axis, part in chosen.items():
+    looking = {f"analyse.{place}": ANALYSES.declared(name) for place, name in _analyses(settings)}
+    for axis, part in {**chosen, **looking}.items():
         for trait in sorted(part.requires - provided):
             lacking = f"{part.name} requires what no chosen part provides: {_meaning(trait)}"
             message = f"{lacking}; {_remedy(trait)}"
@@ -62,6 +63,15 @@ def _unmet_requirements(settings: Settings) -> Iterator[Problem]:
     if settings["train.clip"] is not None and "clippable" not in provided and _providers("clippable"):
         message = f"{chosen['optimizer'].name} does not let gradients be clipped; write train.clip: null"
         yield Problem("train.clip", message)
+
+
+def _analyses(settings: Settings) -> Iterator[tuple[int, str]]:
+    """Place and method of every analysis."""
+    written = settings["analyse"]
+    for place, one in enumerate(written if isinstance(written, list) else []):
+        name = one.get("method") if isinstance(one, dict) else one
+        if name in ANALYSES.names():
+            yield place, name
 
 
 def _meaning(trait: str) -> str:

@@ -195,7 +195,7 @@ def _hub_keys_of_a_local_source(settings: Settings) -> Iterator[Problem]:
         source = settings[f"{split}.source"] if settings[split] is not None else None
         if source is None or not os.path.isabs(source):
             continue
-        for key in ("name", "revision", "split"):
+        for key in ("name", "revision", "stream", "split"):
             if settings[f"{split}.{key}"] is not None and (key != "split" or os.path.isfile(source)):
                 message = (
                     f"belongs to hub data sets, but {source} is local; remove it, or write {split}: PATH"

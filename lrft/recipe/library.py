@@ -8,7 +8,7 @@ import lrft
 from lrft.core.errors import RecipeError, UsageError
 from lrft.core.names import did_you_mean
 from lrft.recipe.document import parse, read_text
-from lrft.recipe.paths import sources
+from lrft.recipe.paths import MODEL, TOKENIZER, sources
 from lrft.recipe.tree import Node, Place, shown
 
 
@@ -69,10 +69,10 @@ def _movable(source: Path) -> str:
     text = read_text(source)
     root, _ = parse(text, Place(str(source), 1, source.parent))
     lines = text.splitlines(keepends=True)
-    written = [root.get("extends"), *(root.get(*keys) for keys in sources(root))]
+    written = [root.get("extends"), *(root.get(*keys) for keys in (MODEL, TOKENIZER, *sources(root)))]
     for node in filter(None, written):
         path = source.parent / str(node.value)
-        if isinstance(node, Node) and node.place.line is not None and path.is_file():
+        if isinstance(node, Node) and node.value and node.place.line is not None and path.exists():
             line = lines[node.place.line - 1]
             lines[node.place.line - 1] = line.replace(str(node.value), str(path.resolve()), 1)
     return "".join(lines)

@@ -11,7 +11,7 @@ from lrft.recipe.document import MAX_DEPTH, parse
 from lrft.recipe.tree import Node, Place, dotted, shown
 
 COMMAND_LINE = Place("command line")
-OF_ONE_SOURCE = ("name", "split", "revision")
+OF_ONE_SOURCE = ("name", "split", "revision", "stream")
 METHOD_SECTIONS = (*AXES, "schedule")
 
 

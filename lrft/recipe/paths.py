@@ -14,6 +14,7 @@ from lrft.recipe.fields import slot_of
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 
 MODEL: Keys = ("model", "name")
+TOKENIZER: Keys = ("model", "tokenizer")
 DATA_SUFFIXES = (
     ".json",
     ".jsonl",
@@ -45,12 +46,12 @@ def located(root: Node) -> tuple[Node, list[Problem]]:
     """
     problems: list[Problem] = []
     told: set[tuple[str, Place]] = set()
-    for keys in (MODEL, *sources(root)):
+    for keys in (MODEL, TOKENIZER, *sources(root)):
         node = root.get(*keys)
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
         try:
-            root = root.with_value(keys, replace(node, value=_located(node, is_model=keys == MODEL)))
+            root = root.with_value(keys, replace(node, value=_located(node, keys)))
         except _Nowhere as error:
             if (node.value, node.place) not in told:  # `data: PATH` is one mistake, not two
                 problems.append(node.place.problem(dotted(keys), str(error)))
@@ -87,8 +88,8 @@ class _Nowhere(Exception):
     pass
 
 
-def _located(node: Node, is_model: bool) -> str:
-    text = _expanded(node.value)
+def _located(node: Node, keys: Keys) -> str:
+    text, is_model = _expanded(node.value), keys in (MODEL, TOKENIZER)
     if is_model and text.startswith("pkg:"):
         _check_packaged(text)
         return text
@@ -98,7 +99,8 @@ def _located(node: Node, is_model: bool) -> str:
         candidates.insert(0, os.path.abspath(node.place.folder / text))
     for candidate in dict.fromkeys(candidates):
         if os.path.isdir(candidate) if is_model and not text.endswith(".gguf") else os.path.exists(candidate):
-            _check_kind(candidate, is_model)
+            if keys != TOKENIZER:
+                _check_kind(candidate, is_model)
             return candidate
     marked = text.startswith((".", "/", "~")) or text != node.value
     looks_like_a_path = marked or text.endswith((".gguf", ".safetensors") if is_model else DATA_SUFFIXES)

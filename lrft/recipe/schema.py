@@ -1,4 +1,4 @@
-"""The recipe: sixteen strict sections. A method's own settings live in that method's file, not here."""
+"""The recipe: strict sections. A method's own settings live in that method's file, not here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from lrft.core.axes import (
     ADAPTERS,
     ALLOCATORS,
+    ANALYSES,
     FORMATS,
     INITS,
     OBJECTIVES,
@@ -24,6 +25,12 @@ class ModelSection(Section):
 
     name: str = Field(min_length=1, description="hub id, local folder, .gguf file, or pkg:PACKAGE/FILE.gguf")
     revision: str | None = Field(None, description="commit, branch or tag on the hub")
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: drawn from train.seed as the architecture draws them; no weights are read"
+    )
+    tokenizer: str | None = Field(
+        None, min_length=1, description="hub id or local folder of another tokenizer; by default the model's own"
+    )
     dtype: Literal["bfloat16", "float32", "float16"] = Field(
         "bfloat16", description="precision of base weights and activations; float16 needs a GPU"
     )
@@ -165,6 +172,10 @@ class Recipe(Section):
     data: DataSection
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
+    analyse: list[Annotated[Any, Choice(ANALYSES)]] = Field(
+        default_factory=list,
+        description="what is measured of weights and gradients while the run trains, for result.json",
+    )
     export: ExportSection = ExportSection()
     logging: LoggingSection = LoggingSection()
 

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lrft.assemble.measure import measure
 from lrft.core.errors import RecipeError
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
+from lrft.recipe.schema import Recipe
+from lrft.recipe.table_file import Cell
+from lrft.tables.kept import Kept, row_key
 from lrft.tables.load import LoadedTable, row_recipe
-from lrft.tables.schema import Cell, Column
+from lrft.tables.metrics import values
+from lrft.tables.schema import Column, Row
 
 EQUAL, CONFLICT, MISSED, ABSENT = "equal", "conflict", "missed", "method not in lrft yet"
-OF_OPTIMIZER = "optimizer_bytes"
 
 
 @dataclass(frozen=True)
@@ -60,47 +62,63 @@ class Models:
 
 
 def count_table(
-    loaded: LoadedTable, models: Models | None = None, progress: Callable[[int, int], None] | None = None
+    loaded: LoadedTable,
+    models: Models | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[Number]:
     """Every number of the table, row by row.
 
+    Args:
+        kept: rows that were counted before, which are not counted again.
+
     Raises:
-        RecipeError: a row's overrides are wrong, or a column measures something there is not.
+        RecipeError: a row's overrides are wrong, or a column measures something its recipe does not have.
     """
-    table, models = loaded.table, models or Models()
+    table, models, kept = loaded.table, models or Models(), kept or Kept()
+    keys = []
     for done, row in enumerate(table.rows):
         recipe = row_recipe(loaded, row)
-        measured: dict[str, Any] | None = None
+        measured: dict[str, float] | None = None
         if recipe is not None:
-            wanted = {table.columns[name].metric for name in row.cells}
-            measured = measure(recipe.recipe, models.get(recipe.recipe.model), OF_OPTIMIZER in wanted)
-        for name, cell in row.cells.items():
-            column = table.columns[name]
-            if measured is not None and column.metric not in measured:
-                known = ", ".join(sorted(measured))
-                raise RecipeError(
-                    f"{loaded.path}: columns.{name}.metric: {column.metric!r} is none of {known}"
-                )
-            ours = None if measured is None else measured[column.metric] / column.scale
-            yield Number(
-                row.label,
-                name,
-                cell.published,
-                ours,
-                verdict(cell, column, ours),
-                cell.provenance or column.provenance,
-                cell.conflict,
-            )
+            metrics = list(dict.fromkeys(table.columns[name].metric for name in row.cells))
+            keys.append(row_key(recipe.recipe, metrics))
+            measured = kept.get(loaded.name, keys[-1])
+            if measured is None:
+                measured = _values(loaded, row, recipe.recipe, models, metrics)
+                kept.put(loaded.name, keys[-1], measured)
+        yield from _numbers(loaded, row, measured)
         if progress is not None:
             progress(done + 1, len(table.rows))
+    kept.close(loaded.name, keys)
+
+
+def _values(
+    loaded: LoadedTable, row: Row, recipe: Recipe, models: Models, metrics: list[str]
+) -> dict[str, float]:
+    try:
+        return values(recipe, models.get(recipe.model), metrics)
+    except RecipeError as error:
+        raise RecipeError(f"{loaded.path}: row {row.label!r}: {error}") from None
+
+
+def _numbers(loaded: LoadedTable, row: Row, measured: dict[str, float] | None) -> Iterator[Number]:
+    """The cells of a row; without measured values its method is not there."""
+    for name, cell in row.cells.items():
+        column = loaded.table.columns[name]
+        ours = None if measured is None else measured[column.metric] / column.scale
+        said = verdict(cell, column, ours)
+        source = cell.provenance or column.provenance
+        yield Number(row.label, name, cell.published, ours, said, source, cell.conflict)
 
 
 def verdict(cell: Cell, column: Column, ours: float | None) -> str:
     """What the count says of the published number."""
     if ours is None:
         return ABSENT
-    allowed = column.tolerance if cell.tolerance is None else cell.tolerance
-    allowed = max(allowed, column.relative * abs(cell.published))
+    allowed = cell.tolerance
+    if allowed is None:
+        allowed = max(column.tolerance, column.relative * abs(cell.published))
     if abs(ours - cell.published) <= allowed * (1 + 1e-9) + 1e-12:
         return EQUAL
     return CONFLICT if cell.conflict else MISSED

@@ -1,18 +1,15 @@
-"""Table files: found by name, checked strictly, every mistake with its file, line and key."""
+"""Table files of the exact tier: checked strictly, every mistake with its file, line and key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from lrft.core.errors import RecipeError, UsageError
-from lrft.core.names import did_you_mean
-from lrft.recipe import library
-from lrft.recipe.document import parse, read_text
 from lrft.recipe.load import LoadedRecipe, load_recipe
-from lrft.recipe.tree import Place, dotted
+from lrft.recipe.table_file import lacks_method, read_table
+from lrft.tables import library
+from lrft.tables.library import EXACT, Entry
 from lrft.tables.schema import Row, TableFile
 
 
@@ -27,39 +24,25 @@ class LoadedTable:
 
 def folder() -> Path:
     """Where the packaged tables are."""
-    return library.folder() / "tables"
+    return library.folder()
 
 
 def names() -> list[str]:
-    """Every packaged table, by file name; `_parts.yaml` are none."""
-    return sorted(path.stem for path in folder().glob("[!_]*.yaml"))
+    """Every packaged table of the exact tier, by file name."""
+    return sorted(library.packaged(EXACT))
 
 
-def scaled() -> dict[str, Path]:
-    """Name -> file of the packaged tables that are replayed by training, at a small scale."""
-    return {path.stem: path for path in sorted((folder() / "scaled").glob("[!_]*.yaml"))}
-
-
-def load_table(name: str) -> LoadedTable:
-    """A table by packaged name, or by file.
+def load_table(name: str | Entry) -> LoadedTable:
+    """A table of the exact tier by packaged name, or by file.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or it is of another tier.
         RecipeError: with every problem found in the file.
     """
-    path = Path(name) if name.endswith(".yaml") else folder() / f"{name}.yaml"
-    if not path.is_file():
-        raise UsageError(f"no table {name!r}{did_you_mean(name, names())}")
-    root, problems = parse(read_text(path), Place(str(path), 1, path.parent))
-    try:
-        table = TableFile.model_validate(root.plain())
-    except ValidationError as error:
-        for one in error.errors():
-            problems.append(root.nearest(*one["loc"]).problem(dotted(one["loc"]), _sentence(one["msg"])))
-        raise RecipeError(problems) from None
-    if problems:
-        raise RecipeError(problems)
-    return LoadedTable(path.stem, path, table)
+    entry = library.find(name) if isinstance(name, str) else name
+    if entry.tier != EXACT:
+        raise UsageError(f"{entry.name} is a table of the {entry.tier} tier, and only exact ones are counted")
+    return LoadedTable(entry.name, entry.path, read_table(entry.path, TableFile))
 
 
 def row_recipe(loaded: LoadedTable, row: Row) -> LoadedRecipe | None:
@@ -68,25 +51,27 @@ def row_recipe(loaded: LoadedTable, row: Row) -> LoadedRecipe | None:
     Raises:
         RecipeError: the overrides are wrong in another way.
     """
-    overrides = [_from_here(text, loaded.path.parent) for text in (*loaded.table.overrides, *row.overrides)]
+    here = loaded.path.parent
+    overrides = [_from_here(text, here) for text in (*loaded.table.overrides, *row.overrides)]
     try:
-        return load_recipe(str(loaded.path.parent / loaded.table.recipe), overrides)
+        return load_recipe(_file(row.recipe or loaded.table.recipe, here), overrides)
     except RecipeError as error:
-        unknown = [
-            p for p in error.problems if p.key.endswith(".method") and p.message.startswith("unknown ")
-        ]
-        if unknown:
+        if lacks_method(error):
             return None
         raise RecipeError(f"{loaded.path}: row {row.label!r}: {error}") from None
 
 
+def _file(recipe: str, here: Path) -> str:
+    """The recipe beside the table or among the packaged tables; else the name, of a packaged recipe."""
+    beside = [at / recipe for at in (here, library.folder())]
+    return next((str(path) for path in beside if path.is_file()), recipe)
+
+
 def _from_here(text: str, here: Path) -> str:
-    """An override whose model is a folder beside the table, made independent of the working directory."""
+    """An override whose model is a folder beside the table or the packaged ones, made a whole path."""
     key, equals, value = text.partition("=")
-    if key == "model.name" and equals and (here / value).is_dir():
-        return f"{key}={(here / value).resolve()}"
+    if key == "model.name" and equals:
+        for at in (here, library.folder()):
+            if (at / value).is_dir():
+                return f"{key}={(at / value).resolve()}"
     return text
-
-
-def _sentence(message: str) -> str:
-    return message.removeprefix("Value error, ")

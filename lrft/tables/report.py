@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from lrft.recipe.table_file import PROVENANCE
 from lrft.tables.count import ABSENT, Number
 from lrft.tables.load import LoadedTable
-from lrft.tables.schema import PROVENANCE
 
 
 def markdown(loaded: LoadedTable, numbers: list[Number], level: int = 1) -> str:
@@ -44,6 +44,14 @@ def record(loaded: LoadedTable, numbers: list[Number], facts: dict[str, Any]) ->
         "numbers": [number.record() for number in numbers],
         **facts,
     }
+
+
+def where_it_ran(facts: dict[str, Any]) -> str:
+    """Versions, hardware, commit and wall time, as the end of a table's page."""
+    named = {**facts["versions"], **facts["hardware"], "git": facts["git"]}
+    shown = ", ".join(f"{key} {value}" for key, value in named.items() if value is not None)
+    kept = f", {facts['rows_kept']} rows from a run before" if facts["rows_kept"] else ""
+    return f"\n## Where it ran\n\n- {shown}\n- {facts['seconds']:g} s{kept}\n"
 
 
 def tally(numbers: list[Number]) -> str:

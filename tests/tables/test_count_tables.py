@@ -12,9 +12,10 @@ import yaml
 
 from lrft.assemble.measure import measure
 from lrft.core.axes import ADAPTERS
+from lrft.recipe.table_file import PROVENANCE
 from lrft.tables import load
 from lrft.tables.count import ABSENT, CONFLICT, EQUAL, Models, count_table
-from lrft.tables.schema import PROVENANCE, Row, TableFile
+from lrft.tables.schema import Row, TableFile
 
 COUNT_TABLES = [
     "adalora",

@@ -13,10 +13,11 @@ import tables_page
 from lrft.cli import app
 from lrft.core.errors import RecipeError, ToleranceError, UsageError
 from lrft.jobs.reproduce import reproduce
+from lrft.recipe.table_file import PROVENANCE, Cell
 from lrft.tables import load
 from lrft.tables.count import ABSENT, CONFLICT, EQUAL, MISSED, count_table, verdict
 from lrft.tables.report import markdown
-from lrft.tables.schema import PROVENANCE, Cell, Column
+from lrft.tables.schema import Column
 
 TRAINABLE = {"metric": "trainable", "provenance": "C"}
 

@@ -123,11 +123,13 @@ class AdaLoRA(Dynamic):
             ]
         )
 
+    def budget(self, step: int, total: int) -> int:
+        """Components of all sites that step `step` of `total` leaves."""
+        return cubic_budget(step, self.capacity, self.target, *self._phases(total)[:2], total)
+
     def prune(self, run: Run) -> Tensor:
         """True at the components that this step's budget does not cover; recorded."""
-        budget = cubic_budget(
-            run.step, self.capacity, self.target, self.t_init, self.t_final, run.total_steps
-        )
+        budget = self.budget(run.step, run.total_steps)
         scores = self.scores()
         pruned = lowest(scores, self.capacity - budget)
         self.decided(run, ~pruned, scores, budget=budget)

@@ -100,6 +100,18 @@ class LoRAPro(torch.optim.Optimizer):
                     self._pair(self.pairs[param], group)
         return loss
 
+    @torch.no_grad()
+    def adjusted_gradients(self, B: Tensor) -> tuple[Tensor, Tensor] | None:
+        """gA' (r, n) and gB' (m, r) of the pair with this B (m, r), from the gradients that are there now.
+
+        None where a factor has no gradient, or B is no factor of a pair.
+        """
+        pair = self.pairs.get(B)
+        if pair is None or pair.A.grad is None or pair.B.grad is None:
+            return None
+        solver = Solver.of(pair.A, pair.B, pair.scaling, self.defaults["damping"])
+        return solver.adjusted(pair.A.grad, pair.B.grad)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state back as it was saved, float32 whatever the factors are."""
         super().load_state_dict(state_dict)

@@ -1,0 +1,78 @@
+"""What a job of a cluster does: one training as a process, and its exit code.
+
+Imports nothing of lrft, so that the job holds no more memory than it needs beside the training.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+PAUSE = 0.5  # seconds between looks at the training
+STOPPED = 128 + signal.SIGINT
+
+
+@dataclass
+class Training:
+    """Called in the job; `submitit` calls `checkpoint` when the job's time is over or its node is taken away.
+
+    Attributes:
+        log: what the training prints is appended to it.
+        stop: once this file exists, the training is asked to save and stop. A file reaches every node, a signal does
+            not: on a cluster that tracks processes by control group, it ends at the job's first process.
+        environment: of the training, on top of the job's own.
+    """
+
+    command: list[str]
+    log: Path
+    stop: Path
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    asked: bool = field(default=False, init=False)
+
+    def __call__(self) -> int:
+        """Train to the end; the exit code, -N for signal N."""
+        if self.stop.exists():
+            return STOPPED
+        with self.log.open("a") as file:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+                process_group=0,
+            )
+        try:
+            while (code := self.process.poll()) is None:
+                if self.stop.exists() and not self.asked:
+                    self._ask()
+                time.sleep(PAUSE)
+            return code
+        except KeyboardInterrupt:
+            self._ask()
+            raise
+
+    def checkpoint(self) -> Any:
+        """Save and stop; what is to be queued again goes on from there."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.process is not None:
+            if not self.asked:
+                self._ask()
+            # Called by a signal that may have come in the midst of `poll`, whose lock `wait` would wait for.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(replace(self))
+
+    def _ask(self) -> None:
+        """Ask the training to save and stop; asked before, kill it."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL if self.asked else signal.SIGINT)
+            self.asked = True

@@ -1,0 +1,77 @@
+"""`Analysis`: a look at a run that changes nothing of it, and what it may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from lrft.core.callback import TimedMethod
+
+if TYPE_CHECKING:
+    from lrft.core.run import Run
+
+Found = dict[str, float] | float
+DIGITS = 7  # significant digits that are kept: what float32 holds
+
+
+@dataclass(frozen=True)
+class Change:
+    """One linear layer and what training made of it, both (out, in) float32.
+
+    Attributes:
+        site: path of the layer.
+        before: its weight before any training, as it is stored (decoded where it is quantized).
+        change: what was added since. Computed as such, not as a difference of two rounded sums.
+    """
+
+    site: str
+    before: Tensor
+    change: Tensor
+
+
+class Weights(Protocol):
+    """The linear layers of a run that train or have an adapter that is a change of the weight, one at a time."""
+
+    def changes(self) -> Iterator[Change]:
+        """Every such layer as it is now."""
+
+    def originals(self) -> Iterator[tuple[str, Tensor]]:
+        """Path and weight (out, in) as the model's files have it, float32, before it was rounded into any storage."""
+
+
+class Analysis(TimedMethod):
+    """A callback that only looks. What it finds stands in result.json under `analysis.NAME`.
+
+    Every finding is a number, or a number for each key (a site, a step, a rank). A run with analyses has the losses
+    and the bytes of the run without them; a contract test holds them to it.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.found: dict[str, Found] = {}
+
+    def note(self, **found: Found) -> None:
+        """Keep numbers under their names; keyed numbers are added to those already there."""
+        for name, value in found.items():
+            if not isinstance(value, dict):
+                self.found[name] = _short(value)
+                continue
+            kept = self.found.setdefault(name, {})
+            assert isinstance(kept, dict), f"{name} is a number already"
+            kept.update({key: _short(number) for key, number in value.items()})
+
+    def finish(self, run: Run) -> None:
+        run.summary.setdefault("analysis", {})[self.name] = self.found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"found": self.found}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.found = state["found"]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

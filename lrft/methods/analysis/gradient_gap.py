@@ -1,0 +1,100 @@
+"""How far the step of a low-rank product is from the full gradient, layer by layer and step by step."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.analysis import Analysis
+from lrft.core.axes import ANALYSES
+from lrft.core.config import Field, MethodConfig
+from lrft.core.errors import RecipeError
+from lrft.core.run import Run
+
+
+@ANALYSES.register
+class GradientGap(Analysis):
+    """Distance of the equivalent gradient of s B A from the full gradient G (out, in), over the norm of G.
+
+    plain = ||s (B gA + gB A) - G|| / ||G||   gA = dL/dA (r, in), gB = dL/dB (out, r): the step of gradient descent
+    adjusted = the same with the gA', gB' that the optimizer makes of them, where it makes any; else as plain
+    cosine = <s (B gA + gB A), G> / (||s (B gA + gB A)|| ||G||)   the direction alone, whatever the scale s
+    G = sum of dy^T x over the step's tokens, from hooks, so the base may be stored in any format.
+    Found: `plain`, `adjusted` and `cosine` for each `STEP:SITE` of the first `steps` steps. Frobenius norms, float32.
+    Where G or the step is 0 nothing is found. Costs one product (out, tokens) x (tokens, in) a layer, and G in memory.
+    Source: Wang et al., "LoRA-Pro", ICLR 2025, arXiv 2407.18242, section 2, which states the objective
+    ||g_equiv - g||_F^2; the quotient by ||G|| is ours, so that layers compare; the cosine: Wang et al., "LoRA-GA",
+    2024, arXiv 2407.05000, whose objective leaves the scale of G free. Gradients are unclipped.
+    """
+
+    requires = {"low_rank", "trained_pair", "backward", "undropped"}
+
+    class Config(MethodConfig):
+        steps: int = Field(20, gt=0, description="how many steps are measured")
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.full: dict[str, Tensor] = {}
+        self.handles: list[Any] = []
+
+    def start(self, run: Run) -> None:
+        if run.accelerator is not None and run.accelerator.num_processes > 1:
+            message = "sees the gradients of one process alone; run this recipe in one process"
+            raise RecipeError(f"gradient_gap {message}", "analyse")
+        if run.optimizer is None or getattr(run.optimizer, "consumes_gradients", False):
+            raise RecipeError(
+                "gradient_gap needs all gradients at once; write optimizer.per_layer: false", "analyse"
+            )
+        if run.step < self.config.steps:
+            for _, module in run.adapted():
+                watch = partial(self._watch, module.adapter.site.name)
+                self.handles.append(module.register_forward_hook(watch))
+
+    def before_step(self, run: Run) -> None:
+        self.full = {}
+
+    @torch.no_grad()
+    def after_backward(self, run: Run) -> None:
+        if not self.handles:
+            return
+        adjust = getattr(run.optimizer, "adjusted_gradients", None)
+        for _, module in run.adapted():
+            adapter, site = module.adapter, module.adapter.site.name
+            G, A, B = self.full.get(site), adapter.get_parameter("A"), adapter.get_parameter("B")
+            if G is None or A.grad is None or B.grad is None or not (size := float(G.norm())):
+                continue
+            key, scaling = f"{run.step + 1}:{site}", adapter.scaling
+            step = equivalent(A.grad, B.grad, A, B, scaling)
+            plain = float((step - G).norm()) / size
+            better = adjust(B) if adjust is not None else None
+            best = step if better is None else equivalent(better[0], better[1], A, B, scaling)
+            self.note(plain={key: plain}, adjusted={key: float((best - G).norm()) / size})
+            if length := float(step.norm()):
+                self.note(cosine={key: float((step * G).sum()) / (length * size)})
+        self.full = {}
+        if run.step + 1 >= self.config.steps:
+            self.close()
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def _watch(self, site: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.requires_grad:
+            return  # a pass for scores alone
+        x = inputs[0].detach().flatten(0, -2).float()
+
+        def take(dy: Tensor) -> None:
+            G = dy.detach().flatten(0, -2).float().mT @ x
+            self.full[site] = self.full[site] + G if site in self.full else G
+
+        output.register_hook(take)
+
+
+def equivalent(gA: Tensor, gB: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """The step of the product, s (B gA + gB A), (out, in) float32."""
+    return scaling * (B.float() @ gA.float() + gB.float() @ A.float())
