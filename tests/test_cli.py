@@ -33,7 +33,7 @@ OPTIONS = {
     "eval": {"--task", "--limit", "--baseline", "--json"},
     "merge": {"--out", "--onto", "--rank"},
     "compare": {"--out", "--match", "--lr-grid", "--seeds", "--jobs"},
-    "reproduce": {"--out", "--json", "--tier", "--seeds", "--jobs", "--device"},
+    "reproduce": {"--out", "--json", "--tier", "--seeds", "--jobs", "--device", "--fresh", "--dry-run"},
     "recipes ls": set(),
     "recipes show": {"--origins"},
     "recipes cp": set(),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lrft.compare.full import full_markdown, load_full, size_full
+from lrft.compare.full_table import counted_recipe, trained_arm
 from lrft.core.axes import FORMATS
 from lrft.jobs.evaluate import evaluate_run
 from lrft.jobs.train import train_recipe
+from lrft.recipe import library
 from lrft.recipe.load import LoadedRecipe, load_recipe, validate
 from lrft.train.folder import RunFolder
 
@@ -28,11 +32,14 @@ METAMATH = {
     "type": "GSM_Rephrased",
     "original_question": "Ann has 2 pens and buys 3. How many pens?",
 }
+C4 = {"text": "Ice is frozen water. " * 3, "timestamp": "2019-04-25T12:57:54Z", "url": "https://example.org"}
 OASST = {"text": "### Human: What is ice?### Assistant: Frozen water."}
 
 # (hidden, intermediate, layers, heads, key-value heads, vocabulary)
 LLAMA_7B = ("llama", 4096, 11008, 32, 32, 32, 32000)
 LLAMA3_8B = ("llama", 4096, 14336, 32, 32, 8, 128256)
+GALORE_60M = ("llama", 512, 1376, 8, 8, 8, 32000)
+LLAMA32_3B = ("llama", 3072, 8192, 28, 24, 8, 128256)
 MISTRAL_7B = ("mistral", 4096, 14336, 32, 32, 8, 32000)
 
 # recipe -> a row of its data set, the real model's shape, and how many numbers train there
@@ -46,7 +53,15 @@ FULL: dict[str, tuple[dict[str, Any], tuple[Any, ...], int]] = {
     "llama2-metamath-lora_pro": (METAMATH, LLAMA_7B, 19_988_480),
     "llama2-oasst-qlora": (OASST, LLAMA_7B, 159_907_840),
     "mistral-metamath-lora_sb": (METAMATH, MISTRAL_7B, 2_064_384),
+    "llama32-metamath-lora": (METAMATH, LLAMA32_3B, 9_175_040),
+    "galore-60m-c4-adamw": (C4, GALORE_60M, 58_073_600),
+    "galore-60m-c4-galore": (C4, GALORE_60M, 58_073_600),
+    "galore-60m-c4-fira": (C4, GALORE_60M, 58_073_600),
 }
+FROM_SCRATCH = [name for name in FULL if name.startswith("galore")]
+TABLES = sorted((RECIPES / "tables" / "full").glob("[!_]*.yaml"))
+# Tables whose sizes take longer than ten seconds.
+LONG = {"dora_commonsense", "galore_perplexity", "pissa_accuracy"}
 TINY_RANK = 8  # LoRA-GA needs twice the rank in directions, and a tiny key projection has 32
 
 
@@ -62,10 +77,13 @@ def shrunken(name: str, model: Path, rows: Path, *more: str) -> LoadedRecipe:
     overrides += ["train.max_length=256", "schedule.warmup_steps=null", "schedule.warmup_ratio=0"]
     if recipe.data.eval is not None:
         overrides += [f"data.eval={rows}", "train.eval_every=2"]
-    if recipe.adapter.rank > TINY_RANK:
-        overrides.append(f"adapter.rank={TINY_RANK}")
-    if "batches" in type(recipe.init).model_fields:
+    for axis in ("adapter", "optimizer"):
+        if getattr(getattr(recipe, axis), "rank", 0) > TINY_RANK:
+            overrides.append(f"{axis}.rank={TINY_RANK}")
+    if recipe.init is not None and "batches" in type(recipe.init).model_fields:
         overrides.append("init.batches=2")
+    if recipe.model.tokenizer is not None:
+        overrides.append(f"model.tokenizer={model}")
     return loaded(name, *overrides, *more)
 
 
@@ -168,6 +186,8 @@ def test_a_full_recipe_is_scored_on_rows_of_its_benchmark(name, tiny, rows_of, t
         ("llama2-metamath-lora_pro", "How many has she?\n\n### Response:\n", "The answer is: 5"),
         ("mistral-metamath-lora_sb", "How many has she?\n\n### Response:", "The answer is: 5"),
         ("llama2-oasst-qlora", "", OASST["text"]),
+        ("llama32-metamath-lora", "", "step by step.\nAnswer:2 + 3 = 5. #### 5 The answer is: 5"),
+        ("galore-60m-c4-adamw", "", C4["text"]),
     ],
 )
 def test_a_full_recipe_learns_what_the_authors_learn(name, prompt_ends, completion_ends):
@@ -190,9 +210,111 @@ def test_a_full_recipe_learns_what_the_authors_learn(name, prompt_ends, completi
         ("llama2-metamath-lora_pro", 32),
         ("llama2-oasst-qlora", 16),
         ("mistral-metamath-lora_sb", 32),
+        ("llama32-metamath-lora", 4),
+        ("galore-60m-c4-adamw", 512),
+        ("galore-60m-c4-galore", 512),
+        ("galore-60m-c4-fira", 512),
     ],
 )
 def test_a_step_of_a_full_recipe_has_the_published_rows(name, rows_a_step):
     train = loaded(name).recipe.train
     assert train.batch_size * train.gradient_accumulation == rows_a_step
     assert not train.packing
+
+
+@pytest.mark.parametrize("name", FROM_SCRATCH)
+def test_pre_training_starts_from_the_packaged_configuration_and_has_a_document_for_each_row(name):
+    recipe = loaded(name).recipe
+    assert recipe.model.weights == "random"
+    assert Path(recipe.model.name) == RECIPES / "tables" / "configs" / "galore-60m"
+    rows = recipe.train.batch_size * recipe.train.gradient_accumulation * recipe.train.max_steps
+    assert recipe.data.train.stream == rows
+
+
+def test_a_copied_pre_training_recipe_still_finds_its_configuration(tmp_path):
+    copy = library.copy("galore-60m-c4-adamw", tmp_path)
+    assert load_recipe(copy).recipe.model == loaded("galore-60m-c4-adamw").recipe.model
+
+
+def test_there_are_full_tables_and_none_shares_a_name_with_another_tier():
+    others = {path.stem for tier in ("", "scaled") for path in (RECIPES / "tables" / tier).glob("*.yaml")}
+    assert len(TABLES) >= 10
+    assert not {path.stem for path in TABLES} & others
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_full_table_names_recipes_that_exist_and_no_unverified_number(path):
+    table = load_full(path)
+    for row in table.rows:
+        assert row.recipe is None or row.recipe in library.names()
+        loaded_row = counted_recipe(table, row, path)
+        if row.config is not None and loaded_row is not None:
+            assert Path(loaded_row.recipe.model.name).parent == RECIPES / "tables" / "configs"
+        for name, cell in row.cells.items():
+            assert (cell.provenance or table.columns[name].provenance) in {"T", "R", "J", "A", "2"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in LONG else []) for p in TABLES],
+)
+def test_a_full_table_is_sized_without_network(path, monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("sizing asked for the network")
+
+    monkeypatch.setattr("socket.create_connection", refused)
+    record = size_full(path)
+    assert {number["verdict"] for number in record["numbers"]} <= {
+        "not run",
+        "no recipe",
+        "method not in lrft yet",
+        "no such benchmark in lrft",
+    }
+    for row, published in zip(record["rows"], load_full(path).rows, strict=True):
+        if row["state"] == "sized":
+            assert row["trainable"] > 0
+            assert row["memory_bytes"] > 0
+        else:
+            assert published.config is None or row["state"] == "method not in lrft yet"
+    assert full_markdown(record).startswith(f"# {record['title']}")
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_every_row_of_a_full_table_that_has_a_recipe_can_be_planned(path, monkeypatch, tmp_path):
+    """With the benchmark's files in place, every recipe is valid as it would be run."""
+    for variable in ("LLM_ADAPTERS", "NQ_OPEN"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    for file in _named_files(path.read_text(), tmp_path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("[]")
+    table = load_full(path)
+    for row in table.rows:
+        arm = trained_arm(table, row, path)
+        assert (arm is None) == (counted_recipe(table, row, path) is None)
+        if arm is not None and arm.recipe.model.weights == "random":
+            assert Path(arm.recipe.model.name).name == row.config
+
+
+def _named_files(text: str, folder: Path) -> list[Path]:
+    return [folder / found for found in re.findall(r"\$(?:LLM_ADAPTERS|NQ_OPEN)/([\w/.-]+)", text)]
+
+
+@pytest.mark.parametrize(
+    "name", ["dora_commonsense", "fira_commonsense", "gralora_accuracy", "randlora_commonsense"]
+)
+def test_commonsense_is_scored_in_the_prompt_that_it_is_trained_in(name):
+    trained = loaded("llama-commonsense-dora").recipe.data.format
+    tasks = load_full(RECIPES / "tables" / "full" / f"{name}.yaml").tasks
+    assert len({task.data.source for task in tasks}) == 8
+    assert {task.format.prompt + task.format.completion for task in tasks} == {trained.completion}
+
+
+def test_known_conflicts_of_accuracies_are_on_their_cells():
+    def conflicts(name: str) -> str:
+        rows = load_full(RECIPES / "tables" / "full" / f"{name}.yaml").rows
+        return " ".join(cell.conflict for row in rows for cell in row.cells.values() if cell.conflict)
+
+    assert "74.7" in conflicts("dora_commonsense") and "76.3" in conflicts("dora_commonsense")
+    for number in ("52.99", "39.0", "38.8", "47.5", "47.8", "50.7", "51.4"):
+        assert number in conflicts("qlora_mmlu")
+    assert "+1.78" in conflicts("roste_accuracy") and "2.98" in conflicts("roste_accuracy")

@@ -26,7 +26,7 @@ from lrft.evaluate.subject import Progress
 from lrft.model.attach import attach, dense, make_plan
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
-from lrft.model.load import check_vocabulary, configure, load_model
+from lrft.model.load import configure, load_model
 from lrft.model.sites import TargetRow, choose, sites_of
 from lrft.model.trained import choose_base_weights
 from lrft.recipe.schema import Recipe
@@ -78,7 +78,7 @@ def adapt(
         recipe.model, device=device, trust_remote_code=trust_remote_code, seed=recipe.train.seed
     )
     if recipe.model.tokenizer is not None and text is not None:
-        check_vocabulary(model, (row.input_ids for row in text.train))
+        text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
     adaptation, planners = _begun(recipe, model)
     signals: Signals = {}
     if recipe.adapter is not None and saved is not None and planned is not None:

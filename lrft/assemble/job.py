@@ -77,7 +77,7 @@ def assemble(
         recipe=recipe,
     )
     identity = Identity(recipe_hash, model.fingerprint)
-    run.weights = ModelWeights(model, partial(load_model, recipe.model))
+    run.weights = ModelWeights(model, partial(load_model, recipe.model, seed=recipe.train.seed))
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 

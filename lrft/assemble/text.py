@@ -8,7 +8,7 @@ from typing import Any
 
 from lrft.core.axes import FORMATS
 from lrft.core.config import Source
-from lrft.core.errors import DataError
+from lrft.core.errors import DataError, RecipeError
 from lrft.data.gate import GateReport
 from lrft.data.prepare import prepare
 from lrft.data.sources import Rows, read_rows
@@ -49,6 +49,17 @@ class Text:
         kept = min(limit or len(self.held_out), len(self.held_out))
         rows = replace(self.held_out, rows=[self.held_out[i] for i in range(kept)])
         return [e for e in encode_all(rows, self.renderer) if not e.dropped and e.targets]
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse token ids that a model of `size` embeddings does not know, which another model's tokenizer may give.
+
+        Raises:
+            RecipeError: names the first training row that has one.
+        """
+        for index, row in enumerate(self.train):
+            if max(row.input_ids, default=0) >= size:
+                found = f"training row {index} has token {max(row.input_ids)}, and the model knows {size}"
+                raise RecipeError(f"{found}; give a tokenizer of fewer", "model.tokenizer")
 
     def encoded(self, source: Source, key: str) -> list[Encoded]:
         """The rows of another source in the recipe's format; rows that are too long are left out.

@@ -22,13 +22,13 @@ def compare_command(
     seeds: Annotated[str, typer.Option(help="How many, or which: 3 is 0,1,2; 10-14; 5,7.")] = "3",
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with --cluster, queued ones count.")] = 1,
     lr_search: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="Instead of every rate of the grid, N that Optuna proposes between its ends, 4 or more.",
             metavar="N",
-            min=0,
+            min=1,
         ),
-    ] = 0,
+    ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(help="Submit the runs: `slurm`, or `local` for jobs on this machine.", metavar="NAME"),
@@ -55,7 +55,7 @@ def compare_command(
         seeds=seeds,
         out=out,
         jobs=jobs,
-        trials=lr_search,
+        trials=lr_search or 0,
         cluster=cluster,
         settings=cluster_set or (),
     )

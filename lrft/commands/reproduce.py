@@ -55,7 +55,7 @@ def reproduce_command(
         from lrft.jobs.sizes import show_sizes, sizes
 
         found = sizes(names or [], tier, None if seeds is None else _seeds(seeds))
-        print(json.dumps(found, indent=2)) if as_json else show_sizes(found)
+        print(json.dumps(list(found), indent=2)) if as_json else show_sizes(found)
         return
     from lrft.jobs.reproduce import Options, reproduce
 

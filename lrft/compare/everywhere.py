@@ -17,6 +17,7 @@ class Counted:
     Attributes:
         better, equal, worse: keys at which the arm was better, the same within 1e-6, and worse.
         gains: of each seed, the mean gain over its keys.
+        ours, theirs: means over the keys of all seeds, of the arm and of the other.
         worst: the key with the smallest gain, `KEY at seed number S`.
     """
 
@@ -24,6 +25,8 @@ class Counted:
     equal: int
     worse: int
     gains: list[float]
+    ours: float
+    theirs: float
     worst: str
 
     @property
@@ -60,4 +63,5 @@ def count_keys(arm: Sequence[Keyed], against: Sequence[Keyed], sign: int) -> Cou
             worst = min(worst, (gain, f"{key} at seed {seed + 1} of {len(arm)}"))
             of_seed.append(gain)
         gains.append(fmean(of_seed))
-    return Counted(better, equal, worse, gains, worst[1])
+    means = [fmean(number for one in side for number in one.values()) for side in (arm, against)]
+    return Counted(better, equal, worse, gains, means[0], means[1], worst[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +16,12 @@ from lrft.compare.full_runs import Runs, finish, planned, read
 from lrft.compare.full_table import FullCell, FullColumn, FullRow, FullTable, counted_recipe
 from lrft.compare.full_table import load_full as load_full
 from lrft.compare.outcome import environment
+from lrft.core.axes import AXES
 from lrft.core.errors import UsageError
 from lrft.core.names import did_you_mean
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
+from lrft.recipe.schema import Recipe
 
 WITHIN, MISSED, CONFLICT, DIVERGING = "within tolerance", "missed", "conflict", "diverged"
 NOT_RUN, NO_TASK = "not run", "no such benchmark in lrft"
@@ -33,8 +36,8 @@ def size_full(path: Path) -> dict[str, Any]:
         RecipeError: the table or the recipe of a row is not valid.
     """
     table = load_full(path)
-    models: dict[str, CausalLM] = {}
-    rows = [_sized(table, row, path, models) for row in table.rows]
+    scale = _Scale()
+    rows = [_sized(table, row, path, scale) for row in table.rows]
     return _record(path, table, rows, {}, seeds=None)
 
 
@@ -69,8 +72,8 @@ def run_full(
     finish([run for each in found.values() for run in each.runs], jobs)
     for row in table.rows:
         read(found[row.label], table, row)
-    models: dict[str, CausalLM] = {}
-    sized = [_sized(table, row, path, models) for row in table.rows]
+    scale = _Scale()
+    sized = [_sized(table, row, path, scale) for row in table.rows]
     record = _record(path, table, sized, found, chosen)
     return {**record, "overrides": list(overrides), "seconds": round(time.monotonic() - began, 1)}
 
@@ -84,7 +87,31 @@ def verdict(cell: FullCell, column: FullColumn, ours: float) -> str:
     return CONFLICT if cell.conflict else MISSED
 
 
-def _sized(table: FullTable, row: FullRow, path: Path, models: dict[str, CausalLM]) -> dict[str, Any]:
+class _Scale:
+    """Measures recipes, equal ones once, and builds each model without weights once."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, CausalLM] = {}
+        self.known: dict[str, dict[str, Any]] = {}
+
+    def weigh(self, recipe: Recipe) -> dict[str, Any]:
+        """The counts and bytes of `measure`."""
+        model, key = f"{recipe.model.name} {recipe.model.dtype}", _what_counts(recipe)
+        if model not in self.models:
+            self.models[model] = load_model(recipe.model, meta=True)
+        if key not in self.known:
+            self.known[key] = measure(recipe, self.models[model])
+        return self.known[key]
+
+
+def _what_counts(recipe: Recipe) -> str:
+    """The sections that decide what trains and what it holds, without the rate, which changes neither."""
+    kept = recipe.model_dump(mode="json", include={"model", "quantization", "trainable", "allocate", *AXES})
+    kept["optimizer"].pop("lr")
+    return json.dumps(kept, sort_keys=True)
+
+
+def _sized(table: FullTable, row: FullRow, path: Path, scale: _Scale) -> dict[str, Any]:
     """One row of the record: counts and bytes, or why there are none."""
     loaded = counted_recipe(table, row, path)
     facts: dict[str, Any] = {
@@ -105,10 +132,7 @@ def _sized(table: FullTable, row: FullRow, path: Path, models: dict[str, CausalL
     section = loaded.recipe.model
     if not Path(section.name).is_dir():
         return {**facts, "state": NO_CONFIG}
-    key = f"{section.name} {section.dtype}"
-    if key not in models:
-        models[key] = load_model(section, meta=True)
-    counted = measure(loaded.recipe, models[key])
+    counted = scale.weigh(loaded.recipe)
     memory = {
         "weights": counted["weight_bytes"],
         "adapter": counted["trainable_bytes"],

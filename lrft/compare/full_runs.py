@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lrft.compare.executor import last_line
@@ -49,12 +49,17 @@ def planned(
     arm = trained_arm(table, row, path, overrides)
     if arm is None or not any(table.columns[name].metrics for name in row.cells):
         return []
+    arm = replace(
+        arm, label=Path(arm.source).stem
+    )  # folders by recipe: equal rows have equal runs, made once
     of = [arm.recipe.train.seed] if seeds is None else seeds
-    return [plan_run(arm, arm.recipe.optimizer.lr, seed, out) for seed in of]
+    runs = [plan_run(arm, arm.recipe.optimizer.lr, seed, out) for seed in of]
+    return [replace(run, arm=row.label) for run in runs]
 
 
 def finish(runs: Sequence[PlannedRun], jobs: int) -> None:
     """Train and score, `jobs` trainings at a time, so that what is trained is scored before the next begin."""
+    runs = list({run.folder: run for run in reversed(runs)}.values())[::-1]
     progress = Progress(len(runs), jobs)
     for start in range(0, len(runs), jobs):
         batch = runs[start : start + jobs]

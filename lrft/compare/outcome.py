@@ -82,6 +82,39 @@ def environment(run: PlannedRun) -> dict[str, Any]:
     return {key: record[key] for key in ("versions", "hardware", "git") if key in record}
 
 
+def share_to_reach(arm: PlannedRun, against: PlannedRun, metric: str) -> float | None:
+    """The share of the steps after which the arm's smoothed metric is at or below the other's at its end.
+
+    Smoothed is the exponential mean over a twentieth of the steps, each step weighed so that the first count fully.
+    1 over the share that the other needed is the speed-up. Where the arm never comes there the share is 2, beyond any
+    criterion. None where a run diverged.
+
+    Raises:
+        LrftError: a run has no such number at every step.
+    """
+    curves = [_smoothed(run, metric) for run in (arm, against)]
+    if curves[0] is None or curves[1] is None:
+        return None
+    target = curves[1][-1]
+    return next(((step + 1) / len(curves[0]) for step, value in enumerate(curves[0]) if value <= target), 2.0)
+
+
+def _smoothed(run: PlannedRun, metric: str) -> list[float] | None:
+    if (run.folder / DIVERGED).is_file():
+        return None
+    values = [line.get(metric) for line in _lines(run)]
+    keep = 1 - 1 / max(1.0, len(values) / 20)
+    found, mean, weight = [], 0.0, 0.0
+    for step, value in enumerate(values):
+        if not isinstance(value, int | float):
+            raise LrftError(
+                f"{run}: step {step + 1} has no number {metric}; reaches_within needs one at every step"
+            )
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        found.append(mean / weight)
+    return found
+
+
 def held_out_rows(run: PlannedRun) -> tuple[list[float], list[int]] | None:
     """Summed loss and tokens of each held-out row, where the run kept them."""
     rows = result(run).get("held_out_rows")

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from lrft.compare.command import command_line
 from lrft.compare.comparison import Compared, compare_arms
-from lrft.compare.outcome import held_out_rows, measured, result
+from lrft.compare.criterion import Criterion, stated
+from lrft.compare.outcome import held_out_rows, measured, result, share_to_reach
 from lrft.compare.plan import Arm, PlannedRun, make_arm
 from lrft.compare.report import write_report
-from lrft.compare.verdict import Criterion, Rows, Verdict, absent, overall, stated, verdict
+from lrft.compare.verdict import Rows, Verdict, absent, overall, verdict
 from lrft.core.config import Annotated, Field, Literal, Section, model_validator
 from lrft.core.errors import LrftError, Problem, RecipeError
 from lrft.recipe.document import parse, read_text
@@ -205,6 +206,10 @@ def _judge(criterion: Criterion, seeds: int, compared: Compared) -> Verdict:
     if lacking:
         return absent(list(dict.fromkeys(lacking)))
     ours, theirs = compared.runs[criterion.arm], compared.runs[criterion.against]
+    if criterion.reaches_within is not None:
+        shares = [share_to_reach(a, b, criterion.metric) for a, b in zip(ours, theirs, strict=True)]
+        within = criterion.model_copy(update={"at_most_ratio": criterion.reaches_within, "metric": "share"})
+        return verdict(within, shares, [None if share is None else 1.0 for share in shares], seeds)
     try:
         return verdict(
             criterion,

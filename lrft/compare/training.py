@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-PAUSE = 0.5  # seconds between looks at the training
+PAUSE = 0.5  # seconds between looks for the file that stops a training
 STOPPED = 128 + signal.SIGINT
 
 
@@ -50,11 +49,11 @@ class Training:
                 process_group=0,
             )
         try:
-            while (code := self.process.poll()) is None:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    return self.process.wait(timeout=PAUSE)
                 if self.stop.exists() and not self.asked:
                     self._ask()
-                time.sleep(PAUSE)
-            return code
         except KeyboardInterrupt:
             self._ask()
             raise
@@ -66,7 +65,7 @@ class Training:
         if self.process is not None:
             if not self.asked:
                 self._ask()
-            # Called by a signal that may have come in the midst of `poll`, whose lock `wait` would wait for.
+            # Called by a signal that may have come in the midst of `wait`, whose lock another one would wait for.
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(replace(self))

@@ -1,4 +1,4 @@
-"""A criterion that was stated beforehand, and what the seeds say about it. No torch here."""
+"""What the seeds say about a criterion that was stated beforehand. No torch here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from lrft.compare.criterion import Criterion
 from lrft.compare.everywhere import Keyed, count_keys
 from lrft.compare.statistics import Interval, bootstrap_interval, crossed_interval
-from lrft.core.config import Field, Literal, Section, model_validator
+from lrft.core.config import Literal
 
 Name = Literal["confirmed", "not confirmed", "refuted", "not decidable", "method not in lrft yet"]
 # The verdict on several criteria is the first of these that any of them has.
@@ -24,65 +25,6 @@ ABSENT: Name = "method not in lrft yet"
 
 Value = float | Keyed | None
 OF_ROWS: dict[str, Callable[[float], float]] = {"eval_loss": float, "eval_perplexity": math.exp}
-
-
-class Criterion(Section):
-    """What one arm must show against another. All conditions that are written must hold."""
-
-    metric: str = Field(
-        "eval_loss",
-        min_length=1,
-        description="key of metrics.jsonl at the last step, `KEY@STEP` at that step, or dotted key of result.json",
-    )
-    against_metric: str | None = Field(
-        None,
-        min_length=1,
-        description="what of the other arm it is compared with, where that is another metric",
-    )
-    better: Literal["lower", "higher"] = "lower"
-    arm: str = Field(min_length=1, description="label of the arm that the claim is about")
-    against: str = Field(min_length=1, description="label of the arm it is compared with")
-    at_most_ratio: float | None = Field(
-        None, gt=0, description="largest mean of arm / mean of against; above 1 for `not much worse than`"
-    )
-    at_least_ratio: float | None = Field(
-        None, gt=1, description="smallest mean of arm / mean of against, for better: higher"
-    )
-    at_least_gain: float | None = Field(
-        None, description="smallest mean gain, in the metric's unit; below 0 for `not much worse than`"
-    )
-    all_seeds: bool = Field(False, description="the arm must be better at every seed")
-    everywhere: bool = Field(
-        False, description="of a metric with keys (layers, steps): no worse at any key of any seed"
-    )
-
-    @model_validator(mode="after")
-    def _decides_something(self) -> Criterion:
-        ratios = [self.at_most_ratio, self.at_least_ratio, self.at_least_gain]
-        if all(one is None for one in ratios) and not self.all_seeds and not self.everywhere:
-            raise ValueError(
-                "needs a condition: at_most_ratio, at_least_ratio, at_least_gain, all_seeds: true or everywhere: true"
-            )
-        if self.everywhere and (self.all_seeds or any(one is not None for one in ratios)):
-            raise ValueError("everywhere stands alone; write other conditions as criteria of their own")
-        if self.at_most_ratio is not None and self.better == "higher":
-            raise ValueError(
-                "at_most_ratio is for better: lower; use at_least_ratio, or swap arm and against"
-            )
-        if self.at_least_ratio is not None and self.better == "lower":
-            raise ValueError(
-                "at_least_ratio is for better: higher; use at_most_ratio, or swap arm and against"
-            )
-        if self.arm == self.against and self.against_metric in (None, self.metric):
-            raise ValueError(
-                f"arm and against are both {self.arm!r}; name two arms, or another against_metric"
-            )
-        return self
-
-    @property
-    def other_metric(self) -> str:
-        """The metric of the arm it is compared with."""
-        return self.against_metric or self.metric
 
 
 @dataclass(frozen=True)
@@ -166,24 +108,6 @@ def overall(verdicts: Sequence[Verdict]) -> Name:
     return next(name for name in GRAVEST if name in {v.name for v in verdicts})
 
 
-def stated(criterion: Criterion) -> str:
-    """The criterion as a sentence, as it was stated beforehand."""
-    conditions = []
-    if criterion.at_most_ratio is not None:
-        conditions.append(f"at most {criterion.at_most_ratio:g} times as large")
-    if criterion.at_least_ratio is not None:
-        conditions.append(f"at least {criterion.at_least_ratio:g} times as large")
-    if criterion.at_least_gain is not None:
-        conditions.append(f"better by at least {criterion.at_least_gain:g} on average")
-    if criterion.all_seeds:
-        conditions.append(f"{criterion.better} at every seed")
-    if criterion.everywhere:
-        opposite = {"lower": "higher", "higher": "lower"}[criterion.better]
-        conditions.append(f"{opposite} nowhere")
-    other = f"{criterion.against_metric} of " if criterion.against_metric else ""
-    return f"{criterion.metric} of {criterion.arm}, against {other}{criterion.against}: {' and '.join(conditions)}"
-
-
 def _number(value: Value) -> float:
     if not isinstance(value, int | float):
         raise ValueError("the metric has a number for each key; write everywhere: true, or one key of it")
@@ -265,6 +189,15 @@ def _everywhere(criterion: Criterion, arm: Sequence[Value], against: Sequence[Va
     else:
         name, why = "not confirmed", f"not everywhere: least at {counted.worst}"
     counts = f"better at {counted.better}, equal at {counted.equal}, worse at {counted.worse} of {counted.keys} keys"
-    interval = bootstrap_interval(counted.gains)
-    reason = f"{counts}; mean gain {fmean(counted.gains):.4g}: {why}"
-    return Verdict(name, fmean(counted.gains), interval, None, counted.better, counted.keys, reason)
+    ratio = counted.ours / counted.theirs if counted.theirs > 0 else None
+    means = f"mean {counted.ours:.4g} against {counted.theirs:.4g}"
+    means += "" if ratio is None else f", ratio {ratio:.4g}"
+    return Verdict(
+        name,
+        fmean(counted.gains),
+        bootstrap_interval(counted.gains),
+        ratio,
+        counted.better,
+        counted.keys,
+        f"{counts}; {means}: {why}",
+    )

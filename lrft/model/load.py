@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,19 +59,6 @@ def pad_id(tokenizer: Any, stops: set[int]) -> int:
     return next(i for i in range(len(tokenizer)) if i not in stops)
 
 
-def check_vocabulary(model: CausalLM, rows: Iterable[Sequence[int]]) -> None:
-    """Refuse token ids that the model has no embedding for, which a tokenizer of another model may give.
-
-    Raises:
-        RecipeError: names the first row that has one.
-    """
-    size = model.hf.get_input_embeddings().num_embeddings
-    for index, ids in enumerate(rows):
-        if ids and max(ids) >= size:
-            found = f"training row {index} has token {max(ids)}, and the model knows {size}"
-            raise RecipeError(f"{found}; give a tokenizer of fewer", "model.tokenizer")
-
-
 def load_model(
     section: Any,
     *,
@@ -92,25 +79,10 @@ def load_model(
         RecipeError: the model cannot be loaded, or computes its logits in a way lrft does not know.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet()
     attention.register()
-    name, options = _resolved(section.name, section.revision)
-    dtype, trusted = DTYPES[section.dtype], {"trust_remote_code": trust_remote_code}
-
-    def build(backend: str) -> Any:
-        chosen = {"attn_implementation": backend, **trusted}
-        if not meta and section.weights == "pretrained":
-            return AutoModelForCausalLM.from_pretrained(
-                name, use_safetensors=True, dtype=dtype, **chosen, **options
-            )
-        config = AutoConfig.from_pretrained(name, **trusted, **options)
-        if not meta:
-            return _drawn(partial(AutoModelForCausalLM.from_config, config, **chosen), dtype, seed)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
-
+    build = partial(_built, section, trust_remote_code, meta, seed)
     try:
         hf = _with_backend(build, section, torch.device(device))
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
@@ -122,6 +94,25 @@ def load_model(
         _check_head(model)
         model.fingerprint = fingerprint(hf)
     return model
+
+
+def _built(section: Any, trusted: bool, meta: bool, seed: int | None, backend: str) -> Any:
+    """The transformers model: its weights read, drawn, or left out."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name, options = _resolved(section.name, section.revision)
+    settings = {"attn_implementation": backend, "trust_remote_code": trusted}
+    dtype = DTYPES[section.dtype]
+    if not meta and section.weights == "pretrained":
+        return AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, dtype=dtype, **settings, **options
+        )
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trusted, **options)
+    make = partial(AutoModelForCausalLM.from_config, config, **settings)
+    if not meta:
+        return _drawn(make, dtype, seed)
+    with torch.device("meta"):
+        return make(dtype=dtype)
 
 
 def attention_backends(section: Any, device: torch.device) -> list[str]:

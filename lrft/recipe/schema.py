@@ -26,10 +26,13 @@ class ModelSection(Section):
     name: str = Field(min_length=1, description="hub id, local folder, .gguf file, or pkg:PACKAGE/FILE.gguf")
     revision: str | None = Field(None, description="commit, branch or tag on the hub")
     weights: Literal["pretrained", "random"] = Field(
-        "pretrained", description="random: drawn from train.seed as the architecture draws them; no weights are read"
+        "pretrained",
+        description="random: drawn from train.seed as the architecture draws them; no weights are read",
     )
     tokenizer: str | None = Field(
-        None, min_length=1, description="hub id or local folder of another tokenizer; by default the model's own"
+        None,
+        min_length=1,
+        description="hub id or local folder of another tokenizer; by default the model's own",
     )
     dtype: Literal["bfloat16", "float32", "float16"] = Field(
         "bfloat16", description="precision of base weights and activations; float16 needs a GPU"

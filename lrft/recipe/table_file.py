@@ -36,7 +36,9 @@ class Cell(Section):
     conflict: str | None = Field(
         None, description="why print and count differ; both are shown, and code is never tuned to print"
     )
-    tolerance: float | None = Field(None, ge=0, description="largest difference; by default the column's, absolute or relative")
+    tolerance: float | None = Field(
+        None, ge=0, description="largest difference; by default the column's, absolute or relative"
+    )
 
     @model_validator(mode="before")
     @classmethod

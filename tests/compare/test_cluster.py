@@ -13,8 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from lrft.compare import cluster, training
+from lrft.commands.compare import compare_command
+from lrft.compare import cluster
 from lrft.compare.cluster import Cluster, parse_settings
 from lrft.compare.command import compare_recipes
 from lrft.compare.plan import make_arm, plan_run
@@ -32,7 +35,6 @@ def two(recipe):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(cluster, "PAUSE", 0.02)
-    monkeypatch.setattr(training, "PAUSE", 0.05)
     monkeypatch.setattr("submitit.core.core.PicklingExecutor._throttle", lambda self: None)
     monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0.5)
 
@@ -113,9 +115,14 @@ def test_an_interruption_lets_jobs_save_and_the_same_call_goes_on(stand_in, two,
     assert None not in record["arms"][0]["losses"]
 
 
-def test_settings_reach_slurm_as_submitit_writes_them(stand_in, two, tmp_path, slurm):
-    settings = ["timeout_min=240", "slurm_partition=gpu", "gpus_per_node=1", "mem_gb=2"]
-    compare(two, tmp_path / "out", "slurm", settings=settings)
+def test_settings_of_the_command_reach_slurm_as_submitit_writes_them(stand_in, two, tmp_path, slurm):
+    app = typer.Typer()
+    app.command()(compare_command)
+    flags = ["--match", "steps", "--lr-grid", "1e-2", "--seeds", "1", "--jobs", "2", "--cluster", "slurm"]
+    for setting in ("timeout_min=240", "slurm_partition=gpu", "gpus_per_node=1", "mem_gb=2"):
+        flags += ["--cluster-set", setting]
+    done = CliRunner().invoke(app, [*two, "--out", str(tmp_path / "out"), *flags], catch_exceptions=False)
+    assert done.exit_code == 0
     flags = (slurm / "1" / "script").read_text()
     for flag in ("--time=240", "--partition=gpu", "--gpus-per-node=1", "--mem=2GB"):
         assert f"#SBATCH {flag}\n" in flags
@@ -151,7 +158,10 @@ def test_a_call_that_was_cut_off_finds_its_jobs_again(stand_in, two, tmp_path, s
     assert len(list(slurm.glob("*/script"))) == len(started(out)) == 2
 
 
-def test_a_job_that_was_taken_away_is_named_with_its_state_and_what_helps(stand_in, two, tmp_path, slurm):
+def test_a_job_that_was_taken_away_is_named_with_its_state_and_what_helps(
+    stand_in, two, tmp_path, slurm, monkeypatch
+):
+    monkeypatch.setattr(submitit.SlurmJob.watcher, "_delay_s", 0.5)
     out = tmp_path / "out"
     out.mkdir()
     (out / "slow").touch()

@@ -155,7 +155,11 @@ def test_arms_of_one_group_share_the_rate_that_is_best_for_both(recipe):
     path = recipe("a")
     arms = [make_arm("x", path, group="g"), make_arm("y", path, group="g"), make_arm("z", path)]
     grid = {"x": [1.0, 2.0, 3.0], "y": [5.0, 3.0, None], "z": [2.0, 2.0, 1.0]}
-    assert choose_rates(arms, dict.fromkeys("xyz", [1e-4, 1e-3, 1e-2]), grid) == {"x": 1e-3, "y": 1e-3, "z": 1e-2}
+    assert choose_rates(arms, {arm: [1e-4, 1e-3, 1e-2] for arm in "xyz"}, grid) == {
+        "x": 1e-3,
+        "y": 1e-3,
+        "z": 1e-2,
+    }
 
 
 def test_a_metric_is_a_key_of_the_last_step_of_a_step_or_of_the_result(stand_in, two, tmp_path):

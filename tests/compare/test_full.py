@@ -158,6 +158,16 @@ def test_only_the_rows_asked_for_are_run(scorer, table, tmp_path):
         run_full(path, tmp_path / "out", rows=["hihg"])
 
 
+def test_rows_of_one_recipe_share_its_run(scorer, table, tmp_path):
+    rows = [
+        {"label": label, "cells": {"perplexity": value}} for label, value in (("paper", 20), ("README", 25))
+    ]
+    found = numbers(run_full(table(rows), tmp_path / "out"))
+    assert [number["verdict"] for number in found.values()] == ["within tolerance", "missed"]
+    assert len((tmp_path / "out" / "started").read_text().split()) == 1
+    assert len((tmp_path / "out" / "scored").read_text().split()) == 1
+
+
 def test_rows_without_a_method_or_a_recipe_are_recorded(scorer, table, tmp_path):
     rows = [
         {"label": "later", "overrides": ["adapter.method=not_there_yet"], "cells": {"perplexity": 1.5}},

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+import make_bed
+from lrft.compare.comparison import Compared
+from lrft.compare.criterion import Criterion
 from lrft.compare.plan import check_comparable
-from lrft.compare.scaled import load_scaled, run_scaled, scaled_arms
+from lrft.compare.scaled import expanded, judge, load_scaled, located, run_scaled, scaled_arms
 from lrft.core.errors import RecipeError
 
-TABLES = sorted((Path(__file__).parents[2] / "recipes" / "tables" / "scaled").glob("[!_]*.yaml"))
+ROOT = Path(__file__).parents[2]
+TABLES = sorted((ROOT / "recipes" / "tables" / "scaled").glob("[!_]*.yaml"))
 
 
 @pytest.fixture
@@ -44,14 +49,78 @@ def table(recipe, tmp_path):
     return write
 
 
+@pytest.fixture(scope="module")
+def beds(tmp_path_factory):
+    """Beds as scripts/make_beds makes them, untrained and on other text."""
+    root = tmp_path_factory.mktemp("beds")
+    text = root / "text.txt"
+    text.write_text("".join(path.read_text() for path in sorted((ROOT / "lrft" / "core").rglob("*.py"))))
+    for bed in ("p1", "p2"):
+        files = ["--text", str(text), "--other", str(text)]
+        make_bed.main([str(root / bed), *files, "--vocabulary", "300", "--size", bed])
+        shutil.copytree(root / bed / "model", root / bed / "trained")
+    return root
+
+
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_a_packaged_table_is_valid_and_its_arms_are_comparable(path):
+def test_a_packaged_table_is_valid_and_its_arms_are_comparable(path, beds, monkeypatch):
+    monkeypatch.setenv("LRFT_BEDS", str(beds))
+    monkeypatch.setenv("LRFT_DATA", str(beds / "data"))
     loaded = load_scaled(path)
     arms = scaled_arms(loaded, path)
-    check_comparable(arms)
-    assert [arm.label for arm in arms] == [arm.label for arm in loaded.arms]
-    assert loaded.seeds >= 3
-    assert len(loaded.lr_grid) >= 3
+    if len(arms) > 1:
+        check_comparable(arms)
+    labels = [arm.label for arm in loaded.arms]
+    assert [arm.label for arm in arms] == [label for label in labels if label in {arm.label for arm in arms}]
+    estimated = [criterion for criterion in loaded.criteria if not criterion.everywhere]
+    assert not estimated or (loaded.seeds >= 3 and len(loaded.lr_grid) >= 3)
+    assert loaded.cost
+
+
+def test_a_bed_that_is_not_there_is_told_with_how_to_make_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("LRFT_BEDS", str(tmp_path))
+    with pytest.raises(RecipeError, match=r"the bed 'p1' is not under .*scripts/make_beds"):
+        located("bed:p1/adapt.yaml", tmp_path / "table.yaml")
+
+
+def test_real_data_are_asked_for_by_name(monkeypatch):
+    monkeypatch.delenv("LRFT_DATA", raising=False)
+    with pytest.raises(RecipeError, match="set LRFT_DATA"):
+        expanded("data=$LRFT_DATA/gsm8k")
+    monkeypatch.setenv("LRFT_DATA", "/data")
+    assert expanded("data=$LRFT_DATA/gsm8k") == "data=/data/gsm8k"
+
+
+def test_an_arm_whose_method_is_not_there_waits_for_it(stand_in, table, tmp_path):
+    arms = [
+        {"label": "low", "overrides": ["adapter.rank=2"]},
+        {"label": "high", "overrides": ["adapter.rank=8"]},
+        {"label": "new", "overrides": ["adapter.method=telepathy"]},
+    ]
+    criteria = [
+        {"arm": "low", "against": "high", "all_seeds": True},
+        {"arm": "new", "against": "high", "all_seeds": True},
+    ]
+    record = run_scaled(table(arms=arms, criteria=criteria), tmp_path / "out")
+    assert (record["verdict"], record["absent"]) == ("confirmed", ["new"])
+    assert [one["name"] for one in record["criteria"]] == ["confirmed", "method not in lrft yet"]
+
+
+def test_tables_that_share_a_folder_share_runs_and_have_reports_of_their_own(stand_in, table, tmp_path):
+    for name in ("one", "two"):
+        run_scaled(table(title=name), tmp_path / "runs", report=tmp_path / name)
+        assert (tmp_path / name / "report.md").read_text().startswith(f"# {name}")
+    started = (tmp_path / "runs" / "started").read_text().splitlines()
+    assert len(started) == len(set(started)) == 10  # two arms at two rates, and at three seeds
+
+
+def test_a_keyed_metric_without_everywhere_is_an_error_that_says_so(table, tmp_path):
+    found = Compared([], {"low": [], "high": []}, {})
+    criterion = Criterion(arm="low", against="high", everywhere=True, metric="x")
+    assert (
+        judge(load_scaled(table(criteria=[criterion.model_dump()], seeds=1)), found)[0].name
+        == "not decidable"
+    )
 
 
 def test_there_are_packaged_tables():
@@ -107,7 +176,7 @@ def test_overrides_reach_every_arm_and_the_record(stand_in, table, tmp_path):
         ({"criteria": [{"arm": "low", "against": "high"}]}, r"criteria\.0: needs a condition"),
         ({"arms": [{"label": "low"}, {"label": "low"}]}, "same label"),
         ({"lr_grid": [0.1, 0.1]}, "given twice"),
-        ({"seeds": 1}, "seeds: "),
+        ({"seeds": 1}, "one seed decides only"),
     ],
 )
 def test_a_broken_table_is_refused_by_key(table, changes, message):

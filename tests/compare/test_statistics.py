@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lrft.compare import statistics
-from lrft.compare.statistics import bootstrap_interval, paired, sign_flip_p
+from lrft.compare.statistics import bootstrap_interval, crossed_interval, paired, sign_flip_p
 
 
 def test_the_interval_of_two_values_is_their_range():
@@ -88,3 +88,18 @@ def test_a_shift_that_all_seeds_share_has_no_spread():
     """What pairing is for: seeds differ by far more than the arms do."""
     found = paired([1.0, 5.0, 3.0], [1.25, 5.25, 3.25])
     assert found.interval == (-0.25, -0.25)
+
+
+def test_a_crossed_interval_is_that_of_the_seeds_where_all_rows_are_alike():
+    arm, against = [[1.0] * 5, [2.0] * 5], [[2.0] * 5, [4.0] * 5]
+    assert crossed_interval(arm, against, [1] * 5, lambda a, b: b - a) == (1.0, 2.0)
+
+
+def test_a_crossed_interval_weighs_rows_by_their_tokens():
+    low, high = crossed_interval([[10.0, 1.0]], [[20.0, 1.0]], [10, 1], lambda a, b: b - a)
+    assert (low, high) == (0.0, 1.0)  # the draws of two rows: both the one, both the other, or one of each
+
+
+def test_rows_that_differ_have_no_crossed_interval():
+    with pytest.raises(ValueError, match="same rows"):
+        crossed_interval([[1.0]], [[1.0, 2.0]], [1], lambda a, b: b - a)

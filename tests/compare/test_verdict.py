@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from lrft.compare.verdict import Criterion, Verdict, overall, stated, verdict
+from lrft.compare.criterion import Criterion, stated
+from lrft.compare.verdict import Rows, Verdict, absent, overall, verdict
 
 
 def criterion(**settings):
@@ -100,3 +101,97 @@ def test_a_criterion_that_decides_nothing_is_refused(settings, message):
 def test_a_criterion_is_stated_in_a_sentence():
     text = stated(criterion(at_most_ratio=0.5, all_seeds=True))
     assert text == "eval_loss of new, against old: at most 0.5 times as large and lower at every seed"
+
+
+def everywhere(arm, against, seeds=1, **settings):
+    settings = {"everywhere": True, **settings}
+    return verdict(criterion(metric="analysis.x.y", **settings), arm, against, seeds)
+
+
+LAYERS = {"a": 2.0, "b": 4.0}
+
+
+def test_everywhere_is_confirmed_where_no_key_of_no_seed_is_worse():
+    found = everywhere([{"a": 1.0, "b": 4.0}, {"a": 1.5, "b": 3.0}], [LAYERS, LAYERS])
+    assert (found.name, found.wins, found.pairs) == ("confirmed", 3, 4)
+    assert found.gain == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+
+
+def test_one_key_that_is_worse_is_named_and_not_forgiven():
+    found = everywhere([{"a": 0.1, "b": 4.1}], [LAYERS])
+    assert found.name == "not confirmed"
+    assert "b at seed 1 of 1" in found.reason and "worse at 1 of 2 keys" in found.reason
+
+
+def test_everywhere_is_refuted_where_the_mean_is_worse_at_every_seed():
+    assert everywhere([{"a": 1.9, "b": 9.0}], [LAYERS]).name == "refuted"
+    assert everywhere([{"a": 1.9, "b": 9.0}, {"a": 0.1, "b": 4.1}], [LAYERS] * 2).name == "not confirmed"
+    assert everywhere([{"a": 3.0, "b": 5.0}], [LAYERS], better="higher").name == "confirmed"
+
+
+def test_equal_everywhere_confirms_nothing():
+    assert everywhere([LAYERS], [{"a": 2.0 + 1e-9, "b": 4.0}]).name == "not confirmed"
+
+
+def test_keys_that_differ_and_metrics_without_keys_are_refused():
+    with pytest.raises(ValueError, match="different keys: b, c"):
+        everywhere([{"a": 1.0, "c": 1.0}], [LAYERS])
+    with pytest.raises(ValueError, match="has no keys"):
+        everywhere([1.0], [2.0])
+    with pytest.raises(ValueError, match="everywhere: true"):
+        verdict(criterion(all_seeds=True), [LAYERS] * 3, [LAYERS] * 3, 3)
+
+
+def test_a_ratio_may_have_to_be_large():
+    five = criterion(better="higher", at_least_ratio=5)
+    assert verdict(five, [10.0, 12.0], [2.0, 2.0], 2).name == "confirmed"
+    assert verdict(five, [9.0, 9.0], [2.0, 2.0], 2).name == "not confirmed"
+    assert verdict(five, [3.0, 4.0], [0.0, 0.0], 2).name == "confirmed"
+    assert verdict(five, [1.0, 1.0], [2.0, 2.0], 2).name == "refuted"
+
+
+def test_an_absent_arm_has_a_verdict_of_its_own_that_leaves_the_others_theirs():
+    missing = absent(["new"])
+    assert missing.name == "method not in lrft yet"
+    confirmed = verdict(criterion(all_seeds=True), LOWER, OLD, 3)
+    assert overall([missing, confirmed]) == "confirmed"
+    assert overall([missing, missing]) == "method not in lrft yet"
+
+
+def test_rows_widen_the_interval_that_decides():
+    """The arm is better at every seed, but through one row alone: other rows would not have shown it."""
+    tokens = [10] * 8
+    against = [[20.0] * 8, [20.2] * 8, [19.8] * 8]
+    arm = [[row[0] - 4.0, *(value + 0.1 for value in row[1:])] for row in against]
+    ours, theirs = ([sum(row) / 80 for row in losses] for losses in (arm, against))
+    assert verdict(criterion(all_seeds=True), ours, theirs, 3).name == "confirmed"
+    found = verdict(criterion(all_seeds=True), ours, theirs, 3, Rows(arm, against, tokens))
+    assert found.name == "not decidable"
+    assert found.interval[0] < 0 < found.gain < found.interval[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"everywhere": True, "all_seeds": True}, "everywhere stands alone"),
+        ({"at_least_ratio": 2.0}, "at_least_ratio is for better: higher"),
+        ({"at_most_ratio": 2.0, "better": "higher"}, "at_most_ratio is for better: lower"),
+    ],
+)
+def test_conditions_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        criterion(**settings)
+
+
+def test_an_arm_may_be_compared_with_itself_by_another_metric_alone():
+    with pytest.raises(ValidationError, match="another against_metric"):
+        Criterion(arm="x", against="x", all_seeds=True, metric="a", against_metric="a")
+    said = stated(Criterion(arm="x", against="x", everywhere=True, metric="a", against_metric="b"))
+    assert said == "a of x, against b of x: higher nowhere"
+
+
+def test_reaching_within_stands_alone_and_is_stated_as_such():
+    assert "within 0.5 of the steps" in stated(criterion(metric="loss", reaches_within=0.5))
+    for settings in ({"all_seeds": True}, {"better": "higher"}, {"against_metric": "x"}):
+        with pytest.raises(ValidationError, match="reaches_within stands alone"):
+            criterion(metric="loss", reaches_within=0.5, **settings)

@@ -17,7 +17,13 @@ STEPS = 3
 
 
 def trained(tiny, folder: Path, *overrides: str) -> dict:
-    small = [f"model.name={tiny()}", "data.train.limit=30", "data.eval.limit=4", "train.device=cpu"]
+    small = [
+        f"model.name={tiny()}",
+        "data.train.limit=30",
+        "data.eval.limit=4",
+        "train.device=cpu",
+        "adapter.dropout=0",
+    ]
     small += [f"train.max_steps={STEPS}", f"train.eval_every={STEPS}"]
     recipe = load_recipe(ROOT / "recipes" / "smoke" / "lora.yaml", [*small, *overrides])
     return train_recipe(recipe, folder, resume=False)

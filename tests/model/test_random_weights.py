@@ -194,6 +194,13 @@ def test_a_checkpoint_of_another_seed_is_refused(recipe, tmp_path):
         open_run(RunFolder(tmp_path / "run"))
 
 
+def test_what_a_run_changed_is_measured_from_the_weights_of_its_seed(recipe, tmp_path):
+    train_recipe(recipe(f"{FULL}\nanalyse: [update_rank]"), tmp_path / "run", resume=False)
+    ranks = json.loads((tmp_path / "run" / "result.json").read_text())["analysis"]["update_rank"]["rank"]
+    # Two subspaces of rank 8 in four steps; the difference of two random starts would have the full 64.
+    assert 0 < max(rank for site, rank in ranks.items() if "self_attn" in site) <= 16
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused_before_training(recipe, config, tmp_path):
     settings = json.loads((config / "config.json").read_text())
     (config / "config.json").write_text(json.dumps({**settings, "vocab_size": 100}))

@@ -36,12 +36,14 @@ LLAMA_NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 QKVUD = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 QV = ["q_proj", "v_proj"]
 
-# Table, row and column of every known misprint of a count.
+# Table, row and column of every known misprint of a count, and of every memory that print counts in another way.
 CONFLICTS = [
     ("model_sizes", "GPT-2 medium", "printed"),
-    ("model_sizes", "GaLore LLaMA 60M", "base"),
-    ("model_sizes", "GaLore LLaMA 1B", "base"),
+    ("model_sizes", "GaLore LLaMA 60M", "width"),
+    ("model_sizes", "GaLore LLaMA 1B", "layers"),
+    ("model_sizes", "GaLore LLaMA 1B", "heads"),
     ("lora_2021", "GPT-2 medium, all weights", "million"),
+    ("lora_2021", "GPT-3 175B q, v r4", "checkpoint"),
     ("lora_2021", "GPT-2 medium q, v r4", "million"),
     ("lora_2021", "GPT-2 large q, v r4", "million"),
     ("lora_2021", "GPT-3 175B q, k, v, o r2", "million"),
@@ -60,6 +62,18 @@ CONFLICTS = [
     ("miss", "Qwen3-4B MiSS r64", "million"),
     ("miss", "LLaMA-2-13B MiSS r128", "million"),
     ("fed_sb", "FFA-LoRA: B alone, r32", "million"),
+    ("adalora", "DeBERTaV3-base AdaLoRA, the authors' RTE script", "b(1350) as printed"),
+    ("galore_memory", "GaLore r 128, 60M", "optimizer"),
+    ("galore_memory", "GaLore r 256, 130M", "optimizer"),
+    ("galore_memory", "GaLore r 256, 350M", "optimizer"),
+    ("galore_memory", "GaLore r 512, 1B", "optimizer"),
+    ("galore_memory", "LoRA and ReLoRA r 128, 60M", "weights"),
+    ("galore_memory", "LoRA and ReLoRA r 256, 130M", "weights"),
+    ("galore_memory", "LoRA and ReLoRA r 256, 350M", "weights"),
+    ("galore_memory", "LoRA and ReLoRA r 512, 1B", "weights"),
+    ("glue_memory", "all weights", "memory"),
+    ("glue_memory", "GaLore r 4", "memory"),
+    ("glue_memory", "LoRA r 8", "memory"),
 ]
 
 

@@ -30,7 +30,7 @@ class GradientGap(Analysis):
     2024, arXiv 2407.05000, whose objective leaves the scale of G free. Gradients are unclipped.
     """
 
-    requires = {"low_rank", "trained_pair", "backward", "undropped"}
+    requires = {"low_rank", "trained_pair", "backward"}
 
     class Config(MethodConfig):
         steps: int = Field(20, gt=0, description="how many steps are measured")
@@ -48,6 +48,8 @@ class GradientGap(Analysis):
             raise RecipeError(
                 "gradient_gap needs all gradients at once; write optimizer.per_layer: false", "analyse"
             )
+        if any(getattr(module.adapter.config, "dropout", 0) for _, module in run.adapted()):
+            raise RecipeError("gradient_gap needs one matrix for all tokens; write 0", "adapter.dropout")
         if run.step < self.config.steps:
             for _, module in run.adapted():
                 watch = partial(self._watch, module.adapter.site.name)
