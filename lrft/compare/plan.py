@@ -28,6 +28,8 @@ SLICES = 16
 EQUAL = (
     "model.name",
     "model.revision",
+    "model.weights",
+    "model.tokenizer",
     "data",
     "eval.limit",
     "train.max_steps",

@@ -268,4 +268,11 @@ def _record(name: str, table: ScaledTable, compared: Compared, overrides: Sequen
             for criterion, found in zip(table.criteria, verdicts, strict=True)
         ],
         **compared.record,
+        "arms": [{**row, **_written(table, row["label"])} for row in compared.record["arms"]],
     }
+
+
+def _written(table: ScaledTable, label: str) -> dict[str, Any]:
+    """Recipe and overrides of an arm as the table has them, without the folders of this machine."""
+    arm = next(arm for arm in table.arms if arm.label == label)
+    return {"recipe": arm.recipe or table.recipe, "overrides": [*table.overrides, *arm.overrides]}

@@ -70,6 +70,7 @@ class ScheduleSection(Section):
     method: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps spent warming up")
     warmup_steps: int | None = Field(None, ge=0, description="steps of warm-up, instead of the ratio")
+    floor: float = Field(0.0, ge=0, lt=1, description="share of the rate that linear and cosine end with")
 
     @model_validator(mode="before")
     @classmethod

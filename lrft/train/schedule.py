@@ -18,11 +18,11 @@ def warmup_steps(section: Any, total_steps: int) -> int:
     return math.ceil(section.warmup_ratio * total_steps)
 
 
-def factor(method: str, step: float, warmup: int, total: int) -> float:
+def factor(method: str, step: float, warmup: int, total: int, floor: float = 0.0) -> float:
     """The factor on the learning rate for the step that begins after `step` finished ones.
 
     Warm-up gives (step + 1) / (warmup + 1), so that the first step already moves (transformers starts at 0, which
-    wastes it). Then: linear falls to 0, cosine falls along half a period to 0, constant stays 1.
+    wastes it). Then: linear falls to `floor`, cosine falls along half a period to `floor`, constant stays 1.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -30,9 +30,9 @@ def factor(method: str, step: float, warmup: int, total: int) -> float:
         return 1.0
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     if method == "linear":
-        return 1.0 - progress
+        return floor + (1.0 - floor) * (1.0 - progress)
     if method == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
     raise ValueError(f"unknown schedule {method!r}")
 
 
@@ -76,4 +76,5 @@ class Restartable(LambdaLR):
 def build(optimizer: Optimizer, section: Any, total_steps: int) -> Restartable:
     """The schedule of a recipe, multiplying each group's learning rate."""
     warmup = warmup_steps(section, total_steps)
-    return Restartable(optimizer, lambda step: factor(section.method, step, warmup, total_steps))
+    floor = section.floor
+    return Restartable(optimizer, lambda step: factor(section.method, step, warmup, total_steps, floor))

@@ -30,14 +30,14 @@ def test_a_folder_stands_for_recipe_rate_and_seed(recipe):
     assert folders[0].name.startswith("a-lr0.001-seed0-")
 
 
-def test_changed_rows_and_another_version_mean_another_folder(recipe, tmp_path, monkeypatch):
+def test_changed_rows_and_other_code_mean_another_folder(recipe, tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "completion": "b"}\n')
     arm = make_arm("a", recipe("a"), [f"data.train={rows}"])
     before = plan_run(arm, 1e-3, 0, Path("o")).folder
     rows.write_text('{"prompt": "a", "completion": "c"}\n')
     changed = plan_run(arm, 1e-3, 0, Path("o")).folder
-    monkeypatch.setattr("lrft.compare.plan.__version__", "99")
+    monkeypatch.setattr("lrft.compare.plan.code_digest", lambda recipe: "99")
     assert len({before, changed, plan_run(arm, 1e-3, 0, Path("o")).folder}) == 3
 
 

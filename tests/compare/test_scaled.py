@@ -59,6 +59,14 @@ def beds(tmp_path_factory):
         files = ["--text", str(text), "--other", str(text)]
         make_bed.main([str(root / bed), *files, "--vocabulary", "300", "--size", bed])
         shutil.copytree(root / bed / "model", root / bed / "trained")
+    for name in (
+        "gsm8k/train.jsonl",
+        "gsm8k/test.jsonl",
+        "commonsense/ARC-Easy_train.json",
+        "commonsense/ARC-Easy_test.json",
+    ):
+        (root / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "data" / name).write_text("{}\n")
     return root
 
 

@@ -102,7 +102,7 @@ class LoRAPro(torch.optim.Optimizer):
 
     @torch.no_grad()
     def adjusted_gradients(self, B: Tensor) -> tuple[Tensor, Tensor] | None:
-        """gA' (r, n) and gB' (m, r) of the pair with this B (m, r), from the gradients that are there now.
+        """The adjusted gA' (r, n) and gB' (m, r) of the pair with this B (m, r), from the gradients there are now.
 
         None where a factor has no gradient, or B is no factor of a pair.
         """
