@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
-from torch.optim import SGD
-
 from lrft.assemble.adapt import plan_without_weights
+from lrft.assemble.job import build_optimizer
 from lrft.assemble.measure import measure, planned_parameters
 from lrft.core.axes import ALLOCATORS
 from lrft.core.errors import RecipeError
@@ -68,8 +67,9 @@ def budgets(recipe: Recipe, model: CausalLM, steps: Iterable[int]) -> dict[int, 
     try:
         infos = planned_parameters(recipe, adaptation)
         # The allocator looks at the adapters and at the number of steps; no step is made.
-        idle = SGD([info.param for info in infos], lr=1.0)
-        run = Run(model, infos, idle, schedule.build(idle, recipe.schedule, total), total, recipe=recipe)
+        optimizer = build_optimizer(recipe, infos)
+        rates = schedule.build(optimizer, recipe.schedule, total)
+        run = Run(model, infos, optimizer, rates, total, recipe=recipe)
         allocator.start(run)
         return {step: allocator.budget(step, total) for step in steps}
     finally:

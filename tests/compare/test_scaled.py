@@ -80,7 +80,8 @@ def test_a_packaged_table_is_valid_and_its_arms_are_comparable(path, beds, monke
         check_comparable(arms)
     labels = [arm.label for arm in loaded.arms]
     assert [arm.label for arm in arms] == [label for label in labels if label in {arm.label for arm in arms}]
-    estimated = [criterion for criterion in loaded.criteria if not criterion.everywhere]
+    measured = ("peak_memory_bytes",)  # the same at every rate
+    estimated = [one for one in loaded.criteria if not one.everywhere and one.metric not in measured]
     assert not estimated or (loaded.seeds >= 3 and len(loaded.lr_grid) >= 3)
     assert loaded.cost
 
