@@ -32,7 +32,10 @@ OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--json", "--trust-remote-code"},
     "eval": {"--task", "--limit", "--baseline", "--json"},
     "merge": {"--out", "--onto", "--rank"},
-    "compare": {"--out", "--match", "--lr-grid", "--seeds", "--jobs"},
+    "compare": {
+        *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
+        *("--cluster", "--cluster-set"),
+    },
     "reproduce": {"--out", "--json", "--tier", "--seeds", "--jobs", "--device", "--fresh", "--dry-run"},
     "recipes ls": set(),
     "recipes show": {"--origins"},

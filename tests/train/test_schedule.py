@@ -34,4 +34,6 @@ def test_a_floor_is_where_the_rate_ends_and_not_where_it_starts(method):
     assert factor(method, 2, 2, 10, 0.1) == pytest.approx(1.0)
     assert factor(method, 6, 2, 10, 0.1) == pytest.approx(0.55)
     assert factor(method, 10, 2, 10, 0.1) == pytest.approx(0.1)
-    assert factor(method, 0, 3, 10, 0.1) == pytest.approx(0.25)  # the warm-up rises from near zero all the same
+    assert factor(method, 0, 3, 10, 0.1) == pytest.approx(
+        0.25
+    )  # the warm-up rises from near zero all the same
