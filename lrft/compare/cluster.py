@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -42,7 +42,7 @@ class Cluster:
         # A folder of its own for each call: ids of local jobs are process ids, which come again.
         folder = self.root / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         parameters = parse_settings(settings)
-        self.executor = _executor(name)(folder)
+        self.executor, self.job_class = _executor(name)(folder)
         try:
             self.executor.update_parameters(**parameters)
         except (NameError, ValueError, TypeError, AssertionError) as error:
@@ -57,7 +57,7 @@ class Cluster:
             LrftError: the job was not accepted.
         """
         known, stop = self.root / f"{run.folder.name}.job", self.root / f"{run.folder.name}.stop"
-        job = _alive(known)
+        job = self._alive(known)
         if job is not None:
             runs.say(f"{run}: is job {job.job_id} already")
             return _Job(run, job, log_file(run), stop)
@@ -66,11 +66,19 @@ class Cluster:
         try:
             stop.unlink(missing_ok=True)
             job = self.executor.submit(Training(command, log, stop, self.environment))
-            known.write_bytes(pickle.dumps(job))
+            known.write_text(json.dumps({"id": job.job_id, "folder": str(self.executor.folder)}))
         except (RuntimeError, OSError) as error:
             message = f"--cluster {self.name}: {run} could not be submitted: {_first_line(error)}"
             raise LrftError(message) from error
         return _Job(run, job, log, stop)
+
+    def _alive(self, known: Path) -> Any:
+        """The job that an earlier call submitted, if it is still in the queue or runs."""
+        if not known.is_file():
+            return None
+        record = json.loads(known.read_text())
+        job = self.job_class(record["folder"], record["id"])
+        return None if job.done(force_check=True) else job
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -133,8 +141,8 @@ class _Job:
         self.cancelled = True
 
 
-def _executor(name: str) -> Callable[[Path], Any]:
-    """Folder -> submitit's executor of a cluster.
+def _executor(name: str) -> Callable[[Path], tuple[Any, Any]]:
+    """Folder -> submitit's executor of a cluster, and the class of its jobs.
 
     Raises:
         MissingExtra: submitit is not installed; the message holds the install line.
@@ -155,15 +163,7 @@ def _executor(name: str) -> Callable[[Path], Any]:
         raise UsageError(
             f"--cluster {name}: its commands are not found here; call this where jobs are submitted"
         )
-    return lambda folder: submitit.AutoExecutor(folder=folder, cluster=name)
-
-
-def _alive(known: Path) -> Any:
-    """The job that an earlier call submitted, if it is still in the queue or runs."""
-    if not known.is_file():
-        return None
-    job = pickle.loads(known.read_bytes())
-    return None if job.done(force_check=True) else job
+    return lambda folder: (submitit.AutoExecutor(folder=folder, cluster=name), known[name].job_class)
 
 
 def _first_line(error: BaseException) -> str:
