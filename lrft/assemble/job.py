@@ -48,7 +48,13 @@ class Job:
 
 
 def assemble(
-    recipe: Recipe, folder: RunFolder, text: Text, adaptation: Adaptation, accelerator: Any, recipe_hash: str
+    recipe: Recipe,
+    folder: RunFolder,
+    text: Text,
+    adaptation: Adaptation,
+    accelerator: Any,
+    recipe_hash: str,
+    trust_remote_code: bool = False,
 ) -> Job:
     """Optimizer, schedule, callbacks and data order around an adapted model. Nothing is trained yet.
 
@@ -77,7 +83,8 @@ def assemble(
         recipe=recipe,
     )
     identity = Identity(recipe_hash, model.fingerprint)
-    run.weights = ModelWeights(model, partial(load_model, recipe.model, seed=recipe.train.seed))
+    reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
+    run.weights = ModelWeights(model, reload)
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 

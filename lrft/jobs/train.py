@@ -78,7 +78,7 @@ def _train_in(
                 planned=None if tensors is None else folder.read(PLAN),
                 progress=show if lead else silent,
             )
-        job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe))
+        job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe), trust_remote_code)
         if folder.started:
             _same_start(job)
         accelerator.wait_for_everyone()  # all have looked before anything is written
