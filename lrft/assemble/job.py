@@ -28,7 +28,7 @@ from lrft.recipe.schema import Recipe
 from lrft.train import schedule, updates
 from lrft.train.checkpoint import Identity
 from lrft.train.folder import METRICS, RunFolder
-from lrft.train.keepers import GradientCheck, LossScale, Saver, Scorer, StopOnSignal
+from lrft.train.keepers import GradientCheck, LossScale, Saver, Scorer, StopAtLoss, StopOnSignal
 from lrft.train.metrics import Bar, MetricsFile, Wandb
 
 TIMED = {"allocate": ALLOCATORS, "restart": RESTARTS, "select": SELECTORS}
@@ -157,6 +157,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
     found = [
         GradientCheck(),
         *_timed_methods(recipe),
+        None if settings.stop_below is None else StopAtLoss(settings.stop_below),
         *(ANALYSES.get(config.method)(config) for config in recipe.analyse),
         scale,
         scorer,

@@ -33,6 +33,7 @@ EQUAL = (
     "data",
     "eval.limit",
     "train.max_steps",
+    "train.stop_below",
     "train.epochs",
     "train.batch_size",
     "train.gradient_accumulation",

@@ -110,6 +110,12 @@ class TrainSection(Section):
     epochs: float | None = Field(
         None, gt=0, le=10_000, description="passes over the data; 1 when max_steps is not given either"
     )
+    stop_below: float | None = Field(
+        None,
+        gt=0,
+        description="end the run once the training loss, smoothed over ten steps, is at or below this; schedules and "
+        "methods that act over time still go by max_steps",
+    )
     batch_size: int = Field(
         4, gt=0, description="rows of a micro-batch; with packing a row is max_length tokens"
     )

@@ -101,6 +101,46 @@ class Scorer(Callback):
         self.best = state["best"] if self.best_step else math.inf
 
 
+class StopAtLoss(Callback):
+    """Ends the run once the smoothed training loss is at or below a target, so that runs compare at equal loss.
+
+    Smoothed is the exponential mean over ten steps, each step weighed so that the first count fully. Stands before
+    what scores and saves: the step becomes the last one. A target that is not reached leaves the run as long as it was.
+    """
+
+    KEEP = 0.9  # of the mean, a step
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+        self.mean, self.weight = 0.0, 0.0
+
+    @property
+    def smoothed(self) -> float:
+        """Mean loss of the last steps; infinite before the first."""
+        return self.mean / self.weight if self.weight else math.inf
+
+    def start(self, run: Run) -> None:
+        self._end(run)  # resumed after the step that was the last one
+
+    def after_step(self, run: Run) -> None:
+        self.mean = self.KEEP * self.mean + (1 - self.KEEP) * run.metrics["loss"]
+        self.weight = self.KEEP * self.weight + (1 - self.KEEP)
+        self._end(run)
+
+    def finish(self, run: Run) -> None:
+        run.summary["smoothed_loss"] = self.smoothed
+
+    def _end(self, run: Run) -> None:
+        if self.smoothed <= self.target:
+            run.total_steps = run.step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "weight": self.weight}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean, self.weight = state["mean"], state["weight"]
+
+
 class GradientCheck(Callback):
     """After two steps, or as many as the run's methods say, every trainable tensor has had a gradient that is not zero.
 

@@ -23,6 +23,8 @@ def train(run: Run, steps: Iterable[StepBatches], objective: Objective) -> Run:
     run.model.train()
     run.fire("start")
     for batches in steps:
+        if run.step >= run.total_steps:  # a callback made the step before the last one
+            break
         run.metrics = {}
         run.seed_step()
         run.fire("before_step")
