@@ -159,6 +159,7 @@ def environment() -> dict[str, Any]:
 
     hardware = {
         "machine": platform.machine(),
+        "cpu": _cpu(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -169,6 +170,15 @@ def environment() -> dict[str, Any]:
         "git": _git_commit(),
         "command": Path(sys.argv[0]).name,
     }
+
+
+def _cpu() -> str | None:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _git_commit() -> str | None:
