@@ -240,7 +240,7 @@ def head_lines(record: dict[str, Any]) -> list[str]:
     lines = [
         f"{record['paper']} Claim ({record['provenance']}): {record['claim']}",
         "",
-        f"Verdict: **{record['verdict']}**. {record['scale']}",
+        f"Verdict: **{record['verdict']}**{_waiting(record)}. {record['scale']}",
         "",
         f"Bed: {record['bed']}",
         *([f"Changed for this replay: `{' '.join(record['overrides'])}`"] if record["overrides"] else []),
@@ -250,6 +250,12 @@ def head_lines(record: dict[str, Any]) -> list[str]:
     ]
     lines += [f"| {one['stated']} | {one['name']} | {one['reason']} |" for one in record["criteria"]]
     return [*lines, *(["", *(f"- {note}" for note in record["notes"])] if record["notes"] else [])]
+
+
+def _waiting(record: dict[str, Any]) -> str:
+    """That a verdict leaves out arms whose method lrft does not have."""
+    lacking = record.get("absent")
+    return f", as far as it can be judged: {', '.join(lacking)} wait for a method" if lacking else ""
 
 
 def _record(name: str, table: ScaledTable, compared: Compared, overrides: Sequence[str]) -> dict[str, Any]:

@@ -113,6 +113,8 @@ def test_an_arm_whose_method_is_not_there_waits_for_it(stand_in, table, tmp_path
     record = run_scaled(table(arms=arms, criteria=criteria), tmp_path / "out")
     assert (record["verdict"], record["absent"]) == ("confirmed", ["new"])
     assert [one["name"] for one in record["criteria"]] == ["confirmed", "method not in lrft yet"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "**confirmed**, as far as it can be judged: new wait for a method." in text
 
 
 def test_tables_that_share_a_folder_share_runs_and_have_reports_of_their_own(stand_in, table, tmp_path):
