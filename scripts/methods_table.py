@@ -24,7 +24,12 @@ BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 def table() -> str:
     """One Markdown row a method: recipe section, name, what it is, where it comes from."""
     rows = ["| section | name | what it is | source |", "| --- | --- | --- | --- |"]
-    for section, registry in {**AXES, "data.format": FORMATS, "eval.tasks": TASKS, "analyse": ANALYSES}.items():
+    for section, registry in {
+        **AXES,
+        "data.format": FORMATS,
+        "eval.tasks": TASKS,
+        "analyse": ANALYSES,
+    }.items():
         for name in registry.names():
             declared = registry.declared(name)
             cells = (f"`{section}`", f"`{name}`", declared.summary, source(declared))
