@@ -88,8 +88,11 @@ def test_the_residual_of_the_code_keeps_a_part_of_the_subspace_and_that_of_the_p
 
 
 def test_at_full_rank_and_scale_one_it_is_galore():
-    """What is outside of the subspace is then rounding noise."""
-    settings = {"rank": 16, "scale": 1.0, "update_every": 3, "weight_decay": 0.1}
+    """What is outside of the subspace is then rounding noise.
+
+    One projection for all steps: on some processors that noise turns the sign of a singular vector of a later one.
+    """
+    settings = {"rank": 16, "scale": 1.0, "update_every": 10, "weight_decay": 0.1}
     for a, b in zip(trained(**settings)[1], trained(name="galore", **settings)[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
