@@ -55,24 +55,15 @@ eval: {{tasks: [loss]}}
 
 ADAPT = """# Fine-tuning on the bed: the model that recipe.yaml trained, on text it has not seen.
 
-model: {{name: trained, dtype: float32}}
-adapter: {{method: lora, rank: 8, alpha: 16, targets: all-linear}}
-optimizer: {{method: adamw, lr: 0.001}}
-schedule: {{method: cosine, warmup_ratio: 0.1}}
+extends: recipe.yaml
+
+model: {name: trained}
+trainable: adapter
+adapter: {method: lora, rank: 8, alpha: 16, targets: all-linear}
+optimizer: {lr: 0.001}
 data:
   train: other.jsonl
-  eval: {{source: other_valid.jsonl, limit: 64}}
-  format: text
-  too_long: truncate_right
-train:
-  max_steps: {steps}
-  batch_size: 16
-  max_length: 128
-  packing: true
-  eval_every: {steps}
-  save_every: 1000
-  clip: 1.0
-eval: {{tasks: [loss]}}
+  eval: {source: other_valid.jsonl, limit: 64}
 """
 
 
@@ -107,7 +98,7 @@ def main(arguments: list[str]) -> int:
     print(f"{folder}: {seen} rows to train on, {held_out} held out")
     if chosen.other:
         write_rows(texts["--other"], folder / "other.jsonl", folder / "other_valid.jsonl")
-        (folder / "adapt.yaml").write_text(ADAPT.format(steps=chosen.steps), encoding="utf-8")
+        (folder / "adapt.yaml").write_text(ADAPT, encoding="utf-8")
     if chosen.pretrain:
         pretrain(folder, chosen.pretrain)
     return 0

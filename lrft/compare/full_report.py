@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from lrft.compare.report import row as table_row
+from lrft.compare.report import set_ups
 from lrft.recipe.table_file import PROVENANCE
 
 GIB = 2**30
@@ -28,21 +29,21 @@ def full_markdown(record: dict[str, Any]) -> str:
 
 def _results(record: dict[str, Any]) -> list[str]:
     """One line a published number, and one a row without any."""
-    lines = [_row(["row", "column", "published", "", "ours", "difference", "verdict"])]
-    lines.append(_row(["---"] * 7))
+    lines = [table_row(["row", "column", "published", "", "ours", "difference", "verdict"])]
+    lines.append(table_row(["---"] * 7))
     numbers = {
         row["label"]: [n for n in record["numbers"] if n["row"] == row["label"]] for row in record["rows"]
     }
     for label, found in numbers.items():
         if not found:
-            lines.append(_row([label, "", "no verified number", "", "", "", ""]))
+            lines.append(table_row([label, "", "no verified number", "", "", "", ""]))
         for number in found:
             column = record["columns"][number["column"]]
             digits, unit = column["digits"], f" ({column['unit']})" if column["unit"] else ""
             cells = [label, f"{number['column']}{unit}", f"{number['published']:.10g}", number["provenance"]]
             cells += ["" if number["ours"] is None else f"{number['ours']:.{digits}f}"]
             cells += ["" if number["difference"] is None else f"{number['difference']:+.{digits}f}"]
-            lines.append(_row([*cells, number["verdict"]]))
+            lines.append(table_row([*cells, number["verdict"]]))
     return lines
 
 
@@ -50,8 +51,8 @@ def _sizes(record: dict[str, Any]) -> list[str]:
     """What trains and what it holds, counted from the modules and the optimizer that training would build."""
     heads = ["row", "recipe", "trainable", "% of base + trainable", "weights", "adapter", "gradients"]
     heads += ["optimizer state", "together (GiB)", "steps", "tokens"]
-    lines = ["By formula, without activations; weights to together are GiB.", "", _row(heads)]
-    lines.append(_row(["---"] * len(heads)))
+    lines = ["By formula, without activations; weights to together are GiB.", "", table_row(heads)]
+    lines.append(table_row(["---"] * len(heads)))
     for row in record["rows"]:
         memory = [row["memory"].get(key) for key in ("weights", "adapter", "gradients", "optimizer_state")]
         command = " ".join([row["recipe"] or "", *row["overrides"]]).strip()
@@ -61,7 +62,7 @@ def _sizes(record: dict[str, Any]) -> list[str]:
         cells += ["" if size is None else f"{size / GIB:.2f}" for size in (*memory, row["memory_bytes"])]
         cells.append("" if row["steps"] is None else f"{row['steps']:,}")
         cells.append("" if row["tokens"] is None else f"{row['tokens']:.3g}")
-        lines.append(_row(cells))
+        lines.append(table_row(cells))
     return lines
 
 
@@ -73,12 +74,5 @@ def _where(record: dict[str, Any]) -> list[str]:
     lines = ["", "## Where it ran", "", f"- Seeds: {seeds}."]
     if record.get("overrides"):
         lines.append(f"- Changed for this run: `{' '.join(record['overrides'])}`.")
-    for one in record["environments"]:
-        facts = {**one.get("versions", {}), **one.get("hardware", {}), "git": one.get("git")}
-        lines.append(f"- {', '.join(f'{key} {value}' for key, value in facts.items() if value is not None)}")
+    lines += set_ups(record["environments"])
     return [*lines, f"- {record['seconds']:g} s for what this call ran"]
-
-
-def _row(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"

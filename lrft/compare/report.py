@@ -70,7 +70,7 @@ def table(record: dict[str, Any]) -> list[str]:
         "p",
     ]
     heads += ["trainable", "adapter MiB", "checkpoint MiB", "peak MiB", "seconds", "of steps"]
-    lines = [_row(heads), _row(["---"] * len(heads))]
+    lines = [row(heads), row(["---"] * len(heads))]
     for arm in record["arms"]:
         gap = arm["difference"] or {}
         wins = f"{gap['lower']} of {gap['pairs']} seeds" if gap else ""
@@ -83,7 +83,7 @@ def table(record: dict[str, Any]) -> list[str]:
         cells += [_signed(gap.get("mean")), _interval(gap.get("interval"), "+"), wins, _p(gap.get("p"))]
         cells += [f"{arm['trainable']:,}", _mib(arm["adapter_bytes"]), _mib(arm["checkpoint_bytes"])]
         cells += [_mib(arm["peak_memory_bytes"]), _plain(arm["run_seconds"]), _plain(arm["step_seconds"])]
-        lines.append(_row(cells))
+        lines.append(row(cells))
     return lines
 
 
@@ -147,25 +147,25 @@ def _grid(record: dict[str, Any]) -> list[str]:
     if record["trials"]:
         return _trials(record)
     lines = [
-        _row(["arm", *(f"{rate:g}" for rate in record["rates"])]),
-        _row(["---"] * (len(record["rates"]) + 1)),
+        row(["arm", *(f"{rate:g}" for rate in record["rates"])]),
+        row(["---"] * (len(record["rates"]) + 1)),
     ]
     for arm in record["arms"]:
         cells = [
             f"**{_loss(point['loss'])}**" if point["rate"] == arm["rate"] else _loss(point["loss"])
             for point in arm["grid"]
         ]
-        lines.append(_row([arm["label"], *cells]))
+        lines.append(row([arm["label"], *cells]))
     return lines
 
 
 def _trials(record: dict[str, Any]) -> list[str]:
     """One row a rate, since each arm was tried at its own."""
-    lines = [_row(["arm", "rate", record["metric"]]), _row(["---"] * 3)]
+    lines = [row(["arm", "rate", record["metric"]]), row(["---"] * 3)]
     for arm in record["arms"]:
         for point in arm["grid"]:
             bold = "**" if point["rate"] == arm["rate"] else ""
-            lines.append(_row([arm["label"], f"{point['rate']:g}", f"{bold}{_loss(point['loss'])}{bold}"]))
+            lines.append(row([arm["label"], f"{point['rate']:g}", f"{bold}{_loss(point['loss'])}{bold}"]))
     return lines
 
 
@@ -173,10 +173,10 @@ def _differences(record: dict[str, Any]) -> list[str]:
     found = record["differences"]
     if not found["keys"]:
         return ["Nothing but the rate."]
-    lines = [_row(["key", *found["arms"]]), _row(["---"] * (len(found["arms"]) + 1))]
+    lines = [row(["key", *found["arms"]]), row(["---"] * (len(found["arms"]) + 1))]
     for key, values in found["keys"].items():
         lines.append(
-            _row([f"`{key}`", *("" if value is None else f"`{json.dumps(value)}`" for value in values)])
+            row([f"`{key}`", *("" if value is None else f"`{json.dumps(value)}`" for value in values)])
         )
     return lines
 
@@ -184,13 +184,21 @@ def _differences(record: dict[str, Any]) -> list[str]:
 def _environments(record: dict[str, Any]) -> list[str]:
     found = record["environments"]
     lines = [f"The runs were made on {len(found)} set-ups:", ""] if len(found) > 1 else []
-    for one in found:
-        facts = {**one.get("versions", {}), **one.get("hardware", {}), "git": one.get("git")}
-        lines.append(f"- {', '.join(f'{key} {value}' for key, value in facts.items() if value is not None)}")
+    lines += set_ups(found)
     return [*lines, f"- {record['seconds']:g} s for what this call ran"]
 
 
-def _row(cells: Sequence[str]) -> str:
+def set_ups(found: Sequence[dict[str, Any]]) -> list[str]:
+    """One line a set-up: versions, hardware, commit."""
+    lines = []
+    for one in found:
+        facts = {**one.get("versions", {}), **one.get("hardware", {}), "git": one.get("git")}
+        lines.append(f"- {', '.join(f'{key} {value}' for key, value in facts.items() if value is not None)}")
+    return lines
+
+
+def row(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
     escaped = [cell.replace("|", r"\|") for cell in cells]
     return f"| {' | '.join(escaped)} |"
 

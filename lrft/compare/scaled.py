@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from lrft.compare.command import command_line
 from lrft.compare.comparison import Compared, compare_arms
 from lrft.compare.criterion import Criterion, stated
@@ -19,8 +17,7 @@ from lrft.compare.report import write_report
 from lrft.compare.verdict import Rows, Verdict, absent, overall, verdict
 from lrft.core.config import Annotated, Field, Literal, Section, model_validator
 from lrft.core.errors import LrftError, Problem, RecipeError
-from lrft.recipe.document import parse, read_text
-from lrft.recipe.tree import Place, dotted
+from lrft.recipe.table_file import lacks_method, read_table
 
 DATA = "$LRFT_DATA"
 BED = "bed:"  # a recipe of a bed that scripts/make_beds makes
@@ -85,17 +82,7 @@ def load_scaled(path: Path) -> ScaledTable:
     Raises:
         RecipeError: with every problem found, each with its line and key.
     """
-    root, problems = parse(read_text(path), Place(str(path), 1, path.parent))
-    try:
-        table = ScaledTable.model_validate(root.plain())
-    except ValidationError as error:
-        for one in error.errors():
-            message = one["msg"].removeprefix("Value error, ")
-            problems.append(root.nearest(*one["loc"]).problem(dotted(one["loc"]), message))
-        raise RecipeError(problems) from None
-    if problems:
-        raise RecipeError(problems)
-    return table
+    return read_table(path, ScaledTable)
 
 
 def scaled_arms(table: ScaledTable, path: Path, overrides: Sequence[str] = ()) -> list[Arm]:
@@ -151,11 +138,6 @@ def expanded(override: str) -> str:
             f"{override!r} needs real data sets; set {DATA.removeprefix('$')} to the folder that holds them"
         )
     return override.replace(DATA, os.environ.get(DATA.removeprefix("$"), ""))
-
-
-def lacks_method(error: RecipeError) -> bool:
-    """Whether a recipe names a method that lrft does not have."""
-    return any(p.key.endswith(".method") and p.message.startswith("unknown ") for p in error.problems)
 
 
 def run_scaled(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from lrft.core.callback import TimedMethod
+from lrft.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from lrft.core.run import Run
@@ -35,11 +36,29 @@ class Change:
 class Weights(Protocol):
     """The linear layers of a run that train or have an adapter that is a change of the weight, one at a time."""
 
+    def names(self) -> list[str]:
+        """Paths of these layers."""
+
     def changes(self) -> Iterator[Change]:
         """Every such layer as it is now."""
 
     def originals(self) -> Iterator[tuple[str, Tensor]]:
         """Path and weight (out, in) as the model's files have it, float32, before it was rounded into any storage."""
+
+
+def changed(run: Run) -> Weights:
+    """The run's weights, for an analysis of what training adds to them.
+
+    Raises:
+        RecipeError: nothing that trains is a change of a weight, so that there would be nothing to find.
+    """
+    assert run.weights is not None, "a run that is analysed has weights"
+    if not run.weights.names():
+        message = (
+            "looks at what is added to weights, and nothing here is: the adapter is no change of a weight"
+        )
+        raise RecipeError(f"{message}; leave the analysis out, or choose an adapter that merges", "analyse")
+    return run.weights
 
 
 class Analysis(TimedMethod):

@@ -26,6 +26,10 @@ class ModelWeights:
     def __init__(self, model: CausalLM, reload: Callable[[], CausalLM]) -> None:
         self.model, self.reload = model, reload
 
+    def names(self) -> list[str]:
+        """Paths of the layers, in the order of `changes`."""
+        return [name for name, _ in _mergeable(self.model)] + _training(self.model)
+
     @torch.no_grad()
     def changes(self) -> Iterator[Change]:
         """Adapted layers whose adapter is a change of the weight, then layers whose own weight trains."""
@@ -41,8 +45,7 @@ class ModelWeights:
     @torch.no_grad()
     def originals(self) -> Iterator[tuple[str, Tensor]]:
         """The same layers, as the model's files have them."""
-        names = [name for name, _ in _mergeable(self.model)] + _training(self.model)
-        return _dense(self.reload(), names)
+        return _dense(self.reload(), self.names())
 
 
 def _mergeable(model: CausalLM) -> Iterator[tuple[str, Adapted]]:

@@ -86,6 +86,13 @@ def test_an_analysis_that_the_recipe_cannot_serve_is_refused(tiny, tmp_path):
         trained(tiny, tmp_path / "run", "analyse=[row_losses]", "train.eval_every=null")
 
 
+@pytest.mark.parametrize("name", ["intruders", "update_rank"])
+def test_what_would_find_nothing_is_refused_before_the_first_step(name, tiny, tmp_path):
+    with pytest.raises(RecipeError, match="no change of a weight"):
+        trained(tiny, tmp_path / "run", f"analyse=[{name}]", "adapter={method: mola, rank: 2}")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_misspelt_analysis_is_told_with_what_there_is(tiny, tmp_path):
     with pytest.raises(RecipeError, match="intruders"):
         trained(tiny, tmp_path / "run", "analyse=[intruder]")

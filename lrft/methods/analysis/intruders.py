@@ -7,7 +7,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from lrft.core.analysis import Analysis
+from lrft.core.analysis import Analysis, changed
 from lrft.core.axes import ANALYSES
 from lrft.core.config import Field, MethodConfig
 from lrft.core.run import Run
@@ -31,18 +31,19 @@ class Intruders(Analysis):
         top: int = Field(10, gt=0, description="how many leading directions are looked at")
         below: float = Field(0.5, gt=0, le=1, description="largest similarity of an intruder")
 
+    def start(self, run: Run) -> None:
+        changed(run)  # refused now and not at the end
+
     @torch.no_grad()
     def finish(self, run: Run) -> None:
-        assert run.weights is not None, "a run that is analysed has weights"
         count: dict[str, float] = {}
         least: dict[str, float] = {}
-        for change in run.weights.changes():
+        for change in changed(run).changes():
             likeness = similarity(change.before, change.before + change.change, self.config.top)
             count[change.site] = float((likeness < self.config.below).sum())
             least[change.site] = float(likeness.min())
-        if count:
-            self.note(count=count, count_total=sum(count.values()), count_mean=fmean(count.values()))
-            self.note(least=least)
+        self.note(count=count, count_total=sum(count.values()), count_mean=fmean(count.values()))
+        self.note(least=least)
         super().finish(run)
 
 

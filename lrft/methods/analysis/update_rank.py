@@ -7,7 +7,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from lrft.core.analysis import Analysis
+from lrft.core.analysis import Analysis, changed
 from lrft.core.axes import ANALYSES
 from lrft.core.run import Run
 
@@ -24,16 +24,17 @@ class UpdateRank(Analysis):
     Source: the count is that of torch.linalg.matrix_rank; stable rank: Rudelson and Vershynin, 2007.
     """
 
+    def start(self, run: Run) -> None:
+        changed(run)  # refused now and not at the end
+
     @torch.no_grad()
     def finish(self, run: Run) -> None:
-        assert run.weights is not None, "a run that is analysed has weights"
         ranks: dict[str, float] = {}
         stable: dict[str, float] = {}
-        for change in run.weights.changes():
+        for change in changed(run).changes():
             ranks[change.site], stable[change.site] = _ranks(change.change)
-        if ranks:
-            self.note(rank=ranks, rank_mean=fmean(ranks.values()), rank_most=max(ranks.values()))
-            self.note(stable=stable, stable_mean=fmean(stable.values()))
+        self.note(rank=ranks, rank_mean=fmean(ranks.values()), rank_most=max(ranks.values()))
+        self.note(stable=stable, stable_mean=fmean(stable.values()))
         super().finish(run)
 
 

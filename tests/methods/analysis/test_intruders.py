@@ -16,6 +16,9 @@ class Given:
     def __init__(self, *changes: Change) -> None:
         self.all = changes
 
+    def names(self):
+        return [change.site for change in self.all]
+
     def changes(self):
         return iter(self.all)
 
