@@ -203,6 +203,18 @@ def _hub_keys_of_a_local_source(settings: Settings) -> Iterator[Problem]:
                 yield Problem(f"{split}.{key}", message)
 
 
+def _end_that_is_not_planned(settings: Settings) -> Iterator[Problem]:
+    """Ranks that move and restarts follow the whole run; cut short, a budget is not met and a stage is not folded."""
+    if settings["train.stop_below"] is None:
+        return
+    allocation = AXES["allocate"].declared(settings["allocate.method"])
+    timed = [] if settings["restart"] is None else [f"restart {settings['restart.method']}"]
+    timed += [f"allocate {allocation.name}"] if "one_stage" in allocation.requires else []
+    if timed:
+        message = f"would end the run before {' and '.join(timed)} had done its part; write null"
+        yield Problem("train.stop_below", message)
+
+
 def _compiled_for_one_shape(settings: Settings) -> Iterator[Problem]:
     if settings["model.compile"] is not True:
         return
@@ -232,5 +244,6 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _updates_in_the_backward_pass,
     _scores_without_rows,
     _hub_keys_of_a_local_source,
+    _end_that_is_not_planned,
     _compiled_for_one_shape,
 )

@@ -113,8 +113,8 @@ class TrainSection(Section):
     stop_below: float | None = Field(
         None,
         gt=0,
-        description="end the run once the training loss, smoothed over ten steps, is at or below this; schedules and "
-        "methods that act over time still go by max_steps",
+        description="end the run once the training loss, smoothed over ten steps, is at or below this; the schedule "
+        "still goes by max_steps",
     )
     batch_size: int = Field(
         4, gt=0, description="rows of a micro-batch; with packing a row is max_length tokens"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrft.core.errors import Interrupted
+from lrft.core.errors import Interrupted, RecipeError
 from lrft.jobs.train import train_recipe
 from lrft.recipe.load import load_recipe
 from lrft.train.keepers import GradientCheck
@@ -75,3 +75,19 @@ def test_an_interruption_does_not_move_the_end(recipe_file, tmp_path, whole, mon
     shutil.rmtree(tmp_path / "run" / "adapter")
     again = train_recipe(loaded, tmp_path / "run", resume=True)
     assert (again["step"], len(lines(tmp_path / "run"))) == (last, last)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [
+        ("restart relora", ["restart={method: relora, every: 4}"]),
+        (
+            "allocate adalora",
+            ["adapter={method: svd_lora, rank: 4}", "allocate={method: adalora, target_rank: 2}"],
+        ),
+    ],
+)
+def test_what_follows_the_whole_run_is_not_cut_short(recipe_file, method, overrides):
+    assert load_recipe(recipe_file(), [*QUICK, *overrides]).recipe.train.stop_below is None
+    with pytest.raises(RecipeError, match=f"train.stop_below: would end the run before {method}"):
+        load_recipe(recipe_file(), [*QUICK, *overrides, "train.stop_below=3"])
