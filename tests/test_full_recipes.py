@@ -33,6 +33,7 @@ METAMATH = {
     "original_question": "Ann has 2 pens and buys 3. How many pens?",
 }
 C4 = {"text": "Ice is frozen water. " * 3, "timestamp": "2019-04-25T12:57:54Z", "url": "https://example.org"}
+MAGICODER = {"instruction": "Add two numbers in Python.", "response": "def add(a, b):\n    return a + b"}
 OASST = {"text": "### Human: What is ice?### Assistant: Frozen water."}
 
 # (hidden, intermediate, layers, heads, key-value heads, vocabulary)
@@ -54,6 +55,9 @@ FULL: dict[str, tuple[dict[str, Any], tuple[Any, ...], int]] = {
     "llama2-oasst-qlora": (OASST, LLAMA_7B, 159_907_840),
     "mistral-metamath-lora_sb": (METAMATH, MISTRAL_7B, 2_064_384),
     "llama32-metamath-lora": (METAMATH, LLAMA32_3B, 9_175_040),
+    "llama2-metamath-miss": (METAMATH, LLAMA_7B, 87_031_808),
+    "llama31-magicoder-gralora": (MAGICODER, LLAMA3_8B, 167_772_160),
+    "llama3-commonsense-randlora": (COMMONSENSE, LLAMA3_8B, 56_626_112),
     "galore-60m-c4-adamw": (C4, GALORE_60M, 58_073_600),
     "galore-60m-c4-galore": (C4, GALORE_60M, 58_073_600),
     "galore-60m-c4-fira": (C4, GALORE_60M, 58_073_600),
@@ -115,6 +119,7 @@ def config_of(tmp_path):
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             vocab_size=vocabulary,
+            max_position_embeddings=8192,
             tie_word_embeddings=False,
         ).save_pretrained(tmp_path / "config")
         return tmp_path / "config"
@@ -185,6 +190,9 @@ def test_a_full_recipe_is_scored_on_rows_of_its_benchmark(name, tiny, rows_of, t
         ("llama2-metamath-lora_ga", "How many has she?\nA:", " 2 + 3 = 5. #### 5 The answer is: 5"),
         ("llama2-metamath-lora_pro", "How many has she?\n\n### Response:\n", "The answer is: 5"),
         ("mistral-metamath-lora_sb", "How many has she?\n\n### Response:", "The answer is: 5"),
+        ("llama2-metamath-miss", "How many has she?\n\n### Response:", "The answer is: 5\n"),
+        ("llama31-magicoder-gralora", "Python.\n\n### Response:\n", "return a + b "),
+        ("llama3-commonsense-randlora", "", "### Response:\n                the correct answer is true"),
         ("llama2-oasst-qlora", "", OASST["text"]),
         ("llama32-metamath-lora", "", "step by step.\nAnswer:2 + 3 = 5. #### 5 The answer is: 5"),
         ("galore-60m-c4-adamw", "", C4["text"]),
@@ -208,6 +216,9 @@ def test_a_full_recipe_learns_what_the_authors_learn(name, prompt_ends, completi
         ("llama2-metamath-corda", 128),
         ("llama2-metamath-lora_ga", 32),
         ("llama2-metamath-lora_pro", 32),
+        ("llama2-metamath-miss", 64),
+        ("llama31-magicoder-gralora", 192),
+        ("llama3-commonsense-randlora", 16),
         ("llama2-oasst-qlora", 16),
         ("mistral-metamath-lora_sb", 32),
         ("llama32-metamath-lora", 4),

@@ -31,6 +31,7 @@ class Adapter(nn.Module):
         roles: parameter name -> role, read by optimizers that treat factors differently.
         scaling: s of the low-rank term, alpha / rank or what the method makes of it.
         peft_names: parameter name -> tensor name in PEFT's file, when the method has a PEFT form.
+        peft_transposed: whether PEFT has the method on layers that store (in, out) too, as GPT-2's do.
     """
 
     name: ClassVar[str]
@@ -39,6 +40,7 @@ class Adapter(nn.Module):
     requires: ClassVar[set[str]] = set()
     roles: ClassVar[dict[str, str]] = {}
     peft_names: ClassVar[dict[str, str]] = {}
+    peft_transposed: ClassVar[bool] = True
     compute_dtype: torch.dtype | None = None
     scaling: float = 1.0
 
@@ -159,3 +161,7 @@ class Shared(nn.Module):
 
     def bind(self, model: Any) -> None:
         """Called once when every site has its adapter; `model` is a `LanguageModel` around transformers' `hf`."""
+
+    def peft_tensors(self) -> dict[str, Tensor] | None:
+        """PEFT's name -> tensor, or None when PEFT has no such part, and so no form for the adapters either."""
+        return None

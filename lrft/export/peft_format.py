@@ -61,27 +61,40 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     sites = list(adapted(model.hf))
     dtype = DTYPES[(recipe.adapter.dtype if recipe.adapter is not None else None) or recipe.model.dtype]
     forms = {name: _site_form(module) for name, module in sites}
-    whole = model.shared is None and bool(forms) and all(form is not None for form in forms.values())
-    if not whole:
-        own = trained_tensors(model)
-        return {name: tensor.to("cpu", dtype).contiguous() for name, tensor in own.items()}, None
+    common_part = {} if model.shared is None else model.shared.peft_tensors()
+    whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
+    takes_transposed = all(module.adapter.peft_transposed for _, module in sites)
+    if not whole or (model.transposed and not takes_transposed):
+        return _own_form(model, dtype), None
     tensors = {
         f"{PREFIX}{site}.{name}": tensor
         for site, form in forms.items()
         if form is not None
         for name, tensor in form[0].items()
     }
-    beside = {f"{PREFIX}{name}": parameter for name, parameter in base_parameters(model)}
+    beside: dict[str, Tensor] = {f"{PREFIX}{name}": parameter for name, parameter in base_parameters(model)}
     keys = {site: form[1] for site, form in forms.items() if form is not None}
     section = type(sites[0][1].adapter).peft_config(
         recipe.adapter, any(module.start is not None for _, module in sites)
     )
     common = section if section is not None and section in keys.values() else next(iter(keys.values()))
-    config = {**_shared_keys(model, recipe, sites), **common, **_patterns(keys, common)}
+    patterns = _patterns(keys, common)
+    if patterns is None:
+        return _own_form(model, dtype), None
+    config = {**_shared_keys(model, recipe, sites), **common, **patterns}
+    if takes_transposed:
+        config["fan_in_fan_out"] = bool(model.transposed)
     if beside:
         config["modules_to_save"] = sorted({name.rpartition(".")[0] for name, _ in base_parameters(model)})
+    beside |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in (common_part or {}).items()}
     cast = {k: t.detach().to("cpu", dtype).contiguous() for k, t in {**tensors, **beside}.items()}
     return cast, config
+
+
+def _own_form(model: CausalLM, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every trained tensor under lrft's name; whole numbers (a seed) stay whole."""
+    own = {name: tensor.detach().cpu() for name, tensor in trained_tensors(model).items()}
+    return {k: (t.to(dtype) if t.is_floating_point() else t).contiguous() for k, t in own.items()}
 
 
 def _site_form(module: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -112,7 +125,6 @@ def _shared_keys(model: CausalLM, recipe: Any, sites: list[Any]) -> dict[str, An
         "task_type": "CAUSAL_LM",
         "bias": "none",
         "inference_mode": True,
-        "fan_in_fan_out": bool(model.transposed),
         "target_modules": _target_modules(model, [name for name, _ in sites]),
     }
 
@@ -125,8 +137,13 @@ def _target_modules(model: CausalLM, names: list[str]) -> list[str]:
     return sorted(leaves) if told == set(names) else sorted(names)
 
 
-def _patterns(keys: dict[str, dict[str, Any]], common: dict[str, Any]) -> dict[str, Any]:
-    """Sites whose rank or alpha is not the common one, under PEFT's `rank_pattern` and `alpha_pattern`."""
+def _patterns(keys: dict[str, dict[str, Any]], common: dict[str, Any]) -> dict[str, Any] | None:
+    """Sites whose rank or alpha is not the common one, under PEFT's `rank_pattern` and `alpha_pattern`.
+
+    None where PEFT cannot say it: it has these patterns for LoRA alone.
+    """
+    if "lora_alpha" not in common:
+        return {} if all(own == common for own in keys.values()) else None
     ranks = {name: own["r"] for name, own in keys.items() if own["r"] != common["r"]}
     alphas = {
         name: own["lora_alpha"] for name, own in keys.items() if own["lora_alpha"] != common["lora_alpha"]

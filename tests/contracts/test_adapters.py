@@ -110,6 +110,10 @@ def make(tmp_path: Path) -> Callable[..., Model]:
         declared, cls = ADAPTERS.declared(name).config, ADAPTERS.get(name)
         if "dropout" in declared.model_fields:
             settings.setdefault("dropout", 0.0)
+        if (
+            "rank" in declared.model_fields
+        ):  # divides every width here, and leaves methods that need that a choice
+            settings.setdefault("rank", 8)
         if "adapters" in declared.model_fields:
             settings.setdefault("adapters", [write_lora(tmp_path, site, rank) for rank in (2, 3)])
         if kind == "linear":
@@ -380,4 +384,4 @@ def test_names_for_peft_cover_the_tensors_for_peft(make, name, kind):
     """Without names of its own it is a plain LoRA there."""
     adapter = make(name, kind).adapter
     if adapter.peft_keys() is not None:
-        assert set(adapter.peft_names or "AB") == set(adapter.peft_tensors())
+        assert set(adapter.peft_names or "AB") >= set(adapter.peft_tensors())

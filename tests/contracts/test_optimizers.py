@@ -276,8 +276,9 @@ def test_without_its_state_a_run_does_not_continue(name):
     others = twins(name, infos)
     fresh = build(name, others, lr=0.01)
     assert not same(optimizer.state_dict(), fresh.state_dict())
-    step(optimizer, infos, 3)
-    step(fresh, others, 3)
+    for t in range(3, 8):  # one step along signs may be the same by chance
+        step(optimizer, infos, t)
+        step(fresh, others, t)
     assert not any(torch.equal(a, b) for a, b in zip(values(infos), values(others), strict=True))
 
 

@@ -1,4 +1,5 @@
-"""PEFT loads the adapter folder and computes our logits: LoRA, rsLoRA, DoRA, patterns, dense and 4-bit bases."""
+"""PEFT loads the adapter folder and computes our logits: LoRA, rsLoRA, DoRA, patterns, the methods
+with frozen or shared parts, dense and 4-bit bases."""
 
 from __future__ import annotations
 
@@ -28,6 +29,13 @@ CASES = {
         "rank_pattern": {"layers.1.self_attn.q_proj": 2},
         "alpha_pattern": {"down_proj": 3.0},
     },
+    "miss": {"method": "miss", "rank": 6},
+    "miss-mini": {"method": "miss", "rank": 8, "mini_rank": 8},
+    "bat": {"method": "bat", "rank": 8},
+    "gralora": {"method": "gralora", "rank": 4, "alpha": 8.0, "hybrid_rank": 2},
+    "randlora": {"method": "randlora", "rank": 7},
+    "vera": {"method": "vera", "rank": 32, "start": 1.0},
+    "nola": {"method": "nola", "rank": 4, "bases": 8},
 }
 
 
@@ -95,10 +103,11 @@ def test_peft_computes_our_logits(tiny, tmp_path, case, quantization):
     assert (bare - theirs).abs().max() > 1e-2  # the adapter does something, so equality says something
 
 
-def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path):
+@pytest.mark.parametrize("case", ["lora", "gralora", "randlora", "vera"])
+def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path, case):
     from peft import PeftModel
 
-    recipe = recipe_for(tiny("gpt2"), CASES["lora"])
+    recipe = recipe_for(tiny("gpt2"), CASES[case])
     model = adapted_model(recipe)
     tokenizer, _ = load_tokenizer(recipe.model)
     write_adapter_folder(tmp_path / "adapter", adapter_files(model, recipe, {"step": 1}), tokenizer)
@@ -106,6 +115,13 @@ def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path):
     ids = torch.randint(3, 400, (1, 12))
     with torch.no_grad():
         torch.testing.assert_close(our_logits(model, ids), peft(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["miss", "bat"])
+def test_what_peft_has_not_on_transposed_layers_ships_under_our_own_names(tiny, case):
+    recipe = recipe_for(tiny("gpt2"), CASES[case])
+    files = adapter_files(adapted_model(recipe), recipe, {"step": 1})
+    assert "adapter.safetensors" in files and "adapter_config.json" not in files
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

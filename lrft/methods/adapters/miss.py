@@ -1,0 +1,103 @@
+"""MiSS: one block of rows shared by all slices of the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrft.core.adapter import Adapter
+from lrft.core.axes import ADAPTERS
+from lrft.core.config import AdapterConfig, Field
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.methods.adapters._low_rank import blocks_linear, blocks_update
+
+
+@ADAPTERS.register
+class MiSS(Adapter):
+    """Matrix shard sharing: the input is cut into slices of r features, which all go through the same matrix.
+
+    y = x W^T + b + t D with t = x_1 + x_2 + ... + x_ceil(in / r) the sum of the slices of drop(x), the last one padded
+    with zeros, so W' = W + [D^T D^T ... D^T] cut to `in` columns: LoRA with A = [I I ... I] frozen, B = D^T, s = 1
+    D (r, out) = 0, so W' = W at step 0, and D has a gradient from the first step on. Trains r out numbers per site.
+    `mini_rank` m: D (r, m) is repeated along the outputs too, out / m times; trains r m numbers.
+    Of the input only t is kept for the backward pass, r numbers a token.
+    Source: Kang and Yin, "MiSS: Balancing LoRA Performance and Efficiency with Simple Shard Sharing", 2024, arXiv
+    2409.15371, earlier titles "Bone" and "DiSHA"; checked against PEFT's layers and its numbers.
+    Departures: none. What the paper's first version calls Bone is `bat` here.
+    """
+
+    provides = {"adapters", "mergeable", "linear_delta"}
+    roles = {"D": "core"}
+    peft_names = {"D": "miss_block"}
+    peft_transposed = False
+
+    class Config(AdapterConfig):
+        rank: int = Field(64, gt=0, description="width of the slices of the input")
+        mini_rank: int | None = Field(
+            None, gt=0, description="outputs that share a column are this far apart; by default none share"
+        )
+        dropout: float = Field(0.0, ge=0, lt=1)
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        if config.rank > site.in_features:
+            raise ValueError(f"rank {config.rank} is more than the inputs; use at most {site.in_features}")
+        columns = config.mini_rank or site.out_features
+        if site.out_features % columns:
+            raise ValueError(
+                f"mini_rank {columns} does not divide the {site.out_features} outputs; use a divisor of them"
+            )
+        self.drop = nn.Dropout(config.dropout)
+        self.D = nn.Parameter(torch.zeros(config.rank, columns))
+
+    def reset(self) -> None:
+        nn.init.zeros_(self.D)
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        slices = -(-self.site.in_features // self.config.rank)
+        return self._rows().repeat(1, slices)[:, : self.site.in_features].to(weight.dtype)
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        dtype = self.compute_dtype or x.dtype
+        t = self._summed(self.drop(x), dtype)
+        return blocks_linear(x, base, t[..., None, :], self._rows()[None], dtype=dtype)
+
+    def update(self, x: Tensor) -> Tensor:
+        t = self._summed(x, self.compute_dtype or x.dtype)
+        return blocks_update(t[..., None, :], self._rows()[None]).to(x.dtype)
+
+    def _summed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sum of the slices, (..., in) -> (..., r)."""
+        missing = -x.shape[-1] % self.config.rank
+        padded = F.pad(x.to(dtype), (0, missing)) if missing else x.to(dtype)
+        return padded.unflatten(-1, (-1, self.config.rank)).sum(dim=-2)
+
+    def _rows(self) -> Tensor:
+        """D^T, repeated along the outputs where they share: (out, r)."""
+        return self.D.mT.repeat(self.site.out_features // self.D.shape[1], 1)
+
+    @torch.no_grad()
+    def factors(self, start: Adapter | None = None) -> tuple[Tensor, Tensor]:
+        rows = self._rows() if start is None else self._rows() - start._rows()  # type: ignore[operator]
+        width, rank = self.site.in_features, self.config.rank
+        eye = torch.eye(rank, device=rows.device)
+        return eye.repeat(1, -(-width // rank))[:, :width], rows.float()
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return int(config.rank * (config.mini_rank or site.out_features))
+
+    @classmethod
+    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
+        mini = config.mini_rank is not None
+        return {
+            "peft_type": "MISS",
+            "r": config.rank,
+            "miss_dropout": config.dropout,
+            "mini_r": config.mini_rank or 1,
+            "init_weights": "mini" if mini else True,
+        }

@@ -1,0 +1,191 @@
+"""NOLA: LoRA's factors as sums of random matrices that are never stored, of which only the coefficients train."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapter import Adapter
+from lrft.core.axes import ADAPTERS
+from lrft.core.config import AdapterConfig, Field
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.methods.adapters._low_rank import MadeFactors, made_linear
+
+CHUNK = 2**22  # random numbers held at a time
+
+
+@ADAPTERS.register
+class NOLA(Adapter):
+    """Networks as linear combinations of low-rank random bases: the number trained does not depend on the rank.
+
+    A = A0 + sum_i a_i M_i (r, in), B = sum_j b_j N_j (out, r), i and j = 1 ... k; y = x W^T + b + s (x A^T) B^T
+    M_i, N_j ~ U(-1, 1) / sqrt(k), A0 ~ U(-1/sqrt(in), 1/sqrt(in)), all frozen and made anew from a seed whenever they
+    are needed, in the forward and in the backward pass, `CHUNK` numbers at a time; s = alpha / r
+    a (k) = b (k) = 0, so W' = W at step 0. Trains 2 k numbers per site, `bases` = k; checkpoints hold them and a seed.
+    Source: Koohpayegani et al., "NOLA: Compressing LoRA using Linear Combination of Random Basis", ICLR 2024, arXiv
+    2310.02556. The offset A0, the start at 0 and the factor 1/sqrt(k) are those of the authors' code (the paper's
+    text has A as the sum alone, which with coefficients of 0 would never leave its start).
+    Departures: numbers come from a hash of their place and the seed, not from torch's generator, so that they are the
+    same on every device and under every version.
+    """
+
+    provides = {"adapters", "mergeable", "linear_delta"}
+    roles = {"a": "vector", "b": "vector"}
+
+    class Config(AdapterConfig):
+        rank: int = Field(16, gt=0)
+        alpha: float = Field(4.0, gt=0)
+        bases: int = Field(512, gt=0, description="random matrices for A, and as many for B")
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.scaling = config.alpha / config.rank
+        self.a = nn.Parameter(torch.zeros(config.bases))
+        self.b = nn.Parameter(torch.zeros(config.bases))
+        drawn = torch.randint(2**31 - 1, ()) ^ (zlib.crc32(site.name.encode()) >> 1)
+        self.register_buffer("seed", drawn)
+        self._key: tuple[Any, int] | None = None
+
+    def reset(self) -> None:
+        nn.init.zeros_(self.a)
+        nn.init.zeros_(self.b)
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        A = _offset(self.A_shape, self._seed(), weight.device) + _Combination.apply(
+            self.a, self.A_shape, self._seed() + 1
+        )
+        B = _Combination.apply(self.b, self.B_shape, self._seed() + 2)
+        return (self.scaling * B @ A).to(weight.dtype)
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        return made_linear(
+            x, base, self._made(), (self.a, self.b), self.scaling, dtype=self.compute_dtype or x.dtype
+        )
+
+    def update(self, x: Tensor) -> Tensor:
+        return made_linear(
+            x, None, self._made(), (self.a, self.b), self.scaling, dtype=self.compute_dtype or x.dtype
+        )
+
+    @property
+    def A_shape(self) -> tuple[int, int]:
+        """(r, in)."""
+        return self.config.rank, self.site.in_features
+
+    @property
+    def B_shape(self) -> tuple[int, int]:
+        """(out, r)."""
+        return self.site.out_features, self.config.rank
+
+    def _seed(self) -> int:
+        """The seed as a number, read from the device once and again after a checkpoint was loaded."""
+        buffer = self.get_buffer("seed")
+        if self._key is None or self._key[0] != buffer._version:
+            self._key = (buffer._version, int(buffer))
+        return self._key[1]
+
+    def _made(self) -> MadeFactors:
+        seed, A_shape, B_shape = self._seed(), self.A_shape, self.B_shape
+
+        def make(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            A = _offset(A_shape, seed, a.device) + combination(a, A_shape, seed + 1)
+            return A, combination(b, B_shape, seed + 2)
+
+        def pull(dA: Tensor | None, dB: Tensor | None, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            assert dA is not None and dB is not None
+            return products(dA, len(a), seed + 1), products(dB, len(b), seed + 2)
+
+        return MadeFactors(make, pull, trains_A=True, trains_B=True)
+
+    @torch.no_grad()
+    def factors(self, start: Adapter | None = None) -> tuple[Tensor, Tensor]:
+        A, B = self._made().make(self.a, self.b)
+        B = self.scaling * B
+        if start is None:
+            return A, B
+        A0, B0 = start.factors()
+        return torch.cat([A, A0]), torch.cat([B, -B0], dim=1)
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return int(2 * config.bases)
+
+    @torch.no_grad()
+    def peft_tensors(self, start: Adapter | None = None) -> dict[str, Tensor]:
+        return dict(zip("AB", self._made().make(self.a, self.b), strict=True))
+
+    @classmethod
+    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
+        """A plain LoRA of the same rank."""
+        keys = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": 0.0, "use_rslora": False}
+        return {"peft_type": "LORA", **keys}
+
+
+def combination(coefficients: Tensor, shape: tuple[int, int], seed: int) -> Tensor:
+    """sum_i c_i M_i in float32, the M_i of this shape made from the seed."""
+    total = torch.zeros(math.prod(shape), device=coefficients.device)
+    for first, matrices in _matrices(len(coefficients), shape, seed, coefficients.device):
+        total.addmv_(matrices.mT, coefficients[first : first + len(matrices)].float())
+    return total.mul_(len(coefficients) ** -0.5).view(shape)
+
+
+def products(gradient: Tensor, count: int, seed: int) -> Tensor:
+    """<gradient, M_i> for every i, (count,): the gradient of the coefficients."""
+    shape = (gradient.shape[0], gradient.shape[1])
+    flat = gradient.float().flatten()
+    parts = [matrices @ flat for _, matrices in _matrices(count, shape, seed, gradient.device)]
+    return torch.cat(parts).mul_(count**-0.5)
+
+
+class _Combination(torch.autograd.Function):
+    """`combination` with its gradient, for the formula; the fast path forms the factors itself."""
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, shape: tuple[int, int], seed: int) -> Tensor:
+        ctx.count, ctx.seed = len(coefficients), seed
+        return combination(coefficients, shape, seed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return products(grads[0], ctx.count, ctx.seed), None, None
+
+
+def _offset(shape: tuple[int, int], seed: int, device: torch.device) -> Tensor:
+    """A0 (r, in)."""
+    return uniform(0, math.prod(shape), seed, device).mul_(shape[1] ** -0.5).view(shape)
+
+
+def _matrices(
+    count: int, shape: tuple[int, int], seed: int, device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """Index of the first and (c, out * in) of the next few matrices, entries in [-1, 1)."""
+    size = math.prod(shape)
+    step = max(1, CHUNK // size)
+    for first in range(0, count, step):
+        many = min(step, count - first)
+        yield first, uniform(first * size, many * size, seed, device).view(many, size)
+
+
+def uniform(first: int, count: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
+    """Numbers `first` to `first + count` of the sequence of a seed, uniform in [-1, 1), float32.
+
+    A hash of 32 bits of place and seed (MurmurHash3's finalizer, the seed coming in before each multiplication, so that
+    two seeds are no shifts of one sequence), in integers, of which 24 bits are used: exact, so the same everywhere.
+    """
+    place, key = (seed * 0x9E3779B1 + first) % 2**32, (seed * 0x85EBCA77 + 0x165667B1) % 2**32
+    z = torch.arange(count, dtype=torch.int32, device=device).add_(_signed(place))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        z ^= (z >> shift).bitwise_and_(2 ** (32 - shift) - 1)  # a logical shift
+        z.bitwise_xor_(_signed(key)).mul_(_signed(factor))
+    return (z >> 8).float().mul_(2.0**-23)
+
+
+def _signed(bits: int) -> int:
+    """32 bits as the two's complement number that int32 holds."""
+    return bits - 2**32 if bits >= 2**31 else bits
