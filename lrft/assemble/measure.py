@@ -48,6 +48,11 @@ def measure(recipe: Recipe, model: CausalLM | None = None, optimizer: bool = Tru
         gradients = [info.param.numel() * info.param.element_size() for info in infos]
         item = DTYPES[recipe.model.dtype].itemsize
         stored = item if recipe.trainable.weights == "full" else bytes_per_weight(recipe)
+        held = linear - sum(
+            module.adapter.site.in_features * module.adapter.site.out_features
+            for _, module in adapted(model.hf)
+            if "own_weights" in module.adapter.provides
+        )
         return {
             "base": base,
             "linear": linear,
@@ -55,8 +60,8 @@ def measure(recipe: Recipe, model: CausalLM | None = None, optimizer: bool = Tru
             "trainable": trainable,
             "trainable_percent": 100 * trainable / (base + added),
             "percent_of_base": 100 * trainable / base,
-            "weight_bytes": round(linear * stored) + (base - linear) * item,
-            "linear_bytes": round(linear * stored),
+            "weight_bytes": round(held * stored) + (base - linear) * item,
+            "linear_bytes": round(held * stored),
             "trainable_bytes": sum(i.param.numel() * i.param.element_size() for i in infos if i.site),
             "gradient_bytes": max(gradients) if recipe.optimizer.per_layer else sum(gradients),
             "optimizer_bytes": optimizer_bytes(recipe, infos) if optimizer else 0,

@@ -106,8 +106,11 @@ class Adapted(nn.Module):
         The change is kept beside the base, exactly (`Changed`), and never rounded into its storage.
 
         Raises:
-            ValueError: only a part is asked for where the start is subtracted, or of a change that is not linear.
+            ValueError: only a part is asked for where the start is subtracted, or of a change that is not linear; or
+                the adapter is the weight itself.
         """
+        if "own_weights" in self.adapter.provides:
+            raise ValueError(f"{self.adapter.name} is the weight itself; there is no base to move it into")
         linear = "linear_delta" in self.adapter.provides
         if share != 1 and (self.start is not None or not linear):
             raise ValueError("only a whole change can be absorbed where it depends on W or on a start")

@@ -70,6 +70,30 @@ class FrozenLinear(nn.Module):
         )
 
 
+class Absent(FrozenLinear):
+    """The place of a weight that an adapter has taken over: zeros that take no memory, and the bias.
+
+    Args:
+        weight: what stood there; its shape, dtype and device are kept.
+    """
+
+    provides: ClassVar[set[str]] = {"dense_base"}
+
+    def encode(self, weight: Tensor) -> None:
+        self.register_buffer("zero", weight.new_zeros(1), persistent=False)
+
+    def weight(self) -> Tensor:
+        return self.get_buffer("zero").expand(self.out_features, self.in_features)
+
+    def write(self, weight: Tensor) -> None:
+        """Refused: there is nothing to write to.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("the weight of this layer is its adapter's; nothing can be folded into it")
+
+
 class _FrozenMatmul(torch.autograd.Function):
     """x W^T + b, decoding W again in the backward pass instead of keeping the dense copy alive between the two.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lrft.assemble.job import subject
-from lrft.core.adapted import adapters_off
+from lrft.core.adapted import adapted, adapters_off
 from lrft.core.axes import TASKS
 from lrft.core.config import MethodConfig, parse_choice
 from lrft.core.errors import UsageError
@@ -27,9 +27,13 @@ def evaluate_run(
     """Score a run's adapter, and the bare base beside it if asked; returns label -> task -> result.
 
     Raises:
-        UsageError: the recipe names no task and no held-out rows.
+        UsageError: the recipe names no task and no held-out rows; or there is no base to score.
     """
     recipe, text, adaptation = open_run(folder)
+    if baseline and any("own_weights" in site.adapter.provides for _, site in adapted(adaptation.model.hf)):
+        raise UsageError(
+            f"--baseline: {recipe.adapter.method} is the model's weights itself; there is no base"
+        )
     chosen = _tasks(recipe, tasks)
     target = subject(recipe, text, adaptation.model, progress=progress)
     limit = limit or recipe.eval.limit

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter
 from lrft.core.errors import RecipeError
-from lrft.core.frozen import Quantizer
+from lrft.core.frozen import Absent, Quantizer
 from lrft.core.names import did_you_mean
 from lrft.core.params import Site
 from lrft.core.stages import Init, Plan, Signals, SitePlan
@@ -164,6 +164,9 @@ def _adapted(
         saved: the parts of a checkpoint at this site (`start`, `offset`); None to initialise.
     """
     assert init is not None
+    if "own_weights" in part.provides:
+        part.start(weight)
+        return Adapted(Absent(weight, bias), part)
     if saved is None:
         try:
             offset = init.apply(part, weight, signal or {}, quantize)

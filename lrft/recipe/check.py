@@ -53,6 +53,9 @@ def _unmet_requirements(settings: Settings) -> Iterator[Problem]:
     provided |= FORMATS.declared(settings["data.format.method"]).provides
     provided |= {"fixed_base" if settings["trainable.weights"] == "adapter" else "base_weights"}
     provided |= {"one_stage"} if settings["restart"] is None else set()
+    adds = settings["adapter"] is None or "own_weights" not in chosen["adapter"].provides
+    provided |= {"beside_base"} if adds else set()
+    provided |= {"random_weights"} if settings["model.weights"] == "random" else set()
     provided |= {"eager"} if settings["model.compile"] is not True else set()
     looking = {f"analyse.{place}": ANALYSES.declared(name) for place, name in _analyses(settings)}
     for axis, part in {**chosen, **looking}.items():

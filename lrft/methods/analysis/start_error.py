@@ -24,7 +24,7 @@ class StartError(Analysis):
     arXiv 2311.12023, for the Frobenius norm.
     """
 
-    requires = {"mergeable"}
+    requires = {"mergeable", "beside_base"}
 
     @torch.no_grad()
     def start(self, run: Run) -> None:

@@ -42,7 +42,7 @@ class DPO(Objective):
     """
 
     provides = {"backward"}
-    requires = {"adapters", "pairs", "fixed_base"}
+    requires = {"adapters", "pairs", "fixed_base", "beside_base"}
 
     class Config(MethodConfig):
         loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"

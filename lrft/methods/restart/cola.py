@@ -30,7 +30,7 @@ class COLA(TimedMethod):
     rank along the chain is left out.
     """
 
-    requires = {"adapters", "mergeable"}
+    requires = {"adapters", "mergeable", "beside_base"}
 
     class Config(MethodConfig):
         links: int = Field(

@@ -37,7 +37,7 @@ class PeriodicLoRA(TimedMethod):
     and not moved to the ends of epochs; an m that grows or decays is left out. `reset: all`, a new state, is added.
     """
 
-    requires = {"adapters", "mergeable"}
+    requires = {"adapters", "mergeable", "beside_base"}
 
     class Config(MethodConfig):
         every: int = Field(300, gt=0, description="optimizer steps of a stage")

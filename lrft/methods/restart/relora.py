@@ -30,7 +30,7 @@ class ReLoRA(TimedMethod):
     B = 0 would leave no gradient at all, does not exist. `reset: all`, a new state, is an addition.
     """
 
-    requires = {"adapters", "mergeable"}
+    requires = {"adapters", "mergeable", "beside_base"}
 
     class Config(MethodConfig):
         every: int = Field(1000, gt=1, description="optimizer steps between two merges")

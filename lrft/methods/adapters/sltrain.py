@@ -1,0 +1,118 @@
+"""SLTrain: a low-rank matrix and a sparse one with a fixed random support in the place of each weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrft.core.axes import ADAPTERS
+from lrft.core.config import AdapterConfig, Field
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.methods.adapters.factorized import Factorized
+
+
+@ADAPTERS.register
+class SLTrain(Factorized):
+    """Sparse plus low-rank training from scratch: no dense weight exists between steps.
+
+    y = x W'^T + b, W' = s B A + S, s = alpha / r; S has int(density * in * out) entries at random places, drawn once
+    A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) = 0, values of S as A, so W' = S at step 0
+    Trains r (in + out) + int(density * in * out) numbers per site; W' can have full rank. Places are saved as 32-bit
+    numbers where in * out allows it, 64-bit ones beyond.
+    W' is formed in the forward pass and again in the backward pass; of dW' = dy^T x the entries of S are kept.
+    Source: Han et al., "SLTrain: a sparse plus low-rank approach for parameter and memory efficient pretraining",
+    NeurIPS 2024, arXiv 2406.02214, and the authors' code (andyjm3/SLTrain).
+    Departures: none. Embeddings, head and norms train in full there: `trainable` names them.
+    """
+
+    roles = {"A": "lora_A", "B": "lora_B", "values": "sparse"}
+
+    class Config(AdapterConfig):
+        rank: int = Field(128, gt=0)
+        alpha: float = Field(32.0, gt=0)
+        density: float = Field(0.03, gt=0, lt=1, description="share of the entries that the sparse part has")
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        nn.init.zeros_(self.B)
+        total, many = site.in_features * site.out_features, entries(config.density, site)
+        if not many:
+            raise ValueError(
+                f"density {config.density} leaves no entry of {total}; use at least {1 / total:.2g}"
+            )
+        kind = torch.int32 if total < 2**31 else torch.int64
+        self.register_buffer("places", torch.randperm(total)[:many].sort().values.to(kind))
+        bound = site.in_features**-0.5
+        self.values = nn.Parameter(torch.empty(many).uniform_(-bound, bound))
+
+    def start(self, weight: Tensor) -> None:
+        """Nothing is taken from the weight that stood there."""
+
+    def own_weight(self) -> Tensor:
+        return self.sparse() + self.scaling * self.B @ self.A
+
+    def sparse(self) -> Tensor:
+        """S as a dense matrix, (out, in) float32."""
+        zeros = self.values.new_zeros(self.site.out_features * self.site.in_features)
+        filled = zeros.index_add(0, self.get_buffer("places"), self.values)
+        return filled.view(self.site.out_features, self.site.in_features)
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        dtype = self.compute_dtype or x.dtype
+        y = _SparseLowRank.apply(
+            x.to(dtype), self.A, self.B, self.values, self.get_buffer("places"), self.scaling
+        )
+        y = y.to(x.dtype)
+        return y if base.bias is None else y + base.bias
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return Factorized.count(config, site) + entries(config.density, site)
+
+
+def entries(density: float, site: Site) -> int:
+    """How many entries the sparse part has."""
+    return int(density * site.in_features * site.out_features)
+
+
+class _SparseLowRank(torch.autograd.Function):
+    """x W^T with W = s B A + S. Saves x and what W is made of.
+
+    With G = dy^T x: dx = dy W, dB = s G A^T, dA = s B^T G, dvalues = G at the places of S.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, A: Tensor, B: Tensor, values: Tensor, places: Tensor, scaling: float
+    ) -> Tensor:
+        ctx.scaling = scaling
+        flat = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(flat, A, B, values, places)
+        y = F.linear(flat, _weight(A, B, values, places, scaling, x.dtype))
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, B, values, places = ctx.saved_tensors
+        dy = grads[0].reshape(-1, grads[0].shape[-1])
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = dy @ _weight(A, B, values, places, ctx.scaling, dy.dtype)
+            dx = dx.view(*grads[0].shape[:-1], dx.shape[-1])
+        G = dy.mT @ x
+        dB = (G @ A.to(G.dtype).mT).to(B.dtype).mul_(ctx.scaling)
+        dA = (B.to(G.dtype).mT @ G).to(A.dtype).mul_(ctx.scaling)
+        return dx, dA, dB, G.flatten().index_select(0, places).to(values.dtype), None, None
+
+
+def _weight(
+    A: Tensor, B: Tensor, values: Tensor, places: Tensor, scaling: float, dtype: torch.dtype
+) -> Tensor:
+    """The weight s B A + S in the precision it is used in, (out, in)."""
+    product = (B.to(dtype) @ A.to(dtype)).mul_(scaling)
+    product.view(-1).index_add_(0, places, values.to(dtype))
+    return product
