@@ -12,7 +12,6 @@ TRAITS: dict[str, str] = {
     "undropped": "adapter.dropout is 0, because the adapter holds a part of the pretrained function",
     "own_weights": "the adapter is the weight of its layers itself, and the base's is given up",
     "beside_base": "what trains adds to a base that is kept (no adapter that is the weight itself)",
-    "random_weights": "the model starts from random numbers (model.weights: random)",
     "elastic": "the adapter's rank components can be hidden and shown while it trains",
     "nested": "every prefix of the adapter's rank components is itself an adapter",
     "kept_base": "the base keeps the pretrained weight (the init takes nothing off it)",

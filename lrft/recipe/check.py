@@ -55,7 +55,6 @@ def _unmet_requirements(settings: Settings) -> Iterator[Problem]:
     provided |= {"one_stage"} if settings["restart"] is None else set()
     adds = settings["adapter"] is None or "own_weights" not in chosen["adapter"].provides
     provided |= {"beside_base"} if adds else set()
-    provided |= {"random_weights"} if settings["model.weights"] == "random" else set()
     provided |= {"eager"} if settings["model.compile"] is not True else set()
     looking = {f"analyse.{place}": ANALYSES.declared(name) for place, name in _analyses(settings)}
     for axis, part in {**chosen, **looking}.items():

@@ -24,14 +24,14 @@ class Factorized(Adapter):
     y = s (x A^T) B^T + b, so W' = s B A, with A (r, in) and B (out, r); s = alpha / r, 1 unless alpha is set
     `start: spectral`: s B A is the best approximation of rank r of the random weight W = U S V^T that stood there,
     sqrt(s) B = U_r S_r^1/2, sqrt(s) A = S_r^1/2 V_r^T; `kaiming`: both uniform, |A| < 1/sqrt(in), |B| < 1/sqrt(r).
-    W' is not W at step 0. Trains r (in + out) numbers per site; the weight that stood there takes no memory.
+    W' is not W at step 0: what a pretrained weight knew beyond rank r is lost. Trains r (in + out) numbers
+    per site; the weight that stood there takes no memory.
     Source: Kamalakara et al., "Exploring Low Rank Training of Deep Neural Networks", 2022, arXiv 2209.13569; the
     baseline "low rank" of GaLore's Table 2. `kaiming` with alpha 32 is that of Memory_Efficient_Pretraining (code).
     Departures: none; weight decay of the product (Frobenius decay) is not here.
     """
 
-    provides = {"adapters", "mergeable", "own_weights"}
-    requires = {"random_weights"}
+    provides = {"adapters", "mergeable", "own_weights", "moved_start"}
     roles = {"A": "lora_A", "B": "lora_B"}
 
     class Config(AdapterConfig):

@@ -26,6 +26,7 @@ class SLTrain(Factorized):
     W' is formed in the forward pass and again in the backward pass; of dW' = dy^T x the entries of S are kept.
     Source: Han et al., "SLTrain: a sparse plus low-rank approach for parameter and memory efficient pretraining",
     NeurIPS 2024, arXiv 2406.02214, and the authors' code (andyjm3/SLTrain).
+    A method for `model.weights: random`: nothing of a pretrained weight is left at step 0.
     Departures: none. Embeddings, head and norms train in full there: `trainable` names them.
     """
 
