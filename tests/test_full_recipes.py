@@ -64,8 +64,15 @@ FULL: dict[str, tuple[dict[str, Any], tuple[Any, ...], int]] = {
 }
 FROM_SCRATCH = [name for name in FULL if name.startswith("galore")]
 TABLES = sorted((RECIPES / "tables" / "full").glob("[!_]*.yaml"))
-# Tables whose sizes take longer than ten seconds.
-LONG = {"dora_commonsense", "galore_perplexity", "pissa_accuracy"}
+# Tables whose sizes take longer than four seconds.
+LONG = {
+    "dora_commonsense",
+    "galore_perplexity",
+    "gralora_accuracy",
+    "miss_accuracy",
+    "pissa_accuracy",
+    "randlora_commonsense",
+}
 TINY_RANK = 8  # LoRA-GA needs twice the rank in directions, and a tiny key projection has 32
 
 

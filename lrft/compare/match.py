@@ -64,10 +64,10 @@ def nearest_rank(count: Callable[[int], int | None], target: int, start: int) ->
     """The rank whose count is nearest to the target; on a tie `start`, then the smaller.
 
     Args:
-        count: what a rank costs, growing with it; None where the adapter refuses it.
+        count: what a rank costs, growing with it throughout or falling throughout; None where the adapter refuses it.
 
     Raises:
-        ValueError: every rank that was tried is refused.
+        ValueError: every rank that was tried is refused, or all cost the same.
     """
     known: dict[int, int | None] = {}
 
@@ -76,9 +76,13 @@ def nearest_rank(count: Callable[[int], int | None], target: int, start: int) ->
             known[at] = count(at)
         return known[at]
 
-    cost(start)
+    falls = _falls(cost, start)
+
+    def before(found: int) -> bool:
+        return found > target if falls else found < target
+
     low, high = 0, 1
-    while high < LARGEST_RANK and ((found := cost(high)) is None or found < target):
+    while high < LARGEST_RANK and ((found := cost(high)) is None or before(found)):
         low = high if found is not None else low
         high *= 2
     if low and cost(high) is None:
@@ -90,7 +94,7 @@ def nearest_rank(count: Callable[[int], int | None], target: int, start: int) ->
         found = None if at is None else cost(at)
         if at is None or found is None:
             high = middle  # refused from here on, or nothing usable around
-        elif found < target:
+        elif before(found):
             low = at
         else:
             high = at
@@ -98,6 +102,22 @@ def nearest_rank(count: Callable[[int], int | None], target: int, start: int) ->
     if not usable:
         raise ValueError("no rank is possible")
     return min(usable, key=lambda at: (abs(usable[at] - target), at != start, at))
+
+
+def _falls(cost: Callable[[int], int | None], start: int) -> bool:
+    """Whether a larger rank costs less, as where the rank is that of many random products.
+
+    Raises:
+        ValueError: no rank costs anything else.
+    """
+    here, others = cost(start), (2 * start, start // 2)
+    found = [(other, there) for other in others if other and (there := cost(other)) is not None]
+    for other, there in found:
+        if here is not None and here != there:
+            return (there < here) == (other > start)
+    if here is not None and found:
+        raise ValueError("its rank does not change what trains; give it first")
+    return False
 
 
 def _fitted(arm: Arm, target: int, by: str, scale: _Scale) -> Arm:

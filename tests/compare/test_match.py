@@ -21,6 +21,9 @@ from lrft.core.errors import UsageError
         (lambda r: 10 * r if r % 6 == 0 else None, 130, 6, 12),  # no power of 2 is possible
         (lambda r: 10 * r + 5, 70, 7, 7),  # a tie: 6 and 7 are as near
         (lambda r: 10 * r + 5, 70, 3, 6),
+        (lambda r: -(-64 // r) * (r + 64), 300, 8, 16),  # falls: random products, fewer the larger they are
+        (lambda r: 1000 // r, 10_000, 4, 1),
+        (lambda r: 1000 // r if r <= 64 else None, 1, 4, 64),
     ],
 )
 def test_the_rank_is_the_nearest_possible(count, target, start, rank):
@@ -30,6 +33,21 @@ def test_the_rank_is_the_nearest_possible(count, target, start, rank):
 def test_an_adapter_that_takes_no_rank_is_said_so():
     with pytest.raises(ValueError, match="no rank"):
         nearest_rank(lambda r: None, 10, 4)
+
+
+def test_an_adapter_whose_rank_changes_nothing_is_said_so():
+    with pytest.raises(ValueError, match="does not change what trains"):
+        nearest_rank(lambda r: 500, 10, 4)
+
+
+def test_an_adapter_with_random_products_is_matched_to_lora(recipe):
+    lora = make_arm("lora", recipe("lora", "{method: lora, rank: 8, alpha: 8}"))
+    random = make_arm("random", recipe("random", "{method: randlora, rank: 2}"))
+    _, costs = match([lora, random], "params")
+    assert costs[1].rank > 2 and 0.8 < costs[1].trainable / costs[0].trainable < 1.25
+    nola = make_arm("nola", recipe("nola", "{method: nola, rank: 2}"))
+    with pytest.raises(UsageError, match="nola: its rank does not change what trains; give it first"):
+        match([lora, nola], "params")
 
 
 def test_ranks_follow_the_first_arm_and_counts_are_those_of_training(recipe):

@@ -21,9 +21,13 @@ from lrft.train.flatten import flatten, unflatten
 TOTAL = 12
 every_restart = pytest.mark.parametrize("name", RESTARTS.names())
 storages = pytest.mark.parametrize("storage", ["none", "nf4_reference"])
-foldable = pytest.mark.parametrize(
-    "adapter", [name for name in ADAPTERS.names() if "mergeable" in ADAPTERS.declared(name).provides]
-)
+FOLDABLE = [
+    name
+    for name in ADAPTERS.names()
+    if "mergeable" in ADAPTERS.declared(name).provides
+    and "own_weights" not in ADAPTERS.declared(name).provides
+]
+foldable = pytest.mark.parametrize("adapter", FOLDABLE)
 
 
 def short(name):

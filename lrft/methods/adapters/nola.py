@@ -36,7 +36,7 @@ class NOLA(Adapter):
     """
 
     provides = {"adapters", "mergeable", "linear_delta"}
-    roles = {"a": "vector", "b": "vector"}
+    roles = {"a": "vector", "b": "core"}  # the change is linear in b
 
     class Config(AdapterConfig):
         rank: int = Field(16, gt=0)

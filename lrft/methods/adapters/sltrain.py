@@ -37,7 +37,7 @@ class SLTrain(Factorized):
         alpha: float = Field(32.0, gt=0)
         density: float = Field(0.03, gt=0, lt=1, description="share of the entries that the sparse part has")
 
-    def __init__(self, config: Config, site: Site) -> None:
+    def __init__(self, config: Any, site: Site) -> None:
         super().__init__(config, site)
         nn.init.zeros_(self.B)
         total, many = site.in_features * site.out_features, entries(config.density, site)

@@ -33,7 +33,7 @@ class VeRA(Adapter):
     """
 
     provides = {"adapters", "mergeable", "linear_delta"}
-    roles = {"u": "magnitude", "v": "magnitude"}
+    roles = {"u": "magnitude", "v": "core"}  # the change is linear in either
     peft_names = {"u": "vera_lambda_d", "v": "vera_lambda_b"}
 
     class Config(AdapterConfig):

@@ -55,8 +55,8 @@ class Lion(torch.optim.Optimizer):
                     continue
                 state = self.state[param]
                 if not state:
-                    state["momentum"] = torch.zeros_like(param)
-                momentum = state["momentum"]
+                    state["exp_avg"] = torch.zeros_like(param)
+                momentum = state["exp_avg"]
                 param.mul_(1 - lr * group["weight_decay"])
                 param.add_(momentum.lerp(param.grad, 1 - beta1).sign_(), alpha=-lr)
                 momentum.lerp_(param.grad, 1 - beta2)

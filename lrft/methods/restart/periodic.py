@@ -98,16 +98,20 @@ def unload(site: Adapted, share: float, scaling: str = "sqrt") -> None:
     """
     site.absorb(share)
     kept = math.sqrt(1 - share) if scaling == "sqrt" else 1 - share
-    names = _scaled(site)
+    names, both = _scaled(site)
     for name in names:
-        site.adapter.get_parameter(name).mul_(kept if len(names) == 2 else kept * kept)
+        site.adapter.get_parameter(name).mul_(kept if both else kept * kept)
 
 
-def _scaled(site: Adapted) -> list[str]:
-    """The parameters to scale: A and B, or the one that multiplies the whole change."""
+def _scaled(site: Adapted) -> tuple[list[str], bool]:
+    """The parameters to scale, and whether they are both factors of the change or one that multiplies it whole."""
     roles, held = site.adapter.roles, site.adapter.named_parameters()
-    named = {roles[name]: name for name, parameter in held if name in roles and parameter.requires_grad}
-    return [named["core"]] if "core" in named else [named[r] for r in ("lora_A", "lora_B") if r in named]
+    trained = [(roles[name], name) for name, parameter in held if name in roles and parameter.requires_grad]
+    cores = [name for role, name in trained if role == "core"]
+    if cores:
+        return cores[:1], False
+    factors = [(role, name) for role, name in trained if role in ("lora_A", "lora_B")]
+    return [name for _, name in factors], len({role for role, _ in factors}) == 2
 
 
 def _check_divisible(site: Adapted) -> None:
@@ -116,7 +120,7 @@ def _check_divisible(site: Adapted) -> None:
     Raises:
         RecipeError: the change is not linear, or has a start that belongs to the base.
     """
-    if "linear_delta" not in site.adapter.provides or not _scaled(site):
+    if "linear_delta" not in site.adapter.provides or not _scaled(site)[0]:
         message = f"only the whole change of {site.adapter.name} can be unloaded; write share: null"
         raise RecipeError(message, "restart.share")
     if site.start is not None:

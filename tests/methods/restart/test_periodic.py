@@ -18,12 +18,17 @@ from lrft.train import schedule
 X = torch.randn(6, 24, generator=torch.Generator().manual_seed(1))
 
 
-def make_site(adapter="lora", storage="none"):
+LINEAR = [name for name in ADAPTERS.names() if "linear_delta" in ADAPTERS.declared(name).provides]
+
+
+def make_site(adapter="lora", storage="none", **settings):
     torch.manual_seed(0)
     base = QUANTIZERS.get(storage)(
         torch.randn(64, 64) / 8, torch.randn(64), QUANTIZERS.declared(storage).config()
     )
-    part = ADAPTERS.get(adapter)(ADAPTERS.declared(adapter).config(method=adapter, rank=4), Site("s", 64, 64))
+    part = ADAPTERS.get(adapter)(
+        ADAPTERS.declared(adapter).config(method=adapter, rank=4, **settings), Site("s", 64, 64)
+    )
     part.start(base.weight())
     for parameter in part.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -57,9 +62,11 @@ def steps(run, count):
 
 @pytest.mark.parametrize("storage", ["none", "nf4_reference"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("adapter", ["lora", "lora_fa", "svd_lora"])
-def test_a_share_unloaded_by_the_root_leaves_the_function_unchanged(adapter, storage, share):
-    site = make_site(adapter, storage)
+@pytest.mark.parametrize(
+    ("adapter", "settings"), [*((name, {}) for name in LINEAR), ("gralora", {"hybrid_rank": 2})]
+)
+def test_a_share_unloaded_by_the_root_leaves_the_function_unchanged(adapter, settings, storage, share):
+    site = make_site(adapter, storage, **settings)
     dense = site.base.weight()
     delta, merged = site.adapter.delta_weight(dense), site.merged_weight()
     unload(site, share)
