@@ -14,6 +14,8 @@ from lrft.core.errors import DataError
 from lrft.evaluate.batching import scoring, token_batches
 from lrft.evaluate.decoded import decoded
 from lrft.evaluate.subject import Subject
+from lrft.model.causal_lm import takes
+from lrft.model.probe import left_padded, pads_left, stock_attention
 
 
 def generate(
@@ -57,8 +59,11 @@ def generate(
         pad_token_id=subject.pad_id,
     )
     subject.report(what, 0, len(prompts))
-    with scoring(subject.model), own_settings(hf), generation_attention(hf), decoded(hf):
-        for indices in token_batches(lengths, subject.batch_tokens):
+    if subject.model.pads_left is None:
+        subject.model.pads_left = pads_left(subject.model)
+    batches = token_batches(lengths, subject.batch_tokens, equal=not subject.model.pads_left)
+    with scoring(subject.model), own_settings(hf), stock_attention(hf), decoded(hf):
+        for indices in batches:
             subject.poll(done, len(prompts))
             new = _generate_batch(subject, [prompts[i] for i in indices], config)
             subject.poll(done, len(prompts))  # the batch may have been cut short
@@ -73,30 +78,6 @@ def before_stop(tokens: list[int], stop_ids: Iterable[int]) -> list[int]:
     """Tokens up to the first stop token, itself left out."""
     stops = set(stop_ids)
     return tokens[: next((place for place, token in enumerate(tokens) if token in stops), len(tokens))]
-
-
-def left_padded(prompts: list[list[int]], pad_id: int) -> dict[str, Tensor]:
-    """input_ids, attention_mask and position_ids, (B, longest prompt); every prompt starts at position 0."""
-    width = max(map(len, prompts))
-    pads = [width - len(prompt) for prompt in prompts]
-    return {
-        "input_ids": torch.tensor([[pad_id] * pad + p for pad, p in zip(pads, prompts, strict=True)]),
-        "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]),
-        "position_ids": torch.tensor([[0] * pad + list(range(width - pad)) for pad in pads]),
-    }
-
-
-@contextmanager
-def generation_attention(hf: Any) -> Iterator[str]:
-    """A stock attention implementation: those of training need know neither a cache nor left padding."""
-    previous = hf.config._attn_implementation
-    # Gemma 2 caps attention logits, which only the eager implementation does.
-    stock = "sdpa" if hf._supports_sdpa and previous != "eager" else "eager"
-    hf.set_attn_implementation(stock)
-    try:
-        yield stock
-    finally:
-        hf.set_attn_implementation(previous)
 
 
 @contextmanager
@@ -124,7 +105,9 @@ class _Poll(StoppingCriteria):
 
 def _generate_batch(subject: Subject, prompts: list[list[int]], config: GenerationConfig) -> list[list[int]]:
     inputs = {
-        name: tensor.to(subject.model.device) for name, tensor in left_padded(prompts, subject.pad_id).items()
+        name: tensor.to(subject.model.device)
+        for name, tensor in left_padded(prompts, subject.pad_id).items()
+        if name != "position_ids" or takes(subject.hf, name)
     }
     produced = subject.hf.generate(
         **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([_Poll(subject)])

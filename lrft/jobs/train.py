@@ -181,6 +181,8 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
         },
     )
     folder.write(RECIPE, resolved(loaded.recipe))
+    for note in job.adaptation.notes:
+        say(note)
     for row in job.adaptation.targets:
         say(f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of the linear parameters")
     say(f"{trainable:,} trainable parameters, {run.total_steps} steps, in {folder.path}")

@@ -10,8 +10,9 @@ import torch
 from lrft.core.errors import DataError
 from lrft.evaluate.batching import token_batches
 from lrft.evaluate.decoded import decoded
-from lrft.evaluate.generate import before_stop, generate, generation_attention, left_padded
+from lrft.evaluate.generate import before_stop, generate
 from lrft.evaluate.subject import EvaluationStopped
+from lrft.model.probe import left_padded, stock_attention
 
 LENGTHS = [3, 17, 1, 40, 8, 8, 25, 2]
 FAMILIES = ["llama", "qwen3", "gemma2", "gpt2"]
@@ -91,7 +92,7 @@ def test_the_checkpoints_generation_settings_have_no_say(make_subject, random_pr
 def test_attention_and_modes_are_put_back_also_after_an_error(make_subject):
     subject = make_subject(attention="segmented")
     subject.model.train()
-    with pytest.raises(OSError), generation_attention(subject.hf) as stock:
+    with pytest.raises(OSError), stock_attention(subject.hf) as stock:
         assert stock == subject.hf.config._attn_implementation == "sdpa"
         raise OSError
     generate(subject, [[5, 6]], 2)
@@ -100,7 +101,7 @@ def test_attention_and_modes_are_put_back_also_after_an_error(make_subject):
 
 
 def test_the_cap_on_attention_logits_is_kept_while_generating(make_subject):
-    with generation_attention(make_subject("gemma2").hf) as stock:
+    with stock_attention(make_subject("gemma2").hf) as stock:
         assert stock == "eager"
 
 
