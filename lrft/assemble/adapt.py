@@ -28,7 +28,7 @@ from lrft.model.attach import attach, dense, make_plan
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model, settle_attention
-from lrft.model.sites import TargetRow, choose, sites_of
+from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
 from lrft.model.trained import choose_base_weights
 from lrft.recipe.schema import Recipe
 
@@ -40,6 +40,7 @@ class Adaptation:
     model: CausalLM
     plan: Plan
     targets: list[TargetRow]
+    matrices: Matrices
     undecided: bool = False  # a planner that looks at weights or data has not been asked
     notes: list[str] = field(default_factory=list)
 
@@ -126,13 +127,14 @@ def _begun(recipe: Recipe, model: CausalLM) -> tuple[Adaptation, list[Planner]]:
     """The starting plan, and the planners that have their say."""
     _check_length(recipe, model)
     choose_base_weights(model, recipe.trainable.weights)
+    held = matrices(model)
     if recipe.adapter is None:
-        return Adaptation(model, {}, []), []
+        return Adaptation(model, {}, [], held), []
     kinds = ADAPTERS.get(recipe.adapter.method).site_kinds
-    sites, table = choose(sites_of(model, kinds), recipe.adapter.targets)
+    sites, table = choose(sites_of(model, kinds), recipe.adapter.targets, held.total)
     init = INITS.get(recipe.init.method)(recipe.init)
     planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
-    return Adaptation(model, make_plan(sites, recipe.adapter), table), planners
+    return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners
 
 
 def _settled(recipe: Recipe, model: CausalLM, device: torch.device | str) -> list[str]:

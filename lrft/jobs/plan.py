@@ -36,6 +36,7 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
         "data": dict(facts(text.report)) if text.report else {},
         "steps": train_data(recipe, text).total_steps(settings.max_steps, settings.epochs),
         "targets": counted["targets"],
+        "matrices": counted["matrices"],
         "base_parameters": counted["base"],
         "trainable_parameters": counted["trainable"],
         "trainable_percent": counted["trainable_percent"],
@@ -70,8 +71,10 @@ def show_plan(plan: dict[str, Any]) -> None:
     table.add_row("steps", str(plan["steps"]))
     for row in plan["targets"]:
         table.add_row(
-            f"target {row['pattern']}", f"{row['modules']} layers, {row['share']:.1%} of linear parameters"
+            f"target {row['pattern']}", f"{row['modules']} layers, {row['share']:.1%} of all matrices"
         )
+    if plan["matrices"]["sentence"]:
+        table.add_row("not reached", plan["matrices"]["sentence"])
     table.add_row("base parameters", f"{plan['base_parameters']:,}")
     share = f"{plan['trainable_percent']:.3f} % of base + trainable"
     table.add_row("trainable parameters", f"{plan['trainable_parameters']:,} ({share})")
