@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrft.core.errors import RecipeError
 from lrft.model.causal_lm import CausalLM
-from lrft.model.probe import batch_of, reference
+from lrft.model.probe import batch_of, looks_ahead, reference
 
 # Keys of configurations that hold c of c * tanh(logits / c).
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -44,16 +44,27 @@ def settle(model: CausalLM) -> None:
         raise
     except Exception as error:  # whatever a model's own code raises
         reason = (str(error).strip().splitlines() or [""])[0]
+        exact = model.dtype == torch.float32
         raise RecipeError(
-            f"{type(model.hf).__name__} cannot be run on token ids alone ({type(error).__name__}: {reason[:160]}); "
-            "name a text model",
-            "model.name",
+            f"transformers cannot run {type(model.hf).__name__} on token ids alone ({type(error).__name__}: "
+            f"{reason[:160]}); {'name a text model' if exact else 'write float32, or name another model'}",
+            "model.name" if exact else "model.dtype",
         ) from None
     model.set_attention(backend)
-    if not _close(ours, theirs):
+    if not bool(torch.isfinite(theirs).all()):
         raise RecipeError(
-            f"{type(model.hf).__name__} computes its logits in a way lrft does not know; see the models that it trains",
+            f"the logits of {type(model.hf).__name__} are no finite numbers; its weights are damaged, or "
+            "overflow in model.dtype",
             "model.name",
+        )
+    if not _close(ours, theirs):
+        why = (
+            "is no causal language model: later tokens change what is predicted before them"
+            if looks_ahead(model)
+            else "makes its logits of its last hidden states in a way that lrft does not know"
+        )
+        raise RecipeError(
+            f"{type(model.hf).__name__} {why}; docs/models.md lists families that train", "model.name"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,9 @@ def _built(section: Any, config: Any, trusted: bool, meta: bool, seed: int | Non
             **options,
         )
         check_loaded(section.name, report)
+        if hf.get_output_embeddings() is not None and not _is_tied(hf):
+            # A file with two different tensors is loaded as two, whatever its configuration says of tying them.
+            hf.config.get_text_config().tie_word_embeddings = False
         return hf
     make = partial(AutoModelForCausalLM.from_config, config, **settings)
     if not meta:
@@ -153,6 +156,10 @@ def attention_backends(section: Any, device: torch.device) -> list[str]:
     flash = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
     flash = flash and not section.compile and section.dtype != "float32"
     return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
+
+
+def _is_tied(hf: Any) -> bool:
+    return hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
 
 
 def _drawn(make: Callable[..., Any], dtype: torch.dtype, seed: int | None) -> Any:
@@ -210,24 +217,25 @@ def settle_attention(model: CausalLM, section: Any, device: torch.device | str, 
 
 def _refusal(model: CausalLM, faults: dict[str, Fault], packing: bool) -> RecipeError:
     """What would work instead of backends that have these faults."""
-    backend, fault = next(iter(faults.items()))
+    told = [item for item in faults.items() if item[1].kind != VALUES]
+    backend, fault = next(iter([*told, *faults.items()]))
     family = type(model.hf).__name__
-    others = [
-        name for name in ("sdpa", "eager", "segmented") if name not in faults and model.set_attention(name)
-    ]
+    others = [name for name in ("segmented", "sdpa", "eager") if name not in faults]
     what = f"{family} with {backend} attention: {fault.what}"
-    if works := next((name for name in others if find_fault(model, packing) is None), None):
+    if works := _first_faultless(model, others, packing):
         return RecipeError(f"{what}; write {works}", "model.attention")
-    if packing:
-        for name in (*faults, *others):
-            if model.set_attention(name) and find_fault(model, False) is None:
-                remedy = "write false" if name in faults else f"write false, with model.attention: {name}"
-                return RecipeError(f"{what}; {remedy}", "train.packing")
+    if packing and (works := _first_faultless(model, [*faults, *others], False)):
+        remedy = "write false" if works in faults else f"write false, with model.attention: {works}"
+        return RecipeError(f"{what}; {remedy}", "train.packing")
     if fault.kind == FUTURE:
         return RecipeError(
             f"{family} is no causal language model: {fault.what}; name one that is", "model.name"
         )
     return RecipeError(f"{what}; lrft cannot train this model, see the models that it can", "model.name")
+
+
+def _first_faultless(model: CausalLM, backends: Iterable[str], packing: bool) -> str | None:
+    return next((b for b in backends if model.set_attention(b) and find_fault(model, packing) is None), None)
 
 
 def configure(model: CausalLM, section: Any) -> None:

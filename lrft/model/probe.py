@@ -76,6 +76,16 @@ def find_fault(model: CausalLM, packing: bool) -> Fault | None:
 
 
 @torch.no_grad()
+def looks_ahead(model: CausalLM) -> bool:
+    """Whether transformers' own eager forward pass lets later tokens change what is predicted before them."""
+    with _asked(model) as (asked, limits):
+        first, second = _documents(asked)
+        rows = torch.tensor([first, [*first[:-1], _other(asked, first[-1], {*first, *second})]])
+        before, after = reference(asked, rows).float()
+        return _spread(after[:-1] - before[:-1]) > limits.edit * _spread(after[-1:] - before[-1:])
+
+
+@torch.no_grad()
 def pads_left(model: CausalLM) -> bool:
     """Whether a prompt padded on the left gives the logits it gives alone, as generation in batches needs it."""
     with _asked(model) as (asked, limits), stock_attention(asked.hf):
