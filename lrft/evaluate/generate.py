@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from lrft.core.errors import DataError
+from lrft.core.errors import DataError, NumericalError
 from lrft.evaluate.batching import scoring, token_batches
 from lrft.evaluate.decoded import decoded
 from lrft.evaluate.subject import Subject
@@ -39,6 +45,7 @@ def generate(
 
     Raises:
         DataError: an empty prompt, or one that with its answer needs more positions than the model has.
+        NumericalError: logits are no numbers, so the likeliest token means nothing.
         EvaluationStopped: a signal came, also in the middle of a batch.
     """
     stops = sorted(subject.stop_ids if stop_ids is None else stop_ids)
@@ -65,7 +72,12 @@ def generate(
     with scoring(subject.model), own_settings(hf), stock_attention(hf), decoded(hf):
         for indices in batches:
             subject.poll(done, len(prompts))
-            new = _generate_batch(subject, [prompts[i] for i in indices], config)
+            new, bad = _generate_batch(subject, [prompts[i] for i in indices], config)
+            if bad is not None:
+                raise NumericalError(
+                    f"{where(indices[bad])}: the model's logits are no finite numbers, so there is no score; its weights "
+                    "or activations overflowed"
+                )
             subject.poll(done, len(prompts))  # the batch may have been cut short
             for index, tokens in zip(indices, new, strict=True):
                 outputs[index] = before_stop(tokens, stops)
@@ -103,14 +115,38 @@ class _Poll(StoppingCriteria):
         )
 
 
-def _generate_batch(subject: Subject, prompts: list[list[int]], config: GenerationConfig) -> list[list[int]]:
+class _Finite(LogitsProcessor):
+    """Remembers rows whose logits were no numbers; read once a batch, so that no token waits for the device."""
+
+    def __init__(self) -> None:
+        self.bad: Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        bad = ~scores.amax(-1).isfinite()
+        self.bad = bad if self.bad is None else self.bad | bad
+        return scores
+
+    def first(self) -> int | None:
+        """The first such row of the batch."""
+        rows = [] if self.bad is None else self.bad.tolist()
+        return rows.index(True) if True in rows else None
+
+
+def _generate_batch(
+    subject: Subject, prompts: list[list[int]], config: GenerationConfig
+) -> tuple[list[list[int]], int | None]:
+    """New tokens of each row, and the first row whose logits were no numbers."""
     inputs = {
         name: tensor.to(subject.model.device)
         for name, tensor in left_padded(prompts, subject.pad_id).items()
         if name != "position_ids" or takes(subject.hf, name)
     }
+    finite = _Finite()
     produced = subject.hf.generate(
-        **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([_Poll(subject)])
+        **inputs,
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([_Poll(subject)]),
+        logits_processor=LogitsProcessorList([finite]),
     )
     new: list[list[int]] = produced[:, inputs["input_ids"].shape[1] :].tolist()
-    return new
+    return new, finite.first()
