@@ -9,9 +9,8 @@ from typing import Any
 from lrft.core.axes import FORMATS
 from lrft.core.config import Source
 from lrft.core.errors import DataError, RecipeError
-from lrft.data.gate import SHOWN, GateReport
+from lrft.data.gate import SCORED_WHOLE, SHOWN, GateReport
 
-SCORED_WHOLE = "score"
 from lrft.data.prepare import prepare
 from lrft.data.show import facts
 from lrft.data.sources import Rows, read_rows

@@ -16,12 +16,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from lrft.core.errors import DataError, NumericalError
+from lrft.core.errors import DataError, NumericalError, UsageError
 from lrft.evaluate.batching import scoring, token_batches
 from lrft.evaluate.decoded import decoded
 from lrft.evaluate.subject import Subject
 from lrft.model.causal_lm import takes
-from lrft.model.probe import left_padded, pads_left, stock_attention
+from lrft.model.probe import find_batching, left_padded, stock_attention
 
 
 def generate(
@@ -45,6 +45,7 @@ def generate(
 
     Raises:
         DataError: an empty prompt, or one that with its answer needs more positions than the model has.
+        UsageError: the model cannot generate.
         NumericalError: logits are no numbers, so the likeliest token means nothing.
         EvaluationStopped: a signal came, also in the middle of a batch.
     """
@@ -58,25 +59,25 @@ def generate(
     outputs: list[list[int]] = [[] for _ in prompts]
     done = 0
     hf = subject.hf
+    subject.report(what, 0, len(prompts))
+    batching = _batching(subject)
+    single = batching in ("single", "uncached")
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        use_cache=True,
+        use_cache=batching != "uncached",
         eos_token_id=stops or None,
         pad_token_id=subject.pad_id,
     )
-    subject.report(what, 0, len(prompts))
-    if subject.model.pads_left is None:
-        subject.model.pads_left = pads_left(subject.model)
-    batches = token_batches(lengths, subject.batch_tokens, equal=not subject.model.pads_left)
+    batches = token_batches(lengths, 1 if single else subject.batch_tokens, equal=batching == "equal")
     with scoring(subject.model), own_settings(hf), stock_attention(hf), decoded(hf):
         for indices in batches:
             subject.poll(done, len(prompts))
             new, bad = _generate_batch(subject, [prompts[i] for i in indices], config)
             if bad is not None:
                 raise NumericalError(
-                    f"{where(indices[bad])}: the model's logits are no finite numbers, so there is no score; its weights "
-                    "or activations overflowed"
+                    f"{where(indices[bad])}: the model's logits are no finite numbers, so there is no score; its "
+                    "weights or activations overflowed"
                 )
             subject.poll(done, len(prompts))  # the batch may have been cut short
             for index, tokens in zip(indices, new, strict=True):
@@ -84,6 +85,24 @@ def generate(
             done += len(indices)
             subject.report(what, done, len(prompts))
     return outputs
+
+
+def _batching(subject: Subject) -> str:
+    """How this model's prompts may be put together, asked of it once.
+
+    Raises:
+        UsageError: it cannot generate.
+    """
+    if subject.model.batching is None:
+        try:
+            subject.model.batching = find_batching(subject.model)
+        except Exception as error:  # whatever a model's own code raises
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise UsageError(
+                f"eval.tasks: {type(subject.hf).__name__} cannot generate ({reason}); choose tasks that score given "
+                "answers, such as loss"
+            ) from None
+    return subject.model.batching
 
 
 def before_stop(tokens: list[int], stop_ids: Iterable[int]) -> list[int]:

@@ -24,7 +24,7 @@ class CausalLM(nn.Module):
         fingerprint: identity of the dense base weights.
         shared: what the adapters of all sites share, or None.
         softcap, scale: of the head, as `lrft.model.head` found them.
-        pads_left: whether prompts padded on the left are computed as they are alone; None until it was asked.
+        batching: how prompts may be put together for generation (`lrft.model.probe.find_batching`), once it was asked.
     """
 
     def __init__(self, hf: Any) -> None:
@@ -35,7 +35,7 @@ class CausalLM(nn.Module):
         self.shared: Shared | None = None
         self.softcap: float | None = None
         self.scale = 1.0
-        self.pads_left: bool | None = None
+        self.batching: str | None = None
         self._compiled: Any = None
 
     @property

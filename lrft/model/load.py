@@ -17,7 +17,7 @@ from lrft.data.hub import offline_if_unreachable
 from lrft.model import attention, gguf, head
 from lrft.model.causal_lm import CausalLM
 from lrft.model.checkpoint import check_config, check_loaded
-from lrft.model.probe import FUTURE, VALUES, Fault, find_fault, pads_left
+from lrft.model.probe import FUTURE, VALUES, Fault, find_fault
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -208,7 +208,6 @@ def settle_attention(model: CausalLM, section: Any, device: torch.device | str, 
             continue
         fault = find_fault(model, packing)
         if fault is None:
-            model.pads_left = pads_left(model)
             why = "; ".join(f"{name}: {fault.what}" for name, fault in faults.items())
             return f"model.attention: {backend} ({why})" if faults else ""
         faults[backend] = fault

@@ -21,6 +21,7 @@ from lrft.model import attention
 from lrft.model.causal_lm import CausalLM, takes
 
 LENGTHS = (9, 7)  # tokens of the two documents, beyond the reach of the usual convolutions
+GENERATED = 3  # tokens generated to try it: the second and third need what a cache holds
 SMALL = 50_000_000  # parameters up to which the questions are asked of a float32 copy, which has no rounding to excuse
 HEAD, FUTURE, ROWS, PACKED, VALUES = "head", "future", "rows", "packed", "values"
 
@@ -86,17 +87,53 @@ def looks_ahead(model: CausalLM) -> bool:
 
 
 @torch.no_grad()
-def pads_left(model: CausalLM) -> bool:
-    """Whether a prompt padded on the left gives the logits it gives alone, as generation in batches needs it."""
+def find_batching(model: CausalLM) -> str:
+    """How prompts may be put together for generation, so that each is answered as it is alone and without a cache.
+
+    Returns:
+        `padded` (any prompts, padded on the left), `equal` (prompts of one length), `single`, or `uncached` (single
+        prompts, every token computed anew).
+
+    Raises:
+        RuntimeError: the model does not generate at all; says why.
+    """
     with _asked(model) as (asked, limits), stock_attention(asked.hf):
         first, second = _documents(asked)
-        alone = asked.hf(input_ids=_row(asked, second), use_cache=False).logits[0]
-        inputs = left_padded([first, second], 0)
-        inputs = {name: ids.to(asked.device) for name, ids in inputs.items()}
-        if not takes(asked.hf, "position_ids"):
-            del inputs["position_ids"]
-        both = asked.hf(**inputs, use_cache=False).logits
-        return _distance(both[1, -len(second) :], alone, limits) <= limits.value
+        tries = {
+            "padded": [first, second],
+            "equal": [first[: len(second)], second],
+            "single": [first],
+            "uncached": [first],
+        }
+        for kind, prompts in tries.items():
+            if _answers_as_alone(asked, prompts, kind != "uncached", limits):
+                return kind
+    raise RuntimeError("what it generates is not what its own forward pass predicts")
+
+
+def _answers_as_alone(model: CausalLM, prompts: list[list[int]], cached: bool, limits: Limits) -> bool:
+    """Whether the logits of a few generated tokens are those of a forward pass over all that is before them."""
+    from transformers import GenerationConfig
+
+    inputs = {name: ids.to(model.device) for name, ids in left_padded(prompts, 0).items()}
+    if not takes(model.hf, "position_ids"):
+        del inputs["position_ids"]
+    settings = GenerationConfig(
+        max_new_tokens=GENERATED,
+        do_sample=False,
+        use_cache=cached,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    made = model.hf.generate(**inputs, generation_config=settings)
+    logits = torch.stack(made.logits, 1)  # (B, GENERATED, V)
+    for row, prompt in enumerate(prompts):
+        new = made.sequences[row, -GENERATED:].tolist()
+        alone = reference(model, _row(model, [*prompt, *new[:-1]]))[0, -GENERATED:]
+        if not _distance(logits[row], alone, limits) <= limits.value:
+            return False
+    return True
 
 
 def left_padded(prompts: list[list[int]], pad_id: int) -> dict[str, Tensor]:

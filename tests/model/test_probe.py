@@ -8,7 +8,7 @@ import torch
 from lrft.core.errors import RecipeError
 from lrft.model import attention
 from lrft.model.load import load_model, settle_attention
-from lrft.model.probe import FUTURE, PACKED, VALUES, batch_of, find_fault, pads_left, reference
+from lrft.model.probe import FUTURE, PACKED, VALUES, batch_of, find_batching, find_fault, reference
 from lrft.recipe.schema import ModelSection
 
 STATEFUL = [
@@ -139,10 +139,16 @@ def test_attention_in_chunks_is_not_taken_for_a_whole_row():
         attention._no_mask(local_size=8)
 
 
-def test_left_padding_is_tried_and_not_presumed(tiny):
-    assert pads_left(load(tiny, "llama"))
-    assert pads_left(load(tiny, "lfm2"))
-    assert not pads_left(load(tiny, "rwkv"))
+@pytest.mark.parametrize(
+    ("family", "batching"), [("llama", "padded"), ("opt", "padded"), ("lfm2", "padded"), ("rwkv", "single")]
+)
+def test_how_prompts_may_be_batched_is_tried_and_not_presumed(tiny, family, batching):
+    model = load(tiny, family)
+    with torch.no_grad():
+        for parameter in model.hf.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(8)
+    assert find_batching(model) == batching
 
 
 def test_asking_changes_nothing_of_the_model(tiny):
@@ -150,7 +156,7 @@ def test_asking_changes_nothing_of_the_model(tiny):
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     find_fault(model, packing=True)
-    pads_left(model)
+    find_batching(model)
     assert model.training
     assert model.attention == "sdpa"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
