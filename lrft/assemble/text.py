@@ -10,7 +10,6 @@ from lrft.core.axes import FORMATS
 from lrft.core.config import Source
 from lrft.core.errors import DataError, RecipeError
 from lrft.data.gate import SCORED_WHOLE, SHOWN, GateReport
-
 from lrft.data.prepare import prepare
 from lrft.data.show import facts
 from lrft.data.sources import Rows, read_rows
