@@ -20,7 +20,7 @@ from lrft.commands.output import OneDocument, Terminated, asks_for_json
 from lrft.commands.reproduce import reproduce_command
 from lrft.commands.train import train_command
 from lrft.core.errors import Interrupted, LrftError, UsageError
-from lrft.core.notes import draw_only_on_a_terminal, is_lead
+from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
 
 INTERRUPTED = 128 + signal.SIGINT  # what typer makes of a Ctrl-C
 MISUSE: Any = typer.BadParameter.__base__  # of a missing argument, an unknown option, a bad value
@@ -86,7 +86,8 @@ def main() -> None:
 def _run(as_json: bool) -> Exception | None:
     """The command to its end; returns what it failed with. Without JSON, typer itself shows help and misuse."""
     try:
-        code = app(standalone_mode=not as_json)
+        with restored():
+            code = app(standalone_mode=not as_json)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except typer.Abort as error:  # what typer makes of an end of file, which a damaged file may be

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Read by libraries that are imported later, and inherited by the processes we start.
@@ -36,6 +38,16 @@ def draw_only_on_a_terminal() -> None:
     """Keep the bars of libraries, which are made of control characters, out of files and pipes."""
     if not is_terminal(sys.stderr):
         os.environ.update(NO_BARS)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Notes are on again at the end, whatever was silenced meanwhile."""
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        silence(False)
 
 
 def silent() -> bool:
