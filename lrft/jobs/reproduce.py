@@ -70,7 +70,8 @@ def reproduce(
         SCALED: partial(_replay, out=out, options=options),
         FULL: partial(_train, out=out, options=options),
     }
-    records, missed = [], []
+    records: list[dict[str, Any]] = []
+    missed: list[str] = []
     for entry in entries:
         try:
             text, found = runners[entry.tier](entry)
