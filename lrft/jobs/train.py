@@ -12,10 +12,9 @@ from torch import Tensor
 from lrft.assemble.adapt import adapt
 from lrft.assemble.job import Job, assemble
 from lrft.assemble.measure import matrix_shares
-from lrft.assemble.text import read_text, silent
+from lrft.assemble.text import check_text, read_text, silent
 from lrft.core.errors import UsageError
 from lrft.core.params import count
-from lrft.data.show import facts
 from lrft.export.peft_format import adapter_files, write_adapter_folder
 from lrft.jobs.memory import memory_advice
 from lrft.jobs.say import progress, say
@@ -63,9 +62,15 @@ def _train_in(
         return done if lead else {}
     began = time.perf_counter()
     with progress() as show:
-        text = read_text(recipe, trust_remote_code=trust_remote_code, progress=show if lead else silent)
-    if lead and text.report is not None:
-        say("; ".join(f"{label} {value}" for label, value in facts(text.report)))
+        text = read_text(
+            recipe,
+            trust_remote_code=trust_remote_code,
+            progress=show if lead else silent,
+            today=folder.day if folder.started else None,
+        )
+    if lead:
+        say("; ".join(f"{label} {value}" for label, value in text.facts()))
+    check_text(text, recipe)
     saved = checkpoint.newest(folder.checkpoints, say)
     tensors = None if saved is None else checkpoint.read_adapter(saved)
     with memory_advice(recipe):
@@ -171,7 +176,8 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
             "recipe_hash": job.identity.recipe,
             "base_fingerprint": job.identity.base,
             "data": job.text.fingerprints,
-            "gate": job.text.report.record() if job.text.report else {},
+            "gate": job.text.record(),
+            "date": job.text.renderer.today.isoformat(),
             "trainable": trainable,
             "total_steps": run.total_steps,
             "seed": run.seed,
