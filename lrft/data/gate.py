@@ -28,6 +28,11 @@ class GateReport:
         stops_cut: rows that lost their stop token to truncation on the right.
         wrong_bos: rows with too many or too few beginning-of-text tokens.
         merged: rows where one token spans the seam of prompt and answer, whose start is then not learnt.
+        lost: those of them of whose answer nothing is learnt.
+        apart: rows whose prompt and answer are encoded each for itself, as generation does.
+        left_out: rows with a message whose text is missing from the rendered text, or altered in it.
+        unwritten: column or field of a message -> rows in which it means something and reaches no text.
+        unread: the same of those that mean nothing to a format, such as an id.
         too_long: rows longer than max_length before any cut.
         truncated, dropped: what happened to them.
         duplicates: rows equal to an earlier one.
@@ -48,6 +53,11 @@ class GateReport:
     stops_cut: int
     wrong_bos: int
     merged: int
+    lost: int
+    apart: int
+    left_out: int
+    unwritten: dict[str, int]
+    unread: dict[str, int]
     too_long: int
     truncated: int
     dropped: int
@@ -117,7 +127,20 @@ class GateReport:
                 f"data.format: {self.wrong_bos} {of} have a wrong number of beginning-of-text tokens "
                 f"({self._where('wrong_bos')}); leave them out of the text and the template, one is added"
             )
-        return problems
+        if self.lost:
+            problems.append(
+                f"data.format: in {self.lost} {of} the whole answer is one token with the end of the prompt, so "
+                f"nothing of it is learnt ({self._where('lost')}); end the prompt in a space or a line feed"
+            )
+        return problems + self._unwritten()
+
+    def _unwritten(self) -> list[str]:
+        return [
+            f"data.format: {count} of {self.rows} rows have `{name}`, which does not reach the text "
+            f"({self._where(_key(name))}); use a format, or a chat template, that writes it, or leave it out on "
+            f"purpose: data.format.ignore: [{name}]"
+            for name, count in self.unwritten.items()
+        ]
 
     def _where(self, kind: str) -> str:
         return "first: " + ", ".join(self.first[kind])
@@ -134,6 +157,9 @@ def inspect(
         "stops_cut": lambda row: row.truncated and _unstopped(row, stop_ids),
         "wrong_bos": lambda row: not row.dropped and row.extra_bos != 0,
         "merged": lambda row: not row.dropped and row.merged,
+        "lost": lambda row: row.merged and _only_stops(row, stop_ids),
+        "apart": lambda row: not row.dropped and row.apart,
+        "left_out": lambda row: not row.dropped and row.notes.left_out,
         "too_long": lambda row: row.length > max_length,
         "truncated": lambda row: row.truncated,
         "dropped": lambda row: row.dropped,
@@ -141,6 +167,10 @@ def inspect(
     }
     found = {kind: [index for index, row in enumerate(encoded) if test(row)] for kind, test in tests.items()}
     found["duplicates"] = _duplicates(encoded)
+    unwritten = _named(encoded, lambda row: row.notes.unwritten)
+    unread = _named(encoded, lambda row: row.notes.unread)
+    counts = {kind: len(indices) for kind, indices in found.items()}
+    found |= {_key(name): indices for name, indices in unwritten.items()}
     lengths = sorted(row.length for row in encoded) or [0]
     return GateReport(
         rows=len(encoded),
@@ -158,8 +188,23 @@ def inspect(
             for kind, indices in found.items()
             if indices
         },
-        **{kind: len(indices) for kind, indices in found.items()},
+        unwritten={name: len(indices) for name, indices in unwritten.items()},
+        unread={name: len(indices) for name, indices in unread.items()},
+        **counts,
     )
+
+
+def _key(name: str) -> str:
+    return f"unwritten {name}"
+
+
+def _named(encoded: Sequence[Encoded], names: Callable[[Encoded], tuple[str, ...]]) -> dict[str, list[int]]:
+    """Name -> the rows that have it."""
+    found: dict[str, list[int]] = {}
+    for index, row in enumerate(encoded):
+        for name in names(row):
+            found.setdefault(name, []).append(index)
+    return found
 
 
 def _unstopped(row: Encoded, stop_ids: set[int]) -> bool:

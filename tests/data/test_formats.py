@@ -30,7 +30,7 @@ def test_every_format_is_described_and_registered_under_its_file_name(name):
 
 def test_chat_keeps_the_turns_and_adds_a_system_message_only_where_none_is():
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello.", "id": 3}]
-    assert example("chat", {"messages": said}).messages == turns(("user", "Hi"), ("assistant", "Hello."))
+    assert example("chat", {"messages": said}).messages == (said[0], said[1])
     kind = {"method": "chat", "column": "talk", "system": "Be kind.", "learn": "last"}
     made = example(kind, {"talk": said})
     assert made.messages[0] == {"role": "system", "content": "Be kind."} and made.learn == "last"

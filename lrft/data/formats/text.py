@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lrft.core.axes import FORMATS
-from lrft.core.config import Field, MethodConfig
+from lrft.core.config import Field, FormatConfig
 from lrft.data.example import Example
 from lrft.data.formats._format import Format
 
@@ -18,7 +18,7 @@ class Text(Format):
     Learns every token but the first, and an end-of-text token.
     """
 
-    class Config(MethodConfig):
+    class Config(FormatConfig):
         column: str = Field("text", min_length=1, description="column of the text")
 
     @property

@@ -85,8 +85,9 @@ class Task:
         metrics: dict[str, float],
         samples: Sequence[dict[str, Any]] = (),
         n: int | None = None,
+        **more: Any,
     ) -> TaskResult:
-        """The result with everything that decides its numbers beside it."""
+        """The result with everything that decides its numbers beside it, `more` being what only the rows show."""
         settings = {
             **self.config.model_dump(mode="json"),
             "format": self.renderer(subject).format.config.model_dump(mode="json"),
@@ -94,6 +95,7 @@ class Task:
             "rows_fingerprint": rows.fingerprint,
             "batch_tokens": subject.batch_tokens,
             "stop_ids": sorted(subject.stop_ids),
+            **more,
         }
         return TaskResult(metrics, len(rows) if n is None else n, list(samples), self.version, settings)
 
