@@ -53,6 +53,8 @@ class ChatTemplate:
         added = tokenizer.added_tokens_decoder.values()
         special = [str(token) for token in added if token.special]
         self.marks = tuple(sorted({*self.stops, *tokenizer.all_special_tokens, *special}))
+        ends = "|".join(map(re.escape, self.marks))
+        self._ends = re.compile(rf"(?:\s|{ends})*")
         self._scaffold = ""  # the one met last, since most rows share it
 
     def render(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
@@ -141,18 +143,27 @@ class ChatTemplate:
         content = example.messages[turn]["content"]
         words = through.rfind(content.strip(), start) if isinstance(content, str) else -1
         least = words + len(content.strip()) if words >= 0 else start
-        whole = through
+        dropped = set()
         while not text.startswith(through):
             mark = next((mark for mark in self.marks if through.endswith(mark)), "")
+            dropped.add(mark)
             shorter = through.removesuffix(mark) if mark else through.rstrip()
             if not least <= len(shorter) < len(through):
                 raise self._elsewise(turn)
             through = shorter
         rest = text[len(through) :]
-        if through != whole and not (rest[0].isspace() or rest.startswith(self.marks)):
+        if dropped and not self._closed(through, rest, dropped, example.messages[turn + 1]):
             raise self._elsewise(turn)
         # A template may write the stop token as the beginning of what follows.
         return len(through) + len(next((stop for stop in self.stops if rest.startswith(stop)), ""))
+
+    def _closed(self, through: str, rest: str, dropped: set[str], following: Message) -> bool:
+        """Whether an answer without the end marks that were dropped is whole: what follows is not more of it."""
+        said = following["content"]
+        between = rest[: max(rest.find(said.strip()), 0)] if isinstance(said, str) else ""
+        later = any(mark and mark in between for mark in dropped)
+        starts = self._ends.match(rest)
+        return not later and (through.endswith((*self.marks, "\n")) or bool(starts and starts.end()))
 
     def _elsewise(self, turn: int) -> DataError:
         return DataError(
@@ -167,7 +178,8 @@ class ChatTemplate:
         """
         message = example.messages[turn]
         body = thought(message)[1].strip()
-        if body and answer.lstrip().startswith(body):
+        written = answer.lstrip()
+        if body and written.startswith(body) and self._ends.fullmatch(written, len(body)):
             return ""
         if body and self._scaffold and answer.startswith(self._scaffold + body):
             return self._scaffold
