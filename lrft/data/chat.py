@@ -49,10 +49,11 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, stop_ids: set[int]) -> None:
         self.tokenizer = tokenizer
-        self.stops = tuple(map(str, tokenizer.convert_ids_to_tokens(sorted(stop_ids))))
-        added = tokenizer.added_tokens_decoder.values()
-        special = [str(token) for token in added if token.special]
-        self.marks = tuple(sorted({*self.stops, *tokenizer.all_special_tokens, *special}))
+        stops = tokenizer.convert_ids_to_tokens(sorted(stop_ids))
+        self.stops = tuple(str(stop) for stop in stops if stop is not None)
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        marks = {*self.stops, *special, *tokenizer.all_special_tokens}
+        self.marks = tuple(sorted(mark for mark in marks if mark.strip()))
         ends = "|".join(map(re.escape, self.marks))
         self._ends = re.compile(rf"(?:\s|{ends})*")
         self._scaffold = ""  # the one met last, since most rows share it
@@ -102,26 +103,23 @@ class ChatTemplate:
             try:
                 self._written(messages[:number], tools, False)
             except Exception:
-                return f"message {number} ({messages[number - 1]['role']}): "
-        return ""
+                break
+        return f"message {number} ({messages[number - 1]['role']}): "
 
     def _prompt(self, example: Example, turn: int, text: str) -> str:
         """The text up to an answer."""
         if turn == 0:
             return self._opening(text)
         prompt = self.render(example.messages[:turn], example.tools, prompt=True)
-        if not text.startswith(prompt):
-            last = turn == len(example.messages) - 1
-            through = text if last else self.render(example.messages[: turn + 1], example.tools)
-            raise (
-                self._elsewise(turn)
-                if through.startswith(prompt)
-                else DataError(
-                    f"message {turn + 1}: the chat template writes the prompt of this answer differently once "
-                    "the answer is there, so what is learnt would never be asked; use another chat template"
-                )
-            )
-        return prompt
+        if text.startswith(prompt):
+            return prompt
+        alone = self.render(example.messages[: turn + 1], example.tools)
+        if alone != text and alone.startswith(prompt):
+            raise self._elsewise(turn)
+        raise DataError(
+            f"message {turn + 1}: the chat template writes the prompt of this answer differently once "
+            "the answer is there, so what is learnt would never be asked; use another chat template"
+        )
 
     def _opening(self, text: str) -> str:
         try:

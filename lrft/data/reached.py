@@ -113,7 +113,7 @@ class Reached:
 
     def _writes(self, turn: int, name: str) -> bool:
         messages = list(self.example.messages)
-        messages[turn] = _without(messages[turn], (name,))
+        messages[turn] = _without(messages[turn], _same(name))
         return self._changes(messages, self.text)
 
     def _wrote(self, turn: int, name: str) -> bool:
@@ -123,7 +123,7 @@ class Reached:
             text = self.template.render([*before, last], self.example.tools)
         except DataError:
             return False
-        return self._changes([*before, _without(last, (name,))], text)
+        return self._changes([*before, _without(last, _same(name))], text)
 
     def _whole(self, turn: int, name: str) -> bool:
         """Whether all that the field holds stands in the text; of several calls each by itself."""
@@ -179,6 +179,11 @@ class Reached:
                     f"message {number} ({message['role']}) has content of {len(parts)} parts, which this chat "
                     "template does not render; join them into one text"
                 )
+
+
+def _same(name: str) -> tuple[str, ...]:
+    """The fields that go together: templates are given each name that thoughts have."""
+    return THOUGHT if name in THOUGHT else (name,)
 
 
 def _without(message: Message, names: Sequence[str]) -> Message:

@@ -293,6 +293,11 @@ def test_thoughts_of_earlier_turns_that_a_template_drops_are_told_and_not_refuse
     assert report(QWEN3, {"messages": THINKS[:2]}, format=last).left_out == 0
 
 
+def test_thoughts_given_under_two_names_are_written_once_and_that_is_enough(report):
+    twice = {"messages": [user("how ?"), answer("so", reasoning="hm", reasoning_content="hm")]}
+    report(QWEN3, twice).check(False, "error")
+
+
 def test_thoughts_that_a_template_drops_later_cannot_be_learnt_in_every_turn(made):
     with pytest.raises(DataError, match=r"message 2: .* rewrites this answer .*learn: last"):
         made(QWEN3).encode({"messages": THINKS})

@@ -116,11 +116,17 @@ class Format:
         return own or default
 
     def tools(self, row: Row) -> tuple[Message, ...]:
-        """What the row's column `tools`, or `functions`, offers to call."""
-        for column in ("tools", "functions"):
-            if row.get(column) and column not in self.config.ignore:
-                return tools_of(row[column], column)
-        return ()
+        """What the row's column `tools`, or `functions`, offers to call.
+
+        Raises:
+            DataError: no list of tools, or two of them.
+        """
+        given = [name for name in ("tools", "functions") if row.get(name) and name not in self.config.ignore]
+        if len(given) > 1:
+            raise DataError(
+                "the row has both `tools` and `functions`; remove one, or write data.format.ignore: [functions]"
+            )
+        return tools_of(row[given[0]], given[0]) if given else ()
 
     def opened(self, turns: list[Message], row: Row) -> tuple[Message, ...]:
         """The turns with the row's, or else the config's, system message in front where they bring none.

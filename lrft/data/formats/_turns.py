@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from lrft.core.errors import DataError
@@ -159,14 +160,12 @@ def _calls(calls: Any, place: str) -> list[Message]:
 
 def _read_call(call: Message) -> Message:
     wrapped = isinstance(call.get("function"), dict)
-    function = call["function"] if wrapped else call
-    if not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except ValueError:
-        return call
-    if not isinstance(arguments, dict):
-        return call
-    function = {**function, "arguments": arguments}
-    return {**call, "function": function} if wrapped else function
+    function = {
+        key: value for key, value in (call["function"] if wrapped else call).items() if value is not None
+    }
+    if isinstance(function.get("arguments"), str):
+        with suppress(ValueError):  # a template may write any other text as it is
+            arguments = json.loads(function["arguments"])
+            function["arguments"] = arguments if isinstance(arguments, dict) else function["arguments"]
+    more = {key: value for key, value in call.items() if value is not None}
+    return {**more, "function": function} if wrapped else function
