@@ -122,11 +122,13 @@ class ChatTemplate:
         )
 
     def _opening(self, text: str) -> str:
+        """What is asked where nothing was said yet, by a template that has a generation prompt then."""
         try:
             prompt = self._written((), (), True)
+            asks = prompt != self._written((), (), False)
         except Exception:
-            prompt = None
-        if prompt is None or not text.startswith(prompt):
+            prompt, asks = "", False
+        if not asks or not text.startswith(prompt):
             raise DataError(
                 "message 1 (assistant): the chat template has no prompt for an answer that nothing comes before; "
                 "put a message in front, or write weight: 0 into this one, so that it is read only"
@@ -200,6 +202,14 @@ def thought(message: Message) -> tuple[str, str]:
     held = next((message[name] for name in THOUGHT if isinstance(message.get(name), str)), "")
     block = INLINE.match(said)
     return (held or block[3], said[block.end() :]) if block else (held, said)
+
+
+def pieces(content: Any) -> list[str]:
+    """The texts of a message; one that begins with a block of thoughts is two, the block's marks left out."""
+    if not isinstance(content, str):
+        return [part["text"] for part in content]
+    block = INLINE.match(content)
+    return [block[3], content[block.end() :]] if block else [content]
 
 
 def marks(message: Message, answer: str) -> Marks | None:

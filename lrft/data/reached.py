@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrft.core.errors import DataError
-from lrft.data.chat import THOUGHT, ChatTemplate, Span
+from lrft.data.chat import THOUGHT, ChatTemplate, Span, pieces
 from lrft.data.encoded import NOTHING, Notes
 from lrft.data.example import Example, Message
 
@@ -192,8 +192,7 @@ def _without(message: Message, names: Sequence[str]) -> Message:
 
 def _texts_of(content: Any) -> list[str]:
     """The texts of a message, white space around them left to the template."""
-    texts = [content] if isinstance(content, str) else [part["text"] for part in content]
-    return [text.strip() for text in texts if text.strip()]
+    return [text.strip() for text in pieces(content) if text.strip()]
 
 
 def _described(tools: Sequence[Message]) -> Iterator[str]:

@@ -291,6 +291,10 @@ def test_thoughts_of_earlier_turns_that_a_template_drops_are_told_and_not_refuse
     inline = [THINKS[0], answer("<think>let me see</think>so"), *THINKS[2:]]
     assert report(QWEN3, {"messages": inline}, format=last).left_out == 1
     assert report(QWEN3, {"messages": THINKS[:2]}, format=last).left_out == 0
+    closer = {"messages": [user("how ?"), answer("<think>let me see</think>so")]}
+    assert report(QWEN3, closer, format=last).left_out == 0, (
+        "other white space around the thoughts is no loss"
+    )
 
 
 def test_thoughts_given_under_two_names_are_written_once_and_that_is_enough(report):
@@ -400,6 +404,12 @@ def test_a_first_turn_of_the_assistant_is_learnt_where_the_template_has_a_prompt
         made(CHATML.replace("{% for", "{{ messages[0].role.upper() }}{% for", 1)).encode(
             {"messages": [answer("hi"), *TWO]}
         )
+    within = CHATML.replace(
+        "{% endfor %}" + PROMPTED, "{% if loop.last %}" + PROMPTED + "{% endif %}{% endfor %}"
+    )
+    assert within.count(PROMPTED) == 1 and len(learnt(made(within), *TWO)) == 2
+    with pytest.raises(DataError, match=r"message 1 \(assistant\): .* nothing comes before"):
+        made(within).encode({"messages": [answer("hi"), *TWO]})
     opened = made(CHATML.replace("{% for", "{{ messages[0].role | length }}{% for", 1))
     assert learnt(opened, answer("hello", weight=0), *TWO) == ["so<|im_end|>", "five six<|im_end|>"]
 
