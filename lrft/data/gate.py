@@ -150,21 +150,7 @@ def inspect(
     encoded: Sequence[Encoded], rows: Rows, tokenizer: Any, stop_ids: set[int], max_length: int
 ) -> GateReport:
     """Count what the gate judges; `encoded[i]` is `rows[i]`."""
-    tests: dict[str, Callable[[Encoded], bool]] = {
-        "without_target": lambda row: not row.dropped and not any(row.supervised),
-        "empty_answers": lambda row: _only_stops(row, stop_ids),
-        "without_stop": lambda row: not row.truncated and _unstopped(row, stop_ids),
-        "stops_cut": lambda row: row.truncated and _unstopped(row, stop_ids),
-        "wrong_bos": lambda row: not row.dropped and row.extra_bos != 0,
-        "merged": lambda row: not row.dropped and row.merged,
-        "lost": lambda row: row.merged and _only_stops(row, stop_ids),
-        "apart": lambda row: not row.dropped and row.apart,
-        "left_out": lambda row: not row.dropped and row.notes.left_out,
-        "too_long": lambda row: row.length > max_length,
-        "truncated": lambda row: row.truncated,
-        "dropped": lambda row: row.dropped,
-        "equal_answers": _equal_answers,
-    }
+    tests = _tests(stop_ids, max_length)
     found = {kind: [index for index, row in enumerate(encoded) if test(row)] for kind, test in tests.items()}
     found["duplicates"] = _duplicates(encoded)
     unwritten = _named(encoded, lambda row: row.notes.unwritten)
@@ -192,6 +178,25 @@ def inspect(
         unread={name: len(indices) for name, indices in unread.items()},
         **counts,
     )
+
+
+def _tests(stop_ids: set[int], max_length: int) -> dict[str, Callable[[Encoded], bool]]:
+    """Kind of problem -> whether a row has it."""
+    return {
+        "without_target": lambda row: not row.dropped and not any(row.supervised),
+        "empty_answers": lambda row: _only_stops(row, stop_ids),
+        "without_stop": lambda row: not row.truncated and _unstopped(row, stop_ids),
+        "stops_cut": lambda row: row.truncated and _unstopped(row, stop_ids),
+        "wrong_bos": lambda row: not row.dropped and row.extra_bos != 0,
+        "merged": lambda row: not row.dropped and row.merged,
+        "lost": lambda row: row.merged and _only_stops(row, stop_ids),
+        "apart": lambda row: not row.dropped and row.apart,
+        "left_out": lambda row: not row.dropped and row.notes.left_out,
+        "too_long": lambda row: row.length > max_length,
+        "truncated": lambda row: row.truncated,
+        "dropped": lambda row: row.dropped,
+        "equal_answers": _equal_answers,
+    }
 
 
 def _key(name: str) -> str:

@@ -50,7 +50,9 @@ class Instruction(Format):
 
     def example(self, row: dict[str, Any]) -> Example:
         instruction = self.text(row, self.config.instruction)
-        given = self.text(row, self.config.input) if row.get(self.config.input) is not None else ""
+        column = self.config.input
+        takes = row.get(column) is not None and column not in self.config.ignore
+        given = self.text(row, column) if takes else ""
         output = self.text(row, self.config.output)
         system = self.system(row)
         if self.config.render == "chat":
