@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date, datetime, time
 from typing import Any
 
 from lrft.core.errors import DataError
@@ -45,10 +47,17 @@ class Marks:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, and the tokens that end an answer."""
+    """The chat template of a tokenizer, and the tokens that end an answer.
 
-    def __init__(self, tokenizer: Any, stop_ids: set[int]) -> None:
+    Attributes:
+        today: the day that a template which asks for the date is told: a resumed run must see what the first one saw.
+        asks_for_the_date: whether one asked so far.
+    """
+
+    def __init__(self, tokenizer: Any, stop_ids: set[int], today: date) -> None:
         self.tokenizer = tokenizer
+        self.today = today
+        self.asks_for_the_date = False
         stops = tokenizer.convert_ids_to_tokens(sorted(stop_ids))
         self.stops = tuple(str(stop) for stop in stops if stop is not None)
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -93,10 +102,27 @@ class ChatTemplate:
     def _written(self, messages: Sequence[Message], tools: Sequence[Message], prompt: bool) -> str:
         said = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
         # As a batch of one, which may be a conversation without any message.
-        written = self.tokenizer.apply_chat_template(
-            [said], tools=list(tools) or None, tokenize=False, add_generation_prompt=prompt
-        )
+        with self._clock_stopped():
+            written = self.tokenizer.apply_chat_template(
+                [said], tools=list(tools) or None, tokenize=False, add_generation_prompt=prompt
+            )
         return str(written[0])
+
+    @contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """Let it be midnight of `today` for the template, whose one way to the clock is `strftime_now`."""
+        from transformers.utils import chat_template_utils as utils
+
+        def now(zone: Any = None) -> datetime:
+            self.asks_for_the_date = True
+            return datetime.combine(self.today, time(), zone)
+
+        clock = utils.datetime
+        utils.datetime = type("Stopped", (datetime,), {"now": staticmethod(now)})
+        try:
+            yield
+        finally:
+            utils.datetime = clock
 
     def _place(self, messages: Sequence[Message], tools: Sequence[Message]) -> str:
         for number in range(1, len(messages) + 1):

@@ -80,22 +80,23 @@ class GateReport:
         """Plain values, for the run's record."""
         return {**asdict(self), "supervised_share": self.supervised_share}
 
-    def check(self, allow_empty_targets: bool, too_long: str) -> None:
-        """Stop unless every row can be trained on as the recipe says.
+    def check(self, allow_empty_targets: bool, too_long: str, source: str = "data.train") -> None:
+        """Stop unless every row can be used as the recipe says.
 
         Args:
             allow_empty_targets: rows without a target are skipped.
-            too_long: the recipe's `data.too_long`.
+            too_long: the recipe's `data.too_long`, or `SCORED_WHOLE`.
+            source: the key that the rows come from.
 
         Raises:
             DataError: every reason, with numbers, the first rows it concerns, and what to set.
         """
-        problems = self._problems(allow_empty_targets, too_long)
+        problems = self._problems(allow_empty_targets, too_long, source)
         if problems:
             raise DataError("\n".join(problems))
 
-    def _problems(self, allow_empty_targets: bool, too_long: str) -> list[str]:
-        of = f"of {self.rows} rows"
+    def _problems(self, allow_empty_targets: bool, too_long: str, source: str) -> list[str]:
+        of = f"of {self.rows} rows" + ("" if source == "data.train" else f" of {source}")
         problems = []
         if self.too_long and too_long == "error":
             counted = ", a pair being both answers, each with its prompt" if self.pairs else ""
@@ -107,13 +108,13 @@ class GateReport:
             )
         if self.without_target and not allow_empty_targets:
             problems.append(
-                f"data.train: {self.without_target} {of} have no token to learn "
+                f"{source}: {self.without_target} {of} have no token to learn "
                 f"({self._where('without_target')}); correct them, raise train.max_length if it cuts them, "
                 "or set data.allow_empty_targets: true to skip them"
             )
         if not self.supervised and not problems:
             problems.append(
-                f"data.train: none {of} has a token to learn; check data.format and data.too_long: {too_long}"
+                f"{source}: none {of} has a token to learn; check data.format and data.too_long: {too_long}"
             )
         if self.without_stop:
             problems.append(

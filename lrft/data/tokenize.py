@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 from lrft.core.errors import DataError
@@ -51,10 +52,17 @@ class Renderer:
         stop_ids: tokens that end an answer.
         max_length: longest row in tokens; a pair counts both answers, each with its prompt.
         too_long: what happens to longer rows; `error` leaves them whole, for the gate to report.
+        today: the day that chat templates which ask for the date are told; by default the day it is.
     """
 
     def __init__(
-        self, tokenizer: Any, format: Format, stop_ids: set[int], max_length: int, too_long: TooLong = "error"
+        self,
+        tokenizer: Any,
+        format: Format,
+        stop_ids: set[int],
+        max_length: int,
+        too_long: TooLong = "error",
+        today: date | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.format = format
@@ -62,9 +70,19 @@ class Renderer:
         self.max_length = max_length
         self.too_long = too_long
         self.prefix = _prefix(tokenizer)
-        self.template = ChatTemplate(tokenizer, stop_ids)
+        self.template = ChatTemplate(tokenizer, stop_ids, today or date.today())
         self._known_ids: dict[int, int] = {}
         self._known_notes: dict[Notes, Notes] = {}
+
+    @property
+    def today(self) -> date:
+        """The day that chat templates which ask for the date are told."""
+        return self.template.today
+
+    @property
+    def asks_for_the_date(self) -> bool:
+        """Whether a row was rendered by such a template."""
+        return self.template.asks_for_the_date
 
     def encode(self, row: Row) -> Encoded:
         """The row's tokens and mask, within `max_length`.

@@ -76,7 +76,7 @@ class Task:
         """Renders the recipe's format, or the task's own, and by default never cuts or drops a row."""
         ours, chosen = subject.renderer, getattr(self.config, "format", None)
         made = ours.format if chosen is None else FORMATS.get(chosen.method)(chosen)
-        return Renderer(ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long)
+        return Renderer(ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long, ours.today)
 
     def result(
         self,
