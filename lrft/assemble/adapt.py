@@ -29,7 +29,7 @@ from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model, settle_attention
 from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
-from lrft.model.trained import choose_base_weights
+from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
 
 
@@ -128,10 +128,13 @@ def _begun(recipe: Recipe, model: CausalLM) -> tuple[Adaptation, list[Planner]]:
     _check_length(recipe, model)
     choose_base_weights(model, recipe.trainable.weights)
     held = matrices(model)
+    if "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:
+        check_storage(model, recipe.quantization.method)
     if recipe.adapter is None:
         return Adaptation(model, {}, [], held), []
     kinds = ADAPTERS.get(recipe.adapter.method).site_kinds
     sites, table = choose(sites_of(model, kinds), recipe.adapter.targets, held.total)
+    check_sites(model, sites)
     init = INITS.get(recipe.init.method)(recipe.init)
     planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners
