@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lrft.assemble.adapt import adapt
@@ -15,6 +16,7 @@ from lrft.assemble.measure import matrix_shares
 from lrft.assemble.text import check_text, read_text, silent
 from lrft.core.errors import UsageError
 from lrft.core.params import count
+from lrft.core.run import Run
 from lrft.export.peft_format import adapter_files, write_adapter_folder
 from lrft.jobs.memory import memory_advice
 from lrft.jobs.say import progress, say
@@ -196,6 +198,16 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
     if unreached := job.adaptation.matrices.sentence():
         say(unreached)
     say(f"{trainable:,} trainable parameters, {run.total_steps} steps, in {folder.path}")
+    if _rounds_every_step(run):
+        say(
+            f"trainable.update: base weights train in {run.recipe.model.dtype}, where a step of less than 0.2 % of a "
+            "weight is rounded away; write master or stochastic to keep such steps"
+        )
+
+
+def _rounds_every_step(run: Run) -> bool:
+    coarse = any(not info.site and info.param.dtype != torch.float32 for info in run.parameters)
+    return coarse and run.recipe.trainable.update == "in_place"
 
 
 def _resume(job: Job, saved: Path, tensors: dict[str, Tensor]) -> None:

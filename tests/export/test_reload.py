@@ -77,7 +77,7 @@ def test_base_weights_trained_beside_an_adapter_go_along(on_tiny, tmp_path):
         )
 
 
-@pytest.mark.parametrize("adapter", ["lora", "dora", "vera"])
+@pytest.mark.parametrize("adapter", ["lora", "dora", "vera", "pissa", "nola"])
 @pytest.mark.parametrize("patterns", ["['*.bias']", "['*.bias', norm.weight]"])
 def test_biases_trained_beside_an_adapter_go_along(on_tiny, tiny, tmp_path, adapter, patterns):
     """In adapted layers and in others: PEFT computes what was trained, and so does the merged model."""
