@@ -32,7 +32,7 @@ TALK = {"--json", "--quiet"}
 OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--trust-remote-code", *TALK},
     "eval": {"--task", "--limit", "--baseline", *TALK},
-    "merge": {"--out", "--onto", "--rank", *TALK},
+    "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from lrft.core.axes import FORMATS
@@ -88,18 +90,29 @@ class Text:
             "asks_for_the_date": self.renderer.asks_for_the_date,
         }
 
-    def encoded(self, source: Source, key: str) -> list[Encoded]:
+    def encoded(self, source: Source, key: str, limit: int | None = None) -> list[Encoded]:
         """The rows of another source in the recipe's format; rows that are too long are left out.
+
+        Args:
+            limit: only so many usable rows, the first ones; no more are encoded than that takes.
 
         Raises:
             DataError: nothing is left, at the recipe's `key`.
         """
-        rows = read_rows(source, "train")
-        found = [e for e in encode_all(rows, self.renderer) if not e.dropped and e.targets]
-        found = [e for e in found if len(e.input_ids) <= self.renderer.max_length]
+        found = list(islice(self._usable(read_rows(source, "train")), limit))
         if not found:
             raise DataError(f"{key}: no row has a token to learn within train.max_length")
         return found
+
+    def _usable(self, rows: Rows) -> Iterator[Encoded]:
+        """The rows with something to learn within `max_length`, encoded as they are asked for."""
+        for index, row in enumerate(rows):
+            try:
+                encoded = self.renderer.encode(row)
+            except DataError as error:
+                raise DataError(f"{rows.where(index)}: {error}") from error
+            if not encoded.dropped and encoded.targets and len(encoded.input_ids) <= self.renderer.max_length:
+                yield encoded
 
 
 def fact_lines(record: dict[str, Any]) -> list[tuple[str, str]]:

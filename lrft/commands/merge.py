@@ -26,6 +26,16 @@ def merge_command(
             help="Merge only the leading ranks, of adapters whose ranks are nested.", min=1, metavar="K"
         ),
     ] = None,
+    rounding: Annotated[
+        str | None,
+        typer.Option(
+            help="`stochastic`, `nearest` or `feedback`; by default export.rounding.", metavar="HOW"
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="`bfloat16`, `float16` or `float32`; by default export.dtype.", metavar="DTYPE"),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -37,10 +47,15 @@ def merge_command(
     from lrft.jobs.merge import merge_run
     from lrft.train.folder import find
 
-    if onto not in (None, "dequantized", "original"):
-        raise UsageError(f"--onto {onto}: choose dequantized or original")
+    for option, value, known in (
+        ("onto", onto, ("dequantized", "original")),
+        ("rounding", rounding, ("stochastic", "nearest", "feedback")),
+        ("dtype", dtype, ("bfloat16", "float16", "float32")),
+    ):
+        if value is not None and value not in known:
+            raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
     silence(quiet)
-    result(merge_run(find(run), out, onto, rank), as_json, _show)
+    result(merge_run(find(run), out, onto, rank, rounding, dtype), as_json, _show)
 
 
 def _show(record: dict[str, Any]) -> None:

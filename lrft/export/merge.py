@@ -1,49 +1,144 @@
-"""Merging: the adapter's change added to dense weights, in float32, rounded once, never quantized again."""
+"""Merging: what was trained as dense weights, added in float32, rounded once, never quantized again."""
 
 from __future__ import annotations
 
-import errno
-import shutil
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lrft.core.adapted import adapted
-from lrft.core.errors import LrftError, NotMergeable, UsageError
+from lrft.core.adapted import Adapted, adapted
+from lrft.core.errors import NotMergeable, UsageError
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.export.feedback import Feedback, groups, rounders
+from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
+from lrft.model.sites import is_transposed, linear_sites
 from lrft.model.trained import base_parameters, frozen_layers
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How merged weights reach a precision below float32.
+
+    Attributes:
+        method: `stochastic`, `nearest` or `feedback`.
+        moments: layers -> X^T X of their inputs by path, for `feedback`; what it leaves out is rounded stochastically.
+    """
+
+    method: str = "stochastic"
+    moments: Callable[[list[Site]], dict[str, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A parameter of the base model that the run changed.
+
+    Attributes:
+        name: as the base model calls it.
+        layer: the linear layer whose weight it is, or None.
+        weight: makes its merged value in float32, as the base model stores it.
+    """
+
+    name: str
+    layer: Site | None
+    transposed: bool
+    weight: Callable[[], Tensor]
+
+
 @torch.no_grad()
-def merge_into(dense: CausalLM, model: CausalLM, *, onto: str, dtype: torch.dtype) -> None:
+def merge_into(
+    dense: CausalLM, model: CausalLM, *, onto: str, dtype: torch.dtype, rounding: Rounding | None = None
+) -> list[str]:
     """Give `dense`, a freshly loaded base, the merged weights of `model`, in place.
 
     W' = W + delta(W) with W the decoded base that training saw (`dequantized`) or the original weight
-    (`original`), computed in float32 and cast to `dtype` once. Layers that were quantized without an adapter
-    get their decoded weight too under `dequantized`, so that the merged model is the trained one.
+    (`original`), computed in float32 and rounded to `dtype` once. Layers that were quantized without an adapter
+    get their decoded weight too under `dequantized`, so that the merged model is the trained one. What the run did
+    not change is cast to nearest, which is nothing in the same dtype.
+
+    Returns:
+        Names of the tensors that were rounded stochastically.
 
     Raises:
-        NotMergeable: the adapter is not a change of the weight; found before anything is written.
+        NotMergeable: the adapter is not a change of the weight.
+        NumericalError: a weight is not finite, or beyond `dtype`. Either way nothing has been written.
+    """
+    check_mergeable(model)
+    rounding = rounding or Rounding()
+    weights = dict(dense.hf.named_parameters())
+    changes = list(_changes(model, weights, onto))
+    drawn: list[str] = []
+    for group, ready in _grouped(changes, rounding if dtype != torch.float32 else Rounding()):
+        for change in group:
+            value, target = change.weight().cpu(), weights.pop(change.name)
+            if torch.equal(value, target.float()):
+                target.data = rounded(change.name, target, dtype, stochastic=False)
+            elif change.layer is not None and change.layer.name in ready:
+                stored = value.mT if change.transposed else value
+                found = ready[change.layer.name](change.name, stored, dtype)
+                target.data = found.mT.contiguous() if change.transposed else found
+            else:
+                target.data = rounded(change.name, value, dtype, rounding.method != "nearest")
+                drawn += [change.name] if rounding.method != "nearest" and dtype != torch.float32 else []
+    for name, parameter in weights.items():
+        if parameter.is_floating_point():
+            parameter.data = rounded(name, parameter, dtype, stochastic=False)
+    return drawn
+
+
+def check_mergeable(model: CausalLM) -> None:
+    """Refuse adapters that no dense weight can say.
+
+    Raises:
+        NotMergeable: names the first site.
     """
     for site, module in adapted(model.hf):
         if "mergeable" not in module.adapter.provides:
             raise NotMergeable(
                 f"{module.adapter.name} cannot be merged (site {site}); keep the adapter separate"
             )
-    dense.hf.to(dtype)
-    originals = dict(dense.hf.named_parameters())
+
+
+def _changes(model: CausalLM, originals: dict[str, Any], onto: str) -> Iterator[Change]:
+    """What the run may have changed: adapted and decoded layers, then base weights that trained."""
     for name, base, wrapper in frozen_layers(model):
-        target = originals[f"{name}.weight"]
+        if wrapper is None and (onto == "original" or "dense_base" in base.provides):
+            continue
+        site = Site(name, base.in_features, base.out_features)
         transposed = name in model.transposed
-        original = (target.mT if transposed else target).float() if onto == "original" else None
-        if wrapper is not None:
-            weight = wrapper.merged_weight(original)
-        else:
-            weight = base.weight().float() if original is None else original
-        target.copy_((weight.mT if transposed else weight).to(dtype))
+        original = originals[f"{name}.weight"]
+        weight = partial(_merged, base, wrapper, original if onto == "original" else None, transposed)
+        yield Change(f"{name}.weight", site, transposed, weight)
+    plain = linear_sites(model)
     for name, parameter in base_parameters(model):
-        originals[name].copy_(parameter)
+        layer = plain.get(name.removesuffix(".weight"))
+        transposed = layer is not None and is_transposed(model.hf.get_submodule(layer.name))
+        yield Change(name, layer, transposed, partial(parameter.detach().to, torch.float32))
+
+
+def _merged(base: FrozenLinear, wrapper: Adapted | None, original: Tensor | None, transposed: bool) -> Tensor:
+    """The merged weight of one layer in float32, as the base model stores it."""
+    if original is not None:
+        original = (original.mT if transposed else original).to(base.weight().device).float()
+    weight = base.weight().float() if wrapper is None else wrapper.merged_weight(original)
+    return weight.mT if transposed else weight
+
+
+def _grouped(changes: list[Change], rounding: Rounding) -> Iterator[tuple[list[Change], dict[str, Feedback]]]:
+    """The changes in groups whose input moments fit into memory, with what rounds their layers by feedback."""
+    if rounding.method != "feedback" or rounding.moments is None:
+        yield changes, {}
+        return
+    for sites in groups([change.layer for change in changes if change.layer is not None]):
+        names = {site.name for site in sites}
+        ready = rounders(rounding.moments(sites))
+        yield [change for change in changes if change.layer is not None and change.layer.name in names], ready
+    yield [change for change in changes if change.layer is None], {}
 
 
 def truncate(model: CausalLM, rank: int) -> None:
@@ -63,49 +158,6 @@ def truncate(model: CausalLM, rank: int) -> None:
             adapter.truncate(rank)
         except ValueError as error:
             raise UsageError(f"--rank {rank}: {site}: {error}") from None
-
-
-def write_merged(dense: CausalLM, tokenizer: Any, out: Path, shard_size: str) -> None:
-    """Write `dense` as a plain transformers folder: shards, config, generation config, tokenizer, chat template.
-
-    Raises:
-        UsageError: `out` holds something already.
-        LrftError: no room, or not writable; nothing is left behind.
-    """
-    check_free(out)
-    out = out.resolve()
-    scratch = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        _write(dense, tokenizer, scratch, shard_size)
-        if out.exists():
-            out.rmdir()
-        scratch.rename(out)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise LrftError(f"--out {out}: cannot be written ({error.strerror or error})") from error
-
-
-def _write(dense: CausalLM, tokenizer: Any, scratch: Path, shard_size: str) -> None:
-    scratch.mkdir(parents=True)
-    needed = sum(p.numel() * p.element_size() for p in dense.hf.parameters())
-    if (free := shutil.disk_usage(scratch).free) < needed:
-        raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free")
-    dense.hf.config._attn_implementation = "sdpa"
-    dense.hf.save_pretrained(scratch, max_shard_size=shard_size)
-    tokenizer.save_pretrained(scratch)
-    for path in scratch.iterdir():
-        path.chmod(0o644)  # safetensors writes for the owner alone, which no server could read
-
-
-def check_free(out: Path) -> None:
-    """Refuse to write over something.
-
-    Raises:
-        UsageError: the folder is not empty.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out}: is not an empty folder; give another one or remove it")
 
 
 def relative_change(model: CausalLM) -> float | None:

@@ -10,35 +10,17 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lrft import __version__
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.frozen import Changed
+from lrft.export.card import adapter_card
+from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
-from lrft.model.trained import base_parameters, frozen_layers, trained_tensors
+from lrft.model.sites import linear_sites
+from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
 
 PREFIX = "base_model.model."
 LORA_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}
-CARD = """---
-base_model: {base}
-library_name: {library}
-pipeline_tag: text-generation
-tags:
-- base_model:adapter:{base}
-- {family}
-- transformers
----
-
-# {title}
-
-{method} for `{base}`, trained with lrft {version} for {steps} steps.
-
-- quantization of the base in training: {quantization}
-- trainable parameters: {trainable:,}
-- final training loss: {loss}
-
-The exact recipe is in `recipe.yaml`.
-"""
 
 
 def adapter_files(model: CausalLM, recipe: Any, record: dict[str, Any]) -> dict[str, bytes]:
@@ -52,7 +34,7 @@ def adapter_files(model: CausalLM, recipe: Any, record: dict[str, Any]) -> dict[
     files = {name: save(dict(sorted(tensors.items())), metadata={"format": "pt"})}
     if config is not None:
         files["adapter_config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    files["README.md"] = _card(recipe, record, config).encode()
+    files["README.md"] = adapter_card(recipe, record, config).encode()
     return files
 
 
@@ -72,7 +54,7 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
         if form is not None
         for name, tensor in form[0].items()
     }
-    beside, modules = _base_weights(model)
+    tensors |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in (common_part or {}).items()}
     keys = {site: form[1] for site, form in forms.items() if form is not None}
     section = type(sites[0][1].adapter).peft_config(
         recipe.adapter, any(module.start is not None for _, module in sites)
@@ -81,40 +63,69 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     patterns = _patterns(keys, common)
     if patterns is None:
         return _own_form(model, dtype), None
-    config = {**_shared_keys(model, recipe, sites), **common, **patterns}
-    if any(name.endswith(".bias") for name in beside):
-        config["bias"] = "all"
+    beside, said = _beside(model, {name for name, _ in sites}, common["peft_type"])
+    config = {**_shared_keys(model, recipe, sites), **common, **patterns, **said}
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
-    if modules:
-        config["modules_to_save"] = modules
-    beside |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in (common_part or {}).items()}
-    cast = {k: t.detach().to("cpu", dtype).contiguous() for k, t in {**tensors, **beside}.items()}
-    return cast, config
-
-
-def _base_weights(model: CausalLM) -> tuple[dict[str, Tensor], list[str]]:
-    """The base weights that train under PEFT's names, and the modules that PEFT is to replace.
-
-    Biases stand alone, in adapted layers too. Of a module of which anything else trains all goes along, since PEFT
-    replaces modules and not tensors.
-    """
-    trained, sites = dict(base_parameters(model)), {name for name, _ in adapted(model.hf)}
-    modules = sorted({name.rpartition(".")[0] for name in trained if not name.endswith(".bias")})
-    found: dict[str, Tensor] = {}
-    for module in modules:
-        for leaf, parameter in model.hf.get_submodule(module).named_parameters(recurse=False):
-            found[f"{PREFIX}{module}.{leaf}"] = parameter
-    for name, parameter in trained.items():
-        module, _, leaf = name.rpartition(".")
-        found[f"{PREFIX}{module}.{'base_layer.' if module in sites else ''}{leaf}"] = parameter
-    return found, modules
+    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | beside, config
 
 
 def _own_form(model: CausalLM, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every trained tensor under lrft's name; whole numbers (a seed) stay whole."""
-    own = {name: tensor.detach().cpu() for name, tensor in trained_tensors(model).items()}
-    return {k: (t.to(dtype) if t.is_floating_point() else t).contiguous() for k, t in own.items()}
+    """Every trained tensor under lrft's name; base weights, and whole numbers (a seed), stay in their own type."""
+    own = trained_tensors(model)
+    return {name: _cast(name, t, t.dtype if name.startswith(BASE) else dtype) for name, t in own.items()}
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor on the CPU, cast unless it holds whole numbers.
+
+    Raises:
+        NumericalError: it is not finite, or beyond `dtype`.
+    """
+    if not tensor.is_floating_point():
+        return tensor.detach().cpu().contiguous()
+    return rounded(name, tensor, dtype, stochastic=False).contiguous()
+
+
+def _beside(model: CausalLM, sites: set[str], peft_type: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Base weights that train beside the adapter, under PEFT's names in their own precision, and what to say of them.
+
+    A tied head is the embedding: PEFT reads the weight under both names, and ties the two where its
+    configuration can say so.
+    """
+    trained = dict(base_parameters(model))
+    found, keys = {}, dict[str, Any]()
+    saved = {name.rpartition(".")[0] for name in trained if not name.endswith(".bias")}
+    for module in saved:  # whole, since PEFT replaces modules and not tensors
+        for leaf, parameter in model.hf.get_submodule(module).named_parameters(recurse=False):
+            found[f"{PREFIX}{module}.{leaf}"] = _cast(f"{module}.{leaf}", parameter, parameter.dtype)
+    for name, parameter in trained.items():
+        if name.rpartition(".")[0] not in saved:
+            found[peft_name(name, sites)] = _cast(name, parameter, parameter.dtype)
+            keys["bias"] = "all"
+    tied = _tied(model)
+    if tied is not None and f"{tied[0]}.weight" in trained:
+        found[f"{PREFIX}{tied[1]}.weight"] = found[f"{PREFIX}{tied[0]}.weight"].clone()
+        if peft_type == "LORA":
+            keys["ensure_weight_tying"] = True
+        else:
+            saved.add(tied[1])
+    return found, {**keys, "modules_to_save": sorted(saved)} if saved else keys
+
+
+def peft_name(name: str, sites: set[str]) -> str:
+    """What PEFT calls a base parameter: the bias of an adapted layer stands beneath the adapter."""
+    module, _, leaf = name.rpartition(".")
+    return f"{PREFIX}{module}.base_layer.bias" if leaf == "bias" and module in sites else f"{PREFIX}{name}"
+
+
+def _tied(model: CausalLM) -> tuple[str, str] | None:
+    """Paths of the embedding and of the head that shares its weight; None where they are two."""
+    embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return None
+    paths = {id(module): name for name, module in model.hf.named_modules()}
+    return paths[id(embedding)], paths[id(head)]
 
 
 def _site_form(module: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -152,8 +163,8 @@ def _shared_keys(model: CausalLM, recipe: Any, sites: list[Any]) -> dict[str, An
 def _target_modules(model: CausalLM, names: list[str]) -> list[str]:
     """Last parts of the module names where they say it all (what servers read), full paths otherwise; sorted."""
     leaves = {name.rpartition(".")[2] for name in names}
-    frozen = {name for name, _, _ in frozen_layers(model)}
-    told = {name for name in frozen if name.rpartition(".")[2] in leaves}
+    linear = {name for name, _, _ in frozen_layers(model)} | linear_sites(model).keys()
+    told = {name for name in linear if name.rpartition(".")[2] in leaves}
     return sorted(leaves) if told == set(names) else sorted(names)
 
 
@@ -169,22 +180,6 @@ def _patterns(keys: dict[str, dict[str, Any]], common: dict[str, Any]) -> dict[s
         name: own["lora_alpha"] for name, own in keys.items() if own["lora_alpha"] != common["lora_alpha"]
     }
     return {k: v for k, v in (("rank_pattern", ranks), ("alpha_pattern", alphas)) if v}
-
-
-def _card(recipe: Any, record: dict[str, Any], config: dict[str, Any] | None) -> str:
-    method = f"{recipe.adapter.method} adapter" if recipe.adapter is not None else "trained weights"
-    return CARD.format(
-        base=recipe.model.name,
-        library="lrft" if config is None else "peft",
-        family=method.split()[0] if config is None else config["peft_type"].lower(),
-        title=record.get("name", "adapter"),
-        method=method,
-        version=__version__,
-        steps=record.get("step"),
-        quantization=recipe.quantization.method,
-        trainable=record.get("trainable", 0),
-        loss=record.get("loss"),
-    )
 
 
 def write_adapter_folder(folder: Path, files: dict[str, bytes], tokenizer: Any) -> None:

@@ -20,6 +20,7 @@ from lrft.core.run import Run
 from lrft.export.peft_format import adapter_files, write_adapter_folder
 from lrft.jobs.memory import memory_advice
 from lrft.jobs.say import progress, say
+from lrft.model.stopping import trained_generation
 from lrft.model.trained import load_trained_tensors
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import compare, recipe_hash, resolved
@@ -236,6 +237,11 @@ def _close(job: Job, seconds: float) -> dict[str, Any]:
         result["loss"] = _last_loss(folder)
     files = adapter_files(job.adaptation.model, run.recipe, result)
     files["recipe.yaml"] = (folder.path / RECIPE).read_bytes()
+    text, own = job.text, run.recipe.model.tokenizer is not None
+    generation, _ = trained_generation(
+        job.adaptation.model.hf, text.tokenizer, text.stop_ids, text.pad_id, own
+    )
+    files["generation_config.json"] = generation.to_json_string().encode()
     write_adapter_folder(folder.adapter, files, job.text.tokenizer)
     folder.write(RESULT, result)
     return result

@@ -155,6 +155,13 @@ class ExportSection(Section):
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         None, description="by default model.dtype"
     )
+    rounding: Literal["stochastic", "nearest", "feedback"] | None = Field(
+        None,
+        description="how changed weights reach a dtype below float32. stochastic, the default: right on average, and "
+        "the same every time; nearest: erases changes below half a step; feedback: later columns of a layer take "
+        "back the errors of earlier ones, as measured on training rows",
+    )
+    calibration_rows: int = Field(48, gt=0, description="training rows that rounding: feedback measures on")
     shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?[KMG]B$")
     tolerance: float = Field(
         0.05,

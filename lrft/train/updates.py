@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.params import ParamInfo
+from lrft.core.rounding import stochastic_round
 
 Build = Callable[[list[ParamInfo]], Any]
 
@@ -212,17 +213,6 @@ class _States(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-def stochastic_round(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Float32 to bfloat16, up or down with the probability that makes the expectation exact.
-
-    A bfloat16 is the upper half of a float32's bits: a uniform number is added to the lower half, which is then cut.
-    """
-    bits = values.contiguous().view(torch.int32)
-    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
-    rounded = bits.add(noise).bitwise_and_(-(1 << 16)).view(torch.float32)
-    return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
 
 
 def _exact(param: Tensor) -> bool:

@@ -8,7 +8,8 @@ import torch
 from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.core.batch import Batch
 from lrft.core.errors import RecipeError
-from lrft.export.merge import merge_into, write_merged
+from lrft.export.merge import merge_into
+from lrft.export.write import write_merged
 from lrft.model.attach import attach, make_plan
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.sites import choose, linear_sites

@@ -11,10 +11,11 @@ from torch import nn
 
 from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
+from lrft.core.rounding import stochastic_round
 from lrft.jobs.train import train_recipe
 from lrft.recipe.load import load_recipe
 from lrft.train.flatten import same
-from lrft.train.updates import Float32, PerLayer, build, state_bytes, stochastic_round
+from lrft.train.updates import Float32, PerLayer, build, state_bytes
 
 ADAMW = partial(
     OPTIMIZERS.get("adamw").build, config=OPTIMIZERS.declared("adamw").config(method="adamw", lr=0.01)

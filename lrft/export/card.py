@@ -1,0 +1,107 @@
+"""README.md of an adapter folder and of a merged model; a path of this machine stands in neither."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from lrft import __version__
+from lrft.model.origin import hub_id, public_name
+from lrft.recipe.resolved import resolved
+from lrft.recipe.schema import Recipe
+
+ADAPTER = """# {title}
+
+{method} for `{base}`, trained with lrft {version} for {steps} steps.
+
+- quantization of the base in training: {quantization}
+- trainable parameters: {trainable:,}
+- final training loss: {loss}
+
+The exact recipe is in `recipe.yaml`.
+"""
+MERGED = """# {title}
+
+`{base}` with a trained {method} merged into its weights by lrft {version}: a plain transformers model.
+
+- quantization of the base in training: {quantization}
+- merged onto: the {onto} weights
+- precision: {dtype}, rounding: {rounding}
+- compared with the adapter on {rows} rows of {rows_from}: KL divergence {kl} nats per token, loss {loss}
+
+All figures are in `fidelity.json`. The recipe, without the paths of the machine it ran on, is in `recipe.yaml`.
+"""
+
+
+def adapter_card(recipe: Any, record: dict[str, Any], config: dict[str, Any] | None) -> str:
+    """The card of an adapter with PEFT's `config`, or of one under lrft's own names."""
+    method = _method(recipe)
+    family = method.split()[0] if config is None else config["peft_type"].lower()
+    front = _front(recipe, "lrft" if config is None else "peft", "adapter", [family])
+    return front + ADAPTER.format(
+        title=record.get("name", "adapter"),
+        method=method,
+        base=public_name(recipe.model.name),
+        version=__version__,
+        steps=record.get("step"),
+        quantization=recipe.quantization.method,
+        trainable=record.get("trainable", 0),
+        loss=record.get("loss"),
+    )
+
+
+def merged_card(recipe: Any, record: dict[str, Any], title: str) -> str:
+    """The card of a merged model with this fidelity record."""
+    return _front(recipe, "transformers", "finetune", []) + MERGED.format(
+        title=title,
+        base=public_name(recipe.model.name),
+        method=_method(recipe),
+        version=__version__,
+        quantization=recipe.quantization.method,
+        onto=record["onto"],
+        dtype=record["dtype"],
+        rounding=record["rounding"] or "none",
+        rows=record["rows"],
+        rows_from=record["rows_from"] or "no data",
+        kl=_figure(record.get("kl_mean")),
+        loss=_figure(record.get("loss_difference")),
+    )
+
+
+def recipe_to_share(recipe: Recipe) -> str:
+    """The recipe as YAML text with the base by its hub id where it is known, and of every other path its last part."""
+    plain = _without_paths(recipe.model_dump(mode="json"))
+    plain["model"]["name"] = public_name(recipe.model.name)
+    return resolved(Recipe.model_validate(plain))
+
+
+def _front(recipe: Any, library: str, relation: str, tags: list[str]) -> str:
+    """The YAML block that the hub reads; without `base_model` where the base has no hub id."""
+    base = hub_id(recipe.model.name)
+    named = {} if base is None else {"base_model": base}
+    lineage = [] if base is None else [f"base_model:{relation}:{base}"]
+    keys = {
+        **named,
+        "library_name": library,
+        "pipeline_tag": "text-generation",
+        "tags": [*lineage, *tags, "transformers"] if library != "transformers" else [*lineage, "lrft"],
+    }
+    return f"---\n{yaml.safe_dump(keys, sort_keys=False)}---\n\n"
+
+
+def _method(recipe: Any) -> str:
+    return f"{recipe.adapter.method} adapter" if recipe.adapter is not None else "trained weights"
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else json.dumps(float(f"{value:.3g}"))
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value

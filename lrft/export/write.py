@@ -1,0 +1,55 @@
+"""The merged folder on disk: whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lrft.core.errors import LrftError, UsageError
+from lrft.model.causal_lm import CausalLM
+
+
+def write_merged(dense: CausalLM, tokenizer: Any, out: Path, shard_size: str) -> None:
+    """Write `dense` as a plain transformers folder: shards, config, generation config, tokenizer, chat template.
+
+    Raises:
+        UsageError: `out` holds something already.
+        LrftError: no room, or not writable; nothing is left behind.
+    """
+    check_free(out)
+    out = out.resolve()
+    scratch = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        _write(dense, tokenizer, scratch, shard_size)
+        if out.exists():
+            out.rmdir()
+        scratch.rename(out)
+    except OSError as error:
+        raise LrftError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(dense: CausalLM, tokenizer: Any, scratch: Path, shard_size: str) -> None:
+    scratch.mkdir(parents=True)
+    needed = sum(p.numel() * p.element_size() for p in dense.hf.parameters())
+    if (free := shutil.disk_usage(scratch).free) < needed:
+        raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free")
+    dense.hf.config._attn_implementation = "sdpa"
+    dense.hf.save_pretrained(scratch, max_shard_size=shard_size)
+    tokenizer.save_pretrained(scratch)
+    for path in scratch.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone, which no server could read
+
+
+def check_free(out: Path) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        UsageError: the folder is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out}: is not an empty folder; give another one or remove it")

@@ -1,0 +1,77 @@
+"""A merged folder generates as the run does: by its own tokenizer, template and settings it stops where ours stops."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrft.assemble.text import Text
+from lrft.core.axes import FORMATS
+from lrft.core.errors import DataError
+from lrft.data.sources import read_rows
+from lrft.data.tokenize import Renderer
+from lrft.evaluate.batching import scoring
+from lrft.evaluate.generate import before_stop, generation_attention, own_settings
+from lrft.model.causal_lm import CausalLM
+from lrft.model.stopping import generation_of, read_tokenizer
+from lrft.recipe.schema import Recipe
+
+NEW_TOKENS = 48
+
+
+def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trusted: bool) -> dict[str, Any]:
+    """Generate an answer greedily by the folder's own files, and without any stop to cut by the run's stop ids.
+
+    Returns:
+        `eos_token_id` and `pad_token_id` of the folder; `agrees`, whether its ids, its prompt and its answer are those
+        of the run; `new_tokens` of the answer and whether it `stopped` before the limit, where a row has a prompt.
+    """
+    settings, tokenizer = generation_of(folder), read_tokenizer(folder, trusted)
+    said = settings.eos_token_id
+    ends = said if isinstance(said, list) else [said]
+    agrees = set(ends) == text.stop_ids and settings.pad_token_id not in ends
+    agrees = agrees and tokenizer.eos_token_id in (None, ends[0])
+    found = {"eos_token_id": ends, "pad_token_id": settings.pad_token_id, "agrees": agrees}
+    prompts = _prompts(recipe, text, tokenizer)
+    if prompts is None or (room := _room(merged, prompts[0])) < 1:
+        return found
+    with scoring(merged), generation_attention(merged.hf):
+        theirs = _greedy(merged, prompts[1], max_new_tokens=room)
+        endless = copy.deepcopy(settings)
+        endless.eos_token_id = None
+        with own_settings(merged.hf):
+            ours = _greedy(merged, prompts[0], max_new_tokens=room, generation_config=endless)
+    answer = before_stop(ours, text.stop_ids)
+    expected = ours[: len(answer) + 1]  # the stop token itself, where there is one
+    agrees = agrees and prompts[0] == prompts[1] and theirs == expected
+    return {**found, "agrees": agrees, "new_tokens": len(theirs), "stopped": len(answer) < len(ours)}
+
+
+def _prompts(recipe: Recipe, text: Text, tokenizer: Any) -> tuple[list[int], list[int]] | None:
+    """The prompt of the first row as the run renders it and as the folder's tokenizer does; None without one."""
+    try:
+        rows = text.held_out or read_rows(recipe.data.train, "train")
+    except DataError:
+        return None  # said already where the rows to compare on were looked for
+    form = FORMATS.get(recipe.data.format.method)(recipe.data.format)
+    folders = Renderer(tokenizer, form, text.stop_ids, recipe.train.max_length, recipe.data.too_long)
+    prompts = text.renderer.prompt_ids(rows[0]), folders.prompt_ids(rows[0])
+    return prompts if prompts[0] else None
+
+
+def _room(model: CausalLM, prompt: list[int]) -> int:
+    """New tokens that the model has positions for, up to the limit."""
+    positions = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    return NEW_TOKENS if positions is None else min(NEW_TOKENS, positions - len(prompt))
+
+
+def _greedy(model: CausalLM, prompt: list[int], **settings: Any) -> list[int]:
+    """New token ids, the stop token included."""
+    ids = torch.tensor([prompt], device=model.device)
+    one = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    produced = model.hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **one, **settings)
+    new: list[int] = produced[0, len(prompt) :].tolist()
+    return new

@@ -1,0 +1,86 @@
+"""Which hub model a base is, where it is known: a path of one machine says nothing on another."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lrft.model import gguf
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+REPOSITORY = re.compile(r"https?://(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+?)(?:\.git|/.*)?")
+CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
+SAVED_STEP = re.compile(r"(checkpoint|step|epoch)[-_]?\d+")
+SOURCES = ("general.source.repo_url", "general.source.url", "general.base_model.0.repo_url")
+
+
+def hub_id(name: str) -> str | None:
+    """The hub id of the recipe's `model.name`; None where it is a file or folder of which none is known.
+
+    Looked for in the path (a hub cache), a GGUF file's metadata, config.json's `_name_or_path`, and `base_model` in the
+    front matter of the folder's README.
+    """
+    path = gguf.locate(name)
+    if path is not None:
+        return _cached(path) or _in_gguf(path)
+    if not _is_local(name):
+        return name
+    folder = Path(name)
+    return _cached(folder) or _in_config(folder) or _in_card(folder)
+
+
+def public_name(name: str) -> str:
+    """The hub id, or the last part of a path."""
+    return hub_id(name) or Path(name).name
+
+
+def _is_local(name: str) -> bool:
+    return Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).is_dir()
+
+
+def _cached(path: Path) -> str | None:
+    for part in (*path.parts, *path.resolve().parts):
+        if found := CACHED.fullmatch(part):
+            return f"{found[1]}/{found[2]}"
+    return None
+
+
+def _in_gguf(path: Path) -> str | None:
+    if importlib.util.find_spec("gguf") is None:
+        return None
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    for key in SOURCES:
+        if key in fields and (found := REPOSITORY.fullmatch(str(fields[key].contents()))):
+            return found[1]
+    return None
+
+
+def _in_config(folder: Path) -> str | None:
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return _plausible(said)
+
+
+def _in_card(folder: Path) -> str | None:
+    try:
+        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", 2)
+        said = yaml.safe_load(front).get("base_model")
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return None
+    return _plausible(said[0] if isinstance(said, list) and len(said) == 1 else said)
+
+
+def _plausible(said: Any) -> str | None:
+    """A hub id, and no relative path that looks like one."""
+    if not isinstance(said, str) or not HUB_ID.fullmatch(said) or Path(said).exists():
+        return None
+    return None if SAVED_STEP.fullmatch(said.partition("/")[2]) else said

@@ -1,0 +1,88 @@
+"""Where a model stops on its own: one set of ids in every config that transformers or a server may read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+
+IDS = ("eos_token_id", "pad_token_id", "bos_token_id")
+MODES = ("do_sample", "num_beams")  # decide which of the other settings mean anything, so they go first
+
+
+def stops_as_trained(
+    hf: Any, tokenizer: Any, stop_ids: Iterable[int], pad_id: int, own_vocabulary: bool = False
+) -> list[str]:
+    """Let the model's configs stop where training stopped: the tokenizer's own eos first, a pad that stops nothing.
+
+    The checkpoint's other generation settings stay, those left out that transformers ignores and refuses to save.
+
+    Args:
+        own_vocabulary: the tokenizer is not the checkpoint's, whose other ids then mean nothing.
+
+    Returns:
+        Names of the settings that were left out.
+    """
+    hf.generation_config, dropped = trained_generation(hf, tokenizer, stop_ids, pad_id, own_vocabulary)
+    for name in _misplaced(hf.config):
+        delattr(hf.config, name)
+    for config in {id(c): c for c in (hf.config, hf.config.get_text_config())}.values():
+        for name in IDS if own_vocabulary else IDS[:2]:
+            if hasattr(config, name):
+                setattr(config, name, getattr(hf.generation_config, name))
+    return dropped
+
+
+def trained_generation(
+    hf: Any, tokenizer: Any, stop_ids: Iterable[int], pad_id: int, own_vocabulary: bool = False
+) -> tuple[Any, list[str]]:
+    """The generation config of a model as trained, and the names of settings that could not be kept."""
+    settings = {**_misplaced(hf.config), **_settings(hf.generation_config)}
+    kept = type(hf.generation_config)()
+    dropped = []
+    for name in sorted(settings, key=lambda name: name not in MODES):
+        before = getattr(kept, name, None)
+        setattr(kept, name, copy.deepcopy(settings[name]))
+        if not _savable(kept):
+            setattr(kept, name, before)
+            dropped.append(name)
+    first = tokenizer.eos_token_id
+    ends = sorted(set(stop_ids), key=lambda stop: (stop != first, stop))
+    kept.eos_token_id = ends if len(ends) > 1 else ends[0]
+    kept.pad_token_id = pad_id
+    kept.bos_token_id = tokenizer.bos_token_id if own_vocabulary else hf.generation_config.bos_token_id
+    return kept, dropped
+
+
+def read_tokenizer(folder: Any, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a written folder as transformers alone reads it."""
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def generation_of(folder: Any) -> Any:
+    """The generation config of a written folder as transformers alone reads it."""
+    return GenerationConfig.from_pretrained(folder)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """What a generation config says beyond the defaults, ids left out."""
+    said = config.to_diff_dict().keys() - {*IDS, "transformers_version"}
+    return {name: getattr(config, name) for name in said if hasattr(config, name)}
+
+
+def _misplaced(config: Any) -> dict[str, Any]:
+    """Generation settings that stand in a model config, where transformers refuses to save them."""
+    own = {field.name for field in fields(config)}
+    names = GenerationConfig().to_dict().keys() - own - {*IDS, "use_cache", "transformers_version"}
+    return {name: vars(config)[name] for name in names if vars(config).get(name) is not None}
+
+
+def _savable(config: Any) -> bool:
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
