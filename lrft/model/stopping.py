@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
@@ -27,8 +26,6 @@ def stops_as_trained(
         Names of the settings that were left out.
     """
     hf.generation_config, dropped = trained_generation(hf, tokenizer, stop_ids, pad_id, own_vocabulary)
-    for name in _misplaced(hf.config):
-        delattr(hf.config, name)
     for config in {id(c): c for c in (hf.config, hf.config.get_text_config())}.values():
         for name in IDS if own_vocabulary else IDS[:2]:
             if hasattr(config, name):
@@ -40,7 +37,7 @@ def trained_generation(
     hf: Any, tokenizer: Any, stop_ids: Iterable[int], pad_id: int, own_vocabulary: bool = False
 ) -> tuple[Any, list[str]]:
     """The generation config of a model as trained, and the names of settings that could not be kept."""
-    settings = {**_misplaced(hf.config), **_settings(hf.generation_config)}
+    settings = _settings(hf.generation_config)
     kept = type(hf.generation_config)()
     dropped = []
     for name in sorted(settings, key=lambda name: name not in MODES):
@@ -69,15 +66,10 @@ def generation_of(folder: Any) -> Any:
 
 def _settings(config: Any) -> dict[str, Any]:
     """What a generation config says beyond the defaults, ids left out."""
-    said = config.to_diff_dict().keys() - {*IDS, "transformers_version"}
-    return {name: getattr(config, name) for name in said if hasattr(config, name)}
-
-
-def _misplaced(config: Any) -> dict[str, Any]:
-    """Generation settings that stand in a model config, where transformers refuses to save them."""
-    own = {field.name for field in fields(config)}
-    names = GenerationConfig().to_dict().keys() - own - {*IDS, "use_cache", "transformers_version"}
-    return {name: vars(config)[name] for name in names if vars(config).get(name) is not None}
+    said = sorted(config.to_diff_dict().keys() - {*IDS, "transformers_version"})
+    return {
+        name: getattr(config, name) for name in said if hasattr(config, name) and not name.startswith("_")
+    }
 
 
 def _savable(config: Any) -> bool:
