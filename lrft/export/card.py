@@ -73,7 +73,8 @@ def merged_card(recipe: Any, record: dict[str, Any], title: str) -> str:
 def recipe_to_share(recipe: Recipe) -> str:
     """The recipe as YAML text with the base by its hub id where it is known, and of every other path its last part."""
     plain = _without_paths(recipe.model_dump(mode="json"))
-    plain["model"]["name"] = public_name(recipe.model.name)
+    if recipe.model.name.startswith("/"):
+        plain["model"]["name"] = public_name(recipe.model.name)
     return resolved(Recipe.model_validate(plain))
 
 

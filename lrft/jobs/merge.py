@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class _Merge:
             "tolerance": export.tolerance,
         }
         if export.rounding == "feedback":
-            done |= {"calibration_rows": len(self._calibration()), "rounded_stochastically": drawn}
+            done |= {"calibration_rows": len(self.calibration), "rounded_stochastically": drawn}
         return done
 
     def measure(self) -> dict[str, Any]:
@@ -145,11 +146,11 @@ class _Merge:
             return
         if self.rows_from == "data.train":
             say("data.eval: no held-out rows, so the merged model was compared on rows of data.train")
-        tolerance = self.recipe.export.tolerance
-        if not (record["kl_mean"] <= tolerance and abs(record["loss_difference"]) <= tolerance):
+        if not self._within(record):
             raise ToleranceError(
                 f"{self.out}: the merged model is {record['kl_mean']:.3g} nats per token from the adapter and its loss "
-                f"{record['loss_difference']:+.3g} away, more than export.tolerance {tolerance}; {self._remedy()}",
+                f"{record['loss_difference']:+.3g} away, more than export.tolerance {record['tolerance']}; "
+                f"{self._remedy(record)}",
                 record,
             )
 
@@ -165,7 +166,7 @@ class _Merge:
         export, objective = self.recipe.export, self.recipe.objective
         measured = None
         if method == "feedback":
-            batches = self._batches(self._calibration())
+            batches = self._batches(self.calibration)
             loss = OBJECTIVES.get(objective.method)(objective)
             measured = partial(moments, self.model, batches=batches, objective=loss)
         rounding = Rounding(method or "nearest", measured)
@@ -173,7 +174,13 @@ class _Merge:
             dense, self.model, onto=export.onto, dtype=DTYPES[str(export.dtype)], rounding=rounding
         )
 
-    def _calibration(self) -> list[Encoded]:
+    @cached_property
+    def calibration(self) -> list[Encoded]:
+        """The training rows that feedback measures on.
+
+        Raises:
+            DataError: they cannot be read, or hold nothing to learn.
+        """
         return self.text.encoded(self.recipe.data.train, "data.train", self.recipe.export.calibration_rows)
 
     def _batches(self, rows: list[Encoded]) -> list[Batch]:
@@ -197,21 +204,27 @@ class _Merge:
         }
         return self.recipe.model.model_copy(update=update)
 
-    def _remedy(self) -> str:
+    def _remedy(self, record: dict[str, Any]) -> str:
         """The setting that stays closer, of those that are not in use already."""
         export = self.recipe.export
         bases = [base for _, base, _ in frozen_layers(self.model)]
         if export.onto == "original" and any("dense_base" not in base.original.provides for base in bases):
             return "the adapter was trained on the rounded base, so `--onto dequantized` stays closer"
+        if export.dtype == "float16" and not math.isfinite(record["kl_mean"]):
+            return "its activations are beyond float16, so use `--dtype bfloat16`"
         if export.rounding == "nearest":
             return "nearest rounding erases small changes; `--rounding stochastic` stays closer"
+        if "nearest" in record and self._within(record["nearest"]):
+            return "the change is large, so `--rounding nearest` stays closer"
         if export.rounding == "stochastic":
             return "`--rounding feedback` or `--dtype float32` stays closer"
         if export.rounding == "feedback":
             return "`--dtype float32` stays closer"
-        return (
-            "float32 rounds nothing, so keep the adapter beside its base or allow more with export.tolerance"
-        )
+        return "nothing was rounded, so keep the adapter beside its base or allow more with export.tolerance"
+
+    def _within(self, figures: dict[str, Any]) -> bool:
+        largest = self.recipe.export.tolerance
+        return figures["kl_mean"] <= largest and abs(figures["loss_difference"]) <= largest
 
 
 def _rows_to_compare(recipe: Recipe, text: Text) -> tuple[list[Encoded], str | None]:

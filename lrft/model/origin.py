@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def _cached(path: Path) -> str | None:
     return None
 
 
+@cache
 def _in_gguf(path: Path) -> str | None:
     if importlib.util.find_spec("gguf") is None:
         return None

@@ -49,7 +49,10 @@ def trained_generation(
     first = tokenizer.eos_token_id
     ends = sorted(set(stop_ids), key=lambda stop: (stop != first, stop))
     kept.eos_token_id = ends if len(ends) > 1 else ends[0]
-    kept.pad_token_id = pad_id
+    size = (
+        hf.get_input_embeddings().num_embeddings
+    )  # a tokenizer may have been given a pad that the model has not
+    kept.pad_token_id = pad_id if pad_id < size else next(i for i in range(size) if i not in ends)
     kept.bos_token_id = tokenizer.bos_token_id if own_vocabulary else hf.generation_config.bos_token_id
     return kept, dropped
 

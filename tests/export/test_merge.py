@@ -181,6 +181,18 @@ def test_over_tolerance_names_what_would_stay_closer(trained, tmp_path, body, op
     assert (tmp_path / "merged" / "fidelity.json").exists()
 
 
+def test_the_remedy_is_nearest_where_that_was_closer_and_bfloat16_where_float16_overflows(
+    trained, tmp_path, monkeypatch
+):
+    far, close = {"kl_mean": 1.0, "loss_difference": 0.0}, {"kl_mean": 0.0, "loss_difference": 0.0}
+    figures = iter([far, close, {"kl_mean": float("nan"), "loss_difference": float("nan")}, far])
+    monkeypatch.setattr("lrft.jobs.merge.compare", lambda *models: next(figures))
+    with pytest.raises(ToleranceError, match="--rounding nearest` stays closer"):
+        merge(trained(), tmp_path / "a")
+    with pytest.raises(ToleranceError, match="beyond float16, so use `--dtype bfloat16`"):
+        merge(trained(), tmp_path / "b", dtype="float16")
+
+
 def test_without_held_out_rows_training_rows_are_compared_and_it_is_said(trained, tmp_path, capsys):
     run = edited(trained(), tmp_path / "run")
     recipe = (run / "recipe.yaml").read_text()

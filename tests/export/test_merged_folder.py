@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrft.core.errors import ToleranceError
 from lrft.export import write
@@ -79,8 +80,6 @@ def retargeted(tiny, tmp_path_factory) -> Path:
 
 
 def test_every_config_names_the_stops_of_training_the_tokenizers_own_first(retargeted):
-    from transformers import AutoTokenizer
-
     merged = retargeted / "merged"
     own = AutoTokenizer.from_pretrained(merged).eos_token_id
     assert stops(merged, "config.json") == stops(merged, "generation_config.json") == [own, OLD_STOP]
@@ -96,16 +95,12 @@ def test_other_generation_settings_stay_but_those_that_transformers_would_not_sa
 
 
 def test_the_adapter_folder_carries_stops_and_template(retargeted):
-    from transformers import AutoTokenizer
-
     adapter = retargeted / "run" / "adapter"
     assert stops(adapter, "generation_config.json") == stops(retargeted / "merged", "generation_config.json")
     assert AutoTokenizer.from_pretrained(adapter).chat_template
 
 
 def test_plain_transformers_stops_where_the_run_does_and_the_record_says_so(retargeted):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     merged = retargeted / "merged"
     found = json.loads((merged / "fidelity.json").read_text())["generation"]
     assert found["agrees"] and found["stopped"] and found["new_tokens"] < 48
@@ -173,7 +168,6 @@ def test_transformers_and_peft_load_the_same_model_with_no_key_too_many_or_too_f
     tiny, tmp_path, family, tied
 ):
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     merged = finished(tmp_path, tiny(family, tied=tied))
     assert len(list(merged.glob("model-*.safetensors"))) > 1

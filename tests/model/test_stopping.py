@@ -1,0 +1,65 @@
+"""One set of stop ids for every config, and a pad that the model knows and that stops nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from lrft.model.load import load_model, load_tokenizer
+from lrft.model.stopping import stops_as_trained, trained_generation
+from lrft.recipe.schema import ModelSection
+
+
+@pytest.fixture
+def loaded(tiny):
+    section = ModelSection(name=str(tiny()), dtype="float32")
+    return load_model(section).hf, load_tokenizer(section)[0]
+
+
+def test_the_tokenizers_own_stop_comes_first_then_the_others_in_order(loaded):
+    hf, tokenizer = loaded
+    own = tokenizer.eos_token_id
+    assert trained_generation(hf, tokenizer, {99, own, 0}, 7)[0].eos_token_id == [own, 0, 99]
+    assert trained_generation(hf, tokenizer, {own}, 7)[0].eos_token_id == own
+
+
+def test_a_tokenizer_without_a_stop_of_its_own_leaves_the_others(loaded):
+    hf, tokenizer = loaded
+    tokenizer.eos_token = None
+    assert trained_generation(hf, tokenizer, {9, 4}, 7)[0].eos_token_id == [4, 9]
+
+
+def test_a_pad_without_an_embedding_gives_way_to_an_id_that_stops_nothing(loaded):
+    hf, tokenizer = loaded
+    assert trained_generation(hf, tokenizer, {0, 1}, 10_000)[0].pad_token_id == 2
+    assert trained_generation(hf, tokenizer, {0, 1}, 5)[0].pad_token_id == 5
+
+
+def test_the_begin_of_text_is_the_checkpoints_unless_the_vocabulary_is_another(loaded):
+    hf, tokenizer = loaded
+    hf.config.bos_token_id = hf.generation_config.bos_token_id = 77
+    stops_as_trained(hf, tokenizer, {9}, 5)
+    assert hf.config.bos_token_id == hf.generation_config.bos_token_id == 77
+    stops_as_trained(hf, tokenizer, {9}, 5, own_vocabulary=True)
+    assert hf.config.bos_token_id == hf.generation_config.bos_token_id == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize(
+    ("settings", "dropped"),
+    [
+        ({"temperature": 0.5, "top_k": 3, "repetition_penalty": 1.2}, ["temperature", "top_k"]),
+        ({"do_sample": True, "temperature": 0.5, "top_k": 3}, []),
+        ({"early_stopping": True, "length_penalty": 2.0}, ["early_stopping", "length_penalty"]),
+        ({"num_beams": 3, "early_stopping": True}, []),
+        ({"num_return_sequences": 4}, ["num_return_sequences"]),
+    ],
+)
+def test_settings_that_mean_nothing_are_left_out_and_the_rest_stays(loaded, tmp_path, settings, dropped):
+    hf, tokenizer = loaded
+    for name, value in settings.items():
+        setattr(hf.generation_config, name, value)
+    kept, left_out = trained_generation(hf, tokenizer, {9}, 5)
+    assert sorted(left_out) == dropped
+    kept.save_pretrained(tmp_path)
+    for name in settings.keys() - set(dropped):
+        assert getattr(kept, name) == settings[name]
+    assert hf.generation_config.eos_token_id != 9  # looked at, not changed
