@@ -29,7 +29,7 @@ MERGED = """# {title}
 - quantization of the base in training: {quantization}
 - merged onto: the {onto} weights
 - precision: {dtype}, rounding: {rounding}
-- compared with the adapter on {rows} rows of {rows_from}: KL divergence {kl} nats per token, loss {loss}
+- compared with the adapter on {rows} rows of {rows_from}: KL divergence {kl} nats per token, loss difference {loss}
 
 All figures are in `fidelity.json`. The recipe, without the paths of the machine it ran on, is in `recipe.yaml`.
 """

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from lrft.core.adapted import adapted
 from lrft.core.axes import OBJECTIVES
+from lrft.core.config import Source
 from lrft.core.errors import DataError, NumericalError, ToleranceError
 from lrft.data.steps import eval_batches
 from lrft.export.feedback import moments
@@ -141,13 +142,23 @@ def test_feedback_says_its_rows_and_what_it_does_not_apply_to(trained, tmp_path)
     assert record["kl_mean"] < 1e-4
 
 
+@pytest.mark.parametrize("body", [LORA, FULL])
 @pytest.mark.parametrize("method", ["stochastic", "feedback"])
-def test_transposed_layers_are_rounded_as_they_are_used(trained, tiny, tmp_path, method):
-    run = trained(LORA, "float32", model=tiny("gpt2"))
+def test_transposed_layers_are_rounded_as_they_are_used(trained, tiny, tmp_path, method, body):
+    run = trained(body, "float32", model=tiny("gpt2"))
     record = merge(run, tmp_path / "merged", rounding=method, dtype="bfloat16")
     assert record["kl_mean"] < 1e-4
     if method == "feedback":
-        assert record["rounded_stochastically"] == []
+        assert not any("c_attn.weight" in name for name in record["rounded_stochastically"])
+
+
+def test_no_more_rows_are_encoded_than_are_asked_for(trained, tmp_path):
+    _, text, _ = open_run(RunFolder(trained()))
+    path, good = tmp_path / "rows.jsonl", '{"prompt": "a", "completion": "b"}\n'
+    path.write_text(good * 3 + '{"prompt": "a"}\n')
+    assert len(text.encoded(Source(source=str(path)), "data.train", 3)) == 3
+    with pytest.raises(DataError, match=r"rows\.jsonl:4"):
+        text.encoded(Source(source=str(path)), "data.train", 4)
 
 
 def test_float32_has_nothing_to_round(trained, tmp_path):
