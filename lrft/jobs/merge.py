@@ -156,7 +156,7 @@ class _Merge:
 
     def _base(self) -> CausalLM:
         return load_model(
-            self.recipe.model,
+            self._section(),
             device=self.model.device,
             trust_remote_code=trusts_remote_code(self.folder),
             seed=self.recipe.train.seed,
@@ -202,7 +202,11 @@ class _Merge:
             "tokenizer": None,
             "dtype": self.recipe.export.dtype,
         }
-        return self.recipe.model.model_copy(update=update)
+        return self._section().model_copy(update=update)
+
+    def _section(self) -> Any:
+        """The model section with the attention that the run's model was found to compute rightly with."""
+        return self.recipe.model.model_copy(update={"attention": self.model.attention})
 
     def _remedy(self, record: dict[str, Any]) -> str:
         """The setting that stays closer, of those that are not in use already."""
