@@ -224,8 +224,8 @@ def _check_tokenizer(tokenizer: Any, size: int) -> None:
     if ids:
         first = min(ids)
         raise RecipeError(
-            f"the tokenizer has {len(ids)} tokens without an embedding ({ids[first]!r} is {first}, the model has "
-            f"{size} rows); give a checkpoint whose embedding holds them, or the model's own tokenizer",
+            f"the tokenizer has tokens without an embedding ({len(ids)} of them; {ids[first]!r} is {first}, and the "
+            f"model has {size} rows); give a checkpoint whose embedding holds them, or the model's own tokenizer",
             "model.name",
         )
 
