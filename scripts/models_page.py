@@ -178,7 +178,7 @@ def _merge(run: RunFolder, out: Path) -> str:
     _, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     left = {key: sorted(map(str, found)) for key, found in report.items() if found}
     assert not left, left
-    return f"{record['kl_mean']:.0e}"
+    return f"{max(record['kl_mean'], 0):.0e}"
 
 
 @torch.no_grad()

@@ -11,11 +11,13 @@ import torch
 from lrft.assemble.text import Text
 from lrft.core.axes import FORMATS
 from lrft.core.errors import DataError
+from lrft.core.notes import say
 from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluate.batching import scoring
-from lrft.evaluate.generate import before_stop, generation_attention, own_settings
+from lrft.evaluate.generate import before_stop, own_settings
 from lrft.model.causal_lm import CausalLM
+from lrft.model.probe import stock_attention
 from lrft.model.stopping import generation_of, read_tokenizer
 from lrft.recipe.schema import Recipe
 
@@ -27,7 +29,8 @@ def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trus
 
     Returns:
         `eos_token_id` and `pad_token_id` of the folder; `agrees`, whether its ids, its prompt and its answer are those
-        of the run; `new_tokens` of the answer and whether it `stopped` before the limit, where a row has a prompt.
+        of the run; `new_tokens` of the answer and whether it `stopped` before the limit, where a row has a prompt;
+        `generates` is false where the model cannot.
     """
     settings, tokenizer = generation_of(folder), read_tokenizer(folder, trusted)
     said = settings.eos_token_id
@@ -38,12 +41,17 @@ def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trus
     prompts = _prompts(recipe, text, tokenizer)
     if prompts is None or (room := _room(merged, prompts[0])) < 1:
         return found
-    with scoring(merged), generation_attention(merged.hf):
-        theirs = _greedy(merged, prompts[1], max_new_tokens=room)
-        endless = copy.deepcopy(settings)
-        endless.eos_token_id = None
-        with own_settings(merged.hf):
-            ours = _greedy(merged, prompts[0], max_new_tokens=room, generation_config=endless)
+    endless = copy.deepcopy(settings)
+    endless.eos_token_id = None
+    with scoring(merged), stock_attention(merged.hf):
+        try:
+            theirs = _greedy(merged, prompts[1], max_new_tokens=room)
+            with own_settings(merged.hf):
+                ours = _greedy(merged, prompts[0], max_new_tokens=room, generation_config=endless)
+        except Exception as error:  # whatever a model's own code raises: there is no answer to compare
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            say(f"the merged model does not generate ({reason}), so only its stop ids were compared")
+            return {**found, "generates": False}
     answer = before_stop(ours, text.stop_ids)
     expected = ours[: len(answer) + 1]  # the stop token itself, where there is one
     agrees = agrees and prompts[0] == prompts[1] and theirs == expected
@@ -57,8 +65,9 @@ def _prompts(recipe: Recipe, text: Text, tokenizer: Any) -> tuple[list[int], lis
     except DataError:
         return None  # said already where the rows to compare on were looked for
     form = FORMATS.get(recipe.data.format.method)(recipe.data.format)
-    folders = Renderer(tokenizer, form, text.stop_ids, recipe.train.max_length, recipe.data.too_long)
-    prompts = text.renderer.prompt_ids(rows[0]), folders.prompt_ids(rows[0])
+    ours = text.renderer
+    folders = Renderer(tokenizer, form, text.stop_ids, ours.max_length, ours.too_long, ours.today)
+    prompts = ours.prompt_ids(rows[0]), folders.prompt_ids(rows[0])
     return prompts if prompts[0] else None
 
 

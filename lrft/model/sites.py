@@ -62,7 +62,8 @@ class Matrices:
 
 def matrices(model: CausalLM) -> Matrices:
     """Where the numbers of a model's matrices are, before adapters are put on it."""
-    outside = [model.hf.get_input_embeddings(), model.hf.get_output_embeddings()]
+    embeddings = [module for module in model.hf.modules() if isinstance(module, nn.Embedding)]
+    outside = [*embeddings, model.hf.get_output_embeddings()]
     skipped = {id(parameter) for module in outside if module is not None for parameter in module.parameters()}
     linear = {
         id(module.weight) for module in model.hf.modules() if linear_shape(module) is not None

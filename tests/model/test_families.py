@@ -12,7 +12,7 @@ from lrft.export.merge import merge_into
 from lrft.export.write import write_merged
 from lrft.model.attach import attach, make_plan
 from lrft.model.load import load_model, load_tokenizer
-from lrft.model.sites import choose, linear_sites
+from lrft.model.sites import choose, linear_sites, matrices
 from lrft.model.trained import parameter_infos
 from lrft.recipe.schema import ModelSection
 
@@ -145,3 +145,27 @@ def test_the_pad_token_is_never_a_stop_token(tiny):
     for family in FAMILIES:
         tokenizer, stops = load_tokenizer(ModelSection(name=str(tiny(family))))
         assert tokenizer.pad_token_id not in stops
+
+
+@pytest.mark.parametrize(
+    ("family", "unreached", "named"),
+    [
+        ("llama", 0, ""),
+        ("gpt2", 0, ""),
+        ("mixtral", 0.89, "mlp.experts.gate_up_proj"),
+        ("gpt_oss", 0.89, "experts"),
+    ],
+)
+def test_what_no_adapter_can_reach_is_counted_and_named(tiny, family, unreached, named):
+    held = matrices(load(tiny, family, "auto"))
+    assert held.unreached == pytest.approx(unreached, abs=0.02)
+    assert named in held.sentence()
+    assert bool(held.sentence()) == bool(unreached)
+
+
+def test_the_share_of_a_target_is_of_all_matrices(tiny):
+    model = load(tiny, "mixtral")
+    held = matrices(model)
+    _, (row,) = choose(linear_sites(model), "all-linear", held.total)
+    assert row.share == pytest.approx(held.linear / held.total)
+    assert row.share < 0.2
