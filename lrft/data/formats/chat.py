@@ -19,6 +19,10 @@ class Chat(Format):
     Learns every assistant turn with its stop token, or only the last; everything else is read only.
     """
 
+    aliases = {
+        "messages openai chatml conversational conversation chat_template tokenizer_default": "format: chat",
+    }
+
     class Config(MethodConfig):
         column: str = Field("messages", min_length=1, description="column that holds the list of messages")
         learn: Literal["all", "last"] = Field("all", description="which assistant turns are learnt")

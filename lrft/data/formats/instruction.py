@@ -26,6 +26,14 @@ class Instruction(Format):
     user's message is the instruction and, after a blank line, the input. Learns the output.
     """
 
+    aliases = {
+        "alpaca instruct instructions stanford_alpaca input_output instruction_input_output "
+        "self_instruct": "format: instruction",
+        "alpaca_chat": "format: {method: instruction, render: chat}",
+        "gpteacher": "format: {method: instruction, output: response}",
+        "dolly": "format: {method: instruction, input: context, output: response}",
+    }
+
     class Config(MethodConfig):
         instruction: str = Field("instruction", min_length=1, description="column of the task")
         input: str = Field("input", min_length=1, description="column of the task's input; may be missing")

@@ -31,6 +31,10 @@ class ShareGPT(Format):
     Learns every turn of the model with its stop token, or only the last.
     """
 
+    aliases = {
+        "conversations vicuna fastchat": "format: sharegpt",
+    }
+
     class Config(MethodConfig):
         column: str = Field("conversations", min_length=1, description="column that holds the list of turns")
         roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(

@@ -37,6 +37,9 @@ class AdaLoRA(Dynamic):
     run follows the paper's MNLI setting: 8000, 50000 and 100 of 86000 steps.
     """
 
+    aliases = {
+        "adalora": "adapter: svd_lora\nallocate: adalora",
+    }
     requires = {"elastic", "backward", "clippable", "one_stage"}
 
     class Config(MethodConfig):

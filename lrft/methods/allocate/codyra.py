@@ -33,6 +33,9 @@ class CoDyRA(Dynamic):
     Departures: one task; the archive over several, and the masking of old classes, are not part of a run.
     """
 
+    aliases = {
+        "codyra": "adapter: gated_lora\nallocate: codyra",
+    }
     requires = {"elastic", "one_stage"}
 
     class Config(MethodConfig):

@@ -37,6 +37,9 @@ class DoRARank(Dynamic):
     last. The norms are formed from the r x r Gram matrices and not from r matrices (out, in); the numbers are equal.
     """
 
+    aliases = {
+        "dora_rank dynamic_rank_distribution": "adapter: svd_lora\nallocate: dora_rank",
+    }
     requires = {"elastic", "one_stage"}
 
     class Config(MethodConfig):

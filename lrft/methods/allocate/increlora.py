@@ -43,6 +43,9 @@ class IncreLoRA(Dynamic):
     the whole tensor. By default the growth ends after a third of the run, as in the published MNLI setting.
     """
 
+    aliases = {
+        "increlora": "adapter: svd_lora\nallocate: increlora",
+    }
     requires = {"elastic", "backward", "clippable", "one_stage"}
 
     class Config(MethodConfig):

@@ -26,6 +26,10 @@ class MaskedThought(CrossEntropy):
     Departures: the ramp counts optimizer steps, the authors' counts examples seen by one worker.
     """
 
+    aliases = {
+        "mft": "objective: masked_thought",
+    }
+
     class Config(MethodConfig):
         probability: float = Field(0.4, ge=0, le=1)
         ramp: float = Field(0.66, ge=0, le=1, description="share of the steps over which p rises")

@@ -30,6 +30,9 @@ class COLA(TimedMethod):
     rank along the chain is left out.
     """
 
+    aliases = {
+        "chain_of_lora": "restart: cola",
+    }
     requires = {"adapters", "mergeable", "beside_base"}
 
     class Config(MethodConfig):

@@ -37,6 +37,9 @@ class PeriodicLoRA(TimedMethod):
     and not moved to the ends of epochs; an m that grows or decays is left out. `reset: all`, a new state, is added.
     """
 
+    aliases = {
+        "periodic_lora plora": "restart: periodic",
+    }
     requires = {"adapters", "mergeable", "beside_base"}
 
     class Config(MethodConfig):

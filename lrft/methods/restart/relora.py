@@ -30,6 +30,10 @@ class ReLoRA(TimedMethod):
     B = 0 would leave no gradient at all, does not exist. `reset: all`, a new state, is an addition.
     """
 
+    aliases = {
+        "relora_steps jagged_restart_steps": "restart: {method: relora, every: 1000}",
+        "merge_and_reinit": "restart: relora",
+    }
     requires = {"adapters", "mergeable", "beside_base"}
 
     class Config(MethodConfig):

@@ -36,6 +36,11 @@ class BAdam(TimedMethod):
     ratio mode, are left out.
     """
 
+    aliases = {
+        "badam block_coordinate": "adapter: null\ntrainable: full\nselect: badam",
+        "badam_switch_interval": "adapter: null\ntrainable: full\nselect: {method: badam, every: 50}",
+        "badam_switch_mode": "adapter: null\ntrainable: full\nselect: {method: badam, order: descending}",
+    }
     requires = {"base_weights", "first_order"}
 
     class Config(MethodConfig):

@@ -33,6 +33,11 @@ class LISA(TimedMethod):
     all states, which grow to those of full training. The learning rate goes on over a draw.
     """
 
+    aliases = {
+        "lisa layerwise_importance_sampling": "adapter: null\ntrainable: full\nselect: lisa",
+        "lisa_n_layers lisa_activated_layers": "adapter: null\ntrainable: full\nselect: {method: lisa, active: 2}",
+        "lisa_step_interval lisa_interval_steps": "adapter: null\ntrainable: full\nselect: {method: lisa, every: 20}",
+    }
     requires = {"base_weights", "first_order"}
 
     class Config(MethodConfig):
