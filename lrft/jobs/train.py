@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrft.assemble.adapt import adapt
 from lrft.assemble.job import Job, assemble
-from lrft.assemble.text import read_text, silent
+from lrft.assemble.text import Text, read_text, silent, train_data
 from lrft.core.errors import UsageError
 from lrft.core.params import count
 from lrft.data.show import facts
@@ -19,6 +19,7 @@ from lrft.export.peft_format import adapter_files, write_adapter_folder
 from lrft.jobs.memory import memory_advice
 from lrft.jobs.say import progress, say
 from lrft.model.trained import load_trained_tensors
+from lrft.recipe.length import check_length
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import compare, recipe_hash, resolved
 from lrft.recipe.schema import Recipe
@@ -61,10 +62,7 @@ def _train_in(
             say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
         return done if lead else {}
     began = time.perf_counter()
-    with progress() as show:
-        text = read_text(recipe, trust_remote_code=trust_remote_code, progress=show if lead else silent)
-    if lead and text.report is not None:
-        say("; ".join(f"{label} {value}" for label, value in facts(text.report)))
+    text = _rows(recipe, accelerator, trust_remote_code)
     saved = checkpoint.newest(folder.checkpoints, say)
     tensors = None if saved is None else checkpoint.read_adapter(saved)
     with memory_advice(recipe):
@@ -93,6 +91,22 @@ def _train_in(
                 callback.close()
     accelerator.wait_for_everyone()
     return _close(job, time.perf_counter() - began) if lead else {}
+
+
+def _rows(recipe: Recipe, accelerator: Any, trust_remote_code: bool) -> Text:
+    """The rows, from which the length of the run follows: what does not fit into it is refused before weights are read.
+
+    Raises:
+        DataError, RecipeError: the rows cannot be trained on, or are too few steps for a setting.
+    """
+    lead = accelerator.is_main_process
+    with progress() as show:
+        text = read_text(recipe, trust_remote_code=trust_remote_code, progress=show if lead else silent)
+    if lead and text.report is not None:
+        say("; ".join(f"{label} {value}" for label, value in facts(text.report)))
+    data = train_data(recipe, text, accelerator.num_processes, accelerator.process_index)
+    check_length(recipe, data.total_steps(recipe.train.max_steps, recipe.train.epochs))
+    return text
 
 
 def _claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> RunFolder:
