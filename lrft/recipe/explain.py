@@ -75,7 +75,7 @@ class _Explanation:
         name = value.get("method") if isinstance(value, dict) else value
         if slot is None or slot.registry is None or not isinstance(name, str):
             return message
-        return f"unknown {slot.registry.kind} {name!r}{method_meant(name, slot.registry)}"
+        return f"unknown {slot.registry.kind} {shown(name)}{method_meant(name, slot.registry)}"
 
     def _written(self, loc: Loc) -> Loc:
         """The part of pydantic's location that is a key; what follows names the branch of a union."""

@@ -17,6 +17,9 @@ Guess = tuple[str, list[str]]
 """What to say of an unknown key, and the keys it may have been meant to be."""
 
 
+UNASKED = "nothing of the kind happens unless a recipe asks for it, remove the line"
+
+
 def foreign_key(word: str, value: Any, every: list[str]) -> Guess | None:
     """What another toolkit's key is called here, or that there is none.
 
@@ -33,8 +36,7 @@ def foreign_key(word: str, value: Any, every: list[str]) -> Guess | None:
     if name in CHOICES and (found := _chosen(CHOICES[name], value)):
         return found
     if name in BY_VALUE:
-        answers = BY_VALUE[name]
-        return answers.get(squeezed(_text(value)), answers.get("*", next(iter(answers.values())))), []
+        return _answered(BY_VALUE[name], value)
     if name in REMARKS:
         return REMARKS[name], []
     if squeezed(name) in NOT_HERE:
@@ -54,7 +56,7 @@ def method_key(word: str, value: Any, registry: Registry | None, method: str) ->
     for stem in (name, name.removesuffix("_config"), name.removesuffix("_init")):
         if found := meanings(stem):
             if value is False or value is None:
-                return "nothing of the kind happens unless a recipe asks for it, remove the line", []
+                return UNASKED, []
             if any(CATALOG[meaning.key] is registry and meaning.name == method for meaning in found):
                 return f"{method} is that already, remove the line", []
             return _is(found), [meaning.key for meaning in found]
@@ -78,6 +80,17 @@ def other_value(key: str, word: str, allowed: list[str]) -> str:
     if said is None and (found := meanings(word)):
         said = _is(found)
     return f"; {said}" if said else ""
+
+
+def _answered(answers: dict[str, str], value: Any) -> Guess:
+    """What is said of this value of a key, or which key it is about."""
+    said = answers.get(squeezed(_text(value)), answers.get("*"))
+    if said is not None:
+        return said, []
+    if value is False or value is None:
+        return UNASKED, []
+    key = next(iter(answers.values())).removeprefix("write ").partition(":")[0]
+    return _did_you_mean(key)
 
 
 def _renamed(meant: str, every: list[str]) -> Guess:

@@ -5,6 +5,10 @@ from __future__ import annotations
 # (what to say whatever the value, the keys it is said of)
 _SENTENCES = (
     (
+        "settings stand in sections of their own here: model, data, adapter, optimizer, schedule, train and others",
+        "training_args training_arguments args hyperparameters hparams peft_config sft_config trainer_config",
+    ),
+    (
         "not in lrft yet: no noise is added to embeddings; remove it",
         "neftune_noise_alpha neft_alpha noisy_embedding_alpha neftune",
     ),
@@ -185,7 +189,8 @@ _SENTENCES = (
     ),
     (
         "not in lrft; remove it",
-        "use_unsloth use_unsloth_gc plugins lora_mlp_kernel lora_qkv_kernel lora_o_kernel xformers_attention "
+        "use_unsloth unsloth use_unsloth_gc plugins callbacks activation_offloading fast_inference target_parameters "
+        "gpu_memory_utilization max_lora_rank lora_mlp_kernel lora_qkv_kernel lora_o_kernel xformers_attention "
         "flex_attention rope_scaling rope_theta overrides_of_model_config sliding_window s2_attention "
         "shift_attn upcast_layernorm upcast_lmhead_output mixture_of_depths use_llama_pro "
         "trainable_token_indices embeddings_skip_upcast lora_on_cpu torch_compile_backend torch_compile_mode "

@@ -111,6 +111,11 @@ def _of_another_section(unknown: _Unknown) -> Guess | None:
     return (f"write it as {listed(found[:3], 'or')}", found) if found else None
 
 
+def _method_at_the_top(unknown: _Unknown) -> Guess | None:
+    """`eva: true` is a method, and no misspelt `eval`; inside a section its keys are nearer."""
+    return _name_of_a_method(unknown) if not unknown.prefix else None
+
+
 def _name_of_a_method(unknown: _Unknown) -> Guess | None:
     return method_key(unknown.word, unknown.value, unknown.registry, unknown.method)
 
@@ -148,6 +153,7 @@ GUESSES: tuple[Callable[[_Unknown], Guess | None], ...] = (
     _misplaced_section,
     _synonym,
     _of_another_toolkit,
+    _method_at_the_top,
     _misspelt,
     _secret,
     _of_another_section,

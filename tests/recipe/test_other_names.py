@@ -47,6 +47,7 @@ def with_lines(lines, key):
     fragment = yaml.safe_load(lines.replace("1e-6", "0.000001"))  # PyYAML itself reads 1e-6 as text
     section = key.rpartition(".")[0]
     base = yaml.safe_load(VALID.replace("2e-4", "0.0002"))
+    base["train"]["max_steps"] = 5000  # long enough for every default that counts steps
     if fragment == {"format": "preference"}:  # says nothing of the objective, which pairs ask for
         base["objective"] = "dpo"
     return yaml.safe_dump(laid_over(base, {section: fragment} if section else fragment))
@@ -209,6 +210,12 @@ KEYS_OF_OTHERS = {
     "lr_scheduler_type: cosine": "write schedule: cosine",
     "lr_scheduler_type: linear_with_warmup": "write schedule: {method: linear, warmup_ratio: 0.03}",
     "gptq: true": "lrft does not have it",
+    "mixed_precision: bf16": "write model.dtype: bfloat16",
+    "mixed_precision: fp8": "did you mean model.dtype?",
+    "sdp_attention: false": "remove the line",
+    "random_state: 3407": "did you mean train.seed?",
+    "training_args: {lr: 1}": "sections of their own",
+    "full_finetuning: true": "write trainable: full",
     "hub_token: x": "export them in the environment",
 }
 
@@ -232,6 +239,11 @@ def test_an_unknown_key_beside_a_missing_method_is_told_with_it(write, written):
 def test_a_setting_of_some_method_is_not_unknown_where_the_method_is_missing(write):
     (problem,) = problems_of(write(changed(FORMAT, "format: {prompt: x, system: y}")))
     assert problem.key == "data.format.method"
+
+
+def test_a_method_that_is_nearly_the_name_of_a_section_is_the_method(write):
+    (problem,) = problems_of(write(VALID + "eva: true\n"))
+    assert problem.message == "unknown key; it is an init: write init: eva"
 
 
 def test_showing_a_method_by_another_name_says_what_to_write():

@@ -20,7 +20,7 @@ class NF4(BitsAndBytes4bit):
     """
 
     aliases = {
-        "4 4bit int4 q4 bnb bitsandbytes bnb_4bit load_in_4bit bnb.nf4 bnb.nf4-dq normalfloat4 "
+        "4 4bit int4 q4 bnb bitsandbytes bnb_4bit load_in_4bit bnb.nf4 bnb.nf4-dq normalfloat4 nf4_double_quant "
         "normalfloat": "quantization: nf4",
     }
 
