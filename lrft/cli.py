@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +16,14 @@ from lrft.commands.compare import compare_command
 from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
 from lrft.commands.merge import merge_command
+from lrft.commands.output import OneDocument, Terminated, asks_for_json
 from lrft.commands.reproduce import reproduce_command
 from lrft.commands.train import train_command
-from lrft.core.errors import LrftError
+from lrft.core.errors import Interrupted, LrftError, UsageError
+from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
+
+INTERRUPTED = 128 + signal.SIGINT  # what typer makes of a Ctrl-C
+MISUSE: Any = typer.BadParameter.__base__  # of a missing argument, an unknown option, a bad value
 
 app = typer.Typer(
     name="lrft",
@@ -51,15 +59,58 @@ def root(
 
 
 def main() -> None:
-    """Entry point. Expected failures are one line or a short list on standard error, with their own exit code."""
+    """Entry point. Expected failures are one line or a short list on standard error, with their own exit code.
+
+    With `--json` standard output holds one document, whatever happens, and the failure is in it.
+    """
+    if sys.stderr is None:  # closed by the caller; what is meant for it would go to standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    draw_only_on_a_terminal()
+    if asks_for_json(sys.argv[1:]):
+        with OneDocument() as document:
+            failure = _run(as_json=True)
+        if is_lead():
+            _write(document.text(failure))
+    else:
+        failure = _run(as_json=False)
+    if failure is None:
+        sys.exit(0)
+    if not isinstance(failure, LrftError):
+        traceback.print_exception(failure)
+        sys.exit(1)
+    for line in str(failure).splitlines():
+        print(f"error: {line}" if not line.startswith("  ") else line, file=sys.stderr)
+    sys.exit(failure.exit_code)
+
+
+def _run(as_json: bool) -> Exception | None:
+    """The command to its end; returns what it failed with. Without JSON, typer itself shows help and misuse."""
     try:
-        app()
-    except LrftError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}" if not line.startswith("  ") else line, file=sys.stderr)
-        sys.exit(error.exit_code)
+        with restored():
+            code = app(standalone_mode=not as_json)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = INTERRUPTED
+    except typer.Abort as error:  # what typer makes of an end of file, which a damaged file may be
+        return error.__cause__ if isinstance(error.__cause__, Exception) else error
+    except Terminated:
+        return Interrupted(signal.SIGTERM, "terminated")
+    except SystemExit as stop:
+        if not as_json and stop.code != INTERRUPTED:
+            raise
+        code = stop.code
+    except BrokenPipeError:
+        sys.exit(141)
+    except MISUSE as error:
+        return UsageError(error.format_message())
+    except Exception as error:
+        return error
+    if code == INTERRUPTED:
+        return Interrupted(signal.SIGINT, "interrupted")
+    return LrftError(f"stopped with exit code {code}") if code else None
+
+
+def _write(text: str) -> None:
+    try:
+        print(text, flush=True)
     except BrokenPipeError:
         sys.exit(141)

@@ -28,25 +28,26 @@ train: {{max_steps: 6, batch_size: 2, max_length: 160, save_every: 2, device: cp
 eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 """
 
+TALK = {"--json", "--quiet"}
 OPTIONS = {
-    "train": {"--out", "--resume", "--dry-run", "--json", "--trust-remote-code"},
-    "eval": {"--task", "--limit", "--baseline", "--json"},
-    "merge": {"--out", "--onto", "--rank"},
+    "train": {"--out", "--resume", "--dry-run", "--trust-remote-code", *TALK},
+    "eval": {"--task", "--limit", "--baseline", *TALK},
+    "merge": {"--out", "--onto", "--rank", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
-        *("--cluster", "--cluster-set"),
+        *("--cluster", "--cluster-set", *TALK),
     },
-    "reproduce": {"--out", "--json", "--tier", "--seeds", "--jobs", "--device", "--fresh", "--dry-run"},
-    "recipes ls": set(),
-    "recipes show": {"--origins"},
-    "recipes cp": set(),
-    "recipes validate": set(),
-    "recipes schema": set(),
-    "recipes diff": set(),
-    "methods ls": set(),
-    "methods show": set(),
-    "data show": {"--rows", "--trust-remote-code"},
-    "data check": {"--trust-remote-code"},
+    "reproduce": {"--out", *TALK, "--tier", "--seeds", "--jobs", "--device", "--fresh", "--dry-run"},
+    "recipes ls": {"--json"},
+    "recipes show": {"--origins", "--json"},
+    "recipes cp": {"--json"},
+    "recipes validate": {"--json"},
+    "recipes schema": {"--json"},
+    "recipes diff": {"--json"},
+    "methods ls": {"--json"},
+    "methods show": {"--json"},
+    "data show": {"--rows", "--trust-remote-code", *TALK},
+    "data check": {"--trust-remote-code", *TALK},
     "env": {"--json"},
 }
 

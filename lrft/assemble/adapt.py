@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import chain, count, islice
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lrft.assemble.text import Text, silent, train_data
+from lrft.core.adapted import adapters_off
 from lrft.core.axes import ADAPTERS, ALLOCATORS, INITS, OBJECTIVES, QUANTIZERS, SIGNALS
 from lrft.core.batch import Batch
 from lrft.core.config import parse_choice
@@ -26,20 +27,22 @@ from lrft.evaluate.subject import Progress
 from lrft.model.attach import attach, dense, make_plan
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
-from lrft.model.load import configure, load_model
-from lrft.model.sites import TargetRow, choose, sites_of
+from lrft.model.load import configure, load_model, settle_attention
+from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
 from lrft.model.trained import choose_base_weights
 from lrft.recipe.schema import Recipe
 
 
 @dataclass
 class Adaptation:
-    """A base model with a recipe's adapter on it, and how it came about."""
+    """A base model with a recipe's adapter on it, and how it came about; `notes` are for the user."""
 
     model: CausalLM
     plan: Plan
     targets: list[TargetRow]
+    matrices: Matrices
     undecided: bool = False  # a planner that looks at weights or data has not been asked
+    notes: list[str] = field(default_factory=list)
 
 
 def quantizer(recipe: Recipe) -> Quantizer:
@@ -80,6 +83,9 @@ def adapt(
     if recipe.model.tokenizer is not None and text is not None:
         text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
     adaptation, planners = _begun(recipe, model)
+    on_cpu = torch.device(device).type == "cpu"
+    if on_cpu:  # else the weights are where the backend runs only once the layers are there
+        adaptation.notes += _settled(recipe, model, device)
     signals: Signals = {}
     if recipe.adapter is not None and saved is not None and planned is not None:
         adaptation.plan = _as_planned(planned)
@@ -99,6 +105,9 @@ def adapt(
         seed=recipe.train.seed,
         progress=partial(progress, "preparing layers"),
     )
+    if not on_cpu:
+        with adapters_off(model.hf):
+            adaptation.notes += _settled(recipe, model, device)
     configure(model, recipe.model)
     return adaptation
 
@@ -118,13 +127,19 @@ def _begun(recipe: Recipe, model: CausalLM) -> tuple[Adaptation, list[Planner]]:
     """The starting plan, and the planners that have their say."""
     _check_length(recipe, model)
     choose_base_weights(model, recipe.trainable.weights)
+    held = matrices(model)
     if recipe.adapter is None:
-        return Adaptation(model, {}, []), []
+        return Adaptation(model, {}, [], held), []
     kinds = ADAPTERS.get(recipe.adapter.method).site_kinds
-    sites, table = choose(sites_of(model, kinds), recipe.adapter.targets)
+    sites, table = choose(sites_of(model, kinds), recipe.adapter.targets, held.total)
     init = INITS.get(recipe.init.method)(recipe.init)
     planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
-    return Adaptation(model, make_plan(sites, recipe.adapter), table), planners
+    return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners
+
+
+def _settled(recipe: Recipe, model: CausalLM, device: torch.device | str) -> list[str]:
+    note = settle_attention(model, recipe.model, device, recipe.train.packing)
+    return [note] if note else []
 
 
 def _decide(plan: Plan, planners: Sequence[Planner], evidence: Evidence | None) -> bool:

@@ -10,12 +10,12 @@ import torch
 from lrft.assemble.adapt import Adaptation, plan_without_weights, quantizer
 from lrft.assemble.job import build_optimizer
 from lrft.core.adapted import adapted
-from lrft.core.axes import ADAPTERS
+from lrft.core.axes import ADAPTERS, QUANTIZERS
 from lrft.core.params import ParamInfo
 from lrft.model.attach import attach_without_weights, detach
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
-from lrft.model.sites import linear_sites
+from lrft.model.sites import linear_sites, site_size
 from lrft.model.trained import parameter_infos
 from lrft.recipe.schema import Recipe
 from lrft.train import updates
@@ -68,10 +68,30 @@ def measure(recipe: Recipe, model: CausalLM | None = None, optimizer: bool = Tru
             "targets": [
                 {"pattern": r.pattern, "modules": r.modules, "share": r.share} for r in adaptation.targets
             ],
+            "matrices": matrix_shares(adaptation, recipe),
             "ranks_undecided": adaptation.undecided,
         }
     finally:
         detach(model)
+
+
+def matrix_shares(adaptation: Adaptation, recipe: Recipe) -> dict[str, Any]:
+    """Of all numbers in matrices, the share adapted, the share stored in few bits, and the share out of reach of both.
+
+    `sentence` says what is out of reach.
+    """
+    held = adaptation.matrices
+    adapted_sizes = [
+        site_size(entry.site) for entry in adaptation.plan.values() if entry.settings is not None
+    ]
+    few_bits = "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides
+    return {
+        "numbers": held.total,
+        "adapted": sum(adapted_sizes) / max(held.total, 1),
+        "quantized": (1 - held.unreached) if few_bits else 0.0,
+        "unreached": held.unreached,
+        "sentence": held.sentence(),
+    }
 
 
 def planned_parameters(recipe: Recipe, adaptation: Adaptation) -> list[ParamInfo]:

@@ -9,13 +9,14 @@ from typing import Any
 from lrft.core.axes import FORMATS
 from lrft.core.config import Source
 from lrft.core.errors import DataError, RecipeError
-from lrft.data.gate import GateReport
+from lrft.data.gate import SCORED_WHOLE, SHOWN, GateReport
 from lrft.data.prepare import prepare
+from lrft.data.show import facts
 from lrft.data.sources import Rows, read_rows
 from lrft.data.steps import TrainData
 from lrft.data.tokenize import Encoded, Renderer, encode_all
 from lrft.evaluate.subject import Progress
-from lrft.model.load import load_tokenizer, pad_id
+from lrft.model.load import load_config, load_tokenizer, pad_id
 from lrft.recipe.schema import Recipe
 
 
@@ -31,6 +32,8 @@ class Text:
         train: encoded training rows; empty where only evaluation is wanted.
         report: what the data gate found in them.
         held_out: rows of `data.eval`, or None.
+        held_out_report: what the data gate found in those; None where only evaluation is wanted.
+        overlap: where the first held-out rows are that stand among the training rows too, and how many there are.
     """
 
     tokenizer: Any
@@ -40,26 +43,45 @@ class Text:
     train: list[Encoded] = field(default_factory=list)
     report: GateReport | None = None
     held_out: Rows | None = None
+    held_out_report: GateReport | None = None
+    overlap: tuple[int, tuple[str, ...]] = (0, ())
     fingerprints: dict[str, str] = field(default_factory=dict)
+    _held_out: list[Encoded] | None = None
 
     def held_out_encoded(self, limit: int | None = None) -> list[Encoded]:
-        """The held-out rows, encoded; rows that are too long are left out."""
+        """The first held-out rows, encoded; rows that are too long are left out."""
         if self.held_out is None:
             return []
         kept = min(limit or len(self.held_out), len(self.held_out))
-        rows = replace(self.held_out, rows=[self.held_out[i] for i in range(kept)])
-        return [e for e in encode_all(rows, self.renderer) if not e.dropped and e.targets]
+        if self._held_out is not None:
+            found = self._held_out[:kept]
+        else:
+            rows = replace(self.held_out, rows=[self.held_out[i] for i in range(kept)])
+            found = encode_all(rows, self.renderer)
+        return [e for e in found if not e.dropped and e.targets]
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse token ids that a model of `size` embeddings does not know, which another model's tokenizer may give.
 
         Raises:
-            RecipeError: names the first training row that has one.
+            RecipeError: names the first row that has one.
         """
-        for index, row in enumerate(self.train):
-            if max(row.input_ids, default=0) >= size:
-                found = f"training row {index} has token {max(row.input_ids)}, and the model knows {size}"
-                raise RecipeError(f"{found}; give a tokenizer of fewer", "model.tokenizer")
+        for split, rows in (("training", self.train), ("held-out", self._held_out or [])):
+            for index, row in enumerate(rows):
+                if max(row.input_ids, default=0) >= size:
+                    found = f"{split} row {index} has token {max(row.input_ids)}, and the model knows {size}"
+                    raise RecipeError(f"{found}; give a tokenizer of fewer", "model.tokenizer")
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What the gate found in either split, a line a fact, for people."""
+        found = [] if self.report is None else facts(self.report)
+        if self.held_out_report is not None:
+            found += [(f"held-out {label}", value) for label, value in facts(self.held_out_report)]
+        if self.overlap[0]:
+            found.append(
+                ("rows in both splits", f"{self.overlap[0]:,} (first: {', '.join(self.overlap[1])})")
+            )
+        return found
 
     def encoded(self, source: Source, key: str) -> list[Encoded]:
         """The rows of another source in the recipe's format; rows that are too long are left out.
@@ -78,12 +100,16 @@ class Text:
 def read_text(
     recipe: Recipe, *, training: bool = True, trust_remote_code: bool = False, progress: Progress = silent
 ) -> Text:
-    """Tokenizer and data; with `training`, the gate runs over the training rows.
+    """Tokenizer and data; with `training` both splits are encoded and looked at, and `check_text` is the gate.
 
     Raises:
-        DataError: the rows cannot be read, or the gate stops them (exit code 3, with the numbers).
+        DataError: a row cannot be read or rendered.
+        RecipeError: the tokenizer has tokens that the model has not.
     """
+    config = load_config(recipe.model, trust_remote_code).get_text_config()
     tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code)
+    if recipe.model.tokenizer is None:
+        _check_tokenizer(tokenizer, config.vocab_size)
     form = FORMATS.get(recipe.data.format.method)(recipe.data.format)
     renderer = Renderer(tokenizer, form, stops, recipe.train.max_length, recipe.data.too_long)
     text = Text(tokenizer, stops, pad_id(tokenizer, stops), renderer)
@@ -94,11 +120,61 @@ def read_text(
         rows = read_rows(recipe.data.train, "train")
         text.fingerprints["train"] = rows.fingerprint
         prepared = prepare(rows, renderer, partial(progress, "tokenizing rows"))
-        prepared.report.check(recipe.data.allow_empty_targets, recipe.data.too_long)
         text.train, text.report = prepared.encoded, prepared.report
-        if recipe.train.eval_every is not None and not text.held_out_encoded(recipe.eval.limit):
-            raise DataError("data.eval: no held-out row has a token to score within train.max_length")
+        if text.held_out is not None:
+            _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress)
     return text
+
+
+def check_text(text: Text, recipe: Recipe) -> None:
+    """The gate: stop unless both splits can be used as the recipe says.
+
+    Raises:
+        DataError: every reason, with numbers, the first rows it concerns, and what to set (exit code 3).
+    """
+    assert text.report is not None, "only evaluation was wanted"
+    text.report.check(recipe.data.allow_empty_targets, recipe.data.too_long)
+    if text.held_out_report is not None:
+        # A held-out row may be longer than train.max_length, and one without a target is left out and counted.
+        text.held_out_report.check(True, SCORED_WHOLE, "data.eval")
+
+
+def _check_tokenizer(tokenizer: Any, size: int) -> None:
+    """Refuse a tokenizer whose tokens have no embedding.
+
+    Raises:
+        RecipeError: names the first such token.
+    """
+    ids = {number: token for token, number in tokenizer.get_vocab().items() if number >= size}
+    if ids:
+        first = min(ids)
+        raise RecipeError(
+            f"the tokenizer has {len(ids)} tokens without an embedding ({ids[first]!r} is {first}, the model has "
+            f"{size} rows); give a checkpoint whose embedding holds them, or the model's own tokenizer",
+            "model.name",
+        )
+
+
+def _read_held_out(text: Text, recipe: Recipe, positions: int | None, progress: Progress) -> None:
+    """Encode and look at `data.eval`.
+
+    Raises:
+        DataError: a row is longer than the model's positions, so it could never be scored.
+    """
+    assert text.held_out is not None
+    prepared = prepare(text.held_out, text.renderer, partial(progress, "tokenizing held-out rows"))
+    text._held_out, text.held_out_report = prepared.encoded, prepared.report
+    if positions is not None:
+        long = [i for i, row in enumerate(prepared.encoded) if len(row.input_ids) > positions]
+        if long:
+            first = ", ".join(text.held_out.where(i) for i in long[:SHOWN])
+            raise DataError(
+                f"data.eval: {len(long)} of {len(text.held_out)} rows have more tokens than the model has positions "
+                f"({positions}; first: {first}); shorten them, or write data.too_long: drop or truncate_left"
+            )
+    seen = {tuple(row.input_ids) for row in text.train}
+    both = [i for i, row in enumerate(prepared.encoded) if row.input_ids and tuple(row.input_ids) in seen]
+    text.overlap = (len(both), tuple(text.held_out.where(i) for i in both[:SHOWN]))
 
 
 def train_data(recipe: Recipe, text: Text, world: int = 1, rank: int = 0) -> TrainData:

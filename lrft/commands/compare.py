@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from lrft.commands.output import Json, Quiet, result
+from lrft.core.notes import silence
 
 
 def compare_command(
@@ -41,6 +44,8 @@ def compare_command(
             metavar="KEY=VALUE",
         ),
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare recipes fairly: equal budgets, a tuned rate each, the same seeds.
 
@@ -48,7 +53,8 @@ def compare_command(
     """
     from lrft.compare.command import compare_recipes
 
-    report = compare_recipes(
+    silence(quiet)
+    record = compare_recipes(
         arguments,
         by=match,
         grid=lr_grid,
@@ -59,4 +65,17 @@ def compare_command(
         cluster=cluster,
         settings=cluster_set or (),
     )
-    print(report)
+    result(record, as_json, _show)
+
+
+def _show(record: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from lrft.compare.report import cells
+    from lrft.jobs.say import show_table
+
+    heads, *rows = cells(record)
+    shown = Table(*heads)
+    for row in rows:
+        shown.add_row(*row)
+    show_table(shown)

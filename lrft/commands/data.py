@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lrft.commands.complete import recipe_names
+from lrft.commands.output import Json, Quiet, result
+from lrft.core.notes import is_terminal, silence
 
 if TYPE_CHECKING:
+    from lrft.data.encoded import Encoded
     from lrft.data.prepare import Prepared
     from lrft.recipe.schema import DataSection
 
@@ -31,31 +35,64 @@ def show_command(
     overrides: Overrides = None,
     rows: RowCount = 3,
     trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Print rows as text, what is learnt highlighted: `lrft data show quickstart --rows 2`."""
-    from rich.console import Console
-
-    from lrft.data.show import masked_text
-
+    silence(quiet)
     prepared, _, tokenizer = _prepared(recipe, overrides, trust_remote_code, rows)
-    console = Console(highlight=False)
-    for index, encoded in enumerate(prepared.encoded):
-        state = "dropped" if encoded.dropped else f"{encoded.length} tokens, {encoded.targets} learnt"
-        console.print(f"{prepared.rows.where(index)}: {state}", style="bold", markup=False, soft_wrap=True)
-        console.print(masked_text(encoded, tokenizer, console.is_terminal), soft_wrap=True)
+    shown = [_row(prepared.rows.where(i), row, tokenizer) for i, row in enumerate(prepared.encoded)]
+    result(shown, as_json, lambda _: _show(prepared, tokenizer))
 
 
 @app.command("check")
 def check_command(
-    recipe: RecipeName, overrides: Overrides = None, trust_remote_code: TrustRemoteCode = False
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run the gate that precedes training: `lrft data check quickstart`. Exits with 3 when it stays shut."""
     from lrft.data.show import facts
 
+    silence(quiet)
     prepared, section, _ = _prepared(recipe, overrides, trust_remote_code, None)
-    for label, value in facts(prepared.report):
-        typer.echo(f"{label}: {value}")
+    lines = [f"{label}: {value}" for label, value in facts(prepared.report)]
+    result(prepared.report.record(), as_json, lambda _: print("\n".join(lines)))
     prepared.report.check(section.allow_empty_targets, section.too_long)
+
+
+def _row(where: str, encoded: Encoded, tokenizer: Any) -> dict[str, Any]:
+    """A row as plain values; the text of a pair says of which answer it is."""
+    from lrft.data.show import spans
+
+    answers = ({"answer": "chosen"}, {"answer": "rejected"}) if encoded.parts else ({},)
+    return {
+        "where": where,
+        "tokens": encoded.length,
+        "learnt": encoded.targets,
+        "truncated": encoded.truncated,
+        "dropped": encoded.dropped,
+        "segments": [
+            {**answer, "text": text, "learnt": learnt}
+            for answer, document in zip(answers, encoded.documents(), strict=True)
+            for text, learnt in spans(document, tokenizer)
+        ],
+    }
+
+
+def _show(prepared: Prepared, tokenizer: Any) -> None:
+    from rich.console import Console
+
+    from lrft.data.show import masked_text
+
+    coloured = is_terminal(sys.stdout)
+    console = Console(highlight=False, force_terminal=coloured)
+    for index, encoded in enumerate(prepared.encoded):
+        state = "dropped" if encoded.dropped else f"{encoded.length} tokens, {encoded.targets} learnt"
+        console.print(f"{prepared.rows.where(index)}: {state}", style="bold", markup=False, soft_wrap=True)
+        console.print(masked_text(encoded, tokenizer, coloured), soft_wrap=True)
 
 
 def _prepared(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_format
 import os
 import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from lrft.commands.output import Json, result
 
 PACKAGES = (
     "lrft",
@@ -29,14 +28,14 @@ PACKAGES = (
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
-def env_command(json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+def env_command(as_json: Json = False) -> None:
     """Print versions and hardware, to paste into a bug report."""
-    facts = environment()
-    if json:
-        typer.echo(json_format.dumps(facts, indent=2))
-        return
+    result(environment(), as_json, _show)
+
+
+def _show(facts: dict[str, Any]) -> None:
     for key, value in facts.items():
-        typer.echo(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+        print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
 def environment() -> dict[str, Any]:

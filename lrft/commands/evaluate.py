@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lrft.commands.output import Json, Quiet, result
+from lrft.core.notes import silence
 
 
 def eval_command(
@@ -18,23 +20,20 @@ def eval_command(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Score the bare base model beside it.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Score a run.
 
     Example: lrft eval --baseline --task gsm8k --limit 200
     """
-    from lrft.evaluate.report import plain, table
+    from lrft.evaluate.report import table
     from lrft.jobs.evaluate import evaluate_run
-    from lrft.jobs.say import progress
+    from lrft.jobs.say import progress, show_table
     from lrft.train.folder import find
 
+    silence(quiet)
     with progress() as show:
-        results = evaluate_run(find(run), task or [], limit, baseline, show)
-    if as_json:
-        scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in results.items()}
-        print(json.dumps(plain(scores), indent=2, allow_nan=False))
-    else:
-        from rich import print as show_table
-
-        show_table(table(results))
+        found = evaluate_run(find(run), task or [], limit, baseline, show)
+    scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in found.items()}
+    result(scores, as_json, lambda _: show_table(table(found)))

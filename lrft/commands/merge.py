@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from lrft.commands.output import Json, Quiet, result
+from lrft.core.notes import silence
+from lrft.core.plain import plain
 
 
 def merge_command(
@@ -22,6 +26,8 @@ def merge_command(
             help="Merge only the leading ranks, of adapters whose ranks are nested.", min=1, metavar="K"
         ),
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Merge a run's adapter into dense weights, and measure how faithful they are.
 
@@ -33,4 +39,9 @@ def merge_command(
 
     if onto not in (None, "dequantized", "original"):
         raise UsageError(f"--onto {onto}: choose dequantized or original")
-    print(json.dumps(merge_run(find(run), out, onto, rank), indent=2))
+    silence(quiet)
+    result(merge_run(find(run), out, onto, rank), as_json, _show)
+
+
+def _show(record: dict[str, Any]) -> None:
+    print(json.dumps(plain(record), indent=2))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lrft.commands.output import Json, result
+
 app = typer.Typer(no_args_is_help=True, help="List and describe the methods a recipe can choose.")
 
 
@@ -24,6 +26,7 @@ def _names(incomplete: str) -> list[str]:
 @app.command("ls")
 def ls_command(
     axis: Annotated[str | None, typer.Argument(help="Recipe key of an axis.", autocompletion=_axes)] = None,
+    as_json: Json = False,
 ) -> None:
     """List methods by the recipe key they go under.
 
@@ -31,12 +34,18 @@ def ls_command(
     """
     from lrft.recipe import catalog
 
-    typer.echo(catalog.table(axis))
+    listed = [
+        {"axis": key, "name": declared.name, "summary": declared.summary}
+        for key, declared in catalog.methods(axis)
+    ]
+    result(listed, as_json, lambda _: print(catalog.table(axis)))
 
 
 @app.command("show")
-def show_command(name: Annotated[str, typer.Argument(help="Method name.", autocompletion=_names)]) -> None:
+def show_command(
+    name: Annotated[str, typer.Argument(help="Method name.", autocompletion=_names)], as_json: Json = False
+) -> None:
     """Print a method's equation, settings, and what it provides and requires."""
     from lrft.recipe import catalog
 
-    typer.echo(catalog.describe(name))
+    result(catalog.record(name), as_json, lambda _: print(catalog.describe(name)))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from lrft.commands.output import Json, Quiet, result
+from lrft.core.notes import silence
+
+LISTED = ("table", "tier", "rows", "cost", "last verdict")
 
 
 def reproduce_command(
@@ -42,27 +46,29 @@ def reproduce_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, what trains and how much memory it takes.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """The tables of papers: published, ours, difference, verdict. Exit code 6 when a tolerance is missed.
 
     Example: lrft reproduce dora
     """
+    silence(quiet)
+    chosen = None if seeds is None else _seeds(seeds)
     if names == ["ls"]:
-        _list(out, as_json)
-        return
-    if dry_run:
+        from lrft.tables.listing import listing
+
+        result([dict(zip(LISTED, row, strict=True)) for row in listing(out)], as_json, _show)
+    elif dry_run:
         from lrft.jobs.sizes import show_sizes, sizes
 
-        found = sizes(names or [], tier, None if seeds is None else _seeds(seeds))
-        print(json.dumps(list(found), indent=2)) if as_json else show_sizes(found)
-        return
-    from lrft.jobs.reproduce import Options, reproduce
+        found = sizes(names or [], tier, chosen)
+        result(list(found) if as_json else found, as_json, show_sizes)
+    else:
+        from lrft.jobs.reproduce import Options, reproduce
 
-    options = Options(None if seeds is None else _seeds(seeds), jobs, device, fresh)
-    records = reproduce(names or [], out, tier, options)
-    if as_json:
-        print(json.dumps(records, indent=2))
+        options = Options(chosen, jobs, device, fresh)
+        result(reproduce(names or [], out, tier, options), as_json, lambda _: None)  # it is in OUT
 
 
 def _seeds(text: str) -> list[int]:
@@ -71,18 +77,12 @@ def _seeds(text: str) -> list[int]:
     return parse_seeds(text)
 
 
-def _list(out: Path, as_json: bool) -> None:
-    from rich import print as show
+def _show(listed: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    from lrft.tables.listing import listing
+    from lrft.jobs.say import show_table
 
-    heads = ("table", "tier", "rows", "cost", "last verdict")
-    found = listing(out)
-    if as_json:
-        print(json.dumps([dict(zip(heads, row, strict=True)) for row in found], indent=2))
-        return
-    table = Table(*heads)
-    for row in found:
-        table.add_row(*map(str, row))
-    show(table)
+    table = Table(*LISTED)
+    for row in listed:
+        table.add_row(*map(str, row.values()))
+    show_table(table)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lrft.commands.complete import recipe_names
+from lrft.commands.output import Json, Quiet, result
+from lrft.core.notes import silence
 
 
 def train_command(
@@ -25,7 +26,8 @@ def train_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and print the plan; load no weights.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     trust_remote_code: Annotated[
         bool,
         typer.Option("--trust-remote-code", help="Run code that comes with the model. Recorded in the run."),
@@ -37,19 +39,18 @@ def train_command(
     """
     from lrft.recipe.load import load_recipe
 
+    silence(quiet)
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
         from lrft.jobs.plan import plan_recipe, show_plan
 
-        plan = plan_recipe(loaded, trust_remote_code)
-        print(json.dumps(plan, indent=2)) if as_json else show_plan(plan)
+        result(plan_recipe(loaded, trust_remote_code), as_json, show_plan)
         return
     from lrft.jobs.train import train_recipe
 
-    result = train_recipe(loaded, out, resume, trust_remote_code)
-    if result:
-        print(
-            json.dumps(result, indent=2)
-            if as_json
-            else f"{result['name']}: step {result['step']}, loss {result['loss']:.4f}"
-        )
+    result(train_recipe(loaded, out, resume, trust_remote_code), as_json, _show)
+
+
+def _show(found: dict[str, Any]) -> None:
+    loss = "no loss recorded" if found["loss"] is None else f"loss {found['loss']:.4f}"
+    print(f"{found['name']}: step {found['step']}, {loss}")

@@ -15,6 +15,7 @@ from lrft.compare.executor import Handle, last_line, log_file, prepared
 from lrft.compare.plan import PlannedRun
 from lrft.compare.training import Training
 from lrft.core.errors import LrftError, MissingExtra, UsageError
+from lrft.core.notes import say
 from lrft.recipe.document import parse
 from lrft.recipe.tree import Place
 
@@ -59,7 +60,7 @@ class Cluster:
         known, stop = self.root / f"{run.folder.name}.job", self.root / f"{run.folder.name}.stop"
         job = self._alive(known)
         if job is not None:
-            runs.say(f"{run}: is job {job.job_id} already")
+            say(f"{run}: is job {job.job_id} already")
             return _Job(run, job, log_file(run), stop)
         recipe, log = prepared(run)
         command = runs.training_command(recipe, run.folder.absolute())

@@ -6,15 +6,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from lrft.compare.cluster import Cluster
 from lrft.compare.comparison import By, compare_arms
 from lrft.compare.plan import labels, make_arm, parse_rates, parse_seeds
-from lrft.compare.report import table, write_report
-from lrft.compare.runs import say
+from lrft.compare.report import write_report
 from lrft.compare.search import check_search
 from lrft.core.errors import UsageError
+from lrft.core.notes import say
 from lrft.recipe.merge import is_override
 
 BUDGETS = ("params", "memory", "steps")
@@ -31,8 +31,8 @@ def compare_recipes(
     trials: int = 0,
     cluster: str | None = None,
     settings: Sequence[str] = (),
-) -> str:
-    """Compare the recipes among the arguments under the overrides among them; returns the table.
+) -> dict[str, Any]:
+    """Compare the recipes among the arguments under the overrides among them; returns the record.
 
     Args:
         trials: rates proposed for each recipe between the ends of `grid`, in place of `grid` itself.
@@ -71,7 +71,7 @@ def compare_recipes(
         cluster=None if cluster is None else Cluster(cluster, settings, out, jobs),
     )
     say(f"report: {write_report(compared.record, out, ' against '.join(arm.label for arm in arms))}")
-    return "\n".join(table(compared.record))
+    return compared.record
 
 
 def command_line() -> str:

@@ -23,10 +23,11 @@ from lrft.compare.plan import (
     differences,
     plan_run,
 )
-from lrft.compare.runs import Progress, run_all, say, threads
+from lrft.compare.runs import Progress, run_all, threads
 from lrft.compare.search import joint, search_rates
 from lrft.compare.statistics import bootstrap_interval, paired
 from lrft.core.errors import NumericalError
+from lrft.core.notes import say
 
 LOSS = "eval_loss"  # of the last step
 By = Literal["params", "memory", "steps"]

@@ -15,8 +15,9 @@ from lrft.compare.executor import last_line
 from lrft.compare.full_table import FullRow, FullTable, trained_arm
 from lrft.compare.outcome import DIVERGED
 from lrft.compare.plan import PlannedRun, plan_run
-from lrft.compare.runs import Progress, run_all, say, threads
+from lrft.compare.runs import Progress, run_all, threads
 from lrft.core.errors import Interrupted, LrftError
+from lrft.core.notes import say
 from lrft.train.folder import RunFolder
 
 SCORES = "adapter.json"

@@ -57,7 +57,13 @@ def body(record: dict[str, Any]) -> list[str]:
 
 
 def table(record: dict[str, Any]) -> list[str]:
-    """One row an arm: rate, loss, paired difference to the first, costs."""
+    """`cells` as Markdown."""
+    heads, *rows = cells(record)
+    return [row(heads), row(["---"] * len(heads)), *map(row, rows)]
+
+
+def cells(record: dict[str, Any]) -> list[list[str]]:
+    """The heads, and one row an arm: rate, loss, paired difference to the first, costs."""
     heads = [
         "arm",
         "rank",
@@ -70,21 +76,21 @@ def table(record: dict[str, Any]) -> list[str]:
         "p",
     ]
     heads += ["trainable", "adapter MiB", "checkpoint MiB", "peak MiB", "seconds", "of steps"]
-    lines = [row(heads), row(["---"] * len(heads))]
+    rows = [heads]
     for arm in record["arms"]:
         gap = arm["difference"] or {}
         wins = f"{gap['lower']} of {gap['pairs']} seeds" if gap else ""
-        cells = [
+        shown = [
             arm["label"],
             _plain(arm["rank"]),
             f"{arm['rate']:g}{' (edge)' if arm['rate_at_edge'] else ''}",
         ]
-        cells += [_loss(arm["mean"]), _interval(arm["interval"])]
-        cells += [_signed(gap.get("mean")), _interval(gap.get("interval"), "+"), wins, _p(gap.get("p"))]
-        cells += [f"{arm['trainable']:,}", _mib(arm["adapter_bytes"]), _mib(arm["checkpoint_bytes"])]
-        cells += [_mib(arm["peak_memory_bytes"]), _plain(arm["run_seconds"]), _plain(arm["step_seconds"])]
-        lines.append(row(cells))
-    return lines
+        shown += [_loss(arm["mean"]), _interval(arm["interval"])]
+        shown += [_signed(gap.get("mean")), _interval(gap.get("interval"), "+"), wins, _p(gap.get("p"))]
+        shown += [f"{arm['trainable']:,}", _mib(arm["adapter_bytes"]), _mib(arm["checkpoint_bytes"])]
+        shown += [_mib(arm["peak_memory_bytes"]), _plain(arm["run_seconds"]), _plain(arm["step_seconds"])]
+        rows.append(shown)
+    return rows
 
 
 def _how(record: dict[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from lrft.compare.executor import Executor, Handle, last_line, prepared
 from lrft.compare.outcome import DIVERGED, finished
 from lrft.compare.plan import PlannedRun
 from lrft.core.errors import Interrupted, LrftError, NumericalError
+from lrft.core.notes import say
 from lrft.train.folder import RunFolder
 
 WAIT = 0.1  # seconds between looks at the processes
@@ -45,11 +46,6 @@ class Progress:
         left = self.seconds / self.ran * (self.total - self.done) / self.jobs
         ending = f", about {_duration(left)} left" if self.done < self.total else ""
         say(f"[{self.done}/{self.total}] {run}: {outcome} ({_duration(seconds)}){ending}")
-
-
-def say(message: str) -> None:
-    """One line on standard error."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def run_all(

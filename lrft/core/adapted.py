@@ -144,8 +144,8 @@ def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The bare base model, for reference log-probabilities and baselines."""
-    sites = [site for _, site in adapted(model) if site.enabled]
+    """The bare base model, for references and baselines; an adapter that is the weight itself stays on."""
+    sites = [s for _, s in adapted(model) if s.enabled and "own_weights" not in s.adapter.provides]
     for site in sites:
         site.enabled = False
     try:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 class LrftError(Exception):
-    """Base of all expected failures. The command line prints it without a traceback."""
+    """Base of all expected failures. The command line prints it without a traceback.
+
+    Attributes:
+        record: what was found or finished all the same, as plain values; None where that is nothing.
+    """
 
     exit_code = 1
+    record: Any = None
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,10 @@ class Problem:
     message: str
     file: str = ""
     line: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"file": self.file, "line": self.line, "key": self.key, "message": self.message}
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file
@@ -70,6 +80,10 @@ class ToleranceError(LrftError):
     """A merge or a reproduced number missed its tolerance. The files were written all the same."""
 
     exit_code = 6
+
+    def __init__(self, message: str, record: Any = None) -> None:
+        self.record = record
+        super().__init__(message)
 
 
 class CheckpointError(LrftError):

@@ -8,6 +8,8 @@ import sys
 from functools import cache
 from urllib.parse import urlparse
 
+from lrft.core.notes import say
+
 PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
@@ -30,6 +32,6 @@ def offline_if_unreachable(timeout: float = 3.0) -> bool:
         constants.HF_HUB_OFFLINE = True
         if (datasets := sys.modules.get("datasets")) is not None:
             datasets.config.HF_HUB_OFFLINE = True
-        print(f"{endpoint.hostname} does not answer; using only what is cached", file=sys.stderr)
+        say(f"{endpoint.hostname} does not answer; using only what is cached")
         return True
     return False

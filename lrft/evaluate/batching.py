@@ -9,15 +9,20 @@ import torch
 from torch import nn
 
 
-def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def token_batches(lengths: Sequence[int], batch_tokens: int, equal: bool = False) -> list[list[int]]:
     """Indices grouped so that rows x longest row stays within `batch_tokens`; one row always fits.
 
     The longest come first: a batch that does not fit in memory is then the first one, not the last.
+
+    Args:
+        equal: group only rows of one length, for models that padding would disturb.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         # Sorted, so the first row of a batch is its longest.
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
+        longest = lengths[batches[-1][0]] if batches else 0
+        full = not batches or (len(batches[-1]) + 1) * longest > batch_tokens
+        if full or (equal and lengths[index] != longest):
             batches.append([])
         batches[-1].append(index)
     return batches

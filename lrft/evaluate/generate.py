@@ -8,12 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from lrft.core.errors import DataError
+from lrft.core.errors import DataError, NumericalError, UsageError
 from lrft.evaluate.batching import scoring, token_batches
 from lrft.evaluate.decoded import decoded
 from lrft.evaluate.subject import Subject
+from lrft.model.causal_lm import takes
+from lrft.model.probe import find_batching, left_padded, stock_attention
 
 
 def generate(
@@ -37,6 +45,8 @@ def generate(
 
     Raises:
         DataError: an empty prompt, or one that with its answer needs more positions than the model has.
+        UsageError: the model cannot generate.
+        NumericalError: logits are no numbers, so the likeliest token means nothing.
         EvaluationStopped: a signal came, also in the middle of a batch.
     """
     stops = sorted(subject.stop_ids if stop_ids is None else stop_ids)
@@ -49,18 +59,26 @@ def generate(
     outputs: list[list[int]] = [[] for _ in prompts]
     done = 0
     hf = subject.hf
+    subject.report(what, 0, len(prompts))
+    batching = _batching(subject)
+    single = batching in ("single", "uncached")
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        use_cache=True,
+        use_cache=batching != "uncached",
         eos_token_id=stops or None,
         pad_token_id=subject.pad_id,
     )
-    subject.report(what, 0, len(prompts))
-    with scoring(subject.model), own_settings(hf), generation_attention(hf), decoded(hf):
-        for indices in token_batches(lengths, subject.batch_tokens):
+    batches = token_batches(lengths, 1 if single else subject.batch_tokens, equal=batching == "equal")
+    with scoring(subject.model), own_settings(hf), stock_attention(hf), decoded(hf):
+        for indices in batches:
             subject.poll(done, len(prompts))
-            new = _generate_batch(subject, [prompts[i] for i in indices], config)
+            new, bad = _generate_batch(subject, [prompts[i] for i in indices], config)
+            if bad is not None:
+                raise NumericalError(
+                    f"{where(indices[bad])}: the model's logits are no finite numbers, so there is no score; its "
+                    "weights or activations overflowed"
+                )
             subject.poll(done, len(prompts))  # the batch may have been cut short
             for index, tokens in zip(indices, new, strict=True):
                 outputs[index] = before_stop(tokens, stops)
@@ -69,34 +87,28 @@ def generate(
     return outputs
 
 
+def _batching(subject: Subject) -> str:
+    """How this model's prompts may be put together, asked of it once.
+
+    Raises:
+        UsageError: it cannot generate.
+    """
+    if subject.model.batching is None:
+        try:
+            subject.model.batching = find_batching(subject.model)
+        except Exception as error:  # whatever a model's own code raises
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise UsageError(
+                f"eval.tasks: {type(subject.hf).__name__} cannot generate ({reason}); choose tasks that score given "
+                "answers, such as loss"
+            ) from None
+    return subject.model.batching
+
+
 def before_stop(tokens: list[int], stop_ids: Iterable[int]) -> list[int]:
     """Tokens up to the first stop token, itself left out."""
     stops = set(stop_ids)
     return tokens[: next((place for place, token in enumerate(tokens) if token in stops), len(tokens))]
-
-
-def left_padded(prompts: list[list[int]], pad_id: int) -> dict[str, Tensor]:
-    """input_ids, attention_mask and position_ids, (B, longest prompt); every prompt starts at position 0."""
-    width = max(map(len, prompts))
-    pads = [width - len(prompt) for prompt in prompts]
-    return {
-        "input_ids": torch.tensor([[pad_id] * pad + p for pad, p in zip(pads, prompts, strict=True)]),
-        "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]),
-        "position_ids": torch.tensor([[0] * pad + list(range(width - pad)) for pad in pads]),
-    }
-
-
-@contextmanager
-def generation_attention(hf: Any) -> Iterator[str]:
-    """A stock attention implementation: those of training need know neither a cache nor left padding."""
-    previous = hf.config._attn_implementation
-    # Gemma 2 caps attention logits, which only the eager implementation does.
-    stock = "sdpa" if hf._supports_sdpa and previous != "eager" else "eager"
-    hf.set_attn_implementation(stock)
-    try:
-        yield stock
-    finally:
-        hf.set_attn_implementation(previous)
 
 
 @contextmanager
@@ -122,12 +134,38 @@ class _Poll(StoppingCriteria):
         )
 
 
-def _generate_batch(subject: Subject, prompts: list[list[int]], config: GenerationConfig) -> list[list[int]]:
+class _Finite(LogitsProcessor):
+    """Remembers rows whose logits were no numbers; read once a batch, so that no token waits for the device."""
+
+    def __init__(self) -> None:
+        self.bad: Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        bad = ~scores.amax(-1).isfinite()
+        self.bad = bad if self.bad is None else self.bad | bad
+        return scores
+
+    def first(self) -> int | None:
+        """The first such row of the batch."""
+        rows = [] if self.bad is None else self.bad.tolist()
+        return rows.index(True) if True in rows else None
+
+
+def _generate_batch(
+    subject: Subject, prompts: list[list[int]], config: GenerationConfig
+) -> tuple[list[list[int]], int | None]:
+    """New tokens of each row, and the first row whose logits were no numbers."""
     inputs = {
-        name: tensor.to(subject.model.device) for name, tensor in left_padded(prompts, subject.pad_id).items()
+        name: tensor.to(subject.model.device)
+        for name, tensor in left_padded(prompts, subject.pad_id).items()
+        if name != "position_ids" or takes(subject.hf, name)
     }
+    finite = _Finite()
     produced = subject.hf.generate(
-        **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([_Poll(subject)])
+        **inputs,
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([_Poll(subject)]),
+        logits_processor=LogitsProcessorList([finite]),
     )
     new: list[list[int]] = produced[:, inputs["input_ids"].shape[1] :].tolist()
-    return new
+    return new, finite.first()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
-from lrft.core.errors import DataError
+from lrft.core.errors import DataError, NumericalError
 from lrft.core.loss import target_logprobs
 from lrft.data.collate import collate
 from lrft.data.tokenize import Encoded
@@ -28,6 +29,7 @@ def continuation_logprobs(
 
     Raises:
         DataError: an empty prompt or continuation, or a pair longer than the model's positions.
+        NumericalError: a log-probability is no finite number.
         EvaluationStopped: a signal came.
     """
     for index, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
@@ -46,6 +48,11 @@ def continuation_logprobs(
             subject.poll(done, len(lengths))
             sums = _sums(subject, [prompts[i] for i in indices], [continuations[i] for i in indices])
             for index, total in zip(indices, sums, strict=True):
+                if not math.isfinite(total):
+                    raise NumericalError(
+                        f"{where(index)}: the log-probability of an answer is {total}, so there is no score; the "
+                        "model's weights or activations overflowed"
+                    )
                 scores[index] = (total, len(continuations[index]))
             done += len(indices)
             subject.report(what, done, len(lengths))

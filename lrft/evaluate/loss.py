@@ -81,11 +81,20 @@ def held_out_loss(
 
 
 def row_losses(model: CausalLM, batches: Iterable[Batch]) -> list[tuple[float, int]]:
-    """Summed cross-entropy in nats, and supervised tokens, of each document, in the order of the batches."""
+    """Summed cross-entropy in nats, and supervised tokens, of each document, in the order of the batches.
+
+    Raises:
+        NumericalError: one of them is not finite.
+    """
     found: list[tuple[float, int]] = []
     with scoring(model):
         for batch in batches:
             found += _document_sums(model, batch.to(model.device))
+    if bad := [index for index, (total, _) in enumerate(found) if not math.isfinite(total)]:
+        raise NumericalError(
+            f"data.eval: the loss of {len(bad)} of {len(found)} rows is no finite number; the model's weights or "
+            "activations overflowed"
+        )
     return found
 
 

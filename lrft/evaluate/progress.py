@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 
@@ -18,6 +19,8 @@ from rich.progress import (
 from rich.progress import Task as BarTask
 from rich.text import Text
 
+from lrft.core.notes import is_terminal, silent
+
 EVERY = 10.0  # seconds between plain lines
 
 
@@ -25,7 +28,7 @@ class EvaluationBar:
     """A `Progress` for `Subject`, called with (what, done, total). A context: it tidies the terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, force_terminal=is_terminal(sys.stderr))
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -33,7 +36,8 @@ class EvaluationBar:
             _Rate(),
             TimeRemainingColumn(),
         )
-        self.bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        drawn = self.console.is_terminal and not silent()
+        self.bar = Progress(*columns, console=self.console) if drawn else None
         self.current: tuple[str, int] | None = None
         self.began = self.printed = 0.0
         self.done = 0
@@ -46,7 +50,7 @@ class EvaluationBar:
         self.done = done
         if self.bar is not None:
             self.bar.update(self.item, completed=done)
-        elif done >= total or time.monotonic() - self.printed >= EVERY:
+        elif not silent() and (done >= total or time.monotonic() - self.printed >= EVERY):
             self._line(what, done, total)
 
     def __enter__(self) -> EvaluationBar:
@@ -72,7 +76,8 @@ class EvaluationBar:
         self.printed = time.monotonic()
         rate = done / seconds if seconds > 0 else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        self.console.print(f"{what} {done}/{total}  {rate:.3g} rows/s{left}", markup=False, highlight=False)
+        line = f"{what} {done}/{total}  {rate:.3g} rows/s{left}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Rate(ProgressColumn):

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lrft.core.plain import plain as plain
 from lrft.evaluate.tasks._task import TaskResult
 
 FORMAT = 1
@@ -79,15 +80,6 @@ def _cell(result: TaskResult | None, metric: str) -> str:
     text = str(value) if isinstance(value, int) else f"{value:.4f}"
     error = result.metrics.get(f"{metric}_stderr", math.nan)
     return f"{text} ± {error:.4f}" if math.isfinite(error) else text
-
-
-def plain(value: Any) -> Any:
-    """The value with numbers that JSON does not have as null."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _replace(path: Path, text: str) -> None:

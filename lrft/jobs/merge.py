@@ -71,6 +71,7 @@ def merge_run(folder: RunFolder, out: Path, onto: str | None, rank: int | None =
         raise ToleranceError(
             f"{out}: the merged model is {record['kl_mean']:.3g} nats per token from the adapter and its loss "
             f"{record['loss_difference']:+.3g} away, more than "
-            f"export.tolerance {recipe.export.tolerance}; `--onto dequantized` or export.dtype float32 stays closer"
+            f"export.tolerance {recipe.export.tolerance}; `--onto dequantized` or export.dtype float32 stays closer",
+            record,
         )
     return record

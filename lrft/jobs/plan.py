@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
-from rich import print as show
 from rich.table import Table
 
 from lrft.assemble.adapt import plan_without_weights
 from lrft.assemble.measure import measure
 from lrft.assemble.text import read_text, train_data
 from lrft.core.stages import ranks_of
+from lrft.data.gate import GateReport
 from lrft.data.show import facts
+from lrft.jobs.say import show_table
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
 from lrft.recipe.length import check_length
@@ -40,9 +42,10 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
     return {
         "recipe": loaded.name,
         "recipe_hash": recipe_hash(recipe),
-        "data": dict(facts(text.report)) if text.report else {},
+        "data": text.report.record() if text.report else {},
         "steps": steps,
         "targets": counted["targets"],
+        "matrices": counted["matrices"],
         "base_parameters": counted["base"],
         "trainable_parameters": counted["trainable"],
         "trainable_percent": counted["trainable_percent"],
@@ -72,13 +75,15 @@ def memory_bytes(recipe: Recipe, model: CausalLM, counted: dict[str, Any]) -> di
 def show_plan(plan: dict[str, Any]) -> None:
     """The plan as tables on standard output."""
     table = Table("plan", plan["recipe"])
-    for label, value in plan["data"].items():
-        table.add_row(label, str(value))
+    for label, value in _facts(plan["data"]):
+        table.add_row(label, value)
     table.add_row("steps", str(plan["steps"]))
     for row in plan["targets"]:
         table.add_row(
-            f"target {row['pattern']}", f"{row['modules']} layers, {row['share']:.1%} of linear parameters"
+            f"target {row['pattern']}", f"{row['modules']} layers, {row['share']:.1%} of all matrices"
         )
+    if plan["matrices"]["sentence"]:
+        table.add_row("not reached", plan["matrices"]["sentence"])
     table.add_row("base parameters", f"{plan['base_parameters']:,}")
     share = f"{plan['trainable_percent']:.3f} % of base + trainable"
     table.add_row("trainable parameters", f"{plan['trainable_parameters']:,} ({share})")
@@ -86,7 +91,12 @@ def show_plan(plan: dict[str, Any]) -> None:
         table.add_row("", "before a planner that looks at weights or data has had its say")
     for label, size in plan["memory_bytes"].items():
         table.add_row(f"memory: {label.replace('_', ' ')}", f"{size / 2**20:,.1f} MiB")
-    show(table)
+    show_table(table)
+
+
+def _facts(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """The gate's record in words."""
+    return facts(GateReport(**{field.name: data[field.name] for field in fields(GateReport)})) if data else []
 
 
 def _activation_bytes(recipe: Recipe, model: CausalLM) -> int:

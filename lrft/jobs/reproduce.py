@@ -70,10 +70,15 @@ def reproduce(
         SCALED: partial(_replay, out=out, options=options),
         FULL: partial(_train, out=out, options=options),
     }
-    records, missed = [], []
+    records: list[dict[str, Any]] = []
+    missed: list[str] = []
     for entry in entries:
-        text, found = runners[entry.tier](entry)
-        _write(out, entry.name, text, found)
+        try:
+            text, found = runners[entry.tier](entry)
+            _write(out, entry.name, text, found)
+        except LrftError as error:
+            error.record = records  # the tables before it are finished
+            raise
         records.append(found)
         missed += [
             f"{entry.name}: {n['row']}, {n['column']}: published {n['published']:g}, ours {n['ours']:g}"
@@ -81,7 +86,9 @@ def reproduce(
             if n["verdict"] == MISSED
         ]
     if missed:
-        raise ToleranceError("further from the published number than the tolerance:\n" + "\n".join(missed))
+        raise ToleranceError(
+            "further from the published number than the tolerance:\n" + "\n".join(missed), records
+        )
     return records
 
 

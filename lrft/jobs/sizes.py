@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rich import print as show
 from rich.table import Table
 
 from lrft.assemble.measure import measure
@@ -14,6 +13,7 @@ from lrft.compare.match import match
 from lrft.compare.plan import TUNING_SEED
 from lrft.compare.scaled import load_scaled, scaled_arms
 from lrft.jobs.plan import memory_bytes
+from lrft.jobs.say import show_table
 from lrft.recipe.schema import Recipe
 from lrft.tables.count import Models
 from lrft.tables.library import EXACT, FULL, SCALED, Entry, choose
@@ -46,7 +46,7 @@ def show_sizes(found: Iterable[dict[str, Any]]) -> None:
             memory = "" if row["memory_bytes"] is None else f"{row['memory_bytes'] / GIB:,.2f} GiB"
             table.add_row(row["label"], counted, memory)
         if one["rows"]:
-            show(table)
+            show_table(table)
 
 
 def _counts(entry: Entry, seeds: Sequence[int] | None) -> dict[str, Any]:

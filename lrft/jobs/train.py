@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrft.assemble.adapt import adapt
 from lrft.assemble.job import Job, assemble
+from lrft.assemble.measure import matrix_shares
 from lrft.assemble.text import Text, read_text, silent, train_data
 from lrft.core.errors import UsageError
 from lrft.core.params import count
@@ -189,14 +190,19 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
             "total_steps": run.total_steps,
             "seed": run.seed,
             "attention": job.adaptation.model.attention,
+            "matrices": matrix_shares(job.adaptation, loaded.recipe),
             "processes": run.accelerator.num_processes,
             "trust_remote_code": trust_remote_code,
             **run_folder.environment(),
         },
     )
     folder.write(RECIPE, resolved(loaded.recipe))
+    for note in job.adaptation.notes:
+        say(note)
     for row in job.adaptation.targets:
-        say(f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of the linear parameters")
+        say(f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of all matrices")
+    if unreached := job.adaptation.matrices.sentence():
+        say(unreached)
     say(f"{trainable:,} trainable parameters, {run.total_steps} steps, in {folder.path}")
 
 

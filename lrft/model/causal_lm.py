@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +23,8 @@ class CausalLM(nn.Module):
         transposed: paths of layers whose weight transformers stores as (in, out) (GPT-2's Conv1D).
         fingerprint: identity of the dense base weights.
         shared: what the adapters of all sites share, or None.
+        softcap, scale: of the head, as `lrft.model.head` found them.
+        batching: how prompts may be put together for generation (`lrft.model.probe.find_batching`), once it was asked.
     """
 
     def __init__(self, hf: Any) -> None:
@@ -29,13 +33,34 @@ class CausalLM(nn.Module):
         self.transposed: set[str] = set()
         self.fingerprint = ""
         self.shared: Shared | None = None
-        self._body: Any = None
+        self.softcap: float | None = None
+        self.scale = 1.0
+        self.batching: str | None = None
+        self._compiled: Any = None
 
     @property
     def head(self) -> Head:
         """The map from hidden states to logits, as this architecture computes it."""
-        config = self.hf.config.get_text_config()
-        return Head(self.hf.get_output_embeddings(), softcap=getattr(config, "final_logit_softcapping", None))
+        return Head(self.hf.get_output_embeddings(), self.softcap, self.scale)
+
+    @property
+    def body(self) -> nn.Module:
+        """Everything before the head."""
+        body: nn.Module = self.hf.base_model
+        return body if body is not self.hf else getattr(self.hf, "model", body)
+
+    @cached_property
+    def takes_positions(self) -> bool:
+        """Whether the body is told where a document begins; others count from the beginning of the row."""
+        return takes(self.body, "position_ids")
+
+    def set_attention(self, backend: str) -> bool:
+        """Use an attention backend; False where the architecture does not take it."""
+        try:
+            self.hf.set_attn_implementation(backend)
+        except (ValueError, ImportError):
+            return False
+        return self.attention == backend
 
     @property
     def attention(self) -> str:
@@ -54,7 +79,7 @@ class CausalLM(nn.Module):
 
     def compile(self) -> None:  # type: ignore[override]
         """Run the body through torch.compile; batches must keep one shape, as packed ones do."""
-        self._body = torch.compile(self.hf.base_model, dynamic=False)
+        self._compiled = torch.compile(self.body, dynamic=False)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states (B, L, d), final norm included; documents of a row do not see each other.
@@ -66,13 +91,20 @@ class CausalLM(nn.Module):
             extra["documents"] = batch.documents
         elif self.attention.startswith("flash"):
             ids, positions, extra = _flattened(batch)
-        body = self._body if self._body is not None and torch.is_grad_enabled() else self.hf.base_model
-        output = body(input_ids=ids, position_ids=positions, use_cache=False, **extra)
+        body = self._compiled if self._compiled is not None and torch.is_grad_enabled() else self.body
+        if self.takes_positions:
+            extra["position_ids"] = positions
+        output = body(input_ids=ids, use_cache=False, **extra)
         return output.last_hidden_state.view(*batch.input_ids.shape, -1)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, L, V) of every position. For comparisons on a few rows; training never forms them."""
         return self.head.logits(self.hidden(batch))
+
+
+def takes(module: nn.Module, name: str) -> bool:
+    """Whether the forward pass of `module` has an argument called `name`."""
+    return name in inspect.signature(module.forward).parameters
 
 
 def _flattened(batch: Batch) -> tuple[Tensor, Tensor, dict[str, Any]]:

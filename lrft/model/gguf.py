@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from lrft.core.errors import MissingExtra, RecipeError
+from lrft.model.checkpoint import check_loaded
 
 PACKAGE_PREFIX = "pkg:"
 
@@ -81,12 +82,15 @@ def _convert(path: Path, folder: Path) -> None:
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     scratch.mkdir(parents=True, exist_ok=True)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+        check_loaded(path.name, report)
         model.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(scratch)
         if not folder.exists():  # another process may have been faster

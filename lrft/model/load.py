@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lrft.core.batch import Batch
 from lrft.core.errors import RecipeError
 from lrft.data.hub import offline_if_unreachable
-from lrft.model import attention, gguf
+from lrft.model import attention, gguf, head
 from lrft.model.causal_lm import CausalLM
+from lrft.model.checkpoint import check_config, check_loaded
+from lrft.model.probe import FUTURE, VALUES, Fault, find_fault
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -82,32 +83,63 @@ def load_model(
 
     quiet()
     attention.register()
-    build = partial(_built, section, trust_remote_code, meta, seed)
+    config = load_config(section, trust_remote_code)
     try:
-        hf = _with_backend(build, section, torch.device(device))
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        hf = _built(section, config, trust_remote_code, meta, seed)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _unloadable(section.name, error) from None
     hf.requires_grad_(False)
     hf.eval()
     model = CausalLM(hf)
+    _first_backend(model, section, torch.device(device))
     if not meta:
-        _check_head(model)
+        head.settle(model)
         model.fingerprint = fingerprint(hf)
     return model
 
 
-def _built(section: Any, trusted: bool, meta: bool, seed: int | None, backend: str) -> Any:
+def load_config(section: Any, trust_remote_code: bool = False) -> Any:
+    """The configuration of `model.name`, as transformers reads it, without any weight.
+
+    Raises:
+        RecipeError: there is none, or it is of a checkpoint that lrft cannot train: already quantized, or with another
+            head than that of a language model.
+    """
+    from transformers import AutoConfig
+
+    quiet()
+    name, options = _resolved(section.name, section.revision)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(section.name, error) from None
+    check_config(section.name, config)
+    return config
+
+
+def _built(section: Any, config: Any, trusted: bool, meta: bool, seed: int | None) -> Any:
     """The transformers model: its weights read, drawn, or left out."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     name, options = _resolved(section.name, section.revision)
-    settings = {"attn_implementation": backend, "trust_remote_code": trusted}
+    # Every architecture has eager attention; the backend that will run is set when the model is there.
+    settings = {"attn_implementation": "eager", "trust_remote_code": trusted}
     dtype = DTYPES[section.dtype]
     if not meta and section.weights == "pretrained":
-        return AutoModelForCausalLM.from_pretrained(
-            name, use_safetensors=True, dtype=dtype, **settings, **options
+        hf, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, by name, and refused
+            **settings,
+            **options,
         )
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trusted, **options)
+        check_loaded(section.name, report)
+        if hf.get_output_embeddings() is not None and not _is_tied(hf):
+            # A file with two different tensors is loaded as two, whatever its configuration says of tying them.
+            hf.config.get_text_config().tie_word_embeddings = False
+        return hf
     make = partial(AutoModelForCausalLM.from_config, config, **settings)
     if not meta:
         return _drawn(make, dtype, seed)
@@ -120,10 +152,14 @@ def attention_backends(section: Any, device: torch.device) -> list[str]:
     if section.attention != "auto":
         return [str(section.attention)]
     if device.type == "cpu" and not section.compile:
-        return ["segmented"]
+        return ["segmented", "sdpa", "eager"]
     flash = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
     flash = flash and not section.compile and section.dtype != "float32"
     return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
+
+
+def _is_tied(hf: Any) -> bool:
+    return hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
 
 
 def _drawn(make: Callable[..., Any], dtype: torch.dtype, seed: int | None) -> Any:
@@ -140,18 +176,65 @@ def _drawn(make: Callable[..., Any], dtype: torch.dtype, seed: int | None) -> An
     return hf
 
 
-def _with_backend(build: Any, section: Any, device: torch.device) -> Any:
-    """The model with the first backend that its architecture takes."""
+def _first_backend(model: CausalLM, section: Any, device: torch.device) -> None:
+    """Set the first backend that the architecture takes.
+
+    Raises:
+        RecipeError: it takes none of those that `model.attention` allows.
+    """
     backends = attention_backends(section, device)
-    for backend in backends:
-        try:
-            return build(backend)
-        except (ValueError, ImportError) as error:
-            if "attention implementation" not in str(error) and "flash" not in str(error).lower():
-                raise
-    raise RecipeError(
-        f"this architecture does not take {backends[-1]}; use segmented or eager", "model.attention"
-    )
+    if not any(model.set_attention(backend) for backend in backends):
+        others = [backend for backend in ("segmented", "sdpa", "eager") if model.set_attention(backend)]
+        raise RecipeError(
+            f"{type(model.hf).__name__} does not take {backends[-1]}; write {' or '.join(others) or 'auto'}",
+            "model.attention",
+        )
+
+
+def settle_attention(model: CausalLM, section: Any, device: torch.device | str, packing: bool) -> str:
+    """Set the first backend with which the model computes what it should; a sentence where it is not the first.
+
+    Args:
+        model: with its weights, where the backend can run.
+        packing: whether rows will hold several documents.
+
+    Raises:
+        RecipeError: no backend that `model.attention` allows will do; says what would.
+    """
+    faults: dict[str, Fault] = {}
+    for backend in attention_backends(section, torch.device(device)):
+        if not model.set_attention(backend):
+            faults[backend] = Fault(VALUES, f"{type(model.hf).__name__} does not take it")
+            continue
+        fault = find_fault(model, packing)
+        if fault is None:
+            why = "; ".join(f"{name}: {fault.what}" for name, fault in faults.items())
+            return f"model.attention: {backend} ({why})" if faults else ""
+        faults[backend] = fault
+    raise _refusal(model, faults, packing)
+
+
+def _refusal(model: CausalLM, faults: dict[str, Fault], packing: bool) -> RecipeError:
+    """What would work instead of backends that have these faults."""
+    told = [item for item in faults.items() if item[1].kind != VALUES]
+    backend, fault = next(iter([*told, *faults.items()]))
+    family = type(model.hf).__name__
+    others = [name for name in ("segmented", "sdpa", "eager") if name not in faults]
+    what = f"{family} with {backend} attention: {fault.what}"
+    if works := _first_faultless(model, others, packing):
+        return RecipeError(f"{what}; write {works}", "model.attention")
+    if packing and (works := _first_faultless(model, [*faults, *others], False)):
+        remedy = "write false" if works in faults else f"write false, with model.attention: {works}"
+        return RecipeError(f"{what}; {remedy}", "train.packing")
+    if fault.kind == FUTURE:
+        return RecipeError(
+            f"{family} is no causal language model: {fault.what}; name one that is", "model.name"
+        )
+    return RecipeError(f"{what}; lrft cannot train this model, see the models that it can", "model.name")
+
+
+def _first_faultless(model: CausalLM, backends: Iterable[str], packing: bool) -> str | None:
+    return next((b for b in backends if model.set_attention(b) and find_fault(model, packing) is None), None)
 
 
 def configure(model: CausalLM, section: Any) -> None:
@@ -220,22 +303,3 @@ def _spare_token(tokenizer: Any, stops: set[int]) -> str | None:
     ]
     padding = [token for token in usable if "pad" in token.lower()]
     return next(iter([*padding, *usable]), None)
-
-
-@torch.no_grad()
-def _check_head(model: CausalLM) -> None:
-    """Our head over our hidden states must be the model's own logits; some architectures scale them otherwise."""
-    ids = torch.tensor([[1, 2, 3, 4]])
-    batch = Batch(ids, torch.arange(4)[None], ((0, 0, 4),), ids.new_empty(0), ids.new_empty(0))
-    backend = model.attention  # perhaps one that runs on the GPU alone, where the weights are not yet
-    model.hf.set_attn_implementation("eager")
-    ours = model(batch)
-    theirs = model.hf(input_ids=ids, use_cache=False).logits
-    model.hf.set_attn_implementation(backend)
-    error = (ours.float() - theirs.float()).abs().max() / theirs.float().abs().max().clamp_min(1e-6)
-    if not error < 0.05:
-        raise RecipeError(
-            f"{type(model.hf).__name__} computes its logits in a way lrft does not know (relative difference "
-            f"{error:.2g}); the families proved are Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3, Phi-3 and GPT-2",
-            "model.name",
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,11 +18,60 @@ ALL = "all-linear"
 
 @dataclass(frozen=True)
 class TargetRow:
-    """One line of the target table: a pattern, how many modules it hit, and their share of the linear parameters."""
+    """One line of the target table: a pattern, how many modules it hit, and their share of all matrices."""
 
     pattern: str
     modules: int
     share: float
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The numbers in a model's matrices: parameters of two dimensions or more, embeddings and head left out.
+
+    Attributes:
+        linear: numbers in linear layers, which adapters can go on and few bits can hold.
+        others: parameter -> numbers, of those that are no linear layer's: experts held as one tensor of three
+            dimensions, convolutions.
+    """
+
+    linear: int
+    others: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.linear + sum(self.others.values())
+
+    @property
+    def unreached(self) -> float:
+        """The share that neither an adapter nor the quantization section can reach."""
+        return 1 - self.linear / self.total if self.total else 0.0
+
+    def sentence(self) -> str:
+        """What is not reached, for the user; empty where it is next to nothing."""
+        if self.unreached < 0.001:
+            return ""
+        largest = sorted(self.others, key=lambda name: -self.others[name])
+        kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in largest))
+        return (
+            f"{self.unreached:.1%} of the matrices are no linear layers and get neither an adapter nor few bits: "
+            f"{', '.join(kinds[:3])}{', ...' if len(kinds) > 3 else ''}"
+        )
+
+
+def matrices(model: CausalLM) -> Matrices:
+    """Where the numbers of a model's matrices are, before adapters are put on it."""
+    outside = [model.hf.get_input_embeddings(), model.hf.get_output_embeddings()]
+    skipped = {id(parameter) for module in outside if module is not None for parameter in module.parameters()}
+    linear = {
+        id(module.weight) for module in model.hf.modules() if linear_shape(module) is not None
+    } - skipped
+    sizes = {name: p for name, p in model.hf.named_parameters() if p.ndim >= 2 and id(p) not in skipped}
+    return Matrices(
+        sum(p.numel() for p in sizes.values() if id(p) in linear),
+        {name: p.numel() for name, p in sizes.items() if id(p) not in linear},
+    )
 
 
 def linear_sites(model: CausalLM) -> dict[str, Site]:
@@ -71,17 +121,22 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
-def choose(sites: dict[str, Site], targets: str | list[str]) -> tuple[dict[str, Site], list[TargetRow]]:
+def choose(
+    sites: dict[str, Site], targets: str | list[str], total: int | None = None
+) -> tuple[dict[str, Site], list[TargetRow]]:
     """The targeted sites, in model order, and the table that says what each pattern hit.
 
     A pattern matches a whole module path or its end (`q_proj`, `self_attn.*_proj`, `layers.0.mlp.up_proj`);
     `all-linear` matches everything.
 
+    Args:
+        total: numbers in all matrices, which shares are of; by default those of `sites`.
+
     Raises:
         RecipeError: a pattern matches nothing; names near ones.
     """
     patterns = [targets] if isinstance(targets, str) else list(targets)
-    total = sum(_size(site) for site in sites.values())
+    total = total or sum(map(site_size, sites.values()))
     chosen: set[str] = set()
     table = []
     for pattern in patterns:
@@ -95,13 +150,18 @@ def choose(sites: dict[str, Site], targets: str | list[str]) -> tuple[dict[str, 
                 "adapter.targets",
             )
         chosen |= set(hits)
-        size = sum(_size(sites[name]) for name in hits)
+        size = sum(site_size(sites[name]) for name in hits)
         table.append(TargetRow(pattern, len(hits), size / total))
     return {name: site for name, site in sites.items() if name in chosen}, table
 
 
-def _size(site: Site) -> int:
-    return site.in_features * site.out_features
+def site_size(site: Site) -> int:
+    """Numbers in the weights that a site holds; a feed-forward block has a gate, a way up and a way down."""
+    return (
+        3 * site.in_features * site.inner_features
+        if site.inner_features
+        else site.in_features * site.out_features
+    )
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from lrft.core.errors import UsageError
 from lrft.core.names import did_you_mean
@@ -39,12 +41,50 @@ def describe(name: str) -> str:
     Raises:
         UsageError: no method of that name.
     """
+    return "\n\n".join(_card(axis, declared) for axis, declared in _called(name))
+
+
+def record(name: str) -> dict[str, Any]:
+    """What `describe` says, as plain values; what other axes know under the same name is in `also`.
+
+    Raises:
+        UsageError: no method of that name.
+    """
+    first, *others = [_record(axis, declared) for axis, declared in _called(name)]
+    return {**first, "also": others}
+
+
+def _called(name: str) -> list[tuple[str, Declaration]]:
     found = [(axis, declared) for axis, declared in methods() if declared.name == name]
     if not found:
         other = " or ".join(meaning.elsewhere() for meaning in meanings(name))
         hint = f"; it is {other}" if other else did_you_mean(name, {d.name for _, d in methods()})
         raise UsageError(f"unknown method {name!r}{hint}")
-    return "\n\n".join(_card(axis, declared) for axis, declared in found)
+    return found
+
+
+def _record(axis: str, declared: Declaration) -> dict[str, Any]:
+    return {
+        "name": declared.name,
+        "axis": axis,
+        "summary": declared.summary,
+        "doc": inspect.cleandoc(declared.doc),
+        "settings": [_setting(key, field) for key, field in _chosen(declared)],
+        "provides": sorted(declared.provides),
+        "requires": sorted(declared.requires),
+    }
+
+
+def _setting(name: str, field: FieldInfo) -> dict[str, Any]:
+    """A setting: what may stand there in words, and its default where it need not be given."""
+    required = field.is_required()
+    return {
+        "name": name,
+        "type": slot_of(field).words(),
+        "required": required,
+        "default": None if required else to_jsonable_python(field.get_default(call_default_factory=True)),
+        "description": field.description or "",
+    }
 
 
 def _card(axis: str, declared: Declaration) -> str:
@@ -61,14 +101,17 @@ def _card(axis: str, declared: Declaration) -> str:
 
 def _settings(declared: Declaration) -> list[str]:
     lines = []
-    for name, field in declared.config.model_fields.items():
-        if name == "method":
-            continue
+    for name, field in _chosen(declared):
         value = field.get_default(call_default_factory=True)
         default = "required" if field.is_required() else _default(value)
         what = f"  {field.description}" if field.description else ""
         lines.append(f"  {name}: {default}  ({slot_of(field).words()}){what}")
     return lines
+
+
+def _chosen(declared: Declaration) -> list[tuple[str, FieldInfo]]:
+    """The settings of a method, without its name."""
+    return [(name, field) for name, field in declared.config.model_fields.items() if name != "method"]
 
 
 def _default(value: object) -> str:

@@ -175,7 +175,9 @@ class ExportSection(Section):
 class LoggingSection(Section):
     """Where numbers go beside metrics.jsonl."""
 
-    every: int = Field(1, gt=0, description="optimizer steps between printed lines")
+    every: int | None = Field(
+        None, gt=0, description="optimizer steps between printed lines; null for about a hundred lines a run"
+    )
     wandb: str | None = Field(None, description="Weights & Biases project; null for none")
 
 

@@ -238,7 +238,7 @@ class StopOnSignal(Callback):
     def handle(self, number: int, frame: Any) -> None:
         """First signal: remember it. Second: give up on finishing the step; the disk stays valid either way."""
         if self.run is None or self.run.stop_signal is not None:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, self.previous.get(number, signal.SIG_DFL))
             signal.raise_signal(number)
             return
         self.run.stop_signal = number

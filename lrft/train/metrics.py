@@ -18,7 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lrft.core.callback import Callback
 from lrft.core.errors import LrftError, MissingExtra
+from lrft.core.notes import is_terminal, say, silent
 from lrft.core.run import Run
+
+LINES = 100  # a run, where it is not said how many
 
 
 class MetricsFile(Callback):
@@ -64,11 +67,17 @@ def _plain(value: Any) -> Any:
 
 
 class Bar(Callback):
-    """A progress bar with loss, rate, memory and time left; plain lines where there is no terminal."""
+    """A progress bar with loss, rate, memory and time left; plain lines where there is no terminal.
 
-    def __init__(self, every: int = 1, console: Console | None = None) -> None:
+    The first step has a line, so have the last and every step with a held-out score.
+
+    Args:
+        every: steps between the lines; by default as many as make about `LINES` of the run.
+    """
+
+    def __init__(self, every: int | None = None, console: Console | None = None) -> None:
         self.every = every
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, force_terminal=is_terminal(sys.stderr))
         self.progress: Progress | None = None
         self.task: Any = None
         self.began = time.perf_counter()
@@ -76,7 +85,7 @@ class Bar(Callback):
 
     def start(self, run: Run) -> None:
         self.began, self.first = time.perf_counter(), run.step
-        if run.rank or not self.console.is_terminal:
+        if run.rank or silent() or not self.console.is_terminal:
             return
         columns = (
             TextColumn("step {task.completed}/{task.total}"),
@@ -92,10 +101,15 @@ class Bar(Callback):
             return
         if self.progress is not None:
             self.progress.update(self.task, completed=run.step, description=describe(run.metrics))
-        elif run.step % self.every == 0 or run.step == run.total_steps:
+        elif self._is_due(run):
             left = (time.perf_counter() - self.began) / (run.step - self.first) * (run.total_steps - run.step)
             line = f"step {run.step}/{run.total_steps}  {describe(run.metrics)}  {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
+            say(line)
+
+    def _is_due(self, run: Run) -> bool:
+        every = self.every or max(1, run.total_steps // LINES)
+        ends = run.step in (self.first + 1, run.total_steps) or run.stop_signal is not None
+        return ends or "eval_loss" in run.metrics or run.step % every == 0
 
     def close(self) -> None:
         if self.progress is not None:
@@ -124,7 +138,7 @@ class Wandb(Callback):
         mode: Any = os.environ.get("WANDB_MODE")
         if mode is None and not has_account():
             mode = "offline"
-            print("logging.wandb: no account found, keeping local files only", file=sys.stderr)
+            say("logging.wandb: no account found, keeping local files only")
         self.session = wandb.init(
             project=self.project,
             name=os.environ.get("WANDB_NAME") or self.name,

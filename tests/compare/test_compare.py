@@ -19,6 +19,7 @@ from lrft.compare.comparison import choose_rates
 from lrft.compare.outcome import value
 from lrft.compare.plan import PlannedRun, make_arm
 from lrft.compare.plot import draw
+from lrft.compare.report import table
 from lrft.core.errors import Interrupted, LrftError, NumericalError, UsageError
 
 
@@ -28,8 +29,8 @@ def two(recipe):
 
 
 def compare(arguments, out, grid="1e-3,1e-2,1e-1", seeds="3", by="steps", jobs=2):
-    table = compare_recipes(arguments, by=by, grid=grid, seeds=seeds, out=out, jobs=jobs)
-    return table, json.loads((out / "report.json").read_text())
+    record = compare_recipes(arguments, by=by, grid=grid, seeds=seeds, out=out, jobs=jobs)
+    return "\n".join(table(record)), json.loads((out / "report.json").read_text())
 
 
 def started(out: Path) -> list[str]:
@@ -49,7 +50,7 @@ def test_every_arm_gets_the_same_grid_on_the_tuning_seed_and_the_same_seeds(stan
 
 def test_losses_are_paired_by_seed(stand_in, two, tmp_path):
     """The stand-in's loss is rank / 100 + seed / 1000 at the best rate."""
-    table, record = compare(two, tmp_path / "out")
+    shown, record = compare(two, tmp_path / "out")
     first, second = record["arms"]
     assert first["losses"] == pytest.approx([0.04, 0.041, 0.042])
     assert first["mean"] == pytest.approx(0.041)
@@ -58,7 +59,7 @@ def test_losses_are_paired_by_seed(stand_in, two, tmp_path):
     assert second["difference"]["interval"] == pytest.approx([0.02, 0.02])
     assert (second["difference"]["lower"], second["difference"]["higher"]) == (0, 3)
     assert second["difference"]["p"] == 0.25
-    assert "+0.0200" in table
+    assert "+0.0200" in shown
 
 
 def test_costs_are_read_from_the_runs(stand_in, two, tmp_path):
@@ -224,7 +225,9 @@ def test_two_recipes_are_trained_and_compared_by_the_command(recipe, tmp_path, m
     arguments += ["--lr-grid", "1e-2", "--seeds", "1", "--jobs", "2"]
     done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code == 0
-    assert done.stdout.startswith("| arm |")
+    head, *arms = done.stdout.splitlines()
+    assert head.split()[:3] == ["arm", "rank", "rate"]
+    assert [line.split()[0] for line in arms] == ["a", "b"]
     record = json.loads((out / "report.json").read_text())
     tokens = []
     for arm in record["arms"]:

@@ -41,8 +41,8 @@ class Formula:
 
 
 def compare(arguments, out, trials, jobs=2, grid="1e-5,1"):
-    table = compare_recipes(arguments, by="steps", grid=grid, seeds="1", out=out, jobs=jobs, trials=trials)
-    return table, json.loads((out / "report.json").read_text())
+    returned = compare_recipes(arguments, by="steps", grid=grid, seeds="1", out=out, jobs=jobs, trials=trials)
+    return returned, json.loads((out / "report.json").read_text())
 
 
 def test_a_search_goes_where_losses_are_low_although_some_rates_diverge(arms):

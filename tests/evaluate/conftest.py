@@ -29,7 +29,7 @@ def make_subject(tiny) -> Callable[..., Subject]:
         family: str = "llama",
         rows: Sequence[dict[str, Any]] = (),
         format: Any = "prompt_completion",
-        attention: Any = "segmented",
+        attention: Any = "auto",
         batch_tokens: int = 512,
         **watching: Any,
     ) -> Subject:

@@ -7,14 +7,15 @@ from functools import partial
 import pytest
 import torch
 
-from lrft.core.errors import DataError
+from lrft.core.errors import DataError, NumericalError
 from lrft.evaluate.batching import token_batches
 from lrft.evaluate.decoded import decoded
-from lrft.evaluate.generate import before_stop, generate, generation_attention, left_padded
+from lrft.evaluate.generate import before_stop, generate
 from lrft.evaluate.subject import EvaluationStopped
+from lrft.model.probe import left_padded, stock_attention
 
 LENGTHS = [3, 17, 1, 40, 8, 8, 25, 2]
-FAMILIES = ["llama", "qwen3", "gemma2", "gpt2"]
+FAMILIES = ["llama", "qwen3", "gemma2", "gpt2", "bloom", "opt", "lfm2", "rwkv", "gpt_oss"]
 
 
 @torch.no_grad()
@@ -91,7 +92,7 @@ def test_the_checkpoints_generation_settings_have_no_say(make_subject, random_pr
 def test_attention_and_modes_are_put_back_also_after_an_error(make_subject):
     subject = make_subject(attention="segmented")
     subject.model.train()
-    with pytest.raises(OSError), generation_attention(subject.hf) as stock:
+    with pytest.raises(OSError), stock_attention(subject.hf) as stock:
         assert stock == subject.hf.config._attn_implementation == "sdpa"
         raise OSError
     generate(subject, [[5, 6]], 2)
@@ -100,7 +101,7 @@ def test_attention_and_modes_are_put_back_also_after_an_error(make_subject):
 
 
 def test_the_cap_on_attention_logits_is_kept_while_generating(make_subject):
-    with generation_attention(make_subject("gemma2").hf) as stock:
+    with stock_attention(make_subject("gemma2").hf) as stock:
         assert stock == "eager"
 
 
@@ -201,3 +202,19 @@ def test_decoded_stays_within_its_budget(quantized_subject):
 def test_dense_layers_are_left_alone(dense_subject):
     with decoded(dense_subject.model) as count:
         assert count == 0
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_give_no_answer(make_subject, random_prompts, value):
+    subject = make_subject()
+    with torch.no_grad():
+        subject.hf.get_output_embeddings().weight[7] = value
+    with pytest.raises(NumericalError, match=r"row 0: the model's logits are no finite numbers"):
+        generate(subject, random_prompts([4]), 3)
+
+
+def test_equal_batches_hold_rows_of_one_length():
+    batches = token_batches(LENGTHS, 64, equal=True)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(LENGTHS)))
+    assert all(len({LENGTHS[index] for index in batch}) == 1 for batch in batches)
+    assert [4, 5] in batches

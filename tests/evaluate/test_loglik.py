@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrft.core.errors import DataError
+from lrft.core.errors import DataError, NumericalError
 from lrft.evaluate.loglik import continuation_logprobs
 
 
@@ -48,3 +48,11 @@ def test_what_cannot_be_scored_is_refused_by_place(make_subject):
             continuation_logprobs(subject, prompts, continuations, where=["file:8", "file:9"].__getitem__)
     with pytest.raises(DataError, match=r"1100 tokens.*1024 positions"):
         continuation_logprobs(subject, [[5] * 1000], [[6] * 100])
+
+
+@torch.no_grad()
+def test_a_log_probability_that_is_no_number_is_an_error_and_no_score(make_subject):
+    subject = make_subject()
+    subject.hf.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="row 1: the log-probability of an answer is nan"):
+        continuation_logprobs(subject, [[3], [4, 5]], [[6], [7]])

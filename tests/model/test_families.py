@@ -50,7 +50,7 @@ DOCUMENTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_give_the_hidden_states_of_single_ones(tiny, family, attention):
     if (family, attention) == ("gemma2", "sdpa"):  # transformers offers none; refusing is the contract then
-        with pytest.raises(RecipeError, match=r"model\.attention.*use segmented or eager"):
+        with pytest.raises(RecipeError, match=r"model\.attention.*write segmented or eager"):
             load(tiny, family, attention)
         return
     model = load(tiny, family, attention)

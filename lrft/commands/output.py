@@ -1,0 +1,116 @@
+"""How a result leaves: as text for a person, or as the only JSON document on standard output."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Annotated, Any
+
+import typer
+
+from lrft.core.errors import LrftError, RecipeError
+from lrft.core.notes import is_lead
+from lrft.core.plain import plain
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, which holds the error too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; results and errors.")]
+
+
+def result(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Hand over what a command found: once, and before the error where it is both. The first process alone prints.
+
+    Args:
+        document: plain values, or what `plain` makes such.
+        show: prints the document as text.
+    """
+    if OneDocument.open is not None:
+        OneDocument.open.found = document
+    elif is_lead():
+        print(_text(document)) if as_json else show(document)
+
+
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for JSON, also when nothing else about it makes sense; help stays text."""
+    words = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    return "--json" in words and not {"-h", "--help"} & set(words)
+
+
+class Terminated(BaseException):
+    """SIGTERM, where nothing else waits for it."""
+
+
+class OneDocument:
+    """Keeps standard output for one document; what anybody else writes there goes to standard error instead."""
+
+    open: OneDocument | None = None
+
+    def __init__(self) -> None:
+        self.found: Any = None
+
+    def __enter__(self) -> OneDocument:
+        OneDocument.open = self
+        self.stream, sys.stdout = sys.stdout, sys.stderr
+        self.kept = _diverted()
+        self.previous = _on_sigterm()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+        if self.kept is not None:
+            os.dup2(self.kept, 1)
+            os.close(self.kept)
+        sys.stdout = self.stream
+        OneDocument.open = None
+
+    def text(self, failure: BaseException | None) -> str:
+        """What was found, and the error beside it."""
+        if failure is None:
+            return _text({} if self.found is None else self.found)
+        found = getattr(failure, "record", None) if self.found is None else self.found
+        beside = found if isinstance(found, dict) else {} if found is None else {"results": found}
+        return _text({**beside, "error": _error(failure)})
+
+
+def _diverted() -> int | None:
+    """A copy of file descriptor 1, which then leads to standard error: libraries and children write there too."""
+    try:
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        return None
+    return kept
+
+
+def _on_sigterm() -> Any:
+    """Make SIGTERM an exception, so that the document is still written; the handler before, None where it stays."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return None
+    return signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _error(failure: BaseException) -> dict[str, Any]:
+    problems = failure.problems if isinstance(failure, RecipeError) else []
+    return {
+        "message": str(failure) or type(failure).__name__,
+        "exit_code": failure.exit_code if isinstance(failure, LrftError) else 1,
+        "kind": type(failure).__name__,
+        "problems": [problem.record() for problem in problems],
+    }
+
+
+def _text(document: Any) -> str:
+    return json.dumps(plain(document), indent=2, allow_nan=False)

@@ -1,0 +1,79 @@
+"""What a model's files may not hold: other tensors than the architecture's, packed bits, another head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrft.core.errors import RecipeError
+
+SHOWN = 3  # tensors named in a message
+OTHER_HEADS = (
+    "SequenceClassification",
+    "TokenClassification",
+    "QuestionAnswering",
+    "MultipleChoice",
+    "Regression",
+)
+
+
+def check_config(name: str, config: Any) -> None:
+    """Refuse what the configuration already says cannot be trained.
+
+    Raises:
+        RecipeError: the weights are quantized, or the head is not that of a language model.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored is not None:
+        plain = stored if isinstance(stored, dict) else stored.to_dict()
+        method = plain.get("quant_method") or "an unnamed method"
+        bits = next(
+            (word for word, n in (("4 bits", "4bit"), ("8 bits", "8bit")) if plain.get(f"load_in_{n}")), ""
+        )
+        raise RecipeError(
+            f"{name!r} holds weights that {method} has quantized already{f' ({bits})' if bits else ''}; name the "
+            "unquantized checkpoint, whose layers the quantization section of the recipe stores in few bits",
+            "model.name",
+        )
+    for architecture in getattr(config, "architectures", None) or ():
+        _, _, purpose = architecture.partition("For")
+        if purpose in OTHER_HEADS:
+            raise RecipeError(
+                f"{name!r} is a {architecture}, which gives no next token; name the language model it was made from",
+                "model.name",
+            )
+
+
+def check_loaded(name: str, report: dict[str, Any]) -> None:
+    """Refuse tensors that are missing, unexpected or of another shape: what is missing would be drawn at random.
+
+    Args:
+        report: transformers' `output_loading_info`.
+
+    Raises:
+        RecipeError: names the first of each kind.
+    """
+    mismatched = {
+        key: f"{key} ({_shape(own)} in the file, {_shape(ours)} in the model)"
+        for key, own, ours in report["mismatched_keys"]
+    }
+    kinds = {
+        "does not hold": sorted(report["missing_keys"] - mismatched.keys()),
+        "holds what the architecture has no place for:": sorted(report["unexpected_keys"]),
+        "holds in another shape": [mismatched[key] for key in sorted(mismatched)],
+    }
+    found = [f"{words} {_listed(keys)}" for words, keys in kinds.items() if keys]
+    found += [str(message).splitlines()[0] for message in report["error_msgs"]]
+    if found:
+        raise RecipeError(
+            f"{name!r} {'; it '.join(found)}; give a checkpoint that holds the whole language model and nothing else",
+            "model.name",
+        )
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(keys[:SHOWN]) + more
+
+
+def _shape(shape: Any) -> str:
+    return " x ".join(map(str, shape)) or "a number"

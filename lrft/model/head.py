@@ -1,0 +1,87 @@
+"""How a model makes logits of its last hidden states: found by asking it, proved, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrft.core.errors import RecipeError
+from lrft.model.causal_lm import CausalLM
+from lrft.model.probe import batch_of, looks_ahead, reference
+
+# Keys of configurations that hold c of c * tanh(logits / c).
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+TOLERANCE = 0.05  # of the largest logit: what bfloat16 may cost
+SCALE_TOLERANCE = 2e-3  # of a measured scale: it is averaged over thousands of logits
+
+
+@torch.no_grad()
+def settle(model: CausalLM) -> None:
+    """Find the soft cap and the scale of the head, and prove that our logits are then the model's own.
+
+    Raises:
+        RecipeError: it has no head, or makes its logits in another way.
+    """
+    if model.hf.get_output_embeddings() is None:
+        raise RecipeError(
+            f"{type(model.hf).__name__} has no head over the vocabulary to train with", "model.name"
+        )
+    config = model.hf.config.get_text_config()
+    model.softcap = next((c for name in SOFT_CAPS if (c := getattr(config, name, None))), None)
+    ids = [1, 2, 3, 4]
+    backend = model.attention  # perhaps one that runs on the GPU alone, where the weights are not yet
+    try:
+        theirs = reference(model, torch.tensor([ids]))
+        model.set_attention("eager")
+        ours = model(batch_of([[ids]]))
+        if not _close(ours, theirs):
+            model.scale = _scale(config, ours, theirs)
+            ours = model(batch_of([[ids]]))
+    except RecipeError:
+        raise
+    except Exception as error:  # whatever a model's own code raises
+        reason = (str(error).strip().splitlines() or [""])[0]
+        exact = model.dtype == torch.float32
+        raise RecipeError(
+            f"transformers cannot run {type(model.hf).__name__} on token ids alone ({type(error).__name__}: "
+            f"{reason[:160]}); {'name a text model' if exact else 'write float32, or name another model'}",
+            "model.name" if exact else "model.dtype",
+        ) from None
+    model.set_attention(backend)
+    if not bool(torch.isfinite(theirs).all()):
+        raise RecipeError(
+            f"the logits of {type(model.hf).__name__} are no finite numbers; its weights are damaged, or "
+            "overflow in model.dtype",
+            "model.name",
+        )
+    if not _close(ours, theirs):
+        why = (
+            "is no causal language model: later tokens change what is predicted before them"
+            if looks_ahead(model)
+            else "makes its logits of its last hidden states in a way that lrft does not know"
+        )
+        raise RecipeError(
+            f"{type(model.hf).__name__} {why}; docs/models.md lists families that train", "model.name"
+        )
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    error = (ours.float() - theirs.float()).abs().max() / theirs.float().abs().max().clamp_min(1e-6)
+    return bool(error < TOLERANCE)
+
+
+def _scale(config: Any, ours: Tensor, theirs: Tensor) -> float:
+    """The number of the configuration, or its inverse, that our logits must be multiplied by; 1 where none fits."""
+    a, b = ours.double().flatten(), theirs.double().flatten()
+    measured = float((a * b).sum() / (a * a).sum())
+    near = min(_candidates(config), key=lambda value: abs(value / measured - 1), default=1.0)
+    return near if abs(near / measured - 1) < SCALE_TOLERANCE else 1.0
+
+
+def _candidates(config: Any) -> Iterator[float]:
+    for value in config.to_dict().values():
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+            yield from (float(value), 1 / value, value / config.hidden_size)

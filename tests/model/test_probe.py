@@ -1,0 +1,162 @@
+"""What a model is asked before it trains: who sees whom, and whether its numbers are transformers' own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lrft.core.errors import RecipeError
+from lrft.model import attention
+from lrft.model.load import load_model, settle_attention
+from lrft.model.probe import FUTURE, PACKED, VALUES, batch_of, find_batching, find_fault, reference
+from lrft.recipe.schema import ModelSection
+
+STATEFUL = [
+    ("lfm2", "float32"),
+    ("lfm2", "bfloat16"),
+    ("mamba", "float32"),
+    ("jamba", "float32"),
+    ("qwen3_next", "bfloat16"),
+]
+
+
+def section(tiny, family, **more) -> ModelSection:
+    return ModelSection(name=str(tiny(family)), **{"dtype": "float32", **more})
+
+
+def load(tiny, family, **more):
+    return load_model(section(tiny, family, **more))
+
+
+def settle(tiny, family, packing=True, **more):
+    chosen = section(tiny, family, **more)
+    model = load_model(chosen)
+    return model, settle_attention(model, chosen, "cpu", packing)
+
+
+@pytest.mark.parametrize(("family", "dtype"), STATEFUL)
+def test_packed_rows_of_layers_that_carry_a_state_are_refused_with_the_remedy(tiny, family, dtype):
+    with pytest.raises(
+        RecipeError, match=r"train.packing: .*packed into one row see each other; write false"
+    ):
+        settle(tiny, family, dtype=dtype)
+    settle(tiny, family, packing=False, dtype=dtype)
+
+
+def test_what_transformers_cannot_run_in_a_precision_is_refused_by_its_key(tiny):
+    with pytest.raises(
+        RecipeError, match=r"model.dtype: transformers cannot run MambaForCausalLM .*; write float32"
+    ):
+        load(tiny, "mamba", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("family", ["bloom", "mpt", "falcon", "rwkv"])
+def test_families_that_count_positions_from_the_row_are_not_packed(tiny, family):
+    with pytest.raises(RecipeError, match=r"train.packing: .*write false"):
+        settle(tiny, family)
+    model, note = settle(tiny, family, packing=False)
+    assert model.attention == "eager"
+    assert "segmented" in note
+
+
+def test_a_backend_that_fails_names_one_that_works(tiny):
+    with pytest.raises(RecipeError, match=r"model.attention: OPT.* with sdpa attention: .*; write segmented"):
+        settle(tiny, "opt", attention="sdpa")
+    with pytest.raises(RecipeError, match=r"model.attention: .*write sdpa"):
+        settle(tiny, "nemotron", attention="segmented")
+
+
+def test_the_next_backend_is_taken_where_the_choice_is_ours(tiny):
+    model, note = settle(tiny, "nemotron")
+    assert model.attention == "sdpa"
+    assert note.startswith("model.attention: sdpa (segmented: ")
+
+
+def test_a_model_that_looks_ahead_is_refused_outright(tiny):
+    with pytest.raises(RecipeError, match="no causal language model: later tokens change"):
+        load(tiny, "bert")
+
+
+@pytest.mark.parametrize("damage", ["future", "packed", "values"])
+def test_each_kind_of_wrong_attention_is_found(tiny, damage, monkeypatch):
+    model = load(tiny, "llama")
+    whole = attention.segmented_attention
+
+    def wrong(module, query, key, value, mask, **kwargs):
+        documents = kwargs["documents"]
+        if damage == "packed":
+            kwargs["documents"] = tuple({r: (r, 0, query.shape[2]) for r, _, _ in documents}.values())
+        if damage == "values":
+            kwargs["scaling"] = 2 * kwargs["scaling"]
+        out, _ = whole(module, query, key, value, mask, **kwargs)
+        if damage == "future":
+            out = out + out.mean(1, keepdim=True)
+        return out, None
+
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("segmented", wrong)
+    try:
+        fault = find_fault(model, packing=True)
+    finally:
+        AttentionInterface.register("segmented", whole)
+    assert fault is not None
+    assert fault.kind == {"future": FUTURE, "packed": PACKED, "values": VALUES}[damage]
+
+
+@pytest.mark.parametrize("family", ["cohere", "granite", "minicpm3", "recurrent_gemma"])
+def test_scales_and_caps_of_a_head_are_found(tiny, family):
+    model = load(tiny, family)
+    ids = [5, 6, 7, 8, 9]
+    torch.testing.assert_close(
+        model(batch_of([[ids]])), reference(model, torch.tensor([ids])), atol=1e-5, rtol=1e-4
+    )
+    assert (model.scale, model.softcap) != (1.0, None)
+
+
+def test_sinks_take_their_share_and_get_their_gradient(tiny):
+    ids, grads = [list(range(5, 17)), list(range(20, 26))], {}
+    for backend in ("segmented", "eager"):
+        model = load(tiny, "gpt_oss", attention=backend)
+        model.hf.requires_grad_(True)
+        for name, parameter in model.hf.named_parameters():
+            if name.endswith("sinks"):
+                torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+        batch = batch_of([[ids[0]], [ids[1]]])
+        hidden = model.hidden(batch)
+        (hidden[0].square().sum() + hidden[1, : len(ids[1])].square().sum()).backward()
+        grads[backend] = {n: p.grad for n, p in model.hf.named_parameters() if p.grad is not None}
+    assert any(name.endswith("sinks") and grad.abs().max() > 1e-4 for name, grad in grads["eager"].items())
+    for name, grad in grads["eager"].items():
+        torch.testing.assert_close(
+            grads["segmented"][name], grad, atol=2e-3, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_attention_in_chunks_is_not_taken_for_a_whole_row():
+    attention.register()
+    with pytest.raises(attention.Unsupported, match="a mask of 8 tokens"), attention.listening():
+        attention._no_mask(local_size=8)
+
+
+@pytest.mark.parametrize(
+    ("family", "batching"), [("llama", "padded"), ("opt", "padded"), ("lfm2", "padded"), ("rwkv", "single")]
+)
+def test_how_prompts_may_be_batched_is_tried_and_not_presumed(tiny, family, batching):
+    model = load(tiny, family)
+    with torch.no_grad():
+        for parameter in model.hf.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(8)
+    assert find_batching(model) == batching
+
+
+def test_asking_changes_nothing_of_the_model(tiny):
+    model = load(tiny, "gpt2", attention="sdpa")
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    find_fault(model, packing=True)
+    find_batching(model)
+    assert model.training
+    assert model.attention == "sdpa"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
