@@ -122,7 +122,11 @@ def lrft_step(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], float
 
     def step(work: dict[str, Any]) -> float:
         batch: Batch = work["packed"]
-        loss = step_loss(run, StepBatches([batch], batch.targets.numel(), batch.tokens, 0.0), objective)
+        loss = step_loss(
+            run,
+            StepBatches([batch], 1, batch.targets.numel(), batch.tokens, len(batch.examples), 0.0),
+            objective,
+        )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return float(loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count, islice
 from typing import Any
@@ -19,8 +19,7 @@ from lrft.core.batch import Batch
 from lrft.core.config import parse_choice
 from lrft.core.errors import RecipeError
 from lrft.core.frozen import FrozenLinear, Quantizer
-from lrft.core.params import Site
-from lrft.core.stages import Evidence, Plan, Planner, Signals, SitePlan, Statistic
+from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, SitePlan, Statistic
 from lrft.data.steps import TrainData
 from lrft.data.tokenize import Encoded
 from lrft.evaluate.subject import Progress
@@ -29,7 +28,7 @@ from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model, settle_attention
 from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
-from lrft.model.trained import choose_base_weights
+from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
 
 
@@ -88,10 +87,11 @@ def adapt(
         adaptation.notes += _settled(recipe, model, device)
     signals: Signals = {}
     if recipe.adapter is not None and saved is not None and planned is not None:
-        adaptation.plan = _as_planned(planned)
+        adaptation.plan = {name: SitePlan.of(record) for name, record in planned.items()}
     elif recipe.adapter is not None:
-        signals = _signals(recipe, model, adaptation.plan, planners, text, device, progress)
-        _decide(adaptation.plan, planners, _evidence(recipe, model, signals, progress))
+        left = _decide(adaptation.plan, planners, None)
+        signals = _signals(recipe, model, adaptation.plan, left, text, device, progress)
+        _decide(adaptation.plan, left, _evidence(recipe, model, signals, progress))
     attach(
         model,
         adaptation.plan,
@@ -119,7 +119,7 @@ def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
         RecipeError: a pattern matches nothing.
     """
     adaptation, planners = _begun(recipe, model)
-    adaptation.undecided = _decide(adaptation.plan, planners, None)
+    adaptation.undecided = bool(_decide(adaptation.plan, planners, None))
     return adaptation
 
 
@@ -128,10 +128,13 @@ def _begun(recipe: Recipe, model: CausalLM) -> tuple[Adaptation, list[Planner]]:
     _check_length(recipe, model)
     choose_base_weights(model, recipe.trainable.weights)
     held = matrices(model)
+    if "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:
+        check_storage(model, recipe.quantization.method)
     if recipe.adapter is None:
         return Adaptation(model, {}, [], held), []
     kinds = ADAPTERS.get(recipe.adapter.method).site_kinds
     sites, table = choose(sites_of(model, kinds), recipe.adapter.targets, held.total)
+    check_sites(model, sites)
     init = INITS.get(recipe.init.method)(recipe.init)
     planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners
@@ -142,15 +145,18 @@ def _settled(recipe: Recipe, model: CausalLM, device: torch.device | str) -> lis
     return [note] if note else []
 
 
-def _decide(plan: Plan, planners: Sequence[Planner], evidence: Evidence | None) -> bool:
-    """Ask every planner; without evidence those that look at weights or data are left out, and True is returned."""
-    undecided = False
+def _decide(plan: Plan, planners: Sequence[Planner], evidence: Evidence | None) -> list[Planner]:
+    """Ask every planner; without evidence those that look at weights or data are left, and returned."""
+    left = []
     for planner in planners:
         if evidence is None and (planner.needs or planner.reads_weights):
-            undecided = True
-            continue
-        plan.update(planner.plan(plan, evidence))
-    return undecided
+            left.append(planner)
+        else:
+            plan.update(planner.plan(plan, evidence))
+    for planner in planners:
+        if isinstance(planner, Init):
+            planner.check(plan)
+    return left
 
 
 def _evidence(recipe: Recipe, model: CausalLM, signals: Signals, progress: Progress) -> Evidence:
@@ -158,19 +164,6 @@ def _evidence(recipe: Recipe, model: CausalLM, signals: Signals, progress: Progr
         return dense(model.hf.get_submodule(name))[0]
 
     return Evidence(signals, weight, quantizer(recipe), partial(progress, "planning layers"))
-
-
-def _as_planned(record: dict[str, Any]) -> Plan:
-    """The plan that plan.json holds."""
-    names = {field.name for field in fields(Site)}
-    return {
-        name: SitePlan(
-            Site(**{key: value for key, value in entry.items() if key in names}),
-            entry["settings"],
-            entry.get("quantization", {}),
-        )
-        for name, entry in record.items()
-    }
 
 
 def _signals(
@@ -228,7 +221,7 @@ def _calibrated(
 
     return calibrate(
         model,
-        {name: entry.site for name, entry in plan.items()},
+        {name: entry.site for name, entry in plan.items() if entry.settings is not None},
         islice(_micro_batches(data), wanted),
         objective,
         make,

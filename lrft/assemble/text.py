@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from datetime import date
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from lrft.core.axes import FORMATS
 from lrft.core.config import Source
 from lrft.core.errors import DataError, RecipeError
 from lrft.data.gate import SCORED_WHOLE, SHOWN, GateReport
-from lrft.data.prepare import prepare
+from lrft.data.prepare import Prepared, prepare
 from lrft.data.show import facts
 from lrft.data.sources import Rows, read_rows
 from lrft.data.steps import TrainData
@@ -74,14 +75,18 @@ class Text:
 
     def facts(self) -> list[tuple[str, str]]:
         """What the gate found in either split, a line a fact, for people."""
-        found = [] if self.report is None else facts(self.report)
-        if self.held_out_report is not None:
-            found += [(f"held-out {label}", value) for label, value in facts(self.held_out_report)]
-        if self.overlap[0]:
-            found.append(
-                ("rows in both splits", f"{self.overlap[0]:,} (first: {', '.join(self.overlap[1])})")
-            )
-        return found
+        return fact_lines(self.record())
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain values: the gate's record of the training rows, and that of the held-out ones in it."""
+        return {
+            **({} if self.report is None else self.report.record()),
+            "held_out": None if self.held_out_report is None else self.held_out_report.record(),
+            "rows_in_both_splits": self.overlap[0],
+            "first_in_both_splits": list(self.overlap[1]),
+            "date": self.renderer.today.isoformat(),
+            "asks_for_the_date": self.renderer.asks_for_the_date,
+        }
 
     def encoded(self, source: Source, key: str) -> list[Encoded]:
         """The rows of another source in the recipe's format; rows that are too long are left out.
@@ -97,22 +102,45 @@ class Text:
         return found
 
 
+def fact_lines(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `Text.record` says, a line a fact, for people."""
+    found = _facts_of(record) if "rows" in record else []
+    if record["held_out"] is not None:
+        found += [(f"held-out {label}", value) for label, value in _facts_of(record["held_out"])]
+    if record["asks_for_the_date"]:
+        found.append(("date the template writes", record["date"]))
+    if both := record["rows_in_both_splits"]:
+        found.append(
+            ("rows in both splits", f"{both:,} (first: {', '.join(record['first_in_both_splits'])})")
+        )
+    return found
+
+
+def _facts_of(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return facts(GateReport(**{f.name: record[f.name] for f in fields(GateReport)}))
+
+
 def read_text(
-    recipe: Recipe, *, training: bool = True, trust_remote_code: bool = False, progress: Progress = silent
+    recipe: Recipe,
+    *,
+    training: bool = True,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+    today: str | None = None,
 ) -> Text:
     """Tokenizer and data; with `training` both splits are encoded and looked at, and `check_text` is the gate.
+
+    Args:
+        today: the day, as 2026-11-28, that chat templates which ask for the date are told; by default `data.date` of
+            the recipe, or the day it is.
 
     Raises:
         DataError: a row cannot be read or rendered.
         RecipeError: the tokenizer has tokens that the model has not.
     """
     config = load_config(recipe.model, trust_remote_code).get_text_config()
-    tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code)
-    if recipe.model.tokenizer is None:
-        _check_tokenizer(tokenizer, config.vocab_size)
-    form = FORMATS.get(recipe.data.format.method)(recipe.data.format)
-    renderer = Renderer(tokenizer, form, stops, recipe.train.max_length, recipe.data.too_long)
-    text = Text(tokenizer, stops, pad_id(tokenizer, stops), renderer)
+    text = _without_rows(recipe, config, trust_remote_code, today)
+    renderer = text.renderer
     if recipe.data.eval is not None:
         text.held_out = read_rows(recipe.data.eval, "eval")
         text.fingerprints["eval"] = text.held_out.fingerprint
@@ -126,6 +154,38 @@ def read_text(
     return text
 
 
+def read_rendered(
+    recipe: Recipe, source: Source, trust_remote_code: bool, progress: Progress
+) -> tuple[Prepared, Any]:
+    """The rows of one source as the recipe renders them, and the tokenizer; nothing is judged.
+
+    Raises:
+        DataError, RecipeError: as `read_text`.
+    """
+    config = load_config(recipe.model, trust_remote_code).get_text_config()
+    text = _without_rows(recipe, config, trust_remote_code, None)
+    return prepare(
+        read_rows(source, "train"), text.renderer, partial(progress, "tokenizing rows")
+    ), text.tokenizer
+
+
+def _without_rows(recipe: Recipe, config: Any, trust_remote_code: bool, today: str | None) -> Text:
+    tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code)
+    if recipe.model.tokenizer is None:
+        _check_tokenizer(tokenizer, config.vocab_size)
+    form = FORMATS.get(recipe.data.format.method)(recipe.data.format)
+    day = today or recipe.data.date
+    renderer = Renderer(
+        tokenizer,
+        form,
+        stops,
+        recipe.train.max_length,
+        recipe.data.too_long,
+        today=date.today() if day is None else date.fromisoformat(day),
+    )
+    return Text(tokenizer, stops, pad_id(tokenizer, stops), renderer)
+
+
 def check_text(text: Text, recipe: Recipe) -> None:
     """The gate: stop unless both splits can be used as the recipe says.
 
@@ -137,6 +197,8 @@ def check_text(text: Text, recipe: Recipe) -> None:
     if text.held_out_report is not None:
         # A held-out row may be longer than train.max_length, and one without a target is left out and counted.
         text.held_out_report.check(True, SCORED_WHOLE, "data.eval")
+        if not text.held_out_encoded(recipe.eval.limit):
+            raise DataError("data.eval: no row has a token to score; check data.format and data.too_long")
 
 
 def _check_tokenizer(tokenizer: Any, size: int) -> None:

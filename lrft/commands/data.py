@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +14,6 @@ from lrft.core.notes import is_terminal, silence
 if TYPE_CHECKING:
     from lrft.data.encoded import Encoded
     from lrft.data.prepare import Prepared
-    from lrft.recipe.schema import DataSection
 
 app = typer.Typer(no_args_is_help=True, help="See the training data as the model will, and check it.")
 
@@ -40,7 +38,7 @@ def show_command(
 ) -> None:
     """Print rows as text, what is learnt highlighted: `lrft data show quickstart --rows 2`."""
     silence(quiet)
-    prepared, _, tokenizer = _prepared(recipe, overrides, trust_remote_code, rows)
+    prepared, tokenizer = _prepared(recipe, overrides, trust_remote_code, rows)
     shown = [_row(prepared.rows.where(i), row, tokenizer) for i, row in enumerate(prepared.encoded)]
     result(shown, as_json, lambda _: _show(prepared, tokenizer))
 
@@ -54,13 +52,17 @@ def check_command(
     quiet: Quiet = False,
 ) -> None:
     """Run the gate that precedes training: `lrft data check quickstart`. Exits with 3 when it stays shut."""
-    from lrft.data.show import facts
+    from lrft.assemble.text import check_text, read_text
+    from lrft.jobs.say import progress
+    from lrft.recipe.load import load_recipe
 
     silence(quiet)
-    prepared, section, _ = _prepared(recipe, overrides, trust_remote_code, None)
-    lines = [f"{label}: {value}" for label, value in facts(prepared.report)]
-    result(prepared.report.record(), as_json, lambda _: print("\n".join(lines)))
-    prepared.report.check(section.allow_empty_targets, section.too_long)
+    loaded = load_recipe(recipe, overrides or []).recipe
+    with progress() as show:
+        text = read_text(loaded, trust_remote_code=trust_remote_code, progress=show)
+    lines = [f"{label}: {value}" for label, value in text.facts()]
+    result(text.record(), as_json, lambda _: print("\n".join(lines)))
+    check_text(text, loaded)
 
 
 def _row(where: str, encoded: Encoded, tokenizer: Any) -> dict[str, Any]:
@@ -96,25 +98,15 @@ def _show(prepared: Prepared, tokenizer: Any) -> None:
 
 
 def _prepared(
-    name: str, overrides: list[str] | None, trust_remote_code: bool, limit: int | None
-) -> tuple[Prepared, DataSection, Any]:
-    """The recipe's training rows (the first `limit` of them) through its tokenizer and format."""
-    from lrft.core.axes import FORMATS
-    from lrft.data.prepare import prepare
-    from lrft.data.sources import read_rows
-    from lrft.data.tokenize import Renderer
+    name: str, overrides: list[str] | None, trust_remote_code: bool, limit: int
+) -> tuple[Prepared, Any]:
+    """The first `limit` of the recipe's training rows through its tokenizer and format, and the tokenizer."""
+    from lrft.assemble.text import read_rendered
     from lrft.jobs.say import progress
-    from lrft.model.load import load_tokenizer
     from lrft.recipe.load import load_recipe
 
     recipe = load_recipe(name, overrides or []).recipe
-    source, section = recipe.data.train, recipe.data
-    if limit is not None:
-        source = source.model_copy(update={"limit": min(limit, source.limit or limit)})
-    rows = read_rows(source, "train")
-    tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
-    chosen: Any = section.format
-    form = FORMATS.get(chosen.method)(chosen)
-    renderer = Renderer(tokenizer, form, stops, recipe.train.max_length, section.too_long)
+    source = recipe.data.train
+    source = source.model_copy(update={"limit": min(limit, source.limit or limit)})
     with progress() as show:
-        return prepare(rows, renderer, partial(show, "tokenizing")), section, tokenizer
+        return read_rendered(recipe, source, trust_remote_code, show)

@@ -22,7 +22,13 @@ class Adapted(nn.Module):
             W - delta_0 and the start only remembers what is missing.
         offset: A (k, in) and B (out, k) of what was taken off W before the base was stored, where that is not the
             start itself.
+
+    Attributes:
+        bias: (out,) a bias of the base model that trains, or None. It is added out here, and `base` then has none, so
+            that neither an adapter's fast path nor a storage has to pass its gradient on.
     """
+
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -39,9 +45,19 @@ class Adapted(nn.Module):
         self.anchored = anchored
         self.offset = offset
         self.enabled = True
+        self.register_parameter("bias", None)
+
+    def train_bias(self, bias: nn.Parameter) -> None:
+        """Let `bias` (out,), the base model's own parameter, be added to what a base without a bias gives."""
+        assert self.base.bias is None, "the bias would be added twice"
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        y = self._without_bias(x)
+        return y if self.bias is None else y + self.bias
+
+    def _without_bias(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return self._pretrained(x)
         if self.start is not None and self.anchored:
@@ -144,7 +160,11 @@ def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The bare base model, for references and baselines; an adapter that is the weight itself stays on."""
+    """The base model without its adapters, for reference log-probabilities and baselines.
+
+    Base weights that train keep the values they have by now; `lrft.model.trained.put_back` gives those they had. An
+    adapter that is the weight itself stays on.
+    """
     sites = [s for _, s in adapted(model) if s.enabled and "own_weights" not in s.adapter.provides]
     for site in sites:
         site.enabled = False

@@ -1,6 +1,6 @@
 """The registries: one per axis of a recipe, and those of formats, tasks and analyses."""
 
-from lrft.core.config import AdapterConfig, OptimizerConfig
+from lrft.core.config import AdapterConfig, FormatConfig, OptimizerConfig
 from lrft.core.registry import Registry
 
 ADAPTERS = Registry("adapter", "lrft.methods.adapters", AdapterConfig)
@@ -13,7 +13,7 @@ OPTIMIZERS = Registry("optimizer", "lrft.methods.optim", OptimizerConfig)
 SIGNALS = Registry("signal", "lrft.methods.signals")
 OBJECTIVES = Registry("objective", "lrft.methods.objectives")
 ANALYSES = Registry("analysis", "lrft.methods.analysis")
-FORMATS = Registry("format", "lrft.data.formats")
+FORMATS = Registry("format", "lrft.data.formats", FormatConfig)
 TASKS = Registry("task", "lrft.evaluate.tasks")
 
 # Section of a recipe -> the registry its `method` is looked up in.

@@ -27,6 +27,7 @@ __all__ = [
     "Any",
     "Choice",
     "Field",
+    "FormatConfig",
     "Literal",
     "MethodConfig",
     "OptimizerConfig",
@@ -115,6 +116,16 @@ class OptimizerConfig(MethodConfig):
         False,
         description="update each parameter in the backward pass and free its gradient at once; no clipping, no "
         "accumulation",
+    )
+
+
+class FormatConfig(MethodConfig):
+    """What every format's section accepts."""
+
+    ignore: list[str] = Field(
+        default_factory=list,
+        description="columns of a row and fields of its messages that are left out on purpose; what means something "
+        "and reaches no text is refused otherwise",
     )
 
 

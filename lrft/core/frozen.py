@@ -17,7 +17,7 @@ class FrozenLinear(nn.Module):
 
     Args:
         weight: dense weight (out, in); encoded by the subclass.
-        bias: (out,) or None. Kept in the weight's dtype, never trained.
+        bias: (out,) or None. Kept as it is; `train_bias` replaces it by one that trains.
     """
 
     provides: ClassVar[set[str]] = set()
@@ -32,6 +32,10 @@ class FrozenLinear(nn.Module):
         self.edited = False
         self.register_buffer("bias", None if bias is None else bias.detach().clone(), persistent=False)
         self.encode(weight.detach())
+
+    def train_bias(self, bias: nn.Parameter) -> None:
+        """Let `bias` (out,), the base model's own parameter, stand in the place of the constant one."""
+        self.bias = bias
 
     def encode(self, weight: Tensor) -> None:
         """Store the dense (out, in) `weight` in this format."""
@@ -62,7 +66,7 @@ class FrozenLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return _FrozenMatmul.apply(x, self)
+        return _FrozenMatmul.apply(x, self, self.bias)
 
     def extra_repr(self) -> str:
         return (
@@ -97,18 +101,21 @@ class Absent(FrozenLinear):
 class _FrozenMatmul(torch.autograd.Function):
     """x W^T + b, decoding W again in the backward pass instead of keeping the dense copy alive between the two.
 
+    b may train: db is dy summed over the tokens.
+
     Measured on CPU, decoding twice costs nothing that can be seen, and it is what makes a 4-bit base 4 bits.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear, bias: Tensor | None) -> Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.weight(), layer.bias)
+        return F.linear(x, layer.weight(), bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         (grad,) = grads
-        return (grad @ ctx.layer.weight() if ctx.needs_input_grad[0] else None), None
+        dx = grad @ ctx.layer.weight() if ctx.needs_input_grad[0] else None
+        return dx, None, grad.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
 
 
 class Quantizer(Protocol):

@@ -56,7 +56,8 @@ class Run:
         optimizer: a `torch.optim.Optimizer`.
         parameters: every trainable parameter with its role.
         step: finished optimizer steps.
-        generator: CPU generator, seeded anew each step from (seed, step), for draws that must survive a resume.
+        generator: CPU generator, seeded anew each step from (seed, step), for draws that change what processes share;
+            never for those of a micro-batch, of which processes compute different ones.
         metrics: what the last step recorded; loggers read it.
         summary: plain values for result.json, such as the ranks an allocation ended with.
         penalized: adapters that add a penalty to the loss.
@@ -138,10 +139,16 @@ class Run:
         self.schedule.restart(warmup)
 
     def seed_step(self) -> None:
-        """Make every random draw of the coming step a function of (seed, step, process) alone.
+        """Make every random draw of the coming step a function of (seed, step) alone, alike on every process.
 
         Nothing about random states then needs saving, and an evaluation between two steps cannot disturb them.
         """
-        mixed = (self.seed * 1_000_003 + self.step) * 1_009 + self.rank
-        torch.manual_seed(mixed)
+        self.seed_draws(0)
         self.generator.manual_seed(self.seed * 1_000_003 + self.step)
+
+    def seed_draws(self, index: int) -> None:
+        """Seed what draws from torch's own generator (dropout, hidden tokens) for micro-batch `index` of the step.
+
+        The index counts over all processes, so a micro-batch draws the same wherever it is computed.
+        """
+        torch.manual_seed((self.seed * 1_000_003 + self.step) * 1_009 + index)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
 from lrft.core.config import MethodConfig, Source
+from lrft.core.errors import RecipeError
 from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
 
@@ -33,6 +34,13 @@ class SitePlan:
     def record(self) -> dict[str, Any]:
         """Plain values for plan.json."""
         return {**asdict(self.site), "settings": self.settings, "quantization": self.quantization}
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> SitePlan:
+        """What `record` gave, back."""
+        names = {field.name for field in fields(Site)}
+        site = Site(**{key: value for key, value in record.items() if key in names})
+        return cls(site, record["settings"], record.get("quantization", {}))
 
 
 Plan = dict[str, SitePlan]
@@ -104,9 +112,44 @@ class Init(Planner):
     With `residual` the start of the adapter is a change of the weight that the base gives up, so that the model is
     the pretrained one at step 0. The start is kept with the adapter: it says what the base gave up, on a resume
     and on export.
+
+    Class attributes:
+        residual: see above.
+        directions: how many directions of a matrix (out, in) the start takes for each rank component; 0 where it takes
+            none. The matrix has no more of them than its shorter side has entries.
     """
 
     residual: ClassVar[bool] = False
+    directions: ClassVar[int] = 0
+
+    def most_rank(self, site: Site) -> int | None:
+        """The highest rank that a start can have at `site`; None where every rank can start."""
+        return min(site.in_features, site.out_features) // self.directions if self.directions else None
+
+    def check(self, plan: Plan) -> None:
+        """Refuse ranks that there are not enough directions for, before anything is measured or decomposed.
+
+        Raises:
+            RecipeError: names the site that allows the lowest rank.
+        """
+        ranks = {
+            name: entry.settings.get("rank") for name, entry in plan.items() if entry.settings is not None
+        }
+        over = []
+        for name, rank in ranks.items():
+            most = self.most_rank(plan[name].site)
+            if rank is not None and most is not None and rank > most:
+                over.append((most, name))
+        if not over:
+            return
+        most, name = min(over)
+        shape = f"{plan[name].site.out_features} x {plan[name].site.in_features}"
+        remedy = f"use at most {most} there" if most else "leave it out of adapter.targets"
+        raise RecipeError(
+            f"rank {ranks[name]} is more than {self.name} can start at {name}, which is {shape}; {remedy}, or choose "
+            f"another init ({len(over)} of {len(ranks)} layers have too high a rank)",
+            "adapter.rank",
+        )
 
     def apply(
         self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer

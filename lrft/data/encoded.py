@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 TooLong = Literal["error", "drop", "truncate_left", "truncate_right"]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What became of the things a row holds on their way into the text.
+
+    Attributes:
+        unwritten: columns, and fields of messages, that mean something and that no text holds.
+        unread: other columns and fields that no text holds, such as an id.
+        left_out: some text of a message is missing from the text, or altered in it.
+    """
+
+    unwritten: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    left_out: bool = False
+
+    def joined(self, other: Notes) -> Notes:
+        """These and the other ones, each once."""
+        return Notes(
+            tuple(dict.fromkeys(self.unwritten + other.unwritten)),
+            tuple(dict.fromkeys(self.unread + other.unread)),
+            self.left_out or other.left_out,
+        )
+
+
+NOTHING = Notes()
 
 
 @dataclass(frozen=True)
@@ -24,6 +50,8 @@ class Encoded:
         length: tokens before any cut, of a pair those of both documents.
         extra_bos: beginning-of-text tokens beyond the expected ones; negative when one is missing.
         merged: a token spans the seam of prompt and answer, so the answer's first characters are not learnt.
+        apart: prompt and answer are encoded each for itself, since as one text they would share or change tokens.
+        notes: what of the row the tokens do not hold.
     """
 
     input_ids: list[int]
@@ -34,6 +62,8 @@ class Encoded:
     extra_bos: int = 0
     merged: bool = False
     parts: tuple[int, ...] = ()
+    apart: bool = False
+    notes: Notes = NOTHING
 
     @property
     def targets(self) -> int:
@@ -53,23 +83,28 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A whole document before the length limit; `lead` tokens at the front survive a cut from the left."""
+    """A whole document before the length limit; `lead` tokens at the front survive a cut from the left.
+
+    `begin` is the first token of the (last) answer's own words, which nothing of the template stands before.
+    """
 
     ids: list[int]
     supervised: list[bool]
     lead: int
     extra_bos: int
     merged: bool
+    apart: bool
+    begin: int
 
     def first(self, length: int) -> Drawn:
         """Cut to its first `length` tokens."""
-        return Drawn(self.ids[:length], self.supervised[:length], self.lead, self.extra_bos, self.merged)
+        return replace(self, ids=self.ids[:length], supervised=self.supervised[:length])
 
     def without(self, start: int, end: int) -> Drawn:
         """Less the tokens from `start` to `end`; what is then first has nothing to be predicted from."""
         mask = self.supervised[:start] + self.supervised[end:]
         mask[0] = False
-        return Drawn(self.ids[:start] + self.ids[end:], mask, self.lead, self.extra_bos, self.merged)
+        return replace(self, ids=self.ids[:start] + self.ids[end:], supervised=mask)
 
 
 def fitted(documents: Sequence[Drawn], max_length: int, too_long: TooLong) -> Encoded:
@@ -87,6 +122,7 @@ def fitted(documents: Sequence[Drawn], max_length: int, too_long: TooLong) -> En
         "length": length,
         "extra_bos": next((d.extra_bos for d in documents if d.extra_bos), 0),
         "merged": any(document.merged for document in documents),
+        "apart": any(document.apart for document in documents),
     }
     if length <= max_length or too_long == "error":
         return _joined(documents, facts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -11,19 +13,28 @@ class Example:
     """A conversation for the chat template, or plain text in two parts.
 
     Attributes:
-        messages: turns as `{"role", "content"}`; when given, the chat template renders them and the
-            assistant's turns are learnt.
+        messages: turns with `role`, `content` and whatever else the row gives them; when there are any, the chat
+            template renders them and the assistant's turns are learnt, but for those of `weight` 0.
         prompt: plain text that is read but not learnt; empty for raw text.
         completion: plain text that is learnt, directly after the prompt.
         learn: every assistant turn, or only the last one.
+        tools: what the conversation may call, for the chat template.
         rejected: the same with the answer that this one is preferred to, in data of pairs.
     """
 
-    messages: tuple[dict[str, str], ...] = ()
+    messages: tuple[Message, ...] = ()
     prompt: str = ""
     completion: str = ""
     learn: Literal["all", "last"] = "all"
+    tools: tuple[Message, ...] = ()
     rejected: Example | None = None
+
+    @property
+    def learnt(self) -> list[int]:
+        """Indices of the messages that are learnt."""
+        turns = [k for k, said in enumerate(self.messages) if said["role"] == "assistant"]
+        turns = [k for k in turns if self.messages[k].get("weight") != 0]
+        return turns if self.learn == "all" else turns[-1:]
 
     def answers(self) -> tuple[Example, ...]:
         """This example, and the rejected one where there is one."""

@@ -28,6 +28,11 @@ class GateReport:
         stops_cut: rows that lost their stop token to truncation on the right.
         wrong_bos: rows with too many or too few beginning-of-text tokens.
         merged: rows where one token spans the seam of prompt and answer, whose start is then not learnt.
+        lost: those of them of whose answer nothing is learnt.
+        apart: rows whose prompt and answer are encoded each for itself, as generation does.
+        left_out: rows with a message whose text is missing from the rendered text, or altered in it.
+        unwritten: column or field of a message -> rows in which it means something and reaches no text.
+        unread: the same of those that mean nothing to a format, such as an id.
         too_long: rows longer than max_length before any cut.
         truncated, dropped: what happened to them.
         duplicates: rows equal to an earlier one.
@@ -48,6 +53,11 @@ class GateReport:
     stops_cut: int
     wrong_bos: int
     merged: int
+    lost: int
+    apart: int
+    left_out: int
+    unwritten: dict[str, int]
+    unread: dict[str, int]
     too_long: int
     truncated: int
     dropped: int
@@ -70,22 +80,23 @@ class GateReport:
         """Plain values, for the run's record."""
         return {**asdict(self), "supervised_share": self.supervised_share}
 
-    def check(self, allow_empty_targets: bool, too_long: str) -> None:
-        """Stop unless every row can be trained on as the recipe says.
+    def check(self, allow_empty_targets: bool, too_long: str, source: str = "data.train") -> None:
+        """Stop unless every row can be used as the recipe says.
 
         Args:
             allow_empty_targets: rows without a target are skipped.
-            too_long: the recipe's `data.too_long`.
+            too_long: the recipe's `data.too_long`, or `SCORED_WHOLE`.
+            source: the key that the rows come from.
 
         Raises:
             DataError: every reason, with numbers, the first rows it concerns, and what to set.
         """
-        problems = self._problems(allow_empty_targets, too_long)
+        problems = self._problems(allow_empty_targets, too_long, source)
         if problems:
             raise DataError("\n".join(problems))
 
-    def _problems(self, allow_empty_targets: bool, too_long: str) -> list[str]:
-        of = f"of {self.rows} rows"
+    def _problems(self, allow_empty_targets: bool, too_long: str, source: str) -> list[str]:
+        of = f"of {self.rows} rows" + ("" if source == "data.train" else f" of {source}")
         problems = []
         if self.too_long and too_long == "error":
             counted = ", a pair being both answers, each with its prompt" if self.pairs else ""
@@ -97,13 +108,13 @@ class GateReport:
             )
         if self.without_target and not allow_empty_targets:
             problems.append(
-                f"data.train: {self.without_target} {of} have no token to learn "
+                f"{source}: {self.without_target} {of} have no token to learn "
                 f"({self._where('without_target')}); correct them, raise train.max_length if it cuts them, "
                 "or set data.allow_empty_targets: true to skip them"
             )
         if not self.supervised and not problems:
             problems.append(
-                f"data.train: none {of} has a token to learn; check data.format and data.too_long: {too_long}"
+                f"{source}: none {of} has a token to learn; check data.format and data.too_long: {too_long}"
             )
         if self.without_stop:
             problems.append(
@@ -117,7 +128,20 @@ class GateReport:
                 f"data.format: {self.wrong_bos} {of} have a wrong number of beginning-of-text tokens "
                 f"({self._where('wrong_bos')}); leave them out of the text and the template, one is added"
             )
-        return problems
+        if self.lost:
+            problems.append(
+                f"data.format: in {self.lost} {of} the whole answer is one token with the end of the prompt, so "
+                f"nothing of it is learnt ({self._where('lost')}); end the prompt in a space or a line feed"
+            )
+        return problems + self._unwritten()
+
+    def _unwritten(self) -> list[str]:
+        return [
+            f"data.format: {count} of {self.rows} rows have `{name}`, which does not reach the text "
+            f"({self._where(_key(name))}); use a format, or a chat template, that writes it, or leave it out on "
+            f"purpose: data.format.ignore: [{name}]"
+            for name, count in self.unwritten.items()
+        ]
 
     def _where(self, kind: str) -> str:
         return "first: " + ", ".join(self.first[kind])
@@ -127,20 +151,13 @@ def inspect(
     encoded: Sequence[Encoded], rows: Rows, tokenizer: Any, stop_ids: set[int], max_length: int
 ) -> GateReport:
     """Count what the gate judges; `encoded[i]` is `rows[i]`."""
-    tests: dict[str, Callable[[Encoded], bool]] = {
-        "without_target": lambda row: not row.dropped and not any(row.supervised),
-        "empty_answers": lambda row: _only_stops(row, stop_ids),
-        "without_stop": lambda row: not row.truncated and _unstopped(row, stop_ids),
-        "stops_cut": lambda row: row.truncated and _unstopped(row, stop_ids),
-        "wrong_bos": lambda row: not row.dropped and row.extra_bos != 0,
-        "merged": lambda row: not row.dropped and row.merged,
-        "too_long": lambda row: row.length > max_length,
-        "truncated": lambda row: row.truncated,
-        "dropped": lambda row: row.dropped,
-        "equal_answers": _equal_answers,
-    }
+    tests = _tests(stop_ids, max_length)
     found = {kind: [index for index, row in enumerate(encoded) if test(row)] for kind, test in tests.items()}
     found["duplicates"] = _duplicates(encoded)
+    unwritten = _named(encoded, lambda row: row.notes.unwritten)
+    unread = _named(encoded, lambda row: row.notes.unread)
+    counts = {kind: len(indices) for kind, indices in found.items()}
+    found |= {_key(name): indices for name, indices in unwritten.items()}
     lengths = sorted(row.length for row in encoded) or [0]
     return GateReport(
         rows=len(encoded),
@@ -158,8 +175,42 @@ def inspect(
             for kind, indices in found.items()
             if indices
         },
-        **{kind: len(indices) for kind, indices in found.items()},
+        unwritten={name: len(indices) for name, indices in unwritten.items()},
+        unread={name: len(indices) for name, indices in unread.items()},
+        **counts,
     )
+
+
+def _tests(stop_ids: set[int], max_length: int) -> dict[str, Callable[[Encoded], bool]]:
+    """Kind of problem -> whether a row has it."""
+    return {
+        "without_target": lambda row: not row.dropped and not any(row.supervised),
+        "empty_answers": lambda row: _only_stops(row, stop_ids),
+        "without_stop": lambda row: not row.truncated and _unstopped(row, stop_ids),
+        "stops_cut": lambda row: row.truncated and _unstopped(row, stop_ids),
+        "wrong_bos": lambda row: not row.dropped and row.extra_bos != 0,
+        "merged": lambda row: not row.dropped and row.merged,
+        "lost": lambda row: row.merged and _only_stops(row, stop_ids),
+        "apart": lambda row: not row.dropped and row.apart,
+        "left_out": lambda row: not row.dropped and row.notes.left_out,
+        "too_long": lambda row: row.length > max_length,
+        "truncated": lambda row: row.truncated,
+        "dropped": lambda row: row.dropped,
+        "equal_answers": _equal_answers,
+    }
+
+
+def _key(name: str) -> str:
+    return f"unwritten {name}"
+
+
+def _named(encoded: Sequence[Encoded], names: Callable[[Encoded], tuple[str, ...]]) -> dict[str, list[int]]:
+    """Name -> the rows that have it."""
+    found: dict[str, list[int]] = {}
+    for index, row in enumerate(encoded):
+        for name in names(row):
+            found.setdefault(name, []).append(index)
+    return found
 
 
 def _unstopped(row: Encoded, stop_ids: set[int]) -> bool:

@@ -1,34 +1,95 @@
-"""Where in the tokens of a text a leading part of it ends."""
+r"""The tokens of a text that is generated in part: prompts and answers meet at a boundary that no token crosses.
+
+A model is asked with the tokens of the prompt alone, so these are what the answer follows in training too. Where
+the tokens of the whole text begin with them, those are taken. Elsewhere ("\n\n" may be one token at the end of a
+text and two before a word) the answer is encoded for itself, as it would be in the middle of a text.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lrft.core.errors import DataError
 
+# Put before a text that goes on from another one, so that a tokenizer does not take it for the beginning of a
+# document and write a space in front; the first that stays a token of its own is used.
+ANCHORS = ("", "\n", ".", "a", "0")
 
-class Joint:
-    """The tokens of a whole text, and where in them a leading part of the text ends."""
 
-    def __init__(self, tokenizer: Any, text: str) -> None:
+@dataclass(frozen=True)
+class Sewn:
+    """Tokens of a whole text.
+
+    Attributes:
+        ids: decoding them gives the text.
+        at: for each boundary asked for, the index of the first token that begins at or after it.
+        apart: a boundary was not one of the tokens of the whole text.
+        merged: a token spans a boundary, because nothing else decodes to the text.
+    """
+
+    ids: list[int]
+    at: list[int]
+    apart: bool
+    merged: bool
+
+
+def sewn(tokenizer: Any, text: str, bounds: Sequence[tuple[int, bool]]) -> Sewn:
+    """The tokens of `text`, cut where answers begin.
+
+    Args:
+        bounds: ascending characters, each with whether it must be a boundary of tokens; where it need not be, it is
+            only looked up.
+
+    Raises:
+        DataError: a token spans a boundary, and the tokenizer cannot say where its tokens start.
+    """
+    piece = Piece(tokenizer, text)
+    before: list[int] = []
+    start, at, apart, merged = 0, [], False, False
+    for bound, firm in bounds:
+        lead = piece.encoded(text[start:bound]) if bound < len(text) else piece.ids
+        index = len(lead)
+        if piece.ids[:index] != lead:
+            following = _following(piece, lead, text[bound:]) if firm else None
+            if following is None:
+                index, spanned = piece.cut(bound - start)
+                merged = merged or (firm and spanned)
+            else:
+                before, start, piece, apart = before + lead, bound, following, True
+                index = 0
+        at.append(len(before) + index)
+    return Sewn(before + piece.ids, at, apart, merged)
+
+
+class Piece:
+    """The tokens of a text that stands alone, or after an anchor; None of them where the anchor joins the text."""
+
+    def __init__(self, tokenizer: Any, text: str, anchor: str = "") -> None:
         self.tokenizer = tokenizer
         self.text = text
-        self.ids = token_ids(tokenizer, text)
+        self.anchor = anchor
+        self.front = token_ids(tokenizer, anchor) if anchor else []
+        self.ids = self.encoded(text)
 
-    def cut(self, leading: str) -> tuple[int, bool]:
-        """Index of the first token that begins after `leading`, and whether the one before it reaches across.
+    def encoded(self, text: str) -> list[int]:
+        """The tokens of `text` in the place of this piece's own.
+
+        An anchor that does not stay a token of its own leaves tokens in front that decode to something else.
+        """
+        ids = token_ids(self.tokenizer, self.anchor + text)
+        return ids[len(self.front) :] if ids[: len(self.front)] == self.front else ids
+
+    def cut(self, bound: int) -> tuple[int, bool]:
+        """Index of the first token that begins at character `bound` or later; whether the one before reaches across.
 
         Raises:
-            DataError: a token spans the seam, and the tokenizer cannot say where its tokens start.
+            DataError: the tokenizer cannot say where its tokens start.
         """
-        if len(leading) == len(self.text):
-            return len(self.ids), False
-        ids = token_ids(self.tokenizer, leading)
-        if self.ids[: len(ids)] == ids:
-            return len(ids), False
         spans = self._spans()
-        index = next((k for k, (start, _) in enumerate(spans) if start >= len(leading)), len(spans))
-        return index, index > 0 and spans[index - 1][1] > len(leading)
+        index = next((k for k, (start, _) in enumerate(spans) if start >= bound), len(spans))
+        return index, index > 0 and spans[index - 1][1] > bound
 
     def _spans(self) -> list[tuple[int, int]]:
         """First character and one past the last, of each token."""
@@ -38,13 +99,29 @@ class Joint:
                 "and cannot say where its tokens start; end the prompt with a line feed, or use a fast one"
             )
         found = self.tokenizer(
-            self.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            self.anchor + self.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         spans: list[tuple[int, int]] = []
-        for start, end in found["offset_mapping"]:
+        for start, end in found["offset_mapping"][len(self.front) :]:
             # Some tokenizers leave the space out of a word's span; it is the gap before the word.
-            spans.append((min(start, spans[-1][1] if spans else 0), end))
+            spans.append(
+                (min(start - len(self.anchor), spans[-1][1] if spans else 0), end - len(self.anchor))
+            )
         return spans
+
+
+def _following(piece: Piece, lead: list[int], text: str) -> Piece | None:
+    """`text` encoded to go on from `lead`, so that the two decode to what `piece` does; None where that cannot be."""
+    whole = _decoded(piece.tokenizer, piece.ids)
+    for anchor in ANCHORS:
+        following = Piece(piece.tokenizer, text, anchor)
+        if _decoded(piece.tokenizer, lead + following.ids) == whole:
+            return following
+    return None
+
+
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:

@@ -64,6 +64,8 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
         "without_stop": "no stop token",
         "wrong_bos": "wrong beginning-of-text count",
         "merged": "prompt and answer share a token",
+        "apart": "answer encoded apart from its prompt",
+        "left_out": "text left out or altered by the template",
         "duplicates": "duplicates",
         "equal_answers": "both answers equal",
     }
@@ -71,7 +73,15 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
         count = getattr(report, kind)
         if count:
             lines.append((label, f"{count:,} (first: {', '.join(report.first[kind])})"))
+    if report.unwritten:
+        lines.append(("not in the text", _counted(report.unwritten)))
+    if report.unread:
+        lines.append(("not read", _counted(report.unread)))
     return lines
+
+
+def _counted(names: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count:,})" for name, count in names.items())
 
 
 def _append(shown: Text, document: Encoded, tokenizer: Any, colour: bool) -> None:

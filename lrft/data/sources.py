@@ -35,21 +35,24 @@ class Rows:
         origin: path of the file, or hub id and split as `id:split`.
         fingerprint: sha256 of the file's bytes or of streamed rows, or the hub data set's own with its revision.
         lines: line of each row, where the file has lines.
+        filled: nested objects hold a null for every key that some other row has, as columnar files do.
     """
 
     rows: Sequence[Row]
     origin: str
     fingerprint: str
     lines: Sequence[int] | None = None
+    filled: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        return self.rows[index]
+        row = self.rows[index]
+        return _emptied(row) if self.filled else row
 
     def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
+        return map(_emptied, self.rows) if self.filled else iter(self.rows)
 
     def where(self, index: int) -> str:
         """`file:line`, or `origin row i` (from 0) where there are no lines."""
@@ -91,7 +94,7 @@ def _read_file(path: Path, role: Role, limit: int | None) -> Rows:
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         if suffix == ".parquet":
-            return Rows(_read_parquet(path, limit), str(path), fingerprint)
+            return Rows(_read_parquet(path, limit), str(path), fingerprint, filled=True)
         rows, lines = TEXT_READERS[suffix](path, limit)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
@@ -139,7 +142,18 @@ def _read_hub(source: Source, role: Role) -> Rows:
         raise DataError(f"data.{role}.source: {source.source}, split {split!r}, has no rows")
     fingerprint = _digest(rows) if streams else rows._fingerprint
     revision = f"@{source.revision}" if source.revision else ""
-    return Rows(rows, f"{source.source}:{split}", f"{fingerprint}{revision}")
+    return Rows(rows, f"{source.source}:{split}", f"{fingerprint}{revision}", filled=True)
+
+
+def _emptied(row: Row) -> Row:
+    """The row without the nulls inside its columns; a column that is null itself stays."""
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _digest(rows: Sequence[Row]) -> str:

@@ -23,6 +23,7 @@ class StepBatches:
 
     Attributes:
         micro_batches: this process's part, possibly none.
+        micro_batch_count: those of the whole step, over all processes.
         targets: target tokens of the whole step, over all micro-batches and processes.
         tokens: tokens of the whole step, padding left out.
         examples: rows of the data in the whole step, however they are packed; a pair is one.
@@ -30,6 +31,7 @@ class StepBatches:
     """
 
     micro_batches: list[Batch]
+    micro_batch_count: int
     targets: int
     tokens: int
     examples: int
@@ -118,6 +120,7 @@ class TrainData:
         indices = [index for micro_batch in whole for row in micro_batch for index in row]
         return StepBatches(
             micro_batches=[self._collate(micro_batch) for micro_batch in whole[self.rank :: self.world]],
+            micro_batch_count=len(whole),
             targets=sum(self.targets[index] for index in indices),
             tokens=sum(self.lengths[index] for index in indices),
             examples=len(indices),

@@ -1,24 +1,46 @@
 """Rows to token ids, with the mask of what is learnt.
 
-The mask never looks for marker strings. The text up to an answer and the text with it are tokenized, and the
-answer begins where the first ends. Where the two disagree at the seam, because a token spans it, character
-offsets decide: a token is a target if and only if it starts at or after the boundary.
+The mask never looks for marker strings: the chat template says where in the text an answer stands (`chat`), and the
+tokens are cut where it begins (`seam`). What is learnt follows, in training as in generation, the same tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 from lrft.core.errors import DataError
-from lrft.data.encoded import Drawn, Encoded, TooLong, fitted
+from lrft.data.chat import ChatTemplate, Marks, Span, marks, said, thought
+from lrft.data.encoded import Drawn, Encoded, Notes, TooLong, fitted
 from lrft.data.example import Example
 from lrft.data.formats._format import Format
-from lrft.data.seam import Joint, token_ids
+from lrft.data.reached import Reached, leaves
+from lrft.data.seam import Sewn, sewn, token_ids
 from lrft.data.sources import Rows
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row as it is scored.
+
+    Attributes:
+        prompt: what the (last, chosen) answer follows: everything before it, the generation prompt and `given`.
+        answer: its tokens, without what ends it.
+        reference: its text; of an answer that thinks, what it says afterwards.
+        given: what the chat template writes of itself before such an answer, such as an empty block of thoughts.
+        marks: what the answer's thoughts stand between, such as `<think>` and `</think>`; None where it has none.
+    """
+
+    prompt: list[int]
+    answer: list[int]
+    reference: str
+    given: str = ""
+    marks: Marks | None = None
 
 
 class Renderer:
@@ -30,10 +52,17 @@ class Renderer:
         stop_ids: tokens that end an answer.
         max_length: longest row in tokens; a pair counts both answers, each with its prompt.
         too_long: what happens to longer rows; `error` leaves them whole, for the gate to report.
+        today: the day that chat templates which ask for the date are told; by default the day it is.
     """
 
     def __init__(
-        self, tokenizer: Any, format: Format, stop_ids: set[int], max_length: int, too_long: TooLong = "error"
+        self,
+        tokenizer: Any,
+        format: Format,
+        stop_ids: set[int],
+        max_length: int,
+        too_long: TooLong = "error",
+        today: date | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.format = format
@@ -41,7 +70,19 @@ class Renderer:
         self.max_length = max_length
         self.too_long = too_long
         self.prefix = _prefix(tokenizer)
+        self.template = ChatTemplate(tokenizer, stop_ids, today or date.today())
         self._known_ids: dict[int, int] = {}
+        self._known_notes: dict[Notes, Notes] = {}
+
+    @property
+    def today(self) -> date:
+        """The day that chat templates which ask for the date are told."""
+        return self.template.today
+
+    @property
+    def asks_for_the_date(self) -> bool:
+        """Whether a row was rendered by such a template."""
+        return self.template.asks_for_the_date
 
     def encode(self, row: Row) -> Encoded:
         """The row's tokens and mask, within `max_length`.
@@ -50,102 +91,118 @@ class Renderer:
             DataError: the format or the chat template cannot use the row. Which row it is, the caller knows.
         """
         example = self.format.example(row)
-        encoded = fitted([self._drawn(e) for e in example.answers()], self.max_length, self.too_long)
+        notes = self.format.unread(row)
+        drawn = []
+        for one in example.answers():
+            document, missing = self._drawn(one)
+            drawn.append(document)
+            notes = notes.joined(missing)
+        encoded = fitted(drawn, self.max_length, self.too_long)
         # One int object per distinct id: a list then costs 8 bytes a token instead of 36.
-        return replace(encoded, input_ids=[self._known_ids.setdefault(i, i) for i in encoded.input_ids])
+        ids = [self._known_ids.setdefault(i, i) for i in encoded.input_ids]
+        return replace(encoded, input_ids=ids, notes=self._known_notes.setdefault(notes, notes))
 
-    def prompt_ids(self, row: Row) -> list[int]:
-        """What generation starts from: everything before the (last, chosen) answer, generation prompt included.
-
-        For raw text this is what the tokenizer puts in front, which may be nothing.
-        """
+    def question(self, row: Row) -> Question:
+        """The row as it is scored; of what the prompt and the answer are made in training, so they are here."""
         example = self.format.example(row)
         if not example.messages:
-            return self._lead(example.prompt) + token_ids(self.tokenizer, example.prompt)
-        turns = _answers(example)
-        before = example.messages[: turns[-1]] if turns else example.messages
-        return token_ids(self.tokenizer, self._render(before, prompt=True))
+            return self._plain_question(example)
+        if not example.learnt:
+            prompt = self.template.render(example.messages, example.tools, prompt=True)
+            return Question(token_ids(self.tokenizer, prompt), [], "")
+        return self._chat_question(_through_last(example))
+
+    def prompt_ids(self, row: Row) -> list[int]:
+        """What generation starts from. For raw text this is what the tokenizer puts in front, maybe nothing."""
+        return self.question(row).prompt
 
     def reference(self, row: Row) -> str:
         """The text of the (last, chosen) answer; empty for a conversation without one."""
-        example = self.format.example(row)
-        if not example.messages:
-            return example.completion
-        turns = _answers(example)
-        return example.messages[turns[-1]]["content"] if turns else ""
+        return self.question(row).reference
 
-    def _drawn(self, example: Example) -> Drawn:
-        return self._chat(example) if example.messages else self._plain(example)
+    def _drawn(self, example: Example) -> tuple[Drawn, Notes]:
+        if not example.messages:
+            return self._plain(example), Notes()
+        if not example.learnt:
+            text = self.template.render(example.messages, example.tools)
+            return self._chat(example, text, []), Reached(self.template, example, text, []).notes()
+        example = _through_last(example)
+        text = self.template.render(example.messages, example.tools)
+        spans = self.template.answers(example, text)
+        return self._chat(example, text, spans), Reached(self.template, example, text, spans).notes()
 
     def _plain(self, example: Example) -> Drawn:
-        joint = Joint(self.tokenizer, example.prompt + example.completion)
-        lead, bos = self._lead(joint.text), self.tokenizer.bos_token_id
-        start, merged = joint.cut(example.prompt) if example.prompt else (0, False)
-        ids = lead + joint.ids
+        text = example.prompt + example.completion
+        bounds = [(len(example.prompt), True)] if example.prompt else []
+        made = sewn(self.tokenizer, text, bounds)
+        lead, bos = self._lead(text), self.tokenizer.bos_token_id
+        start = len(lead) + (made.at[0] if bounds else 0)
+        ids = lead + made.ids
         front = _leading(ids, bos)
         # A tokenizer that adds none leaves the beginning to the text.
         extra = front - self.prefix.count(bos) if self.prefix else 0
-        if not joint.ids or ids[-1] not in self.stop_ids:
+        if not made.ids or ids[-1] not in self.stop_ids:
             ids.append(self._eos())
-        supervised = [k > 0 and k >= start + len(lead) for k in range(len(ids))]
-        return Drawn(ids, supervised, front, extra, merged)
+        supervised = [k > 0 and k >= start for k in range(len(ids))]
+        return Drawn(ids, supervised, front, extra, made.merged, made.apart, start)
 
-    def _chat(self, example: Example) -> Drawn:
-        answers = _answers(example)
-        messages = example.messages[: answers[-1] + 1] if answers else example.messages
-        joint = Joint(self.tokenizer, self._render(messages))
-        supervised, merged = [False] * len(joint.ids), False
-        for turn in answers if example.learn == "all" else answers[-1:]:
-            before, through = self._seams(messages, turn, joint.text)
-            (start, spanned), (end, _) = joint.cut(before), joint.cut(through)
-            merged = merged or spanned
-            for k in range(max(start, 1), self._stopped(joint.ids, start, end)):
+    def _chat(self, example: Example, text: str, spans: list[Span]) -> Drawn:
+        made, places = self._cut(text, spans)
+        supervised = [False] * len(made.ids)
+        begin = places[-1][1] if places else len(made.ids)
+        for start, _, end in places:
+            for k in range(max(start, 1), self._stopped(made.ids, start, end)):
                 supervised[k] = True
         bos, mark = self.tokenizer.bos_token_id, self.tokenizer.bos_token
         extra = 0
         if bos is not None:
-            written = joint.text.count(mark) - sum(message["content"].count(mark) for message in messages)
-            twice = max(_leading(joint.ids, bos) - 1, 0)
-            extra = joint.ids.count(bos) - written + twice
-        return Drawn(joint.ids, supervised, _leading(joint.ids, bos), extra, merged)
+            said = sum(leaf.count(mark) for leaf in leaves([*example.messages, *example.tools]))
+            twice = max(_leading(made.ids, bos) - 1, 0)
+            extra = made.ids.count(bos) - (text.count(mark) - said) + twice
+        front = _leading(made.ids, bos)
+        return Drawn(made.ids, supervised, front, extra, made.merged, made.apart, begin)
 
-    def _seams(self, messages: Sequence[dict[str, str]], turn: int, text: str) -> tuple[str, str]:
-        """The text up to the answer of `turn`, and the text through it; both begin `text`."""
-        before = self._render(messages[:turn], prompt=True)
-        through = text if turn == len(messages) - 1 else self._render(messages[: turn + 1])
-        if not through.startswith(before):
-            raise DataError(
-                f"message {turn + 1}: the chat template writes the prompt of this answer differently once "
-                "the answer is there, so what is learnt would never be asked; use another chat template"
-            )
-        if not text.startswith(through):
-            raise DataError(
-                f"message {turn + 1}: the chat template rewrites this answer when the conversation goes on; "
-                "set data.format.learn: last"
-            )
-        return before, through
+    def _cut(self, text: str, spans: list[Span]) -> tuple[Sewn, list[tuple[int, int, int]]]:
+        """The tokens, and of each answer the first, the first of its own words, and one past the last."""
+        firm = {span.start for span in spans} | {span.words for span in spans}
+        bounds = sorted(firm | {span.end for span in spans})
+        made = sewn(self.tokenizer, text, [(bound, bound in firm) for bound in bounds])
+        at = [made.at[bisect_left(bounds, place)] for s in spans for place in (s.start, s.words, s.end)]
+        return made, list(zip(at[::3], at[1::3], at[2::3], strict=True))
 
     def _stopped(self, ids: list[int], start: int, end: int) -> int:
         """One past the last stop token of an answer: what the template writes after it is not learnt."""
         stops = [k for k in range(start, end) if ids[k] in self.stop_ids]
         return stops[-1] + 1 if stops else end
 
-    def _render(self, messages: Sequence[dict[str, str]], prompt: bool = False) -> str:
-        from jinja2 import TemplateError
+    def _plain_question(self, example: Example) -> Question:
+        drawn = self._plain(example)
+        prompt = drawn.ids[: drawn.begin]
+        if drawn.merged:
+            prompt = self._lead(example.prompt) + token_ids(self.tokenizer, example.prompt)
+        return Question(prompt, self._answer(drawn), example.completion)
 
-        if not self.tokenizer.chat_template:
-            raise DataError(
-                "data.format: the model's tokenizer has no chat template; use a format with render: plain"
-            )
-        try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=prompt
-            )
-        except TemplateError as error:
-            raise DataError(
-                f"the chat template refuses the conversation: {error.message or error}"
-            ) from error
-        return str(text)
+    def _chat_question(self, example: Example) -> Question:
+        text = self.template.render(example.messages, example.tools)
+        spans = self.template.answers(example, text)
+        drawn, last, message = self._chat(example, text, spans), spans[-1], example.messages[-1]
+        given = text[last.start : last.words]
+        between = None if given else marks(message, text[last.start : last.end])
+        prompt = drawn.ids[: drawn.begin]
+        if drawn.merged:
+            prompt = token_ids(self.tokenizer, text[: last.words])
+        answer = self._answer(drawn)
+        reference = thought(message)[1]
+        if not isinstance(message["content"], str) or message.get("tool_calls"):
+            reference = said(self.tokenizer, answer, between)  # as the template writes it
+        return Question(prompt, answer, reference, given, between)
+
+    def _answer(self, drawn: Drawn) -> list[int]:
+        learnt = zip(drawn.ids[drawn.begin :], drawn.supervised[drawn.begin :], strict=True)
+        answer = [token for token, wanted in learnt if wanted]
+        while answer and answer[-1] in self.stop_ids:
+            answer.pop()
+        return answer
 
     def _lead(self, text: str) -> list[int]:
         """What the tokenizer puts before a document, unless the text begins with it already."""
@@ -187,8 +244,9 @@ def _prefix(tokenizer: Any) -> list[int]:
     return full[:found]
 
 
-def _answers(example: Example) -> list[int]:
-    return [k for k, message in enumerate(example.messages) if message["role"] == "assistant"]
+def _through_last(example: Example) -> Example:
+    """The conversation through its last learnt answer."""
+    return replace(example, messages=example.messages[: example.learnt[-1] + 1])
 
 
 def _leading(ids: list[int], bos: int | None) -> int:

@@ -72,7 +72,7 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
         if form is not None
         for name, tensor in form[0].items()
     }
-    beside: dict[str, Tensor] = {f"{PREFIX}{name}": parameter for name, parameter in base_parameters(model)}
+    beside, modules = _base_weights(model)
     keys = {site: form[1] for site, form in forms.items() if form is not None}
     section = type(sites[0][1].adapter).peft_config(
         recipe.adapter, any(module.start is not None for _, module in sites)
@@ -82,13 +82,33 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     if patterns is None:
         return _own_form(model, dtype), None
     config = {**_shared_keys(model, recipe, sites), **common, **patterns}
+    if any(name.endswith(".bias") for name in beside):
+        config["bias"] = "all"
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
-    if beside:
-        config["modules_to_save"] = sorted({name.rpartition(".")[0] for name, _ in base_parameters(model)})
+    if modules:
+        config["modules_to_save"] = modules
     beside |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in (common_part or {}).items()}
     cast = {k: t.detach().to("cpu", dtype).contiguous() for k, t in {**tensors, **beside}.items()}
     return cast, config
+
+
+def _base_weights(model: CausalLM) -> tuple[dict[str, Tensor], list[str]]:
+    """The base weights that train under PEFT's names, and the modules that PEFT is to replace.
+
+    Biases stand alone, in adapted layers too. Of a module of which anything else trains all goes along, since PEFT
+    replaces modules and not tensors.
+    """
+    trained, sites = dict(base_parameters(model)), {name for name, _ in adapted(model.hf)}
+    modules = sorted({name.rpartition(".")[0] for name in trained if not name.endswith(".bias")})
+    found: dict[str, Tensor] = {}
+    for module in modules:
+        for leaf, parameter in model.hf.get_submodule(module).named_parameters(recurse=False):
+            found[f"{PREFIX}{module}.{leaf}"] = parameter
+    for name, parameter in trained.items():
+        module, _, leaf = name.rpartition(".")
+        found[f"{PREFIX}{module}.{'base_layer.' if module in sites else ''}{leaf}"] = parameter
+    return found, modules
 
 
 def _own_form(model: CausalLM, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lrft.assemble.job import subject
@@ -12,7 +13,10 @@ from lrft.core.config import MethodConfig, parse_choice
 from lrft.core.errors import UsageError
 from lrft.core.names import did_you_mean
 from lrft.evaluate.run import evaluate
-from lrft.jobs.open_run import open_run
+from lrft.jobs.open_run import open_run, trusts_remote_code
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import load_model
+from lrft.model.trained import base_parameters, put_back
 from lrft.recipe.schema import Recipe
 from lrft.train.folder import RunFolder
 
@@ -25,6 +29,9 @@ def evaluate_run(
     progress: Callable[..., None] | None,
 ) -> dict[str, dict[str, Any]]:
     """Score a run's adapter, and the bare base beside it if asked; returns label -> task -> result.
+
+    The base is as it is stored, quantized if the recipe says so, and without anything that was trained: base weights
+    that trained have their pretrained values again.
 
     Raises:
         UsageError: the recipe names no task and no held-out rows; or there is no base to score.
@@ -39,9 +46,16 @@ def evaluate_run(
     limit = limit or recipe.eval.limit
     results = {"adapter": evaluate(target, chosen, limit, folder.path, "adapter")}
     if baseline:
-        with adapters_off(adaptation.model):
+        with adapters_off(adaptation.model), _pretrained_weights(recipe, folder, adaptation.model):
             results["baseline"] = evaluate(target, chosen, limit, folder.path, "baseline")
     return results
+
+
+def _pretrained_weights(recipe: Recipe, folder: RunFolder, model: CausalLM) -> AbstractContextManager[None]:
+    if not any(base_parameters(model)):
+        return nullcontext()
+    trusted = trusts_remote_code(folder)
+    return put_back(model, load_model(recipe.model, trust_remote_code=trusted, seed=recipe.train.seed))
 
 
 def _tasks(recipe: Recipe, names: list[str]) -> list[MethodConfig]:

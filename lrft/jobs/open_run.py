@@ -27,7 +27,7 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
     if saved is None:
         raise UsageError(f"{folder.path}: has no checkpoint yet; train it first")
     trusted = trusts_remote_code(folder)
-    text = read_text(recipe, training=False, trust_remote_code=trusted)
+    text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
     with progress() as show:
         tensors = checkpoint.read_adapter(saved)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from rich.table import Table
 
 from lrft.assemble.adapt import plan_without_weights
 from lrft.assemble.measure import measure
-from lrft.assemble.text import read_text, train_data
+from lrft.assemble.text import check_text, fact_lines, read_text, train_data
 from lrft.core.stages import ranks_of
-from lrft.data.gate import GateReport
-from lrft.data.show import facts
 from lrft.jobs.say import show_table
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
@@ -33,6 +30,7 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
     """
     recipe = loaded.recipe
     text = read_text(recipe, trust_remote_code=trust_remote_code)
+    check_text(text, recipe)
     model = load_model(recipe.model, trust_remote_code=trust_remote_code, meta=True)
     settings = recipe.train
     steps = train_data(recipe, text).total_steps(settings.max_steps, settings.epochs)
@@ -42,7 +40,7 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
     return {
         "recipe": loaded.name,
         "recipe_hash": recipe_hash(recipe),
-        "data": text.report.record() if text.report else {},
+        "data": text.record(),
         "steps": steps,
         "targets": counted["targets"],
         "matrices": counted["matrices"],
@@ -75,7 +73,7 @@ def memory_bytes(recipe: Recipe, model: CausalLM, counted: dict[str, Any]) -> di
 def show_plan(plan: dict[str, Any]) -> None:
     """The plan as tables on standard output."""
     table = Table("plan", plan["recipe"])
-    for label, value in _facts(plan["data"]):
+    for label, value in fact_lines(plan["data"]):
         table.add_row(label, value)
     table.add_row("steps", str(plan["steps"]))
     for row in plan["targets"]:
@@ -92,11 +90,6 @@ def show_plan(plan: dict[str, Any]) -> None:
     for label, size in plan["memory_bytes"].items():
         table.add_row(f"memory: {label.replace('_', ' ')}", f"{size / 2**20:,.1f} MiB")
     show_table(table)
-
-
-def _facts(data: dict[str, Any]) -> list[tuple[str, str]]:
-    """The gate's record in words."""
-    return facts(GateReport(**{field.name: data[field.name] for field in fields(GateReport)})) if data else []
 
 
 def _activation_bytes(recipe: Recipe, model: CausalLM) -> int:

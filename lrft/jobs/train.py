@@ -7,15 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lrft.assemble.adapt import adapt
 from lrft.assemble.job import Job, assemble
 from lrft.assemble.measure import matrix_shares
-from lrft.assemble.text import Text, read_text, silent, train_data
+from lrft.assemble.text import Text, check_text, read_text, silent, train_data
 from lrft.core.errors import UsageError
 from lrft.core.params import count
-from lrft.data.show import facts
+from lrft.core.run import Run
 from lrft.export.peft_format import adapter_files, write_adapter_folder
 from lrft.jobs.memory import memory_advice
 from lrft.jobs.say import progress, say
@@ -63,7 +64,7 @@ def _train_in(
             say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
         return done if lead else {}
     began = time.perf_counter()
-    text = _rows(recipe, accelerator, trust_remote_code)
+    text = _rows(folder, recipe, accelerator, trust_remote_code)
     saved = checkpoint.newest(folder.checkpoints, say)
     tensors = None if saved is None else checkpoint.read_adapter(saved)
     with memory_advice(recipe):
@@ -94,7 +95,7 @@ def _train_in(
     return _close(job, time.perf_counter() - began) if lead else {}
 
 
-def _rows(recipe: Recipe, accelerator: Any, trust_remote_code: bool) -> Text:
+def _rows(folder: RunFolder, recipe: Recipe, accelerator: Any, trust_remote_code: bool) -> Text:
     """The rows, from which the length of the run follows: what does not fit into it is refused before weights are read.
 
     Raises:
@@ -102,9 +103,15 @@ def _rows(recipe: Recipe, accelerator: Any, trust_remote_code: bool) -> Text:
     """
     lead = accelerator.is_main_process
     with progress() as show:
-        text = read_text(recipe, trust_remote_code=trust_remote_code, progress=show if lead else silent)
-    if lead and text.report is not None:
-        say("; ".join(f"{label} {value}" for label, value in facts(text.report)))
+        text = read_text(
+            recipe,
+            trust_remote_code=trust_remote_code,
+            progress=show if lead else silent,
+            today=folder.day if folder.started else None,
+        )
+    if lead:
+        say("; ".join(f"{label} {value}" for label, value in text.facts()))
+    check_text(text, recipe)
     data = train_data(recipe, text, accelerator.num_processes, accelerator.process_index)
     check_length(recipe, data.total_steps(recipe.train.max_steps, recipe.train.epochs))
     return text
@@ -185,7 +192,8 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
             "recipe_hash": job.identity.recipe,
             "base_fingerprint": job.identity.base,
             "data": job.text.fingerprints,
-            "gate": job.text.report.record() if job.text.report else {},
+            "gate": job.text.record(),
+            "date": job.text.renderer.today.isoformat(),
             "trainable": trainable,
             "total_steps": run.total_steps,
             "seed": run.seed,
@@ -204,6 +212,16 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
     if unreached := job.adaptation.matrices.sentence():
         say(unreached)
     say(f"{trainable:,} trainable parameters, {run.total_steps} steps, in {folder.path}")
+    if _rounds_every_step(run):
+        say(
+            f"trainable.update: base weights train in {run.recipe.model.dtype}, where a step of less than 0.2 % of a "
+            "weight is rounded away; write master or stochastic to keep such steps"
+        )
+
+
+def _rounds_every_step(run: Run) -> bool:
+    coarse = any(not info.site and info.param.dtype != torch.float32 for info in run.parameters)
+    return coarse and run.recipe.trainable.update == "in_place"
 
 
 def _resume(job: Job, saved: Path, tensors: dict[str, Tensor]) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter
 from lrft.core.errors import RecipeError
-from lrft.core.frozen import Absent, Quantizer
+from lrft.core.frozen import Absent, FrozenLinear, Quantizer
 from lrft.core.names import did_you_mean
 from lrft.core.params import Site
 from lrft.core.stages import Init, Plan, Signals, SitePlan
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.sites import is_transposed, linear_sites, matches
+from lrft.model.trained import trains
 
 
 def make_plan(sites: dict[str, Site], config: Any) -> Plan:
@@ -54,6 +55,7 @@ def attach(
 
     An init sees the true weight, before rounding. Each site draws from its own seed, so what one site starts
     with does not depend on which others are adapted. A start that the base gives up is kept beside the adapter.
+    A bias that trains stays the base model's parameter, whatever stands around it.
 
     Args:
         saved: adapter tensors of a checkpoint. Nothing is initialised then: its starts are used instead of
@@ -83,21 +85,11 @@ def attach(
             if part is not None:
                 _wrap_block(model.hf, name, part)
             continue
-        layer = model.hf.get_submodule(name)
+        layer = model.hf.get_submodule(name).to(device)
         if is_transposed(layer):
             model.transposed.add(name)
-        weight, bias = dense(layer)
-        weight, bias = weight.to(device), None if bias is None else bias.to(device)
-        store = _storing(quantize, entry)
-        if part is None:
-            _replace(model.hf, name, store(weight, bias))
-        else:
-            found = _parts_of(name, saved)
-            _replace(
-                model.hf,
-                name,
-                _adapted(part, weight, bias, init, store, (signals or {}).get(name, {}), found),
-            )
+        store, signal = _storing(quantize, entry), (signals or {}).get(name, {})
+        _replace(model.hf, name, _frozen(layer, part, init, store, signal, _parts_of(name, saved)))
     model.hf.to(device)
     if shared is not None:
         shared.bind(model)
@@ -124,11 +116,6 @@ def detach(model: CausalLM) -> None:
     model.hf.requires_grad_(False)
 
 
-def trains(model: CausalLM, name: str) -> bool:
-    """Whether the weight of the layer called `name` trains itself, and so stays a plain layer."""
-    return model.hf.get_submodule(name).get_parameter("weight").requires_grad
-
-
 def _make(adapter: type[Adapter], settings: Any, site: Site, shared: nn.Module | None) -> Adapter:
     try:
         part = adapter.at(settings, site, shared)
@@ -147,6 +134,24 @@ def _storing(quantize: Quantizer, entry: SitePlan | None) -> Quantizer:
         return quantize(weight, bias, **{**chosen, **settings})
 
     return store
+
+
+def _frozen(
+    layer: nn.Module,
+    part: Adapter | None,
+    init: Init | None,
+    store: Quantizer,
+    signal: dict[str, Tensor],
+    saved: dict[str, dict[str, Tensor]] | None,
+) -> FrozenLinear | Adapted:
+    """The frozen form of a linear layer, with its adapter if it gets one, and with its own bias if that trains."""
+    weight, bias = dense(layer)
+    trained = layer.bias if isinstance(layer.bias, nn.Parameter) and layer.bias.requires_grad else None
+    kept = bias if trained is None else None
+    made = store(weight, kept) if part is None else _adapted(part, weight, kept, init, store, signal, saved)
+    if trained is not None:
+        made.train_bias(trained)
+    return made
 
 
 def _adapted(

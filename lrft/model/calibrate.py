@@ -60,6 +60,9 @@ def calibrate(
             watch.first = False
             if progress is not None:
                 progress(done + 1)
+    model.zero_grad(
+        set_to_none=True
+    )  # base weights that train have some, which are no part of the first step
     return watch.results()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from lrft.core.adapted import Adapted, adapted
 from lrft.core.errors import RecipeError
 from lrft.core.frozen import Changed, FrozenLinear
 from lrft.core.names import did_you_mean
-from lrft.core.params import ParamInfo
+from lrft.core.params import ParamInfo, Site
 from lrft.model.causal_lm import CausalLM
-from lrft.model.sites import linear_shape, matches
+from lrft.model.sites import linear_shape, linear_sites, matches
 
 BASE = "base."  # goes before the names of base weights in a checkpoint
 SHARED = "shared."
@@ -34,12 +35,52 @@ def choose_base_weights(model: CausalLM, weights: str | list[str]) -> None:
     for pattern in patterns:
         hits = [name for name in parameters if matches(name, pattern)]
         if not hits:
-            near = did_you_mean(pattern, {".".join(name.split(".")[-2:]) for name in parameters})
-            raise RecipeError(
-                f"pattern {pattern!r} matches no parameter of the model{near}", "trainable.weights"
-            )
+            message = f"pattern {pattern!r} matches {_why_none(model, pattern, set(parameters))}"
+            raise RecipeError(message, "trainable.weights")
         for name in hits:
             parameters[name].requires_grad_(True)
+
+
+def _why_none(model: CausalLM, pattern: str, names: set[str]) -> str:
+    """What a pattern without a hit did name, if anything, and what to write instead."""
+    everywhere = dict(model.hf.named_parameters(remove_duplicate=False))
+    for name, parameter in everywhere.items():
+        if matches(name, pattern):
+            own = next(other for other in names if everywhere[other] is parameter)
+            return f"{name}, which is tied to {own} and trains with it; name that"
+    for name, _ in model.hf.named_buffers():
+        if matches(name, pattern):
+            return f"{name}, a constant that no gradient reaches; leave it out"
+    return f"no parameter of the model{did_you_mean(pattern, {'.'.join(n.split('.')[-2:]) for n in names})}"
+
+
+def trains(model: CausalLM, name: str) -> bool:
+    """Whether the weight of the layer called `name` trains itself, and so stays a plain layer."""
+    return model.hf.get_submodule(name).get_parameter("weight").requires_grad
+
+
+def check_sites(model: CausalLM, sites: dict[str, Site]) -> None:
+    """Refuse adapters on layers whose own weight trains; such a layer stays as it is.
+
+    Raises:
+        RecipeError: names the first.
+    """
+    for name, site in sites.items():
+        if site.kind == "linear" and trains(model, name):
+            message = f"{name}.weight would train itself, so the layer could bear no adapter"
+            remedy = "leave it out of these patterns, or out of adapter.targets"
+            raise RecipeError(f"{message}; {remedy}", "trainable.weights")
+
+
+def check_storage(model: CausalLM, storage: str) -> None:
+    """Refuse a storage of frozen weights where none is left.
+
+    Raises:
+        RecipeError: every linear layer trains.
+    """
+    if all(trains(model, name) for name in linear_sites(model)):
+        message = f"every linear layer trains itself, so none is stored as {storage}"
+        raise RecipeError(f"{message}; write quantization: none", "quantization.method")
 
 
 def parameter_infos(model: CausalLM) -> list[ParamInfo]:
@@ -48,21 +89,47 @@ def parameter_infos(model: CausalLM) -> list[ParamInfo]:
 
 
 def base_parameters(model: CausalLM) -> Iterator[tuple[str, nn.Parameter]]:
-    """Name and parameter of every base weight that trains."""
-    inside = tuple(f"{name}.adapter." for name, _ in adapted(model.hf))
-    inside += tuple(f"{name}.start." for name, _ in adapted(model.hf))
+    """Every base weight that trains, under the name it has in the base model, wherever it stands by now."""
+    sites = [name for name, _ in adapted(model.hf)]
+    inside = tuple(f"{name}.{part}." for name in sites for part in ("adapter", "start"))
     for name, parameter in model.hf.named_parameters():
         if parameter.requires_grad and not name.startswith(inside):
-            yield name, parameter
+            yield _base_name(name, sites), parameter
+
+
+def _base_name(name: str, sites: list[str]) -> str:
+    """The path in the base model of what stands at `name` in one with wrappers at `sites`."""
+    site = next((site for site in sites if name.startswith(f"{site}.base.")), None)
+    return name if site is None else f"{site}.{name.removeprefix(f'{site}.base.')}"
+
+
+@contextmanager
+def put_back(model: CausalLM, pretrained: CausalLM) -> Iterator[None]:
+    """Give the base weights that train the values they have in `pretrained`, the base loaded anew, for a while."""
+    before, trained = dict(pretrained.hf.named_parameters()), dict(base_parameters(model))
+    kept = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    try:
+        _write(trained, before)
+        yield
+    finally:
+        _write(trained, kept)
+
+
+@torch.no_grad()
+def _write(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
 
 
 def _base_infos(model: CausalLM) -> list[ParamInfo]:
     embedding = model.hf.get_input_embeddings().get_parameter("weight")
     head = model.hf.get_output_embeddings().get_parameter("weight")
     roles = {id(head): "head", id(embedding): "embedding"}  # tied, it is an embedding
+    linear = [module for module in model.hf.modules() if linear_shape(module)]
+    matrices = {id(parameter) for module in linear for parameter in module.parameters(recurse=False)}
     found = []
     for name, parameter in base_parameters(model):
-        is_matrix = linear_shape(model.hf.get_submodule(name.rpartition(".")[0])) and parameter.ndim == 2
+        is_matrix = id(parameter) in matrices and parameter.ndim == 2
         role = roles.get(id(parameter)) or ("matrix" if is_matrix else "vector")
         block = BLOCK.match(name)
         found.append(ParamInfo(name, parameter, role, block=block.group(1) if block else ""))
@@ -153,12 +220,13 @@ def frozen_layers(model: CausalLM) -> Iterator[tuple[str, FrozenLinear, Adapted 
 
     Layers inside an adapted block go by the path they have in the base model.
     """
+    sites = [name for name, _ in adapted(model.hf)]
     for name, module in model.hf.named_modules():
         if isinstance(module, Adapted):
             if isinstance(module.base, FrozenLinear):
                 yield name, module.base, module
         elif isinstance(module, FrozenLinear) and not _inside(name):
-            yield name.replace(".base.", "."), module, None
+            yield _base_name(name, sites), module, None
 
 
 def _inside(name: str) -> bool:

@@ -98,6 +98,12 @@ class DataSection(Section):
     format: Annotated[Any, Choice(FORMATS)] = Field(
         description="how a row becomes a prompt and what is learnt from it"
     )
+    date: str | None = Field(
+        None,
+        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
+        description="day that chat templates which ask for the date are told, as 2026-11-28; by default the day the "
+        "run begins, which its record keeps",
+    )
     too_long: Literal["error", "drop", "truncate_left", "truncate_right"] = Field(
         "error", description="what happens to rows longer than train.max_length"
     )

@@ -62,9 +62,10 @@ def _first_module(run: Run, batches: StepBatches, objective: Objective) -> str:
     for name, module in run.model.named_modules():
         handles.append(module.register_forward_hook(watch(name)))
     try:
-        run.seed_step()
+        world = 1 if run.accelerator is None else run.accelerator.num_processes
         with torch.no_grad():
-            for batch in batches.micro_batches:
+            for index, batch in enumerate(batches.micro_batches):
+                run.seed_draws(index * world + run.rank)
                 objective(run.model, batch.to(run.device), run)
     finally:
         for handle in handles:

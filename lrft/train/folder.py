@@ -56,6 +56,12 @@ class RunFolder:
         """Whether a training began here."""
         return (self.path / RECIPE).is_file()
 
+    @property
+    def day(self) -> str | None:
+        """The day, as 2026-11-28, that chat templates were told when the training began; None in older folders."""
+        day: str | None = self.read(RUN).get("date")
+        return day
+
     def lock(self) -> None:
         """Keep other trainings out until this process ends, however it ends.
 

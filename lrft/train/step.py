@@ -23,6 +23,10 @@ class StepBatches(Protocol):
         """This process's share."""
 
     @property
+    def micro_batch_count(self) -> int:
+        """How many the whole step has, over all processes; some may have fewer than others, or none."""
+
+    @property
     def targets(self) -> int:
         """Target tokens of the whole step, over all micro-batches and processes."""
 
@@ -47,9 +51,10 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     """
     total = torch.zeros((), device=run.device)
     penalized = run.penalized
-    share = 1.0 / (len(batches.micro_batches) * _world(run) or 1)
+    share = 1.0 / batches.micro_batch_count
     divisor = objective.divisor(batches)
-    for micro_batch in batches.micro_batches:
+    for index, micro_batch in enumerate(batches.micro_batches):
+        run.seed_draws(index * _world(run) + run.rank)
         with computing(micro_batch):
             loss = objective(run.model, micro_batch.to(run.device), run) / divisor
             total += loss.detach()
@@ -58,6 +63,7 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
                 loss = loss if penalty is None else loss + penalty * share
             if torch.is_grad_enabled():
                 (loss if run.scaler is None else run.scaler.scale(loss)).backward()
+    run.seed_draws(batches.micro_batch_count)  # what draws from here on draws alike on every process
     run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch)
     if _world(run) > 1:
         total = run.accelerator.reduce(total, reduction="sum")
@@ -108,11 +114,19 @@ def _world(run: Run) -> int:
 def _sum_gradients(run: Run) -> None:
     """Add the gradients of all processes, in one message; a process without a micro-batch adds zeros.
 
+    What has a gradient on no process keeps none: an optimizer would move it by momentum and decay.
+
     The trainable tensors are few and small, so one flat sum after the backward pass costs less than bucketing
     does, and no wrapper renames the model's parameters.
     """
     params = [info.param for info in run.parameters if info.param.requires_grad]
+    there = torch.tensor([float(p.grad is not None) for p in params], device=run.device)
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    flat = run.accelerator.reduce(torch.cat([part.float().flatten() for part in parts]), reduction="sum")
-    for param, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
-        param.grad = part.view_as(param).to(param.dtype, copy=True)
+    flat = torch.cat([there, *(part.float().flatten() for part in parts)])
+    counts, *sums = run.accelerator.reduce(flat, reduction="sum").split(
+        [len(params), *(p.numel() for p in params)]
+    )
+    # Only a process that misses one has to wait for the device to learn whether another has it.
+    anywhere = [True] * len(params) if all(p.grad is not None for p in params) else (counts > 0).tolist()
+    for param, part, found in zip(params, sums, anywhere, strict=True):
+        param.grad = part.view_as(param).to(param.dtype, copy=True) if found else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -225,6 +226,39 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_other_one_does(make, n
         assert parameter.grad.abs().sum() > 0, key
     known = {id(parameter) for _, parameter in model.trained()}
     assert not [key for key, p in model.named_parameters() if p.grad is not None and id(p) not in known]
+
+
+@ALL
+@STORAGES
+def test_a_bias_of_the_base_can_train_under_every_adapter(make, name, kind, storage):
+    """It does what a constant one does, and its gradient is dy summed over the tokens, adapter on, off or folded."""
+    one, other = (make(name, kind, storage, (48, WIDTH, False)) for _ in range(2))
+    for model in (one, other):
+        jiggle(model)
+    biases = [nn.Parameter(torch.randn(layer.out_features)) for layer in layers(one)]
+    for place, layer, bias in zip(
+        [one.site] if kind == "linear" else layers(one), layers(other), biases, strict=True
+    ):
+        place.train_bias(bias)
+        layer.bias = bias.detach().clone()
+    x = tokens(one, 2, 5)
+    torch.testing.assert_close(one(x), other(x), atol=1e-5, rtol=1e-5)
+    if "mergeable" in one.adapter.provides and "own_weights" not in one.adapter.provides:
+        one.site.fold()
+    seed = torch.randn_like(one(x))
+    for context in (nullcontext(), adapters_off(one)):
+        with context:
+            (one(x) * seed).sum().backward()
+        torch.testing.assert_close(biases[-1].grad, seed.sum((0, 1)))
+        assert all(bias.grad.abs().sum() > 0 for bias in biases)
+        for bias in biases:
+            bias.grad = None
+
+
+def layers(model: Model) -> list[FrozenLinear]:
+    """The frozen layers of a site, the one whose output is added last behind the others."""
+    base = model.site.base
+    return [base] if isinstance(base, FrozenLinear) else [base.gate_proj, base.up_proj, base.down_proj]
 
 
 @ALL

@@ -13,12 +13,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lrft.assemble.adapt import plan_without_weights
 from lrft.core.adapted import Adapted
 from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS, SIGNALS
 from lrft.core.config import Source
+from lrft.core.errors import RecipeError
 from lrft.core.params import Site
 from lrft.core.stages import Evidence, SitePlan, Tokens
 from lrft.model.attach import _adapted
+from lrft.model.load import load_model
+from lrft.recipe.schema import Recipe
 
 ROUNDED = ["nf4_reference", "int8_reference", "nf_blocks"]
 
@@ -380,3 +384,70 @@ def test_a_plan_keeps_the_sites_and_only_writes_what_adapter_and_storage_underst
     for entry in found.values():
         assert entry.settings is None or type(config).model_validate(entry.settings)
         storing(storage_for(name))(torch.randn(48, 32), **entry.quantization)
+
+
+HIGH = pytest.mark.parametrize("rank", [10, 24, 40])
+
+
+def plan_at(name, rank, out, width):
+    adapter = adapter_for(name)
+    config = ADAPTERS.declared(adapter).config(method=adapter, rank=rank, alpha=8.0)
+    return {"layer": SitePlan(Site("layer", width, out), config.model_dump())}
+
+
+@ALL
+@HIGH
+@pytest.mark.parametrize(("out", "width"), [(16, 32), (32, 16)])
+@pytest.mark.filterwarnings("ignore:init.batches")
+def test_a_rank_above_a_side_of_the_layer_starts_or_is_refused_with_the_highest_that_does(
+    name, rank, out, width
+):
+    """10 has too few directions where a start takes two for each component."""
+    init = build(name)
+    most = init.most_rank(Site("layer", width, out))
+    if most is not None and rank > most:
+        with pytest.raises(
+            RecipeError, match=rf"adapter\.rank: rank {rank} .* at layer, .* at most {most} there"
+        ):
+            init.check(plan_at(name, rank, out, width))
+        rank = most
+    init.check(plan_at(name, rank, out, width))
+    site, _ = make(name, rank=rank, out=out, width=width)
+    (site(torch.randn(16, width)) * torch.randn(16, out)).sum().backward()
+    assert all(p.isfinite().all() for p in site.adapter.parameters())
+    assert any(p.grad.abs().max() > 0 for p in site.adapter.parameters() if p.requires_grad)
+
+
+@ALL
+def test_a_layer_that_a_planner_leaves_out_may_be_as_small_as_it_likes(name):
+    plan = plan_at(name, 40, 16, 16)
+    plan["layer"].settings = None
+    build(name).check(plan)
+
+
+LIMITED = [name for name in NAMES if build(name).most_rank(Site("layer", 16, 16)) is not None]
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_a_dry_run_refuses_a_rank_that_cannot_start(tiny, name):
+    """Before any weight is read; with EVA and LQ-LoRA too, which plan ranks and bits from what is measured."""
+    adapter = adapter_for(name)
+    section = {"method": adapter, "rank": 4, "targets": "all-linear"}
+    rows = {
+        key: "rows.jsonl"
+        for key, field in INITS.declared(name).config.model_fields.items()
+        if field.is_required() and field.annotation is Source
+    }
+    written = {"model": {"name": str(tiny())}, "data": {"train": "x.jsonl", "format": "text"}}
+    written["init"] = {"method": name, **rows}
+
+    def plan(**changes):
+        recipe = Recipe.model_validate({**written, "adapter": {**section, **changes}})
+        return plan_without_weights(recipe, load_model(recipe.model, meta=True)).plan
+
+    assert plan()
+    with pytest.raises(RecipeError, match=r"rank 999 .*\d+ of 14 layers"):
+        plan(rank=999)
+    if "rank_pattern" in ADAPTERS.declared(adapter).config.model_fields:
+        with pytest.raises(RecipeError, match=r"rank 999 .* at model\.layers\.1\.self_attn\.v_proj.*1 of 14"):
+            plan(rank_pattern={"layers.1.self_attn.v_proj": 999})

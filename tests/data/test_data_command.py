@@ -49,3 +49,16 @@ def test_overrides_reach_the_data(recipe):
         app, ["check", recipe(2), "data.too_long=truncate_left"], catch_exceptions=False
     )
     assert result.exit_code == 0 and "truncated: 4" in result.output
+
+
+def test_a_field_that_no_text_holds_is_shown_and_refused_unless_it_is_ignored(recipe, tmp_path):
+    file = recipe()
+    turns = '{"role": "user", "content": "how?", "name": "Ann"}, {"role": "assistant", "content": "so"}'
+    (tmp_path / "rows.jsonl").write_text(f'{{"messages": [{turns}]}}\n')
+    shown = CliRunner().invoke(app, ["show", file, "data.format=chat"], catch_exceptions=False)
+    assert shown.exit_code == 0 and "⟦so" in shown.output
+    checked = CliRunner().invoke(app, ["check", file, "data.format=chat"])
+    assert isinstance(checked.exception, DataError) and "1 of 1 rows have `name`" in str(checked.exception)
+    assert "not in the text: name (1)" in checked.output
+    ignored = ["data.format={method: chat, ignore: [name]}"]
+    assert CliRunner().invoke(app, ["check", file, *ignored], catch_exceptions=False).exit_code == 0

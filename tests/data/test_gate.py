@@ -106,17 +106,34 @@ def test_every_problem_is_reported_at_once(report):
     assert len(str(raised.value).splitlines()) == 2
 
 
-def test_duplicates_empty_answers_and_merged_seams_are_counted_and_pass(report, byte_tokenizer, renderer):
+def test_duplicates_and_empty_answers_are_counted_and_pass(report):
     found = report([QUESTIONS[0], {"prompt": "two", "completion": ""}, QUESTIONS[0]])
     assert (found.duplicates, found.empty_answers) == (1, 1)
     assert found.first["duplicates"] == ("rows.jsonl:3",) and found.first["empty_answers"] == (
         "rows.jsonl:2",
     )
     found.check(False, "error")
+
+
+def test_answers_encoded_apart_from_their_prompts_are_counted_and_pass(byte_tokenizer, renderer):
     rows = Rows([{"prompt": "Answer: ", "completion": "72"}], "rows.jsonl", "", lines=[1])
-    merged = prepare(rows, renderer(byte_tokenizer(), "prompt_completion")).report
-    assert merged.merged == 1
-    assert ("prompt and answer share a token", "1 (first: rows.jsonl:1)") in facts(merged)
+    found = prepare(rows, renderer(byte_tokenizer(), "prompt_completion")).report
+    assert (found.apart, found.merged) == (1, 0)
+    assert ("answer encoded apart from its prompt", "1 (first: rows.jsonl:1)") in facts(found)
+    found.check(False, "error")
+
+
+def test_a_token_over_the_seam_is_told_and_stops_where_it_takes_the_whole_answer(report):
+    some = report([{"prompt": "what is fo", "completion": "ur five"}])
+    assert (some.merged, some.lost) == (1, 0)
+    assert ("prompt and answer share a token", "1 (first: rows.jsonl:1)") in facts(some)
+    some.check(False, "error")
+    all_of_it = report([{"prompt": "what is fo", "completion": "ur"}, *QUESTIONS])
+    assert (all_of_it.merged, all_of_it.lost) == (1, 1)
+    with pytest.raises(
+        DataError, match=r"in 1 of 3 rows the whole answer is one token .*first: rows\.jsonl:1"
+    ):
+        all_of_it.check(False, "error")
 
 
 def test_the_report_counts_what_it_is_given(document, word_tokenizer):

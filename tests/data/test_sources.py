@@ -69,6 +69,19 @@ def test_parquet_rows_are_read_and_named_by_number(tmp_path):
     assert rows.where(2) == f"{tmp_path / 'rows.parquet'} row 2"
 
 
+def test_a_null_inside_a_parquet_row_is_a_key_that_the_row_does_not_have(tmp_path):
+    from datasets import Dataset
+
+    calls = [[{"name": "a", "arguments": {"x": "1"}}], [{"name": "b", "arguments": {"y": "2"}}]]
+    rows = [{"messages": [{"role": "assistant", "tool_calls": made}], "note": None} for made in calls]
+    Dataset.from_list([*rows, {"messages": [], "note": "x"}]).to_parquet(tmp_path / "rows.parquet")
+    found = read(tmp_path / "rows.parquet")
+    assert list(found)[:2] == [found[0], found[1]] == rows
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"messages": [{"arguments": {"x": null}}]}\n')
+    assert read(file)[0] == {"messages": [{"arguments": {"x": None}}]}, "what is written is kept"
+
+
 def test_a_changed_parquet_file_is_read_anew(tmp_path):
     from datasets import Dataset
 

@@ -7,9 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from lrft.core.config import Source
 from lrft.core.errors import DataError
+from lrft.data.seam import token_ids
+from lrft.data.show import spans
 from lrft.data.sources import Rows, read_rows
 from lrft.data.tokenize import encode_all
 
@@ -138,45 +142,79 @@ def test_the_first_token_of_raw_text_is_never_a_target(word_tokenizer, renderer,
     )
 
 
-def test_a_token_across_the_seam_is_not_a_target(byte_tokenizer, renderer, shown):
-    tokenizer = byte_tokenizer()
-    made = renderer(tokenizer, "prompt_completion")
-    assert tokenizer.tokenize("ab", add_special_tokens=False) == ["ab"]
-    encoded = made.encode({"prompt": "answer a", "completion": "bab 72"})
-    text = shown(encoded, tokenizer)
-    assert encoded.merged
-    learnt = [i for i, wanted in zip(encoded.input_ids, encoded.supervised, strict=True) if wanted]
-    whole = tokenizer.decode(learnt)
-    assert "bab 72</s>".endswith(whole) and whole.endswith(" 72</s>") and len(whole) < len("bab 72</s>"), text
+SEAMS = {
+    "two_letters_that_are_one_token": ("answer a", "bab 72"),
+    "a_space_that_belongs_to_the_word": ("Answer: ", "72 clips"),
+    "a_space_and_the_first_byte_of_a_character": ("Wort: ", "日本 häufig"),
+    "a_blank_line": ("Question: how many?\n\n", "72"),
+    "nothing_shared": ("Wort:\n", "日本 häufig"),
+}
 
 
-def test_a_space_at_the_seam_belongs_to_the_prompt_even_where_offsets_leave_it_out(
-    byte_tokenizer, renderer, shown
+@pytest.mark.parametrize("seam", SEAMS)
+def test_an_answer_follows_the_tokens_of_its_prompt_alone_and_is_learnt_in_full(
+    seam, byte_tokenizer, renderer
 ):
-    row = {"prompt": "Answer: ", "completion": "72 clips"}
-    for trimmed in (False, True):
-        tokenizer = byte_tokenizer()
-        if trimmed:
-            from tokenizers import processors
-
-            tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-        encoded = renderer(tokenizer, "prompt_completion").encode(row)
-        assert encoded.merged
-        assert "Ġ72" in shown(encoded, tokenizer).split()
-
-
-def test_characters_of_several_bytes_at_the_seam_are_learnt_but_for_a_shared_token(byte_tokenizer, renderer):
+    prompt, completion = SEAMS[seam]
     tokenizer = byte_tokenizer()
-    made = renderer(tokenizer, "prompt_completion")
-    for prompt, learnt_text in (
-        ("Wort:", "日本 häufig"),
-        ("Wort:\n", "日本 häufig"),
-        ("Wort: ", "�本 häufig"),
-    ):
-        encoded = made.encode({"prompt": prompt, "completion": "日本 häufig"})
-        learnt = [i for i, wanted in zip(encoded.input_ids, encoded.supervised, strict=True) if wanted]
-        assert tokenizer.decode(learnt, skip_special_tokens=True) == learnt_text
-        assert encoded.merged == (prompt == "Wort: ")  # the space and a first byte are one token
+    made, row = renderer(tokenizer, "prompt_completion"), {"prompt": prompt, "completion": completion}
+    encoded, asked = made.encode(row), made.prompt_ids(row)
+    assert asked == token_ids(tokenizer, prompt) == encoded.input_ids[: len(asked)]
+    assert encoded.supervised.index(True) == len(asked)
+    assert tokenizer.decode(encoded.input_ids[len(asked) : -1]) == completion and not encoded.merged
+    joint = token_ids(tokenizer, prompt + completion)
+    assert encoded.apart == (joint[: len(asked)] != asked)
+    assert encoded.apart or encoded.input_ids[:-1] == joint
+
+
+@pytest.mark.parametrize("prepend", ["always", "first"])
+def test_a_word_marked_by_its_space_gets_none_where_the_text_has_none(prepend, renderer):
+    """A sentence-piece tokenizer writes a space in front of what it takes for the beginning of a text."""
+    vocabulary = [
+        ("<unk>", 0.0),
+        ("<s>", 0.0),
+        ("</s>", 0.0),
+        *((c, -9.0) for c in "▁abcd0:.\n"),
+        ("b0", -1.0),
+    ]
+    raw = Tokenizer(models.Unigram(vocabulary, 0))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    raw.decoder = decoders.Metaspace(prepend_scheme=prepend, split=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    made, row = renderer(tokenizer, "prompt_completion"), {"prompt": "a: b", "completion": "0 cd"}
+    encoded = made.encode(row)
+    assert encoded.apart and encoded.input_ids[: len(made.prompt_ids(row))] == made.prompt_ids(row)
+    assert tokenizer.decode(encoded.input_ids[:-1]) == "a: b0 cd"
+
+
+def test_a_token_that_nothing_else_spells_stays_over_the_seam_and_is_not_learnt(
+    word_tokenizer, renderer, shown
+):
+    tokenizer = word_tokenizer()
+    encoded = renderer(tokenizer, "prompt_completion").encode(
+        {"prompt": "what is fo", "completion": "ur five"}
+    )
+    assert encoded.merged and shown(encoded, tokenizer) == "what is four (five) (</s>)"
+
+
+def test_every_answer_of_a_conversation_begins_at_a_boundary(byte_tokenizer, renderer):
+    spaced = (
+        "{% for m in messages %}{{ 'Question: ' if m.role == 'user' else 'Answer: ' }}{{ m.content }}"
+        "{{ '\n' if m.role == 'user' else eos_token }}{% endfor %}{% if add_generation_prompt %}Answer: {% endif %}"
+    )
+    tokenizer = byte_tokenizer(spaced)
+    turns = [("user", "how many?"), ("assistant", "72"), ("user", "how?"), ("assistant", "abab")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    made = renderer(tokenizer, "chat")
+    encoded, asked = made.encode(row), made.prompt_ids(row)
+    first = made.prompt_ids({"messages": row["messages"][:2]})
+    assert encoded.apart and tokenizer.decode(encoded.input_ids) == (
+        "Question: how many?\nAnswer: 72</s>Question: how?\nAnswer: abab</s>"
+    )
+    assert encoded.input_ids[: len(first)] == first and encoded.input_ids[: len(asked)] == asked
+    assert [text for text, learnt in spans(encoded, tokenizer) if learnt] == ["72</s>", "abab</s>"]
 
 
 def test_a_template_that_rewrites_earlier_answers_is_refused_by_turn_unless_only_the_last_is_learnt(

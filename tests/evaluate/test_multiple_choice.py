@@ -12,7 +12,7 @@ from lrft.core.config import Source, parse_choice
 from lrft.core.errors import DataError
 from lrft.data.sources import read_rows
 from lrft.evaluate.loglik import continuation_logprobs
-from lrft.evaluate.tasks.multiple_choice import parse_question, prompt_and_answer
+from lrft.evaluate.tasks.multiple_choice import parse_question
 
 
 def row(
@@ -139,7 +139,8 @@ def test_the_winner_is_the_likeliest_in_each_reading(make_subject, render):
 
 def likelihood(subject, candidate) -> tuple[float, int]:
     """The answer's tokens are those of the text alone, the prompt is what generation would start from."""
-    prompt, answer = prompt_and_answer(subject.renderer, candidate)
+    question = subject.renderer.question(candidate)
+    prompt, answer = question.prompt, question.answer
     assert subject.tokenizer.decode(answer) == candidate["output"]
     assert prompt == subject.renderer.prompt_ids(candidate)
     return continuation_logprobs(subject, [prompt], [answer])[0]

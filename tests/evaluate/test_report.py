@@ -6,11 +6,13 @@ import io
 import json
 import math
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from lrft.assemble.job import subject
 from lrft.core.adapted import adapters_off
 from lrft.core.axes import TASKS
 from lrft.core.config import parse_choice
@@ -19,6 +21,12 @@ from lrft.evaluate.report import table, write_report
 from lrft.evaluate.run import evaluate
 from lrft.evaluate.subject import EvaluationStopped
 from lrft.evaluate.tasks._task import TaskResult
+from lrft.jobs.evaluate import evaluate_run
+from lrft.jobs.open_run import open_run
+from lrft.jobs.train import train_recipe
+from lrft.model.load import load_model
+from lrft.recipe.load import load_recipe
+from lrft.train.folder import RunFolder
 
 SAMPLES = [{"prompt": f"p{i}", "output": "ü", "reference": "r", "correct": False} for i in range(60)]
 RESULTS = {
@@ -176,3 +184,23 @@ def test_a_tasks_section_survives_a_round_trip_with_its_own_format(name):
     assert again.model_dump()["format"]["prompt"] == "{q}"
     with pytest.raises(ValueError, match="unknown format 'colums'; did you mean columns"):
         parse_choice(TASKS, {"method": name, "format": {"method": "colums"}})
+
+
+@pytest.mark.parametrize("adapter", ["{method: lora, rank: 4, targets: [up_proj]}", "null"])
+def test_the_baseline_has_none_of_the_base_weights_that_were_trained(tiny, tmp_path, adapter):
+    path = Path(__file__).parents[2] / "recipes" / "smoke" / "lora.yaml"
+    small = [f"model={{name: {tiny('qwen2')}, dtype: float32}}", f"adapter={adapter}", "quantization=none"]
+    small += [
+        "data.train.limit=12",
+        "data.eval.limit=4",
+        "optimizer.lr=0.05",
+        "trainable=['*.bias', '*norm.weight']",
+    ]
+    small += ["train.device=cpu"]
+    train_recipe(load_recipe(path, small), tmp_path / "run", resume=False)
+    scored = evaluate_run(RunFolder(tmp_path / "run"), ["loss"], 4, True, None)
+    recipe, text, _ = open_run(RunFolder(tmp_path / "run"))
+    bare = subject(recipe, text, load_model(recipe.model))
+    expected = evaluate(bare, [parse_choice(TASKS, "loss")], 4, None, "")["loss"].metrics["loss"]
+    assert scored["baseline"]["loss"].metrics["loss"] == pytest.approx(expected, rel=1e-6)
+    assert abs(scored["adapter"]["loss"].metrics["loss"] - expected) > 1e-3

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lrft.core.batch import Batch
+from lrft.export.merge import merge_into
 from lrft.jobs.open_run import open_run
 from lrft.jobs.train import train_recipe
 from lrft.model.load import load_model
@@ -74,3 +75,35 @@ def test_base_weights_trained_beside_an_adapter_go_along(on_tiny, tmp_path):
         torch.testing.assert_close(
             logits(adaptation.model, ids), peft(input_ids=ids).logits, atol=1e-3, rtol=1e-3
         )
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora", "vera", "pissa", "nola"])
+@pytest.mark.parametrize("patterns", ["['*.bias']", "['*.bias', norm.weight]"])
+def test_biases_trained_beside_an_adapter_go_along(on_tiny, tiny, tmp_path, adapter, patterns):
+    """In adapted layers and in others: PEFT computes what was trained, and so does the merged model."""
+    from peft import PeftModel
+
+    path = next(path for path in SMOKE if path.stem == adapter)
+    base = tiny("llama", tied=False, bias=True)
+    small = [
+        *on_tiny(path),
+        f"model={{name: {base}, dtype: float32}}",
+        "data.train.limit=30",
+        "train.device=cpu",
+    ]
+    small += ["optimizer.lr=0.05", "adapter.targets=[q_proj, down_proj]", f"trainable={patterns}"]
+    train_recipe(load_recipe(path, small), tmp_path / "run", resume=False)
+    recipe, _, adaptation = open_run(RunFolder(tmp_path / "run"))
+    peft = PeftModel.from_pretrained(
+        pretrained(recipe, adaptation.model), tmp_path / "run" / "adapter"
+    ).eval()
+    dense = load_model(recipe.model)
+    merge_into(dense, adaptation.model, onto="dequantized", dtype=torch.float32)
+    ids = torch.randint(3, 400, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = logits(adaptation.model, ids)
+        torch.testing.assert_close(ours, peft(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, logits(dense, ids), atol=1e-4, rtol=1e-4)
+    before = dict(load_model(recipe.model).hf.named_parameters())
+    biases = [name for name in before if name.endswith(".bias")]
+    assert biases and not any(before[name].equal(dense.hf.get_parameter(name)) for name in biases)

@@ -241,3 +241,10 @@ def test_the_model_is_left_as_it_was(tiny, training):
     assert model.training is training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.hf.modules())
+
+
+def test_base_weights_that_train_keep_no_gradient_of_a_calibration(tiny):
+    model, sites = loaded(tiny, ["q_proj"])
+    norm = model.hf.model.norm.weight.requires_grad_()
+    calibrate(model, sites, [batch_of()], CrossEntropy(None), lambda site, name: Grad(), ["grad"])
+    assert norm.grad is None

@@ -54,6 +54,13 @@ VARIANTS = [
 PER_LAYER = ["optimizer.per_layer=true", "train.clip=null", "train.gradient_accumulation=1"]
 
 
+BIASES = [
+    {"quantization": "int8"},
+    {"quantization": "none", "~adapter": None, "trainable.update": "stochastic"},
+    {"trainable.update": "master", "restart": "{method: relora, every: 3}", "adapter.dropout": "0"},
+]
+
+
 def overrides_of(variant: dict) -> list[str]:
     return [key if value is None else f"{key}={value}" for key, value in variant.items()]
 
@@ -86,6 +93,12 @@ def stop_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(f"{k}={x}" for k, x in v.items()))
 def test_stopped_and_resumed_is_unbroken(recipe_file, tmp_path, monkeypatch, variant):
     resumes_unbroken(load_recipe(recipe_file(), overrides_of(variant)), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("variant", BIASES, ids=lambda v: "-".join(f"{k}={x}" for k, x in v.items()))
+def test_biases_that_train_resume_unbroken(recipe_file, tmp_path, monkeypatch, variant):
+    overrides = ["trainable={weights: ['*.bias']}", *overrides_of(variant)]
+    resumes_unbroken(load_recipe(recipe_file(family="qwen2"), overrides), tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("path", SMOKE, ids=lambda path: path.stem)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,20 +16,21 @@ from safetensors.torch import load_file
 from lrft.assemble.adapt import adapt
 from lrft.assemble.job import assemble
 from lrft.assemble.text import read_text
+from lrft.core.callback import TimedMethod
 from lrft.core.errors import NumericalError, OutOfMemory
 from lrft.jobs.train import train_recipe
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.train.device import make_accelerator
 from lrft.train.folder import RunFolder
-from lrft.train.step import clip_gradients, overflowed, step_loss, unscale_gradients
+from lrft.train.step import _sum_gradients, clip_gradients, overflowed, step_loss, unscale_gradients
 
 
-def job_of(recipe_file, tmp_path, *overrides, dtype="float32"):
+def job_of(recipe_file, tmp_path, *overrides, dtype="float32", accelerator=None):
     recipe = load_recipe(recipe_file(dtype), ["adapter.dropout=0", *overrides]).recipe
     text = read_text(recipe)
     adaptation = adapt(recipe)
-    accelerator = make_accelerator("cpu", dtype)
+    accelerator = accelerator or make_accelerator("cpu", dtype)
     job = assemble(recipe, RunFolder(tmp_path / "run"), text, adaptation, accelerator, recipe_hash(recipe))
     torch.manual_seed(5)
     with torch.no_grad():
@@ -45,6 +47,57 @@ def loss_and_gradients(job):
 def whole_epoch(recipe_file, tmp_path, *overrides, **more):
     """Loss and gradients of one step that holds all eight rows."""
     return loss_and_gradients(job_of(recipe_file, tmp_path, "data.train.limit=8", *overrides, **more))
+
+
+def as_process(rank):
+    """What a run sees of two processes that have nothing to send each other."""
+    return SimpleNamespace(num_processes=2, process_index=rank, reduce=lambda part, reduction: part)
+
+
+PENALIZED = {
+    "orthogonality": ["adapter={method: svd_lora, rank: 4}", "allocate={method: adalora, target_rank: 2}"],
+    "load balancing": ["adapter={method: loramoe, rank: 2, experts: 2, dropout: 0.1}"],
+    "dropout": ["adapter.dropout=0.2"],
+    "hidden tokens": ["objective={method: masked_thought, probability: 0.5, ramp: 0}"],
+}
+
+
+@pytest.mark.parametrize("overrides", PENALIZED.values(), ids=PENALIZED)
+@pytest.mark.parametrize("rows", [5, 7])
+def test_a_short_last_step_is_the_same_on_two_processes_as_on_one(recipe_file, tmp_path, overrides, rows):
+    """Of four rows a step: with five the second process has none left, with seven it has fewer than the first."""
+    same = [*overrides, f"data.train.limit={rows}", "train.packing=false", "train.max_steps=12"]
+
+    def last_step(*more, accelerator=None):
+        job = job_of(recipe_file, tmp_path, *same, *more, accelerator=accelerator)
+        job.run.step = 1
+        job.run.seed_step()
+        for method in job.run.callbacks:
+            if isinstance(method, TimedMethod):
+                method.start(job.run)
+        loss = step_loss(job.run, next(iter(job.steps())), job.objective)
+        drawn = torch.rand(())
+        grads = {
+            i.name: torch.zeros(()) if i.param.grad is None else i.param.grad for i in job.run.parameters
+        }
+        return loss, grads, drawn
+
+    one, expected, drawn = last_step("train.gradient_accumulation=2")
+    parts = [last_step("train.gradient_accumulation=1", accelerator=as_process(rank)) for rank in range(2)]
+    assert [part[2] for part in parts] == [drawn, drawn]  # what draws after the backward pass draws alike
+    torch.testing.assert_close(parts[0][0] + parts[1][0], one, atol=1e-6, rtol=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(parts[0][1][name] + parts[1][1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_what_has_a_gradient_on_no_process_keeps_none(recipe_file, tmp_path):
+    job = job_of(recipe_file, tmp_path, accelerator=as_process(1))
+    job.run.parameters[0].param.requires_grad_(False)
+    step_loss(job.run, next(iter(job.steps())), job.objective)
+    job.run.parameters[0].param.requires_grad_(True)
+    _sum_gradients(job.run)
+    assert job.run.parameters[0].param.grad is None
+    assert all(info.param.grad.any() for info in job.run.parameters[2:] if info.role == "lora_B")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "segmented"])
@@ -192,8 +245,7 @@ def test_two_processes_give_the_losses_of_one(recipe_file, tmp_path):
         assert x == pytest.approx(y, rel=2e-6)
 
 
-# Some of every axis, those first that look at gradients, routing or state in a way of their own; none that draws in its
-# forward pass, where processes draw apart.
+# Some of every axis, those first that look at gradients, routing or state in a way of their own, or draw.
 DIVIDED = [
     "adalora",
     "increlora",
@@ -207,18 +259,18 @@ DIVIDED = [
     "badam",
 ]
 DIVIDED += ["mezo", "mola", "mixlora", "loramoe", "dpo", "dylora", "lora_ga", "eva", "corda", "loftq"]
+DIVIDED += ["codyra", "gated_lora", "masked_thought", "xlora", "cola", "spafit"]
 
 
 @pytest.mark.slow
-def test_every_kind_of_method_gives_on_two_processes_the_losses_of_one(on_tiny, tmp_path):
+def test_every_kind_of_method_gives_on_two_processes_what_it_gives_on_one(on_tiny, tmp_path):
+    """Losses and tensors. Of five rows, four a step, every second step leaves one process without a row."""
     recipes = Path(__file__).parents[2] / "recipes" / "smoke"
     launched: list[str] = []
     for name in DIVIDED:
         path = recipes / f"{name}.yaml"
-        plain = load_recipe(path, ["model.name=x/y"]).recipe
-        dropped = plain.adapter is not None and "dropout" in type(plain.adapter).model_fields
-        same = [*on_tiny(path), "data.train.limit=40", "data.eval.limit=4", "train.device=cpu"]
-        same += ["train.max_steps=5", "train.max_length=200", *(["adapter.dropout=0"] if dropped else [])]
+        same = [*on_tiny(path), "data.train.limit=5", "data.eval.limit=4", "train.device=cpu"]
+        same += ["train.max_steps=5", "train.max_length=200", "train.batch_size=2", "train.packing=false"]
         one = load_recipe(path, [*same, "train.gradient_accumulation=2"])
         train_recipe(one, tmp_path / "one" / name, resume=False)
         launched += ["--", str(path), str(tmp_path / "two" / name), *same, "train.gradient_accumulation=1"]
@@ -237,6 +289,16 @@ def test_every_kind_of_method_gives_on_two_processes_the_losses_of_one(on_tiny, 
         a, b = losses(tmp_path / "one" / name), losses(tmp_path / "two" / name)
         assert len(a) == len(b) == 5, (name, done.stderr[-2000:])
         assert a == pytest.approx(b, rel=2e-5), name
+        ours, theirs = (trained(tmp_path / many / name) for many in ("one", "two"))
+        assert ours.keys() == theirs.keys()
+        for key, tensor in ours.items():
+            torch.testing.assert_close(
+                theirs[key], tensor, atol=1e-4, rtol=1e-3, msg=lambda m, k=key, n=name: f"{n} {k}: {m}"
+            )
+
+
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / "step-5" / "adapter.safetensors")
 
 
 def losses(folder: Path) -> list[float]:

@@ -11,6 +11,8 @@ from torch import nn
 
 from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
+from lrft.jobs.train import train_recipe
+from lrft.recipe.load import load_recipe
 from lrft.train.flatten import same
 from lrft.train.updates import Float32, PerLayer, build, state_bytes, stochastic_round
 
@@ -187,3 +189,16 @@ def test_bytes_are_counted_on_tensors_without_storage():
         infos[0].param.grad = torch.empty(1000, 500)
         optimizer.step()
     assert state_bytes(optimizer) == 8 * 500_000
+
+
+@pytest.mark.parametrize(
+    ("trainable", "told"),
+    [("adapter", False), ("[norm.weight]", True), ("{weights: [norm.weight], update: master}", False)],
+)
+def test_base_weights_that_are_rounded_at_every_step_are_told_of(
+    recipe_file, tmp_path, capsys, trainable, told
+):
+    """A norm near 1 that trains at 1e-4 in bfloat16 would stand still without a word."""
+    small = [f"trainable={trainable}", "train.max_steps=1", "~train.eval_every", "schedule=constant"]
+    train_recipe(load_recipe(recipe_file(), small), tmp_path / "run", resume=False)
+    assert ("trainable.update: base weights train in bfloat16" in capsys.readouterr().err) == told

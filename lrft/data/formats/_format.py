@@ -7,15 +7,38 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 
 from lrft.core.axes import FORMATS
-from lrft.core.config import MethodConfig
+from lrft.core.config import FormatConfig
 from lrft.core.errors import DataError
-from lrft.data.example import Example
+from lrft.data.encoded import Notes
+from lrft.data.example import Example, Message
+from lrft.data.formats._turns import tools_of
 
 Row = dict[str, Any]
 
+# Columns that change what a row says; others, such as an id or a source, are only told.
+MEANT = frozenset(
+    (
+        "tools",
+        "functions",
+        "system",
+        "history",
+        "documents",
+        "image",
+        "images",
+        "audio",
+        "audios",
+        "video",
+        "videos",
+        "weight",
+    )
+)
+
+# What every conversation may have beside its messages.
+CONVERSATION = ("tools", "functions", "system")
+
 
 class Format:
-    """Subclasses give `columns` and `example`; errors leave out which row it was, the caller knows.
+    """Subclasses give `columns`, `optional` and `example`; errors leave out which row it was, the caller knows.
 
     A format of pairs provides `pairs`, and every example it makes has a `rejected` one.
     """
@@ -23,7 +46,7 @@ class Format:
     name: ClassVar[str]
     provides: ClassVar[set[str]] = set()
     requires: ClassVar[set[str]] = set()
-    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    Config: ClassVar[type[FormatConfig]] = FormatConfig
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -32,6 +55,11 @@ class Format:
     def columns(self) -> tuple[str, ...]:
         """Names of the columns every row must have."""
         raise NotImplementedError(f"{type(self).__name__} declares no columns")
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Names of the columns that are read where a row has them."""
+        return ()
 
     def example(self, row: Row) -> Example:
         """The row as messages, as prompt and completion, or as two of either.
@@ -59,13 +87,61 @@ class Format:
             f"column {column!r} holds a {type(value).__name__}, the {self.name} format needs text{hint}"
         )
 
-    def pair(self, prompt: str, completion: str) -> Example:
-        """A question and its answer, through the chat template or plain, the config's `system` in front."""
-        system: str | None = self.config.system
+    def unread(self, row: Row) -> Notes:
+        """What the row holds and this format does not read: what it would have to, and what is only told."""
+        left = row.keys() - {*self.columns, *self.optional, *self.config.ignore}
+        names = [name for name in sorted(left) if row[name] not in (None, "", "[]", [], {})]
+        meant = [name for name in names if name in MEANT and not (name == "weight" and row[name] == 1)]
+        return Notes(tuple(meant), tuple(name for name in names if name not in MEANT))
+
+    def pair(self, prompt: str, completion: str, system: str | None = None) -> Example:
+        """A question and its answer, through the chat template or plain, the system message in front."""
         if self.config.render == "plain":
             return Example(prompt=f"{system}\n\n{prompt}" if system else prompt, completion=completion)
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-        return Example(messages=tuple(with_system(turns, system)))
+        return Example(messages=tuple(with_system(asked(prompt, completion), system)))
+
+    def system(self, row: Row) -> str | None:
+        """The row's own system message, in its column `system`, or the config's.
+
+        Raises:
+            DataError: the column holds no text.
+        """
+        own = None if "system" in self.config.ignore else row.get("system")
+        if own is not None and not isinstance(own, str):
+            raise DataError(
+                f"column 'system' holds a {type(own).__name__}, the system message must be text; correct it, or write "
+                "data.format.ignore: [system]"
+            )
+        default: str | None = self.config.system
+        return own or default
+
+    def tools(self, row: Row) -> tuple[Message, ...]:
+        """What the row's column `tools`, or `functions`, offers to call.
+
+        Raises:
+            DataError: no list of tools, or two of them.
+        """
+        given = [name for name in ("tools", "functions") if row.get(name) and name not in self.config.ignore]
+        if len(given) > 1:
+            raise DataError(
+                "the row has both `tools` and `functions`; remove one, or write data.format.ignore: [functions]"
+            )
+        return tools_of(row[given[0]], given[0]) if given else ()
+
+    def opened(self, turns: list[Message], row: Row) -> tuple[Message, ...]:
+        """The turns with the row's, or else the config's, system message in front where they bring none.
+
+        Raises:
+            DataError: the row has two system messages that differ.
+        """
+        own = None if "system" in self.config.ignore else row.get("system")
+        brings = turns[0]["role"] in ("system", "developer")
+        if own and brings and own != turns[0]["content"]:
+            raise DataError(
+                "the row has a system message and another one in column 'system'; remove one, or write "
+                "data.format.ignore: [system]"
+            )
+        return tuple(turns if brings else with_system(turns, self.system(row)))
 
     def _missing(self, row: Row, column: str) -> str:
         fitting = [name for name in fitting_formats(set(row)) if name != self.name]
@@ -80,9 +156,14 @@ class Format:
         return f"the {self.name} format needs column {column!r}, the row has {names}; {remedy}"
 
 
-def with_system(turns: list[dict[str, str]], system: str | None) -> list[dict[str, str]]:
-    """The turns with a system message in front, unless there is none to add or the row brings its own."""
-    if system is None or (turns and turns[0]["role"] == "system"):
+def asked(question: str, answer: str) -> list[Message]:
+    """One question and its answer."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def with_system(turns: list[Message], system: str | None) -> list[Message]:
+    """The turns with a system message in front, unless there is none to add."""
+    if system is None:
         return turns
     return [{"role": "system", "content": system}, *turns]
 

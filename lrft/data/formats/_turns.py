@@ -1,39 +1,171 @@
-"""Messages with `role` and `content`, checked."""
+"""Messages with `role` and `content`, checked, and kept with all that they hold."""
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Any
 
 from lrft.core.errors import DataError
+from lrft.data.example import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+# What other tools call the weight of a message.
+WEIGHTS = ("train", "training", "loss", "mask", "train_on_turn", "train_detail")
+# What an answer may say beside, or instead of, its content.
+SAID = (
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "refusal",
+    "audio",
+    "tool_plan",
+)
 
 
-def turns_of(messages: Any, column: str) -> list[dict[str, str]]:
-    """The turns of a conversation, nothing but role and content.
+def turns_of(messages: Any, column: str, ignore: list[str]) -> list[Message]:
+    """The turns of a conversation, with every field that is not null and not ignored.
 
     Raises:
         DataError: not a list, or the first message that is none.
     """
     if not isinstance(messages, list) or not messages:
         raise DataError(f"column {column!r} must be a list of messages with role and content")
-    return [_turn(message, number) for number, message in enumerate(messages, 1)]
+    return [_turn(message, number, ignore) for number, message in enumerate(messages, 1)]
 
 
-def _turn(message: Any, number: int) -> dict[str, str]:
-    if not isinstance(message, dict) or "role" not in message or "content" not in message:
-        keys = list(message) if isinstance(message, dict) else []
-        hint = "; `from` and `value` are read by data.format: sharegpt" if "from" in keys else ""
-        held = f"it has {keys}" if keys else f"it is a {type(message).__name__}"
-        raise DataError(f"message {number} needs role and content, {held}{hint}")
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
+def checked(message: Message, number: int) -> Message:
+    """A turn with a role and a text, its other fields checked: weight, calls, and that an answer says something.
+
+    Raises:
+        DataError: what is wrong with the message, by number.
+    """
+    role, place = message["role"], f"message {number} ({message['role']})"
+    _check_weight(message, place)
+    turn = {**message, "content": _content(message, place)}
+    if "tool_calls" in turn:
+        turn["tool_calls"] = _calls(turn["tool_calls"], place)
+        if not turn["tool_calls"]:  # none: to some templates an empty list is not the same
+            del turn["tool_calls"]
+    text = turn["content"].strip() if isinstance(turn["content"], str) else turn["content"]
+    silent = not text and not any(turn.get(name) for name in SAID)
+    if role == "assistant" and silent and turn.get("weight") != 0:
         raise DataError(
-            f"message {number} has role {role!r}; roles are {', '.join(ROLES)}; "
+            f"{place} has neither text nor a call, so the model would learn to say nothing; remove it, or "
+            "write weight: 0 into it"
+        )
+    return turn
+
+
+def tools_of(held: Any, column: str) -> tuple[Message, ...]:
+    """The tools that a row lists, as a list or as JSON text of one, each in the form `{type, function}`.
+
+    Raises:
+        DataError: no list of objects.
+    """
+    tools = held
+    if isinstance(held, str):
+        try:
+            tools = json.loads(held) if held.strip() else []
+        except ValueError:
+            tools = None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError(
+            f"column {column!r} must be a list of tools, each an object, or such a list as JSON text"
+        )
+    bare = [set(tool) >= {"name"} and "function" not in tool for tool in tools]
+    return tuple(
+        {"type": "function", "function": t} if alone else t for t, alone in zip(tools, bare, strict=True)
+    )
+
+
+def _turn(message: Any, number: int, ignore: list[str]) -> Message:
+    if not isinstance(message, dict) or "role" not in message:
+        raise _no_message(message, number)
+    if message["role"] not in ROLES:
+        raise DataError(
+            f"message {number} has role {message['role']!r}; roles are {', '.join(ROLES)}; "
             "data.format: sharegpt maps other names"
         )
+    held = {key: value for key, value in message.items() if value is not None and key not in ignore}
+    if "content" not in message and not (held["role"] == "assistant" and any(held.get(k) for k in SAID)):
+        raise _no_message(message, number)
+    return checked(held, number)
+
+
+def _no_message(message: Any, number: int) -> DataError:
+    keys = list(message) if isinstance(message, dict) else []
+    hint = "; `from` and `value` are read by data.format: sharegpt" if "from" in keys else ""
+    held = f"it has {keys}" if keys else f"it is a {type(message).__name__}"
+    return DataError(f"message {number} needs role and content, {held}{hint}")
+
+
+def _content(message: Message, place: str) -> Any:
+    """The text of a message: its only part's where it has parts, the parts where they are several."""
+    content = message.get("content")
+    speaks = any(message.get(name) for name in SAID) or message.get("weight") == 0
+    if content is None and message["role"] == "assistant" and speaks:
+        return ""
+    if isinstance(content, list):
+        parts = [_part(part, number, place) for number, part in enumerate(content, 1)]
+        return parts if len(parts) > 1 else "".join(part["text"] for part in parts)
     if not isinstance(content, str):
+        raise DataError(f"{place} has content of type {type(content).__name__}; only text can be learnt")
+    return content
+
+
+def _part(part: Any, number: int, place: str) -> Message:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind != "text":
+        raise DataError(f"{place}: part {number} of its content is of type {kind!r}; only text can be learnt")
+    if kind is None or not isinstance(part.get("text"), str):
         raise DataError(
-            f"message {number} ({role}) has content of type {type(content).__name__}; only text can be learnt"
+            f"{place} has content of type list, whose part {number} is not as in "
+            '{"type": "text", "text": "..."}; write the content as text, or as such parts'
         )
-    return {"role": role, "content": content}
+    return {key: value for key, value in part.items() if value is not None}
+
+
+def _check_weight(message: Message, place: str) -> None:
+    for name in WEIGHTS:
+        if name in message:
+            raise DataError(
+                f"{place} has the field {name!r}; whether an answer is learnt is read from `weight`, 0 or 1: rename "
+                f"it, or write data.format.ignore: [{name}] to learn the message all the same"
+            )
+    weight = message.get("weight")
+    if weight is None or (not isinstance(weight, bool) and weight == 0):
+        return
+    if message["role"] != "assistant":
+        raise DataError(
+            f"{place} has weight {weight!r}; only an assistant's message can be learnt, so 0 or none"
+        )
+    if isinstance(weight, bool) or weight != 1:
+        raise DataError(f"{place} has weight {weight!r}; it may be 0 (read only) or 1 (learnt)")
+
+
+def _calls(calls: Any, place: str) -> list[Message]:
+    """The calls, arguments that are JSON text of an object read."""
+    for number, call in enumerate(calls if isinstance(calls, list) else [calls], 1):
+        if calls is call or not isinstance(call, dict) or not isinstance(call.get("function", call), dict):
+            raise DataError(
+                f"{place}: tool_calls must be a list of objects such as "
+                '{"type": "function", "function": {"name": "...", "arguments": {...}}}, '
+                f"number {number} is {call!r:.80}"
+            )
+    return [_read_call(call) for call in calls]
+
+
+def _read_call(call: Message) -> Message:
+    wrapped = isinstance(call.get("function"), dict)
+    function = {
+        key: value for key, value in (call["function"] if wrapped else call).items() if value is not None
+    }
+    if isinstance(function.get("arguments"), str):
+        with suppress(ValueError):  # a template may write any other text as it is
+            arguments = json.loads(function["arguments"])
+            function["arguments"] = arguments if isinstance(arguments, dict) else function["arguments"]
+    more = {key: value for key, value in call.items() if value is not None}
+    return {**more, "function": function} if wrapped else function

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lrft.core.axes import FORMATS
-from lrft.core.config import Field, Literal, MethodConfig
+from lrft.core.config import Field, FormatConfig, Literal
 from lrft.data.example import Example
-from lrft.data.formats._format import Format, with_system
+from lrft.data.formats._format import CONVERSATION, Format
 from lrft.data.formats._turns import turns_of
 
 
@@ -16,14 +16,15 @@ class Chat(Format):
     """Messages with `role` and `content`, rendered by the chat template.
 
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
-    Learns every assistant turn with its stop token, or only the last; everything else is read only.
+    Learns every assistant turn with its stop token, or only the last; everything else is read only, and so is a turn
+    with `weight: 0`. Calls, reasoning and names go to the template, as do the row's columns `tools` and `system`.
     """
 
     aliases = {
         "messages openai chatml conversational conversation chat_template tokenizer_default": "format: chat",
     }
 
-    class Config(MethodConfig):
+    class Config(FormatConfig):
         column: str = Field("messages", min_length=1, description="column that holds the list of messages")
         learn: Literal["all", "last"] = Field("all", description="which assistant turns are learnt")
         system: str | None = Field(None, description="system message for conversations that bring none")
@@ -32,6 +33,10 @@ class Chat(Format):
     def columns(self) -> tuple[str, ...]:
         return (self.config.column,)
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return CONVERSATION
+
     def example(self, row: dict[str, Any]) -> Example:
-        turns = turns_of(self.value(row, self.config.column), self.config.column)
-        return Example(messages=tuple(with_system(turns, self.config.system)), learn=self.config.learn)
+        turns = turns_of(self.value(row, self.config.column), self.config.column, self.config.ignore)
+        return Example(messages=self.opened(turns, row), learn=self.config.learn, tools=self.tools(row))

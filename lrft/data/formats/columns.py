@@ -6,7 +6,7 @@ from string import Formatter
 from typing import Any
 
 from lrft.core.axes import FORMATS
-from lrft.core.config import Field, Literal, MethodConfig, model_validator
+from lrft.core.config import Field, FormatConfig, Literal, model_validator
 from lrft.data.example import Example
 from lrft.data.formats._format import Format
 
@@ -23,7 +23,7 @@ class Columns(Format):
         "template custom qa": 'format: {method: columns, prompt: "{question}", completion: " {answer}"}',
     }
 
-    class Config(MethodConfig):
+    class Config(FormatConfig):
         prompt: str = Field(description="template of the prompt; {question} is the column `question`")
         completion: str = Field(min_length=1, description="template of what is learnt")
         render: Literal["chat", "plain"] = Field(
@@ -58,7 +58,8 @@ class Columns(Format):
 
     def example(self, row: dict[str, Any]) -> Example:
         filled = {name: self.text(row, name) for name in self.columns}
-        return self.pair(self.config.prompt.format_map(filled), self.config.completion.format_map(filled))
+        prompt, completion = self.config.prompt.format_map(filled), self.config.completion.format_map(filled)
+        return self.pair(prompt, completion, self.config.system)
 
 
 def _names(template: str) -> list[str]:

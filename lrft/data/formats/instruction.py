@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lrft.core.axes import FORMATS
-from lrft.core.config import Field, Literal, MethodConfig
-from lrft.data.example import Example
-from lrft.data.formats._format import Format
+from lrft.core.config import Field, FormatConfig, Literal
+from lrft.core.errors import DataError
+from lrft.data.example import Example, Message
+from lrft.data.formats._format import Format, asked
 
 TASK = (
     "Below is an instruction that describes a task. "
@@ -23,7 +25,8 @@ class Instruction(Format):
 
     {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}
     Plain rendering is the Alpaca prompt, `system` replacing its opening sentence; in the chat rendering the
-    user's message is the instruction and, after a blank line, the input. Learns the output.
+    user's message is the instruction and, after a blank line, the input. The row's column `system` goes before the
+    recipe's. Learns the output; in the chat rendering, `history` [[question, answer], ...] is read before it.
     """
 
     aliases = {
@@ -34,7 +37,7 @@ class Instruction(Format):
         "dolly": "format: {method: instruction, input: context, output: response}",
     }
 
-    class Config(MethodConfig):
+    class Config(FormatConfig):
         instruction: str = Field("instruction", min_length=1, description="column of the task")
         input: str = Field("input", min_length=1, description="column of the task's input; may be missing")
         output: str = Field("output", min_length=1, description="column of the answer")
@@ -46,16 +49,24 @@ class Instruction(Format):
         )
 
     @property
+    def optional(self) -> tuple[str, ...]:
+        return (self.config.input, "system", *(("history",) if self.config.render == "chat" else ()))
+
+    @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.instruction, self.config.output)
 
     def example(self, row: dict[str, Any]) -> Example:
         instruction = self.text(row, self.config.instruction)
-        given = self.text(row, self.config.input) if row.get(self.config.input) is not None else ""
+        column = self.config.input
+        takes = row.get(column) is not None and column not in self.config.ignore
+        given = self.text(row, column) if takes else ""
         output = self.text(row, self.config.output)
+        system = self.system(row)
         if self.config.render == "chat":
-            return self.pair(f"{instruction}\n\n{given}" if given else instruction, output)
-        opening = TASK[bool(given)] if self.config.system is None else self.config.system
+            made = self.pair(f"{instruction}\n\n{given}" if given else instruction, output, system)
+            return replace(made, messages=_after(self._history(row), made.messages), learn="last")
+        opening = TASK[bool(given)] if system is None else system
         parts = [
             opening,
             f"### Instruction:\n{instruction}",
@@ -63,3 +74,19 @@ class Instruction(Format):
             "### Response:\n",
         ]
         return Example(prompt="\n\n".join(part for part in parts if part), completion=output)
+
+    def _history(self, row: dict[str, Any]) -> list[Message]:
+        """The earlier turns, which are read and not learnt."""
+        held = None if "history" in self.config.ignore else row.get("history")
+        rounds = held or []
+        pairs = isinstance(rounds, list) and all(
+            isinstance(r, list) and len(r) == 2 and all(isinstance(text, str) for text in r) for r in rounds
+        )
+        if not pairs:
+            raise DataError("column 'history' must be a list of [question, answer], both of them text")
+        return [turn for question, answer in rounds for turn in asked(question, answer)]
+
+
+def _after(earlier: list[Message], turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns with earlier ones before the last question."""
+    return (*turns[:-2], *earlier, *turns[-2:])

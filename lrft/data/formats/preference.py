@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from lrft.core.axes import FORMATS
-from lrft.core.config import Field, Literal, MethodConfig
+from lrft.core.config import Field, FormatConfig, Literal
 from lrft.core.errors import DataError
-from lrft.data.example import Example
-from lrft.data.formats._format import Format, with_system
+from lrft.data.example import Example, Message
+from lrft.data.formats._format import CONVERSATION, Format
 from lrft.data.formats._turns import turns_of
 
-Turns = list[dict[str, str]]
+Turns = list[Message]
 
 
 @FORMATS.register
@@ -31,7 +31,7 @@ class Preference(Format):
     }
     provides = {"pairs"}
 
-    class Config(MethodConfig):
+    class Config(FormatConfig):
         prompt: str = Field(
             "prompt", min_length=1, description="column of the prompt; not read where answers hold it"
         )
@@ -45,6 +45,10 @@ class Preference(Format):
         )
 
     @property
+    def optional(self) -> tuple[str, ...]:
+        return (self.config.prompt, *CONVERSATION)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.chosen, self.config.rejected)
 
@@ -53,8 +57,8 @@ class Preference(Format):
         lists = [isinstance(self.value(row, name), list) for name in names]
         if not any(lists):
             prompt = self.text(row, self.config.prompt)
-            chosen, rejected = (self.pair(prompt, self.text(row, name)) for name in names)
-            return replace(chosen, rejected=rejected)
+            chosen, rejected = (self.pair(prompt, self.text(row, name), self.system(row)) for name in names)
+            return self._with_tools(replace(chosen, rejected=rejected), row)
         if not all(lists):
             raise DataError(
                 f"one of the columns {names[0]!r} and {names[1]!r} holds text and the other a list of messages; "
@@ -66,11 +70,21 @@ class Preference(Format):
                 f"the conversations in {names[0]!r} and {names[1]!r} differ before their last message; the two "
                 "answers of a pair must answer the same prompt"
             )
-        return Example(
-            messages=tuple(turns), learn="last", rejected=Example(messages=tuple(others), learn="last")
-        )
+        rejected = Example(messages=others, learn="last")
+        return self._with_tools(Example(messages=turns, learn="last", rejected=rejected), row)
 
-    def _conversation(self, row: dict[str, Any], column: str) -> Turns:
+    def _with_tools(self, pair: Example, row: dict[str, Any]) -> Example:
+        tools = self.tools(row)
+        if not tools or pair.rejected is None:
+            return pair
+        if not pair.messages:
+            raise DataError(
+                "the tools of the row are written by a chat template only; set data.format.render: chat, or "
+                "data.format.ignore: [tools]"
+            )
+        return replace(pair, tools=tools, rejected=replace(pair.rejected, tools=tools))
+
+    def _conversation(self, row: dict[str, Any], column: str) -> tuple[Message, ...]:
         """Every turn through the answer in `column`, which begins with the prompt or goes on from it."""
         turns = self._turns(row, column)
         if turns[0]["role"] == "assistant":
@@ -80,7 +94,9 @@ class Preference(Format):
                 f"column {column!r} ends in a message of role {turns[-1]['role']}; the last one must be an answer, "
                 "of role assistant"
             )
-        return with_system(turns, self.config.system)
+        if turns[-1].get("weight") == 0:
+            raise DataError(f"column {column!r}: the answer has weight 0; both answers of a pair are learnt")
+        return self.opened(turns, row)
 
     def _asked(self, row: dict[str, Any]) -> Turns:
         column = self.config.prompt
@@ -90,6 +106,6 @@ class Preference(Format):
 
     def _turns(self, row: dict[str, Any], column: str) -> Turns:
         try:
-            return turns_of(row[column], column)
+            return turns_of(row[column], column, self.config.ignore)
         except DataError as error:
             raise DataError(f"column {column!r}: {error}") from None

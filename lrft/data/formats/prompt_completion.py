@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lrft.core.axes import FORMATS
-from lrft.core.config import Field, Literal, MethodConfig
+from lrft.core.config import Field, FormatConfig, Literal
 from lrft.data.example import Example
 from lrft.data.formats._format import Format
 
@@ -25,7 +25,7 @@ class PromptCompletion(Format):
         "prompt_output": "format: {method: prompt_completion, completion: output}",
     }
 
-    class Config(MethodConfig):
+    class Config(FormatConfig):
         prompt: str = Field("prompt", min_length=1, description="column of the prompt")
         completion: str = Field("completion", min_length=1, description="column of the completion")
         render: Literal["chat", "plain"] = Field(
@@ -37,5 +37,10 @@ class PromptCompletion(Format):
     def columns(self) -> tuple[str, ...]:
         return (self.config.prompt, self.config.completion)
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return ("system",)
+
     def example(self, row: dict[str, Any]) -> Example:
-        return self.pair(self.text(row, self.config.prompt), self.text(row, self.config.completion))
+        prompt, completion = (self.text(row, name) for name in self.columns)
+        return self.pair(prompt, completion, self.system(row))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from lrft.core.axes import FORMATS
-from lrft.core.config import Field, Literal, MethodConfig
+from lrft.core.config import Field, FormatConfig, Literal
 from lrft.core.errors import DataError
-from lrft.data.example import Example
-from lrft.data.formats._format import Format, with_system
+from lrft.data.example import Example, Message
+from lrft.data.formats._format import CONVERSATION, Format
+from lrft.data.formats._turns import checked
 
+CALL = "function_call"  # says `{"name": ..., "arguments": {...}}`
 ROLES = {
     "system": "system",
     "human": "user",
@@ -20,6 +23,9 @@ ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    CALL: "assistant",
 }
 
 
@@ -28,14 +34,15 @@ class ShareGPT(Format):
     """ShareGPT conversations, rendered by the chat template.
 
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
-    Learns every turn of the model with its stop token, or only the last.
+    Learns every turn of the model with its stop token, or only the last, but for those of `weight: 0`. A turn from
+    `function_call` is the model's too. The row's columns `tools` and `system` go to the template.
     """
 
     aliases = {
         "conversations vicuna fastchat": "format: sharegpt",
     }
 
-    class Config(MethodConfig):
+    class Config(FormatConfig):
         column: str = Field("conversations", min_length=1, description="column that holds the list of turns")
         roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(
             default_factory=dict, description="speaker -> role, beside the usual human, gpt, system"
@@ -47,14 +54,18 @@ class ShareGPT(Format):
     def columns(self) -> tuple[str, ...]:
         return (self.config.column,)
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return CONVERSATION
+
     def example(self, row: dict[str, Any]) -> Example:
         said = self.value(row, self.config.column)
         if not isinstance(said, list) or not said:
             raise DataError(f"column {self.config.column!r} must be a list of turns with `from` and `value`")
         turns = [self._turn(turn, number) for number, turn in enumerate(said, 1)]
-        return Example(messages=tuple(with_system(turns, self.config.system)), learn=self.config.learn)
+        return Example(messages=self.opened(turns, row), learn=self.config.learn, tools=self.tools(row))
 
-    def _turn(self, turn: Any, number: int) -> dict[str, str]:
+    def _turn(self, turn: Any, number: int) -> Message:
         if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
             keys = list(turn) if isinstance(turn, dict) else []
             hint = "; `role` and `content` are read by data.format: chat" if "role" in keys else ""
@@ -70,4 +81,23 @@ class ShareGPT(Format):
             raise DataError(
                 f"turn {number} has a value of type {type(turn['value']).__name__}; only text can be learnt"
             )
-        return {"role": roles[turn["from"]], "content": turn["value"]}
+        ignored = {"from", "value", *self.config.ignore}
+        more = {key: value for key, value in turn.items() if value is not None and key not in ignored}
+        message = {**more, "role": roles[turn["from"]], "content": turn["value"]}
+        if turn["from"] == CALL and CALL not in self.config.roles:
+            message |= {"content": "", "tool_calls": _calls(turn["value"], number)}
+        return checked(message, number)
+
+
+def _calls(said: str, number: int) -> list[Message]:
+    """The calls that a turn spells out as JSON: one object, or a list of them."""
+    try:
+        calls = json.loads(said)
+    except ValueError:
+        calls = None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise DataError(
+            f'turn {number} is from {CALL} and must be JSON such as {{"name": "...", "arguments": {{...}}}}'
+        )
+    return [{"type": "function", "function": call} for call in calls]

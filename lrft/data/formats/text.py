@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lrft.core.axes import FORMATS
-from lrft.core.config import Field, MethodConfig
+from lrft.core.config import Field, FormatConfig
 from lrft.data.example import Example
 from lrft.data.formats._format import Format
 
@@ -23,7 +23,7 @@ class Text(Format):
         "language_modeling text_completion": "format: text",
     }
 
-    class Config(MethodConfig):
+    class Config(FormatConfig):
         column: str = Field("text", min_length=1, description="column of the text")
 
     @property

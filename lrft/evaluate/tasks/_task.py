@@ -76,7 +76,7 @@ class Task:
         """Renders the recipe's format, or the task's own, and by default never cuts or drops a row."""
         ours, chosen = subject.renderer, getattr(self.config, "format", None)
         made = ours.format if chosen is None else FORMATS.get(chosen.method)(chosen)
-        return Renderer(ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long)
+        return Renderer(ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long, ours.today)
 
     def result(
         self,
@@ -85,8 +85,9 @@ class Task:
         metrics: dict[str, float],
         samples: Sequence[dict[str, Any]] = (),
         n: int | None = None,
+        **more: Any,
     ) -> TaskResult:
-        """The result with everything that decides its numbers beside it."""
+        """The result with everything that decides its numbers beside it, `more` being what only the rows show."""
         settings = {
             **self.config.model_dump(mode="json"),
             "format": self.renderer(subject).format.config.model_dump(mode="json"),
@@ -94,6 +95,7 @@ class Task:
             "rows_fingerprint": rows.fingerprint,
             "batch_tokens": subject.batch_tokens,
             "stop_ids": sorted(subject.stop_ids),
+            **more,
         }
         return TaskResult(metrics, len(rows) if n is None else n, list(samples), self.version, settings)
 

@@ -9,7 +9,7 @@ from lrft.core.axes import FORMATS, TASKS
 from lrft.core.config import Choice, Field, Literal, MethodConfig, Source
 from lrft.core.errors import DataError
 from lrft.evaluate.subject import Subject
-from lrft.evaluate.tasks._answers import greedy_answers
+from lrft.evaluate.tasks._answers import greedy_answers, thinking
 from lrft.evaluate.tasks._task import Task, TaskResult, each, share
 
 
@@ -50,7 +50,8 @@ class ExactMatch(Task):
         right = [equal(answer.output, answer.reference) for answer in answers]
         metrics = {**share("exact_match", right), **share("stopped", [answer.stopped for answer in answers])}
         samples = [answer.sample(correct) for answer, correct in zip(answers, right, strict=True)]
-        return self.result(subject, rows, metrics, samples)
+        protocol = thinking([answer.question for answer in answers])
+        return self.result(subject, rows, metrics, samples, **protocol)
 
 
 def same_text(output: str, reference: str) -> bool:

@@ -10,7 +10,7 @@ from lrft.core.axes import FORMATS, TASKS
 from lrft.core.config import Choice, Field, MethodConfig, Source
 from lrft.core.errors import DataError
 from lrft.evaluate.subject import Subject
-from lrft.evaluate.tasks._answers import greedy_answers
+from lrft.evaluate.tasks._answers import greedy_answers, thinking
 from lrft.evaluate.tasks._task import Task, TaskResult, each, share
 
 NUMBER = re.compile(
@@ -74,7 +74,8 @@ class GSM8K(Task):
             answer.sample(correct, extracted=None if number is None else str(number))
             for answer, correct, number in zip(answers, right, found, strict=True)
         ]
-        return self.result(subject, rows, metrics, samples)
+        protocol = thinking([answer.question for answer in answers])
+        return self.result(subject, rows, metrics, samples, **protocol)
 
 
 def last_number(text: str) -> Decimal | None:

@@ -11,9 +11,9 @@ from lrft.core.axes import FORMATS, TASKS
 from lrft.core.config import Choice, Field, MethodConfig, Source
 from lrft.core.errors import DataError
 from lrft.data.sources import Rows
-from lrft.data.tokenize import Renderer
 from lrft.evaluate.loglik import continuation_logprobs
 from lrft.evaluate.subject import Subject
+from lrft.evaluate.tasks._answers import thinking
 from lrft.evaluate.tasks._task import Task, TaskResult, each, share
 
 ANSWER_FORMAT = re.compile(r"\s*Answer format:\s*(\S+)\s*$")
@@ -84,7 +84,9 @@ class MultipleChoice(Task):
             _sample(row, question, scores, pick)
             for row, question, scores, pick in zip(rows, questions, by_label, picks["acc_label"], strict=True)
         ]
-        return self.result(subject, rows, metrics, samples)
+        renderer = self.renderer(subject)
+        protocol = thinking([renderer.question(row) for row in rows])
+        return self.result(subject, rows, metrics, samples, **protocol)
 
     def scores(
         self, subject: Subject, rows: Rows, candidates: Sequence[list[dict[str, Any]]]
@@ -93,10 +95,10 @@ class MultipleChoice(Task):
         renderer = self.renderer(subject)
         places = [rows.where(index) for index, group in enumerate(candidates) for _ in group]
         listed = replace(rows, rows=[candidate for group in candidates for candidate in group], lines=None)
-        pairs = [prompt_and_answer(renderer, candidate) for candidate in listed]
+        asked = [renderer.question(candidate) for candidate in listed]
         found = iter(
             continuation_logprobs(
-                subject, [p for p, _ in pairs], [a for _, a in pairs], self.name, places.__getitem__
+                subject, [q.prompt for q in asked], [q.answer for q in asked], self.name, places.__getitem__
             )
         )
         return [[next(found) for _ in group] for group in candidates]
@@ -158,16 +160,6 @@ def label_rows(row: dict[str, Any], question: Question) -> list[dict[str, Any]]:
 def option_rows(row: dict[str, Any], question: Question) -> list[dict[str, Any]]:
     """The row once per option, the options hidden from its instruction and one of them as its output."""
     return [{**row, "instruction": question.stem, "output": option} for option in question.options]
-
-
-def prompt_and_answer(renderer: Renderer, row: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """A row's tokens before its answer, and the answer's, without the stop token and what follows it."""
-    encoded = renderer.encode(row)
-    start = encoded.supervised.index(True) if encoded.targets else len(encoded.input_ids)
-    answer = [token for token, learnt in zip(encoded.input_ids, encoded.supervised, strict=True) if learnt]
-    while answer and answer[-1] in renderer.stop_ids:
-        answer.pop()
-    return encoded.input_ids[:start], answer
 
 
 def _best(scores: Sequence[float]) -> int:

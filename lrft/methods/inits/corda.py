@@ -37,6 +37,7 @@ class CorDA(Init):
     }
     requires = {"low_rank", "linear_delta", "undropped"}
     residual = True
+    directions = 1
 
     class Config(ResidualConfig):
         mode: Literal["ipm", "kpm"] = Field(

@@ -15,6 +15,7 @@ from lrft.core.adapter import Adapter
 from lrft.core.axes import INITS
 from lrft.core.config import Field, Literal, MethodConfig
 from lrft.core.frozen import Quantizer
+from lrft.core.params import Site
 from lrft.core.stages import Evidence, Init, Plan
 
 
@@ -61,6 +62,9 @@ class EVA(Init):
             "needed": distribute,
             "tokens": self.config.tokens,
         }
+
+    def most_rank(self, site: Site) -> int:
+        return site.in_features  # components of the inputs; B is zero, so the outputs set no limit
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """The plan with the ranks redistributed: their sum stays."""

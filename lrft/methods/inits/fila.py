@@ -33,6 +33,7 @@ class FILA(Init):
 
     requires = {"low_rank", "linear_delta", "undropped", "backward"}
     residual = True
+    directions = 1
     needs = ("batch_fisher@forget", "batch_fisher@retain")
     objective = "cross_entropy"
 

@@ -29,6 +29,7 @@ class LoftQ(Init):
 
     requires = {"low_rank", "linear_delta", "undropped", "rounded_base"}
     residual = True
+    directions = 1
 
     class Config(MethodConfig):
         iterations: int = Field(5, gt=0, description="rounds of rounding and SVD (T)")

@@ -30,6 +30,7 @@ class LoRAGA(Init):
 
     requires = {"low_rank", "linear_delta", "undropped", "backward"}
     residual = True
+    directions = 2
     needs = ("grad",)
 
     class Config(ResidualConfig):

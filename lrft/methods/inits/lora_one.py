@@ -31,6 +31,7 @@ class LoRAOne(Init):
 
     provides = {"kept_base", "moved_start"}
     requires = {"low_rank", "linear_delta", "backward"}
+    directions = 1
     needs = ("grad",)
 
     class Config(MethodConfig):

@@ -31,6 +31,7 @@ class LoRASB(Init):
 
     provides = {"kept_base", "moved_start"}
     requires = {"core_matrix", "backward"}
+    directions = 1
     needs = ("grad",)
 
     class Config(MethodConfig):

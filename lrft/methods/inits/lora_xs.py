@@ -26,6 +26,7 @@ class LoRAXSStart(Init):
 
     provides = {"kept_base", "moved_start"}
     requires = {"core_matrix"}
+    directions = 1
 
     class Config(MethodConfig):
         sigma: float = Field(1e-5, ge=0, description="standard deviation of the core")

@@ -47,6 +47,7 @@ class LQLoRA(Init):
 
     requires = {"low_rank", "linear_delta", "undropped"}
     residual = True
+    directions = 1
 
     class Config(MethodConfig):
         weighting: Literal["none", "fisher"] = Field(

@@ -25,6 +25,7 @@ class OLoRA(Init):
 
     requires = {"low_rank", "linear_delta", "undropped"}
     residual = True
+    directions = 1
 
     class Config(ResidualConfig):
         pass

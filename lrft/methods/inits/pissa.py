@@ -29,6 +29,7 @@ class PiSSA(Init):
     }
     requires = {"low_rank", "linear_delta", "undropped"}
     residual = True
+    directions = 1
 
     class Config(ResidualConfig):
         niter: int | None = Field(

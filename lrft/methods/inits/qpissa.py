@@ -28,6 +28,7 @@ class QPiSSA(Init):
 
     requires = {"low_rank", "linear_delta", "undropped"}
     residual = True
+    directions = 1
 
     class Config(MethodConfig):
         iterations: int = Field(5, gt=0, description="rounds of SVD and rounding (T)")

@@ -54,19 +54,17 @@ class MaskedThought(CrossEntropy):
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
         """Summed loss; without a run, as in calibration and evaluation, nothing is replaced."""
         p = 0.0 if run is None else self.config.at(run.step, run.total_steps)
-        return super().__call__(
-            model, batch if run is None or p == 0 else self._masked(model, batch, p, run), run
-        )
+        return super().__call__(model, batch if run is None or p == 0 else self._masked(model, batch, p), run)
 
-    def _masked(self, model: LanguageModel, batch: Batch, p: float, run: Run) -> Batch:
-        """The batch with part of its answers replaced; drawn from the run's generator, anew in every epoch."""
+    def _masked(self, model: LanguageModel, batch: Batch, p: float) -> Batch:
+        """The batch with part of its answers replaced; drawn anew in every epoch, like dropout."""
         count = batch.targets.numel()
-        hit = torch.rand(count, generator=run.generator) < p
+        hit = torch.rand(count) < p
         if self.config.token is not None:
             substitutes = torch.full((count,), self.config.token)
         else:
             vocabulary = model.head.module.get_parameter("weight").shape[0]
-            substitutes = torch.randint(vocabulary, (count,), generator=run.generator)
+            substitutes = torch.randint(vocabulary, (count,))
         device = batch.input_ids.device
         ids = batch.input_ids.flatten().clone()
         ids[batch.supervised + 1] = torch.where(hit.to(device), substitutes.to(device), batch.targets)

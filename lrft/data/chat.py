@@ -1,0 +1,274 @@
+"""A conversation as text by the chat template, and where in it the answers stand.
+
+No marker strings are looked for: an answer is what the template writes between the generation prompt and the end of
+the turn, found by rendering the conversation up to either.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from typing import Any
+
+from lrft.core.errors import DataError
+from lrft.data.example import Example, Message
+
+THOUGHT = ("reasoning_content", "reasoning", "thinking")  # fields that hold what is thought before an answer
+INLINE = re.compile(r"\s*(<(think\w*|thought|reason\w*)>)(.*?)(</\2>)\s*", re.DOTALL)
+PROBE = "Qx7"  # an answer that no template writes by itself
+
+
+@dataclass(frozen=True)
+class Span:
+    """One learnt answer in the text.
+
+    Attributes:
+        turn: index of the message.
+        start, end: characters from the end of the generation prompt to the end of the turn.
+        words: where the answer's own text begins, after what the template writes before any answer.
+    """
+
+    turn: int
+    start: int
+    words: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a template writes around the thoughts before an answer."""
+
+    opening: str
+    closing: str
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, and the tokens that end an answer.
+
+    Attributes:
+        today: the day that a template which asks for the date is told: a resumed run must see what the first one saw.
+        asks_for_the_date: whether one asked so far.
+    """
+
+    def __init__(self, tokenizer: Any, stop_ids: set[int], today: date) -> None:
+        self.tokenizer = tokenizer
+        self.today = today
+        self.asks_for_the_date = False
+        stops = tokenizer.convert_ids_to_tokens(sorted(stop_ids))
+        self.stops = tuple(str(stop) for stop in stops if stop is not None)
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        marks = {*self.stops, *special, *tokenizer.all_special_tokens}
+        self.marks = tuple(sorted(mark for mark in marks if mark.strip()))
+        ends = "|".join(map(re.escape, self.marks))
+        self._ends = re.compile(rf"(?:\s|{ends})*")
+        self._scaffold = ""  # the one met last, since most rows share it
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
+        """The text of the conversation.
+
+        Args:
+            prompt: end in the generation prompt.
+
+        Raises:
+            DataError: the template cannot write it; names the first message that it stops at.
+        """
+        if not self.tokenizer.chat_template:
+            raise DataError(
+                "data.format: the model's tokenizer has no chat template; use a format with render: plain"
+            )
+        try:
+            return self._written(messages, tools, prompt)
+        except Exception as error:  # a template is a program of its own and may fail in any way
+            raise DataError(f"{self._place(messages, tools)}{_complaint(error)}") from error
+
+    def answers(self, example: Example, text: str) -> list[Span]:
+        """Every learnt answer of the conversation whose text is `text`, which ends with the last of them.
+
+        Raises:
+            DataError: names a message whose answer cannot be told from its prompt.
+        """
+        spans = []
+        for turn in example.learnt:
+            prompt = self._prompt(example, turn, text)
+            end = self._end(example, turn, text, len(prompt))
+            words = len(prompt) + len(self._before_words(example, turn, prompt, text[len(prompt) : end]))
+            spans.append(Span(turn, len(prompt), words, end))
+        return spans
+
+    def _written(self, messages: Sequence[Message], tools: Sequence[Message], prompt: bool) -> str:
+        said = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+        # As a batch of one, which may be a conversation without any message.
+        with self._clock_stopped():
+            written = self.tokenizer.apply_chat_template(
+                [said], tools=list(tools) or None, tokenize=False, add_generation_prompt=prompt
+            )
+        return str(written[0])
+
+    @contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """Let it be midnight of `today` for the template, whose one way to the clock is `strftime_now`."""
+        from transformers.utils import chat_template_utils as utils
+
+        def now(zone: Any = None) -> datetime:
+            self.asks_for_the_date = True
+            return datetime.combine(self.today, time(), zone)
+
+        clock = utils.datetime
+        utils.datetime = type("Stopped", (datetime,), {"now": staticmethod(now)})
+        try:
+            yield
+        finally:
+            utils.datetime = clock
+
+    def _place(self, messages: Sequence[Message], tools: Sequence[Message]) -> str:
+        for number in range(1, len(messages) + 1):
+            try:
+                self._written(messages[:number], tools, False)
+            except Exception:
+                break
+        return f"message {number} ({messages[number - 1]['role']}): "
+
+    def _prompt(self, example: Example, turn: int, text: str) -> str:
+        """The text up to an answer."""
+        if turn == 0:
+            return self._opening(text)
+        prompt = self.render(example.messages[:turn], example.tools, prompt=True)
+        if text.startswith(prompt):
+            return prompt
+        alone = self.render(example.messages[: turn + 1], example.tools)
+        if alone != text and alone.startswith(prompt):
+            raise self._elsewise(turn)
+        raise DataError(
+            f"message {turn + 1}: the chat template writes the prompt of this answer differently once "
+            "the answer is there, so what is learnt would never be asked; use another chat template"
+        )
+
+    def _opening(self, text: str) -> str:
+        """What is asked where nothing was said yet, by a template that has a generation prompt then."""
+        try:
+            prompt = self._written((), (), True)
+            asks = prompt != self._written((), (), False)
+        except Exception:
+            prompt, asks = "", False
+        if not asks or not text.startswith(prompt):
+            raise DataError(
+                "message 1 (assistant): the chat template has no prompt for an answer that nothing comes before; "
+                "put a message in front, or write weight: 0 into this one, so that it is read only"
+            )
+        return prompt
+
+    def _end(self, example: Example, turn: int, text: str, start: int) -> int:
+        """One past an answer: what of its rendering as the last one stays when the conversation goes on."""
+        if turn == len(example.messages) - 1:
+            return len(text)
+        through = self.render(example.messages[: turn + 1], example.tools)
+        content = example.messages[turn]["content"]
+        words = through.rfind(content.strip(), start) if isinstance(content, str) else -1
+        least = words + len(content.strip()) if words >= 0 else start
+        dropped = set()
+        while not text.startswith(through):
+            mark = next((mark for mark in self.marks if through.endswith(mark)), "")
+            dropped.add(mark)
+            shorter = through.removesuffix(mark) if mark else through.rstrip()
+            if not least <= len(shorter) < len(through):
+                raise self._elsewise(turn)
+            through = shorter
+        rest = text[len(through) :]
+        if dropped and not self._closed(through, rest, dropped, example.messages[turn + 1]):
+            raise self._elsewise(turn)
+        # A template may write the stop token as the beginning of what follows.
+        return len(through) + len(next((stop for stop in self.stops if rest.startswith(stop)), ""))
+
+    def _closed(self, through: str, rest: str, dropped: set[str], following: Message) -> bool:
+        """Whether an answer without the end marks that were dropped is whole: what follows is not more of it."""
+        said = following["content"]
+        between = rest[: max(rest.find(said.strip()), 0)] if isinstance(said, str) else ""
+        later = any(mark and mark in between for mark in dropped)
+        starts = self._ends.match(rest)
+        return not later and (through.endswith((*self.marks, "\n")) or bool(starts and starts.end()))
+
+    def _elsewise(self, turn: int) -> DataError:
+        return DataError(
+            f"message {turn + 1}: the chat template rewrites this answer when the conversation goes on; "
+            "set data.format.learn: last"
+        )
+
+    def _before_words(self, example: Example, turn: int, prompt: str, answer: str) -> str:
+        """What the template itself writes after the generation prompt, before an answer that nothing is thought for.
+
+        Such as an empty block of thoughts; nothing of the row is in it. Empty where there is only white space.
+        """
+        message = example.messages[turn]
+        body = thought(message)[1].strip()
+        written = answer.lstrip()
+        if body and written.startswith(body) and self._ends.fullmatch(written, len(body)):
+            return ""
+        if body and self._scaffold and answer.startswith(self._scaffold + body):
+            return self._scaffold
+        probe = {"role": "assistant", "content": PROBE}
+        try:
+            shown = self.render([*example.messages[:turn], probe], example.tools)
+        except DataError:
+            return ""
+        found = shown[len(prompt) : shown.rfind(PROBE)] if shown.startswith(prompt) else ""
+        if not found.strip() or not answer.startswith(found):
+            return ""
+        self._scaffold = found
+        return found
+
+
+def thought(message: Message) -> tuple[str, str]:
+    """What a message thinks, in a field or in a block that its content begins with, and what it then says."""
+    content = message["content"]
+    said = content if isinstance(content, str) else ""
+    held = next((message[name] for name in THOUGHT if isinstance(message.get(name), str)), "")
+    block = INLINE.match(said)
+    return (held or block[3], said[block.end() :]) if block else (held, said)
+
+
+def pieces(content: Any) -> list[str]:
+    """The texts of a message; one that begins with a block of thoughts is two, the block's marks left out."""
+    if not isinstance(content, str):
+        return [part["text"] for part in content]
+    block = INLINE.match(content)
+    return [block[3], content[block.end() :]] if block else [content]
+
+
+def marks(message: Message, answer: str) -> Marks | None:
+    """The marks in a rendered `answer` around what the message thinks, such as `<think>` and `</think>`."""
+    content = message["content"]
+    block = INLINE.match(content) if isinstance(content, str) else None
+    if block and block[1] in answer and block[4] in answer:
+        return Marks(block[1], block[4])
+    thinks, says = (part.strip() for part in thought(message))
+    if not thinks or thinks not in answer:
+        return None
+    before, _, rest = answer.partition(thinks)
+    between = rest[: rest.index(says)].strip() if says and says in rest else next(iter(rest.split()), "")
+    return Marks(before.strip(), between) if between else None
+
+
+def said(tokenizer: Any, tokens: list[int], between: Marks | None) -> str:
+    """The text of an answer without special tokens, and without what it thinks between the marks before it."""
+
+    def decoded(count: int) -> str:
+        return str(tokenizer.decode(tokens[:count]))
+
+    if between is not None and between.closing in decoded(len(tokens)):
+        end = bisect_left(range(len(tokens) + 1), True, key=lambda count: between.closing in decoded(count))
+        return str(tokenizer.decode(tokens[end:], skip_special_tokens=True)).lstrip()
+    if between is not None and between.opening in decoded(len(tokens)):
+        return ""  # it did not come to an end of its thoughts
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _complaint(error: Exception) -> str:
+    from jinja2 import TemplateError
+
+    if isinstance(error, TemplateError):
+        return f"the chat template refuses the conversation: {error.message or error}"
+    return f"the chat template fails on the conversation: {type(error).__name__}: {error}"
