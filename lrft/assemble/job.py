@@ -17,6 +17,7 @@ from lrft.core.errors import RecipeError
 from lrft.core.objective import Objective
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
+from lrft.core.stages import ranks_of
 from lrft.data.steps import StepBatches, eval_batches
 from lrft.evaluate.loss import held_out_loss, row_losses
 from lrft.evaluate.subject import EvaluationStopped, Subject
@@ -24,6 +25,7 @@ from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.model.trained import parameter_infos, trained_tensors
 from lrft.model.weights import ModelWeights
+from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
 from lrft.train import schedule, updates
 from lrft.train.checkpoint import Identity
@@ -59,7 +61,7 @@ def assemble(
     """Optimizer, schedule, callbacks and data order around an adapted model. Nothing is trained yet.
 
     Raises:
-        RecipeError: the optimizer cannot take these parameters.
+        RecipeError: the optimizer cannot take these parameters, or the run is too short for a setting.
     """
     model, settings = adaptation.model, recipe.train
     if recipe.optimizer.per_layer and accelerator.num_processes > 1:
@@ -68,6 +70,7 @@ def assemble(
         )
     data = train_data(recipe, text, accelerator.num_processes, accelerator.process_index)
     total = data.total_steps(settings.max_steps, settings.epochs)
+    check_length(recipe, total, ranks_of(adaptation.plan))
     infos = parameter_infos(model)
     optimizer = build_optimizer(recipe, infos)
     run = Run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_plain_validator_function
 
+from lrft.core.errors import RecipeError
 from lrft.core.names import did_you_mean
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ __all__ = [
     "OptimizerConfig",
     "ResidualConfig",
     "Section",
+    "Sequence",
     "Source",
+    "StagesConfig",
     "model_validator",
 ]
 
@@ -40,6 +44,19 @@ class Section(BaseModel):
     """A recipe section: unknown keys are refused, values are not coerced, nothing changes after parsing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+        """Refuse settings that do not fit into a run of so many steps; a section that counts steps overrides this.
+
+        Asked of every section before a run is begun, and by a dry run. No run that fits becomes too short by being
+        longer, so a recipe that names the most steps it may have is asked as soon as it is read.
+
+        Args:
+            ranks: the rank of every adapted site; empty where it is not known yet.
+
+        Raises:
+            RecipeError: at the setting, with what would fit.
+        """
 
 
 class MethodConfig(Section):
@@ -75,6 +92,19 @@ class ResidualConfig(MethodConfig):
         description="rewrite: the base stores W - delta_0, rounded anew; anchor: the base keeps W and the frozen start "
         "is subtracted beside it; by default anchor on quantized bases, rewrite on dense ones",
     )
+
+
+class StagesConfig(MethodConfig):
+    """What every restart accepts that comes after a fixed number of steps."""
+
+    every: int = Field(gt=0)
+
+    def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+        """Refuse a run in which no restart would happen."""
+        if self.every >= total_steps:
+            remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
+            message = f"{self.every} steps are no less than the whole run's {total_steps}; {remedy}"
+            raise RecipeError(message, "restart.every")
 
 
 class OptimizerConfig(MethodConfig):

@@ -44,6 +44,13 @@ class SitePlan:
 
 
 Plan = dict[str, SitePlan]
+
+
+def ranks_of(plan: Plan) -> list[int]:
+    """The rank of every site whose adapter has one."""
+    return [site.settings["rank"] for site in plan.values() if site.settings and "rank" in site.settings]
+
+
 Signals = dict[str, dict[str, Tensor]]
 """Site name -> statistic name -> tensor, measured by calibration."""
 

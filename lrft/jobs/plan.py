@@ -6,11 +6,14 @@ from typing import Any
 
 from rich.table import Table
 
+from lrft.assemble.adapt import plan_without_weights
 from lrft.assemble.measure import measure
 from lrft.assemble.text import check_text, fact_lines, read_text, train_data
+from lrft.core.stages import ranks_of
 from lrft.jobs.say import show_table
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
+from lrft.recipe.length import check_length
 from lrft.recipe.load import LoadedRecipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
@@ -29,12 +32,16 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
     text = read_text(recipe, trust_remote_code=trust_remote_code)
     check_text(text, recipe)
     model = load_model(recipe.model, trust_remote_code=trust_remote_code, meta=True)
-    counted, settings = measure(recipe, model), recipe.train
+    settings = recipe.train
+    steps = train_data(recipe, text).total_steps(settings.max_steps, settings.epochs)
+    adaptation = plan_without_weights(recipe, model)
+    check_length(recipe, steps, () if adaptation.undecided else ranks_of(adaptation.plan))
+    counted = measure(recipe, model)
     return {
         "recipe": loaded.name,
         "recipe_hash": recipe_hash(recipe),
         "data": text.record(),
-        "steps": train_data(recipe, text).total_steps(settings.max_steps, settings.epochs),
+        "steps": steps,
         "targets": counted["targets"],
         "matrices": counted["matrices"],
         "base_parameters": counted["base"],

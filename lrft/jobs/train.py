@@ -13,7 +13,7 @@ from torch import Tensor
 from lrft.assemble.adapt import adapt
 from lrft.assemble.job import Job, assemble
 from lrft.assemble.measure import matrix_shares
-from lrft.assemble.text import check_text, read_text, silent
+from lrft.assemble.text import Text, check_text, read_text, silent, train_data
 from lrft.core.errors import UsageError
 from lrft.core.params import count
 from lrft.core.run import Run
@@ -22,6 +22,7 @@ from lrft.jobs.memory import memory_advice
 from lrft.jobs.say import progress, say
 from lrft.model.stopping import trained_generation
 from lrft.model.trained import load_trained_tensors
+from lrft.recipe.length import check_length
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import compare, recipe_hash, resolved
 from lrft.recipe.schema import Recipe
@@ -64,16 +65,7 @@ def _train_in(
             say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
         return done if lead else {}
     began = time.perf_counter()
-    with progress() as show:
-        text = read_text(
-            recipe,
-            trust_remote_code=trust_remote_code,
-            progress=show if lead else silent,
-            today=folder.day if folder.started else None,
-        )
-    if lead:
-        say("; ".join(f"{label} {value}" for label, value in text.facts()))
-    check_text(text, recipe)
+    text = _rows(folder, recipe, accelerator, trust_remote_code)
     saved = checkpoint.newest(folder.checkpoints, say)
     tensors = None if saved is None else checkpoint.read_adapter(saved)
     with memory_advice(recipe):
@@ -102,6 +94,28 @@ def _train_in(
                 callback.close()
     accelerator.wait_for_everyone()
     return _close(job, time.perf_counter() - began) if lead else {}
+
+
+def _rows(folder: RunFolder, recipe: Recipe, accelerator: Any, trust_remote_code: bool) -> Text:
+    """The rows, from which the length of the run follows: what does not fit into it is refused before weights are read.
+
+    Raises:
+        DataError, RecipeError: the rows cannot be trained on, or are too few steps for a setting.
+    """
+    lead = accelerator.is_main_process
+    with progress() as show:
+        text = read_text(
+            recipe,
+            trust_remote_code=trust_remote_code,
+            progress=show if lead else silent,
+            today=folder.day if folder.started else None,
+        )
+    if lead:
+        say("; ".join(f"{label} {value}" for label, value in text.facts()))
+    check_text(text, recipe)
+    data = train_data(recipe, text, accelerator.num_processes, accelerator.process_index)
+    check_length(recipe, data.total_steps(recipe.train.max_steps, recipe.train.epochs))
+    return text
 
 
 def _claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> RunFolder:

@@ -8,15 +8,12 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from lrft.core.axes import ANALYSES, AXES, FORMATS, TASKS
 from lrft.core.errors import UsageError
 from lrft.core.names import did_you_mean
-from lrft.core.registry import Declaration, Registry
+from lrft.core.registry import Declaration
 from lrft.core.traits import TRAITS
 from lrft.recipe.fields import slot_of
-
-# Recipe key -> the registry that its methods come from.
-CATALOG: dict[str, Registry] = {**AXES, "data.format": FORMATS, "eval.tasks": TASKS, "analyse": ANALYSES}
+from lrft.recipe.meant import CATALOG, meanings
 
 
 def methods(axis: str | None = None) -> list[tuple[str, Declaration]]:
@@ -60,7 +57,9 @@ def record(name: str) -> dict[str, Any]:
 def _called(name: str) -> list[tuple[str, Declaration]]:
     found = [(axis, declared) for axis, declared in methods() if declared.name == name]
     if not found:
-        raise UsageError(f"unknown method {name!r}{did_you_mean(name, {d.name for _, d in methods()})}")
+        other = " or ".join(meaning.elsewhere() for meaning in meanings(name))
+        hint = f"; it is {other}" if other else did_you_mean(name, {d.name for _, d in methods()})
+        raise UsageError(f"unknown method {name!r}{hint}")
     return found
 
 

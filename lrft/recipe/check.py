@@ -10,6 +10,7 @@ from lrft.core.errors import Problem
 from lrft.core.traits import TRAITS
 from lrft.recipe.clashes import CLASHES, Faulty, Settings
 from lrft.recipe.fields import listed
+from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
 
 # Traits that come from settings and not from methods, and what to write for them.
@@ -23,7 +24,7 @@ SET = {
 
 def check(recipe: Recipe) -> list[Problem]:
     """Every combination in a valid recipe that cannot work; empty when all is well."""
-    return conflicts(recipe.model_dump())
+    return [*conflicts(recipe.model_dump()), *length_problems(recipe, recipe.train.max_steps)]
 
 
 def conflicts(plain: dict[str, Any], faulty: Collection[str] = ()) -> list[Problem]:

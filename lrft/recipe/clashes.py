@@ -53,13 +53,6 @@ def _flash_attention(settings: Settings) -> Iterator[Problem]:
         yield Problem("model.attention", message)
 
 
-def _warmup_beyond_the_end(settings: Settings) -> Iterator[Problem]:
-    warmup, total = settings["schedule.warmup_steps"], settings["train.max_steps"]
-    if warmup is not None and total is not None and warmup > total:
-        message = f"{warmup} steps of warm-up are more than train.max_steps ({total}); write at most {total}"
-        yield Problem("schedule.warmup_steps", message)
-
-
 def _two_warmups(settings: Settings) -> Iterator[Problem]:
     if settings["schedule.warmup_steps"] is not None and settings["schedule.warmup_ratio"]:
         message = (
@@ -232,7 +225,6 @@ def _compiled_for_one_shape(settings: Settings) -> Iterator[Problem]:
 CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _float16_on_cpu,
     _flash_attention,
-    _warmup_beyond_the_end,
     _two_warmups,
     _no_targets,
     _dropped_function,

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from lrft.core.errors import Problem
 from lrft.core.names import did_you_mean
 from lrft.recipe.fields import Slot, known_keys, listed, slot_at, value_at
+from lrft.recipe.foreign import other_value
+from lrft.recipe.meant import method_meant
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import Node, dotted, shown
 from lrft.recipe.unknown import unknown_key
@@ -47,16 +49,11 @@ class _Explanation:
     def _sentences(self, error: Any) -> list[tuple[Loc, str]]:
         loc = self._written(error["loc"])
         if error["type"] == "extra_forbidden":
-            self.unknown += 1
-            if self.unknown > MOST_SUGGESTIONS:
-                return [(error["loc"], "unknown key")]
-            message, meant = unknown_key(error["loc"], self.plain, self.every)
-            self.suggested.update(meant)
-            return [(error["loc"], message)]
+            return [self._unknown_key(error["loc"])]
         if error["type"] == "missing":
             return self._missing(error["loc"])
         if error["type"] == "unknown_method":
-            return [((*loc, "method"), error["msg"])]
+            return [((*loc, "method"), self._unknown_method(loc, error["msg"]))]
         if error["type"] == "choice":
             return self._not_a_choice(loc, error["msg"])
         if error["type"] in ("value_error", "assertion_error"):
@@ -64,6 +61,21 @@ class _Explanation:
         if "url" not in error:  # raised by a method's own check, worded there
             return [(loc, error["msg"])]
         return [(loc, self._wrong(loc))]
+
+    def _unknown_key(self, loc: Loc) -> tuple[Loc, str]:
+        self.unknown += 1
+        if self.unknown > MOST_SUGGESTIONS:
+            return loc, "unknown key"
+        message, meant = unknown_key(loc, self.plain, self.every)
+        self.suggested.update(meant)
+        return loc, message
+
+    def _unknown_method(self, loc: Loc, message: str) -> str:
+        slot, value = slot_at(loc, self.plain), value_at(loc, self.plain)
+        name = value.get("method") if isinstance(value, dict) else value
+        if slot is None or slot.registry is None or not isinstance(name, str):
+            return message
+        return f"unknown {slot.registry.kind} {shown(name)}{method_meant(name, slot.registry)}"
 
     def _written(self, loc: Loc) -> Loc:
         """The part of pydantic's location that is a key; what follows names the branch of a union."""
@@ -79,7 +91,10 @@ class _Explanation:
         if value is None and slot.section(None) is not None:
             return "is empty; write its keys indented below it, or remove the line"
         near = did_you_mean(value, slot.literals()) if isinstance(value, str) and slot.literals() else ""
-        hint = near if near.startswith("; did") else _as_section(loc, slot, value)
+        hint = near if near.startswith("; did") else ""
+        if isinstance(value, str) and slot.literals():
+            hint = other_value(dotted(loc), value, slot.literals()) or hint
+        hint = hint or _as_section(loc, slot, value)
         return f"must be {slot.words()}, not {shown(value)}{hint}"
 
     def _not_a_choice(self, loc: Loc, message: str) -> list[tuple[Loc, str]]:
@@ -88,10 +103,14 @@ class _Explanation:
             return [(loc, message)]
         names = listed(slot.registry.names(), "or")
         if not isinstance(value, dict):
-            return [(loc, f"must be {slot.words()}, not {shown(value)}")]
+            return [(loc, f"must be {slot.words()}, not {shown(value)}{_spelt_out(value, slot)}")]
         if "method" in value:
-            return [((*loc, "method"), f"must be {names}, not {shown(value['method'])}")]
-        return [((*loc, "method"), f"is required; write {names}")]
+            wrong = value["method"]
+            return [((*loc, "method"), f"must be {names}, not {shown(wrong)}{_spelt_out(wrong, slot)}")]
+        methods = [slot.registry.declared(name).config.model_fields for name in slot.registry.names()]
+        strange = [key for key in value if not any(key in fields for fields in methods)]
+        found = [self._unknown_key((*loc, key)) for key in strange]
+        return [*found, ((*loc, "method"), f"is required; write {names}")]
 
     def _missing(self, loc: Loc) -> list[tuple[Loc, str]]:
         """A missing section of the recipe is reported by the keys it must hold."""
@@ -108,6 +127,14 @@ class _Explanation:
         what = (slot.field.description if slot.field else None) or slot.words()
         names = f"; write {listed(slot.registry.names(), 'or')}" if slot.registry is not None else ""
         return [(loc, f"is required: {what}{names}")]
+
+
+def _spelt_out(value: Any, slot: Slot) -> str:
+    """What a number or a boolean stands for where a method is named: `quantization: 4`."""
+    if slot.registry is None or not isinstance(value, int):
+        return ""
+    said = method_meant(str(value).lower(), slot.registry)
+    return said if said.startswith("; write") else ""
 
 
 def _as_section(loc: Loc, slot: Slot, value: Any) -> str:

@@ -13,6 +13,7 @@ from lrft.recipe import library
 from lrft.recipe.check import conflicts
 from lrft.recipe.document import parse, read_text
 from lrft.recipe.explain import validated
+from lrft.recipe.length import length_problems
 from lrft.recipe.merge import COMMAND_LINE, is_override, merge, override, spelled_out
 from lrft.recipe.paths import located
 from lrft.recipe.resolved import flat
@@ -57,6 +58,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     recipe, found, meant = validated(root)
     problems += _new(found, problems)
     clashes = conflicts(root.plain(), {problem.key for problem in problems} | meant)
+    if recipe is not None:
+        clashes += length_problems(recipe, recipe.train.max_steps)
     problems += _new([_at(root, clash).problem(clash.key, clash.message) for clash in clashes], problems)
     if problems or recipe is None:
         raise RecipeError(_in_order(problems, path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from lrft.core.axes import (
@@ -18,6 +19,7 @@ from lrft.core.axes import (
     TASKS,
 )
 from lrft.core.config import Choice, Field, Literal, MethodConfig, Section, Source, model_validator
+from lrft.core.errors import RecipeError
 
 
 class ModelSection(Section):
@@ -71,6 +73,14 @@ class ScheduleSection(Section):
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps spent warming up")
     warmup_steps: int | None = Field(None, ge=0, description="steps of warm-up, instead of the ratio")
     floor: float = Field(0.0, ge=0, lt=1, description="share of the rate that linear and cosine end with")
+
+    def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+        """Refuse a warm-up that never ends."""
+        if self.warmup_steps is not None and self.warmup_steps > total_steps:
+            message = (
+                f"{self.warmup_steps} steps of warm-up are more than the run's {total_steps}; write at most "
+            )
+            raise RecipeError(f"{message}{total_steps}", "schedule.warmup_steps")
 
     @model_validator(mode="before")
     @classmethod
@@ -130,8 +140,12 @@ class TrainSection(Section):
     packing: bool = Field(True, description="fill rows with several examples that do not see each other")
     seed: int = Field(0, ge=0, lt=2**31)
     clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for no clipping")
-    save_every: int = Field(50, gt=0, description="optimizer steps between checkpoints")
-    eval_every: int | None = Field(None, gt=0, description="optimizer steps between scores of data.eval")
+    save_every: int = Field(
+        50, gt=0, description="optimizer steps between checkpoints; the last step is always saved"
+    )
+    eval_every: int | None = Field(
+        None, gt=0, description="optimizer steps between scores of data.eval; the last step is always scored"
+    )
     keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
+from lrft.core.names import near
 from lrft.core.registry import Registry
-from lrft.recipe.fields import listed, slot_at, value_at
+from lrft.recipe.fields import Slot, listed, slot_at, value_at
+from lrft.recipe.foreign import Guess, foreign_key, method_key
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import dotted
 
@@ -29,64 +30,18 @@ SYNONYMS = {
     "config": "name",
 }
 
-# Keys of PEFT, transformers, TRL, axolotl and others -> the key that means the same here.
-FOREIGN_KEYS = {
-    "alpha_r": "adapter.alpha",
-    "batch": "train.batch_size",
-    "base_model": "model.name",
-    "bits": "quantization.method",
-    "dataset": "data.train",
-    "datasets": "data.train",
-    "dataset_text_field": "data.format",
-    "eval_dataset": "data.eval",
-    "eval_steps": "train.eval_every",
-    "gradient_accumulation_steps": "train.gradient_accumulation",
-    "gradient_checkpointing": "model.activation_checkpointing",
-    "grad_clip": "train.clip",
-    "learning_rate": "optimizer.lr",
-    "load_in_4bit": "quantization.method",
-    "load_in_8bit": "quantization.method",
-    "logging_steps": "logging.every",
-    "lora_alpha": "adapter.alpha",
-    "lora_dropout": "adapter.dropout",
-    "lora_r": "adapter.rank",
-    "lr_scheduler": "schedule.method",
-    "lr_scheduler_type": "schedule.method",
-    "max_grad_norm": "train.clip",
-    "max_seq_length": "train.max_length",
-    "micro_batch_size": "train.batch_size",
-    "model_name_or_path": "model.name",
-    "num_epochs": "train.epochs",
-    "num_train_epochs": "train.epochs",
-    "per_device_train_batch_size": "train.batch_size",
-    "r": "adapter.rank",
-    "save_steps": "train.save_every",
-    "scheduler": "schedule.method",
-    "sequence_len": "train.max_length",
-    "sequence_length": "train.max_length",
-    "steps": "train.max_steps",
-    "target_modules": "adapter.targets",
-    "torch_dtype": "model.dtype",
-    "train_dataset": "data.train",
-    "use_rslora": "adapter.rslora",
-    "val_dataset": "data.eval",
-    "wandb_project": "logging.wandb",
-    "warmup": "schedule.warmup_ratio",
-}
-
 
 @dataclass(frozen=True)
 class _Unknown:
     """An unknown key, and what could have stood there."""
 
     word: str
+    value: Any
     prefix: str
     fields: list[str]
     every: list[str]
     registry: Registry | None
-
-
-Guess = tuple[str, list[str]]
+    method: str
 
 
 def unknown_key(keys: tuple[str | int, ...], plain: Any, every: list[str]) -> Guess:
@@ -98,15 +53,16 @@ def unknown_key(keys: tuple[str | int, ...], plain: Any, every: list[str]) -> Gu
     """
     section_keys = keys[:-1]
     slot, value = slot_at(section_keys, plain), value_at(section_keys, plain)
-    section = slot.section(value) if slot is not None else None
     unknown = _Unknown(
         word=str(keys[-1]),
+        value=value_at(keys, plain),
         prefix=f"{dotted(section_keys)}." if section_keys else "",
-        fields=list(section.model_fields) if section is not None else [],
+        fields=_fields(slot, value),
         every=every,
         registry=slot.registry if slot is not None else None,
+        method=str(value_at(("method",), value) or ""),
     )
-    of_method = f" of {value['method']}" if unknown.registry is not None else ""
+    of_method = f" of {unknown.method}" if unknown.registry is not None and unknown.method else ""
     for guess in GUESSES:
         if found := guess(unknown):
             return f"unknown key{of_method}; {found[0]}", found[1]
@@ -135,10 +91,13 @@ def _misplaced_section(unknown: _Unknown) -> Guess | None:
     return None
 
 
-def _misspelt(unknown: _Unknown, cutoff: float = 0.75) -> Guess | None:
+def _synonym(unknown: _Unknown) -> Guess | None:
     meant = SYNONYMS.get(unknown.word.lower())
-    near = [meant] if meant in unknown.fields else _near(unknown.word, unknown.fields, cutoff)
-    return _did_you_mean(near, [f"{unknown.prefix}{name}" for name in near])
+    return _did_you_mean([meant], [f"{unknown.prefix}{meant}"]) if meant in unknown.fields else None
+
+
+def _of_another_toolkit(unknown: _Unknown) -> Guess | None:
+    return foreign_key(unknown.word, unknown.value, unknown.every)
 
 
 def _secret(unknown: _Unknown) -> Guess | None:
@@ -152,9 +111,18 @@ def _of_another_section(unknown: _Unknown) -> Guess | None:
     return (f"write it as {listed(found[:3], 'or')}", found) if found else None
 
 
-def _of_another_toolkit(unknown: _Unknown) -> Guess | None:
-    meant = FOREIGN_KEYS.get(unknown.word.lower())
-    return _did_you_mean([meant], [meant]) if meant else None
+def _method_at_the_top(unknown: _Unknown) -> Guess | None:
+    """`eva: true` is a method, and no misspelt `eval`; inside a section its keys are nearer."""
+    return _name_of_a_method(unknown) if not unknown.prefix else None
+
+
+def _name_of_a_method(unknown: _Unknown) -> Guess | None:
+    return method_key(unknown.word, unknown.value, unknown.registry, unknown.method)
+
+
+def _misspelt(unknown: _Unknown, cutoff: float = 0.75) -> Guess | None:
+    names = near(unknown.word.lower(), unknown.fields, cutoff)
+    return _did_you_mean(names, [f"{unknown.prefix}{name}" for name in names])
 
 
 def _of_another_method(unknown: _Unknown) -> Guess | None:
@@ -175,27 +143,39 @@ def _far_misspelt(unknown: _Unknown) -> Guess | None:
 
 
 def _misspelt_of_another_section(unknown: _Unknown) -> Guess | None:
-    near = _near(unknown.word, {key.rpartition(".")[2] for key in unknown.every}, 0.8)
-    found = [key for key in unknown.every if key.rpartition(".")[2] in near]
+    names = near(unknown.word.lower(), {key.rpartition(".")[2] for key in unknown.every}, 0.8)
+    found = [key for key in unknown.every if key.rpartition(".")[2] in names]
     return _did_you_mean(found[:3], found)
 
 
 GUESSES: tuple[Callable[[_Unknown], Guess | None], ...] = (
     _never_a_key,
     _misplaced_section,
+    _synonym,
+    _of_another_toolkit,
+    _method_at_the_top,
     _misspelt,
     _secret,
     _of_another_section,
-    _of_another_toolkit,
+    _name_of_a_method,
     _of_another_method,
     _far_misspelt,
     _misspelt_of_another_section,
 )
 
 
+def _fields(slot: Slot | None, value: Any) -> list[str]:
+    """The keys that may stand in a section; of a method that is not named, those of all methods."""
+    section = slot.section(value) if slot is not None else None
+    if section is not None:
+        return list(section.model_fields)
+    if slot is None or slot.registry is None:
+        return []
+    registry = slot.registry
+    return list(
+        dict.fromkeys(key for name in registry.names() for key in registry.declared(name).config.model_fields)
+    )
+
+
 def _did_you_mean(shown: list[str], keys: list[str]) -> Guess | None:
     return (f"did you mean {listed(shown, 'or')}?", keys) if shown else None
-
-
-def _near(word: str, known: Iterable[str], cutoff: float) -> list[str]:
-    return get_close_matches(word.lower(), sorted(known), n=2, cutoff=cutoff) if len(word) <= 60 else []

@@ -274,7 +274,10 @@ def test_an_adapter_without_gates_is_refused(name, adapter):
 
 
 @CASES
-def test_a_run_that_is_too_short_is_refused_at_the_start(name, adapter):
+def test_a_run_that_is_too_short_is_refused_before_it_starts(name, adapter):
     run, _ = make(name, adapter, steps=1)
-    with pytest.raises(RecipeError, match=r"allocate\.\w+: .*\b1 step|allocate\.\w+: .*write"):
-        run.fire("start")
+    ranks = [module.adapter.capacity for _, module in run.adapted()]
+    with pytest.raises(
+        RecipeError, match=r"allocate\.\w+: .*\b1 step|allocate\.\w+: .*(write|train for longer)"
+    ):
+        run.callbacks[0].config.check_length(1, ranks)

@@ -7,6 +7,9 @@ import sys
 import pytest
 
 from lrft.core import axes
+from lrft.core.config import MethodConfig
+from lrft.core.declared import declarations
+from lrft.core.errors import LrftError
 from lrft.core.registry import Registry
 from lrft.core.traits import TRAITS
 
@@ -41,6 +44,7 @@ def test_what_is_declared_is_what_is_imported(registry, name):
     assert declared.config.model_json_schema() == config.model_json_schema()
     assert declared.provides == set(getattr(cls, "provides", set()))
     assert declared.requires == set(getattr(cls, "requires", set()))
+    assert declared.aliases == vars(cls).get("aliases", {})
 
 
 def test_declarations_are_read_without_importing_torch():
@@ -79,6 +83,39 @@ def test_the_docstring_names_its_source_and_its_departures(registry, name):
     doc = registry.declared(name).doc
     assert "Source:" in doc, f"{name}: say where the method comes from"
     assert "Departures:" in doc, f"{name}: say what differs from the source, or none"
+
+
+def declared_in(tmp_path, before, setting):
+    """The settings of a method whose file has a line before its class."""
+    path = tmp_path / "strange.py"
+    path.write_text(
+        "from lrft.core.config import Field, Literal, MethodConfig\n"
+        f"{before}\n"
+        "@SOME.register\n"
+        "class Strange:\n"
+        "    class Config(MethodConfig):\n"
+        f"        {setting}\n"
+    )
+    return declarations("lrft.methods.strange", path, MethodConfig)["Strange"].config
+
+
+@pytest.mark.parametrize("literal", ["4", "-4", "(4, 5)", "'four'", "None", "{'four': 4}"])
+def test_a_default_may_be_a_literal_constant_of_the_file(tmp_path, literal):
+    config = declared_in(tmp_path, f"DEFAULT = {literal}", "size: object = Field(DEFAULT)")
+    assert config().size == eval(literal)
+
+
+@pytest.mark.parametrize(
+    ("before", "setting"),
+    [
+        ("DEFAULT = 2 * 2", "size: int = Field(DEFAULT)"),
+        ("from lrft.core.linalg import DEFAULT", "size: int = DEFAULT"),
+        ("DEFAULT = Literal['a', 'b']", "size: DEFAULT = 'a'"),
+    ],
+)
+def test_what_only_running_the_file_would_tell_is_named_with_the_file(tmp_path, before, setting):
+    with pytest.raises(LrftError, match=r"strange\.py: Config uses DEFAULT, .*write the value itself"):
+        declared_in(tmp_path, before, setting)
 
 
 def test_an_unknown_name_is_answered_with_a_near_one():

@@ -219,9 +219,10 @@ def test_a_restart_disturbs_no_other_draws(name):
 
 @every_restart
 def test_a_run_too_short_to_restart_is_refused(name):
-    run = make(name, total=2)
+    config = make(name, total=2).callbacks[0].config
     with pytest.raises(RecipeError, match=r"restart\.\w+: .*use at most"):
-        run.fire("start")
+        config.check_length(2)
+    config.check_length(TOTAL)
 
 
 @every_restart

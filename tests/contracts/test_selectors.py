@@ -208,3 +208,11 @@ def test_an_optimizer_without_gradients_is_refused(name):
     run.optimizer.calls_closure = True
     with pytest.raises(RecipeError, match=r"select: .*computes none"):
         run.fire("start")
+
+
+@every_selector
+def test_a_run_that_ends_before_anything_else_is_selected_is_refused(name):
+    config = SELECTORS.declared(name).config(method=name, every=EVERY)
+    with pytest.raises(RecipeError, match=rf"select\.every: {EVERY} steps .* use at most {EVERY - 1}"):
+        config.check_length(EVERY)
+    config.check_length(EVERY + 1)

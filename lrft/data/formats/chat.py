@@ -20,6 +20,10 @@ class Chat(Format):
     with `weight: 0`. Calls, reasoning and names go to the template, as do the row's columns `tools` and `system`.
     """
 
+    aliases = {
+        "messages openai chatml conversational conversation chat_template tokenizer_default": "format: chat",
+    }
+
     class Config(FormatConfig):
         column: str = Field("messages", min_length=1, description="column that holds the list of messages")
         learn: Literal["all", "last"] = Field("all", description="which assistant turns are learnt")

@@ -19,6 +19,10 @@ class Columns(Format):
     A brace that is meant literally is doubled. Learns the completion and a stop token.
     """
 
+    aliases = {
+        "template custom qa": 'format: {method: columns, prompt: "{question}", completion: " {answer}"}',
+    }
+
     class Config(FormatConfig):
         prompt: str = Field(description="template of the prompt; {question} is the column `question`")
         completion: str = Field(min_length=1, description="template of what is learnt")

@@ -29,6 +29,14 @@ class Instruction(Format):
     recipe's. Learns the output; in the chat rendering, `history` [[question, answer], ...] is read before it.
     """
 
+    aliases = {
+        "alpaca instruct instructions stanford_alpaca input_output instruction_input_output "
+        "self_instruct": "format: instruction",
+        "alpaca_chat": "format: {method: instruction, render: chat}",
+        "gpteacher": "format: {method: instruction, output: response}",
+        "dolly": "format: {method: instruction, input: context, output: response}",
+    }
+
     class Config(FormatConfig):
         instruction: str = Field("instruction", min_length=1, description="column of the task")
         input: str = Field("input", min_length=1, description="column of the task's input; may be missing")

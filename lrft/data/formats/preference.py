@@ -26,6 +26,9 @@ class Preference(Format):
     their stop tokens. Scores on held-out rows are of the chosen answer, as if it were the only one.
     """
 
+    aliases = {
+        "pairs pairwise ranking comparison chosen_rejected paired_preference hh_rlhf": "format: preference",
+    }
     provides = {"pairs"}
 
     class Config(FormatConfig):

@@ -19,6 +19,12 @@ class PromptCompletion(Format):
     completion and a stop token.
     """
 
+    aliases = {
+        "completion prompt_answer input_target": "format: prompt_completion",
+        "prompt_response": "format: {method: prompt_completion, completion: response}",
+        "prompt_output": "format: {method: prompt_completion, completion: output}",
+    }
+
     class Config(FormatConfig):
         prompt: str = Field("prompt", min_length=1, description="column of the prompt")
         completion: str = Field("completion", min_length=1, description="column of the completion")

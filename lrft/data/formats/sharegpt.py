@@ -38,6 +38,10 @@ class ShareGPT(Format):
     `function_call` is the model's too. The row's columns `tools` and `system` go to the template.
     """
 
+    aliases = {
+        "conversations vicuna fastchat": "format: sharegpt",
+    }
+
     class Config(FormatConfig):
         column: str = Field("conversations", min_length=1, description="column that holds the list of turns")
         roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(

@@ -18,6 +18,11 @@ class Text(Format):
     Learns every token but the first, and an end-of-text token.
     """
 
+    aliases = {
+        "raw raw_text completion plain plain_text corpus documents pretrain pretraining pt "
+        "language_modeling text_completion": "format: text",
+    }
+
     class Config(FormatConfig):
         column: str = Field("text", min_length=1, description="column of the text")
 

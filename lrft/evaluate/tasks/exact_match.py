@@ -23,6 +23,10 @@ class ExactMatch(Task):
     `exact_match` is that share, `stopped` the share of outputs that ended in a stop token.
     """
 
+    aliases = {
+        "em exact exact_match_accuracy": "tasks: [exact_match]",
+    }
+
     version = "exact-match-1"
 
     class Config(MethodConfig):

@@ -40,6 +40,10 @@ class GSM8K(Task):
     `####`; `unstopped` is the share of outputs that reached max_new_tokens without a stop token.
     """
 
+    aliases = {
+        "gsm": "tasks: [gsm8k]",
+    }
+
     version = "gsm8k-last-number-1"
 
     class Config(MethodConfig):

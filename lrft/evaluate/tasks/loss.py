@@ -21,6 +21,10 @@ class Loss(Task):
     `data.too_long` drops, and rows without such a token, are left out and counted; cut rows are scored cut.
     """
 
+    aliases = {
+        "perplexity ppl eval_loss": "tasks: [loss]",
+    }
+
     version = "loss-1"
 
     class Config(MethodConfig):

@@ -49,6 +49,10 @@ class MultipleChoice(Task):
     The stop token is not scored. The first of equals wins. WinoGrande's blank is not filled in.
     """
 
+    aliases = {
+        "choice mcq": "tasks: [multiple_choice]",
+    }
+
     version = "multiple-choice-1"
 
     class Config(MethodConfig):

@@ -28,6 +28,9 @@ class Bat(Adapter):
     Departures: none; dropout has no place in it.
     """
 
+    aliases = {
+        "bone": "adapter: bat",
+    }
     provides = {"adapters", "mergeable"}
     roles = {"D": "core"}
     peft_names = {"D": "miss_block"}

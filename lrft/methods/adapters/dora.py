@@ -30,6 +30,10 @@ class DoRA(LoRA):
     Departures: none in the function; "column-wise" in the paper is per output neuron in the (out, in) layout.
     """
 
+    aliases = {
+        "weight_decomposed_lora": "adapter: dora",
+        "qdora": "quantization: nf4\nadapter: dora",
+    }
     provides = {"adapters", "mergeable", "low_rank", "trained_pair"}
     roles = {"A": "lora_A", "B": "lora_B", "m": "magnitude"}
     peft_names = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}

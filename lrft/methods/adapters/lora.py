@@ -29,6 +29,12 @@ class LoRA(Adapter):
     Departures: A is Kaiming-uniform as in the authors' code (the paper says Gaussian; see `init: gaussian`).
     """
 
+    aliases = {
+        "peft low_rank": "adapter: lora",
+        "rslora rank_stabilized_lora": "adapter: {method: lora, rslora: true}",
+        "qlora": "quantization: nf4\nadapter: lora",
+        "rsqlora": "quantization: nf4\nadapter: {method: lora, rslora: true}",
+    }
     provides = {"adapters", "mergeable", "low_rank", "linear_delta", "trained_pair"}
     roles = {"A": "lora_A", "B": "lora_B"}
     peft_names = {"A": "lora_A.weight", "B": "lora_B.weight"}

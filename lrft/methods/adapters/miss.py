@@ -30,6 +30,9 @@ class MiSS(Adapter):
     Departures: none. What the paper's first version calls Bone is `bat` here.
     """
 
+    aliases = {
+        "disha matrix_shard_sharing": "adapter: miss",
+    }
     provides = {"adapters", "mergeable", "linear_delta"}
     roles = {"D": "core"}
     peft_names = {"D": "miss_block"}

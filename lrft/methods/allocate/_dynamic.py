@@ -12,7 +12,7 @@ from lrft.core.callback import TimedMethod
 from lrft.core.elastic import Elastic
 from lrft.core.errors import RecipeError
 from lrft.core.run import Run
-from lrft.core.stages import Evidence, Plan, Planner
+from lrft.core.stages import Evidence, Plan, Planner, ranks_of
 
 
 class Dynamic(Planner, TimedMethod):
@@ -30,8 +30,7 @@ class Dynamic(Planner, TimedMethod):
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """The plan as it is, checked for room for the target."""
-        ranks = [site.settings["rank"] for site in plan.values() if site.settings and "rank" in site.settings]
-        if ranks:
+        if ranks := ranks_of(plan):
             self.check_target(ranks)
         return plan
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.axes import ALLOCATORS
-from lrft.core.config import Field, MethodConfig
+from lrft.core.config import Field, MethodConfig, Sequence
 from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.methods.allocate._dynamic import Dynamic, close, factors, lowest, orthogonality, regularize
@@ -37,6 +37,9 @@ class AdaLoRA(Dynamic):
     run follows the paper's MNLI setting: 8000, 50000 and 100 of 86000 steps.
     """
 
+    aliases = {
+        "adalora": "adapter: svd_lora\nallocate: adalora",
+    }
     requires = {"elastic", "backward", "clippable", "one_stage"}
 
     class Config(MethodConfig):
@@ -56,6 +59,23 @@ class AdaLoRA(Dynamic):
         beta2: float = Field(0.85, gt=0, lt=1, description="decay of its uncertainty")
         orthogonality: float = Field(0.1, ge=0, description="weight of ||A A^T - I|| and ||B^T B - I||")
 
+        def phases(self, total: int) -> tuple[int, int, int]:
+            """t_init, t_final and every in steps."""
+            t_init = total // 10 if self.t_init is None else self.t_init
+            t_final = max(1, total // 2) if self.t_final is None else self.t_final
+            every = max(1, min(100, total // 100)) if self.every is None else self.every
+            return t_init, t_final, every
+
+        def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+            """Refuse phases that leave no step to prune in, or none to score."""
+            t_init, t_final, _ = self.phases(total_steps)
+            if t_init + t_final >= total_steps or total_steps - t_final < 2:
+                message = (
+                    f"{t_init} steps before pruning and {t_final} after it leave nothing of {total_steps} steps to "
+                    "prune in; write t_init and t_final with a sum below the steps of the run, which must be 3 or more"
+                )
+                raise RecipeError(message, "allocate.t_init")
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.importance = Importance(config.beta1, config.beta2)
@@ -64,30 +84,12 @@ class AdaLoRA(Dynamic):
 
     def start(self, run: Run) -> None:
         super().start(run)
-        self.t_init, self.t_final, self.every = self._phases(run.total_steps)
+        self.t_init, self.t_final, self.every = self.config.phases(run.total_steps)
         self.importance.prepare(self.parameters())
         self.pruned = None if self.pruned is None else self.pruned.to(run.device)
         if self.config.orthogonality:
             share = self.config.orthogonality / (2 * len(self.adapters))
             regularize(self.adapters, partial(orthogonality, weight=share))
-
-    def _phases(self, total: int) -> tuple[int, int, int]:
-        """t_init, t_final and every in steps.
-
-        Raises:
-            RecipeError: they leave no step to prune in, or none to score.
-        """
-        config = self.config
-        t_init = total // 10 if config.t_init is None else config.t_init
-        t_final = max(1, total // 2) if config.t_final is None else config.t_final
-        every = max(1, min(100, total // 100)) if config.every is None else config.every
-        if t_init + t_final >= total or total - t_final < 2:
-            message = (
-                f"{t_init} steps before pruning and {t_final} after it leave nothing of {total} steps to prune in; "
-                "write t_init and t_final with a sum below the steps of the run, which must be 3 or more"
-            )
-            raise RecipeError(message, "allocate.t_init")
-        return t_init, t_final, every
 
     def after_step(self, run: Run) -> None:
         settled = run.total_steps - self.t_final
@@ -125,7 +127,8 @@ class AdaLoRA(Dynamic):
 
     def budget(self, step: int, total: int) -> int:
         """Components of all sites that step `step` of `total` leaves."""
-        return cubic_budget(step, self.capacity, self.target, *self._phases(total)[:2], total)
+        t_init, t_final, _ = self.config.phases(total)
+        return cubic_budget(step, self.capacity, self.target, t_init, t_final, total)
 
     def prune(self, run: Run) -> Tensor:
         """True at the components that this step's budget does not cover; recorded."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.axes import ALLOCATORS
-from lrft.core.config import Field, Literal, MethodConfig
+from lrft.core.config import Field, Literal, MethodConfig, Sequence
 from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.methods.allocate._dynamic import Dynamic, factors
@@ -33,6 +33,9 @@ class CoDyRA(Dynamic):
     Departures: one task; the archive over several, and the masking of old classes, are not part of a run.
     """
 
+    aliases = {
+        "codyra": "adapter: gated_lora\nallocate: codyra",
+    }
     requires = {"elastic", "one_stage"}
 
     class Config(MethodConfig):
@@ -43,22 +46,21 @@ class CoDyRA(Dynamic):
             "released", description="the authors' code, which zeroes |g| < 2 kappa, or soft thresholding"
         )
 
-    def start(self, run: Run) -> None:
-        super().start(run)
-        if self._interval(run.total_steps) < 1:
-            room = int(run.total_steps * (1 - self.config.dense))
-            message = (
-                f"{self.config.levels} thresholds do not fit into the {room} steps after the dense phase; write "
-                f"{room} or fewer, or train for longer"
-            )
-            raise RecipeError(message, "allocate.levels")
+        def interval(self, total: int) -> int:
+            """Steps that each threshold holds for."""
+            return int((total - self.dense * total) // self.levels)
 
-    def _interval(self, total: int) -> int:
-        return int((total - self.config.dense * total) // self.config.levels)
+        def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+            """Refuse more thresholds than steps."""
+            if self.interval(total_steps) < 1:
+                room = int(total_steps * (1 - self.dense))
+                remedy = f"write {room} or fewer, or train for longer" if room > 1 else "train for longer"
+                message = f"{self.levels} thresholds do not fit into the {room} steps after the dense phase; {remedy}"
+                raise RecipeError(message, "allocate.levels")
 
     def level(self, index: int, total: int) -> int:
         """Which of the thresholds holds at the step of this index, counted from 0."""
-        first, interval = math.ceil(self.config.dense * total), self._interval(total)
+        first, interval = math.ceil(self.config.dense * total), self.config.interval(total)
         passed = index // interval - (first - 1) // interval if index >= first else 0
         return min(passed, self.config.levels - 1)
 

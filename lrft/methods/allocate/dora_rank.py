@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.axes import ALLOCATORS
-from lrft.core.config import Field, MethodConfig
+from lrft.core.config import Field, MethodConfig, Sequence
 from lrft.core.elastic import Elastic
 from lrft.core.errors import RecipeError
 from lrft.core.run import Run
@@ -37,6 +37,9 @@ class DoRARank(Dynamic):
     last. The norms are formed from the r x r Gram matrices and not from r matrices (out, in); the numbers are equal.
     """
 
+    aliases = {
+        "dora_rank dynamic_rank_distribution": "adapter: svd_lora\nallocate: dora_rank",
+    }
     requires = {"elastic", "one_stage"}
 
     class Config(MethodConfig):
@@ -46,6 +49,20 @@ class DoRARank(Dynamic):
         every: int = Field(100, gt=0, description="steps between two prunings")
         beta: float = Field(0.9, ge=0, lt=1, description="decay of the averaged shares")
         variance: float = Field(0.1, ge=0, description="weight of the variance of A's rows and B's columns")
+
+        def progress(self, step: int, total: int) -> tuple[int, int]:
+            """The p after `step` steps, and P, with the rounding towards 0 of the authors' code."""
+            return int(step - total * self.warmup), int(total * (1 - self.warmup - self.final))
+
+        def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+            """Refuse shares that leave no step to prune in."""
+            first, last = self.progress(total_steps, total_steps)
+            if last < 1 or first < last:
+                message = (
+                    f"warmup {self.warmup:g} and final {self.final:g} leave no step of {total_steps} to prune in; "
+                    "write lower shares, or train for longer"
+                )
+                raise RecipeError(message, "allocate.final")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -62,25 +79,13 @@ class DoRARank(Dynamic):
 
     def start(self, run: Run) -> None:
         super().start(run)
-        first, last = self.progress(run.total_steps, run.total_steps)
-        if last < 1 or first < last:
-            message = (
-                f"warmup {self.config.warmup:g} and final {self.config.final:g} leave no step of {run.total_steps} to "
-                "prune in; write lower shares, or train for longer"
-            )
-            raise RecipeError(message, "allocate.final")
         self.scores = torch.zeros(self.capacity, device=run.device) if self.scores is None else self.scores
         self.scores = self.scores.to(run.device)
         self.pruned = None if self.pruned is None else self.pruned.to(run.device)
         self.regularized = None
 
-    def progress(self, step: int, total: int) -> tuple[int, int]:
-        """The p after `step` steps, and P, with the rounding towards 0 of the authors' code."""
-        config = self.config
-        return int(step - total * config.warmup), int(total * (1 - config.warmup - config.final))
-
     def before_step(self, run: Run) -> None:
-        now, last = self.progress(run.step + 1, run.total_steps)
+        now, last = self.config.progress(run.step + 1, run.total_steps)
         if self.regularized == (now <= last):
             return
         self.regularized = now <= last
@@ -89,7 +94,7 @@ class DoRARank(Dynamic):
         regularize(self.adapters, penalty if wanted else None)
 
     def after_step(self, run: Run) -> None:
-        now, last = self.progress(run.step, run.total_steps)
+        now, last = self.config.progress(run.step, run.total_steps)
         if now > last:
             assert self.pruned is not None
             close(self.adapters, self.pruned)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.axes import ALLOCATORS
-from lrft.core.config import Field, MethodConfig
+from lrft.core.config import Field, MethodConfig, Sequence
 from lrft.core.run import Run
 from lrft.methods.allocate._dynamic import Dynamic, factors, orthogonality, regularize
 from lrft.methods.allocate._growth import Growable, growable, growth_steps
@@ -43,6 +43,9 @@ class IncreLoRA(Dynamic):
     the whole tensor. By default the growth ends after a third of the run, as in the published MNLI setting.
     """
 
+    aliases = {
+        "increlora": "adapter: svd_lora\nallocate: increlora",
+    }
     requires = {"elastic", "backward", "clippable", "one_stage"}
 
     class Config(MethodConfig):
@@ -65,11 +68,23 @@ class IncreLoRA(Dynamic):
         beta2: float = Field(0.85, gt=0, lt=1, description="decay of its uncertainty")
         orthogonality: float = Field(0.1, ge=0, description="weight of ||A A^T - I|| and ||B^T B - I||")
 
+        @property
+        def gained(self) -> int:
+            """Components a site gains at a time."""
+            return self.increment or max(1, self.target_rank // 2)
+
+        def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+            """Refuse growths that do not fit into the run, once the sites are known."""
+            if ranks:
+                from lrft.methods.allocate._growth import growth_steps  # not needed to check a recipe
+
+                growth_steps(self, self.gained, list(ranks), total_steps)
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.importance = Importance(config.beta1, config.beta2)
         self.growable: dict[str, Growable] = {}
-        self.increment = config.increment or max(1, config.target_rank // 2)
+        self.increment = config.gained
         self.init_warmup, self.interval = 0, 1
         self.loss_scale = 1.0
 

@@ -13,3 +13,7 @@ class Uniform(Planner):
     Sites of shape (out, in) are planned alike; trains nothing of its own and changes nothing at step 0.
     Source: Hu et al., 2021, arXiv 2106.09685 (one rank for all matrices). Departures: none.
     """
+
+    aliases = {
+        "none fixed": "allocate: uniform",
+    }

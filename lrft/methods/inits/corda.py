@@ -32,6 +32,9 @@ class CorDA(Init):
     `residual: anchor`.
     """
 
+    aliases = {
+        "corda_kpm": "init: corda",
+    }
     requires = {"low_rank", "linear_delta", "undropped"}
     residual = True
     directions = 1

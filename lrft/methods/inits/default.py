@@ -15,5 +15,8 @@ class Default(Init):
     Source: Hu et al., 2021, arXiv 2106.09685, as in the authors' code. Departures: none.
     """
 
+    aliases = {
+        "true none kaiming kaiming_uniform": "init: default",
+    }
     provides = {"kept_base"}
     requires = {"adapters"}

@@ -20,6 +20,9 @@ class Gaussian(Init):
     Departures: the paper gives no standard deviation.
     """
 
+    aliases = {
+        "normal random_normal": "init: gaussian",
+    }
     provides = {"kept_base"}
     requires = {"low_rank"}
 

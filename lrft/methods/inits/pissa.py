@@ -24,6 +24,9 @@ class PiSSA(Init):
     The randomised SVD (`niter`) is the authors' fast mode, without oversampling.
     """
 
+    aliases = {
+        "pissa_iter": "init: {method: pissa, niter: 16}",
+    }
     requires = {"low_rank", "linear_delta", "undropped"}
     residual = True
     directions = 1

@@ -21,6 +21,10 @@ class CrossEntropy(Objective):
     Source: standard; `completion_only_loss` elsewhere. Departures: a sum; the loop divides by the step's tokens.
     """
 
+    aliases = {
+        "sft supervised_fine_tuning causal_lm clm lm nll ce language_modeling": "objective: cross_entropy",
+        "pt pretrain": "objective: cross_entropy\ndata: {format: text}",
+    }
     provides = {"backward"}
     requires = set()
 

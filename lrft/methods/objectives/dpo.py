@@ -41,6 +41,10 @@ class DPO(Objective):
     Departures: the policy keeps the dropout of the recipe's adapter, which the authors turn off (write 0).
     """
 
+    aliases = {
+        "dpo sigmoid direct_preference_optimization": "objective: dpo\ndata: {format: preference}",
+        "cdpo": "objective: {method: dpo, label_smoothing: 0.1}\ndata: {format: preference}",
+    }
     provides = {"backward"}
     requires = {"adapters", "pairs", "fixed_base", "beside_base"}
 

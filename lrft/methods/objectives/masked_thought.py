@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lrft.core.axes import OBJECTIVES
 from lrft.core.batch import Batch
-from lrft.core.config import Field, MethodConfig
+from lrft.core.config import Field, MethodConfig, Sequence
+from lrft.core.errors import RecipeError
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives.cross_entropy import CrossEntropy
 
@@ -26,6 +27,10 @@ class MaskedThought(CrossEntropy):
     Departures: the ramp counts optimizer steps, the authors' counts examples seen by one worker.
     """
 
+    aliases = {
+        "mft": "objective: masked_thought",
+    }
+
     class Config(MethodConfig):
         probability: float = Field(0.4, ge=0, le=1)
         ramp: float = Field(0.66, ge=0, le=1, description="share of the steps over which p rises")
@@ -33,15 +38,23 @@ class MaskedThought(CrossEntropy):
             None, ge=0, description="id of the token that replaces; null for uniform random tokens"
         )
 
+        def at(self, step: int, total_steps: int) -> float:
+            """P for the step that begins after `step` finished ones."""
+            rising = self.ramp * total_steps
+            return float(self.probability * (min(1.0, step / rising) if rising > 0 else 1.0))
+
+        def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+            """Refuse a run that ends before anything is replaced."""
+            if self.probability and not self.at(total_steps - 1, total_steps):
+                message = (
+                    f"nothing would be replaced in a run of {total_steps} step, whose p is 0; write ramp: 0"
+                )
+                raise RecipeError(message, "objective.ramp")
+
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
         """Summed loss; without a run, as in calibration and evaluation, nothing is replaced."""
-        p = 0.0 if run is None else self.probability(run.step, run.total_steps)
+        p = 0.0 if run is None else self.config.at(run.step, run.total_steps)
         return super().__call__(model, batch if run is None or p == 0 else self._masked(model, batch, p), run)
-
-    def probability(self, step: int, total_steps: int) -> float:
-        """P for the step that begins after `step` finished ones."""
-        rising = self.config.ramp * total_steps
-        return float(self.config.probability * (min(1.0, step / rising) if rising > 0 else 1.0))
 
     def _masked(self, model: LanguageModel, batch: Batch, p: float) -> Batch:
         """The batch with part of its answers replaced; drawn anew in every epoch, like dropout."""

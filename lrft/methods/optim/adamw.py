@@ -24,6 +24,10 @@ class AdamW(torch.optim.AdamW):
     Departures: none (torch.optim.AdamW).
     """
 
+    aliases = {
+        "adamw_torch adamw_torch_fused adamw_hf adamw_torch_xla adamw_torch_npu_fused adamw_apex_fused "
+        "adamw_anyprecision fused_adamw adamw_fused torch.optim.adamw": "optimizer: adamw",
+    }
     provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
     requires = {"backward"}
 

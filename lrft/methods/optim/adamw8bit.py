@@ -19,5 +19,9 @@ class AdamW8bit(BitsAndBytesAdamW):
     so the update of the two differs by a factor 1 - lr wd.
     """
 
+    aliases = {
+        "adamw_bnb_8bit adamw_bnb bnb_adamw adamw_torch_8bit adam_8bit": "optimizer: adamw8bit",
+    }
+
     bits = 8
     paged = False

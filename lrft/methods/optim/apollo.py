@@ -35,6 +35,15 @@ class APOLLO(ProjectedAdamW):
     0.01 and rank 256 (1B and 7B), a quarter of the width below.
     """
 
+    aliases = {
+        "apollo apollo_adamw": "adapter: null\ntrainable: full\noptimizer: apollo",
+        "apollo_mini": "adapter: null\ntrainable: full\n"
+        "optimizer: {method: apollo, rank: 1, scale_type: tensor, scale: 128}",
+        "apollo_update_interval": "adapter: null\ntrainable: full\noptimizer: {method: apollo, update_every: 200}",
+        "apollo_adamw_layerwise": "adapter: null\ntrainable: full\n"
+        "optimizer: {method: apollo, per_layer: true}\ntrain: {clip: null}",
+    }
+
     class Config(ProjectedAdamW.Config):
         rank: int = Field(256, gt=0, description="of the projected gradient; at most the smaller dimension")
         scale: float = Field(1.0, gt=0, description="the update is multiplied by its square root")

@@ -36,6 +36,14 @@ class GaLore(ProjectedAdamW):
     rounding noise beside it.
     """
 
+    aliases = {
+        "galore galore_adamw": "adapter: null\ntrainable: full\noptimizer: galore",
+        "galore_adamw_8bit": "adapter: null\ntrainable: full\noptimizer: {method: galore, bits: 8}",
+        "galore_update_interval": "adapter: null\ntrainable: full\noptimizer: {method: galore, update_every: 200}",
+        "galore_adamw_layerwise": "adapter: null\ntrainable: full\n"
+        "optimizer: {method: galore, per_layer: true}\ntrain: {clip: null}",
+    }
+
     class Config(ProjectedAdamW.Config):
         side: Literal["std", "reverse_std", "left", "right", "full"] = Field(
             "std", description="std compresses the smaller dimension, reverse_std the larger, full both"

@@ -25,6 +25,9 @@ class Lion(torch.optim.Optimizer):
     Departures: none.
     """
 
+    aliases = {
+        "lion_32bit": "optimizer: lion",
+    }
     provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
     requires = {"backward"}
 

@@ -25,6 +25,12 @@ class LoRAPlus(AdamW):
     base rate of about half of what suits plain LoRA.
     """
 
+    aliases = {
+        "lora+": "optimizer: lora_plus",
+        "loraplus_lr_ratio": "optimizer: {method: lora_plus, ratio: 16}",
+        "loraplus_lr_embedding": "optimizer: {method: lora_plus, lr_embedding: 1e-6}",
+    }
+
     class Config(AdamW.Config):
         ratio: float = Field(16.0, gt=0, description="learning rate of B over that of A")
         lr_embedding: float = Field(1e-6, gt=0, description="learning rate of adapters on embeddings")

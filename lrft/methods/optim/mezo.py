@@ -36,6 +36,10 @@ class MeZO(torch.optim.Optimizer):
     1e-6 or 1e-7 at eps 1e-3, constant, for 20,000 steps.
     """
 
+    aliases = {
+        "mezo zeroth_order zo_sgd": "optimizer: mezo\ntrain: {clip: null}",
+    }
+
     calls_closure: ClassVar[bool] = True
     provides: ClassVar[set[str]] = {"entry_moments"}
     requires: ClassVar[set[str]] = set()

@@ -17,6 +17,9 @@ class PagedAdamW32bit(BitsAndBytesAdamW):
     Departures: none; weight decay as in `adamw8bit`.
     """
 
+    aliases = {
+        "paged_adamw paged_adam": "optimizer: paged_adamw32bit",
+    }
     provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
     bits = 32
     paged = True

@@ -18,5 +18,9 @@ class PagedAdamW8bit(BitsAndBytesAdamW):
     Departures: none; weight decay as in `adamw8bit`.
     """
 
+    aliases = {
+        "bnb_paged_adamw_8bit paged_adam_8bit": "optimizer: paged_adamw8bit",
+    }
+
     bits = 8
     paged = True

@@ -25,6 +25,9 @@ class SGD(torch.optim.SGD):
     here; without momentum that changes nothing.
     """
 
+    aliases = {
+        "torch.optim.sgd sgd_momentum momentum": "optimizer: sgd",
+    }
     provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
     requires = {"backward"}
 

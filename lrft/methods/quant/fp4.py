@@ -17,4 +17,8 @@ class FP4(BitsAndBytes4bit):
     Departures: none.
     """
 
+    aliases = {
+        "bnb.fp4 bnb.fp4-dq float4": "quantization: fp4",
+    }
+
     quant_type = "fp4"

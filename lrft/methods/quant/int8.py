@@ -23,6 +23,10 @@ class Int8(Encoded):
     On a GPU bitsandbytes' encoder takes float16, through which the weight passes there.
     """
 
+    aliases = {
+        "8 8bit q8 bnb_8bit load_in_8bit llm_int8 bnb.int8 w8a16": "quantization: int8",
+    }
+
     scales = ("absmax",)
     codes: Tensor
     absmax: Tensor

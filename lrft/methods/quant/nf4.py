@@ -19,4 +19,9 @@ class NF4(BitsAndBytes4bit):
     Source: Dettmers et al., "QLoRA", 2023, arXiv 2305.14314, coded as in bitsandbytes. Departures: none.
     """
 
+    aliases = {
+        "4 4bit int4 q4 bnb bitsandbytes bnb_4bit load_in_4bit bnb.nf4 bnb.nf4-dq normalfloat4 nf4_double_quant "
+        "normalfloat": "quantization: nf4",
+    }
+
     quant_type = "nf4"

@@ -19,6 +19,10 @@ class Dense(Encoded):
     Source: none needed; this is the plain linear layer. Departures: none.
     """
 
+    aliases = {
+        "no off false null 16 32 16bit 32bit bf16 bfloat16 fp16 float16 fp32 float32 dense "
+        "full_precision unquantized": "quantization: none",
+    }
     provides = {"dense_base"}
     dense: Tensor
 

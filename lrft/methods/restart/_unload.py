@@ -17,19 +17,6 @@ from lrft.core.run import Run
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "state1", "state2")
 
 
-def check_restarts(run: Run, every: int) -> None:
-    """Refuse a run in which no restart would happen, and adapters that cannot start anew.
-
-    Raises:
-        RecipeError: says which.
-    """
-    if every >= run.total_steps:
-        remedy = f"use at most {run.total_steps - 1}" if run.total_steps > 1 else "train for more steps"
-        message = f"{every} steps are no less than the whole run's {run.total_steps}; {remedy}"
-        raise RecipeError(message, "restart.every")
-    check_renewable(run)
-
-
 def check_renewable(run: Run) -> None:
     """Refuse adapters that cannot start anew.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lrft.core.axes import RESTARTS
 from lrft.core.callback import TimedMethod
-from lrft.core.config import Field, MethodConfig
+from lrft.core.config import Field, MethodConfig, Sequence
 from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.methods.restart._unload import check_renewable, fold_all
@@ -30,6 +30,9 @@ class COLA(TimedMethod):
     rank along the chain is left out.
     """
 
+    aliases = {
+        "chain_of_lora": "restart: cola",
+    }
     requires = {"adapters", "mergeable", "beside_base"}
 
     class Config(MethodConfig):
@@ -37,17 +40,19 @@ class COLA(TimedMethod):
             2, gt=0, description="adapters trained one after the other, in equal shares of the run"
         )
 
+        def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+            """Refuse links without a step."""
+            if self.links > total_steps:
+                message = f"{self.links} links are more than the run's {total_steps} steps; use at most {total_steps}"
+                raise RecipeError(message, "restart.links")
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.knots = 0
 
     def start(self, run: Run) -> None:
-        links, total = self.config.links, run.total_steps
-        if links > total:
-            message = f"{links} links are more than the run's {total} steps; use at most {total}"
-            raise RecipeError(message, "restart.links")
         check_renewable(run)
-        run.schedule.repeat(_begins(links, total))
+        run.schedule.repeat(_begins(self.config.links, run.total_steps))
 
     def after_step(self, run: Run) -> None:
         if run.step not in _begins(self.config.links, run.total_steps)[1:-1]:

@@ -10,10 +10,10 @@ import torch
 from lrft.core.adapted import Adapted
 from lrft.core.axes import RESTARTS
 from lrft.core.callback import TimedMethod
-from lrft.core.config import Field, Literal, MethodConfig
+from lrft.core.config import Field, Literal, StagesConfig
 from lrft.core.errors import RecipeError
 from lrft.core.run import Run
-from lrft.methods.restart._unload import check_restarts, fold_all, moments, reset_moments
+from lrft.methods.restart._unload import check_renewable, fold_all, moments, reset_moments
 
 
 @RESTARTS.register
@@ -37,9 +37,12 @@ class PeriodicLoRA(TimedMethod):
     and not moved to the ends of epochs; an m that grows or decays is left out. `reset: all`, a new state, is added.
     """
 
+    aliases = {
+        "periodic_lora plora": "restart: periodic",
+    }
     requires = {"adapters", "mergeable", "beside_base"}
 
-    class Config(MethodConfig):
+    class Config(StagesConfig):
         every: int = Field(300, gt=0, description="optimizer steps of a stage")
         share: float | None = Field(
             None,
@@ -63,7 +66,7 @@ class PeriodicLoRA(TimedMethod):
         self.unloads = 0
 
     def start(self, run: Run) -> None:
-        check_restarts(run, self.config.every)
+        check_renewable(run)
         if self.share is not None:
             for _, site in run.adapted():
                 _check_divisible(site)

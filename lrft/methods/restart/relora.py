@@ -6,9 +6,10 @@ from typing import Any
 
 from lrft.core.axes import RESTARTS
 from lrft.core.callback import TimedMethod
-from lrft.core.config import Field, Literal, MethodConfig, model_validator
+from lrft.core.config import Field, Literal, Sequence, StagesConfig, model_validator
+from lrft.core.errors import RecipeError
 from lrft.core.run import Run
-from lrft.methods.restart._unload import check_restarts, fold_all, moments, reset_moments
+from lrft.methods.restart._unload import check_renewable, fold_all, moments, reset_moments
 
 
 @RESTARTS.register
@@ -30,9 +31,13 @@ class ReLoRA(TimedMethod):
     B = 0 would leave no gradient at all, does not exist. `reset: all`, a new state, is an addition.
     """
 
+    aliases = {
+        "relora_steps jagged_restart_steps": "restart: {method: relora, every: 1000}",
+        "merge_and_reinit": "restart: relora",
+    }
     requires = {"adapters", "mergeable", "beside_base"}
 
-    class Config(MethodConfig):
+    class Config(StagesConfig):
         every: int = Field(1000, gt=1, description="optimizer steps between two merges")
         cycle: int | None = Field(
             None, gt=0, description="steps between two warm-ups and resets of the moments; by default `every`"
@@ -57,6 +62,13 @@ class ReLoRA(TimedMethod):
                 )
             return self
 
+        def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+            """Refuse a run without a merge, and one without a reset of the moments."""
+            super().check_length(total_steps)
+            if self.cycle is not None and self.cycle >= total_steps:
+                message = f"{self.cycle} steps are no less than the whole run's {total_steps}, so that no moment would "
+                raise RecipeError(f"{message}be reset; use at most {total_steps - 1}", "restart.cycle")
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.cycle = config.every if config.cycle is None else config.cycle
@@ -64,7 +76,7 @@ class ReLoRA(TimedMethod):
         self.merges = 0
 
     def start(self, run: Run) -> None:
-        check_restarts(run, self.config.every)
+        check_renewable(run)
 
     def after_step(self, run: Run) -> None:
         if run.step == 1 and self.config.reset != "all":

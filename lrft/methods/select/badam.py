@@ -10,7 +10,7 @@ from torch import nn
 
 from lrft.core.axes import SELECTORS
 from lrft.core.callback import TimedMethod
-from lrft.core.config import Field, Literal, MethodConfig
+from lrft.core.config import Field, Literal, MethodConfig, Sequence
 from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
@@ -36,6 +36,11 @@ class BAdam(TimedMethod):
     ratio mode, are left out.
     """
 
+    aliases = {
+        "badam block_coordinate": "adapter: null\ntrainable: full\nselect: badam",
+        "badam_switch_interval": "adapter: null\ntrainable: full\nselect: {method: badam, every: 50}",
+        "badam_switch_mode": "adapter: null\ntrainable: full\nselect: {method: badam, order: descending}",
+    }
     requires = {"base_weights", "first_order"}
 
     class Config(MethodConfig):
@@ -48,6 +53,15 @@ class BAdam(TimedMethod):
         always: list[str] = Field(
             default_factory=list, description="patterns of parameters that train with every block"
         )
+
+        def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+            """Refuse a run that ends with the first block."""
+            if self.every >= total_steps:
+                message = (
+                    f"{self.every} steps are no less than the whole run's {total_steps}, so that one block "
+                )
+                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
+                raise RecipeError(f"{message}alone would train; {remedy}", "select.every")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -9,7 +9,7 @@ from torch import nn
 
 from lrft.core.axes import SELECTORS
 from lrft.core.callback import TimedMethod
-from lrft.core.config import Field, Literal, MethodConfig
+from lrft.core.config import Field, Literal, MethodConfig, Sequence
 from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
@@ -33,6 +33,11 @@ class LISA(TimedMethod):
     all states, which grow to those of full training. The learning rate goes on over a draw.
     """
 
+    aliases = {
+        "lisa layerwise_importance_sampling": "adapter: null\ntrainable: full\nselect: lisa",
+        "lisa_n_layers lisa_activated_layers": "adapter: null\ntrainable: full\nselect: {method: lisa, active: 2}",
+        "lisa_step_interval lisa_interval_steps": "adapter: null\ntrainable: full\nselect: {method: lisa, every: 20}",
+    }
     requires = {"base_weights", "first_order"}
 
     class Config(MethodConfig):
@@ -42,6 +47,15 @@ class LISA(TimedMethod):
             "reset",
             description="at a draw: reset forgets all optimizer state, keep only that of layers frozen again",
         )
+
+        def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+            """Refuse a run that ends with the first draw."""
+            if self.every >= total_steps:
+                message = (
+                    f"{self.every} steps are no less than the whole run's {total_steps}, so that one draw "
+                )
+                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
+                raise RecipeError(f"{message}alone would train; {remedy}", "select.every")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

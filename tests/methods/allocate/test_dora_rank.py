@@ -122,6 +122,5 @@ def test_the_plan_draws_the_factors_as_published_unless_the_recipe_says_otherwis
 
 
 def test_shares_that_leave_no_step_to_prune_in_are_refused():
-    run = make_run(allocator(warmup=0.5), TOTAL)
     with pytest.raises(RecipeError, match=r"allocate\.final: warmup 0\.5 and final 0\.5"):
-        run.fire("start")
+        allocator(warmup=0.5).config.check_length(TOTAL)

@@ -74,7 +74,7 @@ def test_prompts_and_targets_stay_and_the_share_of_replaced_answers_is_p(token):
 
 def test_the_probability_rises_over_the_ramp_and_stays():
     rising = objective(probability=0.4, ramp=0.5)
-    assert [rising.probability(step, 100) for step in (0, 25, 50, 99)] == pytest.approx([0, 0.2, 0.4, 0.4])
+    assert [rising.config.at(step, 100) for step in (0, 25, 50, 99)] == pytest.approx([0, 0.2, 0.4, 0.4])
 
 
 def test_the_draw_follows_the_seed_of_the_micro_batch():

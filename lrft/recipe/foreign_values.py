@@ -1,0 +1,75 @@
+"""What values of other toolkits are called here, where no method owns them; those of methods are their `aliases`."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def each_word(table: dict[str, T]) -> dict[str, T]:
+    """A table in which several words share a line, with a line for each."""
+    return {word: value for words, value in table.items() for word in words.split()}
+
+
+_FLOATS = {
+    "fp16 f16 half 16": "write float16",
+    "bf16 auto": "write bfloat16",
+    "fp32 f32 float single full 32": "write float32",
+}
+_NO = "none no off false null 0"
+_WHOLE = "full fft fullfinetune fullfinetuning fullft fullparameter all"
+
+# Keys -> their values in another toolkit, squeezed -> what to write instead.
+_VALUES: dict[str, dict[str, str]] = {
+    "adapter.dtype": {words: said for words, said in _FLOATS.items() if said != "write float16"},
+    "adapter.method": {
+        _NO: "write adapter: null with trainable: full",
+        _WHOLE: "write trainable: full",
+        "freeze": "write trainable: [PATTERN], with patterns of the parameters that train, such as '*.31.*'",
+    },
+    "data.too_long": {
+        "truncate truncation cut keepstart right": "write truncate_right",
+        "keepend left": "write truncate_left",
+        "skip filter ignore remove": "write drop",
+        "raise": "write error",
+    },
+    "export.onto": {"base full unquantized": "write original", "quantized": "write dequantized"},
+    "model.attention": {
+        "fa2 flash flashattn flashattn2 flashattention": "write flash_attention_2",
+        "none disabled math native": "write eager",
+        "torch": "write sdpa",
+    },
+    "model.dtype export.dtype": _FLOATS,
+    "restart.method": {_NO: "write restart: null"},
+    "schedule.method": {
+        "constantwithwarmup warmupconstant": "write schedule: {method: constant, warmup_ratio: 0.03}",
+        "cosinewithminlr cosinewarmupwithminlr cosinewithfloor": "write schedule: {method: cosine, floor: 0.1}",
+        "cosinewithwarmup warmupcosine cosineannealing": "write schedule: {method: cosine, warmup_ratio: 0.03}",
+        "linearwithwarmup warmuplinear": "write schedule: {method: linear, warmup_ratio: 0.03}",
+        "none off fixed": "write schedule: constant",
+        "cosinewithrestarts polynomial inversesqrt reducelronplateau wsd warmupstabledecay onecycle": "lrft does not "
+        "have it; write linear, cosine or constant",
+    },
+    "select.method": {_NO: "write select: null"},
+    "train.device": {
+        "gpu cuda0 nvidia": "write cuda",
+        "mps": "lrft trains on CUDA devices and on the CPU; write cpu",
+    },
+    "trainable.weights": {"adapters none peft": "write adapter", _WHOLE: "write full"},
+}
+VALUES = {key: each_word(answers) for key, answers in each_word(_VALUES).items()}
+
+# Methods of other toolkits that lrft does not have, squeezed.
+NOT_HERE = frozenset(
+    """
+    adafactor adamwtorch4bit adamwtorchao4bit lion8bit adagrad adalomo adamax adamini adamwscheduler ademamix adopt
+    badamratio came dion lamb lars lomo muon nadam pagedlion8bit pagedlion32bit pagedlion prodigy radam rmsprop
+    rmspropbnb schedulefree schedulefreeadamw schedulefreesgd shampoo soap sophia stableadamw adaptionprompt boft
+    c3a delora fourierft ia3 llamaadapter llamapro lntuning loha lokr longlora longqlora lycoris neftune oft poly
+    prefix prefixtuning prompttuning ptuning pvera qoft reft road rosa s2ft shira trainabletokens vblora waveft
+    xadapter mica orthogonal spectral aqlm autoround awq bnb3bit compressedtensors eetq exl2 fp8 gptq hqq int2 int3
+    marlin mxfp4 nvfp4 qat quanto quip squeezellm torchao vptq w4a16 w8a8 apo bco cpo gkd grpo ipo kto ktopair
+    minillm nash orm orpo ppo prm reinforce reward rewardmodel rlhf rloo rm simpo slic hinge xpo
+    """.split()
+)
