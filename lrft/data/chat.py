@@ -111,7 +111,9 @@ class ChatTemplate:
     @contextmanager
     def _clock_stopped(self) -> Iterator[None]:
         """Let it be midnight of `today` for the template, whose one way to the clock is `strftime_now`."""
-        from transformers.utils import chat_template_utils as utils
+        from transformers.utils import chat_template_utils
+
+        utils: Any = chat_template_utils
 
         def now(zone: Any = None) -> datetime:
             self.asks_for_the_date = True

@@ -86,7 +86,8 @@ class CausalLM(nn.Module):
 
         The stock backends find the documents by the restarts in `position_ids`.
         """
-        ids, positions, extra = batch.input_ids, batch.position_ids, {}
+        ids, positions = batch.input_ids, batch.position_ids
+        extra: dict[str, Any] = {}
         if self.attention == "segmented":
             extra["documents"] = batch.documents
         elif self.attention.startswith("flash"):

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from lrft.core.errors import MissingExtra, RecipeError
 from lrft.model.checkpoint import check_loaded
@@ -82,7 +83,7 @@ def _convert(path: Path, folder: Path) -> None:
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     scratch.mkdir(parents=True, exist_ok=True)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
             dtype=torch.float32,
@@ -90,6 +91,7 @@ def _convert(path: Path, folder: Path) -> None:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+        model, report = loaded
         check_loaded(path.name, report)
         model.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(scratch)

@@ -126,7 +126,7 @@ def _built(section: Any, config: Any, trusted: bool, meta: bool, seed: int | Non
     settings = {"attn_implementation": "eager", "trust_remote_code": trusted}
     dtype = DTYPES[section.dtype]
     if not meta and section.weights == "pretrained":
-        hf, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             use_safetensors=True,
             dtype=dtype,
@@ -135,6 +135,7 @@ def _built(section: Any, config: Any, trusted: bool, meta: bool, seed: int | Non
             **settings,
             **options,
         )
+        hf, report = loaded
         check_loaded(section.name, report)
         if hf.get_output_embeddings() is not None and not _is_tied(hf):
             # A file with two different tensors is loaded as two, whatever its configuration says of tying them.
