@@ -111,6 +111,12 @@ FAMILIES: dict[str, tuple[str | None, dict[str, Any]]] = {
     "granite": (None, {"logits_scaling": 8.0}),
     "granitemoe": (None, {**EXPERTS, "logits_scaling": 8.0}),
     "helium": (None, {"head_dim": 16}),
+    "granitemoehybrid": (
+        None,
+        {**EXPERTS, **MAMBA, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 32},
+    ),
+    "hunyuan_v1_dense": (None, {"head_dim": 16}),
+    "internlm3": (None, {}),
     "jamba": (
         None,
         {
@@ -126,6 +132,20 @@ FAMILIES: dict[str, tuple[str | None, dict[str, Any]]] = {
         },
     ),
     "lfm2": (None, {"layer_types": ["conv", "full_attention"]}),
+    "lfm2_moe": (
+        None,
+        {**THIN_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    ),
+    "llama4_text": (
+        None,
+        {
+            "num_local_experts": 2,
+            "intermediate_size_mlp": 128,
+            "head_dim": 16,
+            "attention_chunk_size": 8,
+            "layer_types": ["chunked_attention", "full_attention"],
+        },
+    ),
     "mamba": (None, {"state_size": 8, "time_step_rank": 4}),
     "mamba2": (None, {"state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 8}),
     "minicpm3": (None, {**LATENT, "v_head_dim": 16, "dim_model_base": 16, "num_key_value_heads": 4}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count, islice
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lrft.assemble.text import Text, silent, train_data
-from lrft.core.adapted import adapters_off
+from lrft.core.adapted import adapted, adapters_off
 from lrft.core.axes import ADAPTERS, ALLOCATORS, INITS, OBJECTIVES, QUANTIZERS, SIGNALS
 from lrft.core.batch import Batch
 from lrft.core.config import parse_choice
@@ -26,7 +27,7 @@ from lrft.evaluate.subject import Progress
 from lrft.model.attach import attach, dense, make_plan
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
-from lrft.model.load import configure, load_model, settle_attention
+from lrft.model.load import check_runs, configure, load_model, settle_attention
 from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
@@ -106,8 +107,10 @@ def adapt(
         progress=partial(progress, "preparing layers"),
     )
     if not on_cpu:
-        with adapters_off(model.hf):
+        own = any("own_weights" in module.adapter.provides for _, module in adapted(model.hf))
+        with nullcontext() if own else adapters_off(model.hf):
             adaptation.notes += _settled(recipe, model, device)
+    check_runs(model)
     configure(model, recipe.model)
     return adaptation
 
@@ -133,7 +136,7 @@ def _begun(recipe: Recipe, model: CausalLM) -> tuple[Adaptation, list[Planner]]:
     if recipe.adapter is None:
         return Adaptation(model, {}, [], held), []
     kinds = ADAPTERS.get(recipe.adapter.method).site_kinds
-    sites, table = choose(sites_of(model, kinds), recipe.adapter.targets, held.total)
+    sites, table = choose(sites_of(model, kinds), recipe.adapter.targets, held.total, model.direct)
     check_sites(model, sites)
     init = INITS.get(recipe.init.method)(recipe.init)
     planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]

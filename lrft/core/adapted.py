@@ -162,10 +162,9 @@ def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The base model without its adapters, for reference log-probabilities and baselines.
 
-    Base weights that train keep the values they have by now; `lrft.model.trained.put_back` gives those they had. An
-    adapter that is the weight itself stays on.
+    Base weights that train keep the values they have by now; `lrft.model.trained.put_back` gives those they had.
     """
-    sites = [s for _, s in adapted(model) if s.enabled and "own_weights" not in s.adapter.provides]
+    sites = [site for _, site in adapted(model) if site.enabled]
     for site in sites:
         site.enabled = False
     try:

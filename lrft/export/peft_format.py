@@ -16,6 +16,7 @@ from lrft.export.card import adapter_card
 from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
+from lrft.model.origin import loadable_name
 from lrft.model.sites import linear_sites
 from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
 
@@ -151,7 +152,7 @@ def _site_form(module: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]] | No
 
 def _shared_keys(model: CausalLM, recipe: Any, sites: list[Any]) -> dict[str, Any]:
     return {
-        "base_model_name_or_path": recipe.model.name,
+        "base_model_name_or_path": loadable_name(recipe.model.name),
         "revision": recipe.model.revision or getattr(model.hf.config, "_commit_hash", None),
         "task_type": "CAUSAL_LM",
         "bias": "none",

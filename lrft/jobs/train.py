@@ -210,8 +210,11 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
         say(note)
     for row in job.adaptation.targets:
         say(f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of all matrices")
-    if unreached := job.adaptation.matrices.sentence():
-        say(unreached)
+    shares = matrix_shares(job.adaptation, loaded.recipe)
+    if shares["sentence"]:
+        say(
+            f"matrices: {shares['adapted']:.1%} adapted, {shares['quantized']:.1%} in few bits; {shares['sentence']}"
+        )
     say(f"{trainable:,} trainable parameters, {run.total_steps} steps, in {folder.path}")
     if _rounds_every_step(run):
         say(

@@ -21,6 +21,7 @@ class CausalLM(nn.Module):
     Attributes:
         hf: the transformers model.
         transposed: paths of layers whose weight transformers stores as (in, out) (GPT-2's Conv1D).
+        direct: paths of linear layers that nothing can stand in for (`lrft.model.direct`).
         fingerprint: identity of the dense base weights.
         shared: what the adapters of all sites share, or None.
         softcap, scale: of the head, as `lrft.model.head` found them.
@@ -31,6 +32,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.hf = hf
         self.transposed: set[str] = set()
+        self.direct: frozenset[str] = frozenset()
         self.fingerprint = ""
         self.shared: Shared | None = None
         self.softcap: float | None = None

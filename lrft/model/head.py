@@ -22,6 +22,9 @@ SCALE_TOLERANCE = 2e-3  # of a measured scale: it is averaged over thousands of 
 def settle(model: CausalLM) -> None:
     """Find the soft cap and the scale of the head, and prove that our logits are then the model's own.
 
+    Args:
+        model: with eager attention, which every architecture has, wherever it will run.
+
     Raises:
         RecipeError: it has no head, or makes its logits in another way.
     """
@@ -32,10 +35,8 @@ def settle(model: CausalLM) -> None:
     config = model.hf.config.get_text_config()
     model.softcap = next((c for name in SOFT_CAPS if (c := getattr(config, name, None))), None)
     ids = [1, 2, 3, 4]
-    backend = model.attention  # perhaps one that runs on the GPU alone, where the weights are not yet
     try:
         theirs = reference(model, torch.tensor([ids]))
-        model.set_attention("eager")
         ours = model(batch_of([[ids]]))
         if not _close(ours, theirs):
             model.scale = _scale(config, ours, theirs)
@@ -50,7 +51,6 @@ def settle(model: CausalLM) -> None:
             f"{reason[:160]}); {'name a text model' if exact else 'write float32, or name another model'}",
             "model.name" if exact else "model.dtype",
         ) from None
-    model.set_attention(backend)
     if not bool(torch.isfinite(theirs).all()):
         raise RecipeError(
             f"the logits of {type(model.hf).__name__} are no finite numbers; its weights are damaged, or "

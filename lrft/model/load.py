@@ -17,7 +17,8 @@ from lrft.data.hub import offline_if_unreachable
 from lrft.model import attention, gguf, head
 from lrft.model.causal_lm import CausalLM
 from lrft.model.checkpoint import check_config, check_loaded
-from lrft.model.probe import FUTURE, VALUES, Fault, find_fault
+from lrft.model.direct import find_direct
+from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -91,9 +92,11 @@ def load_model(
     hf.requires_grad_(False)
     hf.eval()
     model = CausalLM(hf)
-    _first_backend(model, section, torch.device(device))
     if not meta:
         head.settle(model)
+    model.direct = find_direct(hf)
+    _first_backend(model, section, torch.device(device))
+    if not meta:
         model.fingerprint = fingerprint(hf)
     return model
 
@@ -236,6 +239,30 @@ def _refusal(model: CausalLM, faults: dict[str, Fault], packing: bool) -> Recipe
 
 def _first_faultless(model: CausalLM, backends: Iterable[str], packing: bool) -> str | None:
     return next((b for b in backends if model.set_attention(b) and find_fault(model, packing) is None), None)
+
+
+@torch.no_grad()
+def check_runs(model: CausalLM) -> None:
+    """Run a few tokens in training mode through the layers that replaced the model's own.
+
+    Raises:
+        RecipeError: the model's code looks for something of its own layers that these have not.
+    """
+    training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            model.hidden(batch_of([[[1, 2, 3]]]).to(model.device))
+    except Exception as error:  # whatever a model's own code raises
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        raise RecipeError(
+            f"the code of {type(model.hf).__name__} does not run with layers in place of its own "
+            f"({type(error).__name__}: {reason}), so it cannot be adapted or quantized; docs/models.md lists families "
+            "that can",
+            "model.name",
+        ) from None
+    finally:
+        model.train(training)
 
 
 def configure(model: CausalLM, section: Any) -> None:

@@ -9,22 +9,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lrft.model import gguf
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REPOSITORY = re.compile(r"https?://(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+?)(?:\.git|/.*)?")
 CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 SAVED_STEP = re.compile(r"(checkpoint|step|epoch)[-_]?\d+")
-SOURCES = ("general.source.repo_url", "general.source.url", "general.base_model.0.repo_url")
+# Not `base_model`, nor that of a card: there stands what a model was made from, which is another model.
+SOURCES = ("general.source.repo_url", "general.source.url")
 
 
 def hub_id(name: str) -> str | None:
     """The hub id of the recipe's `model.name`; None where it is a file or folder of which none is known.
 
-    Looked for in the path (a hub cache), a GGUF file's metadata, config.json's `_name_or_path`, and `base_model` in the
-    front matter of the folder's README.
+    Looked for in the path (a hub cache), a GGUF file's metadata, and config.json's `_name_or_path`.
     """
     path = gguf.locate(name)
     if path is not None:
@@ -32,7 +30,20 @@ def hub_id(name: str) -> str | None:
     if not _is_local(name):
         return name
     folder = Path(name)
-    return _cached(folder) or _in_config(folder) or _in_card(folder)
+    return _cached(folder) or _in_config(folder)
+
+
+def loadable_name(name: str) -> str:
+    """What loads the very same weights elsewhere, where the path or file says for sure; else the name as it is."""
+    path = gguf.locate(name)
+    sure = (
+        _cached(path) or _in_gguf(path)
+        if path is not None
+        else _cached(Path(name))
+        if _is_local(name)
+        else None
+    )
+    return sure or name
 
 
 def public_name(name: str) -> str:
@@ -70,15 +81,6 @@ def _in_config(folder: Path) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return _plausible(said)
-
-
-def _in_card(folder: Path) -> str | None:
-    try:
-        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", 2)
-        said = yaml.safe_load(front).get("base_model")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return None
-    return _plausible(said[0] if isinstance(said, list) and len(said) == 1 else said)
 
 
 def _plausible(said: Any) -> str | None:

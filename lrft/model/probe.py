@@ -131,6 +131,8 @@ def _answers_as_alone(model: CausalLM, prompts: list[list[int]], cached: bool, l
     for row, prompt in enumerate(prompts):
         new = made.sequences[row, -GENERATED:].tolist()
         alone = reference(model, _row(model, [*prompt, *new[:-1]]))[0, -GENERATED:]
+        if not bool(alone.isfinite().all()):
+            continue  # no numbers to compare; the generation itself will say so
         if not _distance(logits[row], alone, limits) <= limits.value:
             return False
     return True

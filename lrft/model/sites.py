@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
@@ -31,8 +32,8 @@ class Matrices:
 
     Attributes:
         linear: numbers in linear layers, which adapters can go on and few bits can hold.
-        others: parameter -> numbers, of those that are no linear layer's: experts held as one tensor of three
-            dimensions, convolutions.
+        others: parameter -> numbers, of those that are no linear layer's (experts held as one tensor of three
+            dimensions, convolutions), or whose layer nothing can stand in for.
     """
 
     linear: int
@@ -55,7 +56,7 @@ class Matrices:
         largest = sorted(self.others, key=lambda name: -self.others[name])
         kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in largest))
         return (
-            f"{self.unreached:.1%} of the matrices are no linear layers and get neither an adapter nor few bits: "
+            f"{self.unreached:.1%} get neither, being no linear layers or read by the model's own code: "
             f"{', '.join(kinds[:3])}{', ...' if len(kinds) > 3 else ''}"
         )
 
@@ -76,12 +77,15 @@ def matrices(model: CausalLM) -> Matrices:
 
 
 def linear_sites(model: CausalLM) -> dict[str, Site]:
-    """Module path -> site, for every linear map except the head. GPT-2's transposed Conv1D counts as (out, in)."""
+    """Module path -> site, for every linear map that something can stand in for, less the head.
+
+    GPT-2's transposed Conv1D counts as (out, in).
+    """
     head = model.hf.get_output_embeddings()
     found = {}
     for name, module in model.hf.named_modules():
         shape = linear_shape(module)
-        if shape is not None and module is not head:
+        if shape is not None and module is not head and name not in model.direct:
             found[name] = Site(name, shape[1], shape[0], has_bias=module.bias is not None)
     return found
 
@@ -123,7 +127,10 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def choose(
-    sites: dict[str, Site], targets: str | list[str], total: int | None = None
+    sites: dict[str, Site],
+    targets: str | list[str],
+    total: int | None = None,
+    direct: Collection[str] = (),
 ) -> tuple[dict[str, Site], list[TargetRow]]:
     """The targeted sites, in model order, and the table that says what each pattern hit.
 
@@ -132,6 +139,7 @@ def choose(
 
     Args:
         total: numbers in all matrices, which shares are of; by default those of `sites`.
+        direct: linear layers that nothing can stand in for.
 
     Raises:
         RecipeError: a pattern matches nothing; names near ones.
@@ -142,6 +150,11 @@ def choose(
     table = []
     for pattern in patterns:
         hits = [name for name in sites if pattern == ALL or matches(name, pattern)]
+        if not hits and any(matches(name, pattern) for name in direct):
+            raise RecipeError(
+                f"pattern {pattern!r} names layers whose weight the model's code reads, past any adapter; name others",
+                "adapter.targets",
+            )
         if not hits:
             ends = {part for name in sites for part in (name.rpartition(".")[2], name)}
             leaves = {name.rpartition(".")[2] for name in sites}

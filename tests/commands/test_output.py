@@ -71,7 +71,7 @@ def test_the_plan_and_the_list_of_tables_are_one_row_a_line(call, recipe, monkey
     plan = call("train", recipe, "--dry-run").out.splitlines()
     assert plan[0].split() == ["plan", "tiny"]
     assert any(line.split() == ["rows", "20"] for line in plan)
-    assert any(line.startswith("target all-linear  ") and line.endswith("linear parameters") for line in plan)
+    assert any(line.startswith("target all-linear  ") and line.endswith("of all matrices") for line in plan)
     listed = call("reproduce", "ls").out.splitlines()
     assert listed[0].split() == ["table", "tier", "rows", "cost", "last", "verdict"]
     assert all("not run yet" in line for line in listed[1:])

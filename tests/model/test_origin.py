@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lrft.model.origin import hub_id, public_name
+from lrft.model.origin import hub_id, loadable_name, public_name
 
 
 def test_a_hub_id_is_itself():
@@ -36,25 +36,28 @@ def test_a_config_tells_the_id(tmp_path):
     assert hub_id(str(tmp_path)) == "owner/model"
 
 
-@pytest.mark.parametrize("written", ["base_model: owner/model", "base_model:\n- owner/model"])
-def test_a_card_tells_the_id(tmp_path, written):
-    (tmp_path / "README.md").write_text(f"---\nlicense: mit\n{written}\n---\n# Title\n---\n")
-    assert hub_id(str(tmp_path)) == "owner/model"
-
-
-@pytest.mark.parametrize(
-    "text", ["", "# Title", "---\n: [\n---\n", "---\nbase_model: [a/b, c/d]\n---\n", "---\n- a\n---\n"]
-)
-def test_a_card_that_does_not_tell_is_no_obstacle(tmp_path, text):
-    (tmp_path / "README.md").write_text(text)
+def test_what_a_card_says_a_model_was_made_from_is_another_model(tmp_path):
+    (tmp_path / "README.md").write_text("---\nbase_model: owner/model\n---\n")
     assert hub_id(str(tmp_path)) is None
+
+
+def test_an_adapter_names_what_loads_its_weights(tmp_path):
+    cached = tmp_path / "models--owner--model" / "snapshots" / "abc"
+    cached.mkdir(parents=True)
+    assert loadable_name(str(cached)) == "owner/model"
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    (changed / "config.json").write_text(json.dumps({"_name_or_path": "owner/model"}))
+    assert loadable_name(str(changed)) == str(changed)
+    assert loadable_name("owner/model") == "owner/model"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "found"),
     [
         ("general.source.repo_url", "https://huggingface.co/owner/model", "owner/model"),
-        ("general.base_model.0.repo_url", "https://huggingface.co/owner/model/tree/main", "owner/model"),
+        ("general.source.url", "https://huggingface.co/owner/model/tree/main", "owner/model"),
+        ("general.base_model.0.repo_url", "https://huggingface.co/owner/model", None),
         ("general.source.url", "https://github.com/owner/model", None),
     ],
 )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lrft.core.axes import QUANTIZERS
 from lrft.core.errors import RecipeError
 from lrft.model import attention
-from lrft.model.load import load_model, settle_attention
+from lrft.model.attach import attach
+from lrft.model.load import check_runs, load_model, settle_attention
 from lrft.model.probe import FUTURE, PACKED, VALUES, batch_of, find_batching, find_fault, reference
+from lrft.model.sites import choose, linear_sites
 from lrft.recipe.schema import ModelSection
 
 STATEFUL = [
@@ -160,3 +163,38 @@ def test_asking_changes_nothing_of_the_model(tiny):
     assert model.training
     assert model.attention == "sdpa"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("family", "direct"),
+    [
+        ("llama", set()),
+        ("falcon", set()),
+        ("mamba", {"x_proj", "dt_proj", "out_proj"}),
+        ("bamba", {"out_proj"}),
+        ("llama4_text", {"router"}),
+    ],
+)
+def test_layers_that_nothing_can_stand_in_for_are_found_and_left_alone(tiny, family, direct):
+    model = load(tiny, family)
+    inner = {name for name in model.direct if not name.endswith("lm_head")}
+    assert {name.rpartition(".")[2] for name in inner} == direct
+    assert not inner & linear_sites(model).keys()
+
+
+def test_a_target_that_no_adapter_can_stand_in_for_is_refused_with_the_reason(tiny):
+    model = load(tiny, "mamba")
+    with pytest.raises(
+        RecipeError, match=r"adapter.targets: pattern 'out_proj' names layers whose weight the model's"
+    ):
+        choose(linear_sites(model), ["out_proj"], direct=model.direct)
+
+
+def test_code_that_cannot_run_with_other_layers_is_one_sentence(tiny):
+    model = load(tiny, "mamba")
+    model.direct = frozenset()
+    attach(model, {}, quantize=QUANTIZERS.get("none"))
+    with pytest.raises(
+        RecipeError, match=r"model.name: the code of MambaForCausalLM does not run with layers in place"
+    ):
+        check_runs(model)
