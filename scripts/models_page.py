@@ -64,7 +64,8 @@ sentence that is printed here, before anything trains.
 - **eval**: the loss of the bare model is that of transformers, to 1e-4; and how prompts are batched to generate: with
   others of any length, of `equal` length, or `single`.
 - **merge**: the merged folder loads in plain transformers, and its mean KL divergence from the adapter.
-- **PEFT**: `PeftModel.from_pretrained` gives the merged model's logits, or the adapter has lrft's own form.
+- **PEFT**: `PeftModel.from_pretrained` gives the merged model's logits, or the adapter has lrft's own form, where PEFT
+  takes layers beside the experts of a mixture for the experts themselves.
 
 | family | class | attention | packed | matrices | 4 bits | eval | merge | PEFT |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

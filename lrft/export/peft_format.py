@@ -21,6 +21,7 @@ from lrft.model.sites import linear_sites
 from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
 
 PREFIX = "base_model.model."
+EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 LORA_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}
 
 
@@ -47,7 +48,7 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     common_part = {} if model.shared is None else model.shared.peft_tensors()
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     takes_transposed = all(module.adapter.peft_transposed for _, module in sites)
-    if not whole or (model.transposed and not takes_transposed):
+    if not whole or (model.transposed and not takes_transposed) or _taken_for_experts(model):
         return _own_form(model, dtype), None
     tensors = {
         f"{PREFIX}{site}.{name}": tensor
@@ -69,6 +70,21 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | beside, config
+
+
+def why_own_form(model: CausalLM, recipe: Any) -> str:
+    """One line on why the adapter folder has no PEFT form."""
+    if recipe.adapter is None:
+        return "PEFT has no form for base weights without an adapter"
+    if names := _taken_for_experts(model):
+        return f"PEFT takes {', '.join(names)} of a mixture of experts for the experts themselves"
+    return f"PEFT has no form for {recipe.adapter.method} as it was trained here"
+
+
+def _taken_for_experts(model: CausalLM) -> list[str]:
+    """Adapted layers by last name that PEFT would look for in the experts: it maps their names onto fused tensors."""
+    fused = any(p.ndim == 3 and ".experts." in name for name, p in model.hf.named_parameters())
+    return sorted({name.rpartition(".")[2] for name, _ in adapted(model.hf)} & EXPERT_NAMES) if fused else []
 
 
 def _own_form(model: CausalLM, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from lrft.assemble.text import Text, check_text, read_text, silent, train_data
 from lrft.core.errors import UsageError
 from lrft.core.params import count
 from lrft.core.run import Run
-from lrft.export.peft_format import adapter_files, write_adapter_folder
+from lrft.export.peft_format import adapter_files, why_own_form, write_adapter_folder
 from lrft.jobs.memory import memory_advice
 from lrft.jobs.say import progress, say
 from lrft.model.stopping import trained_generation
@@ -253,6 +253,8 @@ def _close(job: Job, seconds: float) -> dict[str, Any]:
     if result["loss"] is None:  # resumed after the last step: the numbers stand in the record
         result["loss"] = _last_loss(folder)
     files = adapter_files(job.adaptation.model, run.recipe, result)
+    if "adapter_config.json" not in files:
+        say(f"adapter/ has lrft's own form: {why_own_form(job.adaptation.model, run.recipe)}")
     files["recipe.yaml"] = (folder.path / RECIPE).read_bytes()
     text, own = job.text, run.recipe.model.tokenizer is not None
     generation, _ = trained_generation(

@@ -1,7 +1,7 @@
 """Linear layers that nothing can stand in for: their weight is read by other code of the model, or they do more.
 
-Fused kernels of state-space layers read weights instead of calling the layer: an adapter there would be passed over, and
-a frozen form not be found. Some routers are linear layers by class and give more than a product.
+Fused kernels of state-space layers read weights instead of calling the layer: an adapter there would be passed over,
+and a frozen form not be found. Some routers are linear layers by class and give more than a product.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 
 from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.core.batch import Batch
-from lrft.export.peft_format import adapter_files, write_adapter_folder
+from lrft.export.peft_format import adapter_files, why_own_form, write_adapter_folder
 from lrft.model.attach import attach, make_plan
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.sites import choose, linear_sites
@@ -161,3 +161,14 @@ def test_the_same_adapter_gives_the_same_bytes(tiny):
     recipe = recipe_for(tiny(), CASES["dora"])
     model = adapted_model(recipe)
     assert adapter_files(model, recipe, {}) == adapter_files(copy.deepcopy(model), recipe, {})
+
+
+def test_layers_that_peft_would_look_for_in_fused_experts_ship_under_our_own_names(tiny):
+    attention = recipe_for(tiny("qwen2_moe"), {"method": "lora", "rank": 2, "targets": ["q_proj", "v_proj"]})
+    assert "adapter_config.json" in adapter_files(adapted_model(attention), attention, {"step": 1})
+    whole = recipe_for(tiny("qwen2_moe"), {"method": "lora", "rank": 2})
+    model = adapted_model(whole)
+    assert "adapter.safetensors" in adapter_files(model, whole, {"step": 1})
+    assert why_own_form(model, whole) == (
+        "PEFT takes down_proj, gate_proj, up_proj of a mixture of experts for the experts themselves"
+    )
