@@ -41,7 +41,7 @@ LIBRARIES = {
     "datasets": ("lrft/data/sources.py",),
     "peft": (),
 }
-IMPORTED_INSIDE_FUNCTIONS = {"bitsandbytes", "datasets"}
+IMPORTED_INSIDE_FUNCTIONS = ("bitsandbytes", "datasets")
 
 BANNED_FILES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "engine", "handler"}
 LONGEST_FILE = 400

@@ -180,7 +180,7 @@ def _shared_keys(model: CausalLM, recipe: Any, sites: list[Any]) -> dict[str, An
 def _target_modules(model: CausalLM, names: list[str]) -> list[str]:
     """Last parts of the module names where they say it all (what servers read), full paths otherwise; sorted."""
     leaves = {name.rpartition(".")[2] for name in names}
-    linear = {name for name, _, _ in frozen_layers(model)} | linear_sites(model).keys()
+    linear = {name for name, _, _ in frozen_layers(model)} | linear_sites(model).keys() | model.direct
     told = {name for name in linear if name.rpartition(".")[2] in leaves}
     return sorted(leaves) if told == set(names) else sorted(names)
 
