@@ -150,8 +150,13 @@ def test_a_job_whose_time_is_over_saves_is_queued_again_and_goes_on(stand_in, tw
 def test_a_call_that_was_cut_off_finds_its_jobs_again(stand_in, two, tmp_path, slurm, capsys):
     """As when the machine that submits goes down: the jobs run on, and are not submitted twice."""
     out = tmp_path / "out"
+    (slurm / "full").touch()  # or they might be done before anybody looks for them
     for label, path in zip("ab", two, strict=True):
         Cluster("slurm", [], out, 2).start(plan_run(make_arm(label, path), 1e-2, 0, out))
+    later = time.monotonic() + 4
+    for job in "12":
+        begin = ["scontrol", "requeue", job]
+        when(lambda: time.monotonic() > later, lambda begin=begin: subprocess.run(begin, check=True))
     record = compare(two, out, "slurm")
     assert None not in record["arms"][0]["losses"]
     assert "is job 2 already" in capsys.readouterr().err
