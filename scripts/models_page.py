@@ -57,7 +57,7 @@ own eager forward pass, whether generation in batches answers as single prompts 
 sentence that is printed here, before anything trains.
 
 - **attention**: the backend that `model.attention: auto` ends with on a CPU.
-- **packed**: `train.packing: true`; where it is refused, `false` trains.
+- **packed**: `train.packing: true`; where it is refused, `false` trains, and is what a recipe that does not say gets.
 - **matrices**: the share of the numbers in matrices that `targets: all-linear` and 4 bits reach. Experts that are held
   as one tensor of three dimensions, and convolutions, get neither, and `lrft train` says so.
 - **4 bits**: two steps on `quantization: nf4`.
@@ -87,7 +87,7 @@ def try_family(family: str, scratch: Path) -> Row:
     name, refusals = _class_name(folder), []
     packing = True
     try:
-        run = _trained(folder, scratch / "run")
+        run = _trained(folder, scratch / "run", "train.packing=true")
     except LrftError as error:
         refusals.append(_sentence(error, folder))
         packing = False

@@ -41,6 +41,7 @@ class Adaptation:
     plan: Plan
     targets: list[TargetRow]
     matrices: Matrices
+    packing: bool = True
     undecided: bool = False  # a planner that looks at weights or data has not been asked
     notes: list[str] = field(default_factory=list)
 
@@ -84,8 +85,10 @@ def adapt(
         text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
     adaptation, planners = _begun(recipe, model)
     on_cpu = torch.device(device).type == "cpu"
-    if on_cpu:  # else the weights are where the backend runs only once the layers are there
-        adaptation.notes += _settled(recipe, model, device)
+    if on_cpu or not model.attention.startswith(
+        "flash"
+    ):  # which runs on the GPU alone, where no weights are yet
+        recipe = _settled(recipe, adaptation, device)
     signals: Signals = {}
     if recipe.adapter is not None and saved is not None and planned is not None:
         adaptation.plan = {name: SitePlan.of(record) for name, record in planned.items()}
@@ -109,7 +112,7 @@ def adapt(
     if not on_cpu:
         own = any("own_weights" in module.adapter.provides for _, module in adapted(model.hf))
         with nullcontext() if own else adapters_off(model.hf):
-            adaptation.notes += _settled(recipe, model, device)
+            _settled(recipe, adaptation, device)
     check_runs(model)
     configure(model, recipe.model)
     return adaptation
@@ -143,9 +146,13 @@ def _begun(recipe: Recipe, model: CausalLM) -> tuple[Adaptation, list[Planner]]:
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners
 
 
-def _settled(recipe: Recipe, model: CausalLM, device: torch.device | str) -> list[str]:
-    note = settle_attention(model, recipe.model, device, recipe.train.packing)
-    return [note] if note else []
+def _settled(recipe: Recipe, adaptation: Adaptation, device: torch.device | str) -> Recipe:
+    """Find what the model computes rightly with; the recipe that says whether rows are packed."""
+    wanted = True if recipe.model.compile and recipe.train.packing is None else recipe.train.packing
+    adaptation.packing, note = settle_attention(adaptation.model, recipe.model, device, wanted)
+    adaptation.notes += [note] if note else []
+    train = recipe.train.model_copy(update={"packing": adaptation.packing})
+    return recipe.model_copy(update={"train": train})
 
 
 def _decide(plan: Plan, planners: Sequence[Planner], evidence: Evidence | None) -> list[Planner]:
@@ -247,7 +254,7 @@ def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: b
         batch_size=1 if single else settings.batch_size,
         accumulation=1,
         max_length=settings.max_length,
-        packing=settings.packing and not single,
+        packing=settings.packing is not False and not single,
         seed=settings.seed,
         pad_id=text.pad_id,
     )

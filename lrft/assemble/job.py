@@ -68,7 +68,8 @@ def assemble(
         raise RecipeError(
             "gradients that are freed at once cannot be summed over processes", "optimizer.per_layer"
         )
-    data = train_data(recipe, text, accelerator.num_processes, accelerator.process_index)
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    data = train_data(recipe, text, processes, rank, adaptation.packing)
     total = data.total_steps(settings.max_steps, settings.epochs)
     check_length(recipe, total, ranks_of(adaptation.plan))
     infos = parameter_infos(model)

@@ -252,15 +252,21 @@ def _read_held_out(text: Text, recipe: Recipe, positions: int | None, progress: 
     text.overlap = (len(both), tuple(text.held_out.where(i) for i in both[:SHOWN]))
 
 
-def train_data(recipe: Recipe, text: Text, world: int = 1, rank: int = 0) -> TrainData:
-    """The training rows cut into steps, for process `rank` of `world`."""
+def train_data(
+    recipe: Recipe, text: Text, world: int = 1, rank: int = 0, packing: bool | None = None
+) -> TrainData:
+    """The training rows cut into steps, for process `rank` of `world`.
+
+    Args:
+        packing: whether rows are packed, once it was tried on the model; by default as the recipe has it.
+    """
     settings = recipe.train
     return TrainData(
         text.train,
         batch_size=settings.batch_size,
         accumulation=settings.gradient_accumulation,
         max_length=settings.max_length,
-        packing=settings.packing,
+        packing=settings.packing is not False if packing is None else packing,
         seed=settings.seed,
         pad_id=text.pad_id,
         world=world,

@@ -142,6 +142,8 @@ def _claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> 
 def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     before = load_recipe(folder.path / RECIPE).recipe
     changes = [c for c in compare(before, recipe) if c[0].split(".")[0] not in FREE_TO_CHANGE]
+    # What was true by default is now found out, and compared as such with the run's record.
+    changes = [c for c in changes if c != ("train.packing", True, None)]
     if changes:
         lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, old, new in changes)
         raise UsageError(
@@ -160,10 +162,14 @@ def _same_start(job: Job) -> None:
         "data": job.text.fingerprints,
         "processes": job.run.accelerator.num_processes,
         "base_fingerprint": job.identity.base,
+        "packing": job.adaptation.packing,
     }
+    asked = job.run.recipe.train.packing  # older runs, which recorded nothing, packed unless told otherwise
+    before = {"packing": asked is not False, **before}
     said = {
         "data": "the rows of data.train or data.eval",
         "processes": "the number of processes",
+        "packing": "whether rows are packed (train.packing)",
         "base_fingerprint": "the weights of model.name (another base model)",
     }
     for key, value in now.items():
@@ -199,6 +205,7 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
             "total_steps": run.total_steps,
             "seed": run.seed,
             "attention": job.adaptation.model.attention,
+            "packing": job.adaptation.packing,
             "matrices": matrix_shares(job.adaptation, loaded.recipe),
             "processes": run.accelerator.num_processes,
             "trust_remote_code": trust_remote_code,

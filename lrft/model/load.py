@@ -195,16 +195,35 @@ def _first_backend(model: CausalLM, section: Any, device: torch.device) -> None:
         )
 
 
-def settle_attention(model: CausalLM, section: Any, device: torch.device | str, packing: bool) -> str:
-    """Set the first backend with which the model computes what it should; a sentence where it is not the first.
+def settle_attention(
+    model: CausalLM, section: Any, device: torch.device | str, packing: bool | None
+) -> tuple[bool, str]:
+    """Set the first backend with which the model computes what it should.
 
     Args:
         model: with its weights, where the backend can run.
-        packing: whether rows will hold several documents.
+        packing: whether rows will hold several documents; None to let them where the model keeps them apart.
+
+    Returns:
+        Whether rows are packed, and a sentence where that or the backend is not the first choice.
 
     Raises:
         RecipeError: no backend that `model.attention` allows will do; says what would.
     """
+    if packing is not None:
+        return packing, _settle(model, section, device, packing)
+    try:
+        return True, _settle(model, section, device, True)
+    except RecipeError as error:
+        if error.problems[0].key != "train.packing":
+            raise
+        note = _settle(model, section, device, False)
+        reason = error.problems[0].message.partition("; ")[0]
+        return False, f"train.packing: false ({reason}){f'; {note}' if note else ''}"
+
+
+def _settle(model: CausalLM, section: Any, device: torch.device | str, packing: bool) -> str:
+    """Set the first backend that has no fault; a sentence where it is not the first."""
     faults: dict[str, Fault] = {}
     for backend in attention_backends(section, torch.device(device)):
         if not model.set_attention(backend):

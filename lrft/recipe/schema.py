@@ -137,7 +137,11 @@ class TrainSection(Section):
     )
     gradient_accumulation: int = Field(1, gt=0, description="micro-batches per optimizer step and process")
     max_length: int = Field(512, gt=1, description="tokens of a row")
-    packing: bool = Field(True, description="fill rows with several examples that do not see each other")
+    packing: bool | None = Field(
+        None,
+        description="fill rows with several examples that do not see each other; by default wherever the model keeps "
+        "them apart, which is tried on it",
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for no clipping")
     save_every: int = Field(

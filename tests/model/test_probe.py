@@ -34,7 +34,7 @@ def load(tiny, family, **more):
 def settle(tiny, family, packing=True, **more):
     chosen = section(tiny, family, **more)
     model = load_model(chosen)
-    return model, settle_attention(model, chosen, "cpu", packing)
+    return model, settle_attention(model, chosen, "cpu", packing)[1]
 
 
 @pytest.mark.parametrize(("family", "dtype"), STATEFUL)
@@ -60,6 +60,14 @@ def test_families_that_count_positions_from_the_row_are_not_packed(tiny, family)
     model, note = settle(tiny, family, packing=False)
     assert model.attention == "eager"
     assert "segmented" in note
+
+
+@pytest.mark.parametrize(("family", "packs"), [("llama", True), ("lfm2", False), ("bloom", False)])
+def test_unless_the_recipe_says_so_rows_are_packed_where_the_model_keeps_them_apart(tiny, family, packs):
+    chosen = section(tiny, family)
+    packed, note = settle_attention(load_model(chosen), chosen, "cpu", None)
+    assert packed == packs
+    assert note.startswith("train.packing: false (" if not packs else "")
 
 
 def test_a_backend_that_fails_names_one_that_works(tiny):
