@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count, islice
@@ -25,9 +25,10 @@ from lrft.data.steps import TrainData
 from lrft.data.tokenize import Encoded
 from lrft.evaluate.subject import Progress
 from lrft.model.attach import attach, dense, make_plan
+from lrft.model.backend import check_runs, settle_attention
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
-from lrft.model.load import check_runs, configure, load_model, settle_attention
+from lrft.model.load import configure, load_model
 from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
@@ -110,8 +111,7 @@ def adapt(
         progress=partial(progress, "preparing layers"),
     )
     if not on_cpu:
-        own = any("own_weights" in module.adapter.provides for _, module in adapted(model.hf))
-        with nullcontext() if own else adapters_off(model.hf):
+        with _bare(model):
             _settled(recipe, adaptation, device)
     check_runs(model)
     configure(model, recipe.model)
@@ -144,6 +144,12 @@ def _begun(recipe: Recipe, model: CausalLM) -> tuple[Adaptation, list[Planner]]:
     init = INITS.get(recipe.init.method)(recipe.init)
     planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners
+
+
+def _bare(model: CausalLM) -> AbstractContextManager[None]:
+    """The model with its adapters off, unless they are the weights themselves."""
+    own = any("own_weights" in module.adapter.provides for _, module in adapted(model.hf))
+    return nullcontext() if own else adapters_off(model.hf)
 
 
 def _settled(recipe: Recipe, adaptation: Adaptation, device: torch.device | str) -> Recipe:

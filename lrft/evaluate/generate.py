@@ -61,30 +61,37 @@ def generate(
     hf = subject.hf
     subject.report(what, 0, len(prompts))
     batching = _batching(subject)
-    single = batching in ("single", "uncached")
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        use_cache=batching != "uncached",
-        eos_token_id=stops or None,
-        pad_token_id=subject.pad_id,
-    )
-    batches = token_batches(lengths, 1 if single else subject.batch_tokens, equal=batching == "equal")
+    config = _greedy(max_new_tokens, batching != "uncached", stops, subject.pad_id)
+    size = 1 if batching in ("single", "uncached") else subject.batch_tokens
+    batches = token_batches(lengths, size, equal=batching == "equal")
     with scoring(subject.model), own_settings(hf), stock_attention(hf), decoded(hf):
         for indices in batches:
             subject.poll(done, len(prompts))
             new, bad = _generate_batch(subject, [prompts[i] for i in indices], config)
             if bad is not None:
-                raise NumericalError(
-                    f"{where(indices[bad])}: the model's logits are no finite numbers, so there is no score; its "
-                    "weights or activations overflowed"
-                )
+                raise _no_numbers(where(indices[bad]))
             subject.poll(done, len(prompts))  # the batch may have been cut short
             for index, tokens in zip(indices, new, strict=True):
                 outputs[index] = before_stop(tokens, stops)
             done += len(indices)
             subject.report(what, done, len(prompts))
     return outputs
+
+
+def _greedy(max_new_tokens: int, cached: bool, stops: list[int], pad_id: int) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        use_cache=cached,
+        eos_token_id=stops or None,
+        pad_token_id=pad_id,
+    )
+
+
+def _no_numbers(place: str) -> NumericalError:
+    return NumericalError(
+        f"{place}: the model's logits are no finite numbers, so there is no score; weights or activations overflowed"
+    )
 
 
 def _batching(subject: Subject) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.batch import Batch
+from lrft.core.frozen import FrozenLinear
 from lrft.model import attention
 from lrft.model.causal_lm import CausalLM, takes
 
@@ -224,6 +225,8 @@ def _asked(model: CausalLM) -> Iterator[tuple[CausalLM, Limits]]:
     model.eval()
     try:
         small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
+        # A stored layer decodes to the precision it was made for, so a copy of it computes in no other.
+        small = small and not any(isinstance(module, FrozenLinear) for module in model.modules())
         if model.dtype == torch.float32:
             yield model, EXACT
         elif small and model.device.type == "cpu":

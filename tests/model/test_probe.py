@@ -9,7 +9,8 @@ from lrft.core.axes import QUANTIZERS
 from lrft.core.errors import RecipeError
 from lrft.model import attention
 from lrft.model.attach import attach
-from lrft.model.load import check_runs, load_model, settle_attention
+from lrft.model.backend import check_runs, settle_attention
+from lrft.model.load import load_model
 from lrft.model.probe import FUTURE, PACKED, VALUES, batch_of, find_batching, find_fault, reference
 from lrft.model.sites import choose, linear_sites
 from lrft.recipe.schema import ModelSection
@@ -206,3 +207,11 @@ def test_code_that_cannot_run_with_other_layers_is_one_sentence(tiny):
         RecipeError, match=r"model.name: the code of MambaForCausalLM does not run with layers in place"
     ):
         check_runs(model)
+
+
+@pytest.mark.parametrize("storage", ["none", "nf4_reference", "int8_reference"])
+def test_a_stored_model_in_bfloat16_is_asked_in_its_own_precision(tiny, storage):
+    model = load(tiny, "llama", dtype="bfloat16")
+    attach(model, {}, quantize=QUANTIZERS.get(storage))
+    assert find_batching(model) == "padded"
+    assert find_fault(model, packing=True) is None

@@ -1,0 +1,128 @@
+"""Which attention backend a model runs on: the first that its architecture takes, and that computes what it should."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from lrft.core.errors import RecipeError
+from lrft.model.causal_lm import CausalLM
+from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault
+
+
+def attention_backends(section: Any, device: torch.device) -> list[str]:
+    """The attention implementations that `model.attention` allows on `device`, best first."""
+    if section.attention != "auto":
+        return [str(section.attention)]
+    if device.type == "cpu" and not section.compile:
+        return ["segmented", "sdpa", "eager"]
+    flash = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
+    flash = flash and not section.compile and section.dtype != "float32"
+    return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
+
+
+def first_backend(model: CausalLM, section: Any, device: torch.device) -> None:
+    """Set the first backend that the architecture takes.
+
+    Raises:
+        RecipeError: it takes none of those that `model.attention` allows.
+    """
+    backends = attention_backends(section, device)
+    if not any(model.set_attention(backend) for backend in backends):
+        others = [backend for backend in ("segmented", "sdpa", "eager") if model.set_attention(backend)]
+        raise RecipeError(
+            f"{type(model.hf).__name__} does not take {backends[-1]}; write {' or '.join(others) or 'auto'}",
+            "model.attention",
+        )
+
+
+def settle_attention(
+    model: CausalLM, section: Any, device: torch.device | str, packing: bool | None
+) -> tuple[bool, str]:
+    """Set the first backend with which the model computes what it should.
+
+    Args:
+        model: with its weights, where the backend can run.
+        packing: whether rows will hold several documents; None to let them where the model keeps them apart.
+
+    Returns:
+        Whether rows are packed, and a sentence where that or the backend is not the first choice.
+
+    Raises:
+        RecipeError: no backend that `model.attention` allows will do; says what would.
+    """
+    if packing is not None:
+        return packing, _settle(model, section, device, packing)
+    try:
+        return True, _settle(model, section, device, True)
+    except RecipeError as error:
+        if error.problems[0].key != "train.packing":
+            raise
+        note = _settle(model, section, device, False)
+        reason = error.problems[0].message.partition("; ")[0]
+        return False, f"train.packing: false ({reason}){f'; {note}' if note else ''}"
+
+
+def _settle(model: CausalLM, section: Any, device: torch.device | str, packing: bool) -> str:
+    """Set the first backend that has no fault; a sentence where it is not the first."""
+    faults: dict[str, Fault] = {}
+    for backend in attention_backends(section, torch.device(device)):
+        if not model.set_attention(backend):
+            faults[backend] = Fault(VALUES, f"{type(model.hf).__name__} does not take it")
+            continue
+        fault = find_fault(model, packing)
+        if fault is None:
+            why = "; ".join(f"{name}: {fault.what}" for name, fault in faults.items())
+            return f"model.attention: {backend} ({why})" if faults else ""
+        faults[backend] = fault
+    raise _refusal(model, faults, packing)
+
+
+def _refusal(model: CausalLM, faults: dict[str, Fault], packing: bool) -> RecipeError:
+    """What would work instead of backends that have these faults."""
+    told = [item for item in faults.items() if item[1].kind != VALUES]
+    backend, fault = next(iter([*told, *faults.items()]))
+    family = type(model.hf).__name__
+    others = [name for name in ("segmented", "sdpa", "eager") if name not in faults]
+    what = f"{family} with {backend} attention: {fault.what}"
+    if works := _first_faultless(model, others, packing):
+        return RecipeError(f"{what}; write {works}", "model.attention")
+    if packing and (works := _first_faultless(model, [*faults, *others], False)):
+        remedy = "write false" if works in faults else f"write false, with model.attention: {works}"
+        return RecipeError(f"{what}; {remedy}", "train.packing")
+    if fault.kind == FUTURE:
+        return RecipeError(
+            f"{family} is no causal language model: {fault.what}; name one that is", "model.name"
+        )
+    return RecipeError(f"{what}; lrft cannot train this model, see the models that it can", "model.name")
+
+
+def _first_faultless(model: CausalLM, backends: Iterable[str], packing: bool) -> str | None:
+    return next((b for b in backends if model.set_attention(b) and find_fault(model, packing) is None), None)
+
+
+@torch.no_grad()
+def check_runs(model: CausalLM) -> None:
+    """Run a few tokens in training mode through the layers that replaced the model's own.
+
+    Raises:
+        RecipeError: the model's code looks for something of its own layers that these have not.
+    """
+    training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            model.hidden(batch_of([[[1, 2, 3]]]).to(model.device))
+    except Exception as error:  # whatever a model's own code raises
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        raise RecipeError(
+            f"the code of {type(model.hf).__name__} does not run with layers in place of its own "
+            f"({type(error).__name__}: {reason}), so it cannot be adapted or quantized; docs/models.md lists families "
+            "that can",
+            "model.name",
+        ) from None
+    finally:
+        model.train(training)
