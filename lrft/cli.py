@@ -66,7 +66,8 @@ def main() -> None:
     if sys.stderr is None:  # closed by the caller; what is meant for it would go to standard output
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     draw_only_on_a_terminal()
-    if asks_for_json(sys.argv[1:]):
+    as_json = asks_for_json(sys.argv[1:])
+    if as_json:
         with OneDocument() as document:
             failure = _run(as_json=True)
         if is_lead():
@@ -76,6 +77,8 @@ def main() -> None:
     if failure is None:
         sys.exit(0)
     if not isinstance(failure, LrftError):
+        if not as_json:
+            raise failure
         traceback.print_exception(failure)
         sys.exit(1)
     for line in str(failure).splitlines():

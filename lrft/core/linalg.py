@@ -22,3 +22,11 @@ def truncated_svd(
         return U[:, :rank], S[:rank], Vh[:rank]
     U, S, V = torch.svd_lowrank(matrix, q=min(rank + extra, *matrix.shape), niter=niter)
     return U[:, :rank], S[:rank], V[:, :rank].mT
+
+
+def in_shape_of(y: Tensor, x: Tensor) -> Tensor:
+    """Y (tokens, out) as (..., out) with the leading shape of x, for the result of an autograd function.
+
+    A view would be one by name as well, and autograd forbids models to change such an output in place.
+    """
+    return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[-1]])  # type: ignore[no-any-return]

@@ -104,18 +104,20 @@ def _first_faultless(model: CausalLM, backends: Iterable[str], packing: bool) ->
     return next((b for b in backends if model.set_attention(b) and find_fault(model, packing) is None), None)
 
 
-@torch.no_grad()
 def check_runs(model: CausalLM) -> None:
-    """Run a few tokens in training mode through the layers that replaced the model's own.
+    """Run a few tokens forward and back in training mode through the layers that replaced the model's own.
 
     Raises:
         RecipeError: the model's code looks for something of its own layers that these have not.
     """
     training = model.training
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     try:
-        with torch.random.fork_rng():
-            model.hidden(batch_of([[[1, 2, 3]]]).to(model.device))
+        with torch.random.fork_rng(), torch.enable_grad():
+            hidden = model.hidden(batch_of([[[1, 2, 3]]]).to(model.device))
+            if hidden.requires_grad:
+                torch.autograd.grad(hidden.float().sum(), trained, allow_unused=True)
     except Exception as error:  # whatever a model's own code raises
         reason = (str(error).strip().splitlines() or [""])[0][:160]
         raise RecipeError(

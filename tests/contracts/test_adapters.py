@@ -131,6 +131,19 @@ def make(tmp_path: Path) -> Callable[..., Model]:
     return build
 
 
+@ALL
+def test_what_it_gives_may_be_changed_in_place(make, name, kind):
+    """As models do that add one layer's output into another's."""
+    module = make(name, kind)
+    module.train()
+    x = torch.randn(2, 3, WIDTH, requires_grad=True)
+    y = module(x)
+    expected = torch.autograd.grad((y + 1).square().sum(), x, retain_graph=True)[0]
+    again = module(x)
+    again += 1
+    torch.testing.assert_close(torch.autograd.grad(again.square().sum(), x)[0], expected)
+
+
 def write_lora(folder: Path, site: Site, rank: int) -> str:
     """A LoRA's folder as PEFT writes it."""
     place = folder / f"lora-{site.out_features}-{site.in_features}-{rank}"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.core.frozen import FrozenLinear
+from lrft.core.linalg import in_shape_of
 
 
 def low_rank_linear(
@@ -60,7 +61,7 @@ class _AdaptedMatmul(torch.autograd.Function):
         y.addmm_(t, b.mT, alpha=scaling)
         ctx.base, ctx.scaling = base, scaling
         ctx.save_for_backward(flat if ctx.needs_input_grad[1] else flat.new_empty(0), t, A, B)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return in_shape_of(y, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -110,7 +111,7 @@ class _BlocksMatmul(torch.autograd.Function):
             part.addmm_(flat[:, block], b[block].mT, alpha=scaling)
         ctx.base, ctx.scaling = base, scaling
         ctx.save_for_backward(t, B)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return in_shape_of(y, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -189,7 +190,7 @@ class _MadeMatmul(torch.autograd.Function):
         ctx.base, ctx.factors, ctx.scaling = base, factors, scaling
         empty = flat.new_empty(0)
         ctx.save_for_backward(flat if factors.trains_A else empty, t if factors.trains_B else empty, *trained)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return in_shape_of(y, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

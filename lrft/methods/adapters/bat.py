@@ -12,6 +12,7 @@ from lrft.core.adapter import Adapter
 from lrft.core.axes import ADAPTERS
 from lrft.core.config import AdapterConfig, Field
 from lrft.core.frozen import FrozenLinear
+from lrft.core.linalg import in_shape_of
 from lrft.core.params import Site
 
 
@@ -89,7 +90,7 @@ class _TurnedMatmul(torch.autograd.Function):
         y = F.linear(flat, weight, base.bias)
         # A small change added to a weight in half precision would be rounded away, so the two stay apart.
         y.addmm_(flat, _change(weight.float(), D).to(x.dtype).mT)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return in_shape_of(y, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lrft.core.axes import ADAPTERS
 from lrft.core.config import AdapterConfig, Field
 from lrft.core.frozen import FrozenLinear
+from lrft.core.linalg import in_shape_of
 from lrft.core.params import Site
 from lrft.methods.adapters.factorized import Factorized
 
@@ -94,7 +95,7 @@ class _SparseLowRank(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(flat, A, B, values, places)
         y = F.linear(flat, _weight(A, B, values, places, scaling, x.dtype))
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return in_shape_of(y, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
