@@ -38,10 +38,8 @@ def table() -> str:
 
 
 def source(declared: Declaration) -> str:
-    """The docstring's `Source:`, up to the next sentence head (`Departures:`) or paragraph."""
-    found = re.search(
-        r"Source: (.+?)(?=\s+[A-Z][a-z]+( from the paper)?:|\n\s*\n|\Z)", declared.doc, re.DOTALL
-    )
+    """The docstring's `Source:`, up to its `Departures` or the next paragraph; titles hold colons of their own."""
+    found = re.search(r"Source: (.+?)(?=\s+Departures\b[^:]*:|\n\s*\n|\Z)", declared.doc, re.DOTALL)
     return " ".join(found[1].split()).rstrip(".;") if found else ""
 
 
