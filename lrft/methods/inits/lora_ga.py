@@ -21,7 +21,7 @@ class LoRAGA(Init):
     ArB2r: A = V[:, :r]^T (r, in), B = U[:, r:2r] (out, r); A2rBr: the other way round; ArBr: odd and even of the first
     2r; random: two disjoint subsets of the first 2r.
     stable: both times out^(1/4) / sqrt(gamma); gd: both divided by s; unit: as they are; weightS: both times the mean
-    of sqrt(sigma_i(W) / s), i <= r. The base holds W - s B A.
+    of sqrt(sigma_i(W) / s), i <= r, of a randomised SVD of 4r directions. The base holds W - s B A.
     Trains what the adapter trains; W' = W at step 0 up to rounding.
     Source: Wang et al., "LoRA-GA", 2024, arXiv 2407.05000, and the authors' code, whose `stable` uses `out` for both
     factors. PEFT's option of this name scales by singular values and differs.
@@ -72,6 +72,6 @@ class LoRAGA(Init):
         if self.config.scale == "gd":
             return 1 / float(adapter.scaling)
         if self.config.scale == "weightS":
-            _, S, _ = truncated_svd(weight, r, self.config.niter)
+            _, S, _ = truncated_svd(weight, r, self.config.niter, extra=3 * r)
             return float((S / adapter.scaling).sqrt().mean())
         return 1.0

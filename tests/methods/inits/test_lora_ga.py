@@ -59,6 +59,12 @@ def test_one_gradient_step_moves_along_the_best_rank_2r_part_of_the_gradient():
     assert cosine > 0.999
 
 
+def test_weightS_has_the_size_of_the_weights_leading_singular_values():
+    site, weight = make("lora_ga", scale="weightS", rank=8, out=256, width=192)
+    expected = (torch.linalg.svdvals(weight)[:8] / site.adapter.scaling).sqrt().mean()
+    torch.testing.assert_close(site.adapter.A.norm(dim=1), expected.expand(8), atol=0, rtol=2e-3)
+
+
 class SumOfSquares(Objective):
     """A loss that reaches every site, for comparing gradients."""
 
