@@ -67,6 +67,7 @@ def adapt(
     text: Text | None = None,
     saved: dict[str, Tensor] | None = None,
     planned: dict[str, Any] | None = None,
+    trains: bool = True,
     progress: Progress = silent,
 ) -> Adaptation:
     """Load the base model and put the recipe's adapter on it.
@@ -75,6 +76,7 @@ def adapt(
         text: the training rows, for what calibrates.
         saved: tensors of a checkpoint: its starts are used as they are, and nothing is calibrated again.
         planned: plan.json of the run that `saved` belongs to.
+        trains: it will be trained; else it is scored or merged, and no rows are packed.
 
     Raises:
         RecipeError: the model cannot be loaded, or a pattern matches nothing.
@@ -84,12 +86,17 @@ def adapt(
     )
     if recipe.model.tokenizer is not None and text is not None:
         text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
-    adaptation, planners = _begun(recipe, model)
+    if not trains:
+        recipe = _packing(recipe, False)
+    asked = recipe
+    adaptation, planners = _begun(recipe, model, check=trains)
     on_cpu = torch.device(device).type == "cpu"
-    if on_cpu or not model.attention.startswith(
-        "flash"
-    ):  # which runs on the GPU alone, where no weights are yet
-        recipe = _settled(recipe, adaptation, device)
+    if on_cpu or not model.attention.startswith("flash"):
+        recipe = _settled(asked, adaptation, device)
+    elif (
+        asked.train.packing is None
+    ):  # nothing is known before the weights are on the GPU: calibrate on single rows
+        recipe = _packing(asked, False)
     signals: Signals = {}
     if recipe.adapter is not None and saved is not None and planned is not None:
         adaptation.plan = {name: SitePlan.of(record) for name, record in planned.items()}
@@ -112,7 +119,7 @@ def adapt(
     )
     if not on_cpu:
         with _bare(model):
-            _settled(recipe, adaptation, device)
+            _settled(asked, adaptation, device)
     check_runs(model)
     configure(model, recipe.model)
     return adaptation
@@ -129,18 +136,23 @@ def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
     return adaptation
 
 
-def _begun(recipe: Recipe, model: CausalLM) -> tuple[Adaptation, list[Planner]]:
-    """The starting plan, and the planners that have their say."""
+def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptation, list[Planner]]:
+    """The starting plan, and the planners that have their say.
+
+    Args:
+        check: refuse what could not train; a run that has trained is past that.
+    """
     _check_length(recipe, model)
     choose_base_weights(model, recipe.trainable.weights)
     held = matrices(model)
-    if "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:
+    if check and "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:
         check_storage(model, recipe.quantization.method)
     if recipe.adapter is None:
         return Adaptation(model, {}, [], held), []
     kinds = ADAPTERS.get(recipe.adapter.method).site_kinds
     sites, table = choose(sites_of(model, kinds), recipe.adapter.targets, held.total, model.direct)
-    check_sites(model, sites)
+    if check:
+        check_sites(model, sites)
     init = INITS.get(recipe.init.method)(recipe.init)
     planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners
@@ -156,8 +168,12 @@ def _settled(recipe: Recipe, adaptation: Adaptation, device: torch.device | str)
     """Find what the model computes rightly with; the recipe that says whether rows are packed."""
     wanted = True if recipe.model.compile and recipe.train.packing is None else recipe.train.packing
     adaptation.packing, note = settle_attention(adaptation.model, recipe.model, device, wanted)
-    adaptation.notes += [note] if note else []
-    train = recipe.train.model_copy(update={"packing": adaptation.packing})
+    adaptation.notes = [note] if note else []
+    return _packing(recipe, adaptation.packing)
+
+
+def _packing(recipe: Recipe, packing: bool) -> Recipe:
+    train = recipe.train.model_copy(update={"packing": packing})
     return recipe.model_copy(update={"train": train})
 
 

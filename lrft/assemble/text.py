@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import partial
@@ -20,6 +20,7 @@ from lrft.data.steps import TrainData
 from lrft.data.tokenize import Encoded, Renderer, encode_all
 from lrft.evaluate.subject import Progress
 from lrft.model.load import load_config, load_tokenizer, pad_id
+from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
 
 
@@ -240,7 +241,8 @@ def _read_held_out(text: Text, recipe: Recipe, positions: int | None, progress: 
     prepared = prepare(text.held_out, text.renderer, partial(progress, "tokenizing held-out rows"))
     text._held_out, text.held_out_report = prepared.encoded, prepared.report
     if positions is not None:
-        long = [i for i, row in enumerate(prepared.encoded) if len(row.input_ids) > positions]
+        lengths = [max(len(d.input_ids) for d in row.documents()) for row in prepared.encoded]
+        long = [i for i, length in enumerate(lengths) if length > positions]
         if long:
             first = ", ".join(text.held_out.where(i) for i in long[:SHOWN])
             raise DataError(
@@ -250,6 +252,25 @@ def _read_held_out(text: Text, recipe: Recipe, positions: int | None, progress: 
     seen = {tuple(row.input_ids) for row in text.train}
     both = [i for i, row in enumerate(prepared.encoded) if row.input_ids and tuple(row.input_ids) in seen]
     text.overlap = (len(both), tuple(text.held_out.where(i) for i in both[:SHOWN]))
+
+
+def possible_steps(recipe: Recipe, text: Text, world: int = 1, rank: int = 0) -> list[int]:
+    """Steps of the run, packed and not where only the model can tell which it will be."""
+    settings = recipe.train
+    packings = [True, False] if settings.packing is None else [settings.packing]
+    cut = [train_data(recipe, text, world, rank, packing) for packing in packings]
+    return [data.total_steps(settings.max_steps, settings.epochs) for data in cut]
+
+
+def check_steps(recipe: Recipe, possible: Sequence[int], ranks: Sequence[int] = ()) -> None:
+    """Refuse settings that fit into none of these lengths of the run.
+
+    Raises:
+        RecipeError: with every setting that does not fit into the first.
+    """
+    problems = [length_problems(recipe, steps, ranks) for steps in possible]
+    if all(problems):
+        raise RecipeError(problems[0])
 
 
 def train_data(

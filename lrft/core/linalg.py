@@ -29,4 +29,4 @@ def in_shape_of(y: Tensor, x: Tensor) -> Tensor:
 
     A view would be one by name as well, and autograd forbids models to change such an output in place.
     """
-    return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[-1]])  # type: ignore[no-any-return]
+    return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[-1]])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from lrft.evaluate.batching import scoring, token_batches
 from lrft.evaluate.decoded import decoded
 from lrft.evaluate.subject import Subject
 from lrft.model.causal_lm import takes
-from lrft.model.probe import find_batching, left_padded, stock_attention
+from lrft.model.probe import find_batching, left_padded, own_settings, stock_attention
 
 
 def generate(
@@ -116,17 +115,6 @@ def before_stop(tokens: list[int], stop_ids: Iterable[int]) -> list[int]:
     """Tokens up to the first stop token, itself left out."""
     stops = set(stop_ids)
     return tokens[: next((place for place, token in enumerate(tokens) if token in stops), len(tokens))]
-
-
-@contextmanager
-def own_settings(hf: Any) -> Iterator[None]:
-    """Hide the checkpoint's generation settings; its repetition penalty, say, would fill an unset option."""
-    previous = hf.generation_config
-    hf.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        hf.generation_config = previous
 
 
 class _Poll(StoppingCriteria):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,6 +34,9 @@ MERGED = """# {title}
 
 All figures are in `fidelity.json`. The recipe, without the paths of the machine it ran on, is in `recipe.yaml`.
 """
+
+
+PATHS = ("name", "tokenizer", "source", "adapters")  # keys of a recipe that hold paths
 
 
 def adapter_card(recipe: Any, record: dict[str, Any], config: dict[str, Any] | None) -> str:
@@ -100,9 +104,11 @@ def _figure(value: float | None) -> str:
     return "not measured" if value is None else json.dumps(float(f"{value:.3g}"))
 
 
-def _without_paths(value: Any) -> Any:
+def _without_paths(value: Any, key: str = "") -> Any:
+    """The last part of every path; texts that begin with a slash, such as a system message, are no paths."""
     if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items()}
+        return {name: _without_paths(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_without_paths(inner) for inner in value]
-    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value
+        return [_without_paths(inner, key) for inner in value]
+    is_path = key in PATHS and isinstance(value, str) and value.startswith("/")
+    return (Path(value).name or value) if is_path else value

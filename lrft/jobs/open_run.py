@@ -22,7 +22,7 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
         UsageError: the run has no checkpoint yet.
         CheckpointError: the base model is not the one it was trained on.
     """
-    recipe = load_recipe(folder.path / RECIPE).recipe
+    recipe = load_recipe(folder.path / RECIPE, trained=True).recipe
     saved = folder.chosen or checkpoint.newest(folder.checkpoints, say)
     if saved is None:
         raise UsageError(f"{folder.path}: has no checkpoint yet; train it first")
@@ -37,6 +37,7 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
             trust_remote_code=trusted,
             saved=tensors,
             planned=folder.read(PLAN),
+            trains=False,
             progress=show,
         )
     checkpoint.check_identity(saved, checkpoint.Identity(recipe_hash(recipe), adaptation.model.fingerprint))

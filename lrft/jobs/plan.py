@@ -8,12 +8,11 @@ from rich.table import Table
 
 from lrft.assemble.adapt import plan_without_weights
 from lrft.assemble.measure import measure
-from lrft.assemble.text import check_text, fact_lines, read_text, train_data
+from lrft.assemble.text import check_steps, check_text, fact_lines, possible_steps, read_text, train_data
 from lrft.core.stages import ranks_of
 from lrft.jobs.say import show_table
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
-from lrft.recipe.length import check_length
 from lrft.recipe.load import LoadedRecipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
@@ -33,9 +32,13 @@ def plan_recipe(loaded: LoadedRecipe, trust_remote_code: bool = False) -> dict[s
     check_text(text, recipe)
     model = load_model(recipe.model, trust_remote_code=trust_remote_code, meta=True)
     settings = recipe.train
-    steps = train_data(recipe, text).total_steps(settings.max_steps, settings.epochs)
+    packing = recipe.train.packing
+    if packing is None and not model.takes_positions:
+        packing = False  # nothing tells such a model where a document begins
+    steps = train_data(recipe, text, packing=packing).total_steps(settings.max_steps, settings.epochs)
+    possible = [steps] if packing is not None else possible_steps(recipe, text)
     adaptation = plan_without_weights(recipe, model)
-    check_length(recipe, steps, () if adaptation.undecided else ranks_of(adaptation.plan))
+    check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
     counted = measure(recipe, model)
     return {
         "recipe": loaded.name,

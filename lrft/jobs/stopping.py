@@ -15,9 +15,9 @@ from lrft.core.notes import say
 from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluate.batching import scoring
-from lrft.evaluate.generate import before_stop, own_settings
+from lrft.evaluate.generate import before_stop
 from lrft.model.causal_lm import CausalLM
-from lrft.model.probe import stock_attention
+from lrft.model.probe import own_settings, stock_attention
 from lrft.model.stopping import generation_of, read_tokenizer
 from lrft.recipe.schema import Recipe
 
@@ -60,14 +60,14 @@ def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trus
 
 def _prompts(recipe: Recipe, text: Text, tokenizer: Any) -> tuple[list[int], list[int]] | None:
     """The prompt of the first row as the run renders it and as the folder's tokenizer does; None without one."""
-    try:
-        rows = text.held_out or read_rows(recipe.data.train, "train")
-    except DataError:
-        return None  # said already where the rows to compare on were looked for
     form = FORMATS.get(recipe.data.format.method)(recipe.data.format)
     ours = text.renderer
     folders = Renderer(tokenizer, form, text.stop_ids, ours.max_length, ours.too_long, ours.today)
-    prompts = ours.prompt_ids(rows[0]), folders.prompt_ids(rows[0])
+    try:
+        row = (text.held_out or read_rows(recipe.data.train, "train"))[0]
+        prompts = ours.prompt_ids(row), folders.prompt_ids(row)
+    except DataError:
+        return None  # said already where the rows to compare on were looked for
     return prompts if prompts[0] else None
 
 
@@ -80,7 +80,13 @@ def _room(model: CausalLM, prompt: list[int]) -> int:
 def _greedy(model: CausalLM, prompt: list[int], **settings: Any) -> list[int]:
     """New token ids, the stop token included."""
     ids = torch.tensor([prompt], device=model.device)
-    one = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    one = {
+        "do_sample": False,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "min_length": 0,
+        "min_new_tokens": 0,
+    }
     produced = model.hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **one, **settings)
     new: list[int] = produced[0, len(prompt) :].tolist()
     return new

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from lrft.assemble.adapt import adapt
 from lrft.assemble.job import Job, assemble
 from lrft.assemble.measure import matrix_shares
-from lrft.assemble.text import Text, check_text, read_text, silent, train_data
+from lrft.assemble.text import Text, check_steps, check_text, possible_steps, read_text, silent
 from lrft.core.errors import UsageError
 from lrft.core.params import count
 from lrft.core.run import Run
@@ -22,7 +23,6 @@ from lrft.jobs.memory import memory_advice
 from lrft.jobs.say import progress, say
 from lrft.model.stopping import trained_generation
 from lrft.model.trained import load_trained_tensors
-from lrft.recipe.length import check_length
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import compare, recipe_hash, resolved
 from lrft.recipe.schema import Recipe
@@ -108,14 +108,23 @@ def _rows(folder: RunFolder, recipe: Recipe, accelerator: Any, trust_remote_code
             recipe,
             trust_remote_code=trust_remote_code,
             progress=show if lead else silent,
-            today=folder.day if folder.started else None,
+            today=folder.day if folder.started else _today(recipe, accelerator),
         )
     if lead:
         say("; ".join(f"{label} {value}" for label, value in text.facts()))
     check_text(text, recipe)
-    data = train_data(recipe, text, accelerator.num_processes, accelerator.process_index)
-    check_length(recipe, data.total_steps(recipe.train.max_steps, recipe.train.epochs))
+    check_steps(recipe, possible_steps(recipe, text, accelerator.num_processes, accelerator.process_index))
     return text
+
+
+def _today(recipe: Recipe, accelerator: Any) -> str:
+    """The day that templates are told, one for all processes though midnight may pass between them."""
+    from accelerate.utils import broadcast_object_list
+
+    day = [recipe.data.date or date.today().isoformat()]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(day)
+    return day[0]
 
 
 def _claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> RunFolder:
@@ -140,7 +149,7 @@ def _claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> 
 
 
 def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
-    before = load_recipe(folder.path / RECIPE).recipe
+    before = load_recipe(folder.path / RECIPE, trained=True).recipe
     changes = [c for c in compare(before, recipe) if c[0].split(".")[0] not in FREE_TO_CHANGE]
     # What was true by default is now found out, and compared as such with the run's record.
     changes = [c for c in changes if c != ("train.packing", True, None)]
@@ -239,6 +248,11 @@ def _resume(job: Job, saved: Path, tensors: dict[str, Tensor]) -> None:
     checkpoint.check_identity(saved, job.identity)
     load_trained_tensors(job.adaptation.model, tensors)
     checkpoint.restore(job.run, saved)
+    if job.folder.day is None:
+        say(
+            "this run began with an earlier version, which encoded some rows and drew dropout otherwise; the steps "
+            "from here on are not those that it would have taken"
+        )
     say(f"resuming after step {job.run.step} of {job.run.total_steps}")
 
 

@@ -93,11 +93,23 @@ def load_model(
     model = CausalLM(hf)
     if not meta:
         head.settle(model)
-    model.direct = find_direct(hf)
+    model.direct = _direct(hf)
     first_backend(model, section, torch.device(device))
     if not meta:
         model.fingerprint = fingerprint(hf)
     return model
+
+
+def _direct(hf: Any) -> frozenset[str]:
+    try:
+        return find_direct(hf)
+    except Exception as error:  # whatever a model's own code raises
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        raise RecipeError(
+            f"transformers cannot run {type(hf).__name__} in training mode ({type(error).__name__}: {reason}); "
+            "docs/models.md lists families that train",
+            "model.name",
+        ) from None
 
 
 def load_config(section: Any, trust_remote_code: bool = False) -> Any:

@@ -98,7 +98,8 @@ def find_batching(model: CausalLM) -> str:
     Raises:
         RuntimeError: the model does not generate at all; says why.
     """
-    with _asked(model) as (asked, limits), stock_attention(asked.hf):
+    failed = "what it generates is not what its own forward pass predicts"
+    with _asked(model) as (asked, limits), own_settings(asked.hf), stock_attention(asked.hf):
         first, second = _documents(asked)
         tries = {
             "padded": [first, second],
@@ -107,9 +108,12 @@ def find_batching(model: CausalLM) -> str:
             "uncached": [first],
         }
         for kind, prompts in tries.items():
-            if _answers_as_alone(asked, prompts, kind != "uncached", limits):
-                return kind
-    raise RuntimeError("what it generates is not what its own forward pass predicts")
+            try:
+                if _answers_as_alone(asked, prompts, kind != "uncached", limits):
+                    return kind
+            except Exception as error:  # whatever a model's own code raises; another way may do
+                failed = _first_line(error)
+    raise RuntimeError(failed)
 
 
 def _answers_as_alone(model: CausalLM, prompts: list[list[int]], cached: bool, limits: Limits) -> bool:
@@ -148,6 +152,19 @@ def left_padded(prompts: list[list[int]], pad_id: int) -> dict[str, Tensor]:
         "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]),
         "position_ids": torch.tensor([[0] * pad + list(range(width - pad)) for pad in pads]),
     }
+
+
+@contextmanager
+def own_settings(hf: Any) -> Iterator[None]:
+    """Hide the checkpoint's generation settings; its repetition penalty, say, would fill an unset option."""
+    from transformers import GenerationConfig
+
+    previous = hf.generation_config
+    hf.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        hf.generation_config = previous
 
 
 @contextmanager
@@ -241,7 +258,7 @@ def _asked(model: CausalLM) -> Iterator[tuple[CausalLM, Limits]]:
 def _as_float32(model: CausalLM) -> CausalLM:
     exact = CausalLM(copy.deepcopy(model.hf).float())
     exact.hf.set_attn_implementation(model.attention)
-    exact.scale = model.scale
+    exact.scale, exact.softcap = model.scale, model.softcap
     return exact
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.errors import RecipeError
+from lrft.core.errors import CheckpointError, RecipeError
 from lrft.core.frozen import Changed, FrozenLinear
 from lrft.core.names import did_you_mean
 from lrft.core.params import ParamInfo, Site
@@ -192,7 +192,7 @@ def load_trained_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
     """Set what `trained_tensors` gave, in place.
 
     Raises:
-        KeyError: a tensor is missing or unknown, or has another shape.
+        CheckpointError: a tensor is missing or unknown, or has another shape.
     """
     for site, module in adapted(model.hf):
         change = {k: t for k in "ABD" if (t := tensors.get(f"{site}.change.{k}")) is not None}
@@ -206,10 +206,10 @@ def load_trained_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
     own = trained_tensors(model)
     if own.keys() != tensors.keys():
         odd = sorted(own.keys() ^ tensors.keys())[:3]
-        raise KeyError(f"the checkpoint and the recipe do not hold the same tensors: {', '.join(odd)}")
+        raise CheckpointError(f"the checkpoint and the recipe do not hold the same tensors: {', '.join(odd)}")
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
-            raise KeyError(
+            raise CheckpointError(
                 f"{name} is {tuple(tensor.shape)} here and {tuple(tensors[name].shape)} in the checkpoint"
             )
         tensor.copy_(tensors[name])

@@ -40,11 +40,14 @@ class LoadedRecipe:
     name: str
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), trained: bool = False
+) -> LoadedRecipe:
     """Read a recipe file or a packaged recipe, its parents and the overrides, and check the whole.
 
     Args:
         overrides: `key.sub=value` or `~key.sub`, applied in order.
+        trained: it is a run's own, whose length has proved itself.
 
     Raises:
         RecipeError: with every problem found, in the order of the file.
@@ -58,7 +61,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     recipe, found, meant = validated(root)
     problems += _new(found, problems)
     clashes = conflicts(root.plain(), {problem.key for problem in problems} | meant)
-    if recipe is not None:
+    if recipe is not None and not trained:
         clashes += length_problems(recipe, recipe.train.max_steps)
     problems += _new([_at(root, clash).problem(clash.key, clash.message) for clash in clashes], problems)
     if problems or recipe is None:

@@ -123,7 +123,7 @@ def test_a_template_that_asks_for_the_date_is_told_the_day_of_the_record(tiny, r
         def today(cls):
             return next(days)
 
-    monkeypatch.setattr("lrft.assemble.text.date", Clock)
+    monkeypatch.setattr("lrft.jobs.train.date", Clock)
     loaded = recipe(rows("a", "b"), rows("c"), form, model=folder)
     train_recipe(loaded, tmp_path / "run", resume=False)
     run = RunFolder(tmp_path / "run")
@@ -141,7 +141,7 @@ def test_a_resumed_run_sees_the_day_of_its_first_sitting(tiny, recipe, tmp_path,
     form = "data.format={method: prompt_completion, render: chat}"
     loaded = recipe(rows("a", "b"), rows("c"), form, "train.save_every=1", "train.keep_last=9", model=folder)
     for day, name in ((date(2031, 3, 4), "whole"), (date(2031, 3, 4), "cut")):
-        monkeypatch.setattr("lrft.assemble.text.date", type("Clock", (date,), {"today": lambda d=day: d}))
+        monkeypatch.setattr("lrft.jobs.train.date", type("Clock", (date,), {"today": lambda d=day: d}))
         train_recipe(loaded, tmp_path / name, resume=False)
     (tmp_path / "cut" / "result.json").unlink()
     shutil.rmtree(tmp_path / "cut" / "adapter")
@@ -159,3 +159,30 @@ def test_a_template_without_a_clock_is_told_no_date(recipe):
         recipe(rows("a"), rows("b"), "data.format={method: prompt_completion, render: chat}").recipe
     )
     assert "date the template writes" not in dict(text.facts())
+
+
+def test_a_held_out_pair_is_as_long_as_its_longer_answer(tiny, recipe):
+    pair = {"prompt": "a", "chosen": " b" * 600, "rejected": " c" * 600}
+    objective = ["objective=dpo", "data.format=preference", "data.too_long=drop", "train.max_length=64"]
+    short = {"prompt": "a", "chosen": " b", "rejected": " c"}
+    loaded = recipe([short], [short, pair], *objective, "data.too_long=error", model=tiny("gpt2"))
+    assert read_text(loaded.recipe).held_out_report.length_max > 1024
+
+
+def test_a_run_that_was_packed_before_it_was_asked_is_still_scored(tiny, recipe, tmp_path):
+    loaded = recipe(rows("a", "b"), rows("c"), model=tiny("lfm2"))
+    train_recipe(loaded, tmp_path / "run", resume=False)
+    run = RunFolder(tmp_path / "run")
+    assert run.read(RUN)["packing"] is False
+    written = tmp_path / "run" / "recipe.yaml"
+    written.write_text(written.read_text().replace("packing: null", "packing: true"))
+    _, text, adaptation = open_run(run)
+    assert adaptation.packing is False and text.held_out_encoded()
+
+
+def test_settings_that_fit_the_steps_without_packing_are_not_refused_beforehand(tiny, recipe):
+    many = [f"{letter} word" for letter in "abcdefghij"]
+    steps = ["~train.max_steps", "train.epochs=1", "schedule.warmup_steps=9"]
+    plan_recipe(recipe(rows(*many), rows("c"), *steps, model=tiny("lfm2")))
+    with pytest.raises(RecipeError, match=r"schedule.warmup_steps"):
+        plan_recipe(recipe(rows(*many), rows("c"), *steps, "schedule.warmup_steps=11", model=tiny("lfm2")))

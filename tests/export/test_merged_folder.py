@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrft.core.errors import ToleranceError
 from lrft.export import write
+from lrft.export.card import recipe_to_share
 from lrft.jobs.merge import merge_run
 from lrft.jobs.train import train_recipe
 from lrft.recipe.load import load_recipe
+from lrft.recipe.schema import Recipe
 from lrft.train.folder import RunFolder
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
@@ -223,3 +225,16 @@ def test_the_base_goes_by_its_hub_id_where_a_cache_path_tells_it(tiny, tmp_path)
     )
     assert "base_model:adapter:some-org/tiny-7B" in front(tmp_path / "run" / "adapter")["tags"]
     assert yaml.safe_load((merged / "recipe.yaml").read_text())["model"]["name"] == "some-org/tiny-7B"
+
+
+def test_the_shared_recipe_leaves_out_folders_and_keeps_texts_that_begin_with_a_slash(tiny):
+    form = {"method": "columns", "prompt": "/think {q}", "completion": "{a}", "system": "/no_think\nUse km/h"}
+    plain = {
+        "model": {"name": str(tiny())},
+        "data": {"train": "/somewhere/rows.jsonl", "eval": {"source": "/else/where.jsonl"}, "format": form},
+    }
+    shared = yaml.safe_load(recipe_to_share(Recipe.model_validate(plain)))
+    assert {key: shared["data"]["format"][key] for key in form} == form
+    assert shared["data"]["train"]["source"] == "rows.jsonl"
+    assert shared["data"]["eval"]["source"] == "where.jsonl"
+    assert "/" not in shared["model"]["name"]

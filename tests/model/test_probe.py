@@ -215,3 +215,33 @@ def test_a_stored_model_in_bfloat16_is_asked_in_its_own_precision(tiny, storage)
     attach(model, {}, quantize=QUANTIZERS.get(storage))
     assert find_batching(model) == "padded"
     assert find_fault(model, packing=True) is None
+
+
+@torch.no_grad()
+def test_a_small_capped_model_in_bfloat16_is_asked_with_its_cap(tiny):
+    model = load(tiny, "gemma2", dtype="bfloat16")
+    model.softcap = model.hf.config.final_logit_softcapping = 0.05
+    assert find_fault(model, packing=True) is None
+
+
+@torch.no_grad()
+def test_a_stop_token_of_the_checkpoint_does_not_cut_the_trial(tiny):
+    model = load(tiny, "llama")
+    model.hf.generation_config.eos_token_id = list(range(model.hf.config.vocab_size))
+    model.hf.generation_config.repetition_penalty = 3.0
+    assert find_batching(model) == "padded"
+
+
+@pytest.mark.parametrize(("broken", "batching"), [("padded", "equal"), ("cached", "uncached")])
+def test_a_way_to_generate_that_fails_is_passed_over(tiny, monkeypatch, broken, batching):
+    model = load(tiny, "llama")
+    generate = model.hf.generate
+
+    def faulty(**inputs):
+        padded = not bool(inputs["attention_mask"].all())
+        if padded or (broken == "cached" and inputs["generation_config"].use_cache):
+            raise IndexError("list index out of range")
+        return generate(**inputs)
+
+    monkeypatch.setattr(model.hf, "generate", faulty)
+    assert find_batching(model) == batching
