@@ -93,9 +93,8 @@ def adapt(
     on_cpu = torch.device(device).type == "cpu"
     if on_cpu or not model.attention.startswith("flash"):
         recipe = _settled(asked, adaptation, device)
-    elif (
-        asked.train.packing is None
-    ):  # nothing is known before the weights are on the GPU: calibrate on single rows
+    elif asked.train.packing is None:
+        # Nothing is known before the weights are on the GPU: calibrate on single rows.
         recipe = _packing(asked, False)
     signals: Signals = {}
     if recipe.adapter is not None and saved is not None and planned is not None:
