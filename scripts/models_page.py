@@ -24,13 +24,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 import make_tiny_model  # noqa: E402
-from lrft.core.errors import LrftError  # noqa: E402
+from lrft.api.evaluate import evaluate  # noqa: E402
+from lrft.api.merge import merge  # noqa: E402
+from lrft.api.train import train  # noqa: E402
 from lrft.core.notes import silence  # noqa: E402
-from lrft.jobs.evaluate import evaluate_run  # noqa: E402
-from lrft.jobs.merge import merge_run  # noqa: E402
-from lrft.jobs.train import train_recipe  # noqa: E402
 from lrft.recipe.load import load_recipe  # noqa: E402
-from lrft.train.folder import RUN, RunFolder  # noqa: E402
+from lrft.registry.errors import LrftError  # noqa: E402
+from lrft.training.folder import RUN, RunFolder  # noqa: E402
 
 PAGE = ROOT / "docs" / "models.md"
 RECIPE = ROOT / "recipes" / "smoke" / "lora.yaml"
@@ -122,7 +122,7 @@ def page(rows: list[Row]) -> str:
 
 
 def _trained(model: Path, out: Path, *overrides: str) -> RunFolder:
-    train_recipe(load_recipe(RECIPE, [f"model.name={model}", *SMALL, *overrides]), out, resume=False)
+    train(load_recipe(RECIPE, [f"model.name={model}", *SMALL, *overrides]), out, resume=False)
     return RunFolder(out)
 
 
@@ -132,7 +132,7 @@ def _four_bits(model: Path, scratch: Path, packing: bool) -> str:
 
 
 def _evaluation(run: RunFolder, model: Path) -> str:
-    from lrft.evaluate import generate
+    from lrft.evaluation import generate
 
     seen: list[str] = []
     whole = generate._batching
@@ -143,7 +143,7 @@ def _evaluation(run: RunFolder, model: Path) -> str:
 
     generate._batching = listened
     try:
-        scores = evaluate_run(run, [], None, True, None)["baseline"]
+        scores = evaluate(run, [], None, True, None)["baseline"]
     finally:
         generate._batching = whole
     ours, theirs = scores["loss"].metrics["loss"], _loss_of_transformers(run, model)
@@ -156,7 +156,7 @@ def _loss_of_transformers(run: RunFolder, folder: Path) -> float:
     """Mean loss over the supervised tokens of the held-out rows, one row at a time, eager."""
     from transformers import AutoModelForCausalLM
 
-    from lrft.assemble.text import read_text
+    from lrft.build.dataset import read_text
 
     text = read_text(load_recipe(run.path / "recipe.yaml").recipe, today=run.day)
     plain = AutoModelForCausalLM.from_pretrained(
@@ -175,7 +175,7 @@ def _loss_of_transformers(run: RunFolder, folder: Path) -> float:
 def _merge(run: RunFolder, out: Path) -> str:
     from transformers import AutoModelForCausalLM
 
-    record = merge_run(run, out, None)
+    record = merge(run, out, None)
     _, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     left = {key: sorted(map(str, found)) for key, found in report.items() if found}
     assert not left, left

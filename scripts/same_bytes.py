@@ -79,7 +79,11 @@ def differences(before: dict[str, dict[str, str]], after: dict[str, dict[str, st
     found = []
     for recipe in sorted(after):
         old, new = before.get(recipe, {}), after[recipe]
-        found += [f"{recipe}: {key} differs" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        found += [
+            f"{recipe}: {key} differs"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
     return found
 
 

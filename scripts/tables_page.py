@@ -16,11 +16,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lrft.compare.full_table import FullCell, FullTable, load_full  # noqa: E402
-from lrft.compare.scaled import head_lines  # noqa: E402
-from lrft.tables import library, load  # noqa: E402
-from lrft.tables.count import Models, Number, count_table  # noqa: E402
-from lrft.tables.report import legend, markdown  # noqa: E402
+from lrft.lab.models import Models  # noqa: E402
+from lrft.lab.tables import library  # noqa: E402
+from lrft.lab.tables.exact import load  # noqa: E402
+from lrft.lab.tables.exact.count import Number, count_table  # noqa: E402
+from lrft.lab.tables.exact.report import legend, markdown  # noqa: E402
+from lrft.lab.tables.full.table import FullCell, FullTable, load_full  # noqa: E402
+from lrft.lab.tables.scaled.replay import head_lines  # noqa: E402
 
 PAGE = ROOT / "docs" / "tables.md"
 REPLAYS = ROOT / "docs" / "replays"

@@ -50,15 +50,13 @@ def given_adapters(
     made: list[str] = []
 
     def get() -> list[str]:
-        from lrft.jobs.train import train_recipe
+        from lrft.api.train import train
         from lrft.recipe.load import load_recipe
 
         for name in ("lora", "rslora")[len(made) :]:
             folder = tmp_path_factory.mktemp("given") / name
             small = [f"model.name={tiny()}", "data.train.limit=30", "data.eval.limit=4", "train.device=cpu"]
-            train_recipe(
-                load_recipe(ROOT / "recipes" / "smoke" / f"{name}.yaml", small), folder, resume=False
-            )
+            train(load_recipe(ROOT / "recipes" / "smoke" / f"{name}.yaml", small), folder, resume=False)
             made.append(str(folder))
         return made
 

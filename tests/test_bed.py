@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import make_bed
-from lrft.jobs.train import train_recipe
+from lrft.api.train import train
 from lrft.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -44,5 +44,5 @@ def test_a_model_learns_from_random_weights(bed, tmp_path, optimizer):
     if optimizer not in ("adamw",):
         overrides.append(f"optimizer={{method: {optimizer}, update_every: 3}}")
     loaded = load_recipe(str(bed / "one" / "recipe.yaml"), [*overrides, "optimizer.lr=0.003"])
-    result = train_recipe(loaded, tmp_path / "run", resume=False)
+    result = train(loaded, tmp_path / "run", resume=False)
     assert result["best_eval_loss"] < 5.9  # a uniform guess over 402 tokens costs 6.0

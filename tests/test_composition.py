@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.train.test_resume import files_of, losses, stop_at
 
-from lrft.core.axes import ADAPTERS, AXES, FORMATS
-from lrft.core.errors import LrftError, NotMergeable
-from lrft.jobs.merge import merge_run
-from lrft.jobs.train import train_recipe
+from lrft.api.merge import merge
+from lrft.api.train import train
 from lrft.recipe.check import check
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
-from lrft.train.folder import RunFolder
-from tests.train.test_resume import files_of, losses, stop_at
+from lrft.registry.axes import ADAPTERS, AXES, FORMATS
+from lrft.registry.errors import LrftError, NotMergeable
+from lrft.training.folder import RunFolder
 
 SMOKE = sorted((Path(__file__).parents[1] / "recipes" / "smoke").glob("[!_]*.yaml"))
 MOSTLY_NULL = {"restart": 0.5, "select": 0.5}
@@ -100,20 +100,20 @@ def test_what_passes_the_check_trains_resumes_and_merges_or_refuses(
     path = tmp_path / "recipe.yaml"
     path.write_text(resolved(recipe))
     loaded = load_recipe(path)
-    train_recipe(loaded, tmp_path / "whole", resume=False)
+    train(loaded, tmp_path / "whole", resume=False)
     with monkeypatch.context() as patch:
         stop_at(patch, 3)
         with pytest.raises(LrftError, match="add --resume"):
-            train_recipe(loaded, tmp_path / "broken", resume=False)
-    train_recipe(loaded, tmp_path / "broken", resume=True)
+            train(loaded, tmp_path / "broken", resume=False)
+    train(loaded, tmp_path / "broken", resume=True)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
     adapter = recipe.adapter
     if adapter is not None and "mergeable" not in ADAPTERS.declared(adapter.method).provides:
         with pytest.raises(NotMergeable, match=adapter.method):
-            merge_run(RunFolder(tmp_path / "whole"), tmp_path / "model", None)
+            merge(RunFolder(tmp_path / "whole"), tmp_path / "model", None)
     else:
-        record = merge_run(RunFolder(tmp_path / "whole"), tmp_path / "model", None)
+        record = merge(RunFolder(tmp_path / "whole"), tmp_path / "model", None)
         assert record.get("kl_mean", 0) < (1e-3 if recipe.model.dtype == "float32" else 0.05)
 
 

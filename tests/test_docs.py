@@ -9,10 +9,10 @@ import yaml
 
 import make_quickstart_data
 import methods_table
-from lrft.core import axes
-from lrft.core.axes import AXES
-from lrft.core.registry import Declaration, Registry
 from lrft.recipe.load import load_recipe
+from lrft.registry import axes
+from lrft.registry.axes import AXES
+from lrft.registry.registry import Declaration, Registry
 
 ROOT = Path(__file__).parents[1]
 METHODS = [(axis, name) for axis, registry in AXES.items() for name in registry.names()]

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from lrft.compare.full import full_markdown, load_full, size_full
-from lrft.compare.full_table import counted_recipe, trained_arm
-from lrft.core.axes import FORMATS
-from lrft.jobs.evaluate import evaluate_run
-from lrft.jobs.train import train_recipe
+from lrft.api.evaluate import evaluate
+from lrft.api.train import train
+from lrft.lab.tables.full.results import full_markdown, load_full, size_full
+from lrft.lab.tables.full.table import counted_recipe, trained_arm
 from lrft.recipe import library
 from lrft.recipe.load import LoadedRecipe, load_recipe, validate
-from lrft.train.folder import RunFolder
+from lrft.registry.axes import FORMATS
+from lrft.training.folder import RunFolder
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 COMMONSENSE = {
@@ -141,7 +141,7 @@ def test_a_full_recipe_validates(name):
 
 @pytest.mark.parametrize("name", FULL)
 def test_a_full_recipe_trains_the_published_count_on_the_real_architecture(name, config_of):
-    from lrft.assemble.measure import measure
+    from lrft.build.measure import measure
 
     _, shape, trained = FULL[name]
     recipe = loaded(name, f"model.name={config_of(shape)}").recipe
@@ -152,7 +152,7 @@ def test_a_full_recipe_trains_the_published_count_on_the_real_architecture(name,
 def test_a_full_recipe_trains_two_steps_on_a_shrunken_model(name, tiny, rows_of, tmp_path):
     row, shape, _ = FULL[name]
     small = shrunken(name, tiny(shape[0], tied=False), rows_of(row))
-    result = train_recipe(small, tmp_path / "run", resume=False)
+    result = train(small, tmp_path / "run", resume=False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert result["step"] == 2
     assert [math.isfinite(line["loss"]) for line in lines if "loss" in line] == [True, True]
@@ -183,8 +183,8 @@ def test_a_full_recipe_is_scored_on_rows_of_its_benchmark(name, tiny, rows_of, t
     scored.write_text(json.dumps(bench) + "\n", encoding="utf-8")
     chosen = json.dumps([{**task, "data": str(scored)} for task in tasks])
     small = shrunken(name, tiny(shape[0], tied=False), rows_of(row), f"eval.tasks={chosen}")
-    train_recipe(small, tmp_path / "run", resume=False)
-    results = evaluate_run(RunFolder(tmp_path / "run"), [], None, False, None)["adapter"]
+    train(small, tmp_path / "run", resume=False)
+    results = evaluate(RunFolder(tmp_path / "run"), [], None, False, None)["adapter"]
     assert set(results) == {task["method"] for task in tasks}
 
 

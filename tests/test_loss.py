@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lrft.core.loss import Head, linear_cross_entropy, target_logprobs
+from lrft.ops.loss import Head, linear_cross_entropy, target_logprobs
 
 
 class Largest(TorchDispatchMode):

@@ -72,9 +72,26 @@ print(json.dumps([status or 0, [name for name in {HEAVY!r} if name in sys.module
     assert done.stdout.strip()
 
 
-def test_importing_lrft_imports_nothing_heavy():
-    done = python(f"import sys, lrft; assert not [n for n in {HEAVY!r} if n in sys.modules]")
-    assert done.returncode == 0, done.stderr
+def test_importing_lrft_imports_nothing_else():
+    done = python("import sys; before = set(sys.modules); import lrft; print(*sorted(set(sys.modules) - before))")
+    assert done.stdout.split() == ["lrft"], done.stderr
+
+
+def test_the_public_names_are_there_and_stay_after_their_first_use():
+    code = """
+import lrft
+for name in lrft.__all__:
+    getattr(lrft, name)
+assert callable(lrft.train) and callable(lrft.evaluate) and callable(lrft.merge)
+print(lrft.load_recipe("quickstart").recipe.__class__ is lrft.Recipe, set(lrft.__all__) <= set(dir(lrft)))
+"""
+    done = python(code)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_a_name_that_is_not_there_is_refused():
+    with pytest.raises(AttributeError, match="no attribute 'trane'"):
+        lrft.trane  # noqa: B018
 
 
 @pytest.fixture(scope="module")

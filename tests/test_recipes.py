@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lrft.core.axes import ADAPTERS, AXES
-from lrft.core.errors import NotMergeable
-from lrft.jobs.merge import merge_run
-from lrft.jobs.train import train_recipe
+from lrft.api.merge import merge
+from lrft.api.train import train
 from lrft.recipe.load import load_recipe
-from lrft.train.folder import RunFolder
+from lrft.registry.axes import ADAPTERS, AXES
+from lrft.registry.errors import NotMergeable
+from lrft.training.folder import RunFolder
 
 SMOKE = sorted((Path(__file__).parents[1] / "recipes" / "smoke").glob("[!_]*.yaml"))
 
@@ -21,17 +21,17 @@ SMOKE = sorted((Path(__file__).parents[1] / "recipes" / "smoke").glob("[!_]*.yam
 def test_a_smoke_recipe_trains_three_steps_and_merges(on_tiny, tmp_path, path):
     small = [*on_tiny(path), "data.train.limit=30", "data.eval.limit=4", "train.device=cpu"]
     loaded = load_recipe(path, small)
-    result = train_recipe(loaded, tmp_path / "run", resume=False)
+    result = train(loaded, tmp_path / "run", resume=False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert result["step"] == len(lines) == 3
     assert lines[-1]["loss"] < lines[0]["loss"] * 1.05
     adapter = loaded.recipe.adapter
     if adapter is not None and "mergeable" not in ADAPTERS.declared(adapter.method).provides:
         with pytest.raises(NotMergeable, match=adapter.method):
-            merge_run(RunFolder(tmp_path / "run"), tmp_path / "model", None)
+            merge(RunFolder(tmp_path / "run"), tmp_path / "model", None)
         assert not (tmp_path / "model").exists()
         return
-    record = merge_run(RunFolder(tmp_path / "run"), tmp_path / "model", None)
+    record = merge(RunFolder(tmp_path / "run"), tmp_path / "model", None)
     assert record["kl_mean"] < 1e-3  # smoke recipes compute in float32
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, result, show_table
 from lrft.core.notes import silence
 
 
@@ -51,28 +51,27 @@ def compare_command(
 
     Example: lrft compare a.yaml b.yaml train.max_steps=100 --out compared
     """
-    from lrft.compare.command import compare_recipes
+    from lrft.lab.compare.command import compare_recipes
+    from lrft.lab.compare.settings import parse_settings
 
     silence(quiet)
-    record = compare_recipes(
-        arguments,
+    settings = parse_settings(
+        out,
         by=match,
-        grid=lr_grid,
+        rates=lr_grid,
         seeds=seeds,
-        out=out,
         jobs=jobs,
-        trials=lr_search or 0,
+        trials=lr_search,
         cluster=cluster,
-        settings=cluster_set or (),
+        cluster_settings=cluster_set or (),
     )
-    result(record, as_json, _show)
+    result(compare_recipes(arguments, settings), as_json, _show)
 
 
 def _show(record: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from lrft.compare.report import cells
-    from lrft.jobs.say import show_table
+    from lrft.lab.compare.report import cells
 
     heads, *rows = cells(record)
     shown = Table(*heads)

@@ -30,7 +30,7 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 
 def env_command(as_json: Json = False) -> None:
     """Print versions and hardware, to paste into a bug report."""
-    result(environment(), as_json, _show)
+    result(system_facts(), as_json, _show)
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ def _show(facts: dict[str, Any]) -> None:
         print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
-def environment() -> dict[str, Any]:
+def system_facts() -> dict[str, Any]:
     """Versions of Python and the packages that matter, CPU, memory (GiB) and GPUs of this machine."""
     return {
         "python": platform.python_version(),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, result, show_table
 from lrft.core.notes import silence
 
 
@@ -27,13 +27,12 @@ def eval_command(
 
     Example: lrft eval --baseline --task gsm8k --limit 200
     """
-    from lrft.evaluate.report import table
-    from lrft.jobs.evaluate import evaluate_run
-    from lrft.jobs.say import progress, show_table
-    from lrft.train.folder import find
+    from lrft.api.evaluate import evaluate
+    from lrft.evaluation.progress import EvaluationBar
+    from lrft.evaluation.report import table
 
     silence(quiet)
-    with progress() as show:
-        found = evaluate_run(find(run), task or [], limit, baseline, show)
+    with EvaluationBar() as show:
+        found = evaluate(run, task or [], limit, baseline, show)
     scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in found.items()}
     result(scores, as_json, lambda _: show_table(table(found)))

@@ -43,9 +43,8 @@ def merge_command(
 
     Example: lrft merge --out model/
     """
-    from lrft.core.errors import UsageError
-    from lrft.jobs.merge import merge_run
-    from lrft.train.folder import find
+    from lrft.api.merge import merge
+    from lrft.registry.errors import UsageError
 
     for option, value, known in (
         ("onto", onto, ("dequantized", "original")),
@@ -55,7 +54,7 @@ def merge_command(
         if value is not None and value not in known:
             raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
     silence(quiet)
-    result(merge_run(find(run), out, onto, rank, rounding, dtype), as_json, _show)
+    result(merge(run, out, onto, rank, rounding, dtype), as_json, _show)
 
 
 def _show(record: dict[str, Any]) -> None:

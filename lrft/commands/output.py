@@ -9,13 +9,16 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrft.core.errors import LrftError, RecipeError
-from lrft.core.notes import is_lead
+from lrft.core.notes import is_lead, is_terminal
 from lrft.core.plain import plain
+from lrft.registry.errors import LrftError, RecipeError
+
+if TYPE_CHECKING:
+    from rich.table import Column, Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, which holds the error too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; results and errors.")]
@@ -114,3 +117,29 @@ def _error(failure: BaseException) -> dict[str, Any]:
 
 def _text(document: Any) -> str:
     return json.dumps(plain(document), indent=2, allow_nan=False)
+
+
+def show_table(table: Table) -> None:
+    """The table on standard output: drawn on a terminal, else in plain columns, the heads first, one row a line."""
+    if is_terminal(sys.stdout):
+        for column in table.columns:
+            column.overflow = "fold"  # a cell that is too wide goes on below, and loses nothing
+        from rich.console import Console
+
+        Console(markup=False, highlight=False, emoji=False).print(table)
+        return
+    columns = [_padded(column) for column in table.columns]
+    for cells in zip(*columns, strict=True):
+        print("  ".join(cells).rstrip())
+
+
+def _padded(column: Column) -> list[str]:
+    """Head and cells of a column at one width, each on one line."""
+    from rich.cells import cell_len
+
+    cells = [" ".join(str(cell).split()) for cell in (column.header, *column.cells)]
+    width = max(map(cell_len, cells))
+    spaces = [" " * (width - cell_len(cell)) for cell in cells]
+    if column.justify == "right":
+        return [space + cell for cell, space in zip(cells, spaces, strict=True)]
+    return [cell + space for cell, space in zip(cells, spaces, strict=True)]

@@ -9,7 +9,7 @@ import typer
 
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, result
-from lrft.core.errors import Problem, RecipeError
+from lrft.registry.errors import Problem, RecipeError
 
 app = typer.Typer(no_args_is_help=True, help="List, read, copy, check and compare recipes.")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, result, show_table
 from lrft.core.notes import silence
 
 LISTED = ("table", "tier", "rows", "cost", "last verdict")
+GIB = 2**30
 
 
 def reproduce_command(
@@ -56,23 +58,23 @@ def reproduce_command(
     silence(quiet)
     chosen = None if seeds is None else _seeds(seeds)
     if names == ["ls"]:
-        from lrft.tables.listing import listing
+        from lrft.lab.tables.listing import listing
 
         result([dict(zip(LISTED, row, strict=True)) for row in listing(out)], as_json, _show)
     elif dry_run:
-        from lrft.jobs.sizes import show_sizes, sizes
+        from lrft.lab.tables.sizes import sizes
 
         found = sizes(names or [], tier, chosen)
-        result(list(found) if as_json else found, as_json, show_sizes)
+        result(list(found) if as_json else found, as_json, _show_sizes)
     else:
-        from lrft.jobs.reproduce import Options, reproduce
+        from lrft.lab.tables.reproduce import Options, reproduce
 
         options = Options(chosen, jobs, device, fresh)
         result(reproduce(names or [], out, tier, options), as_json, lambda _: None)  # it is in OUT
 
 
 def _seeds(text: str) -> list[int]:
-    from lrft.compare.plan import parse_seeds
+    from lrft.lab.compare.settings import parse_seeds
 
     return parse_seeds(text)
 
@@ -80,9 +82,22 @@ def _seeds(text: str) -> list[int]:
 def _show(listed: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    from lrft.jobs.say import show_table
-
     table = Table(*LISTED)
     for row in listed:
         table.add_row(*map(str, row.values()))
     show_table(table)
+
+
+def _show_sizes(found: Iterable[dict[str, Any]]) -> None:
+    """The sizes as tables on standard output, one as soon as it is known."""
+    from rich.table import Table
+
+    for one in found:
+        print(f"{one['name']} ({one['tier']} tier): {one['runs']}; cost: {one['cost']}")
+        table = Table("row", "trainable", one["memory"])
+        for row in one["rows"]:
+            counted = row.get("state", "") if row["trainable"] is None else f"{row['trainable']:,}"
+            memory = "" if row["memory_bytes"] is None else f"{row['memory_bytes'] / GIB:,.2f} GiB"
+            table.add_row(row["label"], counted, memory)
+        if one["rows"]:
+            show_table(table)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lrft.commands.complete import recipe_names
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, result, show_table
 from lrft.core.notes import silence
 
 
@@ -42,15 +42,41 @@ def train_command(
     silence(quiet)
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
-        from lrft.jobs.plan import plan_recipe, show_plan
+        from lrft.api.plan import plan
 
-        result(plan_recipe(loaded, trust_remote_code), as_json, show_plan)
+        result(plan(loaded, trust_remote_code), as_json, _show_plan)
         return
-    from lrft.jobs.train import train_recipe
+    from lrft.api.train import train
 
-    result(train_recipe(loaded, out, resume, trust_remote_code), as_json, _show)
+    result(train(loaded, out, resume, trust_remote_code), as_json, _show)
 
 
 def _show(found: dict[str, Any]) -> None:
     loss = "no loss recorded" if found["loss"] is None else f"loss {found['loss']:.4f}"
     print(f"{found['name']}: step {found['step']}, {loss}")
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    """The plan as tables on standard output."""
+    from rich.table import Table
+
+    from lrft.build.dataset import fact_lines
+
+    table = Table("plan", plan["recipe"])
+    for label, value in fact_lines(plan["data"]):
+        table.add_row(label, value)
+    table.add_row("steps", str(plan["steps"]))
+    for row in plan["targets"]:
+        table.add_row(
+            f"target {row['pattern']}", f"{row['modules']} layers, {row['share']:.1%} of all matrices"
+        )
+    if plan["matrices"]["sentence"]:
+        table.add_row("not reached", plan["matrices"]["sentence"])
+    table.add_row("base parameters", f"{plan['base_parameters']:,}")
+    share = f"{plan['trainable_percent']:.3f} % of base + trainable"
+    table.add_row("trainable parameters", f"{plan['trainable_parameters']:,} ({share})")
+    if plan["ranks_undecided"]:
+        table.add_row("", "before a planner that looks at weights or data has had its say")
+    for label, size in plan["memory_bytes"].items():
+        table.add_row(f"memory: {label.replace('_', ' ')}", f"{size / 2**20:,.1f} MiB")
+    show_table(table)

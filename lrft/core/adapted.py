@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Adapter
-from lrft.core.errors import NotMergeable
 from lrft.core.frozen import Changed, FrozenLinear
+from lrft.registry.errors import NotMergeable
 
 
 class Adapted(nn.Module):

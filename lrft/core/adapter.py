@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lrft.core.config import AdapterConfig
-from lrft.core.errors import NotMergeable
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.registry.config import AdapterConfig
+from lrft.registry.errors import NotMergeable
 
 
 class Adapter(nn.Module):
@@ -25,7 +25,7 @@ class Adapter(nn.Module):
     kept until it adds up.
 
     Class attributes:
-        provides, requires: traits (`lrft.core.traits`).
+        provides, requires: traits (`lrft.registry.traits`).
         site_kinds: places the method adapts: `linear`, and `mlp` for whole feed-forward blocks, whose own linear
             layers are then no sites.
         roles: parameter name -> role, read by optimizers that treat factors differently.

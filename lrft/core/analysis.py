@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from lrft.core.callback import TimedMethod
-from lrft.core.errors import RecipeError
+from lrft.registry.errors import RecipeError
 
 if TYPE_CHECKING:
     from lrft.core.run import Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lrft.core.config import MethodConfig
+from lrft.registry.config import MethodConfig
 
 if TYPE_CHECKING:
     from lrft.core.run import Run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import Tensor
 
 from lrft.core.batch import Batch
-from lrft.core.config import MethodConfig
+from lrft.registry.config import MethodConfig
 
 if TYPE_CHECKING:
     from lrft.core.run import LanguageModel, Run

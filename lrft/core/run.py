@@ -14,8 +14,8 @@ from lrft.core.adapter import Adapter
 from lrft.core.analysis import Weights
 from lrft.core.batch import Batch
 from lrft.core.callback import EVENTS, Callback
-from lrft.core.loss import Head
 from lrft.core.params import ParamInfo
+from lrft.ops.loss import Head
 
 
 class LanguageModel(Protocol):

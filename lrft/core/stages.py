@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.config import MethodConfig, Source
-from lrft.core.errors import RecipeError
 from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
+from lrft.registry.config import MethodConfig, Source
+from lrft.registry.errors import RecipeError
 
 Factors = tuple[Tensor, Tensor]
 """A (k, in) and B (out, k) of a low-rank matrix B A, scaling included."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import date, datetime, time
 from typing import Any
 
-from lrft.core.errors import DataError
 from lrft.data.example import Example, Message
+from lrft.registry.errors import DataError
 
 THOUGHT = ("reasoning_content", "reasoning", "thinking")  # fields that hold what is thought before an answer
 INLINE = re.compile(r"\s*(<(think\w*|thought|reason\w*)>)(.*?)(</\2>)\s*", re.DOTALL)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lrft.core.errors import DataError
 from lrft.data.encoded import Encoded
 from lrft.data.sources import Rows
+from lrft.registry.errors import DataError
 
 SHOWN = 3  # offending rows named in a message
 SCORED_WHOLE = "score"  # of `too_long`: rows over the limit are no problem

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lrft.core.errors import DataError
 from lrft.data.chat import THOUGHT, ChatTemplate, Span, pieces
 from lrft.data.encoded import NOTHING, Notes
 from lrft.data.example import Example, Message
+from lrft.registry.errors import DataError
 
 # Fields of a message that change what it says; others, such as a time or a score, are only told.
 MEANT = (

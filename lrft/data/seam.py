@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lrft.core.errors import DataError
+from lrft.registry.errors import DataError
 
 # Put before a text that goes on from another one, so that a tokenizer does not take it for the beginning of a
 # document and write a space in front; the first that stays a token of its own is used.

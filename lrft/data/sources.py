@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lrft.core.config import Source
-from lrft.core.errors import DataError
-from lrft.core.names import did_you_mean
 from lrft.data.hub import offline_if_unreachable
 from lrft.data.text_files import TEXT_READERS
+from lrft.registry.config import Source
+from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.errors import DataError
 
 Row = dict[str, Any]
 Role = Literal["train", "eval"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lrft.core.batch import Batch
-from lrft.core.errors import DataError
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
 from lrft.data.order import permutation
 from lrft.data.pack import fill, pack
+from lrft.registry.errors import DataError
 
 MicroBatch = list[list[int]]  # rows of data-set indices
 

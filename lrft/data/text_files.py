@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from lrft.core.errors import DataError
+from lrft.registry.errors import DataError
 
 Row = dict[str, Any]
 Read = tuple[list[Row], list[int]]  # rows, and the line each begins on

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-from lrft.core.errors import DataError
 from lrft.data.chat import ChatTemplate, Marks, Span, marks, said, thought
 from lrft.data.encoded import Drawn, Encoded, Notes, TooLong, fitted
 from lrft.data.example import Example
@@ -20,6 +19,7 @@ from lrft.data.formats._format import Format
 from lrft.data.reached import Reached, leaves
 from lrft.data.seam import Sewn, sewn, token_ids
 from lrft.data.sources import Rows
+from lrft.registry.errors import DataError
 
 Row = dict[str, Any]
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.errors import NotMergeable, UsageError
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.export.feedback import Feedback, groups, rounders
@@ -19,6 +18,7 @@ from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
 from lrft.model.sites import is_transposed, linear_sites
 from lrft.model.trained import base_parameters, frozen_layers
+from lrft.registry.errors import NotMergeable, UsageError
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from lrft.core.errors import NumericalError
-from lrft.core.rounding import stochastic_round
+from lrft.ops.rounding import stochastic_round
+from lrft.registry.errors import NumericalError
 
 CHUNK = 1 << 22  # numbers whose random bits exist at a time
 

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lrft.core.errors import LrftError, UsageError
 from lrft.model.causal_lm import CausalLM
+from lrft.registry.errors import LrftError, UsageError
 
 
 def write_merged(dense: CausalLM, tokenizer: Any, out: Path, shard_size: str) -> None:

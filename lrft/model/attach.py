@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter
-from lrft.core.errors import RecipeError
 from lrft.core.frozen import Absent, FrozenLinear, Quantizer
-from lrft.core.names import did_you_mean
 from lrft.core.params import Site
 from lrft.core.stages import Init, Plan, Signals, SitePlan
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.sites import is_transposed, linear_sites, matches
 from lrft.model.trained import trains
+from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.errors import RecipeError
 
 
 def make_plan(sites: dict[str, Site], config: Any) -> Plan:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from lrft.core.errors import RecipeError
 from lrft.model.causal_lm import CausalLM
 from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault
+from lrft.registry.errors import RecipeError
 
 
 def attention_backends(section: Any, device: torch.device) -> list[str]:

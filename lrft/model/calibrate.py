@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.batch import Batch
-from lrft.core.errors import DataError
 from lrft.core.objective import Objective
 from lrft.core.params import Site
 from lrft.core.stages import Signals, Statistic, Tokens
 from lrft.model.causal_lm import CausalLM
+from lrft.registry.errors import DataError
 
 Make = Callable[[str, str], Statistic]
 """(site name, statistic name) -> a fresh statistic with its options."""

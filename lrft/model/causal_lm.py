@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lrft.core.adapter import Shared
 from lrft.core.batch import Batch
-from lrft.core.loss import Head
+from lrft.ops.loss import Head
 
 
 class CausalLM(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lrft.core.errors import RecipeError
+from lrft.registry.errors import RecipeError
 
 SHOWN = 3  # tensors named in a message
 OTHER_HEADS = (

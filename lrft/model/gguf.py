@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lrft.core.errors import MissingExtra, RecipeError
 from lrft.model.checkpoint import check_loaded
+from lrft.registry.errors import MissingExtra, RecipeError
 
 PACKAGE_PREFIX = "pkg:"
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.errors import RecipeError
 from lrft.model.causal_lm import CausalLM
 from lrft.model.probe import batch_of, looks_ahead, reference
+from lrft.registry.errors import RecipeError
 
 # Keys of configurations that hold c of c * tanh(logits / c).
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")

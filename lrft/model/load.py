@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from lrft.core.errors import RecipeError
 from lrft.data.hub import offline_if_unreachable
 from lrft.model import attention, gguf, head
 from lrft.model.backend import first_backend
 from lrft.model.causal_lm import CausalLM
 from lrft.model.checkpoint import check_config, check_loaded
 from lrft.model.direct import find_direct
+from lrft.registry.errors import RecipeError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lrft.core.errors import RecipeError
-from lrft.core.names import did_you_mean
 from lrft.core.params import Site
 from lrft.model.causal_lm import CausalLM
+from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.errors import RecipeError
 
 ALL = "all-linear"
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.errors import CheckpointError, RecipeError
 from lrft.core.frozen import Changed, FrozenLinear
-from lrft.core.names import did_you_mean
 from lrft.core.params import ParamInfo, Site
 from lrft.model.causal_lm import CausalLM
 from lrft.model.sites import linear_shape, linear_sites, matches
+from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.errors import CheckpointError, RecipeError
 
 BASE = "base."  # goes before the names of base weights in a checkpoint
 SHARED = "shared."

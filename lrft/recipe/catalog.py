@@ -8,12 +8,12 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from lrft.core.errors import UsageError
-from lrft.core.names import did_you_mean
-from lrft.core.registry import Declaration
-from lrft.core.traits import TRAITS
 from lrft.recipe.fields import slot_of
 from lrft.recipe.meant import CATALOG, meanings
+from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.errors import UsageError
+from lrft.registry.registry import Declaration
+from lrft.registry.traits import TRAITS
 
 
 def methods(axis: str | None = None) -> list[tuple[str, Declaration]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from lrft.core.axes import ANALYSES, AXES, FORMATS
-from lrft.core.errors import Problem
-from lrft.core.traits import TRAITS
 from lrft.recipe.clashes import CLASHES, Faulty, Settings
 from lrft.recipe.fields import listed
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
+from lrft.registry.axes import ANALYSES, AXES, FORMATS
+from lrft.registry.errors import Problem
+from lrft.registry.traits import TRAITS
 
 # Traits that come from settings and not from methods, and what to write for them.
 SET = {

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from lrft.core.axes import AXES, FORMATS
-from lrft.core.errors import Problem
 from lrft.recipe.fields import listed, slot_at
+from lrft.registry.axes import AXES, FORMATS
+from lrft.registry.errors import Problem
 
 BASE_ROLES = ("matrix", "embedding", "head", "vector")
 

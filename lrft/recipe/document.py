@@ -18,8 +18,8 @@ from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
-from lrft.core.errors import Problem, RecipeError
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
+from lrft.registry.errors import Problem, RecipeError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20

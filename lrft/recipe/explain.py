@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lrft.core.errors import Problem
-from lrft.core.names import did_you_mean
 from lrft.recipe.fields import Slot, known_keys, listed, slot_at, value_at
 from lrft.recipe.foreign import other_value
 from lrft.recipe.meant import method_meant
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import Node, dotted, shown
 from lrft.recipe.unknown import unknown_key
+from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.errors import Problem
 
 Loc = tuple[str | int, ...]
 MOST_SUGGESTIONS = 200  # a file with more unknown keys is not a recipe, and each suggestion takes a moment

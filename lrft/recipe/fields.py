@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from lrft.core.config import Choice, Section
-from lrft.core.registry import Registry
 from lrft.recipe.schema import Recipe
+from lrft.registry.config import Choice, Section
+from lrft.registry.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lrft.core.names import squeezed
-from lrft.core.registry import Registry
 from lrft.recipe.fields import listed, slot_at
 from lrft.recipe.foreign_keys import BY_VALUE, CHOICES, KEYS
 from lrft.recipe.foreign_values import NOT_HERE, VALUES
 from lrft.recipe.keys_not_here import REMARKS
 from lrft.recipe.meant import CATALOG, Meaning, meanings, not_here, of_no_method
 from lrft.recipe.tree import shown
+from lrft.registry.did_you_mean import squeezed
+from lrft.registry.registry import Registry
 
 Guess = tuple[str, list[str]]
 """What to say of an unknown key, and the keys it may have been meant to be."""

@@ -6,10 +6,10 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from lrft.core.config import Section
-from lrft.core.registry import Registry
 from lrft.recipe.fields import Slot, slot_of
 from lrft.recipe.schema import Recipe
+from lrft.registry.config import Section
+from lrft.registry.registry import Registry
 
 Schema = dict[str, Any]
 

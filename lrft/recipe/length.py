@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lrft.core.config import Section
-from lrft.core.errors import Problem, RecipeError
 from lrft.recipe.schema import Recipe
+from lrft.registry.config import Section
+from lrft.registry.errors import Problem, RecipeError
 
 
 def check_length(recipe: Recipe, total_steps: int, ranks: Sequence[int] = ()) -> None:

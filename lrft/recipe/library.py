@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import lrft
-from lrft.core.errors import RecipeError, UsageError
-from lrft.core.names import did_you_mean
 from lrft.recipe.document import parse, read_text
 from lrft.recipe.paths import MODEL, TOKENIZER, sources
 from lrft.recipe.tree import Node, Place, shown
+from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.errors import RecipeError, UsageError
 
 
 def folder() -> Path:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrft.core.axes import AXES
-from lrft.core.errors import Problem, RecipeError, UsageError
 from lrft.recipe import library
 from lrft.recipe.check import conflicts
 from lrft.recipe.document import parse, read_text
@@ -19,6 +17,8 @@ from lrft.recipe.paths import located
 from lrft.recipe.resolved import flat
 from lrft.recipe.schema import Recipe, null_axes
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
+from lrft.registry.axes import AXES
+from lrft.registry.errors import Problem, RecipeError, UsageError
 
 DEFAULT = Place("default")
 MAX_PARENTS = 20
@@ -68,6 +68,20 @@ def load_recipe(
         raise RecipeError(_in_order(problems, path))
     origins = {dotted(keys): _origin(root, keys) for keys in flat(recipe)}
     return LoadedRecipe(recipe, origins, path, path.stem)
+
+
+def as_loaded(recipe: LoadedRecipe | str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """The recipe as `load_recipe` gives it, whether it was loaded, or only named.
+
+    Raises:
+        RecipeError: see `load_recipe`.
+        UsageError: there are overrides for a recipe that is loaded already.
+    """
+    if not isinstance(recipe, LoadedRecipe):
+        return load_recipe(recipe, overrides)
+    if overrides:
+        raise UsageError("overrides: the recipe is loaded already; give them to load_recipe")
+    return recipe
 
 
 def validate(arguments: Sequence[str]) -> list[tuple[str, list[Problem]]]:

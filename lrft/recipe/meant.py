@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
-from lrft.core.axes import ANALYSES, AXES, FORMATS, TASKS
-from lrft.core.names import did_you_mean, near, squeezed
-from lrft.core.registry import Registry
 from lrft.recipe.fields import a, listed
 from lrft.recipe.foreign_values import NOT_HERE, VALUES, each_word
+from lrft.registry.axes import ANALYSES, AXES, FORMATS, TASKS
+from lrft.registry.did_you_mean import did_you_mean, near, squeezed
+from lrft.registry.registry import Registry
 
 # Recipe key -> the registry that its methods come from.
 CATALOG: dict[str, Registry] = {**AXES, "data.format": FORMATS, "eval.tasks": TASKS, "analyse": ANALYSES}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lrft.core.axes import AXES
-from lrft.core.errors import Problem, RecipeError
-from lrft.core.names import did_you_mean
 from lrft.recipe.document import MAX_DEPTH, parse
 from lrft.recipe.tree import Node, Place, dotted, shown
+from lrft.registry.axes import AXES
+from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.errors import Problem, RecipeError
 
 COMMAND_LINE = Place("command line")
 OF_ONE_SOURCE = ("name", "split", "revision", "stream")

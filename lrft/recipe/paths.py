@@ -7,11 +7,11 @@ import re
 from dataclasses import replace
 from importlib.util import find_spec
 
-from lrft.core.axes import AXES
-from lrft.core.config import Source
-from lrft.core.errors import Problem
 from lrft.recipe.fields import slot_of
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
+from lrft.registry.axes import AXES
+from lrft.registry.config import Source
+from lrft.registry.errors import Problem
 
 MODEL: Keys = ("model", "name")
 TOKENIZER: Keys = ("model", "tokenizer")

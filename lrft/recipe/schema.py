@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from lrft.core.axes import (
+from lrft.registry.axes import (
     ADAPTERS,
     ALLOCATORS,
     ANALYSES,
@@ -18,8 +18,8 @@ from lrft.core.axes import (
     SELECTORS,
     TASKS,
 )
-from lrft.core.config import Choice, Field, Literal, MethodConfig, Section, Source, model_validator
-from lrft.core.errors import RecipeError
+from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, Source, model_validator
+from lrft.registry.errors import RecipeError
 
 
 class ModelSection(Section):
@@ -229,7 +229,7 @@ class Recipe(Section):
 
     def parts(self) -> dict[str, MethodConfig]:
         """Axis -> the chosen method's settings; axes that are null are left out."""
-        from lrft.core.axes import AXES
+        from lrft.registry.axes import AXES
 
         return {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) is not None}
 

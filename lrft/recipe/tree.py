@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lrft.core.errors import Problem
+from lrft.registry.errors import Problem
 
 Keys = tuple[str | int, ...]
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lrft.core.names import near
-from lrft.core.registry import Registry
 from lrft.recipe.fields import Slot, listed, slot_at, value_at
 from lrft.recipe.foreign import Guess, foreign_key, method_key
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import dotted
+from lrft.registry.did_you_mean import near
+from lrft.registry.registry import Registry
 
 SECRET = re.compile(r"(.*_)?(token|password|passwd|secret|api_?key|access_?key|credentials?)", re.IGNORECASE)
 

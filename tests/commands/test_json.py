@@ -11,9 +11,9 @@ import numpy
 import pytest
 import torch
 
-from lrft.compare import runs
 from lrft.core.plain import plain
-from lrft.train.keepers import GradientCheck
+from lrft.lab.runs import local as runs
+from lrft.training.keepers import GradientCheck
 
 QUICK = [
     (["recipes", "ls"], lambda found: "quickstart" in found),
@@ -172,8 +172,8 @@ def test_a_missed_table_has_its_record_beside_the_error(call, table_file):
 
 
 def test_tables_before_one_that_fails_are_in_the_document(call, table_file, monkeypatch):
-    from lrft.core.errors import DataError
-    from lrft.jobs import reproduce
+    from lrft.lab.tables import reproduce
+    from lrft.registry.errors import DataError
 
     counted, seen = reproduce.load_table, []
 
@@ -214,7 +214,7 @@ def test_a_signal_at_any_time_still_leaves_a_document(call, recipe, monkeypatch,
         raise AssertionError("the signal was not seen")
 
     if signals == 1:
-        monkeypatch.setattr("lrft.jobs.train.read_text", struck)
+        monkeypatch.setattr("lrft.api.train.read_text", struck)
     else:
         monkeypatch.setattr(GradientCheck, "after_step", struck)
     before = signal.getsignal(number)
@@ -228,7 +228,7 @@ def test_a_fault_of_ours_is_in_the_document_and_its_traceback_on_standard_error(
     def broken(*arguments, **settings):
         raise ZeroDivisionError("division of rows by nothing")
 
-    monkeypatch.setattr("lrft.jobs.train.read_text", broken)
+    monkeypatch.setattr("lrft.api.train.read_text", broken)
     done = call("train", recipe, "--json")
     assert done.code == 1
     assert done.document["error"]["kind"] == "ZeroDivisionError"
@@ -241,7 +241,7 @@ def test_a_library_that_ends_the_process_leaves_a_document(call, recipe, monkeyp
     def ends(*arguments, **settings):
         raise stop
 
-    monkeypatch.setattr("lrft.jobs.train.read_text", ends)
+    monkeypatch.setattr("lrft.api.train.read_text", ends)
     done = call("train", recipe, "--json")
     assert done.code == 1 and str(stop) in done.document["error"]["message"]
 

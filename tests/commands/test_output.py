@@ -9,8 +9,9 @@ import sys
 import pytest
 from rich.table import Table
 
+from lrft.commands.output import show_table
 from lrft.core import notes
-from lrft.jobs.say import say, show_table
+from lrft.core.notes import say
 
 
 def test_quiet_leaves_the_result_alone(call, recipe):
@@ -94,7 +95,7 @@ def test_a_table_in_a_pipe_is_aligned_and_whole(capsys):
 
 
 def test_a_table_on_a_terminal_is_drawn_and_loses_nothing(capsys, monkeypatch):
-    monkeypatch.setattr("lrft.jobs.say.is_terminal", lambda stream: True)
+    monkeypatch.setattr("lrft.commands.output.is_terminal", lambda stream: True)
     monkeypatch.setenv("COLUMNS", "60")
     show_table(long_table())
     text = capsys.readouterr().out
@@ -105,7 +106,7 @@ def test_a_ctrl_c_is_told_with_130(call, recipe, monkeypatch):
     def struck(*arguments, **settings):
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("lrft.jobs.train.read_text", struck)
+    monkeypatch.setattr("lrft.api.train.read_text", struck)
     done = call("train", recipe)
     assert (done.code, done.out) == (130, "") and done.err.endswith("error: interrupted\n")
 

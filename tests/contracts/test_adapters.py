@@ -23,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 
 from lrft.core.adapted import Adapted, adapters_off
 from lrft.core.adapter import Adapter, Shared
-from lrft.core.axes import ADAPTERS, QUANTIZERS
 from lrft.core.elastic import Elastic
-from lrft.core.errors import NotMergeable
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.registry.axes import ADAPTERS, QUANTIZERS
+from lrft.registry.errors import NotMergeable
 
 WIDTH, INNER = 32, 40
 SHAPES = [(48, WIDTH, True), (WIDTH, 64, False)]  # out, in, bias

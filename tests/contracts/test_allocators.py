@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import ADAPTERS, ALLOCATORS, QUANTIZERS
 from lrft.core.callback import Callback, TimedMethod
 from lrft.core.elastic import Elastic
-from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.core.stages import Planner, SitePlan
-from lrft.train.flatten import flatten, unflatten
+from lrft.registry.axes import ADAPTERS, ALLOCATORS, QUANTIZERS
+from lrft.registry.errors import RecipeError
+from lrft.training.flatten import flatten, unflatten
 
 STEPS = 20
 # Short enough for twenty steps, where the defaults are meant for thousands.

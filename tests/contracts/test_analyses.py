@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lrft.core.axes import ANALYSES
-from lrft.core.errors import RecipeError
-from lrft.jobs.train import train_recipe
+from lrft.api.train import train
 from lrft.recipe.load import load_recipe
+from lrft.registry.axes import ANALYSES
+from lrft.registry.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -26,7 +26,7 @@ def trained(tiny, folder: Path, *overrides: str) -> dict:
     ]
     small += [f"train.max_steps={STEPS}", f"train.eval_every={STEPS}"]
     recipe = load_recipe(ROOT / "recipes" / "smoke" / "lora.yaml", [*small, *overrides])
-    return train_recipe(recipe, folder, resume=False)
+    return train(recipe, folder, resume=False)
 
 
 def lines(folder: Path) -> list[dict]:
@@ -60,8 +60,8 @@ def test_a_run_that_is_looked_at_is_the_run_that_is_not(name, tiny, plain, tmp_p
 
 @pytest.mark.parametrize("name", ANALYSES.names())
 def test_an_analysis_survives_an_interruption(name, tiny, tmp_path, monkeypatch):
-    from lrft.core.errors import Interrupted
-    from lrft.train.keepers import StopOnSignal
+    from lrft.registry.errors import Interrupted
+    from lrft.training.keepers import StopOnSignal
 
     whole = trained(tiny, tmp_path / "whole", f"analyse=[{name}]")
 
@@ -74,7 +74,7 @@ def test_an_analysis_survives_an_interruption(name, tiny, tmp_path, monkeypatch)
         with pytest.raises(Interrupted):
             trained(tiny, tmp_path / "run", f"analyse=[{name}]")
     small = load_recipe(tmp_path / "run" / "recipe.yaml")
-    result = train_recipe(small, tmp_path / "run", resume=True)
+    result = train(small, tmp_path / "run", resume=True)
     for key in ("analysis", "held_out_rows"):
         assert result.get(key) == whole.get(key)
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrft.assemble.adapt import plan_without_weights
+from lrft.build.adapt import plan_without_weights
 from lrft.core.adapted import Adapted
-from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS, SIGNALS
-from lrft.core.config import Source
-from lrft.core.errors import RecipeError
 from lrft.core.params import Site
 from lrft.core.stages import Evidence, SitePlan, Tokens
 from lrft.model.attach import _adapted
 from lrft.model.load import load_model
 from lrft.recipe.schema import Recipe
+from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS, SIGNALS
+from lrft.registry.config import Source
+from lrft.registry.errors import RecipeError
 
 ROUNDED = ["nf4_reference", "int8_reference", "nf_blocks"]
 

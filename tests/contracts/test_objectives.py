@@ -12,7 +12,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import ADAPTERS, OBJECTIVES, QUANTIZERS
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.data.collate import collate
@@ -20,6 +19,7 @@ from lrft.data.encoded import Encoded
 from lrft.data.steps import TrainData
 from lrft.model.attention import register
 from lrft.model.causal_lm import CausalLM
+from lrft.registry.axes import ADAPTERS, OBJECTIVES, QUANTIZERS
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES.names())
 VOCABULARY, ROWS, PAD = 50, 7, 0

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load, save
 from torch.optim.lr_scheduler import LambdaLR
 
-from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
-from lrft.train.flatten import flatten, same, unflatten
+from lrft.registry.axes import OPTIMIZERS
+from lrft.training.flatten import flatten, same, unflatten
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS.names())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrft.core.axes import QUANTIZERS
+from lrft.registry.axes import QUANTIZERS
 
 SHAPES = [(64, 128), (48, 96), (7, 13), (5, 66), (1, 3), (130, 1)]
 DTYPES = [torch.float32, torch.bfloat16]

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from lrft.core import axes
-from lrft.core.config import MethodConfig
-from lrft.core.declared import declarations
-from lrft.core.errors import LrftError
-from lrft.core.registry import Registry
-from lrft.core.traits import TRAITS
+from lrft.registry import axes
+from lrft.registry.config import MethodConfig
+from lrft.registry.declared import declarations
+from lrft.registry.errors import LrftError
+from lrft.registry.registry import Registry
+from lrft.registry.traits import TRAITS
 
 REGISTRIES = {name: found for name, found in vars(axes).items() if isinstance(found, Registry)}
 METHODS = [
@@ -49,7 +49,7 @@ def test_what_is_declared_is_what_is_imported(registry, name):
 
 def test_declarations_are_read_without_importing_torch():
     code = (
-        "import sys; from lrft.core import axes; from lrft.core.registry import Registry\n"
+        "import sys; from lrft.registry import axes; from lrft.registry.registry import Registry\n"
         "for registry in [held for held in vars(axes).values() if isinstance(held, Registry)]:\n"
         "    for name in registry.names(): registry.declared(name).config.model_json_schema()\n"
         "sys.exit('torch' in sys.modules)"
@@ -89,7 +89,7 @@ def declared_in(tmp_path, before, setting):
     """The settings of a method whose file has a line before its class."""
     path = tmp_path / "strange.py"
     path.write_text(
-        "from lrft.core.config import Field, Literal, MethodConfig\n"
+        "from lrft.registry.config import Field, Literal, MethodConfig\n"
         f"{before}\n"
         "@SOME.register\n"
         "class Strange:\n"
@@ -109,7 +109,7 @@ def test_a_default_may_be_a_literal_constant_of_the_file(tmp_path, literal):
     ("before", "setting"),
     [
         ("DEFAULT = 2 * 2", "size: int = Field(DEFAULT)"),
-        ("from lrft.core.linalg import DEFAULT", "size: int = DEFAULT"),
+        ("from lrft.ops.linalg import DEFAULT", "size: int = DEFAULT"),
         ("DEFAULT = Literal['a', 'b']", "size: DEFAULT = 'a'"),
     ],
 )

@@ -9,14 +9,14 @@ from safetensors.torch import load, save
 from torch import nn
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS, RESTARTS
-from lrft.core.errors import RecipeError
 from lrft.core.frozen import Changed
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.recipe.schema import ScheduleSection
-from lrft.train import schedule
-from lrft.train.flatten import flatten, unflatten
+from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS, RESTARTS
+from lrft.registry.errors import RecipeError
+from lrft.training import schedule
+from lrft.training.flatten import flatten, unflatten
 
 TOTAL = 12
 every_restart = pytest.mark.parametrize("name", RESTARTS.names())

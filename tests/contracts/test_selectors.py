@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from lrft.core.axes import OPTIMIZERS, SELECTORS
-from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.recipe.schema import ScheduleSection
-from lrft.train import schedule, updates
-from lrft.train.flatten import flatten, unflatten
+from lrft.registry.axes import OPTIMIZERS, SELECTORS
+from lrft.registry.errors import RecipeError
+from lrft.training import schedule, updates
+from lrft.training.flatten import flatten, unflatten
 
 LAYERS, EVERY, TOTAL = 4, 3, 24
 every_selector = pytest.mark.parametrize("name", SELECTORS.names())

@@ -7,8 +7,8 @@ import inspect
 import pytest
 import torch
 
-from lrft.core.axes import SIGNALS
 from lrft.core.stages import Statistic, Tokens
+from lrft.registry.axes import SIGNALS
 
 ALL = pytest.mark.parametrize("name", SIGNALS.names())
 OF_INPUT = [name for name in SIGNALS.names() if SIGNALS.get(name).of_input]

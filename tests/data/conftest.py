@@ -9,9 +9,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, tra
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from transformers import PreTrainedTokenizerFast
 
-from lrft.core.axes import FORMATS
-from lrft.core.config import parse_choice
 from lrft.data.tokenize import Encoded, Renderer
+from lrft.registry.axes import FORMATS
+from lrft.registry.config import parse_choice
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]"]
 WORDS = (

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from lrft.core.errors import DataError
 from lrft.data.chat import said
 from lrft.data.prepare import prepare
 from lrft.data.show import facts, spans
 from lrft.data.sources import Rows
+from lrft.registry.errors import DataError
 
 PROMPTED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}" + PROMPTED

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lrft.commands.data import app
-from lrft.core.errors import DataError
+from lrft.registry.errors import DataError
 
 RECIPE = """
 model: {{name: {model}, dtype: float32}}

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from lrft.core.axes import FORMATS
-from lrft.core.config import parse_choice
-from lrft.core.errors import DataError
 from lrft.data.encoded import Notes
 from lrft.data.example import Example
+from lrft.registry.axes import FORMATS
+from lrft.registry.config import parse_choice
+from lrft.registry.errors import DataError
 
 
 def example(format, row):

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from lrft.core.errors import DataError
 from lrft.data.gate import inspect
 from lrft.data.prepare import prepare
 from lrft.data.show import facts, masked_text, spans
 from lrft.data.sources import Rows
 from lrft.data.tokenize import encode_all
+from lrft.registry.errors import DataError
 
 NO_STOP = "{% for m in messages %}{{ m.role }} \n {{ m.content }} \n {% endfor %}"
 PROMPT = "{% if add_generation_prompt %}assistant \n {% endif %}"

@@ -11,9 +11,6 @@ from typer.testing import CliRunner
 
 import make_preference_data
 from lrft.commands.data import app
-from lrft.core.axes import FORMATS
-from lrft.core.config import parse_choice
-from lrft.core.errors import DataError
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
 from lrft.data.example import Example
@@ -21,6 +18,9 @@ from lrft.data.prepare import prepare
 from lrft.data.show import facts, masked_text
 from lrft.data.sources import Rows
 from lrft.data.steps import TrainData, eval_batches
+from lrft.registry.axes import FORMATS
+from lrft.registry.config import parse_choice
+from lrft.registry.errors import DataError
 
 ROW = {"prompt": "what is two plus two ?", "chosen": " four", "rejected": " five six"}
 CHATML = (

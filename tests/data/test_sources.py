@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from lrft.core.config import Source
-from lrft.core.errors import DataError
 from lrft.data.sources import read_rows
+from lrft.registry.config import Source
+from lrft.registry.errors import DataError
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "ä\u2028", "completion": "2020-01-01"}]
 
@@ -236,7 +236,7 @@ def test_keys_of_the_hub_are_refused_for_a_file(tmp_path, key):
 
 def test_the_hub_out_of_reach_is_one_sentence_with_the_id_and_the_remedy(tmp_path):
     code = (
-        "from lrft.core.config import Source\nfrom lrft.core.errors import DataError\n"
+        "from lrft.registry.config import Source\nfrom lrft.registry.errors import DataError\n"
         "from lrft.data.sources import read_rows\n"
         "try: read_rows(Source(source='openai/gsm8k', name='main'), 'eval')\n"
         "except DataError as error: print(error)"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lrft.assemble.text import check_text, read_text
-from lrft.core.errors import DataError, RecipeError
-from lrft.jobs.open_run import open_run
-from lrft.jobs.plan import plan_recipe
-from lrft.jobs.train import train_recipe
+from lrft.api.open_run import open_run
+from lrft.api.plan import plan
+from lrft.api.train import train
+from lrft.build.dataset import check_text, read_text
 from lrft.recipe.load import load_recipe
-from lrft.train.folder import RUN, RunFolder
+from lrft.registry.errors import DataError, RecipeError
+from lrft.training.folder import RUN, RunFolder
 
 CLOCK = "{{ strftime_now('%d %b %Y') }}\n"
 
@@ -54,9 +54,9 @@ def test_a_held_out_row_that_cannot_be_read_stops_before_step_1(recipe, tmp_path
     loaded = recipe(rows("a", "b"), [*rows("c"), {"prompt": "d"}])
     with pytest.raises(DataError, match=r"held.jsonl:2: .*needs column 'completion'"):
         if job == "train":
-            train_recipe(loaded, tmp_path / "run", resume=False)
+            train(loaded, tmp_path / "run", resume=False)
         elif job == "dry run":
-            plan_recipe(loaded)
+            plan(loaded)
         else:
             check_text(read_text(loaded.recipe), loaded.recipe)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
@@ -106,7 +106,7 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused(tin
     tokenizer.add_tokens([f"<extra{k}>" for k in range(9)])
     tokenizer.save_pretrained(folder)
     loaded = recipe(rows("a"), rows("b"), model=folder)
-    for job in (lambda: read_text(loaded.recipe), lambda: plan_recipe(loaded)):
+    for job in (lambda: read_text(loaded.recipe), lambda: plan(loaded)):
         with pytest.raises(
             RecipeError, match=r"model.name: .* without an embedding \(1 of them; '<extra8>' is 520"
         ):
@@ -123,9 +123,9 @@ def test_a_template_that_asks_for_the_date_is_told_the_day_of_the_record(tiny, r
         def today(cls):
             return next(days)
 
-    monkeypatch.setattr("lrft.jobs.train.date", Clock)
+    monkeypatch.setattr("lrft.api.train.date", Clock)
     loaded = recipe(rows("a", "b"), rows("c"), form, model=folder)
-    train_recipe(loaded, tmp_path / "run", resume=False)
+    train(loaded, tmp_path / "run", resume=False)
     run = RunFolder(tmp_path / "run")
     assert run.read(RUN)["date"] == "2031-03-04"
     _, text, _ = open_run(run)
@@ -141,15 +141,15 @@ def test_a_resumed_run_sees_the_day_of_its_first_sitting(tiny, recipe, tmp_path,
     form = "data.format={method: prompt_completion, render: chat}"
     loaded = recipe(rows("a", "b"), rows("c"), form, "train.save_every=1", "train.keep_last=9", model=folder)
     for day, name in ((date(2031, 3, 4), "whole"), (date(2031, 3, 4), "cut")):
-        monkeypatch.setattr("lrft.jobs.train.date", type("Clock", (date,), {"today": lambda d=day: d}))
-        train_recipe(loaded, tmp_path / name, resume=False)
+        monkeypatch.setattr("lrft.api.train.date", type("Clock", (date,), {"today": lambda d=day: d}))
+        train(loaded, tmp_path / name, resume=False)
     (tmp_path / "cut" / "result.json").unlink()
     shutil.rmtree(tmp_path / "cut" / "adapter")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-2")
     monkeypatch.setattr(
-        "lrft.assemble.text.date", type("Later", (date,), {"today": lambda: date(2039, 9, 9)})
+        "lrft.build.dataset.date", type("Later", (date,), {"today": lambda: date(2039, 9, 9)})
     )
-    train_recipe(loaded, tmp_path / "cut", resume=True)
+    train(loaded, tmp_path / "cut", resume=True)
     whole, again = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == again.read_bytes()
 
@@ -171,7 +171,7 @@ def test_a_held_out_pair_is_as_long_as_its_longer_answer(tiny, recipe):
 
 def test_a_run_that_was_packed_before_it_was_asked_is_still_scored(tiny, recipe, tmp_path):
     loaded = recipe(rows("a", "b"), rows("c"), model=tiny("lfm2"))
-    train_recipe(loaded, tmp_path / "run", resume=False)
+    train(loaded, tmp_path / "run", resume=False)
     run = RunFolder(tmp_path / "run")
     assert run.read(RUN)["packing"] is False
     written = tmp_path / "run" / "recipe.yaml"
@@ -183,6 +183,6 @@ def test_a_run_that_was_packed_before_it_was_asked_is_still_scored(tiny, recipe,
 def test_settings_that_fit_the_steps_without_packing_are_not_refused_beforehand(tiny, recipe):
     many = [f"{letter} word" for letter in "abcdefghij"]
     steps = ["~train.max_steps", "train.epochs=1", "schedule.warmup_steps=9"]
-    plan_recipe(recipe(rows(*many), rows("c"), *steps, model=tiny("lfm2")))
+    plan(recipe(rows(*many), rows("c"), *steps, model=tiny("lfm2")))
     with pytest.raises(RecipeError, match=r"schedule.warmup_steps"):
-        plan_recipe(recipe(rows(*many), rows("c"), *steps, "schedule.warmup_steps=11", model=tiny("lfm2")))
+        plan(recipe(rows(*many), rows("c"), *steps, "schedule.warmup_steps=11", model=tiny("lfm2")))

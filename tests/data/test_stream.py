@@ -5,10 +5,10 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from lrft.core.config import Source
-from lrft.core.errors import DataError, RecipeError
 from lrft.data.sources import read_rows
 from lrft.recipe.load import load_recipe
+from lrft.registry.config import Source
+from lrft.registry.errors import DataError, RecipeError
 
 C4 = {"source": "allenai/c4", "name": "en", "split": "train"}
 

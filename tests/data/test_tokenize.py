@@ -10,12 +10,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lrft.core.config import Source
-from lrft.core.errors import DataError
 from lrft.data.seam import token_ids
 from lrft.data.show import spans
 from lrft.data.sources import Rows, read_rows
 from lrft.data.tokenize import encode_all
+from lrft.registry.config import Source
+from lrft.registry.errors import DataError
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

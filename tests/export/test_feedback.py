@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrft.core.errors import NumericalError
 from lrft.core.params import Site
 from lrft.export.feedback import BLOCK, Feedback, groups, rounders
+from lrft.registry.errors import NumericalError
 
 DTYPES = (torch.bfloat16, torch.float16)
 

@@ -10,20 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lrft.api import merge as merging
+from lrft.api.open_run import open_run
+from lrft.api.train import train
 from lrft.core.adapted import adapted
-from lrft.core.axes import OBJECTIVES
-from lrft.core.config import Source
-from lrft.core.errors import DataError, NumericalError, ToleranceError
 from lrft.data.steps import eval_batches
 from lrft.export.feedback import moments
 from lrft.export.fidelity import compare
 from lrft.export.merge import Rounding, merge_into
-from lrft.jobs.merge import merge_run
-from lrft.jobs.open_run import open_run
-from lrft.jobs.train import train_recipe
 from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe
-from lrft.train.folder import RunFolder
+from lrft.registry.axes import OBJECTIVES
+from lrft.registry.config import Source
+from lrft.registry.errors import DataError, NumericalError, ToleranceError
+from lrft.training.folder import RunFolder
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 RECIPE = """
@@ -63,7 +63,7 @@ def trained(coarse, tmp_path_factory):
             folder = tmp_path_factory.mktemp("runs")
             text = RECIPE.format(model=model or coarse, dtype=dtype, body=body, data=DATA, lr=lr)
             (folder / "recipe.yaml").write_text(text)
-            train_recipe(load_recipe(folder / "recipe.yaml"), folder / "run", resume=False)
+            train(load_recipe(folder / "recipe.yaml"), folder / "run", resume=False)
             made[key] = folder / "run"
         return made[key]
 
@@ -71,7 +71,7 @@ def trained(coarse, tmp_path_factory):
 
 
 def merge(run: Path, out: Path, **options) -> dict:
-    return merge_run(RunFolder(run), out, options.pop("onto", None), **options)
+    return merging.merge(RunFolder(run), out, options.pop("onto", None), **options)
 
 
 def edited(run: Path, folder: Path, **replaced: str) -> Path:
@@ -197,7 +197,7 @@ def test_the_remedy_is_nearest_where_that_was_closer_and_bfloat16_where_float16_
 ):
     far, close = {"kl_mean": 1.0, "loss_difference": 0.0}, {"kl_mean": 0.0, "loss_difference": 0.0}
     figures = iter([far, close, {"kl_mean": float("nan"), "loss_difference": float("nan")}, far])
-    monkeypatch.setattr("lrft.jobs.merge.compare", lambda *models: next(figures))
+    monkeypatch.setattr("lrft.api.merge.compare", lambda *models: next(figures))
     with pytest.raises(ToleranceError, match="--rounding nearest` stays closer"):
         merge(trained(), tmp_path / "a")
     with pytest.raises(ToleranceError, match="beyond float16, so use `--dtype bfloat16`"):
@@ -222,7 +222,7 @@ def test_weights_that_are_no_numbers_leave_nothing_behind(trained, tmp_path, mon
             site.adapter.B[0, 0] = float("nan")
         return recipe, text, adaptation
 
-    monkeypatch.setattr("lrft.jobs.merge.open_run", poisoned)
+    monkeypatch.setattr("lrft.api.merge.open_run", poisoned)
     with pytest.raises(NumericalError, match=r"q_proj\.weight: .*not finite.*nothing was written") as caught:
         merge(trained(), tmp_path / "merged")
     assert caught.value.exit_code == 4

@@ -12,14 +12,13 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lrft.core.errors import ToleranceError
+from lrft.api.merge import merge
 from lrft.export import write
 from lrft.export.card import recipe_to_share
-from lrft.jobs.merge import merge_run
-from lrft.jobs.train import train_recipe
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
-from lrft.train.folder import RunFolder
+from lrft.registry.errors import ToleranceError
+from lrft.training.folder import RunFolder
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 RECIPE = """
@@ -48,8 +47,8 @@ def finished(
     """A run on `model` and its merged folder, beside one another in `folder`."""
     text = RECIPE.format(model=model, train=train, test=test, render=render, steps=steps)
     (folder / "recipe.yaml").write_text(text)
-    train_recipe(load_recipe(folder / "recipe.yaml"), folder / "run", resume=False)
-    merge_run(RunFolder(folder / "run"), folder / "merged", None)
+    train(load_recipe(folder / "recipe.yaml"), folder / "run", resume=False)
+    merge(RunFolder(folder / "run"), folder / "merged", None)
     return folder / "merged"
 
 
@@ -138,7 +137,7 @@ def test_a_folder_that_would_stop_elsewhere_is_an_error(retargeted, tmp_path, mo
 
     monkeypatch.setattr(write, "_write", spoiled)
     with pytest.raises(ToleranceError, match=r"stops elsewhere than the run does.*generation_config\.json"):
-        merge_run(RunFolder(retargeted / "run"), tmp_path / "merged", None)
+        merge(RunFolder(retargeted / "run"), tmp_path / "merged", None)
     assert not json.loads((tmp_path / "merged" / "fidelity.json").read_text())["generation"]["agrees"]
 
 

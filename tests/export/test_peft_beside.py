@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from lrft.core.errors import NumericalError
 from lrft.export.merge import merge_into
 from lrft.export.peft_format import adapter_files, peft_name, write_adapter_folder
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.trained import choose_base_weights
 from lrft.recipe.schema import Recipe
+from lrft.registry.errors import NumericalError
 from tests.export.test_peft_format import CASES, recipe_for
 from tests.export.test_peft_format import adapted_model as with_adapter
 

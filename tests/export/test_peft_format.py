@@ -9,7 +9,6 @@ import json
 import pytest
 import torch
 
-from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.core.batch import Batch
 from lrft.export.peft_format import adapter_files, why_own_form, write_adapter_folder
 from lrft.model.attach import attach, make_plan
@@ -17,6 +16,7 @@ from lrft.model.load import load_model, load_tokenizer
 from lrft.model.sites import choose, linear_sites
 from lrft.model.trained import frozen_layers, parameter_infos
 from lrft.recipe.schema import Recipe
+from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
 
 CASES = {
     "lora": {"method": "lora", "rank": 4},

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lrft.api.open_run import open_run
+from lrft.api.train import train
 from lrft.core.batch import Batch
 from lrft.export.merge import merge_into
-from lrft.jobs.open_run import open_run
-from lrft.jobs.train import train_recipe
 from lrft.model.load import load_model
 from lrft.model.trained import frozen_layers, trained_tensors
 from lrft.recipe.load import load_recipe
-from lrft.train.folder import RunFolder
+from lrft.training.folder import RunFolder
 
 SMOKE = sorted((Path(__file__).parents[2] / "recipes" / "smoke").glob("[!_]*.yaml"))
 
@@ -43,7 +43,7 @@ def logits(model, ids):
 def test_a_finished_adapter_is_the_trained_function(on_tiny, tmp_path, path):
     small = [*on_tiny(path), "data.train.limit=30", "data.eval.limit=4", "train.device=cpu"]
     loaded = load_recipe(path, small)
-    train_recipe(loaded, tmp_path / "run", resume=False)
+    train(loaded, tmp_path / "run", resume=False)
     recipe, _, adaptation = open_run(RunFolder(tmp_path / "run"))
     folder, model = tmp_path / "run" / "adapter", adaptation.model
     if not (folder / "adapter_config.json").exists():
@@ -65,7 +65,7 @@ def test_base_weights_trained_beside_an_adapter_go_along(on_tiny, tmp_path):
 
     path = next(path for path in SMOKE if path.stem == "lora")
     small = [*on_tiny(path), "data.train.limit=30", "train.device=cpu", "optimizer.lr=0.01"]
-    train_recipe(load_recipe(path, [*small, "trainable=[norm.weight]"]), tmp_path / "run", resume=False)
+    train(load_recipe(path, [*small, "trainable=[norm.weight]"]), tmp_path / "run", resume=False)
     recipe, _, adaptation = open_run(RunFolder(tmp_path / "run"))
     dense = load_model(recipe.model)
     dense.hf.set_attn_implementation("eager")
@@ -92,7 +92,7 @@ def test_biases_trained_beside_an_adapter_go_along(on_tiny, tiny, tmp_path, adap
         "train.device=cpu",
     ]
     small += ["optimizer.lr=0.05", "adapter.targets=[q_proj, down_proj]", f"trainable={patterns}"]
-    train_recipe(load_recipe(path, small), tmp_path / "run", resume=False)
+    train(load_recipe(path, small), tmp_path / "run", resume=False)
     recipe, _, adaptation = open_run(RunFolder(tmp_path / "run"))
     peft = PeftModel.from_pretrained(
         pretrained(recipe, adaptation.model), tmp_path / "run" / "adapter"

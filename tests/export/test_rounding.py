@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrft.core.errors import NumericalError
-from lrft.core.rounding import stochastic_round
 from lrft.export.rounding import rounded
+from lrft.ops.rounding import stochastic_round
+from lrft.registry.errors import NumericalError
 
 DTYPES = (torch.bfloat16, torch.float16)
 GOLDEN = [0, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 1]  # 1.005 is 0.64 of a step above 1

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lrft.core.batch import Batch
-from lrft.core.errors import DataError
 from lrft.core.objective import Objective
 from lrft.core.stages import Statistic
 from lrft.methods.objectives.cross_entropy import CrossEntropy
@@ -15,6 +14,7 @@ from lrft.model.calibrate import calibrate
 from lrft.model.load import load_model
 from lrft.model.sites import choose, linear_sites
 from lrft.recipe.schema import ModelSection
+from lrft.registry.errors import DataError
 
 
 def loaded(tiny, targets="all-linear", family="llama"):

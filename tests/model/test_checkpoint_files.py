@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lrft.core.errors import RecipeError
 from lrft.model.load import load_config, load_model
 from lrft.recipe.schema import ModelSection
+from lrft.registry.errors import RecipeError
 
 UP = "model.layers.0.mlp.up_proj.weight"
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrft.core.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.core.batch import Batch
-from lrft.core.errors import RecipeError
 from lrft.export.merge import merge_into
 from lrft.export.write import write_merged
 from lrft.model.attach import attach, make_plan
@@ -15,6 +13,8 @@ from lrft.model.load import load_model, load_tokenizer
 from lrft.model.sites import choose, linear_sites, matrices
 from lrft.model.trained import parameter_infos
 from lrft.recipe.schema import ModelSection
+from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
+from lrft.registry.errors import RecipeError
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2"]
 VARIANTS = [("llama", False, True), ("qwen2", False, False), ("gpt2", True, False), ("gemma2", True, True)]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrft.core.axes import QUANTIZERS
-from lrft.core.errors import RecipeError
 from lrft.model import attention
 from lrft.model.attach import attach
 from lrft.model.backend import check_runs, settle_attention
@@ -14,6 +12,8 @@ from lrft.model.load import load_model
 from lrft.model.probe import FUTURE, PACKED, VALUES, batch_of, find_batching, find_fault, reference
 from lrft.model.sites import choose, linear_sites
 from lrft.recipe.schema import ModelSection
+from lrft.registry.axes import QUANTIZERS
+from lrft.registry.errors import RecipeError
 
 STATEFUL = [
     ("lfm2", "float32"),

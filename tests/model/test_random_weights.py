@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.core.errors import CheckpointError, Interrupted, RecipeError, UsageError
-from lrft.jobs.evaluate import evaluate_run
-from lrft.jobs.merge import merge_run
-from lrft.jobs.open_run import open_run
-from lrft.jobs.train import train_recipe
+from lrft.api.evaluate import evaluate
+from lrft.api.merge import merge
+from lrft.api.open_run import open_run
+from lrft.api.train import train
 from lrft.model.load import load_model, load_tokenizer
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import ModelSection
-from lrft.train.folder import RECIPE, RunFolder
-from lrft.train.keepers import GradientCheck
+from lrft.registry.errors import CheckpointError, Interrupted, RecipeError, UsageError
+from lrft.training.folder import RECIPE, RunFolder
+from lrft.training.keepers import GradientCheck
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 
@@ -138,7 +138,7 @@ def test_paths_of_a_recipe_are_relative_to_it(recipe, config):
 @pytest.mark.parametrize("trains", [FULL, LORA])
 def test_a_stopped_run_goes_on_to_the_same_bytes(recipe, tmp_path, monkeypatch, trains):
     loaded = recipe(trains)
-    train_recipe(loaded, tmp_path / "whole", resume=False)
+    train(loaded, tmp_path / "whole", resume=False)
     after_step = GradientCheck.after_step
 
     def stopped(self, run):
@@ -148,8 +148,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(recipe, tmp_path, monkeypatch, 
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(GradientCheck, "after_step", stopped)
-        train_recipe(loaded, tmp_path / "parts", resume=False)
-    train_recipe(loaded, tmp_path / "parts", resume=True)
+        train(loaded, tmp_path / "parts", resume=False)
+    train(loaded, tmp_path / "parts", resume=True)
     whole, parts = (
         {p.name: p.read_bytes() for p in (tmp_path / run / "adapter").glob("*.safetensors")}
         for run in ("whole", "parts")
@@ -159,11 +159,11 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(recipe, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("trains", [FULL, LORA])
 def test_a_run_is_scored_and_merged_from_its_seed(recipe, tmp_path, trains):
-    train_recipe(recipe(trains), tmp_path / "run", resume=False)
+    train(recipe(trains), tmp_path / "run", resume=False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    scored = evaluate_run(RunFolder(tmp_path / "run"), [], None, False, None)["adapter"]["loss"]
+    scored = evaluate(RunFolder(tmp_path / "run"), [], None, False, None)["adapter"]["loss"]
     assert scored.metrics["loss"] == pytest.approx(lines[-1]["eval_loss"], abs=1e-6)
-    record = merge_run(RunFolder(tmp_path / "run"), tmp_path / "merged", None)
+    record = merge(RunFolder(tmp_path / "run"), tmp_path / "merged", None)
     assert record["kl_mean"] < 1e-6
     merged = load_model(ModelSection(name=str(tmp_path / "merged"), dtype="float32"))
     _, _, adaptation = open_run(RunFolder(tmp_path / "run"))
@@ -176,8 +176,8 @@ def test_a_run_is_scored_and_merged_from_its_seed(recipe, tmp_path, trains):
 def test_a_merged_model_stops_at_the_ids_of_its_tokenizer(recipe, config, tiny, tmp_path):
     settings = json.loads((config / "config.json").read_text())
     (config / "config.json").write_text(json.dumps({**settings, "eos_token_id": 77}))
-    train_recipe(recipe(), tmp_path / "run", resume=False)
-    merge_run(RunFolder(tmp_path / "run"), tmp_path / "merged", None)
+    train(recipe(), tmp_path / "run", resume=False)
+    merge(RunFolder(tmp_path / "run"), tmp_path / "merged", None)
     assert (
         load_tokenizer(ModelSection(name=str(tmp_path / "merged")))[1]
         == load_tokenizer(ModelSection(name=str(tiny())))[1]
@@ -185,9 +185,9 @@ def test_a_merged_model_stops_at_the_ids_of_its_tokenizer(recipe, config, tiny, 
 
 
 def test_a_checkpoint_of_another_seed_is_refused(recipe, tmp_path):
-    train_recipe(recipe(), tmp_path / "run", resume=False)
+    train(recipe(), tmp_path / "run", resume=False)
     with pytest.raises(UsageError, match=r"train\.seed: 3 -> 4"):
-        train_recipe(recipe(seed=4), tmp_path / "run", resume=True)
+        train(recipe(seed=4), tmp_path / "run", resume=True)
     path = tmp_path / "run" / RECIPE
     path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
     with pytest.raises(CheckpointError, match="another base model"):
@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_seed_is_refused(recipe, tmp_path):
 
 
 def test_what_a_run_changed_is_measured_from_the_weights_of_its_seed(recipe, tmp_path):
-    train_recipe(recipe(f"{FULL}\nanalyse: [update_rank]"), tmp_path / "run", resume=False)
+    train(recipe(f"{FULL}\nanalyse: [update_rank]"), tmp_path / "run", resume=False)
     ranks = json.loads((tmp_path / "run" / "result.json").read_text())["analysis"]["update_rank"]["rank"]
     # Two subspaces of rank 8 in four steps; the difference of two random starts would have the full 64.
     assert 0 < max(rank for site, rank in ranks.items() if "self_attn" in site) <= 16
@@ -205,4 +205,4 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused_before_training(rec
     settings = json.loads((config / "config.json").read_text())
     (config / "config.json").write_text(json.dumps({**settings, "vocab_size": 100}))
     with pytest.raises(RecipeError, match=r"model\.tokenizer: training row 0 has token \d+, .* knows 100"):
-        train_recipe(recipe(), tmp_path / "run", resume=False)
+        train(recipe(), tmp_path / "run", resume=False)

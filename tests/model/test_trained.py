@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrft.assemble.adapt import adapt, plan_without_weights
-from lrft.assemble.measure import measure
+from lrft.build.adapt import adapt, plan_without_weights
+from lrft.build.measure import measure
 from lrft.core.adapted import adapters_off
-from lrft.core.axes import ADAPTERS, QUANTIZERS
 from lrft.core.batch import Batch
-from lrft.core.errors import RecipeError
 from lrft.model.load import load_model
 from lrft.model.trained import base_parameters, parameter_infos, put_back, trained_tensors
 from lrft.recipe.schema import Recipe
+from lrft.registry.axes import ADAPTERS, QUANTIZERS
+from lrft.registry.errors import RecipeError
 
 BESIDE = [name for name in ADAPTERS.names() if "adapters" not in ADAPTERS.declared(name).config.model_fields]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lrft.core.errors import RecipeError
 from lrft.recipe.load import load_recipe
+from lrft.registry.errors import RecipeError
 from tests.recipe.valid_recipe import VALID, changed, problems_of
 
 # (passage of the valid recipe, what replaces it, key of the one problem, its line, words of the message)

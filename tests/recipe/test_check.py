@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from lrft.core.registry import Registry
 from lrft.recipe.check import check
 from lrft.recipe.load import load_recipe
+from lrft.registry.registry import Registry
 from tests.recipe.valid_recipe import VALID, changed, problems_of
 
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from lrft.commands import methods, recipes
 from lrft.commands.env import env_command
-from lrft.core.axes import ADAPTERS, AXES
-from lrft.core.errors import LrftError, RecipeError, UsageError
 from lrft.recipe import library
 from lrft.recipe.load import load_recipe
+from lrft.registry.axes import ADAPTERS, AXES
+from lrft.registry.errors import LrftError, RecipeError, UsageError
 from tests.recipe.valid_recipe import VALID, changed
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrft.core.errors import RecipeError
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import resolved, with_origins
+from lrft.registry.errors import RecipeError
 from tests.recipe.valid_recipe import VALID
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,9 +7,6 @@ import re
 import pytest
 import yaml
 
-from lrft.core.axes import FORMATS
-from lrft.core.errors import UsageError
-from lrft.core.names import squeezed
 from lrft.recipe.catalog import describe, methods
 from lrft.recipe.fields import known_keys
 from lrft.recipe.foreign_keys import BY_VALUE, CHOICES, KEYS
@@ -17,6 +14,9 @@ from lrft.recipe.foreign_values import NOT_HERE, VALUES, each_word
 from lrft.recipe.keys_not_here import REMARKS
 from lrft.recipe.meant import CATALOG, meanings
 from lrft.recipe.schema import Recipe
+from lrft.registry.axes import FORMATS
+from lrft.registry.did_you_mean import squeezed
+from lrft.registry.errors import UsageError
 from tests.recipe.valid_recipe import VALID, changed, problems_of
 
 ALIASED = [

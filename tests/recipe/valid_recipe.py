@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrft.core.errors import Problem, RecipeError
 from lrft.recipe.load import load_recipe
+from lrft.registry.errors import Problem, RecipeError
 
 VALID = """\
 model:

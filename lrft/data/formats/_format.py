@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from lrft.core.axes import FORMATS
-from lrft.core.config import FormatConfig
-from lrft.core.errors import DataError
 from lrft.data.encoded import Notes
 from lrft.data.example import Example, Message
 from lrft.data.formats._turns import tools_of
+from lrft.registry.axes import FORMATS
+from lrft.registry.config import FormatConfig
+from lrft.registry.errors import DataError
 
 Row = dict[str, Any]
 

@@ -6,8 +6,8 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from lrft.core.errors import DataError
 from lrft.data.example import Message
+from lrft.registry.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What other tools call the weight of a message.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lrft.core.axes import FORMATS
-from lrft.core.config import Field, FormatConfig, Literal
 from lrft.data.example import Example
 from lrft.data.formats._format import CONVERSATION, Format
 from lrft.data.formats._turns import turns_of
+from lrft.registry.axes import FORMATS
+from lrft.registry.config import Field, FormatConfig, Literal
 
 
 @FORMATS.register

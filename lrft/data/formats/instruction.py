@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lrft.core.axes import FORMATS
-from lrft.core.config import Field, FormatConfig, Literal
-from lrft.core.errors import DataError
 from lrft.data.example import Example, Message
 from lrft.data.formats._format import Format, asked
+from lrft.registry.axes import FORMATS
+from lrft.registry.config import Field, FormatConfig, Literal
+from lrft.registry.errors import DataError
 
 TASK = (
     "Below is an instruction that describes a task. "

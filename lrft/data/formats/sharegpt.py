@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lrft.core.axes import FORMATS
-from lrft.core.config import Field, FormatConfig, Literal
-from lrft.core.errors import DataError
 from lrft.data.example import Example, Message
 from lrft.data.formats._format import CONVERSATION, Format
 from lrft.data.formats._turns import checked
+from lrft.registry.axes import FORMATS
+from lrft.registry.config import Field, FormatConfig, Literal
+from lrft.registry.errors import DataError
 
 CALL = "function_call"  # says `{"name": ..., "arguments": {...}}`
 ROLES = {

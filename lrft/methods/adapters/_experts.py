@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Adapter
-from lrft.core.config import AdapterConfig, Field
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters._routing import Routing, gated_low_rank, route
+from lrft.registry.config import AdapterConfig, Field
 
 
 class Experts(Adapter):

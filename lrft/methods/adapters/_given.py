@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.errors import RecipeError
+from lrft.registry.errors import RecipeError
 
 PREFIX = "base_model.model."
 TENSOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core.axes import ADAPTERS
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
-from lrft.methods.adapters._low_rank import low_rank_linear
 from lrft.methods.adapters.lora import LoRA
+from lrft.ops.low_rank import low_rank_linear
+from lrft.registry.axes import ADAPTERS
 
 TINY = 1e-12  # a dead row of W has norm 0 and magnitude 0; its scale is then 0 instead of 0/0
 

@@ -6,9 +6,9 @@ import math
 
 from torch import nn
 
-from lrft.core.axes import ADAPTERS
-from lrft.core.config import AdapterConfig, Field
 from lrft.methods.adapters.svd_lora import SVDLoRA
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import AdapterConfig, Field
 
 
 @ADAPTERS.register

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lrft.core.axes import ADAPTERS
 from lrft.core.params import Site
 from lrft.methods.adapters.lora import LoRA
+from lrft.registry.axes import ADAPTERS
 
 
 @ADAPTERS.register

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Adapter
-from lrft.core.axes import ADAPTERS
-from lrft.core.config import Field
 from lrft.core.frozen import FrozenLinear
-from lrft.core.linalg import truncated_svd
 from lrft.core.params import Site
-from lrft.methods.adapters._low_rank import low_rank_linear
 from lrft.methods.adapters.lora import LoRA
+from lrft.ops.linalg import truncated_svd
+from lrft.ops.low_rank import low_rank_linear
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import Field
 
 
 @ADAPTERS.register

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.axes import ADAPTERS
 from lrft.core.batch import Batch
-from lrft.core.config import Field
 from lrft.core.context import current_batch
-from lrft.core.errors import DataError
 from lrft.core.params import Site
 from lrft.methods.adapters._experts import Experts
 from lrft.methods.adapters._routing import document_sums, squared_variation
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import Field
+from lrft.registry.errors import DataError
 
 
 @ADAPTERS.register

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrft.core.adapter import Adapter
-from lrft.core.axes import ADAPTERS
-from lrft.core.config import AdapterConfig, Field
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
-from lrft.methods.adapters._low_rank import blocks_linear, blocks_update
+from lrft.ops.low_rank import blocks_linear, blocks_update
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import AdapterConfig, Field
 
 
 @ADAPTERS.register

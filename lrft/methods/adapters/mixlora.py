@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrft.core.adapter import Adapter, Shared
-from lrft.core.axes import ADAPTERS
-from lrft.core.config import Field, model_validator
 from lrft.core.params import Site
 from lrft.methods.adapters._routing import (
     Balance,
@@ -24,6 +22,8 @@ from lrft.methods.adapters._routing import (
     switch_balance,
 )
 from lrft.methods.adapters.lora import LoRA
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import Field, model_validator
 
 MAPS = ("gate", "up", "down")
 

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lrft.core.adapter import Shared
-from lrft.core.axes import ADAPTERS
-from lrft.core.config import Field, model_validator
 from lrft.core.params import Site
 from lrft.methods.adapters._experts import Experts
 from lrft.methods.adapters._routing import Balance, choose, measure, spread, switch_balance
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import Field, model_validator
 
 LAYER = re.compile(r"\.\d+(?=\.)")
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Adapter
-from lrft.core.axes import ADAPTERS
-from lrft.core.config import AdapterConfig, Field
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
-from lrft.methods.adapters._low_rank import MadeFactors, made_linear
+from lrft.ops.low_rank import MadeFactors, made_linear
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import AdapterConfig, Field
 
 CHUNK = 2**22  # random numbers held at a time
 

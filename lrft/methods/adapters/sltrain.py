@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.core.axes import ADAPTERS
-from lrft.core.config import AdapterConfig, Field
 from lrft.core.frozen import FrozenLinear
-from lrft.core.linalg import in_shape_of
 from lrft.core.params import Site
 from lrft.methods.adapters.factorized import Factorized
+from lrft.ops.linalg import in_shape_of
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import AdapterConfig, Field
 
 
 @ADAPTERS.register

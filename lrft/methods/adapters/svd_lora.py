@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.core.axes import ADAPTERS
-from lrft.core.config import AdapterConfig, Field, Literal
 from lrft.core.elastic import Elastic
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
-from lrft.methods.adapters._low_rank import low_rank_linear
+from lrft.ops.low_rank import low_rank_linear
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import AdapterConfig, Field, Literal
 
 EPSILON = 1e-5  # beside the rank in the published scale
 

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter, Shared
-from lrft.core.axes import ADAPTERS
-from lrft.core.config import AdapterConfig, Field, model_validator
-from lrft.core.errors import RecipeError
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters._given import Factors, read_lora
 from lrft.methods.adapters._routing import gated_low_rank
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import AdapterConfig, Field, model_validator
+from lrft.registry.errors import RecipeError
 
 KEY = "adapter.adapters"
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lrft.core.callback import TimedMethod
 from lrft.core.elastic import Elastic
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.core.stages import Evidence, Plan, Planner, ranks_of
+from lrft.registry.errors import RecipeError
 
 
 class Dynamic(Planner, TimedMethod):

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from lrft.core.elastic import Elastic
-from lrft.core.errors import RecipeError
+from lrft.registry.errors import RecipeError
 
 
 @runtime_checkable

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.axes import ALLOCATORS
-from lrft.core.config import Field, MethodConfig, Sequence
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.methods.allocate._dynamic import Dynamic, close, factors, lowest, orthogonality, regularize
 from lrft.methods.allocate._importance import Importance
+from lrft.registry.axes import ALLOCATORS
+from lrft.registry.config import Field, MethodConfig, Sequence
+from lrft.registry.errors import RecipeError
 
 
 @ALLOCATORS.register

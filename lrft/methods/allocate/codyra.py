@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.axes import ALLOCATORS
-from lrft.core.config import Field, Literal, MethodConfig, Sequence
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.methods.allocate._dynamic import Dynamic, factors
+from lrft.registry.axes import ALLOCATORS
+from lrft.registry.config import Field, Literal, MethodConfig, Sequence
+from lrft.registry.errors import RecipeError
 
 
 @ALLOCATORS.register

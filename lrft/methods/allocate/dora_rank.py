@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.axes import ALLOCATORS
-from lrft.core.config import Field, MethodConfig, Sequence
 from lrft.core.elastic import Elastic
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.core.stages import Evidence, Plan
 from lrft.methods.allocate._dynamic import Dynamic, close, factors, lowest, regularize
+from lrft.registry.axes import ALLOCATORS
+from lrft.registry.config import Field, MethodConfig, Sequence
+from lrft.registry.errors import RecipeError
 
 
 @ALLOCATORS.register

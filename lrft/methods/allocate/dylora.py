@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core.axes import ALLOCATORS
 from lrft.core.callback import TimedMethod
-from lrft.core.config import Field, Literal, MethodConfig
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.core.stages import Planner
+from lrft.registry.axes import ALLOCATORS
+from lrft.registry.config import Field, Literal, MethodConfig
+from lrft.registry.errors import RecipeError
 
 
 @dataclass

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.axes import ALLOCATORS
-from lrft.core.config import Field, MethodConfig, Sequence
 from lrft.core.run import Run
 from lrft.methods.allocate._dynamic import Dynamic, factors, orthogonality, regularize
 from lrft.methods.allocate._growth import Growable, growable, growth_steps
 from lrft.methods.allocate._importance import Importance
+from lrft.registry.axes import ALLOCATORS
+from lrft.registry.config import Field, MethodConfig, Sequence
 
 RESERVED = 1e-5  # E of a component that learns in advance
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from lrft.core.axes import ALLOCATORS
-from lrft.core.config import Annotated, Field, Literal, MethodConfig
-from lrft.core.errors import RecipeError
 from lrft.core.stages import Evidence, Plan, Planner
+from lrft.registry.axes import ALLOCATORS
+from lrft.registry.config import Annotated, Field, Literal, MethodConfig
+from lrft.registry.errors import RecipeError
 
 SHAPES = {
     "inverted_triangle": [2, 4, 6, 8],

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from lrft.core.axes import ALLOCATORS
 from lrft.core.callback import TimedMethod
-from lrft.core.config import Field, MethodConfig, model_validator
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.core.stages import Evidence, Plan, Planner
+from lrft.registry.axes import ALLOCATORS
+from lrft.registry.config import Field, MethodConfig, model_validator
+from lrft.registry.errors import RecipeError
 
 
 @ALLOCATORS.register

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lrft.core.axes import ALLOCATORS
 from lrft.core.stages import Planner
+from lrft.registry.axes import ALLOCATORS
 
 
 @ALLOCATORS.register

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.analysis import Analysis
-from lrft.core.axes import ANALYSES
-from lrft.core.config import Field, MethodConfig
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
+from lrft.registry.axes import ANALYSES
+from lrft.registry.config import Field, MethodConfig
+from lrft.registry.errors import RecipeError
 
 
 @ANALYSES.register

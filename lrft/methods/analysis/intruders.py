@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lrft.core.analysis import Analysis, changed
-from lrft.core.axes import ANALYSES
-from lrft.core.config import Field, MethodConfig
 from lrft.core.run import Run
+from lrft.registry.axes import ANALYSES
+from lrft.registry.config import Field, MethodConfig
 
 
 @ANALYSES.register

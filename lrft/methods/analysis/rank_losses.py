@@ -11,9 +11,9 @@ import torch
 
 from lrft.core.adapted import Adapted
 from lrft.core.analysis import Analysis
-from lrft.core.axes import ANALYSES
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
+from lrft.registry.axes import ANALYSES
+from lrft.registry.errors import RecipeError
 
 
 @ANALYSES.register

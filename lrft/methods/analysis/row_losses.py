@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lrft.core.analysis import Analysis
-from lrft.core.axes import ANALYSES
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
+from lrft.registry.axes import ANALYSES
+from lrft.registry.errors import RecipeError
 
 
 @ANALYSES.register

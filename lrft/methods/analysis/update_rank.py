@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lrft.core.analysis import Analysis, changed
-from lrft.core.axes import ANALYSES
 from lrft.core.run import Run
+from lrft.registry.axes import ANALYSES
 
 
 @ANALYSES.register

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lrft.core.frozen import Quantizer
-from lrft.core.linalg import truncated_svd
 from lrft.core.stages import Factors
+from lrft.ops.linalg import truncated_svd
 
 
 def check_rank(rank: int, shape: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.errors import MissingExtra
+from lrft.registry.errors import MissingExtra
 
 COST_NORM = 1000.0  # costs are brought to this Frobenius norm, so that the solver's tolerances suit any model
 OPTIONS = {

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.axes import INITS
-from lrft.core.config import Field, Literal, ResidualConfig, Source
 from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
+from lrft.registry.axes import INITS
+from lrft.registry.config import Field, Literal, ResidualConfig, Source
 
 DAMPING, TOLERANCE = 0.01, 0.05
 

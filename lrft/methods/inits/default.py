@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lrft.core.axes import INITS
 from lrft.core.stages import Init
+from lrft.registry.axes import INITS
 
 
 @INITS.register

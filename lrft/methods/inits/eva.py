@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.axes import INITS
-from lrft.core.config import Field, Literal, MethodConfig
 from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
 from lrft.core.stages import Evidence, Init, Plan
+from lrft.registry.axes import INITS
+from lrft.registry.config import Field, Literal, MethodConfig
 
 
 @INITS.register

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Adapter
-from lrft.core.axes import INITS
 from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
+from lrft.registry.axes import INITS
 
 
 @INITS.register

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.axes import INITS
-from lrft.core.config import Field, MethodConfig
 from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.methods.inits._alternate import leading_factors
+from lrft.registry.axes import INITS
+from lrft.registry.config import Field, MethodConfig
 
 COLUMNS = 512  # of the authors' randomised SVD
 

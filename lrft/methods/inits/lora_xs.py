@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.axes import INITS
-from lrft.core.config import Field, MethodConfig
 from lrft.core.frozen import Quantizer
-from lrft.core.linalg import truncated_svd
 from lrft.core.stages import Init
 from lrft.methods.inits._alternate import check_rank
+from lrft.ops.linalg import truncated_svd
+from lrft.registry.axes import INITS
+from lrft.registry.config import Field, MethodConfig
 
 
 @INITS.register

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.axes import INITS
-from lrft.core.config import Annotated, Field, Literal, MethodConfig
-from lrft.core.errors import RecipeError
 from lrft.core.frozen import Quantizer
 from lrft.core.stages import Evidence, Factors, Init, Plan
 from lrft.methods.inits._alternate import leading_factors, norm, set_factors, stored_without
 from lrft.methods.inits._bit_program import assign
+from lrft.registry.axes import INITS
+from lrft.registry.config import Annotated, Field, Literal, MethodConfig
+from lrft.registry.errors import RecipeError
 
 OVERSAMPLING = 10
 

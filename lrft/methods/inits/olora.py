@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.axes import INITS
-from lrft.core.config import ResidualConfig
 from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
+from lrft.registry.axes import INITS
+from lrft.registry.config import ResidualConfig
 
 
 @INITS.register

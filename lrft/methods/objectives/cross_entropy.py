@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lrft.core.axes import OBJECTIVES
 from lrft.core.batch import Batch
-from lrft.core.loss import linear_cross_entropy
 from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
+from lrft.ops.loss import linear_cross_entropy
+from lrft.registry.axes import OBJECTIVES
 
 
 @OBJECTIVES.register

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrft.core.adapted import adapters_off
-from lrft.core.axes import OBJECTIVES
 from lrft.core.batch import Batch
-from lrft.core.config import Field, Literal, MethodConfig, model_validator
-from lrft.core.errors import DataError, RecipeError
-from lrft.core.loss import target_logprobs
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
+from lrft.ops.loss import target_logprobs
+from lrft.registry.axes import OBJECTIVES
+from lrft.registry.config import Field, Literal, MethodConfig, model_validator
+from lrft.registry.errors import DataError, RecipeError
 
 
 @OBJECTIVES.register

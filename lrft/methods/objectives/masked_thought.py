@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lrft.core.axes import OBJECTIVES
 from lrft.core.batch import Batch
-from lrft.core.config import Field, MethodConfig, Sequence
-from lrft.core.errors import RecipeError
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives.cross_entropy import CrossEntropy
+from lrft.registry.axes import OBJECTIVES
+from lrft.registry.config import Field, MethodConfig, Sequence
+from lrft.registry.errors import RecipeError
 
 
 @OBJECTIVES.register

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from lrft.core.config import Field, OptimizerConfig
-from lrft.core.errors import MissingExtra
 from lrft.core.params import ParamInfo
+from lrft.registry.config import Field, OptimizerConfig
+from lrft.registry.errors import MissingExtra
 
 CODE_BOOKS = {"qmap1": "dynamic", "qmap2": "udynamic"}
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lrft.core.config import Field, Literal, OptimizerConfig
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import adam_direction, corrected_rate, load_in_own_dtype
 from lrft.methods.optim._projection import Basis, Draw, held, orthogonal_basis, seeded_draw, svd_basis
+from lrft.registry.config import Field, Literal, OptimizerConfig
 
 BASE_ROLES = {"matrix", "embedding", "head"}
 

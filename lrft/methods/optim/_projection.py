@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.linalg import truncated_svd
+from lrft.ops.linalg import truncated_svd
 
 Basis = dict[str, Tensor]
 """`left` (m, r) and/or `right` (r, n), for a gradient (m, n). The keys say which side is compressed."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.config import Field, OptimizerConfig
 from lrft.core.params import ParamInfo
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.config import Field, OptimizerConfig
 
 
 @OPTIMIZERS.register

@@ -7,11 +7,11 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.config import Field, Literal, model_validator
 from lrft.methods.optim._projected_adamw import ProjectedAdamW
 from lrft.methods.optim._projection import Basis, normal_basis, project, rank_axis
 from lrft.methods.optim._scaling import adam_stretch, limit_growth
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.config import Field, Literal, model_validator
 
 
 @OPTIMIZERS.register

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.config import Field, Literal
 from lrft.methods.optim._projected_adamw import ProjectedAdamW
 from lrft.methods.optim._projection import Basis, back, project, rank_axis
 from lrft.methods.optim._scaling import adam_stretch, limit_growth
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.config import Field, Literal
 
 
 @OPTIMIZERS.register

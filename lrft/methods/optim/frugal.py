@@ -8,8 +8,6 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.config import Field, OptimizerConfig, model_validator
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
 from lrft.methods.optim._frugal_subspace import (
@@ -24,6 +22,8 @@ from lrft.methods.optim._frugal_subspace import (
     size,
 )
 from lrft.methods.optim._moments import adam_update, start_moments
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.config import Field, OptimizerConfig, model_validator
 
 # What a group of projected parameters carries, and a checkpoint with it.
 SETTINGS = [

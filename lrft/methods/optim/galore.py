@@ -7,11 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.config import Field, Literal, model_validator
 from lrft.methods.optim._adam import adam_step_8bit
 from lrft.methods.optim._projected_adamw import ProjectedAdamW
 from lrft.methods.optim._projection import Basis, back, project
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.config import Field, Literal, model_validator
 
 
 @OPTIMIZERS.register

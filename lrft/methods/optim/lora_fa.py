@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.config import Field, OptimizerConfig
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import adam_direction, corrected_rate
 from lrft.methods.optim._pairs import Pair, gram, pairs_of, wide
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.config import Field, OptimizerConfig
 
 
 @OPTIMIZERS.register

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.config import Field
 from lrft.core.params import ParamInfo
 from lrft.methods.optim.adamw import AdamW
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.config import Field
 
 
 @OPTIMIZERS.register

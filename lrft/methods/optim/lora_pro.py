@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.config import Field, OptimizerConfig
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
 from lrft.methods.optim._moments import adam_update, start_moments
 from lrft.methods.optim._pairs import Gram, Pair, gram, pairs_of, sylvester, wide
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.config import Field, OptimizerConfig
 
 
 @OPTIMIZERS.register

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.config import Field, OptimizerConfig
 from lrft.core.params import ParamInfo
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.config import Field, OptimizerConfig
 
 Draw = Callable[[Tensor, str, int, int], Tensor]
 """(parameter, its name, finished steps, sample) -> z. It is called three times a step, to perturb and to update."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lrft.core.axes import OPTIMIZERS
 from lrft.methods.optim._bnb import BitsAndBytesAdamW
+from lrft.registry.axes import OPTIMIZERS
 
 
 @OPTIMIZERS.register

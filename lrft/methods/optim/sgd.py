@@ -7,9 +7,9 @@ from typing import Any, Self
 
 import torch
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.config import Field, OptimizerConfig, model_validator
 from lrft.core.params import ParamInfo
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.config import Field, OptimizerConfig, model_validator
 
 
 @OPTIMIZERS.register

@@ -7,7 +7,7 @@ import logging
 from functools import cache
 from typing import Any
 
-from lrft.core.errors import MissingExtra
+from lrft.registry.errors import MissingExtra
 
 
 @cache

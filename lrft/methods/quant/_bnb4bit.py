@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from lrft.core.config import Field, Literal, MethodConfig
-from lrft.core.errors import UsageError
 from lrft.methods.quant._bnb import bitsandbytes_functional
 from lrft.methods.quant._encoded import Encoded
+from lrft.registry.config import Field, Literal, MethodConfig
+from lrft.registry.errors import UsageError
 
 SCALES_PER_BLOCK = 256  # double quantization: blocks of scales that share a second scale
 

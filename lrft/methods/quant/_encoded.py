@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lrft.core.config import MethodConfig
 from lrft.core.frozen import FrozenLinear
+from lrft.registry.config import MethodConfig
 
 
 class Encoded(FrozenLinear):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lrft.core.axes import QUANTIZERS
-from lrft.core.config import MethodConfig
 from lrft.methods.quant._bnb import bitsandbytes_functional
 from lrft.methods.quant._encoded import Encoded
+from lrft.registry.axes import QUANTIZERS
+from lrft.registry.config import MethodConfig
 
 
 @QUANTIZERS.register

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrft.core.axes import QUANTIZERS
-from lrft.core.config import MethodConfig
 from lrft.methods.quant._encoded import Encoded
+from lrft.registry.axes import QUANTIZERS
+from lrft.registry.config import MethodConfig
 
 INVERSE_127 = 7.874015718698502e-3  # 1/127 in float32, by which bitsandbytes multiplies instead of dividing
 

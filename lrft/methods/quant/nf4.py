@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lrft.core.axes import QUANTIZERS
 from lrft.methods.quant._bnb4bit import BitsAndBytes4bit
+from lrft.registry.axes import QUANTIZERS
 
 
 @QUANTIZERS.register

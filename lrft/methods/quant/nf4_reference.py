@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrft.core.axes import QUANTIZERS
-from lrft.core.config import Field, MethodConfig
 from lrft.methods.quant._encoded import Encoded
+from lrft.registry.axes import QUANTIZERS
+from lrft.registry.config import Field, MethodConfig
 
 # Quantiles of a normal distribution, scaled to end at 1. The digits depend on the precision they are made in.
 LEVELS = (

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrft.core.axes import QUANTIZERS
-from lrft.core.config import Field, Literal, MethodConfig
 from lrft.methods.quant._encoded import Encoded
+from lrft.registry.axes import QUANTIZERS
+from lrft.registry.config import Field, Literal, MethodConfig
 
 TAIL = 0.9677083  # the outermost quantiles, as in NF4
 CODES_PER_GROUP = 8  # eight codes of b bits are b bytes

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrft.core.axes import QUANTIZERS
-from lrft.core.config import MethodConfig
 from lrft.methods.quant._encoded import Encoded
+from lrft.registry.axes import QUANTIZERS
+from lrft.registry.config import MethodConfig
 
 
 @QUANTIZERS.register

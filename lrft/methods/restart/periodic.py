@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import RESTARTS
 from lrft.core.callback import TimedMethod
-from lrft.core.config import Field, Literal, StagesConfig
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.methods.restart._unload import check_renewable, fold_all, moments, reset_moments
+from lrft.registry.axes import RESTARTS
+from lrft.registry.config import Field, Literal, StagesConfig
+from lrft.registry.errors import RecipeError
 
 
 @RESTARTS.register

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lrft.core.axes import RESTARTS
 from lrft.core.callback import TimedMethod
-from lrft.core.config import Field, Literal, Sequence, StagesConfig, model_validator
-from lrft.core.errors import RecipeError
 from lrft.core.run import Run
 from lrft.methods.restart._unload import check_renewable, fold_all, moments, reset_moments
+from lrft.registry.axes import RESTARTS
+from lrft.registry.config import Field, Literal, Sequence, StagesConfig, model_validator
+from lrft.registry.errors import RecipeError
 
 
 @RESTARTS.register

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
+from lrft.registry.errors import RecipeError
 
 
 def layers(run: Run) -> list[list[ParamInfo]]:

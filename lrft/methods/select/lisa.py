@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrft.core.axes import SELECTORS
 from lrft.core.callback import TimedMethod
-from lrft.core.config import Field, Literal, MethodConfig, Sequence
-from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.methods.select._layers import drop_gradients, layers, train_all, train_only
+from lrft.registry.axes import SELECTORS
+from lrft.registry.config import Field, Literal, MethodConfig, Sequence
+from lrft.registry.errors import RecipeError
 
 
 @SELECTORS.register

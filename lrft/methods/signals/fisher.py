@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lrft.core.axes import SIGNALS
 from lrft.core.stages import Statistic, Tokens
 from lrft.methods.signals._weight_gradient import weight_gradient
+from lrft.registry.axes import SIGNALS
 
 
 @SIGNALS.register

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrft.core.axes import SIGNALS
 from lrft.core.stages import Statistic, Tokens
+from lrft.registry.axes import SIGNALS
 
 
 @SIGNALS.register

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrft.core.axes import SIGNALS
 from lrft.core.stages import Statistic, Tokens
+from lrft.registry.axes import SIGNALS
 
 Needed = Callable[[Mapping[str, Tensor], int], Mapping[str, int]]
 

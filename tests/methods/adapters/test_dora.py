@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import QUANTIZERS
 from lrft.core.params import Site
 from lrft.methods.adapters.dora import DoRA
 from lrft.methods.adapters.lora import LoRA
+from lrft.registry.axes import QUANTIZERS
 
 SITE = Site("layers.0.q_proj", 24, 40, has_bias=True)
 

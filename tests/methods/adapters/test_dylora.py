@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import QUANTIZERS
 from lrft.core.params import Site
 from lrft.methods.adapters.dylora import DyLoRA
 from lrft.methods.adapters.lora import LoRA
+from lrft.registry.axes import QUANTIZERS
 
 SITE = Site("layers.0.q_proj", 24, 40, has_bias=True)
 RANK, ALPHA = 6, 12.0

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from lrft.core.axes import QUANTIZERS
 from lrft.core.params import Site
 from lrft.methods.adapters.gated_lora import GatedLoRA
+from lrft.registry.axes import QUANTIZERS
 
 
 def make(rank=6, **settings) -> GatedLoRA:

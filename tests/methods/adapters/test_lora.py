@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from lrft.core.axes import QUANTIZERS
 from lrft.core.params import Site
 from lrft.methods.adapters.lora import LoRA
+from lrft.registry.axes import QUANTIZERS
 
 LLAMA_7B = {"q": (4096, 4096), "k": (4096, 4096), "v": (4096, 4096), "o": (4096, 4096)}
 LLAMA_7B |= {"gate": (11008, 4096), "up": (11008, 4096), "down": (4096, 11008)}

@@ -3,10 +3,10 @@
 import torch
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS
 from lrft.core.params import ParamInfo, Site
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.adapters.lora_fa import LoRAFA
+from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS
 
 
 def make(rank=4, width=24, out=40, **settings):

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import ADAPTERS
 from lrft.core.params import Site
 from lrft.methods.adapters.lora_xs import LoRAXS
 from lrft.methods.quant.none import Dense
+from lrft.registry.axes import ADAPTERS
 
 
 def make(rank=4, out=24, width=16, **settings):

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrft.core.axes import QUANTIZERS
 from lrft.core.batch import Batch
 from lrft.core.context import computing
 from lrft.core.params import Site
 from lrft.methods.adapters._routing import squared_variation
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.adapters.loramoe import LoRAMoE, importance
+from lrft.registry.axes import QUANTIZERS
 
 SITE = Site("layers.0.mlp.up_proj", 24, 40)
 

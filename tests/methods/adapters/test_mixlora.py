@@ -11,9 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.axes import INITS, QUANTIZERS
 from lrft.core.context import computing
-from lrft.core.errors import NotMergeable, RecipeError
 from lrft.core.params import Site
 from lrft.core.stages import SitePlan
 from lrft.methods.adapters.lora import LoRA
@@ -22,6 +20,8 @@ from lrft.model.attach import attach
 from lrft.model.load import load_model
 from lrft.model.sites import sites_of
 from lrft.recipe.schema import ModelSection
+from lrft.registry.axes import INITS, QUANTIZERS
+from lrft.registry.errors import NotMergeable, RecipeError
 from tests.model.test_families import DOCUMENTS, batch_of
 
 HIDDEN, INNER = 16, 40

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lrft.core.axes import QUANTIZERS
 from lrft.core.params import Site
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.adapters.svd_lora import SVDLoRA
+from lrft.registry.axes import QUANTIZERS
 
 
 def make(rank=6, seed=0, **settings) -> SVDLoRA:

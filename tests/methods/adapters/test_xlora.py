@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from lrft.core.adapted import adapted, adapters_off
-from lrft.core.axes import INITS, QUANTIZERS
-from lrft.core.errors import RecipeError
 from lrft.core.stages import SitePlan
 from lrft.methods.adapters.xlora import XLoRA
 from lrft.model.attach import attach
 from lrft.model.load import load_model
 from lrft.model.sites import linear_sites
 from lrft.recipe.schema import ModelSection
+from lrft.registry.axes import INITS, QUANTIZERS
+from lrft.registry.errors import RecipeError
 from tests.model.test_families import DOCUMENTS, batch_of
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])

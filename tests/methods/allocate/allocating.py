@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import ADAPTERS, QUANTIZERS
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
+from lrft.registry.axes import ADAPTERS, QUANTIZERS
 
 SHAPES = [(7, 5), (4, 9), (6, 6)]  # in, out
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.core.errors import RecipeError
 from lrft.methods.allocate._dynamic import lowest, orthogonality
 from lrft.methods.allocate.adalora import AdaLoRA, cubic_budget
+from lrft.registry.errors import RecipeError
 from tests.methods.allocate.allocating import draw_gradients, gates, make_run
 
 TOTAL, INIT, FINAL, EVERY = 24, 3, 8, 2

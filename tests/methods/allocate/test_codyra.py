@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lrft.core.errors import RecipeError
 from lrft.methods.allocate.codyra import CoDyRA, released, soft
+from lrft.registry.errors import RecipeError
 from tests.methods.allocate.allocating import draw_gradients, gates, make_run
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lrft.core.axes import ADAPTERS
-from lrft.core.errors import RecipeError
 from lrft.core.params import Site
 from lrft.core.stages import SitePlan
 from lrft.methods.allocate.dora_rank import DoRARank, norm_shares, spread
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.errors import RecipeError
 from tests.methods.allocate.allocating import draw_gradients, gates, make_run
 
 TOTAL = 40  # pruning at the steps 6 to 20: p = 0 .. 14

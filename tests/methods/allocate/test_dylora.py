@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import OPTIMIZERS, QUANTIZERS
-from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.adapters.dylora import DyLoRA
 from lrft.methods.allocate.dylora import DyLoRADraw
 from lrft.recipe.schema import ScheduleSection
-from lrft.train import schedule
+from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
+from lrft.registry.errors import RecipeError
+from lrft.training import schedule
 
 
 def make(ranks=(4, 4), seed=0, optimizer="adamw", lr=0.05, draws=True, **settings):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lrft.core.errors import RecipeError
 from lrft.methods.allocate.increlora import IncreLoRA
+from lrft.registry.errors import RecipeError
 from tests.methods.allocate.allocating import SHAPES, gates, make_run
 
 TOTAL = 20

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from lrft.core.errors import RecipeError
 from lrft.core.params import Site
 from lrft.core.stages import SitePlan
 from lrft.methods.adapters.mola import MoLA as Adapter
 from lrft.methods.allocate.mola import MoLA
+from lrft.registry.errors import RecipeError
 
 LINEARS = {
     "self_attn.q_proj": (4096, 4096),

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import QUANTIZERS
-from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.core.stages import SitePlan
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.allocate.spafit import SPAFIT
+from lrft.registry.axes import QUANTIZERS
+from lrft.registry.errors import RecipeError
 
 
 def plan_of(layers, kinds=("q_proj", "v_proj")):

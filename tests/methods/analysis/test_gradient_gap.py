@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import ADAPTERS, ANALYSES, OPTIMIZERS, QUANTIZERS
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.recipe.schema import ScheduleSection
-from lrft.train import schedule
+from lrft.registry.axes import ADAPTERS, ANALYSES, OPTIMIZERS, QUANTIZERS
+from lrft.training import schedule
 
 OUT, IN, RANK, ALPHA = 20, 16, 3, 6
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lrft.core.analysis import Change
-from lrft.core.axes import ANALYSES
 from lrft.methods.analysis.intruders import similarity
+from lrft.registry.axes import ANALYSES
 
 
 class Given:

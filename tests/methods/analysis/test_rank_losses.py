@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lrft.api.open_run import open_run
 from lrft.core.adapted import adapted
-from lrft.jobs.open_run import open_run
-from lrft.jobs.train import train_recipe
 from lrft.recipe.load import load_recipe
-from lrft.train.folder import RunFolder
+from lrft.training.folder import RunFolder
 
 SMOKE = Path(__file__).parents[3] / "recipes" / "smoke"
 STEPS = 4
@@ -27,7 +26,7 @@ def run(tiny, tmp_path):
         small += [f"train.max_steps={STEPS}", f"train.eval_every={STEPS}", "train.device=cpu"]
         small += ["adapter.rank=4", "optimizer.lr=0.05", "analyse=[rank_losses, row_losses]"]
         loaded = load_recipe(SMOKE / "lora.yaml", [*small, *overrides])
-        return train_recipe(loaded, tmp_path / "run", resume=False), tmp_path / "run"
+        return train(loaded, tmp_path / "run", resume=False), tmp_path / "run"
 
     return train
 
@@ -39,7 +38,7 @@ def last(folder: Path) -> dict:
 def loss_with(folder: Path, rank: int) -> float:
     """Held-out loss of a LoRA whose B is 0 from `rank` on, scored anew from the folder."""
     from lrft.data.steps import eval_batches
-    from lrft.evaluate.loss import held_out_loss
+    from lrft.evaluation.loss import held_out_loss
 
     recipe, text, adaptation = open_run(RunFolder(folder))
     for _, module in adapted(adaptation.model.hf):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.core.axes import QUANTIZERS
-from lrft.jobs.train import train_recipe
+from lrft.api.train import train
 from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe
+from lrft.registry.axes import QUANTIZERS
 
 SMOKE = Path(__file__).parents[3] / "recipes" / "smoke"
 
@@ -25,7 +25,7 @@ def found(tiny, folder: Path, *overrides: str) -> dict:
         "adapter.dropout=0",
     ]
     loaded = load_recipe(SMOKE / "lora.yaml", [*small, *overrides])
-    return train_recipe(loaded, folder, resume=False)["analysis"]["start_error"]
+    return train(loaded, folder, resume=False)["analysis"]["start_error"]
 
 
 def test_a_stored_base_loses_its_rounding_and_no_more(tiny, tmp_path):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import ADAPTERS, QUANTIZERS
 from lrft.core.params import Site
 from lrft.methods.analysis.update_rank import _ranks
+from lrft.registry.axes import ADAPTERS, QUANTIZERS
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.core.axes import ADAPTERS, INITS
 from lrft.core.params import Site
 from lrft.core.stages import Tokens
 from lrft.methods.inits.corda import decompose
 from lrft.methods.signals.input_cov import InputCov
+from lrft.registry.axes import ADAPTERS, INITS
 
 OUT, WIDTH = 14, 20
 MODES = pytest.mark.parametrize("mode", ["ipm", "kpm"])

@@ -7,7 +7,6 @@ from itertools import cycle, islice
 import pytest
 import torch
 
-from lrft.core.axes import ADAPTERS, INITS, SIGNALS
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.params import Site
@@ -18,6 +17,7 @@ from lrft.model.calibrate import calibrate
 from lrft.model.load import load_model
 from lrft.model.sites import choose, linear_sites
 from lrft.recipe.schema import ModelSection
+from lrft.registry.axes import ADAPTERS, INITS, SIGNALS
 
 WIDTHS = {"a": 20, "b": 20, "c": 12}
 

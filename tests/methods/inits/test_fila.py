@@ -6,9 +6,9 @@ import pydantic
 import pytest
 import torch
 
-from lrft.core.axes import ADAPTERS, INITS
 from lrft.core.params import Site
 from lrft.methods.inits.fila import row_weights
+from lrft.registry.axes import ADAPTERS, INITS
 
 OUT, WIDTH = 24, 16
 DATA = {"forget": {"source": "forget.jsonl"}, "retain": {"source": "retain.jsonl"}}

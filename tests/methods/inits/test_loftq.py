@@ -6,10 +6,10 @@ import pytest
 import torch
 from bitsandbytes import functional as bnb
 
-from lrft.core.axes import ADAPTERS
-from lrft.core.errors import RecipeError
 from lrft.core.params import Site
 from lrft.methods.quant.nf4_reference import NF4Reference
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.errors import RecipeError
 from tests.contracts.test_inits import build, make, storing
 
 

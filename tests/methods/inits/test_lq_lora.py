@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 
-from lrft.core.axes import ADAPTERS, QUANTIZERS
-from lrft.core.errors import MissingExtra, RecipeError
 from lrft.core.params import Site
 from lrft.core.stages import Evidence, SitePlan
 from lrft.methods.inits._bit_program import assign
 from lrft.methods.inits.lq_lora import decompose, importance_of
+from lrft.registry.axes import ADAPTERS, QUANTIZERS
+from lrft.registry.errors import MissingExtra, RecipeError
 from tests.contracts.test_inits import build, make, measured, storing
 
 

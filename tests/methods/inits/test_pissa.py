@@ -33,7 +33,7 @@ def test_the_fast_decomposition_leaves_no_less_and_little_more():
 
 def test_a_rewritten_4_bit_residual_is_nearer_to_the_weight_than_plain_rounding():
     """The paper's reason to store the residual, on a weight whose spectrum decays."""
-    from lrft.core.axes import QUANTIZERS
+    from lrft.registry.axes import QUANTIZERS
 
     site, weight = make("pissa", "nf4_reference", residual="rewrite", rank=12, out=64, width=64)
     plain = QUANTIZERS.get("nf4_reference")(weight, None, QUANTIZERS.declared("nf4_reference").config())

@@ -6,9 +6,9 @@ import pytest
 import torch
 from bitsandbytes import functional as bnb
 
-from lrft.core.axes import ADAPTERS
 from lrft.core.params import Site
 from lrft.methods.quant.nf4_reference import NF4Reference
+from lrft.registry.axes import ADAPTERS
 from tests.contracts.test_inits import build, make
 
 

@@ -15,16 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.axes import ADAPTERS, OBJECTIVES, QUANTIZERS
 from lrft.core.batch import Batch
-from lrft.core.errors import DataError, RecipeError
-from lrft.core.loss import Head, target_logprobs
 from lrft.core.params import ParamInfo, Site
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
 from lrft.data.steps import TrainData
 from lrft.model.attention import register
 from lrft.model.causal_lm import CausalLM
+from lrft.ops.loss import Head, target_logprobs
+from lrft.registry.axes import ADAPTERS, OBJECTIVES, QUANTIZERS
+from lrft.registry.errors import DataError, RecipeError
 
 VOCABULARY = 61
 BETA = 0.3

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.core.axes import OBJECTIVES
 from lrft.core.batch import Batch
-from lrft.core.loss import Head
+from lrft.ops.loss import Head
+from lrft.registry.axes import OBJECTIVES
 
 VOCABULARY = 50
 

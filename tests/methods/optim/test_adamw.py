@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
+from lrft.registry.axes import OPTIMIZERS
 
 
 def build(name, param, **settings):

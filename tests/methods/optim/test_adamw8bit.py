@@ -5,10 +5,10 @@ import sys
 import pytest
 import torch
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.errors import MissingExtra
 from lrft.core.params import ParamInfo
 from lrft.methods.optim import _bnb
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.errors import MissingExtra
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._projection import back, held, project
-from lrft.train.flatten import flatten, unflatten
+from lrft.registry.axes import OPTIMIZERS
+from lrft.training.flatten import flatten, unflatten
 
 SHAPES = {"tall": (24, 16), "wide": (16, 24), "square": (16, 16), "norm": (16,)}
 SETTINGS = {"rank": 4, "update_every": 4, "lr": 0.01}

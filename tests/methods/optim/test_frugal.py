@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
+from lrft.registry.axes import OPTIMIZERS
 
 # hidden size, inner size, layers, and the GiB of state in the paper's table at density 0.25 and 0.
 LLAMA = {

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
 from lrft.methods.optim.lora_fa import corrected
+from lrft.registry.axes import OPTIMIZERS
 
 M, N, R = 20, 12, 4
 

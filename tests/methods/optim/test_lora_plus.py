@@ -6,8 +6,8 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 
-from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
+from lrft.registry.axes import OPTIMIZERS
 
 
 def build(name, infos, **settings):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._pairs import gram, sylvester
 from lrft.methods.optim.lora_pro import Solver
+from lrft.registry.axes import OPTIMIZERS
 
 M, N, R, S = 24, 18, 4, 2.5
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
 from lrft.methods.optim.mezo import seeded
+from lrft.registry.axes import OPTIMIZERS
 
 
 def tensor(*shape, seed=0, dtype=torch.float32):

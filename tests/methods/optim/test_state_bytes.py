@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from lrft.core.axes import OPTIMIZERS
 from lrft.core.params import ParamInfo
+from lrft.registry.axes import OPTIMIZERS
 
 VOCABULARY = 32000
 # hidden, inter, layers, GaLore's rank, numbers in all

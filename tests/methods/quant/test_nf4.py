@@ -10,11 +10,11 @@ from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
 from torch.nn import functional as F
 
-from lrft.core.errors import MissingExtra, UsageError
 from lrft.methods.quant import _bnb
 from lrft.methods.quant.fp4 import FP4
 from lrft.methods.quant.nf4 import NF4
 from lrft.methods.quant.nf4_reference import NF4Reference
+from lrft.registry.errors import MissingExtra, UsageError
 
 repacking_cpu = pytest.mark.skipif(not bnb.has_avx512bf16(), reason="only CPUs with AVX512-BF16 repack")
 

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import OPTIMIZERS, QUANTIZERS
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.restart.cola import COLA
 from lrft.recipe.schema import ScheduleSection
-from lrft.train import schedule
+from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
+from lrft.training import schedule
 
 
 def make(links, total=12, method="linear", warmup=0):

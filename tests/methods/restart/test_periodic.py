@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS
-from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.restart.periodic import PeriodicLoRA, unload
 from lrft.recipe.schema import ScheduleSection
-from lrft.train import schedule
+from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS
+from lrft.registry.errors import RecipeError
+from lrft.training import schedule
 
 X = torch.randn(6, 24, generator=torch.Generator().manual_seed(1))
 

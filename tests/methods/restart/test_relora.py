@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
-from lrft.core.axes import OPTIMIZERS, QUANTIZERS
-from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.restart._unload import above_quantile
 from lrft.methods.restart.relora import ReLoRA
 from lrft.recipe.schema import ScheduleSection
-from lrft.train import schedule
+from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
+from lrft.registry.errors import RecipeError
+from lrft.training import schedule
 
 
 def make(total=12, optimizer="adamw", rates="linear", width=64, **settings):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.methods.select.badam import BAdam
 from lrft.recipe.schema import ScheduleSection
-from lrft.train import schedule, updates
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.errors import RecipeError
+from lrft.training import schedule, updates
 
 LR, DECAY = 0.01, 0.1
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.core.axes import OPTIMIZERS
-from lrft.core.errors import RecipeError
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.methods.select.lisa import LISA
 from lrft.recipe.schema import ScheduleSection
-from lrft.train import schedule
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.errors import RecipeError
+from lrft.training import schedule
 
 LAYERS = 12  # more than ten, so that layer 10 must not stand before layer 2
 

@@ -1,0 +1,246 @@
+"""`lrft merge`: a run's adapter in dense weights, and how faithful they are."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from lrft.api.open_run import open_run, trusts_remote_code
+from lrft.api.stopping import check_stops
+from lrft.build.adapt import Adaptation
+from lrft.build.dataset import Text
+from lrft.core.batch import Batch
+from lrft.core.notes import say
+from lrft.data.steps import eval_batches
+from lrft.data.tokenize import Encoded
+from lrft.export.card import merged_card, recipe_to_share
+from lrft.export.feedback import moments
+from lrft.export.fidelity import compare
+from lrft.export.merge import Rounding, check_mergeable, merge_into, relative_change, truncate
+from lrft.export.write import check_free, write_merged
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import DTYPES, load_model
+from lrft.model.stopping import stops_as_trained
+from lrft.model.trained import frozen_layers
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import OBJECTIVES
+from lrft.registry.errors import DataError, ToleranceError
+from lrft.training.folder import RECIPE, RunFolder, find
+
+
+def merge(
+    run: RunFolder | Path | str | None = None,
+    out: Path | str = "model",
+    onto: str | None = None,
+    rank: int | None = None,
+    rounding: str | None = None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
+
+    Args:
+        run: a run folder, its path or name under runs/, or one of its checkpoints; by default the latest run.
+        out: a new or an empty folder.
+        rank: keep only so many leading rank components, of adapters that allow it.
+        onto, rounding, dtype: by default what the run's recipe says under `export`.
+
+    Raises:
+        UsageError: `out` is not free.
+        NotMergeable: the method is not a change of the weight.
+        NumericalError: a weight is not finite or beyond the precision; nothing is written.
+        ToleranceError: the merged model is further from the adapter than `export.tolerance`, or stops elsewhere than
+            the run; files are kept.
+    """
+    folder, out = find(run), Path(out)
+    check_free(out)
+    recipe, text, adaptation = open_run(folder)
+    recipe = _asked(recipe, onto, rounding, dtype)
+    check_mergeable(adaptation.model)
+    if rank is not None:
+        truncate(adaptation.model, rank)
+    job = _Merge(folder, recipe, text, adaptation, out)
+    record = {**({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
+    target = RunFolder(out)
+    target.write("fidelity.json", record)
+    target.write("README.md", merged_card(recipe, record, folder.path.name))
+    target.write(RECIPE, recipe_to_share(recipe))
+    job.judge(record)
+    return record
+
+
+def _asked(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:
+    """The recipe with what the command was asked for, and every default of `export` that depends on it."""
+    section = recipe.export
+    precision = dtype or section.dtype or recipe.model.dtype
+    chosen = None if precision == "float32" else rounding or section.rounding or "stochastic"
+    update = {"onto": onto or section.onto, "dtype": precision, "rounding": chosen}
+    return recipe.model_copy(update={"export": section.model_copy(update=update)})
+
+
+class _Merge:
+    """One merge: what is written, then what of it is read back and measured. Two models are in memory at most."""
+
+    def __init__(
+        self, folder: RunFolder, recipe: Recipe, text: Text, adaptation: Adaptation, out: Path
+    ) -> None:
+        self.folder, self.recipe, self.text, self.out = folder, recipe, text, out
+        self.model = adaptation.model
+        self.rows, self.rows_from = _rows_to_compare(recipe, text)
+
+    def write(self) -> dict[str, Any]:
+        """Merge and write the model; what was done, for the record."""
+        export, text = self.recipe.export, self.text
+        dense = self._base()
+        drawn = self._merge_into(dense, export.rounding)
+        foreign = self.recipe.model.tokenizer is not None
+        dropped = stops_as_trained(dense.hf, text.tokenizer, text.stop_ids, text.pad_id, foreign)
+        if dropped:
+            say(
+                f"generation_config.json: left out {', '.join(dropped)}, which transformers ignores and refuses to save"
+            )
+        write_merged(dense, text.tokenizer, self.out, export.shard_size)
+        done: dict[str, Any] = {
+            "run": self.folder.path.name,
+            "onto": export.onto,
+            "dtype": export.dtype,
+            "rounding": export.rounding,
+            "relative_change": relative_change(self.model),
+            "tolerance": export.tolerance,
+        }
+        if export.rounding == "feedback":
+            done |= {"calibration_rows": len(self.calibration), "rounded_stochastically": drawn}
+        return done
+
+    def measure(self) -> dict[str, Any]:
+        """The merged model on disk beside the adapter, and what nearest rounding would have given."""
+        merged = load_model(
+            self._merged_section(),
+            device=self.model.device,
+            trust_remote_code=trusts_remote_code(self.folder),
+        )
+        merged.hf.to(self.model.device)
+        record: dict[str, Any] = {"rows": len(self.rows), "rows_from": self.rows_from}
+        if self.rows:
+            record |= compare(self.model, merged, self._batches(self.rows))
+        record["generation"] = check_stops(
+            self.recipe, self.text, merged, self.out, trusts_remote_code(self.folder)
+        )
+        del merged
+        if self.rows and self.recipe.export.rounding not in (None, "nearest"):
+            record["nearest"] = self._nearest()
+        return record
+
+    def judge(self, record: dict[str, Any]) -> None:
+        """Say what was not compared; refuse what is too far off.
+
+        Raises:
+            ToleranceError: with the setting that stays closer.
+        """
+        if not record["generation"].get("agrees", True):
+            raise ToleranceError(
+                f"{self.out}: with its own settings the merged model stops elsewhere than the run does, see "
+                "`generation` in fidelity.json; its generation_config.json or chat template is not that of training",
+                record,
+            )
+        if not self.rows:
+            say("data.eval: no held-out rows, so the merged model was not compared with the adapter")
+            return
+        if self.rows_from == "data.train":
+            say("data.eval: no held-out rows, so the merged model was compared on rows of data.train")
+        if not self._within(record):
+            raise ToleranceError(
+                f"{self.out}: the merged model is {record['kl_mean']:.3g} nats per token from the adapter and its loss "
+                f"{record['loss_difference']:+.3g} away, more than export.tolerance {record['tolerance']}; "
+                f"{self._remedy(record)}",
+                record,
+            )
+
+    def _base(self) -> CausalLM:
+        return load_model(
+            self._section(),
+            device=self.model.device,
+            trust_remote_code=trusts_remote_code(self.folder),
+            seed=self.recipe.train.seed,
+        )
+
+    def _merge_into(self, dense: CausalLM, method: str | None) -> list[str]:
+        export, objective = self.recipe.export, self.recipe.objective
+        measured = None
+        if method == "feedback":
+            batches = self._batches(self.calibration)
+            loss = OBJECTIVES.get(objective.method)(objective)
+            measured = partial(moments, self.model, batches=batches, objective=loss)
+        rounding = Rounding(method or "nearest", measured)
+        return merge_into(
+            dense, self.model, onto=export.onto, dtype=DTYPES[str(export.dtype)], rounding=rounding
+        )
+
+    @cached_property
+    def calibration(self) -> list[Encoded]:
+        """The training rows that feedback measures on.
+
+        Raises:
+            DataError: they cannot be read, or hold nothing to learn.
+        """
+        return self.text.encoded(self.recipe.data.train, "data.train", self.recipe.export.calibration_rows)
+
+    def _batches(self, rows: list[Encoded]) -> list[Batch]:
+        return list(eval_batches(rows, self.recipe.eval.batch_tokens, self.text.pad_id))
+
+    def _nearest(self) -> dict[str, float]:
+        """The same figures for nearest rounding, of a model that is never written."""
+        dense = self._base()
+        self._merge_into(dense, "nearest")
+        dense.hf.to(self.model.device)
+        found = compare(self.model, dense, self._batches(self.rows))
+        return {key: found[key] for key in ("kl_mean", "loss_difference")}
+
+    def _merged_section(self) -> Any:
+        update = {
+            "name": str(self.out),
+            "revision": None,
+            "weights": "pretrained",
+            "tokenizer": None,
+            "dtype": self.recipe.export.dtype,
+        }
+        return self._section().model_copy(update=update)
+
+    def _section(self) -> Any:
+        """The model section with the attention that the run's model was found to compute rightly with."""
+        return self.recipe.model.model_copy(update={"attention": self.model.attention})
+
+    def _remedy(self, record: dict[str, Any]) -> str:
+        """The setting that stays closer, of those that are not in use already."""
+        export = self.recipe.export
+        bases = [base for _, base, _ in frozen_layers(self.model)]
+        if export.onto == "original" and any("dense_base" not in base.original.provides for base in bases):
+            return "the adapter was trained on the rounded base, so `--onto dequantized` stays closer"
+        if export.dtype == "float16" and not math.isfinite(record["kl_mean"]):
+            return "its activations are beyond float16, so use `--dtype bfloat16`"
+        if export.rounding == "nearest":
+            return "nearest rounding erases small changes; `--rounding stochastic` stays closer"
+        if "nearest" in record and self._within(record["nearest"]):
+            return "the change is large, so `--rounding nearest` stays closer"
+        if export.rounding == "stochastic":
+            return "`--rounding feedback` or `--dtype float32` stays closer"
+        if export.rounding == "feedback":
+            return "`--dtype float32` stays closer"
+        return "nothing was rounded, so keep the adapter beside its base or allow more with export.tolerance"
+
+    def _within(self, figures: dict[str, Any]) -> bool:
+        largest = self.recipe.export.tolerance
+        return figures["kl_mean"] <= largest and abs(figures["loss_difference"]) <= largest
+
+
+def _rows_to_compare(recipe: Recipe, text: Text) -> tuple[list[Encoded], str | None]:
+    """Held-out rows, or where there are none training rows, and the key they are from; none where neither is there."""
+    limit = recipe.export.fidelity_rows
+    if held_out := text.held_out_encoded(limit):
+        return held_out, "data.eval"
+    try:
+        return text.encoded(recipe.data.train, "data.train", limit), "data.train"
+    except DataError as error:
+        say(f"data.train: cannot be read any more ({error})")
+        return [], None

@@ -1,0 +1,90 @@
+"""`lrft train --dry-run`: everything checked, counted and estimated, no weights loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lrft.build.adapt import plan_without_weights
+from lrft.build.dataset import check_steps, check_text, possible_steps, read_text, train_data
+from lrft.build.measure import measure
+from lrft.core.stages import ranks_of
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import DTYPES, load_model
+from lrft.recipe.load import LoadedRecipe, as_loaded
+from lrft.recipe.resolved import recipe_hash
+from lrft.recipe.schema import Recipe
+
+
+def plan(
+    recipe: LoadedRecipe | Path | str, trust_remote_code: bool = False, *, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The plan of a recipe as plain values: data, steps, targets, exact counts, bytes.
+
+    Parameter counts and optimizer bytes are read off the modules and the optimizer that training would build;
+    activation bytes are an estimate and say so.
+
+    Raises:
+        RecipeError, DataError: what training would raise before its first step.
+    """
+    loaded = as_loaded(recipe, overrides)
+    return {"recipe": loaded.name, **_plan(loaded.recipe, trust_remote_code)}
+
+
+def _plan(recipe: Recipe, trust_remote_code: bool) -> dict[str, Any]:
+    text = read_text(recipe, trust_remote_code=trust_remote_code)
+    check_text(text, recipe)
+    model = load_model(recipe.model, trust_remote_code=trust_remote_code, meta=True)
+    settings = recipe.train
+    packing = recipe.train.packing
+    if packing is None and not model.takes_positions:
+        packing = False  # nothing tells such a model where a document begins
+    steps = train_data(recipe, text, packing=packing).total_steps(settings.max_steps, settings.epochs)
+    possible = [steps] if packing is not None else possible_steps(recipe, text)
+    adaptation = plan_without_weights(recipe, model)
+    check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
+    counted = measure(recipe, model)
+    return {
+        "recipe_hash": recipe_hash(recipe),
+        "data": text.record(),
+        "steps": steps,
+        "targets": counted["targets"],
+        "matrices": counted["matrices"],
+        "base_parameters": counted["base"],
+        "trainable_parameters": counted["trainable"],
+        "trainable_percent": counted["trainable_percent"],
+        "ranks_undecided": counted["ranks_undecided"],
+        "memory_bytes": memory_bytes(recipe, model, counted),
+    }
+
+
+def memory_bytes(recipe: Recipe, model: CausalLM, counted: dict[str, Any]) -> dict[str, int]:
+    """What takes how many bytes in training, and `total_estimated`; activations are the estimate in it.
+
+    Args:
+        model: the base model without weights.
+        counted: what `measure` says of the recipe.
+    """
+    memory = {
+        "linear_weights": counted["linear_bytes"],
+        "other_weights": counted["weight_bytes"] - counted["linear_bytes"],
+        "adapter": counted["trainable_bytes"],
+        "gradients": counted["gradient_bytes"],
+        "optimizer_state": counted["optimizer_bytes"],
+        "activations_estimated": _activation_bytes(recipe, model),
+    }
+    return {**memory, "total_estimated": sum(memory.values())}
+
+
+def _activation_bytes(recipe: Recipe, model: CausalLM) -> int:
+    """A rough estimate of what one micro-batch keeps for the backward pass, from the widths of the blocks."""
+    config = model.hf.config.get_text_config()
+    item = DTYPES[recipe.model.dtype].itemsize
+    tokens = recipe.train.batch_size * recipe.train.max_length
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    wide = getattr(config, "intermediate_size", None) or 4 * hidden
+    block = item * (12 * hidden + 4 * wide) + 16 * hidden  # saved inputs, float32 copies of the norms
+    if recipe.model.activation_checkpointing:
+        return tokens * (layers * hidden * item + block)
+    return tokens * layers * block

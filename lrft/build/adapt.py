@@ -1,0 +1,290 @@
+"""From a recipe to a base model with its adapter: sites, calibration, plan, attachment."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, count, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrft.build.dataset import Text, silent, train_data
+from lrft.core.adapted import adapted, adapters_off
+from lrft.core.batch import Batch
+from lrft.core.frozen import FrozenLinear, Quantizer
+from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, SitePlan, Statistic
+from lrft.data.steps import TrainData
+from lrft.data.tokenize import Encoded
+from lrft.evaluation.subject import Progress
+from lrft.model.attach import attach, dense, make_plan
+from lrft.model.backend import check_runs, settle_attention
+from lrft.model.calibrate import calibrate
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import configure, load_model
+from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
+from lrft.model.trained import check_sites, check_storage, choose_base_weights
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, OBJECTIVES, QUANTIZERS, SIGNALS
+from lrft.registry.config import parse_choice
+from lrft.registry.errors import RecipeError
+
+
+@dataclass
+class Adaptation:
+    """A base model with a recipe's adapter on it, and how it came about; `notes` are for the user."""
+
+    model: CausalLM
+    plan: Plan
+    targets: list[TargetRow]
+    matrices: Matrices
+    packing: bool = True
+    undecided: bool = False  # a planner that looks at weights or data has not been asked
+    notes: list[str] = field(default_factory=list)
+
+
+def quantizer(recipe: Recipe) -> Quantizer:
+    """The recipe's storage format, ready to take (weight, bias) and settings of one layer."""
+    cls, config = QUANTIZERS.get(recipe.quantization.method), recipe.quantization
+
+    def store(weight: Tensor, bias: Tensor | None = None, **settings: Any) -> FrozenLinear:
+        chosen = type(config).model_validate({**config.model_dump(), **settings}) if settings else config
+        layer: FrozenLinear = cls(weight, bias, config=chosen)
+        return layer
+
+    return store
+
+
+def adapt(
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+    text: Text | None = None,
+    saved: dict[str, Tensor] | None = None,
+    planned: dict[str, Any] | None = None,
+    trains: bool = True,
+    progress: Progress = silent,
+) -> Adaptation:
+    """Load the base model and put the recipe's adapter on it.
+
+    Args:
+        text: the training rows, for what calibrates.
+        saved: tensors of a checkpoint: its starts are used as they are, and nothing is calibrated again.
+        planned: plan.json of the run that `saved` belongs to.
+        trains: it will be trained; else it is scored or merged, and no rows are packed.
+
+    Raises:
+        RecipeError: the model cannot be loaded, or a pattern matches nothing.
+    """
+    model = load_model(
+        recipe.model, device=device, trust_remote_code=trust_remote_code, seed=recipe.train.seed
+    )
+    if recipe.model.tokenizer is not None and text is not None:
+        text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
+    if not trains:
+        recipe = _packing(recipe, False)
+    asked = recipe
+    adaptation, planners = _begun(recipe, model, check=trains)
+    on_cpu = torch.device(device).type == "cpu"
+    if on_cpu or not model.attention.startswith("flash"):
+        recipe = _settled(asked, adaptation, device)
+    elif asked.train.packing is None:
+        # Nothing is known before the weights are on the GPU: calibrate on single rows.
+        recipe = _packing(asked, False)
+    signals: Signals = {}
+    if recipe.adapter is not None and saved is not None and planned is not None:
+        adaptation.plan = {name: SitePlan.of(record) for name, record in planned.items()}
+    elif recipe.adapter is not None:
+        left = _decide(adaptation.plan, planners, None)
+        signals = _signals(recipe, model, adaptation.plan, left, text, device, progress)
+        _decide(adaptation.plan, left, _evidence(recipe, model, signals, progress))
+    attach(
+        model,
+        adaptation.plan,
+        adapter=None if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method),
+        config=recipe.adapter,
+        init=None if recipe.init is None else INITS.get(recipe.init.method)(recipe.init),
+        quantize=quantizer(recipe),
+        signals=signals,
+        saved=saved,
+        device=device,
+        seed=recipe.train.seed,
+        progress=partial(progress, "preparing layers"),
+    )
+    if not on_cpu:
+        with _bare(model):
+            _settled(asked, adaptation, device)
+    check_runs(model)
+    configure(model, recipe.model)
+    return adaptation
+
+
+def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
+    """What `adapt` plans, for a model without weights; planners that look at weights or data are not asked.
+
+    Raises:
+        RecipeError: a pattern matches nothing.
+    """
+    adaptation, planners = _begun(recipe, model)
+    adaptation.undecided = bool(_decide(adaptation.plan, planners, None))
+    return adaptation
+
+
+def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptation, list[Planner]]:
+    """The starting plan, and the planners that have their say.
+
+    Args:
+        check: refuse what could not train; a run that has trained is past that.
+    """
+    _check_length(recipe, model)
+    choose_base_weights(model, recipe.trainable.weights)
+    held = matrices(model)
+    if check and "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:
+        check_storage(model, recipe.quantization.method)
+    if recipe.adapter is None:
+        return Adaptation(model, {}, [], held), []
+    kinds = ADAPTERS.get(recipe.adapter.method).site_kinds
+    sites, table = choose(sites_of(model, kinds), recipe.adapter.targets, held.total, model.direct)
+    if check:
+        check_sites(model, sites)
+    init = INITS.get(recipe.init.method)(recipe.init)
+    planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
+    return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners
+
+
+def _bare(model: CausalLM) -> AbstractContextManager[None]:
+    """The model with its adapters off, unless they are the weights themselves."""
+    own = any("own_weights" in module.adapter.provides for _, module in adapted(model.hf))
+    return nullcontext() if own else adapters_off(model.hf)
+
+
+def _settled(recipe: Recipe, adaptation: Adaptation, device: torch.device | str) -> Recipe:
+    """Find what the model computes rightly with; the recipe that says whether rows are packed."""
+    wanted = True if recipe.model.compile and recipe.train.packing is None else recipe.train.packing
+    adaptation.packing, note = settle_attention(adaptation.model, recipe.model, device, wanted)
+    adaptation.notes = [note] if note else []
+    return _packing(recipe, adaptation.packing)
+
+
+def _packing(recipe: Recipe, packing: bool) -> Recipe:
+    train = recipe.train.model_copy(update={"packing": packing})
+    return recipe.model_copy(update={"train": train})
+
+
+def _decide(plan: Plan, planners: Sequence[Planner], evidence: Evidence | None) -> list[Planner]:
+    """Ask every planner; without evidence those that look at weights or data are left, and returned."""
+    left = []
+    for planner in planners:
+        if evidence is None and (planner.needs or planner.reads_weights):
+            left.append(planner)
+        else:
+            plan.update(planner.plan(plan, evidence))
+    for planner in planners:
+        if isinstance(planner, Init):
+            planner.check(plan)
+    return left
+
+
+def _evidence(recipe: Recipe, model: CausalLM, signals: Signals, progress: Progress) -> Evidence:
+    def weight(name: str) -> Tensor:
+        return dense(model.hf.get_submodule(name))[0]
+
+    return Evidence(signals, weight, quantizer(recipe), partial(progress, "planning layers"))
+
+
+def _signals(
+    recipe: Recipe,
+    model: CausalLM,
+    plan: Plan,
+    planners: Sequence[Planner],
+    text: Text | None,
+    device: torch.device | str,
+    progress: Progress,
+) -> Signals:
+    """What the planners need measured, over the first micro-batches of the training rows or of their own sources."""
+    found: Signals = defaultdict(dict)
+    for planner in planners:
+        labels: dict[str, list[str]] = defaultdict(list)
+        for need in planner.needs:
+            name, _, label = need.partition("@")
+            labels[label].append(name)
+        for label, names in labels.items():
+            assert text is not None, "calibration needs the training rows"
+            model.hf.to(device)
+            torch.manual_seed(recipe.train.seed)
+            part = _calibrated(recipe, model, plan, planner, label, names, text, progress)
+            for site, statistics in part.items():
+                found[site].update({f"{n}@{label}" if label else n: t for n, t in statistics.items()})
+    return dict(found)
+
+
+def _calibrated(
+    recipe: Recipe,
+    model: CausalLM,
+    plan: Plan,
+    planner: Planner,
+    label: str,
+    names: list[str],
+    text: Text,
+    progress: Progress,
+) -> Signals:
+    wanted = planner.config.batches
+    rows = text.encoded(planner.sources()[label], f"init.{label}") if label else text.train
+    single = any(SIGNALS.get(name).per_document for name in names)
+    data = _calibration_data(recipe, text, rows, single) if label or single else train_data(recipe, text)
+    config = parse_choice(OBJECTIVES, planner.objective) if planner.objective else recipe.objective
+    objective = OBJECTIVES.get(config.method)(config)
+    if single and "pairs" in objective.requires:
+        message = f"measures single documents, of which {objective.name} has no loss; choose another init"
+        raise RecipeError(message, "init.method")
+    show = partial(progress, f"calibrating on {label}" if label else "calibrating")
+
+    def make(site: str, name: str) -> Statistic:
+        settings = plan[site].settings
+        assert settings is not None
+        statistic: Statistic = SIGNALS.get(name)(**planner.signal_options(name, settings))
+        return statistic
+
+    return calibrate(
+        model,
+        {name: entry.site for name, entry in plan.items() if entry.settings is not None},
+        islice(_micro_batches(data), wanted),
+        objective,
+        make,
+        names,
+        lambda done: show(done, wanted),
+    )
+
+
+def _micro_batches(data: TrainData) -> Iterator[Batch]:
+    return chain.from_iterable(data.at(step).micro_batches for step in count())
+
+
+def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: bool) -> TrainData:
+    """Rows cut as training cuts them, or one document a micro-batch."""
+    settings = recipe.train
+    if single:
+        rows = [document for row in rows for document in row.documents()]
+    return TrainData(
+        rows,
+        batch_size=1 if single else settings.batch_size,
+        accumulation=1,
+        max_length=settings.max_length,
+        packing=settings.packing is not False and not single,
+        seed=settings.seed,
+        pad_id=text.pad_id,
+    )
+
+
+def _check_length(recipe: Recipe, model: CausalLM) -> None:
+    positions = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and recipe.train.max_length > positions:
+        raise RecipeError(
+            f"{recipe.train.max_length} tokens are more than the model has positions; use at most {positions}",
+            "train.max_length",
+        )

@@ -1,0 +1,189 @@
+"""From an adapted model to everything that training needs: optimizer, schedule, callbacks, data order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from lrft.build.adapt import Adaptation
+from lrft.build.dataset import Text, train_data
+from lrft.core.batch import Batch
+from lrft.core.callback import Callback
+from lrft.core.objective import Objective
+from lrft.core.params import ParamInfo
+from lrft.core.run import Run
+from lrft.core.stages import ranks_of
+from lrft.data.steps import StepBatches, eval_batches
+from lrft.evaluation.loss import held_out_loss, row_losses
+from lrft.evaluation.subject import EvaluationStopped, Subject
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import load_model
+from lrft.model.trained import parameter_infos, trained_tensors
+from lrft.model.weights import ModelWeights
+from lrft.recipe.length import check_length
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import ALLOCATORS, ANALYSES, OBJECTIVES, OPTIMIZERS, RESTARTS, SELECTORS
+from lrft.registry.errors import RecipeError
+from lrft.training import schedule, updates
+from lrft.training.checkpoint import Identity
+from lrft.training.folder import METRICS, RunFolder
+from lrft.training.keepers import GradientCheck, LossScale, Saver, Scorer, StopAtLoss, StopOnSignal
+from lrft.training.metrics import Bar, MetricsFile, Wandb
+
+TIMED = {"allocate": ALLOCATORS, "restart": RESTARTS, "select": SELECTORS}
+
+
+@dataclass
+class Job:
+    """Everything `train` needs."""
+
+    run: Run
+    steps: Callable[[], Iterable[StepBatches]]
+    objective: Objective
+    text: Text
+    adaptation: Adaptation
+    identity: Identity
+    folder: RunFolder
+
+
+def assemble(
+    recipe: Recipe,
+    folder: RunFolder,
+    text: Text,
+    adaptation: Adaptation,
+    accelerator: Any,
+    recipe_hash: str,
+    trust_remote_code: bool = False,
+) -> Job:
+    """Optimizer, schedule, callbacks and data order around an adapted model. Nothing is trained yet.
+
+    Raises:
+        RecipeError: the optimizer cannot take these parameters, or the run is too short for a setting.
+    """
+    model, settings = adaptation.model, recipe.train
+    if recipe.optimizer.per_layer and accelerator.num_processes > 1:
+        raise RecipeError(
+            "gradients that are freed at once cannot be summed over processes", "optimizer.per_layer"
+        )
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    data = train_data(recipe, text, processes, rank, adaptation.packing)
+    total = data.total_steps(settings.max_steps, settings.epochs)
+    check_length(recipe, total, ranks_of(adaptation.plan))
+    infos = parameter_infos(model)
+    optimizer = build_optimizer(recipe, infos)
+    run = Run(
+        model,
+        infos,
+        optimizer,
+        schedule.build(optimizer, recipe.schedule, total),
+        total,
+        seed=settings.seed,
+        clip=settings.clip,
+        folder=folder.path,
+        accelerator=accelerator,
+        recipe=recipe,
+    )
+    identity = Identity(recipe_hash, model.fingerprint)
+    reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
+    run.weights = ModelWeights(model, reload)
+    run.callbacks = _callbacks(recipe, run, text, folder, identity)
+    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+
+    def steps() -> Iterable[StepBatches]:
+        return (data.at(step) for step in range(run.step, total))
+
+    return Job(run, steps, objective, text, adaptation, identity, folder)
+
+
+def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Any:
+    """The recipe's optimizer over these parameters, with the way base weights are updated.
+
+    Raises:
+        RecipeError: the optimizer cannot take them.
+    """
+    cls = OPTIMIZERS.get(recipe.optimizer.method)
+    try:
+        return updates.build(
+            partial(cls.build, config=recipe.optimizer),
+            infos,
+            update=recipe.trainable.update,
+            per_layer=recipe.optimizer.per_layer,
+            seed=recipe.train.seed,
+        )
+    except ValueError as error:
+        raise RecipeError(str(error), "optimizer") from None
+
+
+def subject(recipe: Recipe, text: Text, model: CausalLM, **watching: Any) -> Subject:
+    """What the evaluation tasks score."""
+    return Subject(
+        model=model,
+        tokenizer=text.tokenizer,
+        renderer=text.renderer,
+        rows=text.held_out,
+        stop_ids=text.stop_ids,
+        pad_id=text.pad_id,
+        batch_tokens=recipe.eval.batch_tokens,
+        **watching,
+    )
+
+
+def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity: Identity) -> list[Callback]:
+    """In the order they act after a step: methods, what looks at them, score, write the line, show it, save.
+
+    The line comes before the checkpoint, so that a kill between the two cannot lose a step's record.
+    """
+    settings, logging = recipe.train, recipe.logging
+    scorer = None
+    if settings.eval_every is not None:
+        encoded = text.held_out_encoded(recipe.eval.limit)
+        batches = partial(eval_batches, encoded, recipe.eval.batch_tokens, text.pad_id)
+        # Longest rows come first, so the first batch asks for the most memory.
+        scorer = Scorer(
+            partial(_score, batches), partial(_score, lambda: islice(batches(), 1)), settings.eval_every
+        )
+        run.score = lambda: row_losses(run.model, batches())
+    saver = Saver(
+        partial(trained_tensors, run.model),
+        folder.checkpoints,
+        identity,
+        every=settings.save_every,
+        keep_last=settings.keep_last,
+        scorer=scorer,
+    )
+    wandb = (
+        Wandb(logging.wandb, folder.path.name, folder.path, recipe.model_dump()) if logging.wandb else None
+    )
+    scale = LossScale(run.device.type) if recipe.model.dtype == "float16" else None
+    found = [
+        GradientCheck(),
+        *_timed_methods(recipe),
+        None if settings.stop_below is None else StopAtLoss(settings.stop_below),
+        *(ANALYSES.get(config.method)(config) for config in recipe.analyse),
+        scale,
+        scorer,
+        MetricsFile(folder.path / METRICS),
+        Bar(logging.every),
+        wandb,
+        StopOnSignal(),
+        saver,
+    ]
+    return [callback for callback in found if callback is not None]
+
+
+def _timed_methods(recipe: Recipe) -> list[Callback]:
+    """The chosen methods that act over time; a static allocator has done its part in the plan."""
+    chosen = [(registry, getattr(recipe, axis)) for axis, registry in TIMED.items()]
+    made = [registry.get(config.method)(config) for registry, config in chosen if config is not None]
+    return [method for method in made if isinstance(method, Callback)]
+
+
+def _score(batches: Callable[[], Iterable[Batch]], run: Run) -> dict[str, float]:
+    try:
+        result = held_out_loss(run.model, batches(), lambda: run.stop_signal is not None)
+    except EvaluationStopped:
+        return {}
+    return {"eval_loss": result.loss, "eval_perplexity": result.perplexity}

@@ -1,0 +1,143 @@
+"""What a recipe costs, counted from the modules and the optimizer that training would build, without weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+
+from lrft.build.adapt import Adaptation, plan_without_weights, quantizer
+from lrft.build.job import build_optimizer
+from lrft.core.adapted import adapted
+from lrft.core.params import ParamInfo
+from lrft.model.attach import attach_without_weights, detach
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import DTYPES, load_model
+from lrft.model.sites import linear_sites, site_size
+from lrft.model.trained import parameter_infos
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import ADAPTERS, QUANTIZERS
+from lrft.training import updates
+
+
+def measure(recipe: Recipe, model: CausalLM | None = None, optimizer: bool = True) -> dict[str, Any]:
+    """Counts and bytes of a recipe as plain numbers.
+
+    Args:
+        model: its base model without weights, to be used for several recipes; given back as it was.
+        optimizer: count the optimizer's state too, which steps the optimizer once.
+
+    Returns:
+        `base`, `linear` and `other` (its parameters in linear layers of the body, and the rest), `trainable`,
+        `trainable_percent` (of base + trainable), `percent_of_base`, `weight_bytes`, `trainable_bytes`,
+        `gradient_bytes`, `optimizer_bytes`.
+
+    Raises:
+        RecipeError: the model cannot be built, or a pattern matches nothing.
+    """
+    if model is None:
+        model = load_model(recipe.model, meta=True)
+    base = sum(parameter.numel() for parameter in model.hf.parameters())
+    linear = sum(site.in_features * site.out_features for site in linear_sites(model).values())
+    adaptation = plan_without_weights(recipe, model)
+    try:
+        infos = planned_parameters(recipe, adaptation)
+        trainable = sum(info.param.numel() for info in infos)
+        added = sum(info.param.numel() for info in infos if info.site)
+        gradients = [info.param.numel() * info.param.element_size() for info in infos]
+        item = DTYPES[recipe.model.dtype].itemsize
+        stored = item if recipe.trainable.weights == "full" else bytes_per_weight(recipe)
+        held = linear - sum(
+            module.adapter.site.in_features * module.adapter.site.out_features
+            for _, module in adapted(model.hf)
+            if "own_weights" in module.adapter.provides
+        )
+        return {
+            "base": base,
+            "linear": linear,
+            "other": base - linear,
+            "trainable": trainable,
+            "trainable_percent": 100 * trainable / (base + added),
+            "percent_of_base": 100 * trainable / base,
+            "weight_bytes": round(held * stored) + (base - linear) * item,
+            "linear_bytes": round(held * stored),
+            "trainable_bytes": sum(i.param.numel() * i.param.element_size() for i in infos if i.site),
+            "gradient_bytes": max(gradients) if recipe.optimizer.per_layer else sum(gradients),
+            "optimizer_bytes": optimizer_bytes(recipe, infos) if optimizer else 0,
+            "targets": [
+                {"pattern": r.pattern, "modules": r.modules, "share": r.share} for r in adaptation.targets
+            ],
+            "matrices": matrix_shares(adaptation, recipe),
+            "ranks_undecided": adaptation.undecided,
+        }
+    finally:
+        detach(model)
+
+
+def matrix_shares(adaptation: Adaptation, recipe: Recipe) -> dict[str, Any]:
+    """Of all numbers in matrices, the share adapted, the share stored in few bits, and the share out of reach of both.
+
+    `sentence` says what is out of reach.
+    """
+    held = adaptation.matrices
+    adapted_sizes = [
+        site_size(entry.site) for entry in adaptation.plan.values() if entry.settings is not None
+    ]
+    few_bits = "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides
+    return {
+        "numbers": held.total,
+        "adapted": sum(adapted_sizes) / max(held.total, 1),
+        "quantized": (1 - held.unreached) if few_bits else 0.0,
+        "unreached": held.unreached,
+        "sentence": held.sentence(),
+    }
+
+
+def planned_parameters(recipe: Recipe, adaptation: Adaptation) -> list[ParamInfo]:
+    """The trainable parameters, from adapters built without storage, put where training puts them."""
+    model = adaptation.model
+    if recipe.adapter is not None:
+        with torch.device("meta"):
+            attach_without_weights(
+                model, adaptation.plan, ADAPTERS.get(recipe.adapter.method), recipe.adapter
+            )
+        assert next(adapted(model.hf), None) is not None, "a plan without a site"
+    return parameter_infos(model)
+
+
+def bytes_per_weight(recipe: Recipe) -> float:
+    """Stored bytes per weight, read off a sample in the recipe's format."""
+    side = 1024  # whole blocks of every format, scales of scales included
+    layer = quantizer(recipe)(torch.zeros(side, side).to(DTYPES[recipe.model.dtype]), None)
+    return layer.stored_bytes / side**2
+
+
+def optimizer_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
+    """Bytes of state after one step of the very optimizer that training builds, on tensors without storage."""
+    together = recipe.optimizer.model_copy(update={"per_layer": False})  # the same state, in one step
+    recipe = recipe.model_copy(update={"optimizer": together})
+    optimizer = build_optimizer(recipe, infos)
+    if getattr(optimizer, "calls_closure", False):
+        return updates.state_bytes(optimizer)
+    if not getattr(optimizer, "steps_without_storage", True):
+        return _sampled_bytes(recipe, infos)
+    for info in infos:
+        info.param.grad = torch.empty_like(info.param)
+    optimizer.step()
+    found = updates.state_bytes(optimizer)
+    optimizer.zero_grad()
+    return found
+
+
+def _sampled_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
+    """The same for optimizers whose kernels need storage: one parameter of each shape and role stands for all."""
+    kinds = Counter((tuple(info.param.shape), info.role, info.param.dtype) for info in infos)
+    total = 0
+    for (shape, role, dtype), number in kinds.items():
+        param = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+        optimizer = build_optimizer(recipe, [ParamInfo("p", param, role)])
+        param.grad = torch.ones(shape, dtype=dtype)
+        optimizer.step()
+        total += number * updates.state_bytes(optimizer)
+    return total

@@ -1,0 +1,166 @@
+"""Greedy generation in batches, left-padded, equal to generating one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from lrft.evaluation.batching import scoring, token_batches
+from lrft.evaluation.decoded import decoded
+from lrft.evaluation.subject import Subject
+from lrft.model.causal_lm import takes
+from lrft.model.probe import find_batching, left_padded, own_settings, stock_attention
+from lrft.registry.errors import DataError, NumericalError, UsageError
+
+
+def generate(
+    subject: Subject,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    stop_ids: Iterable[int] | None = None,
+    what: str = "generate",
+    where: Callable[[int], str] = "row {}".format,
+) -> list[list[int]]:
+    """The most likely next token, again and again, for every prompt.
+
+    Args:
+        prompts: token ids; sorted by length and batched by tokens here, answered in the order given.
+        stop_ids: tokens that end a row; by default the subject's.
+        what: the name the progress display shows.
+        where: names a prompt in an error.
+
+    Returns:
+        Generated ids per prompt, cut before the first stop token: a row of `max_new_tokens` never stopped.
+
+    Raises:
+        DataError: an empty prompt, or one that with its answer needs more positions than the model has.
+        UsageError: the model cannot generate.
+        NumericalError: logits are no numbers, so the likeliest token means nothing.
+        EvaluationStopped: a signal came, also in the middle of a batch.
+    """
+    stops = sorted(subject.stop_ids if stop_ids is None else stop_ids)
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    subject.check_lengths(lengths, where)
+    if [] in prompts:
+        raise DataError(
+            f"{where(list(prompts).index([]))}: the prompt is empty; use a format that writes one"
+        )
+    outputs: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    hf = subject.hf
+    subject.report(what, 0, len(prompts))
+    batching = _batching(subject)
+    config = _greedy(max_new_tokens, batching != "uncached", stops, subject.pad_id)
+    size = 1 if batching in ("single", "uncached") else subject.batch_tokens
+    batches = token_batches(lengths, size, equal=batching == "equal")
+    with scoring(subject.model), own_settings(hf), stock_attention(hf), decoded(hf):
+        for indices in batches:
+            subject.poll(done, len(prompts))
+            new, bad = _generate_batch(subject, [prompts[i] for i in indices], config)
+            if bad is not None:
+                raise _no_numbers(where(indices[bad]))
+            subject.poll(done, len(prompts))  # the batch may have been cut short
+            for index, tokens in zip(indices, new, strict=True):
+                outputs[index] = before_stop(tokens, stops)
+            done += len(indices)
+            subject.report(what, done, len(prompts))
+    return outputs
+
+
+def _greedy(max_new_tokens: int, cached: bool, stops: list[int], pad_id: int) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        use_cache=cached,
+        eos_token_id=stops or None,
+        pad_token_id=pad_id,
+    )
+
+
+def _no_numbers(place: str) -> NumericalError:
+    return NumericalError(
+        f"{place}: the model's logits are no finite numbers, so there is no score; weights or activations overflowed"
+    )
+
+
+def _batching(subject: Subject) -> str:
+    """How this model's prompts may be put together, asked of it once.
+
+    Raises:
+        UsageError: it cannot generate.
+    """
+    if subject.model.batching is None:
+        try:
+            subject.model.batching = find_batching(subject.model)
+        except Exception as error:  # whatever a model's own code raises
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise UsageError(
+                f"eval.tasks: {type(subject.hf).__name__} cannot generate ({reason}); choose tasks that score given "
+                "answers, such as loss"
+            ) from None
+    return subject.model.batching
+
+
+def before_stop(tokens: list[int], stop_ids: Iterable[int]) -> list[int]:
+    """Tokens up to the first stop token, itself left out."""
+    stops = set(stop_ids)
+    return tokens[: next((place for place, token in enumerate(tokens) if token in stops), len(tokens))]
+
+
+class _Poll(StoppingCriteria):
+    """Ends a batch early when a signal came."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        return torch.full(
+            input_ids.shape[:1], self.subject.should_stop(), device=input_ids.device, dtype=torch.bool
+        )
+
+
+class _Finite(LogitsProcessor):
+    """Remembers rows whose logits were no numbers; read once a batch, so that no token waits for the device."""
+
+    def __init__(self) -> None:
+        self.bad: Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        bad = ~scores.amax(-1).isfinite()
+        self.bad = bad if self.bad is None else self.bad | bad
+        return scores
+
+    def first(self) -> int | None:
+        """The first such row of the batch."""
+        rows = [] if self.bad is None else self.bad.tolist()
+        return rows.index(True) if True in rows else None
+
+
+def _generate_batch(
+    subject: Subject, prompts: list[list[int]], config: GenerationConfig
+) -> tuple[list[list[int]], int | None]:
+    """New tokens of each row, and the first row whose logits were no numbers."""
+    inputs = {
+        name: tensor.to(subject.model.device)
+        for name, tensor in left_padded(prompts, subject.pad_id).items()
+        if name != "position_ids" or takes(subject.hf, name)
+    }
+    finite = _Finite()
+    produced = subject.hf.generate(
+        **inputs,
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([_Poll(subject)]),
+        logits_processor=LogitsProcessorList([finite]),
+    )
+    new: list[list[int]] = produced[:, inputs["input_ids"].shape[1] :].tolist()
+    return new, finite.first()

@@ -1,0 +1,73 @@
+"""Log-probabilities of given continuations, for multiple choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from lrft.data.collate import collate
+from lrft.data.tokenize import Encoded
+from lrft.evaluation.batching import scoring, token_batches
+from lrft.evaluation.subject import Subject
+from lrft.ops.loss import target_logprobs
+from lrft.registry.errors import DataError, NumericalError
+
+
+def continuation_logprobs(
+    subject: Subject,
+    prompts: Sequence[list[int]],
+    continuations: Sequence[list[int]],
+    what: str = "options",
+    where: Callable[[int], str] = "row {}".format,
+) -> list[tuple[float, int]]:
+    """Sum of log p(token | all before it) over every continuation, and the number of its tokens.
+
+    Args:
+        prompts, continuations: token ids, one of each per pair; batched by tokens here, order kept.
+        what: the name the progress display shows.
+        where: names a pair in an error.
+
+    Raises:
+        DataError: an empty prompt or continuation, or a pair longer than the model's positions.
+        NumericalError: a log-probability is no finite number.
+        EvaluationStopped: a signal came.
+    """
+    for index, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        if not prompt or not continuation:
+            empty = "continuation" if prompt else "prompt"
+            raise DataError(
+                f"{where(index)}: the {empty} has no token; give it a text, or use a format that writes one"
+            )
+    lengths = [len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)]
+    subject.check_lengths(lengths, where)
+    scores: list[tuple[float, int]] = [(0.0, 0)] * len(lengths)
+    done = 0
+    subject.report(what, 0, len(lengths))
+    with scoring(subject.model):
+        for indices in token_batches(lengths, subject.batch_tokens):
+            subject.poll(done, len(lengths))
+            sums = _sums(subject, [prompts[i] for i in indices], [continuations[i] for i in indices])
+            for index, total in zip(indices, sums, strict=True):
+                if not math.isfinite(total):
+                    raise NumericalError(
+                        f"{where(index)}: the log-probability of an answer is {total}, so there is no score; the "
+                        "model's weights or activations overflowed"
+                    )
+                scores[index] = (total, len(continuations[index]))
+            done += len(indices)
+            subject.report(what, done, len(lengths))
+    return scores
+
+
+def _sums(subject: Subject, prompts: list[list[int]], continuations: list[list[int]]) -> list[float]:
+    """One number per pair, summed in double precision on the host after one transfer."""
+    rows = [
+        Encoded(prompt + continuation, [False] * len(prompt) + [True] * len(continuation))
+        for prompt, continuation in zip(prompts, continuations, strict=True)
+    ]
+    batch = collate([[row] for row in rows], subject.pad_id, None, [[index] for index in range(len(rows))])
+    batch = batch.to(subject.model.device)
+    hidden = subject.model.hidden(batch)
+    supervised = hidden.flatten(0, 1).index_select(0, batch.supervised)
+    logprobs = target_logprobs(supervised, subject.model.head, batch.targets).double().cpu()
+    return [float(part.sum()) for part in logprobs.split([len(c) for c in continuations])]

@@ -1,0 +1,125 @@
+"""Loss and perplexity on held-out rows, reduced to one sum per batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lrft.core.batch import Batch
+from lrft.evaluation.batching import scoring
+from lrft.evaluation.subject import EvaluationStopped, Progress, never
+from lrft.ops.loss import linear_cross_entropy, target_logprobs
+from lrft.registry.errors import DataError, NumericalError
+
+if TYPE_CHECKING:
+    from lrft.model.causal_lm import CausalLM
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """Mean cross-entropy in nats per supervised token.
+
+    Attributes:
+        loss: sum over all tokens / `tokens`, so every token weighs the same.
+        perplexity: exp(loss).
+        tokens: supervised tokens.
+        rows: documents, however they were batched.
+    """
+
+    loss: float
+    perplexity: float
+    tokens: int
+    rows: int
+
+
+def held_out_loss(
+    model: CausalLM,
+    batches: Iterable[Batch],
+    should_stop: Callable[[], bool] = never,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> LossResult:
+    """Score the supervised positions of `batches`. The logits of a chunk of positions exist at a time.
+
+    Args:
+        model: scored in eval mode; its modes are put back.
+        batches: on any device; moved to the model's.
+        should_stop: polled between batches.
+        progress: told the number of documents done.
+        total: documents in all, for `progress` and the message of a stop.
+
+    Raises:
+        DataError: nothing is supervised.
+        NumericalError: the loss is not finite.
+        EvaluationStopped: `should_stop` said so.
+    """
+    summed, tokens, rows = 0.0, 0, 0
+    report = progress or _silent
+    report("loss", 0, total)
+    with scoring(model):
+        for batch in batches:
+            if should_stop():
+                raise EvaluationStopped(rows, total)
+            summed += _batch_sum(model, batch.to(model.device))
+            tokens += batch.targets.numel()
+            rows += len(batch.documents)
+            report("loss", rows, total)
+    if tokens == 0:
+        raise DataError(
+            f"data.eval: none of the {rows} held-out rows has a supervised token; check data.format"
+        )
+    loss = summed / tokens
+    if not math.isfinite(loss):
+        raise NumericalError(
+            f"data.eval: the held-out loss is {loss}; the model's weights or activations overflowed"
+        )
+    return LossResult(loss, perplexity(loss), tokens, rows)
+
+
+def row_losses(model: CausalLM, batches: Iterable[Batch]) -> list[tuple[float, int]]:
+    """Summed cross-entropy in nats, and supervised tokens, of each document, in the order of the batches.
+
+    Raises:
+        NumericalError: one of them is not finite.
+    """
+    found: list[tuple[float, int]] = []
+    with scoring(model):
+        for batch in batches:
+            found += _document_sums(model, batch.to(model.device))
+    if bad := [index for index, (total, _) in enumerate(found) if not math.isfinite(total)]:
+        raise NumericalError(
+            f"data.eval: the loss of {len(bad)} of {len(found)} rows is no finite number; the model's weights or "
+            "activations overflowed"
+        )
+    return found
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where a double cannot hold it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody is shown how far it is."""
+
+
+def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:
+    supervised = model.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
+    logprobs = target_logprobs(supervised, model.head, batch.targets)
+    sums = batch.document_sums(-logprobs.double())
+    tokens = batch.document_sums(torch.ones_like(batch.targets))
+    return list(zip(sums.tolist(), tokens.tolist(), strict=True))
+
+
+def _batch_sum(model: CausalLM, batch: Batch) -> float:
+    """Summed loss of one batch; reading it is the batch's only wait for the device."""
+    hidden = model.hidden(batch)
+    supervised = hidden.flatten(0, 1).index_select(0, batch.supervised)
+    return float(linear_cross_entropy(supervised, model.head, batch.targets))

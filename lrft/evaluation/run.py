@@ -1,0 +1,57 @@
+"""Run the tasks of a recipe on one subject."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrft.core.adapted import adapted
+from lrft.evaluation.report import write_report
+from lrft.evaluation.subject import Subject
+from lrft.evaluation.tasks._task import TaskResult
+from lrft.registry.axes import TASKS
+from lrft.registry.config import MethodConfig
+
+
+def evaluate_tasks(
+    subject: Subject, tasks: Sequence[MethodConfig], limit: int | None, folder: Path | None, label: str
+) -> dict[str, TaskResult]:
+    """Score the subject on every task and write `eval/LABEL.json` in `folder`.
+
+    The baseline is the same call inside `adapters_off(subject.model)`.
+
+    Args:
+        tasks: parsed sections of `eval.tasks`; a task listed twice is kept as `name` and `name-2`.
+        limit: score only the first so many rows of each task.
+        folder: the run folder; None writes nothing.
+        label: `adapter` or `baseline`, the name of the files.
+
+    Raises:
+        DataError, RecipeError: a task has no rows, or one that cannot be scored.
+        EvaluationStopped: a signal came; nothing is written.
+    """
+    results: dict[str, TaskResult] = {}
+    for config in tasks:
+        task = TASKS.get(config.method)(config)
+        results[_free_name(config.method, results)] = task.run(subject, limit)
+    if folder is not None:
+        write_report(folder, label, results, describe(subject))
+    return results
+
+
+def describe(subject: Subject) -> dict[str, object]:
+    """What was scored: architecture, precision, and how many adapters were at work."""
+    sites = [site for _, site in adapted(subject.model)]
+    return {
+        "model": type(subject.hf).__name__,
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "device": str(subject.model.device),
+        "attention": str(subject.hf.config._attn_implementation),
+        "adapters": len(sites),
+        "adapters_enabled": sum(site.enabled for site in sites),
+    }
+
+
+def _free_name(name: str, taken: dict[str, TaskResult]) -> str:
+    number = sum(key.partition("-")[0] == name for key in taken)
+    return name if number == 0 else f"{name}-{number + 1}"

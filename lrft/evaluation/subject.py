@@ -1,0 +1,102 @@
+"""`Subject`: everything a task needs of what it scores, and the stop signal it polls between batches."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lrft.registry.errors import DataError, Interrupted
+
+if TYPE_CHECKING:
+    from lrft.data.sources import Rows
+    from lrft.data.tokenize import Renderer
+    from lrft.model.causal_lm import CausalLM
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, items finished, items in all): at the start, and after every batch."""
+
+
+class EvaluationStopped(Interrupted):
+    """Asked to stop between two batches; a partial score is never returned. The caller knows which signal."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(
+            signal.SIGINT, f"evaluation was asked to stop after {done} of {total} rows; no score written"
+        )
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+@dataclass
+class Subject:
+    """A model as it is evaluated.
+
+    Attributes:
+        model: adapters attached; `adapters_off` makes it the baseline.
+        renderer: turns a row into a prompt and a reference in the recipe's own format.
+        rows: the held-out rows of the recipe, or None when it names none.
+        stop_ids: tokens that end a generation.
+        pad_id: fills short rows; always masked, so any token that is not a stop token does.
+        batch_tokens: size of an evaluation batch, padding and tokens still to be generated included.
+        should_stop: polled between batches, and between generated tokens.
+        progress: told how far a task is.
+    """
+
+    model: CausalLM
+    tokenizer: Any
+    renderer: Renderer
+    rows: Rows | None
+    stop_ids: set[int]
+    pad_id: int
+    batch_tokens: int
+    should_stop: Callable[[], bool] = never
+    progress: Progress | None = None
+
+    @property
+    def hf(self) -> Any:
+        """The transformers model."""
+        return self.model.hf
+
+    def poll(self, done: int, total: int) -> None:
+        """Stop here when asked to.
+
+        Raises:
+            EvaluationStopped: a signal came; the scores so far are dropped.
+        """
+        if self.should_stop():
+            raise EvaluationStopped(done, total)
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Tell the progress display, if there is one."""
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+    def check_lengths(self, lengths: Sequence[int], where: Callable[[int], str] = "row {}".format) -> None:
+        """Refuse rows that need more positions than the model has.
+
+        Args:
+            lengths: tokens of each row, those still to be generated included.
+            where: names a row in the message.
+
+        Raises:
+            DataError: names the first such row.
+        """
+        positions = None
+        with suppress(AttributeError):  # a model without a position limit
+            positions = self.hf.config.get_text_config().max_position_embeddings
+        for index, length in enumerate(lengths):
+            if positions is not None and length > positions:
+                raise DataError(
+                    f"{where(index)}: needs {length} tokens, but the model has {positions} positions; "
+                    "shorten the row, or lower max_new_tokens where it generates"
+                )
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of generated tokens, special ones left out."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -1,0 +1,88 @@
+"""Exact match of the generated text with the reference, as text or as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from lrft.evaluation.subject import Subject
+from lrft.evaluation.tasks._answers import greedy_answers, thinking
+from lrft.evaluation.tasks._task import Task, TaskResult, each, share
+from lrft.registry.axes import FORMATS, TASKS
+from lrft.registry.config import Choice, Field, Literal, MethodConfig, Source
+from lrft.registry.errors import DataError
+
+
+@TASKS.register
+class ExactMatch(Task):
+    """The share of outputs equal to the reference, after greedy generation.
+
+    Prompt: the row in the recipe's format, with no solved examples before it (zero-shot).
+    Rule `exact-match-1`: white space at both ends is dropped. With `compare: json` both sides are parsed
+    and the values compared, so key order and spacing do not count; an output that is no JSON is wrong.
+    `exact_match` is that share, `stopped` the share of outputs that ended in a stop token.
+    """
+
+    aliases = {
+        "em exact exact_match_accuracy": "tasks: [exact_match]",
+    }
+
+    version = "exact-match-1"
+
+    class Config(MethodConfig):
+        data: Source | None = Field(None, description="rows to score; by default data.eval")
+        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+            None, description="format of these rows; by default data.format"
+        )
+        max_new_tokens: int = Field(256, gt=0, description="longest answer")
+        compare: Literal["text", "json"] = Field(
+            "text", description="compare the texts, or the JSON values they hold"
+        )
+
+    def run(self, subject: Subject, limit: int | None) -> TaskResult:
+        """Generate and compare."""
+        rows = self.rows(subject, limit)
+        renderer = self.renderer(subject)
+        if self.config.compare == "json":
+            each(rows, lambda row: check_json(renderer.reference(row)))
+        answers = greedy_answers(subject, rows, renderer, self.config.max_new_tokens, self.name)
+        equal = same_json if self.config.compare == "json" else same_text
+        right = [equal(answer.output, answer.reference) for answer in answers]
+        metrics = {**share("exact_match", right), **share("stopped", [answer.stopped for answer in answers])}
+        samples = [answer.sample(correct) for answer, correct in zip(answers, right, strict=True)]
+        protocol = thinking([answer.question for answer in answers])
+        return self.result(subject, rows, metrics, samples, **protocol)
+
+
+def same_text(output: str, reference: str) -> bool:
+    """Equal but for white space at both ends."""
+    return output.strip() == reference.strip()
+
+
+def same_json(output: str, reference: str) -> bool:
+    """Equal as JSON values: types count, so 1, 1.0, "1" and true are four values."""
+    try:
+        return _typed(json.loads(output)) == _typed(json.loads(reference))
+    except (ValueError, RecursionError):
+        return False
+
+
+def check_json(reference: str) -> None:
+    """Refuse a reference that no output could match.
+
+    Raises:
+        DataError: it is no JSON.
+    """
+    try:
+        json.loads(reference)
+    except (ValueError, RecursionError):
+        raise DataError("the reference is not JSON; set compare: text, or correct the row") from None
+
+
+def _typed(value: Any) -> Any:
+    """The value with its types spelled out: Python holds 1, 1.0 and True for equal."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return type(value).__name__, value

@@ -1,0 +1,111 @@
+"""GSM8K: grade-school mathematics, scored by the number the model arrives at."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Annotated, Any
+
+from lrft.evaluation.subject import Subject
+from lrft.evaluation.tasks._answers import greedy_answers, thinking
+from lrft.evaluation.tasks._task import Task, TaskResult, each, share
+from lrft.registry.axes import FORMATS, TASKS
+from lrft.registry.config import Choice, Field, MethodConfig, Source
+from lrft.registry.errors import DataError
+
+NUMBER = re.compile(
+    r"""
+    (?P<sign> (?<![\w)\]%]) [-\u2212] )?        # 5-3 is five minus three, not a negative number
+    \$?
+    (?P<digits>
+        (?: \d{1,3} (?:,\d{3})+ (?!\d) | \d+ )  # commas only between groups of three
+        (?: \.\d+ )?                            # a dot that no digit follows ends the sentence
+      | (?<!\d) \.\d+
+    )
+    """,
+    re.VERBOSE,
+)
+
+
+@TASKS.register
+class GSM8K(Task):
+    """Exact match of the last number, after greedy generation.
+
+    Prompt: the row in the recipe's format, with no solved examples before it (zero-shot).
+    Rule `gsm8k-last-number-1`: the prediction is the last number in the output; the gold is the first number
+    after the last `####` of the reference. A number is digits with an optional sign, a `$` before or after
+    the sign, commas between groups of three, and decimals; a dot that no digit follows ends the sentence.
+    Compared as decimals, so 18 = 18.00 = $18. Fractions, exponents and units are not read.
+    `exact_match` uses that rule; `exact_match_strict` wants the number directly after the output's first
+    `####`; `unstopped` is the share of outputs that reached max_new_tokens without a stop token.
+    """
+
+    aliases = {
+        "gsm": "tasks: [gsm8k]",
+    }
+
+    version = "gsm8k-last-number-1"
+
+    class Config(MethodConfig):
+        data: Source | None = Field(None, description="rows to score; by default data.eval")
+        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+            None, description="format of these rows; by default data.format"
+        )
+        max_new_tokens: int = Field(256, gt=0, description="longest answer")
+
+    def run(self, subject: Subject, limit: int | None) -> TaskResult:
+        """Generate, extract, compare."""
+        rows = self.rows(subject, limit)
+        # Read before anything is generated: a bad row should not cost an hour.
+        renderer = self.renderer(subject)
+        gold = each(rows, lambda row: gold_number(renderer.reference(row)))
+        answers = greedy_answers(subject, rows, renderer, self.config.max_new_tokens, self.name)
+        found = [last_number(answer.output) for answer in answers]
+        right = [number == wanted for number, wanted in zip(found, gold, strict=True)]
+        strict = [
+            marked_number(answer.output) == wanted for answer, wanted in zip(answers, gold, strict=True)
+        ]
+        metrics = {
+            **share("exact_match", right),
+            **share("exact_match_strict", strict),
+            **share("unstopped", [not answer.stopped for answer in answers]),
+        }
+        samples = [
+            answer.sample(correct, extracted=None if number is None else str(number))
+            for answer, correct, number in zip(answers, right, found, strict=True)
+        ]
+        protocol = thinking([answer.question for answer in answers])
+        return self.result(subject, rows, metrics, samples, **protocol)
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number of a text, or None."""
+    numbers = list(NUMBER.finditer(text))
+    return _value(numbers[-1]) if numbers else None
+
+
+def marked_number(text: str) -> Decimal | None:
+    """The number directly after the first `####`, spaces and a `$` apart, or None."""
+    _, marker, rest = text.partition("####")
+    found = NUMBER.match(rest.lstrip(" $")) if marker else None
+    return _value(found) if found else None
+
+
+def gold_number(reference: str) -> Decimal:
+    """The first number after the reference's last `####`.
+
+    Raises:
+        DataError: there is none.
+    """
+    _, marker, rest = reference.rpartition("####")
+    found = NUMBER.search(rest) if marker else None
+    if found is None:
+        raise DataError(
+            "the reference has no number after `####`; gsm8k scores answers that end in `#### 42`"
+        )
+    return _value(found)
+
+
+def _value(found: re.Match[str]) -> Decimal:
+    number = Decimal(found["digits"].replace(",", ""))
+    return -number if found["sign"] else number

@@ -1,0 +1,50 @@
+"""Loss and perplexity of the held-out rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from lrft.data.steps import eval_batches
+from lrft.data.tokenize import encode_all
+from lrft.evaluation.loss import held_out_loss
+from lrft.evaluation.subject import Subject
+from lrft.evaluation.tasks._task import Task, TaskResult
+from lrft.registry.axes import FORMATS, TASKS
+from lrft.registry.config import Choice, Field, MethodConfig, Source
+
+
+@TASKS.register
+class Loss(Task):
+    """Mean cross-entropy in nats per supervised token, and its exponential.
+
+    Rule `loss-1`: the tokens that training would supervise, every token weighing the same. Rows that
+    `data.too_long` drops, and rows without such a token, are left out and counted; cut rows are scored cut.
+    """
+
+    aliases = {
+        "perplexity ppl eval_loss": "tasks: [loss]",
+    }
+
+    version = "loss-1"
+
+    class Config(MethodConfig):
+        data: Source | None = Field(None, description="rows to score; by default data.eval")
+        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+            None, description="format of these rows; by default data.format"
+        )
+
+    def run(self, subject: Subject, limit: int | None) -> TaskResult:
+        """Encode as for training, then sum."""
+        rows = self.rows(subject, limit)
+        encoded = encode_all(rows, self.renderer(subject, subject.renderer.too_long))
+        subject.check_lengths([len(row.input_ids) for row in encoded], rows.where)
+        batches = eval_batches(encoded, subject.batch_tokens, subject.pad_id)
+        found = held_out_loss(subject.model, batches, subject.should_stop, subject.progress, total=len(rows))
+        metrics = {
+            "loss": found.loss,
+            "perplexity": found.perplexity,
+            "tokens": found.tokens,
+            "left_out": len(rows) - found.rows,
+            "truncated": sum(row.truncated for row in encoded),
+        }
+        return self.result(subject, rows, metrics, n=found.rows)

@@ -1,0 +1,182 @@
+"""Multiple choice by log-likelihood: of each label's sentence, and of each option's own words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from lrft.data.sources import Rows
+from lrft.evaluation.loglik import continuation_logprobs
+from lrft.evaluation.subject import Subject
+from lrft.evaluation.tasks._answers import thinking
+from lrft.evaluation.tasks._task import Task, TaskResult, each, share
+from lrft.registry.axes import FORMATS, TASKS
+from lrft.registry.config import Choice, Field, MethodConfig, Source
+from lrft.registry.errors import DataError
+
+ANSWER_FORMAT = re.compile(r"\s*Answer format:\s*(\S+)\s*$")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A parsed row.
+
+    Attributes:
+        stem: the instruction up to its options, question included.
+        labels: what `answer` may be, such as answer1.
+        options: the words of each label, (labels,); a label without words stands for itself (true, false).
+        gold: index of the right one.
+    """
+
+    stem: str
+    labels: tuple[str, ...]
+    options: tuple[str, ...]
+    gold: int
+
+
+@TASKS.register
+class MultipleChoice(Task):
+    """The likeliest option, read in two ways.
+
+    Rows: `instruction` ends in `Answer format: a/b/...`, with `A: words B: words ...` or nothing before it;
+    `output` is the sentence to learn and holds `answer`, one of the labels.
+    Rule `multiple-choice-1`, prompts in the recipe's own format, zero-shot:
+    `acc_label`: prompt = the whole instruction; continuation = `output` with each label in turn.
+    `acc`, `acc_norm`, `acc_norm_token`: prompt = the instruction up to the options, which are not shown;
+    continuation = each option's words, by summed log-probability, that sum per UTF-8 byte, and per token.
+    The stop token is not scored. The first of equals wins. WinoGrande's blank is not filled in.
+    """
+
+    aliases = {
+        "choice mcq": "tasks: [multiple_choice]",
+    }
+
+    version = "multiple-choice-1"
+
+    class Config(MethodConfig):
+        data: Source | None = Field(None, description="rows to score; by default data.eval")
+        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+            None, description="format of these rows; by default data.format"
+        )
+
+    def run(self, subject: Subject, limit: int | None) -> TaskResult:
+        """Parse every row, then score all labels, then all options."""
+        rows = self.rows(subject, limit)
+        questions = each(rows, parse_question)
+        by_label = self.scores(
+            subject, rows, [label_rows(r, q) for r, q in zip(rows, questions, strict=True)]
+        )
+        by_words = self.scores(
+            subject, rows, [option_rows(r, q) for r, q in zip(rows, questions, strict=True)]
+        )
+        picks = {
+            "acc_label": [_best([total for total, _ in scores]) for scores in by_label],
+            "acc": [_best([total for total, _ in scores]) for scores in by_words],
+            "acc_norm": [_best(_per_byte(s, q)) for s, q in zip(by_words, questions, strict=True)],
+            "acc_norm_token": [_best([total / count for total, count in scores]) for scores in by_words],
+        }
+        metrics: dict[str, float] = {}
+        for name, chosen in picks.items():
+            metrics |= share(name, [pick == q.gold for pick, q in zip(chosen, questions, strict=True)])
+        samples = [
+            _sample(row, question, scores, pick)
+            for row, question, scores, pick in zip(rows, questions, by_label, picks["acc_label"], strict=True)
+        ]
+        renderer = self.renderer(subject)
+        protocol = thinking([renderer.question(row) for row in rows])
+        return self.result(subject, rows, metrics, samples, **protocol)
+
+    def scores(
+        self, subject: Subject, rows: Rows, candidates: Sequence[list[dict[str, Any]]]
+    ) -> list[list[tuple[float, int]]]:
+        """(summed log-probability, tokens) of the answer of every candidate of every row."""
+        renderer = self.renderer(subject)
+        places = [rows.where(index) for index, group in enumerate(candidates) for _ in group]
+        listed = replace(rows, rows=[candidate for group in candidates for candidate in group], lines=None)
+        asked = [renderer.question(candidate) for candidate in listed]
+        found = iter(
+            continuation_logprobs(
+                subject, [q.prompt for q in asked], [q.answer for q in asked], self.name, places.__getitem__
+            )
+        )
+        return [[next(found) for _ in group] for group in candidates]
+
+
+def parse_question(row: dict[str, Any]) -> Question:
+    """The question of a row, its labels and their words.
+
+    Raises:
+        DataError: what is missing.
+    """
+    texts = {key: row[key] for key in ("instruction", "output", "answer") if isinstance(row.get(key), str)}
+    missing = [key for key in ("instruction", "output", "answer") if key not in texts]
+    if missing:
+        raise DataError(f"{missing[0]} is missing; multiple_choice reads instruction, output and answer.")
+    ending = ANSWER_FORMAT.search(texts["instruction"])
+    if ending is None:
+        raise DataError("the instruction does not end in `Answer format: a/b/...`, which names the labels.")
+    labels = tuple(ending[1].split("/"))
+    if texts["answer"] not in labels or texts["answer"] not in texts["output"]:
+        raise DataError(
+            f"the answer {texts['answer']!r} must be one of {', '.join(labels)} and stand in the output."
+        )
+    stem, options = split_options(texts["instruction"][: ending.start()], labels)
+    return Question(stem, labels, options, labels.index(texts["answer"]))
+
+
+def split_options(text: str, labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The text before the options, and the words after each `Label:`; without any, the labels themselves.
+
+    Raises:
+        DataError: some labels have words and others none.
+    """
+    marks: list[re.Match[str]] = []
+    for label in labels:
+        start = marks[-1].end() if marks else 0
+        found = re.compile(rf"\b{re.escape(label)}:", re.IGNORECASE).search(text, start)
+        if found is None:
+            break
+        marks.append(found)
+    if not marks:
+        return text.rstrip(), tuple(labels)
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    options = tuple(text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True))
+    if len(marks) < len(labels) or not all(options):
+        bad = labels[len(marks)] if len(marks) < len(labels) else labels[options.index("")]
+        raise DataError(
+            f"the option {bad!r} has no words; every label of the answer format needs `{bad}: ...`."
+        )
+    return text[: marks[0].start()].rstrip(), options
+
+
+def label_rows(row: dict[str, Any], question: Question) -> list[dict[str, Any]]:
+    """The row once per label, as if that label were its answer."""
+    head, _, tail = row["output"].rpartition(row["answer"])
+    return [{**row, "output": f"{head}{label}{tail}", "answer": label} for label in question.labels]
+
+
+def option_rows(row: dict[str, Any], question: Question) -> list[dict[str, Any]]:
+    """The row once per option, the options hidden from its instruction and one of them as its output."""
+    return [{**row, "instruction": question.stem, "output": option} for option in question.options]
+
+
+def _best(scores: Sequence[float]) -> int:
+    return max(range(len(scores)), key=lambda i: scores[i])
+
+
+def _per_byte(scores: Sequence[tuple[float, int]], question: Question) -> list[float]:
+    return [total / len(words.encode()) for (total, _), words in zip(scores, question.options, strict=True)]
+
+
+def _sample(
+    row: dict[str, Any], question: Question, scores: Sequence[tuple[float, int]], pick: int
+) -> dict[str, Any]:
+    return {
+        "prompt": row["instruction"],
+        "output": question.labels[pick],
+        "reference": question.labels[question.gold],
+        "correct": pick == question.gold,
+        "label_logprobs": {label: total for label, (total, _) in zip(question.labels, scores, strict=True)},
+    }

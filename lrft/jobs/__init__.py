@@ -1,1 +1,0 @@
-"""What the commands do, one file a job. Each leaves its result in the run folder."""

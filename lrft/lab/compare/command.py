@@ -1,0 +1,41 @@
+"""What `lrft compare` asks for: recipes and overrides as written, a report in the end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lrft.core.notes import say
+from lrft.lab.compare.arms import labels
+from lrft.lab.compare.comparison import compare_arms
+from lrft.lab.compare.report import write_report
+from lrft.lab.compare.settings import Settings
+from lrft.lab.runs.planned import make_arm
+from lrft.recipe.merge import is_override
+
+
+def compare_recipes(arguments: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """Compare the recipes among the arguments under the overrides among them; returns the record.
+
+    Raises:
+        UsageError: the set of recipes makes no sense.
+        RecipeError: a recipe is not valid.
+        LrftError, Interrupted: see `lrft.lab.runs.local.run_all`.
+    """
+    overrides = [argument for argument in arguments if is_override(argument)]
+    sources = [argument for argument in arguments if not is_override(argument)]
+    arms = [
+        make_arm(label, source, overrides) for label, source in zip(labels(sources), sources, strict=True)
+    ]
+    compared = compare_arms(arms, settings, command=command_line())
+    title = " against ".join(arm.label for arm in arms)
+    say(f"report: {write_report(compared.record, settings.out, title)}")
+    return compared.record
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,212 @@
+"""A fair comparison from start to report: a rate for each arm, then the same seeds for all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from lrft.core.notes import say
+from lrft.lab.compare.arms import check_comparable, differences
+from lrft.lab.compare.match import Matched, match
+from lrft.lab.compare.search import joint, search_rates
+from lrft.lab.compare.settings import By, Settings, check_seeds
+from lrft.lab.compare.statistics import bootstrap_interval, paired
+from lrft.lab.runs.local import Progress, run_all, threads
+from lrft.lab.runs.outcome import result, set_ups_of, value
+from lrft.lab.runs.planned import TUNING_SEED, Arm, PlannedRun, plan_run
+from lrft.registry.errors import NumericalError
+
+LOSS = "eval_loss"  # of the last step
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A finished comparison.
+
+    Attributes:
+        arms: as they were run, ranks matched.
+        runs: the verdict's runs of each arm, in the order of the seeds.
+        record: everything as plain values, what report.json holds.
+    """
+
+    arms: list[Arm]
+    runs: dict[str, list[PlannedRun]]
+    record: dict[str, Any]
+
+
+def compare_arms(arms: Sequence[Arm], settings: Settings, command: str = "", alone: bool = False) -> Compared:
+    """Match, tune, run and count. Everything finished is kept in the settings' `out` and not run again.
+
+    Args:
+        command: what was typed, for the record.
+        alone: one arm is enough.
+
+    Raises:
+        UsageError: the arms cannot be compared or matched.
+        NumericalError: an arm diverges at every rate.
+        LrftError, Interrupted: see `run_all`.
+    """
+    began = time.monotonic()
+    rates, seeds, jobs, cluster = settings.rates, settings.seeds, settings.jobs, settings.cluster
+    check_seeds(seeds)
+    if len(arms) > 1 or not alone:
+        check_comparable(arms)
+    fitted, costs = match(arms, settings.by)
+    for line in cost_lines(costs, settings.by):
+        say(line)
+    tuned = len(rates) > 1
+    tries = (settings.trials or len(rates)) if tuned else 0
+    progress = Progress(len(fitted) * (len(seeds) + tries), jobs)
+    finish = partial(run_all, jobs=jobs, progress=progress, cluster=cluster)
+    tried, grid = _tune(fitted, settings, finish)
+    chosen = choose_rates(fitted, tried, grid)
+    runs = {
+        arm.label: [plan_run(arm, chosen[arm.label], seed, settings.out) for seed in seeds] for arm in fitted
+    }
+    # Seed by seed, so that an interrupted comparison has whole pairs.
+    finish([runs[arm.label][index] for index in range(len(seeds)) for arm in fitted])
+    record = {
+        "command": command,
+        "match": settings.by,
+        "metric": LOSS,
+        "rates": list(rates),
+        "trials": settings.trials,
+        "tuning_seed": TUNING_SEED if tuned else None,
+        "seeds": list(seeds),
+        "jobs": jobs,
+        "cluster": cluster.name if cluster else None,
+        "threads": None if cluster else threads(jobs),
+        **_found(fitted, costs, tried, grid, chosen, runs),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return Compared(fitted, runs, record)
+
+
+def choose_rates(
+    arms: Sequence[Arm], tried: dict[str, list[float]], grid: dict[str, list[float | None]]
+) -> dict[str, float]:
+    """The rate of each arm: of its group's lowest mean loss; on a tie the smaller one.
+
+    Args:
+        tried: label -> rates, ascending; the same for arms of one group.
+        grid: label -> loss at each rate, None where it diverged.
+
+    Raises:
+        NumericalError: at every rate an arm of the group diverged.
+    """
+    chosen: dict[str, float] = {}
+    for group in dict.fromkeys(arm.group for arm in arms):
+        members = [arm.label for arm in arms if arm.group == group]
+        rates = tried[members[0]]
+        losses = [joint(column) for column in zip(*(grid[label] for label in members), strict=True)]
+        if len(rates) > 1 and not any(map(math.isfinite, losses)):
+            listed = ", ".join(f"{rate:g}" for rate in rates)
+            raise NumericalError(
+                f"{' or '.join(members)} diverged at every rate of {listed}; the messages are in the logs of the "
+                "runs; write smaller rates in the grid if it is the rate"
+            )
+        chosen |= dict.fromkeys(members, rates[losses.index(min(losses))])
+    return chosen
+
+
+def cost_lines(costs: Sequence[Matched], by: By) -> list[str]:
+    """What each arm trains, and which ranks were changed."""
+    first = costs[0]
+    lines = []
+    for cost in costs:
+        changed = f", rank {cost.before} -> {cost.rank}" if cost.rank != cost.before else ""
+        share = (
+            f", {cost.trainable / first.trainable - 1:+.2%}" if cost is not first and first.trainable else ""
+        )
+        state = f", adapter and optimizer {cost.state_bytes:,} bytes" if by == "memory" else ""
+        lines.append(f"{cost.label}: {cost.trainable:,} trainable{share}{state}{changed}")
+    return lines
+
+
+def _tune(
+    arms: Sequence[Arm],
+    settings: Settings,
+    finish: Callable[[Sequence[PlannedRun]], None],
+) -> tuple[dict[str, list[float]], dict[str, list[float | None]]]:
+    """Rates tried for each label, ascending, and the loss at each on the tuning seed. A single rate is not tried."""
+
+    def losses(points: Sequence[tuple[Arm, float]]) -> list[float | None]:
+        runs = [plan_run(arm, rate, TUNING_SEED, settings.out) for arm, rate in points]
+        finish(runs)
+        return [value(run, LOSS) for run in runs]
+
+    rates = settings.rates
+    if settings.trials:
+        return search_rates(arms, rates, settings.trials, losses)
+    tried = {arm.label: list(rates) for arm in arms}
+    if len(rates) == 1:
+        return tried, {arm.label: [None] for arm in arms}
+    found = iter(losses([(arm, rate) for arm in arms for rate in rates]))
+    return tried, {arm.label: [next(found) for _ in rates] for arm in arms}
+
+
+def _found(
+    arms: Sequence[Arm],
+    costs: Sequence[Matched],
+    tried: dict[str, list[float]],
+    grid: dict[str, list[float | None]],
+    chosen: dict[str, float],
+    runs: dict[str, list[PlannedRun]],
+) -> dict[str, Any]:
+    """What the runs gave: one record an arm, the first being what the others are compared with."""
+    losses = {arm.label: [value(run, LOSS) for run in runs[arm.label]] for arm in arms}
+    rows = []
+    for arm, cost in zip(arms, costs, strict=True):
+        rate, rates, mine = chosen[arm.label], tried[arm.label], losses[arm.label]
+        finite = [loss for loss in mine if loss is not None]
+        rows.append(
+            {
+                **asdict(cost),
+                "recipe": arm.source,
+                "overrides": list(arm.overrides),
+                "rate": rate,
+                "rate_at_edge": len(rates) > 1 and rate in (rates[0], rates[-1]),
+                "grid": [{"rate": r, "loss": loss} for r, loss in zip(rates, grid[arm.label], strict=True)],
+                "losses": mine,
+                "mean": fmean(finite) if finite else None,
+                "interval": bootstrap_interval(finite) if finite else None,
+                "difference": None if arm is arms[0] else _difference(mine, losses[arms[0].label]),
+                **_measured([result(run) for run in runs[arm.label]]),
+            }
+        )
+    return {
+        "differences": {"arms": [arm.label for arm in arms], "keys": differences(arms)},
+        "arms": rows,
+        "environments": set_ups_of(run for of_arm in runs.values() for run in of_arm),
+    }
+
+
+def _difference(mine: Sequence[float | None], first: Sequence[float | None]) -> dict[str, Any] | None:
+    """The paired difference over the seeds that both arms finished."""
+    pairs = [(a, b) for a, b in zip(mine, first, strict=True) if a is not None and b is not None]
+    return asdict(paired([a for a, _ in pairs], [b for _, b in pairs])) if pairs else None
+
+
+def _measured(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Costs over an arm's runs: time is their mean, memory and sizes the largest; what training itself counted."""
+
+    def most(key: str) -> Any:
+        return max((found[key] for found in results if found.get(key) is not None), default=None)
+
+    def mean(key: str) -> float | None:
+        values = [found[key] for found in results if found.get(key) is not None]
+        return round(fmean(values), 1) if values else None
+
+    return {
+        "run_seconds": mean("seconds"),
+        "step_seconds": mean("step_seconds"),
+        "peak_memory_bytes": most("peak_memory_bytes"),
+        "adapter_bytes": most("adapter_bytes"),
+        "checkpoint_bytes": most("checkpoint_bytes"),
+        "trained": most("trainable"),
+    }

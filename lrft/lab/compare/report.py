@@ -1,0 +1,233 @@
+"""A comparison as Markdown and JSON, and one plot where there is something to draw it with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lrft.lab.compare.plot import draw
+from lrft.registry.errors import LrftError
+
+REPORT, RECORD, PLOT = "report.md", "report.json", "report.png"
+MIB = 2**20
+
+
+def write_report(record: dict[str, Any], out: Path, title: str, head: Sequence[str] = ()) -> Path:
+    """Write report.md, report.json and, where it can be drawn, report.png; returns report.md.
+
+    Args:
+        head: lines that go under the title.
+
+    Raises:
+        LrftError: the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        drawn = draw(record, out / PLOT)
+        picture = f"![loss by rate and by seed]({PLOT})" if drawn else "No plot: matplotlib is not installed."
+        text = "\n".join([f"# {title}", "", *head, *([""] if head else []), *body(record), "", picture, ""])
+        (out / REPORT).write_text(text)
+        (out / RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise LrftError(f"--out {out}: the report could not be written ({error.strerror})") from error
+    return out / REPORT
+
+
+def body(record: dict[str, Any]) -> list[str]:
+    """The sections of the report: losses, rates, what differs, where it ran."""
+    return [
+        *table(record),
+        "",
+        *_how(record),
+        "",
+        "## Rates",
+        "",
+        *_grid(record),
+        "",
+        "## What differs",
+        "",
+        *_differences(record),
+        "",
+        "## Where it ran",
+        "",
+        *_environments(record),
+    ]
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """`cells` as Markdown."""
+    heads, *rows = cells(record)
+    return [row(heads), row(["---"] * len(heads)), *map(row, rows)]
+
+
+def cells(record: dict[str, Any]) -> list[list[str]]:
+    """The heads, and one row an arm: rate, loss, paired difference to the first, costs."""
+    heads = [
+        "arm",
+        "rank",
+        "rate",
+        f"final {record['metric']}",
+        "95 %",
+        "difference",
+        "95 %",
+        "lower at",
+        "p",
+    ]
+    heads += ["trainable", "adapter MiB", "checkpoint MiB", "peak MiB", "seconds", "of steps"]
+    rows = [heads]
+    for arm in record["arms"]:
+        gap = arm["difference"] or {}
+        wins = f"{gap['lower']} of {gap['pairs']} seeds" if gap else ""
+        shown = [
+            arm["label"],
+            _plain(arm["rank"]),
+            f"{arm['rate']:g}{' (edge)' if arm['rate_at_edge'] else ''}",
+        ]
+        shown += [_loss(arm["mean"]), _interval(arm["interval"])]
+        shown += [_signed(gap.get("mean")), _interval(gap.get("interval"), "+"), wins, _p(gap.get("p"))]
+        shown += [f"{arm['trainable']:,}", _mib(arm["adapter_bytes"]), _mib(arm["checkpoint_bytes"])]
+        shown += [_mib(arm["peak_memory_bytes"]), _plain(arm["run_seconds"]), _plain(arm["step_seconds"])]
+        rows.append(shown)
+    return rows
+
+
+def _how(record: dict[str, Any]) -> list[str]:
+    """What the numbers are, in sentences."""
+    arms, seeds = record["arms"], record["seeds"]
+    lines = [
+        f"- `{record['metric']}` is that of the last step on the held-out rows; its mean and the differences to "
+        f"{arms[0]['label']} are over seeds {', '.join(map(str, seeds))}. At equal seeds all arms see the same rows in "
+        "the same order.",
+        "- Intervals are bootstrap intervals over seeds; those of fewer than five seeds are little more than the "
+        "range. p is that of the sign-flip test, two-sided.",
+    ]
+    if record["tuning_seed"] is not None:
+        rates, trials = record["rates"], record["trials"]
+        searched = f"{trials} trials that Optuna proposed between {rates[0]:g} and {rates[-1]:g}"
+        lines.append(
+            f"- Each rate has the lowest loss of {searched if trials else 'the grid'} at seed "
+            f"{record['tuning_seed']}, which no other number uses."
+        )
+    if any(arm["rate_at_edge"] for arm in arms):
+        lines.append(
+            "- (edge): the best rate is the first or the last that was tried; a better one may lie outside."
+        )
+    lost = [arm["label"] for arm in arms if None in arm["losses"]]
+    if lost:
+        lines.append(f"- Diverged at one seed or more, which the means leave out: {', '.join(lost)}.")
+    lines += _costs(record)
+    return [*lines, f"- Command: `{record['command']}`"] if record["command"] else lines
+
+
+def _costs(record: dict[str, Any]) -> list[str]:
+    """How the budgets were matched, and what the cost columns are."""
+    arms = record["arms"]
+    what = {
+        "params": "trainable parameters",
+        "memory": "bytes of adapter and optimizer state",
+        "steps": "steps alone; ranks stay as written",
+    }[record["match"]]
+    changed = [
+        f"{arm['label']} {arm['before']} -> {arm['rank']}" for arm in arms if arm["rank"] != arm["before"]
+    ]
+    counts = "; ".join(f"{arm['label']} {arm['trainable']:,} ({arm['state_bytes']:,} bytes)" for arm in arms)
+    ranks = f" Ranks changed, alpha as written: {', '.join(changed)}." if changed else ""
+    lines = [f"- Equal by {what}. Trainable (adapter and optimizer state): {counts}.{ranks}"]
+    moved = [f"{a['label']} {a['trained']:,}" for a in arms if a["trained"] not in (None, a["trainable"])]
+    if moved:
+        lines.append(f"- At the end of training other numbers train: {', '.join(moved)}.")
+    where = f"as jobs of {record['cluster']}" if record["cluster"] else f"on {record['threads']} threads each"
+    lines += [
+        f"- Seconds are means of whole runs, loading included, with {record['jobs']} at a time {where}; of a run that "
+        "was interrupted they are the last sitting's. Seconds of steps include scores.",
+        "- Peak memory is the process's, on a GPU its allocator's.",
+    ]
+    return lines
+
+
+def _grid(record: dict[str, Any]) -> list[str]:
+    if record["tuning_seed"] is None:
+        return [f"One rate, {record['rates'][0]:g}, for all arms; nothing was tuned."]
+    if record["trials"]:
+        return _trials(record)
+    lines = [
+        row(["arm", *(f"{rate:g}" for rate in record["rates"])]),
+        row(["---"] * (len(record["rates"]) + 1)),
+    ]
+    for arm in record["arms"]:
+        cells = [
+            f"**{_loss(point['loss'])}**" if point["rate"] == arm["rate"] else _loss(point["loss"])
+            for point in arm["grid"]
+        ]
+        lines.append(row([arm["label"], *cells]))
+    return lines
+
+
+def _trials(record: dict[str, Any]) -> list[str]:
+    """One row a rate, since each arm was tried at its own."""
+    lines = [row(["arm", "rate", record["metric"]]), row(["---"] * 3)]
+    for arm in record["arms"]:
+        for point in arm["grid"]:
+            bold = "**" if point["rate"] == arm["rate"] else ""
+            lines.append(row([arm["label"], f"{point['rate']:g}", f"{bold}{_loss(point['loss'])}{bold}"]))
+    return lines
+
+
+def _differences(record: dict[str, Any]) -> list[str]:
+    found = record["differences"]
+    if not found["keys"]:
+        return ["Nothing but the rate."]
+    lines = [row(["key", *found["arms"]]), row(["---"] * (len(found["arms"]) + 1))]
+    for key, values in found["keys"].items():
+        lines.append(
+            row([f"`{key}`", *("" if value is None else f"`{json.dumps(value)}`" for value in values)])
+        )
+    return lines
+
+
+def _environments(record: dict[str, Any]) -> list[str]:
+    found = record["environments"]
+    lines = [f"The runs were made on {len(found)} set-ups:", ""] if len(found) > 1 else []
+    lines += set_ups(found)
+    return [*lines, f"- {record['seconds']:g} s for what this call ran"]
+
+
+def set_ups(found: Sequence[dict[str, Any]]) -> list[str]:
+    """One line a set-up: versions, hardware, commit."""
+    lines = []
+    for one in found:
+        facts = {**one.get("versions", {}), **one.get("hardware", {}), "git": one.get("git")}
+        lines.append(f"- {', '.join(f'{key} {value}' for key, value in facts.items() if value is not None)}")
+    return lines
+
+
+def row(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _loss(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.4f}"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def _interval(ends: Sequence[float] | None, sign: str = "") -> str:
+    return "" if ends is None else f"[{ends[0]:{sign}.4f}, {ends[1]:{sign}.4f}]"
+
+
+def _mib(size: int | None) -> str:
+    return "" if size is None else f"{size / MIB:,.2f}"

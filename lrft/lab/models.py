@@ -1,0 +1,45 @@
+"""Base models without weights and what recipes measure on them: each built, each counted, once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lrft.build.measure import measure
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import load_model
+from lrft.recipe.schema import ModelSection, Recipe
+from lrft.registry.axes import AXES
+
+
+class Models:
+    """Base models without weights, and the counts of recipes on them."""
+
+    def __init__(self) -> None:
+        self.built: dict[str, CausalLM] = {}
+        self.counted: dict[str, dict[str, Any]] = {}
+
+    def get(self, section: ModelSection) -> CausalLM:
+        """The model of a recipe's `model` section."""
+        key = section.model_dump_json()
+        if key not in self.built:
+            self.built[key] = load_model(section, meta=True)
+        return self.built[key]
+
+    def weigh(self, recipe: Recipe, optimizer: bool = True) -> dict[str, Any]:
+        """The counts and bytes of `measure`.
+
+        Args:
+            optimizer: count its state too, which takes longest.
+        """
+        key = f"{optimizer} {_what_counts(recipe)}"
+        if key not in self.counted:
+            self.counted[key] = measure(recipe, self.get(recipe.model), optimizer)
+        return self.counted[key]
+
+
+def _what_counts(recipe: Recipe) -> str:
+    """The sections that decide what trains and what it holds, without the rate, which changes neither."""
+    kept = recipe.model_dump(mode="json", include={"model", "quantization", "trainable", "allocate", *AXES})
+    kept["optimizer"].pop("lr")
+    return json.dumps(kept, sort_keys=True)

@@ -1,0 +1,171 @@
+"""Runs as jobs of a cluster. Submission, the queue, and queueing again what ran out of time are `submitit`'s."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lrft.core.notes import say
+from lrft.lab.runs import local as runs
+from lrft.lab.runs.executor import Handle, last_line, log_file, prepared
+from lrft.lab.runs.job import Training
+from lrft.lab.runs.planned import PlannedRun
+from lrft.recipe.document import parse
+from lrft.recipe.tree import Place
+from lrft.registry.errors import LrftError, MissingExtra, UsageError
+
+PAUSE = 1.0  # seconds between looks at the jobs; each look reads a shared folder
+
+
+class Cluster:
+    """A cluster that submitit submits to.
+
+    What submitit writes is below `out/cluster`. The nodes have to share that folder, the interpreter, and what the
+    recipes name.
+
+    Args:
+        name: `slurm`, `local` (submitit's jobs on this machine), or what a plugin of submitit is called.
+        settings: `key=value` of submitit's `update_parameters`, such as `timeout_min=240`, `slurm_partition=gpu`.
+        jobs: how many share this machine if it is the cluster.
+
+    Raises:
+        MissingExtra: submitit is not installed.
+        UsageError: there is no such cluster here, or it has no such setting.
+    """
+
+    def __init__(self, name: str, settings: Sequence[str], out: Path, jobs: int) -> None:
+        self.name, self.pause, self.root = name, PAUSE, out.absolute() / "cluster"
+        # A folder of its own for each call: ids of local jobs are process ids, which come again.
+        folder = self.root / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        parameters = parse_settings(settings)
+        self.executor, self.job_class = _executor(name)(folder)
+        try:
+            self.executor.update_parameters(**parameters)
+        except (NameError, ValueError, TypeError, AssertionError) as error:
+            raise UsageError(f"--cluster-set {' '.join(settings)}: {_first_line(error)}") from error
+        # A job on a node has cores of its own, which its threads are counted by.
+        self.environment = {"OMP_NUM_THREADS": str(runs.threads(jobs))} if name == "local" else {}
+
+    def start(self, run: PlannedRun) -> Handle:
+        """Submit a run, or go on waiting for its job if a call before this one was cut off.
+
+        Raises:
+            LrftError: the job was not accepted.
+        """
+        known, stop = self.root / f"{run.folder.name}.job", self.root / f"{run.folder.name}.stop"
+        job = self._alive(known)
+        if job is not None:
+            say(f"{run}: is job {job.job_id} already")
+            return _Job(run, job, log_file(run), stop)
+        recipe, log = prepared(run)
+        command = runs.training_command(recipe, run.folder.absolute())
+        try:
+            stop.unlink(missing_ok=True)
+            job = self.executor.submit(Training(command, log, stop, self.environment))
+            known.write_text(json.dumps({"id": job.job_id, "folder": str(self.executor.folder)}))
+        except (RuntimeError, OSError) as error:
+            message = f"--cluster {self.name}: {run} could not be submitted: {_first_line(error)}"
+            raise LrftError(message) from error
+        return _Job(run, job, log, stop)
+
+    def _alive(self, known: Path) -> Any:
+        """The job that an earlier call submitted, if it is still in the queue or runs."""
+        if not known.is_file():
+            return None
+        record = json.loads(known.read_text())
+        job = self.job_class(record["folder"], record["id"])
+        return None if job.done(force_check=True) else job
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`key=value` -> the key and the value, which is YAML as in a recipe.
+
+    Raises:
+        UsageError: no `=`, or no key before it.
+        RecipeError: the value is not YAML.
+    """
+    parsed = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--cluster-set {setting}: write key=value, such as timeout_min=240")
+        parsed[key] = parse(text, Place("--cluster-set"), key)[0].plain()
+    return parsed
+
+
+class _Job:
+    """One `lrft train` in the queue or on a node."""
+
+    def __init__(self, run: PlannedRun, job: Any, log: Path, stop: Path) -> None:
+        self.run, self.job, self.log, self.stop_file = run, job, log, stop
+        self.began, self.cancelled = time.monotonic(), False
+
+    @property
+    def ended(self) -> bool:
+        return self.cancelled or self.job.done()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @cached_property
+    def lost(self) -> Exception | None:
+        """Why the job of a run that has ended left no exit code."""
+        return self.job.exception()
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.lost is not None else int(self.job.result())
+
+    def last_line(self) -> str:
+        said = last_line(self.log)
+        if self.lost is None:
+            return said
+        return (
+            f"job {self.job.job_id} was lost ({self.job.state}, see {self.job.paths.stderr}; longer jobs are asked for "
+            f"with --cluster-set timeout_min=MINUTES), and the training last said: {said}"
+        )
+
+    def stop(self) -> None:
+        """Through a file, see `Training`. What is still in the queue has nothing to save."""
+        self.stop_file.touch()
+        if not self.job.paths.stdout.exists():
+            self.kill()
+
+    def kill(self) -> None:
+        self.job.cancel(check=False)
+        self.cancelled = True
+
+
+def _executor(name: str) -> Callable[[Path], tuple[Any, Any]]:
+    """Folder -> submitit's executor of a cluster, and the class of its jobs.
+
+    Raises:
+        MissingExtra: submitit is not installed; the message holds the install line.
+        UsageError: there is no such cluster here.
+    """
+    try:
+        import submitit
+        from submitit.core.plugins import get_executors
+    except ImportError:
+        raise MissingExtra(
+            f"--cluster {name}: runs are submitted by submitit; install it with `pip install 'lrft[cluster]'`"
+        ) from None
+    # `debug` runs a job within this process, in the midst of its submission.
+    known = {key: executor for key, executor in get_executors().items() if key != "debug"}
+    if name not in known:
+        raise UsageError(f"--cluster {name}: choose {' or '.join(sorted(known))}")
+    if known[name].affinity() < 0:
+        raise UsageError(
+            f"--cluster {name}: its commands are not found here; call this where jobs are submitted"
+        )
+    return lambda folder: (submitit.AutoExecutor(folder=folder, cluster=name), known[name].job_class)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

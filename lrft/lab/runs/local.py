@@ -1,0 +1,216 @@
+"""Runs as processes of `lrft train`, a few at a time. What is finished is kept, what is not goes on.
+
+Where a process runs is an `Executor`'s business: here on this machine, in `cluster.py` as a job of a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lrft.core.notes import say
+from lrft.lab.runs.executor import Executor, Handle, last_line, prepared
+from lrft.lab.runs.outcome import DIVERGED, finished
+from lrft.lab.runs.planned import PlannedRun
+from lrft.registry.errors import Interrupted, LrftError, NumericalError
+from lrft.training.folder import RunFolder
+
+WAIT = 0.1  # seconds between looks at the processes
+
+
+@dataclass
+class Progress:
+    """How far a comparison is, one line on standard error for each run that ends."""
+
+    total: int
+    jobs: int
+    done: int = 0
+    ran: int = 0
+    seconds: float = 0.0
+
+    def note(self, run: PlannedRun, outcome: str, seconds: float | None = None) -> None:
+        """A run has ended, or was finished before (no `seconds`)."""
+        self.done += 1
+        if seconds is None:
+            return
+        self.ran, self.seconds = self.ran + 1, self.seconds + seconds
+        left = self.seconds / self.ran * (self.total - self.done) / self.jobs
+        ending = f", about {_duration(left)} left" if self.done < self.total else ""
+        say(f"[{self.done}/{self.total}] {run}: {outcome} ({_duration(seconds)}){ending}")
+
+
+def run_all(
+    runs: Sequence[PlannedRun], jobs: int, progress: Progress, cluster: Executor | None = None
+) -> None:
+    """Finish every run, `jobs` at a time; those that are finished are not run again.
+
+    A run whose numbers stop being finite is finished too, without a loss. An interruption is passed on to the
+    processes, which save before they stop.
+
+    Args:
+        cluster: where they run; by default as processes of this machine.
+
+    Raises:
+        LrftError: a run failed otherwise; it has the exit code of that run.
+        Interrupted: asked to stop; the same call goes on.
+    """
+    waiting = []
+    for run in runs:
+        if finished(run):
+            progress.note(run, "")
+        else:
+            waiting.append(run)
+    executor = cluster or Processes(jobs)
+    active: list[Handle] = []
+    with _Stop() as stop:
+        try:
+            while waiting or active:
+                while waiting and len(active) < jobs and stop.signal is None:
+                    active.append(executor.start(waiting.pop(0)))
+                for handle in [handle for handle in active if handle.ended]:
+                    active.remove(handle)
+                    _close(handle, progress)
+                if stop.signal is not None:
+                    break
+                time.sleep(executor.pause)
+        finally:
+            _end(active, executor.pause)
+    if stop.signal is not None:
+        message = f"stopped with {progress.done} of {progress.total} runs finished; the same command goes on"
+        raise Interrupted(stop.signal, message)
+
+
+def threads(jobs: int) -> int:
+    """Threads of each process: what the environment says, else the cores shared out evenly."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else max(1, cores // jobs)
+
+
+def training_command(recipe: Path, folder: Path) -> list[str]:
+    """What one run is: a training that begins or goes on in `folder`."""
+    return [sys.executable, "-m", "lrft", "train", str(recipe), "--out", str(folder), "--resume", "--json"]
+
+
+class Processes:
+    """This machine, its cores shared out among `jobs` processes."""
+
+    name = "local processes"
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs, self.pause = jobs, WAIT
+
+    def start(self, run: PlannedRun) -> Handle:
+        return _Process(run, threads(self.jobs))
+
+
+class _Process:
+    """One `lrft train`, in a process group of its own so that a Ctrl-C reaches it through us alone, once."""
+
+    def __init__(self, run: PlannedRun, threads: int) -> None:
+        self.run = run
+        recipe, self.log = prepared(run)
+        self.began = time.monotonic()
+        with self.log.open("a") as file:
+            self.process = subprocess.Popen(
+                training_command(recipe, run.folder),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                process_group=0,
+            )
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    @property
+    def exit_code(self) -> int:
+        return self.process.wait()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def last_line(self) -> str:
+        return last_line(self.log)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class _Stop:
+    """While it is open, the first SIGINT or SIGTERM is remembered; the second acts as it always does."""
+
+    def __enter__(self) -> _Stop:
+        self.signal: int | None = None
+        self.previous: dict[int, Any] = {}
+        with suppress(ValueError):  # not the main thread: signals are somebody else's
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def _close(handle: Handle, progress: Progress) -> None:
+    """Take note of how a run ended.
+
+    Raises:
+        LrftError: neither finished nor diverged.
+    """
+    run, code = handle.run, handle.exit_code
+    if code == 0 and finished(run):
+        progress.note(run, "done", handle.seconds)
+        return
+    if code == NumericalError.exit_code:
+        RunFolder(run.folder).write(DIVERGED, {"message": handle.last_line()})
+        progress.note(run, "diverged", handle.seconds)
+        return
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    error = LrftError(
+        f"{run}: the run ended with {how}: {handle.last_line()} (all it said is in {handle.log}); the same command "
+        "goes on from here"
+    )
+    error.exit_code = code if 0 < code < 128 else 1
+    raise error
+
+
+def _end(handles: Sequence[Handle], pause: float) -> None:
+    """Ask runs to save and stop, and wait for them; asked again, kill them."""
+    if handles:
+        say(f"waiting for {len(handles)} runs to save; interrupt again to kill them")
+    try:
+        for handle in handles:
+            if not handle.ended:
+                handle.stop()
+        while not all(handle.ended for handle in handles):
+            time.sleep(pause)
+    except KeyboardInterrupt:
+        for handle in handles:
+            handle.kill()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,107 @@
+"""Rows that were counted before: kept beside the tables by all that decides their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from lrft.lab.runs.digest import code_digest
+from lrft.recipe.resolved import recipe_hash
+from lrft.recipe.schema import Recipe
+from lrft.registry.errors import LrftError
+
+FILE = ".rows.json"
+COUNTING = ("lrft.lab.tables.exact.metrics",)
+LIBRARIES = ("torch", "transformers", "bitsandbytes")  # they build what is counted
+
+
+class Kept:
+    """Measured rows, table by table, in one file that is written whole after each row.
+
+    Args:
+        folder: where the tables are written; None to keep nothing.
+        fresh: forget what is there.
+    """
+
+    def __init__(self, folder: Path | None = None, fresh: bool = False) -> None:
+        self.path = None if folder is None else folder / FILE
+        self.tables: dict[str, dict[str, dict[str, float]]] = {}
+        if self.path is not None and self.path.is_file() and not fresh:
+            self.tables = _read(self.path)
+        self.reused = 0
+
+    def get(self, table: str, key: str) -> dict[str, float] | None:
+        """The numbers of a row that was counted before."""
+        found = self.tables.get(table, {}).get(key)
+        self.reused += found is not None
+        return found
+
+    def put(self, table: str, key: str, values: dict[str, float]) -> None:
+        """Keep a row.
+
+        Raises:
+            LrftError: the folder cannot be written.
+        """
+        self.tables.setdefault(table, {})[key] = values
+        self._write()
+
+    def close(self, table: str, keys: Iterable[str]) -> None:
+        """The table is finished: its rows of other recipes, code or data are forgotten."""
+        kept = set(keys)
+        rows = self.tables.get(table, {})
+        if rows.keys() - kept:
+            self.tables[table] = {key: values for key, values in rows.items() if key in kept}
+            self._write()
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        scratch = self.path.with_name(f"{FILE}.tmp{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_text(json.dumps(self.tables, indent=1) + "\n", encoding="utf-8")
+            os.replace(scratch, self.path)
+        except OSError as error:
+            raise LrftError(f"--out {self.path.parent}: cannot be written ({error.strerror})") from error
+
+
+def row_key(recipe: Recipe, metrics: Iterable[str]) -> str:
+    """sha256 (hex) of what decides a row's numbers: recipe, code, libraries, configuration files, what is measured."""
+    decisive = [
+        recipe_hash(recipe),
+        code_digest(recipe, COUNTING),
+        _versions(),
+        _configuration(recipe.model.name),
+        sorted(metrics),
+    ]
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def _versions() -> list[str | None]:
+    found: list[str | None] = []
+    for name in LIBRARIES:
+        try:
+            found.append(importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            found.append(None)
+    return found
+
+
+def _configuration(model: str) -> str:
+    """A digest of the model's .json files, or its name where it is no folder."""
+    digest = hashlib.sha256(b"" if Path(model).is_dir() else model.encode())
+    for path in sorted(Path(model).glob("*.json")):
+        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {table: dict(rows) for table, rows in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise LrftError(f"{path}: cannot be read ({error}); remove it, or add --fresh") from None

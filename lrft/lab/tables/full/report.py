@@ -1,0 +1,78 @@
+"""A full table as Markdown: published and ours, then what each row trains and holds in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrft.lab.compare.report import row as table_row
+from lrft.lab.compare.report import set_ups
+from lrft.lab.tables.file import PROVENANCE
+
+GIB = 2**30
+
+
+def full_markdown(record: dict[str, Any]) -> str:
+    """The record of `size_full` or `run_full` as the text of NAME.md."""
+    told = ", ".join(f"{count} {verdict}" for verdict, count in record["verdicts"].items())
+    lines = [f"# {record['title']}", "", f"{record['paper']} Tier: {record['tier']}. {told}.", ""]
+    lines += [f"- {text}" for text in record["settings"]]
+    lines += ["", *_results(record), "", "## Sizes", "", *_sizes(record)]
+    conflicts = dict.fromkeys(
+        f"{n['row']}, {n['column']}: {n['conflict']}." for n in record["numbers"] if n["conflict"]
+    )
+    if record["notes"] or conflicts:
+        lines += ["", "## Notes", "", *(f"- {text}" for text in (*record["notes"], *conflicts))]
+    codes = dict.fromkeys(number["provenance"] for number in record["numbers"])
+    lines += ["", "; ".join(f"**{code}** {PROVENANCE[code]}" for code in codes) + "."] if codes else []
+    return "\n".join([*lines, *_where(record)]) + "\n"
+
+
+def _results(record: dict[str, Any]) -> list[str]:
+    """One line a published number, and one a row without any."""
+    lines = [table_row(["row", "column", "published", "", "ours", "difference", "verdict"])]
+    lines.append(table_row(["---"] * 7))
+    numbers = {
+        row["label"]: [n for n in record["numbers"] if n["row"] == row["label"]] for row in record["rows"]
+    }
+    for label, found in numbers.items():
+        if not found:
+            lines.append(table_row([label, "", "no verified number", "", "", "", ""]))
+        for number in found:
+            column = record["columns"][number["column"]]
+            digits, unit = column["digits"], f" ({column['unit']})" if column["unit"] else ""
+            cells = [label, f"{number['column']}{unit}", f"{number['published']:.10g}", number["provenance"]]
+            cells += ["" if number["ours"] is None else f"{number['ours']:.{digits}f}"]
+            cells += ["" if number["difference"] is None else f"{number['difference']:+.{digits}f}"]
+            lines.append(table_row([*cells, number["verdict"]]))
+    return lines
+
+
+def _sizes(record: dict[str, Any]) -> list[str]:
+    """What trains and what it holds, counted from the modules and the optimizer that training would build."""
+    heads = ["row", "recipe", "trainable", "% of base + trainable", "weights", "adapter", "gradients"]
+    heads += ["optimizer state", "together (GiB)", "steps", "tokens"]
+    lines = ["By formula, without activations; weights to together are GiB.", "", table_row(heads)]
+    lines.append(table_row(["---"] * len(heads)))
+    for row in record["rows"]:
+        memory = [row["memory"].get(key) for key in ("weights", "adapter", "gradients", "optimizer_state")]
+        command = " ".join([row["recipe"] or "", *row["overrides"]]).strip()
+        cells = [row["label"], f"`{command}`" if row["recipe"] else ""]
+        cells.append(row["state"] if row["trainable"] is None else f"{row['trainable']:,}")
+        cells.append("" if row["trainable_percent"] is None else f"{row['trainable_percent']:.3f}")
+        cells += ["" if size is None else f"{size / GIB:.2f}" for size in (*memory, row["memory_bytes"])]
+        cells.append("" if row["steps"] is None else f"{row['steps']:,}")
+        cells.append("" if row["tokens"] is None else f"{row['tokens']:.3g}")
+        lines.append(table_row(cells))
+    return lines
+
+
+def _where(record: dict[str, Any]) -> list[str]:
+    """Seeds, set-ups and wall time, of a record whose rows were run."""
+    if not record["environments"]:
+        return []
+    seeds = "the recipes' own" if record["seeds"] is None else ", ".join(map(str, record["seeds"]))
+    lines = ["", "## Where it ran", "", f"- Seeds: {seeds}."]
+    if record.get("overrides"):
+        lines.append(f"- Changed for this run: `{' '.join(record['overrides'])}`.")
+    lines += set_ups(record["environments"])
+    return [*lines, f"- {record['seconds']:g} s for what this call ran"]

@@ -1,0 +1,49 @@
+"""`lrft reproduce ls`: every table with what it costs and what it last said. No torch here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lrft.lab.tables.exact.schema import TableFile
+from lrft.lab.tables.library import EXACT, Entry, packaged
+from lrft.registry.errors import LrftError
+
+
+def listing(out: Path) -> list[tuple[str, str, int, str, str]]:
+    """Name, tier, rows (or arms), cost and last verdict of every packaged table.
+
+    The cost is the wall time of the last run in `out`, or what the table states.
+
+    Raises:
+        LrftError: what `out` holds of a table is no record.
+    """
+    found = []
+    for entry in packaged().values():
+        plain, last = entry.plain(), _last(out / f"{entry.name}.json")
+        cost = f"{last['seconds']:g} s" if "seconds" in last else stated_cost(entry, plain)
+        rows = len(plain.get("rows") or plain.get("arms") or [])
+        found.append((entry.name, entry.tier, rows, cost, said(last) or "not run yet"))
+    return found
+
+
+def said(record: dict[str, Any]) -> str:
+    """The verdict of a record: its one, or how many of its numbers got which."""
+    if "verdict" in record:
+        return str(record["verdict"])
+    return ", ".join(f"{count} {verdict}" for verdict, count in record.get("verdicts", {}).items())
+
+
+def stated_cost(entry: Entry, plain: dict[str, Any]) -> str:
+    """What the table says that it costs."""
+    default = TableFile.model_fields["cost"].default if entry.tier == EXACT else "not stated"
+    return str(plain.get("cost") or default)
+
+
+def _last(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise LrftError(f"{path}: is no record of a table ({error}); remove it") from None
+    return found if isinstance(found, dict) else {}

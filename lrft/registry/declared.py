@@ -1,0 +1,181 @@
+"""What a method's source says of it, read without running the file.
+
+Only the body of its `Config` is executed, over literals of the file and a few harmless modules.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lrft.registry.config import MethodConfig
+from lrft.registry.errors import LrftError
+
+# Modules a `Config` may draw on. Anything else a method file imports (torch first of all) is not needed to check
+# a recipe and is not executed by `declared`.
+CONFIG_MODULES = (
+    "__future__",
+    "fnmatch",
+    "lrft.registry.axes",
+    "lrft.registry.config",
+    "lrft.registry.errors",
+    "math",
+    "pydantic",
+    "re",
+    "typing",
+)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is known of a method before its file is imported.
+
+    Attributes:
+        aliases: what others call the method, several names a line -> what to write for it here, lines of a recipe:
+            `{"rank_stabilized rs": "adapter: {method: NAME, rslora: true}"}`. The method's own name may be among
+            them, where more than its line is needed. A class has its own, and not its parent's.
+    """
+
+    name: str
+    class_name: str
+    doc: str
+    config: type[MethodConfig]
+    provides: frozenset[str]
+    requires: frozenset[str]
+    path: Path
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The docstring's first line."""
+        return self.doc.strip().splitlines()[0] if self.doc.strip() else ""
+
+
+@cache
+def declarations(module: str, path: Path, base_config: type[MethodConfig]) -> dict[str, Declaration]:
+    """Class name -> declaration, for every class in a method file that carries a `Config` or is registered."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    # A module of its own, so that pydantic resolves postponed annotations against this namespace.
+    namespace: dict[str, Any] = {"__name__": f"{module}.__declared__"}
+    holder = type(sys)(namespace["__name__"])
+    holder.__dict__.update(namespace)
+    sys.modules[holder.__name__] = holder
+    found: dict[str, Declaration] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            _import_declared(node, module, holder, found, base_config)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name in CONFIG_MODULES:
+                    _execute(node, path, holder)
+        elif name := _assigned(node):
+            with suppress(ValueError):  # what has to be run is missed only where a Config uses it
+                setattr(holder, name, ast.literal_eval(node.value))  # type: ignore[attr-defined]
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = _declare(node, module, path, holder, found, base_config)
+    return found
+
+
+def _import_declared(
+    node: ast.ImportFrom,
+    module: str,
+    holder: Any,
+    found: dict[str, Declaration],
+    base_config: type[MethodConfig],
+) -> None:
+    source = node.module or ""
+    if source in CONFIG_MODULES:
+        _execute(node, Path(module), holder)
+    elif (
+        source.rpartition(".")[0] == module.rpartition(".")[0]
+    ):  # a parent method, or a helper of the same folder
+        package, _, stem = source.rpartition(".")
+        path = Path(__file__).parents[1].joinpath(*package.split(".")[1:], f"{stem}.py")
+        parents = declarations(source, path, base_config)
+        for alias in node.names:
+            if alias.name in parents:
+                found[alias.asname or alias.name] = parents[alias.name]
+                setattr(holder, alias.asname or alias.name, _Parent(parents[alias.name].config))
+
+
+@dataclass
+class _Parent:
+    """Stands for an imported method class, so that `class Config(Parent.Config)` resolves."""
+
+    Config: type[MethodConfig]
+
+
+def _declare(
+    node: ast.ClassDef,
+    module: str,
+    path: Path,
+    holder: Any,
+    found: dict[str, Declaration],
+    base_config: type[MethodConfig],
+) -> Declaration:
+    parents = [found[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in found]
+    config = parents[0].config if parents else base_config
+    traits: dict[str, frozenset[str]] = {
+        "provides": parents[0].provides if parents else frozenset(),
+        "requires": parents[0].requires if parents else frozenset(),
+    }
+    aliases: dict[str, str] = {}
+    for item in node.body:
+        if isinstance(item, ast.ClassDef) and item.name == "Config":
+            config = _config(item, path, holder)
+        target = _assigned(item)
+        if target in traits:
+            traits[target] = frozenset(_literal_set(item.value))  # type: ignore[attr-defined]
+        if target == "aliases":
+            aliases = ast.literal_eval(item.value)  # type: ignore[attr-defined]
+    setattr(holder, node.name, _Parent(config))
+    registered = any(isinstance(d, ast.Attribute) and d.attr == "register" for d in node.decorator_list)
+    name = path.stem if registered else ""
+    return Declaration(
+        name, node.name, ast.get_docstring(node) or "", config, path=path, aliases=aliases, **traits
+    )
+
+
+def _config(node: ast.ClassDef, path: Path, holder: Any) -> type[MethodConfig]:
+    """The `Config` of a method's source.
+
+    Raises:
+        LrftError: it rests on a name that only running the file would give.
+    """
+    try:
+        _execute(node, path, holder)
+        config: type[MethodConfig] = holder.__dict__.pop("Config")
+        if not config.__pydantic_complete__:  # an annotation that pydantic could not look up yet
+            config.model_rebuild()
+    except NameError as error:
+        message = (
+            f"{path}: Config uses {error.name}, which cannot be read without running the file; write the value itself, "
+            "make it a literal of this file, or import it from lrft.registry.config"
+        )
+        raise LrftError(message) from error
+    return config
+
+
+def _assigned(item: ast.stmt) -> str:
+    if isinstance(item, ast.Assign) and len(item.targets) == 1 and isinstance(item.targets[0], ast.Name):
+        return item.targets[0].id
+    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
+        return item.target.id
+    return ""
+
+
+def _literal_set(value: ast.expr) -> set[str]:
+    """`{"a"}`, `set()` or `frozenset({"a"})`; anything cleverer belongs in the base class."""
+    if isinstance(value, ast.Call):
+        return _literal_set(value.args[0]) if value.args else set()
+    return set(ast.literal_eval(value))
+
+
+def _execute(node: ast.stmt, path: Path, holder: Any) -> None:
+    postponed = ast.parse("from __future__ import annotations").body
+    exec(compile(ast.Module([*postponed, node], []), str(path), "exec"), holder.__dict__)

@@ -1,0 +1,44 @@
+"""Devices and processes, owned by accelerate."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from lrft.registry.errors import RecipeError
+
+
+def make_accelerator(device: str, dtype: str) -> Any:
+    """The accelerator of this process.
+
+    One process per device; a launcher (`torchrun`, `accelerate launch`) decides how many.
+
+    Raises:
+        RecipeError: the device is not there, or fewer processes joined than the launcher announced.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+        raise RecipeError(
+            f"torch {torch.__version__} reads files unsafely; lrft needs 2.10 or newer", "train"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("no CUDA device is visible; use `auto` or `cpu`", "train.device")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if dtype == "float16" and on_cpu:
+        raise RecipeError("float16 needs a GPU; use bfloat16 or float32 on the CPU", "model.dtype")
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
+    announced = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != announced:
+        raise RecipeError(
+            f"the launcher announced {announced} processes but {accelerator.num_processes} joined; "
+            "on CPUs start them with `torchrun --nproc-per-node N`",
+            "train.device",
+        )
+    if accelerator.distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise RecipeError(
+            f"{accelerator.distributed_type.name} is not supported; start plain processes, one per device",
+            "train.device",
+        )
+    return accelerator

@@ -1,0 +1,73 @@
+"""Finding where a number stopped being finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lrft.core.objective import Objective
+from lrft.core.run import Run
+from lrft.training.step import StepBatches
+
+
+def first_non_finite(run: Run, batches: StepBatches, objective: Objective, loss: float, norm: float) -> str:
+    """Run the step once more with hooks and say which module first gave a non-finite output, and for which rows."""
+    for info in run.parameters:
+        info.param.grad = None
+    head = f"step {run.step + 1}: loss {loss}, gradient norm {norm}; the weights were not touched"
+    rows = sorted({row for batch in batches.micro_batches for row in batch.examples})[:8]
+    bad = [i.name for i in run.parameters if not bool(torch.isfinite(i.param).all())]
+    if bad:
+        return f"{head}. {bad[0]} itself holds non-finite numbers; go back to an earlier checkpoint."
+    if kept := _keep(run, batches):
+        head = f"{head} (the batch is in {kept})"
+    found = _first_module(run, batches, objective)
+    where = f"first in the output of {found}" if found else "in the backward pass only"
+    return f"{head}. It appears {where}, with training rows {rows}; a lower optimizer.lr or float32 may help."
+
+
+def _keep(run: Run, batches: StepBatches) -> Path | None:
+    """Write this process's micro-batches beside the run, to be looked at; the path, or None without a folder."""
+    if run.folder is None:
+        return None
+    path = run.folder / f"non-finite-step-{run.step + 1}-process-{run.rank}.safetensors"
+    tensors = {
+        f"{index}.{name}": getattr(batch, name).cpu().contiguous()
+        for index, batch in enumerate(batches.micro_batches)
+        for name in ("input_ids", "position_ids", "supervised", "targets")
+    }
+    try:
+        save_file(tensors, path)
+    except OSError:
+        return None  # a full disk must not hide what went wrong
+    return path
+
+
+def _first_module(run: Run, batches: StepBatches, objective: Objective) -> str:
+    seen: list[str] = []
+    handles = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) and output else output
+            if not seen and isinstance(first, Tensor) and not bool(torch.isfinite(first).all()):
+                seen.append(f"{name} ({type(module).__name__}, {str(first.dtype).removeprefix('torch.')})")
+
+        return hook
+
+    for name, module in run.model.named_modules():
+        handles.append(module.register_forward_hook(watch(name)))
+    try:
+        world = 1 if run.accelerator is None else run.accelerator.num_processes
+        with torch.no_grad():
+            for index, batch in enumerate(batches.micro_batches):
+                run.seed_draws(index * world + run.rank)
+                objective(run.model, batch.to(run.device), run)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen[0] if seen else ""

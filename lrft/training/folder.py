@@ -1,0 +1,207 @@
+"""The run folder: where a training leaves everything, and how later commands find it."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from lrft import __version__
+from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.errors import LrftError, UsageError
+
+ROOT = Path("runs")
+RECIPE, RUN, PLAN, METRICS, RESULT = "recipe.yaml", "run.json", "plan.json", "metrics.jsonl", "result.json"
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "safetensors", "pydantic")
+
+
+class RunFolder:
+    """Paths inside one run folder, and the lock that keeps a second process out.
+
+    Attributes:
+        chosen: the one checkpoint that a command was given, or None for the newest.
+        path: the folder; `checkpoints/`, `adapter/` and `eval/` are below it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock_file: IO[str] | None = None
+        self.chosen: Path | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where `step-N` folders are."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The finished adapter."""
+        return self.path / "adapter"
+
+    @property
+    def evaluations(self) -> Path:
+        """Scores and samples."""
+        return self.path / "eval"
+
+    @property
+    def started(self) -> bool:
+        """Whether a training began here."""
+        return (self.path / RECIPE).is_file()
+
+    @property
+    def day(self) -> str | None:
+        """The day, as 2026-11-28, that chat templates were told when the training began; None in older folders."""
+        day: str | None = self.read(RUN).get("date")
+        return day
+
+    def lock(self) -> None:
+        """Keep other trainings out until this process ends, however it ends.
+
+        Raises:
+            UsageError: another process is training here, or nothing can be written here.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock_file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UsageError(
+                f"--out {self.path}: cannot be made a run folder ({error.strerror}); give another one"
+            ) from None
+        try:
+            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"{self.path}: another process is training here; wait for it or give another --out"
+            ) from None
+
+    def unlock(self) -> None:
+        """Let others train here again; the end of the process does the same."""
+        if self.lock_file is not None:
+            self.lock_file.close()
+            self.lock_file = None
+
+    def write(self, name: str, content: str | dict[str, Any]) -> None:
+        """Write a small file whole or not at all.
+
+        Raises:
+            LrftError: the disk is full or not writable.
+        """
+        text = content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n"
+        scratch = self.path / f".{name}.tmp"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            scratch.write_text(text)
+            os.replace(scratch, self.path / name)
+        except OSError as error:
+            raise LrftError(f"{self.path / name}: could not be written ({error.strerror})") from error
+
+    def read(self, name: str) -> Any:
+        """A JSON file of the folder."""
+        return json.loads((self.path / name).read_text())
+
+
+def new_folder(recipe_name: str, root: Path = ROOT) -> Path:
+    """A fresh path under `root`, named by recipe and time so that the newest sorts last."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).strip("-.") or "run"
+    stem = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = root / stem, 1
+    while path.exists():
+        count += 1
+        path = root / f"{stem}-{count}"
+    return path
+
+
+def latest(root: Path = ROOT, recipe_name: str | None = None, finished: bool = False) -> Path | None:
+    """The run under `root` that started last, of one recipe if named, with a checkpoint if `finished`."""
+    if not root.is_dir():
+        return None
+    runs = [path for path in root.iterdir() if (path / RUN).is_file() and (path / RECIPE).is_file()]
+    if recipe_name is not None:
+        runs = [path for path in runs if _recipe_name(path) == recipe_name]
+    if finished:
+        runs = [path for path in runs if any((path / "checkpoints").glob("step-*/manifest.json"))]
+    return max(runs, key=lambda path: (path / RUN).stat().st_mtime_ns, default=None)
+
+
+def find(run: RunFolder | Path | str | None, root: Path = ROOT) -> RunFolder:
+    """The run folder that is meant: the one given or named, or the latest one that has a checkpoint.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if isinstance(run, RunFolder):
+        return run
+    if run is None:
+        found = latest(root, finished=True)
+        if found is None:
+            raise UsageError(f"no run with a checkpoint under {root}/; train one first or name a run folder")
+        return RunFolder(found)
+    run = Path(run)
+    if (run / "manifest.json").is_file() and run.parent.name == "checkpoints":
+        folder = RunFolder(run.parent.parent)
+        folder.chosen = run
+        return folder
+    for candidate in (run, root / run):
+        if (candidate / RECIPE).is_file():
+            return RunFolder(candidate)
+    known = [path.name for path in root.iterdir()] if root.is_dir() else []
+    raise UsageError(f"{run} is not a run folder (it holds no {RECIPE}){did_you_mean(run.name, known)}")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and git commit, for run.json. Holds no environment variable."""
+    versions: dict[str, str | None] = {"python": platform.python_version(), "lrft": __version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    import torch
+
+    hardware = {
+        "machine": platform.machine(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    return {
+        "versions": versions,
+        "hardware": hardware,
+        "git": _git_commit(),
+        "command": Path(sys.argv[0]).name,
+    }
+
+
+def _cpu() -> str | None:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _recipe_name(path: Path) -> str | None:
+    try:
+        return json.loads((path / RUN).read_text()).get("recipe_name")
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,249 @@
+"""Callbacks that keep a run: checkpoints, scores on held-out rows, and the check that everything trains."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrft.core.callback import Callback
+from lrft.core.run import Run
+from lrft.registry.errors import NumericalError
+from lrft.training import checkpoint
+
+
+class Saver(Callback):
+    """Saves every `every` steps, at a signal, after a best score and at the end; keeps the newest few and the best.
+
+    Args:
+        tensors: gives the adapter's tensors by name.
+        folder: where `step-N` folders go.
+    """
+
+    def __init__(
+        self,
+        tensors: Callable[[], dict[str, Tensor]],
+        folder: Path,
+        identity: checkpoint.Identity,
+        every: int,
+        keep_last: int,
+        scorer: Scorer | None = None,
+    ) -> None:
+        self.tensors, self.folder, self.identity = tensors, folder, identity
+        self.every, self.keep_last, self.scorer = every, keep_last, scorer
+
+    def after_step(self, run: Run) -> None:
+        improved = self.scorer is not None and self.scorer.best_step == run.step
+        due = run.step % self.every == 0 or run.step == run.total_steps
+        if run.rank == 0 and (due or improved or run.stopping):
+            self.save(run)
+        if run.accelerator is not None and run.accelerator.num_processes > 1:
+            run.accelerator.wait_for_everyone()
+
+    def save(self, run: Run) -> Path:
+        """Write the checkpoint of the step just finished, then drop the old ones."""
+        best = f"step-{self.scorer.best_step}" if self.scorer is not None and self.scorer.best_step else None
+        saved = checkpoint.save_checkpoint(run, self.tensors(), self.folder, self.identity, {"best": best})
+        checkpoint.prune(self.folder, self.keep_last, best)
+        return saved
+
+
+class Scorer(Callback):
+    """Loss on held-out rows every `every` steps; remembers the best step. Not a number is never the best.
+
+    Args:
+        score: gives `eval_loss` and what else to record; nothing when it was asked to stop.
+        probe: scores one batch, the most demanding one.
+    """
+
+    def __init__(
+        self, score: Callable[[Run], dict[str, float]], probe: Callable[[Run], Any], every: int
+    ) -> None:
+        self.score, self.probe, self.every = score, probe, every
+        self.best = math.inf
+        self.best_step = 0
+        self.owed = 0  # the step whose score a signal cut short
+
+    def start(self, run: Run) -> None:
+        """Score the longest batch once: what would not fit in memory fails now and not after hours."""
+        run.model.eval()
+        self.probe(run)
+        run.model.train()
+        if self.owed and self.owed == run.step:
+            self.take(run)
+
+    def after_step(self, run: Run) -> None:
+        if run.step % self.every == 0 or run.step == run.total_steps:
+            self.take(run)
+
+    def take(self, run: Run) -> None:
+        """Score now, or owe it to the next sitting when the run was asked to stop."""
+        run.model.eval()
+        metrics = {} if run.stop_signal is not None else self.score(run)
+        run.model.train()
+        self.owed = 0 if metrics else run.step
+        run.record(**metrics)
+        if metrics and metrics["eval_loss"] < self.best:
+            self.best, self.best_step = metrics["eval_loss"], run.step
+
+    def state_dict(self) -> dict[str, Any]:
+        best = self.best if self.best_step else None
+        return {"best": best, "best_step": self.best_step, "owed": self.owed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_step, self.owed = state["best_step"], state["owed"]
+        self.best = state["best"] if self.best_step else math.inf
+
+
+class StopAtLoss(Callback):
+    """Ends the run once the smoothed training loss is at or below a target, so that runs compare at equal loss.
+
+    Smoothed is the exponential mean over ten steps, each step weighed so that the first count fully. Stands before
+    what scores and saves: the step becomes the last one. A target that is not reached leaves the run as long as it was.
+    """
+
+    KEEP = 0.9  # of the mean, a step
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+        self.mean, self.weight = 0.0, 0.0
+
+    @property
+    def smoothed(self) -> float:
+        """Mean loss of the last steps; infinite before the first."""
+        return self.mean / self.weight if self.weight else math.inf
+
+    def start(self, run: Run) -> None:
+        self._end(run)  # resumed after the step that was the last one
+
+    def after_step(self, run: Run) -> None:
+        self.mean = self.KEEP * self.mean + (1 - self.KEEP) * run.metrics["loss"]
+        self.weight = self.KEEP * self.weight + (1 - self.KEEP)
+        self._end(run)
+
+    def finish(self, run: Run) -> None:
+        run.summary["smoothed_loss"] = self.smoothed
+
+    def _end(self, run: Run) -> None:
+        if self.smoothed <= self.target:
+            run.total_steps = run.step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "weight": self.weight}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean, self.weight = state["mean"], state["weight"]
+
+
+class GradientCheck(Callback):
+    """After two steps, or as many as the run's methods say, every trainable tensor has had a gradient that is not zero.
+
+    Otherwise the run stops and says which had none.
+    """
+
+    def __init__(self) -> None:
+        self.reached: dict[str, Tensor] = {}
+        self.steps = 2
+
+    def start(self, run: Run) -> None:
+        """Where gradients are freed in the backward pass, look at them there."""
+        self.steps = max(callback.gradients_by(run) for callback in run.callbacks)
+        if run.step < self.steps and getattr(run.optimizer, "consumes_gradients", False):
+            for info in run.parameters:
+                info.param.register_hook(partial(self._look, run, info.name))
+
+    def _look(self, run: Run, name: str, grad: Tensor) -> None:
+        if run.step < self.steps:
+            hit = grad.count_nonzero() > 0
+            self.reached[name] = hit | self.reached.get(name, torch.zeros_like(hit))
+
+    def after_backward(self, run: Run) -> None:
+        if run.step >= self.steps:
+            return
+        for info in run.parameters:
+            if info.param.grad is not None:
+                hit = info.param.grad.count_nonzero() > 0
+                self.reached[info.name] = hit | self.reached.get(info.name, torch.zeros_like(hit))
+
+    def after_step(self, run: Run) -> None:
+        if run.step != self.steps or not self.reached:
+            return
+        names = list(self.reached)
+        alive = torch.stack([self.reached[name] for name in names]).tolist()  # one wait for all tensors
+        trains = {info.name for info in run.parameters if info.param.requires_grad}  # some may rest by choice
+        dead = [i.name for i in run.parameters if i.name in trains - self.reached.keys()]
+        dead += [name for name, hit in zip(names, alive, strict=True) if not hit and name in trains]
+        if run.metrics.get("loss") == 0:
+            raise NumericalError(
+                f"step {run.step}: the loss is exactly 0, so nothing is learnt; check data.format"
+            )
+        if dead:
+            raise NumericalError(
+                f"after step {self.steps} {len(dead)} of {len(run.parameters)} trainable tensors have had no "
+                f"gradient, {dead[0]} first; nothing there would be learnt"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reached": self.reached}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reached = state["reached"]
+
+
+class LossScale(Callback):
+    """float16 gradients underflow unless the loss is scaled up; keeps the scale across a resume."""
+
+    def __init__(self, device: str = "cuda") -> None:
+        self.scaler = torch.amp.GradScaler(device)
+
+    def start(self, run: Run) -> None:
+        run.scaler = self.scaler
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scaler.load_state_dict(state)
+
+
+class StopOnSignal(Callback):
+    """SIGINT and SIGTERM ask the run to finish its step and save; a second one stops at once.
+
+    Stands before the saver. With several processes all stop after the same step, whichever got the signal first.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.previous: dict[int, Any] = {}
+
+    def start(self, run: Run) -> None:
+        self.run = run
+        for number in self.SIGNALS:
+            self.previous[number] = signal.signal(number, self.handle)
+
+    def after_step(self, run: Run) -> None:
+        if run.accelerator is not None and run.accelerator.num_processes > 1:
+            mine = torch.tensor([float(run.stop_signal or 0)], device=run.device)
+            run.stop_signal = int(run.accelerator.gather(mine).max()) or None
+        run.stopping = run.stop_signal is not None
+
+    def handle(self, number: int, frame: Any) -> None:
+        """First signal: remember it. Second: give up on finishing the step; the disk stays valid either way."""
+        if self.run is None or self.run.stop_signal is not None:
+            signal.signal(number, self.previous.get(number, signal.SIG_DFL))
+            signal.raise_signal(number)
+            return
+        self.run.stop_signal = number
+
+    def close(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}

@@ -1,0 +1,58 @@
+"""The training loop, in the order of the algorithm. Everything else is a callback."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import partial
+
+from lrft.core.objective import Objective
+from lrft.core.run import Run
+from lrft.registry.errors import Interrupted, NumericalError
+from lrft.training.diagnose import first_non_finite
+from lrft.training.step import StepBatches, clip_gradients, overflowed, step_loss, unscale_gradients
+
+
+def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) -> Run:
+    """One optimizer step per element of `steps`; callbacks may change anything that `run` holds.
+
+    Raises:
+        NumericalError: a loss or gradient is not finite; the weights were not touched by that step.
+        Interrupted: a signal asked to stop and the step was finished and saved.
+    """
+    run.model.train()
+    run.fire("start")
+    for batches in steps:
+        if run.step >= run.total_steps:  # a callback made the step before the last one
+            break
+        run.metrics = {}
+        run.seed_step()
+        run.fire("before_step")
+        closure = partial(step_loss, run, batches, objective)  # forward, and backward if gradients are on
+        if getattr(run.optimizer, "calls_closure", False):  # zeroth-order methods decide how often
+            run.model.eval()  # two losses are compared, so dropout must not differ between them
+            loss, norm = run.optimizer.step(closure), 0.0
+            run.model.train()
+            if not math.isfinite(loss):
+                raise NumericalError(first_non_finite(run, batches, objective, float(loss), float(norm)))
+        else:
+            loss = closure()
+            unscale_gradients(run)  # float16 only
+            run.fire("after_backward")  # gradients are complete and unclipped
+            norm = clip_gradients(run)
+            # The one wait for the device in a step: weights must not be touched by a number that is none.
+            if math.isfinite(loss) and math.isfinite(norm):
+                run.optimizer.step()
+            elif not overflowed(run, float(loss)):
+                raise NumericalError(first_non_finite(run, batches, objective, float(loss), float(norm)))
+        run.step += 1
+        run.record(loss=float(loss), grad_norm=float(norm), lr=run.optimizer.param_groups[0]["lr"])
+        run.schedule.step()
+        run.fire("after_step")  # gradients are still here
+        run.optimizer.zero_grad(set_to_none=True)
+        if run.stopping and run.stop_signal is not None and run.step < run.total_steps:
+            raise Interrupted(
+                run.stop_signal, f"stopped after step {run.step} of {run.total_steps}; add --resume to go on"
+            )
+    run.fire("finish")
+    return run

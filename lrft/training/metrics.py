@@ -1,0 +1,204 @@
+"""Callbacks that show a run: metrics.jsonl, a progress bar or plain lines, and Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lrft.core.callback import Callback
+from lrft.core.notes import is_terminal, say, silent
+from lrft.core.run import Run
+from lrft.registry.errors import LrftError, MissingExtra
+
+LINES = 100  # a run, where it is not said how many
+
+
+class MetricsFile(Callback):
+    """One JSON line per step in metrics.jsonl. On a resume, lines past the checkpoint are dropped first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.began = 0.0
+
+    def start(self, run: Run) -> None:
+        self.began = time.perf_counter()
+        if run.rank or not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= run.step]
+        if kept and run.metrics and _step(kept[-1]) == run.step:  # a score that a signal had cut short
+            kept[-1] = json.dumps({**json.loads(kept[-1]), **run.metrics})
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(scratch, self.path)
+
+    def after_step(self, run: Run) -> None:
+        run.metrics = {key: _plain(value) for key, value in run.metrics.items()}
+        now = time.perf_counter()
+        seconds, self.began = now - self.began, now
+        run.record(
+            seconds=round(seconds, 4), tokens_per_second=round(run.metrics.get("tokens", 0) / seconds, 1)
+        )
+        if run.rank == 0:
+            line = json.dumps({"step": run.step, **run.metrics}) + "\n"
+            try:
+                with self.path.open("a") as file:
+                    file.write(line)
+            except OSError as error:  # a line cut short is dropped by the resume
+                raise LrftError(
+                    f"{self.path}: could not be written ({error.strerror}). Earlier checkpoints are intact; "
+                    "free some space and add --resume."
+                ) from error
+
+
+def _plain(value: Any) -> Any:
+    """A 0-d tensor as a number, anything else as it is."""
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+class Bar(Callback):
+    """A progress bar with loss, rate, memory and time left; plain lines where there is no terminal.
+
+    The first step has a line, so have the last and every step with a held-out score.
+
+    Args:
+        every: steps between the lines; by default as many as make about `LINES` of the run.
+    """
+
+    def __init__(self, every: int | None = None, console: Console | None = None) -> None:
+        self.every = every
+        self.console = console or Console(stderr=True, force_terminal=is_terminal(sys.stderr))
+        self.progress: Progress | None = None
+        self.task: Any = None
+        self.began = time.perf_counter()
+        self.first = 0
+
+    def start(self, run: Run) -> None:
+        self.began, self.first = time.perf_counter(), run.step
+        if run.rank or silent() or not self.console.is_terminal:
+            return
+        columns = (
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+        )
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console)
+        self.progress.start()
+        self.task = self.progress.add_task("", total=run.total_steps, completed=run.step)
+
+    def after_step(self, run: Run) -> None:
+        if run.rank:
+            return
+        if self.progress is not None:
+            self.progress.update(self.task, completed=run.step, description=describe(run.metrics))
+        elif self._is_due(run):
+            left = (time.perf_counter() - self.began) / (run.step - self.first) * (run.total_steps - run.step)
+            line = f"step {run.step}/{run.total_steps}  {describe(run.metrics)}  {left:.0f} s left"
+            say(line)
+
+    def _is_due(self, run: Run) -> bool:
+        every = self.every or max(1, run.total_steps // LINES)
+        ends = run.step in (self.first + 1, run.total_steps) or run.stop_signal is not None
+        return ends or "eval_loss" in run.metrics or run.step % every == 0
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+class Wandb(Callback):
+    """Sends the metrics to Weights & Biases; without an account it writes its local files and says so once.
+
+    The run id is kept in the checkpoint, so that a resumed run goes on in the same place.
+    """
+
+    def __init__(self, project: str, name: str, folder: Path, settings: dict[str, Any]) -> None:
+        self.project, self.name, self.folder, self.settings = project, name, folder, settings
+        self.id: str | None = None
+        self.session: Any = None
+
+    def start(self, run: Run) -> None:
+        if run.rank:
+            return
+        try:
+            import wandb
+        except ImportError:
+            raise MissingExtra("logging.wandb: needs `pip install wandb`") from None
+        mode: Any = os.environ.get("WANDB_MODE")
+        if mode is None and not has_account():
+            mode = "offline"
+            say("logging.wandb: no account found, keeping local files only")
+        self.session = wandb.init(
+            project=self.project,
+            name=os.environ.get("WANDB_NAME") or self.name,
+            id=self.id,
+            resume="allow",
+            dir=self.folder,
+            mode=mode,
+            config=self.settings,
+        )
+        self.id = self.session.id
+
+    def after_step(self, run: Run) -> None:
+        if self.session is not None:
+            self.session.log(
+                {k: v for k, v in run.metrics.items() if isinstance(v, int | float)}, step=run.step
+            )
+
+    def close(self) -> None:
+        if self.session is not None:
+            self.session.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"id": self.id}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.id = state["id"]
+
+
+def has_account() -> bool:
+    """Whether a Weights & Biases key is at hand; a .netrc that only knows other hosts is none."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        known = netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser())
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return host in known.hosts
+
+
+def describe(metrics: dict[str, Any]) -> str:
+    """Loss, learning rate, tokens per second and memory in one line."""
+    parts = [f"loss {metrics['loss']:.4f}", f"lr {metrics['lr']:.2e}"]
+    if "tokens_per_second" in metrics:
+        parts.append(f"{metrics['tokens_per_second']:.0f} tok/s")
+    if "eval_loss" in metrics:
+        parts.append(f"eval {metrics['eval_loss']:.4f}")
+    return "  ".join([*parts, f"{peak_memory() / 2**20:.0f} MiB"])
+
+
+def peak_memory() -> int:
+    """Most bytes this process has held: on the GPU where one is used, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize  # a line cut short by a kill
