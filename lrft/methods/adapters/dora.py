@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lrft.core.adapter import PeftForm
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.core.peft import LORA_NAMES
 from lrft.methods.adapters.lora import LoRA
-from lrft.ops.low_rank import low_rank_linear
 from lrft.registry.axes import ADAPTERS
 
 TINY = 1e-12  # a dead row of W has norm 0 and magnitude 0; its scale is then 0 instead of 0/0
+
+
+def dora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+    """LoRA's keys and one more."""
+    assert LoRA.peft is not None
+    return {**LoRA.peft.keys(config, with_start), "use_dora": True}
 
 
 @ADAPTERS.register
@@ -36,7 +44,9 @@ class DoRA(LoRA):
     }
     provides = {"adapters", "mergeable", "low_rank", "trained_pair"}
     roles = {"A": "lora_A", "B": "lora_B", "m": "magnitude"}
-    peft_names = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
+    peft = PeftForm(dora_form_keys, names={**LORA_NAMES, "m": "lora_magnitude_vector"})
+
+    config: Config
 
     class Config(LoRA.Config):
         pass
@@ -60,17 +70,7 @@ class DoRA(LoRA):
         return (scale[:, None] * direction - weight).to(weight.dtype)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        g = self.m / self.norms(base)
-        dtype = self.compute_dtype
-        if self.training and self.drop.p > 0:
-            dropped = self.drop(x)
-            correction = base_without_bias(dropped, base)
-            update = low_rank_linear(dropped, None, self.A, self.B, self.scaling, dtype=dtype)
-            return base(x) + _ScaleColumns.apply(correction, g - 1) + _ScaleColumns.apply(update, g)
-        y = _ScaleColumns.apply(
-            low_rank_linear(x, base, self.A, self.B, self.scaling, dtype=dtype, bias=False), g
-        )
-        return y if base.bias is None else y + base.bias
+        return self.through(replace(self.branch(), gain=self.m / self.norms(base)), x, base)
 
     @torch.no_grad()
     def norms(self, base: FrozenLinear) -> Tensor:
@@ -101,32 +101,3 @@ class DoRA(LoRA):
     @staticmethod
     def count(config: Any, site: Site) -> int:
         return LoRA.count(config, site) + site.out_features
-
-    @classmethod
-    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
-        return {**(super().peft_config(config, with_start) or {}), "use_dora": True}
-
-
-def base_without_bias(x: Tensor, base: FrozenLinear) -> Tensor:
-    """X W^T, (..., in) -> (..., out)."""
-    y = base(x)
-    return y if base.bias is None else y - base.bias
-
-
-class _ScaleColumns(torch.autograd.Function):
-    """u * g for u (..., out) in half precision and g (out,) in float32, without a float32 copy of u.
-
-    A scale of 1 + 0.001 is 1 in bfloat16, so g is never rounded; the product is formed in float32 on the fly.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, g: Tensor) -> Tensor:
-        ctx.save_for_backward(u, g)
-        return torch.mul(u, g, out=torch.empty_like(u))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        u, g = ctx.saved_tensors
-        (dy,) = grads
-        dg = (dy * u).reshape(-1, u.shape[-1]).sum(dim=0, dtype=torch.float32)
-        return torch.mul(dy, g, out=torch.empty_like(u)), dg.to(g.dtype)

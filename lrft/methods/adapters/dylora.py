@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lrft.core.adapter import Branch
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters.lora import LoRA
-from lrft.ops.low_rank import low_rank_linear
 from lrft.registry.axes import ADAPTERS
 
 
@@ -30,6 +29,9 @@ class DyLoRA(LoRA):
     """
 
     provides = {"adapters", "mergeable", "low_rank", "linear_delta", "nested", "trained_pair"}
+    peft = LoRA.peft
+
+    config: Config
 
     class Config(LoRA.Config):
         pass
@@ -53,20 +55,18 @@ class DyLoRA(LoRA):
         """s_k of the adapter of this rank."""
         return float(self.config.alpha / (math.sqrt(rank) if self.config.rslora else rank))
 
-    def _prefix(self) -> tuple[Tensor, Tensor, float]:
-        """A[:k], B[:, :k] and s_k of the function as it now is."""
+    def prefix(self) -> Branch:
+        """The branch as it is used in this step: s_k B[:, :k] A[:k]."""
         if not self.training or (self.live == self.config.rank and self.first == 0):
-            return self.A, self.B, self.scaling
+            return self.branch()
         A, B = self.A[: self.live], self.B[:, : self.live]
         if self.first:
             A = torch.cat([A[: self.first].detach(), A[self.first :]])
             B = torch.cat([B[:, : self.first].detach(), B[:, self.first :]], dim=1)
-        return A, B, self.scale(self.live)
+        return Branch(A, B, self.scale(self.live), dropout=self.config.dropout)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        A, B, scaling = self._prefix()
-        dropped = self.drop(x) if self.training and self.drop.p > 0 else None
-        return low_rank_linear(x, base, A, B, scaling, dropped=dropped, dtype=self.compute_dtype)
+        return self.through(self.prefix(), x, base)
 
     @torch.no_grad()
     def truncate(self, rank: int) -> None:
@@ -81,5 +81,5 @@ class DyLoRA(LoRA):
         self.A = nn.Parameter(self.A[:rank].clone(), requires_grad=trains[0])
         self.B = nn.Parameter(self.B[:, :rank].clone(), requires_grad=trains[1])
         self.scaling = self.scale(rank)
-        self.config: Any = self.config.model_copy(update={"rank": rank})
+        self.config = self.config.model_copy(update={"rank": rank})
         self.use(rank)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter
+from lrft.core.adapter import Adapter, Branch
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.ops.linalg import truncated_svd
-from lrft.ops.low_rank import low_rank_linear
+from lrft.ops.low_rank import branch_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
 
@@ -33,6 +33,8 @@ class Factorized(Adapter):
 
     provides = {"adapters", "mergeable", "own_weights", "moved_start"}
     roles = {"A": "lora_A", "B": "lora_B"}
+
+    config: Config
 
     class Config(AdapterConfig):
         rank: int = Field(128, gt=0)
@@ -65,7 +67,7 @@ class Factorized(Adapter):
         return (self.own_weight() - weight.float()).to(weight.dtype)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        y = low_rank_linear(x, None, self.A, self.B, self.scaling, dtype=self.compute_dtype)
+        y = branch_linear(x, None, Branch(self.A, self.B, self.scaling), dtype=self.compute_dtype)
         return y if base.bias is None else y + base.bias
 
     @staticmethod

@@ -23,6 +23,10 @@ class GatedLoRA(SVDLoRA):
     Departures: none.
     """
 
+    peft = SVDLoRA.peft
+
+    config: Config  # type: ignore[assignment]  # fewer settings than the parent's
+
     class Config(AdapterConfig):
         rank: int = Field(16, gt=0)
         dropout: float = Field(0.0, ge=0, lt=1)

@@ -23,6 +23,9 @@ class LoRAFA(LoRA):
     """
 
     provides = {"adapters", "mergeable", "low_rank", "linear_delta", "frozen_A"}
+    peft = LoRA.peft
+
+    config: Config
 
     class Config(LoRA.Config):
         pass

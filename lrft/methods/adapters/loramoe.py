@@ -37,6 +37,8 @@ class LoRAMoE(Experts):
 
     provides = {"adapters", "experts", "expert_count"}
 
+    config: Config
+
     class Config(Experts.Config):
         targets: str | list[str] = Field(["mlp.*"], description="as for every adapter; by default the MLPs")
         rank: int = Field(4, gt=0, description="rank of each expert")

@@ -31,10 +31,6 @@ MAPS = ("gate", "up", "down")
 class AttentionLoRA(LoRA):
     """The LoRA of a linear layer outside of feed-forward blocks; no part of PEFT's files, which know no experts."""
 
-    @classmethod
-    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
-        return None
-
 
 @ADAPTERS.register
 class MixLoRA(Adapter):
@@ -64,6 +60,8 @@ class MixLoRA(Adapter):
         "B_up": "lora_B",
         "B_down": "lora_B",
     }
+
+    config: Config
 
     class Config(LoRA.Config):
         experts: int = Field(8, gt=0, description="experts of every feed-forward block")
@@ -98,7 +96,7 @@ class MixLoRA(Adapter):
         return Balance()
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> Adapter:
+    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> Adapter:
         """Experts at a feed-forward block, a plain LoRA at any other linear layer."""
         if site.kind != "mlp":
             return AttentionLoRA(config, site)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrft.core.adapter import Shared
 from lrft.core.params import Site
@@ -37,6 +37,8 @@ class MoLA(Experts):
 
     provides = {"adapters", "experts", "expert_count"}
 
+    config: Config
+
     class Config(Experts.Config):
         experts: int = Field(
             5, gt=0, description="experts at every site; an allocation may change it by layer"
@@ -55,7 +57,7 @@ class MoLA(Experts):
         return Balance()
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> MoLA:
+    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> MoLA:
         made = cls(config, site)
         if isinstance(shared, Balance):
             # Routers with different numbers of experts cannot be balanced as one.

@@ -33,13 +33,15 @@ class SLTrain(Factorized):
 
     roles = {"A": "lora_A", "B": "lora_B", "values": "sparse"}
 
+    config: Config  # type: ignore[assignment]  # fewer settings than the parent's
+
     class Config(AdapterConfig):
         rank: int = Field(128, gt=0)
         alpha: float = Field(32.0, gt=0)
         density: float = Field(0.03, gt=0, lt=1, description="share of the entries that the sparse part has")
 
-    def __init__(self, config: Any, site: Site) -> None:
-        super().__init__(config, site)
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)  # type: ignore[arg-type]
         nn.init.zeros_(self.B)
         total, many = site.in_features * site.out_features, entries(config.density, site)
         if not many:

@@ -47,6 +47,8 @@ class XLoRA(Adapter):
     requires = {"eager"}
     roles = {"A": "lora_A", "B": "lora_B"}
 
+    config: Config
+
     class Config(AdapterConfig):
         adapters: list[str] = Field(
             min_length=1,
@@ -114,7 +116,7 @@ class XLoRA(Adapter):
         return Classifier(config, names, hidden_size, given)
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> XLoRA:
+    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> XLoRA:
         return cls(config, site, shared if isinstance(shared, Classifier) else None)
 
     def reset(self) -> None:

@@ -72,10 +72,11 @@ class DoRARank(Dynamic):
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """The plan, checked, with the published distribution of A and B where the recipe names none."""
-        for site in super().plan(plan, evidence).values():
-            if site.settings and site.settings.get("draw", "") is None:
-                site.settings["draw"] = "kaiming"
-        return plan
+        plan = super().plan(plan, evidence)
+        free = [
+            name for name, site in plan.items() if site.config and getattr(site.config, "draw", "") is None
+        ]
+        return plan | {name: plan[name].changed(draw="kaiming") for name in free}
 
     def start(self, run: Run) -> None:
         super().start(run)

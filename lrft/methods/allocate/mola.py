@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lrft.core.stages import Evidence, Plan, Planner
+from lrft.core.stages import Evidence, Plan, Planner, SitePlan
 from lrft.registry.axes import ALLOCATORS
 from lrft.registry.config import Annotated, Field, Literal, MethodConfig
 from lrft.registry.errors import RecipeError
@@ -47,16 +47,12 @@ class MoLA(Planner):
                 bands than layers, or a layer would get fewer experts than tokens are sent to.
         """
         bands = self.config.bands or SHAPES[self.config.shape]
-        layers = {name: _layer(name) for name, entry in plan.items() if entry.settings is not None}
+        layers = {name: _layer(name) for name, entry in plan.items() if entry.config is not None}
         order = sorted(set(layers.values()))
         if self.config.bands is not None and len(bands) > len(order):
             raise RecipeError(f"{len(bands)} bands are more than {len(order)} layers", "allocate.bands")
-        for name, layer in layers.items():
-            settings = plan[name].settings
-            assert settings is not None
-            count = bands[order.index(layer) * len(bands) // len(order)]
-            _set(settings, name, count)
-        return plan
+        counts = {name: bands[order.index(at) * len(bands) // len(order)] for name, at in layers.items()}
+        return plan | {name: _with(plan[name], count) for name, count in counts.items()}
 
 
 def _layer(name: str) -> int:
@@ -66,17 +62,17 @@ def _layer(name: str) -> int:
     return int(found[1])
 
 
-def _set(settings: dict[str, object], name: str, count: int) -> None:
-    if "experts" not in settings:
+def _with(entry: SitePlan, count: int) -> SitePlan:
+    name = entry.site.name
+    if entry.setting("experts") is None:
         raise RecipeError(
             f"the adapter at {name} takes no number of experts; use a mixture that trains its own", "allocate"
         )
-    top_k = settings.get("top_k", 1)
-    assert isinstance(top_k, int)
+    top_k = entry.setting("top_k") or 1
     if count < top_k:
         raise RecipeError(
             f"{name} would get {count} experts, but each token is sent to adapter.top_k = {top_k}; "
             f"use bands of at least {top_k}",
             "allocate",
         )
-    settings["experts"] = count
+    return entry.changed(experts=count)

@@ -57,7 +57,7 @@ class SPAFIT(TimedMethod, Planner):
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         _, adapters_from = self.cuts(plan)
         low = [name for name in plan if (layer := _layer(name)) is not None and layer < adapters_from]
-        return {**plan, **{name: replace(plan[name], settings=None) for name in low}}
+        return {**plan, **{name: replace(plan[name], config=None) for name in low}}
 
     def start(self, run: Run) -> None:
         """Refuse base weights that train outside their group."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from lrft.core.adapter import Adapter
 from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
-from lrft.core.stages import Evidence, Init, Plan
+from lrft.core.stages import Evidence, Init, Plan, SitePlan
 from lrft.registry.axes import INITS
 from lrft.registry.config import Field, Literal, MethodConfig
 
@@ -54,10 +54,10 @@ class EVA(Init):
         tokens: Literal["answers", "all"] = Field("answers", description="whose inputs are decomposed")
         batches: int = Field(256, gt=0, description="most micro-batches; fewer when the components settle")
 
-    def signal_options(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    def signal_options(self, name: str, config: Any) -> dict[str, Any]:
         return {
-            "components": round(settings["rank"] * self.config.rho),
-            "rank": settings["rank"],
+            "components": round(config.rank * self.config.rho),
+            "rank": config.rank,
             "tau": self.config.tau,
             "needed": distribute,
             "tokens": self.config.tokens,
@@ -69,13 +69,12 @@ class EVA(Init):
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """The plan with the ranks redistributed: their sum stays."""
         assert evidence is not None, "ranks are decided from measured inputs"
-        before = {name: site.settings for name, site in plan.items() if site.settings is not None}
+        before = {name: site for name, site in plan.items() if site.rank is not None}
         found = {name: evidence.signals[name]["input_pca"] for name in before}
         ratios = {name: found[name][:, plan[name].site.in_features + 1] for name in before}
-        ranks = distribute(ratios, sum(settings["rank"] for settings in before.values()))
+        ranks = distribute(ratios, sum(site.rank or 0 for site in before.values()))
         self._warn_of_unsettled({name: found[name][: ranks[name], -1] for name in before})
-        new = {name: self._resized(settings, ranks[name]) for name, settings in before.items()}
-        return {name: replace(site, settings=new.get(name)) for name, site in plan.items()}
+        return plan | {name: self._resized(site, ranks[name]) for name, site in before.items()}
 
     @torch.no_grad()
     def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
@@ -90,15 +89,16 @@ class EVA(Init):
         A.copy_(rows / found[:r, width, None].sqrt() if self.config.whiten else rows)
         B.zero_()
 
-    def _resized(self, settings: dict[str, Any], rank: int) -> dict[str, Any] | None:
-        """A site's settings at its new rank; None without one."""
+    def _resized(self, site: SitePlan, rank: int) -> SitePlan:
+        """A site's plan at its new rank; no adapter without one."""
         if rank == 0:
-            return None
-        ratio = rank / settings["rank"]
-        if rank == settings["rank"] or not self.config.adjust_scaling:
-            return {**settings, "rank": rank}
-        alpha = settings["alpha"] * (ratio**0.5 if settings.get("rslora") else ratio)
-        return {**settings, "rank": rank, "alpha": alpha}
+            return replace(site, config=None)
+        if rank == site.rank or not self.config.adjust_scaling:
+            return site.changed(rank=rank)
+        ratio = rank / (site.rank or 1)
+        return site.changed(
+            rank=rank, alpha=site.setting("alpha") * (ratio**0.5 if site.setting("rslora") else ratio)
+        )
 
     def _warn_of_unsettled(self, cosines: dict[str, Tensor]) -> None:
         open_sites = sum(bool((found < self.config.tau).any()) for found in cosines.values())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrft.core.adapter import Adapter
+from lrft.core.adapter import Adapter, Factors
 from lrft.core.frozen import Quantizer
-from lrft.core.stages import Factors, Init
+from lrft.core.stages import Init
 from lrft.methods.inits._alternate import leading_factors, set_factors, stored_without
 from lrft.registry.axes import INITS
 from lrft.registry.config import Field, MethodConfig

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrft.core.adapter import Adapter
+from lrft.core.adapter import Adapter, Factors
 from lrft.core.frozen import Quantizer
-from lrft.core.stages import Evidence, Factors, Init, Plan
+from lrft.core.stages import Evidence, Init, Plan
 from lrft.methods.inits._alternate import leading_factors, norm, set_factors, stored_without
 from lrft.methods.inits._bit_program import assign
 from lrft.registry.axes import INITS
@@ -87,7 +87,7 @@ class LQLoRA(Init):
         if self.config.budget is None:
             return plan
         assert evidence is not None, "weights are read"
-        ranks = {name: entry.settings["rank"] for name, entry in plan.items() if entry.settings is not None}
+        ranks = {name: entry.rank for name, entry in plan.items() if entry.rank is not None}
         choices = [dict(zip(self.config.grid, v, strict=True)) for v in product(*self.config.grid.values())]
         rows: list[tuple[list[float], list[float]]] = []
         numbers = 0

@@ -1,7 +1,6 @@
 """The draws of DyLoRA, and that a step moves what learns and nothing else."""
 
-from __future__ import annotations
-
+import copy
 from collections import Counter
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
+from lrft.core.less import Less
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.adapters.dylora import DyLoRA
@@ -160,7 +160,7 @@ def test_after_the_run_the_adapter_has_its_full_rank():
 def test_a_start_that_the_base_gave_up_is_refused():
     run = make()
     for _, site in run.adapted():
-        site.start = site.adapter
+        site.base = Less(site.base, copy.deepcopy(site.adapter))
     with pytest.raises(RecipeError, match=r"init\.method: .*write default"):
         run.fire("start")
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
+from lrft.core.less import Less
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.restart.periodic import PeriodicLoRA, unload
@@ -144,7 +145,7 @@ def test_only_the_whole_of_a_change_that_depends_on_the_weight_can_be_unloaded()
 def test_only_the_whole_change_can_be_unloaded_where_the_start_is_a_part_of_the_base():
     site = make_site()
     start = ADAPTERS.get("lora")(site.adapter.config, site.adapter.site)
-    site = Adapted(site.base, site.adapter, start=start)
+    site = Adapted(Less(site.base, start), site.adapter)
     with pytest.raises(RecipeError, match=r"restart\.share: .*gave up the start"):
         make_run(site, every=3, share=0.5).fire("start")
 
@@ -155,7 +156,7 @@ def test_the_start_that_the_base_gave_up_stays_given_up(anchored):
     site = make_site()
     start = ADAPTERS.get("lora")(site.adapter.config, site.adapter.site)
     nn.init.normal_(start.B, std=0.3)
-    site = Adapted(site.base, site.adapter, start=start, anchored=anchored)
+    site = Adapted(Less(site.base, start, anchored), site.adapter)
     run, x = make_run(site, every=1, total=3), torch.randn(5, 64)
     with torch.no_grad():
         before, merged = site(x), site.merged_weight()
