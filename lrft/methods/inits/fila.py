@@ -17,7 +17,7 @@ EPSILON = 1e-5
 
 @INITS.register
 class FILA(Init):
-    """Fisher-initialisation of low-rank adapters, for unlearning what one data set says and another does not need.
+    """Fisher-initialisation for unlearning: the start is what data to forget need of W and data to retain do not.
 
         F   = sum over micro-batches of n g * g / sum of n,  g = dL/dW of the mean loss over the n targets
         R   = F_forget / (F_retain + 1e-5),  d_i = sqrt(sum_j R_ij)

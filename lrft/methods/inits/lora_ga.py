@@ -15,7 +15,7 @@ from lrft.registry.config import Field, Literal, ResidualConfig
 
 @INITS.register
 class LoRAGA(Init):
-    """Low-rank adaptation with gradient approximation: the first step is near that of full fine-tuning.
+    """Low-rank adaptation with gradient approximation: the first step is made that of full fine-tuning.
 
         G = dL/dW averaged over micro-batches = U S V^T
         A = f V[:, a]^T,  B = f U[:, b]
