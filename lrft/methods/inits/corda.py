@@ -24,12 +24,12 @@ class CorDA(Init):
         B  = U_k sqrt(S_k / s),  A = sqrt(S_k / s) H_k
         base: W - s B A
 
-    with X (tokens, in) the site's inputs in a micro-batch, divided by their largest entry; d = 0.01, doubled until ||C'
-    C'^-1 - I||_F < 0.05; r the rank, s the adapter's scale. k are the r components taken: the first with `mode: ipm`
-    (instruction-previewed: trains what the inputs excite most), the last of the min(out, in) with `mode: kpm`
-    (knowledge-preserved: trains what they excite least). C is measured over `batches` micro-batches of the training
-    rows, or of the rows in `data`. With `residual: rewrite` the base stores W - s B A; with `residual: anchor` it keeps
-    W and the frozen start is subtracted beside it.
+    with X (tokens, in) the site's inputs in a micro-batch, divided by the absolute value of their largest signed entry;
+    d = 0.01, doubled until ||C' C'^-1 - I||_F < 0.05; r the rank, s the adapter's scale. k are the r components taken:
+    the first with `mode: ipm` (instruction-previewed: trains what the inputs excite most), the last of the min(out, in)
+    with `mode: kpm` (knowledge-preserved: trains what they excite least). C is measured over `batches` micro-batches of
+    the training rows, or of the rows in `data`. With `residual: rewrite` the base stores W - s B A; with `residual:
+    anchor` it keeps W and the frozen start is subtracted beside it.
 
     Shapes: C (in, in), U (out, min(out, in)), H (min(out, in), in), A (r, in), B (out, r). W' = W at step 0 up to
     rounding.
