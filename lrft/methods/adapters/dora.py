@@ -30,8 +30,8 @@ class DoRA(LoRA):
     scaled. On a weight in half precision n is expanded, n_i^2 = |w_i|^2 + 2 s b_i . (A w_i) + s^2 b_i (A A^T) b_i^T
     with w_i and b_i the rows of W and B, and V is never formed. `rank_pattern` and `alpha_pattern` as in `lora`.
 
-    Shapes: A (r, in) and B (out, r) = 0 as in `lora`; m (out) = row norms of V at step 0, those of W, so g = 1 and W' =
-    W at step 0; n, g (out).
+    Shapes: A (r, in) and B (out, r) = 0 as in `lora`; m (out) = row norms of V at step 0, those of W, so g = 1 and
+    W' = W at step 0; n, g (out).
     Trains: r (in + out) + out numbers per site.
     Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv 2402.09353, and the authors' code.
     Departures: none in the function; "column-wise" in the paper is per output neuron in the (out, in) layout.

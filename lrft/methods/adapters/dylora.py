@@ -23,9 +23,9 @@ class DyLoRA(LoRA):
         W' = W + s_k B[:, :k] A[:k]
 
     with s_k = `alpha` / k, or `alpha` / sqrt(k) with `rslora: true`; 1 <= k <= r = `rank`; drop is dropout of
-    probability `dropout`. In training k and the first component that trains are drawn anew for every step by `allocate:
-    dylora` (components below the first are constants); without that allocation k stays r and this is `lora`. In
-    evaluation, in a merge and on export k = r. Truncated to rank k, the adapter is its k leading components with the
+    probability `dropout`. In training k and the first component that trains are drawn anew for every step by
+    `allocate: dylora` (components below the first are constants); without that allocation k stays r and this is `lora`.
+    In evaluation, in a merge and on export k = r. Truncated to rank k, the adapter is its k leading components with the
     scale s_k that they were trained with. `rank_pattern` and `alpha_pattern` as in `lora`.
 
     Shapes: A (r, in) and B (out, r) start as in `lora`, B = 0, so W' = W at step 0, for every k.

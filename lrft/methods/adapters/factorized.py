@@ -27,8 +27,8 @@ class Factorized(Adapter):
         sqrt(s) B = U_r S_r^1/2,  sqrt(s) A = S_r^1/2 V_r^T      at step 0 with `start: spectral`
 
     with r = `rank`, s = `alpha` / r, 1 unless `alpha` is set; U_r S_r V_r^T the r leading singular triplets of W, the
-    random weight that stood there, so s B A is its best approximation of rank r. With `start: kaiming` A ~
-    U(-1/sqrt(in), 1/sqrt(in)) and B ~ U(-1/sqrt(r), 1/sqrt(r)).
+    random weight that stood there, so s B A is its best approximation of rank r. With `start: kaiming`
+    A ~ U(-1/sqrt(in), 1/sqrt(in)) and B ~ U(-1/sqrt(r), 1/sqrt(r)).
 
     Shapes: A (r, in), B (out, r), neither 0 at step 0. W' is not W at step 0: what a pretrained weight knew beyond rank
     r is lost.

@@ -25,9 +25,9 @@ class LoRAXS(LoRA):
         W' = W + s B R A
         A  = S_r V_r^T,  B = U_r,  W = U S V^T
 
-    with r = `rank`, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`), `alpha` = r unless it is set, so that s =
-    1; U_r, S_r, V_r the r leading singular triplets of W. drop is dropout of probability `dropout`; `rank_pattern` and
-    `alpha_pattern` as in `lora`. The SVD is of the weight as the base stores it, on attaching.
+    with r = `rank`, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`), `alpha` = r unless it is set, so that
+    s = 1; U_r, S_r, V_r the r leading singular triplets of W. drop is dropout of probability `dropout`; `rank_pattern`
+    and `alpha_pattern` as in `lora`. The SVD is of the weight as the base stores it, on attaching.
 
     Shapes: A (r, in) and B (out, r), frozen; R (r, r) = 0, so W' = W at step 0.
     Trains: r^2 numbers per site, whatever its size; A and B are saved with them. The input is not kept for the backward

@@ -28,10 +28,10 @@ class LoRAMoE(Experts):
         Z[n, e] = I[n, e] * sum of g_e over the tokens of document n
         I[n, e] = 1 + delta where expert e belongs to the task type of document n, 1 - delta elsewhere
 
-    with E = `experts`, r = `rank` of each expert, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`), beta =
-    `beta`, delta = `delta`; drop_e is dropout of probability `dropout`, drawn apart for every expert; var and mean are
-    over all entries of Z. Task types 1 and 0 own the first and the second half of the experts. Z constant gives 0;
-    delta = 0 makes it the plain balance of all experts. R and g are float32 whatever the activations are.
+    with E = `experts`, r = `rank` of each expert, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`),
+    beta = `beta`, delta = `delta`; drop_e is dropout of probability `dropout`, drawn apart for every expert; var and
+    mean are over all entries of Z. Task types 1 and 0 own the first and the second half of the experts. Z constant
+    gives 0; delta = 0 makes it the plain balance of all experts. R and g are float32 whatever the activations are.
 
     Shapes: A_e (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out, r) = 0, so W' = W at step 0; R (E, in) as A_e, no bias;
     Z (documents, E).

@@ -29,14 +29,14 @@ class SVDLoRA(Elastic):
         y  = x W^T + b + c ((drop(x) A^T) * E) B^T
         W' = W + c B diag(E) A
 
-    with r = `rank`, the capacity: an allocator prunes components by E = 0, or reveals them one by one. c = `alpha` / (r
-    + 1e-5), or `alpha` / r with `draw: kaiming`; drop is dropout of probability `dropout`. E is multiplied by the
-    buffers `mask` (0 for a hidden component) and `gain`, which makes c that of another rank; both are 1 at step 0
-    unless an allocator sets them.
+    with r = `rank`, the capacity: an allocator prunes components by E = 0, or reveals them one by one.
+    c = `alpha` / (r + 1e-5), or `alpha` / r with `draw: kaiming`; drop is dropout of probability `dropout`. E is
+    multiplied by the buffers `mask` (0 for a hidden component) and `gain`, which makes c that of another rank; both are
+    1 at step 0 unless an allocator sets them.
 
-    Shapes: with `draw: normal` A (r, in), B (out, r) ~ N(0, 0.02^2); with `draw: kaiming` A ~ U(-sqrt(6 / in), sqrt(6 /
-    in)), B ~ U(-sqrt(6 / r), sqrt(6 / r)); without `draw` as the allocation was published. E (r) = 0, so W' = W at step
-    0.
+    Shapes: with `draw: normal` A (r, in), B (out, r) ~ N(0, 0.02^2); with `draw: kaiming` A ~ U(-sqrt(6 / in),
+    sqrt(6 / in)), B ~ U(-sqrt(6 / r), sqrt(6 / r)); without `draw` as the allocation was published. E (r) = 0, so
+    W' = W at step 0.
     Trains: r (in + out) + r numbers per site. `mask` and `gain` (r + 1 numbers) are saved. Exported as a plain LoRA of
     the components with E != 0, c and E multiplied into B.
     Source: Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023, arXiv 2303.10512, and

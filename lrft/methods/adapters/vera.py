@@ -26,8 +26,8 @@ class VeRA(Adapter):
         W' = W + diag(v) B diag(u) A
 
     with r = `rank`, no scale; drop is dropout of probability `dropout`. A and B are the leading columns and rows of one
-    frozen pair for the whole model, Kaiming-uniform for the pair's own size: |A| < sqrt(6 / largest in), |B| < sqrt(6 /
-    r).
+    frozen pair for the whole model, Kaiming-uniform for the pair's own size: |A| < sqrt(6 / largest in),
+    |B| < sqrt(6 / r).
 
     Shapes: A (r, in), B (out, r); u (r) = `start` (0.1), v (out) = 0, so W' = W at step 0.
     Trains: r + out numbers per site. Only x A^T is kept for the backward pass, r numbers a token.

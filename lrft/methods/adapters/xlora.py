@@ -41,12 +41,12 @@ class XLoRA(Adapter):
 
     Shapes: A_a (r_a, in), B_a (out, r_a), as given; c (n) a token, or (adapted layers, n). At step 0 the adapters are
     mixed as the untrained classifier says, so W' is not W.
-    Trains: the classifier, in float32, (hidden + 1) n numbers at depth 1, shared by all sites; with `train_adapters:
-    true` the factors too, sum_a r_a (in + out) numbers per site.
+    Trains: the classifier, in float32, (hidden + 1) n numbers at depth 1, shared by all sites; with
+    `train_adapters: true` the factors too, sum_a r_a (in + out) numbers per site.
     Source: Buehler and Buehler, "X-LoRA", 2024, arXiv 2402.07148; the authors' code and PEFT's.
     Departures: the softmax of `softmax_topk` is over each token's kept weights (the authors' code takes it over the
-    whole batch); `top_k` does not act on the first pass, whose scalings are equal; `softmax: true` with `softmax_topk:
-    true` is refused.
+    whole batch); `top_k` does not act on the first pass, whose scalings are equal; `softmax: true` with
+    `softmax_topk: true` is refused.
     Advice: two passes a step. Generation may use a cache: the first pass keeps one of its own beside it.
     """
 

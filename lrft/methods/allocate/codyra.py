@@ -24,8 +24,8 @@ class CoDyRA(Dynamic):
         k_i = kappa l_i / (levels - 1)
         l_i = min(levels - 1, the count of multiples of L from dense T to i),  L = floor((1 - dense) T / levels)
 
-    with i of the T steps, counted from 0; kappa = `kappa`, dense = `dense`, levels = `levels`. `shrink: released` has g
-    - k where g > k, then g + k where g < -k, then 0 where |g| < k: in all, 0 where |g| < 2 k. `shrink: soft` has
+    with i of the T steps, counted from 0; kappa = `kappa`, dense = `dense`, levels = `levels`. `shrink: released` has
+    g - k where g > k, then g + k where g < -k, then 0 where |g| < k: in all, 0 where |g| < 2 k. `shrink: soft` has
     sign(g) max(|g| - k, 0), the textbook proximal step of k |g|. k is not multiplied by the learning rate, and the loss
     is untouched. There is no budget: the ranks are the gates that are left, and the export drops the others.
 

@@ -44,8 +44,8 @@ class DyLoRADraw(TimedMethod, Planner):
     is r.
     Trains: of the adapter, the components that learn in the step.
     State: none, as b is a function of (seed, step); for the time of a step, a copy of A, B and their moments.
-    Source: Valipour et al., "DyLoRA", EACL 2023, arXiv 2210.07558, and the authors' code, which trains with `update:
-    last`.
+    Source: Valipour et al., "DyLoRA", EACL 2023, arXiv 2210.07558, and the authors' code, which trains with
+    `update: last`.
     Departures: their optimizer goes on moving constant components by momentum and weight decay. Moments in 8 bits
     cannot wait by component and go on decaying; an optimizer's count of steps is that of all components.
     """

@@ -30,12 +30,13 @@ class IncreLoRA(Dynamic):
         loss += orthogonality * mean over all A and B of ||A A^T - I||_F,  B^T for B, reserves included
 
     with t the finished steps, b1 = `beta1`, b2 = `beta2`, init_warmup = `init_warmup` (default a hundredth of the run),
-    interval = `interval`, top_h = `top_h`, increment = `increment` (default half of `target_rank`), orthogonality =
-    `orthogonality`. Every site starts at `start_rank`, and it goes on until the ranks sum up to `target_rank` * sites.
-    I is taken before the optimizer's step, from the gradient of the whole step. Growing from r to r' also scales what
-    the site had learnt by r / r'. `advance: true` (advance learning): a site holds increment reserves whose A, B ~ N(0,
-    0.02^2) train while their E = 1e-5 does not; growing lets the reserves' E train, from the next step on, and draws
-    new reserves; after the last growth the reserves' E are 0. The penalty is as in the authors' trainer.
+    interval = `interval`, top_h = `top_h`, increment = `increment` (default half of `target_rank`),
+    orthogonality = `orthogonality`. Every site starts at `start_rank`, and it goes on until the ranks sum up to
+    `target_rank` * sites. I is taken before the optimizer's step, from the gradient of the whole step. Growing from r
+    to r' also scales what the site had learnt by r / r'. `advance: true` (advance learning): a site holds increment
+    reserves whose A, B ~ N(0, 0.02^2) train while their E = 1e-5 does not; growing lets the reserves' E train, from the
+    next step on, and draws new reserves; after the last growth the reserves' E are 0. The penalty is as in the authors'
+    trainer.
 
     Shapes: A (r, in), E (r), B (out, r) of `adapter: svd_lora`, r = `adapter.rank`, of which the live rank is shown.
     The first reserves come with the first gradient, so the function at step 0 is untouched.

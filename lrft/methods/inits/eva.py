@@ -40,9 +40,9 @@ class EVA(Init):
     Source: Paischer et al., "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation", 2024,
     arXiv 2410.07170, as in PEFT's code.
     Departures: calibration ends after `batches` micro-batches at the latest, and what has not settled then is warned
-    of, where PEFT goes on; alpha keeps the scale s of every site under rsLoRA too, where PEFT multiplies it by new rank
-    / old; of equal ratios the earlier site's counts first, where PEFT leaves it to the sort; sites that share an input
-    but differ in rank have components of their own.
+    of, where PEFT goes on; alpha keeps the scale s of every site under rsLoRA too, where PEFT multiplies it by new
+    rank / old; of equal ratios the earlier site's counts first, where PEFT leaves it to the sort; sites that share an
+    input but differ in rank have components of their own.
     """
 
     provides = {"kept_base"}

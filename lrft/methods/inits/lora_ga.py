@@ -34,8 +34,8 @@ class LoRAGA(Init):
         scale: unit           f = 1
         scale: weightS        f = mean over i <= r of sqrt(sigma_i / s), sigma the singular values of W
 
-    with gamma = `gamma`; sigma from a randomised SVD of 4 r directions. With `residual: rewrite` the base stores W - s
-    B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
+    with gamma = `gamma`; sigma from a randomised SVD of 4 r directions. With `residual: rewrite` the base stores
+    W - s B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
 
     Shapes: G (out, in), A (r, in), B (out, r). W' = W at step 0 up to rounding.
     Trains: what the adapter trains. The base gives up s B A.

@@ -23,9 +23,9 @@ class LoRAOne(Init):
         A  = sqrt(S_r / (S_1 gamma)) V_r^T,  B = U_r sqrt(S_r / (S_1 gamma))
         W' = W + s B A = W - (s / gamma) G_r / S_1
 
-    with G averaged over `batches` micro-batches, G_r its best rank-r part, S_1 its largest singular value, gamma =
-    `gamma`, r the rank, s the adapter's scale. With `niter` the SVD is randomised, with so many subspace iterations;
-    without it, exact.
+    with G averaged over `batches` micro-batches, G_r its best rank-r part, S_1 its largest singular value,
+    gamma = `gamma`, r the rank, s the adapter's scale. With `niter` the SVD is randomised, with so many subspace
+    iterations; without it, exact.
 
     Shapes: G (out, in), A (r, in), B (out, r). W' is not W at step 0: a step of spectral norm s / gamma down the
     gradient is taken already.

@@ -22,8 +22,8 @@ class PiSSA(Init):
         base: W - s B A
 
     with U_r S_r V_r^T the best rank-r part of W, r the rank, s the adapter's scale. With `niter` the SVD is randomised,
-    with so many subspace iterations and no oversampling; without it, exact. With `residual: rewrite` the base stores W
-    - s B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
+    with so many subspace iterations and no oversampling; without it, exact. With `residual: rewrite` the base stores
+    W - s B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
 
     Shapes: A (r, in), B (out, r). W' = W at step 0 up to rounding.
     Trains: what the adapter trains. The base gives up s B A, the best rank-r part of W.

@@ -30,9 +30,9 @@ class DPO(Objective):
         loss = sum over pairs of max(0, 1 - beta h)                                         `loss: hinge`
 
     with c the chosen and r the rejected answer to a prompt, beta = `beta`, e = `label_smoothing` (`loss: sigmoid`
-    only). log pi is summed over the answer's tokens, its stop token included (`logprob: sum`), or their mean (`logprob:
-    mean`). ref is this model with its adapters off, in evaluation mode and without gradient: one more forward pass over
-    the same batch, and no second copy of any weight. The loop divides by the pairs of the step.
+    only). log pi is summed over the answer's tokens, its stop token included (`logprob: sum`), or their mean
+    (`logprob: mean`). ref is this model with its adapters off, in evaluation mode and without gradient: one more
+    forward pass over the same batch, and no second copy of any weight. The loop divides by the pairs of the step.
 
     Shapes: h one number a pair. At step 0 h = 0: with `loss: sigmoid` and e = 0 the loss is log 2 a pair and its
     gradient -beta / 2 (d log pi(c) - d log pi(r)). The same holds where no adapter is attached yet, as in calibration.

@@ -27,10 +27,10 @@ class Fira(ProjectedAdamW):
 
     with G the gradient of W, t the step, counted from 1, s the norm of the step before (the first step is not limited);
     T = `update_every`, r = `rank`, at most min(out, in), gamma = `gamma`, so that S grows by at most a hundredth a step
-    at 1.01; scale = `scale`, lr = `lr`, wd = `weight_decay`, b1 = `beta1`, b2 = `beta2`, eps = `eps`. This is for out
-    >= in: with `side: std` the smaller dimension is compressed, so for out < in P holds left singular vectors, R = P^T
-    G, and rows are columns: phi has one factor for each index of the larger dimension. `residual: code` is this S,
-    `residual: paper` has G - R P. `projection: random` takes random orthonormal P. `project` names the roles of the
+    at 1.01; scale = `scale`, lr = `lr`, wd = `weight_decay`, b1 = `beta1`, b2 = `beta2`, eps = `eps`. This is for
+    out >= in: with `side: std` the smaller dimension is compressed, so for out < in P holds left singular vectors,
+    R = P^T G, and rows are columns: phi has one factor for each index of the larger dimension. `residual: code` is this
+    S, `residual: paper` has G - R P. `projection: random` takes random orthonormal P. `project` names the roles of the
     tensors W; all others move by AdamW.
 
     Shapes: P (r, in), or (out, r) where out < in; R, N, M, V (out, r), or (r, in); S (out, in).

@@ -24,13 +24,14 @@ class GaLore(ProjectedAdamW):
         W <- W - lr scale sqrt(1 - b2^t) / (1 - b1^t) N P
         W <- (1 - lr wd) W
 
-    with G the gradient of W, t the step, counted from 1; T = `update_every`, r = `rank`, at most min(out, in), scale =
-    `scale`, which weight decay does not see, lr = `lr`, wd = `weight_decay`, b1 = `beta1`, b2 = `beta2`, eps = `eps`.
-    This is for out >= in: with `side: std` the smaller dimension is compressed, so for out < in P holds left singular
-    vectors and R = P^T G. M, V and t go on unchanged when P changes. `project` names the roles of the tensors W; all
-    others move by AdamW of the same form. `projection: random` takes random orthonormal P. With `inner: sgd` N = M with
-    M <- b1 M + R, without bias correction. Between two choices of P the weight changes by a matrix of rank r at most.
-    At full rank this is not Adam, which depends on the basis; with `inner: sgd` and `scale: 1` it is then SGD.
+    with G the gradient of W, t the step, counted from 1; T = `update_every`, r = `rank`, at most min(out, in),
+    scale = `scale`, which weight decay does not see, lr = `lr`, wd = `weight_decay`, b1 = `beta1`, b2 = `beta2`,
+    eps = `eps`. This is for out >= in: with `side: std` the smaller dimension is compressed, so for out < in P holds
+    left singular vectors and R = P^T G. M, V and t go on unchanged when P changes. `project` names the roles of the
+    tensors W; all others move by AdamW of the same form. `projection: random` takes random orthonormal P. With
+    `inner: sgd` N = M with M <- b1 M + R, without bias correction. Between two choices of P the weight changes by a
+    matrix of rank r at most. At full rank this is not Adam, which depends on the basis; with `inner: sgd` and
+    `scale: 1` it is then SGD.
 
     Shapes: P (r, in), or (out, r) where out < in; M, V, R (out, r), or (r, in). P is chosen at the first gradient other
     than zero; M = V = 0 before.

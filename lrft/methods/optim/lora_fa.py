@@ -24,9 +24,9 @@ class LoRAFA(torch.optim.Optimizer):
         B <- B - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)
         B <- (1 - lr wd) B
 
-    with G = dL/dW (out, in), s the scale of s B A at the site, damping = `damping`, lr = `lr`, wd = `weight_decay`, b1
-    = `beta1`, b2 = `beta2`, eps = `eps`, t the step, counted from 1. All else that trains (magnitudes, norms) moves by
-    the same AdamW on its own gradient. The inverse is a pseudo-inverse.
+    with G = dL/dW (out, in), s the scale of s B A at the site, damping = `damping`, lr = `lr`, wd = `weight_decay`,
+    b1 = `beta1`, b2 = `beta2`, eps = `eps`, t the step, counted from 1. All else that trains (magnitudes, norms) moves
+    by the same AdamW on its own gradient. The inverse is a pseudo-inverse.
 
     Shapes: A (r, in), which never moves; B, gB', m, v (out, r); m = v = 0 before the first step.
     State: 2 numbers per number of B, 8 bytes; A has none.

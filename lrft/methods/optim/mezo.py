@@ -25,11 +25,11 @@ class MeZO(torch.optim.Optimizer):
         g = (L(p + eps z) - L(p - eps z)) / (2 eps)
         p <- p - lr (g z + wd p)
 
-    with p all trained parameters, L the loss on the whole step's batch, z ~ N(0, 1) in the parameter's dtype; eps =
-    `eps`, lr = `lr`, wd = `weight_decay`. With `samples: n` g z is the mean of n estimates g_i z_i at the same p. z is
-    never kept: it is drawn again from (`seed`, step, sample, name). The reported loss is L(p + eps z). Weight decay
-    spares biases and norms, and no perturbation holds it. A step whose losses are not finite moves nothing and returns
-    such a loss.
+    with p all trained parameters, L the loss on the whole step's batch, z ~ N(0, 1) in the parameter's dtype;
+    eps = `eps`, lr = `lr`, wd = `weight_decay`. With `samples: n` g z is the mean of n estimates g_i z_i at the same p.
+    z is never kept: it is drawn again from (`seed`, step, sample, name). The reported loss is L(p + eps z). Weight
+    decay spares biases and norms, and no perturbation holds it. A step whose losses are not finite moves nothing and
+    returns such a loss.
 
     Shapes: z as p; g one number.
     State: 0 bytes per number, a step count. During a step one copy of what trains, from which p is restored to the bit

@@ -26,10 +26,10 @@ class PeriodicLoRA(TimedMethod):
         then:              a share q of the entries of the optimizer's moments <- 0
 
     with s the adapter's scale, m = `share`, the share UNLOADED, not the one kept; q = `prune_ratio`. `scaling: sqrt`
-    has c = sqrt(1 - m): (1 - m) s B A stays in the adapter, and the function as it was. `scaling: linear` has c = 1 -
-    m: (1 - m)^2 s B A stays, so the function loses m (1 - m) s B A at every unload. `reset: random` zeroes entries at
-    random, `reset: magnitude` the smallest of each tensor; both leave step counts, and the learning rate; `reset: all`
-    forgets the whole state.
+    has c = sqrt(1 - m): (1 - m) s B A stays in the adapter, and the function as it was. `scaling: linear` has
+    c = 1 - m: (1 - m)^2 s B A stays, so the function loses m (1 - m) s B A at every unload. `reset: random` zeroes
+    entries at random, `reset: magnitude` the smallest of each tensor; both leave step counts, and the learning rate;
+    `reset: all` forgets the whole state.
 
     Shapes: W (out, in), A (r, in), B (out, r). Changes nothing at step 0.
     Trains: what the adapter trains. What was unloaded stays in float32 beside the stored weight and is never rounded

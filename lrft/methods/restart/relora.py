@@ -21,9 +21,9 @@ class ReLoRA(TimedMethod):
         then:                 lr_j = (j + 1) / (w + 1) lr in the j-th step after it, j = 0 ... w - 1
 
     with s the adapter's scale, A and B as the adapter starts (here LoRA), q = `prune_ratio`, lr the rate of the
-    recipe's schedule, w = `warmup` (default 100, or `cycle` / 10 if less); `cycle` is `every` unless it is set. `reset:
-    random` zeroes entries at random, `reset: magnitude` the smallest of each tensor; both leave step counts; `reset:
-    all` forgets the whole state.
+    recipe's schedule, w = `warmup` (default 100, or `cycle` / 10 if less); `cycle` is `every` unless it is set.
+    `reset: random` zeroes entries at random, `reset: magnitude` the smallest of each tensor; both leave step counts;
+    `reset: all` forgets the whole state.
 
     Shapes: W (out, in), A (r, in), B (out, r). Changes nothing at step 0, and a merge leaves the function as it was.
     Trains: what the adapter trains, anew after every merge. What was merged is kept in float32 beside the stored weight
@@ -34,8 +34,8 @@ class ReLoRA(TimedMethod):
     authors' code, whose default is `reset: random` at 0.999; they report `reset: magnitude` at 0.9 to do as well.
     Departures: in their code the rate falls to exactly 0 and the merge follows the step that is lost to it; here that
     step is left out. Their warm start in full rank is the pretrained model; weights outside the adapters train where
-    `trainable` names them; the schedule is the recipe's, theirs a cosine down to 0.1. A trainable scale, which with B =
-    0 would leave no gradient at all, does not exist. `reset: all` is an addition.
+    `trainable` names them; the schedule is the recipe's, theirs a cosine down to 0.1. A trainable scale, which with
+    B = 0 would leave no gradient at all, does not exist. `reset: all` is an addition.
     """
 
     aliases = {

@@ -23,12 +23,12 @@ class BAdam(TimedMethod):
 
         block of step t = order[floor(t / K) mod D]
 
-    with K = `every`, D the number of blocks. `order: descending` goes from the last block to the first, `order:
-    ascending` from the first, `order: random` draws a new order of all blocks for every D K steps. At a switch all
-    optimizer state is deleted. A block that is not active has no gradient and keeps its values to the last bit. Blocks
-    are the decoder layers; `embeddings: true` and `head: true` make one block each of the input embeddings (before the
-    first layer) and of the head with all else outside the layers (after the last); without them these do not train.
-    `always` names parameters that train with every block.
+    with K = `every`, D the number of blocks. `order: descending` goes from the last block to the first,
+    `order: ascending` from the first, `order: random` draws a new order of all blocks for every D K steps. At a switch
+    all optimizer state is deleted. A block that is not active has no gradient and keeps its values to the last bit.
+    Blocks are the decoder layers; `embeddings: true` and `head: true` make one block each of the input embeddings
+    (before the first layer) and of the head with all else outside the layers (after the last); without them these do
+    not train. `always` names parameters that train with every block.
 
     Shapes: those of the model. Changes nothing at step 0.
     Trains: the active block, for K steps at a time. Between two steps everything that the recipe names requires
