@@ -10,7 +10,7 @@ from lrft.registry.axes import OPTIMIZERS
 class PagedAdamW32bit(BitsAndBytesAdamW):
     """AdamW with float32 moments in paged memory, which moves between GPU and host: the optimizer of QLoRA.
 
-    The equations of `adamw`, with its settings. Moments of tensors with at least 100,000 numbers lie in CUDA managed
+    The equations and the settings of `adamw`. Moments of tensors with at least 100,000 numbers lie in CUDA managed
     memory, which goes to the host when the GPU runs full. On CPU nothing is paged, and a warning says so.
 
     Shapes: m and v as the parameter, both 0 before the first step.
