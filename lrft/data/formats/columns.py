@@ -19,7 +19,7 @@ class Columns(Format):
 
     Columns: all that `prompt` and `completion` name in braces; a brace that is meant literally is doubled.
     Text: with `render: plain` the two filled templates with nothing between them, the setting `system` as a first
-    paragraph. With `render: chat` they are the user's and the model's message in the chat template.
+    paragraph. With `render: chat` all three are messages in the chat template.
     Learnt: the completion and a stop token.
     """
 

@@ -30,8 +30,8 @@ class Instruction(Format):
     Text: with `render: plain` the Alpaca prompt: an opening sentence (one of two, for rows with and without input),
     then `### Instruction:`, `### Input:` (left out without input) and `### Response:`, each with its text on the next
     line, a blank line between them. A system message, the row's or else the setting `system`, replaces the opening
-    sentence. With `render: chat` the user's message is the instruction and, after a blank line, the input; `history`
-    goes before it.
+    sentence. With `render: chat` that is the system message, and the user's message is the instruction and, after a
+    blank line, the input; `history` goes before it.
     Learnt: the output and a stop token; `history` is read only.
     """
 

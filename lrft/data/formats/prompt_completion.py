@@ -18,8 +18,8 @@ class PromptCompletion(Format):
 
     Columns: `prompt` and `completion` name the two; `system`, where a row has it.
     Text: with `render: plain` prompt and completion with nothing between them: a space belongs to the completion; the
-    system message, the row's or else the setting `system`, is a first paragraph. With `render: chat` they are the
-    user's and the model's message in the chat template.
+    system message, the row's or else the setting `system`, is a first paragraph. With `render: chat` all three are
+    messages in the chat template.
     Learnt: the completion and a stop token.
     """
 

@@ -39,7 +39,7 @@ class ShareGPT(Format):
     speakers (human, gpt, system, tool, ...) are known; `roles` names others.
     Text: what the chat template writes of the turns through the last that is learnt. The system message is the
     conversation's own, else the row's column `system`, else the setting `system`. A turn from `function_call` is the
-    model's too, its JSON a list of calls. Tools go to the template.
+    model's too, its JSON a call or a list of them. Tools go to the template.
     Learnt: every turn of the model with its stop token (`learn: all`), or only the last (`learn: last`), but for those
     of `weight: 0`.
     """

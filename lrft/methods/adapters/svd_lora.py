@@ -35,8 +35,8 @@ class SVDLoRA(Elastic):
     1 at step 0 unless an allocator sets them.
 
     Shapes: with `draw: normal` A (r, in), B (out, r) ~ N(0, 0.02^2); with `draw: kaiming` A ~ U(-sqrt(6 / in),
-    sqrt(6 / in)), B ~ U(-sqrt(6 / r), sqrt(6 / r)); without `draw` as the allocation was published. E (r) = 0, so
-    W' = W at step 0.
+    sqrt(6 / in)), B ~ U(-sqrt(6 / r), sqrt(6 / r)); without `draw` as the allocation was published, and alone as with
+    `draw: normal`. E (r) = 0, so W' = W at step 0.
     Trains: r (in + out) + r numbers per site. `mask` and `gain` (r + 1 numbers) are saved. Exported as a plain LoRA of
     the components with E != 0, c and E multiplied into B.
     Source: Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023, arXiv 2303.10512, and

@@ -29,8 +29,8 @@ class GradientGap(Analysis):
     are unclipped.
 
     Shapes: G, D (out, in), A, gA (r, in), B, gB (out, r).
-    Found: `plain`, `adjusted` and `cosine` for each `STEP:SITE` of the first `steps` steps; nothing where G or the step
-    is 0. Costs one product (out, tokens) x (tokens, in) a layer, and G in memory.
+    Found: `plain`, `adjusted` and `cosine` for each `STEP:SITE` of the first `steps` steps; nothing where G is 0, and
+    no `cosine` where D is 0. Costs one product (out, tokens) x (tokens, in) a layer, and G in memory.
     Source: Wang et al., "LoRA-Pro", ICLR 2025, arXiv 2407.18242, section 2, which states the objective
     ||g_equiv - g||_F^2; the cosine: Wang et al., "LoRA-GA", 2024, arXiv 2407.05000, whose objective leaves the scale of
     G free.

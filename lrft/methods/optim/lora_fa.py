@@ -28,7 +28,8 @@ class LoRAFA(torch.optim.Optimizer):
     b1 = `beta1`, b2 = `beta2`, eps = `eps`, t the step, counted from 1. All else that trains (magnitudes, norms) moves
     by the same AdamW on its own gradient. The inverse is a pseudo-inverse.
 
-    Shapes: A (r, in), which never moves; B, gB', m, v (out, r); m = v = 0 before the first step.
+    Shapes: A (r, in), which never moves; B, gB', m, v (out, r); m = v = 0 before the first step. The correction at step
+    0 is as at any other.
     State: 2 numbers per number of B, 8 bytes; A has none.
     Source: Zhang et al., "LoRA-FA", 2023, arXiv 2308.03303 (its second version has the correction), as in PEFT's
     LoraFAOptimizer.
