@@ -13,11 +13,17 @@ from lrft.registry.config import Field, FormatConfig, Literal
 
 @FORMATS.register
 class Chat(Format):
-    """Messages with `role` and `content`, rendered by the chat template.
+    """Conversations as lists of messages with `role` and `content`, rendered by the model's chat template.
 
-    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
-    Learns every assistant turn with its stop token, or only the last; everything else is read only, and so is a turn
-    with `weight: 0`. Calls, reasoning and names go to the template, as do the row's columns `tools` and `system`.
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+
+    Columns: `column` (messages), the list; `tools` or `functions`, and `system`, where a row has them. Of a message
+    every field but those in `ignore`.
+    Text: what the chat template writes of the messages through the last that is learnt. The system message is the
+    conversation's own, else the row's column `system`, else the setting `system`. Calls, reasoning and names go to the
+    template, as do tools.
+    Learnt: every assistant turn with its stop token (`learn: all`), or only the last (`learn: last`); everything else
+    is read only, and so is a turn with `weight: 0`.
     """
 
     aliases = {

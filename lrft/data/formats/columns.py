@@ -13,10 +13,14 @@ from lrft.registry.config import Field, FormatConfig, Literal, model_validator
 
 @FORMATS.register
 class Columns(Format):
-    r"""Templates over a row's columns, for question/answer data of any shape.
+    r"""Prompt and completion as templates over any columns, for question/answer data of any shape.
 
-    prompt: "Question: {question}\nAnswer:"     completion: " {answer}"
-    A brace that is meant literally is doubled. Learns the completion and a stop token.
+        prompt: "Question: {question}\nAnswer:"     completion: " {answer}"
+
+    Columns: all that `prompt` and `completion` name in braces; a brace that is meant literally is doubled.
+    Text: with `render: plain` the two filled templates with nothing between them, the setting `system` as a first
+    paragraph. With `render: chat` all three are messages in the chat template.
+    Learnt: the completion and a stop token.
     """
 
     aliases = {

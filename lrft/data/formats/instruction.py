@@ -21,12 +21,18 @@ TASK = (
 
 @FORMATS.register
 class Instruction(Format):
-    """Instruction, input (may be absent or empty) and output.
+    """Instruction, input (may be absent or empty) and output, in the Alpaca prompt or the chat template.
 
-    {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}
-    Plain rendering is the Alpaca prompt, `system` replacing its opening sentence; in the chat rendering the
-    user's message is the instruction and, after a blank line, the input. The row's column `system` goes before the
-    recipe's. Learns the output; in the chat rendering, `history` [[question, answer], ...] is read before it.
+        {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}
+
+    Columns: `instruction`, `input` and `output` name the three; `system`, where a row has it; with `render: chat` also
+    `history`, [[question, answer], ...].
+    Text: with `render: plain` the Alpaca prompt: an opening sentence (one of two, for rows with and without input),
+    then `### Instruction:`, `### Input:` (left out without input) and `### Response:`, each with its text on the next
+    line, a blank line between them. A system message, the row's or else the setting `system`, replaces the opening
+    sentence. With `render: chat` that is the system message, and the user's message is the instruction and, after a
+    blank line, the input; `history` goes before it.
+    Learnt: the output and a stop token; `history` is read only.
     """
 
     aliases = {

@@ -19,11 +19,16 @@ Turns = list[Message]
 class Preference(Format):
     """A prompt with a chosen and a rejected answer, for objectives that compare the two.
 
-    {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
-    {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [{...}]}
-    {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [the same but for the last]}
-    Text is joined as it is, or rendered by the chat template; messages always are. Learns from both answers with
-    their stop tokens. Scores on held-out rows are of the chosen answer, as if it were the only one.
+        {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
+        {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [{...}]}
+        {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [the same but for the last]}
+
+    Columns: `chosen` and `rejected` name the answers, both text or both lists of messages; `prompt` the prompt, which
+    is not read where answers hold it; `tools` or `functions`, and `system`, where a row has them.
+    Text: text is joined as it is (`render: plain`, the setting `system` as a first paragraph) or rendered by the chat
+    template (`render: chat`); messages always are. One text for each answer, both with the prompt.
+    Learnt: both answers with their stop tokens. Scores on held-out rows are of the chosen answer, as if it were the
+    only one.
     """
 
     aliases = {

@@ -12,11 +12,15 @@ from lrft.registry.config import Field, FormatConfig, Literal
 
 @FORMATS.register
 class PromptCompletion(Format):
-    """A prompt and its completion.
+    """A prompt and its completion, two columns, joined exactly as they are.
 
-    {"prompt": "2 + 2 =", "completion": " 4"}
-    Plain rendering joins the two with nothing between them: a space belongs to the completion. Learns the
-    completion and a stop token.
+        {"prompt": "2 + 2 =", "completion": " 4"}
+
+    Columns: `prompt` and `completion` name the two; `system`, where a row has it.
+    Text: with `render: plain` prompt and completion with nothing between them: a space belongs to the completion; the
+    system message, the row's or else the setting `system`, is a first paragraph. With `render: chat` all three are
+    messages in the chat template.
+    Learnt: the completion and a stop token.
     """
 
     aliases = {

@@ -31,11 +31,17 @@ ROLES = {
 
 @FORMATS.register
 class ShareGPT(Format):
-    """ShareGPT conversations, rendered by the chat template.
+    """ShareGPT conversations, lists of turns with `from` and `value`, rendered by the model's chat template.
 
-    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
-    Learns every turn of the model with its stop token, or only the last, but for those of `weight: 0`. A turn from
-    `function_call` is the model's too. The row's columns `tools` and `system` go to the template.
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
+
+    Columns: `column` (conversations), the list; `tools` or `functions`, and `system`, where a row has them. The usual
+    speakers (human, gpt, system, tool, ...) are known; `roles` names others.
+    Text: what the chat template writes of the turns through the last that is learnt. The system message is the
+    conversation's own, else the row's column `system`, else the setting `system`. A turn from `function_call` is the
+    model's too, its JSON a call or a list of them. Tools go to the template.
+    Learnt: every turn of the model with its stop token (`learn: all`), or only the last (`learn: last`), but for those
+    of `weight: 0`.
     """
 
     aliases = {

@@ -14,8 +14,11 @@ from lrft.registry.config import Field, FormatConfig
 class Text(Format):
     """Raw text, for continued pretraining.
 
-    {"text": "Once upon a time ..."}
-    Learns every token but the first, and an end-of-text token.
+        {"text": "Once upon a time ..."}
+
+    Columns: `column` (text).
+    Text: the column as it is.
+    Learnt: every token but the first, and an end-of-text token.
     """
 
     aliases = {

@@ -17,10 +17,15 @@ from lrft.registry.errors import DataError
 class ExactMatch(Task):
     """The share of outputs equal to the reference, after greedy generation.
 
-    Prompt: the row in the recipe's format, with no solved examples before it (zero-shot).
-    Rule `exact-match-1`: white space at both ends is dropped. With `compare: json` both sides are parsed
-    and the values compared, so key order and spacing do not count; an output that is no JSON is wrong.
+        exact_match = mean over rows of [strip(output) = strip(reference)]
+
+    Prompt: `exact-match-1`: the row in the recipe's format, or in the task's own `format`, with no solved examples
+    before it (zero-shot). Rows are those of `data.eval`, or the task's own `data`. At most `max_new_tokens` tokens are
+    generated.
+    Score: white space at both ends is dropped (`compare: text`). With `compare: json` both sides are parsed and the
+    values compared, so key order and spacing do not count, but types do; an output that is no JSON is wrong.
     `exact_match` is that share, `stopped` the share of outputs that ended in a stop token.
+    Source: none needed; the comparison is stated above in full.
     """
 
     aliases = {

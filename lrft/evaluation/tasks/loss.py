@@ -15,10 +15,17 @@ from lrft.registry.config import Choice, Field, MethodConfig, Source
 
 @TASKS.register
 class Loss(Task):
-    """Mean cross-entropy in nats per supervised token, and its exponential.
+    """Mean cross-entropy of the held-out rows, in nats per supervised token, and its exponential.
 
-    Rule `loss-1`: the tokens that training would supervise, every token weighing the same. Rows that
-    `data.too_long` drops, and rows without such a token, are left out and counted; cut rows are scored cut.
+        loss = -(sum over supervised tokens of log p(token | all before it)) / (number of supervised tokens)
+        perplexity = exp(loss)
+
+    Prompt: `loss-1`: the row in the recipe's format, or in the task's own `format`, encoded as for training. Rows are
+    those of `data.eval`, or the task's own `data`.
+    Score: the tokens that training would supervise, every token weighing the same. Rows that `data.too_long` drops, and
+    rows without such a token, are left out and counted (`left_out`); cut rows are scored cut (`truncated`); `tokens`
+    counts.
+    Source: standard.
     """
 
     aliases = {

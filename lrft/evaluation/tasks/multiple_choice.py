@@ -38,15 +38,20 @@ class Question:
 
 @TASKS.register
 class MultipleChoice(Task):
-    """The likeliest option, read in two ways.
+    """Multiple choice by log-likelihood: of each label's sentence, and of each option's own words.
 
-    Rows: `instruction` ends in `Answer format: a/b/...`, with `A: words B: words ...` or nothing before it;
-    `output` is the sentence to learn and holds `answer`, one of the labels.
-    Rule `multiple-choice-1`, prompts in the recipe's own format, zero-shot:
-    `acc_label`: prompt = the whole instruction; continuation = `output` with each label in turn.
-    `acc`, `acc_norm`, `acc_norm_token`: prompt = the instruction up to the options, which are not shown;
-    continuation = each option's words, by summed log-probability, that sum per UTF-8 byte, and per token.
-    The stop token is not scored. The first of equals wins. WinoGrande's blank is not filled in.
+        acc_label      = share of rows whose gold label is argmax_i log p(output with label i | whole instruction)
+        acc            = ... whose gold option is argmax_i log p(words_i | instruction up to the options)
+        acc_norm       = ... argmax_i of that log p / UTF-8 bytes of words_i
+        acc_norm_token = ... argmax_i of that log p / tokens of words_i
+
+    Prompt: `multiple-choice-1`: in the recipe's own format, or in the task's own `format`, zero-shot. Rows are those of
+    `data.eval`, or the task's own `data`: `instruction` ends in `Answer format: a/b/...`, with `A: words B: words ...`
+    or nothing before it; `output` is the sentence to learn and holds `answer`, one of the labels. A label without words
+    stands for itself.
+    Score: log p is summed over the continuation's tokens; the stop token is not scored. The first of equals wins. In
+    `acc`, `acc_norm` and `acc_norm_token` the options are not shown. WinoGrande's blank is not filled in.
+    Source: rows as in the commonsense files of LLM-Adapters (AGI-Edgerunners/LLM-Adapters).
     """
 
     aliases = {

@@ -22,10 +22,15 @@ def bat_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
 class Bat(Adapter):
     """Block affine transformation: every r x r block of the weight is turned by a matrix of its row of blocks.
 
-    W'_ij = W_ij + W_ij D_i + D_i for the block in row i and column j of blocks, so the change depends on the weight
-    and can have full rank; y = x W'^T + b
-    D (out / r, r, r) = 0, so W' = W at step 0. Trains r out numbers per site; r divides both `in` and `out`.
-    The change is formed from the decoded weight at every step and once more in the backward pass, and is not kept.
+        W'_ij = W_ij + W_ij D_i + D_i      block in row i, column j of blocks
+        y     = x W'^T + b
+
+    with r = `rank`, the side of the blocks, which divides both in and out. The change depends on the weight and can
+    have full rank.
+
+    Shapes: W_ij (r, r), i = 1 ... out / r, j = 1 ... in / r; D (out / r, r, r) = 0, so W' = W at step 0.
+    Trains: r out numbers per site. The change is formed from the decoded weight at every step and once more in the
+    backward pass, and is not kept.
     Source: Kang and Yin, "Bone: Block Affine Transformation", 2024, arXiv 2409.15371, whose first version this is as
     far as its abstract tells; named Bat in the second. The formula is that of PEFT's layer (`init_weights: bat`).
     Departures: none; dropout has no place in it.

@@ -26,14 +26,21 @@ def dora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
 
 @ADAPTERS.register
 class DoRA(LoRA):
-    """Weight-decomposed low-rank adaptation.
+    """Weight-decomposed low-rank adaptation: direction and magnitude of every output neuron are adapted apart.
 
-    V = W + s B A (out, in), n = row norms of V (out), detached, g = m / n
-    y = b + g * (x W^T + s (x A^T) B^T), so W' = g * V      the bias is never scaled
-    With dropout d: y = b + x W^T + (g - 1) * (d(x) W^T) + g * s (d(x) A^T) B^T, one draw of d shared by both terms.
-    A (r, in), B (out, r) as in LoRA; m (out) = row norms of V at step 0, so g = 1 and W' = W at step 0.
-    Trains r (in + out) + out numbers per site.
-    In half precision n is expanded, n_i^2 = |w_i|^2 + 2 s b_i . (A w_i) + s^2 b_i (A A^T) b_i^T; V is never formed.
+        V  = W + s B A,  n = row norms of V,  g = m / n
+        W' = g * V
+        y  = b + g * (x W^T + s (x A^T) B^T)
+        y  = b + x W^T + (g - 1) * (d W^T) + g * s (d A^T) B^T,  d = drop(x)       in training with `dropout` > 0
+
+    with s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`), r = `rank`; n is held constant in the backward pass,
+    so gradients reach A and B through V alone; both terms in d share one draw of the dropout; the bias b is never
+    scaled. On a weight in half precision n is expanded, n_i^2 = |w_i|^2 + 2 s b_i . (A w_i) + s^2 b_i (A A^T) b_i^T
+    with w_i and b_i the rows of W and B, and V is never formed. `rank_pattern` and `alpha_pattern` as in `lora`.
+
+    Shapes: A (r, in) and B (out, r) = 0 as in `lora`; m (out) = row norms of V at step 0, those of W, so g = 1 and
+    W' = W at step 0; n, g (out).
+    Trains: r (in + out) + out numbers per site.
     Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv 2402.09353, and the authors' code.
     Departures: none in the function; "column-wise" in the paper is per output neuron in the (out, in) layout.
     """

@@ -18,14 +18,21 @@ from lrft.registry.axes import ADAPTERS
 class DyLoRA(LoRA):
     """Dynamic low-rank adaptation: trained at many ranks at once, used at any of them.
 
-    y = x W^T + b + s_k (drop(x) A[:k]^T) B[:, :k]^T      s_k = alpha / k, or alpha / sqrt(k) (rsLoRA)
-    A (r, in) and B (out, r) start as LoRA's, so W' = W at step 0. Trains r (in + out) numbers per site.
-    In training k = `live`, and the directions below `first` are constants; in evaluation, in a merge and on export
-    k = r. `allocate: dylora` draws `live` anew for every step; without it, it stays r and this is LoRA.
-    `truncate(k)` makes it the rank-k adapter: the k leading directions with the scale they were trained with.
+        y  = x W^T + b + s_k (drop(x) A[:k]^T) B[:, :k]^T
+        W' = W + s_k B[:, :k] A[:k]
+
+    with s_k = `alpha` / k, or `alpha` / sqrt(k) with `rslora: true`; 1 <= k <= r = `rank`; drop is dropout of
+    probability `dropout`. In training k and the first component that trains are drawn anew for every step by
+    `allocate: dylora` (components below the first are constants); without that allocation k stays r and this is `lora`.
+    In evaluation, in a merge and on export k = r. Truncated to rank k, the adapter is its k leading components with the
+    scale s_k that they were trained with. `rank_pattern` and `alpha_pattern` as in `lora`.
+
+    Shapes: A (r, in) and B (out, r) start as in `lora`, B = 0, so W' = W at step 0, for every k.
+    Trains: r (in + out) numbers per site; in a step, those of the components that are live and not constant.
     Source: Valipour et al., "DyLoRA: Parameter Efficient Tuning of Pre-trained Models using Dynamic Search-Free
-    Low-Rank Adaptation", EACL 2023, arXiv 2210.07558, and the authors' code, where both factors carry
-    sqrt(r / k) on top of alpha / r. Departures: none; the scale for rsLoRA is LoRA's carried over.
+    Low-Rank Adaptation", EACL 2023, arXiv 2210.07558, and the authors' code, where both factors carry sqrt(r / k) on
+    top of alpha / r.
+    Departures: none; the scale for rsLoRA is LoRA's carried over.
     """
 
     provides = {"adapters", "mergeable", "low_rank", "linear_delta", "nested", "trained_pair"}

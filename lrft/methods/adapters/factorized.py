@@ -21,13 +21,21 @@ from lrft.registry.config import AdapterConfig, Field, Literal
 class Factorized(Adapter):
     """Factorised layers: the weight is a low-rank product from the first step to the last, and no other is kept.
 
-    y = s (x A^T) B^T + b, so W' = s B A, with A (r, in) and B (out, r); s = alpha / r, 1 unless alpha is set
-    `start: spectral`: s B A is the best approximation of rank r of the random weight W = U S V^T that stood there,
-    sqrt(s) B = U_r S_r^1/2, sqrt(s) A = S_r^1/2 V_r^T; `kaiming`: both uniform, |A| < 1/sqrt(in), |B| < 1/sqrt(r).
-    W' is not W at step 0: what a pretrained weight knew beyond rank r is lost. Trains r (in + out) numbers
-    per site; the weight that stood there takes no memory.
+        y  = s (x A^T) B^T + b
+        W' = s B A
+
+        sqrt(s) B = U_r S_r^1/2,  sqrt(s) A = S_r^1/2 V_r^T      at step 0 with `start: spectral`
+
+    with r = `rank`, s = `alpha` / r, 1 unless `alpha` is set; U_r S_r V_r^T the r leading singular triplets of W, the
+    random weight that stood there, so s B A is its best approximation of rank r. With `start: kaiming`
+    A ~ U(-1/sqrt(in), 1/sqrt(in)) and B ~ U(-1/sqrt(r), 1/sqrt(r)).
+
+    Shapes: A (r, in), B (out, r), neither 0 at step 0. W' is not W at step 0: what a pretrained weight knew beyond rank
+    r is lost.
+    Trains: r (in + out) numbers per site; the weight that stood there takes no memory.
     Source: Kamalakara et al., "Exploring Low Rank Training of Deep Neural Networks", 2022, arXiv 2209.13569; the
-    baseline "low rank" of GaLore's Table 2. `kaiming` with alpha 32 is that of Memory_Efficient_Pretraining (code).
+    baseline "low rank" of GaLore's Table 2. `start: kaiming` with alpha 32 is that of Memory_Efficient_Pretraining
+    (code).
     Departures: none; weight decay of the product (Frobenius decay) is not here.
     """
 

@@ -39,13 +39,17 @@ def gralora_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
 class GraLoRA(Additive):
     """Granular low-rank adaptation: the weight is a grid of k x k blocks, each with an update of rank r / k.
 
-    Block in row j and column n: dW_jn = s B_j[:, slice n] A_n[slice j], slices of r / k of the r components; all block
-    columns n share A_n (r, in / k), all block rows j share B_j (out / k, r). s = alpha / (r + h)
-    With `hybrid_rank` h a LoRA of that rank is added to the whole, with the same s: s Bh Ah, Ah (h, in), Bh (out, h).
-    A (k, r, in / k) ~ U(-1/sqrt(in/k), 1/sqrt(in/k)), B (k, out / k, r) = 0, Ah as LoRA's A, Bh = 0, so W' = W at
-    step 0.
-    Trains (r + h) (in + out) numbers per site whatever k is; the change has rank up to k r + h. k = 1 is LoRA.
-    Dropout acts on the input; the hybrid part draws its own.
+        W'_jn = W_jn + s B_j[:, slice n] A_n[slice j]      block in row j, column n of the grid, j, n = 1 ... k
+        W'   += s Bh Ah                                    with `hybrid_rank` > 0, over the whole weight
+        y     = x W^T + b + drop(x) (W' - W)^T
+
+    with k = `blocks`, r = `rank`, h = `hybrid_rank`, s = `alpha` / (r + h); slice n is the n-th run of r / k of the r
+    components. All blocks of column n share A_n, all blocks of row j share B_j. The dropout, of probability `dropout`,
+    acts on the input; the hybrid part draws its own. k divides r, in and out.
+
+    Shapes: A (k, r, in / k) ~ U(-1/sqrt(in/k), 1/sqrt(in/k)), one A_n (r, in / k) for each block column; B (k, out / k,
+    r) = 0, one B_j for each block row; Ah (h, in) as the A of `lora`, Bh (out, h) = 0; so W' = W at step 0.
+    Trains: (r + h) (in + out) numbers per site whatever k is; the change has rank up to k r + h. k = 1 is LoRA.
     Source: Jung et al., "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning", 2025, arXiv
     2505.20355; formula, start and scale checked against PEFT's layer, which is the authors' port. Their own fork counts
     the hybrid part within the rank (r16 with 8 of it hybrid is rank: 8, hybrid_rank: 8 here and in PEFT).

@@ -33,12 +33,17 @@ def lora_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
 
 @ADAPTERS.register
 class LoRA(LowRank):
-    """Low-rank adaptation.
+    """Low-rank adaptation: a trained product of two thin factors beside the frozen weight.
 
-    y = x W^T + b + s (drop(x) A^T) B^T, so W' = W + s B A      s = alpha / r, or alpha / sqrt(r) (rsLoRA)
-    A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) = 0, so W' = W at step 0.
-    Trains r (in + out) numbers per site.
-    Dropout acts on the adapter's input alone; the base sees x undropped.
+        y  = x W^T + b + s (drop(x) A^T) B^T
+        W' = W + s B A
+
+    with r = `rank`, s = `alpha` / r, or `alpha` / sqrt(r) with `rslora: true` (rsLoRA). drop drops entries of x with
+    probability `dropout`; it acts on the adapter's input alone, the base sees x undropped. `rank_pattern` and
+    `alpha_pattern` set `rank` and `alpha` at sites whose name ends in a pattern; the last match counts.
+
+    Shapes: A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) = 0, so W' = W at step 0.
+    Trains: r (in + out) numbers per site.
     Source: Hu et al., "LoRA", 2021, arXiv 2106.09685; scaling: Kalajdzievski, 2023, arXiv 2312.03732.
     Departures: A is Kaiming-uniform as in the authors' code (the paper says Gaussian; see `init: gaussian`).
     """

@@ -29,17 +29,24 @@ def xs_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
 
 @ADAPTERS.register
 class LoRAXS(LoRA):
-    """LoRA with extremely small number of parameters: only the core between two frozen factors trains.
+    """LoRA with extremely small number of parameters: only the r x r core between two frozen factors trains.
 
-    y = x W^T + b + s ((drop(x) A^T) R^T) B^T, so W' = W + s B R A
-    A = S_r V_r^T (r, in) and B = U_r (out, r) of W = U S V^T, frozen; R (r, r) = 0, so W' = W at step 0.
-    Trains r^2 numbers per site, whatever its size; A and B are saved with them.
-    s = alpha / r, 1 unless alpha is set. The input is not kept for the backward pass, only x A^T, r numbers a token.
-    The SVD is of the weight as the base stores it, on attaching; `init: lora_xs` takes it before quantization and
-    draws R ~ N(0, 1e-10) as published, `init: lora_sb` sets all three from the gradient.
+        y  = x W^T + b + s ((drop(x) A^T) R^T) B^T
+        W' = W + s B R A
+        A  = S_r V_r^T,  B = U_r,  W = U S V^T
+
+    with r = `rank`, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`), `alpha` = r unless it is set, so that
+    s = 1; U_r, S_r, V_r the r leading singular triplets of W. drop is dropout of probability `dropout`; `rank_pattern`
+    and `alpha_pattern` as in `lora`. The SVD is of the weight as the base stores it, on attaching.
+
+    Shapes: A (r, in) and B (out, r), frozen; R (r, r) = 0, so W' = W at step 0.
+    Trains: r^2 numbers per site, whatever its size; A and B are saved with them. The input is not kept for the backward
+    pass, only x A^T, r numbers a token.
     Source: Bałazy et al., "LoRA-XS", 2024, arXiv 2405.17604, and the authors' code; the structure of LoRA-SB, 2024,
     arXiv 2411.19557.
     Departures: R starts at exactly 0 without an init of its own; the SVD is exact, the authors' is randomised.
+    Advice: `init: lora_xs` takes the SVD before quantization and draws R ~ N(0, 1e-10) as published; `init: lora_sb`
+    sets A, B and R from the gradient.
     """
 
     provides = {"adapters", "mergeable", "linear_delta", "core_matrix"}

@@ -31,11 +31,18 @@ def miss_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
 class MiSS(Additive):
     """Matrix shard sharing: the input is cut into slices of r features, which all go through the same matrix.
 
-    y = x W^T + b + t D with t = x_1 + x_2 + ... + x_ceil(in / r) the sum of the slices of drop(x), the last one padded
-    with zeros, so W' = W + [D^T D^T ... D^T] cut to `in` columns: LoRA with A = [I I ... I] frozen, B = D^T, s = 1
-    D (r, out) = 0, so W' = W at step 0, and D has a gradient from the first step on. Trains r out numbers per site.
-    `mini_rank` m: D (r, m) is repeated along the outputs too, out / m times; trains r m numbers.
-    Of the input only t is kept for the backward pass, r numbers a token.
+        t  = x_1 + x_2 + ... + x_ceil(in / r)
+        y  = x W^T + b + t D
+        W' = W + [D^T D^T ... D^T], cut to `in` columns
+
+    with r = `rank`, the width of the slices x_i of drop(x), the last one padded with zeros; drop is dropout of
+    probability `dropout`. It is LoRA with A = [I I ... I] frozen, B = D^T, s = 1. With `mini_rank: m` the matrix is (r,
+    m) and is repeated along the outputs too, out / m times; m divides out.
+
+    Shapes: t (tokens, r), D (r, out) = 0, or (r, m) = 0, so W' = W at step 0, and D has a gradient from the first step
+    on.
+    Trains: r out numbers per site; r m with `mini_rank: m`. Of the input only t is kept for the backward pass, r
+    numbers a token.
     Source: Kang and Yin, "MiSS: Balancing LoRA Performance and Efficiency with Simple Shard Sharing", 2024, arXiv
     2409.15371, earlier titles "Bone" and "DiSHA"; checked against PEFT's layers and its numbers.
     Departures: none. What the paper's first version calls Bone is `bat` here.

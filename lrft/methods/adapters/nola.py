@@ -31,15 +31,21 @@ def nola_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
 
 @ADAPTERS.register
 class NOLA(LowRank):
-    """Networks as linear combinations of low-rank random bases: the number trained does not depend on the rank.
+    """LoRA's factors as sums of random matrices made from a seed: the number trained does not depend on the rank.
 
-    A = A0 + sum_i a_i M_i (r, in), B = sum_j b_j N_j (out, r), i and j = 1 ... k; y = x W^T + b + s (x A^T) B^T
-    M_i, N_j ~ U(-1, 1) / sqrt(k), A0 ~ U(-1/sqrt(in), 1/sqrt(in)), all frozen and made anew from a seed whenever they
-    are needed, in the forward and in the backward pass, `CHUNK` numbers at a time; s = alpha / r
-    a (k) = b (k) = 0, so W' = W at step 0. Trains 2 k numbers per site, `bases` = k; checkpoints hold them and a seed.
+        A  = A0 + sum_i a_i M_i,  B = sum_j b_j N_j,  i, j = 1 ... k
+        y  = x W^T + bias + s (x A^T) B^T
+        W' = W + s B A
+
+    with k = `bases`, r = `rank`, s = `alpha` / r. M_i and N_j have entries ~ U(-1, 1) / sqrt(k), A0 ~ U(-1/sqrt(in),
+    1/sqrt(in)); all are frozen and made anew from a seed whenever they are needed, in the forward and in the backward
+    pass, 2^22 numbers at a time. There is no dropout.
+
+    Shapes: A, A0, M_i (r, in); B, N_j (out, r); a (k) = b (k) = 0, so W' = W at step 0.
+    Trains: 2 k numbers per site; checkpoints hold them and a seed.
     Source: Koohpayegani et al., "NOLA: Compressing LoRA using Linear Combination of Random Basis", ICLR 2024, arXiv
-    2310.02556. The offset A0, the start at 0 and the factor 1/sqrt(k) are those of the authors' code (the paper's
-    text has A as the sum alone, which with coefficients of 0 would never leave its start).
+    2310.02556. The offset A0, the start at 0 and the factor 1/sqrt(k) are those of the authors' code (the paper's text
+    has A as the sum alone, which with coefficients of 0 would never leave its start).
     Departures: numbers come from a hash of their place and the seed, not from torch's generator, so that they are the
     same on every device and under every version.
     """

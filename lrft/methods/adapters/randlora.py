@@ -37,14 +37,20 @@ def randlora_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
 class RandLoRA(LowRank):
     """Full-rank adaptation by random bases: n products of rank r are summed, and only their diagonals train.
 
-    M = s sum_j B_j diag(l_j) A diag(g_j), j = 1 ... n = ceil(small / r), small = min(in, out), large = max(in, out)
-    W' = W + M where out is the large side, W + M^T where `in` is, so the diagonals act on the small side.
-    A (r, small) and every B_j (large, r) are random, frozen, and cut from matrices that all sites share; their entries
-    have unit variance. s = alpha / (r sqrt(n)), alpha = 2 r unless set; without `sqrt_bases` s = alpha / r, as in PEFT.
-    Lambda (r, n) = 0, Gamma (n, small) = 1 / max(n, small), so W' = W at step 0.
-    Trains n (r + small) numbers per site, the fewer the larger r is. The change has rank `small`.
-    `bases: sparse` draws entries from {-1, 0, 1} with 2/3 zeros, `very_sparse` with all but 1 in sqrt(small) zeros.
-    The scaled bases are formed in the forward pass and again in the backward pass, never kept.
+        M  = s sum_j B_j diag(l_j) A diag(g_j),  j = 1 ... n,  n = ceil(small / r)
+        W' = W + M      where out >= in
+        W' = W + M^T    where in > out, so that the diagonals g_j act on the small side
+        y  = x W^T + b + drop(x) (W' - W)^T
+
+    with small = min(in, out), large = max(in, out), r = `rank`, s = `alpha` / (r sqrt(n)), or `alpha` / r with
+    `sqrt_bases: false`, as in PEFT; `alpha` = 2 r unless it is set. l_j is column j of Lambda, g_j row j of Gamma. drop
+    is dropout of probability `dropout`. A and all B_j are random, frozen, and cut from matrices that all sites share;
+    their entries have unit variance: uniform with `bases: dense`, from {-1, 0, 1} with 2/3 zeros with `sparse`, all but
+    1 in sqrt(small) zeros with `very_sparse` (small there of the widest sites).
+
+    Shapes: A (r, small), B_j (large, r); Lambda (r, n) = 0, Gamma (n, small) = 1 / max(n, small), so W' = W at step 0.
+    Trains: n (r + small) numbers per site, the fewer the larger r is. The change has rank `small`. The scaled bases are
+    formed in the forward pass and again in the backward pass, never kept.
     Source: Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", 2025, arXiv
     2502.00987; start, scale and pairing checked against the authors' code and PEFT's layer.
     Departures: none. As in the authors' code, component i of term j takes column i n + j of the B_j side by side, which

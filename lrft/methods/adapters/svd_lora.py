@@ -26,14 +26,21 @@ Regularizer = Callable[[Tensor, Tensor, Tensor], Tensor]
 class SVDLoRA(Elastic):
     """LoRA in the form of a singular value decomposition, whose rank can change while it trains.
 
-    y = x W^T + b + c ((drop(x) A^T) * E) B^T, so W' = W + c B diag(E) A      c = alpha / (r + 1e-5)
-    A (r, in), B (out, r) ~ N(0, 0.02^2), E (r) = 0, so W' = W at step 0. With `draw: kaiming` A ~ U(+-sqrt(6 / in)),
-    B ~ U(+-sqrt(6 / r)) and c = alpha / r.
-    Trains r (in + out) + r numbers per site. r is the capacity; an allocator prunes components by E = 0, or reveals
-    them one by one. Buffers (r + 1 numbers, saved): `mask`, and `gain`, which makes c that of another rank.
-    Exported as a plain LoRA of the components with E != 0, c and E multiplied into B.
+        y  = x W^T + b + c ((drop(x) A^T) * E) B^T
+        W' = W + c B diag(E) A
+
+    with r = `rank`, the capacity: an allocator prunes components by E = 0, or reveals them one by one.
+    c = `alpha` / (r + 1e-5), or `alpha` / r with `draw: kaiming`; drop is dropout of probability `dropout`. E is
+    multiplied by the buffers `mask` (0 for a hidden component) and `gain`, which makes c that of another rank; both are
+    1 at step 0 unless an allocator sets them.
+
+    Shapes: with `draw: normal` A (r, in), B (out, r) ~ N(0, 0.02^2); with `draw: kaiming` A ~ U(-sqrt(6 / in),
+    sqrt(6 / in)), B ~ U(-sqrt(6 / r), sqrt(6 / r)); without `draw` as the allocation was published, and alone as with
+    `draw: normal`. E (r) = 0, so W' = W at step 0.
+    Trains: r (in + out) + r numbers per site. `mask` and `gain` (r + 1 numbers) are saved. Exported as a plain LoRA of
+    the components with E != 0, c and E multiplied into B.
     Source: Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023, arXiv 2303.10512, and
-    the authors' code; `kaiming`: Mao et al., "DoRA: Enhancing Parameter-Efficient Fine-Tuning with Dynamic Rank
+    the authors' code; `draw: kaiming`: Mao et al., "DoRA: Enhancing Parameter-Efficient Fine-Tuning with Dynamic Rank
     Distribution", 2024, arXiv 2405.17357.
     Departures: none in the function. Orthogonality is asked for by the allocator: alone, this is a plain LoRA with E.
     """

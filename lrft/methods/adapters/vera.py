@@ -30,11 +30,15 @@ def vera_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
 class VeRA(LowRank):
     """Vector-based random matrix adaptation: all sites share one random pair and train two vectors each.
 
-    y = x W^T + b + v * ((u * (drop(x) A^T)) B^T), so W' = W + diag(v) B diag(u) A, without a scale
-    A (r, in) and B (out, r) are the leading columns and rows of one pair for the whole model, Kaiming uniform for the
-    pair's own size: |A| < sqrt(6 / largest in), |B| < sqrt(6 / r); frozen.
-    u (r) = 0.1 (`start`), v (out) = 0, so W' = W at step 0. Trains r + out numbers per site.
-    Only x A^T is kept for the backward pass, r numbers a token.
+        y  = x W^T + b + v * ((u * (drop(x) A^T)) B^T)
+        W' = W + diag(v) B diag(u) A
+
+    with r = `rank`, no scale; drop is dropout of probability `dropout`. A and B are the leading columns and rows of one
+    frozen pair for the whole model, Kaiming-uniform for the pair's own size: |A| < sqrt(6 / largest in),
+    |B| < sqrt(6 / r).
+
+    Shapes: A (r, in), B (out, r); u (r) = `start` (0.1), v (out) = 0, so W' = W at step 0.
+    Trains: r + out numbers per site. Only x A^T is kept for the backward pass, r numbers a token.
     Source: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", ICLR 2024, arXiv 2310.11454; u and v are its
     d and b. Start and shapes checked against PEFT's layer.
     Departures: none.

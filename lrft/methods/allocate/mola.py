@@ -20,15 +20,26 @@ LAYER = re.compile(r"\.(\d+)(?=\.)")
 
 @ALLOCATORS.register
 class MoLA(Planner):
-    """Experts per layer, in equal bands from low layers to high.
+    """Experts per layer of a mixture, in equal bands from low layers to high.
 
-    Layer l of L gets E_l = bands[floor(l * len(bands) / L)] experts at each of its sites (out, in): with 32 layers
-    four bands of 8. A site trains E_l (r (in + out) + in) numbers; nothing changes at step 0.
-    The shapes are 2,4,6,8 (inverted triangle, the paper's best at an equal total), 8,6,4,2 (triangle), 8,2,2,8
-    (hourglass) and 5,5,5,5 (rectangle).
+        E_l = bands[floor(l n / L)],  l = 0 ... L - 1
+
+    with L the layers that carry adapters, n the bands, E_l the experts at each site of layer l. `bands` lists the
+    experts of each band, low layers first, or `shape` names them:
+
+        shape: inverted_triangle    2, 4, 6, 8
+        shape: triangle             8, 6, 4, 2
+        shape: hourglass            8, 2, 2, 8
+        shape: rectangle            5, 5, 5, 5
+
+    With 32 layers these are four bands of 8 layers.
+
+    Shapes: those of the adapter, with E_l experts. Nothing changes at step 0.
+    Trains: E_l (r (in + out) + in) numbers at a site (out, in) of `adapter: mola`.
     Source: Gao et al., "Higher Layers Need More LoRA Experts", 2024, arXiv 2402.08562.
-    Departures: where the bands do not divide the layers their sizes differ by one (the paper has 32 layers); bands
-    are cut over the layers that carry adapters.
+    Departures: where the bands do not divide the layers their sizes differ by one (the paper has 32 layers); bands are
+    cut over the layers that carry adapters.
+    Advice: `shape: inverted_triangle` is the paper's best at an equal total.
     """
 
     requires = {"expert_count"}

@@ -21,19 +21,28 @@ from lrft.registry.config import Field, Literal, MethodConfig
 
 @INITS.register
 class EVA(Init):
-    """Explained variance adaptation.
+    """Explained variance adaptation: A lies along principal components of the inputs, which also share out the rank.
 
-    V (k, in), k = round(r rho): principal components of the site's inputs at answer tokens, by an incremental PCA that
-    ends when all components that a rank would be spent on have settled (cosine >= tau).
-    Ranks: of all components of all sites, those with the largest explained-variance ratios, as many as there was rank
-    before; a site left without any has no adapter. A = V_rank (rank, in), so A A^T = I; B = 0.
-    Trains sum over sites of rank (in + out); W' = W at step 0.
-    Source: Paischer et al., "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation",
-    2024, arXiv 2410.07170, as in PEFT's code.
+        V = leading round(rho r) principal components of the site's inputs
+        rank of a site = how many of the N largest explained-variance ratios of all sites are its own
+        A = V[:rank],  B = 0
+
+    with r the site's rank before, N the sum of all of these, rho = `rho` (1 keeps all ranks). V is from an incremental
+    PCA of the inputs at answer tokens (`tokens: answers`) or at all (`tokens: all`), which ends when every component
+    that a rank would be spent on has settled: cosine with itself one step before >= `tau`, and after `batches`
+    micro-batches at the latest. `whiten: true` divides each row of A by the root of its singular value.
+    `adjust_scaling: true` changes alpha with the rank, so that the scale s of every site stays.
+
+    Shapes: V (round(rho r), in), A (rank, in), so A A^T = I without `whiten`; B (out, rank). W' = W at step 0. A site
+    left without any rank has no adapter.
+    Trains: what the adapter trains at its new rank, for LoRA the sum over sites of rank (in + out) numbers. The base
+    gives up nothing.
+    Source: Paischer et al., "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation", 2024,
+    arXiv 2410.07170, as in PEFT's code.
     Departures: calibration ends after `batches` micro-batches at the latest, and what has not settled then is warned
-    of, where PEFT goes on; alpha keeps the scale s of every site under rsLoRA too, where PEFT multiplies it by
-    new rank / old; of equal ratios the earlier site's counts first, where PEFT leaves it to the sort; sites that
-    share an input but differ in rank have components of their own.
+    of, where PEFT goes on; alpha keeps the scale s of every site under rsLoRA too, where PEFT multiplies it by new
+    rank / old; of equal ratios the earlier site's counts first, where PEFT leaves it to the sort; sites that share an
+    input but differ in rank have components of their own.
     """
 
     provides = {"kept_base"}

@@ -25,24 +25,37 @@ OVERSAMPLING = 10
 
 @INITS.register
 class LQLoRA(Init):
-    """Low-rank plus quantized matrix decomposition.
+    """Low-rank plus quantized matrix decomposition, with the bits shared out over the layers.
 
-    Q = 0; repeat: L = SVD_r(W - Q), Q = q(W - L), until |W - L - Q| no longer falls; the best L is kept.
-    With F = summed squared gradients (out, in): L is of D1 (W - Q) D2, divided by D1 and D2 again, where D1, D2 are the
-    roots of the row and column means of F, and the error is |sqrt(F) * (W - L - Q)|. Constant F is the plain method.
-    The base stores Q = q(W - s B A); A = sqrt(S_r / s) V_r^T (r, in), B = U_r sqrt(S_r / s) (out, r).
-    Trains what the adapter trains. At step 0 the weight is nearer to W than q(W) is; on a dense base this is PiSSA.
+        Q = 0;  repeat  L = SVD_r(W - Q),  Q = q(W - L)  until |W - L - Q| no longer falls; the best L is kept
+        L = U_r S_r V_r^T
+        A = sqrt(S_r / s) V_r^T,  B = U_r sqrt(S_r / s)
+        base: Q = q(W - s B A)
 
-    With a `budget` of bits a weight every layer gets storage settings of its own: min sum c_ij x_ij, subject to
-    sum g_ij x_ij <= budget * weights and one x_ij = 1 a layer, where c_ij is the squared error of layer i stored with
-    settings j and g_ij their bits; the low-rank part is not counted. `grid` holds the settings to choose from, by key
-    of the quantization section. The authors' 432: bits and scale_bits [2, 3, 4, 8], second_dtype [bfloat16, float16,
-    float32], block_size [16, 32, 64], scales_per_block [16, 64, 256], all of `nf_blocks`.
+    with q the rounding of the layer's storage, r the rank, s the adapter's scale, at most `iterations` rounds; the SVD
+    is randomised with `niter` subspace iterations, exact with `niter: null`. With `weighting: fisher`, F = squared
+    gradients of W summed over `batches` documents and D1, D2 the roots of the row and column means of F,
+
+        L = D1^-1 SVD_r(D1 (W - Q) D2) D2^-1,  error = |sqrt(F) * (W - L - Q)|
+
+    A constant F is `weighting: none`. With a `budget` of bits a weight every layer i gets storage settings j of its
+    own:
+
+        min sum_ij c_ij x_ij   subject to   sum_ij g_ij x_ij <= budget * weights,  sum_j x_ij = 1,  x_ij in {0, 1}
+
+    with c_ij the squared error of layer i stored with settings j, from `plan_iterations` rounds, and g_ij their bits;
+    the low-rank part is not counted. `grid` holds the settings to choose from, by key of the quantization section.
+
+    Shapes: F (out, in), A (r, in), B (out, r). At step 0 W' = Q + s B A, nearer to W than q(W) is; on a dense base this
+    is PiSSA.
+    Trains: what the adapter trains. The base gives up s B A and rounds what is left.
     Source: Guo et al., "LQ-LoRA", 2023, arXiv 2311.12023, and the authors' code (rank 64, alpha 16, F from 10,000
     sequences, randomised SVD with 10 more columns than the rank).
     Departures: the best round is kept, where the authors' code keeps the one after it; the grid is one over the bits
-    and costs are those of the first round by default (`plan_iterations`); rows or columns without any gradient count
-    as the least of the others, not as zero; a matrix's bits include the one number that all its scales share.
+    and costs are those of the first round by default (`plan_iterations`); rows or columns without any gradient count as
+    the least of the others, not as zero; a matrix's bits include the one number that all its scales share.
+    Advice: the authors' grid of 432: bits and scale_bits [2, 3, 4, 8], second_dtype [bfloat16, float16, float32],
+    block_size [16, 32, 64], scales_per_block [16, 64, 256], all of `quantization: nf_blocks`.
     """
 
     requires = {"low_rank", "linear_delta", "undropped"}

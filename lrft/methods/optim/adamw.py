@@ -15,11 +15,16 @@ from lrft.registry.config import Field, OptimizerConfig
 class AdamW(torch.optim.AdamW):
     """Adam with decoupled weight decay, in float32.
 
-    p <- (1 - lr wd) p
-    m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2
-    p <- p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
-    State: 8 bytes per number (m and v in float32).
-    Weight decay acts on every parameter, as in torch; it is 0 unless the recipe says otherwise.
+        p <- (1 - lr wd) p
+        m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2
+        p <- p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    with g the gradient of the parameter p, t the step, counted from 1; lr = `lr`, wd = `weight_decay`, b1 = `beta1`,
+    b2 = `beta2`, eps = `eps`. Weight decay acts on every parameter, as in torch; it is 0 unless the recipe says
+    otherwise.
+
+    Shapes: m and v as p, both 0 before the first step.
+    State: 2 numbers per parameter, m and v in float32: 8 bytes.
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, arXiv 1711.05101.
     Departures: none (torch.optim.AdamW).
     """

@@ -34,26 +34,39 @@ SETTINGS = [
 
 @OPTIMIZERS.register
 class FRUGAL(torch.optim.Optimizer):
-    """Full-rank updates with Adam's state for a fraction of every projected matrix only.
+    """Full-rank updates: Adam's state for a changing fraction of every projected matrix, sign-SGD in the rest.
 
-    W <- (1 - lr wd) W, then with G (m, n) split into Gd = down(G) and Gr = G - up(Gd):
-    W <- W + up(AdamW(Gd; proj_lr_scale lr)) - proj_lr_scale inactive_lr_scale lr sign(Gr)
-    (`state_free: sgd` takes Gr for sign(Gr), `none` leaves it out.) Every `update_every` steps a new subspace is
-    chosen; with `reset_statistics` moments and step count then start again from 0. Choices:
-    `columns`, `rows`, `randk`: int(density length) random columns, rows or entries, moments in the sliced shape.
-    `svd` (leading singular vectors of the G of that step), `random` (orthonormal), `randperm` (unit vectors):
-    a projector P of rank round(density length) on one `side`; `std` compresses the smaller dimension, as GaLore.
-    `block`: round(density count) whole matrices have moments, the others none; always reset at a switch.
-    All other parameters: AdamW, never reset. In a coordinate choice sign(0) = 0 keeps chosen columns clean; under a
-    projector the sign of Gr is not orthogonal to it. Sign steps do not shrink with the gradient: decay the rate.
-    State: 8 bytes per number of the chosen part and of what is not projected (m and v, float32 for float32
-    weights, 4 for bfloat16); besides 8 bytes a chosen column or row, 16 an entry (int64), and P, 4 r min(m, n) bytes.
+        every T steps:  choose a subspace of W
+        Gd = down(G),  Gr = G - up(Gd)
+        W <- (1 - lr wd) W
+        W <- W + up(AdamW step from Gd at rate a lr) - a c lr sign(Gr)
+
+    with G the gradient of W, down and up the ways into the subspace and back; T = `update_every`, a = `proj_lr_scale`,
+    c = `inactive_lr_scale`, lr = `lr`, wd = `weight_decay`; Adam's `beta1`, `beta2`, `eps`. `state_free: sign_sgd` is
+    this step, `state_free: sgd` has Gr for sign(Gr), `state_free: none` leaves it out. With `reset_statistics: true`
+    moments and step count start again from 0 at every choice. What a subspace is, `choice` says:
+
+        choice: columns, rows, randk     int(density length) random columns, rows or entries
+        choice: svd                      leading singular vectors of the G of that step
+        choice: random, randperm         random orthonormal vectors, or unit vectors
+        choice: block                    round(density count) whole matrices have moments, the others none
+
+    with density = `density`. For `svd`, `random`, `randperm` it is a projector P of rank round(density length) on one
+    `side`; `side: std` compresses the smaller dimension, as GaLore. `block` goes through the matrices in `order` and is
+    always reset at a switch. Draws come from `seed`. `project` names the roles of the tensors W; all other parameters
+    move by AdamW and are never reset. In a coordinate choice sign(0) = 0 keeps chosen columns clean; under a projector
+    the sign of Gr is not orthogonal to it.
+
+    Shapes: W, G, Gr (out, in); Gd and its moments in the sliced shape, for `columns` (out, k); 0 before the first step.
+    State: 2 numbers per parameter of the chosen part and of what is not projected, 8 bytes (float32 weights; 4 for
+    bfloat16); besides 8 bytes a chosen column or row, 16 an entry (int64), and P, 4 r min(out, in) bytes.
     Source: Zmushko et al., "FRUGAL", ICML 2025, arXiv 2411.07837, and the authors' code.
-    Departures: the period counts the optimizer's steps and holds for each parameter by itself, whatever gradients
-    are missing; at full rank Gr is exactly 0 (theirs is rounding, whose sign is a full step); no two-sided projector,
-    which is not reproducible with SVD; the stateful part is AdamW alone; `mirror` refuses an odd count of matrices,
-    of which theirs would never reach the middle one. Pre-training there: `choice: block`; fine-tuning: columns,
-    inactive_lr_scale 0.1, update_every 500.
+    Departures: the period counts the optimizer's steps and holds for each parameter by itself, whatever gradients are
+    missing; at full rank Gr is exactly 0 (theirs is rounding, whose sign is a full step); no two-sided projector, which
+    is not reproducible with SVD; the stateful part is AdamW alone; `order: mirror` refuses an odd count of matrices, of
+    which theirs would never reach the middle one.
+    Advice: sign steps do not shrink with the gradient: decay the rate. Pre-training there: `choice: block`;
+    fine-tuning: `choice: columns`, `inactive_lr_scale: 0.1`, `update_every: 500`.
     """
 
     provides = {"clippable", "first_order"}

@@ -16,24 +16,34 @@ from lrft.registry.config import Field, Literal, model_validator
 
 @OPTIMIZERS.register
 class GaLore(ProjectedAdamW):
-    """Adam in an r-dimensional subspace of the gradient.
+    """Adam in a slowly moving r-dimensional subspace of the gradient of every projected matrix.
 
-    For a weight W (m, n) with gradient G, every T = update_every steps: P = the first r right singular vectors
-    (r, n) of G where m >= n, else left ones (m, r); so the smaller dimension is compressed. With the right ones
-    R = G P^T (m, r);  M <- b1 M + (1 - b1) R,  V <- b2 V + (1 - b2) R^2,  N = M / (sqrt(V) + eps)
-    W <- W - lr scale sqrt(1 - b2^t) / (1 - b1^t) N P;  then W <- (1 - lr wd) W, which scale does not touch.
-    M, V and t go on unchanged when P changes. All other tensors move by AdamW of the same form.
-    Between two choices of P the weight changes by a matrix of rank r at most. At full rank this is not Adam,
-    which depends on the basis; with `inner: sgd` and scale 1 it is then SGD (V = b1 V + R, no bias correction).
-    State: 2 r max(m, n) + r min(m, n) numbers a matrix, 2 a number elsewhere; in bfloat16 2 bytes per number.
-    `bits: 8`: 2 + 8/256 bytes per number for M and V together, embeddings included (8 for an M or a tensor of fewer
-    than 4096 numbers), and P in the gradient's dtype; eps then stands beside sqrt(V / (1 - b2^t)).
+        every T steps:  P = the first r right singular vectors of G
+        R = G P^T
+        M <- b1 M + (1 - b1) R,  V <- b2 V + (1 - b2) R^2,  N = M / (sqrt(V) + eps)
+        W <- W - lr scale sqrt(1 - b2^t) / (1 - b1^t) N P
+        W <- (1 - lr wd) W
+
+    with G the gradient of W, t the step, counted from 1; T = `update_every`, r = `rank`, at most min(out, in),
+    scale = `scale`, which weight decay does not see, lr = `lr`, wd = `weight_decay`, b1 = `beta1`, b2 = `beta2`,
+    eps = `eps`. This is for out >= in: with `side: std` the smaller dimension is compressed, so for out < in P holds
+    left singular vectors and R = P^T G. M, V and t go on unchanged when P changes. `project` names the roles of the
+    tensors W; all others move by AdamW of the same form. `projection: random` takes random orthonormal P. With
+    `inner: sgd` N = M with M <- b1 M + R, without bias correction. Between two choices of P the weight changes by a
+    matrix of rank r at most. At full rank this is not Adam, which depends on the basis; with `inner: sgd` and
+    `scale: 1` it is then SGD.
+
+    Shapes: P (r, in), or (out, r) where out < in; M, V, R (out, r), or (r, in). P is chosen at the first gradient other
+    than zero; M = V = 0 before.
+    State: 2 r max(out, in) + r min(out, in) numbers a projected matrix, 2 a parameter elsewhere; in bfloat16 2 bytes
+    per number, 4 with `state_dtype: float32`. `bits: 8`: 2 + 8/256 bytes per number for M and V together, embeddings
+    included (8 for an M or a tensor of fewer than 4096 numbers), and P in the gradient's dtype; eps then stands beside
+    sqrt(V / (1 - b2^t)).
     Source: Zhao et al., "GaLore", ICML 2024, arXiv 2403.03507; numbers as galore-torch 1.0.
-    Departures: P waits for a gradient other than zero, where the authors decompose the zero matrix. With 8-bit
-    moments decay follows the update everywhere. `random` (orthonormal) projections and `inner: sgd` are additions.
-    Their pretraining has lr 0.01. r is at most min(m, n). Side `full` compresses both dimensions and repeats a
-    run only on the same machine: right after an SVD the projected gradient is diagonal, and Adam enlarges the
-    rounding noise beside it.
+    Departures: P waits for a gradient other than zero, where the authors decompose the zero matrix. With 8-bit moments
+    decay follows the update everywhere. `projection: random` and `inner: sgd` are additions.
+    Advice: their pretraining has `lr` 0.01. `side: full` compresses both dimensions and repeats a run only on the same
+    machine: right after an SVD the projected gradient is diagonal, and Adam enlarges the rounding noise beside it.
     """
 
     aliases = {

@@ -16,13 +16,17 @@ from lrft.registry.config import Field, OptimizerConfig
 class Lion(torch.optim.Optimizer):
     """Evolved sign momentum: every number moves by the same amount, up or down.
 
-    p <- (1 - lr wd) p
-    p <- p - lr sign(b1 m + (1 - b1) g)
-    m <- b2 m + (1 - b2) g      m = 0 at first, so the first step is along sign(g)
-    State: 4 bytes per number, half of AdamW's. The paper takes lr 3 to 10 times smaller than AdamW's, wd as much
-    larger.
+        p <- (1 - lr wd) p
+        p <- p - lr sign(b1 m + (1 - b1) g)
+        m <- b2 m + (1 - b2) g
+
+    with g the gradient of the parameter p; lr = `lr`, wd = `weight_decay`, b1 = `beta1`, b2 = `beta2`.
+
+    Shapes: m as p, 0 before the first step, which is along sign(g).
+    State: 1 number per parameter, 4 bytes, half of AdamW's.
     Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023, arXiv 2302.06675, Algorithm 2.
     Departures: none.
+    Advice: the paper takes `lr` 3 to 10 times smaller than AdamW's, `weight_decay` as much larger.
     """
 
     aliases = {
