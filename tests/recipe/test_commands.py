@@ -186,7 +186,7 @@ def test_checking_recipes_imports_no_torch_and_is_quick(write):
         "from lrft.recipe.catalog import table\n"
         "from lrft.commands import recipes, methods, env\n"
         "loaded = load_recipe(sys.argv[1], ['adapter=dora', 'quantization=nf4'])\n"
-        "resolved(loaded.recipe), recipe_hash(loaded.recipe), recipe_schema(), table(), env.environment()\n"
+        "resolved(loaded.recipe), recipe_hash(loaded.recipe), recipe_schema(), table(), env.system_facts()\n"
         "heavy = {'torch', 'transformers', 'datasets', 'bitsandbytes', 'accelerate'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
