@@ -12,3 +12,8 @@ Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | boo
 def to_section(value: Json) -> Mapping[str, Json]:
     """The value as a section; an empty one where it is anything else."""
     return value if isinstance(value, dict) else {}
+
+
+def to_list(value: Json) -> list[Json]:
+    """The value as a list; an empty one where it is anything else."""
+    return value if isinstance(value, list) else []
