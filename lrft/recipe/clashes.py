@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
 from lrft.recipe.fields import listed, slot_at
 from lrft.registry.axes import AXES, FORMATS
 from lrft.registry.errors import Problem
+from lrft.registry.json import Json, to_section
 
 BASE_ROLES = ("matrix", "embedding", "head", "vector")
 
@@ -20,20 +20,27 @@ class Faulty(Exception):
 class Settings:
     """Values by dotted key, defaults included."""
 
-    def __init__(self, plain: dict[str, Any], faulty: Collection[str]) -> None:
+    def __init__(self, plain: Json, faulty: Collection[str]) -> None:
         self.plain = plain
         self.faulty = faulty
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> Json:
         keys = tuple(key.split("."))
         if any(".".join(keys[:length]) in self.faulty for length in range(1, len(keys) + 1)):
             raise Faulty(key)
-        value: Any = self.plain
+        value: Json = self.plain
         for part in keys:
             if not isinstance(value, dict) or part not in value:
                 slot = slot_at(keys, self.plain)
-                return slot.field.default if slot is not None and slot.field is not None else None
+                default: Json = slot.field.default if slot is not None and slot.field is not None else None
+                return default
             value = value[part]
+        return value
+
+    def text(self, key: str) -> str:
+        """The value of a key that holds a word, whatever else the recipe says."""
+        value = self[key]
+        assert isinstance(value, str), key
         return value
 
 
@@ -74,14 +81,14 @@ def _no_targets(settings: Settings) -> Iterator[Problem]:
 def _dropped_function(settings: Settings) -> Iterator[Problem]:
     if settings["init"] is None:
         return
-    init = AXES["init"].declared(settings["init.method"])
+    init = AXES["init"].declared(settings.text("init.method"))
     if "undropped" in init.requires and settings["adapter.dropout"]:
         message = f"{init.name} puts a part of the pretrained function where dropout would remove it; write 0"
         yield Problem("adapter.dropout", message)
 
 
 def _what_trains(settings: Settings) -> Iterator[Problem]:
-    weights, quantized = settings["trainable.weights"], settings["quantization.method"]
+    weights, quantized = settings["trainable.weights"], settings.text("quantization.method")
     if weights == "full" and settings["adapter"] is not None:
         message = "full trains the weights themselves; write adapter: null, or trainable: adapter"
         yield Problem("trainable.weights", message)
@@ -104,8 +111,8 @@ def _what_trains(settings: Settings) -> Iterator[Problem]:
 
 
 def _pairs_that_nobody_compares(settings: Settings) -> Iterator[Problem]:
-    form = FORMATS.declared(settings["data.format.method"])
-    objective = AXES["objective"].declared(settings["objective.method"])
+    form = FORMATS.declared(settings.text("data.format.method"))
+    objective = AXES["objective"].declared(settings.text("objective.method"))
     if "pairs" in form.provides and "pairs" not in objective.requires:
         message = (
             f"{form.name} gives pairs, and {objective.name} would learn the rejected answers too; choose an objective "
@@ -116,7 +123,7 @@ def _pairs_that_nobody_compares(settings: Settings) -> Iterator[Problem]:
 
 def _nothing_to_project(settings: Settings) -> Iterator[Problem]:
     roles = settings["optimizer.project"]
-    if roles is None:
+    if not isinstance(roles, list | tuple):
         return
     base = settings["trainable.weights"] != "adapter"
     if not [role for role in roles if (base if role in BASE_ROLES else settings["adapter"] is not None)]:
@@ -129,7 +136,7 @@ def _what_cannot_be_unloaded(settings: Settings) -> Iterator[Problem]:
     """Restarts that zero some moments, or unload a share, of what has no such parts."""
     if settings["restart"] is None:
         return
-    optimizer = AXES["optimizer"].declared(settings["optimizer.method"])
+    optimizer = AXES["optimizer"].declared(settings.text("optimizer.method"))
     if settings["restart.reset"] in ("random", "magnitude") and "entry_moments" not in optimizer.provides:
         registry = AXES["optimizer"]
         others = [n for n in registry.names() if "entry_moments" in registry.declared(n).provides]
@@ -137,8 +144,8 @@ def _what_cannot_be_unloaded(settings: Settings) -> Iterator[Problem]:
         yield Problem("restart.reset", message + listed(others, "or"))
     if settings["restart.share"] in (None, 1) or settings["adapter"] is None or settings["init"] is None:
         return
-    adapter = AXES["adapter"].declared(settings["adapter.method"])
-    init = AXES["init"].declared(settings["init.method"])
+    adapter = AXES["adapter"].declared(settings.text("adapter.method"))
+    init = AXES["init"].declared(settings.text("init.method"))
     if "linear_delta" not in adapter.provides:
         yield Problem("restart.share", f"only the whole change of {adapter.name} can be unloaded; write null")
     elif "kept_base" not in init.provides:
@@ -149,8 +156,8 @@ def _what_cannot_be_unloaded(settings: Settings) -> Iterator[Problem]:
 def _grid_of_other_storage(settings: Settings) -> Iterator[Problem]:
     if settings["init"] is None or settings["init.budget"] is None:
         return
-    storage = AXES["quantization"].declared(settings["quantization.method"])
-    unknown = sorted(set(settings["init.grid"] or {}) - set(storage.config.model_fields))
+    storage = AXES["quantization"].declared(settings.text("quantization.method"))
+    unknown = sorted(set(to_section(settings["init.grid"])) - set(storage.config.model_fields))
     if unknown:
         message = (
             f"{storage.name} has no setting {', '.join(unknown)} to choose by layer; write keys of the quantization "
@@ -162,7 +169,7 @@ def _grid_of_other_storage(settings: Settings) -> Iterator[Problem]:
 def _updates_in_the_backward_pass(settings: Settings) -> Iterator[Problem]:
     if settings["optimizer.per_layer"] is not True:
         return
-    optimizer = AXES["optimizer"].declared(settings["optimizer.method"])
+    optimizer = AXES["optimizer"].declared(settings.text("optimizer.method"))
     if "per_parameter" not in optimizer.provides:
         message = f"the update of {optimizer.name} looks at several parameters at once; write false"
         yield Problem("optimizer.per_layer", message)
@@ -186,7 +193,7 @@ def _scores_without_rows(settings: Settings) -> Iterator[Problem]:
 def _hub_keys_of_a_local_source(settings: Settings) -> Iterator[Problem]:
     for split in ("data.train", "data.eval"):
         source = settings[f"{split}.source"] if settings[split] is not None else None
-        if source is None or not os.path.isabs(source):
+        if not isinstance(source, str) or not os.path.isabs(source):
             continue
         for key in ("name", "revision", "stream", "split"):
             if settings[f"{split}.{key}"] is not None and (key != "split" or os.path.isfile(source)):
@@ -200,7 +207,7 @@ def _end_that_is_not_planned(settings: Settings) -> Iterator[Problem]:
     """Ranks that move and restarts follow the whole run; cut short, a budget is not met and a stage is not folded."""
     if settings["train.stop_below"] is None:
         return
-    allocation = AXES["allocate"].declared(settings["allocate.method"])
+    allocation = AXES["allocate"].declared(settings.text("allocate.method"))
     timed = [] if settings["restart"] is None else [f"restart {settings['restart.method']}"]
     timed += [f"allocate {allocation.name}"] if "one_stage" in allocation.requires else []
     if timed:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lrft.recipe.fields import listed, slot_at
 from lrft.recipe.foreign_keys import BY_VALUE, CHOICES, KEYS
 from lrft.recipe.foreign_values import NOT_HERE, VALUES
@@ -11,6 +9,7 @@ from lrft.recipe.keys_not_here import REMARKS
 from lrft.recipe.meant import CATALOG, Meaning, meanings, not_here, of_no_method
 from lrft.recipe.tree import shown
 from lrft.registry.did_you_mean import squeezed
+from lrft.registry.json import Json
 from lrft.registry.registry import Registry
 
 Guess = tuple[str, list[str]]
@@ -20,7 +19,7 @@ Guess = tuple[str, list[str]]
 UNASKED = "nothing of the kind happens unless a recipe asks for it, remove the line"
 
 
-def foreign_key(word: str, value: Any, every: list[str]) -> Guess | None:
+def foreign_key(word: str, value: Json, every: list[str]) -> Guess | None:
     """What another toolkit's key is called here, or that there is none.
 
     Args:
@@ -44,7 +43,7 @@ def foreign_key(word: str, value: Any, every: list[str]) -> Guess | None:
     return _did_you_mean(CHOICES[name]) if name in CHOICES else None
 
 
-def method_key(word: str, value: Any, registry: Registry | None, method: str) -> Guess | None:
+def method_key(word: str, value: Json, registry: Registry | None, method: str) -> Guess | None:
     """A key that is, or begins with, the name of a method: `use_NAME`, `NAME_config`, `NAME_rank`.
 
     Args:
@@ -82,7 +81,7 @@ def other_value(key: str, word: str, allowed: list[str]) -> str:
     return f"; {said}" if said else ""
 
 
-def _answered(answers: dict[str, str], value: Any) -> Guess:
+def _answered(answers: dict[str, str], value: Json) -> Guess:
     """What is said of this value of a key, or which key it is about."""
     said = answers.get(squeezed(_text(value)), answers.get("*"))
     if said is not None:
@@ -102,7 +101,7 @@ def _renamed(meant: str, every: list[str]) -> Guess:
     return f"it is {meant} here, a setting of {listed(owners[:4], 'and')}", [meant]
 
 
-def _chosen(axis: str, value: Any) -> Guess | None:
+def _chosen(axis: str, value: Json) -> Guess | None:
     """A method named by its value, at a key of another name."""
     word = _text(value)
     if axis == "schedule":
@@ -135,7 +134,7 @@ def _did_you_mean(key: str) -> Guess:
     return f"did you mean {key}?", [key]
 
 
-def _text(value: Any) -> str:
+def _text(value: Json) -> str:
     """A plain value as YAML has it: `true`, `null`, `4`."""
     if value is None:
         return "null"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 from lrft.registry.axes import (
     ADAPTERS,
@@ -18,8 +18,20 @@ from lrft.registry.axes import (
     SELECTORS,
     TASKS,
 )
-from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, Source, model_validator
+from lrft.registry.config import (
+    AdapterConfig,
+    Choice,
+    Field,
+    FormatConfig,
+    Literal,
+    MethodConfig,
+    OptimizerConfig,
+    Section,
+    Source,
+    model_validator,
+)
 from lrft.registry.errors import RecipeError
+from lrft.registry.json import Json
 
 
 class ModelSection(Section):
@@ -62,7 +74,7 @@ class TrainableSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_string(cls, value: Any) -> Any:
+    def _from_string(cls, value: object) -> object:
         return {"weights": value} if isinstance(value, str | list) else value
 
 
@@ -84,7 +96,7 @@ class ScheduleSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_string(cls, value: Any) -> Any:
+    def _from_string(cls, value: object) -> object:
         return {"method": value} if isinstance(value, str) else value
 
 
@@ -95,7 +107,7 @@ class DataSection(Section):
     eval: Source | None = Field(
         None, description="held-out rows; scored every `train.eval_every` steps and by lrft eval"
     )
-    format: Annotated[Any, Choice(FORMATS)] = Field(
+    format: Annotated[FormatConfig, Choice(FORMATS)] = Field(
         description="how a row becomes a prompt and what is learnt from it"
     )
     date: str | None = Field(
@@ -113,7 +125,7 @@ class DataSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_string(cls, value: Any) -> Any:
+    def _from_string(cls, value: object) -> object:
         return {"train": value, "eval": value} if isinstance(value, str) else value
 
 
@@ -157,7 +169,7 @@ class TrainSection(Section):
 class EvalSection(Section):
     """What `lrft eval` runs."""
 
-    tasks: list[Annotated[Any, Choice(TASKS)]] = Field(
+    tasks: list[Annotated[MethodConfig, Choice(TASKS)]] = Field(
         default_factory=list, description="tasks, by name or with settings"
     )
     limit: int | None = Field(None, gt=0, description="score only the first so many rows")
@@ -202,20 +214,26 @@ class Recipe(Section):
     """A whole recipe, every default spelled out."""
 
     model: ModelSection
-    quantization: Annotated[Any, Choice(QUANTIZERS)] = Field(default="none", validate_default=True)
+    quantization: Annotated[MethodConfig, Choice(QUANTIZERS)] = Field(default="none", validate_default=True)
     trainable: TrainableSection = TrainableSection()
-    adapter: Annotated[Any, Choice(ADAPTERS, optional=True)] = Field(default="lora", validate_default=True)
-    init: Annotated[Any, Choice(INITS, optional=True)] = Field(default="default", validate_default=True)
-    allocate: Annotated[Any, Choice(ALLOCATORS)] = Field(default="uniform", validate_default=True)
-    restart: Annotated[Any, Choice(RESTARTS, optional=True)] = None
-    select: Annotated[Any, Choice(SELECTORS, optional=True)] = None
-    objective: Annotated[Any, Choice(OBJECTIVES)] = Field(default="cross_entropy", validate_default=True)
-    optimizer: Annotated[Any, Choice(OPTIMIZERS)] = Field(default="adamw", validate_default=True)
+    adapter: Annotated[AdapterConfig | None, Choice(ADAPTERS, optional=True)] = Field(
+        default="lora", validate_default=True
+    )
+    init: Annotated[MethodConfig | None, Choice(INITS, optional=True)] = Field(
+        default="default", validate_default=True
+    )
+    allocate: Annotated[MethodConfig, Choice(ALLOCATORS)] = Field(default="uniform", validate_default=True)
+    restart: Annotated[MethodConfig | None, Choice(RESTARTS, optional=True)] = None
+    select: Annotated[MethodConfig | None, Choice(SELECTORS, optional=True)] = None
+    objective: Annotated[MethodConfig, Choice(OBJECTIVES)] = Field(
+        default="cross_entropy", validate_default=True
+    )
+    optimizer: Annotated[OptimizerConfig, Choice(OPTIMIZERS)] = Field(default="adamw", validate_default=True)
     schedule: ScheduleSection = ScheduleSection()
     data: DataSection
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
-    analyse: list[Annotated[Any, Choice(ANALYSES)]] = Field(
+    analyse: list[Annotated[MethodConfig, Choice(ANALYSES)]] = Field(
         default_factory=list,
         description="what is measured of weights and gradients while the run trains, for result.json",
     )
@@ -224,7 +242,7 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_an_adapter(cls, value: Any) -> Any:
+    def _without_an_adapter(cls, value: object) -> object:
         return {**dict.fromkeys(null_axes(value)), **value} if isinstance(value, dict) else value
 
     def parts(self) -> dict[str, MethodConfig]:
@@ -234,7 +252,7 @@ class Recipe(Section):
         return {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) is not None}
 
 
-def null_axes(plain: dict[str, Any]) -> list[str]:
+def null_axes(plain: Mapping[str, Json]) -> list[str]:
     """Axes that are null when nothing is written for them, in a recipe as written.
 
     Where every weight trains there is no adapter, and without an adapter there is nothing to initialise.

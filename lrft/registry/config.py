@@ -10,8 +10,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_plain_validator_function
 
@@ -150,13 +153,13 @@ class Source(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_string(cls, value: Any) -> Any:
+    def _from_string(cls, value: object) -> object:
         return {"source": value} if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`Annotated[Any, Choice(REGISTRY)]`: `dora`, or `{method: dora, rank: 8}`, parsed by that method's own `Config`.
+    """`Annotated[AdapterConfig, Choice(ADAPTERS)]`: `dora`, or `{method: dora, rank: 8}`, parsed by its own `Config`.
 
     Staying in the annotation's metadata, it is also where messages and the JSON schema find the registry.
     """
@@ -164,20 +167,22 @@ class Choice:
     registry: Registry
     optional: bool = False
 
-    def parse(self, value: Any) -> MethodConfig | None:
+    def parse(self, value: object) -> MethodConfig | None:
         """The method's settings; None where the choice is optional and null is written."""
         return None if value is None and self.optional else parse_choice(self.registry, value)
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: type[object], handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_plain_validator_function(self.parse)
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         """Each method's name, or its settings; `lrft recipes schema` spells the settings out."""
         names = self.registry.names()
         return {"anyOf": [{"enum": names}, {"type": "object", "properties": {"method": {"enum": names}}}]}
 
 
-def parse_choice(registry: Registry, value: Any) -> MethodConfig:
+def parse_choice(registry: Registry, value: object) -> MethodConfig:
     """The `Config` of the method that `value` names in `registry`, validated.
 
     Raises pydantic errors, so that a recipe's problems are collected in one pass.

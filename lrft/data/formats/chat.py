@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lrft.data.example import Example
+from lrft.data.example import Example, Row
 from lrft.data.formats._format import CONVERSATION, Format
 from lrft.data.formats._turns import turns_of
 from lrft.registry.axes import FORMATS
@@ -35,6 +33,8 @@ class Chat(Format):
         learn: Literal["all", "last"] = Field("all", description="which assistant turns are learnt")
         system: str | None = Field(None, description="system message for conversations that bring none")
 
+    config: Config
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.column,)
@@ -43,6 +43,6 @@ class Chat(Format):
     def optional(self) -> tuple[str, ...]:
         return CONVERSATION
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         turns = turns_of(self.value(row, self.config.column), self.config.column, self.config.ignore)
         return Example(messages=self.opened(turns, row), learn=self.config.learn, tools=self.tools(row))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from string import Formatter
-from typing import Any
 
-from lrft.data.example import Example
+from lrft.data.example import Example, Row
 from lrft.data.formats._format import Format
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal, model_validator
@@ -56,11 +55,13 @@ class Columns(Format):
                     raise ValueError("completion names no column, so every row would teach the same answer")
             return self
 
+    config: Config
+
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(_names(self.config.prompt) + _names(self.config.completion)))
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         filled = {name: self.text(row, name) for name in self.columns}
         prompt, completion = self.config.prompt.format_map(filled), self.config.completion.format_map(filled)
         return self.pair(prompt, completion, self.config.system)

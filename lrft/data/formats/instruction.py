@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from lrft.data.example import Example, Message
+from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import Format, asked
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
@@ -54,6 +53,8 @@ class Instruction(Format):
             None, description="system message; in plain rendering the opening sentence"
         )
 
+    config: Config
+
     @property
     def optional(self) -> tuple[str, ...]:
         return (self.config.input, "system", *(("history",) if self.config.render == "chat" else ()))
@@ -62,7 +63,7 @@ class Instruction(Format):
     def columns(self) -> tuple[str, ...]:
         return (self.config.instruction, self.config.output)
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         instruction = self.text(row, self.config.instruction)
         column = self.config.input
         takes = row.get(column) is not None and column not in self.config.ignore
@@ -81,16 +82,18 @@ class Instruction(Format):
         ]
         return Example(prompt="\n\n".join(part for part in parts if part), completion=output)
 
-    def _history(self, row: dict[str, Any]) -> list[Message]:
+    def _history(self, row: Row) -> list[Message]:
         """The earlier turns, which are read and not learnt."""
         held = None if "history" in self.config.ignore else row.get("history")
-        rounds = held or []
-        pairs = isinstance(rounds, list) and all(
-            isinstance(r, list) and len(r) == 2 and all(isinstance(text, str) for text in r) for r in rounds
-        )
-        if not pairs:
+        rounds = held if isinstance(held, list) else [held] if held else []
+        pairs = [
+            (r[0], r[1])
+            for r in rounds
+            if isinstance(r, list) and len(r) == 2 and isinstance(r[0], str) and isinstance(r[1], str)
+        ]
+        if len(pairs) < len(rounds):
             raise DataError("column 'history' must be a list of [question, answer], both of them text")
-        return [turn for question, answer in rounds for turn in asked(question, answer)]
+        return [turn for question, answer in pairs for turn in asked(question, answer)]
 
 
 def _after(earlier: list[Message], turns: tuple[Message, ...]) -> tuple[Message, ...]:

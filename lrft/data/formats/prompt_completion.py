@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lrft.data.example import Example
+from lrft.data.example import Example, Row
 from lrft.data.formats._format import Format
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
@@ -37,6 +35,8 @@ class PromptCompletion(Format):
         )
         system: str | None = Field(None, description="system message; in plain rendering a first paragraph")
 
+    config: Config
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.prompt, self.config.completion)
@@ -45,6 +45,6 @@ class PromptCompletion(Format):
     def optional(self) -> tuple[str, ...]:
         return ("system",)
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         prompt, completion = (self.text(row, name) for name in self.columns)
         return self.pair(prompt, completion, self.system(row))

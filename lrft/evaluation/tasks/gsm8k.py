@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated
 
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
 from lrft.evaluation.tasks._task import Task, TaskResult, each, share
 from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, MethodConfig, Source
+from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
 from lrft.registry.errors import DataError
 
 NUMBER = re.compile(
@@ -51,10 +51,12 @@ class GSM8K(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
             None, description="format of these rows; by default data.format"
         )
         max_new_tokens: int = Field(256, gt=0, description="longest answer")
+
+    config: Config
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Generate, extract, compare."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from lrft.data.steps import eval_batches
 from lrft.data.tokenize import encode_all
@@ -10,7 +10,7 @@ from lrft.evaluation.loss import held_out_loss
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._task import Task, TaskResult
 from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, MethodConfig, Source
+from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
 
 
 @TASKS.register
@@ -36,9 +36,11 @@ class Loss(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
             None, description="format of these rows; by default data.format"
         )
+
+    config: Config
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then sum."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
+from lrft.data.example import Row
 from lrft.data.sources import Rows
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import thinking
 from lrft.evaluation.tasks._task import Task, TaskResult, each, share
 from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, MethodConfig, Source
+from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
 from lrft.registry.errors import DataError
 
 ANSWER_FORMAT = re.compile(r"\s*Answer format:\s*(\S+)\s*$")
@@ -62,9 +63,11 @@ class MultipleChoice(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
             None, description="format of these rows; by default data.format"
         )
+
+    config: Config
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Parse every row, then score all labels, then all options."""
@@ -94,7 +97,7 @@ class MultipleChoice(Task):
         return self.result(subject, rows, metrics, samples, **protocol)
 
     def scores(
-        self, subject: Subject, rows: Rows, candidates: Sequence[list[dict[str, Any]]]
+        self, subject: Subject, rows: Rows, candidates: Sequence[list[Row]]
     ) -> list[list[tuple[float, int]]]:
         """(summed log-probability, tokens) of the answer of every candidate of every row."""
         renderer = self.renderer(subject)
@@ -109,13 +112,15 @@ class MultipleChoice(Task):
         return [[next(found) for _ in group] for group in candidates]
 
 
-def parse_question(row: dict[str, Any]) -> Question:
+def parse_question(row: Row) -> Question:
     """The question of a row, its labels and their words.
 
     Raises:
         DataError: what is missing.
     """
-    texts = {key: row[key] for key in ("instruction", "output", "answer") if isinstance(row.get(key), str)}
+    texts = {
+        key: text for key in ("instruction", "output", "answer") if isinstance(text := row.get(key), str)
+    }
     missing = [key for key in ("instruction", "output", "answer") if key not in texts]
     if missing:
         raise DataError(f"{missing[0]} is missing; multiple_choice reads instruction, output and answer.")
@@ -156,13 +161,13 @@ def split_options(text: str, labels: Sequence[str]) -> tuple[str, tuple[str, ...
     return text[: marks[0].start()].rstrip(), options
 
 
-def label_rows(row: dict[str, Any], question: Question) -> list[dict[str, Any]]:
+def label_rows(row: Row, question: Question) -> list[Row]:
     """The row once per label, as if that label were its answer."""
-    head, _, tail = row["output"].rpartition(row["answer"])
+    head, _, tail = str(row["output"]).rpartition(str(row["answer"]))
     return [{**row, "output": f"{head}{label}{tail}", "answer": label} for label in question.labels]
 
 
-def option_rows(row: dict[str, Any], question: Question) -> list[dict[str, Any]]:
+def option_rows(row: Row, question: Question) -> list[Row]:
     """The row once per option, the options hidden from its instruction and one of them as its output."""
     return [{**row, "instruction": question.stem, "output": option} for option in question.options]
 
@@ -175,9 +180,7 @@ def _per_byte(scores: Sequence[tuple[float, int]], question: Question) -> list[f
     return [total / len(words.encode()) for (total, _), words in zip(scores, question.options, strict=True)]
 
 
-def _sample(
-    row: dict[str, Any], question: Question, scores: Sequence[tuple[float, int]], pick: int
-) -> dict[str, Any]:
+def _sample(row: Row, question: Question, scores: Sequence[tuple[float, int]], pick: int) -> Row:
     return {
         "prompt": row["instruction"],
         "output": question.labels[pick],

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
+
+
+class Settings(TypedDict):
+    """What torch's AdamW is made with."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    foreach: bool
+    fused: bool
 
 
 @OPTIMIZERS.register
@@ -42,11 +53,11 @@ class AdamW(torch.optim.AdamW):
         eps: float = Field(1e-8, gt=0)
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+    def build(cls, params: list[ParamInfo], config: Config) -> torch.optim.Optimizer:
         return cls([{"params": [info.param for info in params]}], **cls.settings(params, config))
 
     @staticmethod
-    def settings(params: list[ParamInfo], config: Any) -> dict[str, Any]:
+    def settings(params: list[ParamInfo], config: Config) -> Settings:
         """The constructor's arguments.
 
         The kernel is chosen here, once, and travels in the state: a resumed run uses that of its first part.

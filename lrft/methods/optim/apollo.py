@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Self
 
 from torch import Tensor
 
 from lrft.methods.optim._projected_adamw import ProjectedAdamW
 from lrft.methods.optim._projection import Basis, normal_basis, project, rank_axis
 from lrft.methods.optim._scaling import adam_stretch, limit_growth
+from lrft.methods.optim._torch import State
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, Literal, model_validator
 
@@ -82,7 +83,9 @@ class APOLLO(ProjectedAdamW):
                 )
             return self
 
-    def projected(self, state: dict[str, Any], grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
+    config: Config
+
+    def projected(self, state: State, grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
         low = project(grad, basis)
         direction, rate = self.adam(state, low, lr)
         axis = rank_axis(basis) if self.config.scale_type == "channel" else None
@@ -96,7 +99,7 @@ class APOLLO(ProjectedAdamW):
             return super().new_basis(grad, name, refresh)
         return normal_basis(grad, self.config.rank, self.config.side, name, refresh, self.draw)
 
-    def basis(self, state: dict[str, Any], grad: Tensor, name: str) -> Basis | None:
+    def basis(self, state: State, grad: Tensor, name: str) -> Basis | None:
         found = super().basis(state, grad, name)
         if self.config.keep_projection or not state["refreshes"]:
             return found

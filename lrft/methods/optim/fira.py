@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from lrft.methods.optim._projected_adamw import ProjectedAdamW
 from lrft.methods.optim._projection import Basis, back, project, rank_axis
 from lrft.methods.optim._scaling import adam_stretch, limit_growth
+from lrft.methods.optim._torch import State
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, Literal
 
@@ -54,7 +53,9 @@ class Fira(ProjectedAdamW):
         )
         gamma: float = Field(1.01, gt=1, description="most that the norm of S may grow by in one step")
 
-    def projected(self, state: dict[str, Any], grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
+    config: Config
+
+    def projected(self, state: State, grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
         low = project(grad, basis)
         direction, rate = self.adam(state, low, lr)
         inside = back(low, basis)

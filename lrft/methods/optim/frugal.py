@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
@@ -22,6 +23,7 @@ from lrft.methods.optim._frugal_subspace import (
     size,
 )
 from lrft.methods.optim._moments import adam_update, start_moments
+from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig, model_validator
 
@@ -108,7 +110,7 @@ class FRUGAL(torch.optim.Optimizer):
     generators: Generators
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any, generators: Generators | None = None) -> FRUGAL:
+    def build(cls, params: list[ParamInfo], config: Config, generators: Generators | None = None) -> FRUGAL:
         """Two groups: what is projected, and the rest.
 
         Args:
@@ -133,7 +135,7 @@ class FRUGAL(torch.optim.Optimizer):
         return optimizer
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -155,28 +157,29 @@ class FRUGAL(torch.optim.Optimizer):
                 group["steps"] += 1
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take the state back as it was saved, indices as integers."""
         super().load_state_dict(state_dict)
         load_in_own_dtype(self, state_dict)
 
-    def _adamw(self, param: Tensor, group: dict[str, Any], lr: float) -> None:
+    def _adamw(self, param: Tensor, group: Group, lr: float) -> None:
         state = self.state[param]
         if "exp_avg" not in state:
             start_moments(state, param)
         assert param.grad is not None
         param.add_(adam_update(param.grad, state, lr, group["betas"], group["eps"]))
 
-    def _active(self, group: dict[str, Any]) -> list[int]:
+    def _active(self, group: Group) -> list[int]:
         """Positions of the matrices that have moments in this period; drawn once, and kept with the group."""
         if group.get("drawn") != _period(group):
             count, period = len(group["params"]), _period(group)
             turn = round(count * group["density"])
             group["active"] = active_blocks(count, turn, period, group["order"], self.generators("", period))
             group["drawn"] = period
-        return group["active"]
+        active: list[int] = group["active"]
+        return active
 
-    def _block(self, param: Tensor, group: dict[str, Any], active: bool) -> None:
+    def _block(self, param: Tensor, group: Group, active: bool) -> None:
         """A whole matrix: AdamW while it is active, the state-free rule while it is not."""
         state = self.state[param]
         if state.get("period") != _period(group):
@@ -188,7 +191,7 @@ class FRUGAL(torch.optim.Optimizer):
             assert param.grad is not None
             _state_free(param, param.grad, group)
 
-    def _split(self, param: Tensor, group: dict[str, Any], name: str) -> None:
+    def _split(self, param: Tensor, group: Group, name: str) -> None:
         """A matrix (m, n): AdamW inside the subspace, the state-free rule outside."""
         state, grad, choice = self.state[param], param.grad, group["choice"]
         assert grad is not None
@@ -215,18 +218,18 @@ def _tells_a_subspace(grad: Tensor, choice: str) -> bool:
     return choice != "svd" or grad.is_meta or bool(grad.any())
 
 
-def _state_free(param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+def _state_free(param: Tensor, grad: Tensor, group: Group) -> None:
     if group["state_free"] != "none":
         direction = grad.sign() if group["state_free"] == "sign_sgd" else grad
         param.add_(direction, alpha=-group["lr"] * group["proj_lr_scale"] * group["inactive_lr_scale"])
 
 
-def _period(group: dict[str, Any]) -> int:
+def _period(group: Group) -> int:
     """Which choice of the subspace is in force."""
     return int(group["steps"] // group["update_every"])
 
 
-def _check(params: list[ParamInfo], projected: list[ParamInfo], config: Any) -> None:
+def _check(params: list[ParamInfo], projected: list[ParamInfo], config: FRUGAL.Config) -> None:
     if not projected:
         roles = ", ".join(sorted({info.role for info in params}))
         raise ValueError(f"project: no parameter has a role in {config.project}; the roles here are {roles}")
@@ -249,7 +252,7 @@ def _check(params: list[ParamInfo], projected: list[ParamInfo], config: Any) -> 
             )
 
 
-def _check_blocks(count: int, config: Any) -> None:
+def _check_blocks(count: int, config: FRUGAL.Config) -> None:
     active = round(count * config.density)
     if config.density > 0 and active == 0:
         raise ValueError(

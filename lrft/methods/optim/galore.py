@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import adam_step_8bit
 from lrft.methods.optim._projected_adamw import ProjectedAdamW
-from lrft.methods.optim._projection import Basis, back, project
+from lrft.methods.optim._projection import Basis, Draw, back, project
+from lrft.methods.optim._torch import State
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, Literal, model_validator
 
@@ -70,11 +72,13 @@ class GaLore(ProjectedAdamW):
                 )
             return self
 
-    def __init__(self, params: Any, config: Any, draw: Any = None) -> None:
+    config: Config
+
+    def __init__(self, params: list[ParamInfo], config: Config, draw: Draw | None = None) -> None:
         super().__init__(params, config, draw)
         self.eps = config.eps or (1e-8 if config.bits == 8 else 1e-6)
 
-    def projected(self, state: dict[str, Any], grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
+    def projected(self, state: State, grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
         low = project(grad, basis)
         if self.config.bits == 8:
             change = torch.zeros_like(low)
@@ -85,13 +89,13 @@ class GaLore(ProjectedAdamW):
         )
         return back(direction, basis).mul_(self.config.scale), rate
 
-    def plain(self, param: nn.Parameter, state: dict[str, Any], grad: Tensor, lr: float) -> None:
+    def plain(self, param: nn.Parameter, state: State, grad: Tensor, lr: float) -> None:
         if self.config.bits == 8:
             adam_step_8bit(state, grad, param, lr, self.betas, self.eps)
         else:
             super().plain(param, state, grad, lr)
 
-    def momentum(self, state: dict[str, Any], low: Tensor, lr: float) -> tuple[Tensor, float]:
+    def momentum(self, state: State, low: Tensor, lr: float) -> tuple[Tensor, float]:
         """Heavy-ball direction with coefficient beta1, as torch.optim.SGD has it; without state at beta1 0."""
         if not self.betas[0]:
             return low, lr

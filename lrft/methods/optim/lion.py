@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import OPTIMIZERS
@@ -40,11 +40,11 @@ class Lion(torch.optim.Optimizer):
         beta1: float = Field(0.9, ge=0, lt=1, description="share of the momentum in the direction of a step")
         beta2: float = Field(0.99, ge=0, lt=1, description="share of the momentum that is kept")
 
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+    def __init__(self, params: ParamsT, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+    def build(cls, params: list[ParamInfo], config: Config) -> torch.optim.Optimizer:
         group = {"params": [info.param for info in params]}
         return cls([group], config.lr, (config.beta1, config.beta2), config.weight_decay)
 

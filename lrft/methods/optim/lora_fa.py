@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import adam_direction, corrected_rate
 from lrft.methods.optim._pairs import Pair, gram, pairs_of, wide
+from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
 
@@ -49,7 +49,7 @@ class LoRAFA(torch.optim.Optimizer):
     pairs: dict[Tensor, Pair]
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> LoRAFA:
+    def build(cls, params: list[ParamInfo], config: Config) -> LoRAFA:
         """One group.
 
         Raises:
@@ -75,7 +75,7 @@ class LoRAFA(torch.optim.Optimizer):
         return optimizer
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -92,7 +92,7 @@ class LoRAFA(torch.optim.Optimizer):
                 self._adamw(param, grad, group)
         return loss
 
-    def _adamw(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _adamw(self, param: Tensor, grad: Tensor, group: Group) -> None:
         """As transformers' former AdamW: eps before the bias correction, decay after the update."""
         state = self.state[param]
         state["step"] = state.get("step", 0) + 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from lrft.core.params import ParamInfo
@@ -42,7 +40,7 @@ class LoRAPlus(AdamW):
         lr_embedding: float = Field(1e-6, gt=0, description="learning rate of adapters on embeddings")
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+    def build(cls, params: list[ParamInfo], config: Config) -> torch.optim.Optimizer:  # type: ignore[override]
         rates = {"slow": config.lr, "embedding": config.lr_embedding, "fast": config.lr * config.ratio}
         groups = []
         for name, rate in rates.items():

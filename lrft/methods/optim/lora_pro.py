@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
 from lrft.methods.optim._moments import adam_update, start_moments
 from lrft.methods.optim._pairs import Gram, Pair, gram, pairs_of, sylvester, wide
+from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
 
@@ -57,7 +59,7 @@ class LoRAPro(torch.optim.Optimizer):
     pairs: dict[Tensor, Pair]
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> LoRAPro:
+    def build(cls, params: list[ParamInfo], config: Config) -> LoRAPro:
         """A group of pairs and a group of everything else.
 
         Raises:
@@ -89,7 +91,7 @@ class LoRAPro(torch.optim.Optimizer):
         return optimizer
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update.
 
         Raises:
@@ -119,12 +121,12 @@ class LoRAPro(torch.optim.Optimizer):
         solver = Solver.of(pair.A, pair.B, pair.scaling, self.defaults["damping"])
         return solver.adjusted(pair.A.grad, pair.B.grad)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take the state back as it was saved, float32 whatever the factors are."""
         super().load_state_dict(state_dict)
         load_in_own_dtype(self, state_dict)
 
-    def _pair(self, pair: Pair, group: dict[str, Any]) -> None:
+    def _pair(self, pair: Pair, group: Group) -> None:
         gA, gB = pair.A.grad, pair.B.grad
         if gA is None and gB is None:
             return
@@ -142,7 +144,7 @@ class LoRAPro(torch.optim.Optimizer):
         for factor, step in ((pair.A, stepA), (pair.B, stepB)):
             factor.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
 
-    def _plain(self, param: Tensor, group: dict[str, Any]) -> None:
+    def _plain(self, param: Tensor, group: Group) -> None:
         if param.grad is None:
             return
         param.mul_(1 - group["lr"] * group["weight_decay"])

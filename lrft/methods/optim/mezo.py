@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lrft.core.params import ParamInfo
+from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
 
@@ -61,7 +62,7 @@ class MeZO(torch.optim.Optimizer):
     draw: Draw
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any, draw: Draw | None = None) -> MeZO:
+    def build(cls, params: list[ParamInfo], config: Config, draw: Draw | None = None) -> MeZO:
         """One group that decays, and one of biases and norms that does not.
 
         Args:
@@ -71,7 +72,7 @@ class MeZO(torch.optim.Optimizer):
         spared = [(info.name, info.param) for info in params if not _decays(info)]
         defaults = {"lr": config.lr, "weight_decay": config.weight_decay, "steps": 0}
         defaults |= {key: getattr(config, key) for key in ("eps", "samples", "restore")}
-        groups: list[dict[str, Any]] = [{"params": decaying}, {"params": spared, "weight_decay": 0.0}]
+        groups: list[Group] = [{"params": decaying}, {"params": spared, "weight_decay": 0.0}]
         optimizer = cls([group for group in groups if group["params"]], defaults)
         optimizer.draw = draw or seeded(config.seed)
         return optimizer
@@ -110,7 +111,7 @@ class MeZO(torch.optim.Optimizer):
         self._shift(sample, eps if origin is None else 0.0, origin)
         return ahead, behind
 
-    def _moving(self) -> Iterator[tuple[Tensor, str, dict[str, Any]]]:
+    def _moving(self) -> Iterator[tuple[Tensor, str, Group]]:
         """Every parameter that trains at this step, with its name and group, in their fixed order."""
         for group in self.param_groups:
             for param, name in zip(group["params"], group["param_names"], strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -46,7 +46,7 @@ class SGD(torch.optim.SGD):
             return self
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+    def build(cls, params: list[ParamInfo], config: Config) -> torch.optim.Optimizer:
         group = {"params": [info.param for info in params], "decoupled_decay": config.weight_decay}
         return cls([group], lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, foreach=False)
 

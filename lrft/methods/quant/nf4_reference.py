@@ -66,6 +66,8 @@ class NF4Reference(Encoded):
         )
         block_size: int = Field(64, gt=0, multiple_of=2, description="weights that share a scale")
 
+    config: Config
+
     def encode(self, weight: Tensor) -> None:
         codes, absmax = quantize_blocks(weight, self.config.block_size)
         offset = absmax2 = None

@@ -54,6 +54,8 @@ class NFBlocks(Encoded):
         block_size: int = Field(64, gt=0, description="weights that share a scale")
         scales_per_block: int = Field(256, gt=0, description="scales that share a second scale")
 
+    config: Config
+
     def encode(self, weight: Tensor) -> None:
         config = self.config
         flat = weight.reshape(-1).float()
@@ -92,7 +94,8 @@ def normal_levels(bits: int) -> Tensor:
     left = torch.linspace(1 - TAIL, 0.5, half)[:-1]
     right = torch.linspace(0.5, TAIL, half + 1)
     end = torch.special.erfinv(torch.tensor(2 * TAIL - 1, dtype=torch.float64))
-    return (torch.special.erfinv(2 * torch.cat([left, right]).double() - 1) / end).float()
+    levels: Tensor = (torch.special.erfinv(2 * torch.cat([left, right]).double() - 1) / end).float()
+    return levels
 
 
 def block_maxima(flat: Tensor, block_size: int) -> Tensor:
@@ -143,7 +146,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     places = 8 * torch.arange(bits, device=packed.device)
     words = (packed.view(-1, bits).int() << places).sum(1, keepdim=True)
     shifts = bits * torch.arange(CODES_PER_GROUP, device=packed.device)
-    return (words >> shifts & 2**bits - 1).to(torch.uint8).reshape(-1)[:count]
+    codes: Tensor = (words >> shifts & 2**bits - 1).to(torch.uint8).reshape(-1)[:count]
+    return codes
 
 
 def _codes_per_unit(absmax2: Tensor, bits: int) -> Tensor:
