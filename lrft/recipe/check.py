@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from lrft.recipe.clashes import CLASHES, Faulty, Settings
-from lrft.recipe.fields import listed
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ANALYSES, AXES, FORMATS
+from lrft.registry.did_you_mean import listed
 from lrft.registry.errors import Problem
 from lrft.registry.json import Json
 from lrft.registry.traits import TRAITS

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator
 
-from lrft.recipe.fields import listed, slot_at
-from lrft.registry.axes import AXES, FORMATS
-from lrft.registry.errors import Problem
-from lrft.registry.json import Json, to_section
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
-BASE_ROLES = ("matrix", "embedding", "head", "vector")
+from lrft.recipe.fields import slot_at
+from lrft.registry.axes import AXES, FORMATS
+from lrft.registry.config import parse_choice
+from lrft.registry.declared import Declaration
+from lrft.registry.errors import Problem
+from lrft.registry.json import Json
 
 
 class Faulty(Exception):
@@ -37,6 +40,15 @@ class Settings:
             value = value[part]
         return value
 
+    def declared(self, axis: str) -> Declaration | None:
+        """What is declared of the method chosen on an axis; None where the axis is null."""
+        return None if self[axis] is None else AXES[axis].declared(self.text(f"{axis}.method"))
+
+    def that_provide(self, axis: str, trait: str) -> list[str]:
+        """The methods of an axis that provide a trait."""
+        registry = AXES[axis]
+        return [name for name in registry.names() if trait in registry.declared(name).provides]
+
     def text(self, key: str) -> str:
         """The value of a key that holds a word, whatever else the recipe says."""
         value = self[key]
@@ -58,14 +70,6 @@ def _flash_attention(settings: Settings) -> Iterator[Problem]:
     if settings["model.dtype"] == "float32":
         message = "flash_attention_2 has no float32 kernel; write sdpa, or model.dtype: bfloat16"
         yield Problem("model.attention", message)
-
-
-def _two_warmups(settings: Settings) -> Iterator[Problem]:
-    if settings["schedule.warmup_steps"] is not None and settings["schedule.warmup_ratio"]:
-        message = (
-            "says the length of the warm-up, and so does schedule.warmup_ratio; set one of them to null or 0"
-        )
-        yield Problem("schedule.warmup_steps", message)
 
 
 def _no_targets(settings: Settings) -> Iterator[Problem]:
@@ -121,69 +125,6 @@ def _pairs_that_nobody_compares(settings: Settings) -> Iterator[Problem]:
         yield Problem("data.format.method", message)
 
 
-def _nothing_to_project(settings: Settings) -> Iterator[Problem]:
-    roles = settings["optimizer.project"]
-    if not isinstance(roles, list | tuple):
-        return
-    base = settings["trainable.weights"] != "adapter"
-    if not [role for role in roles if (base if role in BASE_ROLES else settings["adapter"] is not None)]:
-        remedy = "[matrix]" if base else "[lora_A, lora_B], or write trainable: full"
-        message = f"none of {', '.join(roles)} trains here, so nothing would be projected; name roles that do: {remedy}"
-        yield Problem("optimizer.project", message)
-
-
-def _what_cannot_be_unloaded(settings: Settings) -> Iterator[Problem]:
-    """Restarts that zero some moments, or unload a share, of what has no such parts."""
-    if settings["restart"] is None:
-        return
-    optimizer = AXES["optimizer"].declared(settings.text("optimizer.method"))
-    if settings["restart.reset"] in ("random", "magnitude") and "entry_moments" not in optimizer.provides:
-        registry = AXES["optimizer"]
-        others = [n for n in registry.names() if "entry_moments" in registry.declared(n).provides]
-        message = f"{optimizer.name} keeps moments that cannot be zeroed one by one; write all, or choose optimizer "
-        yield Problem("restart.reset", message + listed(others, "or"))
-    if settings["restart.share"] in (None, 1) or settings["adapter"] is None or settings["init"] is None:
-        return
-    adapter = AXES["adapter"].declared(settings.text("adapter.method"))
-    init = AXES["init"].declared(settings.text("init.method"))
-    if "linear_delta" not in adapter.provides:
-        yield Problem("restart.share", f"only the whole change of {adapter.name} can be unloaded; write null")
-    elif "kept_base" not in init.provides:
-        message = f"only the whole change can be unloaded where the base gave up the start of {init.name}; write null"
-        yield Problem("restart.share", message)
-
-
-def _grid_of_other_storage(settings: Settings) -> Iterator[Problem]:
-    if settings["init"] is None or settings["init.budget"] is None:
-        return
-    storage = AXES["quantization"].declared(settings.text("quantization.method"))
-    unknown = sorted(set(to_section(settings["init.grid"])) - set(storage.config.model_fields))
-    if unknown:
-        message = (
-            f"{storage.name} has no setting {', '.join(unknown)} to choose by layer; write keys of the quantization "
-            f"section, or another quantization that has {'it' if len(unknown) == 1 else 'them'}"
-        )
-        yield Problem("init.grid", message)
-
-
-def _updates_in_the_backward_pass(settings: Settings) -> Iterator[Problem]:
-    if settings["optimizer.per_layer"] is not True:
-        return
-    optimizer = AXES["optimizer"].declared(settings.text("optimizer.method"))
-    if "per_parameter" not in optimizer.provides:
-        message = f"the update of {optimizer.name} looks at several parameters at once; write false"
-        yield Problem("optimizer.per_layer", message)
-    reasons = {
-        "train.clip": (None, "no global norm exists when each gradient is freed at once; write null"),
-        "train.gradient_accumulation": (1, "a gradient that is freed at once cannot be accumulated; write 1"),
-    }
-    for key, (needed, message) in reasons.items():
-        if settings[key] != needed:
-            yield Problem(key, f"{message} (optimizer.per_layer)")
-    if settings["model.dtype"] == "float16":
-        yield Problem("optimizer.per_layer", "float16 needs its gradients unscaled together; write bfloat16")
-
-
 def _scores_without_rows(settings: Settings) -> Iterator[Problem]:
     if settings["train.eval_every"] is not None and settings["data.eval"] is None:
         message = "there are no held-out rows to score; write data.eval, or remove this key"
@@ -229,20 +170,27 @@ def _compiled_for_one_shape(settings: Settings) -> Iterator[Problem]:
         )
 
 
+def _of_methods(settings: Settings) -> Iterator[Problem]:
+    """What the chosen methods' own settings cannot work with; methods that are wrong themselves are not asked."""
+    for axis, registry in AXES.items():
+        try:
+            chosen = settings[axis]
+            config = None if chosen is None else parse_choice(registry, chosen)
+            yield from () if config is None else config.clashes(settings)
+        except (Faulty, ValidationError, PydanticCustomError):
+            continue
+
+
 CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _float16_on_cpu,
     _flash_attention,
-    _two_warmups,
     _no_targets,
     _dropped_function,
     _what_trains,
     _pairs_that_nobody_compares,
-    _nothing_to_project,
-    _grid_of_other_storage,
-    _what_cannot_be_unloaded,
-    _updates_in_the_backward_pass,
     _scores_without_rows,
     _hub_keys_of_a_local_source,
     _end_that_is_not_planned,
     _compiled_for_one_shape,
+    _of_methods,
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from lrft.recipe.fields import Slot, known_keys, listed, slot_at, value_at
+from lrft.recipe.fields import Slot, known_keys, slot_at, value_at
 from lrft.recipe.foreign import other_value
 from lrft.recipe.meant import method_meant
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import Node, dotted, shown
 from lrft.recipe.unknown import unknown_key
-from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.did_you_mean import did_you_mean, listed
 from lrft.registry.errors import Problem
 from lrft.registry.json import Json
 

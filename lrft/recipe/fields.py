@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, Union, get_args, get_origin
 
@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from lrft.recipe.schema import Recipe
 from lrft.registry.config import Choice, Section
+from lrft.registry.did_you_mean import a, listed
 from lrft.registry.json import Json
 from lrft.registry.registry import Registry
 
@@ -169,20 +170,3 @@ def known_keys(plain: Json, slot: Slot = ROOT, prefix: tuple[str, ...] = ()) -> 
         below = slot_of(field)
         value = value_at((name,), plain)
         yield from known_keys(field.default if value is None else value, below, (*prefix, name))
-
-
-def listed(words: Iterable[str], last: str) -> str:
-    """`a, b or c`."""
-    words = list(words)
-    return (
-        words[0]
-        if len(words) == 1
-        else f"{', '.join(words[:-1])} {last} {words[-1]}"
-        if words
-        else "none yet"
-    )
-
-
-def a(noun: str) -> str:
-    """The noun with its article."""
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

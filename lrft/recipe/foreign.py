@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from lrft.recipe.fields import listed, slot_at
 from lrft.recipe.foreign_keys import BY_VALUE, CHOICES, KEYS
 from lrft.recipe.foreign_values import NOT_HERE, VALUES
 from lrft.recipe.keys_not_here import REMARKS
 from lrft.recipe.meant import CATALOG, Meaning, meanings, not_here, of_no_method
 from lrft.recipe.tree import shown
-from lrft.registry.did_you_mean import squeezed
+from lrft.registry.did_you_mean import listed, squeezed
 from lrft.registry.json import Json
 from lrft.registry.registry import Registry
 
@@ -104,8 +103,6 @@ def _renamed(meant: str, every: list[str]) -> Guess:
 def _chosen(axis: str, value: Json) -> Guess | None:
     """A method named by its value, at a key of another name."""
     word = _text(value)
-    if axis == "schedule":
-        return _scheduled(word)
     found = meanings(word) or (meanings(f"{word}bit") if isinstance(value, int) else [])
     here = [meaning for meaning in found if meaning.key == axis]
     if here:
@@ -115,15 +112,6 @@ def _chosen(axis: str, value: Json) -> Guess | None:
     if isinstance(value, bool):
         return None
     return (_is(found), [meaning.key for meaning in found]) if found else None
-
-
-def _scheduled(word: str) -> Guess:
-    slot = slot_at(("schedule", "method"), {})
-    assert slot is not None
-    if word in slot.literals():
-        return f"write schedule: {word}", ["schedule"]
-    said = VALUES["schedule.method"].get(squeezed(word))
-    return (said, ["schedule"]) if said else _did_you_mean("schedule")
 
 
 def _is(found: list[Meaning]) -> str:

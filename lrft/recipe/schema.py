@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated
 
 from lrft.registry.axes import (
@@ -15,6 +15,7 @@ from lrft.registry.axes import (
     OPTIMIZERS,
     QUANTIZERS,
     RESTARTS,
+    SCHEDULES,
     SELECTORS,
     TASKS,
 )
@@ -26,11 +27,11 @@ from lrft.registry.config import (
     Literal,
     MethodConfig,
     OptimizerConfig,
+    ScheduleConfig,
     Section,
     Source,
     model_validator,
 )
-from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 
 
@@ -76,28 +77,6 @@ class TrainableSection(Section):
     @classmethod
     def _from_string(cls, value: object) -> object:
         return {"weights": value} if isinstance(value, str | list) else value
-
-
-class ScheduleSection(Section):
-    """The learning rate over the steps. A plain string is short for `{method: ...}`."""
-
-    method: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps spent warming up")
-    warmup_steps: int | None = Field(None, ge=0, description="steps of warm-up, instead of the ratio")
-    floor: float = Field(0.0, ge=0, lt=1, description="share of the rate that linear and cosine end with")
-
-    def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
-        """Refuse a warm-up that never ends."""
-        if self.warmup_steps is not None and self.warmup_steps > total_steps:
-            message = (
-                f"{self.warmup_steps} steps of warm-up are more than the run's {total_steps}; write at most "
-            )
-            raise RecipeError(f"{message}{total_steps}", "schedule.warmup_steps")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: object) -> object:
-        return {"method": value} if isinstance(value, str) else value
 
 
 class DataSection(Section):
@@ -229,7 +208,7 @@ class Recipe(Section):
         default="cross_entropy", validate_default=True
     )
     optimizer: Annotated[OptimizerConfig, Choice(OPTIMIZERS)] = Field(default="adamw", validate_default=True)
-    schedule: ScheduleSection = ScheduleSection()
+    schedule: Annotated[ScheduleConfig, Choice(SCHEDULES)] = Field(default="linear", validate_default=True)
     data: DataSection
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lrft.recipe.fields import Slot, listed, slot_at, value_at
+from lrft.recipe.fields import Slot, slot_at, value_at
 from lrft.recipe.foreign import Guess, foreign_key, method_key
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import dotted
-from lrft.registry.did_you_mean import near
+from lrft.registry.did_you_mean import listed, near
 from lrft.registry.json import Json
 from lrft.registry.registry import Registry
 

@@ -17,7 +17,7 @@ from lrft.core.stages import Evidence, Init, Plan
 from lrft.methods.inits._alternate import leading_factors, norm, set_factors, stored_without
 from lrft.methods.inits._bit_program import assign
 from lrft.registry.axes import INITS
-from lrft.registry.config import Annotated, Field, Literal, MethodConfig
+from lrft.registry.config import Annotated, Field, Iterator, Literal, MethodConfig, Problem, RecipeView
 from lrft.registry.errors import RecipeError
 
 OVERSAMPLING = 10
@@ -81,6 +81,19 @@ class LQLoRA(Init):
             description="with a budget: quantization settings to choose from, key by key",
         )
         plan_iterations: int = Field(1, gt=0, description="rounds in which a layer's cost is estimated")
+
+        def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+            """Settings to choose by layer that the storage does not have."""
+            storage = recipe.declared("quantization")
+            if self.budget is None or storage is None:
+                return
+            unknown = sorted(set(self.grid) - set(storage.config.model_fields))
+            if unknown:
+                message = (
+                    f"{storage.name} has no setting {', '.join(unknown)} to choose by layer; write keys of the "
+                    "quantization section, or another quantization that has "
+                )
+                yield Problem("init.grid", message + ("it" if len(unknown) == 1 else "them"))
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -13,7 +13,7 @@ from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import adam_direction, corrected_rate, load_in_own_dtype
 from lrft.methods.optim._projection import Basis, Draw, held, orthogonal_basis, seeded_draw, svd_basis
 from lrft.methods.optim._torch import Group, State
-from lrft.registry.config import Field, Literal, OptimizerConfig
+from lrft.registry.config import Field, Literal, ProjectedConfig
 
 BASE_ROLES = {"matrix", "embedding", "head"}
 
@@ -33,7 +33,7 @@ class ProjectedAdamW(torch.optim.Optimizer):
     provides: ClassVar[set[str]] = {"clippable", "first_order", "per_parameter"}
     requires: ClassVar[set[str]] = {"backward"}
 
-    class Config(OptimizerConfig):
+    class Config(ProjectedConfig):
         if TYPE_CHECKING:
             side: str
             eps: float | None

@@ -25,7 +25,7 @@ from lrft.methods.optim._frugal_subspace import (
 from lrft.methods.optim._moments import adam_update, start_moments
 from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
-from lrft.registry.config import Field, OptimizerConfig, model_validator
+from lrft.registry.config import Field, ProjectedConfig, model_validator
 
 # What a group of projected parameters carries, and a checkpoint with it.
 SETTINGS = [
@@ -74,7 +74,7 @@ class FRUGAL(torch.optim.Optimizer):
     provides = {"clippable", "first_order"}
     requires = {"backward"}
 
-    class Config(OptimizerConfig):
+    class Config(ProjectedConfig):
         lr: float = Field(1e-3, gt=0)
         density: float = Field(
             0.25, ge=0, le=1, description="share of the projected weights that has moments"

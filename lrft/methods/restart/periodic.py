@@ -12,7 +12,7 @@ from lrft.core.callback import TimedMethod
 from lrft.core.run import Run
 from lrft.methods.restart._unload import check_renewable, fold_all, moments, reset_moments
 from lrft.registry.axes import RESTARTS
-from lrft.registry.config import Field, Literal, StagesConfig
+from lrft.registry.config import Field, Iterator, Literal, Problem, RecipeView, StagesConfig
 from lrft.registry.errors import RecipeError
 
 
@@ -64,6 +64,19 @@ class PeriodicLoRA(TimedMethod):
             description="which moments are zeroed: some at random, the smallest, or all with their step counts",
         )
         prune_ratio: float = Field(0.999, ge=0, lt=1, description="share of each moment that is zeroed")
+
+        def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+            """A share of what can only be unloaded whole."""
+            yield from super().clashes(recipe)
+            adapter, init = recipe.declared("adapter"), recipe.declared("init")
+            if self.share in (None, 1) or adapter is None or init is None:
+                return
+            if "linear_delta" not in adapter.provides:
+                message = f"only the whole change of {adapter.name} can be unloaded; write null"
+                yield Problem("restart.share", message)
+            elif "kept_base" not in init.provides:
+                message = "only the whole change can be unloaded where the base gave up the start of "
+                yield Problem("restart.share", f"{message}{init.name}; write null")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

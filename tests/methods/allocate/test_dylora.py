@@ -13,8 +13,7 @@ from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.adapters.dylora import DyLoRA
 from lrft.methods.allocate.dylora import DyLoRADraw
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
+from lrft.registry.axes import OPTIMIZERS, QUANTIZERS, SCHEDULES
 from lrft.registry.errors import RecipeError
 from lrft.training import schedule
 
@@ -35,7 +34,9 @@ def make(ranks=(4, 4), seed=0, optimizer="adamw", lr=0.05, draws=True, **setting
     ]
     config = OPTIMIZERS.declared(optimizer).config(lr=lr, weight_decay=0.1)
     optimizer = OPTIMIZERS.get(optimizer).build(infos, config)
-    run = Run(model, infos, optimizer, schedule.build(optimizer, ScheduleSection(), 90), 90, seed=seed)
+    run = Run(
+        model, infos, optimizer, schedule.build(optimizer, SCHEDULES.settings("linear"), 90), 90, seed=seed
+    )
     if draws:
         run.callbacks = [DyLoRADraw(DyLoRADraw.Config(method="dylora", **settings))]
     run.fire("start")

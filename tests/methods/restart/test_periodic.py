@@ -11,8 +11,7 @@ from lrft.core.less import Less
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.restart.periodic import PeriodicLoRA, unload
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS
+from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS, SCHEDULES
 from lrft.registry.errors import RecipeError
 from lrft.training import schedule
 
@@ -40,7 +39,7 @@ def make_run(site, total=12, rates="linear", **settings):
     held = site.adapter.named_parameters()
     infos = [ParamInfo(f"s.{k}", p, site.adapter.roles[k], "s") for k, p in held if p.requires_grad]
     optimizer = OPTIMIZERS.get("adamw").build(infos, OPTIMIZERS.declared("adamw").config(lr=0.01))
-    rates = schedule.build(optimizer, ScheduleSection(method=rates), total)
+    rates = schedule.build(optimizer, SCHEDULES.settings(rates), total)
     run = Run(nn.ModuleDict({"s": site}), infos, optimizer, rates, total)
     run.callbacks = [PeriodicLoRA(PeriodicLoRA.Config(method="periodic", **settings))]
     return run
