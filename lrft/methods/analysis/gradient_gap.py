@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.analysis import Analysis
+from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.run import Run
 from lrft.registry.axes import ANALYSES
 from lrft.registry.config import Field, MethodConfig
@@ -51,7 +52,7 @@ class GradientGap(Analysis):
         if run.accelerator is not None and run.accelerator.num_processes > 1:
             message = "sees the gradients of one process alone; run this recipe in one process"
             raise RecipeError(f"gradient_gap {message}", "analyse")
-        if run.optimizer is None or getattr(run.optimizer, "consumes_gradients", False):
+        if run.optimizer is None or contract_of(run.optimizer).consumes_gradients:
             raise RecipeError(
                 "gradient_gap needs all gradients at once; write optimizer.per_layer: false", "analyse"
             )
@@ -69,7 +70,8 @@ class GradientGap(Analysis):
     def after_backward(self, run: Run) -> None:
         if not self.handles:
             return
-        adjust = getattr(run.optimizer, "adjusted_gradients", None)
+        optimizer = contract_of(run.optimizer)
+        adjust = optimizer.adjusted_gradients if isinstance(optimizer, Optimizer) else None
         for _, module in run.adapted():
             adapter, site = module.adapter, module.adapter.site.name
             G, A, B = self.full.get(site), adapter.get_parameter("A"), adapter.get_parameter("B")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import StateDict
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._torch import Group
 from lrft.registry.config import Field, OptimizerConfig
@@ -20,7 +21,7 @@ from lrft.registry.errors import MissingExtra
 
 if TYPE_CHECKING:
 
-    class _Base(torch.optim.Optimizer):
+    class _Base(Optimizer):
         is_paged: bool
         name2qmap: dict[str, Tensor]
         _FSDP_WRAPPED_QUANT_STATE_KEY: str
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
         def load_state_dict(self, state_dict: StateDict, move_to_device: bool = True) -> None: ...
 
 else:
-    _Base = object  # the rest comes with bitsandbytes' own class, beside which this one is put
+    _Base = Optimizer  # the rest comes with bitsandbytes' own class, beside which this one is put
 
 CODE_BOOKS = {"qmap1": "dynamic", "qmap2": "udynamic"}
 
 
-class BitsAndBytesAdamW:
+class BitsAndBytesAdamW(Optimizer):
     """What the bitsandbytes variants share; they differ in the bits of the state and in where it lives."""
 
     bits: ClassVar[int]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import StateDict
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import adam_direction, corrected_rate, load_in_own_dtype
 from lrft.methods.optim._projection import Basis, Draw, held, orthogonal_basis, seeded_draw, svd_basis
@@ -18,7 +19,7 @@ from lrft.registry.config import Field, Literal, ProjectedConfig
 BASE_ROLES = {"matrix", "embedding", "head"}
 
 
-class ProjectedAdamW(torch.optim.Optimizer):
+class ProjectedAdamW(Optimizer):
     """AdamW whose matrices of the roles in `project` are moved by `projected`, which a method fills in.
 
     A method's `Config` adds `side` and `eps`, which not all declare alike.

@@ -6,6 +6,7 @@ from typing import TypedDict
 
 import torch
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
@@ -23,7 +24,7 @@ class Settings(TypedDict):
 
 
 @OPTIMIZERS.register
-class AdamW(torch.optim.AdamW):
+class AdamW(Optimizer, torch.optim.AdamW):
     """Adam with decoupled weight decay, in float32.
 
         p <- (1 - lr wd) p

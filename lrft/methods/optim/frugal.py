@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import StateDict
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
 from lrft.methods.optim._frugal_subspace import (
@@ -35,7 +36,7 @@ SETTINGS = [
 
 
 @OPTIMIZERS.register
-class FRUGAL(torch.optim.Optimizer):
+class FRUGAL(Optimizer):
     """Full-rank updates: Adam's state for a changing fraction of every projected matrix, sign-SGD in the rest.
 
         every T steps:  choose a subspace of W

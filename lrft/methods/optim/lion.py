@@ -7,13 +7,14 @@ from collections.abc import Callable
 import torch
 from torch.optim.optimizer import ParamsT
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
 
 
 @OPTIMIZERS.register
-class Lion(torch.optim.Optimizer):
+class Lion(Optimizer):
     """Evolved sign momentum: every number moves by the same amount, up or down.
 
         p <- (1 - lr wd) p

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import adam_direction, corrected_rate
 from lrft.methods.optim._pairs import Pair, gram, pairs_of, wide
@@ -16,7 +17,7 @@ from lrft.registry.config import Field, OptimizerConfig
 
 
 @OPTIMIZERS.register
-class LoRAFA(torch.optim.Optimizer):
+class LoRAFA(Optimizer):
     """AdamW on the gradient of B that moves the product as the full gradient does within the rows of a frozen A.
 
         gB' = (1/s^2) gB (A A^T + damping I)^-1,  gB = s G A^T,  so that  s gB' A ~ G A^T (A A^T)^-1 A

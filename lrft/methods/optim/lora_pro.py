@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import StateDict
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
 from lrft.methods.optim._moments import adam_update, start_moments
@@ -20,7 +21,7 @@ from lrft.registry.config import Field, OptimizerConfig
 
 
 @OPTIMIZERS.register
-class LoRAPro(torch.optim.Optimizer):
+class LoRAPro(Optimizer):
     """Adjusted gradients of A and B whose joint step moves the product nearest to the full gradient.
 
         gA' = (1/s^2) (B^T B)^-1 gA + X A

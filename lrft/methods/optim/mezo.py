@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
@@ -20,7 +21,7 @@ Draw = Callable[[Tensor, str, int, int], Tensor]
 
 
 @OPTIMIZERS.register
-class MeZO(torch.optim.Optimizer):
+class MeZO(Optimizer):
     """Zeroth-order SGD: descent along random directions, from two forward passes and no backward one.
 
         g = (L(p + eps z) - L(p - eps z)) / (2 eps)

@@ -7,13 +7,14 @@ from typing import Self
 
 import torch
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig, model_validator
 
 
 @OPTIMIZERS.register
-class SGD(torch.optim.SGD):
+class SGD(Optimizer, torch.optim.SGD):
     """Stochastic gradient descent with momentum and decoupled weight decay.
 
         p <- (1 - lr wd) p
