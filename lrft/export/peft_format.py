@@ -13,12 +13,13 @@ from torch import Tensor
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Additive
 from lrft.core.frozen import Changed
-from lrft.core.peft import LORA_NAMES, lora_keys
+from lrft.core.peft import LORA_NAMES, Together, lora_keys
 from lrft.export.card import adapter_card
 from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.origin import loadable_name
+from lrft.model.probe import stock_attention
 from lrft.model.sites import linear_sites
 from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
 
@@ -45,6 +46,9 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     """The adapter's tensors under PEFT's names and PEFT's config, or under ours and None."""
     sites = list(adapted(model.hf))
     dtype = DTYPES[(recipe.adapter.dtype if recipe.adapter is not None else None) or recipe.model.dtype]
+    form = type(sites[0][1].adapter).peft_form() if sites else None
+    if form is not None and form.together is not None:
+        return _form_of_all(model, recipe, sites, form.together, dtype)
     forms = {name: _site_form(module) for name, module in sites}
     common_part = {} if model.shared is None else model.shared.peft_tensors()
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
@@ -70,6 +74,22 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | beside, config
+
+
+def _form_of_all(
+    model: CausalLM, recipe: Any, sites: list[tuple[str, Adapted]], together: Together, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The form of a method that PEFT holds as one thing; it has none for base weights that train beside."""
+    if any(base_parameters(model)):
+        return _own_form(model, dtype), None
+    training = model.training
+    model.eval()
+    with stock_attention(model.hf), torch.no_grad():
+        tensors, keys = together([module.adapter for _, module in sites], model.hf)
+    model.train(training)
+    config = _shared_keys(model, recipe, sites) | keys
+    del config["target_modules"], config["bias"]
+    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}, config
 
 
 def why_own_form(model: CausalLM, recipe: Any) -> str:
