@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from lrft.build.measured import Measured
 from lrft.lab.models import Models
 from lrft.lab.runs.planned import Arm
 from lrft.registry.errors import LrftError, UsageError
@@ -141,5 +142,5 @@ def _fitted(arm: Arm, target: int, by: str, models: Models) -> Arm:
     return arm if chosen == start else arm.changed(f"adapter.rank={chosen}")
 
 
-def _budget(cost: dict[str, Any], by: str) -> int:
+def _budget(cost: Measured, by: str) -> int:
     return int(cost["trainable"] if by == "params" else cost["trainable_bytes"] + cost["optimizer_bytes"])

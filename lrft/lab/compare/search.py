@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lrft.lab.runs.planned import Arm
 from lrft.registry.errors import MissingExtra, UsageError
+
+if TYPE_CHECKING:
+    from optuna import Study
 
 RATE = "rate"
 SAMPLER_SEED = 0
@@ -83,7 +86,7 @@ def _rounded(rate: float, low: float, high: float) -> float:
     return min(max(float(f"{rate:.{DIGITS}g}"), low), high)
 
 
-def _study(low: float, high: float) -> Any:
+def _study(low: float, high: float) -> Study:
     """A study in memory, with its first trials in the queue.
 
     Raises:
