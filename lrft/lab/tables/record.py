@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict, final
 
 from lrft.lab.compare.record import Comparison
 from lrft.registry.json import Json
@@ -33,6 +33,7 @@ class Facts(TypedDict):
     command: str
 
 
+@final
 class ExactRecord(Facts):
     """A table of the exact tier."""
 
@@ -44,6 +45,7 @@ class ExactRecord(Facts):
     numbers: list[NumberRecord]
 
 
+@final
 class ScaledRecord(Comparison):
     """A table of the scaled tier."""
 
@@ -95,6 +97,7 @@ class RowRecord(TypedDict):
     memory: dict[str, int]
 
 
+@final
 class FullRecord(TypedDict):
     """A table of the full tier; overrides and seconds are those of a run."""
 
