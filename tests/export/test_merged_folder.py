@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrft.api.merge import merge
+from lrft.api.train import train as train_recipe
 from lrft.export import write
 from lrft.export.card import recipe_to_share
 from lrft.recipe.load import load_recipe
@@ -47,7 +48,7 @@ def finished(
     """A run on `model` and its merged folder, beside one another in `folder`."""
     text = RECIPE.format(model=model, train=train, test=test, render=render, steps=steps)
     (folder / "recipe.yaml").write_text(text)
-    train(load_recipe(folder / "recipe.yaml"), folder / "run", resume=False)
+    train_recipe(load_recipe(folder / "recipe.yaml"), folder / "run", resume=False)
     merge(RunFolder(folder / "run"), folder / "merged", None)
     return folder / "merged"
 
