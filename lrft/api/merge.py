@@ -55,7 +55,7 @@ def merge(
     folder, out = find(run), Path(out)
     check_free(out)
     recipe, text, adaptation = open_run(folder)
-    recipe = _asked(recipe, onto, rounding, dtype)
+    recipe = _apply_options(recipe, onto, rounding, dtype)
     check_mergeable(adaptation.model)
     if rank is not None:
         truncate(adaptation.model, rank)
@@ -69,7 +69,7 @@ def merge(
     return record
 
 
-def _asked(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:
+def _apply_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:
     """The recipe with what the command was asked for, and every default of `export` that depends on it."""
     section = recipe.export
     precision = dtype or section.dtype or recipe.model.dtype

@@ -69,7 +69,7 @@ class OneDocument:
     def __enter__(self) -> OneDocument:
         OneDocument.open = self
         self.stream, sys.stdout = sys.stdout, sys.stderr
-        self.kept = _diverted()
+        self.kept = _divert()
         self.previous = _on_sigterm()
         return self
 
@@ -93,7 +93,7 @@ class OneDocument:
         return _text({**beside, "error": _error(failure)})
 
 
-def _diverted() -> int | None:
+def _divert() -> int | None:
     """A copy of file descriptor 1, which then leads to standard error: libraries and children write there too."""
     try:
         kept = os.dup(1)
@@ -139,12 +139,12 @@ def show_table(table: Table) -> None:
 
         Console(markup=False, highlight=False, emoji=False).print(table)
         return
-    columns = [_padded(column) for column in table.columns]
+    columns = [_pad(column) for column in table.columns]
     for cells in zip(*columns, strict=True):
         print("  ".join(cells).rstrip())
 
 
-def _padded(column: Column) -> list[str]:
+def _pad(column: Column) -> list[str]:
     """Head and cells of a column at one width, each on one line."""
     from rich.cells import cell_len
 

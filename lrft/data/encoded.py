@@ -135,9 +135,9 @@ def fitted(documents: Sequence[Drawn], max_length: int, too_long: TooLong) -> En
         "apart": any(document.apart for document in documents),
     }
     if length <= max_length or too_long == "error":
-        return _joined(documents, facts)
+        return _join(documents, facts)
     cut = _cut(documents, length - max_length, max_length, too_long)
-    return _joined(cut, {**facts, "truncated": True}) if cut else Encoded([], [], dropped=True, **facts)
+    return _join(cut, {**facts, "truncated": True}) if cut else Encoded([], [], dropped=True, **facts)
 
 
 def _cut(documents: Sequence[Drawn], excess: int, max_length: int, too_long: TooLong) -> list[Drawn]:
@@ -173,7 +173,7 @@ def _prompt(document: Drawn) -> int:
     return next((k for k, learnt in enumerate(document.supervised) if learnt), len(document.ids))
 
 
-def _joined(documents: Sequence[Drawn], facts: Facts) -> Encoded:
+def _join(documents: Sequence[Drawn], facts: Facts) -> Encoded:
     ids = [token for document in documents for token in document.ids]
     mask = [learnt for document in documents for learnt in document.supervised]
     if not all(any(document.supervised) for document in documents):  # nothing to compare

@@ -80,8 +80,8 @@ def save_checkpoint(
         **extra,
     }
     files = {
-        "adapter.safetensors": _encoded(tensors),
-        "optimizer.safetensors": _encoded(
+        "adapter.safetensors": _encode(tensors),
+        "optimizer.safetensors": _encode(
             {
                 **{f"optimizer.{k}": v for k, v in optimizer_tensors.items()},
                 **{f"callbacks.{k}": v for k, v in callback_tensors.items()},
@@ -230,7 +230,7 @@ def prune(folder: Path, keep_last: int, best: str | None) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _encoded(tensors: dict[str, Tensor]) -> bytes:
+def _encode(tensors: dict[str, Tensor]) -> bytes:
     return save(
         {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(tensors.items())}
     )

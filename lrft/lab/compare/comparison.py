@@ -82,7 +82,7 @@ def compare_arms(arms: Sequence[Arm], settings: Settings, command: str = "", alo
         "jobs": jobs,
         "cluster": cluster.name if cluster else None,
         "threads": None if cluster else threads(jobs),
-        **_found(fitted, costs, tried, grid, chosen, runs),
+        **_collect(fitted, costs, tried, grid, chosen, runs),
         "seconds": round(time.monotonic() - began, 1),
     }
     return Compared(fitted, runs, record)
@@ -151,7 +151,7 @@ def _tune(
     return tried, {arm.label: [next(found) for _ in rates] for arm in arms}
 
 
-def _found(
+def _collect(
     arms: Sequence[Arm],
     costs: Sequence[Matched],
     tried: dict[str, list[float]],
@@ -181,7 +181,7 @@ def _found(
                 "mean": fmean(finite) if finite else None,
                 "interval": bootstrap_interval(finite) if finite else None,
                 "difference": None if arm is arms[0] else _difference(mine, losses[arms[0].label]),
-                **_measured([result(run) for run in runs[arm.label]]),
+                **_measure_costs([result(run) for run in runs[arm.label]]),
             }
         )
     return {
@@ -207,7 +207,7 @@ def _difference(mine: Sequence[float | None], first: Sequence[float | None]) -> 
     }
 
 
-def _measured(results: Sequence[Mapping[str, Json]]) -> Costs:
+def _measure_costs(results: Sequence[Mapping[str, Json]]) -> Costs:
     """Costs over an arm's runs: time is their mean, memory and sizes the largest; what training itself counted."""
 
     def values(key: str) -> list[float]:

@@ -45,7 +45,7 @@ def match(arms: Sequence[Arm], by: Literal["params", "memory", "steps"]) -> tupl
     found = list(arms)
     if by != "steps":
         target = _budget(models.weigh(arms[0].recipe), by)
-        found = [arms[0], *(_fitted(arm, target, by, models) for arm in arms[1:])]
+        found = [arms[0], *(_fit(arm, target, by, models) for arm in arms[1:])]
     table = []
     for arm, before in zip(found, arms, strict=True):
         cost = models.weigh(arm.recipe)
@@ -120,7 +120,7 @@ def _falls(cost: Callable[[int], int | None], start: int) -> bool:
     return False
 
 
-def _fitted(arm: Arm, target: int, by: str, models: Models) -> Arm:
+def _fit(arm: Arm, target: int, by: str, models: Models) -> Arm:
     start = rank(arm)
     if start is None:
         raise UsageError(

@@ -46,7 +46,7 @@ def _arms(entry: Entry, seeds: Sequence[int] | None) -> Sized:
     return {
         "memory": "memory, activations estimated",
         "runs": f"{tuning + len(arms) * number} runs{how}, seeds for the verdict: {number}",
-        "rows": [_sized(arm.label, arm.recipe, models) for arm in arms],
+        "rows": [_size_recipe(arm.label, arm.recipe, models) for arm in arms],
     }
 
 
@@ -64,7 +64,7 @@ def _rows(entry: Entry, seeds: Sequence[int] | None) -> Sized:
     return {"runs": found["runs"], "memory": "memory without activations", "rows": rows}
 
 
-def _sized(label: str, recipe: Recipe, models: Models) -> SizedRow:
+def _size_recipe(label: str, recipe: Recipe, models: Models) -> SizedRow:
     model = models.get(recipe.model)
     counted = measure(recipe, model)
     total = memory_bytes(recipe, model, counted)["total_estimated"]

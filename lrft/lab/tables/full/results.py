@@ -32,7 +32,7 @@ def size_full(path: Path) -> FullRecord:
     """
     table = load_full(path)
     models = Models()
-    rows = [_sized(table, row, path, models) for row in table.rows]
+    rows = [_size_row(table, row, path, models) for row in table.rows]
     return _record(path, table, rows, {}, seeds=None)
 
 
@@ -68,7 +68,7 @@ def run_full(
     for row in table.rows:
         read(found[row.label], table, row)
     models = Models()
-    sized = [_sized(table, row, path, models) for row in table.rows]
+    sized = [_size_row(table, row, path, models) for row in table.rows]
     record = _record(path, table, sized, found, chosen)
     return {**record, "overrides": list(overrides), "seconds": round(time.monotonic() - began, 1)}
 
@@ -82,7 +82,7 @@ def judge_result(cell: FullCell, column: FullColumn, ours: float) -> str:
     return CONFLICT if cell.conflict else MISSED
 
 
-def _sized(table: FullTable, row: FullRow, path: Path, models: Models) -> RowRecord:
+def _size_row(table: FullTable, row: FullRow, path: Path, models: Models) -> RowRecord:
     """One row of the record: counts and bytes, or why there are none."""
     loaded = counted_recipe(table, row, path)
     facts: RowRecord = {
