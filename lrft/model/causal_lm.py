@@ -135,7 +135,7 @@ class CausalLM(nn.Module):
         if self.attention == "segmented":
             extra["documents"] = batch.documents
         elif self.attention.startswith("flash"):
-            ids, positions, extra = _flattened(batch)
+            ids, positions, extra = _flatten(batch)
         body = self._compiled if self._compiled is not None and torch.is_grad_enabled() else self.body
         if self.takes_positions:
             extra["position_ids"] = positions
@@ -159,7 +159,7 @@ def takes(module: nn.Module, name: str) -> bool:
     return name in inspect.signature(module.forward).parameters
 
 
-def _flattened(batch: Batch) -> tuple[Tensor, Tensor, Told]:
+def _flatten(batch: Batch) -> tuple[Tensor, Tensor, Told]:
     """One row of all documents with their boundaries, which is what variable-length kernels take."""
     rows, length = batch.input_ids.shape
     starts = {row * length for row in range(rows)}
