@@ -100,7 +100,7 @@ def grid(link: str) -> str:
     rows = [
         (f"[`{axis}`]({link}{page_name(axis)})", " ".join(f"`{name}`" for name in registry.names()))
         for axis, registry in EVERY.items()
-        if axis in AXES
+        if axis != "signals"
     ]
     return table(("recipe key", "names"), rows)
 
