@@ -79,8 +79,14 @@ def adapters(models: Models) -> str:
             left.append(f"`{name}`")
             continue
         rows.append((counted["trainable"], name, counted["trainable_percent"]))
-    cells = [(_link("adapter", name), f"{n:,}", f"{share:.3f} %", _rank(name)) for n, name, share in sorted(rows)]
-    note = f"\n\nNot counted, since they need another setting beside their own: {', '.join(left)}." if left else ""
+    cells = [
+        (_link("adapter", name), f"{n:,}", f"{share:.3f} %", _rank(name)) for n, name, share in sorted(rows)
+    ]
+    note = (
+        f"\n\nNot counted, since they need another setting beside their own: {', '.join(left)}."
+        if left
+        else ""
+    )
     return table(("adapter", "numbers", "share", "its default rank"), cells) + note
 
 
@@ -126,7 +132,9 @@ def _state(models: Models, overrides: Sequence[str]) -> str:
 
 def _recipe(config: str, overrides: Sequence[str]) -> Any:
     folder = library.folder()
-    return load_recipe(folder / "_base.yaml", [f"model.name={folder / 'configs' / config}", *overrides]).recipe
+    return load_recipe(
+        folder / "_base.yaml", [f"model.name={folder / 'configs' / config}", *overrides]
+    ).recipe
 
 
 def _rank(name: str) -> str:

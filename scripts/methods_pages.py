@@ -121,9 +121,7 @@ def page(axis: str) -> str:
     """Every method of an axis: docstring, settings, traits, and a recipe that uses it."""
     registry = EVERY[axis]
     lines = [f"# {axis}", "", f"{chooses(axis)[0].upper()}{chooses(axis)[1:]}.{_default(axis)}", ""]
-    rows = [
-        (f"[`{name}`](#{name})", plain(registry.declared(name).summary)) for name in registry.names()
-    ]
+    rows = [(f"[`{name}`](#{name})", plain(registry.declared(name).summary)) for name in registry.names()]
     lines += [table(("name", "what it is"), rows), ""]
     for name in registry.names():
         lines += [f"## {name}", "", *method(axis, registry.declared(name)), ""]
@@ -208,11 +206,17 @@ def snippet(axis: str, name: str) -> list[str]:
         text = re.sub(r"\A(#.*\n|\n)*", "", path.read_text(encoding="utf-8"))
         text = re.sub(r"^extends: _base\.yaml\n+", "", text, flags=re.MULTILINE)
         text = text.strip() or _line(axis, name)
-        return [f"Three steps of it: `lrft train smoke/{name}`, which lays this over `smoke/_base`:", "", _yaml(text)]
+        return [
+            f"Three steps of it: `lrft train smoke/{name}`, which lays this over `smoke/_base`:",
+            "",
+            _yaml(text),
+        ]
     if axis in ("eval.tasks", "analyse"):
         return ["In a recipe:", "", _yaml(_line(axis, name))]
     if axis == "data.format":
-        return [f"Five rows of it, what they become and what is learnt: [your own data](../own-data.md#{name})."]
+        return [
+            f"Five rows of it, what they become and what is learnt: [your own data](../own-data.md#{name})."
+        ]
     return []
 
 
@@ -247,7 +251,11 @@ def page_name(axis: str) -> str:
 
 def source(declared: Declaration) -> str:
     """The docstring's `Source:`, up to its `Departures` or the next paragraph; titles hold colons of their own."""
-    found = re.search(r"Source: (.+?)(?=\s+Departures\b[^:]*:|\n\s*\n|\n(?:Advice|Departures): |\Z)", declared.doc, re.DOTALL)
+    found = re.search(
+        r"Source: (.+?)(?=\s+Departures\b[^:]*:|\n\s*\n|\n(?:Advice|Departures): |\Z)",
+        declared.doc,
+        re.DOTALL,
+    )
     return " ".join(found[1].split()).rstrip(".;") if found else ""
 
 
@@ -255,7 +263,11 @@ def fresh() -> dict[Path, str]:
     """Every file that this script writes."""
     readme = README.read_text(encoding="utf-8")
     pages = {FOLDER / page_name(axis): page(axis) for axis in EVERY}
-    return {README: with_block(readme, "methods", grid("docs/methods/")), FOLDER / "index.md": index(), **pages}
+    return {
+        README: with_block(readme, "methods", grid("docs/methods/")),
+        FOLDER / "index.md": index(),
+        **pages,
+    }
 
 
 if __name__ == "__main__":

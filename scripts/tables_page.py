@@ -94,7 +94,8 @@ def page(numbers: dict[str, list[Number]]) -> str:
         (f"[{load.load_table(name).table.title}]({name}.md)", tally(ours)) for name, ours in numbers.items()
     ]
     scaled = [
-        (f"[{record['title']}]({record['name']}.md)", record["claim"], record["verdict"]) for record in replays
+        (f"[{record['title']}]({record['name']}.md)", record["claim"], record["verdict"])
+        for record in replays
     ]
     trained = [(f"[{table.title}]({name}.md)", f"{table.cost}") for name, table in _full().items()]
     parts = [HEAD.format(legend=legend()), EXACT, *_listed(("table", "numbers"), exact)]

@@ -73,7 +73,9 @@ print(json.dumps([status or 0, [name for name in {HEAVY!r} if name in sys.module
 
 
 def test_importing_lrft_imports_nothing_else():
-    done = python("import sys; before = set(sys.modules); import lrft; print(*sorted(set(sys.modules) - before))")
+    done = python(
+        "import sys; before = set(sys.modules); import lrft; print(*sorted(set(sys.modules) - before))"
+    )
     assert done.stdout.split() == ["lrft"], done.stderr
 
 
