@@ -10,7 +10,6 @@ docs/replays/. No number is written by hand.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -60,21 +60,21 @@ EQUATION = re.compile(r" = |<-|~ |\{\"")
 
 INDEX = """# Methods
 
-Written by `python scripts/methods_pages.py` from the methods' own files; a test keeps these pages current. `lrft methods ls`
-lists the same on a terminal, `lrft methods show NAME` prints one.
+Written by `python scripts/methods_pages.py` from the methods' own files; a test keeps these pages current. `lrft
+methods ls` lists the same on a terminal, `lrft methods show NAME` prints one.
 
 {grid}
 
 ## What combines with what
 
-Any adapter, start, allocation, restart, optimizer and storage format may be put together. The exceptions follow from what
-each method says of itself: it provides some traits and requires others, and the recipe check names every requirement that
-nothing in the recipe provides. There is no list of forbidden pairs among methods. A contract suite per axis runs over
-everything that is registered on it: for every adapter on every storage format, that the forward pass is the merged weight's,
-that nothing but the adapter gets a gradient, that its parameters are as many as its docstring says; for every optimizer, that
-it saves and restores itself exactly; for every start, that the model is the pretrained one at step 0 unless it says
-otherwise; and so on. Beyond them, recipes are drawn at random over all axes: what the check lets through has to train,
-resume to the same bytes, and merge or refuse (`tests/test_composition.py`).
+Any adapter, start, allocation, restart, optimizer and storage format may be put together. The exceptions follow from
+what each method says of itself: it provides some traits and requires others, and the recipe check names every
+requirement that nothing in the recipe provides. There is no list of forbidden pairs among methods. A contract suite
+per axis runs over everything that is registered on it: for every adapter on every storage format, that the forward
+pass is the merged weight's, that nothing but the adapter gets a gradient, that its parameters are as many as its
+docstring says; for every optimizer, that it saves and restores itself exactly; for every start, that the model is the
+pretrained one at step 0 unless it says otherwise; and so on. Beyond them, recipes are drawn at random over all axes:
+what the check lets through has to train, resume to the same bytes, and merge or refuse (`tests/test_composition.py`).
 
 | trait | means |
 | --- | --- |
@@ -82,17 +82,16 @@ resume to the same bytes, and merge or refuse (`tests/test_composition.py`).
 
 ## Weights without an adapter, and beside one
 
-`trainable: full` trains the base weights themselves, without an adapter; `trainable: [PATTERNS]` trains some of them beside
-one. `trainable.update` says how bfloat16 weights are updated: in place, through a float32 master, or with stochastic
-rounding. `optimizer.per_layer: true` updates each parameter in the backward pass and frees its gradient.
-`trainable: ["*.bias"]` works beside any adapter and storage, and merges and PEFT files hold the biases; in bfloat16, add
-`update: master`.
+`trainable: full` trains the base weights themselves, without an adapter; `trainable: [PATTERNS]` trains some of them
+beside one. `trainable.update` says how bfloat16 weights are updated: in place, through a float32 master, or with
+stochastic rounding. `optimizer.per_layer: true` updates each parameter in the backward pass and frees its gradient.
+`trainable: ["*.bias"]` works beside any adapter and storage, and merges and PEFT files hold the biases; in bfloat16,
+add `update: master`.
 
 ## Restarts on a quantized base
 
-What a restart folds into the base is kept beside the stored weight in float32 and never rounded into it, so a 4-bit base
-stays what it was, `adapter/` is a LoRA of the summed rank, and the pretrained model can still be switched to.
-"""
+What a restart folds into the base is kept beside the stored weight in float32 and never rounded into it, so a 4-bit
+base stays what it was, `adapter/` is a LoRA of the summed rank, and the pretrained model can still be switched to."""
 
 
 def grid(link: str) -> str:
@@ -251,11 +250,8 @@ def page_name(axis: str) -> str:
 
 def source(declared: Declaration) -> str:
     """The docstring's `Source:`, up to its `Departures` or the next paragraph; titles hold colons of their own."""
-    found = re.search(
-        r"Source: (.+?)(?=\s+Departures\b[^:]*:|\n\s*\n|\n(?:Advice|Departures): |\Z)",
-        declared.doc,
-        re.DOTALL,
-    )
+    ends = r"\s+Departures\b[^:]*:|\n\s*\n|\n\s*Advice: |\Z"
+    found = re.search(rf"Source: (.+?)(?={ends})", declared.doc, re.DOTALL)
     return " ".join(found[1].split()).rstrip(".;") if found else ""
 
 

@@ -27,12 +27,13 @@ from methods_pages import EVERY, chooses, page_name, setting  # noqa: E402
 PAGE = ROOT / "docs" / "recipe-reference.md"
 HEAD = """# Recipe reference
 
-Every key of a recipe, written from the schema by `python scripts/recipe_page.py`. `lrft recipes schema` prints the same as a
-JSON schema for an editor, `lrft recipes show NAME` a recipe with every default spelled out. [Writing recipes](recipes.md) says
-how files inherit and how keys are overridden.
+Every key of a recipe, written from the schema by `python scripts/recipe_page.py`. `lrft recipes schema` prints the
+same as a JSON schema for an editor, `lrft recipes show NAME` a recipe with every default spelled out. [Writing
+recipes](recipes.md) says how files inherit and how keys are overridden.
 
-A key that is not on this page is an error, with file, line and what was probably meant. Keys marked *chosen* name one method;
-`key: NAME` is short for `key: {method: NAME}`, and the settings of each method are on the page that is linked.
+A key that is not on this page is an error, with file, line and what was probably meant. Keys marked *chosen* name one
+method; `key: NAME` is short for `key: {method: NAME}`, and the settings of each method are on the page that is
+linked.
 
 Beside these keys, `extends: OTHER.yaml` names the recipe that this one is laid over.
 """

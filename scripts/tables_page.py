@@ -30,15 +30,11 @@ PAGE = FOLDER / "index.md"
 REPLAYS = ROOT / "docs" / "replays"
 HEAD = """# Tables
 
-Published numbers beside those of lrft, written by `python scripts/tables_page.py`, a page a table. Nothing is tuned to print,
-and where print and lrft differ for a known reason, both stand there and the reason is given below the table.
-[How to write a table](../writing-tables.md).
+Published numbers beside those of lrft, written by `python scripts/tables_page.py`, a page a table. Nothing is tuned
+to print, and where print and lrft differ for a known reason, both stand there and the reason is given below the
+table. [How to write a table](../writing-tables.md).
 
-| tier | what it does | cost |
-| --- | --- | --- |
-| [exact](#exact-tier) | counts parameters and bytes from the modules and the optimizer that training would build, on published configurations, without weights | seconds; kept by recipe and code |
-| [scaled](#replays) | replays a claim on a small model: the rate of every method chosen on one grid, on a seed that no verdict uses; paired seeds; the criterion stated beforehand; confirmed, not confirmed, refuted or not decidable | minutes to hours on a CPU |
-| [full](#full-tier) | trains and scores the published recipe on the real model; `--dry-run` sizes it without weights | a GPU and days |
+{tiers}
 
 ```bash
 lrft reproduce ls
@@ -49,6 +45,23 @@ lrft reproduce dora_commonsense --dry-run    # what the real runs train, and in 
 
 Provenance of a number: {legend}
 """
+# Tier -> what it does, what it costs.
+COSTS = {
+    "[exact](#exact-tier)": (
+        "counts parameters and bytes from the modules and the optimizer that training would build, on published "
+        "configurations, without weights",
+        "seconds; kept by recipe and code",
+    ),
+    "[scaled](#replays)": (
+        "replays a claim on a small model: the rate of every method chosen on one grid, on a seed that no verdict "
+        "uses; paired seeds; the criterion stated beforehand; confirmed, not confirmed, refuted or not decidable",
+        "minutes to hours on a CPU",
+    ),
+    "[full](#full-tier)": (
+        "trains and scores the published recipe on the real model; `--dry-run` sizes it without weights",
+        "a GPU and days",
+    ),
+}
 EXACT = """## Exact tier
 
 Parameters and bytes are counted from the very modules and optimizer that training would build, on published model
@@ -56,16 +69,14 @@ configurations.
 """
 SCALED = """## Replays
 
-Every method has its rate chosen on the same grid, on a seed that no verdict uses; criteria were stated before the runs.
-A verdict is one on the bed that it names. {done} Beds of small pre-trained models are made by
-`LRFT_DATA=FOLDER scripts/make_beds`.
-"""
+Every method has its rate chosen on the same grid, on a seed that no verdict uses; criteria were stated before the
+runs. A verdict is one on the bed that it names. {done} Beds of small pre-trained models are made by `LRFT_DATA=FOLDER
+scripts/make_beds`."""
 FULL = """## Full tier
 
-Published results of the real models, each beside a recipe with the published settings: `lrft reproduce NAME --dry-run`
-says what trains and how much memory it takes, `lrft reproduce NAME` trains and scores it. **None was run here**, so no
-number of lrft stands in these tables.
-"""
+Published results of the real models, each beside a recipe with the published settings: `lrft reproduce NAME
+--dry-run` says what trains and how much memory it takes, `lrft reproduce NAME` trains and scores it. **None was run
+here**, so no number of lrft stands in these tables."""
 
 
 def counted() -> dict[str, list[Number]]:
@@ -98,7 +109,10 @@ def page(numbers: dict[str, list[Number]]) -> str:
         for record in replays
     ]
     trained = [(f"[{table.title}]({name}.md)", f"{table.cost}") for name, table in _full().items()]
-    parts = [HEAD.format(legend=legend()), EXACT, *_listed(("table", "numbers"), exact)]
+    tiers = "\n".join(
+        _listed(("tier", "what it does", "cost"), [(tier, *told) for tier, told in COSTS.items()])
+    )
+    parts = [HEAD.format(legend=legend(), tiers=tiers), EXACT, *_listed(("table", "numbers"), exact)]
     parts += ["", SCALED.format(done=_not_run(replays)), *_listed(("replay", "claim", "verdict"), scaled)]
     return "\n".join([*parts, "", FULL, *_listed(("table", "cost"), trained)]) + "\n"
 
