@@ -72,7 +72,9 @@ def test_a_method_has_a_one_line_summary(axis, name):
     assert 0 < len(declared(axis, name).summary) <= 110
 
 
-@pytest.mark.parametrize("script", [methods_pages, recipe_page, data_page, choosing_page], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    "script", [methods_pages, recipe_page, data_page, choosing_page], ids=lambda s: s.__name__
+)
 def test_what_a_script_writes_is_current(script):
     owned = [methods_pages.FOLDER] if script is methods_pages else []
     stale = generated.out_of_date(script.fresh(), owned)
@@ -149,7 +151,9 @@ def test_the_changelog_has_released_the_current_version_below_what_is_not_releas
 
 def test_a_change_is_one_line_of_the_changelog():
     body = text("CHANGELOG.md").partition("## [Unreleased]")[2].partition("\n[Unreleased]:")[0]
-    lines = [line for line in body.splitlines()[1:] if line and not line.startswith(("#", "The first release."))]
+    lines = [
+        line for line in body.splitlines()[1:] if line and not line.startswith(("#", "The first release."))
+    ]
     assert lines and all(line.startswith("- ") and len(line) <= 160 for line in lines)
 
 
