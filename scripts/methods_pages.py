@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,7 @@ CHOOSES = {
     "analyse": "what is measured of weights and gradients while a recipe trains",
     "signals": "statistics that some starts measure before training; no recipe key, an `init` asks for them",
 }
-NAMES = ("Shapes", "Trains", "State", "Bits", "Source", "Departures", "Advice", "Found", "Records")
-PARAGRAPH = re.compile(rf"({'|'.join(NAMES)})((?: [^:.;\n]{{0,50}})?):\s*(.*)", re.DOTALL)
+LABEL = r"[A-Z][a-z]+: "  # begins a named paragraph
 EQUATION = re.compile(r" = |<-|~ |\{\"")
 
 INDEX = """# Methods
@@ -143,37 +143,34 @@ def method(axis: str, declared: Declaration) -> list[str]:
 
 
 def docstring(doc: str) -> str:
-    """A docstring as Markdown: equations as they stand, everything else as text, names of paragraphs bold.
+    """A docstring as Markdown: indented blocks as they stand, everything else as text, names of paragraphs bold.
 
-    An indented block is an equation block. In a docstring of the older form, one block without indentation, the lines
-    before the first named paragraph are kept as they stand where they hold an equation.
+    In a docstring without indented blocks, the lines before the first named paragraph are kept as they stand where they
+    hold an equation.
     """
-    summary, _, rest = inspect.cleandoc(doc).partition("\n")
-    found = [f"{plain(summary)}"]
+    summary, _, rest = inspect.cleandoc(doc).partition("\nArgs:\n")[0].partition("\n")
+    loose = not re.search(r"^ {4}", rest, re.MULTILINE)
+    found = [plain(summary)]
     for block in re.split(r"\n\s*\n", rest.strip("\n")):
-        if not block.strip():
-            continue
-        if all(line.startswith("    ") for line in block.splitlines()):
-            found.append(_fenced(inspect.cleandoc("\n" + block)))
-        else:
-            found += _paragraphs(block)
-    return "\n\n".join(found)
+        for part in re.split(rf"\n(?={LABEL})", block):
+            found += _paragraph(part, loose)
+    return "\n\n".join(part for part in found if part)
 
 
-def _paragraphs(block: str) -> list[str]:
-    """The named paragraphs of a block, and what stands before them."""
-    starts = "|".join(NAMES)
-    block = re.sub(rf"(?<=[.)]) (?=(?:{starts})(?: [^:.;\n]{{0,50}})?: )", "\n", block)
-    parts = [part for part in re.split(rf"\n(?=(?:{starts})\b)", block) if part.strip()]
+def _paragraph(part: str, loose: bool) -> list[str]:
+    """One paragraph, lines that are indented in it as a block of their own."""
+    if loose and "\n" in part.strip() and EQUATION.search(part) and not re.match(LABEL, part):
+        return [_fenced(part)]
     found = []
-    for part in parts:
-        named = PARAGRAPH.fullmatch(part)
-        if named:
-            found.append(f"**{named[1]}{named[2]}:** {plain(named[3])}")
-        elif "\n" in part.strip() and EQUATION.search(part) and not part.startswith(NAMES):
-            found.append(_fenced(part))
+    for indented, lines in groupby(part.splitlines(), lambda line: line.startswith("    ")):
+        text = "\n".join(lines)
+        named = re.match(LABEL, text) if not indented else None
+        if indented:
+            found.append(_fenced(inspect.cleandoc("\n" + text)))
+        elif named:
+            found.append(f"**{named[0].strip()}** {plain(text[named.end() :])}")
         else:
-            found.append(plain(part))
+            found.append(plain(text))
     return found
 
 
@@ -250,8 +247,9 @@ def page_name(axis: str) -> str:
 
 def source(declared: Declaration) -> str:
     """The docstring's `Source:`, up to its `Departures` or the next paragraph; titles hold colons of their own."""
-    ends = r"\s+Departures\b[^:]*:|\n\s*\n|\n\s*Advice: |\Z"
-    found = re.search(rf"Source: (.+?)(?={ends})", declared.doc, re.DOTALL)
+    found = re.search(
+        rf"^ *Source: (.+?)(?=\s+Departures\b[^:]*:|\n\s*\n|\n *{LABEL}|\Z)", declared.doc, re.S | re.M
+    )
     return " ".join(found[1].split()).rstrip(".;") if found else ""
 
 

@@ -81,9 +81,7 @@ def matrix_shares(adaptation: Adaptation, recipe: Recipe) -> dict[str, Any]:
     `sentence` says what is out of reach.
     """
     held = adaptation.matrices
-    adapted_sizes = [
-        site_size(entry.site) for entry in adaptation.plan.values() if entry.settings is not None
-    ]
+    adapted_sizes = [site_size(entry.site) for entry in adaptation.plan.values() if entry.config is not None]
     few_bits = "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides
     return {
         "numbers": held.total,
@@ -99,9 +97,8 @@ def planned_parameters(recipe: Recipe, adaptation: Adaptation) -> list[ParamInfo
     model = adaptation.model
     if recipe.adapter is not None:
         with torch.device("meta"):
-            attach_without_weights(
-                model, adaptation.plan, ADAPTERS.get(recipe.adapter.method), recipe.adapter
-            )
+            adapter = ADAPTERS.get(recipe.adapter.method)
+            attach_without_weights(model, adaptation.plan, adapter, recipe.adapter)
         assert next(adapted(model.hf), None) is not None, "a plan without a site"
     return parameter_infos(model)
 
