@@ -75,8 +75,8 @@ scripts/make_beds`."""
 FULL = """## Full tier
 
 Published results of the real models, each beside a recipe with the published settings: `lrft reproduce NAME
---dry-run` says what trains and how much memory it takes, `lrft reproduce NAME` trains and scores it. **None was run
-here**, so no number of lrft stands in these tables."""
+--dry-run` says what trains and how much memory it takes, `lrft reproduce NAME` trains and scores it.
+**None was run here**, so no number of lrft stands in these tables."""
 
 
 def counted() -> dict[str, list[Number]]:
