@@ -91,7 +91,8 @@ add `update: master`.
 ## Restarts on a quantized base
 
 What a restart folds into the base is kept beside the stored weight in float32 and never rounded into it, so a 4-bit
-base stays what it was, `adapter/` is a LoRA of the summed rank, and the pretrained model can still be switched to."""
+base stays what it was, `adapter/` is a LoRA of the summed rank, and the pretrained model can still be switched to.
+"""
 
 
 def grid(link: str) -> str:

@@ -71,12 +71,14 @@ SCALED = """## Replays
 
 Every method has its rate chosen on the same grid, on a seed that no verdict uses; criteria were stated before the
 runs. A verdict is one on the bed that it names. {done} Beds of small pre-trained models are made by `LRFT_DATA=FOLDER
-scripts/make_beds`."""
+scripts/make_beds`.
+"""
 FULL = """## Full tier
 
 Published results of the real models, each beside a recipe with the published settings: `lrft reproduce NAME
 --dry-run` says what trains and how much memory it takes, `lrft reproduce NAME` trains and scores it.
-**None was run here**, so no number of lrft stands in these tables."""
+**None was run here**, so no number of lrft stands in these tables.
+"""
 
 
 def counted() -> dict[str, list[Number]]:

@@ -283,6 +283,13 @@ def test_links_between_documents_lead_somewhere(name):
         assert (ROOT / name).parent.joinpath(target).exists(), f"{name} links to {target}"
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_table_begins_after_an_empty_line(name):
+    """Or the site shows it as text."""
+    prose = re.sub(r"^```.*?^```", "", text(name), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^[^|\n].*\n\|.*\|$", prose, re.MULTILINE) == []
+
+
 def test_the_site_has_every_page_and_no_dead_link(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
