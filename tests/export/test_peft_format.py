@@ -37,6 +37,7 @@ CASES = {
     "randlora": {"method": "randlora", "rank": 7},
     "vera": {"method": "vera", "rank": 32, "start": 1.0},
     "nola": {"method": "nola", "rank": 4, "bases": 8},
+    "hira": {"method": "hira", "rank": 512},  # of small weights a product, so small changes have small effects
 }
 
 
@@ -100,7 +101,7 @@ def test_peft_computes_our_logits(tiny, tmp_path, case, quantization):
     assert (bare - theirs).abs().max() > 1e-2  # the adapter does something, so equality says something
 
 
-@pytest.mark.parametrize("case", ["lora", "gralora", "randlora", "vera"])
+@pytest.mark.parametrize("case", ["lora", "gralora", "randlora", "vera", "hira"])
 def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path, case):
     from peft import PeftModel
 
