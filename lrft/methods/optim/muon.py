@@ -97,6 +97,6 @@ class Muon(Optimizer, torch.optim.Muon):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.add_(adam_update(param.grad, state, group["lr"], group["betas"], group["eps"]))
         self.param_groups = [group for group in groups if "betas" not in group]
-        super().step()
+        torch.optim.Muon.step(self)
         self.param_groups = groups
         return loss
