@@ -9,7 +9,7 @@ import pytest
 
 import tables_page
 from lrft.lab.tables.exact import load
-from lrft.lab.tables.exact.count import ABSENT, CONFLICT, EQUAL, MISSED, count_table, verdict
+from lrft.lab.tables.exact.count import ABSENT, CONFLICT, EQUAL, MISSED, count_table, judge_count
 from lrft.lab.tables.exact.report import markdown
 from lrft.lab.tables.exact.schema import Column
 from lrft.lab.tables.file import PROVENANCE, Cell
@@ -70,12 +70,12 @@ def test_a_wrong_override_is_not_taken_for_a_method_that_is_not_there(table_file
 )
 def test_verdicts(published, ours, column, conflict, expected):
     cell = Cell(published=published, conflict=conflict)
-    assert verdict(cell, Column(metric="trainable", provenance="T", **column), ours) == expected
+    assert judge_count(cell, Column(metric="trainable", provenance="T", **column), ours) == expected
 
 
 def test_a_tolerance_of_a_cell_stands_in_for_both_of_the_column():
     cell, column = Cell(published=100, tolerance=0), Column(metric="trainable", provenance="T", relative=0.1)
-    assert verdict(cell, column, 101) == MISSED and verdict(Cell(published=100), column, 101) == EQUAL
+    assert judge_count(cell, column, 101) == MISSED and judge_count(Cell(published=100), column, 101) == EQUAL
 
 
 def test_a_miss_ends_in_6_after_the_files_are_written(table_file, tmp_path):
