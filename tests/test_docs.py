@@ -2,7 +2,9 @@
 
 import re
 from functools import cache
+from inspect import cleandoc
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -11,26 +13,35 @@ import make_quickstart_data
 import methods_table
 from lrft.recipe.load import load_recipe
 from lrft.registry import axes
-from lrft.registry.axes import AXES
+from lrft.registry.axes import ANALYSES, AXES, FORMATS, SIGNALS, TASKS
 from lrft.registry.registry import Declaration, Registry
 
 ROOT = Path(__file__).parents[1]
 METHODS = [(axis, name) for axis, registry in AXES.items() for name in registry.names()]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if "tables" not in path.parts)
 
-# What a reader must be able to find in a method's docstring, by section of the recipe.
-EQUATION_OR_SHAPES = r"=|~|<-|\(\w+(, \w+)+\)"
+# The paragraphs of a docstring, in order; in brackets those that are there only where there is something to say.
+METHOD = "Shapes Trains [State] Source Departures [Advice]"
+PARAGRAPHS = {
+    **dict.fromkeys(AXES, METHOD),
+    "quantization": "Shapes Bits Source Departures [Advice]",
+    "optimizer": "Shapes State Source Departures [Advice]",
+    "signal": "Shapes Keeps Source Departures",
+    "analysis": "Shapes Found Source [Departures] [Advice]",
+    "format": "Columns Text Learnt",
+    "task": "Prompt Score Source",
+}
+LABEL = r"^([A-Z][a-z]+): "
+EQUATION = r"^ {4}\S.*(=|~|<-|:)"
 BORROWED = r"[Tt]he equations (?:[\w ]+ )?of `(\w+)`"
 NUMBERS = {
-    "quantization": r"\b[Bb](its?|ytes?)\b",
-    "optimizer": r"\b[Ss]tate\b.*",
-    "adapter": r"[Tt]rains .+ numbers",
-    "init": r"[Tt]rains ",
-    "allocate": r"[Tt]rains ",
-    "restart": r"[Tt]rains |[Ff]old|[Mm]erge",
-    "select": r"[Tt]rain|[Ss]tate",
-    "objective": r"[Tt]rains ",
+    "adapter": r"(numbers|r\^2|rank)",
+    "optimizer": r"\b(number|bytes)",
+    "quantization": r"\d|dtype",
+    "init": r"[Tt]he base (gives up|stores|keeps)",
 }
+REGISTRIES = {**AXES, "signal": SIGNALS, "analysis": ANALYSES, "format": FORMATS, "task": TASKS}
+DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]
 
 
 @cache
@@ -39,31 +50,98 @@ def text(name: str) -> str:
 
 
 def declared(axis: str, name: str) -> Declaration:
-    return AXES[axis].declared(name)
+    return REGISTRIES[axis].declared(name)
 
 
-@pytest.mark.parametrize(("axis", "name"), METHODS)
-def test_a_method_states_its_equation_or_shapes(axis, name):
-    borrowed = re.search(BORROWED, declared(axis, name).doc)
-    stated = declared(axis, borrowed[1] if borrowed else name).doc
-    assert re.search(EQUATION_OR_SHAPES, stated)
+def paragraphs(doc: str) -> dict[str, str]:
+    """Label -> text, in the order of the docstring; what stands before the first label is under ""."""
+    parts = re.split(LABEL, cleandoc(doc).partition("\nArgs:\n")[0], flags=re.MULTILINE)
+    assert len(parts[1::2]) == len(set(parts[1::2])), "a label stands twice"
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def settings(axis: str, name: str) -> dict[str, bool]:
+    """Setting -> whether its field describes it."""
+    fields = declared(axis, name).config.model_fields
+    return {key: bool(field.description) for key, field in fields.items() if key != "method"}
+
+
+@pytest.mark.parametrize(("axis", "name"), DOCUMENTED)
+def test_a_docstring_has_the_paragraphs_of_its_axis_in_order(axis, name):
+    pattern = "".join(
+        f"({part[1:-1]} )?" if part.startswith("[") else f"{part} " for part in PARAGRAPHS[axis].split()
+    )
+    found = [label for label in paragraphs(declared(axis, name).doc) if label]
+    assert re.fullmatch(pattern, "".join(f"{label} " for label in found)), found
+
+
+@pytest.mark.parametrize(("axis", "name"), DOCUMENTED)
+def test_a_docstring_has_its_equations_as_a_block_or_those_of_another_method(axis, name):
+    head = paragraphs(declared(axis, name).doc)[""]
+    if not re.search(EQUATION, head, re.MULTILINE):
+        borrowed = re.search(BORROWED, head)
+        assert borrowed and borrowed[1] in REGISTRIES[axis].names() and borrowed[1] != name
+
+
+@pytest.mark.parametrize(("axis", "name"), DOCUMENTED)
+def test_every_setting_is_explained_on_the_page_or_in_its_field(axis, name):
+    doc = declared(axis, name).doc
+    for other in re.findall(r"(?:settings of|as in) `(\w+)`", doc):
+        doc += declared(axis, other).doc if other in REGISTRIES[axis].names() else ""
+    said = set(re.findall(r"`(\w+)(?::[^`]*)?`", doc))
+    missing = [key for key, described in settings(axis, name).items() if not described and key not in said]
+    assert not missing
+
+
+@pytest.mark.parametrize(("axis", "name"), DOCUMENTED)
+def test_values_of_settings_are_written_as_recipes_take_them(axis, name):
+    """`scale: weightS` on a page means that `weightS` is among the values of the setting `scale`."""
+    for key, values in literals(axis, name).items():
+        for value in re.findall(rf"(?<![\w.])`{key}: (\w+)`", declared(axis, name).doc):
+            assert value in map(str, values), f"{key}: {value}"
+        undescribed = not settings(axis, name)[key] and all(isinstance(value, str) for value in values)
+        for value in values if undescribed else ():
+            assert re.search(rf"\b{re.escape(str(value))}\b", declared(axis, name).doc), f"{key}: {value}"
+
+
+def literals(axis: str, name: str) -> dict[str, list[object]]:
+    """Setting -> its values, of every setting that is a choice."""
+    found = {}
+    for key, field in declared(axis, name).config.model_fields.items():
+        options = [get_args(part) for part in (field.annotation, *get_args(field.annotation))]
+        values = next((o for o in options if o and all(isinstance(v, str | int) for v in o)), None)
+        if values:
+            found[key] = list(values)
+    return found
 
 
 @pytest.mark.parametrize(("axis", "name"), METHODS)
 def test_a_method_states_what_it_trains_or_stores(axis, name):
-    assert re.search(NUMBERS[axis], declared(axis, name).doc)
+    label = {"quantization": "Bits", "optimizer": "State"}.get(axis, "Trains")
+    stated = " ".join(paragraphs(declared(axis, name).doc)[label].split())
+    assert stated and re.search(NUMBERS.get(axis, r"\w"), stated)
+
+
+@pytest.mark.parametrize(("axis", "name"), METHODS)
+def test_an_adapter_an_init_and_an_objective_say_what_holds_at_step_0(axis, name):
+    if axis in ("adapter", "init", "objective"):
+        assert "step 0" in paragraphs(declared(axis, name).doc)["Shapes"]
 
 
 @pytest.mark.parametrize(("axis", "name"), METHODS)
 def test_a_method_states_its_source_and_departures(axis, name):
     declaration = declared(axis, name)
-    assert methods_table.source(declaration)
-    assert "Departures" in declaration.doc
+    source = " ".join(paragraphs(declaration.doc)["Source"].split())
+    assert methods_table.source(declaration) == source.rstrip(".;")
+    assert paragraphs(declaration.doc)["Departures"].strip()
 
 
-@pytest.mark.parametrize(("axis", "name"), METHODS)
-def test_a_method_has_a_one_line_summary(axis, name):
-    assert 0 < len(declared(axis, name).summary) <= 110
+@pytest.mark.parametrize(("axis", "name"), DOCUMENTED)
+def test_a_docstring_has_a_one_line_summary_and_no_filler(axis, name):
+    declaration = declared(axis, name)
+    summary, _, rest = declaration.doc.strip().partition("\n")
+    assert len(summary) <= 110 and summary.endswith(".") and rest.startswith("\n")
+    assert "nothing of its own" not in " ".join(declaration.doc.lower().split())
 
 
 def test_the_table_of_methods_in_the_readme_is_current():

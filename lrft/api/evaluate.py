@@ -9,9 +9,9 @@ from pathlib import Path
 from lrft.api.open_run import open_run, trusts_remote_code
 from lrft.build.job import subject
 from lrft.core.adapted import adapted, adapters_off
-from lrft.evaluation.report import TaskResult
 from lrft.evaluation.run import evaluate_tasks
 from lrft.evaluation.subject import Progress
+from lrft.evaluation.tasks._task import TaskResult
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.model.trained import base_parameters, put_back
@@ -47,7 +47,8 @@ def evaluate(
     """
     folder = find(run)
     recipe, text, adaptation = open_run(folder)
-    if baseline and any("own_weights" in site.adapter.provides for _, site in adapted(adaptation.model.hf)):
+    own = any("own_weights" in site.adapter.provides for _, site in adapted(adaptation.model.hf))
+    if baseline and own and recipe.adapter is not None:
         raise UsageError(
             f"--baseline: {recipe.adapter.method} is the model's weights itself; there is no base"
         )

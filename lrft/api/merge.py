@@ -13,8 +13,8 @@ from lrft.build.adapt import Adaptation
 from lrft.build.dataset import Text
 from lrft.core.batch import Batch
 from lrft.core.notes import say
+from lrft.data.encoded import Encoded
 from lrft.data.steps import eval_batches
-from lrft.data.tokenize import Encoded
 from lrft.export.card import merged_card, recipe_to_share
 from lrft.export.feedback import moments
 from lrft.export.fidelity import compare

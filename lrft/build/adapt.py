@@ -21,8 +21,9 @@ from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, SitePlan, S
 from lrft.data.steps import TrainData
 from lrft.data.tokenize import Encoded
 from lrft.evaluation.subject import Progress
-from lrft.model.attach import attach, dense, make_plan
+from lrft.model.attach import attach, make_plan
 from lrft.model.backend import check_runs, settle_attention
+from lrft.model.builder import SiteBuilder, dense
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model
@@ -98,24 +99,22 @@ def adapt(
         recipe = _packing(asked, False)
     signals: Signals = {}
     if recipe.adapter is not None and saved is not None and planned is not None:
-        adaptation.plan = {name: SitePlan.of(record) for name, record in planned.items()}
+        kind = type(recipe.adapter)
+        adaptation.plan = {name: SitePlan.of(record, kind) for name, record in planned.items()}
     elif recipe.adapter is not None:
         left = _decide(adaptation.plan, planners, None)
         signals = _signals(recipe, model, adaptation.plan, left, text, device, progress)
         _decide(adaptation.plan, left, _evidence(recipe, model, signals, progress))
-    attach(
-        model,
-        adaptation.plan,
-        adapter=None if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method),
-        config=recipe.adapter,
-        init=None if recipe.init is None else INITS.get(recipe.init.method)(recipe.init),
-        quantize=quantizer(recipe),
+    builder = SiteBuilder(
+        quantizer(recipe),
+        None if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method),
+        recipe.adapter,
+        None if recipe.init is None else INITS.get(recipe.init.method)(recipe.init),
         signals=signals,
         saved=saved,
-        device=device,
-        seed=recipe.train.seed,
-        progress=partial(progress, "preparing layers"),
+        device=torch.device(device),
     )
+    attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
     if not on_cpu:
         with _bare(model):
             _settled(asked, adaptation, device)
@@ -245,14 +244,14 @@ def _calibrated(
     show = partial(progress, f"calibrating on {label}" if label else "calibrating")
 
     def make(site: str, name: str) -> Statistic:
-        settings = plan[site].settings
-        assert settings is not None
-        statistic: Statistic = SIGNALS.get(name)(**planner.signal_options(name, settings))
+        config = plan[site].config
+        assert config is not None
+        statistic: Statistic = SIGNALS.get(name)(**planner.signal_options(name, config))
         return statistic
 
     return calibrate(
         model,
-        {name: entry.site for name, entry in plan.items() if entry.settings is not None},
+        {name: entry.site for name, entry in plan.items() if entry.config is not None},
         islice(_micro_batches(data), wanted),
         objective,
         make,

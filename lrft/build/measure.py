@@ -10,6 +10,7 @@ import torch
 from lrft.build.adapt import Adaptation, plan_without_weights, quantizer
 from lrft.build.job import build_optimizer
 from lrft.core.adapted import adapted
+from lrft.core.optimizer import contract_of
 from lrft.core.params import ParamInfo
 from lrft.model.attach import attach_without_weights, detach
 from lrft.model.causal_lm import CausalLM
@@ -81,9 +82,7 @@ def matrix_shares(adaptation: Adaptation, recipe: Recipe) -> dict[str, Any]:
     `sentence` says what is out of reach.
     """
     held = adaptation.matrices
-    adapted_sizes = [
-        site_size(entry.site) for entry in adaptation.plan.values() if entry.settings is not None
-    ]
+    adapted_sizes = [site_size(entry.site) for entry in adaptation.plan.values() if entry.config is not None]
     few_bits = "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides
     return {
         "numbers": held.total,
@@ -99,9 +98,8 @@ def planned_parameters(recipe: Recipe, adaptation: Adaptation) -> list[ParamInfo
     model = adaptation.model
     if recipe.adapter is not None:
         with torch.device("meta"):
-            attach_without_weights(
-                model, adaptation.plan, ADAPTERS.get(recipe.adapter.method), recipe.adapter
-            )
+            adapter = ADAPTERS.get(recipe.adapter.method)
+            attach_without_weights(model, adaptation.plan, adapter, recipe.adapter)
         assert next(adapted(model.hf), None) is not None, "a plan without a site"
     return parameter_infos(model)
 
@@ -118,9 +116,9 @@ def optimizer_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
     together = recipe.optimizer.model_copy(update={"per_layer": False})  # the same state, in one step
     recipe = recipe.model_copy(update={"optimizer": together})
     optimizer = build_optimizer(recipe, infos)
-    if getattr(optimizer, "calls_closure", False):
+    if contract_of(optimizer).calls_closure:
         return updates.state_bytes(optimizer)
-    if not getattr(optimizer, "steps_without_storage", True):
+    if not contract_of(optimizer).steps_without_storage:
         return _sampled_bytes(recipe, infos)
     for info in infos:
         info.param.grad = torch.empty_like(info.param)

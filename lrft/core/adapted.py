@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter
-from lrft.core.frozen import Changed, FrozenLinear
+from lrft.core.adapter import Adapter, Additive
+from lrft.core.frozen import FrozenLinear
+from lrft.core.less import Less, changed, start_of
 from lrft.registry.errors import NotMergeable
 
 
@@ -17,33 +18,20 @@ class Adapted(nn.Module):
     """What replaces a linear layer of the base model: `adapter(x, base)`, or the pretrained map while disabled.
 
     Args:
-        start: a frozen copy of the adapter at step 0, when its start is a change that the base gave up.
-        anchored: the base kept its weight W and the start is subtracted here; otherwise the base stores
-            W - delta_0 and the start only remembers what is missing.
-        offset: A (k, in) and B (out, k) of what was taken off W before the base was stored, where that is not the
-            start itself.
+        base: the frozen map, or the whole block that the adapter is put around.
 
     Attributes:
         bias: (out,) a bias of the base model that trains, or None. It is added out here, and `base` then has none, so
             that neither an adapter's fast path nor a storage has to pass its gradient on.
     """
 
+    base: FrozenLinear
     bias: nn.Parameter | None
 
-    def __init__(
-        self,
-        base: FrozenLinear,
-        adapter: Adapter,
-        start: Adapter | None = None,
-        anchored: bool = False,
-        offset: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, base: FrozenLinear, adapter: Adapter) -> None:
         super().__init__()
         self.base = base
         self.adapter = adapter
-        self.start = None if start is None else start.requires_grad_(False).eval()
-        self.anchored = anchored
-        self.offset = offset
         self.enabled = True
         self.register_parameter("bias", None)
 
@@ -52,29 +40,21 @@ class Adapted(nn.Module):
         assert self.base.bias is None, "the bias would be added twice"
         self.bias = bias
 
+    @property
+    def start(self) -> Additive | None:
+        """The adapter at step 0, where its start is a change that the base gave up."""
+        less = start_of(self.base)
+        return None if less is None else less.start
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         y = self._without_bias(x)
         return y if self.bias is None else y + self.bias
 
     def _without_bias(self, x: Tensor) -> Tensor:
-        if not self.enabled:
-            return self._pretrained(x)
-        if self.start is not None and self.anchored:
-            return self.adapter.forward_since(self.start, x, self.base)
-        return self.adapter(x, self.base)
-
-    def _pretrained(self, x: Tensor) -> Tensor:
-        """The pretrained map, not its residual: references and baselines must not miss what the base gave up."""
-        base = getattr(self.base, "original", self.base)  # a whole block has no storage of its own
-        return base(x) if self.start is None or self.anchored else base(x) + self.start.update(x)
-
-    def train(self, mode: bool = True) -> Adapted:
-        """The start stays in evaluation mode: it is a constant."""
-        super().train(mode)
-        if self.start is not None:
-            self.start.eval()
-        return self
+        if not isinstance(self.base, FrozenLinear):  # a whole block has no storage of its own
+            return self.adapter(x, self.base) if self.enabled else self.base(x)
+        return self.base.through(self.adapter, x) if self.enabled else self.base.pretrained(x)
 
     @torch.no_grad()
     def merged_weight(self, weight: Tensor | None = None) -> Tensor:
@@ -89,21 +69,18 @@ class Adapted(nn.Module):
         if "mergeable" not in self.adapter.provides:
             name, site = self.adapter.name, self.adapter.site.name
             raise NotMergeable(f"{name} cannot be merged (site {site}); keep the adapter separate")
-        if weight is None:
-            original = self.base.original.weight().float()
-            whole = self.anchored
-        else:
-            original, whole = weight.float(), True
+        original = self.base.original.weight().float() if weight is None else weight.float()
         change = self.base.change()
         dense = original if change is None else original + change
         merged = dense + self.adapter.delta_weight(dense)
-        return merged - self.start.delta_weight(dense) if self.start is not None and whole else merged
+        less = start_of(self.base)
+        whole = less is not None and (less.anchored or weight is not None)
+        return merged - less.start.delta_weight(dense) if less is not None and whole else merged
 
     @torch.no_grad()
     def pretrained_weight(self) -> Tensor:
         """The weight before any training, as this base stores it, in float32, (out, in)."""
-        dense = self.base.original.weight().float()
-        return dense if self.start is None or self.anchored else dense + self.start.delta_weight(dense)
+        return self.base.pretrained_weight()
 
     @torch.no_grad()
     def change(self) -> Tensor:
@@ -112,14 +89,15 @@ class Adapted(nn.Module):
         dense = original if folded is None else original + folded
         found = self.adapter.delta_weight(dense)
         if self.start is not None:
-            found = found - self.start.delta_weight(dense if self.anchored else original)
+            found = found - self.start.delta_weight(original)
         return found if folded is None else found + folded
 
     @torch.no_grad()
     def absorb(self, share: float = 1.0) -> None:
         """Move `share` of the adapter's change into the base; the adapter itself is left to the caller.
 
-        The change is kept beside the base, exactly (`Changed`), and never rounded into its storage.
+        The change is kept beside the base, exactly (`Changed`), and never rounded into its storage. An anchored start
+        is subtracted once and for all; one that the base gave up still says what that was.
 
         Raises:
             ValueError: only a part is asked for where the start is subtracted, or of a change that is not linear; or
@@ -131,17 +109,14 @@ class Adapted(nn.Module):
         if share != 1 and (self.start is not None or not linear):
             raise ValueError("only a whole change can be absorbed where it depends on W or on a start")
         if linear:
-            A, B = self.adapter.factors(self.start if self.anchored else None)
-            change: Tensor | tuple[Tensor, Tensor] = (A, share * B)
+            assert isinstance(self.adapter, Additive), "a linear change is additive"
+            anchored = isinstance(self.base, Less) and self.base.anchored
+            moved = self.adapter.moved(self.start if anchored else None)
+            scaled = (moved[0], share * moved[1]) if isinstance(moved, tuple) else share * moved
         else:
-            change = self.merged_weight() - self.base.weight().float()
-        if not isinstance(self.base, Changed):
-            self.base = Changed(self.base)
-        self.base.add(change)
-        if (
-            self.anchored
-        ):  # subtracted once and for all; a start that the base gave up still says what that was
-            self.start, self.anchored = None, False
+            scaled = self.merged_weight() - self.base.weight().float()
+        self.base = changed(self.base)
+        self.base.add(scaled)
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -7,11 +7,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.core.peft import PeftForm
+from lrft.ops.formula import formula_linear
+from lrft.ops.low_rank import Branch, Formed, branch_linear
 from lrft.registry.config import AdapterConfig
 from lrft.registry.errors import NotMergeable
+
+Factors = tuple[Tensor, Tensor]
+"""A (k, in) and B (out, k) of a low-rank matrix B A, scaling included."""
 
 
 class Adapter(nn.Module):
@@ -19,6 +26,7 @@ class Adapter(nn.Module):
 
     The one formula is `delta_weight`; the default forward and the merge both follow from it, so they cannot
     disagree. A subclass may override `forward` with a fast path, which a contract test compares with the formula.
+    A change that does not depend on W is an `Additive`; one by a low-rank term is a `LowRank` and says its `branch`.
 
     Parameters are created in float32: they are the master weights the optimizer moves. The forward pass casts
     them to `compute_dtype` (or the input's dtype) at the point of use, so an update too small for bfloat16 is
@@ -26,12 +34,11 @@ class Adapter(nn.Module):
 
     Class attributes:
         provides, requires: traits (`lrft.registry.traits`).
-        site_kinds: places the method adapts: `linear`, and `mlp` for whole feed-forward blocks, whose own linear
-            layers are then no sites.
+        site_kinds: kinds of site the method adapts (`lrft.core.params.KINDS`).
         roles: parameter name -> role, read by optimizers that treat factors differently.
         scaling: s of the low-rank term, alpha / rank or what the method makes of it.
-        peft_names: parameter name -> tensor name in PEFT's file, when the method has a PEFT form.
-        peft_transposed: whether PEFT has the method on layers that store (in, out) too, as GPT-2's do.
+        peft: how PEFT holds the method. Read from the class itself and never inherited: a change of a method that
+            PEFT has is another function, so a child says its own form, or has none.
     """
 
     name: ClassVar[str]
@@ -39,20 +46,20 @@ class Adapter(nn.Module):
     provides: ClassVar[set[str]] = set()
     requires: ClassVar[set[str]] = set()
     roles: ClassVar[dict[str, str]] = {}
-    peft_names: ClassVar[dict[str, str]] = {}
-    peft_transposed: ClassVar[bool] = True
+    peft: ClassVar[PeftForm | None] = None
     compute_dtype: torch.dtype | None = None
     scaling: float = 1.0
 
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
+    config: AdapterConfig
 
-    def __init__(self, config: Any, site: Site) -> None:
+    def __init__(self, config: AdapterConfig, site: Site) -> None:
         super().__init__()
         self.config = config
         self.site = site
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> Adapter:
+    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> Adapter:
         """The adapter of one site; overridden where the kind of site decides, or where sites share a part."""
         return cls(config, site)
 
@@ -60,6 +67,12 @@ class Adapter(nn.Module):
     def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
         """The part that all sites share, made once, or None."""
         return None
+
+    @classmethod
+    def peft_form(cls) -> PeftForm | None:
+        """The class's own `peft`; a parent's says nothing of a child."""
+        form: PeftForm | None = cls.__dict__.get("peft")
+        return form
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """The change of the weight, (out, in) -> (out, in), in the dtype of `weight`.
@@ -73,23 +86,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         """(..., in) -> (..., out): the adapted map, bias included."""
-        weight = base.weight()
-        return base(x) + x @ self.delta_weight(weight).to(x.dtype).mT
-
-    def update(self, x: Tensor) -> Tensor:
-        """The additive term alone, (..., in) -> (..., out); for adapters whose change does not depend on W."""
-        raise NotImplementedError(f"{type(self).__name__} declares no additive term")
-
-    def forward_since(self, start: Adapter, x: Tensor, base: FrozenLinear) -> Tensor:
-        """The map on a base that kept its weight: this change less that of `start`, (..., in) -> (..., out)."""
-        return self(x, base) - start.update(x)
-
-    def factors(self, start: Adapter | None = None) -> tuple[Tensor, Tensor]:
-        """A (k, in) and B (out, k) in float32 with change = B A, scaling included, less that of `start`.
-
-        For adapters whose change is low-rank and does not depend on W; what restarts and the export to PEFT use.
-        """
-        raise NotImplementedError(f"{type(self).__name__} declares no factors")
+        return formula_linear(x, base, self.delta_weight, self.parameters())
 
     def start(self, weight: Tensor) -> None:
         """Set parameters that start from the base weight (out, in), such as magnitudes. Called once, on attaching."""
@@ -126,26 +123,91 @@ class Adapter(nn.Module):
         """How many numbers train at `site`, as the docstring's formula says."""
         raise NotImplementedError("declare the parameter count")
 
-    @classmethod
-    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
-        """The method's own keys of PEFT's adapter_config.json, or None when PEFT cannot express it.
-
-        Args:
-            with_start: the tensors hold the start as well, subtracted, so that they fit the pretrained base.
-        """
-        return None
-
-    def peft_keys(self, with_start: bool = False) -> dict[str, Any] | None:
-        """`peft_config` of this very site; overridden where training changes the rank."""
-        return self.peft_config(self.config, with_start)
-
-    def peft_tensors(self, start: Adapter | None = None) -> dict[str, Tensor]:
-        """Own name -> tensor as PEFT expects it, with the `start` that the base gave up subtracted."""
-        assert start is None, f"{type(self).__name__} declares no form with a start"
-        return self.state_dict()
-
     def extra_repr(self) -> str:
         return f"site={self.site.name!r}"
+
+
+class Additive(Adapter):
+    """An adapter whose change does not depend on W: the trait `linear_delta`.
+
+    A subclass says `change`; what is added to the base's output, how a start is subtracted from it, and what moves
+    into the base on a restart follow.
+    """
+
+    def change(self) -> Tensor:
+        """The change of the weight, (out, in) float32, with a graph."""
+        raise NotImplementedError(f"{type(self).__name__} declares no change")
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        return self.change().to(weight.dtype)
+
+    def update(self, x: Tensor) -> Tensor:
+        """The additive term alone, (..., in) -> (..., out), in the dtype of x."""
+        dtype = self.compute_dtype or x.dtype
+        return F.linear(x.to(dtype), self.change().to(dtype)).to(x.dtype)
+
+    def forward_since(self, start: Additive, x: Tensor, base: FrozenLinear) -> Tensor:
+        """The map on a base that kept its weight: this change less that of `start`, (..., in) -> (..., out)."""
+        return self(x, base) - start.update(x)
+
+    def factors(self, start: Additive | None = None) -> Factors | None:
+        """A and B in float32 with change = B A, less that of `start`; None where the change has no low rank."""
+        return None
+
+    @torch.no_grad()
+    def moved(self, start: Additive | None = None) -> Tensor | Factors:
+        """The change less that of `start`, as factors where there are any, else dense (out, in) float32."""
+        factors = self.factors(start)
+        if factors is not None:
+            return factors
+        return self.change() if start is None else self.change() - start.change()
+
+
+class LowRank(Additive):
+    """An adapter by one low-rank term: `branch` is the formula, and everything else follows from it.
+
+    A method whose branch has a gain (DoRA) depends on W: it says its own `forward` and `delta_weight`, and does not
+    declare `linear_delta`.
+    """
+
+    def branch(self) -> Branch:
+        """The term as it merges: factors, scale and dropout."""
+        raise NotImplementedError(f"{type(self).__name__} declares no branch")
+
+    def change(self) -> Tensor:
+        return self.branch().dense()
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        return self.through(self.branch(), x, base)
+
+    def through(self, branch: Branch, x: Tensor, base: FrozenLinear | None) -> Tensor:
+        """A branch of this adapter on top of `base`, or its term alone, (..., in) -> (..., out)."""
+        return branch_linear(x, base, branch, dtype=self.compute_dtype, training=self.training)
+
+    def update(self, x: Tensor) -> Tensor:
+        return branch_linear(x, None, self.branch(), dtype=self.compute_dtype)
+
+    def forward_since(self, start: Additive, x: Tensor, base: FrozenLinear) -> Tensor:
+        assert isinstance(start, LowRank)
+        return branch_linear(x, base, self.branch_since(start), dtype=self.compute_dtype)
+
+    def branch_since(self, start: LowRank) -> Branch:
+        """This term less that of `start`, as (B - B0) A + B0 (A - A0), or its first half where A does not train.
+
+        The differences are formed in float32, so a change much smaller than the start survives bfloat16.
+        """
+        mine, theirs = self.branch(), start.branch()
+        (A, B), (A0, B0) = mine.pair(), theirs.pair()
+        if mine.formed is not None and not mine.formed.trains_down:
+            return Branch(A, B - B0, mine.scale)
+        return Branch(torch.cat([A, A - A0]), torch.cat([B - B0, B0], dim=1), mine.scale)
+
+    @torch.no_grad()
+    def factors(self, start: Additive | None = None) -> Factors:
+        assert start is None or isinstance(start, LowRank)
+        branch = self.branch() if start is None else self.branch_since(start)
+        A, B = branch.pair()
+        return A.float(), branch.scale * B.float()
 
 
 class Shared(nn.Module):
@@ -165,3 +227,6 @@ class Shared(nn.Module):
     def peft_tensors(self) -> dict[str, Tensor] | None:
         """PEFT's name -> tensor, or None when PEFT has no such part, and so no form for the adapters either."""
         return None
+
+
+__all__ = ["Adapter", "Additive", "Branch", "Factors", "Formed", "LowRank", "PeftForm", "Shared"]

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.adapter import Adapter
+from lrft.core.adapter import Additive, Factors, LowRank, PeftForm
+from lrft.core.peft import lora_keys
 
 
-class Elastic(Adapter):
+class Elastic(LowRank):
     """delta(W) = s * sum over shown k of B[:, k] E[k] A[k, :].
 
     A subclass has parameters A (capacity, in) and B (out, capacity), and E (capacity) or none (then 1), makes the
@@ -48,7 +49,7 @@ class Elastic(Adapter):
         return self.mask if E is None else E * self.mask
 
     @torch.no_grad()
-    def factors(self, start: Adapter | None = None) -> tuple[Tensor, Tensor]:
+    def factors(self, start: Additive | None = None) -> Factors:
         """The shown components whose gate is not 0: A' = A[k] and B' = s B[:, k] E[k]."""
         assert start is None, f"{type(self).__name__} has no form with a start"
         A, _, B = self.components()
@@ -56,20 +57,23 @@ class Elastic(Adapter):
         live = gates.nonzero().flatten()
         return A[live].float(), self.scaling * B[:, live].float() * gates[live]
 
-    def peft_keys(self, with_start: bool = False) -> dict[str, Any] | None:
-        """A plain LoRA of the rank that is left, with alpha such that its scale is 1 (the gates hold the rest)."""
-        rank = max(1, self.factors()[0].shape[0])
-        return {
-            "peft_type": "LORA",
-            "r": rank,
-            "lora_alpha": float(rank),
-            "use_rslora": False,
-            "lora_dropout": 0.0,
-        }
 
-    def peft_tensors(self, start: Adapter | None = None) -> dict[str, Tensor]:
-        """A and B of that LoRA; a site with nothing left keeps one component of zeros, which PEFT can hold."""
-        A, B = self.factors(start)
-        if A.shape[0] == 0:
-            A, B = A.new_zeros(1, self.site.in_features), B.new_zeros(self.site.out_features, 1)
-        return {"A": A, "B": B}
+def _keys(config: Any, with_start: bool) -> dict[str, Any]:
+    return lora_keys(config.rank, float(config.rank))
+
+
+def _keys_here(adapter: Any) -> dict[str, Any]:
+    """A plain LoRA of the rank that is left, with alpha such that its scale is 1 (the gates hold the rest)."""
+    rank = max(1, adapter.factors()[0].shape[0])
+    return lora_keys(rank, float(rank))
+
+
+def _tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+    """A and B of that LoRA; a site with nothing left keeps one component of zeros, which PEFT can hold."""
+    A, B = adapter.factors(start)
+    if A.shape[0] == 0:
+        A, B = A.new_zeros(1, adapter.site.in_features), B.new_zeros(adapter.site.out_features, 1)
+    return {"A": A, "B": B}
+
+
+ELASTIC_FORM = PeftForm(_keys, _tensors, keys_here=_keys_here)

@@ -52,12 +52,24 @@ class FrozenLinear(nn.Module):
 
     @property
     def original(self) -> FrozenLinear:
-        """The map as it was before any training: this one, unless a change is kept beside it."""
+        """The map as it is stored: this one, unless something is kept beside it."""
         return self
 
     def change(self) -> Tensor | None:
         """What was added to the original weight since, (out, in) float32; None where nothing was."""
         return None
+
+    def pretrained(self, x: Tensor) -> Tensor:
+        """The map before any training, (..., in) -> (..., out), whatever was moved out of the base or into it."""
+        return self.original(x)
+
+    def pretrained_weight(self) -> Tensor:
+        """The weight before any training as this base stores it, (out, in) float32."""
+        return self.original.weight().float()
+
+    def through(self, adapter: AdapterMap, x: Tensor) -> Tensor:
+        """The adapted map, (..., in) -> (..., out)."""
+        return adapter(x, self)
 
     @property
     def stored_bytes(self) -> int:
@@ -118,6 +130,13 @@ class _FrozenMatmul(torch.autograd.Function):
         return dx, None, grad.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
 
 
+class AdapterMap(Protocol):
+    """An adapter as its base sees it."""
+
+    def __call__(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        """(..., in) -> (..., out): the adapted map, bias included."""
+
+
 class Quantizer(Protocol):
     """Makes the frozen layer from a dense weight (out, in) and an optional bias (out,)."""
 
@@ -156,6 +175,12 @@ class Changed(FrozenLinear):
     @property
     def original(self) -> FrozenLinear:
         return self.inner.original
+
+    def pretrained(self, x: Tensor) -> Tensor:
+        return self.inner.pretrained(x)
+
+    def pretrained_weight(self) -> Tensor:
+        return self.inner.pretrained_weight()
 
     def encode(self, weight: Tensor) -> None:
         """Take `weight` as the new weight; what differs from the inner map becomes the dense change."""

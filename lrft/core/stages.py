@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lrft.core.adapter import Adapter
+from lrft.core.adapter import Adapter, Factors
 from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
-from lrft.registry.config import MethodConfig, Source
+from lrft.registry.config import AdapterConfig, MethodConfig, Source
 from lrft.registry.errors import RecipeError
-
-Factors = tuple[Tensor, Tensor]
-"""A (k, in) and B (out, k) of a low-rank matrix B A, scaling included."""
 
 
 @dataclass
@@ -23,24 +20,44 @@ class SitePlan:
     """What was decided for one site, after every planner had its say.
 
     Attributes:
-        settings: the adapter's settings there; None where no adapter goes.
+        config: the adapter's settings there; None where no adapter goes.
         quantization: settings of the storage that differ from the recipe's.
     """
 
     site: Site
-    settings: dict[str, Any] | None = field(default_factory=dict)
+    config: AdapterConfig | None = None
     quantization: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int | None:
+        """The adapter's rank there, if it has one."""
+        return self.setting("rank")
+
+    def setting(self, name: str) -> Any:
+        """The adapter's setting of that name; None where there is no adapter, or none of that name."""
+        return getattr(self.config, name, None)
+
+    def changed(self, **settings: Any) -> SitePlan:
+        """The plan of the site with other settings of the adapter, which must be there and have such settings."""
+        assert self.config is not None and settings.keys() <= type(self.config).model_fields.keys()
+        return replace(self, config=self.config.model_copy(update=settings))
 
     def record(self) -> dict[str, Any]:
         """Plain values for plan.json."""
-        return {**asdict(self.site), "settings": self.settings, "quantization": self.quantization}
+        settings = None if self.config is None else self.config.model_dump()
+        return {**asdict(self.site), "settings": settings, "quantization": self.quantization}
 
     @classmethod
-    def of(cls, record: dict[str, Any]) -> SitePlan:
-        """What `record` gave, back."""
+    def of(cls, record: dict[str, Any], config: type[AdapterConfig]) -> SitePlan:
+        """What `record` gave, back; `config` is the adapter's."""
         names = {field.name for field in fields(Site)}
         site = Site(**{key: value for key, value in record.items() if key in names})
-        return cls(site, record["settings"], record.get("quantization", {}))
+        settings = record["settings"]
+        return cls(
+            site,
+            None if settings is None else config.model_validate(settings),
+            record.get("quantization", {}),
+        )
 
 
 Plan = dict[str, SitePlan]
@@ -48,7 +65,7 @@ Plan = dict[str, SitePlan]
 
 def ranks_of(plan: Plan) -> list[int]:
     """The rank of every site whose adapter has one."""
-    return [site.settings["rank"] for site in plan.values() if site.settings and "rank" in site.settings]
+    return [entry.rank for entry in plan.values() if entry.rank is not None]
 
 
 Signals = dict[str, dict[str, Tensor]]
@@ -101,7 +118,7 @@ class Planner:
         """Label -> rows that statistics called `name@label` are measured over."""
         return {}
 
-    def signal_options(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    def signal_options(self, name: str, config: AdapterConfig) -> dict[str, Any]:
         """Keyword arguments of the statistic `name` at a site with these adapter settings."""
         return {}
 
@@ -132,9 +149,7 @@ class Init(Planner):
         Raises:
             RecipeError: names the site that allows the lowest rank.
         """
-        ranks = {
-            name: entry.settings.get("rank") for name, entry in plan.items() if entry.settings is not None
-        }
+        ranks = {name: entry.rank for name, entry in plan.items() if entry.config is not None}
         over = []
         for name, rank in ranks.items():
             most = self.most_rank(plan[name].site)

@@ -11,11 +11,12 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, time
-from typing import Any
+from datetime import date, datetime, time, tzinfo
 
 from lrft.data.example import Example, Message
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json, to_list
+from lrft.registry.protocols import Tokenizer
 
 THOUGHT = ("reasoning_content", "reasoning", "thinking")  # fields that hold what is thought before an answer
 INLINE = re.compile(r"\s*(<(think\w*|thought|reason\w*)>)(.*?)(</\2>)\s*", re.DOTALL)
@@ -54,7 +55,7 @@ class ChatTemplate:
         asks_for_the_date: whether one asked so far.
     """
 
-    def __init__(self, tokenizer: Any, stop_ids: set[int], today: date) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop_ids: set[int], today: date) -> None:
         self.tokenizer = tokenizer
         self.today = today
         self.asks_for_the_date = False
@@ -113,18 +114,17 @@ class ChatTemplate:
         """Let it be midnight of `today` for the template, whose one way to the clock is `strftime_now`."""
         from transformers.utils import chat_template_utils
 
-        utils: Any = chat_template_utils
-
-        def now(zone: Any = None) -> datetime:
+        def now(zone: tzinfo | None = None) -> datetime:
             self.asks_for_the_date = True
             return datetime.combine(self.today, time(), zone)
 
-        clock = utils.datetime
-        utils.datetime = type("Stopped", (datetime,), {"now": staticmethod(now)})
+        names = vars(chat_template_utils)
+        clock = names["datetime"]
+        names["datetime"] = type("Stopped", (datetime,), {"now": staticmethod(now)})
         try:
             yield
         finally:
-            utils.datetime = clock
+            names["datetime"] = clock
 
     def _place(self, messages: Sequence[Message], tools: Sequence[Message]) -> str:
         for number in range(1, len(messages) + 1):
@@ -169,8 +169,9 @@ class ChatTemplate:
             return len(text)
         through = self.render(example.messages[: turn + 1], example.tools)
         content = example.messages[turn]["content"]
-        words = through.rfind(content.strip(), start) if isinstance(content, str) else -1
-        least = words + len(content.strip()) if words >= 0 else start
+        own = content.strip() if isinstance(content, str) else None
+        words = -1 if own is None else through.rfind(own, start)
+        least = start if own is None or words < 0 else words + len(own)
         dropped = set()
         while not text.startswith(through):
             mark = next((mark for mark in self.marks if through.endswith(mark)), "")
@@ -211,7 +212,7 @@ class ChatTemplate:
             return ""
         if body and self._scaffold and answer.startswith(self._scaffold + body):
             return self._scaffold
-        probe = {"role": "assistant", "content": PROBE}
+        probe: Message = {"role": "assistant", "content": PROBE}
         try:
             shown = self.render([*example.messages[:turn], probe], example.tools)
         except DataError:
@@ -227,15 +228,15 @@ def thought(message: Message) -> tuple[str, str]:
     """What a message thinks, in a field or in a block that its content begins with, and what it then says."""
     content = message["content"]
     said = content if isinstance(content, str) else ""
-    held = next((message[name] for name in THOUGHT if isinstance(message.get(name), str)), "")
+    held = next((words for name in THOUGHT if isinstance(words := message.get(name), str)), "")
     block = INLINE.match(said)
     return (held or block[3], said[block.end() :]) if block else (held, said)
 
 
-def pieces(content: Any) -> list[str]:
+def pieces(content: Json) -> list[str]:
     """The texts of a message; one that begins with a block of thoughts is two, the block's marks left out."""
     if not isinstance(content, str):
-        return [part["text"] for part in content]
+        return [str(part["text"]) for part in to_list(content) if isinstance(part, dict)]
     block = INLINE.match(content)
     return [block[3], content[block.end() :]] if block else [content]
 
@@ -254,7 +255,7 @@ def marks(message: Message, answer: str) -> Marks | None:
     return Marks(before.strip(), between) if between else None
 
 
-def said(tokenizer: Any, tokens: list[int], between: Marks | None) -> str:
+def said(tokenizer: Tokenizer, tokens: list[int], between: Marks | None) -> str:
     """The text of an answer without special tokens, and without what it thinks between the marks before it."""
 
     def decoded(count: int) -> str:

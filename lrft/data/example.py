@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-Message = dict[str, Any]
+from lrft.registry.json import Json
+
+Row = dict[str, Json]
+Message = dict[str, Json]
 
 
 @dataclass(frozen=True)

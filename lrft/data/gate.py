@@ -9,6 +9,7 @@ from typing import Any
 from lrft.data.encoded import Encoded
 from lrft.data.sources import Rows
 from lrft.registry.errors import DataError
+from lrft.registry.protocols import Tokenizer
 
 SHOWN = 3  # offending rows named in a message
 SCORED_WHOLE = "score"  # of `too_long`: rows over the limit are no problem
@@ -148,7 +149,7 @@ class GateReport:
 
 
 def inspect(
-    encoded: Sequence[Encoded], rows: Rows, tokenizer: Any, stop_ids: set[int], max_length: int
+    encoded: Sequence[Encoded], rows: Rows, tokenizer: Tokenizer, stop_ids: set[int], max_length: int
 ) -> GateReport:
     """Count what the gate judges; `encoded[i]` is `rows[i]`."""
     tests = _tests(stop_ids, max_length)

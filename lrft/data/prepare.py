@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lrft.data.encoded import Encoded
 from lrft.data.gate import GateReport, inspect
 from lrft.data.sources import Rows
-from lrft.data.tokenize import Encoded, Renderer, encode_all
+from lrft.data.tokenize import Renderer, encode_all
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lrft.data.chat import THOUGHT, ChatTemplate, Span, pieces
 from lrft.data.encoded import NOTHING, Notes
 from lrft.data.example import Example, Message
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json, to_section
 
 # Fields of a message that change what it says; others, such as a time or a score, are only told.
 MEANT = (
@@ -152,7 +152,7 @@ class Reached:
             return NOTHING
         if not self._changes(self.example.messages, self.text, tools=()):
             return Notes(unwritten=("tools",))
-        named = [(tool.get("function") or tool).get("name") for tool in tools]
+        named = [to_section(tool.get("function") or tool).get("name") for tool in tools]
         if not all(_stands(name, self.text) for name in named if isinstance(name, str)):
             return Notes(unwritten=("tools",))
         return Notes(left_out=not all(_stands(leaf, self.text) for leaf in _described(tools)))
@@ -190,19 +190,19 @@ def _without(message: Message, names: Sequence[str]) -> Message:
     return {key: value for key, value in message.items() if key not in names}
 
 
-def _texts_of(content: Any) -> list[str]:
+def _texts_of(content: Json) -> list[str]:
     """The texts of a message, white space around them left to the template."""
     return [text.strip() for text in pieces(content) if text.strip()]
 
 
 def _described(tools: Sequence[Message]) -> Iterator[str]:
     for tool in tools:
-        description = (tool.get("function") or tool).get("description")
+        description = to_section(tool.get("function") or tool).get("description")
         if isinstance(description, str):
             yield description
 
 
-def leaves(value: Any) -> Iterator[str]:
+def leaves(value: Json) -> Iterator[str]:
     """The texts and numbers that a field holds, those that only tie messages together left out."""
     if isinstance(value, dict):
         for key, item in value.items():

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lrft.registry.errors import DataError
+from lrft.registry.protocols import Tokenizer
 
 # Put before a text that goes on from another one, so that a tokenizer does not take it for the beginning of a
 # document and write a space in front; the first that stays a token of its own is used.
@@ -35,7 +35,7 @@ class Sewn:
     merged: bool
 
 
-def sewn(tokenizer: Any, text: str, bounds: Sequence[tuple[int, bool]]) -> Sewn:
+def sewn(tokenizer: Tokenizer, text: str, bounds: Sequence[tuple[int, bool]]) -> Sewn:
     """The tokens of `text`, cut where answers begin.
 
     Args:
@@ -66,7 +66,7 @@ def sewn(tokenizer: Any, text: str, bounds: Sequence[tuple[int, bool]]) -> Sewn:
 class Piece:
     """The tokens of a text that stands alone, or after an anchor; None of them where the anchor joins the text."""
 
-    def __init__(self, tokenizer: Any, text: str, anchor: str = "") -> None:
+    def __init__(self, tokenizer: Tokenizer, text: str, anchor: str = "") -> None:
         self.tokenizer = tokenizer
         self.text = text
         self.anchor = anchor
@@ -120,10 +120,10 @@ def _following(piece: Piece, lead: list[int], text: str) -> Piece | None:
     return None
 
 
-def _decoded(tokenizer: Any, ids: list[int]) -> str:
+def _decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
-def token_ids(tokenizer: Any, text: str) -> list[int]:
+def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The tokens of `text` alone: nothing is put before or after it."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any
 
 from rich.text import Text
 
 from lrft.data.encoded import Encoded
 from lrft.data.gate import GateReport
+from lrft.registry.protocols import Tokenizer
 
 LEARNT = "bold black on green"
 MARKS = ("⟦", "⟧")
 OF_A_PAIR = ("chosen: ", "\nrejected: ")
 
 
-def spans(encoded: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
+def spans(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """(text, is learnt) of each run of tokens under the same mask; together they are the whole document."""
     found = []
     end, shown = 0, 0
@@ -28,7 +28,7 @@ def spans(encoded: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
     return found
 
 
-def masked_text(encoded: Encoded, tokenizer: Any, colour: bool) -> Text:
+def masked_text(encoded: Encoded, tokenizer: Tokenizer, colour: bool) -> Text:
     """The row as text, what is learnt highlighted, or between marks where there is no colour.
 
     Of a pair both answers are shown, each with its prompt.
@@ -84,7 +84,7 @@ def _counted(names: dict[str, int]) -> str:
     return ", ".join(f"{name} ({count:,})" for name, count in names.items())
 
 
-def _append(shown: Text, document: Encoded, tokenizer: Any, colour: bool) -> None:
+def _append(shown: Text, document: Encoded, tokenizer: Tokenizer, colour: bool) -> None:
     for text, learnt in spans(document, tokenizer):
         if not learnt:
             shown.append(text, style="dim" if colour else "")

@@ -9,15 +9,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from lrft.data.example import Row
 from lrft.data.hub import offline_if_unreachable
 from lrft.data.text_files import TEXT_READERS
 from lrft.registry.config import Source
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 
-Row = dict[str, Any]
 Role = Literal["train", "eval"]
 
 SUFFIXES = (*TEXT_READERS, ".parquet")
@@ -117,7 +118,8 @@ def _read_parquet(path: Path, limit: int | None) -> Sequence[Row]:
     finally:
         if bars:
             datasets.enable_progress_bars()
-    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+    kept: Sequence[Row] = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    return kept
 
 
 def _read_hub(source: Source, role: Role) -> Rows:
@@ -150,7 +152,7 @@ def _emptied(row: Row) -> Row:
     return {name: _without_nulls(value) for name, value in row.items()}
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: Json) -> Json:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -12,11 +12,12 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO, Literal, NoReturn
 
+from lrft.data.example import Row
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json, to_section
 
-Row = dict[str, Any]
 Read = tuple[list[Row], list[int]]  # rows, and the line each begins on
 
 
@@ -92,15 +93,16 @@ def _parse_lines(path: Path, lines: Iterator[str], limit: int | None) -> Read:
     return rows, numbers
 
 
-def _parse(path: Path, number: int, text: str) -> Any:
+def _parse(path: Path, number: int, text: str) -> Json:
     try:
-        return _decoder().decode(text.strip())
+        found: Json = _decoder().decode(text.strip())
     except json.JSONDecodeError as error:
         _fail(path, number, f"not valid JSON ({error.msg} at column {error.colno})")
     except RecursionError:
         _fail(path, number, "nested too deeply")
     except ValueError as error:
         _fail(path, number, str(error))
+    return found
 
 
 def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: bool = True) -> Read:
@@ -141,7 +143,7 @@ def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: boo
 
 def _find_data(path: Path, text: str, start: int) -> int:
     """Where the list of a top-level `{"data": [...]}` begins."""
-    value = _parse(path, 1 + text.count("\n", 0, start), text)
+    value = to_section(_parse(path, 1 + text.count("\n", 0, start), text))
     if not isinstance(value.get("data"), list):
         keys = ", ".join(map(repr, value))
         _fail(
@@ -166,9 +168,11 @@ def _is_lines(text: str, start: int) -> bool:
         return False
 
 
-def _read_table(path: Path, limit: int | None, **dialect: Any) -> Read:
+def _read_table(
+    path: Path, limit: int | None, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+) -> Read:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(_lines(path), strict=True, **dialect)
+    reader = csv.reader(_lines(path), strict=True, delimiter=delimiter, quoting=quoting)
     rows: list[Row] = []
     numbers: list[int] = []
     names: list[str] = []
@@ -200,7 +204,7 @@ def _header(path: Path, line: int, names: list[str]) -> list[str]:
     return names
 
 
-def _row(path: Path, line: int, value: Any, written: str) -> Row:
+def _row(path: Path, line: int, value: Json, written: str) -> Row:
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(
             type(value), "a number"
@@ -226,7 +230,7 @@ def _decoder() -> json.JSONDecoder:
     return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Row:
+def _object(pairs: list[tuple[str, Json]]) -> Row:
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]

@@ -10,18 +10,16 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
 
 from lrft.data.chat import ChatTemplate, Marks, Span, marks, said, thought
 from lrft.data.encoded import Drawn, Encoded, Notes, TooLong, fitted
-from lrft.data.example import Example
+from lrft.data.example import Example, Row
 from lrft.data.formats._format import Format
 from lrft.data.reached import Reached, leaves
 from lrft.data.seam import Sewn, sewn, token_ids
 from lrft.data.sources import Rows
 from lrft.registry.errors import DataError
-
-Row = dict[str, Any]
+from lrft.registry.protocols import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Renderer:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         format: Format,
         stop_ids: set[int],
         max_length: int,
@@ -140,7 +138,7 @@ class Renderer:
         ids = lead + made.ids
         front = _leading(ids, bos)
         # A tokenizer that adds none leaves the beginning to the text.
-        extra = front - self.prefix.count(bos) if self.prefix else 0
+        extra = front - self.prefix.count(bos) if self.prefix and bos is not None else 0
         if not made.ids or ids[-1] not in self.stop_ids:
             ids.append(self._eos())
         supervised = [k > 0 and k >= start for k in range(len(ids))]
@@ -155,7 +153,7 @@ class Renderer:
                 supervised[k] = True
         bos, mark = self.tokenizer.bos_token_id, self.tokenizer.bos_token
         extra = 0
-        if bos is not None:
+        if bos is not None and mark is not None:
             said = sum(leaf.count(mark) for leaf in leaves([*example.messages, *example.tools]))
             twice = max(_leading(made.ids, bos) - 1, 0)
             extra = made.ids.count(bos) - (text.count(mark) - said) + twice
@@ -236,7 +234,7 @@ def encode_all(
     return encoded
 
 
-def _prefix(tokenizer: Any) -> list[int]:
+def _prefix(tokenizer: Tokenizer) -> list[int]:
     """What the tokenizer puts before a text when it adds special tokens, usually one BOS or nothing."""
     bare = token_ids(tokenizer, "a")
     full = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +122,7 @@ class _Poll(StoppingCriteria):
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         return torch.full(
             input_ids.shape[:1], self.subject.should_stop(), device=input_ids.device, dtype=torch.bool
         )
@@ -135,7 +134,7 @@ class _Finite(LogitsProcessor):
     def __init__(self) -> None:
         self.bad: Tensor | None = None
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         bad = ~scores.amax(-1).isfinite()
         self.bad = bad if self.bad is None else self.bad | bad
         return scores

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from lrft.data.collate import collate
-from lrft.data.tokenize import Encoded
+from lrft.data.encoded import Encoded
 from lrft.evaluation.batching import scoring, token_batches
 from lrft.evaluation.subject import Subject
 from lrft.ops.loss import target_logprobs

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -19,7 +18,7 @@ SAMPLES = 50  # a task
 
 
 def write_report(
-    folder: Path, name: str, results: Mapping[str, TaskResult], subject: Mapping[str, Any]
+    folder: Path, name: str, results: Mapping[str, TaskResult], subject: Mapping[str, object]
 ) -> Path:
     """Write `eval/NAME.json` and, when a task shows samples, `eval/NAME-samples.jsonl`, in the run folder.
 

@@ -6,14 +6,16 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lrft.registry.errors import DataError, Interrupted
+from lrft.registry.protocols import Tokenizer
 
 if TYPE_CHECKING:
     from lrft.data.sources import Rows
     from lrft.data.tokenize import Renderer
     from lrft.model.causal_lm import CausalLM
+    from lrft.model.hf import HF
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, items finished, items in all): at the start, and after every batch."""
@@ -49,7 +51,7 @@ class Subject:
     """
 
     model: CausalLM
-    tokenizer: Any
+    tokenizer: Tokenizer
     renderer: Renderer
     rows: Rows | None
     stop_ids: set[int]
@@ -59,7 +61,7 @@ class Subject:
     progress: Progress | None = None
 
     @property
-    def hf(self) -> Any:
+    def hf(self) -> HF:
         """The transformers model."""
         return self.model.hf
 

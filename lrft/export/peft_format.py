@@ -11,7 +11,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lrft.core.adapted import Adapted, adapted
+from lrft.core.adapter import Additive
 from lrft.core.frozen import Changed
+from lrft.core.peft import LORA_NAMES, lora_keys
 from lrft.export.card import adapter_card
 from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
@@ -22,7 +24,6 @@ from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_ten
 
 PREFIX = "base_model.model."
 EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-LORA_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}
 
 
 def adapter_files(model: CausalLM, recipe: Any, record: dict[str, Any]) -> dict[str, bytes]:
@@ -47,7 +48,8 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     forms = {name: _site_form(module) for name, module in sites}
     common_part = {} if model.shared is None else model.shared.peft_tensors()
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
-    takes_transposed = all(module.adapter.peft_transposed for _, module in sites)
+    taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
+    takes_transposed = all(form.transposed for form in taking)
     if not whole or (model.transposed and not takes_transposed) or _taken_for_experts(model):
         return _own_form(model, dtype), None
     tensors = {
@@ -58,10 +60,8 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     }
     tensors |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in (common_part or {}).items()}
     keys = {site: form[1] for site, form in forms.items() if form is not None}
-    section = type(sites[0][1].adapter).peft_config(
-        recipe.adapter, any(module.start is not None for _, module in sites)
-    )
-    common = section if section is not None and section in keys.values() else next(iter(keys.values()))
+    section = taking[0].keys(recipe.adapter, any(module.start is not None for _, module in sites))
+    common = section if section in keys.values() else next(iter(keys.values()))
     patterns = _patterns(keys, common)
     if patterns is None:
         return _own_form(model, dtype), None
@@ -151,19 +151,18 @@ def _site_form(module: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]] | No
     What restarts added to the base goes along as further rows of A and columns of B.
     """
     adapter = module.adapter
-    if isinstance(module.base, Changed):
-        if "linear_delta" not in adapter.provides or module.base.A is None or module.base.B is None:
-            return None
-        A, B = adapter.factors(module.start)
-        A, B = torch.cat([A, module.base.A]), torch.cat([B, module.base.B], dim=1)
-        rank = A.shape[0]
-        plain = {"peft_type": "LORA", "r": rank, "lora_alpha": float(rank), "lora_dropout": 0.0}
-        return {LORA_NAMES["A"]: A, LORA_NAMES["B"]: B}, {**plain, "use_rslora": False}
-    keys = adapter.peft_keys(module.start is not None)
-    if keys is None:
+    form = type(adapter).peft_form()
+    if form is None:
         return None
-    names = adapter.peft_names or LORA_NAMES
-    return {names[name]: tensor for name, tensor in adapter.peft_tensors(module.start).items()}, keys
+    if not isinstance(module.base, Changed):
+        return form.tensors_of(adapter, module.start), form.keys_of(adapter, module.start is not None)
+    if not isinstance(adapter, Additive) or "linear_delta" not in adapter.provides:
+        return None
+    factors = adapter.factors(module.start)
+    if factors is None or module.base.A is None or module.base.B is None:
+        return None
+    A, B = torch.cat([factors[0], module.base.A]), torch.cat([factors[1], module.base.B], dim=1)
+    return {LORA_NAMES["A"]: A, LORA_NAMES["B"]: B}, lora_keys(A.shape[0], float(A.shape[0]))
 
 
 def _shared_keys(model: CausalLM, recipe: Any, sites: list[Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 Documents = tuple[tuple[int, int, int], ...]
 
@@ -51,7 +51,7 @@ def register() -> None:
     AttentionMaskInterface.register("segmented", _no_mask)
 
 
-def _no_mask(*args: Any, local_size: int | None = None, use_vmap: bool = False, **kwargs: Any) -> None:
+def _no_mask(*args: object, local_size: int | None = None, use_vmap: bool = False, **kwargs: object) -> None:
     """The documents say who sees whom; a dense mask would only repeat it. Remembers the window asked for.
 
     Raises:
@@ -76,7 +76,7 @@ def segmented_attention(
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
     documents: Documents | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document; padding yields zeros.
 
@@ -101,12 +101,13 @@ def segmented_attention(
         raise Unsupported(
             f"{type(module).__name__} asks for {what}, which segmented attention does not compute"
         )
-    asked = kwargs.get("sliding_window", sliding_window) or 0
+    asked = sliding_window or 0
     WINDOWS.add(asked)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if softcap is not None or dropout > 0:
         return _composed(query, key, value, documents, scale, asked, softcap, dropout, s_aux), None
-    return _Segmented.apply(query, key, value, documents, scale, asked, s_aux), None
+    out: Tensor = _Segmented.apply(query, key, value, documents, scale, asked, s_aux)  # type: ignore[no-untyped-call]
+    return out, None
 
 
 def _hidden_pairs(n: int, window: int, device: torch.device) -> Tensor:
@@ -115,12 +116,22 @@ def _hidden_pairs(n: int, window: int, device: torch.device) -> Tensor:
     return hidden if window <= 0 or window >= n else hidden | torch.ones_like(hidden).tril_(-window)
 
 
+class Context(FunctionCtx):
+    """What the forward pass keeps for the backward pass."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+    documents: Documents
+    scale: float
+    sinks: Tensor | None
+
+
 class _Segmented(torch.autograd.Function):
     """Softmax attention per document, keeping only the probabilities for the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -150,11 +161,12 @@ class _Segmented(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *probabilities = ctx.saved_tensors
         H, K, D = query.shape[1], key.shape[1], query.shape[-1]
         dq, dk, dv = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        ds_aux = torch.zeros_like(ctx.sinks, dtype=torch.float32) if ctx.needs_input_grad[6] else None
+        sinks, asked = ctx.sinks, ctx.needs_input_grad[6]
+        ds_aux = torch.zeros_like(sinks, dtype=torch.float32) if sinks is not None and asked else None
         for (row, start, end), p in zip(ctx.documents, probabilities, strict=True):
             n = end - start
             q = query[row, :, start:end].reshape(K, H // K * n, D)
@@ -167,7 +179,15 @@ class _Segmented(torch.autograd.Function):
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(ctx.scale)
             dq[row, :, start:end] = torch.bmm(ds, key[row, :, start:end]).view(H, n, D)
             dk[row, :, start:end] = torch.bmm(ds.mT, q)
-        return dq, dk, dv, None, None, None, None if ds_aux is None else ds_aux.to(ctx.sinks.dtype)
+        return (
+            dq,
+            dk,
+            dv,
+            None,
+            None,
+            None,
+            None if ds_aux is None or sinks is None else ds_aux.to(sinks.dtype),
+        )
 
 
 def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:

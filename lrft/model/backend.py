@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
 from lrft.model.causal_lm import CausalLM
 from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault
+from lrft.recipe.schema import ModelSection
 from lrft.registry.errors import RecipeError
 
 
-def attention_backends(section: Any, device: torch.device) -> list[str]:
+def attention_backends(section: ModelSection, device: torch.device) -> list[str]:
     """The attention implementations that `model.attention` allows on `device`, best first."""
     if section.attention != "auto":
         return [str(section.attention)]
@@ -24,7 +24,7 @@ def attention_backends(section: Any, device: torch.device) -> list[str]:
     return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
 
 
-def first_backend(model: CausalLM, section: Any, device: torch.device) -> None:
+def first_backend(model: CausalLM, section: ModelSection, device: torch.device) -> None:
     """Set the first backend that the architecture takes.
 
     Raises:
@@ -40,7 +40,7 @@ def first_backend(model: CausalLM, section: Any, device: torch.device) -> None:
 
 
 def settle_attention(
-    model: CausalLM, section: Any, device: torch.device | str, packing: bool | None
+    model: CausalLM, section: ModelSection, device: torch.device | str, packing: bool | None
 ) -> tuple[bool, str]:
     """Set the first backend with which the model computes what it should.
 
@@ -66,7 +66,7 @@ def settle_attention(
         return False, f"train.packing: false ({reason}){f'; {note}' if note else ''}"
 
 
-def _settle(model: CausalLM, section: Any, device: torch.device | str, packing: bool) -> str:
+def _settle(model: CausalLM, section: ModelSection, device: torch.device | str, packing: bool) -> str:
     """Set the first backend that has no fault; a sentence where it is not the first."""
     faults: dict[str, Fault] = {}
     for backend in attention_backends(section, torch.device(device)):

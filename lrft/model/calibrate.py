@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +153,7 @@ class _Watch:
                 found.setdefault(site, {})[name] = tensors[id(statistic)]
         return found
 
-    def _hook(self, site: str) -> Any:
+    def _hook(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self.backward and not output.requires_grad:
                 return  # a pass for reference alone
@@ -201,6 +200,6 @@ class _Watch:
         known[1].append(site)
 
 
-def _track(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+def _track(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """With every weight frozen nothing would require a gradient before the first adapter."""
     return output.requires_grad_()

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Shared
 from lrft.core.batch import Batch
+from lrft.model.hf import HF
 from lrft.ops.loss import Head
+
+
+class HiddenStates(Protocol):
+    """What the body of a model gives."""
+
+    last_hidden_state: Tensor
+
+
+class Told(TypedDict, total=False):
+    """What the body is told of the documents of a batch."""
+
+    position_ids: Tensor
+    documents: tuple[tuple[int, int, int], ...]
+    cu_seq_lens_q: Tensor
+    cu_seq_lens_k: Tensor
+    max_length_q: int
+    max_length_k: int
 
 
 class CausalLM(nn.Module):
@@ -28,7 +47,7 @@ class CausalLM(nn.Module):
         batching: how prompts may be put together for generation (`lrft.model.probe.find_batching`), once it was asked.
     """
 
-    def __init__(self, hf: Any) -> None:
+    def __init__(self, hf: HF) -> None:
         super().__init__()
         self.hf = hf
         self.transposed: set[str] = set()
@@ -38,12 +57,14 @@ class CausalLM(nn.Module):
         self.softcap: float | None = None
         self.scale = 1.0
         self.batching: str | None = None
-        self._compiled: Any = None
+        self._compiled: Callable[..., HiddenStates] | None = None
 
     @property
     def head(self) -> Head:
         """The map from hidden states to logits, as this architecture computes it."""
-        return Head(self.hf.get_output_embeddings(), self.softcap, self.scale)
+        head = self.hf.get_output_embeddings()
+        assert head is not None, "a model without a head is refused when it is loaded"
+        return Head(head, self.softcap, self.scale)
 
     @property
     def body(self) -> nn.Module:
@@ -72,14 +93,15 @@ class CausalLM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model's parameters live."""
-        return next(self.hf.parameters()).device
+        device: torch.device = next(self.hf.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the activations."""
         return self.hf.get_input_embeddings().weight.dtype
 
-    def compile(self) -> None:  # type: ignore[override]
+    def compile(self) -> None:
         """Run the body through torch.compile; batches must keep one shape, as packed ones do."""
         self._compiled = torch.compile(self.body, dynamic=False)
 
@@ -89,7 +111,7 @@ class CausalLM(nn.Module):
         The stock backends find the documents by the restarts in `position_ids`.
         """
         ids, positions = batch.input_ids, batch.position_ids
-        extra: dict[str, Any] = {}
+        extra: Told = {}
         if self.attention == "segmented":
             extra["documents"] = batch.documents
         elif self.attention.startswith("flash"):
@@ -110,7 +132,7 @@ def takes(module: nn.Module, name: str) -> bool:
     return name in inspect.signature(module.forward).parameters
 
 
-def _flattened(batch: Batch) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def _flattened(batch: Batch) -> tuple[Tensor, Tensor, Told]:
     """One row of all documents with their boundaries, which is what variable-length kernels take."""
     rows, length = batch.input_ids.shape
     starts = {row * length for row in range(rows)}
@@ -119,7 +141,7 @@ def _flattened(batch: Batch) -> tuple[Tensor, Tensor, dict[str, Any]]:
     edges = sorted(starts | {rows * length})
     longest = max(b - a for a, b in pairwise(edges))
     bounds = torch.tensor(edges, dtype=torch.int32).to(batch.input_ids.device, non_blocking=True)
-    extra = {
+    extra: Told = {
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,
         "max_length_q": longest,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypedDict
 
 from lrft.registry.errors import RecipeError
+
+if TYPE_CHECKING:
+    from lrft.model.hf import ModelConfig
 
 SHOWN = 3  # tensors named in a message
 OTHER_HEADS = (
@@ -16,7 +20,16 @@ OTHER_HEADS = (
 )
 
 
-def check_config(name: str, config: Any) -> None:
+class LoadingReport(TypedDict):
+    """Transformers' `output_loading_info`."""
+
+    missing_keys: set[str]
+    unexpected_keys: set[str]
+    mismatched_keys: set[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    error_msgs: list[str]
+
+
+def check_config(name: str, config: ModelConfig) -> None:
     """Refuse what the configuration already says cannot be trained.
 
     Raises:
@@ -43,7 +56,7 @@ def check_config(name: str, config: Any) -> None:
             )
 
 
-def check_loaded(name: str, report: dict[str, Any]) -> None:
+def check_loaded(name: str, report: LoadingReport) -> None:
     """Refuse tensors that are missing, unexpected or of another shape: what is missing would be drawn at random.
 
     Args:
@@ -75,5 +88,5 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:SHOWN]) + more
 
 
-def _shape(shape: Any) -> str:
+def _shape(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "a number"

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lrft.model.hf import HF
 
 
 @torch.no_grad()
-def find_direct(hf: Any) -> frozenset[str]:
+def find_direct(hf: HF) -> frozenset[str]:
     """Paths of linear layers whose weight is read from outside in a forward pass, or whose own is no linear map.
 
     A model without weights is asked in the same way; where its code cannot run so, what was read until then is known.
@@ -52,7 +53,7 @@ def _does_more(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _listening(hf: Any) -> Iterator[set[int]]:
+def _listening(hf: HF) -> Iterator[set[int]]:
     """Collect the ids of linear layers whose weight is read while they are not being called."""
     read: set[int] = set()
     inside: set[int] = set()
@@ -63,7 +64,7 @@ def _listening(hf: Any) -> Iterator[set[int]]:
             hooks.append(module.register_forward_pre_hook(lambda layer, _: inside.add(id(layer))))
             hooks.append(module.register_forward_hook(lambda layer, *_: inside.discard(id(layer))))
 
-    def listening(self: nn.Linear, name: str) -> Any:
+    def listening(self: nn.Linear, name: str) -> Tensor | nn.Module:
         if name == "weight" and id(self) not in inside:
             read.add(id(self))
         return find(self, name)
@@ -78,7 +79,7 @@ def _listening(hf: Any) -> Iterator[set[int]]:
 
 
 @contextmanager
-def _mode(hf: Any, training: bool) -> Iterator[None]:
+def _mode(hf: HF, training: bool) -> Iterator[None]:
     modes = [(module, module.training) for module in hf.modules()]
     hf.train(training)
     try:

@@ -11,10 +11,13 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from lrft.model.checkpoint import check_loaded
+from lrft.model.checkpoint import LoadingReport, check_loaded
 from lrft.registry.errors import MissingExtra, RecipeError
+
+if TYPE_CHECKING:
+    from lrft.model.hf import HF
 
 PACKAGE_PREFIX = "pkg:"
 
@@ -83,7 +86,7 @@ def _convert(path: Path, folder: Path) -> None:
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     scratch.mkdir(parents=True, exist_ok=True)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
             dtype=torch.float32,
@@ -91,7 +94,7 @@ def _convert(path: Path, folder: Path) -> None:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        model, report = loaded
+        model, report = cast("tuple[HF, LoadingReport]", loaded)
         check_loaded(path.name, report)
         model.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(scratch)

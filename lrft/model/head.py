@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrft.model.causal_lm import CausalLM
+from lrft.model.hf import TextConfig
 from lrft.model.probe import batch_of, looks_ahead, reference
 from lrft.registry.errors import RecipeError
 
@@ -73,7 +73,7 @@ def _close(ours: Tensor, theirs: Tensor) -> bool:
     return bool(error < TOLERANCE)
 
 
-def _scale(config: Any, ours: Tensor, theirs: Tensor) -> float:
+def _scale(config: TextConfig, ours: Tensor, theirs: Tensor) -> float:
     """The number of the configuration, or its inverse, that our logits must be multiplied by; 1 where none fits."""
     a, b = ours.double().flatten(), theirs.double().flatten()
     measured = float((a * b).sum() / (a * a).sum())
@@ -81,7 +81,7 @@ def _scale(config: Any, ours: Tensor, theirs: Tensor) -> float:
     return near if abs(near / measured - 1) < SCALE_TOLERANCE else 1.0
 
 
-def _candidates(config: Any) -> Iterator[float]:
+def _candidates(config: TextConfig) -> Iterator[float]:
     for value in config.to_dict().values():
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             yield from (float(value), 1 / value, value / config.hidden_size)

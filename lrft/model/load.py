@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 
@@ -15,14 +15,23 @@ from lrft.data.hub import offline_if_unreachable
 from lrft.model import attention, gguf, head
 from lrft.model.backend import first_backend
 from lrft.model.causal_lm import CausalLM
-from lrft.model.checkpoint import check_config, check_loaded
+from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
 from lrft.model.direct import find_direct
+from lrft.model.hf import HF, ModelConfig
+from lrft.recipe.schema import ModelSection
 from lrft.registry.errors import RecipeError
+from lrft.registry.protocols import Tokenizer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
-def load_tokenizer(section: Any, trust_remote_code: bool = False) -> tuple[Any, set[int]]:
+class Where(TypedDict, total=False):
+    """How transformers is told which files of a hub model are meant."""
+
+    revision: str
+
+
+def load_tokenizer(section: ModelSection, trust_remote_code: bool = False) -> tuple[Tokenizer, set[int]]:
     """The tokenizer of `model.tokenizer`, or of `model.name`, and every token id that ends a generation.
 
     The pad token is never one of the stop tokens: a tokenizer whose pad is its stop token gets another special token.
@@ -33,10 +42,11 @@ def load_tokenizer(section: Any, trust_remote_code: bool = False) -> tuple[Any, 
     key, source = _tokenizer_source(section)
     name, options = _resolved(*source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(source[0], error, key) from None
-    stops = {tokenizer.eos_token_id} - {None}
+    tokenizer = cast(Tokenizer, found)  # transformers finds names of special tokens when they are asked for
+    stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     if section.weights == "pretrained":  # what a model was trained to stop at; one without weights was not
         name, options = _resolved(section.name, section.revision)
     try:
@@ -53,7 +63,7 @@ def load_tokenizer(section: Any, trust_remote_code: bool = False) -> tuple[Any, 
     return tokenizer, stops
 
 
-def pad_id(tokenizer: Any, stops: set[int]) -> int:
+def pad_id(tokenizer: Tokenizer, stops: set[int]) -> int:
     """The id that fills rows: the pad token, or the first id that stops nothing. Never seen by the loss."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
         return int(tokenizer.pad_token_id)
@@ -61,7 +71,7 @@ def pad_id(tokenizer: Any, stops: set[int]) -> int:
 
 
 def load_model(
-    section: Any,
+    section: ModelSection,
     *,
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
@@ -100,7 +110,7 @@ def load_model(
     return model
 
 
-def _direct(hf: Any) -> frozenset[str]:
+def _direct(hf: HF) -> frozenset[str]:
     try:
         return find_direct(hf)
     except Exception as error:  # whatever a model's own code raises
@@ -112,7 +122,7 @@ def _direct(hf: Any) -> frozenset[str]:
         ) from None
 
 
-def load_config(section: Any, trust_remote_code: bool = False) -> Any:
+def load_config(section: ModelSection, trust_remote_code: bool = False) -> ModelConfig:
     """The configuration of `model.name`, as transformers reads it, without any weight.
 
     Raises:
@@ -124,14 +134,14 @@ def load_config(section: Any, trust_remote_code: bool = False) -> Any:
     quiet()
     name, options = _resolved(section.name, section.revision)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+        config: ModelConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(section.name, error) from None
     check_config(section.name, config)
     return config
 
 
-def _built(section: Any, config: Any, trusted: bool, meta: bool, seed: int | None) -> Any:
+def _built(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool, seed: int | None) -> HF:
     """The transformers model: its weights read, drawn, or left out."""
     from transformers import AutoModelForCausalLM
 
@@ -140,7 +150,7 @@ def _built(section: Any, config: Any, trusted: bool, meta: bool, seed: int | Non
     settings = {"attn_implementation": "eager", "trust_remote_code": trusted}
     dtype = DTYPES[section.dtype]
     if not meta and section.weights == "pretrained":
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             name,
             use_safetensors=True,
             dtype=dtype,
@@ -149,24 +159,26 @@ def _built(section: Any, config: Any, trusted: bool, meta: bool, seed: int | Non
             **settings,
             **options,
         )
-        hf, report = loaded
+        hf, report = cast(tuple[HF, LoadingReport], loaded)
         check_loaded(section.name, report)
         if hf.get_output_embeddings() is not None and not _is_tied(hf):
             # A file with two different tensors is loaded as two, whatever its configuration says of tying them.
             hf.config.get_text_config().tie_word_embeddings = False
         return hf
-    make = partial(AutoModelForCausalLM.from_config, config, **settings)
+    make: Callable[..., HF] = partial(AutoModelForCausalLM.from_config, config, **settings)
     if not meta:
         return _drawn(make, dtype, seed)
     with torch.device("meta"):
-        return make(dtype=dtype)
+        hf = make(dtype=dtype)
+    return hf
 
 
-def _is_tied(hf: Any) -> bool:
-    return hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
+def _is_tied(hf: HF) -> bool:
+    head = hf.get_output_embeddings()
+    return head is not None and head.weight is hf.get_input_embeddings().weight
 
 
-def _drawn(make: Callable[..., Any], dtype: torch.dtype, seed: int | None) -> Any:
+def _drawn(make: Callable[..., HF], dtype: torch.dtype, seed: int | None) -> HF:
     """The architecture's own random start: drawn on the CPU in float32, rounded to `dtype` once."""
     assert seed is not None, "random weights need the seed of the run"
     with torch.random.fork_rng(devices=[]):
@@ -180,7 +192,7 @@ def _drawn(make: Callable[..., Any], dtype: torch.dtype, seed: int | None) -> An
     return hf
 
 
-def configure(model: CausalLM, section: Any) -> None:
+def configure(model: CausalLM, section: ModelSection) -> None:
     """Turn on activation checkpointing (never the reentrant kind) and compilation, as the recipe says."""
     if section.activation_checkpointing:
         # The reentrant kind drops the graph of routed adapters' penalties without a word.
@@ -189,7 +201,7 @@ def configure(model: CausalLM, section: Any) -> None:
         model.compile()
 
 
-def fingerprint(hf: Any) -> str:
+def fingerprint(hf: HF) -> str:
     """sha256 over names, shapes and sampled values of every parameter: the same base gives the same string."""
     digest = hashlib.sha256()
     for name, parameter in sorted(hf.named_parameters()):
@@ -209,14 +221,14 @@ def quiet() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
-def _tokenizer_source(section: Any) -> tuple[str, tuple[str, str | None]]:
+def _tokenizer_source(section: ModelSection) -> tuple[str, tuple[str, str | None]]:
     """The key that names the tokenizer, its name and its revision, which is that of the model alone."""
     if section.tokenizer is None:
         return "model.name", (section.name, section.revision)
     return "model.tokenizer", (section.tokenizer, None)
 
 
-def _resolved(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+def _resolved(name: str, revision: str | None) -> tuple[str, Where]:
     path = gguf.locate(name)
     if path is not None:
         return str(gguf.converted(path)), {}
@@ -234,7 +246,7 @@ def _unloadable(name: str, error: Exception, key: str = "model.name") -> RecipeE
     )
 
 
-def _spare_token(tokenizer: Any, stops: set[int]) -> str | None:
+def _spare_token(tokenizer: Tokenizer, stops: set[int]) -> str | None:
     """A special token that ends nothing and begins nothing: unk first, then one that calls itself padding."""
     special = [tokenizer.unk_token, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)]
     usable = [

@@ -7,7 +7,6 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from lrft.model import gguf
 
@@ -83,7 +82,7 @@ def _in_config(folder: Path) -> str | None:
     return _plausible(said)
 
 
-def _plausible(said: Any) -> str | None:
+def _plausible(said: object) -> str | None:
     """A hub id, and no relative path that looks like one."""
     if not isinstance(said, str) or not HUB_ID.fullmatch(said) or Path(said).exists():
         return None

@@ -11,7 +11,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from lrft.core.batch import Batch
 from lrft.core.frozen import FrozenLinear
 from lrft.model import attention
 from lrft.model.causal_lm import CausalLM, takes
+from lrft.model.hf import HF
 
 LENGTHS = (9, 7)  # tokens of the two documents, beyond the reach of the usual convolutions
 GENERATED = 3  # tokens generated to try it: the second and third need what a cache holds
@@ -155,7 +155,7 @@ def left_padded(prompts: list[list[int]], pad_id: int) -> dict[str, Tensor]:
 
 
 @contextmanager
-def own_settings(hf: Any) -> Iterator[None]:
+def own_settings(hf: HF) -> Iterator[None]:
     """Hide the checkpoint's generation settings; its repetition penalty, say, would fill an unset option."""
     from transformers import GenerationConfig
 
@@ -168,7 +168,7 @@ def own_settings(hf: Any) -> Iterator[None]:
 
 
 @contextmanager
-def stock_attention(hf: Any) -> Iterator[str]:
+def stock_attention(hf: HF) -> Iterator[str]:
     """A stock attention implementation: those of training need know neither a cache nor left padding."""
     previous = hf.config._attn_implementation
     # Gemma 2 caps attention logits, which only the eager implementation does.

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import cast
 
 from transformers import AutoTokenizer, GenerationConfig
+
+from lrft.model.hf import HF
+from lrft.registry.protocols import Tokenizer
 
 IDS = ("eos_token_id", "pad_token_id", "bos_token_id")
 MODES = ("do_sample", "num_beams")  # decide which of the other settings mean anything, so they go first
 
 
 def stops_as_trained(
-    hf: Any, tokenizer: Any, stop_ids: Iterable[int], pad_id: int, own_vocabulary: bool = False
+    hf: HF, tokenizer: Tokenizer, stop_ids: Iterable[int], pad_id: int, own_vocabulary: bool = False
 ) -> list[str]:
     """Let the model's configs stop where training stopped: the tokenizer's own eos first, a pad that stops nothing.
 
@@ -34,8 +38,8 @@ def stops_as_trained(
 
 
 def trained_generation(
-    hf: Any, tokenizer: Any, stop_ids: Iterable[int], pad_id: int, own_vocabulary: bool = False
-) -> tuple[Any, list[str]]:
+    hf: HF, tokenizer: Tokenizer, stop_ids: Iterable[int], pad_id: int, own_vocabulary: bool = False
+) -> tuple[GenerationConfig, list[str]]:
     """The generation config of a model as trained, and the names of settings that could not be kept."""
     settings = _settings(hf.generation_config)
     kept = type(hf.generation_config)()
@@ -57,17 +61,17 @@ def trained_generation(
     return kept, dropped
 
 
-def read_tokenizer(folder: Any, trust_remote_code: bool = False) -> Any:
+def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a written folder as transformers alone reads it."""
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return cast(Tokenizer, AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
-def generation_of(folder: Any) -> Any:
+def generation_of(folder: Path) -> GenerationConfig:
     """The generation config of a written folder as transformers alone reads it."""
     return GenerationConfig.from_pretrained(folder)
 
 
-def _settings(config: Any) -> dict[str, Any]:
+def _settings(config: GenerationConfig) -> dict[str, object]:
     """What a generation config says beyond the defaults, ids left out."""
     said = sorted(config.to_diff_dict().keys() - {*IDS, "transformers_version"})
     return {
@@ -75,7 +79,7 @@ def _settings(config: Any) -> dict[str, Any]:
     }
 
 
-def _savable(config: Any) -> bool:
+def _savable(config: GenerationConfig) -> bool:
     try:
         config.validate(strict=True)
     except ValueError:

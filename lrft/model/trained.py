@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.frozen import Changed, FrozenLinear
+from lrft.core.less import changed, start_of
 from lrft.core.params import ParamInfo, Site
 from lrft.model.causal_lm import CausalLM
 from lrft.model.sites import linear_shape, linear_sites, matches
@@ -91,7 +92,7 @@ def parameter_infos(model: CausalLM) -> list[ParamInfo]:
 def base_parameters(model: CausalLM) -> Iterator[tuple[str, nn.Parameter]]:
     """Every base weight that trains, under the name it has in the base model, wherever it stands by now."""
     sites = [name for name, _ in adapted(model.hf)]
-    inside = tuple(f"{name}.{part}." for name in sites for part in ("adapter", "start"))
+    inside = tuple(f"{name}.adapter." for name in sites)
     for name, parameter in model.hf.named_parameters():
         if parameter.requires_grad and not name.startswith(inside):
             yield _base_name(name, sites), parameter
@@ -173,10 +174,11 @@ def trained_tensors(model: CausalLM) -> dict[str, Tensor]:
     found = {}
     for site, module in adapted(model.hf):
         parts = {"": module.adapter.state_dict()}
-        if module.start is not None:
-            parts["start."] = module.start.state_dict()
-        if module.offset is not None:
-            parts["offset."] = dict(zip("AB", module.offset, strict=True))
+        less = start_of(module.base)
+        if less is not None:
+            parts["start."] = less.start.state_dict()
+        if less is not None and less.offset is not None:
+            parts["offset."] = dict(zip("AB", less.offset, strict=True))
         if isinstance(module.base, Changed):
             parts["change."] = {k: t for k in "ABD" if (t := getattr(module.base, k)) is not None}
         for prefix, tensors in parts.items():
@@ -197,12 +199,9 @@ def load_trained_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
     for site, module in adapted(model.hf):
         change = {k: t for k in "ABD" if (t := tensors.get(f"{site}.change.{k}")) is not None}
         if change:
-            if not isinstance(module.base, Changed):
-                module.base = Changed(module.base)
-            module.base.set_change(**{k: t.to(model.device) for k, t in change.items()})
-            module.adapter.start(module.base.weight())  # what it keeps of the weight it is put on
-            if module.anchored and not any(key.startswith(f"{site}.start.") for key in tensors):
-                module.start, module.anchored = None, False
+            base = module.base = changed(module.base)
+            base.set_change(**{k: t.to(model.device) for k, t in change.items()})
+            module.adapter.start(base.weight())  # what it keeps of the weight it is put on
     own = trained_tensors(model)
     if own.keys() != tensors.keys():
         odd = sorted(own.keys() ^ tensors.keys())[:3]

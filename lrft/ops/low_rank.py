@@ -1,8 +1,9 @@
-"""Low-rank products beside a frozen matmul: one autograd node each, nothing kept that can be formed again."""
+"""A low-rank term beside a frozen matmul: `Branch` says the formula, one autograd node computes it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -11,11 +12,16 @@ from torch.nn import functional as F
 
 from lrft.ops.linalg import in_shape_of
 
+Pair = tuple[Tensor, Tensor]
+"""down (k, in) and up (out, k)."""
+
 
 class FrozenMap(Protocol):
     """What the products here need of a `lrft.core.frozen.FrozenLinear`."""
 
-    bias: Tensor | None
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,) or None."""
 
     def weight(self) -> Tensor:
         """The dense weight (out, in), decoded."""
@@ -24,195 +30,204 @@ class FrozenMap(Protocol):
         """X W^T + b."""
 
 
-def low_rank_linear(
+@dataclass(frozen=True)
+class Formed:
+    """Factors that are a function of few trained tensors, formed in forward and in backward and kept in neither.
+
+    Attributes:
+        form: (dtype they are used in, *trained) -> (down, up), in that dtype or in float32.
+        pull: (that dtype, d_down or None, d_up or None, *trained) -> the gradient of every trained tensor.
+        trains_down, trains_up: which of the two depend on the trained tensors; no gradient is computed for the other.
+    """
+
+    trained: tuple[Tensor, ...]
+    form: Callable[..., Pair]
+    pull: Callable[..., tuple[Tensor | None, ...]]
+    trains_down: bool = True
+    trains_up: bool = True
+
+
+@dataclass(frozen=True)
+class Branch:
+    """y = gain * (x W^T + scale (drop(x) down^T) up^T) + b, the change of one linear map by a low-rank term.
+
+    Attributes:
+        down: (k, in) and `up`: (out, k), float32 masters or made of them with a graph; None where they are `formed`.
+        gain: (out,) float32 on every output, the bias left out; None for 1.
+        dropout: probability that training drops an input of the branch; the base sees all of x.
+        formed: the factors where they are too large to be kept.
+    """
+
+    down: Tensor | None = None
+    up: Tensor | None = None
+    scale: float = 1.0
+    gain: Tensor | None = None
+    dropout: float = 0.0
+    formed: Formed | None = None
+
+    def pair(self) -> Pair:
+        """(down, up), formed anew where they are not kept; without a graph then."""
+        if self.formed is not None:
+            return self.formed.form(torch.float32, *self.formed.trained)
+        assert self.down is not None and self.up is not None, "a branch has both factors, or forms them"
+        return self.down, self.up
+
+    def dense(self) -> Tensor:
+        """Scale * up down, (out, in) in the factors' dtype; with a graph to the trained tensors."""
+        down, up = self.pair() if self.formed is None else _Forming.apply(self.formed, *self.formed.trained)
+        return self.scale * up @ down
+
+    def parts(self) -> Formed:
+        """The branch as the node takes it: plain factors are the trained tensors themselves."""
+        if self.formed is not None:
+            return self.formed
+        down, up = self.pair()
+        return Formed((down, up), _as_they_are, _to_each, down.requires_grad, up.requires_grad)
+
+
+def branch_linear(
     x: Tensor,
     base: FrozenMap | None,
-    A: Tensor,
-    B: Tensor,
-    scaling: float,
+    branch: Branch,
     *,
-    dropped: Tensor | None = None,
     dtype: torch.dtype | None = None,
-    bias: bool = True,
+    training: bool = False,
 ) -> Tensor:
-    """base(x) + scaling (x A^T) B^T, (..., in) -> (..., out) in the dtype of x.
+    """The branch on top of `base`, (..., in) -> (..., out) in the dtype of x.
+
+    With dropout d and a gain g: b + x W^T + (g - 1) * (d(x) W^T) + g * scale (d(x) down^T) up^T, one draw of d.
 
     Args:
-        base: the frozen map; None for the low-rank term alone.
-        A: (rank, in) and B: (out, rank), float32 masters, cast to `dtype` (default: that of x) at the point of use.
-        dropped: what the low-rank path sees instead of x, when dropout is active.
-        bias: whether the base's bias is part of the result.
+        base: the frozen map; None for the low-rank term alone, without gain and bias.
+        dtype: precision of the low-rank products, by default that of x.
     """
     dtype = dtype or x.dtype
-    if base is not None and dropped is None and dtype == x.dtype:
-        return _AdaptedMatmul.apply(x, A, B, base, scaling, bias)
-    seen = (x if dropped is None else dropped).to(dtype)
-    update = (scaling * F.linear(F.linear(seen, A.to(dtype)), B.to(dtype))).to(x.dtype)
+    dropped = F.dropout(x, branch.dropout) if training and branch.dropout > 0 else None
     if base is None:
-        return update
+        return _term(x if dropped is None else dropped, branch, dtype)
+    gain = branch.gain
+    if gain is None:
+        return _beside(x, base, branch, dropped, dtype)
+    if dropped is None:
+        y = scale_columns(_beside(x, base, branch, None, dtype, bias=False), gain)
+        return y if base.bias is None else y + base.bias
+    correction, term = without_bias(dropped, base), _term(dropped, branch, dtype)
+    return base(x) + scale_columns(correction, gain - 1) + scale_columns(term, gain)
+
+
+def without_bias(x: Tensor, base: FrozenMap) -> Tensor:
+    """X W^T, (..., in) -> (..., out)."""
     y = base(x)
-    return y + update if bias or base.bias is None else y - base.bias + update
+    return y if base.bias is None else y - base.bias
 
 
-class _AdaptedMatmul(torch.autograd.Function):
-    """y = x W^T + b + s (x A^T) B^T with the scale folded into the matmuls.
+def scale_columns(u: Tensor, gain: Tensor) -> Tensor:
+    """U * gain for u (..., out) in half precision and gain (out,) in float32, without a float32 copy of u."""
+    return _ScaleColumns.apply(u, gain)
 
-    Saves x and t = x A^T; decodes W again in the backward pass. With P = s dy B:
-    dx = dy W + P A, dA = P^T x, dB = s dy^T t. x is not kept when A does not train.
+
+def _beside(
+    x: Tensor, base: FrozenMap, branch: Branch, dropped: Tensor | None, dtype: torch.dtype, bias: bool = True
+) -> Tensor:
+    """base(x) and the low-rank term: one node where nothing is dropped and one precision is used."""
+    if dropped is None and dtype == x.dtype:
+        parts = branch.parts()
+        return _BranchMatmul.apply(x, base, parts, branch.scale, bias, *parts.trained)
+    term = _term(x if dropped is None else dropped, branch, dtype)
+    return (base(x) if bias else without_bias(x, base)) + term
+
+
+def _term(x: Tensor, branch: Branch, dtype: torch.dtype) -> Tensor:
+    """Scale (x down^T) up^T, computed in `dtype`, in the dtype of x."""
+    parts = branch.parts()
+    return _BranchMatmul.apply(x.to(dtype), None, parts, branch.scale, False, *parts.trained).to(x.dtype)
+
+
+def _as_they_are(dtype: torch.dtype, down: Tensor, up: Tensor) -> Pair:
+    return down, up
+
+
+def _to_each(
+    dtype: torch.dtype, d_down: Tensor | None, d_up: Tensor | None, down: Tensor, up: Tensor
+) -> tuple[Tensor | None, ...]:
+    return d_down, d_up
+
+
+class _BranchMatmul(torch.autograd.Function):
+    """y = x W^T + b + s (x down^T) up^T with the scale folded into the matmuls.
+
+    Saves x where `down` trains, and t = x down^T; decodes W again in the backward pass, and forms the factors again.
+    With P = s dy up: dx = dy W + P down, d_down = P^T x, d_up = s dy^T t, which `pull` takes to the trained tensors.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, A: Tensor, B: Tensor, base: FrozenMap, scaling: float, bias: bool
+        ctx: Any,
+        x: Tensor,
+        base: FrozenMap | None,
+        parts: Formed,
+        scale: float,
+        bias: bool,
+        *trained: Tensor,
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        a, b = A.to(x.dtype), B.to(x.dtype)
-        t = flat @ a.mT
-        y = F.linear(flat, base.weight(), base.bias if bias else None)
-        y.addmm_(t, b.mT, alpha=scaling)
-        ctx.base, ctx.scaling = base, scaling
-        ctx.save_for_backward(flat if ctx.needs_input_grad[1] else flat.new_empty(0), t, A, B)
-        return in_shape_of(y, x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, t, A, B = ctx.saved_tensors
-        dy = grads[0].reshape(-1, grads[0].shape[-1])
-        a, b = A.to(dy.dtype), B.to(dy.dtype)
-        p = (dy @ b).mul_(ctx.scaling)
-        dx = dA = dB = None
-        if ctx.needs_input_grad[0]:
-            dx = (dy @ ctx.base.weight()).addmm_(p, a).view(*grads[0].shape[:-1], a.shape[1])
-        if ctx.needs_input_grad[1]:
-            dA = (p.mT @ x).to(A.dtype)
-        if ctx.needs_input_grad[2]:
-            dB = (dy.mT @ t).to(B.dtype).mul_(ctx.scaling)
-        return dx, dA, dB, None, None, None
-
-
-def blocks_linear(
-    x: Tensor, base: FrozenMap, t: Tensor, B: Tensor, scaling: float = 1.0, *, dtype: torch.dtype
-) -> Tensor:
-    """base(x) + scaling * [t_1 B_1^T, ..., t_k B_k^T], the k blocks of outputs side by side, in the dtype of x.
-
-    Args:
-        t: (..., k, r), what goes into each block of outputs, in `dtype`.
-        B: (k, out / k, r) float32 masters, cast to `dtype` at the point of use.
-    """
-    if dtype == x.dtype:
-        return _BlocksMatmul.apply(x, t, B, base, scaling)
-    return base(x) + blocks_update(t, B, scaling).to(x.dtype)
-
-
-def blocks_update(t: Tensor, B: Tensor, scaling: float = 1.0) -> Tensor:
-    """The additive term of `blocks_linear` alone, (..., k, r) and (k, out / k, r) -> (..., out)."""
-    return (scaling * torch.einsum("...kr,kor->...ko", t, B.to(t.dtype))).flatten(-2)
-
-
-class _BlocksMatmul(torch.autograd.Function):
-    """The product is added into the base's output in place, block by block; W is decoded again in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, t: Tensor, B: Tensor, base: FrozenMap, scaling: float) -> Tensor:
-        y = F.linear(x.reshape(-1, x.shape[-1]), base.weight(), base.bias)
-        flat, b = t.reshape(-1, *t.shape[-2:]), B.to(x.dtype)
-        width = B.shape[1]
-        for block in range(len(B)):
-            part = y[:, block * width : (block + 1) * width]
-            part.addmm_(flat[:, block], b[block].mT, alpha=scaling)
-        ctx.base, ctx.scaling = base, scaling
-        ctx.save_for_backward(t, B)
-        return in_shape_of(y, x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        t, B = ctx.saved_tensors
-        dy = grads[0].reshape(-1, len(B), B.shape[1])
-        dx = grads[0] @ ctx.base.weight() if ctx.needs_input_grad[0] else None
-        dt = torch.einsum("nko,kor->nkr", dy, B.to(dy.dtype)).mul_(ctx.scaling).view(t.shape)
-        dB = torch.einsum("nko,nkr->kor", dy, t.reshape(-1, *t.shape[-2:])).to(B.dtype).mul_(ctx.scaling)
-        return dx, dt, dB, None, None
-
-
-class MadeFactors:
-    """Factors A (k, in) and B (out, k) that are a function of few trained tensors and are never kept.
-
-    `made_linear` forms them in the forward pass and again in the backward pass, so that what stays alive in between
-    is the trained tensors and activations, however large the factors are.
-
-    Args:
-        make: trained tensors -> (A, B) in float32 or in the dtype they are used in.
-        pull: (dA or None, dB or None, *trained tensors) -> gradient of every trained tensor.
-        trains_A, trains_B: which of the two depend on the trained tensors; the other's gradient is not computed.
-    """
-
-    def __init__(
-        self,
-        make: Callable[..., tuple[Tensor, Tensor]],
-        pull: Callable[..., tuple[Tensor, ...]],
-        *,
-        trains_A: bool,
-        trains_B: bool,
-    ) -> None:
-        self.make, self.pull = make, pull
-        self.trains_A, self.trains_B = trains_A, trains_B
-
-
-def made_linear(
-    x: Tensor,
-    base: FrozenMap | None,
-    factors: MadeFactors,
-    trained: tuple[Tensor, ...],
-    scaling: float,
-    *,
-    dropped: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """base(x) + scaling (x A^T) B^T with A and B made of `trained`, (..., in) -> (..., out) in the dtype of x.
-
-    Arguments as of `low_rank_linear`.
-    """
-    dtype = dtype or x.dtype
-    if base is not None and dropped is None and dtype == x.dtype:
-        return _MadeMatmul.apply(x, base, factors, scaling, *trained)
-    seen = (x if dropped is None else dropped).to(dtype)
-    update = _MadeMatmul.apply(seen, None, factors, scaling, *trained).to(x.dtype)
-    return update if base is None else base(x) + update
-
-
-class _MadeMatmul(torch.autograd.Function):
-    """y = x W^T + b + s (x A^T) B^T with factors that are formed, not kept.
-
-    Saves x where A trains, t = x A^T where B does. With P = s dy B:
-    dx = dy W + P A, dA = P^T x, dB = s dy^T t, which `pull` takes to the trained tensors.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, base: FrozenMap | None, factors: MadeFactors, scaling: float, *trained: Tensor
-    ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        a, b = (part.to(x.dtype) for part in factors.make(*trained))
-        t = flat @ a.mT
+        down, up = (part.to(x.dtype) for part in parts.form(x.dtype, *trained))
+        t = flat @ down.mT
         if base is None:
-            y = (t @ b.mT).mul_(scaling)
+            y = (t @ up.mT).mul_(scale)
         else:
-            y = F.linear(flat, base.weight(), base.bias).addmm_(t, b.mT, alpha=scaling)
-        ctx.base, ctx.factors, ctx.scaling = base, factors, scaling
+            y = F.linear(flat, base.weight(), base.bias if bias else None)
+            y.addmm_(t, up.mT, alpha=scale)
+        ctx.base, ctx.parts, ctx.scale = base, parts, scale
         empty = flat.new_empty(0)
-        ctx.save_for_backward(flat if factors.trains_A else empty, t if factors.trains_B else empty, *trained)
+        ctx.save_for_backward(flat if parts.trains_down else empty, t if parts.trains_up else empty, *trained)
         return in_shape_of(y, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, t, *trained = ctx.saved_tensors
+        parts: Formed = ctx.parts
         dy = grads[0].reshape(-1, grads[0].shape[-1])
-        a, b = (part.to(dy.dtype) for part in ctx.factors.make(*trained))
-        p = (dy @ b).mul_(ctx.scaling)
+        down, up = (part.to(dy.dtype) for part in parts.form(dy.dtype, *trained))
+        p = (dy @ up).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = p @ a if ctx.base is None else (dy @ ctx.base.weight()).addmm_(p, a)
-            dx = dx.view(*grads[0].shape[:-1], a.shape[1])
-        dA = (p.mT @ x).float() if ctx.factors.trains_A else None
-        dB = (dy.mT @ t).float().mul_(ctx.scaling) if ctx.factors.trains_B else None
-        return dx, None, None, None, *ctx.factors.pull(dA, dB, *trained)
+            dx = p @ down if ctx.base is None else (dy @ ctx.base.weight()).addmm_(p, down)
+            dx = dx.view(*grads[0].shape[:-1], down.shape[1])
+        d_down = (p.mT @ x).float() if parts.trains_down else None
+        d_up = (dy.mT @ t).float().mul_(ctx.scale) if parts.trains_up else None
+        return dx, None, None, None, None, *parts.pull(dy.dtype, d_down, d_up, *trained)
+
+
+class _Forming(torch.autograd.Function):
+    """The factors with a graph to the trained tensors, by the same `pull` as in training."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Formed, *trained: Tensor) -> Pair:
+        ctx.parts = parts
+        ctx.save_for_backward(*trained)
+        down, up = parts.form(torch.float32, *trained)
+        return down.float().clone(), up.float().clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        parts: Formed = ctx.parts
+        d_down, d_up = grads
+        wanted = d_down if parts.trains_down else None, d_up if parts.trains_up else None
+        return None, *parts.pull(torch.float32, *wanted, *ctx.saved_tensors)
+
+
+class _ScaleColumns(torch.autograd.Function):
+    """A scale of 1 + 0.001 is 1 in bfloat16, so the gain is never rounded; the product is formed in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, gain: Tensor) -> Tensor:
+        ctx.save_for_backward(u, gain)
+        return torch.mul(u, gain, out=torch.empty_like(u))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        u, gain = ctx.saved_tensors
+        (dy,) = grads
+        d_gain = (dy * u).reshape(-1, u.shape[-1]).sum(dim=0, dtype=torch.float32)
+        return torch.mul(dy, gain, out=torch.empty_like(u)), d_gain.to(gain.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TypedDict
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
@@ -12,8 +12,37 @@ from lrft.recipe.fields import slot_of
 from lrft.recipe.meant import CATALOG, meanings
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import UsageError
+from lrft.registry.json import Json
 from lrft.registry.registry import Declaration
 from lrft.registry.traits import TRAITS
+
+
+class SettingRecord(TypedDict):
+    """One setting of a method."""
+
+    name: str
+    type: str
+    required: bool
+    default: Json
+    description: str
+
+
+class MethodRecord(TypedDict):
+    """What is known of a method."""
+
+    name: str
+    axis: str
+    summary: str
+    doc: str
+    settings: list[SettingRecord]
+    provides: list[str]
+    requires: list[str]
+
+
+class MethodsRecord(MethodRecord):
+    """A method, and those of other axes that bear its name."""
+
+    also: list[MethodRecord]
 
 
 def methods(axis: str | None = None) -> list[tuple[str, Declaration]]:
@@ -44,7 +73,7 @@ def describe(name: str) -> str:
     return "\n\n".join(_card(axis, declared) for axis, declared in _called(name))
 
 
-def record(name: str) -> dict[str, Any]:
+def record(name: str) -> MethodsRecord:
     """What `describe` says, as plain values; what other axes know under the same name is in `also`.
 
     Raises:
@@ -63,7 +92,7 @@ def _called(name: str) -> list[tuple[str, Declaration]]:
     return found
 
 
-def _record(axis: str, declared: Declaration) -> dict[str, Any]:
+def _record(axis: str, declared: Declaration) -> MethodRecord:
     return {
         "name": declared.name,
         "axis": axis,
@@ -75,7 +104,7 @@ def _record(axis: str, declared: Declaration) -> dict[str, Any]:
     }
 
 
-def _setting(name: str, field: FieldInfo) -> dict[str, Any]:
+def _setting(name: str, field: FieldInfo) -> SettingRecord:
     """A setting: what may stand there in words, and its default where it need not be given."""
     required = field.is_required()
     return {

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
 
 from lrft.recipe.clashes import CLASHES, Faulty, Settings
-from lrft.recipe.fields import listed
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ANALYSES, AXES, FORMATS
+from lrft.registry.did_you_mean import listed
 from lrft.registry.errors import Problem
+from lrft.registry.json import Json
 from lrft.registry.traits import TRAITS
 
 # Traits that come from settings and not from methods, and what to write for them.
@@ -27,7 +27,7 @@ def check(recipe: Recipe) -> list[Problem]:
     return [*conflicts(recipe.model_dump()), *length_problems(recipe, recipe.train.max_steps)]
 
 
-def conflicts(plain: dict[str, Any], faulty: Collection[str] = ()) -> list[Problem]:
+def conflicts(plain: Json, faulty: Collection[str] = ()) -> list[Problem]:
     """The same for a recipe as written, with every method named.
 
     Args:
@@ -45,13 +45,13 @@ def conflicts(plain: dict[str, Any], faulty: Collection[str] = ()) -> list[Probl
 
 def _unmet_requirements(settings: Settings) -> Iterator[Problem]:
     chosen = {
-        axis: registry.declared(settings[f"{axis}.method"])
+        axis: registry.declared(settings.text(f"{axis}.method"))
         for axis, registry in AXES.items()
         if settings[axis] is not None
     }
     # Whether inputs are dropped is a setting and no method's trait; `_dropped_function` tells of it by its key.
     provided = frozenset({"undropped"}).union(*(part.provides for part in chosen.values()))
-    provided |= FORMATS.declared(settings["data.format.method"]).provides
+    provided |= FORMATS.declared(settings.text("data.format.method")).provides
     provided |= {"fixed_base" if settings["trainable.weights"] == "adapter" else "base_weights"}
     provided |= {"one_stage"} if settings["restart"] is None else set()
     adds = settings["adapter"] is None or "own_weights" not in chosen["adapter"].provides
@@ -73,7 +73,7 @@ def _analyses(settings: Settings) -> Iterator[tuple[int, str]]:
     written = settings["analyse"]
     for place, one in enumerate(written if isinstance(written, list) else []):
         name = one.get("method") if isinstance(one, dict) else one
-        if name in ANALYSES.names():
+        if isinstance(name, str) and name in ANALYSES.names():
             yield place, name
 
 

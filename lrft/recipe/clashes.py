@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
-from lrft.recipe.fields import listed, slot_at
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from lrft.recipe.fields import slot_at
 from lrft.registry.axes import AXES, FORMATS
+from lrft.registry.config import parse_choice
+from lrft.registry.declared import Declaration
 from lrft.registry.errors import Problem
-
-BASE_ROLES = ("matrix", "embedding", "head", "vector")
+from lrft.registry.json import Json
 
 
 class Faulty(Exception):
@@ -20,20 +23,36 @@ class Faulty(Exception):
 class Settings:
     """Values by dotted key, defaults included."""
 
-    def __init__(self, plain: dict[str, Any], faulty: Collection[str]) -> None:
+    def __init__(self, plain: Json, faulty: Collection[str]) -> None:
         self.plain = plain
         self.faulty = faulty
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> Json:
         keys = tuple(key.split("."))
         if any(".".join(keys[:length]) in self.faulty for length in range(1, len(keys) + 1)):
             raise Faulty(key)
-        value: Any = self.plain
+        value: Json = self.plain
         for part in keys:
             if not isinstance(value, dict) or part not in value:
                 slot = slot_at(keys, self.plain)
-                return slot.field.default if slot is not None and slot.field is not None else None
+                default: Json = slot.field.default if slot is not None and slot.field is not None else None
+                return default
             value = value[part]
+        return value
+
+    def declared(self, axis: str) -> Declaration | None:
+        """What is declared of the method chosen on an axis; None where the axis is null."""
+        return None if self[axis] is None else AXES[axis].declared(self.text(f"{axis}.method"))
+
+    def that_provide(self, axis: str, trait: str) -> list[str]:
+        """The methods of an axis that provide a trait."""
+        registry = AXES[axis]
+        return [name for name in registry.names() if trait in registry.declared(name).provides]
+
+    def text(self, key: str) -> str:
+        """The value of a key that holds a word, whatever else the recipe says."""
+        value = self[key]
+        assert isinstance(value, str), key
         return value
 
 
@@ -53,14 +72,6 @@ def _flash_attention(settings: Settings) -> Iterator[Problem]:
         yield Problem("model.attention", message)
 
 
-def _two_warmups(settings: Settings) -> Iterator[Problem]:
-    if settings["schedule.warmup_steps"] is not None and settings["schedule.warmup_ratio"]:
-        message = (
-            "says the length of the warm-up, and so does schedule.warmup_ratio; set one of them to null or 0"
-        )
-        yield Problem("schedule.warmup_steps", message)
-
-
 def _no_targets(settings: Settings) -> Iterator[Problem]:
     if settings["adapter"] is None:
         return
@@ -74,14 +85,14 @@ def _no_targets(settings: Settings) -> Iterator[Problem]:
 def _dropped_function(settings: Settings) -> Iterator[Problem]:
     if settings["init"] is None:
         return
-    init = AXES["init"].declared(settings["init.method"])
+    init = AXES["init"].declared(settings.text("init.method"))
     if "undropped" in init.requires and settings["adapter.dropout"]:
         message = f"{init.name} puts a part of the pretrained function where dropout would remove it; write 0"
         yield Problem("adapter.dropout", message)
 
 
 def _what_trains(settings: Settings) -> Iterator[Problem]:
-    weights, quantized = settings["trainable.weights"], settings["quantization.method"]
+    weights, quantized = settings["trainable.weights"], settings.text("quantization.method")
     if weights == "full" and settings["adapter"] is not None:
         message = "full trains the weights themselves; write adapter: null, or trainable: adapter"
         yield Problem("trainable.weights", message)
@@ -104,77 +115,14 @@ def _what_trains(settings: Settings) -> Iterator[Problem]:
 
 
 def _pairs_that_nobody_compares(settings: Settings) -> Iterator[Problem]:
-    form = FORMATS.declared(settings["data.format.method"])
-    objective = AXES["objective"].declared(settings["objective.method"])
+    form = FORMATS.declared(settings.text("data.format.method"))
+    objective = AXES["objective"].declared(settings.text("objective.method"))
     if "pairs" in form.provides and "pairs" not in objective.requires:
         message = (
             f"{form.name} gives pairs, and {objective.name} would learn the rejected answers too; choose an objective "
             "that compares them, or a format that reads one answer"
         )
         yield Problem("data.format.method", message)
-
-
-def _nothing_to_project(settings: Settings) -> Iterator[Problem]:
-    roles = settings["optimizer.project"]
-    if roles is None:
-        return
-    base = settings["trainable.weights"] != "adapter"
-    if not [role for role in roles if (base if role in BASE_ROLES else settings["adapter"] is not None)]:
-        remedy = "[matrix]" if base else "[lora_A, lora_B], or write trainable: full"
-        message = f"none of {', '.join(roles)} trains here, so nothing would be projected; name roles that do: {remedy}"
-        yield Problem("optimizer.project", message)
-
-
-def _what_cannot_be_unloaded(settings: Settings) -> Iterator[Problem]:
-    """Restarts that zero some moments, or unload a share, of what has no such parts."""
-    if settings["restart"] is None:
-        return
-    optimizer = AXES["optimizer"].declared(settings["optimizer.method"])
-    if settings["restart.reset"] in ("random", "magnitude") and "entry_moments" not in optimizer.provides:
-        registry = AXES["optimizer"]
-        others = [n for n in registry.names() if "entry_moments" in registry.declared(n).provides]
-        message = f"{optimizer.name} keeps moments that cannot be zeroed one by one; write all, or choose optimizer "
-        yield Problem("restart.reset", message + listed(others, "or"))
-    if settings["restart.share"] in (None, 1) or settings["adapter"] is None or settings["init"] is None:
-        return
-    adapter = AXES["adapter"].declared(settings["adapter.method"])
-    init = AXES["init"].declared(settings["init.method"])
-    if "linear_delta" not in adapter.provides:
-        yield Problem("restart.share", f"only the whole change of {adapter.name} can be unloaded; write null")
-    elif "kept_base" not in init.provides:
-        message = f"only the whole change can be unloaded where the base gave up the start of {init.name}; write null"
-        yield Problem("restart.share", message)
-
-
-def _grid_of_other_storage(settings: Settings) -> Iterator[Problem]:
-    if settings["init"] is None or settings["init.budget"] is None:
-        return
-    storage = AXES["quantization"].declared(settings["quantization.method"])
-    unknown = sorted(set(settings["init.grid"] or {}) - set(storage.config.model_fields))
-    if unknown:
-        message = (
-            f"{storage.name} has no setting {', '.join(unknown)} to choose by layer; write keys of the quantization "
-            f"section, or another quantization that has {'it' if len(unknown) == 1 else 'them'}"
-        )
-        yield Problem("init.grid", message)
-
-
-def _updates_in_the_backward_pass(settings: Settings) -> Iterator[Problem]:
-    if settings["optimizer.per_layer"] is not True:
-        return
-    optimizer = AXES["optimizer"].declared(settings["optimizer.method"])
-    if "per_parameter" not in optimizer.provides:
-        message = f"the update of {optimizer.name} looks at several parameters at once; write false"
-        yield Problem("optimizer.per_layer", message)
-    reasons = {
-        "train.clip": (None, "no global norm exists when each gradient is freed at once; write null"),
-        "train.gradient_accumulation": (1, "a gradient that is freed at once cannot be accumulated; write 1"),
-    }
-    for key, (needed, message) in reasons.items():
-        if settings[key] != needed:
-            yield Problem(key, f"{message} (optimizer.per_layer)")
-    if settings["model.dtype"] == "float16":
-        yield Problem("optimizer.per_layer", "float16 needs its gradients unscaled together; write bfloat16")
 
 
 def _scores_without_rows(settings: Settings) -> Iterator[Problem]:
@@ -186,7 +134,7 @@ def _scores_without_rows(settings: Settings) -> Iterator[Problem]:
 def _hub_keys_of_a_local_source(settings: Settings) -> Iterator[Problem]:
     for split in ("data.train", "data.eval"):
         source = settings[f"{split}.source"] if settings[split] is not None else None
-        if source is None or not os.path.isabs(source):
+        if not isinstance(source, str) or not os.path.isabs(source):
             continue
         for key in ("name", "revision", "stream", "split"):
             if settings[f"{split}.{key}"] is not None and (key != "split" or os.path.isfile(source)):
@@ -200,7 +148,7 @@ def _end_that_is_not_planned(settings: Settings) -> Iterator[Problem]:
     """Ranks that move and restarts follow the whole run; cut short, a budget is not met and a stage is not folded."""
     if settings["train.stop_below"] is None:
         return
-    allocation = AXES["allocate"].declared(settings["allocate.method"])
+    allocation = AXES["allocate"].declared(settings.text("allocate.method"))
     timed = [] if settings["restart"] is None else [f"restart {settings['restart.method']}"]
     timed += [f"allocate {allocation.name}"] if "one_stage" in allocation.requires else []
     if timed:
@@ -222,20 +170,27 @@ def _compiled_for_one_shape(settings: Settings) -> Iterator[Problem]:
         )
 
 
+def _of_methods(settings: Settings) -> Iterator[Problem]:
+    """What the chosen methods' own settings cannot work with; methods that are wrong themselves are not asked."""
+    for axis, registry in AXES.items():
+        try:
+            chosen = settings[axis]
+            config = None if chosen is None else parse_choice(registry, chosen)
+            yield from () if config is None else config.clashes(settings)
+        except (Faulty, ValidationError, PydanticCustomError):
+            continue
+
+
 CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _float16_on_cpu,
     _flash_attention,
-    _two_warmups,
     _no_targets,
     _dropped_function,
     _what_trains,
     _pairs_that_nobody_compares,
-    _nothing_to_project,
-    _grid_of_other_storage,
-    _what_cannot_be_unloaded,
-    _updates_in_the_backward_pass,
     _scores_without_rows,
     _hub_keys_of_a_local_source,
     _end_that_is_not_planned,
     _compiled_for_one_shape,
+    _of_methods,
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from yaml.composer import Composer
@@ -18,7 +17,7 @@ from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
-from lrft.recipe.tree import Keys, Node, Place, dotted, shown
+from lrft.recipe.tree import Keys, Node, Place, Scalar, dotted, shown
 from lrft.registry.errors import Problem, RecipeError
 
 MAX_BYTES = 1_000_000
@@ -115,7 +114,7 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         BaseResolver.__init__(self)
         self.count = self.depth = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.count += 1
         self.depth += 1
         if self.depth > MAX_DEPTH:
@@ -191,7 +190,7 @@ class _Builder:
             found[key] = self.build(value_node, path, at)
         return Node(found, place)
 
-    def _scalar(self, node: ScalarNode, keys: Keys, place: Place) -> Any:
+    def _scalar(self, node: ScalarNode, keys: Keys, place: Place) -> Scalar:
         text = node.value
         try:
             text.encode("utf-8")
@@ -204,7 +203,7 @@ class _Builder:
         return None
 
 
-def _constructed(tag: str, text: str) -> Any:
+def _constructed(tag: str, text: str) -> Scalar:
     kind = tag.removeprefix(CORE)
     if kind == "str":
         return text

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from lrft.recipe.fields import Slot, known_keys, listed, slot_at, value_at
+from lrft.recipe.fields import Slot, known_keys, slot_at, value_at
 from lrft.recipe.foreign import other_value
 from lrft.recipe.meant import method_meant
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import Node, dotted, shown
 from lrft.recipe.unknown import unknown_key
-from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.did_you_mean import did_you_mean, listed
 from lrft.registry.errors import Problem
+from lrft.registry.json import Json
 
 Loc = tuple[str | int, ...]
 MOST_SUGGESTIONS = 200  # a file with more unknown keys is not a recipe, and each suggestion takes a moment
@@ -30,7 +30,7 @@ def validated(root: Node) -> tuple[Recipe | None, list[Problem], set[str]]:
 
 
 class _Explanation:
-    def __init__(self, root: Node, plain: dict[str, Any]) -> None:
+    def __init__(self, root: Node, plain: Json) -> None:
         self.root = root
         self.plain = plain
         self.every = [".".join(keys) for keys in known_keys(plain)]
@@ -38,7 +38,7 @@ class _Explanation:
         # Keys that an unknown key was probably meant to be: they are not missing as well.
         self.suggested: set[str] = set()
 
-    def problems(self, errors: list[Any]) -> list[Problem]:
+    def problems(self, errors: list[ErrorDetails]) -> list[Problem]:
         found: dict[str, Problem] = {}
         for error in sorted(errors, key=lambda error: error["type"] != "extra_forbidden"):
             for loc, message in self._sentences(error):
@@ -46,7 +46,7 @@ class _Explanation:
                 found.setdefault(problem.key, problem)
         return list(found.values())
 
-    def _sentences(self, error: Any) -> list[tuple[Loc, str]]:
+    def _sentences(self, error: ErrorDetails) -> list[tuple[Loc, str]]:
         loc = self._written(error["loc"])
         if error["type"] == "extra_forbidden":
             return [self._unknown_key(error["loc"])]
@@ -129,7 +129,7 @@ class _Explanation:
         return [(loc, f"is required: {what}{names}")]
 
 
-def _spelt_out(value: Any, slot: Slot) -> str:
+def _spelt_out(value: Json, slot: Slot) -> str:
     """What a number or a boolean stands for where a method is named: `quantization: 4`."""
     if slot.registry is None or not isinstance(value, int):
         return ""
@@ -137,7 +137,7 @@ def _spelt_out(value: Any, slot: Slot) -> str:
     return said if said.startswith("; write") else ""
 
 
-def _as_section(loc: Loc, slot: Slot, value: Any) -> str:
+def _as_section(loc: Loc, slot: Slot, value: Json) -> str:
     """How to write a section that was given as text, where it needs one key only."""
     required = slot.required()
     if not isinstance(value, str) or len(required) != 1:

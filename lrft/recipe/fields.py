@@ -5,12 +5,14 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from lrft.recipe.schema import Recipe
 from lrft.registry.config import Choice, Section
+from lrft.registry.did_you_mean import a, listed
+from lrft.registry.json import Json
 from lrft.registry.registry import Registry
 
 
@@ -18,12 +20,12 @@ from lrft.registry.registry import Registry
 class Slot:
     """What may stand at one key: a type with its constraints."""
 
-    annotation: Any
-    metadata: tuple[Any, ...] = ()
+    annotation: object
+    metadata: tuple[object, ...] = ()
     field: FieldInfo | None = None
 
     @staticmethod
-    def of(annotation: Any, metadata: tuple[Any, ...] = (), field: FieldInfo | None = None) -> Slot:
+    def of(annotation: object, metadata: tuple[object, ...] = (), field: FieldInfo | None = None) -> Slot:
         """The slot of an annotation, `Annotated` unwrapped."""
         if get_origin(annotation) is Annotated:
             inner, *more = get_args(annotation)
@@ -38,7 +40,7 @@ class Slot:
                 return item.registry
         return None
 
-    def section(self, value: Any) -> type[Section] | None:
+    def section(self, value: Json) -> type[Section] | None:
         """The class that parses `value` as a section here: for a method, its own `Config`."""
         if self.registry is not None:
             name = value.get("method") if isinstance(value, dict) else value
@@ -49,7 +51,7 @@ class Slot:
             return self.annotation
         return next((found for option in self._options() if (found := option.section(value))), None)
 
-    def below(self, key: str | int, value: Any) -> Slot | None:
+    def below(self, key: str | int, value: Json) -> Slot | None:
         """The slot one key further down, `value` being what is written here."""
         section = self.section(value)
         if section is not None:
@@ -110,15 +112,15 @@ class Slot:
             found += [
                 f"{word} {getattr(item, name)}" for name, word in _LIMITS.items() if hasattr(item, name)
             ]
-            if getattr(item, "pattern", None):
+            if pattern := getattr(item, "pattern", None):
                 example = f"such as {self.field.default} " if self.field and self.field.default else ""
-                found.append(f"{example}(matching {item.pattern})")
+                found.append(f"{example}(matching {pattern})")
             if getattr(item, "min_length", None):
                 found.append("that is not empty")
         return f" {' and '.join(found)}" if found else ""
 
 
-_SCALARS: dict[Any, tuple[str, str]] = {
+_SCALARS: dict[object, tuple[str, str]] = {
     int: ("an integer", "integers"),
     float: ("a number", "numbers"),
     str: ("text", "texts"),
@@ -135,7 +137,7 @@ def slot_of(field: FieldInfo) -> Slot:
     return Slot.of(field.annotation, tuple(field.metadata), field)
 
 
-def slot_at(keys: tuple[str | int, ...], plain: Any) -> Slot | None:
+def slot_at(keys: tuple[str | int, ...], plain: Json) -> Slot | None:
     """The slot at a key of the recipe `plain`, as written; None where no key is allowed."""
     slot: Slot | None = ROOT
     for key in keys:
@@ -146,7 +148,7 @@ def slot_at(keys: tuple[str | int, ...], plain: Any) -> Slot | None:
     return slot
 
 
-def value_at(keys: tuple[str | int, ...], plain: Any) -> Any:
+def value_at(keys: tuple[str | int, ...], plain: Json) -> Json:
     """What is written at a key, None where nothing is."""
     for key in keys:
         if isinstance(plain, dict):
@@ -158,7 +160,7 @@ def value_at(keys: tuple[str | int, ...], plain: Any) -> Any:
     return plain
 
 
-def known_keys(plain: Any, slot: Slot = ROOT, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def known_keys(plain: Json, slot: Slot = ROOT, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Every key the recipe could hold, the chosen methods' settings included, those of lists left out."""
     section = slot.section(plain) or (slot.registry.config if slot.registry is not None else None)
     if section is None:
@@ -168,20 +170,3 @@ def known_keys(plain: Any, slot: Slot = ROOT, prefix: tuple[str, ...] = ()) -> I
         below = slot_of(field)
         value = value_at((name,), plain)
         yield from known_keys(field.default if value is None else value, below, (*prefix, name))
-
-
-def listed(words: Any, last: str) -> str:
-    """`a, b or c`."""
-    words = list(words)
-    return (
-        words[0]
-        if len(words) == 1
-        else f"{', '.join(words[:-1])} {last} {words[-1]}"
-        if words
-        else "none yet"
-    )
-
-
-def a(noun: str) -> str:
-    """The noun with its article."""
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

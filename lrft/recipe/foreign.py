@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lrft.recipe.fields import listed, slot_at
 from lrft.recipe.foreign_keys import BY_VALUE, CHOICES, KEYS
 from lrft.recipe.foreign_values import NOT_HERE, VALUES
 from lrft.recipe.keys_not_here import REMARKS
 from lrft.recipe.meant import CATALOG, Meaning, meanings, not_here, of_no_method
 from lrft.recipe.tree import shown
-from lrft.registry.did_you_mean import squeezed
+from lrft.registry.did_you_mean import listed, squeezed
+from lrft.registry.json import Json
 from lrft.registry.registry import Registry
 
 Guess = tuple[str, list[str]]
@@ -20,7 +18,7 @@ Guess = tuple[str, list[str]]
 UNASKED = "nothing of the kind happens unless a recipe asks for it, remove the line"
 
 
-def foreign_key(word: str, value: Any, every: list[str]) -> Guess | None:
+def foreign_key(word: str, value: Json, every: list[str]) -> Guess | None:
     """What another toolkit's key is called here, or that there is none.
 
     Args:
@@ -44,7 +42,7 @@ def foreign_key(word: str, value: Any, every: list[str]) -> Guess | None:
     return _did_you_mean(CHOICES[name]) if name in CHOICES else None
 
 
-def method_key(word: str, value: Any, registry: Registry | None, method: str) -> Guess | None:
+def method_key(word: str, value: Json, registry: Registry | None, method: str) -> Guess | None:
     """A key that is, or begins with, the name of a method: `use_NAME`, `NAME_config`, `NAME_rank`.
 
     Args:
@@ -82,7 +80,7 @@ def other_value(key: str, word: str, allowed: list[str]) -> str:
     return f"; {said}" if said else ""
 
 
-def _answered(answers: dict[str, str], value: Any) -> Guess:
+def _answered(answers: dict[str, str], value: Json) -> Guess:
     """What is said of this value of a key, or which key it is about."""
     said = answers.get(squeezed(_text(value)), answers.get("*"))
     if said is not None:
@@ -102,11 +100,9 @@ def _renamed(meant: str, every: list[str]) -> Guess:
     return f"it is {meant} here, a setting of {listed(owners[:4], 'and')}", [meant]
 
 
-def _chosen(axis: str, value: Any) -> Guess | None:
+def _chosen(axis: str, value: Json) -> Guess | None:
     """A method named by its value, at a key of another name."""
     word = _text(value)
-    if axis == "schedule":
-        return _scheduled(word)
     found = meanings(word) or (meanings(f"{word}bit") if isinstance(value, int) else [])
     here = [meaning for meaning in found if meaning.key == axis]
     if here:
@@ -118,15 +114,6 @@ def _chosen(axis: str, value: Any) -> Guess | None:
     return (_is(found), [meaning.key for meaning in found]) if found else None
 
 
-def _scheduled(word: str) -> Guess:
-    slot = slot_at(("schedule", "method"), {})
-    assert slot is not None
-    if word in slot.literals():
-        return f"write schedule: {word}", ["schedule"]
-    said = VALUES["schedule.method"].get(squeezed(word))
-    return (said, ["schedule"]) if said else _did_you_mean("schedule")
-
-
 def _is(found: list[Meaning]) -> str:
     return f"it is {' or '.join(dict.fromkeys(meaning.elsewhere() for meaning in found))}"
 
@@ -135,7 +122,7 @@ def _did_you_mean(key: str) -> Guess:
     return f"did you mean {key}?", [key]
 
 
-def _text(value: Any) -> str:
+def _text(value: Json) -> str:
     """A plain value as YAML has it: `true`, `null`, `4`."""
     if value is None:
         return "null"

@@ -42,15 +42,6 @@ _VALUES: dict[str, dict[str, str]] = {
     },
     "model.dtype export.dtype": _FLOATS,
     "restart.method": {_NO: "write restart: null"},
-    "schedule.method": {
-        "constantwithwarmup warmupconstant": "write schedule: {method: constant, warmup_ratio: 0.03}",
-        "cosinewithminlr cosinewarmupwithminlr cosinewithfloor": "write schedule: {method: cosine, floor: 0.1}",
-        "cosinewithwarmup warmupcosine cosineannealing": "write schedule: {method: cosine, warmup_ratio: 0.03}",
-        "linearwithwarmup warmuplinear": "write schedule: {method: linear, warmup_ratio: 0.03}",
-        "none off fixed": "write schedule: constant",
-        "cosinewithrestarts polynomial inversesqrt reducelronplateau wsd warmupstabledecay onecycle": "lrft does not "
-        "have it; write linear, cosine or constant",
-    },
     "select.method": {_NO: "write select: null"},
     "train.device": {
         "gpu cuda0 nvidia": "write cuda",
@@ -64,10 +55,10 @@ VALUES = {key: each_word(answers) for key, answers in each_word(_VALUES).items()
 NOT_HERE = frozenset(
     """
     adafactor adamwtorch4bit adamwtorchao4bit lion8bit adagrad adalomo adamax adamini adamwscheduler ademamix adopt
-    badamratio came dion lamb lars lomo muon nadam pagedlion8bit pagedlion32bit pagedlion prodigy radam rmsprop
+    badamratio came dion lamb lars lomo nadam pagedlion8bit pagedlion32bit pagedlion prodigy radam rmsprop
     rmspropbnb schedulefree schedulefreeadamw schedulefreesgd shampoo soap sophia stableadamw adaptionprompt boft
-    c3a delora fourierft ia3 llamaadapter llamapro lntuning loha lokr longlora longqlora lycoris neftune oft poly
-    prefix prefixtuning prompttuning ptuning pvera qoft reft road rosa s2ft shira trainabletokens vblora waveft
+    c3a delora fourierft ia3 llamaadapter llamapro lntuning loha lokr longlora longqlora lycoris neftune poly
+    ptuning pvera qoft reft road rosa s2ft trainabletokens vblora waveft
     xadapter mica orthogonal spectral aqlm autoround awq bnb3bit compressedtensors eetq exl2 fp8 gptq hqq int2 int3
     marlin mxfp4 nvfp4 qat quanto quip squeezellm torchao vptq w4a16 w8a8 apo bco cpo gkd grpo ipo kto ktopair
     minillm nash orm orpo ppo prm reinforce reward rewardmodel rlhf rloo rm simpo slic hinge xpo

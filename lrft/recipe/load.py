@@ -19,6 +19,7 @@ from lrft.recipe.schema import Recipe, null_axes
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 from lrft.registry.axes import AXES
 from lrft.registry.errors import Problem, RecipeError, UsageError
+from lrft.registry.json import to_section
 
 DEFAULT = Place("default")
 MAX_PARENTS = 20
@@ -181,7 +182,7 @@ def _parent(extends: Node, path: Path, chain: tuple[Path, ...]) -> Path:
 
 def _with_methods_named(root: Node) -> Node:
     """Axes without a `method` get the default one: `optimizer: {lr: 1e-4}` is the default optimizer."""
-    unset = null_axes(root.plain())
+    unset = null_axes(to_section(root.plain()))
     for axis in AXES:
         section = root.get(axis)
         if axis in unset:

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
-from lrft.recipe.fields import a, listed
 from lrft.recipe.foreign_values import NOT_HERE, VALUES, each_word
 from lrft.registry.axes import ANALYSES, AXES, FORMATS, TASKS
-from lrft.registry.did_you_mean import did_you_mean, near, squeezed
+from lrft.registry.did_you_mean import a, did_you_mean, listed, near, squeezed
 from lrft.registry.registry import Registry
 
 # Recipe key -> the registry that its methods come from.

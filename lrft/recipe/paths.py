@@ -51,7 +51,7 @@ def located(root: Node) -> tuple[Node, list[Problem]]:
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
         try:
-            root = root.with_value(keys, replace(node, value=_located(node, keys)))
+            root = root.with_value(keys, replace(node, value=_located(node.value, node.place, keys)))
         except _Nowhere as error:
             if (node.value, node.place) not in told:  # `data: PATH` is one mistake, not two
                 problems.append(node.place.problem(dotted(keys), str(error)))
@@ -88,21 +88,21 @@ class _Nowhere(Exception):
     pass
 
 
-def _located(node: Node, keys: Keys) -> str:
-    text, is_model = _expanded(node.value), keys in (MODEL, TOKENIZER)
+def _located(written: str, place: Place, keys: Keys) -> str:
+    text, is_model = _expanded(written), keys in (MODEL, TOKENIZER)
     if is_model and text.startswith("pkg:"):
         _check_packaged(text)
         return text
     here = os.path.abspath(text)
     candidates = [here]
-    if node.place.folder is not None and not os.path.isabs(text):
-        candidates.insert(0, os.path.abspath(node.place.folder / text))
+    if place.folder is not None and not os.path.isabs(text):
+        candidates.insert(0, os.path.abspath(place.folder / text))
     for candidate in dict.fromkeys(candidates):
         if os.path.isdir(candidate) if is_model and not text.endswith(".gguf") else os.path.exists(candidate):
             if keys != TOKENIZER:
                 _check_kind(candidate, is_model)
             return candidate
-    marked = text.startswith((".", "/", "~")) or text != node.value
+    marked = text.startswith((".", "/", "~")) or text != written
     looks_like_a_path = marked or text.endswith((".gguf", ".safetensors") if is_model else DATA_SUFFIXES)
     if not looks_like_a_path and HUB_ID.fullmatch(text):
         return text
@@ -110,9 +110,9 @@ def _located(node: Node, keys: Keys) -> str:
     where = " or ".join(_brief(path) for path in dict.fromkeys(candidates))
     if looks_like_a_path:
         remedy = f"give an existing {kind}, or a hub id"
-        raise _Nowhere(f"there is no {kind} {shown(node.value)} (looked for {where}); {remedy}")
+        raise _Nowhere(f"there is no {kind} {shown(written)} (looked for {where}); {remedy}")
     remedy = f"an existing {kind} (looked for {where}) nor a hub id (owner/name)"
-    raise _Nowhere(f"{shown(node.value)} is neither {remedy}")
+    raise _Nowhere(f"{shown(written)} is neither {remedy}")
 
 
 def _check_packaged(text: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from lrft.recipe.document import CORE_SCALARS, parse
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import Keys, Node, Place, dotted
+from lrft.registry.json import Json
 
 if TYPE_CHECKING:
     from lrft.recipe.load import LoadedRecipe
@@ -30,7 +31,7 @@ def recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def compare(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+def compare(a: Recipe, b: Recipe) -> list[tuple[str, Json, Json]]:
     """Where two recipes differ: (dotted key, value in a, value in b), `ABSENT` where one has no such key."""
     left, right = flat(a), flat(b)
     return [
@@ -52,12 +53,12 @@ def with_origins(loaded: LoadedRecipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def flat(recipe: Recipe) -> dict[Keys, Any]:
+def flat(recipe: Recipe) -> dict[Keys, Json]:
     """Keys -> value of every value in the recipe; a list, and an empty section, is one value."""
     return dict(_flat(recipe.model_dump(mode="json"), ()))
 
 
-def _flat(value: Any, keys: Keys) -> list[tuple[Keys, Any]]:
+def _flat(value: Json, keys: Keys) -> list[tuple[Keys, Json]]:
     if isinstance(value, dict) and value:
         return [found for key, inside in value.items() for found in _flat(inside, (*keys, key))]
     return [(keys, value)]
@@ -66,7 +67,7 @@ def _flat(value: Any, keys: Keys) -> list[tuple[Keys, Any]]:
 class _Dumper(yaml.SafeDumper):
     """Quotes what either YAML 1.1 or 1.2 would not read as text, and keeps every value on one line."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 from lrft.registry.axes import (
     ADAPTERS,
@@ -15,11 +15,24 @@ from lrft.registry.axes import (
     OPTIMIZERS,
     QUANTIZERS,
     RESTARTS,
+    SCHEDULES,
     SELECTORS,
     TASKS,
 )
-from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, Source, model_validator
-from lrft.registry.errors import RecipeError
+from lrft.registry.config import (
+    AdapterConfig,
+    Choice,
+    Field,
+    FormatConfig,
+    Literal,
+    MethodConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    Section,
+    Source,
+    model_validator,
+)
+from lrft.registry.json import Json
 
 
 class ModelSection(Section):
@@ -62,30 +75,8 @@ class TrainableSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_string(cls, value: Any) -> Any:
+    def _from_string(cls, value: object) -> object:
         return {"weights": value} if isinstance(value, str | list) else value
-
-
-class ScheduleSection(Section):
-    """The learning rate over the steps. A plain string is short for `{method: ...}`."""
-
-    method: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps spent warming up")
-    warmup_steps: int | None = Field(None, ge=0, description="steps of warm-up, instead of the ratio")
-    floor: float = Field(0.0, ge=0, lt=1, description="share of the rate that linear and cosine end with")
-
-    def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
-        """Refuse a warm-up that never ends."""
-        if self.warmup_steps is not None and self.warmup_steps > total_steps:
-            message = (
-                f"{self.warmup_steps} steps of warm-up are more than the run's {total_steps}; write at most "
-            )
-            raise RecipeError(f"{message}{total_steps}", "schedule.warmup_steps")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"method": value} if isinstance(value, str) else value
 
 
 class DataSection(Section):
@@ -95,7 +86,7 @@ class DataSection(Section):
     eval: Source | None = Field(
         None, description="held-out rows; scored every `train.eval_every` steps and by lrft eval"
     )
-    format: Annotated[Any, Choice(FORMATS)] = Field(
+    format: Annotated[FormatConfig, Choice(FORMATS)] = Field(
         description="how a row becomes a prompt and what is learnt from it"
     )
     date: str | None = Field(
@@ -113,7 +104,7 @@ class DataSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_string(cls, value: Any) -> Any:
+    def _from_string(cls, value: object) -> object:
         return {"train": value, "eval": value} if isinstance(value, str) else value
 
 
@@ -157,7 +148,7 @@ class TrainSection(Section):
 class EvalSection(Section):
     """What `lrft eval` runs."""
 
-    tasks: list[Annotated[Any, Choice(TASKS)]] = Field(
+    tasks: list[Annotated[MethodConfig, Choice(TASKS)]] = Field(
         default_factory=list, description="tasks, by name or with settings"
     )
     limit: int | None = Field(None, gt=0, description="score only the first so many rows")
@@ -202,20 +193,26 @@ class Recipe(Section):
     """A whole recipe, every default spelled out."""
 
     model: ModelSection
-    quantization: Annotated[Any, Choice(QUANTIZERS)] = Field(default="none", validate_default=True)
+    quantization: Annotated[MethodConfig, Choice(QUANTIZERS)] = Field(default="none", validate_default=True)
     trainable: TrainableSection = TrainableSection()
-    adapter: Annotated[Any, Choice(ADAPTERS, optional=True)] = Field(default="lora", validate_default=True)
-    init: Annotated[Any, Choice(INITS, optional=True)] = Field(default="default", validate_default=True)
-    allocate: Annotated[Any, Choice(ALLOCATORS)] = Field(default="uniform", validate_default=True)
-    restart: Annotated[Any, Choice(RESTARTS, optional=True)] = None
-    select: Annotated[Any, Choice(SELECTORS, optional=True)] = None
-    objective: Annotated[Any, Choice(OBJECTIVES)] = Field(default="cross_entropy", validate_default=True)
-    optimizer: Annotated[Any, Choice(OPTIMIZERS)] = Field(default="adamw", validate_default=True)
-    schedule: ScheduleSection = ScheduleSection()
+    adapter: Annotated[AdapterConfig | None, Choice(ADAPTERS, optional=True)] = Field(
+        default="lora", validate_default=True
+    )
+    init: Annotated[MethodConfig | None, Choice(INITS, optional=True)] = Field(
+        default="default", validate_default=True
+    )
+    allocate: Annotated[MethodConfig, Choice(ALLOCATORS)] = Field(default="uniform", validate_default=True)
+    restart: Annotated[MethodConfig | None, Choice(RESTARTS, optional=True)] = None
+    select: Annotated[MethodConfig | None, Choice(SELECTORS, optional=True)] = None
+    objective: Annotated[MethodConfig, Choice(OBJECTIVES)] = Field(
+        default="cross_entropy", validate_default=True
+    )
+    optimizer: Annotated[OptimizerConfig, Choice(OPTIMIZERS)] = Field(default="adamw", validate_default=True)
+    schedule: Annotated[ScheduleConfig, Choice(SCHEDULES)] = Field(default="linear", validate_default=True)
     data: DataSection
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
-    analyse: list[Annotated[Any, Choice(ANALYSES)]] = Field(
+    analyse: list[Annotated[MethodConfig, Choice(ANALYSES)]] = Field(
         default_factory=list,
         description="what is measured of weights and gradients while the run trains, for result.json",
     )
@@ -224,7 +221,7 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_an_adapter(cls, value: Any) -> Any:
+    def _without_an_adapter(cls, value: object) -> object:
         return {**dict.fromkeys(null_axes(value)), **value} if isinstance(value, dict) else value
 
     def parts(self) -> dict[str, MethodConfig]:
@@ -234,7 +231,7 @@ class Recipe(Section):
         return {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) is not None}
 
 
-def null_axes(plain: dict[str, Any]) -> list[str]:
+def null_axes(plain: Mapping[str, Json]) -> list[str]:
     """Axes that are null when nothing is written for them, in a recipe as written.
 
     Where every weight trains there is no adapter, and without an adapter there is nothing to initialise.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from lrft.registry.errors import Problem
+from lrft.registry.json import Json
 
 Keys = tuple[str | int, ...]
+Scalar: TypeAlias = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class Node:
     `replaces`: in a merge, take the place of the whole older value instead of being merged into it.
     """
 
-    value: Any
+    value: dict[str, Node] | list[Node] | Scalar
     place: Place
     replaces: bool = False
 
-    def plain(self) -> Any:
+    def plain(self) -> Json:
         """The value without places."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
@@ -56,7 +58,7 @@ class Node:
         for key in keys:
             inside = node.value if node is not None else None
             if isinstance(inside, dict):
-                node = inside.get(key)
+                node = inside.get(str(key))
             elif isinstance(inside, list) and isinstance(key, int) and key < len(inside):
                 node = inside[key]
             else:
@@ -74,22 +76,23 @@ class Node:
     def with_value(self, keys: Keys, node: Node | None) -> Node:
         """A copy of the tree with `node` at `keys`, sections made as needed; None deletes."""
         key, rest = keys[0], keys[1:]
+        name = str(key)
         if isinstance(self.value, list) and isinstance(key, int):
             assert node is not None, "list entries are never deleted"
             changed = self.value[key].with_value(rest, node) if rest else node
             return replace(self, value=[*self.value[:key], changed, *self.value[key + 1 :]])
         inside = dict(self.value) if isinstance(self.value, dict) else {}
         if rest:
-            below = inside.get(key, Node({}, node.place if node else self.place))
-            inside[key] = below.with_value(rest, node)
+            below = inside.get(name, Node({}, node.place if node else self.place))
+            inside[name] = below.with_value(rest, node)
         elif node is None:
-            inside.pop(key, None)
+            inside.pop(name, None)
         else:
-            inside[key] = node
+            inside[name] = node
         return replace(self, value=inside)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as a message shows it: one short line, YAML's words for YAML's constants."""
     if value is None:
         return "null"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from lrft.recipe.fields import Slot, listed, slot_at, value_at
+from lrft.recipe.fields import Slot, slot_at, value_at
 from lrft.recipe.foreign import Guess, foreign_key, method_key
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import dotted
-from lrft.registry.did_you_mean import near
+from lrft.registry.did_you_mean import listed, near
+from lrft.registry.json import Json
 from lrft.registry.registry import Registry
 
 SECRET = re.compile(r"(.*_)?(token|password|passwd|secret|api_?key|access_?key|credentials?)", re.IGNORECASE)
@@ -36,7 +36,7 @@ class _Unknown:
     """An unknown key, and what could have stood there."""
 
     word: str
-    value: Any
+    value: Json
     prefix: str
     fields: list[str]
     every: list[str]
@@ -44,7 +44,7 @@ class _Unknown:
     method: str
 
 
-def unknown_key(keys: tuple[str | int, ...], plain: Any, every: list[str]) -> Guess:
+def unknown_key(keys: tuple[str | int, ...], plain: Json, every: list[str]) -> Guess:
     """What to say of an unknown key, and the keys it may have been meant to be.
 
     Args:
@@ -164,7 +164,7 @@ GUESSES: tuple[Callable[[_Unknown], Guess | None], ...] = (
 )
 
 
-def _fields(slot: Slot | None, value: Any) -> list[str]:
+def _fields(slot: Slot | None, value: Json) -> list[str]:
     """The keys that may stand in a section; of a method that is not named, those of all methods."""
     section = slot.section(value) if slot is not None else None
     if section is not None:

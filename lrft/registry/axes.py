@@ -1,6 +1,6 @@
 """The registries: one per axis of a recipe, and those of formats, tasks and analyses."""
 
-from lrft.registry.config import AdapterConfig, FormatConfig, OptimizerConfig
+from lrft.registry.config import AdapterConfig, FormatConfig, OptimizerConfig, ScheduleConfig
 from lrft.registry.registry import Registry
 
 ADAPTERS = Registry("adapter", "lrft.methods.adapters", AdapterConfig)
@@ -10,6 +10,7 @@ ALLOCATORS = Registry("allocation", "lrft.methods.allocate")
 RESTARTS = Registry("restart", "lrft.methods.restart")
 SELECTORS = Registry("selection", "lrft.methods.select")
 OPTIMIZERS = Registry("optimizer", "lrft.methods.optim", OptimizerConfig)
+SCHEDULES = Registry("schedule", "lrft.methods.schedules", ScheduleConfig)
 SIGNALS = Registry("signal", "lrft.methods.signals")
 OBJECTIVES = Registry("objective", "lrft.methods.objectives")
 ANALYSES = Registry("analysis", "lrft.methods.analysis")
@@ -25,5 +26,6 @@ AXES: dict[str, Registry] = {
     "restart": RESTARTS,
     "select": SELECTORS,
     "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
     "objective": OBJECTIVES,
 }

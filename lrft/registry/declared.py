@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from lrft.registry.config import MethodConfig
 from lrft.registry.errors import LrftError
@@ -60,10 +60,8 @@ class Declaration:
 def declarations(module: str, path: Path, base_config: type[MethodConfig]) -> dict[str, Declaration]:
     """Class name -> declaration, for every class in a method file that carries a `Config` or is registered."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    # A module of its own, so that pydantic resolves postponed annotations against this namespace.
-    namespace: dict[str, Any] = {"__name__": f"{module}.__declared__"}
-    holder = type(sys)(namespace["__name__"])
-    holder.__dict__.update(namespace)
+    # A module of its own, so that pydantic resolves postponed annotations against its names.
+    holder = ModuleType(f"{module}.__declared__")
     sys.modules[holder.__name__] = holder
     found: dict[str, Declaration] = {}
     for node in tree.body:
@@ -84,7 +82,7 @@ def declarations(module: str, path: Path, base_config: type[MethodConfig]) -> di
 def _import_declared(
     node: ast.ImportFrom,
     module: str,
-    holder: Any,
+    holder: ModuleType,
     found: dict[str, Declaration],
     base_config: type[MethodConfig],
 ) -> None:
@@ -114,7 +112,7 @@ def _declare(
     node: ast.ClassDef,
     module: str,
     path: Path,
-    holder: Any,
+    holder: ModuleType,
     found: dict[str, Declaration],
     base_config: type[MethodConfig],
 ) -> Declaration:
@@ -141,7 +139,7 @@ def _declare(
     )
 
 
-def _config(node: ast.ClassDef, path: Path, holder: Any) -> type[MethodConfig]:
+def _config(node: ast.ClassDef, path: Path, holder: ModuleType) -> type[MethodConfig]:
     """The `Config` of a method's source.
 
     Raises:
@@ -176,6 +174,6 @@ def _literal_set(value: ast.expr) -> set[str]:
     return set(ast.literal_eval(value))
 
 
-def _execute(node: ast.stmt, path: Path, holder: Any) -> None:
+def _execute(node: ast.stmt, path: Path, holder: ModuleType) -> None:
     postponed = ast.parse("from __future__ import annotations").body
     exec(compile(ast.Module([*postponed, node], []), str(path), "exec"), holder.__dict__)

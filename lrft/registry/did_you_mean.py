@@ -25,3 +25,20 @@ def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
 def squeezed(word: str) -> str:
     """A name as everyone writes it: `Paged-AdamW_8bit` and `paged_adamw8bit` are one word."""
     return re.sub(r"[^a-z0-9+]", "", word.lower())
+
+
+def listed(words: Iterable[str], last: str) -> str:
+    """`a, b or c`."""
+    words = list(words)
+    return (
+        words[0]
+        if len(words) == 1
+        else f"{', '.join(words[:-1])} {last} {words[-1]}"
+        if words
+        else "none yet"
+    )
+
+
+def a(noun: str) -> str:
+    """The noun with its article."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

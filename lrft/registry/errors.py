@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 
 class LrftError(Exception):
@@ -14,7 +14,16 @@ class LrftError(Exception):
     """
 
     exit_code = 1
-    record: Any = None
+    record: object = None
+
+
+class ProblemRecord(TypedDict):
+    """A `Problem` as plain values."""
+
+    file: str
+    line: int | None
+    key: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Problem:
     file: str = ""
     line: int | None = None
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> ProblemRecord:
         """Plain values."""
         return {"file": self.file, "line": self.line, "key": self.key, "message": self.message}
 
@@ -81,7 +90,7 @@ class ToleranceError(LrftError):
 
     exit_code = 6
 
-    def __init__(self, message: str, record: Any = None) -> None:
+    def __init__(self, message: str, record: object = None) -> None:
         self.record = record
         super().__init__(message)
 

@@ -60,7 +60,7 @@ class Registry:
             importlib.import_module(files[name][0])
         return self._classes[name]
 
-    def settings(self, name: str, **values: Any) -> MethodConfig:
+    def settings(self, name: str, **values: object) -> MethodConfig:
         """The validated settings of `name`, as its constructor takes them: `ADAPTERS.settings("lora", rank=8)`."""
         return self.declared(name).config(method=name, **values)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.callback import Callback
+from lrft.core.optimizer import contract_of
 from lrft.core.run import Run
 from lrft.registry.errors import NumericalError
 from lrft.training import checkpoint
@@ -154,7 +155,7 @@ class GradientCheck(Callback):
     def start(self, run: Run) -> None:
         """Where gradients are freed in the backward pass, look at them there."""
         self.steps = max(callback.gradients_by(run) for callback in run.callbacks)
-        if run.step < self.steps and getattr(run.optimizer, "consumes_gradients", False):
+        if run.step < self.steps and contract_of(run.optimizer).consumes_gradients:
             for info in run.parameters:
                 info.param.register_hook(partial(self._look, run, info.name))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from lrft.core.objective import Objective
+from lrft.core.optimizer import contract_of
 from lrft.core.run import Run
 from lrft.registry.errors import Interrupted, NumericalError
 from lrft.training.diagnose import first_non_finite
@@ -29,7 +30,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         run.seed_step()
         run.fire("before_step")
         closure = partial(step_loss, run, batches, objective)  # forward, and backward if gradients are on
-        if getattr(run.optimizer, "calls_closure", False):  # zeroth-order methods decide how often
+        if contract_of(run.optimizer).calls_closure:  # zeroth-order methods decide how often
             run.model.eval()  # two losses are compared, so dropout must not differ between them
             loss, norm = run.optimizer.step(closure), 0.0
             run.model.train()

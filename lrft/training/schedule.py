@@ -1,39 +1,16 @@
-"""Learning-rate schedules: a factor on each group's own rate, never one value for all groups."""
+"""A recipe's schedule on an optimizer: a factor on each group's own rate, never one value for all groups."""
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-
-def warmup_steps(section: Any, total_steps: int) -> int:
-    """Steps of warm-up that a recipe's `schedule` section means."""
-    if section.warmup_steps is not None:
-        return int(section.warmup_steps)
-    return math.ceil(section.warmup_ratio * total_steps)
-
-
-def factor(method: str, step: float, warmup: int, total: int, floor: float = 0.0) -> float:
-    """The factor on the learning rate for the step that begins after `step` finished ones.
-
-    Warm-up gives (step + 1) / (warmup + 1), so that the first step already moves (transformers starts at 0, which
-    wastes it). Then: linear falls to `floor`, cosine falls along half a period to `floor`, constant stays 1.
-    """
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if method == "constant":
-        return 1.0
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    if method == "linear":
-        return floor + (1.0 - floor) * (1.0 - progress)
-    if method == "cosine":
-        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
-    raise ValueError(f"unknown schedule {method!r}")
+from lrft.core.schedule import Schedule
+from lrft.registry.axes import SCHEDULES
+from lrft.registry.config import ScheduleConfig
 
 
 class Restartable(LambdaLR):
@@ -73,8 +50,7 @@ class Restartable(LambdaLR):
         return (since + 1) / (self.rewarmup + 1) if since < self.rewarmup else 1.0
 
 
-def build(optimizer: Optimizer, section: Any, total_steps: int) -> Restartable:
+def build(optimizer: Optimizer, config: ScheduleConfig, total_steps: int) -> Restartable:
     """The schedule of a recipe, multiplying each group's learning rate."""
-    warmup = warmup_steps(section, total_steps)
-    floor = section.floor
-    return Restartable(optimizer, lambda step: factor(section.method, step, warmup, total_steps, floor))
+    schedule: Schedule = SCHEDULES.get(config.method)(config)
+    return Restartable(optimizer, lambda step: schedule.factor(step, total_steps))

@@ -12,6 +12,7 @@ from torch import Tensor
 from lrft.core.batch import Batch
 from lrft.core.context import computing
 from lrft.core.objective import Objective
+from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.run import Run
 
 
@@ -95,8 +96,9 @@ def clip_gradients(run: Run) -> float:
 
     Gradients that a per-layer optimizer has already consumed are absent and count nothing.
     """
-    if getattr(run.optimizer, "consumes_gradients", False):
-        norm = run.optimizer.take_norm()
+    optimizer = contract_of(run.optimizer)
+    if isinstance(optimizer, Optimizer) and optimizer.consumes_gradients:
+        norm = optimizer.take_norm()
         return 0.0 if norm is None else float(norm)
     grads = [info.param.grad for info in run.parameters if info.param.grad is not None]
     if not grads:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.params import ParamInfo
 from lrft.ops.rounding import stochastic_round
 
@@ -34,16 +35,14 @@ def build(make: Build, infos: list[ParamInfo], *, update: str, per_layer: bool, 
     return PerLayer(one, infos) if per_layer else one(infos)
 
 
-class _Wrapper(torch.optim.Optimizer):
+class _Wrapper(Optimizer):
     """An optimizer around others: its groups are theirs, so a schedule moves the rates that count."""
-
-    consumes_gradients = False
 
     def __init__(self, infos: Sequence[ParamInfo], inner: Any, groups: list[dict[str, Any]]) -> None:
         super().__init__([{"params": [info.param for info in infos]}], {"lr": 0.0})
         self.param_groups = groups
-        self.shared_state = getattr(inner, "shared_state", ())
-        self.steps_without_storage = getattr(inner, "steps_without_storage", True)
+        self.shared_state = contract_of(inner).shared_state
+        self.steps_without_storage = contract_of(inner).steps_without_storage
         self._trained = [info.param for info in infos]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -69,7 +68,7 @@ class Float32(_Wrapper):
         self.alive: set[nn.Parameter] = set()  # copies that hold their parameter's values
         pairs = zip(infos, self.copies, strict=True)
         self.inner = make([replace(info, param=copy) for info, copy in pairs])
-        if getattr(self.inner, "calls_closure", False):
+        if contract_of(self.inner).calls_closure:
             raise ValueError(
                 "computes its own losses, which float32 copies would not reach; write update: in_place"
             )
@@ -226,7 +225,7 @@ def _hollow(param: Tensor) -> Tensor:
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all state tensors; scalars, and tables that all parameters share, are left out."""
-    shared = getattr(optimizer, "shared_state", ())
+    shared = contract_of(optimizer).shared_state
     return sum(
         _tensor_bytes({key: value for key, value in state.items() if key not in shared})
         for state in list(optimizer.state.values())

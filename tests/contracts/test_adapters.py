@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lrft.core.adapted import Adapted, adapters_off
-from lrft.core.adapter import Adapter, Shared
+from lrft.core.adapter import Adapter, Additive, Shared
 from lrft.core.elastic import Elastic
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
@@ -341,10 +341,24 @@ def test_factors_are_the_change(make, name):
         return
     model = make(name)
     jiggle(model)
-    A, B = model.adapter.factors()
+    weight, factors = model.site.base.weight(), model.adapter.factors()
+    if factors is None:  # no low rank: what moves into a base is the change itself
+        factors = torch.eye(weight.shape[1]), model.adapter.moved()
+    A, B = factors
     assert A.dtype == B.dtype == torch.float32
-    weight = model.site.base.weight()
     torch.testing.assert_close(B @ A, model.adapter.delta_weight(weight), atol=1e-5, rtol=1e-5)
+
+
+@MERGEABLE
+def test_a_change_that_is_declared_linear_is_additive(make, name):
+    adapter, declared = make(name).adapter, "linear_delta" in ADAPTERS.get(name).provides
+    assert isinstance(adapter, Additive) or not declared
+    if declared:
+        jiggle(model := make(name))
+        x = tokens(model, 5)
+        torch.testing.assert_close(
+            model(x), model.site.base(x) + model.adapter.update(x), atol=1e-5, rtol=1e-5
+        )
 
 
 @MERGEABLE
@@ -438,7 +452,14 @@ def test_every_parameter_has_a_role(make, name, kind):
 
 @ALL
 def test_names_for_peft_cover_the_tensors_for_peft(make, name, kind):
-    """Without names of its own it is a plain LoRA there."""
     adapter = make(name, kind).adapter
-    if adapter.peft_keys() is not None:
-        assert set(adapter.peft_names or "AB") >= set(adapter.peft_tensors())
+    form = type(adapter).peft_form()
+    if form is not None:
+        assert set(form.names) >= set(form.tensors(adapter, None))
+        assert form.keys_of(adapter)["peft_type"]
+
+
+def test_a_change_of_a_method_does_not_inherit_how_peft_holds_that_method():
+    """Its function is another one; it says its own form, or has none."""
+    child = type("Child", (ADAPTERS.get("lora"),), {})
+    assert ADAPTERS.get("lora").peft_form() is not None and child.peft_form() is None

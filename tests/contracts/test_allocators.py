@@ -78,13 +78,13 @@ def make(name: str, adapter: str, clip: float | None = 1.0, steps: int = STEPS) 
     config = ADAPTERS.declared(adapter).config(method=adapter, rank=8)
     widths = [6, 10, 8, 12, 5]
     sites = [Site(str(2 * i), *pair) for i, pair in enumerate(pairwise(widths))]
-    plan = {site.name: SitePlan(site, config.model_dump()) for site in sites}
+    plan = {site.name: SitePlan(site, config) for site in sites}
     plan = method.plan(plan, None)
     layers: list[nn.Module] = []
     for site in sites:
         weight = torch.randn(site.out_features, site.in_features) / site.in_features**0.5
         base = QUANTIZERS.get("none")(weight, None, QUANTIZERS.declared("none").config(method="none"))
-        part = ADAPTERS.get(adapter)(type(config).model_validate(plan[site.name].settings), site)
+        part = ADAPTERS.get(adapter)(plan[site.name].config, site)
         layers += [Adapted(base, part), nn.Tanh()]
     model = nn.Sequential(*layers[:-1])
     infos = [
@@ -244,7 +244,8 @@ def test_the_exported_factors_are_the_change_of_the_weight(name, adapter, until)
     train(run, until)
     for part in adapters(run).values():
         change = part.delta_weight(torch.zeros(part.site.out_features, part.site.in_features))
-        tensors, keys = part.peft_tensors(), part.peft_keys()
+        form = type(part).peft_form()
+        tensors, keys = form.tensors(part, None), form.keys_of(part)
         scale = keys["lora_alpha"] / keys["r"]
         assert tensors["A"].shape[0] == keys["r"]
         torch.testing.assert_close(scale * tensors["B"] @ tensors["A"], change, atol=1e-6, rtol=1e-6)
@@ -256,9 +257,7 @@ def test_a_target_beyond_the_adapters_is_refused(name, adapter):
     if "target_rank" not in config.model_fields:
         return
     method = ALLOCATORS.get(name)(config(method=name, target_rank=9))
-    plan = {
-        "a": SitePlan(Site("a", 4, 4), ADAPTERS.declared(adapter).config(method=adapter, rank=8).model_dump())
-    }
+    plan = {"a": SitePlan(Site("a", 4, 4), ADAPTERS.declared(adapter).config(method=adapter, rank=8))}
     with pytest.raises(RecipeError, match=r"target_rank.*average of 9 .* 8\)"):
         method.plan(plan, None)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import typing
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from torch.nn import functional as F
 
 from lrft.build.adapt import plan_without_weights
 from lrft.core.adapted import Adapted
+from lrft.core.less import start_of
 from lrft.core.params import Site
 from lrft.core.stages import Evidence, SitePlan, Tokens
-from lrft.model.attach import _adapted
+from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS, SIGNALS
@@ -66,6 +68,16 @@ CHOICES = [
     for option in _literals(field.annotation)
     if key not in ("method", "residual")
 ]
+
+
+def less(site):
+    """The base as what it gave up left it; None where it gave up nothing."""
+    return start_of(site.base)
+
+
+def offset(site):
+    return () if less(site) is None else less(site).offset or ()
+
 
 ALL = pytest.mark.parametrize("name", NAMES)
 SCALES = pytest.mark.parametrize("alpha", [8.0, 3.0])
@@ -124,7 +136,7 @@ def measured(init, out: int = 48, width: int = 32, rank: int = 4, site: int = 0)
     found = {}
     for need in init.needs:
         name, _, label = need.partition("@")
-        statistic = SIGNALS.get(name)(**init.signal_options(name, {"rank": rank}))
+        statistic = SIGNALS.get(name)(**init.signal_options(name, SimpleNamespace(rank=rank)))
         for batch in range(3):
             x, dy = passed(out, width, zlib.crc32(label.encode()) + 100 * site + batch)
             statistic.update(x, dy, Tokens(torch.arange(40), torch.arange(39)))
@@ -161,7 +173,10 @@ def make(
     part = ADAPTERS.get(adapter)(config, Site("a", width, out))
     signal = measured(init, out, width, rank) if saved is None else {}
     quantize = storing(storage or storage_for(name))
-    return _adapted(part, weight, None, init, quantize, signal, saved), weight
+    if saved is not None:
+        saved = {f"a.{kind}.{key}": tensor for kind, part_ in saved.items() for key, tensor in part_.items()}
+    builder = SiteBuilder(quantize, init=init, signals={"a": signal}, saved=saved)
+    return builder.adapt("a", part, weight, None, quantize), weight
 
 
 def chosen(way):
@@ -210,7 +225,7 @@ def test_every_choice_of_a_setting_keeps_the_promise_of_step_0(name, settings):
 def test_a_moved_start_is_a_finite_low_rank_shift_of_an_untouched_base(name, storage):
     site, weight = make(name, storage)
     plain = storing(storage)(weight).weight()
-    assert torch.equal(site.base.weight(), plain) and site.start is None and site.offset is None
+    assert torch.equal(site.base.weight(), plain) and less(site) is None
     shift = site.merged_weight() - plain
     assert shift.isfinite().all() and shift.norm() > 0
     values = torch.linalg.svdvals(site.adapter.delta_weight(plain))
@@ -225,7 +240,7 @@ def test_a_moved_start_is_a_finite_low_rank_shift_of_an_untouched_base(name, sto
 def test_a_joint_decomposition_is_nearer_to_the_weight_than_rounding_alone(name, storage, alpha):
     site, weight = make(name, storage, alpha=alpha)
     plain = storing(storage)(weight).weight()
-    assert not site.anchored
+    assert not less(site).anchored
     assert (site.merged_weight() - weight).norm() < 0.99 * (plain - weight).norm()
 
 
@@ -239,10 +254,10 @@ def test_an_anchored_quantized_base_is_the_plain_quantized_one_at_step_0(name, s
 
 @pytest.mark.parametrize("name", ANCHORABLE)
 def test_on_quantized_bases_anchoring_is_the_default_and_on_dense_ones_rewriting(name):
-    assert make(name, "nf4_reference")[0].anchored
-    assert not make(name, "none")[0].anchored
-    assert make(name, "none", residual="anchor")[0].anchored
-    assert not make(name, "nf4_reference", residual="rewrite")[0].anchored
+    assert less(make(name, "nf4_reference")[0]).anchored
+    assert not less(make(name, "none")[0]).anchored
+    assert less(make(name, "none", residual="anchor")[0]).anchored
+    assert not less(make(name, "nf4_reference", residual="rewrite")[0]).anchored
 
 
 @EVERY_WAY
@@ -262,7 +277,7 @@ def test_merging_onto_the_pretrained_weight_forgets_the_start_and_keeps_the_chan
 @pytest.mark.parametrize("storage", ROUNDED)
 def test_switched_off_is_the_pretrained_map_as_the_base_stores_it(name, way, storage):
     site, weight = make(name, storage, **chosen(way))
-    start = 0 if site.anchored else site.start.delta_weight(weight)
+    start = 0 if less(site).anchored else site.start.delta_weight(weight)
     expected = site.base.original.weight() + start
     move(site)
     site.enabled = False
@@ -275,10 +290,10 @@ def test_a_checkpoint_restores_the_stored_base_bit_for_bit_without_starting_anew
     for way in ways(name):
         site, _ = make(name, storage, **chosen(way))
         saved = {} if site.start is None else {"start": copy.deepcopy(site.start.state_dict())}
-        if site.offset is not None:
-            saved["offset"] = {key: part.clone() for key, part in zip("AB", site.offset, strict=True)}
+        for key, part in zip("AB", offset(site), strict=False):
+            saved.setdefault("offset", {})[key] = part.clone()
         again, _ = make(name, storage, saved=saved, seed=1, **chosen(way))
-        assert again.anchored == site.anchored
+        assert (less(again) and less(again).anchored) == (less(site) and less(site).anchored)
         kept = site.base.state_dict()
         assert all(torch.equal(kept[key], found) for key, found in again.base.state_dict().items())
         again.adapter.load_state_dict(site.adapter.state_dict())
@@ -291,7 +306,7 @@ def test_what_is_kept_beside_the_adapter_is_a_constant(name):
     """It goes into checkpoints as tensors of its own, away from the optimizer."""
     site, _ = make(name)
     assert (site.start is not None) == (name in RESIDUAL)
-    for part in () if site.offset is None else site.offset:
+    for part in offset(site):
         assert not part.requires_grad and part.dtype == torch.float32
         assert part.data_ptr() not in {p.data_ptr() for p in site.adapter.parameters()}
 
@@ -338,8 +353,8 @@ def test_a_half_precision_weight_starts_float32_factors(name):
 def test_peft_tensors_with_the_start_are_the_change_alone(name):
     site, weight = make(name)
     move(site)
-    tensors = site.adapter.peft_tensors(site.start)
-    keys = site.adapter.peft_config(site.adapter.config, with_start=True)
+    form = type(site.adapter).peft_form()
+    tensors, keys = form.tensors(site.adapter, site.start), form.keys(site.adapter.config, True)
     assert keys["r"] == tensors["A"].shape[0] == 8
     change = keys["lora_alpha"] / keys["r"] * tensors["B"] @ tensors["A"]
     close(weight + change, site.merged_weight(weight))
@@ -376,13 +391,13 @@ def test_a_plan_keeps_the_sites_and_only_writes_what_adapter_and_storage_underst
     adapter, init = adapter_for(name), build(name)
     config = ADAPTERS.declared(adapter).config(method=adapter, rank=4, alpha=8.0)
     sites = {f"layer{i}": Site(f"layer{i}", 32, 48) for i in range(3)}
-    plan = {key: SitePlan(site, config.model_dump()) for key, site in sites.items()}
+    plan = {key: SitePlan(site, config) for key, site in sites.items()}
     signals = {key: measured(init, site=i) for i, key in enumerate(sites)}
     evidence = Evidence(signals, lambda key: weight_and_signals()[0], storing(storage_for(name)))
     found = {**plan, **init.plan(copy.deepcopy(plan), evidence)}
     assert found.keys() == plan.keys()
     for entry in found.values():
-        assert entry.settings is None or type(config).model_validate(entry.settings)
+        assert entry.config is None or type(config).model_validate(entry.config.model_dump())
         storing(storage_for(name))(torch.randn(48, 32), **entry.quantization)
 
 
@@ -392,7 +407,7 @@ HIGH = pytest.mark.parametrize("rank", [10, 24, 40])
 def plan_at(name, rank, out, width):
     adapter = adapter_for(name)
     config = ADAPTERS.declared(adapter).config(method=adapter, rank=rank, alpha=8.0)
-    return {"layer": SitePlan(Site("layer", width, out), config.model_dump())}
+    return {"layer": SitePlan(Site("layer", width, out), config)}
 
 
 @ALL
@@ -421,7 +436,7 @@ def test_a_rank_above_a_side_of_the_layer_starts_or_is_refused_with_the_highest_
 @ALL
 def test_a_layer_that_a_planner_leaves_out_may_be_as_small_as_it_likes(name):
     plan = plan_at(name, 40, 16, 16)
-    plan["layer"].settings = None
+    plan["layer"].config = None
     build(name).check(plan)
 
 

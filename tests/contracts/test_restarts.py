@@ -12,8 +12,7 @@ from lrft.core.adapted import Adapted
 from lrft.core.frozen import Changed
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS, RESTARTS
+from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS, RESTARTS, SCHEDULES
 from lrft.registry.errors import RecipeError
 from lrft.training import schedule
 from lrft.training.flatten import flatten, unflatten
@@ -62,7 +61,7 @@ def make(name, storage="none", adapter="lora", total=TOTAL, seed=0, dtype=torch.
     optimizer = OPTIMIZERS.get("adamw").build(
         infos, OPTIMIZERS.declared("adamw").config(method="adamw", lr=0.01)
     )
-    rates = schedule.build(optimizer, ScheduleSection(method="linear"), total)
+    rates = schedule.build(optimizer, SCHEDULES.settings("linear"), total)
     run = Run(model, infos, optimizer, rates, total, seed=seed)
     if name is not None:
         config = RESTARTS.declared(name).config(method=name, **(settings or short(name)))

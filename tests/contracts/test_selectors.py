@@ -9,8 +9,7 @@ from torch import nn
 
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import OPTIMIZERS, SELECTORS
+from lrft.registry.axes import OPTIMIZERS, SCHEDULES, SELECTORS
 from lrft.registry.errors import RecipeError
 from lrft.training import schedule, updates
 from lrft.training.flatten import flatten, unflatten
@@ -63,7 +62,7 @@ def make(name, seed=0, dtype=torch.float32, update="in_place", layers=LAYERS, pe
         per_layer=per_layer,
         seed=seed,
     )
-    rates = schedule.build(optimizer, ScheduleSection(method="constant"), TOTAL)
+    rates = schedule.build(optimizer, SCHEDULES.settings("constant"), TOTAL)
     run = Run(model, infos, optimizer, rates, TOTAL, seed=seed)
     if name is not None:
         settings = SELECTORS.declared(name).config(method=name, **{"every": EVERY, **settings})

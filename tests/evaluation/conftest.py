@@ -14,6 +14,7 @@ from lrft.data.sources import Rows
 from lrft.data.tokenize import Renderer, token_ids
 from lrft.evaluation.subject import Subject
 from lrft.model.attach import attach, make_plan
+from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model, load_tokenizer, pad_id
 from lrft.model.sites import linear_sites
 from lrft.recipe.schema import ModelSection
@@ -80,14 +81,8 @@ def adapt(subject: Subject, quantization: str) -> list[FrozenLinear]:
     init = INITS.get("default")(parse_choice(INITS, "default"))
     storage = QUANTIZERS.get(quantization)
     settings = parse_choice(QUANTIZERS, quantization)
-    attach(
-        subject.model,
-        plan,
-        adapter=ADAPTERS.get("lora"),
-        config=config,
-        init=init,
-        quantize=lambda weight, bias: storage(weight, bias, settings),
-    )
+    store = lambda weight, bias: storage(weight, bias, settings)  # noqa: E731
+    attach(subject.model, plan, SiteBuilder(store, ADAPTERS.get("lora"), config, init))
     for _, site in adapted(subject.model):
         torch.nn.init.normal_(site.adapter.get_parameter("B"), std=0.1)
     return [module for module in subject.model.modules() if isinstance(module, FrozenLinear)]

@@ -12,6 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import lrft
 from lrft.api.merge import merge
 from lrft.export import write
 from lrft.export.card import recipe_to_share
@@ -47,7 +48,7 @@ def finished(
     """A run on `model` and its merged folder, beside one another in `folder`."""
     text = RECIPE.format(model=model, train=train, test=test, render=render, steps=steps)
     (folder / "recipe.yaml").write_text(text)
-    train(load_recipe(folder / "recipe.yaml"), folder / "run", resume=False)
+    lrft.train(load_recipe(folder / "recipe.yaml"), folder / "run", resume=False)
     merge(RunFolder(folder / "run"), folder / "merged", None)
     return folder / "merged"
 

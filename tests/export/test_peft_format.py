@@ -12,6 +12,7 @@ import torch
 from lrft.core.batch import Batch
 from lrft.export.peft_format import adapter_files, why_own_form, write_adapter_folder
 from lrft.model.attach import attach, make_plan
+from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.sites import choose, linear_sites
 from lrft.model.trained import frozen_layers, parameter_infos
@@ -50,14 +51,10 @@ def recipe_for(folder, adapter, quantization="none", init="default"):
 def adapted_model(recipe):
     model = load_model(recipe.model)
     sites, _ = choose(linear_sites(model), recipe.adapter.targets)
-    attach(
-        model,
-        make_plan(sites, recipe.adapter),
-        adapter=ADAPTERS.get(recipe.adapter.method),
-        config=recipe.adapter,
-        init=INITS.get(recipe.init.method)(recipe.init),
-        quantize=lambda w, b: QUANTIZERS.get(recipe.quantization.method)(w, b, recipe.quantization),
-    )
+    store = lambda w, b: QUANTIZERS.get(recipe.quantization.method)(w, b, recipe.quantization)  # noqa: E731
+    init = INITS.get(recipe.init.method)(recipe.init)
+    builder = SiteBuilder(store, ADAPTERS.get(recipe.adapter.method), recipe.adapter, init)
+    attach(model, make_plan(sites, recipe.adapter), builder)
     torch.manual_seed(4)
     for info in parameter_infos(model):
         with torch.no_grad():

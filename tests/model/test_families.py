@@ -9,6 +9,7 @@ from lrft.core.batch import Batch
 from lrft.export.merge import merge_into
 from lrft.export.write import write_merged
 from lrft.model.attach import attach, make_plan
+from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model, load_tokenizer
 from lrft.model.sites import choose, linear_sites, matrices
 from lrft.model.trained import parameter_infos
@@ -108,14 +109,7 @@ def test_a_merged_model_loaded_by_plain_transformers_is_the_adapted_one(
     config = ADAPTERS.declared("lora").config(method="lora", rank=4)
     init = INITS.get("default")(INITS.declared("default").config())
     quantizer = QUANTIZERS.get(storage)
-    attach(
-        model,
-        make_plan(sites, config),
-        adapter=ADAPTERS.get("lora"),
-        config=config,
-        init=init,
-        quantize=quantizer,
-    )
+    attach(model, make_plan(sites, config), SiteBuilder(quantizer, ADAPTERS.get("lora"), config, init))
     for info in parameter_infos(model):
         torch.nn.init.normal_(info.param, std=0.05)
     batch = batch_of([[[5, 6, 7, 8, 9, 10]]], 6)

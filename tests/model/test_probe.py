@@ -8,6 +8,7 @@ import torch
 from lrft.model import attention
 from lrft.model.attach import attach
 from lrft.model.backend import check_runs, settle_attention
+from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
 from lrft.model.probe import FUTURE, PACKED, VALUES, batch_of, find_batching, find_fault, reference
 from lrft.model.sites import choose, linear_sites
@@ -202,7 +203,7 @@ def test_a_target_that_no_adapter_can_stand_in_for_is_refused_with_the_reason(ti
 def test_code_that_cannot_run_with_other_layers_is_one_sentence(tiny):
     model = load(tiny, "mamba")
     model.direct = frozenset()
-    attach(model, {}, quantize=QUANTIZERS.get("none"))
+    attach(model, {}, SiteBuilder(QUANTIZERS.get("none")))
     with pytest.raises(
         RecipeError, match=r"model.name: the code of MambaForCausalLM does not run with layers in place"
     ):
@@ -212,7 +213,7 @@ def test_code_that_cannot_run_with_other_layers_is_one_sentence(tiny):
 @pytest.mark.parametrize("storage", ["none", "nf4_reference", "int8_reference"])
 def test_a_stored_model_in_bfloat16_is_asked_in_its_own_precision(tiny, storage):
     model = load(tiny, "llama", dtype="bfloat16")
-    attach(model, {}, quantize=QUANTIZERS.get(storage))
+    attach(model, {}, SiteBuilder(QUANTIZERS.get(storage)))
     assert find_batching(model) == "padded"
     assert find_fault(model, packing=True) is None
 

@@ -57,7 +57,7 @@ CASES = [
     ("schedule: cosine", "schedule: {warmup_steps: 200}", "schedule.warmup_steps", 9, "at most 100"),
     ("schedule: cosine", "schedule: {warmup: 0.1}", "schedule.warmup", 9, "schedule.warmup_ratio"),
     ("schedule: cosine", "schedule: {warmup: 3}", "schedule.warmup", 9, "schedule.warmup_steps"),
-    ("schedule: cosine", "schedule:", "schedule", 9, "is empty"),
+    ("schedule: cosine", "schedule:", "schedule", 9, "not null"),
     ("schedule: cosine", "shedule: cosine", "shedule", 9, "did you mean schedule?"),
     ("schedule: cosine", "quantization: nf8", "quantization.method", 9, "did you mean nf4?"),
     ("schedule: cosine", "quantization: 4", "quantization", 9, "the name of a quantization ("),

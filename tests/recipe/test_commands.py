@@ -154,7 +154,7 @@ def test_methods_ls_shows_every_method_of_every_axis():
 
 def test_methods_show_prints_docstring_settings_and_traits():
     text = run(methods.app, "show", "lora")
-    assert "Low-rank adaptation." in text and "Hu et al." in text
+    assert "Low-rank adaptation" in text and "Hu et al." in text
     assert "rank: 16  (an integer greater than 0)" in text
     assert "mergeable: the adapter is a change of the weight" in text
     with pytest.raises(UsageError, match="did you mean lora"):
@@ -186,7 +186,7 @@ def test_checking_recipes_imports_no_torch_and_is_quick(write):
         "from lrft.recipe.catalog import table\n"
         "from lrft.commands import recipes, methods, env\n"
         "loaded = load_recipe(sys.argv[1], ['adapter=dora', 'quantization=nf4'])\n"
-        "resolved(loaded.recipe), recipe_hash(loaded.recipe), recipe_schema(), table(), env.environment()\n"
+        "resolved(loaded.recipe), recipe_hash(loaded.recipe), recipe_schema(), table(), env.system_facts()\n"
         "heavy = {'torch', 'transformers', 'datasets', 'bitsandbytes', 'accelerate'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

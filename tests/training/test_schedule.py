@@ -6,7 +6,13 @@ import math
 
 import pytest
 
-from lrft.training.schedule import factor
+from lrft.registry.axes import SCHEDULES
+
+
+def factor(method: str, step: float, warmup: int, total: int, floor: float = 0.0) -> float:
+    return SCHEDULES.get(method)(SCHEDULES.settings(method, warmup_steps=warmup, floor=floor)).factor(
+        step, total
+    )
 
 
 @pytest.mark.parametrize("method", ["linear", "cosine", "constant"])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import ValidationError
 
 from lrft.data.encoded import Notes
-from lrft.data.example import Example, Message
+from lrft.data.example import Example, Message, Row
 from lrft.data.formats._turns import tools_of
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import FormatConfig
 from lrft.registry.errors import DataError
-
-Row = dict[str, Any]
+from lrft.registry.json import Json
 
 # Columns that change what a row says; others, such as an id or a source, are only told.
 MEANT = frozenset(
@@ -48,7 +47,7 @@ class Format:
     requires: ClassVar[set[str]] = set()
     Config: ClassVar[type[FormatConfig]] = FormatConfig
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: FormatConfig) -> None:
         self.config = config
 
     @property
@@ -69,7 +68,7 @@ class Format:
         """
         raise NotImplementedError(f"{type(self).__name__} makes no example")
 
-    def value(self, row: Row, column: str) -> Any:
+    def value(self, row: Row, column: str) -> Json:
         """What the row holds in `column`, never null."""
         if column not in row:
             raise DataError(self._missing(row, column))
@@ -96,7 +95,7 @@ class Format:
 
     def pair(self, prompt: str, completion: str, system: str | None = None) -> Example:
         """A question and its answer, through the chat template or plain, the system message in front."""
-        if self.config.render == "plain":
+        if getattr(self.config, "render", None) == "plain":
             return Example(prompt=f"{system}\n\n{prompt}" if system else prompt, completion=completion)
         return Example(messages=tuple(with_system(asked(prompt, completion), system)))
 
@@ -112,7 +111,7 @@ class Format:
                 f"column 'system' holds a {type(own).__name__}, the system message must be text; correct it, or write "
                 "data.format.ignore: [system]"
             )
-        default: str | None = self.config.system
+        default: str | None = getattr(self.config, "system", None)
         return own or default
 
     def tools(self, row: Row) -> tuple[Message, ...]:

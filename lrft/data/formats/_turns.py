@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Any
 
 from lrft.data.example import Message
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json, to_section
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What other tools call the weight of a message.
@@ -25,7 +25,7 @@ SAID = (
 )
 
 
-def turns_of(messages: Any, column: str, ignore: list[str]) -> list[Message]:
+def turns_of(messages: Json, column: str, ignore: list[str]) -> list[Message]:
     """The turns of a conversation, with every field that is not null and not ignored.
 
     Raises:
@@ -59,7 +59,7 @@ def checked(message: Message, number: int) -> Message:
     return turn
 
 
-def tools_of(held: Any, column: str) -> tuple[Message, ...]:
+def tools_of(held: Json, column: str) -> tuple[Message, ...]:
     """The tools that a row lists, as a list or as JSON text of one, each in the form `{type, function}`.
 
     Raises:
@@ -81,7 +81,7 @@ def tools_of(held: Any, column: str) -> tuple[Message, ...]:
     )
 
 
-def _turn(message: Any, number: int, ignore: list[str]) -> Message:
+def _turn(message: Json, number: int, ignore: list[str]) -> Message:
     if not isinstance(message, dict) or "role" not in message:
         raise _no_message(message, number)
     if message["role"] not in ROLES:
@@ -95,14 +95,14 @@ def _turn(message: Any, number: int, ignore: list[str]) -> Message:
     return checked(held, number)
 
 
-def _no_message(message: Any, number: int) -> DataError:
+def _no_message(message: Json, number: int) -> DataError:
     keys = list(message) if isinstance(message, dict) else []
     hint = "; `from` and `value` are read by data.format: sharegpt" if "from" in keys else ""
     held = f"it has {keys}" if keys else f"it is a {type(message).__name__}"
     return DataError(f"message {number} needs role and content, {held}{hint}")
 
 
-def _content(message: Message, place: str) -> Any:
+def _content(message: Message, place: str) -> Json:
     """The text of a message: its only part's where it has parts, the parts where they are several."""
     content = message.get("content")
     speaks = any(message.get(name) for name in SAID) or message.get("weight") == 0
@@ -110,22 +110,23 @@ def _content(message: Message, place: str) -> Any:
         return ""
     if isinstance(content, list):
         parts = [_part(part, number, place) for number, part in enumerate(content, 1)]
-        return parts if len(parts) > 1 else "".join(part["text"] for part in parts)
+        return parts if len(parts) > 1 else "".join(str(part["text"]) for part in parts)
     if not isinstance(content, str):
         raise DataError(f"{place} has content of type {type(content).__name__}; only text can be learnt")
     return content
 
 
-def _part(part: Any, number: int, place: str) -> Message:
-    kind = part.get("type") if isinstance(part, dict) else None
+def _part(part: Json, number: int, place: str) -> Message:
+    held = to_section(part)
+    kind = held.get("type")
     if isinstance(kind, str) and kind != "text":
         raise DataError(f"{place}: part {number} of its content is of type {kind!r}; only text can be learnt")
-    if kind is None or not isinstance(part.get("text"), str):
+    if kind is None or not isinstance(held.get("text"), str):
         raise DataError(
             f"{place} has content of type list, whose part {number} is not as in "
             '{"type": "text", "text": "..."}; write the content as text, or as such parts'
         )
-    return {key: value for key, value in part.items() if value is not None}
+    return {key: value for key, value in held.items() if value is not None}
 
 
 def _check_weight(message: Message, place: str) -> None:
@@ -146,26 +147,26 @@ def _check_weight(message: Message, place: str) -> None:
         raise DataError(f"{place} has weight {weight!r}; it may be 0 (read only) or 1 (learnt)")
 
 
-def _calls(calls: Any, place: str) -> list[Message]:
+def _calls(calls: Json, place: str) -> list[Message]:
     """The calls, arguments that are JSON text of an object read."""
-    for number, call in enumerate(calls if isinstance(calls, list) else [calls], 1):
+    held = calls if isinstance(calls, list) else [calls]
+    for number, call in enumerate(held, 1):
         if calls is call or not isinstance(call, dict) or not isinstance(call.get("function", call), dict):
             raise DataError(
                 f"{place}: tool_calls must be a list of objects such as "
                 '{"type": "function", "function": {"name": "...", "arguments": {...}}}, '
                 f"number {number} is {call!r:.80}"
             )
-    return [_read_call(call) for call in calls]
+    return [_read_call(call) for call in held if isinstance(call, dict)]
 
 
 def _read_call(call: Message) -> Message:
-    wrapped = isinstance(call.get("function"), dict)
-    function = {
-        key: value for key, value in (call["function"] if wrapped else call).items() if value is not None
-    }
-    if isinstance(function.get("arguments"), str):
+    inner = call.get("function")
+    held = inner if isinstance(inner, dict) else call
+    function: Message = {key: value for key, value in held.items() if value is not None}
+    if isinstance(written := function.get("arguments"), str):
         with suppress(ValueError):  # a template may write any other text as it is
-            arguments = json.loads(function["arguments"])
-            function["arguments"] = arguments if isinstance(arguments, dict) else function["arguments"]
+            arguments = json.loads(written)
+            function["arguments"] = arguments if isinstance(arguments, dict) else written
     more = {key: value for key, value in call.items() if value is not None}
-    return {**more, "function": function} if wrapped else function
+    return function if held is call else {**more, "function": function}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lrft.data.example import Example
+from lrft.data.example import Example, Row
 from lrft.data.formats._format import CONVERSATION, Format
 from lrft.data.formats._turns import turns_of
 from lrft.registry.axes import FORMATS
@@ -13,11 +11,17 @@ from lrft.registry.config import Field, FormatConfig, Literal
 
 @FORMATS.register
 class Chat(Format):
-    """Messages with `role` and `content`, rendered by the chat template.
+    """Conversations as lists of messages with `role` and `content`, rendered by the model's chat template.
 
-    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
-    Learns every assistant turn with its stop token, or only the last; everything else is read only, and so is a turn
-    with `weight: 0`. Calls, reasoning and names go to the template, as do the row's columns `tools` and `system`.
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+
+    Columns: `column` (messages), the list; `tools` or `functions`, and `system`, where a row has them. Of a message
+    every field but those in `ignore`.
+    Text: what the chat template writes of the messages through the last that is learnt. The system message is the
+    conversation's own, else the row's column `system`, else the setting `system`. Calls, reasoning and names go to the
+    template, as do tools.
+    Learnt: every assistant turn with its stop token (`learn: all`), or only the last (`learn: last`); everything else
+    is read only, and so is a turn with `weight: 0`.
     """
 
     aliases = {
@@ -29,6 +33,8 @@ class Chat(Format):
         learn: Literal["all", "last"] = Field("all", description="which assistant turns are learnt")
         system: str | None = Field(None, description="system message for conversations that bring none")
 
+    config: Config
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.column,)
@@ -37,6 +43,6 @@ class Chat(Format):
     def optional(self) -> tuple[str, ...]:
         return CONVERSATION
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         turns = turns_of(self.value(row, self.config.column), self.config.column, self.config.ignore)
         return Example(messages=self.opened(turns, row), learn=self.config.learn, tools=self.tools(row))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from string import Formatter
-from typing import Any
 
-from lrft.data.example import Example
+from lrft.data.example import Example, Row
 from lrft.data.formats._format import Format
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal, model_validator
@@ -13,10 +12,14 @@ from lrft.registry.config import Field, FormatConfig, Literal, model_validator
 
 @FORMATS.register
 class Columns(Format):
-    r"""Templates over a row's columns, for question/answer data of any shape.
+    r"""Prompt and completion as templates over any columns, for question/answer data of any shape.
 
-    prompt: "Question: {question}\nAnswer:"     completion: " {answer}"
-    A brace that is meant literally is doubled. Learns the completion and a stop token.
+        prompt: "Question: {question}\nAnswer:"     completion: " {answer}"
+
+    Columns: all that `prompt` and `completion` name in braces; a brace that is meant literally is doubled.
+    Text: with `render: plain` the two filled templates with nothing between them, the setting `system` as a first
+    paragraph. With `render: chat` all three are messages in the chat template.
+    Learnt: the completion and a stop token.
     """
 
     aliases = {
@@ -52,11 +55,13 @@ class Columns(Format):
                     raise ValueError("completion names no column, so every row would teach the same answer")
             return self
 
+    config: Config
+
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(_names(self.config.prompt) + _names(self.config.completion)))
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         filled = {name: self.text(row, name) for name in self.columns}
         prompt, completion = self.config.prompt.format_map(filled), self.config.completion.format_map(filled)
         return self.pair(prompt, completion, self.config.system)

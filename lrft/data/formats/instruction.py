@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from lrft.data.example import Example, Message
+from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import Format, asked
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
@@ -21,12 +20,18 @@ TASK = (
 
 @FORMATS.register
 class Instruction(Format):
-    """Instruction, input (may be absent or empty) and output.
+    """Instruction, input (may be absent or empty) and output, in the Alpaca prompt or the chat template.
 
-    {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}
-    Plain rendering is the Alpaca prompt, `system` replacing its opening sentence; in the chat rendering the
-    user's message is the instruction and, after a blank line, the input. The row's column `system` goes before the
-    recipe's. Learns the output; in the chat rendering, `history` [[question, answer], ...] is read before it.
+        {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}
+
+    Columns: `instruction`, `input` and `output` name the three; `system`, where a row has it; with `render: chat` also
+    `history`, [[question, answer], ...].
+    Text: with `render: plain` the Alpaca prompt: an opening sentence (one of two, for rows with and without input),
+    then `### Instruction:`, `### Input:` (left out without input) and `### Response:`, each with its text on the next
+    line, a blank line between them. A system message, the row's or else the setting `system`, replaces the opening
+    sentence. With `render: chat` that is the system message, and the user's message is the instruction and, after a
+    blank line, the input; `history` goes before it.
+    Learnt: the output and a stop token; `history` is read only.
     """
 
     aliases = {
@@ -48,6 +53,8 @@ class Instruction(Format):
             None, description="system message; in plain rendering the opening sentence"
         )
 
+    config: Config
+
     @property
     def optional(self) -> tuple[str, ...]:
         return (self.config.input, "system", *(("history",) if self.config.render == "chat" else ()))
@@ -56,7 +63,7 @@ class Instruction(Format):
     def columns(self) -> tuple[str, ...]:
         return (self.config.instruction, self.config.output)
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         instruction = self.text(row, self.config.instruction)
         column = self.config.input
         takes = row.get(column) is not None and column not in self.config.ignore
@@ -75,16 +82,18 @@ class Instruction(Format):
         ]
         return Example(prompt="\n\n".join(part for part in parts if part), completion=output)
 
-    def _history(self, row: dict[str, Any]) -> list[Message]:
+    def _history(self, row: Row) -> list[Message]:
         """The earlier turns, which are read and not learnt."""
         held = None if "history" in self.config.ignore else row.get("history")
-        rounds = held or []
-        pairs = isinstance(rounds, list) and all(
-            isinstance(r, list) and len(r) == 2 and all(isinstance(text, str) for text in r) for r in rounds
-        )
-        if not pairs:
+        rounds = held if isinstance(held, list) else [held] if held else []
+        pairs = [
+            (r[0], r[1])
+            for r in rounds
+            if isinstance(r, list) and len(r) == 2 and isinstance(r[0], str) and isinstance(r[1], str)
+        ]
+        if len(pairs) < len(rounds):
             raise DataError("column 'history' must be a list of [question, answer], both of them text")
-        return [turn for question, answer in rounds for turn in asked(question, answer)]
+        return [turn for question, answer in pairs for turn in asked(question, answer)]
 
 
 def _after(earlier: list[Message], turns: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from lrft.data.example import Example, Message
+from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import CONVERSATION, Format
 from lrft.data.formats._turns import turns_of
 from lrft.registry.axes import FORMATS
@@ -19,11 +18,16 @@ Turns = list[Message]
 class Preference(Format):
     """A prompt with a chosen and a rejected answer, for objectives that compare the two.
 
-    {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
-    {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [{...}]}
-    {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [the same but for the last]}
-    Text is joined as it is, or rendered by the chat template; messages always are. Learns from both answers with
-    their stop tokens. Scores on held-out rows are of the chosen answer, as if it were the only one.
+        {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
+        {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [{...}]}
+        {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [the same but for the last]}
+
+    Columns: `chosen` and `rejected` name the answers, both text or both lists of messages; `prompt` the prompt, which
+    is not read where answers hold it; `tools` or `functions`, and `system`, where a row has them.
+    Text: text is joined as it is (`render: plain`, the setting `system` as a first paragraph) or rendered by the chat
+    template (`render: chat`); messages always are. One text for each answer, both with the prompt.
+    Learnt: both answers with their stop tokens. Scores on held-out rows are of the chosen answer, as if it were the
+    only one.
     """
 
     aliases = {
@@ -44,6 +48,8 @@ class Preference(Format):
             None, description="system message where there is none; in plain rendering a first paragraph"
         )
 
+    config: Config
+
     @property
     def optional(self) -> tuple[str, ...]:
         return (self.config.prompt, *CONVERSATION)
@@ -52,7 +58,7 @@ class Preference(Format):
     def columns(self) -> tuple[str, ...]:
         return (self.config.chosen, self.config.rejected)
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         names = (self.config.chosen, self.config.rejected)
         lists = [isinstance(self.value(row, name), list) for name in names]
         if not any(lists):
@@ -73,7 +79,7 @@ class Preference(Format):
         rejected = Example(messages=others, learn="last")
         return self._with_tools(Example(messages=turns, learn="last", rejected=rejected), row)
 
-    def _with_tools(self, pair: Example, row: dict[str, Any]) -> Example:
+    def _with_tools(self, pair: Example, row: Row) -> Example:
         tools = self.tools(row)
         if not tools or pair.rejected is None:
             return pair
@@ -84,7 +90,7 @@ class Preference(Format):
             )
         return replace(pair, tools=tools, rejected=replace(pair.rejected, tools=tools))
 
-    def _conversation(self, row: dict[str, Any], column: str) -> tuple[Message, ...]:
+    def _conversation(self, row: Row, column: str) -> tuple[Message, ...]:
         """Every turn through the answer in `column`, which begins with the prompt or goes on from it."""
         turns = self._turns(row, column)
         if turns[0]["role"] == "assistant":
@@ -98,13 +104,13 @@ class Preference(Format):
             raise DataError(f"column {column!r}: the answer has weight 0; both answers of a pair are learnt")
         return self.opened(turns, row)
 
-    def _asked(self, row: dict[str, Any]) -> Turns:
+    def _asked(self, row: Row) -> Turns:
         column = self.config.prompt
         if isinstance(self.value(row, column), list):
             return self._turns(row, column)
         return [{"role": "user", "content": self.text(row, column)}]
 
-    def _turns(self, row: dict[str, Any], column: str) -> Turns:
+    def _turns(self, row: Row, column: str) -> Turns:
         try:
             return turns_of(row[column], column, self.config.ignore)
         except DataError as error:

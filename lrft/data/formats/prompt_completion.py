@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lrft.data.example import Example
+from lrft.data.example import Example, Row
 from lrft.data.formats._format import Format
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
@@ -12,11 +10,15 @@ from lrft.registry.config import Field, FormatConfig, Literal
 
 @FORMATS.register
 class PromptCompletion(Format):
-    """A prompt and its completion.
+    """A prompt and its completion, two columns, joined exactly as they are.
 
-    {"prompt": "2 + 2 =", "completion": " 4"}
-    Plain rendering joins the two with nothing between them: a space belongs to the completion. Learns the
-    completion and a stop token.
+        {"prompt": "2 + 2 =", "completion": " 4"}
+
+    Columns: `prompt` and `completion` name the two; `system`, where a row has it.
+    Text: with `render: plain` prompt and completion with nothing between them: a space belongs to the completion; the
+    system message, the row's or else the setting `system`, is a first paragraph. With `render: chat` all three are
+    messages in the chat template.
+    Learnt: the completion and a stop token.
     """
 
     aliases = {
@@ -33,6 +35,8 @@ class PromptCompletion(Format):
         )
         system: str | None = Field(None, description="system message; in plain rendering a first paragraph")
 
+    config: Config
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.prompt, self.config.completion)
@@ -41,6 +45,6 @@ class PromptCompletion(Format):
     def optional(self) -> tuple[str, ...]:
         return ("system",)
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         prompt, completion = (self.text(row, name) for name in self.columns)
         return self.pair(prompt, completion, self.system(row))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from lrft.data.example import Example, Message
+from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import CONVERSATION, Format
 from lrft.data.formats._turns import checked
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 
 CALL = "function_call"  # says `{"name": ..., "arguments": {...}}`
 ROLES = {
@@ -31,11 +31,17 @@ ROLES = {
 
 @FORMATS.register
 class ShareGPT(Format):
-    """ShareGPT conversations, rendered by the chat template.
+    """ShareGPT conversations, lists of turns with `from` and `value`, rendered by the model's chat template.
 
-    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
-    Learns every turn of the model with its stop token, or only the last, but for those of `weight: 0`. A turn from
-    `function_call` is the model's too. The row's columns `tools` and `system` go to the template.
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
+
+    Columns: `column` (conversations), the list; `tools` or `functions`, and `system`, where a row has them. The usual
+    speakers (human, gpt, system, tool, ...) are known; `roles` names others.
+    Text: what the chat template writes of the turns through the last that is learnt. The system message is the
+    conversation's own, else the row's column `system`, else the setting `system`. A turn from `function_call` is the
+    model's too, its JSON a call or a list of them. Tools go to the template.
+    Learnt: every turn of the model with its stop token (`learn: all`), or only the last (`learn: last`), but for those
+    of `weight: 0`.
     """
 
     aliases = {
@@ -50,6 +56,8 @@ class ShareGPT(Format):
         learn: Literal["all", "last"] = Field("all", description="which assistant turns are learnt")
         system: str | None = Field(None, description="system message for conversations that bring none")
 
+    config: Config
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.column,)
@@ -58,14 +66,14 @@ class ShareGPT(Format):
     def optional(self) -> tuple[str, ...]:
         return CONVERSATION
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         said = self.value(row, self.config.column)
         if not isinstance(said, list) or not said:
             raise DataError(f"column {self.config.column!r} must be a list of turns with `from` and `value`")
         turns = [self._turn(turn, number) for number, turn in enumerate(said, 1)]
         return Example(messages=self.opened(turns, row), learn=self.config.learn, tools=self.tools(row))
 
-    def _turn(self, turn: Any, number: int) -> Message:
+    def _turn(self, turn: Json, number: int) -> Message:
         if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
             keys = list(turn) if isinstance(turn, dict) else []
             hint = "; `role` and `content` are read by data.format: chat" if "role" in keys else ""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lrft.data.example import Example
+from lrft.data.example import Example, Row
 from lrft.data.formats._format import Format
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig
@@ -14,8 +12,11 @@ from lrft.registry.config import Field, FormatConfig
 class Text(Format):
     """Raw text, for continued pretraining.
 
-    {"text": "Once upon a time ..."}
-    Learns every token but the first, and an end-of-text token.
+        {"text": "Once upon a time ..."}
+
+    Columns: `column` (text).
+    Text: the column as it is.
+    Learnt: every token but the first, and an end-of-text token.
     """
 
     aliases = {
@@ -26,9 +27,11 @@ class Text(Format):
     class Config(FormatConfig):
         column: str = Field("text", min_length=1, description="column of the text")
 
+    config: Config
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.column,)
 
-    def example(self, row: dict[str, Any]) -> Example:
+    def example(self, row: Row) -> Example:
         return Example(completion=self.text(row, self.config.column))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from lrft.data.chat import said
+from lrft.data.example import Row
 from lrft.data.sources import Rows
 from lrft.data.tokenize import Question, Renderer
 from lrft.evaluation.generate import generate
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._task import each
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Answer:
         """The right answer."""
         return self.question.reference
 
-    def sample(self, correct: bool, **more: Any) -> dict[str, Any]:
+    def sample(self, correct: bool, **more: Json) -> dict[str, Json]:
         """The line that the samples file shows."""
         return {
             "prompt": self.prompt,
@@ -70,7 +72,13 @@ def greedy_answers(
     ]
 
 
-def thinking(questions: Sequence[Question]) -> dict[str, Any]:
+class Thinking(TypedDict, total=False):
+    """What the settings of a task say of thoughts."""
+
+    thinking: dict[str, list[str]]
+
+
+def thinking(questions: Sequence[Question]) -> Thinking:
     """The setting that says how thoughts before the answers are treated; none where no row and no template has any."""
     given = sorted({question.given for question in questions} - {""})
     closing = sorted({question.marks.closing for question in questions if question.marks})
@@ -78,7 +86,7 @@ def thinking(questions: Sequence[Question]) -> dict[str, Any]:
     return {"thinking": found} if given or closing else {}
 
 
-def _question(renderer: Renderer, row: dict[str, Any]) -> Question:
+def _question(renderer: Renderer, row: Row) -> Question:
     question = renderer.question(row)
     if not question.prompt or not question.reference:
         missing = "reference answer" if question.prompt else "prompt"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
+from lrft.data.encoded import TooLong
+from lrft.data.example import Row
 from lrft.data.sources import Rows, read_rows
-from lrft.data.tokenize import Renderer, TooLong
+from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Subject
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import MethodConfig
 from lrft.registry.errors import DataError, RecipeError
+from lrft.registry.json import Json
 
 T = TypeVar("T")
 
@@ -31,9 +34,9 @@ class TaskResult:
 
     metrics: dict[str, float]
     n: int
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Json]] = field(default_factory=list)
     version: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Json] = field(default_factory=dict)
 
 
 class Task:
@@ -45,7 +48,7 @@ class Task:
     requires: ClassVar[set[str]] = set()
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: MethodConfig) -> None:
         self.config = config
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
@@ -83,9 +86,9 @@ class Task:
         subject: Subject,
         rows: Rows,
         metrics: dict[str, float],
-        samples: Sequence[dict[str, Any]] = (),
+        samples: Sequence[dict[str, Json]] = (),
         n: int | None = None,
-        **more: Any,
+        **more: Json,
     ) -> TaskResult:
         """The result with everything that decides its numbers beside it, `more` being what only the rows show."""
         settings = {
@@ -100,7 +103,7 @@ class Task:
         return TaskResult(metrics, len(rows) if n is None else n, list(samples), self.version, settings)
 
 
-def each(rows: Rows, function: Callable[[dict[str, Any]], T]) -> list[T]:
+def each(rows: Rows, function: Callable[[Row], T]) -> list[T]:
     """`function(row)` for every row.
 
     Raises:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
 from lrft.evaluation.tasks._task import Task, TaskResult, each, share
 from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, Literal, MethodConfig, Source
+from lrft.registry.config import Choice, Field, FormatConfig, Literal, MethodConfig, Source
 from lrft.registry.errors import DataError
 
 
@@ -17,10 +17,15 @@ from lrft.registry.errors import DataError
 class ExactMatch(Task):
     """The share of outputs equal to the reference, after greedy generation.
 
-    Prompt: the row in the recipe's format, with no solved examples before it (zero-shot).
-    Rule `exact-match-1`: white space at both ends is dropped. With `compare: json` both sides are parsed
-    and the values compared, so key order and spacing do not count; an output that is no JSON is wrong.
+        exact_match = mean over rows of [strip(output) = strip(reference)]
+
+    Prompt: `exact-match-1`: the row in the recipe's format, or in the task's own `format`, with no solved examples
+    before it (zero-shot). Rows are those of `data.eval`, or the task's own `data`. At most `max_new_tokens` tokens are
+    generated.
+    Score: white space at both ends is dropped (`compare: text`). With `compare: json` both sides are parsed and the
+    values compared, so key order and spacing do not count, but types do; an output that is no JSON is wrong.
     `exact_match` is that share, `stopped` the share of outputs that ended in a stop token.
+    Source: none needed; the comparison is stated above in full.
     """
 
     aliases = {
@@ -31,13 +36,15 @@ class ExactMatch(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
             None, description="format of these rows; by default data.format"
         )
         max_new_tokens: int = Field(256, gt=0, description="longest answer")
         compare: Literal["text", "json"] = Field(
             "text", description="compare the texts, or the JSON values they hold"
         )
+
+    config: Config
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Generate and compare."""
@@ -79,7 +86,7 @@ def check_json(reference: str) -> None:
         raise DataError("the reference is not JSON; set compare: text, or correct the row") from None
 
 
-def _typed(value: Any) -> Any:
+def _typed(value: object) -> object:
     """The value with its types spelled out: Python holds 1, 1.0 and True for equal."""
     if isinstance(value, dict):
         return {key: _typed(item) for key, item in value.items()}

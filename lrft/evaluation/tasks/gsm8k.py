@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated
 
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
 from lrft.evaluation.tasks._task import Task, TaskResult, each, share
 from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, MethodConfig, Source
+from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
 from lrft.registry.errors import DataError
 
 NUMBER = re.compile(
@@ -31,13 +31,16 @@ NUMBER = re.compile(
 class GSM8K(Task):
     """Exact match of the last number, after greedy generation.
 
-    Prompt: the row in the recipe's format, with no solved examples before it (zero-shot).
-    Rule `gsm8k-last-number-1`: the prediction is the last number in the output; the gold is the first number
-    after the last `####` of the reference. A number is digits with an optional sign, a `$` before or after
-    the sign, commas between groups of three, and decimals; a dot that no digit follows ends the sentence.
-    Compared as decimals, so 18 = 18.00 = $18. Fractions, exponents and units are not read.
-    `exact_match` uses that rule; `exact_match_strict` wants the number directly after the output's first
-    `####`; `unstopped` is the share of outputs that reached max_new_tokens without a stop token.
+        exact_match = mean over rows of [last number of the output = first number after the reference's last ####]
+
+    Prompt: `gsm8k-last-number-1`: the row in the recipe's format, or in the task's own `format`, with no solved
+    examples before it (zero-shot). Rows are those of `data.eval`, or the task's own `data`. At most `max_new_tokens`
+    tokens are generated.
+    Score: a number is digits with an optional sign, a `$` before or after the sign, commas between groups of three, and
+    decimals; a dot that no digit follows ends the sentence. Compared as decimals, so 18 = 18.00 = $18. Fractions,
+    exponents and units are not read. `exact_match` uses that rule; `exact_match_strict` wants the number directly after
+    the output's first `####`; `unstopped` is the share of outputs that reached `max_new_tokens` without a stop token.
+    Source: the data set of Cobbe et al., "Training Verifiers to Solve Math Word Problems", 2021, arXiv 2110.14168.
     """
 
     aliases = {
@@ -48,10 +51,12 @@ class GSM8K(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
             None, description="format of these rows; by default data.format"
         )
         max_new_tokens: int = Field(256, gt=0, description="longest answer")
+
+    config: Config
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Generate, extract, compare."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from lrft.data.steps import eval_batches
 from lrft.data.tokenize import encode_all
@@ -10,15 +10,22 @@ from lrft.evaluation.loss import held_out_loss
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._task import Task, TaskResult
 from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, MethodConfig, Source
+from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
 
 
 @TASKS.register
 class Loss(Task):
-    """Mean cross-entropy in nats per supervised token, and its exponential.
+    """Mean cross-entropy of the held-out rows, in nats per supervised token, and its exponential.
 
-    Rule `loss-1`: the tokens that training would supervise, every token weighing the same. Rows that
-    `data.too_long` drops, and rows without such a token, are left out and counted; cut rows are scored cut.
+        loss = -(sum over supervised tokens of log p(token | all before it)) / (number of supervised tokens)
+        perplexity = exp(loss)
+
+    Prompt: `loss-1`: the row in the recipe's format, or in the task's own `format`, encoded as for training. Rows are
+    those of `data.eval`, or the task's own `data`.
+    Score: the tokens that training would supervise, every token weighing the same. Rows that `data.too_long` drops, and
+    rows without such a token, are left out and counted (`left_out`); cut rows are scored cut (`truncated`); `tokens`
+    counts.
+    Source: standard.
     """
 
     aliases = {
@@ -29,9 +36,11 @@ class Loss(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
             None, description="format of these rows; by default data.format"
         )
+
+    config: Config
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then sum."""

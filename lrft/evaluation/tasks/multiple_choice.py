@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
+from lrft.data.example import Row
 from lrft.data.sources import Rows
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import thinking
 from lrft.evaluation.tasks._task import Task, TaskResult, each, share
 from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, MethodConfig, Source
+from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
 from lrft.registry.errors import DataError
 
 ANSWER_FORMAT = re.compile(r"\s*Answer format:\s*(\S+)\s*$")
@@ -38,15 +39,20 @@ class Question:
 
 @TASKS.register
 class MultipleChoice(Task):
-    """The likeliest option, read in two ways.
+    """Multiple choice by log-likelihood: of each label's sentence, and of each option's own words.
 
-    Rows: `instruction` ends in `Answer format: a/b/...`, with `A: words B: words ...` or nothing before it;
-    `output` is the sentence to learn and holds `answer`, one of the labels.
-    Rule `multiple-choice-1`, prompts in the recipe's own format, zero-shot:
-    `acc_label`: prompt = the whole instruction; continuation = `output` with each label in turn.
-    `acc`, `acc_norm`, `acc_norm_token`: prompt = the instruction up to the options, which are not shown;
-    continuation = each option's words, by summed log-probability, that sum per UTF-8 byte, and per token.
-    The stop token is not scored. The first of equals wins. WinoGrande's blank is not filled in.
+        acc_label      = share of rows whose gold label is argmax_i log p(output with label i | whole instruction)
+        acc            = ... whose gold option is argmax_i log p(words_i | instruction up to the options)
+        acc_norm       = ... argmax_i of that log p / UTF-8 bytes of words_i
+        acc_norm_token = ... argmax_i of that log p / tokens of words_i
+
+    Prompt: `multiple-choice-1`: in the recipe's own format, or in the task's own `format`, zero-shot. Rows are those of
+    `data.eval`, or the task's own `data`: `instruction` ends in `Answer format: a/b/...`, with `A: words B: words ...`
+    or nothing before it; `output` is the sentence to learn and holds `answer`, one of the labels. A label without words
+    stands for itself.
+    Score: log p is summed over the continuation's tokens; the stop token is not scored. The first of equals wins. In
+    `acc`, `acc_norm` and `acc_norm_token` the options are not shown. WinoGrande's blank is not filled in.
+    Source: rows as in the commonsense files of LLM-Adapters (AGI-Edgerunners/LLM-Adapters).
     """
 
     aliases = {
@@ -57,9 +63,11 @@ class MultipleChoice(Task):
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[Any, Choice(FORMATS, optional=True)] = Field(
+        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
             None, description="format of these rows; by default data.format"
         )
+
+    config: Config
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Parse every row, then score all labels, then all options."""
@@ -89,7 +97,7 @@ class MultipleChoice(Task):
         return self.result(subject, rows, metrics, samples, **protocol)
 
     def scores(
-        self, subject: Subject, rows: Rows, candidates: Sequence[list[dict[str, Any]]]
+        self, subject: Subject, rows: Rows, candidates: Sequence[list[Row]]
     ) -> list[list[tuple[float, int]]]:
         """(summed log-probability, tokens) of the answer of every candidate of every row."""
         renderer = self.renderer(subject)
@@ -104,13 +112,15 @@ class MultipleChoice(Task):
         return [[next(found) for _ in group] for group in candidates]
 
 
-def parse_question(row: dict[str, Any]) -> Question:
+def parse_question(row: Row) -> Question:
     """The question of a row, its labels and their words.
 
     Raises:
         DataError: what is missing.
     """
-    texts = {key: row[key] for key in ("instruction", "output", "answer") if isinstance(row.get(key), str)}
+    texts = {
+        key: text for key in ("instruction", "output", "answer") if isinstance(text := row.get(key), str)
+    }
     missing = [key for key in ("instruction", "output", "answer") if key not in texts]
     if missing:
         raise DataError(f"{missing[0]} is missing; multiple_choice reads instruction, output and answer.")
@@ -151,13 +161,13 @@ def split_options(text: str, labels: Sequence[str]) -> tuple[str, tuple[str, ...
     return text[: marks[0].start()].rstrip(), options
 
 
-def label_rows(row: dict[str, Any], question: Question) -> list[dict[str, Any]]:
+def label_rows(row: Row, question: Question) -> list[Row]:
     """The row once per label, as if that label were its answer."""
-    head, _, tail = row["output"].rpartition(row["answer"])
+    head, _, tail = str(row["output"]).rpartition(str(row["answer"]))
     return [{**row, "output": f"{head}{label}{tail}", "answer": label} for label in question.labels]
 
 
-def option_rows(row: dict[str, Any], question: Question) -> list[dict[str, Any]]:
+def option_rows(row: Row, question: Question) -> list[Row]:
     """The row once per option, the options hidden from its instruction and one of them as its output."""
     return [{**row, "instruction": question.stem, "output": option} for option in question.options]
 
@@ -170,9 +180,7 @@ def _per_byte(scores: Sequence[tuple[float, int]], question: Question) -> list[f
     return [total / len(words.encode()) for (total, _), words in zip(scores, question.options, strict=True)]
 
 
-def _sample(
-    row: dict[str, Any], question: Question, scores: Sequence[tuple[float, int]], pick: int
-) -> dict[str, Any]:
+def _sample(row: Row, question: Question, scores: Sequence[tuple[float, int]], pick: int) -> Row:
     return {
         "prompt": row["instruction"],
         "output": question.labels[pick],

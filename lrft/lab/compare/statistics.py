@@ -125,7 +125,7 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
     if len(sizes) <= EXACT_FLIPS:
         signs = itertools.product((1, -1), repeat=len(sizes))
         hits = sum(abs(math.fsum(s * d for s, d in zip(row, sizes, strict=True))) >= reach for row in signs)
-        return hits / 2 ** len(sizes)
+        return float(hits / 2 ** len(sizes))
     draw = random.Random(seed)
     hits = sum(abs(math.fsum(d if draw.random() < 0.5 else -d for d in sizes)) >= reach for _ in range(DRAWS))
     return (hits + 1) / (DRAWS + 1)

@@ -116,7 +116,8 @@ class _Job:
     @cached_property
     def lost(self) -> Exception | None:
         """Why the job of a run that has ended left no exit code."""
-        return self.job.exception()
+        lost: Exception | None = self.job.exception()
+        return lost
 
     @property
     def exit_code(self) -> int:

@@ -97,7 +97,11 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
     """Every node below, less what stands under `if TYPE_CHECKING`, which never runs."""
     yield node
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+        if (
+            isinstance(child, ast.If)
+            and isinstance(child.test, ast.Name)
+            and child.test.id == "TYPE_CHECKING"
+        ):
             continue
         yield from _running(child)
 

@@ -24,6 +24,8 @@ class Experts(Adapter):
     provides = {"adapters", "experts", "expert_count"}
     roles = {"A": "lora_A", "B": "lora_B", "router": "router"}
 
+    config: Config
+
     class Config(AdapterConfig):
         experts: int = Field(8, gt=0, description="experts at every site")
         rank: int = Field(8, gt=0, description="rank of each expert")
@@ -31,7 +33,7 @@ class Experts(Adapter):
         rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
         dropout: float = Field(0.05, ge=0, lt=1)
 
-    def __init__(self, config: Any, site: Site) -> None:
+    def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.scaling = config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
         width = config.experts * config.rank

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lrft.core.adapter import PeftForm
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.core.peft import LORA_NAMES
 from lrft.methods.adapters.lora import LoRA
-from lrft.ops.low_rank import low_rank_linear
 from lrft.registry.axes import ADAPTERS
 
 TINY = 1e-12  # a dead row of W has norm 0 and magnitude 0; its scale is then 0 instead of 0/0
 
 
+def dora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+    """LoRA's keys and one more."""
+    assert LoRA.peft is not None
+    return {**LoRA.peft.keys(config, with_start), "use_dora": True}
+
+
 @ADAPTERS.register
 class DoRA(LoRA):
-    """Weight-decomposed low-rank adaptation.
+    """Weight-decomposed low-rank adaptation: direction and magnitude of every output neuron are adapted apart.
 
-    V = W + s B A (out, in), n = row norms of V (out), detached, g = m / n
-    y = b + g * (x W^T + s (x A^T) B^T), so W' = g * V      the bias is never scaled
-    With dropout d: y = b + x W^T + (g - 1) * (d(x) W^T) + g * s (d(x) A^T) B^T, one draw of d shared by both terms.
-    A (r, in), B (out, r) as in LoRA; m (out) = row norms of V at step 0, so g = 1 and W' = W at step 0.
-    Trains r (in + out) + out numbers per site.
-    In half precision n is expanded, n_i^2 = |w_i|^2 + 2 s b_i . (A w_i) + s^2 b_i (A A^T) b_i^T; V is never formed.
+        V  = W + s B A,  n = row norms of V,  g = m / n
+        W' = g * V
+        y  = b + g * (x W^T + s (x A^T) B^T)
+        y  = b + x W^T + (g - 1) * (d W^T) + g * s (d A^T) B^T,  d = drop(x)       in training with `dropout` > 0
+
+    with s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`), r = `rank`; n is held constant in the backward pass,
+    so gradients reach A and B through V alone; both terms in d share one draw of the dropout; the bias b is never
+    scaled. On a weight in half precision n is expanded, n_i^2 = |w_i|^2 + 2 s b_i . (A w_i) + s^2 b_i (A A^T) b_i^T
+    with w_i and b_i the rows of W and B, and V is never formed. `rank_pattern` and `alpha_pattern` as in `lora`.
+
+    Shapes: A (r, in) and B (out, r) = 0 as in `lora`; m (out) = row norms of V at step 0, those of W, so g = 1 and
+    W' = W at step 0; n, g (out).
+    Trains: r (in + out) + out numbers per site.
     Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv 2402.09353, and the authors' code.
     Departures: none in the function; "column-wise" in the paper is per output neuron in the (out, in) layout.
     """
@@ -36,7 +51,9 @@ class DoRA(LoRA):
     }
     provides = {"adapters", "mergeable", "low_rank", "trained_pair"}
     roles = {"A": "lora_A", "B": "lora_B", "m": "magnitude"}
-    peft_names = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
+    peft = PeftForm(dora_form_keys, names={**LORA_NAMES, "m": "lora_magnitude_vector"})
+
+    config: Config
 
     class Config(LoRA.Config):
         pass
@@ -60,17 +77,7 @@ class DoRA(LoRA):
         return (scale[:, None] * direction - weight).to(weight.dtype)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        g = self.m / self.norms(base)
-        dtype = self.compute_dtype
-        if self.training and self.drop.p > 0:
-            dropped = self.drop(x)
-            correction = base_without_bias(dropped, base)
-            update = low_rank_linear(dropped, None, self.A, self.B, self.scaling, dtype=dtype)
-            return base(x) + _ScaleColumns.apply(correction, g - 1) + _ScaleColumns.apply(update, g)
-        y = _ScaleColumns.apply(
-            low_rank_linear(x, base, self.A, self.B, self.scaling, dtype=dtype, bias=False), g
-        )
-        return y if base.bias is None else y + base.bias
+        return self.through(replace(self.branch(), gain=self.m / self.norms(base)), x, base)
 
     @torch.no_grad()
     def norms(self, base: FrozenLinear) -> Tensor:
@@ -101,32 +108,3 @@ class DoRA(LoRA):
     @staticmethod
     def count(config: Any, site: Site) -> int:
         return LoRA.count(config, site) + site.out_features
-
-    @classmethod
-    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
-        return {**(super().peft_config(config, with_start) or {}), "use_dora": True}
-
-
-def base_without_bias(x: Tensor, base: FrozenLinear) -> Tensor:
-    """X W^T, (..., in) -> (..., out)."""
-    y = base(x)
-    return y if base.bias is None else y - base.bias
-
-
-class _ScaleColumns(torch.autograd.Function):
-    """u * g for u (..., out) in half precision and g (out,) in float32, without a float32 copy of u.
-
-    A scale of 1 + 0.001 is 1 in bfloat16, so g is never rounded; the product is formed in float32 on the fly.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, g: Tensor) -> Tensor:
-        ctx.save_for_backward(u, g)
-        return torch.mul(u, g, out=torch.empty_like(u))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        u, g = ctx.saved_tensors
-        (dy,) = grads
-        dg = (dy * u).reshape(-1, u.shape[-1]).sum(dim=0, dtype=torch.float32)
-        return torch.mul(dy, g, out=torch.empty_like(u)), dg.to(g.dtype)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lrft.core.adapter import Branch
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters.lora import LoRA
-from lrft.ops.low_rank import low_rank_linear
 from lrft.registry.axes import ADAPTERS
 
 
@@ -19,17 +18,27 @@ from lrft.registry.axes import ADAPTERS
 class DyLoRA(LoRA):
     """Dynamic low-rank adaptation: trained at many ranks at once, used at any of them.
 
-    y = x W^T + b + s_k (drop(x) A[:k]^T) B[:, :k]^T      s_k = alpha / k, or alpha / sqrt(k) (rsLoRA)
-    A (r, in) and B (out, r) start as LoRA's, so W' = W at step 0. Trains r (in + out) numbers per site.
-    In training k = `live`, and the directions below `first` are constants; in evaluation, in a merge and on export
-    k = r. `allocate: dylora` draws `live` anew for every step; without it, it stays r and this is LoRA.
-    `truncate(k)` makes it the rank-k adapter: the k leading directions with the scale they were trained with.
+        y  = x W^T + b + s_k (drop(x) A[:k]^T) B[:, :k]^T
+        W' = W + s_k B[:, :k] A[:k]
+
+    with s_k = `alpha` / k, or `alpha` / sqrt(k) with `rslora: true`; 1 <= k <= r = `rank`; drop is dropout of
+    probability `dropout`. In training k and the first component that trains are drawn anew for every step by
+    `allocate: dylora` (components below the first are constants); without that allocation k stays r and this is `lora`.
+    In evaluation, in a merge and on export k = r. Truncated to rank k, the adapter is its k leading components with the
+    scale s_k that they were trained with. `rank_pattern` and `alpha_pattern` as in `lora`.
+
+    Shapes: A (r, in) and B (out, r) start as in `lora`, B = 0, so W' = W at step 0, for every k.
+    Trains: r (in + out) numbers per site; in a step, those of the components that are live and not constant.
     Source: Valipour et al., "DyLoRA: Parameter Efficient Tuning of Pre-trained Models using Dynamic Search-Free
-    Low-Rank Adaptation", EACL 2023, arXiv 2210.07558, and the authors' code, where both factors carry
-    sqrt(r / k) on top of alpha / r. Departures: none; the scale for rsLoRA is LoRA's carried over.
+    Low-Rank Adaptation", EACL 2023, arXiv 2210.07558, and the authors' code, where both factors carry sqrt(r / k) on
+    top of alpha / r.
+    Departures: none; the scale for rsLoRA is LoRA's carried over.
     """
 
     provides = {"adapters", "mergeable", "low_rank", "linear_delta", "nested", "trained_pair"}
+    peft = LoRA.peft
+
+    config: Config
 
     class Config(LoRA.Config):
         pass
@@ -53,20 +62,18 @@ class DyLoRA(LoRA):
         """s_k of the adapter of this rank."""
         return float(self.config.alpha / (math.sqrt(rank) if self.config.rslora else rank))
 
-    def _prefix(self) -> tuple[Tensor, Tensor, float]:
-        """A[:k], B[:, :k] and s_k of the function as it now is."""
+    def prefix(self) -> Branch:
+        """The branch as it is used in this step: s_k B[:, :k] A[:k]."""
         if not self.training or (self.live == self.config.rank and self.first == 0):
-            return self.A, self.B, self.scaling
+            return self.branch()
         A, B = self.A[: self.live], self.B[:, : self.live]
         if self.first:
             A = torch.cat([A[: self.first].detach(), A[self.first :]])
             B = torch.cat([B[:, : self.first].detach(), B[:, self.first :]], dim=1)
-        return A, B, self.scale(self.live)
+        return Branch(A, B, self.scale(self.live), dropout=self.config.dropout)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        A, B, scaling = self._prefix()
-        dropped = self.drop(x) if self.training and self.drop.p > 0 else None
-        return low_rank_linear(x, base, A, B, scaling, dropped=dropped, dtype=self.compute_dtype)
+        return self.through(self.prefix(), x, base)
 
     @torch.no_grad()
     def truncate(self, rank: int) -> None:
@@ -81,5 +88,5 @@ class DyLoRA(LoRA):
         self.A = nn.Parameter(self.A[:rank].clone(), requires_grad=trains[0])
         self.B = nn.Parameter(self.B[:, :rank].clone(), requires_grad=trains[1])
         self.scaling = self.scale(rank)
-        self.config: Any = self.config.model_copy(update={"rank": rank})
+        self.config = self.config.model_copy(update={"rank": rank})
         self.use(rank)

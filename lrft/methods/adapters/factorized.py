@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter
+from lrft.core.adapter import Adapter, Branch
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.ops.linalg import truncated_svd
-from lrft.ops.low_rank import low_rank_linear
+from lrft.ops.low_rank import branch_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
 
@@ -21,18 +21,28 @@ from lrft.registry.config import AdapterConfig, Field, Literal
 class Factorized(Adapter):
     """Factorised layers: the weight is a low-rank product from the first step to the last, and no other is kept.
 
-    y = s (x A^T) B^T + b, so W' = s B A, with A (r, in) and B (out, r); s = alpha / r, 1 unless alpha is set
-    `start: spectral`: s B A is the best approximation of rank r of the random weight W = U S V^T that stood there,
-    sqrt(s) B = U_r S_r^1/2, sqrt(s) A = S_r^1/2 V_r^T; `kaiming`: both uniform, |A| < 1/sqrt(in), |B| < 1/sqrt(r).
-    W' is not W at step 0: what a pretrained weight knew beyond rank r is lost. Trains r (in + out) numbers
-    per site; the weight that stood there takes no memory.
+        y  = s (x A^T) B^T + b
+        W' = s B A
+
+        sqrt(s) B = U_r S_r^1/2,  sqrt(s) A = S_r^1/2 V_r^T      at step 0 with `start: spectral`
+
+    with r = `rank`, s = `alpha` / r, 1 unless `alpha` is set; U_r S_r V_r^T the r leading singular triplets of W, the
+    random weight that stood there, so s B A is its best approximation of rank r. With `start: kaiming`
+    A ~ U(-1/sqrt(in), 1/sqrt(in)) and B ~ U(-1/sqrt(r), 1/sqrt(r)).
+
+    Shapes: A (r, in), B (out, r), neither 0 at step 0. W' is not W at step 0: what a pretrained weight knew beyond rank
+    r is lost.
+    Trains: r (in + out) numbers per site; the weight that stood there takes no memory.
     Source: Kamalakara et al., "Exploring Low Rank Training of Deep Neural Networks", 2022, arXiv 2209.13569; the
-    baseline "low rank" of GaLore's Table 2. `kaiming` with alpha 32 is that of Memory_Efficient_Pretraining (code).
+    baseline "low rank" of GaLore's Table 2. `start: kaiming` with alpha 32 is that of Memory_Efficient_Pretraining
+    (code).
     Departures: none; weight decay of the product (Frobenius decay) is not here.
     """
 
     provides = {"adapters", "mergeable", "own_weights", "moved_start"}
     roles = {"A": "lora_A", "B": "lora_B"}
+
+    config: Config
 
     class Config(AdapterConfig):
         rank: int = Field(128, gt=0)
@@ -65,7 +75,7 @@ class Factorized(Adapter):
         return (self.own_weight() - weight.float()).to(weight.dtype)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        y = low_rank_linear(x, None, self.A, self.B, self.scaling, dtype=self.compute_dtype)
+        y = branch_linear(x, None, Branch(self.A, self.B, self.scaling), dtype=self.compute_dtype)
         return y if base.bias is None else y + base.bias
 
     @staticmethod

@@ -15,13 +15,23 @@ from lrft.registry.config import AdapterConfig, Field
 class GatedLoRA(SVDLoRA):
     """LoRA with a trained gate on every rank component, so that components can be shut by shrinking the gates.
 
-    y = x W^T + b + ((drop(x) A^T) * E) B^T, so W' = W + B diag(E) A, with the gates E (r) and no scale
-    A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), E ~ N(0, 1), B (out, r) = 0, so W' = W at step 0.
-    Trains r (in + out) + r numbers per site; buffers and export as of the parent.
+        y  = x W^T + b + ((drop(x) A^T) * E) B^T
+        W' = W + B diag(E) A
+
+    with E the gates, one for each of the r = `rank` components, and no scale; drop is dropout of probability `dropout`.
+    Whoever shrinks the gates is the allocation (`allocate: codyra`); a component with E = 0 adds nothing.
+
+    Shapes: A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), E (r) ~ N(0, 1), B (out, r) = 0, so W' = W at step 0.
+    Trains: r (in + out) + r numbers per site. The buffers `mask` and `gain` (r + 1 numbers, saved) and the export, as a
+    plain LoRA of the components with E != 0, are those of `svd_lora`.
     Source: Lu et al., "Adaptive Rank, Reduced Forgetting: Knowledge Retention in Continual Learning Vision-Language
     Models with Dynamic Rank-Selective LoRA", 2024, arXiv 2412.01004, and the authors' code.
     Departures: none.
     """
+
+    peft = SVDLoRA.peft
+
+    config: Config  # type: ignore[assignment]  # fewer settings than the parent's
 
     class Config(AdapterConfig):
         rank: int = Field(16, gt=0)

@@ -9,25 +9,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.core.adapter import Adapter
+from lrft.core.adapter import Additive, Factors, PeftForm
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
-from lrft.ops.low_rank import blocks_linear, blocks_update
+from lrft.ops.blocks import blocks_linear, blocks_update
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, model_validator
 
 
+def gralora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+    """PEFT's keys of the method."""
+    return {
+        "peft_type": "GRALORA",
+        "r": config.rank,
+        "alpha": config.alpha,
+        "gralora_dropout": config.dropout,
+        "gralora_k": config.blocks,
+        "hybrid_r": config.hybrid_rank,
+    }
+
+
+def gralora_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+    """PEFT stores the grid's factors transposed."""
+    own = adapter.state_dict()
+    return own | {"A": own["A"].mT, "B": own["B"].mT}
+
+
 @ADAPTERS.register
-class GraLoRA(Adapter):
+class GraLoRA(Additive):
     """Granular low-rank adaptation: the weight is a grid of k x k blocks, each with an update of rank r / k.
 
-    Block in row j and column n: dW_jn = s B_j[:, slice n] A_n[slice j], slices of r / k of the r components; all block
-    columns n share A_n (r, in / k), all block rows j share B_j (out / k, r). s = alpha / (r + h)
-    With `hybrid_rank` h a LoRA of that rank is added to the whole, with the same s: s Bh Ah, Ah (h, in), Bh (out, h).
-    A (k, r, in / k) ~ U(-1/sqrt(in/k), 1/sqrt(in/k)), B (k, out / k, r) = 0, Ah as LoRA's A, Bh = 0, so W' = W at
-    step 0.
-    Trains (r + h) (in + out) numbers per site whatever k is; the change has rank up to k r + h. k = 1 is LoRA.
-    Dropout acts on the input; the hybrid part draws its own.
+        W'_jn = W_jn + s B_j[:, slice n] A_n[slice j]      block in row j, column n of the grid, j, n = 1 ... k
+        W'   += s Bh Ah                                    with `hybrid_rank` > 0, over the whole weight
+        y     = x W^T + b + drop(x) (W' - W)^T
+
+    with k = `blocks`, r = `rank`, h = `hybrid_rank`, s = `alpha` / (r + h); slice n is the n-th run of r / k of the r
+    components. All blocks of column n share A_n, all blocks of row j share B_j. The dropout, of probability `dropout`,
+    acts on the input; the hybrid part draws its own. k divides r, in and out.
+
+    Shapes: A (k, r, in / k) ~ U(-1/sqrt(in/k), 1/sqrt(in/k)), one A_n (r, in / k) for each block column; B (k, out / k,
+    r) = 0, one B_j for each block row; Ah (h, in) as the A of `lora`, Bh (out, h) = 0; so W' = W at step 0.
+    Trains: (r + h) (in + out) numbers per site whatever k is; the change has rank up to k r + h. k = 1 is LoRA.
     Source: Jung et al., "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning", 2025, arXiv
     2505.20355; formula, start and scale checked against PEFT's layer, which is the authors' port. Their own fork counts
     the hybrid part within the rank (r16 with 8 of it hybrid is rank: 8, hybrid_rank: 8 here and in PEFT).
@@ -36,12 +58,18 @@ class GraLoRA(Adapter):
 
     provides = {"adapters", "mergeable", "linear_delta"}
     roles = {"A": "lora_A", "B": "lora_B", "Ah": "lora_A", "Bh": "lora_B"}
-    peft_names = {
-        "A": "gralora_A",
-        "B": "gralora_B",
-        "Ah": "gralora_A_general.weight",
-        "Bh": "gralora_B_general.weight",
-    }
+    peft = PeftForm(
+        gralora_form_keys,
+        gralora_form_tensors,
+        names={
+            "A": "gralora_A",
+            "B": "gralora_B",
+            "Ah": "gralora_A_general.weight",
+            "Bh": "gralora_B_general.weight",
+        },
+    )
+
+    config: Config
 
     class Config(AdapterConfig):
         rank: int = Field(32, gt=0)
@@ -65,7 +93,6 @@ class GraLoRA(Adapter):
             if size % k:
                 raise ValueError(f"blocks is {k}, which does not divide the {size} {kind}; use a divisor")
         self.scaling = config.alpha / (config.rank + config.hybrid_rank)
-        self.drop = nn.Dropout(config.dropout)
         self.A = nn.Parameter(torch.empty(k, config.rank, width // k))
         self.B = nn.Parameter(torch.empty(k, out // k, config.rank))
         self.Ah = nn.Parameter(torch.empty(config.hybrid_rank, width)) if config.hybrid_rank else None
@@ -80,25 +107,28 @@ class GraLoRA(Adapter):
             nn.init.kaiming_uniform_(self.Ah, a=math.sqrt(5))
             nn.init.zeros_(self.Bh)
 
-    def delta_weight(self, weight: Tensor) -> Tensor:
+    def change(self) -> Tensor:
         k = self.config.blocks
         A = self.A.unflatten(1, (k, -1))  # (n, j, r / k, in / k)
         B = self.B.unflatten(2, (k, -1))  # (j, out / k, n, r / k)
         change = torch.einsum("jonr,njri->joni", B, A).reshape(self.site.out_features, self.site.in_features)
         if self.Ah is not None and self.Bh is not None:
             change = change + self.Bh @ self.Ah
-        return (self.scaling * change).to(weight.dtype)
+        return self.scaling * change
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         dtype = self.compute_dtype or x.dtype
-        t = self._exchanged(self.drop(x).to(dtype))
+        t = self._exchanged(self._dropped(x).to(dtype))
         y = blocks_linear(x, base, t, self.B, self.scaling, dtype=dtype)
-        return y if self.Ah is None else y + self._whole(self.drop(x).to(dtype)).to(x.dtype)
+        return y if self.Ah is None else y + self._whole(self._dropped(x).to(dtype)).to(x.dtype)
 
     def update(self, x: Tensor) -> Tensor:
         seen = x.to(self.compute_dtype or x.dtype)
         grid = blocks_update(self._exchanged(seen), self.B, self.scaling)
         return (grid if self.Ah is None else grid + self._whole(seen)).to(x.dtype)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config.dropout, self.training)
 
     def _exchanged(self, x: Tensor) -> Tensor:
         """What goes into each block row: (..., in) -> (..., j, r), components n and j swapped."""
@@ -111,9 +141,10 @@ class GraLoRA(Adapter):
         return self.scaling * F.linear(F.linear(x, self.Ah.to(x.dtype)), self.Bh.to(x.dtype))
 
     @torch.no_grad()
-    def factors(self, start: Adapter | None = None) -> tuple[Tensor, Tensor]:
+    def factors(self, start: Additive | None = None) -> Factors:
         """The blocks side by side, each component with its own rows and columns: k r + h of them."""
         if start is not None:
+            assert isinstance(start, GraLoRA)
             (A, B), (A0, B0) = self.factors(), start.factors()
             return torch.cat([A, A0]), torch.cat([B, -B0], dim=1)
         k, r = self.config.blocks, self.config.rank
@@ -132,19 +163,3 @@ class GraLoRA(Adapter):
     @staticmethod
     def count(config: Any, site: Site) -> int:
         return int((config.rank + config.hybrid_rank) * (site.in_features + site.out_features))
-
-    def peft_tensors(self, start: Adapter | None = None) -> dict[str, Tensor]:
-        """PEFT stores the grid's factors transposed."""
-        own = self.state_dict()
-        return own | {"A": own["A"].mT, "B": own["B"].mT}
-
-    @classmethod
-    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
-        return {
-            "peft_type": "GRALORA",
-            "r": config.rank,
-            "alpha": config.alpha,
-            "gralora_dropout": config.dropout,
-            "gralora_k": config.blocks,
-            "hybrid_r": config.hybrid_rank,
-        }

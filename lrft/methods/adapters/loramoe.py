@@ -20,22 +20,33 @@ from lrft.registry.errors import DataError
 
 @ADAPTERS.register
 class LoRAMoE(Experts):
-    """Soft mixture of LoRA experts with localized balancing.
+    """Soft mixture of LoRA experts: every expert weighs in for every token, with localized balancing.
 
-    y = x W^T + b + s sum_e g_e(x) (drop_e(x) A_e^T) B_e^T      g = softmax(x R^T) over all E experts, s = alpha / r
-    A_e (r, in) Kaiming-uniform, B_e (out, r) = 0, so W' = W at step 0; R (E, in) Kaiming-uniform, no bias.
-    Trains E (r (in + out) + in) numbers per site. R and g are float32 whatever the activations are.
-    Penalty, one per site: beta var(Z) / mean(Z)^2 with Z (documents, E) = I * Q, Q[n, e] the sum of g_e over the
-    tokens of document n, I = 1 + delta where expert e belongs to the type of document n and 1 - delta elsewhere
-    (types 1 and 0 own the first and the second half of the experts). Z constant gives 0; delta 0 makes it the plain
-    balance of all experts. Token-dependent, so it cannot be merged.
+        y = x W^T + b + s sum_e g_e(x) (drop_e(x) A_e^T) B_e^T,  e = 1 ... E
+        g = softmax(x R^T)
+        loss += sum over sites of beta var(Z) / mean(Z)^2
+        Z[n, e] = I[n, e] * sum of g_e over the tokens of document n
+        I[n, e] = 1 + delta where expert e belongs to the task type of document n, 1 - delta elsewhere
+
+    with E = `experts`, r = `rank` of each expert, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`),
+    beta = `beta`, delta = `delta`; drop_e is dropout of probability `dropout`, drawn apart for every expert; var and
+    mean are over all entries of Z. Task types 1 and 0 own the first and the second half of the experts. Z constant
+    gives 0; delta = 0 makes it the plain balance of all experts. R and g are float32 whatever the activations are.
+
+    Shapes: A_e (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out, r) = 0, so W' = W at step 0; R (E, in) as A_e, no bias;
+    Z (documents, E).
+    Trains: E (r (in + out) + in) numbers per site.
     Source: Dou et al., 2023, arXiv 2312.09979, and the authors' code (Ablustrund/LoRAMoE).
-    Departures: the penalty's form is the code's (the paper prints var / mean); beta is 0.1, the paper's as far as it
-    is known, and `delta` 0, where the code's script switches both off; padding does not enter Q, and the documents of
-    a packed row are samples of their own.
+    Departures: the penalty's form is the code's (the paper prints var / mean); `beta` is 0.1, the paper's as far as it
+    is known, and `delta` 0, where the code's script switches both off; padding does not enter Z, and the documents of a
+    packed row are samples of their own.
+    Advice: the change depends on the token, so it cannot be merged. `delta` > 0 needs task types, which no data format
+    carries yet.
     """
 
     provides = {"adapters", "experts", "expert_count"}
+
+    config: Config
 
     class Config(Experts.Config):
         targets: str | list[str] = Field(["mlp.*"], description="as for every adapter; by default the MLPs")

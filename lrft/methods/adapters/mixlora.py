@@ -31,26 +31,34 @@ MAPS = ("gate", "up", "down")
 class AttentionLoRA(LoRA):
     """The LoRA of a linear layer outside of feed-forward blocks; no part of PEFT's files, which know no experts."""
 
-    @classmethod
-    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
-        return None
-
 
 @ADAPTERS.register
 class MixLoRA(Adapter):
     """Top-k mixture of feed-forward experts that share the frozen block, beside LoRA on the attention.
 
-    y = sum over the k chosen e of w_e(x) F_e(x), F_e the block with LoRA on its three maps:
-    F_e(x) = V_e a_e,  a_e = act(G_e x) * (U_e x)      G_e = W_gate + s B_e A_e, likewise U_e (up) and V_e (down)
-    w = the k largest of softmax(x R^T), made to sum to 1; R (E, hidden) ~ N(0, 0.02^2), one per block, float32.
-    A_e Kaiming-uniform, B_e = 0, so every expert and, as w sums to 1, the block is the pretrained one at step 0.
-    Trains E (3 r (hidden + inner) + hidden) numbers per block, r (in + out) per attention layer.
-    W_gate x and W_up x are formed once for all experts, and W_down once, on sum_e w_e a_e: it is linear.
-    Penalty: balance * E sum_e f_e p_e with f (sum k) and p over the real tokens of all blocks together, which is not
-    the mean of the blocks' own; k when routing is uniform. Token-dependent, so it cannot be merged.
+        y      = sum over the k chosen e of w_e(x) F_e(x)
+        F_e(x) = V_e a_e,  a_e = act(G_e x) * (U_e x)
+        G_e    = W_gate + s B_e A_e,  U_e and V_e likewise from W_up and W_down, each with a LoRA of its own
+        w      = the k largest of softmax(x R^T), divided by their sum
+        loss  += balance E sum_e f_e p_e
+
+    with E = `experts`, k = `top_k`, r = `rank`, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`), act the
+    block's activation; f_e the share of tokens sent to expert e (sum k) and p_e its mean probability, both over the
+    real tokens of all blocks together, which is not the mean of the blocks' own terms; the sum is k `balance` when
+    routing is uniform. In training x is multiplied by uniform numbers within 1 +- `jitter`, and the inputs of the LoRAs
+    are dropped with probability `dropout`. Linear layers outside of feed-forward blocks get a plain LoRA of the same
+    settings, `rank_pattern` and `alpha_pattern` included. W_gate x and W_up x are formed once for all experts, and
+    W_down once, on sum_e w_e a_e: it is linear.
+
+    Shapes: A_e (r, in of its map) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out of its map, r) = 0, so every expert and, as w
+    sums to 1, the block is the pretrained one at step 0; R (E, hidden) ~ N(0, 0.02^2), one per block, float32.
+    Trains: E (3 r (hidden + inner) + hidden) numbers per block, inner being the width of a_e; r (in + out) per
+    attention layer.
     Source: Li et al., "MixLoRA", 2024, arXiv 2404.15159, and the authors' code (TUDB-Labs/MixLoRA, MoE-PEFT).
     Departures: `jitter` multiplies a copy of x, where the code changes it in place; `balance` is 1e-3 as in the code
-    (1e-2 in the paper, as far as it is known); DoRA experts (MixDoRA) are not offered. Blocks must be gated ones.
+    (1e-2 in the paper, as far as it is known); DoRA experts (MixDoRA) are not offered.
+    Advice: blocks must be gated ones, down_proj(act_fn(gate_proj(x)) * up_proj(x)). The experts depend on the token, so
+    they cannot be merged.
     """
 
     site_kinds = ("linear", "mlp")
@@ -64,6 +72,8 @@ class MixLoRA(Adapter):
         "B_up": "lora_B",
         "B_down": "lora_B",
     }
+
+    config: Config
 
     class Config(LoRA.Config):
         experts: int = Field(8, gt=0, description="experts of every feed-forward block")
@@ -98,7 +108,7 @@ class MixLoRA(Adapter):
         return Balance()
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> Adapter:
+    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> Adapter:
         """Experts at a feed-forward block, a plain LoRA at any other linear layer."""
         if site.kind != "mlp":
             return AttentionLoRA(config, site)

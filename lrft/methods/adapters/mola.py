@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrft.core.adapter import Shared
 from lrft.core.params import Site
@@ -20,22 +20,32 @@ LAYER = re.compile(r"\.\d+(?=\.)")
 
 @ADAPTERS.register
 class MoLA(Experts):
-    """Top-k mixture of LoRA experts, layer by layer.
+    """Top-k mixture of LoRA experts at every linear layer, with a number of experts that may differ by layer.
 
-    y = x W^T + b + s sum over the k chosen e of w_e(x) (drop_e(x) A_e^T) B_e^T      s = alpha / r
-    w = the k largest of softmax(x R^T), made to sum to 1; R (E, in) Kaiming-uniform, no bias, one per site.
-    A_e (r, in) Kaiming-uniform, B_e (out, r) = 0, so W' = W at step 0. Experts not chosen get no gradient.
-    Trains E (r (in + out) + in) numbers per site, E that of the site's layer: `experts` everywhere, or what the
-    allocation of the same name sets (2, 4, 6, 8 from low layers to high is the paper's best).
-    Penalty: balance * sum over layers of E sum_e f_e p_e, f (sum 1) and p over the tokens of all the layer's sites
-    together; 1 a layer when routing is uniform. R and w are float32. Token-dependent, so it cannot be merged.
+        y = x W^T + b + s sum over the k chosen e of w_e(x) (drop_e(x) A_e^T) B_e^T
+        w = the k largest of softmax(x R^T), divided by their sum
+        loss += balance sum over layers of E sum_e f_e p_e
+
+    with k = `top_k`, r = `rank` of each expert, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`); drop_e is
+    dropout of probability `dropout`, drawn apart for every expert. E is that of the site's layer: `experts` everywhere,
+    or what `allocate: mola` sets. f_e is the share of token slots sent to expert e (sum 1) and p_e its mean
+    probability, both over the real tokens of all the layer's sites together; a layer's term is `balance` when routing
+    is uniform. R and w are float32.
+
+    Shapes: A_e (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out, r) = 0, so W' = W at step 0; R (E, in) as A_e, no bias,
+    one per site.
+    Trains: E (r (in + out) + in) numbers per site. Experts not chosen get no gradient.
     Source: Gao et al., "Higher Layers Need More LoRA Experts", 2024, arXiv 2402.08562, and the authors' code
     (GCYZSL/MoLA), which balances a layer's routers as one where the paper's text has a term for each.
     Departures: padding is left out of f and p; all experts' products are formed and those not chosen weigh 0; the
     router is float32 where the code's is in the activations' precision; the code leaves the penalty off by default.
+    Advice: 2, 4, 6, 8 experts from low layers to high is the paper's best. The change depends on the token, so it
+    cannot be merged.
     """
 
     provides = {"adapters", "experts", "expert_count"}
+
+    config: Config
 
     class Config(Experts.Config):
         experts: int = Field(
@@ -55,7 +65,7 @@ class MoLA(Experts):
         return Balance()
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> MoLA:
+    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> MoLA:
         made = cls(config, site)
         if isinstance(shared, Balance):
             # Routers with different numbers of experts cannot be balanced as one.

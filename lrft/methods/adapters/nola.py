@@ -10,33 +10,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter
-from lrft.core.frozen import FrozenLinear
+from lrft.core.adapter import Branch, Formed, LowRank, PeftForm
 from lrft.core.params import Site
-from lrft.ops.low_rank import MadeFactors, made_linear
+from lrft.core.peft import lora_keys
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 
 CHUNK = 2**22  # random numbers held at a time
 
 
-@ADAPTERS.register
-class NOLA(Adapter):
-    """Networks as linear combinations of low-rank random bases: the number trained does not depend on the rank.
+def nola_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+    """A plain LoRA of the same rank."""
+    return lora_keys(config.rank, config.alpha)
 
-    A = A0 + sum_i a_i M_i (r, in), B = sum_j b_j N_j (out, r), i and j = 1 ... k; y = x W^T + b + s (x A^T) B^T
-    M_i, N_j ~ U(-1, 1) / sqrt(k), A0 ~ U(-1/sqrt(in), 1/sqrt(in)), all frozen and made anew from a seed whenever they
-    are needed, in the forward and in the backward pass, `CHUNK` numbers at a time; s = alpha / r
-    a (k) = b (k) = 0, so W' = W at step 0. Trains 2 k numbers per site, `bases` = k; checkpoints hold them and a seed.
+
+def nola_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+    """A and B as formed."""
+    return dict(zip("AB", adapter.branch().pair(), strict=True))
+
+
+@ADAPTERS.register
+class NOLA(LowRank):
+    """LoRA's factors as sums of random matrices made from a seed: the number trained does not depend on the rank.
+
+        A  = A0 + sum_i a_i M_i,  B = sum_j b_j N_j,  i, j = 1 ... k
+        y  = x W^T + bias + s (x A^T) B^T
+        W' = W + s B A
+
+    with k = `bases`, r = `rank`, s = `alpha` / r. M_i and N_j have entries ~ U(-1, 1) / sqrt(k), A0 ~ U(-1/sqrt(in),
+    1/sqrt(in)); all are frozen and made anew from a seed whenever they are needed, in the forward and in the backward
+    pass, 2^22 numbers at a time. There is no dropout.
+
+    Shapes: A, A0, M_i (r, in); B, N_j (out, r); a (k) = b (k) = 0, so W' = W at step 0.
+    Trains: 2 k numbers per site; checkpoints hold them and a seed.
     Source: Koohpayegani et al., "NOLA: Compressing LoRA using Linear Combination of Random Basis", ICLR 2024, arXiv
-    2310.02556. The offset A0, the start at 0 and the factor 1/sqrt(k) are those of the authors' code (the paper's
-    text has A as the sum alone, which with coefficients of 0 would never leave its start).
+    2310.02556. The offset A0, the start at 0 and the factor 1/sqrt(k) are those of the authors' code (the paper's text
+    has A as the sum alone, which with coefficients of 0 would never leave its start).
     Departures: numbers come from a hash of their place and the seed, not from torch's generator, so that they are the
     same on every device and under every version.
     """
 
     provides = {"adapters", "mergeable", "linear_delta"}
     roles = {"a": "vector", "b": "core"}  # the change is linear in b
+    peft = PeftForm(nola_form_keys, nola_form_tensors)
+
+    config: Config
 
     class Config(AdapterConfig):
         rank: int = Field(16, gt=0)
@@ -56,23 +74,6 @@ class NOLA(Adapter):
         nn.init.zeros_(self.a)
         nn.init.zeros_(self.b)
 
-    def delta_weight(self, weight: Tensor) -> Tensor:
-        A = _offset(self.A_shape, self._seed(), weight.device) + _Combination.apply(
-            self.a, self.A_shape, self._seed() + 1
-        )
-        B = _Combination.apply(self.b, self.B_shape, self._seed() + 2)
-        return (self.scaling * B @ A).to(weight.dtype)
-
-    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        return made_linear(
-            x, base, self._made(), (self.a, self.b), self.scaling, dtype=self.compute_dtype or x.dtype
-        )
-
-    def update(self, x: Tensor) -> Tensor:
-        return made_linear(
-            x, None, self._made(), (self.a, self.b), self.scaling, dtype=self.compute_dtype or x.dtype
-        )
-
     @property
     def A_shape(self) -> tuple[int, int]:
         """(r, in)."""
@@ -90,41 +91,24 @@ class NOLA(Adapter):
             self._key = (buffer._version, int(buffer))
         return self._key[1]
 
-    def _made(self) -> MadeFactors:
+    def branch(self) -> Branch:
         seed, A_shape, B_shape = self._seed(), self.A_shape, self.B_shape
 
-        def make(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        def form(dtype: torch.dtype, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             A = _offset(A_shape, seed, a.device) + combination(a, A_shape, seed + 1)
             return A, combination(b, B_shape, seed + 2)
 
-        def pull(dA: Tensor | None, dB: Tensor | None, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        def pull(
+            dtype: torch.dtype, dA: Tensor | None, dB: Tensor | None, a: Tensor, b: Tensor
+        ) -> tuple[Tensor, Tensor]:
             assert dA is not None and dB is not None
             return products(dA, len(a), seed + 1), products(dB, len(b), seed + 2)
 
-        return MadeFactors(make, pull, trains_A=True, trains_B=True)
-
-    @torch.no_grad()
-    def factors(self, start: Adapter | None = None) -> tuple[Tensor, Tensor]:
-        A, B = self._made().make(self.a, self.b)
-        B = self.scaling * B
-        if start is None:
-            return A, B
-        A0, B0 = start.factors()
-        return torch.cat([A, A0]), torch.cat([B, -B0], dim=1)
+        return Branch(scale=self.scaling, formed=Formed((self.a, self.b), form, pull))
 
     @staticmethod
     def count(config: Any, site: Site) -> int:
         return int(2 * config.bases)
-
-    @torch.no_grad()
-    def peft_tensors(self, start: Adapter | None = None) -> dict[str, Tensor]:
-        return dict(zip("AB", self._made().make(self.a, self.b), strict=True))
-
-    @classmethod
-    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
-        """A plain LoRA of the same rank."""
-        keys = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": 0.0, "use_rslora": False}
-        return {"peft_type": "LORA", **keys}
 
 
 def combination(coefficients: Tensor, shape: tuple[int, int], seed: int) -> Tensor:
@@ -141,19 +125,6 @@ def products(gradient: Tensor, count: int, seed: int) -> Tensor:
     flat = gradient.float().flatten()
     parts = [matrices @ flat for _, matrices in _matrices(count, shape, seed, gradient.device)]
     return torch.cat(parts).mul_(count**-0.5)
-
-
-class _Combination(torch.autograd.Function):
-    """`combination` with its gradient, for the formula; the fast path forms the factors itself."""
-
-    @staticmethod
-    def forward(ctx: Any, coefficients: Tensor, shape: tuple[int, int], seed: int) -> Tensor:
-        ctx.count, ctx.seed = len(coefficients), seed
-        return combination(coefficients, shape, seed)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return products(grads[0], ctx.count, ctx.seed), None, None
 
 
 def _offset(shape: tuple[int, int], seed: int, device: torch.device) -> Tensor:

@@ -9,27 +9,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter, Shared
-from lrft.core.frozen import FrozenLinear
+from lrft.core.adapter import Branch, Formed, LowRank, PeftForm, Shared
 from lrft.core.params import Site
 from lrft.methods.adapters._bases import Bases, widest
-from lrft.ops.low_rank import MadeFactors, made_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
 
 
+def randlora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+    """PEFT's keys of the method."""
+    return {
+        "peft_type": "RANDLORA",
+        "r": config.rank,
+        "randlora_alpha": config.rank,
+        "randlora_dropout": config.dropout,
+        "sparse": config.bases == "sparse",
+        "very_sparse": config.bases == "very_sparse",
+    }
+
+
+def randlora_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+    """The scale goes into Lambda: PEFT has one for all sites, ours depends on their size."""
+    return {"Lambda": adapter.scaling * adapter.Lambda.detach(), "Gamma": adapter.Gamma.detach()}
+
+
 @ADAPTERS.register
-class RandLoRA(Adapter):
+class RandLoRA(LowRank):
     """Full-rank adaptation by random bases: n products of rank r are summed, and only their diagonals train.
 
-    M = s sum_j B_j diag(l_j) A diag(g_j), j = 1 ... n = ceil(small / r), small = min(in, out), large = max(in, out)
-    W' = W + M where out is the large side, W + M^T where `in` is, so the diagonals act on the small side.
-    A (r, small) and every B_j (large, r) are random, frozen, and cut from matrices that all sites share; their entries
-    have unit variance. s = alpha / (r sqrt(n)), alpha = 2 r unless set; without `sqrt_bases` s = alpha / r, as in PEFT.
-    Lambda (r, n) = 0, Gamma (n, small) = 1 / max(n, small), so W' = W at step 0.
-    Trains n (r + small) numbers per site, the fewer the larger r is. The change has rank `small`.
-    `bases: sparse` draws entries from {-1, 0, 1} with 2/3 zeros, `very_sparse` with all but 1 in sqrt(small) zeros.
-    The scaled bases are formed in the forward pass and again in the backward pass, never kept.
+        M  = s sum_j B_j diag(l_j) A diag(g_j),  j = 1 ... n,  n = ceil(small / r)
+        W' = W + M      where out >= in
+        W' = W + M^T    where in > out, so that the diagonals g_j act on the small side
+        y  = x W^T + b + drop(x) (W' - W)^T
+
+    with small = min(in, out), large = max(in, out), r = `rank`, s = `alpha` / (r sqrt(n)), or `alpha` / r with
+    `sqrt_bases: false`, as in PEFT; `alpha` = 2 r unless it is set. l_j is column j of Lambda, g_j row j of Gamma. drop
+    is dropout of probability `dropout`. A and all B_j are random, frozen, and cut from matrices that all sites share;
+    their entries have unit variance: uniform with `bases: dense`, from {-1, 0, 1} with 2/3 zeros with `sparse`, all but
+    1 in sqrt(small) zeros with `very_sparse` (small there of the widest sites).
+
+    Shapes: A (r, small), B_j (large, r); Lambda (r, n) = 0, Gamma (n, small) = 1 / max(n, small), so W' = W at step 0.
+    Trains: n (r + small) numbers per site, the fewer the larger r is. The change has rank `small`. The scaled bases are
+    formed in the forward pass and again in the backward pass, never kept.
     Source: Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", 2025, arXiv
     2502.00987; start, scale and pairing checked against the authors' code and PEFT's layer.
     Departures: none. As in the authors' code, component i of term j takes column i n + j of the B_j side by side, which
@@ -38,7 +59,13 @@ class RandLoRA(Adapter):
 
     provides = {"adapters", "mergeable", "linear_delta"}
     roles = {"Lambda": "core", "Gamma": "core"}
-    peft_names = {"Lambda": "randlora_lambda", "Gamma": "randlora_gamma"}
+    peft = PeftForm(
+        randlora_form_keys,
+        randlora_form_tensors,
+        names={"Lambda": "randlora_lambda", "Gamma": "randlora_gamma"},
+    )
+
+    config: Config
 
     class Config(AdapterConfig):
         rank: int = Field(
@@ -62,10 +89,10 @@ class RandLoRA(Adapter):
         )
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> RandLoRA:
+    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> RandLoRA:
         return cls(config, site, shared)
 
-    def __init__(self, config: Config, site: Site, shared: nn.Module | None = None) -> None:
+    def __init__(self, config: Config, site: Site, shared: Shared | None = None) -> None:
         super().__init__(config, site)
         small = min(site.in_features, site.out_features)
         if config.rank > small:
@@ -73,12 +100,9 @@ class RandLoRA(Adapter):
         n = terms(small, config.rank)
         alpha = 2 * config.rank if config.alpha is None else config.alpha
         self.scaling = alpha / config.rank / (math.sqrt(n) if config.sqrt_bases else 1)
-        self.drop = nn.Dropout(config.dropout)
         made = self.shared(config, {site.name: site}, 0) if shared is None else shared
         assert isinstance(made, Bases)
-        self.bases = (
-            made,
-        )  # in a tuple, so that it is no part of this module: it is saved once, not at every site
+        self.bases = (made,)  # a tuple, so that it is no part of this module: it is saved once
         self.Lambda = nn.Parameter(torch.empty(config.rank, n))
         self.Gamma = nn.Parameter(torch.empty(n, small))
         self.reset()
@@ -87,74 +111,40 @@ class RandLoRA(Adapter):
         nn.init.zeros_(self.Lambda)
         nn.init.constant_(self.Gamma, 1 / max(self.Gamma.shape))
 
-    def delta_weight(self, weight: Tensor) -> Tensor:
-        A, B = self._made(torch.float32).make(self.Lambda, self.Gamma)
-        return (self.scaling * B @ A).to(weight.dtype)
-
-    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        dropped = self.drop(x) if self.training and self.drop.p > 0 else None
-        return self._through(x, base, dropped)
-
-    def update(self, x: Tensor) -> Tensor:
-        return self._through(x, None)
-
-    def _through(self, x: Tensor, base: FrozenLinear | None, dropped: Tensor | None = None) -> Tensor:
-        dtype = self.compute_dtype or x.dtype
-        made = self._made(dtype)
-        return made_linear(
-            x, base, made, (self.Lambda, self.Gamma), self.scaling, dropped=dropped, dtype=dtype
-        )
-
-    def _made(self, dtype: torch.dtype) -> MadeFactors:
-        """The factors in `dtype`: A (n r, in) scaled and B (out, n r) as drawn, or the other way round."""
+    def branch(self) -> Branch:
+        """A (n r, in) scaled and B (out, n r) as drawn, or the other way round where `in` is the large side."""
         tall = self.site.in_features <= self.site.out_features
         small, large = sorted((self.site.in_features, self.site.out_features))
         n, (shared,) = len(self.Gamma), self.bases
-        drawn = shared.cast("B", dtype)[:large, :n].flatten(1)  # (large, n r)
-        base = shared.cast("A", dtype)[:, :, :small]  # (r, 1, small)
 
-        def make(Lambda: Tensor, Gamma: Tensor) -> tuple[Tensor, Tensor]:
-            scaled = (Lambda[:, :, None] * base * Gamma).flatten(0, 1).to(dtype)  # (r n, small)
+        def base(dtype: torch.dtype) -> Tensor:
+            return shared.cast("A", dtype)[:, :, :small]  # (r, 1, small)
+
+        def form(dtype: torch.dtype, Lambda: Tensor, Gamma: Tensor) -> tuple[Tensor, Tensor]:
+            drawn = shared.cast("B", dtype)[:large, :n].flatten(1)  # (large, n r)
+            scaled = (Lambda[:, :, None] * base(dtype) * Gamma).flatten(0, 1).to(dtype)  # (r n, small)
             return (scaled, drawn) if tall else (drawn.mT, scaled.mT)
 
         def pull(
-            dA: Tensor | None, dB: Tensor | None, Lambda: Tensor, Gamma: Tensor
+            dtype: torch.dtype, dA: Tensor | None, dB: Tensor | None, Lambda: Tensor, Gamma: Tensor
         ) -> tuple[Tensor, Tensor]:
             down = dA if dB is None else dB.mT
             assert down is not None
-            turned = down.view(*Lambda.shape, small) * base
+            turned = down.reshape(*Lambda.shape, small) * base(dtype)
             return (turned * Gamma).sum(dim=2), (turned * Lambda[:, :, None]).sum(dim=0)
 
-        return MadeFactors(make, pull, trains_A=tall, trains_B=not tall)
+        formed = Formed((self.Lambda, self.Gamma), form, pull, trains_down=tall, trains_up=not tall)
+        return Branch(scale=self.scaling, dropout=self.config.dropout, formed=formed)
 
-    @torch.no_grad()
-    def factors(self, start: Adapter | None = None) -> tuple[Tensor, Tensor]:
-        A, B = self._made(torch.float32).make(self.Lambda, self.Gamma)
-        B = self.scaling * B
-        if start is None:
-            return A, B
-        A0, B0 = start.factors()
-        return torch.cat([A, A0]), torch.cat([B, -B0], dim=1)
+    def branch_since(self, start: LowRank) -> Branch:
+        """Both sums side by side: they share one factor, but not which of the two."""
+        (A, B), (A0, B0) = self.branch().pair(), start.branch().pair()
+        return Branch(torch.cat([A, A0]), torch.cat([B, -B0], dim=1), self.scaling)
 
     @staticmethod
     def count(config: Any, site: Site) -> int:
         small = min(site.in_features, site.out_features)
         return int(terms(small, config.rank) * (config.rank + small))
-
-    def peft_tensors(self, start: Adapter | None = None) -> dict[str, Tensor]:
-        """The scale goes into Lambda: PEFT has one for all sites, ours depends on their size."""
-        return {"Lambda": self.scaling * self.Lambda.detach(), "Gamma": self.Gamma.detach()}
-
-    @classmethod
-    def peft_config(cls, config: Any, with_start: bool = False) -> dict[str, Any] | None:
-        return {
-            "peft_type": "RANDLORA",
-            "r": config.rank,
-            "randlora_alpha": config.rank,
-            "randlora_dropout": config.dropout,
-            "sparse": config.bases == "sparse",
-            "very_sparse": config.bases == "very_sparse",
-        }
 
 
 def terms(small: int, rank: int) -> int:

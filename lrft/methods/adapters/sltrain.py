@@ -20,26 +20,35 @@ from lrft.registry.config import AdapterConfig, Field
 class SLTrain(Factorized):
     """Sparse plus low-rank training from scratch: no dense weight exists between steps.
 
-    y = x W'^T + b, W' = s B A + S, s = alpha / r; S has int(density * in * out) entries at random places, drawn once
-    A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) = 0, values of S as A, so W' = S at step 0
-    Trains r (in + out) + int(density * in * out) numbers per site; W' can have full rank. Places are saved as 32-bit
+        y  = x W'^T + b
+        W' = s B A + S
+
+    with r = `rank`, s = `alpha` / r; S has nnz = int(`density` in out) entries that train, at places drawn at random
+    once and fixed. W' is formed in the forward pass and again in the backward pass; of its gradient dy^T x the entries
+    at the places of S are kept.
+
+    Shapes: A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) = 0, the values of S (nnz) drawn as A. W' = S at step 0,
+    not W: nothing of the weight that stood there is left.
+    Trains: r (in + out) + int(`density` in out) numbers per site; W' can have full rank. Places are saved as 32-bit
     numbers where in * out allows it, 64-bit ones beyond.
-    W' is formed in the forward pass and again in the backward pass; of dW' = dy^T x the entries of S are kept.
     Source: Han et al., "SLTrain: a sparse plus low-rank approach for parameter and memory efficient pretraining",
     NeurIPS 2024, arXiv 2406.02214, and the authors' code (andyjm3/SLTrain).
-    A method for `model.weights: random`: nothing of a pretrained weight is left at step 0.
-    Departures: none. Embeddings, head and norms train in full there: `trainable` names them.
+    Departures: none.
+    Advice: a method for `model.weights: random`. Embeddings, head and norms train in full in the paper: `trainable`
+    names them.
     """
 
     roles = {"A": "lora_A", "B": "lora_B", "values": "sparse"}
+
+    config: Config  # type: ignore[assignment]  # fewer settings than the parent's
 
     class Config(AdapterConfig):
         rank: int = Field(128, gt=0)
         alpha: float = Field(32.0, gt=0)
         density: float = Field(0.03, gt=0, lt=1, description="share of the entries that the sparse part has")
 
-    def __init__(self, config: Any, site: Site) -> None:
-        super().__init__(config, site)
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)  # type: ignore[arg-type]
         nn.init.zeros_(self.B)
         total, many = site.in_features * site.out_features, entries(config.density, site)
         if not many:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.core.elastic import Elastic
+from lrft.core.adapter import Branch
+from lrft.core.elastic import ELASTIC_FORM, Elastic
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
-from lrft.ops.low_rank import low_rank_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
 
@@ -26,20 +26,30 @@ Regularizer = Callable[[Tensor, Tensor, Tensor], Tensor]
 class SVDLoRA(Elastic):
     """LoRA in the form of a singular value decomposition, whose rank can change while it trains.
 
-    y = x W^T + b + c ((drop(x) A^T) * E) B^T, so W' = W + c B diag(E) A      c = alpha / (r + 1e-5)
-    A (r, in), B (out, r) ~ N(0, 0.02^2), E (r) = 0, so W' = W at step 0. With `draw: kaiming` A ~ U(+-sqrt(6 / in)),
-    B ~ U(+-sqrt(6 / r)) and c = alpha / r.
-    Trains r (in + out) + r numbers per site. r is the capacity; an allocator prunes components by E = 0, or reveals
-    them one by one. Buffers (r + 1 numbers, saved): `mask`, and `gain`, which makes c that of another rank.
-    Exported as a plain LoRA of the components with E != 0, c and E multiplied into B.
+        y  = x W^T + b + c ((drop(x) A^T) * E) B^T
+        W' = W + c B diag(E) A
+
+    with r = `rank`, the capacity: an allocator prunes components by E = 0, or reveals them one by one.
+    c = `alpha` / (r + 1e-5), or `alpha` / r with `draw: kaiming`; drop is dropout of probability `dropout`. E is
+    multiplied by the buffers `mask` (0 for a hidden component) and `gain`, which makes c that of another rank; both are
+    1 at step 0 unless an allocator sets them.
+
+    Shapes: with `draw: normal` A (r, in), B (out, r) ~ N(0, 0.02^2); with `draw: kaiming` A ~ U(-sqrt(6 / in),
+    sqrt(6 / in)), B ~ U(-sqrt(6 / r), sqrt(6 / r)); without `draw` as the allocation was published, and alone as with
+    `draw: normal`. E (r) = 0, so W' = W at step 0.
+    Trains: r (in + out) + r numbers per site. `mask` and `gain` (r + 1 numbers) are saved. Exported as a plain LoRA of
+    the components with E != 0, c and E multiplied into B.
     Source: Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023, arXiv 2303.10512, and
-    the authors' code; `kaiming`: Mao et al., "DoRA: Enhancing Parameter-Efficient Fine-Tuning with Dynamic Rank
+    the authors' code; `draw: kaiming`: Mao et al., "DoRA: Enhancing Parameter-Efficient Fine-Tuning with Dynamic Rank
     Distribution", 2024, arXiv 2405.17357.
     Departures: none in the function. Orthogonality is asked for by the allocator: alone, this is a plain LoRA with E.
     """
 
     provides = {"adapters", "mergeable", "linear_delta", "elastic"}
     roles = {"A": "lora_A", "E": "core", "B": "lora_B"}
+    peft = ELASTIC_FORM
+
+    config: Config
 
     class Config(AdapterConfig):
         rank: int = Field(12, gt=0, description="the capacity: no allocator can give a site more")
@@ -53,7 +63,6 @@ class SVDLoRA(Elastic):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.scaling = self.scaling_at(config.rank)
-        self.drop = nn.Dropout(config.dropout)
         self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
         self.E = nn.Parameter(torch.empty(config.rank))
         self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
@@ -90,27 +99,17 @@ class SVDLoRA(Elastic):
 
     def composed(self) -> Tensor:
         """The change c B diag(E) A of the weight, (out, in) float32; with a graph."""
-        return self.scaling * self.B @ self._gated()
+        return self.change()
 
-    def _gated(self) -> Tensor:
-        return self.gates()[:, None] * self.A
-
-    def delta_weight(self, weight: Tensor) -> Tensor:
-        return self.composed().to(weight.dtype)
+    def branch(self) -> Branch:
+        return Branch(self.gates()[:, None] * self.A, self.B, self.scaling, dropout=self.config.dropout)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        dropped = self.drop(x) if self.training and self.drop.p > 0 else None
-        if self.watch and torch.is_grad_enabled():
-            return self._observed(x, x if dropped is None else dropped, base)
-        return low_rank_linear(
-            x, base, self._gated(), self.B, self.scaling, dropped=dropped, dtype=self.compute_dtype
-        )
+        return self._observed(x, base) if self.watch and torch.is_grad_enabled() else super().forward(x, base)
 
-    def update(self, x: Tensor) -> Tensor:
-        return low_rank_linear(x, None, self._gated(), self.B, self.scaling, dtype=self.compute_dtype)
-
-    def _observed(self, x: Tensor, seen: Tensor, base: FrozenLinear) -> Tensor:
+    def _observed(self, x: Tensor, base: FrozenLinear) -> Tensor:
         """The same map through the composed matrix, so that its gradient exists and can be collected."""
+        seen = F.dropout(x, self.config.dropout, self.training)
         change = self.composed()
         if change.requires_grad:
             change.register_hook(self._collect)

@@ -27,25 +27,34 @@ KEY = "adapter.adapters"
 
 @ADAPTERS.register
 class XLoRA(Adapter):
-    """Mixture of n given LoRA adapters, weighed for every token by a classifier.
+    """Mixture of n given LoRA adapters, weighed for every token by a classifier of the model's last hidden state.
 
-    y = x W^T + b + g sum_a c_a(token) s_a (drop(x) A_a^T) B_a^T      s_a each adapter's own scale, ranks may differ
-    c = softmax(classifier(h) / temperature) over the n adapters, h (hidden) the last hidden state of a first pass
-    through the model in which every c_a is `scaling_pass_value`; the classifier is `depth` linear layers with biases,
-    ReLU and dropout between them, and gives one c for all sites, or one for each (`layerwise`).
-    top_k keeps the k largest c_a (they then sum to less than 1); softmax_topk makes them sum to 1 by a softmax of
-    their own. The classifier, in float32, trains (hidden + 1) n numbers at depth 1, shared by all sites.
-    With `train_adapters` the factors train too, sum_a r_a (in + out) numbers per site.
-    At step 0 the adapters are mixed as the untrained classifier says, so W' is not W.
-    Two passes a step. Generation may use a cache: the first pass keeps one of its own beside it.
+        y = x W^T + b + g sum_a c_a(token) s_a (drop_a(x) A_a^T) B_a^T,  a = 1 ... n
+        c = softmax(classifier(h) / temperature)
+
+    with `adapters` the n folders, A_a, B_a, s_a, drop_a each adapter's own factors, scale and dropout (ranks may
+    differ), g = `global_weight`, `temperature`; h (hidden) is the last hidden state of a first pass through the model
+    in which every c_a is `scaling_pass_value`. The classifier is `depth` linear layers with biases, `size` wide between
+    them, with ReLU and dropout of probability `dropout` there; it gives one c for all sites, or one for each with
+    `layerwise: true`. With `softmax: false` c is the classifier's output itself. `top_k: k` keeps the k largest c_a
+    (they then sum to less than 1); `softmax_topk: true` makes them sum to 1 by a softmax of their own.
+
+    Shapes: A_a (r_a, in), B_a (out, r_a), as given; c (n) a token, or (adapted layers, n). At step 0 the adapters are
+    mixed as the untrained classifier says, so W' is not W.
+    Trains: the classifier, in float32, (hidden + 1) n numbers at depth 1, shared by all sites; with
+    `train_adapters: true` the factors too, sum_a r_a (in + out) numbers per site.
     Source: Buehler and Buehler, "X-LoRA", 2024, arXiv 2402.07148; the authors' code and PEFT's.
-    Departures: top_k's softmax is over each token's kept weights (the authors' code takes it over the whole batch);
-    top_k does not act on the first pass, whose scalings are equal; softmax with softmax_topk is refused.
+    Departures: the softmax of `softmax_topk` is over each token's kept weights (the authors' code takes it over the
+    whole batch); `top_k` does not act on the first pass, whose scalings are equal; `softmax: true` with
+    `softmax_topk: true` is refused.
+    Advice: two passes a step. Generation may use a cache: the first pass keeps one of its own beside it.
     """
 
     provides = {"adapters", "experts"}
     requires = {"eager"}
     roles = {"A": "lora_A", "B": "lora_B"}
+
+    config: Config
 
     class Config(AdapterConfig):
         adapters: list[str] = Field(
@@ -114,7 +123,7 @@ class XLoRA(Adapter):
         return Classifier(config, names, hidden_size, given)
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: nn.Module | None = None) -> XLoRA:
+    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> XLoRA:
         return cls(config, site, shared if isinstance(shared, Classifier) else None)
 
     def reset(self) -> None:

@@ -18,22 +18,29 @@ from lrft.registry.errors import RecipeError
 
 @ALLOCATORS.register
 class AdaLoRA(Dynamic):
-    """Adaptive budget allocation: singular values pruned by importance under a shrinking budget.
+    """Adaptive budget allocation: singular values are pruned by importance under a shrinking budget.
 
-    I = |p * dL/dp| of every number p of A (r, in), E (r), B (out, r), with the value after the step and the clipped
-    gradient before it; Ibar = b1 Ibar + (1 - b1) I, U = b2 U + (1 - b2) |I - Ibar|, S = Ibar U
-    score of component k: S(E_k) + mean_j S(A_kj) + mean_i S(B_ik)
-    After step t of T, with b_0 = all components and b_T = sites * target_rank: nothing while t <= t_init; then
-    b(t) = floor(b_T + (b_0 - b_T) (1 - (t - t_init) / (T - t_init - t_final))^3) every `every` steps: E_k = 0 for the
-    b_0 - b(t) lowest scores of the whole model. A, B stay and E keeps its gradient, so a component can come back. For
-    t > T - t_final the last scores are kept and the same b_0 - b_T components are set to 0 after every step.
-    Loss: + orthogonality * mean over all A and B of ||A A^T - I||_F (not squared), in training alone.
-    Trains nothing of its own. State: Ibar and U, two float32 numbers for every number of the adapters; the final mask.
-    The function at step 0 is untouched.
+        I    = |p * dL/dp|  of every number p of A, E, B
+        Ibar = b1 Ibar + (1 - b1) I,  U = b2 U + (1 - b2) |I - Ibar|,  S = Ibar U
+        S_k  = S(E_k) + mean_j S(A_kj) + mean_i S(B_ik)
+        b(t) = floor(b_T + (b_0 - b_T) (1 - (t - t_init) / (T - t_init - t_final))^3)
+        after step t:  E_k = 0 for the b_0 - b(t) components k of lowest S_k of the whole model
+        loss += orthogonality * mean over all A and B of ||A A^T - I||_F,  not squared, B^T for B, in training alone
+
+    with t of the T steps, counted from 1; b_0 all components, b_T = sites * `target_rank`; b1 = `beta1`, b2 = `beta2`,
+    orthogonality = `orthogonality`. p is the value after the step, its gradient the clipped one before it. Nothing is
+    pruned while t <= t_init = `t_init` (default T / 10); then it happens every `every` steps (default T / 100, at most
+    100). A, B stay and E keeps its gradient, so a component can come back. For t > T - t_final, t_final = `t_final`
+    (default T / 2), the last scores are kept and the same b_0 - b_T components are set to 0 after every step.
+
+    Shapes: A (r, in), E (r), B (out, r) of `adapter: svd_lora`, r = `adapter.rank`. The function at step 0 is
+    untouched.
+    Trains: what the adapter trains, all of it in every step.
+    State: Ibar and U, two float32 numbers for every number of the adapters; the final mask.
     Source: Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023, arXiv 2303.10512, and
     the authors' code (the norm is not squared there, the paper squares it).
-    Departures: of equal scores the first are pruned, so that the budget is met exactly (the code prunes all of them).
-    t counts finished steps from 1, as in the paper; the authors' trainer counts from 0. What defaults to a share of the
+    Departures: of equal scores the first are pruned, so that the budget is met exactly (the code prunes all of them). t
+    counts finished steps from 1, as in the paper; the authors' trainer counts from 0. What defaults to a share of the
     run follows the paper's MNLI setting: 8000, 50000 and 100 of 86000 steps.
     """
 

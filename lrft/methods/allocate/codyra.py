@@ -17,15 +17,20 @@ from lrft.registry.errors import RecipeError
 
 @ALLOCATORS.register
 class CoDyRA(Dynamic):
-    """Dynamic rank selection: gates shrunk towards zero after every step of the second half of the run.
+    """Dynamic rank selection: gates are shrunk towards zero after every step of the second half of the run.
 
-    delta W = B diag(g) A, with A (r, in), B (out, r) and the gates g (r)
-    After the optimizer's step i = 0, 1, ..., for i > `dense` T: g <- shrink(g, k_i), where k runs through
-    linspace(0, kappa, levels) and moves on wherever i >= dense T is a multiple of L = floor((1 - dense) T / levels)
-      `shrink: released`  g - k where g > k, then g + k where g < -k, then 0 where |g| < k: in all, 0 where |g| < 2 k
-      `shrink: soft`      sign(g) max(|g| - k, 0), the textbook proximal step of k |g|
-    k is not multiplied by the learning rate, and the loss is untouched; so is the function at step 0. There is no
-    budget: the ranks are the gates that are left, and the export drops the others. Trains nothing of its own.
+        dW = B diag(g) A
+        after step i > dense T:  g <- shrink(g, k_i)
+        k_i = kappa l_i / (levels - 1)
+        l_i = min(levels - 1, the count of multiples of L from dense T to i),  L = floor((1 - dense) T / levels)
+
+    with i of the T steps, counted from 0; kappa = `kappa`, dense = `dense`, levels = `levels`. `shrink: released` has
+    g - k where g > k, then g + k where g < -k, then 0 where |g| < k: in all, 0 where |g| < 2 k. `shrink: soft` has
+    sign(g) max(|g| - k, 0), the textbook proximal step of k |g|. k is not multiplied by the learning rate, and the loss
+    is untouched. There is no budget: the ranks are the gates that are left, and the export drops the others.
+
+    Shapes: A (r, in), B (out, r), g (r), the E of `adapter: gated_lora`. The function at step 0 is untouched.
+    Trains: what the adapter trains, all of it in every step.
     State: none but the step.
     Source: Lu et al., "Adaptive Rank, Reduced Forgetting: Knowledge Retention in Continual Learning Vision-Language
     Models with Dynamic Rank-Selective LoRA", 2024, arXiv 2412.01004, and the authors' code: adapter gated_lora of rank

@@ -19,20 +19,26 @@ from lrft.registry.errors import RecipeError
 
 @ALLOCATORS.register
 class DoRARank(Dynamic):
-    """Dynamic rank distribution: components pruned by their share of the update's norm, no gradient needed.
+    """Dynamic rank distribution (the other DoRA): components are pruned by their share of the update's norm.
 
-    delta W = c sum_i z_i B_i A_i, with A (r, in), B (out, r), z (r) = 0 at step 0, c = alpha / r
-    share of component i: s_i = |z_i| ||B_i|| ||A_i|| / (||delta W / c||_F + 1e-8), averaged as
-    S = beta S + (1 - beta) s after every step, from S = 0
-    After step t of T: p = int(t - `warmup` T), P = int(T (1 - `warmup` - `final`)). For 0 <= p <= P, every `every`
-    steps and at P: z_i = 0 for the floor((b_0 - b_T) (p / P)^3) lowest S of the whole model, with b_0 = all components
-    and b_T = sites * target_rank. What was pruned before P can grow again; after P the last mask is applied after every
-    step.
-    Loss until P: + variance * (sum of the variances of A's rows and of B's columns, unbiased) / (2 b_0).
-    Trains nothing of its own; nothing changes at step 0. State: S, one float32 number a component, and the final mask.
+        dW  = c sum_i z_i B_i A_i
+        s_i = |z_i| ||B_i|| ||A_i|| / (||dW / c||_F + 1e-8),  S = beta S + (1 - beta) s  after every step
+        p   = int(t - warmup T),  P = int(T (1 - warmup - final))
+        after step t:  z_i = 0 for the floor((b_0 - b_T) (p / P)^3) components i of lowest S of the whole model
+        loss += variance * (sum of the variances of A's rows and of B's columns, unbiased) / (2 b_0),  until P
+
+    with A_i row i of A, B_i column i of B, t of the T steps; b_0 all components, b_T = sites * `target_rank`;
+    beta = `beta`, warmup = `warmup`, final = `final`, variance = `variance`; c = alpha / r. Pruning happens for
+    0 <= p <= P, every `every` steps and at P. No gradient is needed. What was pruned before P can grow again; after P
+    the last mask is applied after every step.
+
+    Shapes: A (r, in), B (out, r), z (r) = 0 at step 0, the E of `adapter: svd_lora`; S (components), 0 at first.
+    Nothing changes at step 0.
+    Trains: what the adapter trains, all of it in every step.
+    State: S, one float32 number a component, and the final mask.
     Source: Mao et al., "DoRA: Enhancing Parameter-Efficient Fine-Tuning with Dynamic Rank Distribution", 2024, arXiv
     2405.17357, and the authors' code: adapter rank ceil(1.5 target_rank), alpha 8, dropout 0.1, A and B Kaiming with
-    a = 0, which is what an adapter draws here unless its section says otherwise.
+    a = 0, which is what an adapter draws here unless its section says otherwise (`draw: kaiming`).
     Departures: the count is exact: the code prunes at least one component (also at p = 0) and all that tie with the
     last. The norms are formed from the r x r Gram matrices and not from r matrices (out, in); the numbers are equal.
     """
@@ -72,10 +78,11 @@ class DoRARank(Dynamic):
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """The plan, checked, with the published distribution of A and B where the recipe names none."""
-        for site in super().plan(plan, evidence).values():
-            if site.settings and site.settings.get("draw", "") is None:
-                site.settings["draw"] = "kaiming"
-        return plan
+        plan = super().plan(plan, evidence)
+        free = [
+            name for name, site in plan.items() if site.config and getattr(site.config, "draw", "") is None
+        ]
+        return plan | {name: plan[name].changed(draw="kaiming") for name in free}
 
     def start(self, run: Run) -> None:
         super().start(run)

@@ -32,17 +32,22 @@ class _Held:
 class DyLoRADraw(TimedMethod, Planner):
     """Train a nested adapter at a rank drawn anew for every step, one for the whole model.
 
-    b ~ uniform {0 .. r - 1} once per optimizer step; the function uses the b + 1 leading directions, with the scale
-    of an adapter of that rank: alpha / (b + 1)
-    `update: last`  direction b alone learns, those before it are constants
-    `update: all`   the directions 0 .. b learn
-    What does not learn in a step stays as it was: neither momentum nor weight decay moves it, and its moments wait.
-    Where sites have several ranks, r is the largest, and a site uses as many of the b + 1 as it has.
-    Trains nothing of its own; changes nothing at step 0. In evaluation and on export the rank is r.
+        b ~ uniform {0 ... r - 1}, once per optimizer step
+        W' = W + s_{b+1} B[:, :b+1] A[:b+1]
+
+    with s_k the scale of an adapter of rank k: alpha / k, or alpha / sqrt(k) under rsLoRA. With `update: last`
+    component b alone learns, those before it are constants; with `update: all` components 0 ... b learn. What does not
+    learn in a step stays as it was: neither momentum nor weight decay moves it, and its moments wait. Where sites have
+    several ranks, r is the largest, and a site uses as many of the b + 1 as it has.
+
+    Shapes: A (r, in), B (out, r) of `adapter: dylora`. Changes nothing at step 0. In evaluation and on export the rank
+    is r.
+    Trains: of the adapter, the components that learn in the step.
     State: none, as b is a function of (seed, step); for the time of a step, a copy of A, B and their moments.
-    Source: Valipour et al., "DyLoRA", EACL 2023, arXiv 2210.07558, and the authors' code, which trains with `last`.
-    Departures: their optimizer goes on moving constant directions by momentum and weight decay. Moments in 8 bits
-    cannot wait by direction and go on decaying; an optimizer's count of steps is that of all directions.
+    Source: Valipour et al., "DyLoRA", EACL 2023, arXiv 2210.07558, and the authors' code, which trains with
+    `update: last`.
+    Departures: their optimizer goes on moving constant components by momentum and weight decay. Moments in 8 bits
+    cannot wait by component and go on decaying; an optimizer's count of steps is that of all components.
     """
 
     requires = {"nested", "kept_base", "one_stage"}

@@ -23,24 +23,33 @@ RESERVED = 1e-5  # E of a component that learns in advance
 class IncreLoRA(Dynamic):
     """Incremental allocation: every site starts at a low rank, and the most important sites grow.
 
-    delta W = c B diag(E) A (out, in) with c = alpha / (live rank + 1e-5), so growing from r to r' also scales what the
-    site had learnt by r / r'. Before the optimizer's step, from the gradient of the whole step:
-    I = sum |delta W * dL/d(delta W)| / sqrt(out in); Ibar = b1 Ibar + (1 - b1) I, U = b2 U + (1 - b2) |I - Ibar|
-    At step t > init_warmup with t mod interval = 0 (t counts finished steps), until the ranks sum up to target_rank *
-    sites: the top_h sites of highest Ibar U grow by `increment`.
-    Advance learning: a site holds `increment` reserves whose A, B ~ N(0, 0.02^2) train while their E = 1e-5 does not.
-    Growing lets the reserves' E train, from the next step on, and draws new reserves; after the last growth the
-    reserves' E are 0. The first reserves come with the first gradient, so the function at step 0 is untouched.
-    Loss: + orthogonality * mean over all A and B of ||A A^T - I||_F, reserves included, as in the authors' trainer.
-    Trains nothing of its own.
-    State: two numbers a site and its rank. While it grows, the gradient of every delta W is held (4 in out bytes).
+        dW   = c B diag(E) A,  c = alpha / (live rank + 1e-5)
+        I    = sum |dW * dL/d(dW)| / sqrt(out in)
+        Ibar = b1 Ibar + (1 - b1) I,  U = b2 U + (1 - b2) |I - Ibar|
+        at step t > init_warmup with t mod interval = 0:  the top_h sites of highest Ibar U grow by increment
+        loss += orthogonality * mean over all A and B of ||A A^T - I||_F,  B^T for B, reserves included
+
+    with t the finished steps, b1 = `beta1`, b2 = `beta2`, init_warmup = `init_warmup` (default a hundredth of the run),
+    interval = `interval`, top_h = `top_h`, increment = `increment` (default half of `target_rank`),
+    orthogonality = `orthogonality`. Every site starts at `start_rank`, and it goes on until the ranks sum up to
+    `target_rank` * sites. I is taken before the optimizer's step, from the gradient of the whole step. Growing from r
+    to r' also scales what the site had learnt by r / r'. `advance: true` (advance learning): a site holds increment
+    reserves whose A, B ~ N(0, 0.02^2) train while their E = 1e-5 does not; growing lets the reserves' E train, from the
+    next step on, and draws new reserves; after the last growth the reserves' E are 0. The penalty is as in the authors'
+    trainer.
+
+    Shapes: A (r, in), E (r), B (out, r) of `adapter: svd_lora`, r = `adapter.rank`, of which the live rank is shown.
+    The first reserves come with the first gradient, so the function at step 0 is untouched.
+    Trains: of the adapter, the components that are live, and A and B of the reserves.
+    State: two numbers a site and its rank. While it grows, the gradient of every dW is held (4 in out bytes).
     Source: Zhang et al., "IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient Fine-tuning",
     2023, arXiv 2308.12043, and the authors' code.
-    Departures: a site cannot outgrow adapter.rank; where fewer than top_h sites can grow, the best of them grow twice.
-    Of equal scores the first sites grow, so that the budget is met exactly. Micro-batches and processes are summed
-    before the product (the code keeps the last micro-batch's score). New components follow the run's schedule, where
-    the code's new parameter groups keep the constant base rate; their moments start at 0, with the bias correction of
-    the whole tensor. By default the growth ends after a third of the run, as in the published MNLI setting.
+    Departures: a site cannot outgrow `adapter.rank`; where fewer than top_h sites can grow, the best of them grow
+    twice. Of equal scores the first sites grow, so that the budget is met exactly. Micro-batches and processes are
+    summed before the product (the code keeps the last micro-batch's score). New components follow the run's schedule,
+    where the code's new parameter groups keep the constant base rate; their moments start at 0, with the bias
+    correction of the whole tensor. By default the growth ends after a third of the run, as in the published MNLI
+    setting.
     """
 
     aliases = {

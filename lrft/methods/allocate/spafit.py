@@ -19,20 +19,25 @@ from lrft.registry.errors import RecipeError
 class SPAFIT(TimedMethod, Planner):
     """Stratified progressive adaptation: frozen layers, layers that train biases, layers with adapters as well.
 
-    Layers 0 .. L - 1 in three groups, from the input upwards:
-      below `biases_from`                      frozen
-      from `biases_from` to `adapters_from`    biases alone, those that `trainable` names
-      from `adapters_from` on                  adapters at the target sites, and biases that `trainable` names
-    A site (out, in) keeps the adapter section's settings or gets no adapter; its layer is the first number in its name,
-    and sites outside the layers keep theirs. Trains nothing of its own and changes nothing at step 0. State: none.
-    The biases themselves are named in the recipe, as in `trainable: ["layers.[4-9].*bias"]`; a name below its group is
-    an error. Most decoder models have no biases: then the middle group is frozen too, or trains what else of one
-    dimension is named, such as norm weights.
+        layer <  biases_from                     frozen
+        biases_from <= layer < adapters_from     biases alone, those that `trainable` names
+        layer >= adapters_from                   adapters at the target sites, and biases that `trainable` names
+
+    with layers 0 ... L - 1 from the input upwards, biases_from = `biases_from` (default a third of the way up),
+    adapters_from = `adapters_from` (default two thirds). A site's layer is the first number in its name; sites outside
+    the layers keep their adapter.
+
+    Shapes: a site (out, in) keeps the adapter section's settings or gets no adapter. Nothing changes at step 0.
+    Trains: what the adapter trains from `adapters_from` on, and the biases that the recipe names, in every step.
+    State: none.
     Source: Arora and Wang, "SPAFIT: Stratified Progressive Adaptation Fine-tuning for Pre-trained Large Language
     Models", 2024, arXiv 2405.00201.
     Departures: the paper's cuts, ranks and rates were not to be had and it has no code, so this is a reading of its
     abstract; by default the groups are thirds. The paper's models are encoders with biases everywhere; its choice of
     matrices for LoRA is the adapter's `targets`.
+    Advice: name the biases as in `trainable: ["layers.[4-9].*bias"]`; a name below its group is an error. Most decoder
+    models have no biases: then the middle group is frozen too, or trains what else of one dimension is named, such as
+    norm weights.
     """
 
     requires = {"adapters"}
@@ -57,7 +62,7 @@ class SPAFIT(TimedMethod, Planner):
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         _, adapters_from = self.cuts(plan)
         low = [name for name in plan if (layer := _layer(name)) is not None and layer < adapters_from]
-        return {**plan, **{name: replace(plan[name], settings=None) for name in low}}
+        return {**plan, **{name: replace(plan[name], config=None) for name in low}}
 
     def start(self, run: Run) -> None:
         """Refuse base weights that train outside their group."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.analysis import Analysis
+from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.run import Run
 from lrft.registry.axes import ANALYSES
 from lrft.registry.config import Field, MethodConfig
@@ -17,17 +18,24 @@ from lrft.registry.errors import RecipeError
 
 @ANALYSES.register
 class GradientGap(Analysis):
-    """Distance of the equivalent gradient of s B A from the full gradient G (out, in), over the norm of G.
+    """Distance of the step that gradient descent on A and B makes of s B A from the full gradient, site by site.
 
-    plain = ||s (B gA + gB A) - G|| / ||G||   gA = dL/dA (r, in), gB = dL/dB (out, r): the step of gradient descent
-    adjusted = the same with the gA', gB' that the optimizer makes of them, where it makes any; else as plain
-    cosine = <s (B gA + gB A), G> / (||s (B gA + gB A)|| ||G||)   the direction alone, whatever the scale s
-    G = sum of dy^T x over the step's tokens, from hooks, so the base may be stored in any format.
-    Found: `plain`, `adjusted` and `cosine` for each `STEP:SITE` of the first `steps` steps. Frobenius norms, float32.
-    Where G or the step is 0 nothing is found. Costs one product (out, tokens) x (tokens, in) a layer, and G in memory.
+        D        = s (B gA + gB A),  gA = dL/dA,  gB = dL/dB
+        plain    = ||D - G|| / ||G||
+        adjusted = the same with the gA', gB' that the optimizer makes of them, where it makes any; else plain
+        cosine   = <D, G> / (||D|| ||G||)
+
+    with G = sum of dy^T x over the step's tokens the full gradient, from hooks, so the base may be stored in any
+    format; s the adapter's scale. The cosine is the direction alone, whatever s. Frobenius norms, float32; gradients
+    are unclipped.
+
+    Shapes: G, D (out, in), A, gA (r, in), B, gB (out, r).
+    Found: `plain`, `adjusted` and `cosine` for each `STEP:SITE` of the first `steps` steps; nothing where G is 0, and
+    no `cosine` where D is 0. Costs one product (out, tokens) x (tokens, in) a layer, and G in memory.
     Source: Wang et al., "LoRA-Pro", ICLR 2025, arXiv 2407.18242, section 2, which states the objective
-    ||g_equiv - g||_F^2; the quotient by ||G|| is ours, so that layers compare; the cosine: Wang et al., "LoRA-GA",
-    2024, arXiv 2407.05000, whose objective leaves the scale of G free. Gradients are unclipped.
+    ||g_equiv - g||_F^2; the cosine: Wang et al., "LoRA-GA", 2024, arXiv 2407.05000, whose objective leaves the scale of
+    G free.
+    Departures: the quotient by ||G|| is ours, so that layers compare.
     """
 
     requires = {"low_rank", "trained_pair", "backward"}
@@ -44,7 +52,7 @@ class GradientGap(Analysis):
         if run.accelerator is not None and run.accelerator.num_processes > 1:
             message = "sees the gradients of one process alone; run this recipe in one process"
             raise RecipeError(f"gradient_gap {message}", "analyse")
-        if run.optimizer is None or getattr(run.optimizer, "consumes_gradients", False):
+        if run.optimizer is None or contract_of(run.optimizer).consumes_gradients:
             raise RecipeError(
                 "gradient_gap needs all gradients at once; write optimizer.per_layer: false", "analyse"
             )
@@ -62,7 +70,8 @@ class GradientGap(Analysis):
     def after_backward(self, run: Run) -> None:
         if not self.handles:
             return
-        adjust = getattr(run.optimizer, "adjusted_gradients", None)
+        optimizer = contract_of(run.optimizer)
+        adjust = optimizer.adjusted_gradients if isinstance(optimizer, Optimizer) else None
         for _, module in run.adapted():
             adapter, site = module.adapter, module.adapter.site.name
             G, A, B = self.full.get(site), adapter.get_parameter("A"), adapter.get_parameter("B")

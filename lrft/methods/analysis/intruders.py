@@ -15,16 +15,23 @@ from lrft.registry.config import Field, MethodConfig
 
 @ANALYSES.register
 class Intruders(Analysis):
-    """Leading left singular vectors of W1 that are like none of W0, at the end of the run, site by site.
+    """Intruder dimensions: leading left singular vectors of a trained weight, unlike any of the pretrained one.
 
-    W0 = U0 S0 V0^T (out, in) before, W1 = W0 + dW = U1 S1 V1^T after
-    c_j = max over all i of |<u1_j, u0_i>| for the `top` largest singular values j; an intruder has c_j < `below`
-    Where W0 has fewer columns than rows U0 does not span the outputs: all min(out, in) vectors of it count.
+        W0 = U0 S0 V0^T,  W1 = W0 + dW = U1 S1 V1^T
+        c_j = max over all i of |<u1_j, u0_i>|,  j = 1 ... top
+        an intruder:  c_j < below
+
+    with W0 the weight before training, as it is stored (decoded where it is quantized), W1 that at the end of the run;
+    u1_j the vectors of the `top` largest singular values, below = `below`. Where W0 has fewer columns than rows U0 does
+    not span the outputs: all min(out, in) vectors of it count.
+
+    Shapes: W0, W1 (out, in), U0, U1 (out, min(out, in)).
     Found: `count` for each site, `count_mean`, `count_total`, and `least`, the smallest c_j of each site. Costs two
-    SVDs a site. W0 is the weight as it is stored, decoded where it is quantized.
+    SVDs a site.
     Source: Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence", 2024, arXiv 2410.21228, and the
-    authors' code (top 10, below 0.5). Close singular values rotate freely among themselves, so that a large matrix can
-    show intruders that are none.
+    authors' code (top 10, below 0.5).
+    Advice: close singular values rotate freely among themselves, so that a large matrix can show intruders that are
+    none.
     """
 
     class Config(MethodConfig):

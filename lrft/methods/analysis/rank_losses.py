@@ -18,10 +18,15 @@ from lrft.registry.errors import RecipeError
 
 @ANALYSES.register
 class RankLosses(Analysis):
-    """Loss on the held-out rows with the k leading rank components of every adapter, for k = 1 .. rank.
+    """Loss on the held-out rows with the k leading rank components of every adapter, for every k up to its rank.
 
-    Adapters that are `nested` are truncated as for use, with the scale that belongs to rank k; of others the columns
-    B[:, k:] count as 0 and the scale stays that of the trained rank, so that the adapter is what it learnt, cut off.
+        loss_k = mean cross-entropy with W' = W + s_k B[:, :k] A[:k],  k = 1 ... rank
+
+    Adapters that are nested (`adapter: dylora`) are truncated as for use, with the scale s_k that belongs to rank k; of
+    others the columns B[:, k:] count as 0 and s_k stays the scale s of the trained rank, so that the adapter is what it
+    learnt, cut off.
+
+    Shapes: A (r, in), B (out, r) as trained.
     Found: `loss` for each rank, nats per supervised token. Costs one pass over the held-out rows a rank.
     Source: Valipour et al., "DyLoRA", EACL 2023, arXiv 2210.07558, section 4, where LoRA is cut off in the same way.
     """

@@ -12,10 +12,13 @@ from lrft.registry.errors import RecipeError
 class RowLosses(Analysis):
     """Loss of every held-out row at the end of the run, for intervals over rows as well as seeds.
 
-    loss_i = summed cross-entropy of the supervised tokens of row i, nats; tokens_i = how many they are
+        loss_i   = summed cross-entropy of the supervised tokens of row i, in nats
+        tokens_i = how many they are
+
     so that sum loss_i / sum tokens_i is the run's final `eval_loss`, up to the order of summation.
-    Found: `held_out_rows` of result.json, `loss` and `tokens`, one entry a row, in the order of the batches, which
-    depends on the rows alone. Costs one pass over the held-out rows.
+
+    Shapes: one number of each a row, in the order of the batches, which depends on the rows alone.
+    Found: `held_out_rows` of result.json, `loss` and `tokens`, one entry a row. Costs one pass over the held-out rows.
     Source: none needed; a paired bootstrap over evaluation examples is standard.
     """
 

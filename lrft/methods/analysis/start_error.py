@@ -14,12 +14,17 @@ from lrft.registry.axes import ANALYSES
 
 @ANALYSES.register
 class StartError(Analysis):
-    """Error of the stored base and the adapter together at step 0: E = W - (Q + dW_0), (out, in), site by site.
+    """Error of the stored base and the adapter together at step 0, against the weight in the model's files.
 
-    W is the weight in the model's files, Q what the storage made of the base, dW_0 the adapter's start. For plain
+        E = W - (Q + dW_0)
+        frobenius = ||E||_F,  nuclear = ||E||_*, the sum of singular values
+
+    with W the weight in the model's files, Q what the storage made of the base, dW_0 the adapter's start. For plain
     QLoRA E is the rounding error of the weight; joint decompositions make it smaller.
-    Found: `frobenius` ||E||_F and `nuclear` ||E||_* (sum of singular values) for each site; their means over the
-    sites, `frobenius_mean` and `nuclear_mean`. float32; costs one SVD a site and loads the model a second time.
+
+    Shapes: W, Q, dW_0, E (out, in), in float32.
+    Found: `frobenius` and `nuclear` for each site; their means over the sites, `frobenius_mean` and `nuclear_mean`.
+    Costs one SVD a site and loads the model a second time.
     Source: Meng et al., "PiSSA", 2024, arXiv 2404.02948, section 4, for the nuclear norm; Guo et al., "LQ-LoRA", 2023,
     arXiv 2311.12023, for the Frobenius norm.
     """

@@ -14,13 +14,16 @@ from lrft.registry.axes import ANALYSES
 
 @ANALYSES.register
 class UpdateRank(Analysis):
-    """Numerical and stable rank of the merged update dW (out, in) at the end of the run, site by site.
+    """Numerical and stable rank of the merged update of every weight at the end of the run.
 
-    rank = how many singular values of dW exceed max(out, in) eps sigma_1, eps of float32
-    stable = ||dW||_F^2 / sigma_1^2
-    Folds of restarts count: dW is all that was added since the pretrained weight.
-    Found: `rank` and `stable` for each site, `rank_mean`, `stable_mean`, `rank_most`. A site that did not move has
-    rank 0 and stable rank 0. Costs one SVD a site.
+        rank   = how many singular values of dW exceed max(out, in) eps sigma_1
+        stable = ||dW||_F^2 / sigma_1^2
+
+    with dW all that was added since the pretrained weight, folds of restarts included; sigma_1 its largest singular
+    value, eps that of float32. A site that did not move has rank 0 and stable rank 0.
+
+    Shapes: dW (out, in).
+    Found: `rank` and `stable` for each site, `rank_mean`, `stable_mean`, `rank_most`. Costs one SVD a site.
     Source: the count is that of torch.linalg.matrix_rank; stable rank: Rudelson and Vershynin, 2007.
     """
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lrft.core.adapter import Factors
 from lrft.core.frozen import Quantizer
-from lrft.core.stages import Factors
 from lrft.ops.linalg import truncated_svd
 
 

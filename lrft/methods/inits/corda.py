@@ -16,20 +16,30 @@ DAMPING, TOLERANCE = 0.01, 0.05
 
 @INITS.register
 class CorDA(Init):
-    """Context-oriented decomposition adaptation.
+    """Context-oriented decomposition adaptation: the weight is decomposed in the light of the inputs that it meets.
 
-    C = mean over micro-batches of X^T X (in, in), X (tokens, in) over the largest entry of the micro-batch
-    C' = C + d mean(diag C) I, d = 0.01, doubled until ||C' C'^-1 - I||_F < 0.05
-    W C' = U S V^T, H = V^T C'^-1, so W = U S H; of these, ipm takes the first r, kpm the last r of min(out, in):
-    B = U sqrt(S / s) (out, r), A = sqrt(S / s) H (r, in); the base holds W - s B A
-    ipm (instruction-previewed) trains what the inputs excite most, so they should come from the task, which the
-    training rows do; kpm (knowledge-preserved) trains what they excite least, so they should be questions about what
-    is to be kept: give those as `data`.
-    Trains what the adapter trains; W' = W at step 0 up to rounding.
+        C  = mean over micro-batches of X^T X
+        C' = C + d mean(diag C) I
+        W C' = U S V^T,  H = V^T C'^-1,  so W = U S H
+        B  = U_k sqrt(S_k / s),  A = sqrt(S_k / s) H_k
+        base: W - s B A
+
+    with X (tokens, in) the site's inputs in a micro-batch, divided by the absolute value of their largest signed entry;
+    d = 0.01, doubled until ||C' C'^-1 - I||_F < 0.05; r the rank, s the adapter's scale. k are the r components taken:
+    the first with `mode: ipm` (instruction-previewed: trains what the inputs excite most), the last of the min(out, in)
+    with `mode: kpm` (knowledge-preserved: trains what they excite least). C is measured over `batches` micro-batches of
+    the training rows, or of the rows in `data`. With `residual: rewrite` the base stores W - s B A; with
+    `residual: anchor` it keeps W and the frozen start is subtracted beside it.
+
+    Shapes: C (in, in), U (out, min(out, in)), H (min(out, in), in), A (r, in), B (out, r). W' = W at step 0 up to
+    rounding.
+    Trains: what the adapter trains. The base gives up s B A.
     Source: Yang et al., "CorDA", NeurIPS 2024, arXiv 2406.05223, and the authors' code (256 samples of 2048 tokens).
     Departures: X is a micro-batch, padding left out (the authors' code has one sample a batch), and C is divided by
     their real number, as in PEFT, where the authors' code divides by 256; on quantized bases the default is
     `residual: anchor`.
+    Advice: for `mode: ipm` the inputs should come from the task, which the training rows do; for `mode: kpm` they
+    should be questions about what is to be kept: give those as `data`.
     """
 
     aliases = {

@@ -8,11 +8,16 @@ from lrft.registry.axes import INITS
 
 @INITS.register
 class Default(Init):
-    """The start each adapter declares, at which W' = W.
+    """The start that each adapter declares, at which W' = W.
 
-    For LoRA: A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)) (Kaiming uniform with a = sqrt 5), B (out, r) = 0.
-    Trains nothing of its own; at step 0 the model is the base model.
-    Source: Hu et al., 2021, arXiv 2106.09685, as in the authors' code. Departures: none.
+        A ~ U(-1/sqrt(in), 1/sqrt(in)),  B = 0      for LoRA
+
+    Kaiming-uniform with a = sqrt 5; other adapters start as their own pages say.
+
+    Shapes: A (r, in), B (out, r); W' = W at step 0.
+    Trains: what the adapter trains. The base gives up nothing: at step 0 the model is the base model.
+    Source: Hu et al., 2021, arXiv 2106.09685, as in the authors' code.
+    Departures: none.
     """
 
     aliases = {

@@ -14,26 +14,35 @@ from torch import Tensor
 from lrft.core.adapter import Adapter
 from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
-from lrft.core.stages import Evidence, Init, Plan
+from lrft.core.stages import Evidence, Init, Plan, SitePlan
 from lrft.registry.axes import INITS
 from lrft.registry.config import Field, Literal, MethodConfig
 
 
 @INITS.register
 class EVA(Init):
-    """Explained variance adaptation.
+    """Explained variance adaptation: A lies along principal components of the inputs, which also share out the rank.
 
-    V (k, in), k = round(r rho): principal components of the site's inputs at answer tokens, by an incremental PCA that
-    ends when all components that a rank would be spent on have settled (cosine >= tau).
-    Ranks: of all components of all sites, those with the largest explained-variance ratios, as many as there was rank
-    before; a site left without any has no adapter. A = V_rank (rank, in), so A A^T = I; B = 0.
-    Trains sum over sites of rank (in + out); W' = W at step 0.
-    Source: Paischer et al., "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation",
-    2024, arXiv 2410.07170, as in PEFT's code.
+        V = leading round(rho r) principal components of the site's inputs
+        rank of a site = how many of the N largest explained-variance ratios of all sites are its own
+        A = V[:rank],  B = 0
+
+    with r the site's rank before, N the sum of all of these, rho = `rho` (1 keeps all ranks). V is from an incremental
+    PCA of the inputs at answer tokens (`tokens: answers`) or at all (`tokens: all`), which ends when every component
+    that a rank would be spent on has settled: cosine with itself one step before >= `tau`, and after `batches`
+    micro-batches at the latest. `whiten: true` divides each row of A by the root of its singular value.
+    `adjust_scaling: true` changes alpha with the rank, so that the scale s of every site stays.
+
+    Shapes: V (round(rho r), in), A (rank, in), so A A^T = I without `whiten`; B (out, rank). W' = W at step 0. A site
+    left without any rank has no adapter.
+    Trains: what the adapter trains at its new rank, for LoRA the sum over sites of rank (in + out) numbers. The base
+    gives up nothing.
+    Source: Paischer et al., "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation", 2024,
+    arXiv 2410.07170, as in PEFT's code.
     Departures: calibration ends after `batches` micro-batches at the latest, and what has not settled then is warned
-    of, where PEFT goes on; alpha keeps the scale s of every site under rsLoRA too, where PEFT multiplies it by
-    new rank / old; of equal ratios the earlier site's counts first, where PEFT leaves it to the sort; sites that
-    share an input but differ in rank have components of their own.
+    of, where PEFT goes on; alpha keeps the scale s of every site under rsLoRA too, where PEFT multiplies it by new
+    rank / old; of equal ratios the earlier site's counts first, where PEFT leaves it to the sort; sites that share an
+    input but differ in rank have components of their own.
     """
 
     provides = {"kept_base"}
@@ -54,10 +63,10 @@ class EVA(Init):
         tokens: Literal["answers", "all"] = Field("answers", description="whose inputs are decomposed")
         batches: int = Field(256, gt=0, description="most micro-batches; fewer when the components settle")
 
-    def signal_options(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    def signal_options(self, name: str, config: Any) -> dict[str, Any]:
         return {
-            "components": round(settings["rank"] * self.config.rho),
-            "rank": settings["rank"],
+            "components": round(config.rank * self.config.rho),
+            "rank": config.rank,
             "tau": self.config.tau,
             "needed": distribute,
             "tokens": self.config.tokens,
@@ -69,13 +78,12 @@ class EVA(Init):
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """The plan with the ranks redistributed: their sum stays."""
         assert evidence is not None, "ranks are decided from measured inputs"
-        before = {name: site.settings for name, site in plan.items() if site.settings is not None}
+        before = {name: site for name, site in plan.items() if site.rank is not None}
         found = {name: evidence.signals[name]["input_pca"] for name in before}
         ratios = {name: found[name][:, plan[name].site.in_features + 1] for name in before}
-        ranks = distribute(ratios, sum(settings["rank"] for settings in before.values()))
+        ranks = distribute(ratios, sum(site.rank or 0 for site in before.values()))
         self._warn_of_unsettled({name: found[name][: ranks[name], -1] for name in before})
-        new = {name: self._resized(settings, ranks[name]) for name, settings in before.items()}
-        return {name: replace(site, settings=new.get(name)) for name, site in plan.items()}
+        return plan | {name: self._resized(site, ranks[name]) for name, site in before.items()}
 
     @torch.no_grad()
     def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
@@ -90,15 +98,16 @@ class EVA(Init):
         A.copy_(rows / found[:r, width, None].sqrt() if self.config.whiten else rows)
         B.zero_()
 
-    def _resized(self, settings: dict[str, Any], rank: int) -> dict[str, Any] | None:
-        """A site's settings at its new rank; None without one."""
+    def _resized(self, site: SitePlan, rank: int) -> SitePlan:
+        """A site's plan at its new rank; no adapter without one."""
         if rank == 0:
-            return None
-        ratio = rank / settings["rank"]
-        if rank == settings["rank"] or not self.config.adjust_scaling:
-            return {**settings, "rank": rank}
-        alpha = settings["alpha"] * (ratio**0.5 if settings.get("rslora") else ratio)
-        return {**settings, "rank": rank, "alpha": alpha}
+            return replace(site, config=None)
+        if rank == site.rank or not self.config.adjust_scaling:
+            return site.changed(rank=rank)
+        ratio = rank / (site.rank or 1)
+        return site.changed(
+            rank=rank, alpha=site.setting("alpha") * (ratio**0.5 if site.setting("rslora") else ratio)
+        )
 
     def _warn_of_unsettled(self, cosines: dict[str, Tensor]) -> None:
         open_sites = sum(bool((found < self.config.tau).any()) for found in cosines.values())

@@ -17,18 +17,26 @@ EPSILON = 1e-5
 
 @INITS.register
 class FILA(Init):
-    """Fisher-initialisation of low-rank adapters, for unlearning.
+    """Fisher-initialisation for unlearning: the start is what data to forget need of W and data to retain do not.
 
-    F = sum over micro-batches of n g * g / sum of n, g = dL/dW of the mean loss over the n targets, for both data sets
-    R = F_forget / (F_retain + 1e-5) (out, in), d_i = sqrt(sum_j R_ij) (out)
-    diag(d) W = U S V^T; A = sqrt(S_r / s) V_r^T (r, in), B = diag(1 / (d + 1e-5)) U_r sqrt(S_r / s) (out, r)
-    the base holds W - s B A; s B A minimises ||diag(d) (W - s B A)||_F among matrices of rank r.
-    Trains what the adapter trains; W' = W at step 0 up to rounding.
+        F   = sum over micro-batches of n g * g / sum of n,  g = dL/dW of the mean loss over the n targets
+        R   = F_forget / (F_retain + 1e-5),  d_i = sqrt(sum_j R_ij)
+        diag(d) W = U S V^T
+        A   = sqrt(S_r / s) V_r^T,  B = diag(1 / (d + 1e-5)) U_r sqrt(S_r / s)
+        base: W - s B A
+
+    with `forget` and `retain` the two sources of rows, in `data.format`; F is measured for each over `batches`
+    micro-batches; r the rank, s the adapter's scale. s B A minimises ||diag(d) (W - s B A)||_F among matrices of rank
+    r. With `niter` the SVD is randomised, with so many subspace iterations; without it, exact. With `residual: rewrite`
+    the base stores W - s B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
+
+    Shapes: F, R (out, in), d (out), A (r, in), B (out, r). W' = W at step 0 up to rounding.
+    Trains: what the adapter trains. The base gives up s B A.
     Source: Cha et al., "Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs", ICLR 2025, and the
     authors' code (alpha = 2 r, all linear layers, lr 1e-4 on LLaMA-2-7B).
     Departures: the SVD is exact; with `niter` it is randomised over 2 r directions, the authors' has r and niter 2.
-    What is saved is the adapter and its start, where the authors' script saves the residual base alone.
-    On quantized bases the default is `residual: anchor`.
+    What is saved is the adapter and its start, where the authors' script saves the residual base alone. On quantized
+    bases the default is `residual: anchor`.
     """
 
     requires = {"low_rank", "linear_delta", "undropped", "backward"}

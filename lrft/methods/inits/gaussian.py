@@ -13,9 +13,14 @@ from lrft.registry.axes import INITS
 
 @INITS.register
 class Gaussian(Init):
-    """A (r, in) ~ N(0, 1/r^2), B (out, r) = 0, so W' = W at step 0.
+    """Gaussian start of A, with B = 0: the start in the text of the LoRA paper.
 
-    The standard deviation is 1/r, independent of `in`. Trains nothing of its own.
+        A ~ N(0, 1 / r^2),  B = 0
+
+    with r the adapter's rank: the standard deviation is 1 / r, independent of in.
+
+    Shapes: A (r, in), B (out, r); W' = W at step 0.
+    Trains: what the adapter trains. The base gives up nothing.
     Source: Hu et al., 2021, arXiv 2106.09685 (the paper's text); scale as in PEFT's "gaussian".
     Departures: the paper gives no standard deviation.
     """

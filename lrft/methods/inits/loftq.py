@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrft.core.adapter import Adapter
+from lrft.core.adapter import Adapter, Factors
 from lrft.core.frozen import Quantizer
-from lrft.core.stages import Factors, Init
+from lrft.core.stages import Init
 from lrft.methods.inits._alternate import leading_factors, set_factors, stored_without
 from lrft.registry.axes import INITS
 from lrft.registry.config import Field, MethodConfig
@@ -15,12 +15,20 @@ from lrft.registry.config import Field, MethodConfig
 
 @INITS.register
 class LoftQ(Init):
-    """LoRA-fine-tuning-aware quantization.
+    """LoRA-fine-tuning-aware quantization: the factors start from what rounding the weight has lost.
 
-    L_0 = 0; for t = 1..T: Q_t = q(W - L_{t-1}), L_t = SVD_r(W - Q_t) = U_r S_r V_r^T
-    The base stores Q_T; A = sqrt(S_r / s) V_r^T (r, in), B = U_r sqrt(S_r / s) (out, r), so Q_T + s B A ~ W.
-    Trains what the adapter trains. At step 0 the weight is nearer to W than q(W) is: |W - Q_T - L_T| is what the
-    singular values after the r-th of W - Q_T leave. L_{T-1} is kept in the checkpoint, so that Q_T can be made again.
+        L_0 = 0
+        Q_t = q(W - L_{t-1}),  L_t = U_r S_r V_r^T of W - Q_t = U S V^T,      t = 1 ... T
+        A   = sqrt(S_r / s) V_r^T,  B = U_r sqrt(S_r / s),  so s B A = L_T
+        base: Q_T
+
+    with T = `iterations`, q the rounding of the recipe's `quantization`, r the rank, s the adapter's scale. With
+    `niter` the SVD is randomised, with so many subspace iterations; without it, exact.
+
+    Shapes: A (r, in), B (out, r). At step 0 W' = Q_T + s B A, nearer to W than q(W) is: |W - Q_T - L_T| is what the
+    singular values after the r-th of W - Q_T leave.
+    Trains: what the adapter trains. The base gives up L_{T-1}, which is kept in the checkpoint, so that Q_T can be made
+    again.
     Source: Li et al., "LoftQ", 2023, arXiv 2310.08659, and the authors' code (`iterations` 5 in its README, 1 in its
     script and in PEFT); theirs stores without `quantization.double_quant`.
     Departures: the factors are divided by sqrt(s), without which the start holds for alpha = rank alone; the authors'

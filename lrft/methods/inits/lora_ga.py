@@ -15,17 +15,34 @@ from lrft.registry.config import Field, Literal, ResidualConfig
 
 @INITS.register
 class LoRAGA(Init):
-    """Low-rank adaptation with gradient approximation.
+    """Low-rank adaptation with gradient approximation: the first step is made that of full fine-tuning.
 
-    G = dL/dW averaged over micro-batches = U S V^T (randomised, 4r directions); S is not used.
-    ArB2r: A = V[:, :r]^T (r, in), B = U[:, r:2r] (out, r); A2rBr: the other way round; ArBr: odd and even of the first
-    2r; random: two disjoint subsets of the first 2r.
-    stable: both times out^(1/4) / sqrt(gamma); gd: both divided by s; unit: as they are; weightS: both times the mean
-    of sqrt(sigma_i(W) / s), i <= r, of a randomised SVD of 4r directions. The base holds W - s B A.
-    Trains what the adapter trains; W' = W at step 0 up to rounding.
-    Source: Wang et al., "LoRA-GA", 2024, arXiv 2407.05000, and the authors' code, whose `stable` uses `out` for both
-    factors. PEFT's option of this name scales by singular values and differs.
-    Departures: G is taken at the unquantized weight and subtracted from it; quantized: `residual: anchor`.
+        G = dL/dW averaged over micro-batches = U S V^T
+        A = f V[:, a]^T,  B = f U[:, b]
+        base: W - s B A
+
+    with G averaged over `batches` micro-batches, its SVD randomised over 4 r directions with `niter` subspace
+    iterations, S not used; r the rank, s the adapter's scale. Which r singular vectors (counted from 1) A and B take is
+    `direction`, how long they are is `scale`:
+
+        direction: ArB2r      a = 1 ... r             b = r + 1 ... 2 r
+        direction: A2rBr      a = r + 1 ... 2 r       b = 1 ... r
+        direction: ArBr       a = 2, 4, ..., 2 r      b = 1, 3, ..., 2 r - 1
+        direction: random     a, b = two disjoint random halves of 1 ... 2 r
+        scale: stable         f = out^(1/4) / sqrt(gamma)
+        scale: gd             f = 1 / s
+        scale: unit           f = 1
+        scale: weightS        f = mean over i <= r of sqrt(sigma_i / s), sigma the singular values of W
+
+    with gamma = `gamma`; sigma from a randomised SVD of 4 r directions. With `residual: rewrite` the base stores
+    W - s B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
+
+    Shapes: G (out, in), A (r, in), B (out, r). W' = W at step 0 up to rounding.
+    Trains: what the adapter trains. The base gives up s B A.
+    Source: Wang et al., "LoRA-GA", 2024, arXiv 2407.05000, and the authors' code, whose `scale: stable` uses `out` for
+    both factors. PEFT's option of this name scales by singular values and differs.
+    Departures: G is taken at the unquantized weight and s B A subtracted from it; on quantized bases the default is
+    `residual: anchor`.
     """
 
     requires = {"low_rank", "linear_delta", "undropped", "backward"}

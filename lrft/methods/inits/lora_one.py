@@ -17,12 +17,19 @@ COLUMNS = 512  # of the authors' randomised SVD
 
 @INITS.register
 class LoRAOne(Init):
-    """LoRA from one step of the full gradient.
+    """LoRA from one step of the full gradient: W' starts one low-rank step of full fine-tuning away from W.
 
-    G = dL/dW averaged over micro-batches; -G = U S V^T
-    A = sqrt(S_r / (S_1 gamma)) V_r^T (r, in), B = U_r sqrt(S_r / (S_1 gamma)) (out, r); W stays as it is
-    Trains what the adapter trains. At step 0 W' = W - (s / gamma) G_r / S_1, with G_r the best rank-r part of G: a
-    step of spectral norm s / gamma down the gradient is taken already, and the export is a plain rank-r LoRA.
+        G  = dL/dW averaged over micro-batches,  -G = U S V^T
+        A  = sqrt(S_r / (S_1 gamma)) V_r^T,  B = U_r sqrt(S_r / (S_1 gamma))
+        W' = W + s B A = W - (s / gamma) G_r / S_1
+
+    with G averaged over `batches` micro-batches, G_r its best rank-r part, S_1 its largest singular value,
+    gamma = `gamma`, r the rank, s the adapter's scale. With `niter` the SVD is randomised, with so many subspace
+    iterations; without it, exact.
+
+    Shapes: G (out, in), A (r, in), B (out, r). W' is not W at step 0: a step of spectral norm s / gamma down the
+    gradient is taken already.
+    Trains: what the adapter trains. The base gives up nothing, and the export is a plain rank-r LoRA.
     Source: Zhang et al., "LoRA-One", 2025, arXiv 2502.01235, and the authors' code (rsLoRA, rank 8, alpha 16, 8
     micro-batches of one sequence; its README leaves out the roots and the division by S_1).
     Departures: the SVD is exact, where the authors' is randomised with 512 columns and 16 subspace iterations

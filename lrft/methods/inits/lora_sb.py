@@ -16,15 +16,22 @@ from lrft.registry.config import Field, MethodConfig
 
 @INITS.register
 class LoRASB(Init):
-    """LoRA Silver Bullet: the best rank-r part of Adam's first step.
+    """LoRA Silver Bullet: a frozen frame and its core start as the best rank-r part of Adam's first step.
 
-    M = -eta sign(sum G) (out, in), G = dL/dW over micro-batches; M ~ U_r S_r V_r^T
-    A = V_r^T (r, in) and B = U_r (out, r), both frozen, R = diag(S_r) / s (r, r); W stays as it is
-    Trains the core R alone, r^2 numbers. At step 0 W' = W + U_r S_r V_r^T: the first step is taken already.
-    A and B are orthonormal, so the gradient of R, s B^T G A^T, is that of the full weight projected on their frame.
-    Source: Ponkshe et al., "Initialization using Update Approximation is a Silver Bullet", 2024, arXiv 2411.19557,
-    and the authors' code, whose eta is lr / (warm-up ratio * steps) with the steps counted in calibration batches:
-    3e-7 in their arithmetic runs (lr 1e-4, warm-up 0.02, 50,000 rows by 3), which is the default here.
+        M  = -eta sign(sum G) = U S V^T
+        A  = V_r^T,  B = U_r,  R = diag(S_r) / s
+        W' = W + s B R A = W + U_r S_r V_r^T
+
+    with G = dL/dW, summed over `batches` micro-batches; eta = `eta`, r the rank, s the adapter's scale. With `niter`
+    the SVD is randomised, with so many subspace iterations; without it, exact. A and B are orthonormal, so the gradient
+    of R, s B^T (dL/dW) A^T, is that of the full weight projected on their frame.
+
+    Shapes: M (out, in), A (r, in) and B (out, r), frozen, R (r, r). W' is not W at step 0: the first step is taken
+    already.
+    Trains: the core R alone, r^2 numbers per site. The base gives up nothing.
+    Source: Ponkshe et al., "Initialization using Update Approximation is a Silver Bullet", 2024, arXiv 2411.19557, and
+    the authors' code, whose eta is lr / (warm-up ratio * steps) with the steps counted in calibration batches: 3e-7 in
+    their arithmetic runs (lr 1e-4, warm-up 0.02, 50,000 rows by 3), which is the default here.
     Departures: R is divided by s, which the authors force to 1 (alpha = rank); the SVD is exact and in float32, where
     theirs is randomised, without oversampling, and its factors are rounded to bfloat16.
     """

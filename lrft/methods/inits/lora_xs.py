@@ -16,10 +16,17 @@ from lrft.registry.config import Field, MethodConfig
 
 @INITS.register
 class LoRAXSStart(Init):
-    """The start of LoRA-XS as published: frame from the SVD of W, core from noise.
+    """The start of LoRA-XS as published: frozen frame from the SVD of W, core from noise.
 
-    W = U S V^T; A = S_r V_r^T (r, in) and B = U_r (out, r), both frozen, R (r, r) ~ N(0, sigma^2); W is not changed
-    Trains the core R alone, r^2 numbers. At step 0 W' = W + s B R A, away from W by about sigma |W|.
+        W  = U S V^T
+        A  = S_r V_r^T,  B = U_r,  R ~ N(0, sigma^2)
+        W' = W + s B R A
+
+    with sigma = `sigma`, r the rank, s the adapter's scale. With `niter` the SVD is randomised, with so many subspace
+    iterations; without it, exact.
+
+    Shapes: A (r, in) and B (out, r), frozen, R (r, r). At step 0 W' is away from W by about sigma |W|.
+    Trains: the core R alone, r^2 numbers per site. The base gives up nothing.
     Source: Bałazy et al., "LoRA-XS", 2024, arXiv 2405.17604, and the authors' code (sigma 1e-5).
     Departures: the SVD is exact and of the weight before it is quantized; the authors' is randomised (10 iterations).
     """

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrft.core.adapter import Adapter
+from lrft.core.adapter import Adapter, Factors
 from lrft.core.frozen import Quantizer
-from lrft.core.stages import Evidence, Factors, Init, Plan
+from lrft.core.stages import Evidence, Init, Plan
 from lrft.methods.inits._alternate import leading_factors, norm, set_factors, stored_without
 from lrft.methods.inits._bit_program import assign
 from lrft.registry.axes import INITS
-from lrft.registry.config import Annotated, Field, Literal, MethodConfig
+from lrft.registry.config import Annotated, Field, Iterator, Literal, MethodConfig, Problem, RecipeView
 from lrft.registry.errors import RecipeError
 
 OVERSAMPLING = 10
@@ -25,24 +25,37 @@ OVERSAMPLING = 10
 
 @INITS.register
 class LQLoRA(Init):
-    """Low-rank plus quantized matrix decomposition.
+    """Low-rank plus quantized matrix decomposition, with the bits shared out over the layers.
 
-    Q = 0; repeat: L = SVD_r(W - Q), Q = q(W - L), until |W - L - Q| no longer falls; the best L is kept.
-    With F = summed squared gradients (out, in): L is of D1 (W - Q) D2, divided by D1 and D2 again, where D1, D2 are the
-    roots of the row and column means of F, and the error is |sqrt(F) * (W - L - Q)|. Constant F is the plain method.
-    The base stores Q = q(W - s B A); A = sqrt(S_r / s) V_r^T (r, in), B = U_r sqrt(S_r / s) (out, r).
-    Trains what the adapter trains. At step 0 the weight is nearer to W than q(W) is; on a dense base this is PiSSA.
+        Q = 0;  repeat  L = SVD_r(W - Q),  Q = q(W - L)  until |W - L - Q| no longer falls; the best L is kept
+        L = U_r S_r V_r^T
+        A = sqrt(S_r / s) V_r^T,  B = U_r sqrt(S_r / s)
+        base: Q = q(W - s B A)
 
-    With a `budget` of bits a weight every layer gets storage settings of its own: min sum c_ij x_ij, subject to
-    sum g_ij x_ij <= budget * weights and one x_ij = 1 a layer, where c_ij is the squared error of layer i stored with
-    settings j and g_ij their bits; the low-rank part is not counted. `grid` holds the settings to choose from, by key
-    of the quantization section. The authors' 432: bits and scale_bits [2, 3, 4, 8], second_dtype [bfloat16, float16,
-    float32], block_size [16, 32, 64], scales_per_block [16, 64, 256], all of `nf_blocks`.
+    with q the rounding of the layer's storage, r the rank, s the adapter's scale, at most `iterations` rounds; the SVD
+    is randomised with `niter` subspace iterations, exact with `niter: null`. With `weighting: fisher`, F = squared
+    gradients of W summed over `batches` documents and D1, D2 the roots of the row and column means of F,
+
+        L = D1^-1 SVD_r(D1 (W - Q) D2) D2^-1,  error = |sqrt(F) * (W - L - Q)|
+
+    A constant F is `weighting: none`. With a `budget` of bits a weight every layer i gets storage settings j of its
+    own:
+
+        min sum_ij c_ij x_ij   subject to   sum_ij g_ij x_ij <= budget * weights,  sum_j x_ij = 1,  x_ij in {0, 1}
+
+    with c_ij the squared error of layer i stored with settings j, from `plan_iterations` rounds, and g_ij their bits;
+    the low-rank part is not counted. `grid` holds the settings to choose from, by key of the quantization section.
+
+    Shapes: F (out, in), A (r, in), B (out, r). At step 0 W' = Q + s B A, nearer to W than q(W) is; on a dense base this
+    is PiSSA.
+    Trains: what the adapter trains. The base gives up s B A and rounds what is left.
     Source: Guo et al., "LQ-LoRA", 2023, arXiv 2311.12023, and the authors' code (rank 64, alpha 16, F from 10,000
     sequences, randomised SVD with 10 more columns than the rank).
     Departures: the best round is kept, where the authors' code keeps the one after it; the grid is one over the bits
-    and costs are those of the first round by default (`plan_iterations`); rows or columns without any gradient count
-    as the least of the others, not as zero; a matrix's bits include the one number that all its scales share.
+    and costs are those of the first round by default (`plan_iterations`); rows or columns without any gradient count as
+    the least of the others, not as zero; a matrix's bits include the one number that all its scales share.
+    Advice: the authors' grid of 432: bits and scale_bits [2, 3, 4, 8], second_dtype [bfloat16, float16, float32],
+    block_size [16, 32, 64], scales_per_block [16, 64, 256], all of `quantization: nf_blocks`.
     """
 
     requires = {"low_rank", "linear_delta", "undropped"}
@@ -69,6 +82,19 @@ class LQLoRA(Init):
         )
         plan_iterations: int = Field(1, gt=0, description="rounds in which a layer's cost is estimated")
 
+        def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+            """Settings to choose by layer that the storage does not have."""
+            storage = recipe.declared("quantization")
+            if self.budget is None or storage is None:
+                return
+            unknown = sorted(set(self.grid) - set(storage.config.model_fields))
+            if unknown:
+                message = (
+                    f"{storage.name} has no setting {', '.join(unknown)} to choose by layer; write keys of the "
+                    "quantization section, or another quantization that has "
+                )
+                yield Problem("init.grid", message + ("it" if len(unknown) == 1 else "them"))
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.needs = ("fisher",) if config.weighting == "fisher" else ()
@@ -87,7 +113,7 @@ class LQLoRA(Init):
         if self.config.budget is None:
             return plan
         assert evidence is not None, "weights are read"
-        ranks = {name: entry.settings["rank"] for name, entry in plan.items() if entry.settings is not None}
+        ranks = {name: entry.rank for name, entry in plan.items() if entry.rank is not None}
         choices = [dict(zip(self.config.grid, v, strict=True)) for v in product(*self.config.grid.values())]
         rows: list[tuple[list[float], list[float]]] = []
         numbers = 0

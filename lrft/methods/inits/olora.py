@@ -14,10 +14,17 @@ from lrft.registry.config import ResidualConfig
 
 @INITS.register
 class OLoRA(Init):
-    """Orthonormal low-rank adaptation.
+    """Orthonormal low-rank adaptation: the factors start from the QR decomposition of the weight.
 
-    W = Q R (reduced, no pivoting); B = Q[:, :r] (out, r), A = R[:r, :] (r, in); the base holds W - s B A
-    Trains what the adapter trains; W' = W at step 0 up to rounding. Only B is orthonormal.
+        W = Q R      reduced, no pivoting
+        B = Q[:, :r],  A = R[:r, :]
+        base: W - s B A
+
+    with r the rank, s the adapter's scale. Only B is orthonormal. With `residual: rewrite` the base stores W - s B A;
+    with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
+
+    Shapes: A (r, in), B (out, r). W' = W at step 0 up to rounding.
+    Trains: what the adapter trains. The base gives up s B A.
     Source: Büyükakyüz, "OLoRA", 2024, arXiv 2406.01775, as in PEFT's code (no 1/s inside A or B).
     Departures: the true weight is factored, also for quantized bases, where PEFT factors the decoded one; there the
     default is `residual: anchor`.

@@ -15,13 +15,21 @@ from lrft.registry.config import Field, ResidualConfig
 
 @INITS.register
 class PiSSA(Init):
-    """Principal singular values and vectors.
+    """Principal singular values and vectors: the leading part of the weight trains, the rest is frozen.
 
-    W = U S V^T; S' = S_r / s; A = sqrt(S') V_r^T (r, in), B = U_r sqrt(S') (out, r); the base holds W - s B A
-    Trains what the adapter trains; W' = W at step 0 up to rounding, with delta_0 = the best rank-r part of W.
-    Source: Meng et al., "PiSSA", 2024, arXiv 2404.02948, and the authors' code.
-    Departures: on quantized bases the default is `residual: anchor` (the base stays q(W)); `rewrite` is the paper's.
-    The randomised SVD (`niter`) is the authors' fast mode, without oversampling.
+        W = U S V^T
+        A = sqrt(S_r / s) V_r^T,  B = U_r sqrt(S_r / s)
+        base: W - s B A
+
+    with U_r S_r V_r^T the best rank-r part of W, r the rank, s the adapter's scale. With `niter` the SVD is randomised,
+    with so many subspace iterations and no oversampling; without it, exact. With `residual: rewrite` the base stores
+    W - s B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
+
+    Shapes: A (r, in), B (out, r). W' = W at step 0 up to rounding.
+    Trains: what the adapter trains. The base gives up s B A, the best rank-r part of W.
+    Source: Meng et al., "PiSSA", 2024, arXiv 2404.02948, and the authors' code; `niter` is their fast mode.
+    Departures: on quantized bases the default is `residual: anchor` (the base stays q(W)); `residual: rewrite` is the
+    paper's.
     """
 
     aliases = {

@@ -17,12 +17,21 @@ from lrft.registry.config import Field, Literal, MethodConfig
 class QPiSSA(Init):
     """Principal singular values and vectors, fitted to the rounding of the residual.
 
-    R_0 = W; for t = 1..T: L_t = SVD_r(R_{t-1}) = U_r S_r V_r^T, Q_t = q(W - L_t), R_t = W - Q_t
-    The base stores Q_T; A = sqrt(S_r / s) V_r^T (r, in), B = U_r sqrt(S_r / s) (out, r), so Q_T + s B A ~ W.
-    Trains what the adapter trains. T = 1 is PiSSA with a rounded residual; on a dense base every T is PiSSA.
-    Every round ends with the rounding (LoftQ's end with the SVD), so the base holds W - s B A, rounded.
-    Source: Meng et al., "PiSSA", 2024, arXiv 2404.02948, and the authors' code (5 rounds for LLaMA-2-7B, exact SVD,
-    NF4 without `quantization.double_quant`, alpha = rank).
+        R_0 = W
+        L_t = U_r S_r V_r^T of R_{t-1} = U S V^T,  Q_t = q(W - L_t),  R_t = W - Q_t,      t = 1 ... T
+        A   = sqrt(S_r / s) V_r^T,  B = U_r sqrt(S_r / s),  so s B A = L_T
+        base: Q_T
+
+    with T = `iterations`, q the rounding of the recipe's `quantization`, r the rank, s the adapter's scale. With
+    `niter` the SVD is randomised, with so many subspace iterations; without it, exact. Every round ends with the
+    rounding (those of `loftq` end with the SVD), so the base holds W - s B A, rounded: `residual` has the one value
+    `rewrite`.
+
+    Shapes: A (r, in), B (out, r). At step 0 W' = Q_T + s B A ~ W. T = 1 is PiSSA with a rounded residual; on a dense
+    base every T is PiSSA.
+    Trains: what the adapter trains. The base gives up s B A and rounds what is left.
+    Source: Meng et al., "PiSSA", 2024, arXiv 2404.02948, and the authors' code (5 rounds for LLaMA-2-7B, exact SVD, NF4
+    without `quantization.double_quant`, alpha = rank).
     Departures: the factors are divided by sqrt(s), which is 1 in the authors' runs.
     """
 

@@ -13,12 +13,17 @@ from lrft.registry.axes import OBJECTIVES
 
 @OBJECTIVES.register
 class CrossEntropy(Objective):
-    """Completion-only supervised fine-tuning.
+    """Completion-only supervised fine-tuning: next-token cross-entropy on the supervised tokens.
 
-    loss = -sum over supervised positions t of log softmax(head(h_t))[x_{t+1}], hidden h (B, L, d)
-    Only the N supervised positions meet the head, in chunks whose logits are never kept.
-    Trains what the adapter trains; adds no parameter; at step 0 it is the base model's loss.
-    Source: standard; `completion_only_loss` elsewhere. Departures: a sum; the loop divides by the step's tokens.
+        loss = -sum over supervised positions t of log softmax(head(h_t))[x_{t+1}]
+
+    with h the hidden states, x the tokens. Only the N supervised positions meet the head, in chunks whose logits are
+    never kept.
+
+    Shapes: h (B, L, d); the loss one number. At step 0 it is the base model's loss.
+    Trains: what the adapter trains; adds no parameter.
+    Source: standard; `completion_only_loss` elsewhere.
+    Departures: a sum; the loop divides by the step's tokens.
     """
 
     aliases = {

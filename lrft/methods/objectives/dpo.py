@@ -24,18 +24,21 @@ from lrft.registry.errors import DataError, RecipeError
 class DPO(Objective):
     """Direct preference optimization, with the bare base model as its own reference.
 
-    h = [log pi(c) - log ref(c)] - [log pi(r) - log ref(r)], one number a pair of answers c (chosen), r (rejected)
-    log pi: summed over the answer's tokens, its stop token included; or their mean (`logprob: mean`)
-    loss = sum over pairs of -log sigmoid(beta h); the loop divides by the pairs of the step
-        label_smoothing e: -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)
-        ipo: (h - 1 / (2 beta))^2          hinge: max(0, 1 - beta h)
-    ref is this model with its adapters off, in evaluation mode and without gradient: one more forward pass over the
-    same batch, and no second copy of any weight.
-    Trains what the adapter trains, adds no parameter and keeps no state. At step 0 h = 0: the loss is log 2 a pair
-    and its gradient -beta / 2 (d log pi(c) - d log pi(r)). The same holds where no adapter is attached yet, as in
-    calibration.
-    Records, over this process's `pairs`: reward_margin, the mean of beta h; reward_accuracy, the share of pairs with
-    h > 0; reward_chosen, the mean of beta (log pi(c) - log ref(c)).
+        h = [log pi(c) - log ref(c)] - [log pi(r) - log ref(r)]
+        loss = sum over pairs of -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)      `loss: sigmoid`
+        loss = sum over pairs of (h - 1 / (2 beta))^2                                       `loss: ipo`
+        loss = sum over pairs of max(0, 1 - beta h)                                         `loss: hinge`
+
+    with c the chosen and r the rejected answer to a prompt, beta = `beta`, e = `label_smoothing` (`loss: sigmoid`
+    only). log pi is summed over the answer's tokens, its stop token included (`logprob: sum`), or their mean
+    (`logprob: mean`). ref is this model with its adapters off, in evaluation mode and without gradient: one more
+    forward pass over the same batch, and no second copy of any weight. The loop divides by the pairs of the step.
+
+    Shapes: h one number a pair. At step 0 h = 0: with `loss: sigmoid` and e = 0 the loss is log 2 a pair and its
+    gradient -beta / 2 (d log pi(c) - d log pi(r)). The same holds where no adapter is attached yet, as in calibration.
+    Trains: what the adapter trains, adds no parameter and keeps no state. Records, over this process's `pairs`:
+    reward_margin, the mean of beta h; reward_accuracy, the share of pairs with h > 0; reward_chosen, the mean of beta
+    (log pi(c) - log ref(c)).
     Source: Rafailov et al., NeurIPS 2023, arXiv 2305.18290, and the authors' code (label smoothing too); IPO: Azar et
     al., 2023, arXiv 2310.12036; hinge: Zhao et al., "SLiC-HF", 2023, arXiv 2305.10425, in the form with a reference.
     Departures: the policy keeps the dropout of the recipe's adapter, which the authors turn off (write 0).

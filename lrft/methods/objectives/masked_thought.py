@@ -19,10 +19,17 @@ from lrft.registry.errors import RecipeError
 class MaskedThought(CrossEntropy):
     """Completion-only cross-entropy on inputs whose answer tokens are partly replaced.
 
-    Each answer token of input_ids (B, L) is replaced with probability p by a uniform random token, or by `token`;
-    prompts are never touched, targets stay as they are, every answer token is predicted.
-    p rises linearly from 0 to `probability` over the first `ramp` of the steps, then stays.
-    Trains what the adapter trains, adds no parameter; at step 0 p is 0, so it is cross-entropy.
+        x'_{t+1} = a substitute with probability p, else x_{t+1},      at every supervised position t
+        loss = -sum over supervised positions t of log softmax(head(h'_t))[x_{t+1}],  h' from the inputs x'
+        p = probability * min(1, step / (ramp * steps))
+
+    with probability = `probability`, ramp = `ramp`, step the finished steps of the run's steps (p = probability
+    throughout with `ramp: 0`). The substitute is a uniform random token, or `token`. Prompts are never touched, targets
+    stay as they are, every answer token is predicted. Draws are new in every epoch, like dropout.
+
+    Shapes: x, x' (B, L). At step 0 p is 0, so it is cross-entropy (unless `ramp: 0`). In evaluation and calibration
+    nothing is replaced.
+    Trains: what the adapter trains; adds no parameter.
     Source: Chen et al., "Masked Thought", ACL 2024, and the authors' code (GSM8K: p 0.4, ramp 0.66, random tokens).
     Departures: the ramp counts optimizer steps, the authors' counts examples seen by one worker.
     """

@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib
 import math
 from functools import cache
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
 from lrft.methods.optim._bnb import _bitsandbytes_optim
+from lrft.methods.optim._torch import State
 
 BLOCK = 256
 SMALLEST_8BIT = 4096
 
 
-def adam_direction(state: dict[str, Any], grad: Tensor, betas: tuple[float, float], eps: float) -> Tensor:
+def adam_direction(state: State, grad: Tensor, betas: tuple[float, float], eps: float) -> Tensor:
     """N = m / (sqrt(v) + eps) after the moments took `grad`; they get its shape and dtype at the first step.
 
     Bias is left to `bias_correction`, so eps is added before it, as in transformers' AdamW.
@@ -27,7 +29,8 @@ def adam_direction(state: dict[str, Any], grad: Tensor, betas: tuple[float, floa
     exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
     exp_avg.mul_(betas[0]).add_(grad, alpha=1 - betas[0])
     exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
-    return exp_avg / exp_avg_sq.sqrt().add_(eps)
+    direction: Tensor = exp_avg / exp_avg_sq.sqrt().add_(eps)
+    return direction
 
 
 def corrected_rate(lr: float, step: int, betas: tuple[float, float]) -> float:
@@ -36,7 +39,7 @@ def corrected_rate(lr: float, step: int, betas: tuple[float, float]) -> float:
 
 
 def adam_step_8bit(
-    state: dict[str, Any], grad: Tensor, target: Tensor, lr: float, betas: tuple[float, float], eps: float
+    state: State, grad: Tensor, target: Tensor, lr: float, betas: tuple[float, float], eps: float
 ) -> None:
     """`target` -= lr m^ / (sqrt(v^) + eps), in place, with moments as 8-bit codes in blocks of 256.
 
@@ -81,7 +84,7 @@ def adam_step_8bit(
         target.copy_(whole)
 
 
-def load_in_own_dtype(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+def load_in_own_dtype(optimizer: torch.optim.Optimizer, saved: StateDict) -> None:
     """After torch's `load_state_dict`: state tensors in the dtype they were saved in.
 
     Torch casts them to the parameter's, which rounds float32 state of bfloat16 weights and breaks 8-bit codes.
@@ -94,7 +97,7 @@ def load_in_own_dtype(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
                 optimizer.state[param][key] = value.to(param.device)
 
 
-def _start_8bit(state: dict[str, Any], grad: Tensor) -> None:
+def _start_8bit(state: State, grad: Tensor) -> None:
     blocks = -(-grad.numel() // BLOCK)
     for name in ("exp_avg", "exp_avg_sq"):
         state[name] = torch.zeros(grad.shape, dtype=torch.uint8, device=grad.device)
@@ -102,7 +105,7 @@ def _start_8bit(state: dict[str, Any], grad: Tensor) -> None:
 
 
 @cache
-def _kernel(device: torch.device) -> tuple[Any, Tensor, Tensor]:
+def _kernel(device: torch.device) -> tuple[ModuleType, Tensor, Tensor]:
     """The functions of bitsandbytes, and its code books for signed and unsigned numbers, shared by all parameters."""
     _bitsandbytes_optim()
     functional = importlib.import_module("bitsandbytes.functional")

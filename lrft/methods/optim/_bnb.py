@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from functools import cache
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor
+from torch.optim.optimizer import StateDict
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
+from lrft.methods.optim._torch import Group
 from lrft.registry.config import Field, OptimizerConfig
 from lrft.registry.errors import MissingExtra
+
+if TYPE_CHECKING:
+
+    class _Base(Optimizer):
+        is_paged: bool
+        name2qmap: dict[str, Tensor]
+        _FSDP_WRAPPED_QUANT_STATE_KEY: str
+
+        def get_config(self, gindex: int, pindex: int, group: Group) -> Group: ...
+
+        def get_state_buffer(self, p: Tensor, dtype: torch.dtype) -> Tensor: ...
+
+        def load_state_dict(self, state_dict: StateDict, move_to_device: bool = True) -> None: ...
+
+else:
+    _Base = Optimizer  # the rest comes with bitsandbytes' own class, beside which this one is put
 
 CODE_BOOKS = {"qmap1": "dynamic", "qmap2": "udynamic"}
 
 
-class BitsAndBytesAdamW:
+class BitsAndBytesAdamW(Optimizer):
     """What the bitsandbytes variants share; they differ in the bits of the state and in where it lives."""
 
     bits: ClassVar[int]
@@ -30,7 +52,7 @@ class BitsAndBytesAdamW:
         eps: float = Field(1e-8, gt=0)
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+    def build(cls, params: list[ParamInfo], config: Config) -> torch.optim.Optimizer:
         """One group, and one with 32-bit state for embeddings, as bitsandbytes' own Embedding asks for."""
         coarse = [info.param for info in params if info.role != "embedding"]
         fine = [info.param for info in params if info.role == "embedding"]
@@ -46,28 +68,28 @@ class BitsAndBytesAdamW:
         )
 
 
-class Resumable:
+class Resumable(_Base):
     """Goes before a bitsandbytes optimizer: `load_state_dict(state_dict())` then goes on bit for bit."""
 
     steps_without_storage = False  # its kernels cannot run on the meta device
     shared_state = tuple(CODE_BOOKS)
 
-    def get_config(self: Any, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+    def get_config(self, gindex: int, pindex: int, group: Group) -> Group:
         """Settings of one parameter; the group's bits go before the optimizer's."""
-        return {**super().get_config(gindex, pindex, group), "optim_bits": group["optim_bits"]}  # type: ignore[misc]
+        return {**super().get_config(gindex, pindex, group), "optim_bits": group["optim_bits"]}
 
-    def state_dict(self: Any) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The state without the code books, constants that all parameters share."""
-        state: dict[str, Any] = super().state_dict()  # type: ignore[misc]
+        state: StateDict = super().state_dict()
         for held in state["state"].values():
             for tensors in (held, held.get(self._FSDP_WRAPPED_QUANT_STATE_KEY, {})):
                 for name in CODE_BOOKS:
                     tensors.pop(name, None)
         return state
 
-    def load_state_dict(self: Any, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
+    def load_state_dict(self, state_dict: StateDict, move_to_device: bool = True) -> None:
         """Take the state back: code books added, and moments in the kind of memory that new ones get."""
-        super().load_state_dict(state_dict, move_to_device)  # type: ignore[misc]
+        super().load_state_dict(state_dict, move_to_device)
         for param, held in self.state.items():
             if "absmax1" in held:
                 for name, book in CODE_BOOKS.items():
@@ -79,16 +101,17 @@ class Resumable:
 
 
 @cache
-def _resumable_adamw() -> Any:
+def _resumable_adamw() -> Callable[..., torch.optim.Optimizer]:
     """The class, made on first use, when its parent is imported.
 
     Raises:
         MissingExtra: bitsandbytes is not installed; the message holds the install line.
     """
-    return type("ResumableAdamW", (Resumable, _bitsandbytes_optim().AdamW), {})
+    made: type[torch.optim.Optimizer] = type("ResumableAdamW", (Resumable, _bitsandbytes_optim().AdamW), {})
+    return made
 
 
-def _bitsandbytes_optim() -> Any:
+def _bitsandbytes_optim() -> ModuleType:
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     logger.addFilter(_is_news)
     try:

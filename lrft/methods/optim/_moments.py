@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from lrft.methods.optim._torch import State
 
-def start_moments(state: dict[str, Any], like: Tensor) -> None:
+
+def start_moments(state: State, like: Tensor) -> None:
     """Zero moments in the shape and dtype of `like`, at step 0."""
     state["step"] = 0
     state["exp_avg"] = torch.zeros_like(like, memory_format=torch.preserve_format)
     state["exp_avg_sq"] = torch.zeros_like(like, memory_format=torch.preserve_format)
 
 
-def adam_update(
-    grad: Tensor, state: dict[str, Any], lr: float, betas: tuple[float, float], eps: float
-) -> Tensor:
+def adam_update(grad: Tensor, state: State, lr: float, betas: tuple[float, float], eps: float) -> Tensor:
     """What Adam adds to a parameter, -lr m^ / (sqrt(v^) + eps), in the shape of `grad`; moves the moments on.
 
     Added to a parameter that was decayed before, it is torch.optim.AdamW to the last bit.
@@ -29,4 +27,5 @@ def adam_update(
     v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     step_size = lr / (1 - beta1 ** state["step"])
     root = (1 - beta2 ** state["step"]) ** 0.5
-    return m.mul(-step_size).div_((v.sqrt() / root).add_(eps))
+    update: Tensor = m.mul(-step_size).div_((v.sqrt() / root).add_(eps))
+    return update

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import StateDict
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import adam_direction, corrected_rate, load_in_own_dtype
 from lrft.methods.optim._projection import Basis, Draw, held, orthogonal_basis, seeded_draw, svd_basis
-from lrft.registry.config import Field, Literal, OptimizerConfig
+from lrft.methods.optim._torch import Group, State
+from lrft.registry.config import Field, Literal, ProjectedConfig
 
 BASE_ROLES = {"matrix", "embedding", "head"}
 
 
-class ProjectedAdamW(torch.optim.Optimizer):
+class ProjectedAdamW(Optimizer):
     """AdamW whose matrices of the roles in `project` are moved by `projected`, which a method fills in.
 
     A method's `Config` adds `side` and `eps`, which not all declare alike.
@@ -31,7 +34,10 @@ class ProjectedAdamW(torch.optim.Optimizer):
     provides: ClassVar[set[str]] = {"clippable", "first_order", "per_parameter"}
     requires: ClassVar[set[str]] = {"backward"}
 
-    class Config(OptimizerConfig):
+    class Config(ProjectedConfig):
+        if TYPE_CHECKING:
+            side: str
+            eps: float | None
         rank: int = Field(128, gt=0, description="of the projected gradient; at most the smaller dimension")
         update_every: int = Field(200, gt=0, description="steps between two choices of the subspace")
         scale: float = Field(0.25, gt=0, description="factor of the projected update")
@@ -48,11 +54,11 @@ class ProjectedAdamW(torch.optim.Optimizer):
         beta1: float = Field(0.9, ge=0, lt=1)
         beta2: float = Field(0.999, ge=0, lt=1)
 
-    def __init__(self, params: list[ParamInfo], config: Any, draw: Draw | None = None) -> None:
+    def __init__(self, params: list[ParamInfo], config: Config, draw: Draw | None = None) -> None:
         low = [info for info in params if info.role in config.project]
         _check(params, low, config.project)
         rest = [info for info in params if info.role not in config.project]
-        groups: list[dict[str, Any]] = [
+        groups: list[Group] = [
             {"params": [info.param for info in infos], "projected": infos is low}
             for infos in (low, rest)
             if infos
@@ -60,24 +66,24 @@ class ProjectedAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"lr": config.lr, "weight_decay": config.weight_decay})
         self.config = config
         self.betas = (config.beta1, config.beta2)
-        self.eps: float = config.eps
+        self.eps = config.eps or 0.0
         self.names = {info.param: info.name for info in params}
         self.draw = draw or seeded_draw(config.seed)
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any, draw: Draw | None = None) -> Self:
+    def build(cls, params: list[ParamInfo], config: Config, draw: Draw | None = None) -> Self:
         return cls(params, config, draw)
 
-    def projected(self, state: dict[str, Any], grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
+    def projected(self, state: State, grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
         """The direction (m, n) of a projected matrix and the rate it is taken at; `state["step"]` counts from 1."""
         raise NotImplementedError
 
-    def plain(self, param: nn.Parameter, state: dict[str, Any], grad: Tensor, lr: float) -> None:
+    def plain(self, param: nn.Parameter, state: State, grad: Tensor, lr: float) -> None:
         """Move a tensor that is not projected, weight decay aside."""
         direction, rate = self.adam(state, grad, lr)
         param.add_(direction, alpha=-rate)
 
-    def adam(self, state: dict[str, Any], grad: Tensor, lr: float) -> tuple[Tensor, float]:
+    def adam(self, state: State, grad: Tensor, lr: float) -> tuple[Tensor, float]:
         """Adam's direction, and its rate with the bias correction."""
         direction = adam_direction(state, grad, self.betas, self.eps)
         return direction, corrected_rate(lr, state["step"], self.betas)
@@ -88,7 +94,7 @@ class ProjectedAdamW(torch.optim.Optimizer):
             return svd_basis(grad, self.config.rank, self.config.side)
         return orthogonal_basis(grad, self.config.rank, self.config.side, name, refresh, self.draw)
 
-    def basis(self, state: dict[str, Any], grad: Tensor, name: str) -> Basis | None:
+    def basis(self, state: State, grad: Tensor, name: str) -> Basis | None:
         """The subspace of this step, chosen anew when that is due; None before a first gradient.
 
         A gradient of zeros has no leading directions (that of LoRA's A is zero while B is), so the choice waits
@@ -131,13 +137,13 @@ class ProjectedAdamW(torch.optim.Optimizer):
             direction, rate = self.projected(state, grad, basis, lr)
             param.add_(direction, alpha=-rate)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take the state back as it was saved, in its own dtypes."""
         super().load_state_dict(state_dict)
         load_in_own_dtype(self, state_dict)
 
 
-def _check(params: list[ParamInfo], low: list[ParamInfo], roles: list[str]) -> None:
+def _check(params: list[ParamInfo], low: list[ParamInfo], roles: Sequence[str]) -> None:
     # A list of one may be one of many, each with an optimizer of its own: that of an embedding projects nothing,
     # nor that of a factor A where the factors B are projected.
     alone = len(params) == 1 and (not params[0].site or not BASE_ROLES.issuperset(roles))

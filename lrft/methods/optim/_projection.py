@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from lrft.methods.optim._torch import State
 from lrft.ops.linalg import truncated_svd
 
 Basis = dict[str, Tensor]
@@ -38,7 +38,7 @@ def rank_axis(basis: Basis) -> int:
     return 0 if "left" in basis else 1
 
 
-def held(state: Mapping[str, Any]) -> Basis | None:
+def held(state: State) -> Basis | None:
     """The basis kept in a parameter's state, or None."""
     return {side: state[side] for side in SIDES if side in state} or None
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Self
 
 from torch import Tensor
 
 from lrft.methods.optim._projected_adamw import ProjectedAdamW
 from lrft.methods.optim._projection import Basis, normal_basis, project, rank_axis
 from lrft.methods.optim._scaling import adam_stretch, limit_growth
+from lrft.methods.optim._torch import State
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, Literal, model_validator
 
@@ -18,21 +19,31 @@ from lrft.registry.config import Field, Literal, model_validator
 class APOLLO(ProjectedAdamW):
     """The gradient itself, with a learning rate a channel from Adam on a random projection of it.
 
-    P (r, n) where m >= n, else (m, r): normal numbers of variance 1/r, drawn anew every T = update_every steps.
-    R = G P^T (m, r), Adam's direction N from R with M and V (m, r) as in `galore`; then, a row (column) at a time,
-    phi_i = ||N_i|| / (||R_i|| + 1e-8)    `scale_type: tensor` has one ||N|| / (||R|| + 1e-8)
-    S = phi G,  q = max(||S|| / (s + 1e-8), gamma) / gamma,  S <- S / q,  s = ||S||    s: of the step before
-    W <- W - lr sqrt(scale) sqrt(1 - b2^t) / (1 - b1^t) S;  then W <- (1 - lr wd) W.  Other tensors: AdamW.
-    APOLLO-Mini is {rank: 1, scale_type: tensor, scale: 128}.
-    State: 2 r max(m, n) + r min(m, n) + 1 numbers a matrix, 2 a number elsewhere; in bfloat16 2 bytes per number
-    (s has 4). With `keep_projection: false` P is drawn again from its seed at every step, as the paper counts:
-    2 r max(m, n) + 1.
-    Source: Zhu et al., "APOLLO: SGD-like Memory, AdamW-level Performance", MLSys 2025, arXiv 2412.05270; numbers
-    as apollo-torch 1.0.3, given the same P.
+        every T steps:  P ~ N(0, 1/r)
+        R = G P^T,  N = Adam's direction from R, with moments M and V as in `galore`
+        phi_i = ||N_i|| / (||R_i|| + 1e-8)                       a row i at a time
+        S = phi G,  q = max(||S|| / (s + 1e-8), gamma) / gamma,  S <- S / q,  s = ||S||
+        W <- W - lr sqrt(scale) sqrt(1 - b2^t) / (1 - b1^t) S
+        W <- (1 - lr wd) W
+
+    with G the gradient of W, t the step, counted from 1, s the norm of the step before (the first step is not limited);
+    T = `update_every`, r = `rank`, at most min(out, in), gamma = `gamma` (null: no limit), scale = `scale`, lr = `lr`,
+    wd = `weight_decay`, b1 = `beta1`, b2 = `beta2`, eps = `eps`. This is for out >= in: with `side: std` the smaller
+    dimension is compressed, so for out < in R = P^T G, and rows are columns. `scale_type: channel` has one phi_i for
+    each index of the larger dimension, `scale_type: tensor` the one ||N|| / (||R|| + 1e-8). `projection: svd` takes
+    singular vectors of G for P. `project` names the roles of the tensors W; all others move by AdamW.
+
+    Shapes: P (r, in), or (out, r) where out < in; R, N, M, V (out, r), or (r, in); phi (out, 1), or (1, in).
+    State: 2 r max(out, in) + r min(out, in) + 1 numbers a projected matrix, 2 a parameter elsewhere; in bfloat16 2
+    bytes per number (s has 4), 4 with `state_dtype: float32`. With `keep_projection: false` P is drawn again from its
+    seed at every step, as the paper counts: 2 r max(out, in) + 1.
+    Source: Zhu et al., "APOLLO: SGD-like Memory, AdamW-level Performance", MLSys 2025, arXiv 2412.05270; numbers as
+    apollo-torch 1.0.3, given the same P.
     Departures: P depends on `seed` and the tensor's name, the authors' on its place in the list. The limiter acts
-    before sqrt(scale), their default; after it the result is the same up to the 1e-8. Norms are taken in
-    float32. P and s wait for a first gradient other than zero; r is at most min(m, n). Their pretraining has lr
-    0.01 and rank 256 (1B and 7B), a quarter of the width below.
+    before sqrt(scale), their default; after it the result is the same up to the 1e-8. Norms are taken in float32. P and
+    s wait for a first gradient other than zero.
+    Advice: APOLLO-Mini is `rank: 1`, `scale_type: tensor`, `scale: 128`. Their pretraining has `lr` 0.01 and `rank` 256
+    (1B and 7B), a quarter of the width below.
     """
 
     aliases = {
@@ -72,7 +83,9 @@ class APOLLO(ProjectedAdamW):
                 )
             return self
 
-    def projected(self, state: dict[str, Any], grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
+    config: Config
+
+    def projected(self, state: State, grad: Tensor, basis: Basis, lr: float) -> tuple[Tensor, float]:
         low = project(grad, basis)
         direction, rate = self.adam(state, low, lr)
         axis = rank_axis(basis) if self.config.scale_type == "channel" else None
@@ -86,7 +99,7 @@ class APOLLO(ProjectedAdamW):
             return super().new_basis(grad, name, refresh)
         return normal_basis(grad, self.config.rank, self.config.side, name, refresh, self.draw)
 
-    def basis(self, state: dict[str, Any], grad: Tensor, name: str) -> Basis | None:
+    def basis(self, state: State, grad: Tensor, name: str) -> Basis | None:
         found = super().basis(state, grad, name)
         if self.config.keep_projection or not state["refreshes"]:
             return found

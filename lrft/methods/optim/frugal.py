@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
 from lrft.methods.optim._frugal_subspace import (
@@ -22,8 +24,9 @@ from lrft.methods.optim._frugal_subspace import (
     size,
 )
 from lrft.methods.optim._moments import adam_update, start_moments
+from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
-from lrft.registry.config import Field, OptimizerConfig, model_validator
+from lrft.registry.config import Field, ProjectedConfig, model_validator
 
 # What a group of projected parameters carries, and a checkpoint with it.
 SETTINGS = [
@@ -33,33 +36,46 @@ SETTINGS = [
 
 
 @OPTIMIZERS.register
-class FRUGAL(torch.optim.Optimizer):
-    """Full-rank updates with Adam's state for a fraction of every projected matrix only.
+class FRUGAL(Optimizer):
+    """Full-rank updates: Adam's state for a changing fraction of every projected matrix, sign-SGD in the rest.
 
-    W <- (1 - lr wd) W, then with G (m, n) split into Gd = down(G) and Gr = G - up(Gd):
-    W <- W + up(AdamW(Gd; proj_lr_scale lr)) - proj_lr_scale inactive_lr_scale lr sign(Gr)
-    (`state_free: sgd` takes Gr for sign(Gr), `none` leaves it out.) Every `update_every` steps a new subspace is
-    chosen; with `reset_statistics` moments and step count then start again from 0. Choices:
-    `columns`, `rows`, `randk`: int(density length) random columns, rows or entries, moments in the sliced shape.
-    `svd` (leading singular vectors of the G of that step), `random` (orthonormal), `randperm` (unit vectors):
-    a projector P of rank round(density length) on one `side`; `std` compresses the smaller dimension, as GaLore.
-    `block`: round(density count) whole matrices have moments, the others none; always reset at a switch.
-    All other parameters: AdamW, never reset. In a coordinate choice sign(0) = 0 keeps chosen columns clean; under a
-    projector the sign of Gr is not orthogonal to it. Sign steps do not shrink with the gradient: decay the rate.
-    State: 8 bytes per number of the chosen part and of what is not projected (m and v, float32 for float32
-    weights, 4 for bfloat16); besides 8 bytes a chosen column or row, 16 an entry (int64), and P, 4 r min(m, n) bytes.
+        every T steps:  choose a subspace of W
+        Gd = down(G),  Gr = G - up(Gd)
+        W <- (1 - lr wd) W
+        W <- W + up(AdamW step from Gd at rate a lr) - a c lr sign(Gr)
+
+    with G the gradient of W, down and up the ways into the subspace and back; T = `update_every`, a = `proj_lr_scale`,
+    c = `inactive_lr_scale`, lr = `lr`, wd = `weight_decay`; Adam's `beta1`, `beta2`, `eps`. `state_free: sign_sgd` is
+    this step, `state_free: sgd` has Gr for sign(Gr), `state_free: none` leaves it out. With `reset_statistics: true`
+    moments and step count start again from 0 at every choice. What a subspace is, `choice` says:
+
+        choice: columns, rows, randk     int(density length) random columns, rows or entries
+        choice: svd                      leading singular vectors of the G of that step
+        choice: random, randperm         random orthonormal vectors, or unit vectors
+        choice: block                    round(density count) whole matrices have moments, the others none
+
+    with density = `density`. For `svd`, `random`, `randperm` it is a projector P of rank round(density length) on one
+    `side`; `side: std` compresses the smaller dimension, as GaLore. `block` goes through the matrices in `order` and is
+    always reset at a switch. Draws come from `seed`. `project` names the roles of the tensors W; all other parameters
+    move by AdamW and are never reset. In a coordinate choice sign(0) = 0 keeps chosen columns clean; under a projector
+    the sign of Gr is not orthogonal to it.
+
+    Shapes: W, G, Gr (out, in); Gd and its moments in the sliced shape, for `columns` (out, k); 0 before the first step.
+    State: 2 numbers per parameter of the chosen part and of what is not projected, 8 bytes (float32 weights; 4 for
+    bfloat16); besides 8 bytes a chosen column or row, 16 an entry (int64), and P, 4 r min(out, in) bytes.
     Source: Zmushko et al., "FRUGAL", ICML 2025, arXiv 2411.07837, and the authors' code.
-    Departures: the period counts the optimizer's steps and holds for each parameter by itself, whatever gradients
-    are missing; at full rank Gr is exactly 0 (theirs is rounding, whose sign is a full step); no two-sided projector,
-    which is not reproducible with SVD; the stateful part is AdamW alone; `mirror` refuses an odd count of matrices,
-    of which theirs would never reach the middle one. Pre-training there: `choice: block`; fine-tuning: columns,
-    inactive_lr_scale 0.1, update_every 500.
+    Departures: the period counts the optimizer's steps and holds for each parameter by itself, whatever gradients are
+    missing; at full rank Gr is exactly 0 (theirs is rounding, whose sign is a full step); no two-sided projector, which
+    is not reproducible with SVD; the stateful part is AdamW alone; `order: mirror` refuses an odd count of matrices, of
+    which theirs would never reach the middle one.
+    Advice: sign steps do not shrink with the gradient: decay the rate. Pre-training there: `choice: block`;
+    fine-tuning: `choice: columns`, `inactive_lr_scale: 0.1`, `update_every: 500`.
     """
 
     provides = {"clippable", "first_order"}
     requires = {"backward"}
 
-    class Config(OptimizerConfig):
+    class Config(ProjectedConfig):
         lr: float = Field(1e-3, gt=0)
         density: float = Field(
             0.25, ge=0, le=1, description="share of the projected weights that has moments"
@@ -95,7 +111,7 @@ class FRUGAL(torch.optim.Optimizer):
     generators: Generators
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any, generators: Generators | None = None) -> FRUGAL:
+    def build(cls, params: list[ParamInfo], config: Config, generators: Generators | None = None) -> FRUGAL:
         """Two groups: what is projected, and the rest.
 
         Args:
@@ -120,7 +136,7 @@ class FRUGAL(torch.optim.Optimizer):
         return optimizer
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -142,28 +158,29 @@ class FRUGAL(torch.optim.Optimizer):
                 group["steps"] += 1
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take the state back as it was saved, indices as integers."""
         super().load_state_dict(state_dict)
         load_in_own_dtype(self, state_dict)
 
-    def _adamw(self, param: Tensor, group: dict[str, Any], lr: float) -> None:
+    def _adamw(self, param: Tensor, group: Group, lr: float) -> None:
         state = self.state[param]
         if "exp_avg" not in state:
             start_moments(state, param)
         assert param.grad is not None
         param.add_(adam_update(param.grad, state, lr, group["betas"], group["eps"]))
 
-    def _active(self, group: dict[str, Any]) -> list[int]:
+    def _active(self, group: Group) -> list[int]:
         """Positions of the matrices that have moments in this period; drawn once, and kept with the group."""
         if group.get("drawn") != _period(group):
             count, period = len(group["params"]), _period(group)
             turn = round(count * group["density"])
             group["active"] = active_blocks(count, turn, period, group["order"], self.generators("", period))
             group["drawn"] = period
-        return group["active"]
+        active: list[int] = group["active"]
+        return active
 
-    def _block(self, param: Tensor, group: dict[str, Any], active: bool) -> None:
+    def _block(self, param: Tensor, group: Group, active: bool) -> None:
         """A whole matrix: AdamW while it is active, the state-free rule while it is not."""
         state = self.state[param]
         if state.get("period") != _period(group):
@@ -175,7 +192,7 @@ class FRUGAL(torch.optim.Optimizer):
             assert param.grad is not None
             _state_free(param, param.grad, group)
 
-    def _split(self, param: Tensor, group: dict[str, Any], name: str) -> None:
+    def _split(self, param: Tensor, group: Group, name: str) -> None:
         """A matrix (m, n): AdamW inside the subspace, the state-free rule outside."""
         state, grad, choice = self.state[param], param.grad, group["choice"]
         assert grad is not None
@@ -202,18 +219,18 @@ def _tells_a_subspace(grad: Tensor, choice: str) -> bool:
     return choice != "svd" or grad.is_meta or bool(grad.any())
 
 
-def _state_free(param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+def _state_free(param: Tensor, grad: Tensor, group: Group) -> None:
     if group["state_free"] != "none":
         direction = grad.sign() if group["state_free"] == "sign_sgd" else grad
         param.add_(direction, alpha=-group["lr"] * group["proj_lr_scale"] * group["inactive_lr_scale"])
 
 
-def _period(group: dict[str, Any]) -> int:
+def _period(group: Group) -> int:
     """Which choice of the subspace is in force."""
     return int(group["steps"] // group["update_every"])
 
 
-def _check(params: list[ParamInfo], projected: list[ParamInfo], config: Any) -> None:
+def _check(params: list[ParamInfo], projected: list[ParamInfo], config: FRUGAL.Config) -> None:
     if not projected:
         roles = ", ".join(sorted({info.role for info in params}))
         raise ValueError(f"project: no parameter has a role in {config.project}; the roles here are {roles}")
@@ -236,7 +253,7 @@ def _check(params: list[ParamInfo], projected: list[ParamInfo], config: Any) -> 
             )
 
 
-def _check_blocks(count: int, config: Any) -> None:
+def _check_blocks(count: int, config: FRUGAL.Config) -> None:
     active = round(count * config.density)
     if config.density > 0 and active == 0:
         raise ValueError(

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from torch.optim.optimizer import ParamsT
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
 
 
 @OPTIMIZERS.register
-class Lion(torch.optim.Optimizer):
+class Lion(Optimizer):
     """Evolved sign momentum: every number moves by the same amount, up or down.
 
-    p <- (1 - lr wd) p
-    p <- p - lr sign(b1 m + (1 - b1) g)
-    m <- b2 m + (1 - b2) g      m = 0 at first, so the first step is along sign(g)
-    State: 4 bytes per number, half of AdamW's. The paper takes lr 3 to 10 times smaller than AdamW's, wd as much
-    larger.
+        p <- (1 - lr wd) p
+        p <- p - lr sign(b1 m + (1 - b1) g)
+        m <- b2 m + (1 - b2) g
+
+    with g the gradient of the parameter p; lr = `lr`, wd = `weight_decay`, b1 = `beta1`, b2 = `beta2`.
+
+    Shapes: m as p, 0 before the first step, which is along sign(g).
+    State: 1 number per parameter, 4 bytes, half of AdamW's.
     Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023, arXiv 2302.06675, Algorithm 2.
     Departures: none.
+    Advice: the paper takes `lr` 3 to 10 times smaller than AdamW's, `weight_decay` as much larger.
     """
 
     aliases = {
@@ -36,11 +41,11 @@ class Lion(torch.optim.Optimizer):
         beta1: float = Field(0.9, ge=0, lt=1, description="share of the momentum in the direction of a step")
         beta2: float = Field(0.99, ge=0, lt=1, description="share of the momentum that is kept")
 
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+    def __init__(self, params: ParamsT, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+    def build(cls, params: list[ParamInfo], config: Config) -> torch.optim.Optimizer:
         group = {"params": [info.param for info in params]}
         return cls([group], config.lr, (config.beta1, config.beta2), config.weight_decay)
 

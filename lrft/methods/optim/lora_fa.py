@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import adam_direction, corrected_rate
 from lrft.methods.optim._pairs import Pair, gram, pairs_of, wide
+from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
 
 
 @OPTIMIZERS.register
-class LoRAFA(torch.optim.Optimizer):
-    """AdamW on the gradient of B that moves the product as the full gradient G (m, n) within the rows of A.
+class LoRAFA(Optimizer):
+    """AdamW on the gradient of B that moves the product as the full gradient does within the rows of a frozen A.
 
-    gB' = (1/s^2) gB (A A^T + damping I)^-1, (m, r), with gB = s G A^T; then s gB' A = G A^T (A A^T)^-1 A.
-    m <- b1 m + (1 - b1) gB',  v <- b2 v + (1 - b2) gB'^2
-    B <- B - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps), then B <- (1 - lr wd) B
-    All else that trains (magnitudes, norms): the same AdamW on its own gradient. A (r, n) never moves.
-    State: 8 bytes per number of B; A has none. At step 0 as at any other.
+        gB' = (1/s^2) gB (A A^T + damping I)^-1,  gB = s G A^T,  so that  s gB' A ~ G A^T (A A^T)^-1 A
+        m <- b1 m + (1 - b1) gB',  v <- b2 v + (1 - b2) gB'^2
+        B <- B - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)
+        B <- (1 - lr wd) B
+
+    with G = dL/dW (out, in), s the scale of s B A at the site, damping = `damping`, lr = `lr`, wd = `weight_decay`,
+    b1 = `beta1`, b2 = `beta2`, eps = `eps`, t the step, counted from 1. All else that trains (magnitudes, norms) moves
+    by the same AdamW on its own gradient. The inverse is a pseudo-inverse.
+
+    Shapes: A (r, in), which never moves; B, gB', m, v (out, r); m = v = 0 before the first step. The correction at step
+    0 is as at any other.
+    State: 2 numbers per number of B, 8 bytes; A has none.
     Source: Zhang et al., "LoRA-FA", 2023, arXiv 2308.03303 (its second version has the correction), as in PEFT's
     LoraFAOptimizer.
-    Departures: the correction is computed in float32, not under bfloat16 autocast; s is that of each site, so
-    rank and alpha patterns and rsLoRA are right; state belongs to the parameter, not to its name.
+    Departures: the correction is computed in float32, not under bfloat16 autocast; s is that of each site, so rank and
+    alpha patterns and rsLoRA are right; state belongs to the parameter, not to its name.
     """
 
     provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
@@ -42,7 +50,7 @@ class LoRAFA(torch.optim.Optimizer):
     pairs: dict[Tensor, Pair]
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> LoRAFA:
+    def build(cls, params: list[ParamInfo], config: Config) -> LoRAFA:
         """One group.
 
         Raises:
@@ -68,7 +76,7 @@ class LoRAFA(torch.optim.Optimizer):
         return optimizer
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -85,7 +93,7 @@ class LoRAFA(torch.optim.Optimizer):
                 self._adamw(param, grad, group)
         return loss
 
-    def _adamw(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _adamw(self, param: Tensor, grad: Tensor, group: Group) -> None:
         """As transformers' former AdamW: eps before the bias correction, decay after the update."""
         state = self.state[param]
         state["step"] = state.get("step", 0) + 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from lrft.core.params import ParamInfo
@@ -14,15 +12,21 @@ from lrft.registry.config import Field
 
 @OPTIMIZERS.register
 class LoRAPlus(AdamW):
-    """AdamW with `ratio` times the learning rate on B.
+    """AdamW with a higher learning rate for the factor of a LoRA that starts at zero.
 
-    A and other matrices: lr      B, and all that has one dimension (magnitudes, norms, biases): ratio * lr
-    Factors of an adapter on an embedding: lr_embedding, which the ratio does not scale.
-    Weight decay spares biases, and norm weights of the base model.
-    State: 8 bytes per number, as AdamW. At ratio 1 it is AdamW.
+        B, and all that has one dimension (magnitudes, norms, biases):   rate ratio * lr
+        A and other matrices:                                            rate lr
+        factors of an adapter on an embedding:                           rate lr_embedding
+
+    with the equations of `adamw` and its settings `lr`, `weight_decay`, `beta1`, `beta2`, `eps` for every parameter at
+    its rate; ratio = `ratio`, which does not scale `lr_embedding`. Weight decay spares biases, and norm weights of the
+    base model. With `ratio: 1` A and B move as under AdamW.
+
+    Shapes: m and v as the parameter, both 0 before the first step.
+    State: 2 numbers per parameter, 8 bytes, as AdamW.
     Source: Hayou, Ghosh and Yu, "LoRA+", ICML 2024, arXiv 2402.12354; groups as in their code and PEFT.
-    Departures: `ratio`, which their code leaves to the user, defaults to 16 as the paper advises. Choose a
-    base rate of about half of what suits plain LoRA.
+    Departures: `ratio`, which their code leaves to the user, defaults to 16 as the paper advises.
+    Advice: choose a base rate of about half of what suits plain LoRA.
     """
 
     aliases = {
@@ -36,7 +40,7 @@ class LoRAPlus(AdamW):
         lr_embedding: float = Field(1e-6, gt=0, description="learning rate of adapters on embeddings")
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+    def build(cls, params: list[ParamInfo], config: Config) -> torch.optim.Optimizer:  # type: ignore[override]
         rates = {"slow": config.lr, "embedding": config.lr_embedding, "fast": config.lr * config.ratio}
         groups = []
         for name, rate in rates.items():

@@ -4,36 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
 from lrft.methods.optim._moments import adam_update, start_moments
 from lrft.methods.optim._pairs import Gram, Pair, gram, pairs_of, sylvester, wide
+from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
 
 
 @OPTIMIZERS.register
-class LoRAPro(torch.optim.Optimizer):
-    """Adjusted gradients gA', gB' whose joint step s (B gA' + gB' A) is nearest to the full gradient G (m, n).
+class LoRAPro(Optimizer):
+    """Adjusted gradients of A and B whose joint step moves the product nearest to the full gradient.
 
-    gA = s B^T G (r, n) and gB = s G A^T (m, r) are what backpropagation gives. With any X (r, r)
-    gA' = (1/s^2) (B^T B)^-1 gA + X A,   gB' = (1/s^2) [I - B (B^T B)^-1 B^T] gB (A A^T)^-1 - B X
-    minimise ||s (B gA' + gB' A) - G||; (B^T B) X + X (A A^T) = -(1/s^2) (B^T B)^-1 gA A^T keeps them nearest gA, gB.
-    `sgd`: A <- A - lr gA', B <- B - lr gB'.
-    `adamw`: Geq = s (B gA' + gB' A) at X = 0 goes through Adam's moments to g~ (m, n), and the adjusted gradients of
-    gA = s B^T g~, gB = s g~ A^T are the step. Once per optimizer step, on the accumulated and clipped gradient.
-    At step 0 with B = 0: gA' = gA = 0 and gB' = (1/s^2) gB (A A^T)^-1.
-    State: 8 bytes per number of the adapted matrices, 2 m n float32 moments a pair (`adamw`): as much as full
-    fine-tuning, whatever the rank. `sgd` holds none.
-    Other parameters (magnitudes, routers): AdamW, or SGD in that variant. Weight decay is decoupled, on all of them.
+        gA' = (1/s^2) (B^T B)^-1 gA + X A
+        gB' = (1/s^2) [I - B (B^T B)^-1 B^T] gB (A A^T)^-1 - B X
+        (B^T B) X + X (A A^T) = -(1/s^2) (B^T B)^-1 gA A^T
+        A <- (1 - lr wd) A - lr gA',  B <- (1 - lr wd) B - lr gB'
+
+    with gA = s B^T G and gB = s G A^T what backpropagation gives for the full gradient G = dL/dW, s the scale of s B A;
+    for any X (r, r) the pair gA', gB' minimises ||s (B gA' + gB' A) - G||, and this X keeps them nearest gA, gB. With
+    `variant: sgd` these are the steps. With `variant: adamw` Geq = s (B gA' + gB' A) at X = 0 goes through Adam's
+    moments (b1 = `beta1`, b2 = `beta2`, `eps`) to the direction g~ = m^ / (sqrt(v^) + eps), and gA = s B^T g~, gB = s
+    g~ A^T take the place of the gradients. Once per optimizer step, on the accumulated and clipped gradient. Inverses
+    are pinv(. + `damping` I); lr = `lr`, wd = `weight_decay`. Other parameters (magnitudes, routers): AdamW, or SGD
+    with `variant: sgd`. Weight decay is decoupled, on all of them.
+
+    Shapes: G, g~, and the moments (out, in); A, gA' (r, in); B, gB' (out, r). At step 0 with B = 0: gA' = gA = 0 and
+    gB' = (1/s^2) gB (A A^T)^-1.
+    State: with `variant: adamw` 2 numbers per number of the adapted matrices, float32 moments of 8 bytes: as much as
+    full fine-tuning, whatever the rank. `variant: sgd` holds none.
     Source: Wang et al., "LoRA-Pro", ICLR 2025, arXiv 2407.18242, and the authors' code.
-    Departures: in their code s is the constant 2, the bias correction runs a step ahead, the second moment is
-    bfloat16 and no moment is in a checkpoint. As there, inverses are pinv(. + damping I); weight decay is ours.
+    Departures: in their code s is the constant 2, the bias correction runs a step ahead, the second moment is bfloat16
+    and no moment is in a checkpoint. As there, inverses are pinv(. + damping I); weight decay is ours.
     """
 
     provides = {"clippable", "first_order"}
@@ -50,7 +60,7 @@ class LoRAPro(torch.optim.Optimizer):
     pairs: dict[Tensor, Pair]
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> LoRAPro:
+    def build(cls, params: list[ParamInfo], config: Config) -> LoRAPro:
         """A group of pairs and a group of everything else.
 
         Raises:
@@ -82,7 +92,7 @@ class LoRAPro(torch.optim.Optimizer):
         return optimizer
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update.
 
         Raises:
@@ -112,12 +122,12 @@ class LoRAPro(torch.optim.Optimizer):
         solver = Solver.of(pair.A, pair.B, pair.scaling, self.defaults["damping"])
         return solver.adjusted(pair.A.grad, pair.B.grad)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take the state back as it was saved, float32 whatever the factors are."""
         super().load_state_dict(state_dict)
         load_in_own_dtype(self, state_dict)
 
-    def _pair(self, pair: Pair, group: dict[str, Any]) -> None:
+    def _pair(self, pair: Pair, group: Group) -> None:
         gA, gB = pair.A.grad, pair.B.grad
         if gA is None and gB is None:
             return
@@ -135,7 +145,7 @@ class LoRAPro(torch.optim.Optimizer):
         for factor, step in ((pair.A, stepA), (pair.B, stepB)):
             factor.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
 
-    def _plain(self, param: Tensor, group: dict[str, Any]) -> None:
+    def _plain(self, param: Tensor, group: Group) -> None:
         if param.grad is None:
             return
         param.mul_(1 - group["lr"] * group["weight_decay"])

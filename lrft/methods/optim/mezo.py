@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
+from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
 
@@ -19,21 +21,28 @@ Draw = Callable[[Tensor, str, int, int], Tensor]
 
 
 @OPTIMIZERS.register
-class MeZO(torch.optim.Optimizer):
-    """Zeroth-order SGD over the trained parameters p, with a Gaussian direction z drawn from a seed.
+class MeZO(Optimizer):
+    """Zeroth-order SGD: descent along random directions, from two forward passes and no backward one.
 
-    g = (L(p + eps z) - L(p - eps z)) / (2 eps), one number; both losses on the whole step's batch
-    p <- p - lr (g z + wd p); with `samples` n the mean of n estimates g_i z_i at the same p
-    z ~ N(0, 1) in the parameter's dtype is never kept: it is drawn again from (seed, step, sample, name).
-    The reported loss is L(p + eps z). Weight decay spares biases and norms, and no perturbation holds it.
-    State: 0 bytes per number, a step count. During a step one copy of what trains, from which p is restored to the
-    bit; `restore: in_place` holds no copy but adds eps z back, which leaves up to 2 units in the last place a step.
-    In bfloat16 the part of an update under 2^-9 of a weight is lost: train float32 tensors, as adapters are.
-    A step whose losses are not finite moves nothing and returns such a loss.
+        g = (L(p + eps z) - L(p - eps z)) / (2 eps)
+        p <- p - lr (g z + wd p)
+
+    with p all trained parameters, L the loss on the whole step's batch, z ~ N(0, 1) in the parameter's dtype;
+    eps = `eps`, lr = `lr`, wd = `weight_decay`. With `samples: n` g z is the mean of n estimates g_i z_i at the same p.
+    z is never kept: it is drawn again from (`seed`, step, sample, name). The reported loss is L(p + eps z). Weight
+    decay spares biases and norms, and no perturbation holds it. A step whose losses are not finite moves nothing and
+    returns such a loss.
+
+    Shapes: z as p; g one number.
+    State: 0 bytes per number, a step count. During a step one copy of what trains, from which p is restored to the bit
+    (`restore: exact`); `restore: in_place` holds no copy but adds eps z back, which leaves up to 2 units in the last
+    place a step.
     Source: Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 2023, arXiv 2305.17333.
     Departures: one generator a parameter, so that z depends on no order; all norms are spared from decay, where the
-    authors' code goes by names that miss those of LLaMA. Their rates: LoRA 1e-4 or 5e-5 at eps 1e-2, all weights
-    1e-6 or 1e-7 at eps 1e-3, constant, for 20,000 steps.
+    authors' code goes by names that miss those of LLaMA.
+    Advice: in bfloat16 the part of an update under 2^-9 of a weight is lost: train float32 tensors, as adapters are.
+    The authors' rates: LoRA 1e-4 or 5e-5 at `eps` 1e-2, all weights 1e-6 or 1e-7 at `eps` 1e-3, constant, for 20,000
+    steps.
     """
 
     aliases = {
@@ -54,7 +63,7 @@ class MeZO(torch.optim.Optimizer):
     draw: Draw
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any, draw: Draw | None = None) -> MeZO:
+    def build(cls, params: list[ParamInfo], config: Config, draw: Draw | None = None) -> MeZO:
         """One group that decays, and one of biases and norms that does not.
 
         Args:
@@ -64,7 +73,7 @@ class MeZO(torch.optim.Optimizer):
         spared = [(info.name, info.param) for info in params if not _decays(info)]
         defaults = {"lr": config.lr, "weight_decay": config.weight_decay, "steps": 0}
         defaults |= {key: getattr(config, key) for key in ("eps", "samples", "restore")}
-        groups: list[dict[str, Any]] = [{"params": decaying}, {"params": spared, "weight_decay": 0.0}]
+        groups: list[Group] = [{"params": decaying}, {"params": spared, "weight_decay": 0.0}]
         optimizer = cls([group for group in groups if group["params"]], defaults)
         optimizer.draw = draw or seeded(config.seed)
         return optimizer
@@ -103,7 +112,7 @@ class MeZO(torch.optim.Optimizer):
         self._shift(sample, eps if origin is None else 0.0, origin)
         return ahead, behind
 
-    def _moving(self) -> Iterator[tuple[Tensor, str, dict[str, Any]]]:
+    def _moving(self) -> Iterator[tuple[Tensor, str, Group]]:
         """Every parameter that trains at this step, with its name and group, in their fixed order."""
         for group in self.param_groups:
             for param, name in zip(group["params"], group["param_names"], strict=True):

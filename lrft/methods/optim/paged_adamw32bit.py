@@ -8,11 +8,13 @@ from lrft.registry.axes import OPTIMIZERS
 
 @OPTIMIZERS.register
 class PagedAdamW32bit(BitsAndBytesAdamW):
-    """AdamW with float32 moments in paged memory.
+    """AdamW with float32 moments in paged memory, which moves between GPU and host: the optimizer of QLoRA.
 
-    The equations of `adamw`; moments of tensors with at least 100,000 numbers lie in CUDA managed memory,
-    which goes to the host when the GPU runs full. On CPU nothing is paged, and a warning says so.
-    State: 8 bytes per number.
+    The equations and the settings of `adamw`. Moments of tensors with at least 100,000 numbers lie in CUDA managed
+    memory, which goes to the host when the GPU runs full. On CPU nothing is paged, and a warning says so.
+
+    Shapes: m and v as the parameter, both 0 before the first step.
+    State: 2 numbers per parameter in float32, 8 bytes.
     Source: Dettmers et al., "QLoRA", 2023, arXiv 2305.14314.
     Departures: none; weight decay as in `adamw8bit`.
     """

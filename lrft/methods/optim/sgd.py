@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import torch
 
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig, model_validator
 
 
 @OPTIMIZERS.register
-class SGD(torch.optim.SGD):
-    """Stochastic gradient descent with momentum.
+class SGD(Optimizer, torch.optim.SGD):
+    """Stochastic gradient descent with momentum and decoupled weight decay.
 
-    p <- (1 - lr wd) p
-    v <- momentum v + g  (v = g at the first step)
-    p <- p - lr v, or p - lr (g + momentum v) with nesterov
-    State: 4 bytes per number, none without momentum.
+        p <- (1 - lr wd) p
+        v <- mu v + g,  v = g at the first step
+        p <- p - lr v,  or with `nesterov: true`  p <- p - lr (g + mu v)
+
+    with g the gradient of the parameter p; lr = `lr`, wd = `weight_decay`, mu = `momentum`.
+
+    Shapes: v as p.
+    State: 1 number per parameter, 4 bytes; none with `momentum: 0`.
     Source: Sutskever et al., ICML 2013, as in torch.optim.SGD; decay: Loshchilov and Hutter, ICLR 2019, SGDW.
-    Departures: weight decay does not pass through the momentum, so that it means the same in every optimizer
-    here; without momentum that changes nothing.
+    Departures: weight decay does not pass through the momentum, so that it means the same in every optimizer here;
+    without momentum that changes nothing.
     """
 
     aliases = {
@@ -42,7 +47,7 @@ class SGD(torch.optim.SGD):
             return self
 
     @classmethod
-    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+    def build(cls, params: list[ParamInfo], config: Config) -> torch.optim.Optimizer:
         group = {"params": [info.param for info in params], "decoupled_decay": config.weight_decay}
         return cls([group], lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, foreach=False)
 

@@ -5,13 +5,38 @@ from __future__ import annotations
 import importlib
 import logging
 from functools import cache
-from typing import Any
+from types import ModuleType
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
 
 from lrft.registry.errors import MissingExtra
 
 
+class SecondScales(Protocol):
+    """The scales of quantized scales."""
+
+    absmax: Tensor
+
+
+class QuantState(Protocol):
+    """What bitsandbytes keeps beside the codes of a weight."""
+
+    absmax: Tensor
+    offset: Tensor | None
+    state2: SecondScales
+    nested: bool
+    quant_type: str
+    blocksize: Literal[32, 64, 128, 256, 512, 1024]
+    dtype: torch.dtype
+    shape: torch.Size
+    original_dtype: torch.dtype
+    original_nested: bool
+
+
 @cache
-def bitsandbytes_functional() -> Any:
+def bitsandbytes_functional() -> ModuleType:
     """The module `bitsandbytes.functional`.
 
     Raises:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from lrft.methods.quant._bnb import bitsandbytes_functional
+from lrft.methods.quant._bnb import QuantState, bitsandbytes_functional
 from lrft.methods.quant._encoded import Encoded
 from lrft.registry.config import Field, Literal, MethodConfig
 from lrft.registry.errors import UsageError
 
 SCALES_PER_BLOCK = 256  # double quantization: blocks of scales that share a second scale
+
+
+class Linear4bit(Protocol):
+    """The layer of bitsandbytes."""
+
+    weight: Tensor
+    bias: Tensor | None
 
 
 class BitsAndBytes4bit(Encoded):
@@ -44,6 +51,8 @@ class BitsAndBytes4bit(Encoded):
         )
         block_size: Literal[32, 64, 128, 256, 512, 1024] = Field(64, description="weights that share a scale")
 
+    config: Config
+
     def encode(self, weight: Tensor) -> None:
         if weight.is_meta:  # `adopt` brings the codes
             return
@@ -66,10 +75,11 @@ class BitsAndBytes4bit(Encoded):
             dtype=self.compute_dtype,
         )
         dense = functional.dequantize_4bit(self.codes, state).reshape(-1)
-        return dense[:count].view(self.out_features, self.in_features)
+        weight: Tensor = dense[:count].view(self.out_features, self.in_features)
+        return weight
 
     @classmethod
-    def adopt(cls, layer: Any, dtype: torch.dtype | None = None) -> Self:
+    def adopt(cls, layer: Linear4bit, dtype: torch.dtype | None = None) -> Self:
         """Take over an existing bitsandbytes `Linear4bit`, codes bit for bit, without changing that layer.
 
         Args:
@@ -83,7 +93,9 @@ class BitsAndBytes4bit(Encoded):
         Raises:
             UsageError: the layer is not quantized yet, or is of another 4-bit type.
         """
-        state = getattr(layer.weight, "quant_state", None) or getattr(layer, "quant_state", None)
+        state: QuantState | None = getattr(layer.weight, "quant_state", None) or getattr(
+            layer, "quant_state", None
+        )
         if state is None:
             raise UsageError(
                 "quantization: the Linear4bit layer holds no codes yet; move it to its device first"
@@ -130,7 +142,7 @@ class BitsAndBytes4bit(Encoded):
         return (count + count % 2,)
 
 
-def _undo_repacking(packed: Tensor, state: Any) -> tuple[Tensor, Tensor, None, None]:
+def _undo_repacking(packed: Tensor, state: QuantState) -> tuple[Tensor, Tensor, None, None]:
     """Codes in storage order, and the scales, of a weight that bitsandbytes repacked for its CPU kernel."""
     functional = bitsandbytes_functional()
     state = copy.copy(state)  # the inverse writes to its argument

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,9 +26,11 @@ class Encoded(FrozenLinear):
     requires: ClassVar[set[str]] = set()
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     scales: ClassVar[tuple[str, ...]] = ()  # buffers that a cast of the model must leave alone
-    config: Any
+    config: MethodConfig
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, config: Any = None) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, config: MethodConfig | None = None
+    ) -> None:
         self.config = self.Config() if config is None else config  # encoding, in the next line, reads it
         super().__init__(weight, bias)
 

@@ -12,15 +12,20 @@ from lrft.registry.config import MethodConfig
 
 @QUANTIZERS.register
 class Int8(Encoded):
-    """8-bit integers with one scale per output row, weights only.
+    """8-bit integers with one scale per output row, weights only, decoded before the matmul.
 
-    W ~ c * absmax(row) / 127      c = round(W * 127 / absmax(row)) in -127..127
-    Bits per weight: 8 + 32/in. A row of zeros stays zero.
+        c = round(W * 127 / absmax(row)) in -127 ... 127
+        W ~ c * absmax(row) / 127
+
+    with absmax(row) the largest magnitude in a row of W. A row of zeros stays zero.
+
+    Shapes: W, codes c (out, in); absmax (out).
+    Bits: 8 + 32/in a weight.
     Source: the row-wise weight codes of Dettmers et al., "LLM.int8()", 2022, arXiv 2208.07339.
     Departures: activations stay in floating point and no outlier columns are split off. LLM.int8() rounds the
-    activations as well, so that its forward pass is not x W^T for any W: the merge would not be what was
-    trained, and the backward pass dx = dy W not the derivative. On CPU its integer matmul is slower, too.
-    On a GPU bitsandbytes' encoder takes float16, through which the weight passes there.
+    activations as well, so that its forward pass is not x W^T for any W: the merge would not be what was trained, and
+    the backward pass dx = dy W not the derivative. On CPU its integer matmul is slower, too.
+    Advice: on a GPU bitsandbytes' encoder takes float16, through which the weight passes there.
     """
 
     aliases = {

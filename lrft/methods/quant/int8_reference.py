@@ -14,11 +14,17 @@ INVERSE_127 = 7.874015718698502e-3  # 1/127 in float32, by which bitsandbytes mu
 
 @QUANTIZERS.register
 class Int8Reference(Encoded):
-    """Row-wise int8 written out in torch; same codes and weights as `int8` on CPU.
+    """Row-wise int8 written out in torch; same codes and weights as `int8` on CPU, and a stand-in.
 
-    W ~ c * absmax(row) / 127      c = round half to even of W * (127 / absmax(row)), float32
-    Bits per weight: 8 + 32/in.
-    Source: Dettmers et al., "LLM.int8()", 2022, arXiv 2208.07339. Departures: weights only, see `int8`.
+        c = round half to even of W * (127 / absmax(row)),  in float32
+        W ~ c * absmax(row) / 127
+
+    with absmax(row) the largest magnitude in a row of W. A row of zeros stays zero.
+
+    Shapes: W, codes c (out, in); absmax (out).
+    Bits: 8 + 32/in a weight.
+    Source: Dettmers et al., "LLM.int8()", 2022, arXiv 2208.07339.
+    Departures: weights only, see `int8`.
     """
 
     scales = ("absmax",)

@@ -8,15 +8,22 @@ from lrft.registry.axes import QUANTIZERS
 
 @QUANTIZERS.register
 class NF4(BitsAndBytes4bit):
-    """4-bit NormalFloat, the storage of QLoRA.
+    """4-bit NormalFloat with double quantization, the storage of QLoRA.
 
-    W ~ level[c] * absmax(block)      a block: 64 consecutive weights, row by row; c: nearest of 16 levels
-    absmax ~ map8[c8] * absmax2 + mean(absmax)      256 scales share one absmax2 (double quantization)
-    Levels are quantiles of a normal distribution, with an exact 0 and ends at -1 and 1.
-    Bits per weight: 4 + 8/64 + 32/(64*256) = 4.127; 4 + 32/64 = 4.5 without double quantization.
-    Relative error on normally distributed weights: 0.092. Without double quantization the largest weight of a
-    block is exact. The matmul is in the dtype of the activations; only the storage has 4 bits.
-    Source: Dettmers et al., "QLoRA", 2023, arXiv 2305.14314, coded as in bitsandbytes. Departures: none.
+        W ~ level[c] * absmax(block)
+        absmax ~ map8[c8] * absmax2 + mean(absmax)      with `double_quant: true`
+
+    with a block `block_size` (64) consecutive weights, row by row, c the nearest of 16 levels of W / absmax(block),
+    absmax the largest magnitude of the block; 256 scales share one absmax2 (double quantization), c8 is the nearest of
+    the 256 values map8. Levels are quantiles of a normal distribution, with an exact 0 and ends at -1 and 1. The matmul
+    is in the dtype of the activations; only the storage has 4 bits.
+
+    Shapes: W (out, in), n = out in weights; codes (ceil(n / 2), 1), two a byte, the first in the high nibble; absmax
+    (ceil(n / block_size)).
+    Bits: 4 + 8/64 + 32/(64*256) = 4.127 a weight; 4 + 32/64 = 4.5 with `double_quant: false`. Relative error on
+    normally distributed weights: 0.092. Without double quantization the largest weight of a block is exact.
+    Source: Dettmers et al., "QLoRA", 2023, arXiv 2305.14314, coded as in bitsandbytes.
+    Departures: none.
     """
 
     aliases = {

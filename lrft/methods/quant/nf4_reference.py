@@ -37,13 +37,21 @@ SMALLEST = 1e-38  # keeps the inverse of an all-zero block's scale finite
 
 @QUANTIZERS.register
 class NF4Reference(Encoded):
-    """NF4 written out in torch; same codes, scales and weights as `nf4`.
+    """NF4 written out in torch; same codes, scales and weights as `nf4`, and a stand-in without bitsandbytes.
 
-    x = W / absmax(block) in [-1, 1]; c = number of midpoints of levels strictly below x, so a tie goes down
-    W ~ level[c] * absmax(block); two codes a byte, first in the high nibble; an odd count is padded with 0.
-    Double quantization: absmax - mean(absmax), in blocks of 256, to the nearest of the 256 of `dynamic_map`.
-    Bits per weight: 4.127, or 4.5 without double quantization.
-    Source: Dettmers et al., "QLoRA", 2023, arXiv 2305.14314. Departures: none.
+        x = W / absmax(block) in [-1, 1]
+        c = number of midpoints of levels strictly below x, so a tie goes down
+        W ~ level[c] * absmax(block)
+        absmax ~ map8[c8] * absmax2 + mean(absmax)      with `double_quant: true`
+
+    with the levels and map8 of `nf4`, a block of `block_size` (64) consecutive weights, c8 the nearest of map8 to
+    (absmax - mean(absmax)) / absmax2, in blocks of 256 scales.
+
+    Shapes: W (out, in), n = out in weights; codes (ceil(n / 2), 1), two a byte, the first in the high nibble, an odd
+    count padded with 0; absmax (ceil(n / block_size)).
+    Bits: 4.127 a weight; 4.5 with `double_quant: false`.
+    Source: Dettmers et al., "QLoRA", 2023, arXiv 2305.14314.
+    Departures: none.
     """
 
     scales = ("absmax", "offset", "absmax2")
@@ -57,6 +65,8 @@ class NF4Reference(Encoded):
             True, description="scales in 8 bits too: 4.127 bits a weight instead of 4.5"
         )
         block_size: int = Field(64, gt=0, multiple_of=2, description="weights that share a scale")
+
+    config: Config
 
     def encode(self, weight: Tensor) -> None:
         codes, absmax = quantize_blocks(weight, self.config.block_size)

@@ -20,18 +20,23 @@ SECOND_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 
 @QUANTIZERS.register
 class NFBlocks(Encoded):
-    """b-bit NormalFloat whose block scales are b0-bit integers above their minimum.
+    """Blockwise NormalFloat of 2, 3, 4 or 8 bits with integer block scales, the storage of LQ-LoRA.
 
-    W ~ level[c] * scale(block)      a block: B0 consecutive weights, row by row; c: nearest of 2^b levels
-    scale ~ min + c0 * absmax2 / (2^b0 - 1)      c0 in 0..2^b0 - 1; B1 scales share one absmax2, kept in b1 bits
+        W ~ level[c] * scale(block)
+        scale ~ min + c0 * absmax2 / (2^b0 - 1),  c0 in 0 ... 2^b0 - 1
+
+    with b = `bits`, b0 = `scale_bits`, b1 the bits of `second_dtype`, B0 = `block_size`, B1 = `scales_per_block`; a
+    block B0 consecutive weights, row by row, c the nearest of 2^b levels; B1 scales share one absmax2, kept in b1 bits.
     min is the smallest absmax of a block in the matrix, absmax2 the largest absmax - min; W is coded against the
     decoded scale. Levels: 2^(b-1) quantiles of a normal distribution from 1 - 0.9677083 to 1/2 and 2^(b-1) + 1 from
     there to 0.9677083, with an exact 0 and ends at -1 and 1; for b = 2: -1, 0, 0.3379, 1.
-    Bits per weight: b + b0/B0 + b1/(B0 B1), 4.127 by default, and one float32 (min) a matrix.
-    The keys are b `bits`, b0 `scale_bits`, b1 `second_dtype`, B0 `block_size`, B1 `scales_per_block`.
+
+    Shapes: W (out, in), n = out in weights; codes (b ceil(n / 8)) bytes; scale codes likewise for the ceil(n / B0)
+    blocks.
+    Bits: b + b0/B0 + b1/(B0 B1) a weight, 4.127 by default, and one float32 (min) a matrix.
     Source: Guo et al., "LQ-LoRA", 2023, arXiv 2311.12023, coded as in the authors' code.
-    Departures: a matrix need not be a whole number of blocks, and blocks of zeros do not count for min, without
-    which one such block would cost the others their scales.
+    Departures: a matrix need not be a whole number of blocks, and blocks of zeros do not count for min, without which
+    one such block would cost the others their scales.
     """
 
     scales = ("offset", "absmax2")
@@ -48,6 +53,8 @@ class NFBlocks(Encoded):
         )
         block_size: int = Field(64, gt=0, description="weights that share a scale")
         scales_per_block: int = Field(256, gt=0, description="scales that share a second scale")
+
+    config: Config
 
     def encode(self, weight: Tensor) -> None:
         config = self.config
@@ -87,7 +94,8 @@ def normal_levels(bits: int) -> Tensor:
     left = torch.linspace(1 - TAIL, 0.5, half)[:-1]
     right = torch.linspace(0.5, TAIL, half + 1)
     end = torch.special.erfinv(torch.tensor(2 * TAIL - 1, dtype=torch.float64))
-    return (torch.special.erfinv(2 * torch.cat([left, right]).double() - 1) / end).float()
+    levels: Tensor = (torch.special.erfinv(2 * torch.cat([left, right]).double() - 1) / end).float()
+    return levels
 
 
 def block_maxima(flat: Tensor, block_size: int) -> Tensor:
@@ -138,7 +146,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     places = 8 * torch.arange(bits, device=packed.device)
     words = (packed.view(-1, bits).int() << places).sum(1, keepdim=True)
     shifts = bits * torch.arange(CODES_PER_GROUP, device=packed.device)
-    return (words >> shifts & 2**bits - 1).to(torch.uint8).reshape(-1)[:count]
+    codes: Tensor = (words >> shifts & 2**bits - 1).to(torch.uint8).reshape(-1)[:count]
+    return codes
 
 
 def _codes_per_unit(absmax2: Tensor, bits: int) -> Tensor:

@@ -14,9 +14,15 @@ from lrft.registry.config import MethodConfig
 class Dense(Encoded):
     """The weight in floating point, in the dtype it was loaded in.
 
-    y = x W^T + b      W (out, in), frozen; backward dx = dy W
-    Bits per weight: those of the dtype (16 in bfloat16). Reading and writing are exact.
-    Source: none needed; this is the plain linear layer. Departures: none.
+        y = x W^T + b
+        dx = dy W
+
+    with W frozen. Reading and writing are exact.
+
+    Shapes: W (out, in), in the dtype of the files.
+    Bits: those of the dtype, 16 a weight in bfloat16.
+    Source: none needed; this is the plain linear layer.
+    Departures: none.
     """
 
     aliases = {

@@ -14,20 +14,23 @@ from lrft.registry.errors import RecipeError
 
 @RESTARTS.register
 class COLA(TimedMethod):
-    """Train a few adapters one after the other, each tied into the weight before the next begins.
+    """Chain of LoRA: a few adapters train one after the other, each merged into the weight before the next begins.
 
-    W (out, in) <- W + s B A at the end of a link; the next has a new A (r, in), B (out, r) = 0, a new optimizer state
-    and a new schedule
-    With K links and T steps, link k begins after step ceil(k T / K), so all links together cost what LoRA costs.
-    Trains what the adapter trains; changes nothing at step 0, and a knot leaves the function as it was. One link is
-    LoRA, bit for bit.
-    What was tied is kept in float32 beside the stored weight and never rounded into it: 4 r (in + out) bytes a link,
-    or 4 in out where that is less. State: the number of knots.
+        after step ceil(k T / K), k = 1 ... K - 1:  W <- W + s B A,  A drawn anew,  B <- 0
+
+    with T the run's steps, K = `links`, s the adapter's scale. A link also gets a new optimizer state and a new
+    schedule. All links together cost what LoRA costs. `links: 1` is LoRA, bit for bit.
+
+    Shapes: W (out, in), A (r, in), B (out, r). Changes nothing at step 0; a merge between two links leaves the function
+    of the model as it was, as W + s B A is the same before and after.
+    Trains: what the adapter trains, a new one in every link. What was merged is kept in float32 beside the stored
+    weight and never rounded into it: 4 r (in + out) bytes a link, or 4 in out where that is less.
+    State: the number of merges.
     Source: Xia, Qin and Hazan, "Chain of LoRA: Efficient Fine-tuning of Language Models via Residual Learning", 2024,
     arXiv 2401.04151. There is no authors' code; the length of the chain and the links' rates were not to be had.
     Departures: A is drawn as the adapter draws it (Kaiming-uniform for LoRA, where the paper says Gaussian). A link's
-    schedule is the recipe's, warm-up included, run through T / (steps of the link) times as fast. The decay of the
-    rank along the chain is left out.
+    schedule is the recipe's, warm-up included, run through T / (steps of the link) times as fast. The decay of the rank
+    along the chain is left out.
     """
 
     aliases = {

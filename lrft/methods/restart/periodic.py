@@ -12,7 +12,7 @@ from lrft.core.callback import TimedMethod
 from lrft.core.run import Run
 from lrft.methods.restart._unload import check_renewable, fold_all, moments, reset_moments
 from lrft.registry.axes import RESTARTS
-from lrft.registry.config import Field, Literal, StagesConfig
+from lrft.registry.config import Field, Iterator, Literal, Problem, RecipeView, StagesConfig
 from lrft.registry.errors import RecipeError
 
 
@@ -20,21 +20,27 @@ from lrft.registry.errors import RecipeError
 class PeriodicLoRA(TimedMethod):
     """Unload the adapter into the weight after every stage, whole or a share of it.
 
-    Plain (`share` null or 1):  W (out, in) <- W + s B A, A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) <- 0
-    Momentum, m = `share`:      W <- W + m s B A, A <- c A, B <- c B; nothing is drawn anew
-      `scaling: sqrt`    c = sqrt(1 - m): (1 - m) s B A stays in the adapter, and the function as it was
-      `scaling: linear`  c = 1 - m: (1 - m)^2 s B A stays, so the function loses m (1 - m) s B A at every unload
-    Then a share `prune_ratio` of the entries of the moments m and v is zeroed at random; step counts stay, and so
-    does the learning rate. Trains what the adapter trains; changes nothing at step 0.
-    `share` is the share UNLOADED, not the one kept. What was unloaded stays in float32 beside the stored weight and
-    is never rounded into it: 4 k r (in + out) bytes after k stages, or 4 in out where that is less.
+        every `every` steps
+        share null or 1:   W <- W + s B A,  A ~ U(-1/sqrt(in), 1/sqrt(in)),  B <- 0
+        share m < 1:       W <- W + m s B A,  A <- c A,  B <- c B;  nothing is drawn anew
+        then:              a share q of the entries of the optimizer's moments <- 0
+
+    with s the adapter's scale, m = `share`, the share UNLOADED, not the one kept; q = `prune_ratio`. `scaling: sqrt`
+    has c = sqrt(1 - m): (1 - m) s B A stays in the adapter, and the function as it was. `scaling: linear` has
+    c = 1 - m: (1 - m)^2 s B A stays, so the function loses m (1 - m) s B A at every unload. `reset: random` zeroes
+    entries at random, `reset: magnitude` the smallest of each tensor; both leave step counts, and the learning rate;
+    `reset: all` forgets the whole state.
+
+    Shapes: W (out, in), A (r, in), B (out, r). Changes nothing at step 0.
+    Trains: what the adapter trains. What was unloaded stays in float32 beside the stored weight and is never rounded
+    into it: 4 k r (in + out) bytes after k stages, or 4 in out where that is less.
     State: the number of unloads.
     Source: Meng et al., "PeriodicLoRA: Breaking the Low-Rank Bottleneck in LoRA Optimization", 2024, arXiv 2402.16141,
-    and a public training code taken for the authors', whose scripts unload m = 0.1 every 250 steps, or all every 300
-    to 400 (the attribution is inferred, the paper's values were not to be had).
+    and a public training code taken for the authors', whose scripts unload m = 0.1 every 250 steps, or all every 300 to
+    400 (the attribution is inferred, the paper's values were not to be had).
     Departures: c = 1 - m is that code's at the time of the paper, sqrt(1 - m) its later form and the default here.
-    Where A is frozen or a core stands between the factors, one matrix is scaled by c^2. Stages are counted in steps
-    and not moved to the ends of epochs; an m that grows or decays is left out. `reset: all`, a new state, is added.
+    Where A is frozen or a core stands between the factors, one matrix is scaled by c^2. Stages are counted in steps and
+    not moved to the ends of epochs; an m that grows or decays is left out. `reset: all` is an addition.
     """
 
     aliases = {
@@ -58,6 +64,19 @@ class PeriodicLoRA(TimedMethod):
             description="which moments are zeroed: some at random, the smallest, or all with their step counts",
         )
         prune_ratio: float = Field(0.999, ge=0, lt=1, description="share of each moment that is zeroed")
+
+        def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+            """A share of what can only be unloaded whole."""
+            yield from super().clashes(recipe)
+            adapter, init = recipe.declared("adapter"), recipe.declared("init")
+            if self.share in (None, 1) or adapter is None or init is None:
+                return
+            if "linear_delta" not in adapter.provides:
+                message = f"only the whole change of {adapter.name} can be unloaded; write null"
+                yield Problem("restart.share", message)
+            elif "kept_base" not in init.provides:
+                message = "only the whole change can be unloaded where the base gave up the start of "
+                yield Problem("restart.share", f"{message}{init.name}; write null")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -16,19 +16,26 @@ from lrft.registry.errors import RecipeError
 class ReLoRA(TimedMethod):
     """Merge the adapter and start it anew every so many steps, with most moments zeroed and a short warm-up.
 
-    After every `every` steps:  W (out, in) <- W + s B A, A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) <- 0
-    After every `cycle` steps:  a share `prune_ratio` of the entries of m and of v is zeroed, step counts stay; the
-    learning rate falls to 1 / (warmup + 1) of the schedule's and rises linearly back to it within `warmup` steps
-    Trains what the adapter trains; changes nothing at step 0, and a merge leaves the function as it was.
-    What was merged is kept in float32 beside the stored weight and never rounded into it: after k merges the total
-    change has a rank of up to k r and takes 4 k r (in + out) bytes, or 4 in out where that is less.
+        every `every` steps:  W <- W + s B A,  A ~ U(-1/sqrt(in), 1/sqrt(in)),  B <- 0
+        every `cycle` steps:  a share q of the entries of the moments m and v <- 0
+        then:                 lr_j = (j + 1) / (w + 1) lr in the j-th step after it, j = 0 ... w - 1
+
+    with s the adapter's scale, A and B as the adapter starts (here LoRA), q = `prune_ratio`, lr the rate of the
+    recipe's schedule, w = `warmup` (default 100, or `cycle` / 10 if less); `cycle` is `every` unless it is set.
+    `reset: random` zeroes entries at random, `reset: magnitude` the smallest of each tensor; both leave step counts;
+    `reset: all` forgets the whole state.
+
+    Shapes: W (out, in), A (r, in), B (out, r). Changes nothing at step 0, and a merge leaves the function as it was.
+    Trains: what the adapter trains, anew after every merge. What was merged is kept in float32 beside the stored weight
+    and never rounded into it: after k merges the total change has a rank of up to k r and takes 4 k r (in + out) bytes,
+    or 4 in out where that is less.
     State: the number of merges.
     Source: Lialin et al., "ReLoRA: High-Rank Training Through Low-Rank Updates", ICLR 2024, arXiv 2307.05695, and the
-    authors' code, whose default is `reset: random` at 0.999; they report `magnitude` at 0.9 to do as well.
+    authors' code, whose default is `reset: random` at 0.999; they report `reset: magnitude` at 0.9 to do as well.
     Departures: in their code the rate falls to exactly 0 and the merge follows the step that is lost to it; here that
     step is left out. Their warm start in full rank is the pretrained model; weights outside the adapters train where
     `trainable` names them; the schedule is the recipe's, theirs a cosine down to 0.1. A trainable scale, which with
-    B = 0 would leave no gradient at all, does not exist. `reset: all`, a new state, is an addition.
+    B = 0 would leave no gradient at all, does not exist. `reset: all` is an addition.
     """
 
     aliases = {

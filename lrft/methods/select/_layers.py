@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from lrft.core.optimizer import contract_of
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.registry.errors import RecipeError
@@ -18,7 +19,7 @@ def layers(run: Run) -> list[list[ParamInfo]]:
     Raises:
         RecipeError: none stands in a layer, or the optimizer moves weights without gradients.
     """
-    if getattr(run.optimizer, "calls_closure", False):
+    if contract_of(run.optimizer).calls_closure:
         message = (
             "a selection decides which gradients are computed, and this optimizer computes none; write null"
         )

@@ -19,21 +19,27 @@ from lrft.registry.errors import RecipeError
 
 @SELECTORS.register
 class BAdam(TimedMethod):
-    """Block coordinate descent: one decoder layer trains for K = `every` steps, then the next, in turn.
+    """Block coordinate descent: one decoder layer trains for some steps, then the next, in turn.
 
-    Block of step t: order[floor(t / K) mod D] of D blocks; `random` draws a new order of all blocks for every D K steps
-    At a switch all optimizer state is deleted. A block that is not active has no gradient and keeps its values to the
-    last bit. Blocks are the decoder layers; `embeddings` and `head` make one block each of the input embeddings
-    (before the first layer) and of the head with all else outside the layers (after the last); without them
-    these do not train. `always` names parameters that train with every block. Changes nothing at step 0.
+        block of step t = order[floor(t / K) mod D]
+
+    with K = `every`, D the number of blocks. `order: descending` goes from the last block to the first,
+    `order: ascending` from the first, `order: random` draws a new order of all blocks for every D K steps. At a switch
+    all optimizer state is deleted. A block that is not active has no gradient and keeps its values to the last bit.
+    Blocks are the decoder layers; `embeddings: true` and `head: true` make one block each of the input embeddings
+    (before the first layer) and of the head with all else outside the layers (after the last); without them these do
+    not train. `always` names parameters that train with every block.
+
+    Shapes: those of the model. Changes nothing at step 0.
+    Trains: the active block, for K steps at a time. Between two steps everything that the recipe names requires
+    gradients again, so it is saved whole.
     State: with AdamW 8 bytes per number of the active block alone, and 4 more for the paper's float32 copy of it, which
     is `trainable.update: master`; of the method itself none, as the block is a function of (seed, step).
-    Between two steps everything that the recipe names requires gradients again, so it is saved whole.
     Source: Luo, Yu and Li, "BAdam: A Memory Efficient Full Parameter Optimization Method for Large Language Models",
     NeurIPS 2024, arXiv 2404.02827, and the package `badam`.
     Departures: every block gets K steps (the package gives the first K - 1), and weight decay stays what the optimizer
-    was built with (the package overwrites it at every switch). Blocks of some rows of every matrix, the package's
-    ratio mode, are left out.
+    was built with (the package overwrites it at every switch). Blocks of some rows of every matrix, the package's ratio
+    mode, are left out.
     """
 
     aliases = {

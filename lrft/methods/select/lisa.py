@@ -18,19 +18,24 @@ from lrft.registry.errors import RecipeError
 
 @SELECTORS.register
 class LISA(TimedMethod):
-    """Layerwise importance sampling: `active` random layers train, and all that is outside the layers always does.
+    """Layerwise importance sampling: random layers train, and all that is outside the layers always does.
 
-    Before steps 0, K, 2K, ... (K = `every`) `active` of the L layers are drawn uniformly without replacement
-    A layer that is not drawn has no gradient and keeps its values to the last bit; its optimizer state is deleted.
-    Embeddings, head and final norm train in every step, where `trainable` names them. Changes nothing at step 0.
-    State: with AdamW 8 bytes per number of (outside + active layers), constant over time; of the method itself none,
-    as the draw is a function of (seed, step).
-    Between two steps everything that the recipe trains requires gradients again, so it is saved whole.
+        before steps 0, K, 2 K, ...:  the n layers that train ~ uniform over the subsets of n of the L layers
+
+    with K = `every`, n = `active`. A layer that is not drawn has no gradient and keeps its values to the last bit; its
+    optimizer state is deleted. `moments: reset` forgets all optimizer state at a draw, `moments: keep` only that of
+    layers frozen again. The learning rate goes on over a draw.
+
+    Shapes: those of the model. Changes nothing at step 0.
+    Trains: the n drawn layers, and embeddings, head and final norm in every step, where `trainable` names them. Between
+    two steps everything that the recipe trains requires gradients again, so it is saved whole.
+    State: with AdamW 8 bytes per number of (outside + active layers), constant over time; of the method itself none, as
+    the draw is a function of (seed, step).
     Source: Pan et al., "LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model Fine-Tuning",
     NeurIPS 2024, arXiv 2403.17919, and its code in LMFlow.
-    Departures: `moments: reset` forgets every moment at a draw, as in the paper's runs, which trained each interval
-    in a process of its own; `moments: keep` does so for layers that are frozen again alone. LMFlow's callback keeps
-    all states, which grow to those of full training. The learning rate goes on over a draw.
+    Departures: `moments: reset` forgets every moment at a draw, as in the paper's runs, which trained each interval in
+    a process of its own; `moments: keep` does so for layers that are frozen again alone. LMFlow's callback keeps all
+    states, which grow to those of full training.
     """
 
     aliases = {

@@ -11,12 +11,18 @@ from lrft.registry.axes import SIGNALS
 
 @SIGNALS.register
 class BatchFisher(Statistic):
-    """F = sum over micro-batches of n g * g / sum of n, (out, in) in float32.
+    """Squared gradients of micro-batches, weighed by their target tokens.
 
-    g = dL/dW of the micro-batch's mean loss, n its target tokens. Being squared after the mean, it depends on how
-    the tokens are cut into micro-batches.
+        F = sum over micro-batches of n g * g / sum of n,  g = dL/dW
+
+    with L the micro-batch's mean loss, n its target tokens. Being squared after the mean, F depends on how the tokens
+    are cut into micro-batches. Micro-batches without a target are left out.
+
+    Shapes: F, g (out, in), in float32.
+    Keeps: the weighed sum, out in numbers, and the sum of n.
     Source: Cha et al., "Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs", ICLR 2025, and the
-    authors' code. Departures: none.
+    authors' code.
+    Departures: none.
     """
 
     def __init__(self) -> None:

@@ -11,9 +11,15 @@ from lrft.registry.axes import SIGNALS
 
 @SIGNALS.register
 class Fisher(Statistic):
-    """F = sum over documents of g * g, g = dL/dW of one document's mean loss, (out, in) in float32.
+    """The diagonal of the empirical Fisher information, document by document.
 
-    A sum, not a mean: what weighs matrices against each other differs from the mean by one common factor.
+        F = sum over documents of g * g,  g = dL/dW
+
+    with L one document's mean loss: every micro-batch is one document. A sum, not a mean: what weighs matrices against
+    each other differs from the mean by one common factor. Documents without a target are left out.
+
+    Shapes: F, g (out, in), in float32.
+    Keeps: the sum, out in numbers.
     Source: Guo et al., "LQ-LoRA", 2023, arXiv 2311.12023, and the authors' code, whose batches hold one sequence.
     Departures: none.
     """

@@ -11,10 +11,18 @@ from lrft.registry.axes import SIGNALS
 
 @SIGNALS.register
 class Grad(Statistic):
-    """G = dL/dW = mean over micro-batches of dy^T x, (out, in) in float32, without touching the weight.
+    """Gradient of the loss with respect to a site's weight, averaged over micro-batches.
 
-    Micro-batches without a target have no loss and are left out of the mean.
-    Source: the chain rule. Departures: none.
+        G = dL/dW = mean over micro-batches of dy^T x
+
+    with x the site's inputs and dy the gradient of its outputs at the real tokens; L is the micro-batch's mean loss
+    over its target tokens. It is formed without touching the weight. Micro-batches without a target have no loss and
+    are left out of the mean.
+
+    Shapes: x (tokens, in), dy (tokens, out), G (out, in), in float32.
+    Keeps: the sum of the gradients, out in numbers, and the count of micro-batches.
+    Source: the chain rule.
+    Departures: none.
     """
 
     def __init__(self) -> None:

@@ -11,11 +11,18 @@ from lrft.registry.axes import SIGNALS
 
 @SIGNALS.register
 class InputCov(Statistic):
-    """C = mean over micro-batches of X^T X, (in, in) in float32.
+    """Uncentred covariance of a site's inputs, averaged over micro-batches.
 
-    X (tokens, in): the real tokens' inputs, divided by |max entry|, the largest signed entry of the micro-batch.
-    Source: Yang et al., "CorDA", NeurIPS 2024, and the authors' code. Departures: the sum is divided by the number
-    of micro-batches, as in PEFT; the authors' code divides by 256, the number it is run with.
+        C = mean over micro-batches of X^T X,  X = x / |max x|
+
+    with x the site's inputs at the real tokens, max x the largest signed entry of the micro-batch.
+
+    Shapes: x, X (tokens, in), C (in, in), in float32.
+    Keeps: the sum, in^2 numbers, and the count of micro-batches. Forward passes alone; sites that share an input share
+    it.
+    Source: Yang et al., "CorDA", NeurIPS 2024, and the authors' code.
+    Departures: the sum is divided by the number of micro-batches, as in PEFT; the authors' code divides by 256, the
+    number it is run with.
     """
 
     backward = False

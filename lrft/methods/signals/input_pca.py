@@ -17,16 +17,22 @@ Needed = Callable[[Mapping[str, Tensor], int], Mapping[str, int]]
 
 @SIGNALS.register
 class InputPCA(Statistic):
-    """Incremental principal component analysis of the inputs at answer tokens.
+    """Incremental principal component analysis of a site's inputs at answer tokens, batch by batch.
 
-    Components V (k, in), values S (k) and mean m after n tokens take t new rows X with mean x:
-        U S' V' = SVD of [S V; X - x; sqrt(n t / (n + t)) (m - x)], leading k; signs: each row's largest entry is > 0
-    explained-variance ratio = S^2 / total variance; a component has settled when its cosine with the one before
-    the last micro-batch is at least `tau`.
-    Result: (k, in + 3) in float32, the columns [V | S | ratio | cosine], the cosine 0 until there are two batches.
+        U S' V' = SVD of [diag(S) V; X - x; sqrt(n t / (n + t)) (m - x)],  the leading k
+        S, V <- S', V';  m <- (n m + t x) / (n + t);  n <- n + t
+        ratio = S^2 / total variance
 
-    Source: Ross et al., "Incremental Learning for Robust Visual Tracking", 2008, as in PEFT's `IncrementalPCA` and
-    its use by EVA (randomised SVD of 2 k directions, seed 42, float64 after the first batch).
+    with V, S, m the components, their singular values and the mean of the inputs after n tokens, X the t new rows, x
+    their mean. Signs: each row's largest entry is > 0. A component has settled when its cosine with itself before the
+    last micro-batch is at least `tau`.
+
+    Shapes: V (k, in), S (k), m, x (in), X (t, in). Result: (k, in + 3) in float32, the columns [V | S | ratio |
+    cosine], the cosine 0 until there are two batches.
+    Keeps: V, S, m, cosines and total variance; inputs that wait for enough tokens. Forward passes alone; sites that
+    share an input share it.
+    Source: Ross et al., "Incremental Learning for Robust Visual Tracking", 2008, as in PEFT's `IncrementalPCA` and its
+    use by EVA (randomised SVD of 2 k directions, seed 42, float64 after the first batch).
     Departures: micro-batches with fewer tokens than components wait for the next ones; PEFT skips them.
 
     Args:

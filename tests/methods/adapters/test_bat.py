@@ -53,7 +53,7 @@ def test_the_count_is_pefts_for_llama_3_2_3b():
 def test_it_is_pefts():
     peft = pytest.importorskip("peft")
     site, weight = make()
-    keys = dict(site.adapter.peft_config(site.adapter.config))
+    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
     keys.pop("peft_type")
     model = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=False))
     model[0].weight.data.copy_(weight)

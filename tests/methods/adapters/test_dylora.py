@@ -83,8 +83,11 @@ def test_truncated_it_is_the_lora_of_the_leading_directions(rank, rslora):
     torch.testing.assert_close(adapter.delta_weight(base.weight()), lora.delta_weight(base.weight()))
     for mine, theirs in zip(adapter.factors(), lora.factors(), strict=True):
         assert torch.equal(mine, theirs)
-    assert {k: t.shape for k, t in adapter.peft_tensors().items()} == {"A": (rank, 24), "B": (40, rank)}
-    keys = adapter.peft_keys()
+    assert {k: t.shape for k, t in adapter.peft.tensors(adapter, None).items()} == {
+        "A": (rank, 24),
+        "B": (40, rank),
+    }
+    keys = adapter.peft.keys_of(adapter)
     assert (keys["r"], keys["lora_alpha"], keys["use_rslora"]) == (rank, ALPHA, rslora)
     assert DyLoRA.count(adapter.config, SITE) == sum(p.numel() for p in adapter.parameters())
 

@@ -39,12 +39,18 @@ def test_a_shut_gate_is_left_out_of_the_export():
     torch.nn.init.normal_(adapter.B)
     with torch.no_grad():
         adapter.E[[0, 3]] = 0
-    assert adapter.peft_keys()["r"] == 4 and adapter.peft_tensors()["A"].shape == (4, 40)
-    torch.testing.assert_close(adapter.peft_tensors()["B"] @ adapter.peft_tensors()["A"], adapter.composed())
+    assert adapter.peft.keys_of(adapter)["r"] == 4 and adapter.peft.tensors(adapter, None)["A"].shape == (
+        4,
+        40,
+    )
+    torch.testing.assert_close(
+        adapter.peft.tensors(adapter, None)["B"] @ adapter.peft.tensors(adapter, None)["A"],
+        adapter.composed(),
+    )
 
 
 def test_a_site_with_every_gate_shut_is_exported_as_one_component_of_zeros():
     adapter = make()
     torch.nn.init.zeros_(adapter.E)
-    assert adapter.peft_keys()["r"] == 1
-    assert not adapter.peft_tensors()["A"].any()
+    assert adapter.peft.keys_of(adapter)["r"] == 1
+    assert not adapter.peft.tensors(adapter, None)["A"].any()

@@ -69,12 +69,12 @@ def test_the_count_is_pefts_for_llama_3_2_3b_whatever_the_grid():
 def test_it_is_pefts(blocks, hybrid):
     peft = pytest.importorskip("peft")
     site, weight = make(blocks=blocks, hybrid_rank=hybrid)
-    keys = dict(site.adapter.peft_config(site.adapter.config))
+    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
     keys.pop("peft_type")
     model = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=False))
     model[0].weight.data.copy_(weight)
     theirs = peft.get_peft_model(model, peft.GraloraConfig(target_modules=["0"], **keys))
-    layer, tensors = theirs.base_model.model[0], site.adapter.peft_tensors()
+    layer, tensors = theirs.base_model.model[0], site.adapter.peft.tensors(site.adapter, None)
     layer.gralora_A["default"].data.copy_(tensors["A"])
     layer.gralora_B["default"].data.copy_(tensors["B"])
     if hybrid:

@@ -97,7 +97,10 @@ def test_the_scale_is_1_unless_alpha_says_otherwise(settings, scaling):
 def test_the_peft_form_is_a_plain_lora_of_the_same_rank():
     site, weight = make(alpha=12.0)
     train(site)
-    tensors, keys = site.adapter.peft_tensors(), site.adapter.peft_config(site.adapter.config)
+    tensors, keys = (
+        site.adapter.peft.tensors(site.adapter, None),
+        site.adapter.peft.keys(site.adapter.config, False),
+    )
     assert tensors.keys() == {"A", "B"} and keys["r"] == 4 and keys["lora_alpha"] == 12.0
     change = keys["lora_alpha"] / keys["r"] * tensors["B"] @ tensors["A"]
     torch.testing.assert_close(weight + change, site.merged_weight(), atol=1e-5, rtol=1e-4)
@@ -109,13 +112,13 @@ def test_peft_loads_it(tmp_path):
     peft = pytest.importorskip("peft")
     site, _ = make(alpha=12.0)
     train(site)
-    keys = dict(site.adapter.peft_config(site.adapter.config))
+    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
     keys.pop("peft_type")
     model = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=False))
     model[0].weight.data.copy_(site.base.weight())
     theirs = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0"], **keys))
     layer = theirs.base_model.model[0]
-    tensors = site.adapter.peft_tensors()
+    tensors = site.adapter.peft.tensors(site.adapter, None)
     layer.lora_A["default"].weight.data.copy_(tensors["A"])
     layer.lora_B["default"].weight.data.copy_(tensors["B"])
     x = torch.randn(5, 16)

@@ -72,7 +72,7 @@ def test_only_the_summed_input_is_kept_for_the_backward_pass():
 def test_it_is_pefts(settings):
     peft = pytest.importorskip("peft")
     site, weight = make(**settings)
-    keys = dict(site.adapter.peft_config(site.adapter.config))
+    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
     keys.pop("peft_type")
     model = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], 24, bias=False))
     model[0].weight.data.copy_(weight)

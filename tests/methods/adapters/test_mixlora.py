@@ -17,6 +17,7 @@ from lrft.core.stages import SitePlan
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.adapters.mixlora import MixLoRA
 from lrft.model.attach import attach
+from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
 from lrft.model.sites import sites_of
 from lrft.recipe.schema import ModelSection
@@ -218,17 +219,14 @@ def test_a_llama_7b_block_trains_what_the_formula_says():
 def on_a_model(tiny, family="llama", storage="nf4_reference", checkpointing=False):
     model = load_model(ModelSection(name=str(tiny(family)), dtype="float32", attention="sdpa"))
     settings = config(experts=4)
-    plan = {
-        name: SitePlan(site, settings.model_dump())
-        for name, site in sites_of(model, MixLoRA.site_kinds).items()
-    }
+    plan = {name: SitePlan(site, settings) for name, site in sites_of(model, MixLoRA.site_kinds).items()}
     stored = QUANTIZERS.declared(storage).config(method=storage)
 
     def quantize(weight, bias=None, **_):
         return QUANTIZERS.get(storage)(weight, bias, stored)
 
     init = INITS.get("default")(INITS.declared("default").config(method="default"))
-    attach(model, plan, quantize=quantize, adapter=MixLoRA, config=settings, init=init)
+    attach(model, plan, SiteBuilder(quantize, MixLoRA, settings, init))
     if checkpointing:
         model.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for _, site in adapted(model.hf):

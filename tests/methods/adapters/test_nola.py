@@ -118,7 +118,10 @@ def test_sites_have_matrices_of_their_own_and_a_checkpoint_brings_them_back():
 
 def test_the_peft_form_is_a_plain_lora():
     site, weight = make()
-    keys, tensors = site.adapter.peft_config(site.adapter.config), site.adapter.peft_tensors()
+    keys, tensors = (
+        site.adapter.peft.keys(site.adapter.config, False),
+        site.adapter.peft.tensors(site.adapter, None),
+    )
     change = keys["lora_alpha"] / keys["r"] * tensors["B"] @ tensors["A"]
     torch.testing.assert_close(weight + change, site.merged_weight(), atol=1e-5, rtol=1e-4)
 

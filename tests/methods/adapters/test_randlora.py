@@ -92,12 +92,12 @@ def test_bases_have_unit_variance_and_the_zeros_they_say(kind, zeros):
 def test_it_is_pefts(shape, settings):
     peft = pytest.importorskip("peft")
     site, weight = make(shape, rank=3, **settings)
-    keys = dict(site.adapter.peft_config(site.adapter.config))
+    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
     keys.pop("peft_type")
     model = torch.nn.Sequential(torch.nn.Linear(shape[1], shape[0], bias=False))
     model[0].weight.data.copy_(weight)
     theirs = peft.get_peft_model(model, peft.RandLoraConfig(target_modules=["0"], **keys))
-    layer, tensors = theirs.base_model.model[0], site.adapter.peft_tensors()
+    layer, tensors = theirs.base_model.model[0], site.adapter.peft.tensors(site.adapter, None)
     for name, tensor in site.adapter.bases[0].peft_tensors().items():
         their = getattr(layer, name)
         assert their["default"].shape == tensor.shape

@@ -69,7 +69,7 @@ def test_all_sites_cut_from_one_pair_drawn_for_the_widest():
 def test_it_is_pefts():
     peft = pytest.importorskip("peft")
     site, weight = make()
-    keys = dict(site.adapter.peft_config(site.adapter.config))
+    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
     keys.pop("peft_type")
     model = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=False))
     model[0].weight.data.copy_(weight)

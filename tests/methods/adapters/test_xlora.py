@@ -16,6 +16,7 @@ from lrft.core.adapted import adapted, adapters_off
 from lrft.core.stages import SitePlan
 from lrft.methods.adapters.xlora import XLoRA
 from lrft.model.attach import attach
+from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
 from lrft.model.sites import linear_sites
 from lrft.recipe.schema import ModelSection
@@ -63,14 +64,14 @@ def load_base(tiny):
 
 def mixed(tiny, folders, storage="none", **settings):
     model, config = load_base(tiny), XLoRA.Config(method="xlora", adapters=folders, **settings)
-    plan = {name: SitePlan(site, config.model_dump()) for name, site in linear_sites(model).items()}
+    plan = {name: SitePlan(site, config) for name, site in linear_sites(model).items()}
     stored = QUANTIZERS.declared(storage).config(method=storage)
 
     def quantize(weight, bias=None, **_):
         return QUANTIZERS.get(storage)(weight, bias, stored)
 
     init = INITS.get("default")(INITS.declared("default").config(method="default"))
-    attach(model, plan, quantize=quantize, adapter=XLoRA, config=config, init=init)
+    attach(model, plan, SiteBuilder(quantize, XLoRA, config, init))
     model.eval()
     return model
 

@@ -107,13 +107,13 @@ def test_the_regularizer_is_the_unbiased_variance_until_the_last_pruning():
 def test_the_plan_draws_the_factors_as_published_unless_the_recipe_says_otherwise():
     config, site = ADAPTERS.declared("svd_lora").config, Site("q", 8, 8)
     plan = {
-        "free": SitePlan(site, config(method="svd_lora").model_dump()),
-        "fixed": SitePlan(site, config(method="svd_lora", draw="normal").model_dump()),
-        "other": SitePlan(site, ADAPTERS.declared("gated_lora").config(method="gated_lora").model_dump()),
+        "free": SitePlan(site, config(method="svd_lora")),
+        "fixed": SitePlan(site, config(method="svd_lora", draw="normal")),
+        "other": SitePlan(site, ADAPTERS.declared("gated_lora").config(method="gated_lora")),
         "bare": SitePlan(site, None),
     }
     planned = allocator().plan(plan, None)
-    assert [plan.settings and plan.settings.get("draw") for plan in planned.values()] == [
+    assert [plan.setting("draw") for plan in planned.values()] == [
         "kaiming",
         "normal",
         None,

@@ -1,7 +1,6 @@
 """The draws of DyLoRA, and that a step moves what learns and nothing else."""
 
-from __future__ import annotations
-
+import copy
 from collections import Counter
 
 import pytest
@@ -9,12 +8,12 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
+from lrft.core.less import Less
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.adapters.dylora import DyLoRA
 from lrft.methods.allocate.dylora import DyLoRADraw
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
+from lrft.registry.axes import OPTIMIZERS, QUANTIZERS, SCHEDULES
 from lrft.registry.errors import RecipeError
 from lrft.training import schedule
 
@@ -35,7 +34,9 @@ def make(ranks=(4, 4), seed=0, optimizer="adamw", lr=0.05, draws=True, **setting
     ]
     config = OPTIMIZERS.declared(optimizer).config(lr=lr, weight_decay=0.1)
     optimizer = OPTIMIZERS.get(optimizer).build(infos, config)
-    run = Run(model, infos, optimizer, schedule.build(optimizer, ScheduleSection(), 90), 90, seed=seed)
+    run = Run(
+        model, infos, optimizer, schedule.build(optimizer, SCHEDULES.settings("linear"), 90), 90, seed=seed
+    )
     if draws:
         run.callbacks = [DyLoRADraw(DyLoRADraw.Config(method="dylora", **settings))]
     run.fire("start")
@@ -160,7 +161,7 @@ def test_after_the_run_the_adapter_has_its_full_rank():
 def test_a_start_that_the_base_gave_up_is_refused():
     run = make()
     for _, site in run.adapted():
-        site.start = site.adapter
+        site.base = Less(site.base, copy.deepcopy(site.adapter))
     with pytest.raises(RecipeError, match=r"init\.method: .*write default"):
         run.fire("start")
 

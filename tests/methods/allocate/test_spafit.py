@@ -12,21 +12,23 @@ from lrft.core.run import Run
 from lrft.core.stages import SitePlan
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.allocate.spafit import SPAFIT
-from lrft.registry.axes import QUANTIZERS
+from lrft.registry.axes import ADAPTERS, QUANTIZERS
 from lrft.registry.errors import RecipeError
+
+LORA = ADAPTERS.settings("lora", rank=4)
 
 
 def plan_of(layers, kinds=("q_proj", "v_proj")):
     names = [f"model.layers.{i}.self_attn.{kind}" for i in range(layers) for kind in kinds]
-    return {name: SitePlan(Site(name, 8, 8), {"rank": 4}) for name in names}
+    return {name: SitePlan(Site(name, 8, 8), LORA) for name in names}
 
 
 def planned(layers, **settings):
     """Layers whose sites keep their adapter."""
     plan = SPAFIT(SPAFIT.Config(method="spafit", **settings)).plan(plan_of(layers), None)
     assert len(plan) == 2 * layers
-    kept = [name for name, entry in plan.items() if entry.settings is not None]
-    assert all(plan[name].settings == {"rank": 4} for name in kept)
+    kept = [name for name, entry in plan.items() if entry.config is not None]
+    assert all(plan[name].config == LORA for name in kept)
     return sorted({int(name.split(".")[2]) for name in kept})
 
 
@@ -65,9 +67,9 @@ def test_by_default_the_upper_third_has_adapters(layers, kept):
 
 
 def test_a_site_outside_the_layers_keeps_its_adapter():
-    plan = plan_of(4) | {"embed_out": SitePlan(Site("embed_out", 8, 8), {"rank": 4})}
+    plan = plan_of(4) | {"embed_out": SitePlan(Site("embed_out", 8, 8), LORA)}
     decided = SPAFIT(SPAFIT.Config(method="spafit")).plan(plan, None)
-    assert decided["embed_out"].settings == {"rank": 4}
+    assert decided["embed_out"].config == LORA
 
 
 def test_biases_train_from_the_first_cut_on_and_no_other_weight_does():

@@ -9,8 +9,7 @@ from torch import nn
 from lrft.core.adapted import Adapted
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import ADAPTERS, ANALYSES, OPTIMIZERS, QUANTIZERS
+from lrft.registry.axes import ADAPTERS, ANALYSES, OPTIMIZERS, QUANTIZERS, SCHEDULES
 from lrft.training import schedule
 
 OUT, IN, RANK, ALPHA = 20, 16, 3, 6
@@ -27,7 +26,7 @@ def make(optimizer: str, quantization: str = "none", steps: int = 20):
         ParamInfo("x.B", adapter.B, "lora_B", "x", adapter.scaling, adapter.A),
     ]
     built = OPTIMIZERS.get(optimizer).build(infos, OPTIMIZERS.settings(optimizer))
-    run = Run(model, infos, built, schedule.build(built, ScheduleSection(), 9), 9)
+    run = Run(model, infos, built, schedule.build(built, SCHEDULES.settings("linear"), 9), 9)
     analysis = ANALYSES.get("gradient_gap")(ANALYSES.settings("gradient_gap", steps=steps))
     run.callbacks = [analysis]
     run.fire("start")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import lrft
 from lrft.api.open_run import open_run
 from lrft.core.adapted import adapted
 from lrft.recipe.load import load_recipe
@@ -26,7 +27,7 @@ def run(tiny, tmp_path):
         small += [f"train.max_steps={STEPS}", f"train.eval_every={STEPS}", "train.device=cpu"]
         small += ["adapter.rank=4", "optimizer.lr=0.05", "analyse=[rank_losses, row_losses]"]
         loaded = load_recipe(SMOKE / "lora.yaml", [*small, *overrides])
-        return train(loaded, tmp_path / "run", resume=False), tmp_path / "run"
+        return lrft.train(loaded, tmp_path / "run", resume=False), tmp_path / "run"
 
     return train
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lrft.core.adapted import Adapted
+from lrft.core.less import Less
 from lrft.core.params import Site
 from lrft.methods.analysis.update_rank import _ranks
 from lrft.registry.axes import ADAPTERS, QUANTIZERS
@@ -59,5 +60,5 @@ def test_a_start_that_the_base_gave_up_is_no_change():
     for anchored in (True, False):
         start = ADAPTERS.get("lora")(module.adapter.config, module.adapter.site)
         start.load_state_dict(module.adapter.state_dict())
-        held = Adapted(module.base, module.adapter, start=start, anchored=anchored)
+        held = Adapted(Less(module.base, start, anchored), module.adapter)
         assert held.change().abs().max() == 0

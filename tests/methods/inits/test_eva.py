@@ -10,7 +10,7 @@ import torch
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.params import Site
-from lrft.core.stages import Evidence, SitePlan, Tokens
+from lrft.core.stages import Evidence, SitePlan, Tokens, ranks_of
 from lrft.methods.inits.eva import distribute
 from lrft.model.attach import make_plan
 from lrft.model.calibrate import calibrate
@@ -27,7 +27,7 @@ def eva(**settings):
 
 
 def settings_of(rank=4, alpha=8.0, **more):
-    return ADAPTERS.declared("lora").config(method="lora", rank=rank, alpha=alpha, **more).model_dump()
+    return ADAPTERS.declared("lora").config(method="lora", rank=rank, alpha=alpha, **more)
 
 
 def rows_of(site):
@@ -48,13 +48,12 @@ def signal(site, init, settings):
 def planned(init, **more):
     """The plan over three sites, and their signals."""
     plan = {name: SitePlan(Site(name, width, 16), settings_of(**more)) for name, width in WIDTHS.items()}
-    signals = {name: signal(name, init, site.settings) for name, site in plan.items()}
+    signals = {name: signal(name, init, site.config) for name, site in plan.items()}
     return init.plan(plan, Evidence(signals, None, None)), signals
 
 
 def adapter_at(site):
-    settings = ADAPTERS.declared("lora").config.model_validate(site.settings)
-    return ADAPTERS.get("lora")(settings, site.site)
+    return ADAPTERS.get("lora")(site.config, site.site)
 
 
 quiet = pytest.mark.filterwarnings("ignore:init.batches")
@@ -64,14 +63,14 @@ quiet = pytest.mark.filterwarnings("ignore:init.batches")
 def test_the_ranks_sum_to_the_budget_and_none_exceeds_rho_times_its_own():
     for rho in (1.0, 1.5, 2.0):
         plan, _ = planned(eva(rho=rho))
-        ranks = [site.settings["rank"] for site in plan.values() if site.settings]
+        ranks = ranks_of(plan)
         assert sum(ranks) == 12 and max(ranks) <= round(4 * rho)
 
 
 @quiet
 def test_rho_1_keeps_every_rank_and_alpha():
     plan, _ = planned(eva(rho=1.0))
-    assert [site.settings for site in plan.values()] == [settings_of()] * 3
+    assert [site.config for site in plan.values()] == [settings_of()] * 3
 
 
 def test_ranks_go_to_the_largest_ratios():
@@ -97,9 +96,9 @@ def test_a_site_without_rank_gets_no_adapter_and_sites_without_one_stay_so():
     plan = {name: SitePlan(Site(name, 6, 6), settings_of(rank=1)) for name in "ab"}
     plan["off"] = SitePlan(Site("off", 6, 6), None)
     found = init.plan(plan, Evidence(signals, None, None))
-    assert found["a"].settings["rank"] == 2
-    assert found["b"].settings is None and found["off"].settings is None
-    assert plan["b"].settings is not None, "the plan that was given is left alone"
+    assert found["a"].rank == 2
+    assert found["b"].config is None and found["off"].config is None
+    assert plan["b"].config is not None, "the plan that was given is left alone"
 
 
 @quiet
@@ -107,12 +106,12 @@ def test_a_site_without_rank_gets_no_adapter_and_sites_without_one_stay_so():
 def test_the_scale_of_every_site_stays(rslora):
     before = adapter_at(SitePlan(Site("a", 20, 16), settings_of(rslora=rslora))).scaling
     plan, _ = planned(eva(), rslora=rslora)
-    assert len({site.settings["rank"] for site in plan.values() if site.settings}) > 1
+    assert len(set(ranks_of(plan))) > 1
     for site in plan.values():
-        if site.settings:
+        if site.config:
             assert adapter_at(site).scaling == pytest.approx(before)
     plan, _ = planned(eva(adjust_scaling=False), rslora=rslora)
-    assert all(site.settings["alpha"] == 8.0 for site in plan.values() if site.settings)
+    assert all(site.config.alpha == 8.0 for site in plan.values() if site.config)
 
 
 @quiet
@@ -120,7 +119,7 @@ def test_A_spans_the_leading_components_of_the_inputs_and_the_weight_is_unchange
     init = eva()
     plan, signals = planned(init)
     for name, site in plan.items():
-        if site.settings is None:
+        if site.config is None:
             continue
         adapter = adapter_at(site)
         torch.nn.init.ones_(adapter.B)
@@ -194,7 +193,7 @@ def test_ranks_and_components_are_pefts(tiny, targets, tau):
     seen = []
 
     def make(site, name):
-        return SIGNALS.get(name)(**init.signal_options(name, plan[site].settings))
+        return SIGNALS.get(name)(**init.signal_options(name, plan[site].config))
 
     stream = islice(cycle(list(batches_of())), 200)
     signals = calibrate(model, sites, stream, Objective(None), make, init.needs, seen.append)
@@ -205,7 +204,7 @@ def test_ranks_and_components_are_pefts(tiny, targets, tau):
         model.hf, [for_peft(batch) for batch in batches_of()], config, show_progress_bar=False
     )
     assert len(seen) < 200
-    ours = {name: (site.settings or {"rank": 0})["rank"] for name, site in plan.items()}
+    ours = {name: site.rank or 0 for name, site in plan.items()}
     assert sum(ours.values()) == sum(len(found) for found in theirs.values()) == 3 * len(sites)
     for name, found in theirs.items():
         alone = not name.endswith(("q_proj", "k_proj"))  # of equal ratios either site may be given one more

@@ -51,8 +51,8 @@ def test_the_randomised_decomposition_of_the_authors_is_the_exact_one_for_small_
 
 def test_the_export_is_a_plain_lora_of_the_same_rank_on_the_untouched_base():
     site, weight = make("lora_one")
-    tensors = site.adapter.peft_tensors(site.start)
-    keys = site.adapter.peft_config(site.adapter.config)
+    tensors = site.adapter.peft.tensors(site.adapter, site.start)
+    keys = site.adapter.peft.keys(site.adapter.config, False)
     change = keys["lora_alpha"] / keys["r"] * tensors["B"] @ tensors["A"]
     assert keys["r"] == 4
     torch.testing.assert_close(weight + change, site.merged_weight(), atol=1e-6, rtol=1e-5)

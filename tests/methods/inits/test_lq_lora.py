@@ -159,7 +159,7 @@ def planned(weights, storage="nf_blocks", **settings):
     init = build("lq_lora", **settings)
     config = ADAPTERS.declared("lora").config(method="lora", rank=4)
     plan = {
-        name: SitePlan(Site(name, weight.shape[1], weight.shape[0]), config.model_dump())
+        name: SitePlan(Site(name, weight.shape[1], weight.shape[0]), config)
         for name, weight in weights.items()
     }
     signals = {

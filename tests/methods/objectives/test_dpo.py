@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.batch import Batch
+from lrft.core.less import Less
 from lrft.core.params import ParamInfo, Site
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
@@ -85,7 +86,8 @@ def policy_of(hf, residual=None, dropout=0.0):
             start = copy.deepcopy(adapter)
         if residual == "rewrite":
             weight = weight - start.delta_weight(weight)
-        model.hf.model.set_submodule(name, Adapted(dense(weight), adapter, start, residual == "anchor"))
+        base = dense(weight) if start is None else Less(dense(weight), start, residual == "anchor")
+        model.hf.model.set_submodule(name, Adapted(base, adapter))
     return model
 
 

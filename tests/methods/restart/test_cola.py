@@ -11,8 +11,7 @@ from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.restart.cola import COLA
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
+from lrft.registry.axes import OPTIMIZERS, QUANTIZERS, SCHEDULES
 from lrft.training import schedule
 
 
@@ -22,7 +21,7 @@ def make(links, total=12, method="linear", warmup=0):
     site = Adapted(base, LoRA(LoRA.Config(method="lora", rank=3, dropout=0.2), Site("s", 32, 40)))
     infos = [ParamInfo(f"s.{k}", site.adapter.get_parameter(k), f"lora_{k}", "s") for k in "AB"]
     optimizer = OPTIMIZERS.get("adamw").build(infos, OPTIMIZERS.declared("adamw").config(lr=0.01))
-    rates = schedule.build(optimizer, ScheduleSection(method=method, warmup_steps=warmup), total)
+    rates = schedule.build(optimizer, SCHEDULES.settings(method, warmup_steps=warmup), total)
     run = Run(nn.ModuleDict({"s": site}), infos, optimizer, rates, total)
     if links:
         run.callbacks = [COLA(COLA.Config(method="cola", links=links))]

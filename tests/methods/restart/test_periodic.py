@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted
+from lrft.core.less import Less
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.methods.restart.periodic import PeriodicLoRA, unload
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS
+from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS, SCHEDULES
 from lrft.registry.errors import RecipeError
 from lrft.training import schedule
 
@@ -39,7 +39,7 @@ def make_run(site, total=12, rates="linear", **settings):
     held = site.adapter.named_parameters()
     infos = [ParamInfo(f"s.{k}", p, site.adapter.roles[k], "s") for k, p in held if p.requires_grad]
     optimizer = OPTIMIZERS.get("adamw").build(infos, OPTIMIZERS.declared("adamw").config(lr=0.01))
-    rates = schedule.build(optimizer, ScheduleSection(method=rates), total)
+    rates = schedule.build(optimizer, SCHEDULES.settings(rates), total)
     run = Run(nn.ModuleDict({"s": site}), infos, optimizer, rates, total)
     run.callbacks = [PeriodicLoRA(PeriodicLoRA.Config(method="periodic", **settings))]
     return run
@@ -144,7 +144,7 @@ def test_only_the_whole_of_a_change_that_depends_on_the_weight_can_be_unloaded()
 def test_only_the_whole_change_can_be_unloaded_where_the_start_is_a_part_of_the_base():
     site = make_site()
     start = ADAPTERS.get("lora")(site.adapter.config, site.adapter.site)
-    site = Adapted(site.base, site.adapter, start=start)
+    site = Adapted(Less(site.base, start), site.adapter)
     with pytest.raises(RecipeError, match=r"restart\.share: .*gave up the start"):
         make_run(site, every=3, share=0.5).fire("start")
 
@@ -155,7 +155,7 @@ def test_the_start_that_the_base_gave_up_stays_given_up(anchored):
     site = make_site()
     start = ADAPTERS.get("lora")(site.adapter.config, site.adapter.site)
     nn.init.normal_(start.B, std=0.3)
-    site = Adapted(site.base, site.adapter, start=start, anchored=anchored)
+    site = Adapted(Less(site.base, start, anchored), site.adapter)
     run, x = make_run(site, every=1, total=3), torch.randn(5, 64)
     with torch.no_grad():
         before, merged = site(x), site.merged_weight()

@@ -12,8 +12,7 @@ from lrft.core.run import Run
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.restart._unload import above_quantile
 from lrft.methods.restart.relora import ReLoRA
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
+from lrft.registry.axes import OPTIMIZERS, QUANTIZERS, SCHEDULES
 from lrft.registry.errors import RecipeError
 from lrft.training import schedule
 
@@ -25,7 +24,7 @@ def make(total=12, optimizer="adamw", rates="linear", width=64, **settings):
     model = nn.ModuleDict({"site": site})
     infos = [ParamInfo(f"site.{k}", site.adapter.get_parameter(k), f"lora_{k}", "site") for k in "AB"]
     optimizer = OPTIMIZERS.get(optimizer).build(infos, OPTIMIZERS.declared(optimizer).config(lr=0.01))
-    run = Run(model, infos, optimizer, schedule.build(optimizer, ScheduleSection(method=rates), total), total)
+    run = Run(model, infos, optimizer, schedule.build(optimizer, SCHEDULES.settings(rates), total), total)
     run.callbacks = [ReLoRA(ReLoRA.Config(method="relora", **settings))]
     run.fire("start")
     return run, site

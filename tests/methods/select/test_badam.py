@@ -11,8 +11,7 @@ from torch import nn
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.methods.select.badam import BAdam
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.axes import OPTIMIZERS, SCHEDULES
 from lrft.registry.errors import RecipeError
 from lrft.training import schedule, updates
 
@@ -64,7 +63,7 @@ def make(layers=4, dtype=torch.float32, update="in_place", seed=0, select=True, 
         model,
         infos,
         optimizer,
-        schedule.build(optimizer, ScheduleSection(method="constant"), 60),
+        schedule.build(optimizer, SCHEDULES.settings("constant"), 60),
         60,
         seed=seed,
     )

@@ -11,8 +11,7 @@ from torch import nn
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.methods.select.lisa import LISA
-from lrft.recipe.schema import ScheduleSection
-from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.axes import OPTIMIZERS, SCHEDULES
 from lrft.registry.errors import RecipeError
 from lrft.training import schedule
 
@@ -46,7 +45,7 @@ def make(seed=0, select=True, **settings):
     optimizer = OPTIMIZERS.get("adamw").build(
         infos, OPTIMIZERS.declared("adamw").config(lr=0.01, weight_decay=0.1)
     )
-    rates = schedule.build(optimizer, ScheduleSection(method="linear"), 60)
+    rates = schedule.build(optimizer, SCHEDULES.settings("linear"), 60)
     run = Run(model, infos, optimizer, rates, 60, seed=seed)
     if select:
         run.callbacks = [LISA(LISA.Config(method="lisa", **settings))]

@@ -1,0 +1,60 @@
+"""`Optimizer`: what the loop, the checkpoints and the counts ask of an optimizer beyond torch's own interface."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lrft.core.params import ParamInfo
+from lrft.registry.config import OptimizerConfig
+
+
+class Optimizer(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` that is built of parameters with roles, and says how it wants to be used.
+
+    A method derives from this, alone or before the class of torch that it is: `class AdamW(Optimizer,
+    torch.optim.AdamW)`. Its state survives a checkpoint: `state_dict` holds tensors and plain values, and a step after
+    `load_state_dict` is the step that would have followed, to the bit.
+
+    Class attributes:
+        provides, requires: traits (`lrft.registry.traits`).
+        calls_closure: `step(closure)` computes losses itself, without gradients, and returns the one to report; all
+            others are stepped once the gradients are there.
+        consumes_gradients: parameters are stepped within the backward pass and their gradients freed; there is no
+            global norm to clip by, only `take_norm`.
+        steps_without_storage: a step can be taken on tensors without storage, by which state is counted beforehand.
+        shared_state: names of state tensors that all parameters share, which are counted for none.
+    """
+
+    name: ClassVar[str]
+    provides: ClassVar[set[str]] = set()
+    requires: ClassVar[set[str]] = set()
+    Config: ClassVar[type[OptimizerConfig]] = OptimizerConfig
+    calls_closure: ClassVar[bool] = False
+    consumes_gradients: ClassVar[bool] = False
+    steps_without_storage: bool = True
+    shared_state: tuple[str, ...] = ()
+
+    @classmethod
+    def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
+        """The optimizer over these parameters, with the settings of a recipe.
+
+        Raises:
+            ValueError: it cannot take them; the message says which and what would work.
+        """
+        raise NotImplementedError(f"{cls.__name__} declares no way to be built")
+
+    def take_norm(self) -> Tensor | None:
+        """The global L2 norm of the gradients consumed since the last call, 0-d; None where there were none."""
+        return None
+
+    def adjusted_gradients(self, B: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the gradients of a pair A (r, in), B (out, r) are replaced by before the step; None where they stay."""
+        return None
+
+
+def contract_of(optimizer: torch.optim.Optimizer) -> Optimizer | type[Optimizer]:
+    """The optimizer as one of ours; of a plain one of torch's, the defaults."""
+    return optimizer if isinstance(optimizer, Optimizer) else Optimizer

@@ -1,0 +1,60 @@
+"""`PeftForm`: how PEFT holds a method, said by the method itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lrft.core.adapter import Adapter
+
+LORA_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}
+
+
+def own_state(adapter: Any, start: Any = None) -> dict[str, Tensor]:
+    """The adapter's own tensors, where PEFT holds the same ones."""
+    assert start is None, f"{type(adapter).__name__} declares no form with a start"
+    found: dict[str, Tensor] = adapter.state_dict()
+    return found
+
+
+@dataclass(frozen=True)
+class PeftForm:
+    """How PEFT holds a method.
+
+    Attributes:
+        keys: (settings, whether the tensors hold the start too) -> the method's own keys of adapter_config.json.
+        tensors: (adapter, the start that the base gave up or None) -> name -> tensor as PEFT expects it, the start
+            subtracted, so that they fit the pretrained base.
+        names: those names -> what PEFT calls the tensors.
+        keys_here: adapter -> its keys, where training changes what the settings say.
+        transposed: whether PEFT has the method on layers that store (in, out) too, as GPT-2's do.
+    """
+
+    keys: Callable[[Any, bool], dict[str, Any]]
+    tensors: Callable[[Any, Any], dict[str, Tensor]] = own_state
+    names: Mapping[str, str] = field(default_factory=lambda: dict(LORA_NAMES))
+    keys_here: Callable[[Any], dict[str, Any]] | None = None
+    transposed: bool = True
+
+    def keys_of(self, adapter: Adapter, with_start: bool = False) -> dict[str, Any]:
+        """The keys of this very adapter."""
+        return self.keys(adapter.config, with_start) if self.keys_here is None else self.keys_here(adapter)
+
+    def tensors_of(self, adapter: Adapter, start: Adapter | None = None) -> dict[str, Tensor]:
+        """PEFT's name -> tensor of this adapter at its site."""
+        return {self.names[name]: tensor for name, tensor in self.tensors(adapter, start).items()}
+
+
+def lora_keys(rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False) -> dict[str, Any]:
+    """The keys of a plain LoRA."""
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "use_rslora": rslora,
+    }

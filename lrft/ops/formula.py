@@ -1,0 +1,61 @@
+"""The map of an adapter that says nothing but its change of the weight: right for every formula, and lean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrft.ops.linalg import in_shape_of
+from lrft.ops.low_rank import FrozenMap
+
+Delta = Callable[[Tensor], Tensor]
+"""W (out, in) -> its change (out, in)."""
+
+
+def formula_linear(x: Tensor, base: FrozenMap, delta: Delta, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """X (W + delta(W))^T + b, (..., in) -> (..., out) in the dtype of x.
+
+    The change is formed in the forward pass and again in the backward pass, so that of all that is as large as a
+    weight nothing is kept between the two.
+
+    Args:
+        parameters: what `delta` is a function of beside W; those that train get their gradients.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return _FormulaMatmul.apply(x, base, delta, *trained)
+
+
+class _FormulaMatmul(torch.autograd.Function):
+    """Saves x. With G = dy^T x: dx = dy (W + delta), and dp = the derivative of <G, delta(W)> for every parameter.
+
+    W and its change are added as products, never as weights: a small change of a weight in half precision would be
+    rounded away.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, base: FrozenMap, delta: Delta, *trained: Tensor) -> Tensor:
+        flat, weight = x.reshape(-1, x.shape[-1]), base.weight()
+        ctx.base, ctx.delta = base, delta
+        ctx.save_for_backward(flat, *trained)
+        y = F.linear(flat, weight, base.bias)
+        y.addmm_(flat, delta(weight.float()).to(x.dtype).mT)
+        return in_shape_of(y, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *trained = ctx.saved_tensors
+        dy, weight = grads[0].reshape(-1, grads[0].shape[-1]), ctx.base.weight()
+        with torch.enable_grad():
+            change = ctx.delta(weight.float())
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy @ weight).addmm_(dy, change.detach().to(dy.dtype))
+            dx = dx.view(*grads[0].shape[:-1], dx.shape[-1])
+        if not trained:
+            return dx, None, None
+        G = (dy.mT @ x).to(change.dtype)
+        return dx, None, None, *torch.autograd.grad(change, trained, G, allow_unused=True)
