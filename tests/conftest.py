@@ -51,6 +51,19 @@ LONG = (
     "tests/training/test_stop_below.py",
     "tests/model/test_random_weights.py",
 )
+# What else --fast leaves out: rooms and files that are quick each and long together, or that start processes.
+ASIDE = (
+    "tests/lab/",
+    "tests/evaluation/",
+    "tests/commands/",
+    "tests/test_package.py",
+    "tests/recipe/test_commands.py",
+    "tests/recipe/test_fuzz.py",
+    "tests/model/test_probe.py",
+    "tests/data/test_order_and_pack.py",
+    "tests/methods/adapters/test_xlora.py",
+    "tests/methods/allocate/test_dylora.py",
+)
 # Of those, what --fast runs all the same: one recipe from training to merge, and what no training is needed for.
 KEPT = (
     *(f"tests/test_recipes.py::test_{name}" for name in ("a_smoke_recipe_lasts", "every_method_has")),
@@ -90,7 +103,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_fast(item: pytest.Item) -> bool:
-    return _file(item) not in LONG or item.nodeid.startswith(KEPT)
+    return item.nodeid.startswith(KEPT) or not item.nodeid.startswith((*LONG, *ASIDE))
 
 
 def _first_storages(items: list[pytest.Item]) -> dict[str, str]:

@@ -127,5 +127,22 @@ def test_no_number_is_missed_and_none_is_without_provenance(every_table):
     )
 
 
+def test_all_63_runs_of_pefts_comparison_are_there_and_lrfts_own_methods_count(every_table):
+    numbers = every_table["peft_metamathqa"]
+    assert len(numbers) == 63
+    counted = {number.row for number in numbers if number.verdict == EQUAL}
+    assert counted >= {
+        "adalora/rank32",
+        "full-finetuning/lr_0.00001",
+        "ln_tuning/default",
+        "lora/rank10-target-mlp",
+        "lora/rank32",
+        "lora/rank32-dora",
+        "lora/rank32-lorafa",
+        "lora/rank64",
+        "lora/rank64-rslora",
+    }
+
+
 def test_the_page_of_tables_is_current(every_table):
     assert tables_page.PAGE.read_text() == tables_page.page(every_table), "run scripts/tables_page.py"
