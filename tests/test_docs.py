@@ -1,6 +1,8 @@
 """What is written about the methods and recipes is there, and is true of the code."""
 
 import re
+import subprocess
+import sys
 from functools import cache
 from inspect import cleandoc
 from pathlib import Path
@@ -9,8 +11,12 @@ from typing import get_args
 import pytest
 import yaml
 
+import choosing_page
+import data_page
+import generated
 import make_quickstart_data
-import methods_table
+import methods_pages
+import recipe_page
 from lrft.recipe.load import load_recipe
 from lrft.registry import axes
 from lrft.registry.axes import ANALYSES, AXES, FORMATS, SIGNALS, TASKS
@@ -26,6 +32,7 @@ PARAGRAPHS = {
     **dict.fromkeys(AXES, METHOD),
     "quantization": "Shapes Bits Source Departures [Advice]",
     "optimizer": "Shapes State Source Departures [Advice]",
+    "schedule": "Shapes State Source Departures [Advice]",
     "signal": "Shapes Keeps Source Departures",
     "analysis": "Shapes Found Source [Departures] [Advice]",
     "format": "Columns Text Learnt",
@@ -117,7 +124,7 @@ def literals(axis: str, name: str) -> dict[str, list[object]]:
 
 @pytest.mark.parametrize(("axis", "name"), METHODS)
 def test_a_method_states_what_it_trains_or_stores(axis, name):
-    label = {"quantization": "Bits", "optimizer": "State"}.get(axis, "Trains")
+    label = {"quantization": "Bits", "optimizer": "State", "schedule": "State"}.get(axis, "Trains")
     stated = " ".join(paragraphs(declared(axis, name).doc)[label].split())
     assert stated and re.search(NUMBERS.get(axis, r"\w"), stated)
 
@@ -132,7 +139,7 @@ def test_an_adapter_an_init_and_an_objective_say_what_holds_at_step_0(axis, name
 def test_a_method_states_its_source_and_departures(axis, name):
     declaration = declared(axis, name)
     source = " ".join(paragraphs(declaration.doc)["Source"].split())
-    assert methods_table.source(declaration) == source.rstrip(".;")
+    assert methods_pages.source(declaration) == source.rstrip(".;")
     assert paragraphs(declaration.doc)["Departures"].strip()
 
 
@@ -144,8 +151,65 @@ def test_a_docstring_has_a_one_line_summary_and_no_filler(axis, name):
     assert "nothing of its own" not in " ".join(declaration.doc.lower().split())
 
 
-def test_the_table_of_methods_in_the_readme_is_current():
-    assert methods_table.updated(text("README.md")) == text("README.md"), "run scripts/methods_table.py"
+@pytest.mark.parametrize(
+    "script", [methods_pages, recipe_page, data_page, choosing_page], ids=lambda s: s.__name__
+)
+def test_what_a_script_writes_is_current(script):
+    owned = [methods_pages.FOLDER] if script is methods_pages else []
+    stale = generated.out_of_date(script.fresh(), owned)
+    assert not stale, f"run scripts/{script.__name__}.py"
+
+
+def test_the_readme_is_short_enough_to_be_read_and_long_enough_to_decide():
+    assert 10_000 <= len(text("README.md").encode()) <= 12_000
+
+
+def test_a_docstring_in_the_layout_becomes_equations_and_named_paragraphs():
+    doc = """Moves *every* row.
+
+        W' = W + s B A,  s < 1
+        y  = x W'^T
+
+    with s = `alpha` / r and A_ij as in LoRA.
+
+    Shapes: A (r, in).
+    Trains: r (in + out) numbers
+    per site.
+    Source: Somebody, "A title: with a colon", 2024.
+    Departures: none.
+    """
+    assert methods_pages.docstring(doc) == "\n\n".join(
+        (
+            "Moves \\*every\\* row.",
+            "```text\nW' = W + s B A,  s < 1\ny  = x W'^T\n```",
+            "with s = `alpha` / r and A\\_ij as in LoRA.",
+            "**Shapes:** A (r, in).",
+            "**Trains:** r (in + out) numbers per site.",
+            '**Source:** Somebody, "A title: with a colon", 2024.',
+            "**Departures:** none.",
+        )
+    )
+
+
+def test_every_key_of_a_recipe_is_on_the_reference_with_what_it_does():
+    rows = re.findall(r"^\| `(\w+\.[\w.]+)` \|.*\| (.*) \|$", text("docs/recipe-reference.md"), re.MULTILINE)
+    assert len(rows) > 40
+    assert [key for key, what in rows if not what] == []
+
+
+def test_the_own_data_page_shows_every_format_with_five_rows_and_what_is_learnt():
+    page = text("docs/own-data.md")
+    for name in axes.FORMATS.names():
+        block = page.partition(f"<!-- {name}:begin -->")[2].partition(f"<!-- {name}:end -->")[0]
+        assert len(re.findall(rf"^docs/rows/{name}\.\w+:\d+: ", block, re.MULTILINE)) == data_page.COUNT
+        assert block.count("⟦") >= data_page.COUNT and block.count("⟦") == block.count("⟧")
+
+
+def test_every_measured_block_ends_where_it_begins():
+    pages = [text("README.md"), *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))]
+    opened = [name for page in pages for name in re.findall(r"<!-- measured:(\w+) -->", page)]
+    closed = [name for page in pages for name in re.findall(r"<!-- /measured:(\w+) -->", page)]
+    assert sorted(opened) == sorted(closed) and len(set(opened)) == len(opened) >= 5
 
 
 @pytest.mark.parametrize(("axis", "name"), METHODS)
@@ -154,10 +218,21 @@ def test_the_changelog_names_every_method(axis, name):
     assert any(f"`{name}`" in section for section in released[1:])
 
 
-def test_the_changelog_has_the_current_version_or_unreleased_changes():
+def test_the_changelog_has_released_the_current_version_below_what_is_not_released():
     import lrft
 
-    assert f"## [{lrft.__version__}]" in text("CHANGELOG.md") or "## [Unreleased]" in text("CHANGELOG.md")
+    heads = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", text("CHANGELOG.md"), re.MULTILINE)
+    assert heads[0] == ("Unreleased", "")
+    assert lrft.__version__ in [version for version, day in heads if day]
+    assert f"version: {lrft.__version__}\n" in text("CITATION.cff")
+
+
+def test_a_change_is_one_line_of_the_changelog():
+    body = text("CHANGELOG.md").partition("## [Unreleased]")[2].partition("\n[Unreleased]:")[0]
+    lines = [
+        line for line in body.splitlines()[1:] if line and not line.startswith(("#", "The first release."))
+    ]
+    assert lines and all(line.startswith("- ") and len(line) <= 160 for line in lines)
 
 
 @pytest.mark.parametrize(("axis", "name"), METHODS)
@@ -197,12 +272,29 @@ def test_the_quickstart_test_asks_for_combinations_that_training_has_not():
         assert len(set(values)) == len(values)
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/api.md", "docs/log.md"]
-)
+DOCUMENTS = [path.name for path in sorted(ROOT.glob("*.md"))]
+DOCUMENTS += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_between_documents_lead_somewhere(name):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text(name)):
+    prose = re.sub(r"^```.*?^```", "", text(name), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", prose):
         assert (ROOT / name).parent.joinpath(target).exists(), f"{name} links to {target}"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_table_begins_after_an_empty_line(name):
+    """Or the site shows it as text."""
+    prose = re.sub(r"^```.*?^```", "", text(name), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^[^|\n].*\n\|.*\|$", prose, re.MULTILINE) == []
+
+
+def test_the_site_has_every_page_and_no_dead_link(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "methods" / "adapter" / "index.html").is_file()
 
 
 def test_the_pieces_of_the_api_page_run_as_they_are_written():

@@ -125,6 +125,9 @@ def test_the_wheel_says_who_it_is(wheel):
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata
+    assert "Author: lrft developers" in metadata
+    for name in ("Homepage", "Repository", "Issues", "Changelog"):
+        assert f"Project-URL: {name}, https://github.com/lrft/lrft" in metadata
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
     assert "lrft = lrft.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
@@ -145,6 +148,7 @@ def test_the_continuous_integration_runs_the_test_command_of_the_readme():
     assert "exec scripts/test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "scripts/test" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert ".ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "build --strict" in (ROOT / "scripts" / "test").read_text(encoding="utf-8")
 
 
 # Tied heads, biases, experts, a state along the row; the rest is made by the same few lines.

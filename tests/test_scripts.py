@@ -41,13 +41,17 @@ def imported_by(path: Path) -> set[str]:
 
 
 def test_every_script_has_a_test():
-    """One in Python is imported by a test or by another script, one in bash is among those called below."""
+    """One in Python is imported by a test or by another script, or by the site, which test_docs.py builds; of those in
+    bash each is among those called below."""
     users = [*(ROOT / "tests").rglob("test_*.py"), *(p for p in SCRIPTS if p.suffix)]
     used = {user: imported_by(user) for user in users}
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     alone = [
         path.name
         for path in SCRIPTS
-        if path.suffix and not any(path.stem in names for user, names in used.items() if user != path)
+        if path.suffix
+        and not any(path.stem in names for user, names in used.items() if user != path)
+        and f"scripts/{path.name}" not in site
     ]
     assert alone == []
     assert {path.name for path in SCRIPTS if not path.suffix} == BASH
@@ -164,7 +168,7 @@ def bash(tmp_path) -> Callable[..., tuple[int, str, list[str]]]:
     for name in ("constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
     (venv / "bin").mkdir(parents=True)
-    for name in ("lrft", "python", "ruff", "mypy", "pytest"):
+    for name in ("lrft", "python", "ruff", "mypy", "mkdocs", "pytest"):
         (venv / "bin" / name).write_text(STAND_IN)
         (venv / "bin" / name).chmod(0o755)
     digest = hashlib.sha256(str(root.resolve()).encode())
@@ -209,12 +213,13 @@ def test_the_quickstart_trains_evaluates_and_merges_and_goes_on_where_it_stopped
 def test_the_test_command_checks_before_it_tests_and_takes_a_part(bash):
     checks = ["ruff check .", "ruff format --check .", "mypy lrft"]
     spread = "-n auto --dist loadfile --no-loadscope-reorder"
-    for arguments, options in (
-        ([], f"{spread}"),
-        (["--fast"], f"{spread} --fast"),
-        (["tests/test_loss.py", "-x"], "tests/test_loss.py -x"),
+    site = ["mkdocs build --strict"]
+    for arguments, more, options in (
+        ([], site, spread),
+        (["--fast"], [], f"{spread} --fast"),
+        (["tests/test_loss.py", "-x"], site, "tests/test_loss.py -x"),
     ):
-        assert bash("test", *arguments) == (0, "", [*checks, f"pytest --durations=25 {options}"])
+        assert bash("test", *arguments) == (0, "", [*checks, *more, f"pytest --durations=25 {options}"])
     code, _, called = bash("test", FAILS="mypy lrft")
     assert code != 0 and called == checks
 

@@ -5,13 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from lrft.build.dataset import Text, read_rendered, read_text
 from lrft.data.encoded import Encoded
 from lrft.data.show import masked_text, spans
 from lrft.evaluation.progress import EvaluationBar
 from lrft.recipe.load import LoadedRecipe, as_loaded
+from lrft.registry.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from rich.text import Text as RichText
+
+
+class Segment(TypedDict, total=False):
+    """A run of text that is learnt or not; of a pair, in which answer."""
+
+    answer: str
+    text: str
+    learnt: bool
+
+
+class RowRecord(TypedDict):
+    """A row as plain values."""
+
+    where: str
+    tokens: int
+    learnt: int
+    truncated: bool
+    dropped: bool
+    segments: list[Segment]
 
 
 @dataclass(frozen=True)
@@ -25,12 +48,14 @@ class ShownRow:
 
     where: str
     encoded: Encoded
-    tokenizer: Any
+    tokenizer: Tokenizer
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RowRecord:
         """Plain values; the text of a pair says of which answer it is."""
         encoded = self.encoded
-        answers = ({"answer": "chosen"}, {"answer": "rejected"}) if encoded.parts else ({},)
+        answers: tuple[Segment, ...] = (
+            ({"answer": "chosen"}, {"answer": "rejected"}) if encoded.parts else ({},)
+        )
         return {
             "where": self.where,
             "tokens": encoded.length,
@@ -49,7 +74,7 @@ class ShownRow:
         state = f"{self.encoded.length} tokens, {self.encoded.targets} learnt"
         return f"{self.where}: {'dropped' if self.encoded.dropped else state}"
 
-    def text(self, coloured: bool) -> Any:
+    def text(self, coloured: bool) -> RichText:
         """Its text with what is learnt marked, as `rich` prints it."""
         return masked_text(self.encoded, self.tokenizer, coloured)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from lrft.api.open_run import open_run, trusts_remote_code
 from lrft.api.stopping import check_stops
@@ -17,14 +16,14 @@ from lrft.data.encoded import Encoded
 from lrft.data.steps import eval_batches
 from lrft.export.card import merged_card, recipe_to_share
 from lrft.export.feedback import moments
-from lrft.export.fidelity import compare
+from lrft.export.fidelity import Fidelity, Nearest, compare
 from lrft.export.merge import Rounding, check_mergeable, merge_into, relative_change, truncate
 from lrft.export.write import check_free, write_merged
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
 from lrft.model.stopping import stops_as_trained
 from lrft.model.trained import frozen_layers
-from lrft.recipe.schema import Recipe
+from lrft.recipe.schema import ModelSection, Recipe
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import DataError, ToleranceError
 from lrft.training.folder import RECIPE, RunFolder, find
@@ -37,7 +36,7 @@ def merge(
     rank: int | None = None,
     rounding: str | None = None,
     dtype: str | None = None,
-) -> dict[str, Any]:
+) -> Fidelity:
     """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
 
     Args:
@@ -56,12 +55,12 @@ def merge(
     folder, out = find(run), Path(out)
     check_free(out)
     recipe, text, adaptation = open_run(folder)
-    recipe = _asked(recipe, onto, rounding, dtype)
+    recipe = _apply_options(recipe, onto, rounding, dtype)
     check_mergeable(adaptation.model)
     if rank is not None:
         truncate(adaptation.model, rank)
     job = _Merge(folder, recipe, text, adaptation, out)
-    record = {**({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
+    record: Fidelity = {**({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
     target = RunFolder(out)
     target.write("fidelity.json", record)
     target.write("README.md", merged_card(recipe, record, folder.path.name))
@@ -70,7 +69,7 @@ def merge(
     return record
 
 
-def _asked(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:
+def _apply_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:
     """The recipe with what the command was asked for, and every default of `export` that depends on it."""
     section = recipe.export
     precision = dtype or section.dtype or recipe.model.dtype
@@ -89,7 +88,7 @@ class _Merge:
         self.model = adaptation.model
         self.rows, self.rows_from = _rows_to_compare(recipe, text)
 
-    def write(self) -> dict[str, Any]:
+    def write(self) -> Fidelity:
         """Merge and write the model; what was done, for the record."""
         export, text = self.recipe.export, self.text
         dense = self._base()
@@ -101,7 +100,7 @@ class _Merge:
                 f"generation_config.json: left out {', '.join(dropped)}, which transformers ignores and refuses to save"
             )
         write_merged(dense, text.tokenizer, self.out, export.shard_size)
-        done: dict[str, Any] = {
+        done: Fidelity = {
             "run": self.folder.path.name,
             "onto": export.onto,
             "dtype": export.dtype,
@@ -113,7 +112,7 @@ class _Merge:
             done |= {"calibration_rows": len(self.calibration), "rounded_stochastically": drawn}
         return done
 
-    def measure(self) -> dict[str, Any]:
+    def measure(self) -> Fidelity:
         """The merged model on disk beside the adapter, and what nearest rounding would have given."""
         merged = load_model(
             self._merged_section(),
@@ -121,9 +120,9 @@ class _Merge:
             trust_remote_code=trusts_remote_code(self.folder),
         )
         merged.hf.to(self.model.device)
-        record: dict[str, Any] = {"rows": len(self.rows), "rows_from": self.rows_from}
+        record: Fidelity = {"rows": len(self.rows), "rows_from": self.rows_from}
         if self.rows:
-            record |= compare(self.model, merged, self._batches(self.rows))
+            record = {**record, **compare(self.model, merged, self._batches(self.rows))}
         record["generation"] = check_stops(
             self.recipe, self.text, merged, self.out, trusts_remote_code(self.folder)
         )
@@ -132,7 +131,7 @@ class _Merge:
             record["nearest"] = self._nearest()
         return record
 
-    def judge(self, record: dict[str, Any]) -> None:
+    def judge(self, record: Fidelity) -> None:
         """Say what was not compared; refuse what is too far off.
 
         Raises:
@@ -189,15 +188,15 @@ class _Merge:
     def _batches(self, rows: list[Encoded]) -> list[Batch]:
         return list(eval_batches(rows, self.recipe.eval.batch_tokens, self.text.pad_id))
 
-    def _nearest(self) -> dict[str, float]:
+    def _nearest(self) -> Nearest:
         """The same figures for nearest rounding, of a model that is never written."""
         dense = self._base()
         self._merge_into(dense, "nearest")
         dense.hf.to(self.model.device)
         found = compare(self.model, dense, self._batches(self.rows))
-        return {key: found[key] for key in ("kl_mean", "loss_difference")}
+        return {"kl_mean": found["kl_mean"], "loss_difference": found["loss_difference"]}
 
-    def _merged_section(self) -> Any:
+    def _merged_section(self) -> ModelSection:
         update = {
             "name": str(self.out),
             "revision": None,
@@ -207,11 +206,11 @@ class _Merge:
         }
         return self._section().model_copy(update=update)
 
-    def _section(self) -> Any:
+    def _section(self) -> ModelSection:
         """The model section with the attention that the run's model was found to compute rightly with."""
         return self.recipe.model.model_copy(update={"attention": self.model.attention})
 
-    def _remedy(self, record: dict[str, Any]) -> str:
+    def _remedy(self, record: Fidelity) -> str:
         """The setting that stays closer, of those that are not in use already."""
         export = self.recipe.export
         bases = [base for _, base, _ in frozen_layers(self.model)]
@@ -229,7 +228,7 @@ class _Merge:
             return "`--dtype float32` stays closer"
         return "nothing was rounded, so keep the adapter beside its base or allow more with export.tolerance"
 
-    def _within(self, figures: dict[str, Any]) -> bool:
+    def _within(self, figures: Fidelity | Nearest) -> bool:
         largest = self.recipe.export.tolerance
         return figures["kl_mean"] <= largest and abs(figures["loss_difference"]) <= largest
 

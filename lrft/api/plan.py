@@ -4,22 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from lrft.build.adapt import plan_without_weights
 from lrft.build.dataset import check_steps, check_text, possible_steps, read_text, train_data
 from lrft.build.measure import measure
+from lrft.build.measured import MatrixShares, Measured, Target
 from lrft.core.stages import ranks_of
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
+from lrft.registry.json import Json
+
+
+class Checked(TypedDict):
+    """What training would do, counted and estimated."""
+
+    recipe_hash: str
+    data: dict[str, Json]
+    steps: int
+    targets: list[Target]
+    matrices: MatrixShares
+    base_parameters: int
+    trainable_parameters: int
+    trainable_percent: float
+    ranks_undecided: bool
+    memory_bytes: dict[str, int]
+
+
+class Plan(Checked):
+    """The same with the recipe's name."""
+
+    recipe: str
 
 
 def plan(
     recipe: LoadedRecipe | Path | str, trust_remote_code: bool = False, *, overrides: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> Plan:
     """The plan of a recipe as plain values: data, steps, targets, exact counts, bytes.
 
     Parameter counts and optimizer bytes are read off the modules and the optimizer that training would build;
@@ -32,7 +55,7 @@ def plan(
     return {"recipe": loaded.name, **_plan(loaded.recipe, trust_remote_code)}
 
 
-def _plan(recipe: Recipe, trust_remote_code: bool) -> dict[str, Any]:
+def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     text = read_text(recipe, trust_remote_code=trust_remote_code)
     check_text(text, recipe)
     model = load_model(recipe.model, trust_remote_code=trust_remote_code, meta=True)
@@ -59,7 +82,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> dict[str, Any]:
     }
 
 
-def memory_bytes(recipe: Recipe, model: CausalLM, counted: dict[str, Any]) -> dict[str, int]:
+def memory_bytes(recipe: Recipe, model: CausalLM, counted: Measured) -> dict[str, int]:
     """What takes how many bytes in training, and `total_estimated`; activations are the estimate in it.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,17 +13,19 @@ from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.generate import before_stop
+from lrft.export.fidelity import Generation
 from lrft.model.causal_lm import CausalLM
 from lrft.model.probe import own_settings, stock_attention
 from lrft.model.stopping import generation_of, read_tokenizer
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import FORMATS
 from lrft.registry.errors import DataError
+from lrft.registry.protocols import Tokenizer
 
 NEW_TOKENS = 48
 
 
-def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trusted: bool) -> dict[str, Any]:
+def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trusted: bool) -> Generation:
     """Generate an answer greedily by the folder's own files, and without any stop to cut by the run's stop ids.
 
     Returns:
@@ -37,7 +38,7 @@ def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trus
     ends = said if isinstance(said, list) else [said]
     agrees = set(ends) == text.stop_ids and settings.pad_token_id not in ends
     agrees = agrees and tokenizer.eos_token_id in (None, ends[0])
-    found = {"eos_token_id": ends, "pad_token_id": settings.pad_token_id, "agrees": agrees}
+    found: Generation = {"eos_token_id": ends, "pad_token_id": settings.pad_token_id, "agrees": agrees}
     prompts = _prompts(recipe, text, tokenizer)
     if prompts is None or (room := _room(merged, prompts[0])) < 1:
         return found
@@ -58,7 +59,7 @@ def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trus
     return {**found, "agrees": agrees, "new_tokens": len(theirs), "stopped": len(answer) < len(ours)}
 
 
-def _prompts(recipe: Recipe, text: Text, tokenizer: Any) -> tuple[list[int], list[int]] | None:
+def _prompts(recipe: Recipe, text: Text, tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:
     """The prompt of the first row as the run renders it and as the folder's tokenizer does; None without one."""
     form = FORMATS.get(recipe.data.format.method)(recipe.data.format)
     ours = text.renderer
@@ -77,7 +78,7 @@ def _room(model: CausalLM, prompt: list[int]) -> int:
     return NEW_TOKENS if positions is None else min(NEW_TOKENS, positions - len(prompt))
 
 
-def _greedy(model: CausalLM, prompt: list[int], **settings: Any) -> list[int]:
+def _greedy(model: CausalLM, prompt: list[int], **settings: object) -> list[int]:
     """New token ids, the stop token included."""
     ids = torch.tensor([prompt], device=model.device)
     one = {
@@ -87,6 +88,8 @@ def _greedy(model: CausalLM, prompt: list[int], **settings: Any) -> list[int]:
         "min_length": 0,
         "min_new_tokens": 0,
     }
-    produced = model.hf.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **one, **settings)
+    produced: torch.Tensor = model.hf.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), **one, **settings
+    )
     new: list[int] = produced[0, len(prompt) :].tolist()
     return new

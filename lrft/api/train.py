@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from lrft.recipe.load import LoadedRecipe, as_loaded, load_recipe
 from lrft.recipe.resolved import compare, recipe_hash, resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
+from lrft.registry.json import Json
 from lrft.training import checkpoint
 from lrft.training import folder as run_folder
 from lrft.training.device import make_accelerator
@@ -35,6 +36,9 @@ from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
 from lrft.training.keepers import Scorer
 from lrft.training.loop import train_steps
 from lrft.training.metrics import peak_memory
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # Sections that change where numbers go, not what they are; a resumed run may change them.
 FREE_TO_CHANGE = ("logging", "export", "eval")
@@ -47,7 +51,7 @@ def train(
     trust_remote_code: bool = False,
     *,
     overrides: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Train a recipe to its end in a run folder and write the adapter; returns what result.json holds.
 
     Args:
@@ -71,8 +75,8 @@ def train(
 
 
 def _train_in(
-    folder: RunFolder, loaded: LoadedRecipe, accelerator: Any, trust_remote_code: bool
-) -> dict[str, Any]:
+    folder: RunFolder, loaded: LoadedRecipe, accelerator: Accelerator, trust_remote_code: bool
+) -> dict[str, Json]:
     recipe, lead = loaded.recipe, accelerator.is_main_process
     if (done := _finished(folder)) is not None:
         if lead:
@@ -110,7 +114,7 @@ def _train_in(
     return _close(job, time.perf_counter() - began) if lead else {}
 
 
-def _rows(folder: RunFolder, recipe: Recipe, accelerator: Any, trust_remote_code: bool) -> Text:
+def _rows(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_remote_code: bool) -> Text:
     """The rows, from which the length of the run follows: what does not fit into it is refused before weights are read.
 
     Raises:
@@ -131,7 +135,7 @@ def _rows(folder: RunFolder, recipe: Recipe, accelerator: Any, trust_remote_code
     return text
 
 
-def _today(recipe: Recipe, accelerator: Any) -> str:
+def _today(recipe: Recipe, accelerator: Accelerator) -> str:
     """The day that templates are told, one for all processes though midnight may pass between them."""
     from accelerate.utils import broadcast_object_list
 
@@ -203,10 +207,10 @@ def _same_start(job: Job) -> None:
             )
 
 
-def _finished(folder: RunFolder) -> dict[str, Any] | None:
+def _finished(folder: RunFolder) -> dict[str, Json] | None:
     if not (folder.path / RESULT).is_file() or not folder.adapter.is_dir():
         return None
-    result: dict[str, Any] = folder.read(RESULT)
+    result: dict[str, Json] = folder.read(RESULT)
     return result
 
 
@@ -270,10 +274,10 @@ def _resume(job: Job, saved: Path, tensors: dict[str, Tensor]) -> None:
     say(f"resuming after step {job.run.step} of {job.run.total_steps}")
 
 
-def _close(job: Job, seconds: float) -> dict[str, Any]:
+def _close(job: Job, seconds: float) -> dict[str, Json]:
     """Write the adapter folder and result.json."""
     run, folder = job.run, job.folder
-    result = {
+    result: dict[str, Json] = {
         "step": run.step,
         "loss": run.metrics.get("loss"),
         "trainable": count(info.param for info in run.parameters),
@@ -303,4 +307,5 @@ def _close(job: Job, seconds: float) -> dict[str, Any]:
 
 def _last_loss(folder: RunFolder) -> float | None:
     lines = (folder.path / METRICS).read_text().splitlines()
-    return json.loads(lines[-1])["loss"] if lines else None
+    loss: float | None = json.loads(lines[-1])["loss"] if lines else None
+    return loss

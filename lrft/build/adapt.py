@@ -147,8 +147,13 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
         check_storage(model, recipe.quantization.method)
     if recipe.adapter is None:
         return Adaptation(model, {}, [], held), []
-    kinds = ADAPTERS.get(recipe.adapter.method).site_kinds
-    sites, table = choose(sites_of(model, kinds), recipe.adapter.targets, held.total, model.direct)
+    try:
+        there = sites_of(model, ADAPTERS.get(recipe.adapter.method).site_kinds)
+    except ValueError as error:
+        raise RecipeError(
+            f"{recipe.adapter.method} cannot go on this model: {error}", "adapter.method"
+        ) from None
+    sites, table = choose(there, recipe.adapter.targets, held.total, model.direct)
     if check:
         check_sites(model, sites)
     init = INITS.get(recipe.init.method)(recipe.init)
@@ -282,8 +287,12 @@ def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: b
 
 def _check_length(recipe: Recipe, model: CausalLM) -> None:
     positions = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and recipe.train.max_length > positions:
-        raise RecipeError(
-            f"{recipe.train.max_length} tokens are more than the model has positions; use at most {positions}",
-            "train.max_length",
+    virtual = (
+        0 if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method).virtual_tokens(recipe.adapter)
+    )
+    if positions is not None and recipe.train.max_length + virtual > positions:
+        beside = f" with {virtual} virtual ones" if virtual else ""
+        message = (
+            f"{recipe.train.max_length} tokens{beside} are more than the model has positions; use at most "
         )
+        raise RecipeError(f"{message}{positions - virtual}", "train.max_length")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import torch
 
 from lrft.build.adapt import Adaptation, plan_without_weights, quantizer
 from lrft.build.job import build_optimizer
+from lrft.build.measured import MatrixShares, Measured
 from lrft.core.adapted import adapted
 from lrft.core.optimizer import contract_of
 from lrft.core.params import ParamInfo
@@ -22,7 +22,7 @@ from lrft.registry.axes import ADAPTERS, QUANTIZERS
 from lrft.training import updates
 
 
-def measure(recipe: Recipe, model: CausalLM | None = None, optimizer: bool = True) -> dict[str, Any]:
+def measure(recipe: Recipe, model: CausalLM | None = None, optimizer: bool = True) -> Measured:
     """Counts and bytes of a recipe as plain numbers.
 
     Args:
@@ -76,7 +76,7 @@ def measure(recipe: Recipe, model: CausalLM | None = None, optimizer: bool = Tru
         detach(model)
 
 
-def matrix_shares(adaptation: Adaptation, recipe: Recipe) -> dict[str, Any]:
+def matrix_shares(adaptation: Adaptation, recipe: Recipe) -> MatrixShares:
     """Of all numbers in matrices, the share adapted, the share stored in few bits, and the share out of reach of both.
 
     `sentence` says what is out of reach.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrft.commands.output import Json, Quiet, result, show_table
 from lrft.core.notes import silence
+
+if TYPE_CHECKING:
+    from lrft.lab.compare.record import Comparison
 
 
 def compare_command(
@@ -68,7 +71,7 @@ def compare_command(
     result(compare_recipes(arguments, settings), as_json, _show)
 
 
-def _show(record: dict[str, Any]) -> None:
+def _show(record: Comparison) -> None:
     from rich.table import Table
 
     from lrft.lab.compare.report import cells

@@ -7,9 +7,9 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from lrft.commands.output import Json, result
+from lrft.registry.json import Json as Value
 
 PACKAGES = (
     "lrft",
@@ -33,12 +33,12 @@ def env_command(as_json: Json = False) -> None:
     result(system_facts(), as_json, _show)
 
 
-def _show(facts: dict[str, Any]) -> None:
+def _show(facts: dict[str, Value]) -> None:
     for key, value in facts.items():
         print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
-def system_facts() -> dict[str, Any]:
+def system_facts() -> dict[str, Value]:
     """Versions of Python and the packages that matter, CPU, memory (GiB) and GPUs of this machine."""
     return {
         "python": platform.python_version(),

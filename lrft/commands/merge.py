@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrft.commands.output import Json, Quiet, result
 from lrft.core.notes import silence
 from lrft.core.plain import plain
+
+if TYPE_CHECKING:
+    from lrft.export.fidelity import Fidelity
 
 
 def merge_command(
@@ -57,5 +60,5 @@ def merge_command(
     result(merge(run, out, onto, rank, rounding, dtype), as_json, _show)
 
 
-def _show(record: dict[str, Any]) -> None:
+def _show(record: Fidelity) -> None:
     print(json.dumps(plain(record), indent=2))

@@ -9,22 +9,33 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict, TypeVar
 
 import typer
 
 from lrft.core.notes import is_lead, is_terminal
 from lrft.core.plain import plain
-from lrft.registry.errors import LrftError, RecipeError
+from lrft.registry.errors import LrftError, ProblemRecord, RecipeError
+from lrft.registry.protocols import SignalHandler
 
 if TYPE_CHECKING:
     from rich.table import Column, Table
 
+T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, which holds the error too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; results and errors.")]
 
 
-def result(document: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+class ErrorRecord(TypedDict):
+    """An error beside what was found."""
+
+    message: str
+    exit_code: int
+    kind: str
+    problems: list[ProblemRecord]
+
+
+def result(document: T, as_json: bool, show: Callable[[T], None]) -> None:
     """Hand over what a command found: once, and before the error where it is both. The first process alone prints.
 
     Args:
@@ -53,12 +64,12 @@ class OneDocument:
     open: OneDocument | None = None
 
     def __init__(self) -> None:
-        self.found: Any = None
+        self.found: object = None
 
     def __enter__(self) -> OneDocument:
         OneDocument.open = self
         self.stream, sys.stdout = sys.stdout, sys.stderr
-        self.kept = _diverted()
+        self.kept = _divert()
         self.previous = _on_sigterm()
         return self
 
@@ -82,7 +93,7 @@ class OneDocument:
         return _text({**beside, "error": _error(failure)})
 
 
-def _diverted() -> int | None:
+def _divert() -> int | None:
     """A copy of file descriptor 1, which then leads to standard error: libraries and children write there too."""
     try:
         kept = os.dup(1)
@@ -92,7 +103,7 @@ def _diverted() -> int | None:
     return kept
 
 
-def _on_sigterm() -> Any:
+def _on_sigterm() -> SignalHandler:
     """Make SIGTERM an exception, so that the document is still written; the handler before, None where it stays."""
     if threading.current_thread() is not threading.main_thread():
         return None
@@ -105,7 +116,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _error(failure: BaseException) -> dict[str, Any]:
+def _error(failure: BaseException) -> ErrorRecord:
     problems = failure.problems if isinstance(failure, RecipeError) else []
     return {
         "message": str(failure) or type(failure).__name__,
@@ -115,7 +126,7 @@ def _error(failure: BaseException) -> dict[str, Any]:
     }
 
 
-def _text(document: Any) -> str:
+def _text(document: object) -> str:
     return json.dumps(plain(document), indent=2, allow_nan=False)
 
 
@@ -128,12 +139,12 @@ def show_table(table: Table) -> None:
 
         Console(markup=False, highlight=False, emoji=False).print(table)
         return
-    columns = [_padded(column) for column in table.columns]
+    columns = [_pad(column) for column in table.columns]
     for cells in zip(*columns, strict=True):
         print("  ".join(cells).rstrip())
 
 
-def _padded(column: Column) -> list[str]:
+def _pad(column: Column) -> list[str]:
     """Head and cells of a column at one width, each on one line."""
     from rich.cells import cell_len
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, result
 from lrft.registry.errors import Problem, RecipeError
+from lrft.registry.json import Json as Value
 
 app = typer.Typer(no_args_is_help=True, help="List, read, copy, check and compare recipes.")
 
@@ -117,6 +118,6 @@ def _show_good(found: list[tuple[str, list[Problem]]]) -> None:
             print(f"{recipe}: ok")
 
 
-def _show_changes(changes: list[tuple[str, Any, Any]]) -> None:
+def _show_changes(changes: list[tuple[str, Value, Value]]) -> None:
     for key, left, right in changes:
         print(f"{key}: {left} -> {right}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrft.commands.output import Json, Quiet, result, show_table
 from lrft.core.notes import silence
+
+if TYPE_CHECKING:
+    from lrft.lab.tables.record import Sizes
 
 LISTED = ("table", "tier", "rows", "cost", "last verdict")
 GIB = 2**30
@@ -60,7 +63,8 @@ def reproduce_command(
     if names == ["ls"]:
         from lrft.lab.tables.listing import listing
 
-        result([dict(zip(LISTED, row, strict=True)) for row in listing(out)], as_json, _show)
+        rows: list[dict[str, str | int]] = [dict(zip(LISTED, row, strict=True)) for row in listing(out)]
+        result(rows, as_json, _show)
     elif dry_run:
         from lrft.lab.tables.sizes import sizes
 
@@ -79,7 +83,7 @@ def _seeds(text: str) -> list[int]:
     return parse_seeds(text)
 
 
-def _show(listed: list[dict[str, Any]]) -> None:
+def _show(listed: list[dict[str, str | int]]) -> None:
     from rich.table import Table
 
     table = Table(*LISTED)
@@ -88,7 +92,7 @@ def _show(listed: list[dict[str, Any]]) -> None:
     show_table(table)
 
 
-def _show_sizes(found: Iterable[dict[str, Any]]) -> None:
+def _show_sizes(found: Iterable[Sizes]) -> None:
     """The sizes as tables on standard output, one as soon as it is known."""
     from rich.table import Table
 

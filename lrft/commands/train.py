@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, result, show_table
 from lrft.core.notes import silence
+from lrft.registry.json import Json as Value
+
+if TYPE_CHECKING:
+    from lrft.api.plan import Plan
 
 
 def train_command(
@@ -51,12 +56,12 @@ def train_command(
     result(train(loaded, out, resume, trust_remote_code), as_json, _show)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(found: Mapping[str, Value]) -> None:
     loss = "no loss recorded" if found["loss"] is None else f"loss {found['loss']:.4f}"
     print(f"{found['name']}: step {found['step']}, {loss}")
 
 
-def _show_plan(plan: dict[str, Any]) -> None:
+def _show_plan(plan: Plan) -> None:
     """The plan as tables on standard output."""
     from rich.table import Table
 

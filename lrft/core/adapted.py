@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class Adapted(nn.Module):
     """What replaces a linear layer of the base model: `adapter(x, base)`, or the pretrained map while disabled.
 
     Args:
-        base: the frozen map, or the whole block that the adapter is put around.
+        base: the frozen map.
 
     Attributes:
         bias: (out,) a bias of the base model that trains, or None. It is added out here, and `base` then has none, so
@@ -52,8 +53,6 @@ class Adapted(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def _without_bias(self, x: Tensor) -> Tensor:
-        if not isinstance(self.base, FrozenLinear):  # a whole block has no storage of its own
-            return self.adapter(x, self.base) if self.enabled else self.base(x)
         return self.base.through(self.adapter, x) if self.enabled else self.base.pretrained(x)
 
     @torch.no_grad()
@@ -124,6 +123,28 @@ class Adapted(nn.Module):
         self.absorb()
         self.adapter.reset()
         self.adapter.start(self.base.weight())
+
+
+class AdaptedBlock(Adapted):
+    """An adapter around a whole module: a feed-forward block, an attention, the input embedding.
+
+    It is called as the module is, `adapter(*arguments, base=module)`, and answers for what the model's code asks of
+    the module by name (`weight` of an embedding, say).
+    """
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """What the module gives, adapted."""
+        return (
+            self.adapter(*arguments, base=self.base, **named)
+            if self.enabled
+            else self.base(*arguments, **named)
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:

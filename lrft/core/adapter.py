@@ -123,6 +123,11 @@ class Adapter(nn.Module):
         """How many numbers train at `site`, as the docstring's formula says."""
         raise NotImplementedError("declare the parameter count")
 
+    @staticmethod
+    def virtual_tokens(config: Any) -> int:
+        """How many virtual tokens go before every document while the adapter is on (`lrft.core.virtual`)."""
+        return 0
+
     def extra_repr(self) -> str:
         return f"site={self.site.name!r}"
 

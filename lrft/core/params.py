@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+# Kinds of site -> what they are. An adapter that asks for another one is refused by name.
+KINDS = {
+    "linear": "a linear map, seen as (out, in)",
+    "mlp": "a whole feed-forward block: in and out are the hidden size, inner the width between",
+    "embedding": "the input embedding: in is the vocabulary, out the hidden size",
+    "attention": "a whole attention: in is the hidden size, out the width of its keys and of its values",
+}
+HOLDERS = ("mlp",)  # kinds whose own linear layers are then no sites
+
 
 @dataclass(frozen=True)
 class Site:
-    """One place an adapter attaches to: a linear map of the base model, seen as (out, in).
-
-    With kind `mlp` it is a whole feed-forward block: `in_features` and `out_features` are the hidden size,
-    `inner_features` is the width between.
-    """
+    """One place an adapter attaches to, a linear map of the base model unless `kind` says otherwise (`KINDS`)."""
 
     name: str
     in_features: int

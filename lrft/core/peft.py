@@ -11,6 +11,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lrft.core.adapter import Adapter
 
+Together = Callable[[list[Any], Any], tuple[dict[str, Tensor], dict[str, Any]]]
+
 LORA_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}
 
 
@@ -32,13 +34,16 @@ class PeftForm:
         names: those names -> what PEFT calls the tensors.
         keys_here: adapter -> its keys, where training changes what the settings say.
         transposed: whether PEFT has the method on layers that store (in, out) too, as GPT-2's do.
+        together: (adapters of all sites, transformers' model) -> PEFT's tensors and keys, where PEFT holds the method
+            as one thing and not site by site; the other attributes then say nothing.
     """
 
-    keys: Callable[[Any, bool], dict[str, Any]]
+    keys: Callable[[Any, bool], dict[str, Any]] = lambda config, with_start: {}
     tensors: Callable[[Any, Any], dict[str, Tensor]] = own_state
     names: Mapping[str, str] = field(default_factory=lambda: dict(LORA_NAMES))
     keys_here: Callable[[Any], dict[str, Any]] | None = None
     transposed: bool = True
+    together: Together | None = None
 
     def keys_of(self, adapter: Adapter, with_start: bool = False) -> dict[str, Any]:
         """The keys of this very adapter."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict
 
 TooLong = Literal["error", "drop", "truncate_left", "truncate_right"]
 
@@ -107,6 +107,16 @@ class Drawn:
         return replace(self, ids=self.ids[:start] + self.ids[end:], supervised=mask)
 
 
+class Facts(TypedDict):
+    """What is told of a row before it is cut."""
+
+    length: int
+    extra_bos: int
+    merged: bool
+    apart: bool
+    truncated: NotRequired[bool]
+
+
 def fitted(documents: Sequence[Drawn], max_length: int, too_long: TooLong) -> Encoded:
     """The row of one document, or of a pair, within `max_length` tokens in all.
 
@@ -118,16 +128,16 @@ def fitted(documents: Sequence[Drawn], max_length: int, too_long: TooLong) -> En
         too_long: `error` leaves the row whole, for the gate to report.
     """
     length = sum(len(document.ids) for document in documents)
-    facts: dict[str, Any] = {
+    facts: Facts = {
         "length": length,
         "extra_bos": next((d.extra_bos for d in documents if d.extra_bos), 0),
         "merged": any(document.merged for document in documents),
         "apart": any(document.apart for document in documents),
     }
     if length <= max_length or too_long == "error":
-        return _joined(documents, facts)
+        return _join(documents, facts)
     cut = _cut(documents, length - max_length, max_length, too_long)
-    return _joined(cut, {**facts, "truncated": True}) if cut else Encoded([], [], dropped=True, **facts)
+    return _join(cut, {**facts, "truncated": True}) if cut else Encoded([], [], dropped=True, **facts)
 
 
 def _cut(documents: Sequence[Drawn], excess: int, max_length: int, too_long: TooLong) -> list[Drawn]:
@@ -163,7 +173,7 @@ def _prompt(document: Drawn) -> int:
     return next((k for k, learnt in enumerate(document.supervised) if learnt), len(document.ids))
 
 
-def _joined(documents: Sequence[Drawn], facts: dict[str, Any]) -> Encoded:
+def _join(documents: Sequence[Drawn], facts: Facts) -> Encoded:
     ids = [token for document in documents for token in document.ids]
     mask = [learnt for document in documents for learnt in document.supervised]
     if not all(any(document.supervised) for document in documents):  # nothing to compare

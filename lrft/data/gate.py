@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from lrft.data.encoded import Encoded
 from lrft.data.sources import Rows
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
 
 SHOWN = 3  # offending rows named in a message
@@ -77,7 +77,7 @@ class GateReport:
         """Targets as a share of the tokens."""
         return self.supervised / self.tokens if self.tokens else 0.0
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Json]:
         """Plain values, for the run's record."""
         return {**asdict(self), "supervised_share": self.supervised_share}
 

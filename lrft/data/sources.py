@@ -50,10 +50,10 @@ class Rows:
 
     def __getitem__(self, index: int) -> Row:
         row = self.rows[index]
-        return _emptied(row) if self.filled else row
+        return _drop_nulls(row) if self.filled else row
 
     def __iter__(self) -> Iterator[Row]:
-        return map(_emptied, self.rows) if self.filled else iter(self.rows)
+        return map(_drop_nulls, self.rows) if self.filled else iter(self.rows)
 
     def where(self, index: int) -> str:
         """`file:line`, or `origin row i` (from 0) where there are no lines."""
@@ -147,7 +147,7 @@ def _read_hub(source: Source, role: Role) -> Rows:
     return Rows(rows, f"{source.source}:{split}", f"{fingerprint}{revision}", filled=True)
 
 
-def _emptied(row: Row) -> Row:
+def _drop_nulls(row: Row) -> Row:
     """The row without the nulls inside its columns; a column that is null itself stays."""
     return {name: _without_nulls(value) for name, value in row.items()}
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from lrft.core.frozen import FrozenLinear
+from lrft.core.less import Less
 
 
 @contextmanager
@@ -23,7 +25,7 @@ def decoded(model: nn.Module, limit_bytes: int | None = None) -> Iterator[int]:
     Args:
         limit_bytes: most memory the dense copies may take; by default `spare_bytes`.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, FrozenLinear) and is_compressed(layer)]
+    layers = [layer for layer in model.modules() if _stores(layer) and is_compressed(layer)]
     left = spare_bytes(layers) if limit_bytes is None else limit_bytes
     held: list[FrozenLinear] = []
     try:
@@ -36,6 +38,11 @@ def decoded(model: nn.Module, limit_bytes: int | None = None) -> Iterator[int]:
     finally:
         for layer in held:
             del layer.__dict__["weight"]
+
+
+def _stores(layer: nn.Module) -> TypeGuard[FrozenLinear]:
+    """Whether the layer is a map whose weight is its own, and not that of one inside."""
+    return isinstance(layer, FrozenLinear) and not isinstance(layer, Less)
 
 
 def is_compressed(layer: FrozenLinear) -> bool:

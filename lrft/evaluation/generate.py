@@ -14,6 +14,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from lrft.core.virtual import virtual_ids
 from lrft.evaluation.batching import scoring, token_batches
 from lrft.evaluation.decoded import decoded
 from lrft.evaluation.subject import Subject
@@ -48,7 +49,8 @@ def generate(
         EvaluationStopped: a signal came, also in the middle of a batch.
     """
     stops = sorted(subject.stop_ids if stop_ids is None else stop_ids)
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    before = virtual_ids(subject.model.virtual_now)
+    lengths = [len(before) + len(prompt) + max_new_tokens for prompt in prompts]
     subject.check_lengths(lengths, where)
     if [] in prompts:
         raise DataError(
@@ -65,7 +67,7 @@ def generate(
     with scoring(subject.model), own_settings(hf), stock_attention(hf), decoded(hf):
         for indices in batches:
             subject.poll(done, len(prompts))
-            new, bad = _generate_batch(subject, [prompts[i] for i in indices], config)
+            new, bad = _generate_batch(subject, [[*before, *prompts[i]] for i in indices], config)
             if bad is not None:
                 raise _no_numbers(where(indices[bad]))
             subject.poll(done, len(prompts))  # the batch may have been cut short

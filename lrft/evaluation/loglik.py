@@ -39,7 +39,7 @@ def continuation_logprobs(
                 f"{where(index)}: the {empty} has no token; give it a text, or use a format that writes one"
             )
     lengths = [len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)]
-    subject.check_lengths(lengths, where)
+    subject.check_lengths([subject.model.virtual_now + length for length in lengths], where)
     scores: list[tuple[float, int]] = [(0.0, 0)] * len(lengths)
     done = 0
     subject.report(what, 0, len(lengths))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from lrft import __version__
+from lrft.export.fidelity import Fidelity
 from lrft.model.origin import hub_id, public_name
 from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
+from lrft.registry.json import Json, to_section
 
 ADAPTER = """# {title}
 
@@ -39,10 +41,10 @@ All figures are in `fidelity.json`. The recipe, without the paths of the machine
 PATHS = ("name", "tokenizer", "source", "adapters")  # keys of a recipe that hold paths
 
 
-def adapter_card(recipe: Any, record: dict[str, Any], config: dict[str, Any] | None) -> str:
+def adapter_card(recipe: Recipe, record: Mapping[str, Json], config: Mapping[str, Json] | None) -> str:
     """The card of an adapter with PEFT's `config`, or of one under lrft's own names."""
     method = _method(recipe)
-    family = method.split()[0] if config is None else config["peft_type"].lower()
+    family = method.split()[0] if config is None else str(config["peft_type"]).lower()
     front = _front(recipe, "lrft" if config is None else "peft", "adapter", [family])
     return front + ADAPTER.format(
         title=record.get("name", "adapter"),
@@ -56,7 +58,7 @@ def adapter_card(recipe: Any, record: dict[str, Any], config: dict[str, Any] | N
     )
 
 
-def merged_card(recipe: Any, record: dict[str, Any], title: str) -> str:
+def merged_card(recipe: Recipe, record: Fidelity, title: str) -> str:
     """The card of a merged model with this fidelity record."""
     return _front(recipe, "transformers", "finetune", []) + MERGED.format(
         title=title,
@@ -76,13 +78,13 @@ def merged_card(recipe: Any, record: dict[str, Any], title: str) -> str:
 
 def recipe_to_share(recipe: Recipe) -> str:
     """The recipe as YAML text with the base by its hub id where it is known, and of every other path its last part."""
-    plain = _without_paths(recipe.model_dump(mode="json"))
+    plain = to_section(_without_paths(recipe.model_dump(mode="json")))
     if recipe.model.name.startswith("/"):
-        plain["model"]["name"] = public_name(recipe.model.name)
+        plain = {**plain, "model": {**to_section(plain["model"]), "name": public_name(recipe.model.name)}}
     return resolved(Recipe.model_validate(plain))
 
 
-def _front(recipe: Any, library: str, relation: str, tags: list[str]) -> str:
+def _front(recipe: Recipe, library: str, relation: str, tags: list[str]) -> str:
     """The YAML block that the hub reads; without `base_model` where the base has no hub id."""
     base = hub_id(recipe.model.name)
     named = {} if base is None else {"base_model": base}
@@ -96,7 +98,7 @@ def _front(recipe: Any, library: str, relation: str, tags: list[str]) -> str:
     return f"---\n{yaml.safe_dump(keys, sort_keys=False)}---\n\n"
 
 
-def _method(recipe: Any) -> str:
+def _method(recipe: Recipe) -> str:
     return f"{recipe.adapter.method} adapter" if recipe.adapter is not None else "trained weights"
 
 
@@ -104,11 +106,12 @@ def _figure(value: float | None) -> str:
     return "not measured" if value is None else json.dumps(float(f"{value:.3g}"))
 
 
-def _without_paths(value: Any, key: str = "") -> Any:
+def _without_paths(value: Json, key: str = "") -> Json:
     """The last part of every path; texts that begin with a slash, such as a system message, are no paths."""
     if isinstance(value, dict):
         return {name: _without_paths(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
         return [_without_paths(inner, key) for inner in value]
-    is_path = key in PATHS and isinstance(value, str) and value.startswith("/")
-    return (Path(value).name or value) if is_path else value
+    if key in PATHS and isinstance(value, str) and value.startswith("/"):
+        return Path(value).name or value
+    return value

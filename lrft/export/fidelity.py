@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -15,8 +15,67 @@ from lrft.model.causal_lm import CausalLM
 CHUNK = 256
 
 
+class Difference(TypedDict):
+    """How far apart two models are on the same rows."""
+
+    positions: int
+    logit_error_mean: float
+    logit_error_max: float
+    logit_spread: float
+    kl_mean: float
+    loss_adapter: float
+    loss_merged: float
+    loss_difference: float
+    top_token_changed: float
+
+
+class Nearest(TypedDict):
+    """The same, as far as it is told, had the weights been rounded to nearest."""
+
+    kl_mean: float
+    loss_difference: float
+
+
+class Generation(TypedDict, total=False):
+    """How a merged folder generates by its own settings, see `lrft.api.stopping`."""
+
+    eos_token_id: list[int]
+    pad_token_id: int | None
+    agrees: bool
+    new_tokens: int
+    stopped: bool
+    generates: bool
+
+
+class Fidelity(TypedDict, total=False):
+    """What fidelity.json holds: how the merge was made, then how it compares."""
+
+    rank: int
+    run: str
+    onto: str
+    dtype: str | None
+    rounding: str | None
+    relative_change: float | None
+    tolerance: float
+    calibration_rows: int
+    rounded_stochastically: list[str]
+    rows: int
+    rows_from: str | None
+    positions: int
+    logit_error_mean: float
+    logit_error_max: float
+    logit_spread: float
+    kl_mean: float
+    loss_adapter: float
+    loss_merged: float
+    loss_difference: float
+    top_token_changed: float
+    generation: Generation
+    nearest: Nearest
+
+
 @torch.no_grad()
-def compare(model: CausalLM, merged: CausalLM, batches: Iterable[Batch]) -> dict[str, Any]:
+def compare(model: CausalLM, merged: CausalLM, batches: Iterable[Batch]) -> Difference:
     """Logit error, KL divergence and loss difference over the supervised positions.
 
     Args:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,7 +103,7 @@ def check_mergeable(model: CausalLM) -> None:
             )
 
 
-def _changes(model: CausalLM, originals: dict[str, Any], onto: str) -> Iterator[Change]:
+def _changes(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> Iterator[Change]:
     """What the run may have changed: adapted and decoded layers, then base weights that trained."""
     for name, base, wrapper in frozen_layers(model):
         if wrapper is None and (onto == "original" or "dense_base" in base.provides):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from safetensors.torch import save
@@ -13,20 +14,27 @@ from torch import Tensor
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Additive
 from lrft.core.frozen import Changed
-from lrft.core.peft import LORA_NAMES, lora_keys
+from lrft.core.peft import LORA_NAMES, Together, lora_keys
 from lrft.export.card import adapter_card
 from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.origin import loadable_name
+from lrft.model.probe import stock_attention
 from lrft.model.sites import linear_sites
 from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
+from lrft.recipe.schema import Recipe
+from lrft.registry.json import Json
+from lrft.registry.protocols import Tokenizer
+
+Keys: TypeAlias = dict[str, Json]
+"""Of a PEFT configuration."""
 
 PREFIX = "base_model.model."
 EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
-def adapter_files(model: CausalLM, recipe: Any, record: dict[str, Any]) -> dict[str, bytes]:
+def adapter_files(model: CausalLM, recipe: Recipe, record: Mapping[str, Json]) -> dict[str, bytes]:
     """File name -> content of the adapter folder, tokenizer left out.
 
     With a PEFT form: `adapter_model.safetensors` and `adapter_config.json`, loadable by `PeftModel.from_pretrained`.
@@ -41,10 +49,13 @@ def adapter_files(model: CausalLM, recipe: Any, record: dict[str, Any]) -> dict[
     return files
 
 
-def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys | None]:
     """The adapter's tensors under PEFT's names and PEFT's config, or under ours and None."""
     sites = list(adapted(model.hf))
     dtype = DTYPES[(recipe.adapter.dtype if recipe.adapter is not None else None) or recipe.model.dtype]
+    form = type(sites[0][1].adapter).peft_form() if sites else None
+    if form is not None and form.together is not None:
+        return _form_of_all(model, recipe, sites, form.together, dtype)
     forms = {name: _site_form(module) for name, module in sites}
     common_part = {} if model.shared is None else model.shared.peft_tensors()
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
@@ -65,14 +76,30 @@ def peft_form(model: CausalLM, recipe: Any) -> tuple[dict[str, Tensor], dict[str
     patterns = _patterns(keys, common)
     if patterns is None:
         return _own_form(model, dtype), None
-    beside, said = _beside(model, {name for name, _ in sites}, common["peft_type"])
+    beside, said = _beside(model, {name for name, _ in sites}, str(common["peft_type"]))
     config = {**_shared_keys(model, recipe, sites), **common, **patterns, **said}
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | beside, config
 
 
-def why_own_form(model: CausalLM, recipe: Any) -> str:
+def _form_of_all(
+    model: CausalLM, recipe: Recipe, sites: list[tuple[str, Adapted]], together: Together, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], Keys | None]:
+    """The form of a method that PEFT holds as one thing; it has none for base weights that train beside."""
+    if any(base_parameters(model)):
+        return _own_form(model, dtype), None
+    training = model.training
+    model.eval()
+    with stock_attention(model.hf), torch.no_grad():
+        tensors, keys = together([module.adapter for _, module in sites], model.hf)
+    model.train(training)
+    config = _shared_keys(model, recipe, sites) | keys
+    del config["target_modules"], config["bias"]
+    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}, config
+
+
+def why_own_form(model: CausalLM, recipe: Recipe) -> str:
     """One line on why the adapter folder has no PEFT form."""
     if recipe.adapter is None:
         return "PEFT has no form for base weights without an adapter"
@@ -104,14 +131,15 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded(name, tensor, dtype, stochastic=False).contiguous()
 
 
-def _beside(model: CausalLM, sites: set[str], peft_type: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _beside(model: CausalLM, sites: set[str], peft_type: str) -> tuple[dict[str, Tensor], Keys]:
     """Base weights that train beside the adapter, under PEFT's names in their own precision, and what to say of them.
 
     A tied head is the embedding: PEFT reads the weight under both names, and ties the two where its
     configuration can say so.
     """
     trained = dict(base_parameters(model))
-    found, keys = {}, dict[str, Any]()
+    found: dict[str, Tensor] = {}
+    keys: Keys = {}
     saved = {name.rpartition(".")[0] for name in trained if not name.endswith(".bias")}
     for module in saved:  # whole, since PEFT replaces modules and not tensors
         for leaf, parameter in model.hf.get_submodule(module).named_parameters(recurse=False):
@@ -145,7 +173,7 @@ def _tied(model: CausalLM) -> tuple[str, str] | None:
     return paths[id(embedding)], paths[id(head)]
 
 
-def _site_form(module: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _site_form(module: Adapted) -> tuple[dict[str, Tensor], Keys] | None:
     """PEFT's tensor names and values and the config's keys at one site; None where PEFT has no such form.
 
     What restarts added to the base goes along as further rows of A and columns of B.
@@ -165,7 +193,7 @@ def _site_form(module: Adapted) -> tuple[dict[str, Tensor], dict[str, Any]] | No
     return {LORA_NAMES["A"]: A, LORA_NAMES["B"]: B}, lora_keys(A.shape[0], float(A.shape[0]))
 
 
-def _shared_keys(model: CausalLM, recipe: Any, sites: list[Any]) -> dict[str, Any]:
+def _shared_keys(model: CausalLM, recipe: Recipe, sites: list[tuple[str, Adapted]]) -> Keys:
     return {
         "base_model_name_or_path": loadable_name(recipe.model.name),
         "revision": recipe.model.revision or getattr(model.hf.config, "_commit_hash", None),
@@ -184,7 +212,7 @@ def _target_modules(model: CausalLM, names: list[str]) -> list[str]:
     return sorted(leaves) if told == set(names) else sorted(names)
 
 
-def _patterns(keys: dict[str, dict[str, Any]], common: dict[str, Any]) -> dict[str, Any] | None:
+def _patterns(keys: dict[str, Keys], common: Keys) -> Keys | None:
     """Sites whose rank or alpha is not the common one, under PEFT's `rank_pattern` and `alpha_pattern`.
 
     None where PEFT cannot say it: it has these patterns for LoRA alone.
@@ -198,7 +226,7 @@ def _patterns(keys: dict[str, dict[str, Any]], common: dict[str, Any]) -> dict[s
     return {k: v for k, v in (("rank_pattern", ranks), ("alpha_pattern", alphas)) if v}
 
 
-def write_adapter_folder(folder: Path, files: dict[str, bytes], tokenizer: Any) -> None:
+def write_adapter_folder(folder: Path, files: dict[str, bytes], tokenizer: Tokenizer) -> None:
     """Write the adapter folder whole: beside, then renamed over the old one."""
     import shutil
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import shutil
 from pathlib import Path
-from typing import Any
 
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.errors import LrftError, UsageError
+from lrft.registry.protocols import Tokenizer
 
 
-def write_merged(dense: CausalLM, tokenizer: Any, out: Path, shard_size: str) -> None:
+def write_merged(dense: CausalLM, tokenizer: Tokenizer, out: Path, shard_size: str) -> None:
     """Write `dense` as a plain transformers folder: shards, config, generation config, tokenizer, chat template.
 
     Raises:
@@ -33,7 +33,7 @@ def write_merged(dense: CausalLM, tokenizer: Any, out: Path, shard_size: str) ->
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(dense: CausalLM, tokenizer: Any, scratch: Path, shard_size: str) -> None:
+def _write(dense: CausalLM, tokenizer: Tokenizer, scratch: Path, shard_size: str) -> None:
     scratch.mkdir(parents=True)
     needed = sum(p.numel() * p.element_size() for p in dense.hf.parameters())
     if (free := shutil.disk_usage(scratch).free) < needed:

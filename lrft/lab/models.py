@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from lrft.build.measure import measure
+from lrft.build.measured import Measured
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.recipe.schema import ModelSection, Recipe
@@ -17,7 +17,7 @@ class Models:
 
     def __init__(self) -> None:
         self.built: dict[str, CausalLM] = {}
-        self.counted: dict[str, dict[str, Any]] = {}
+        self.counted: dict[str, Measured] = {}
 
     def get(self, section: ModelSection) -> CausalLM:
         """The model of a recipe's `model` section."""
@@ -26,7 +26,7 @@ class Models:
             self.built[key] = load_model(section, meta=True)
         return self.built[key]
 
-    def weigh(self, recipe: Recipe, optimizer: bool = True) -> dict[str, Any]:
+    def weigh(self, recipe: Recipe, optimizer: bool = True) -> Measured:
         """The counts and bytes of `measure`.
 
         Args:

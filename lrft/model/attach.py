@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from lrft.core.adapted import Adapted, adapted
+from lrft.core.adapted import Adapted, AdaptedBlock, adapted
 from lrft.core.adapter import Adapter, Shared
 from lrft.core.params import Site
 from lrft.core.stages import Plan, SitePlan
@@ -72,6 +72,8 @@ def attach(
             model.transposed.add(name)
         _replace(model.hf, name, builder.layer(name, layer, plan.get(name)))
     model.hf.to(builder.device)
+    if builder.adapter is not None:
+        model.give_virtual_tokens(builder.adapter.virtual_tokens(builder.config))
     if builder.shared is not None:
         builder.shared.bind(model)
 
@@ -115,7 +117,7 @@ def _wrap(hf: nn.Module, name: str, part: Adapter) -> None:
         part.fit(block)
     except ValueError as error:
         raise RecipeError(f"{name}: {error}", "adapter") from None
-    _replace(hf, name, Adapted(block, part))  # type: ignore[arg-type]
+    _replace(hf, name, AdaptedBlock(block, part))  # type: ignore[arg-type]
 
 
 def _replace(root: nn.Module, name: str, module: nn.Module) -> None:

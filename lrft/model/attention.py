@@ -105,7 +105,7 @@ def segmented_attention(
     WINDOWS.add(asked)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if softcap is not None or dropout > 0:
-        return _composed(query, key, value, documents, scale, asked, softcap, dropout, s_aux), None
+        return _compose(query, key, value, documents, scale, asked, softcap, dropout, s_aux), None
     out: Tensor = _Segmented.apply(query, key, value, documents, scale, asked, s_aux)  # type: ignore[no-untyped-call]
     return out, None
 
@@ -201,7 +201,7 @@ def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return shares.div_(shares.sum(-1, keepdim=True) + (sink - top).exp_())
 
 
-def _composed(
+def _compose(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -11,8 +11,10 @@ from typing import Protocol, TypedDict
 import torch
 from torch import Tensor, nn
 
+from lrft.core.adapted import AdaptedBlock, adapted
 from lrft.core.adapter import Shared
 from lrft.core.batch import Batch
+from lrft.core.virtual import note, widen
 from lrft.model.hf import HF
 from lrft.ops.loss import Head
 
@@ -44,6 +46,7 @@ class CausalLM(nn.Module):
         fingerprint: identity of the dense base weights.
         shared: what the adapters of all sites share, or None.
         softcap, scale: of the head, as `lrft.model.head` found them.
+        virtual: virtual tokens before every document while the adapters are on (`lrft.core.virtual`).
         batching: how prompts may be put together for generation (`lrft.model.probe.find_batching`), once it was asked.
     """
 
@@ -56,6 +59,7 @@ class CausalLM(nn.Module):
         self.shared: Shared | None = None
         self.softcap: float | None = None
         self.scale = 1.0
+        self.virtual = 0
         self.batching: str | None = None
         self._compiled: Callable[..., HiddenStates] | None = None
 
@@ -105,17 +109,33 @@ class CausalLM(nn.Module):
         """Run the body through torch.compile; batches must keep one shape, as packed ones do."""
         self._compiled = torch.compile(self.body, dynamic=False)
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states (B, L, d), final norm included; documents of a row do not see each other.
+    def give_virtual_tokens(self, count: int) -> None:
+        """Let so many virtual tokens go before every document; the input embedding is then told of its ids."""
+        if count and not self.virtual:
+            self.hf.get_input_embeddings().register_forward_pre_hook(_meet_virtual_ids)
+        self.virtual = count
 
-        The stock backends find the documents by the restarts in `position_ids`.
-        """
+    @property
+    def virtual_now(self) -> int:
+        """Virtual tokens of the model as it is switched: none while its adapters are off."""
+        first = next(adapted(self.hf), None) if self.virtual else None
+        return self.virtual if first is not None and first[1].enabled else 0
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states (B, L, d), final norm included; documents of a row do not see each other."""
+        if count := self.virtual_now:
+            wide = widen(batch, count)
+            return wide.narrow(self._hidden(wide.batch))
+        return self._hidden(batch)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """The stock backends find the documents by the restarts in `position_ids`."""
         ids, positions = batch.input_ids, batch.position_ids
         extra: Told = {}
         if self.attention == "segmented":
             extra["documents"] = batch.documents
         elif self.attention.startswith("flash"):
-            ids, positions, extra = _flattened(batch)
+            ids, positions, extra = _flatten(batch)
         body = self._compiled if self._compiled is not None and torch.is_grad_enabled() else self.body
         if self.takes_positions:
             extra["position_ids"] = positions
@@ -127,12 +147,19 @@ class CausalLM(nn.Module):
         return self.head.logits(self.hidden(batch))
 
 
+def _meet_virtual_ids(embedding: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Note the ids of a pass; an embedding that no adapter is around has no row for negative ones, and gets 0."""
+    ids, *rest = inputs
+    note(ids)
+    return inputs if isinstance(embedding, AdaptedBlock) else (ids.clamp_min(0), *rest)
+
+
 def takes(module: nn.Module, name: str) -> bool:
     """Whether the forward pass of `module` has an argument called `name`."""
     return name in inspect.signature(module.forward).parameters
 
 
-def _flattened(batch: Batch) -> tuple[Tensor, Tensor, Told]:
+def _flatten(batch: Batch) -> tuple[Tensor, Tensor, Told]:
     """One row of all documents with their boundaries, which is what variable-length kernels take."""
     rows, length = batch.input_ids.shape
     starts = {row * length for row in range(rows)}

@@ -40,7 +40,7 @@ def load_tokenizer(section: ModelSection, trust_remote_code: bool = False) -> tu
 
     quiet()
     key, source = _tokenizer_source(section)
-    name, options = _resolved(*source)
+    name, options = _resolve(*source)
     try:
         found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -48,7 +48,7 @@ def load_tokenizer(section: ModelSection, trust_remote_code: bool = False) -> tu
     tokenizer = cast(Tokenizer, found)  # transformers finds names of special tokens when they are asked for
     stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     if section.weights == "pretrained":  # what a model was trained to stop at; one without weights was not
-        name, options = _resolved(section.name, section.revision)
+        name, options = _resolve(section.name, section.revision)
     try:
         ends = GenerationConfig.from_pretrained(name, **options).eos_token_id
         stops |= set(ends if isinstance(ends, list) else [ends]) - {None}
@@ -95,7 +95,7 @@ def load_model(
     attention.register()
     config = load_config(section, trust_remote_code)
     try:
-        hf = _built(section, config, trust_remote_code, meta, seed)
+        hf = _build(section, config, trust_remote_code, meta, seed)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _unloadable(section.name, error) from None
     hf.requires_grad_(False)
@@ -132,7 +132,7 @@ def load_config(section: ModelSection, trust_remote_code: bool = False) -> Model
     from transformers import AutoConfig
 
     quiet()
-    name, options = _resolved(section.name, section.revision)
+    name, options = _resolve(section.name, section.revision)
     try:
         config: ModelConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -141,11 +141,11 @@ def load_config(section: ModelSection, trust_remote_code: bool = False) -> Model
     return config
 
 
-def _built(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool, seed: int | None) -> HF:
+def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool, seed: int | None) -> HF:
     """The transformers model: its weights read, drawn, or left out."""
     from transformers import AutoModelForCausalLM
 
-    name, options = _resolved(section.name, section.revision)
+    name, options = _resolve(section.name, section.revision)
     # Every architecture has eager attention; the backend that will run is set when the model is there.
     settings = {"attn_implementation": "eager", "trust_remote_code": trusted}
     dtype = DTYPES[section.dtype]
@@ -167,7 +167,7 @@ def _built(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
         return hf
     make: Callable[..., HF] = partial(AutoModelForCausalLM.from_config, config, **settings)
     if not meta:
-        return _drawn(make, dtype, seed)
+        return _draw(make, dtype, seed)
     with torch.device("meta"):
         hf = make(dtype=dtype)
     return hf
@@ -178,7 +178,7 @@ def _is_tied(hf: HF) -> bool:
     return head is not None and head.weight is hf.get_input_embeddings().weight
 
 
-def _drawn(make: Callable[..., HF], dtype: torch.dtype, seed: int | None) -> HF:
+def _draw(make: Callable[..., HF], dtype: torch.dtype, seed: int | None) -> HF:
     """The architecture's own random start: drawn on the CPU in float32, rounded to `dtype` once."""
     assert seed is not None, "random weights need the seed of the run"
     with torch.random.fork_rng(devices=[]):
@@ -228,7 +228,7 @@ def _tokenizer_source(section: ModelSection) -> tuple[str, tuple[str, str | None
     return "model.tokenizer", (section.tokenizer, None)
 
 
-def _resolved(name: str, revision: str | None) -> tuple[str, Where]:
+def _resolve(name: str, revision: str | None) -> tuple[str, Where]:
     path = gguf.locate(name)
     if path is not None:
         return str(gguf.converted(path)), {}

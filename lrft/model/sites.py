@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from torch import nn
 
-from lrft.core.params import Site
+from lrft.core.params import HOLDERS, Site
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import RecipeError
@@ -91,23 +91,54 @@ def linear_sites(model: CausalLM) -> dict[str, Site]:
 
 
 def sites_of(model: CausalLM, kinds: tuple[str, ...]) -> dict[str, Site]:
-    """The sites of some kinds, in model order; the linear layers inside an `mlp` site are then none of their own."""
-    linear = linear_sites(model)
-    if "mlp" not in kinds:
-        return linear
+    """The sites of some kinds, in model order; the linear layers inside a block that is a site are then none.
+
+    Raises:
+        ValueError: there is no such kind of site.
+    """
+    for kind in kinds:
+        if kind not in FINDERS:
+            raise ValueError(f"{kind} is no kind of site{did_you_mean(kind, FINDERS)}")
+    found = {name: site for kind in kinds for name, site in FINDERS[kind](model).items()}
+    held = tuple(f"{name}." for name, site in found.items() if site.kind in HOLDERS)
+    order = {name: place for place, (name, _) in enumerate(model.hf.named_modules())}
+    kept = {name: site for name, site in found.items() if not held or not name.startswith(held)}
+    return dict(sorted(kept.items(), key=lambda item: order[item[0]]))
+
+
+def mlp_sites(model: CausalLM) -> dict[str, Site]:
+    """Whole feed-forward blocks: the modules called `mlp` that hold linear layers."""
     hidden = model.hf.config.get_text_config().hidden_size
-    blocks = {name.rpartition(".mlp.")[0] + ".mlp" for name in linear if ".mlp." in name}
-    found: dict[str, Site] = {}
-    for name, site in linear.items():
-        block = name.rpartition(".mlp.")[0] + ".mlp"
-        if block in blocks and ".mlp." in name:
-            if block not in found:
-                inner = max(
-                    max(s.in_features, s.out_features) for n, s in linear.items() if n.startswith(f"{block}.")
-                )
-                found[block] = Site(block, hidden, hidden, kind="mlp", inner_features=inner)
-        elif "linear" in kinds:
-            found[name] = site
+    widths: dict[str, int] = {}
+    for name, site in linear_sites(model).items():
+        if ".mlp." in name:
+            block = name.rpartition(".mlp.")[0] + ".mlp"
+            widths[block] = max(widths.get(block, 0), site.in_features, site.out_features)
+    return {block: Site(block, hidden, hidden, kind="mlp", inner_features=w) for block, w in widths.items()}
+
+
+def embedding_sites(model: CausalLM) -> dict[str, Site]:
+    """The input embedding."""
+    embedding = model.hf.get_input_embeddings()
+    name = next(name for name, module in model.hf.named_modules() if module is embedding)
+    size, hidden = embedding.get_parameter("weight").shape
+    return {name: Site(name, size, hidden, kind="embedding")}
+
+
+def attention_sites(model: CausalLM) -> dict[str, Site]:
+    """Whole attentions with a linear layer for the keys and one for the values, of the same width.
+
+    Raises:
+        ValueError: there is none.
+    """
+    linear, found = linear_sites(model), dict[str, Site]()
+    for name, keys in linear.items():
+        parent, _, leaf = name.rpartition(".")
+        values = linear.get(f"{parent}.v_proj")
+        if leaf == "k_proj" and values is not None and values.out_features == keys.out_features:
+            found[parent] = Site(parent, keys.in_features, keys.out_features, kind="attention")
+    if not found:
+        raise ValueError("it has no attention with layers k_proj and v_proj of one width")
     return found
 
 
@@ -124,6 +155,14 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 def is_transposed(module: nn.Module) -> bool:
     """Whether the module is transformers' Conv1D, a linear map stored as (in, out)."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+FINDERS: dict[str, Callable[[CausalLM], dict[str, Site]]] = {
+    "linear": linear_sites,
+    "mlp": mlp_sites,
+    "embedding": embedding_sites,
+    "attention": attention_sites,
+}
 
 
 def choose(
@@ -170,12 +209,12 @@ def choose(
 
 
 def site_size(site: Site) -> int:
-    """Numbers in the weights that a site holds; a feed-forward block has a gate, a way up and a way down."""
-    return (
-        3 * site.in_features * site.inner_features
-        if site.inner_features
-        else site.in_features * site.out_features
-    )
+    """Numbers in the weights that an adapter acts on: a block's three maps, the keys and values of an attention."""
+    if site.kind == "embedding":
+        return 0  # a table, and no matrix that is multiplied
+    if site.kind == "attention":
+        return 2 * site.in_features * site.out_features
+    return site.in_features * (3 * site.inner_features or site.out_features)
 
 
 def matches(name: str, pattern: str) -> bool:

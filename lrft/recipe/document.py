@@ -194,7 +194,7 @@ class _Builder:
         text = node.value
         try:
             text.encode("utf-8")
-            return _constructed(node.tag, text)
+            return _construct(node.tag, text)
         except UnicodeEncodeError:
             message = "holds half of a character pair (a \\ud800-style escape); write the character itself"
         except ValueError:
@@ -203,7 +203,7 @@ class _Builder:
         return None
 
 
-def _constructed(tag: str, text: str) -> Scalar:
+def _construct(tag: str, text: str) -> Scalar:
     kind = tag.removeprefix(CORE)
     if kind == "str":
         return text

@@ -55,7 +55,7 @@ def load_recipe(
     """
     path = locate(name_or_path)
     root, problems = _layers(path, ())
-    root, problems = _overridden(root, overrides, problems)
+    root, problems = _apply_overrides(root, overrides, problems)
     root, found = located(root)
     problems += found
     root = _with_methods_named(root)
@@ -127,7 +127,9 @@ def locate(name_or_path: str | Path) -> Path:
     return library.find(name)
 
 
-def _overridden(root: Node, overrides: Sequence[str], problems: list[Problem]) -> tuple[Node, list[Problem]]:
+def _apply_overrides(
+    root: Node, overrides: Sequence[str], problems: list[Problem]
+) -> tuple[Node, list[Problem]]:
     for text in overrides:
         try:
             root, found = override(root, text)

@@ -53,7 +53,7 @@ def override(root: Node, text: str) -> tuple[Node, list[Problem]]:
         RecipeError: the override is malformed, or deletes what is not there.
     """
     if text.startswith("~"):
-        return _deleted(root, _keys(text[1:], text)), []
+        return _delete(root, _keys(text[1:], text)), []
     key, equals, value_text = text.partition("=")
     if not equals:
         message = f"{shown(text)} is not an override; write key.sub=value to set, or ~key.sub to delete"
@@ -119,7 +119,7 @@ def _keys(key: str, text: str) -> tuple[str, ...]:
     return keys
 
 
-def _deleted(root: Node, keys: tuple[str, ...]) -> Node:
+def _delete(root: Node, keys: tuple[str, ...]) -> Node:
     for length in range(1, len(keys) + 1):
         if root.get(*keys[:length]) is None:
             section = root.get(*keys[: length - 1])

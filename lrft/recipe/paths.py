@@ -51,7 +51,7 @@ def located(root: Node) -> tuple[Node, list[Problem]]:
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
         try:
-            root = root.with_value(keys, replace(node, value=_located(node.value, node.place, keys)))
+            root = root.with_value(keys, replace(node, value=_locate(node.value, node.place, keys)))
         except _Nowhere as error:
             if (node.value, node.place) not in told:  # `data: PATH` is one mistake, not two
                 problems.append(node.place.problem(dotted(keys), str(error)))
@@ -88,8 +88,8 @@ class _Nowhere(Exception):
     pass
 
 
-def _located(written: str, place: Place, keys: Keys) -> str:
-    text, is_model = _expanded(written), keys in (MODEL, TOKENIZER)
+def _locate(written: str, place: Place, keys: Keys) -> str:
+    text, is_model = _expand(written), keys in (MODEL, TOKENIZER)
     if is_model and text.startswith("pkg:"):
         _check_packaged(text)
         return text
@@ -142,7 +142,7 @@ def _check_kind(path: str, is_model: bool) -> None:
         raise _Nowhere(f"{_brief(path)} is of no known kind; data files end in {', '.join(READABLE)}")
 
 
-def _expanded(text: str) -> str:
+def _expand(text: str) -> str:
     """`~` and `$VARIABLES` replaced."""
     for match in VARIABLE.finditer(text):
         name = match[1] or match[2]

@@ -133,7 +133,7 @@ class TrainSection(Section):
         description="fill rows with several examples that do not see each other; by default wherever the model keeps "
         "them apart, which is tried on it",
     )
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="every draw of the run follows from it and the step")
     clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for no clipping")
     save_every: int = Field(
         50, gt=0, description="optimizer steps between checkpoints; the last step is always saved"
@@ -142,7 +142,7 @@ class TrainSection(Section):
         None, gt=0, description="optimizer steps between scores of data.eval; the last step is always scored"
     )
     keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where one is visible")
 
 
 class EvalSection(Section):
@@ -171,7 +171,9 @@ class ExportSection(Section):
         "back the errors of earlier ones, as measured on training rows",
     )
     calibration_rows: int = Field(48, gt=0, description="training rows that rounding: feedback measures on")
-    shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?[KMG]B$")
+    shard_size: str = Field(
+        "5GB", pattern=r"^\d+(\.\d+)?[KMG]B$", description="largest file of the merged weights"
+    )
     tolerance: float = Field(
         0.05,
         gt=0,

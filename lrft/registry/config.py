@@ -154,8 +154,10 @@ class StagesConfig(MethodConfig):
 class OptimizerConfig(MethodConfig):
     """What every optimizer's section accepts."""
 
-    lr: float = Field(2e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(2e-4, gt=0, description="learning rate at the top of the schedule")
+    weight_decay: float = Field(
+        0.0, ge=0, description="decay of every trained number, as the optimizer has it"
+    )
     per_layer: bool = Field(
         False,
         description="update each parameter in the backward pass and free its gradient at once; no clipping, no "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from types import FrameType
 from typing import NotRequired, Protocol, TypedDict
 
 
@@ -67,3 +68,7 @@ class Encoding(TypedDict):
 
     input_ids: list[int]
     offset_mapping: NotRequired[list[tuple[int, int]]]
+
+
+SignalHandler = Callable[[int, FrameType | None], object] | int | None
+"""What `signal.signal` takes, and gives back."""

@@ -12,20 +12,37 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
 from lrft.core.run import Run
 from lrft.registry.errors import CheckpointError, LrftError
+from lrft.registry.json import Json
 from lrft.training.flatten import flatten, unflatten
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+
+
+PARTS: tuple[Literal["optimizer", "callbacks"], ...] = ("optimizer", "callbacks")  # that hold tensors
+
+
+class SavedState(TypedDict):
+    """What state.json holds."""
+
+    step: int
+    total_steps: int
+    optimizer: Json
+    schedule: StateDict
+    callbacks: Json
+    parameters: list[str]
+    best: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,7 @@ class Identity:
 
 
 def save_checkpoint(
-    run: Run, tensors: dict[str, Tensor], folder: Path, identity: Identity, extra: dict[str, Any]
+    run: Run, tensors: dict[str, Tensor], folder: Path, identity: Identity, extra: Mapping[str, Json]
 ) -> Path:
     """Write `folder/step-N` from the run's state; a killed or failed write leaves older checkpoints intact.
 
@@ -63,8 +80,8 @@ def save_checkpoint(
         **extra,
     }
     files = {
-        "adapter.safetensors": _encoded(tensors),
-        "optimizer.safetensors": _encoded(
+        "adapter.safetensors": _encode(tensors),
+        "optimizer.safetensors": _encode(
             {
                 **{f"optimizer.{k}": v for k, v in optimizer_tensors.items()},
                 **{f"callbacks.{k}": v for k, v in callback_tensors.items()},
@@ -78,7 +95,7 @@ def save_checkpoint(
     return final
 
 
-def write_folder(final: Path, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Json]) -> None:
     """Write files beside, sync, manifest last, rename; a damaged folder at `final` is kept aside.
 
     Raises:
@@ -178,18 +195,18 @@ def check_identity(folder: Path, identity: Identity) -> None:
         )
 
 
-def restore(run: Run, folder: Path) -> dict[str, Any]:
+def restore(run: Run, folder: Path) -> SavedState:
     """Set optimizer, schedule, callbacks and step from a verified checkpoint; returns state.json.
 
     Raises:
         CheckpointError: the trainable parameters are not those of the checkpoint.
     """
-    state: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
+    state: SavedState = json.loads((folder / "state.json").read_bytes())
     names = [info.name for info in run.parameters]
     if state["parameters"] != names:
         raise CheckpointError(f"{folder}: its trainable parameters are not those of this recipe")
     tensors = load((folder / "optimizer.safetensors").read_bytes())
-    for prefix in ("optimizer", "callbacks"):
+    for prefix in PARTS:
         part = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
         value = unflatten(part, state[prefix])
         if prefix == "optimizer":
@@ -213,7 +230,7 @@ def prune(folder: Path, keep_last: int, best: str | None) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _encoded(tensors: dict[str, Tensor]) -> bytes:
+def _encode(tensors: dict[str, Tensor]) -> bytes:
     return save(
         {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(tensors.items())}
     )

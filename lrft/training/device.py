@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lrft.registry.errors import RecipeError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def make_accelerator(device: str, dtype: str) -> Any:
+
+def make_accelerator(device: str, dtype: str) -> Accelerator:
     """The accelerator of this process.
 
     One process per device; a launcher (`torchrun`, `accelerate launch`) decides how many.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -51,8 +51,8 @@ def _first_module(run: Run, batches: StepBatches, objective: Objective) -> str:
     seen: list[str] = []
     handles = []
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def watch(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             first = output[0] if isinstance(output, tuple) and output else output
             if not seen and isinstance(first, Tensor) and not bool(torch.isfinite(first).all()):
                 seen.append(f"{name} ({type(module).__name__}, {str(first.dtype).removeprefix('torch.')})")

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrft.registry.json import Json, to_list, to_section
+
 TENSOR = "__tensor__"
 INTEGER_KEYS = "__integer_keys__"
 TUPLE = "__tuple__"
 
 
-def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
+def flatten(state: object) -> tuple[dict[str, Tensor], Json]:
     """Nested dicts, lists, tuples, tensors and scalars -> (path -> tensor, JSON values that name the paths).
 
     Raises:
@@ -20,7 +22,7 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
     """
     tensors: dict[str, Tensor] = {}
 
-    def visit(value: Any, path: str) -> Any:
+    def visit(value: object, path: str) -> Json:
         if isinstance(value, Tensor):
             tensors[path] = value
             return {TENSOR: path}
@@ -41,22 +43,24 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
     return tensors, visit(state, "")
 
 
-def unflatten(tensors: dict[str, Tensor], values: Any) -> Any:
+def unflatten(tensors: dict[str, Tensor], values: Json) -> Any:
     """The inverse of `flatten`."""
     if isinstance(values, list):
         return [unflatten(tensors, value) for value in values]
     if not isinstance(values, dict):
         return values
     if set(values) == {TENSOR}:
-        return tensors[values[TENSOR]]
+        return tensors[str(values[TENSOR])]
     if set(values) == {TUPLE}:
-        return tuple(unflatten(tensors, value) for value in values[TUPLE])
+        return tuple(unflatten(tensors, value) for value in to_list(values[TUPLE]))
     if set(values) == {INTEGER_KEYS}:
-        return {int(key): unflatten(tensors, value) for key, value in values[INTEGER_KEYS].items()}
+        return {
+            int(key): unflatten(tensors, value) for key, value in to_section(values[INTEGER_KEYS]).items()
+        }
     return {key: unflatten(tensors, value) for key, value in values.items()}
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: object, b: object) -> bool:
     """Whether two nested states are bit for bit the same."""
     (at, av), (bt, bv) = flatten(a), flatten(b)
     return av == bv and at.keys() == bt.keys() and all(torch.equal(at[key], bt[key]) for key in at)

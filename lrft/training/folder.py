@@ -11,12 +11,14 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from lrft import __version__
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import LrftError, UsageError
+from lrft.training.records import Environment
 
 ROOT = Path("runs")
 RECIPE, RUN, PLAN, METRICS, RESULT = "recipe.yaml", "run.json", "plan.json", "metrics.jsonl", "result.json"
@@ -88,7 +90,7 @@ class RunFolder:
             self.lock_file.close()
             self.lock_file = None
 
-    def write(self, name: str, content: str | dict[str, Any]) -> None:
+    def write(self, name: str, content: str | Mapping[str, object]) -> None:
         """Write a small file whole or not at all.
 
         Raises:
@@ -156,7 +158,7 @@ def find(run: RunFolder | Path | str | None, root: Path = ROOT) -> RunFolder:
     raise UsageError(f"{run} is not a run folder (it holds no {RECIPE}){did_you_mean(run.name, known)}")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Versions, hardware and git commit, for run.json. Holds no environment variable."""
     versions: dict[str, str | None] = {"python": platform.python_version(), "lrft": __version__}
     for package in PACKAGES:
@@ -166,7 +168,7 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     import torch
 
-    hardware = {
+    hardware: dict[str, str | int | None] = {
         "machine": platform.machine(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -202,6 +204,7 @@ def _git_commit() -> str | None:
 
 def _recipe_name(path: Path) -> str | None:
     try:
-        return json.loads((path / RUN).read_text()).get("recipe_name")
+        name: str | None = json.loads((path / RUN).read_text()).get("recipe_name")
     except (OSError, ValueError):
         return None
+    return name

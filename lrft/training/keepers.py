@@ -7,15 +7,17 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
 from lrft.core.callback import Callback
 from lrft.core.optimizer import contract_of
 from lrft.core.run import Run
 from lrft.registry.errors import NumericalError
+from lrft.registry.protocols import SignalHandler
 from lrft.training import checkpoint
 
 
@@ -64,7 +66,7 @@ class Scorer(Callback):
     """
 
     def __init__(
-        self, score: Callable[[Run], dict[str, float]], probe: Callable[[Run], Any], every: int
+        self, score: Callable[[Run], dict[str, float]], probe: Callable[[Run], object], every: int
     ) -> None:
         self.score, self.probe, self.every = score, probe, every
         self.best = math.inf
@@ -93,11 +95,11 @@ class Scorer(Callback):
         if metrics and metrics["eval_loss"] < self.best:
             self.best, self.best_step = metrics["eval_loss"], run.step
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         best = self.best if self.best_step else None
         return {"best": best, "best_step": self.best_step, "owed": self.owed}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.best_step, self.owed = state["best_step"], state["owed"]
         self.best = state["best"] if self.best_step else math.inf
 
@@ -135,10 +137,10 @@ class StopAtLoss(Callback):
         if self.smoothed <= self.target:
             run.total_steps = run.step
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"mean": self.mean, "weight": self.weight}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.mean, self.weight = state["mean"], state["weight"]
 
 
@@ -190,10 +192,10 @@ class GradientCheck(Callback):
                 f"gradient, {dead[0]} first; nothing there would be learnt"
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"reached": self.reached}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.reached = state["reached"]
 
 
@@ -206,10 +208,10 @@ class LossScale(Callback):
     def start(self, run: Run) -> None:
         run.scaler = self.scaler
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return dict(self.scaler.state_dict())
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.scaler.load_state_dict(state)
 
 
@@ -223,7 +225,7 @@ class StopOnSignal(Callback):
 
     def __init__(self) -> None:
         self.run: Run | None = None
-        self.previous: dict[int, Any] = {}
+        self.previous: dict[int, SignalHandler] = {}
 
     def start(self, run: Run) -> None:
         self.run = run
@@ -236,7 +238,7 @@ class StopOnSignal(Callback):
             run.stop_signal = int(run.accelerator.gather(mine).max()) or None
         run.stopping = run.stop_signal is not None
 
-    def handle(self, number: int, frame: Any) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """First signal: remember it. Second: give up on finishing the step; the disk stays valid either way."""
         if self.run is None or self.run.stop_signal is not None:
             signal.signal(number, self.previous.get(number, signal.SIG_DFL))

@@ -8,18 +8,26 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal, cast
 from urllib.parse import urlparse
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.optim.optimizer import StateDict
 
 from lrft.core.callback import Callback
 from lrft.core.notes import is_terminal, say, silent
 from lrft.core.run import Run
 from lrft.registry.errors import LrftError, MissingExtra
+from lrft.registry.json import Json
+
+if TYPE_CHECKING:
+    from wandb import Run as Session
+
+Mode = Literal["online", "offline", "disabled", "shared"] | None
 
 LINES = 100  # a run, where it is not said how many
 
@@ -61,7 +69,7 @@ class MetricsFile(Callback):
                 ) from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A 0-d tensor as a number, anything else as it is."""
     return value.item() if isinstance(value, torch.Tensor) else value
 
@@ -79,7 +87,7 @@ class Bar(Callback):
         self.every = every
         self.console = console or Console(stderr=True, force_terminal=is_terminal(sys.stderr))
         self.progress: Progress | None = None
-        self.task: Any = None
+        self.task: TaskID | None = None
         self.began = time.perf_counter()
         self.first = 0
 
@@ -99,7 +107,7 @@ class Bar(Callback):
     def after_step(self, run: Run) -> None:
         if run.rank:
             return
-        if self.progress is not None:
+        if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=run.step, description=describe(run.metrics))
         elif self._is_due(run):
             left = (time.perf_counter() - self.began) / (run.step - self.first) * (run.total_steps - run.step)
@@ -123,10 +131,10 @@ class Wandb(Callback):
     The run id is kept in the checkpoint, so that a resumed run goes on in the same place.
     """
 
-    def __init__(self, project: str, name: str, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, project: str, name: str, folder: Path, settings: dict[str, Json]) -> None:
         self.project, self.name, self.folder, self.settings = project, name, folder, settings
         self.id: str | None = None
-        self.session: Any = None
+        self.session: Session | None = None
 
     def start(self, run: Run) -> None:
         if run.rank:
@@ -135,7 +143,7 @@ class Wandb(Callback):
             import wandb
         except ImportError:
             raise MissingExtra("logging.wandb: needs `pip install wandb`") from None
-        mode: Any = os.environ.get("WANDB_MODE")
+        mode = cast(Mode, os.environ.get("WANDB_MODE"))
         if mode is None and not has_account():
             mode = "offline"
             say("logging.wandb: no account found, keeping local files only")
@@ -160,10 +168,10 @@ class Wandb(Callback):
         if self.session is not None:
             self.session.finish()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"id": self.id}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.id = state["id"]
 
 
@@ -179,7 +187,7 @@ def has_account() -> bool:
     return host in known.hosts
 
 
-def describe(metrics: dict[str, Any]) -> str:
+def describe(metrics: Mapping[str, float]) -> str:
     """Loss, learning rate, tokens per second and memory in one line."""
     parts = [f"loss {metrics['loss']:.4f}", f"lr {metrics['lr']:.2e}"]
     if "tokens_per_second" in metrics:

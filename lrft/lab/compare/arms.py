@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lrft.lab.runs.planned import Arm
 from lrft.recipe.resolved import compare, flat
 from lrft.registry.errors import UsageError
+from lrft.registry.json import Json
 
 # What decides the rows of a step, how many steps there are, and the numbers compared.
 EQUAL = (
@@ -61,7 +61,7 @@ def check_comparable(arms: Sequence[Arm]) -> None:
         raise UsageError("\n".join([f"these must be equal to compare recipes; {remedy}:", *lines]))
 
 
-def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+def differences(arms: Sequence[Arm]) -> dict[str, list[Json]]:
     """Keys in which the arms differ -> the value in each arm; rates and seeds, which are put in, left out."""
     found = [{".".join(map(str, keys)): value for keys, value in flat(arm.recipe).items()} for arm in arms]
     keys = dict.fromkeys(key for values in found for key in values)

@@ -6,18 +6,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lrft.core.notes import say
 from lrft.lab.compare.arms import labels
 from lrft.lab.compare.comparison import compare_arms
+from lrft.lab.compare.record import Comparison
 from lrft.lab.compare.report import write_report
 from lrft.lab.compare.settings import Settings
 from lrft.lab.runs.planned import make_arm
 from lrft.recipe.merge import is_override
 
 
-def compare_recipes(arguments: Sequence[str], settings: Settings) -> dict[str, Any]:
+def compare_recipes(arguments: Sequence[str], settings: Settings) -> Comparison:
     """Compare the recipes among the arguments under the overrides among them; returns the record.
 
     Raises:

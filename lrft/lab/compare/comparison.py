@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import Any
 
 from lrft.core.notes import say
 from lrft.lab.compare.arms import check_comparable, differences
 from lrft.lab.compare.match import Matched, match
+from lrft.lab.compare.record import ArmRecord, Comparison, Costs, DifferenceRecord, Found
 from lrft.lab.compare.search import joint, search_rates
 from lrft.lab.compare.settings import By, Settings, check_seeds
 from lrft.lab.compare.statistics import bootstrap_interval, paired
@@ -20,6 +20,7 @@ from lrft.lab.runs.local import Progress, run_all, threads
 from lrft.lab.runs.outcome import result, set_ups_of, value
 from lrft.lab.runs.planned import TUNING_SEED, Arm, PlannedRun, plan_run
 from lrft.registry.errors import NumericalError
+from lrft.registry.json import Json
 
 LOSS = "eval_loss"  # of the last step
 
@@ -36,7 +37,7 @@ class Compared:
 
     arms: list[Arm]
     runs: dict[str, list[PlannedRun]]
-    record: dict[str, Any]
+    record: Comparison
 
 
 def compare_arms(arms: Sequence[Arm], settings: Settings, command: str = "", alone: bool = False) -> Compared:
@@ -70,7 +71,7 @@ def compare_arms(arms: Sequence[Arm], settings: Settings, command: str = "", alo
     }
     # Seed by seed, so that an interrupted comparison has whole pairs.
     finish([runs[arm.label][index] for index in range(len(seeds)) for arm in fitted])
-    record = {
+    record: Comparison = {
         "command": command,
         "match": settings.by,
         "metric": LOSS,
@@ -81,7 +82,7 @@ def compare_arms(arms: Sequence[Arm], settings: Settings, command: str = "", alo
         "jobs": jobs,
         "cluster": cluster.name if cluster else None,
         "threads": None if cluster else threads(jobs),
-        **_found(fitted, costs, tried, grid, chosen, runs),
+        **_collect(fitted, costs, tried, grid, chosen, runs),
         "seconds": round(time.monotonic() - began, 1),
     }
     return Compared(fitted, runs, record)
@@ -150,23 +151,27 @@ def _tune(
     return tried, {arm.label: [next(found) for _ in rates] for arm in arms}
 
 
-def _found(
+def _collect(
     arms: Sequence[Arm],
     costs: Sequence[Matched],
     tried: dict[str, list[float]],
     grid: dict[str, list[float | None]],
     chosen: dict[str, float],
     runs: dict[str, list[PlannedRun]],
-) -> dict[str, Any]:
+) -> Found:
     """What the runs gave: one record an arm, the first being what the others are compared with."""
     losses = {arm.label: [value(run, LOSS) for run in runs[arm.label]] for arm in arms}
-    rows = []
+    rows: list[ArmRecord] = []
     for arm, cost in zip(arms, costs, strict=True):
         rate, rates, mine = chosen[arm.label], tried[arm.label], losses[arm.label]
         finite = [loss for loss in mine if loss is not None]
         rows.append(
             {
-                **asdict(cost),
+                "label": cost.label,
+                "rank": cost.rank,
+                "before": cost.before,
+                "trainable": cost.trainable,
+                "state_bytes": cost.state_bytes,
                 "recipe": arm.source,
                 "overrides": list(arm.overrides),
                 "rate": rate,
@@ -176,7 +181,7 @@ def _found(
                 "mean": fmean(finite) if finite else None,
                 "interval": bootstrap_interval(finite) if finite else None,
                 "difference": None if arm is arms[0] else _difference(mine, losses[arms[0].label]),
-                **_measured([result(run) for run in runs[arm.label]]),
+                **_measure_costs([result(run) for run in runs[arm.label]]),
             }
         )
     return {
@@ -186,21 +191,34 @@ def _found(
     }
 
 
-def _difference(mine: Sequence[float | None], first: Sequence[float | None]) -> dict[str, Any] | None:
+def _difference(mine: Sequence[float | None], first: Sequence[float | None]) -> DifferenceRecord | None:
     """The paired difference over the seeds that both arms finished."""
     pairs = [(a, b) for a, b in zip(mine, first, strict=True) if a is not None and b is not None]
-    return asdict(paired([a for a, _ in pairs], [b for _, b in pairs])) if pairs else None
+    if not pairs:
+        return None
+    found = paired([a for a, _ in pairs], [b for _, b in pairs])
+    return {
+        "mean": found.mean,
+        "interval": found.interval,
+        "lower": found.lower,
+        "higher": found.higher,
+        "pairs": found.pairs,
+        "p": found.p,
+    }
 
 
-def _measured(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _measure_costs(results: Sequence[Mapping[str, Json]]) -> Costs:
     """Costs over an arm's runs: time is their mean, memory and sizes the largest; what training itself counted."""
 
-    def most(key: str) -> Any:
-        return max((found[key] for found in results if found.get(key) is not None), default=None)
+    def values(key: str) -> list[float]:
+        return [number for found in results if isinstance(number := found.get(key), int | float)]
+
+    def most(key: str) -> float | None:
+        return max(values(key), default=None)
 
     def mean(key: str) -> float | None:
-        values = [found[key] for found in results if found.get(key) is not None]
-        return round(fmean(values), 1) if values else None
+        found = values(key)
+        return round(fmean(found), 1) if found else None
 
     return {
         "run_seconds": mean("seconds"),

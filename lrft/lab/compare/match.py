@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from lrft.build.measured import Measured
 from lrft.lab.models import Models
 from lrft.lab.runs.planned import Arm
 from lrft.registry.errors import LrftError, UsageError
@@ -44,7 +45,7 @@ def match(arms: Sequence[Arm], by: Literal["params", "memory", "steps"]) -> tupl
     found = list(arms)
     if by != "steps":
         target = _budget(models.weigh(arms[0].recipe), by)
-        found = [arms[0], *(_fitted(arm, target, by, models) for arm in arms[1:])]
+        found = [arms[0], *(_fit(arm, target, by, models) for arm in arms[1:])]
     table = []
     for arm, before in zip(found, arms, strict=True):
         cost = models.weigh(arm.recipe)
@@ -119,7 +120,7 @@ def _falls(cost: Callable[[int], int | None], start: int) -> bool:
     return False
 
 
-def _fitted(arm: Arm, target: int, by: str, models: Models) -> Arm:
+def _fit(arm: Arm, target: int, by: str, models: Models) -> Arm:
     start = rank(arm)
     if start is None:
         raise UsageError(
@@ -141,5 +142,5 @@ def _fitted(arm: Arm, target: int, by: str, models: Models) -> Arm:
     return arm if chosen == start else arm.changed(f"adapter.rank={chosen}")
 
 
-def _budget(cost: dict[str, Any], by: str) -> int:
+def _budget(cost: Measured, by: str) -> int:
     return int(cost["trainable"] if by == "params" else cost["trainable_bytes"] + cost["optimizer_bytes"])

@@ -5,10 +5,24 @@ from __future__ import annotations
 import importlib.util
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Protocol
+
+from lrft.lab.compare.record import Comparison
 
 
-def draw(record: dict[str, Any], path: Path) -> bool:
+class Axes(Protocol):
+    """Matplotlib's, as far as it is drawn on."""
+
+    def plot(self, *args: object, **settings: object) -> object: ...
+
+    def errorbar(self, *args: object, **settings: object) -> object: ...
+
+    def set_xticks(self, *args: object, **settings: object) -> object: ...
+
+    def set(self, **settings: object) -> object: ...
+
+
+def draw(record: Comparison, path: Path) -> bool:
     """Write the plot of a comparison's record; False where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
@@ -30,16 +44,15 @@ def draw(record: dict[str, Any], path: Path) -> bool:
     return True
 
 
-def _final(axes: Any, record: dict[str, Any]) -> None:
+def _final(axes: Axes, record: Comparison) -> None:
     """One column an arm: its seeds as dots, its mean with the interval as a bar."""
     arms = record["arms"]
     for place, arm in enumerate(arms):
         losses = [loss for loss in arm["losses"] if loss is not None]
         axes.plot([place] * len(losses), losses, "o", alpha=0.4)
-        if arm["interval"] is not None:
-            below, above = arm["mean"] - arm["interval"][0], arm["interval"][1] - arm["mean"]
-            axes.errorbar(
-                [place], [arm["mean"]], yerr=[[max(below, 0)], [max(above, 0)]], fmt="_k", capsize=4
-            )
+        mean, interval = arm["mean"], arm["interval"]
+        if mean is not None and interval is not None:
+            below, above = mean - interval[0], interval[1] - mean
+            axes.errorbar([place], [mean], yerr=[[max(below, 0)], [max(above, 0)]], fmt="_k", capsize=4)
     axes.set_xticks(range(len(arms)), [arm["label"] for arm in arms], rotation=30, ha="right")
     axes.set(ylabel=record["metric"], title=f"{len(record['seeds'])} seeds")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lrft.lab.compare.plot import draw
+from lrft.lab.compare.record import Comparison
 from lrft.registry.errors import LrftError
+from lrft.training.records import SetUp
 
 REPORT, RECORD, PLOT = "report.md", "report.json", "report.png"
 MIB = 2**20
 
 
-def write_report(record: dict[str, Any], out: Path, title: str, head: Sequence[str] = ()) -> Path:
+def write_report(record: Comparison, out: Path, title: str, head: Sequence[str] = ()) -> Path:
     """Write report.md, report.json and, where it can be drawn, report.png; returns report.md.
 
     Args:
@@ -35,7 +36,7 @@ def write_report(record: dict[str, Any], out: Path, title: str, head: Sequence[s
     return out / REPORT
 
 
-def body(record: dict[str, Any]) -> list[str]:
+def body(record: Comparison) -> list[str]:
     """The sections of the report: losses, rates, what differs, where it ran."""
     return [
         *table(record),
@@ -56,13 +57,13 @@ def body(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def table(record: dict[str, Any]) -> list[str]:
+def table(record: Comparison) -> list[str]:
     """`cells` as Markdown."""
     heads, *rows = cells(record)
     return [row(heads), row(["---"] * len(heads)), *map(row, rows)]
 
 
-def cells(record: dict[str, Any]) -> list[list[str]]:
+def cells(record: Comparison) -> list[list[str]]:
     """The heads, and one row an arm: rate, loss, paired difference to the first, costs."""
     heads = [
         "arm",
@@ -78,7 +79,7 @@ def cells(record: dict[str, Any]) -> list[list[str]]:
     heads += ["trainable", "adapter MiB", "checkpoint MiB", "peak MiB", "seconds", "of steps"]
     rows = [heads]
     for arm in record["arms"]:
-        gap = arm["difference"] or {}
+        gap = arm["difference"]
         wins = f"{gap['lower']} of {gap['pairs']} seeds" if gap else ""
         shown = [
             arm["label"],
@@ -86,14 +87,19 @@ def cells(record: dict[str, Any]) -> list[list[str]]:
             f"{arm['rate']:g}{' (edge)' if arm['rate_at_edge'] else ''}",
         ]
         shown += [_loss(arm["mean"]), _interval(arm["interval"])]
-        shown += [_signed(gap.get("mean")), _interval(gap.get("interval"), "+"), wins, _p(gap.get("p"))]
+        shown += [
+            _signed(gap and gap["mean"]),
+            _interval(gap and gap["interval"], "+"),
+            wins,
+            _p(gap and gap["p"]),
+        ]
         shown += [f"{arm['trainable']:,}", _mib(arm["adapter_bytes"]), _mib(arm["checkpoint_bytes"])]
         shown += [_mib(arm["peak_memory_bytes"]), _plain(arm["run_seconds"]), _plain(arm["step_seconds"])]
         rows.append(shown)
     return rows
 
 
-def _how(record: dict[str, Any]) -> list[str]:
+def _how(record: Comparison) -> list[str]:
     """What the numbers are, in sentences."""
     arms, seeds = record["arms"], record["seeds"]
     lines = [
@@ -121,7 +127,7 @@ def _how(record: dict[str, Any]) -> list[str]:
     return [*lines, f"- Command: `{record['command']}`"] if record["command"] else lines
 
 
-def _costs(record: dict[str, Any]) -> list[str]:
+def _costs(record: Comparison) -> list[str]:
     """How the budgets were matched, and what the cost columns are."""
     arms = record["arms"]
     what = {
@@ -147,7 +153,7 @@ def _costs(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _grid(record: dict[str, Any]) -> list[str]:
+def _grid(record: Comparison) -> list[str]:
     if record["tuning_seed"] is None:
         return [f"One rate, {record['rates'][0]:g}, for all arms; nothing was tuned."]
     if record["trials"]:
@@ -165,7 +171,7 @@ def _grid(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _trials(record: dict[str, Any]) -> list[str]:
+def _trials(record: Comparison) -> list[str]:
     """One row a rate, since each arm was tried at its own."""
     lines = [row(["arm", "rate", record["metric"]]), row(["---"] * 3)]
     for arm in record["arms"]:
@@ -175,7 +181,7 @@ def _trials(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _differences(record: dict[str, Any]) -> list[str]:
+def _differences(record: Comparison) -> list[str]:
     found = record["differences"]
     if not found["keys"]:
         return ["Nothing but the rate."]
@@ -187,14 +193,14 @@ def _differences(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _environments(record: dict[str, Any]) -> list[str]:
+def _environments(record: Comparison) -> list[str]:
     found = record["environments"]
     lines = [f"The runs were made on {len(found)} set-ups:", ""] if len(found) > 1 else []
     lines += set_ups(found)
     return [*lines, f"- {record['seconds']:g} s for what this call ran"]
 
 
-def set_ups(found: Sequence[dict[str, Any]]) -> list[str]:
+def set_ups(found: Sequence[SetUp]) -> list[str]:
     """One line a set-up: versions, hardware, commit."""
     lines = []
     for one in found:
@@ -209,7 +215,7 @@ def row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
-def _plain(value: Any) -> str:
+def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:,}"
 
 
@@ -229,5 +235,5 @@ def _interval(ends: Sequence[float] | None, sign: str = "") -> str:
     return "" if ends is None else f"[{ends[0]:{sign}.4f}, {ends[1]:{sign}.4f}]"
 
 
-def _mib(size: int | None) -> str:
+def _mib(size: float | None) -> str:
     return "" if size is None else f"{size / MIB:,.2f}"

@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lrft.lab.runs.planned import Arm
 from lrft.registry.errors import MissingExtra, UsageError
+
+if TYPE_CHECKING:
+    from optuna import Study
 
 RATE = "rate"
 SAMPLER_SEED = 0
@@ -44,7 +47,7 @@ def search_rates(
     for _ in range(trials):
         asked = {group: study.ask() for group, study in studies.items()}
         proposed = {
-            group: _rounded(trial.suggest_float(RATE, low, high, log=True), low, high)
+            group: _round(trial.suggest_float(RATE, low, high, log=True), low, high)
             for group, trial in asked.items()
         }
         got = losses([(arm, proposed[arm.group]) for arm in arms])
@@ -79,11 +82,11 @@ def joint(losses: Sequence[float | None]) -> float:
     return math.inf if None in losses else fmean(loss for loss in losses if loss is not None)
 
 
-def _rounded(rate: float, low: float, high: float) -> float:
+def _round(rate: float, low: float, high: float) -> float:
     return min(max(float(f"{rate:.{DIGITS}g}"), low), high)
 
 
-def _study(low: float, high: float) -> Any:
+def _study(low: float, high: float) -> Study:
     """A study in memory, with its first trials in the queue.
 
     Raises:
@@ -100,5 +103,5 @@ def _study(low: float, high: float) -> Any:
     sampler = optuna.samplers.TPESampler(seed=SAMPLER_SEED, n_startup_trials=SPACED)
     study = optuna.create_study(sampler=sampler)
     for at in range(SPACED):
-        study.enqueue_trial({RATE: _rounded(low * (high / low) ** (at / (SPACED - 1)), low, high)})
+        study.enqueue_trial({RATE: _round(low * (high / low) ** (at / (SPACED - 1)), low, high)})
     return study

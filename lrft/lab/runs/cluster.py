@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lrft.core.notes import say
 from lrft.lab.runs import local as runs
@@ -18,6 +18,10 @@ from lrft.lab.runs.planned import PlannedRun
 from lrft.recipe.document import parse
 from lrft.recipe.tree import Place
 from lrft.registry.errors import LrftError, MissingExtra, UsageError
+from lrft.registry.json import Json
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor, Job
 
 PAUSE = 1.0  # seconds between looks at the jobs; each look reads a shared folder
 
@@ -73,7 +77,7 @@ class Cluster:
             raise LrftError(message) from error
         return _Job(run, job, log, stop)
 
-    def _alive(self, known: Path) -> Any:
+    def _alive(self, known: Path) -> Job[int] | None:
         """The job that an earlier call submitted, if it is still in the queue or runs."""
         if not known.is_file():
             return None
@@ -82,7 +86,7 @@ class Cluster:
         return None if job.done(force_check=True) else job
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+def parse_settings(settings: Sequence[str]) -> dict[str, Json]:
     """`key=value` -> the key and the value, which is YAML as in a recipe.
 
     Raises:
@@ -101,7 +105,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 class _Job:
     """One `lrft train` in the queue or on a node."""
 
-    def __init__(self, run: PlannedRun, job: Any, log: Path, stop: Path) -> None:
+    def __init__(self, run: PlannedRun, job: Job[int], log: Path, stop: Path) -> None:
         self.run, self.job, self.log, self.stop_file = run, job, log, stop
         self.began, self.cancelled = time.monotonic(), False
 
@@ -143,7 +147,7 @@ class _Job:
         self.cancelled = True
 
 
-def _executor(name: str) -> Callable[[Path], tuple[Any, Any]]:
+def _executor(name: str) -> Callable[[Path], tuple[AutoExecutor, type[Job[int]]]]:
     """Folder -> submitit's executor of a cluster, and the class of its jobs.
 
     Raises:

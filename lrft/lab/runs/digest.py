@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import lrft
 from lrft.recipe.fields import ROOT, Slot
@@ -59,7 +58,7 @@ def _source_digest(module: str, package: Path) -> str:
     return hashlib.sha256(_file(module, package).read_bytes()).hexdigest()
 
 
-def _chosen(slot: Slot, value: Any) -> Iterator[tuple[Registry, str]]:
+def _chosen(slot: Slot, value: object) -> Iterator[tuple[Registry, str]]:
     """(registry, name) of every method that the recipe chooses, those in the settings of methods too."""
     if isinstance(value, list):
         for index, item in enumerate(value):

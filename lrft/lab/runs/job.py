@@ -11,7 +11,10 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
 PAUSE = 0.5  # seconds between looks for the file that stops a training
 STOPPED = 128 + signal.SIGINT
@@ -58,7 +61,7 @@ class Training:
             self._ask()
             raise
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> DelayedSubmission:
         """Save and stop; what is to be queued again goes on from there."""
         from submitit.helpers import DelayedSubmission
 

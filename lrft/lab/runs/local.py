@@ -15,13 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from lrft.core.notes import say
 from lrft.lab.runs.executor import Executor, Handle, last_line, prepared
 from lrft.lab.runs.outcome import DIVERGED, finished
 from lrft.lab.runs.planned import PlannedRun
 from lrft.registry.errors import Interrupted, LrftError, NumericalError
+from lrft.registry.protocols import SignalHandler
 from lrft.training.folder import RunFolder
 
 WAIT = 0.1  # seconds between looks at the processes
@@ -158,7 +158,7 @@ class _Stop:
 
     def __enter__(self) -> _Stop:
         self.signal: int | None = None
-        self.previous: dict[int, Any] = {}
+        self.previous: dict[int, SignalHandler] = {}
         with suppress(ValueError):  # not the main thread: signals are somebody else's
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.previous[number] = signal.signal(number, self._asked)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
 from lrft.lab.runs.planned import PlannedRun
 from lrft.registry.errors import LrftError
+from lrft.registry.json import Json
 from lrft.training.folder import METRICS, RESULT, RUN, RunFolder
+from lrft.training.records import HeldOutRows, SetUp
 
 DIVERGED = "diverged.json"
+OF_A_SET_UP: tuple[Literal["versions", "hardware", "git"], ...] = ("versions", "hardware", "git")
 
 Value = float | dict[str, float] | None
 """A number of a run, or one for each of several keys; None where the run diverged."""
@@ -66,7 +69,7 @@ def measured(run: PlannedRun, metric: str) -> Value:
     return float(found) if math.isfinite(found) else None
 
 
-def result(run: PlannedRun) -> dict[str, Any]:
+def result(run: PlannedRun) -> dict[str, Json]:
     """The run's result.json with `adapter_bytes`, `checkpoint_bytes`, `step_seconds`; empty where it diverged."""
     if not (run.folder / RESULT).is_file():
         return {}
@@ -75,16 +78,19 @@ def result(run: PlannedRun) -> dict[str, Any]:
     newest = max(whole, key=lambda path: int(path.name.removeprefix("step-")), default=None)
     sizes = {"adapter_bytes": _size(folder.adapter)}
     sizes |= {"checkpoint_bytes": _size(newest)} if newest is not None else {}
-    steps = math.fsum(line.get("seconds", 0.0) for line in _lines(run))
+    steps = math.fsum(_seconds(line) for line in _lines(run))
     return {**folder.read(RESULT), **sizes, "step_seconds": steps}
 
 
-def set_ups_of(runs: Iterable[PlannedRun]) -> list[dict[str, Any]]:
+def set_ups_of(runs: Iterable[PlannedRun]) -> list[SetUp]:
     """The different versions and hardware that runs wrote down of themselves; those that never began wrote none."""
-    found: list[dict[str, Any]] = []
+    found: list[SetUp] = []
     for run in runs:
         record = RunFolder(run.folder).read(RUN) if (run.folder / RUN).is_file() else {}
-        set_up = {key: record[key] for key in ("versions", "hardware", "git") if key in record}
+        set_up: SetUp = {}
+        for key in OF_A_SET_UP:
+            if key in record:
+                set_up[key] = record[key]
         if set_up and set_up not in found:
             found.append(set_up)
     return found
@@ -125,11 +131,11 @@ def _smoothed(run: PlannedRun, metric: str) -> list[float] | None:
 
 def held_out_rows(run: PlannedRun) -> tuple[list[float], list[int]] | None:
     """Summed loss and tokens of each held-out row, where the run kept them."""
-    rows = result(run).get("held_out_rows")
+    rows = cast("HeldOutRows | None", result(run).get("held_out_rows"))
     return None if rows is None else (rows["loss"], rows["tokens"])
 
 
-def _at(record: dict[str, Any], dotted: str) -> Any:
+def _at(record: Mapping[str, Json], dotted: str) -> Json:
     """The value at a dotted key; keys that hold dots themselves are found whole."""
     if dotted in record:
         return record[dotted]
@@ -138,8 +144,13 @@ def _at(record: dict[str, Any], dotted: str) -> Any:
     return _at(below, rest) if rest and isinstance(below, dict) else None
 
 
-def _lines(run: PlannedRun) -> list[dict[str, Any]]:
+def _lines(run: PlannedRun) -> list[dict[str, Json]]:
     return [json.loads(line) for line in (run.folder / METRICS).read_text().splitlines()]
+
+
+def _seconds(line: Mapping[str, Json]) -> float:
+    seconds = line.get("seconds", 0.0)
+    return seconds if isinstance(seconds, int | float) else 0.0
 
 
 def _size(path: Path) -> int:

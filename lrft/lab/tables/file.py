@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -42,7 +42,7 @@ class Cell(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_number(cls, value: Any) -> Any:
+    def _from_number(cls, value: object) -> object:
         return {"published": float(value)} if isinstance(value, int | float) else value
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lrft.recipe import library
 from lrft.recipe.document import parse, read_text
 from lrft.recipe.tree import Place
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import Problem, RecipeError, UsageError
+from lrft.registry.json import Json, to_section
 
 EXACT, SCALED, FULL = "exact", "scaled", "full"
 # Tier -> what its tables are, and where below recipes/tables the packaged ones lie.
@@ -30,11 +31,10 @@ class Entry:
     tier: str
     path: Path
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Mapping[str, Json]:
         """The file's mapping as it is written; empty where it holds no mapping."""
         root, _ = parse(read_text(self.path), Place(str(self.path), 1, self.path.parent))
-        found = root.plain()
-        return found if isinstance(found, dict) else {}
+        return to_section(root.plain())
 
 
 def folder() -> Path:
@@ -84,7 +84,7 @@ def find(name: str) -> Entry:
         raise UsageError(f"no table {name!r}{did_you_mean(name, known)}")
     entry = Entry(path.stem, EXACT, path)
     tier = entry.plain().get("tier", EXACT)
-    if tier not in TIERS:
+    if not isinstance(tier, str) or tier not in TIERS:
         message = f"{tier!r} is none of {', '.join(TIERS)}"
         raise RecipeError(Problem("tier", message, str(path)))
     return Entry(path.stem, tier, path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lrft.lab.tables.exact.schema import TableFile
 from lrft.lab.tables.library import EXACT, Entry, packaged
 from lrft.registry.errors import LrftError
+from lrft.registry.json import Json, to_list
 
 
 def listing(out: Path) -> list[tuple[str, str, int, str, str]]:
@@ -23,25 +24,27 @@ def listing(out: Path) -> list[tuple[str, str, int, str, str]]:
     for entry in packaged().values():
         plain, last = entry.plain(), _last(out / f"{entry.name}.json")
         cost = f"{last['seconds']:g} s" if "seconds" in last else stated_cost(entry, plain)
-        rows = len(plain.get("rows") or plain.get("arms") or [])
+        rows = len(to_list(plain.get("rows") or plain.get("arms")))
         found.append((entry.name, entry.tier, rows, cost, said(last) or "not run yet"))
     return found
 
 
-def said(record: dict[str, Any]) -> str:
+def said(record: Mapping[str, object]) -> str:
     """The verdict of a record: its one, or how many of its numbers got which."""
     if "verdict" in record:
         return str(record["verdict"])
-    return ", ".join(f"{count} {verdict}" for verdict, count in record.get("verdicts", {}).items())
+    verdicts = record.get("verdicts")
+    found = verdicts.items() if isinstance(verdicts, dict) else ()
+    return ", ".join(f"{count} {verdict}" for verdict, count in found)
 
 
-def stated_cost(entry: Entry, plain: dict[str, Any]) -> str:
+def stated_cost(entry: Entry, plain: Mapping[str, Json]) -> str:
     """What the table says that it costs."""
     default = TableFile.model_fields["cost"].default if entry.tier == EXACT else "not stated"
     return str(plain.get("cost") or default)
 
 
-def _last(path: Path) -> dict[str, Any]:
+def _last(path: Path) -> dict[str, Json]:
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
@@ -20,6 +19,7 @@ from lrft.lab.tables.exact.load import load_table
 from lrft.lab.tables.exact.report import markdown, record, tally, where_it_ran
 from lrft.lab.tables.library import EXACT, FULL, SCALED, Entry, choose
 from lrft.lab.tables.listing import said
+from lrft.lab.tables.record import ExactRecord, Facts, FullRecord, ScaledRecord, TableRecord
 from lrft.registry.errors import LrftError, ToleranceError, UsageError
 from lrft.training.folder import environment
 
@@ -49,12 +49,12 @@ class Options:
 
 
 # A table in OUT -> its Markdown and its record.
-Runner = Callable[[Entry], tuple[str, dict[str, Any]]]
+Runner = Callable[[Entry], tuple[str, TableRecord]]
 
 
 def reproduce(
     names: list[str], out: Path, tier: str | None = None, options: Options | None = None
-) -> list[dict[str, Any]]:
+) -> list[TableRecord]:
     """Count, replay or train the named tables, or all of a tier; writes OUT/NAME.md and NAME.json.
 
     What is finished in OUT is kept: rows of exact tables, trainings of the others.
@@ -72,7 +72,7 @@ def reproduce(
         SCALED: partial(_replay, out=out, options=options),
         FULL: partial(_train, out=out, options=options),
     }
-    records: list[dict[str, Any]] = []
+    records: list[TableRecord] = []
     missed: list[str] = []
     for entry in entries:
         try:
@@ -82,11 +82,12 @@ def reproduce(
             error.record = records  # the tables before it are finished
             raise
         records.append(found)
-        missed += [
-            f"{entry.name}: {n['row']}, {n['column']}: published {n['published']:g}, ours {n['ours']:g}"
-            for n in found.get("numbers", [])
-            if n["verdict"] == MISSED
-        ]
+        if "numbers" in found:
+            missed += [
+                f"{entry.name}: {n['row']}, {n['column']}: published {n['published']:g}, ours {n['ours']:g}"
+                for n in found["numbers"]
+                if n["verdict"] == MISSED
+            ]
     if missed:
         raise ToleranceError(
             "further from the published number than the tolerance:\n" + "\n".join(missed), records
@@ -94,7 +95,7 @@ def reproduce(
     return records
 
 
-def _count(entry: Entry, models: Models, kept: Kept) -> tuple[str, dict[str, Any]]:
+def _count(entry: Entry, models: Models, kept: Kept) -> tuple[str, ExactRecord]:
     """A table of the exact tier."""
     began, reused = time.perf_counter(), kept.reused
     loaded = load_table(entry)
@@ -105,11 +106,11 @@ def _count(entry: Entry, models: Models, kept: Kept) -> tuple[str, dict[str, Any
     seconds, reused = round(time.perf_counter() - began, 1), kept.reused - reused
     rows = f"{reused} of {len(loaded.table.rows)} rows counted before"
     say(f"{entry.name}: {tally(numbers)} ({seconds} s{f', {rows}' if reused else ''})")
-    facts = {"seconds": seconds, "rows_kept": reused, **environment()}
+    facts: Facts = {"seconds": seconds, "rows_kept": reused, **environment()}
     return markdown(loaded, numbers) + where_it_ran(facts), record(loaded, numbers, facts)
 
 
-def _replay(entry: Entry, out: Path, options: Options) -> tuple[str, dict[str, Any]]:
+def _replay(entry: Entry, out: Path, options: Options) -> tuple[str, ScaledRecord]:
     """A table of the scaled tier: a verdict against the claim is a result, and no error."""
     from lrft.lab.compare.report import body
     from lrft.lab.tables.scaled.replay import head_lines, run_scaled
@@ -123,7 +124,7 @@ def _replay(entry: Entry, out: Path, options: Options) -> tuple[str, dict[str, A
     return "\n".join(lines) + "\n", found
 
 
-def _train(entry: Entry, out: Path, options: Options) -> tuple[str, dict[str, Any]]:
+def _train(entry: Entry, out: Path, options: Options) -> tuple[str, FullRecord]:
     """A table of the full tier."""
     from lrft.lab.tables.full.results import full_markdown, run_full
 
@@ -152,7 +153,7 @@ def _check(entries: list[Entry], options: Options) -> None:
             raise UsageError(f"{option}: tables of the exact tier train nothing; leave it out")
 
 
-def _write(out: Path, name: str, text: str, values: dict[str, Any]) -> None:
+def _write(out: Path, name: str, text: str, values: TableRecord) -> None:
     """Both files, each whole or not at all.
 
     Raises:

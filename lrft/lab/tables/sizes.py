@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from lrft.api.plan import memory_bytes
 from lrft.build.measure import measure
@@ -14,13 +13,12 @@ from lrft.lab.tables.exact.load import load_table
 from lrft.lab.tables.full.results import size_full
 from lrft.lab.tables.library import EXACT, FULL, SCALED, Entry, choose
 from lrft.lab.tables.listing import stated_cost
+from lrft.lab.tables.record import Sized, SizedRow, Sizes
 from lrft.lab.tables.scaled.replay import load_scaled, scaled_arms
 from lrft.recipe.schema import Recipe
 
 
-def sizes(
-    names: list[str], tier: str | None = None, seeds: Sequence[int] | None = None
-) -> Iterator[dict[str, Any]]:
+def sizes(names: list[str], tier: str | None = None, seeds: Sequence[int] | None = None) -> Iterator[Sizes]:
     """What each of the tables would run: name, tier, cost, runs, and by row or arm what trains and its memory.
 
     Raises:
@@ -31,13 +29,13 @@ def sizes(
         yield {"name": entry.name, "tier": entry.tier, "cost": stated_cost(entry, entry.plain()), **what}
 
 
-def _counts(entry: Entry, seeds: Sequence[int] | None) -> dict[str, Any]:
+def _counts(entry: Entry, seeds: Sequence[int] | None) -> Sized:
     """A table of the exact tier trains nothing: running it is what counts."""
     rows = load_table(entry).table.rows
     return {"runs": f"{len(rows)} rows are counted, nothing trains", "memory": "none", "rows": []}
 
 
-def _arms(entry: Entry, seeds: Sequence[int] | None) -> dict[str, Any]:
+def _arms(entry: Entry, seeds: Sequence[int] | None) -> Sized:
     table = load_scaled(entry.path)
     arms, models = scaled_arms(table, entry.path), Models()
     if table.match != "steps":
@@ -48,16 +46,25 @@ def _arms(entry: Entry, seeds: Sequence[int] | None) -> dict[str, Any]:
     return {
         "memory": "memory, activations estimated",
         "runs": f"{tuning + len(arms) * number} runs{how}, seeds for the verdict: {number}",
-        "rows": [_sized(arm.label, arm.recipe, models) for arm in arms],
+        "rows": [_size_recipe(arm.label, arm.recipe, models) for arm in arms],
     }
 
 
-def _rows(entry: Entry, seeds: Sequence[int] | None) -> dict[str, Any]:
+def _rows(entry: Entry, seeds: Sequence[int] | None) -> Sized:
     found = size_full(entry.path)
-    return {"runs": found["runs"], "memory": "memory without activations", "rows": found["rows"]}
+    rows: list[SizedRow] = [
+        {
+            "label": row["label"],
+            "trainable": row["trainable"],
+            "memory_bytes": row["memory_bytes"],
+            "state": row["state"],
+        }
+        for row in found["rows"]
+    ]
+    return {"runs": found["runs"], "memory": "memory without activations", "rows": rows}
 
 
-def _sized(label: str, recipe: Recipe, models: Models) -> dict[str, Any]:
+def _size_recipe(label: str, recipe: Recipe, models: Models) -> SizedRow:
     model = models.get(recipe.model)
     counted = measure(recipe, model)
     total = memory_bytes(recipe, model, counted)["total_estimated"]

@@ -73,7 +73,7 @@ def orthogonal_basis(grad: Tensor, rank: int, side: str, name: str, refresh: int
     found = {}
     for s in compressed(grad.shape, side):
         length = grad.shape[SIDES.index(s)]
-        normal = _drawn(draw, f"{name}.{s}", refresh, (length, min(rank, *grad.shape)), grad.device)
+        normal = _draw(draw, f"{name}.{s}", refresh, (length, min(rank, *grad.shape)), grad.device)
         q, triangle = torch.linalg.qr(normal)
         q = q * torch.where(
             triangle.diagonal() < 0, -1.0, 1.0
@@ -88,7 +88,7 @@ def normal_basis(grad: Tensor, rank: int, side: str, name: str, refresh: int, dr
     found = {}
     for s in compressed(grad.shape, side):
         shape = (grad.shape[0], rank) if s == "left" else (rank, grad.shape[1])
-        normal = _drawn(draw, f"{name}.{s}", refresh, shape, grad.device)
+        normal = _draw(draw, f"{name}.{s}", refresh, shape, grad.device)
         found[s] = (normal / math.sqrt(rank)).to(grad.dtype)
     return found
 
@@ -107,7 +107,7 @@ def seeded_draw(seed: int) -> Draw:
     return draw
 
 
-def _drawn(draw: Draw, name: str, refresh: int, shape: tuple[int, int], device: torch.device) -> Tensor:
+def _draw(draw: Draw, name: str, refresh: int, shape: tuple[int, int], device: torch.device) -> Tensor:
     """On the meta device only the shape counts, and drawing would take minutes for a large model."""
     if device.type == "meta":
         return torch.empty(shape, device=device)

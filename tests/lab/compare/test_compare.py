@@ -18,6 +18,7 @@ from lrft.lab.compare.command import compare_recipes
 from lrft.lab.compare.comparison import choose_rates
 from lrft.lab.compare.plot import draw
 from lrft.lab.compare.report import table
+from lrft.lab.compare.settings import parse_settings
 from lrft.lab.runs.outcome import value
 from lrft.lab.runs.planned import PlannedRun, make_arm
 from lrft.registry.errors import Interrupted, LrftError, NumericalError, UsageError
@@ -29,7 +30,7 @@ def two(recipe):
 
 
 def compare(arguments, out, grid="1e-3,1e-2,1e-1", seeds="3", by="steps", jobs=2):
-    record = compare_recipes(arguments, by=by, grid=grid, seeds=seeds, out=out, jobs=jobs)
+    record = compare_recipes(arguments, parse_settings(out, by=by, rates=grid, seeds=seeds, jobs=jobs))
     return "\n".join(table(record)), json.loads((out / "report.json").read_text())
 
 

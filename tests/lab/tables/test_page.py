@@ -1,4 +1,4 @@
-"""docs/tables.md beside the exact tier: replays from their records, and the full tier with nothing claimed of it."""
+"""docs/tables/ beside the exact tier: replays from their records, and the full tier with nothing claimed of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RECORD = {
 def test_a_replay_shows_claim_verdict_criteria_bed_scale_and_where_it_ran():
     text = tables_page.replay(RECORD)
     for shown in (
-        "### S5: rsLoRA\n",
+        "# S5: rsLoRA\n",
         "Somebody, 2023. Claim (J): A high rank learns more.",
         "Verdict: **refuted**. It says nothing of 7B.",
         "Bed: A small model.",
@@ -62,9 +62,11 @@ def test_a_replay_shows_claim_verdict_criteria_bed_scale_and_where_it_ran():
 def test_committed_records_are_on_the_page_and_the_rest_is_named_as_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(tables_page, "REPLAYS", tmp_path)
     (tmp_path / "s5_rslora.json").write_text(json.dumps(RECORD))
-    text = tables_page.page({})
-    assert "### S5: rsLoRA" in text
-    (missing,) = re.findall(r"Not run here: (.*)\.\n", text)
+    found = tables_page.pages({})
+    assert found[tables_page.FOLDER / "s5_rslora.md"].startswith("# S5: rsLoRA\n")
+    text = found[tables_page.PAGE]
+    assert "| [S5: rsLoRA](s5_rslora.md) | A high rank learns more. | refuted |" in text
+    (missing,) = re.findall(r"Not run here: ([\w, ]+)\. ", text)
     assert set(missing.split(", ")) == library.packaged("scaled").keys() - {"s5_rslora"}
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from lrft.lab.models import Models
 from lrft.lab.tables.exact.kept import Kept, row_key
@@ -12,6 +11,7 @@ from lrft.lab.tables.exact.load import LoadedTable, row_recipe
 from lrft.lab.tables.exact.metrics import values
 from lrft.lab.tables.exact.schema import Column, Row
 from lrft.lab.tables.file import Cell
+from lrft.lab.tables.record import NumberRecord
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import RecipeError
 
@@ -41,9 +41,18 @@ class Number:
         """Ours less published."""
         return None if self.ours is None else self.ours - self.published
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> NumberRecord:
         """Plain values."""
-        return {**asdict(self), "difference": self.difference}
+        return {
+            "row": self.row,
+            "column": self.column,
+            "published": self.published,
+            "ours": self.ours,
+            "verdict": self.verdict,
+            "provenance": self.provenance,
+            "conflict": self.conflict,
+            "difference": self.difference,
+        }
 
 
 def count_table(

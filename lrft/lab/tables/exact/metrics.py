@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from lrft.build.adapt import plan_without_weights
 from lrft.build.job import build_optimizer
@@ -40,10 +40,14 @@ def values(recipe: Recipe, model: CausalLM, metrics: Iterable[str]) -> dict[str,
     """
     wanted = list(metrics)
     parts = {term for metric in wanted for term in terms(metric)}
-    found: dict[str, Any] = measure(recipe, model, OF_OPTIMIZER in parts)
+    measured = measure(recipe, model, OF_OPTIMIZER in parts)
+    found: dict[str, float] = {
+        key: number for key, number in measured.items() if isinstance(number, int | float)
+    }
     found["other_bytes"] = found["weight_bytes"] - found["linear_bytes"]
     config = model.hf.config.get_text_config()
-    found |= {name: getattr(config, key, None) for name, key in SHAPE.items()}
+    shape = {name: getattr(config, key, None) for name, key in SHAPE.items()}
+    found |= {name: size for name, size in shape.items() if size is not None}
     steps = [int(match[1]) for part in parts if (match := BUDGET.fullmatch(part))]
     if steps:
         found |= {f"budget@{step}": budget for step, budget in budgets(recipe, model, steps).items()}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from lrft.lab.tables.exact.count import ABSENT, Number
 from lrft.lab.tables.exact.load import LoadedTable
 from lrft.lab.tables.file import PROVENANCE
+from lrft.lab.tables.record import ExactRecord, Facts
 
 
 def markdown(loaded: LoadedTable, numbers: list[Number], level: int = 1) -> str:
@@ -33,7 +33,7 @@ def markdown(loaded: LoadedTable, numbers: list[Number], level: int = 1) -> str:
     return "\n".join(lines) + "\n"
 
 
-def record(loaded: LoadedTable, numbers: list[Number], facts: dict[str, Any]) -> dict[str, Any]:
+def record(loaded: LoadedTable, numbers: list[Number], facts: Facts) -> ExactRecord:
     """Plain values for NAME.json."""
     return {
         "name": loaded.name,
@@ -46,7 +46,7 @@ def record(loaded: LoadedTable, numbers: list[Number], facts: dict[str, Any]) ->
     }
 
 
-def where_it_ran(facts: dict[str, Any]) -> str:
+def where_it_ran(facts: Facts) -> str:
     """Versions, hardware, commit and wall time, as the end of a table's page."""
     named = {**facts["versions"], **facts["hardware"], "git": facts["git"]}
     shown = ", ".join(f"{key} {value}" for key, value in named.items() if value is not None)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lrft.lab.compare.report import row as table_row
 from lrft.lab.compare.report import set_ups
 from lrft.lab.tables.file import PROVENANCE
+from lrft.lab.tables.record import FullRecord
 
 GIB = 2**30
 
 
-def full_markdown(record: dict[str, Any]) -> str:
+def full_markdown(record: FullRecord) -> str:
     """The record of `size_full` or `run_full` as the text of NAME.md."""
     told = ", ".join(f"{count} {verdict}" for verdict, count in record["verdicts"].items())
     lines = [f"# {record['title']}", "", f"{record['paper']} Tier: {record['tier']}. {told}.", ""]
@@ -27,7 +26,7 @@ def full_markdown(record: dict[str, Any]) -> str:
     return "\n".join([*lines, *_where(record)]) + "\n"
 
 
-def _results(record: dict[str, Any]) -> list[str]:
+def _results(record: FullRecord) -> list[str]:
     """One line a published number, and one a row without any."""
     lines = [table_row(["row", "column", "published", "", "ours", "difference", "verdict"])]
     lines.append(table_row(["---"] * 7))
@@ -47,7 +46,7 @@ def _results(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _sizes(record: dict[str, Any]) -> list[str]:
+def _sizes(record: FullRecord) -> list[str]:
     """What trains and what it holds, counted from the modules and the optimizer that training would build."""
     heads = ["row", "recipe", "trainable", "% of base + trainable", "weights", "adapter", "gradients"]
     heads += ["optimizer state", "together (GiB)", "steps", "tokens"]
@@ -66,7 +65,7 @@ def _sizes(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _where(record: dict[str, Any]) -> list[str]:
+def _where(record: FullRecord) -> list[str]:
     """Seeds, set-ups and wall time, of a record whose rows were run."""
     if not record["environments"]:
         return []

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from lrft.lab.models import Models
 from lrft.lab.runs.outcome import set_ups_of
@@ -15,6 +14,7 @@ from lrft.lab.tables.full.report import full_markdown as full_markdown
 from lrft.lab.tables.full.runs import Runs, finish, planned, read
 from lrft.lab.tables.full.table import FullCell, FullColumn, FullRow, FullTable, counted_recipe
 from lrft.lab.tables.full.table import load_full as load_full
+from lrft.lab.tables.record import ColumnRecord, FullRecord, ResultRecord, RowRecord
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import UsageError
 
@@ -24,7 +24,7 @@ ABSENT, NO_RECIPE = "method not in lrft yet", "no recipe"
 SIZED, NO_CONFIG = "sized", "not sized: no configuration is packaged"
 
 
-def size_full(path: Path) -> dict[str, Any]:
+def size_full(path: Path) -> FullRecord:
     """What each row trains and holds in memory, by formula: no weights, no data, no hub.
 
     Raises:
@@ -32,7 +32,7 @@ def size_full(path: Path) -> dict[str, Any]:
     """
     table = load_full(path)
     models = Models()
-    rows = [_sized(table, row, path, models) for row in table.rows]
+    rows = [_size_row(table, row, path, models) for row in table.rows]
     return _record(path, table, rows, {}, seeds=None)
 
 
@@ -44,7 +44,7 @@ def run_full(
     jobs: int = 1,
     overrides: Sequence[str] = (),
     rows: Sequence[str] | None = None,
-) -> dict[str, Any]:
+) -> FullRecord:
     """Train and score the rows of a table in `out`, and set the results beside the published ones.
 
     What is finished there is kept. Nothing is trained before every recipe, and every file it names, was found.
@@ -68,7 +68,7 @@ def run_full(
     for row in table.rows:
         read(found[row.label], table, row)
     models = Models()
-    sized = [_sized(table, row, path, models) for row in table.rows]
+    sized = [_size_row(table, row, path, models) for row in table.rows]
     record = _record(path, table, sized, found, chosen)
     return {**record, "overrides": list(overrides), "seconds": round(time.monotonic() - began, 1)}
 
@@ -82,10 +82,10 @@ def judge_result(cell: FullCell, column: FullColumn, ours: float) -> str:
     return CONFLICT if cell.conflict else MISSED
 
 
-def _sized(table: FullTable, row: FullRow, path: Path, models: Models) -> dict[str, Any]:
+def _size_row(table: FullTable, row: FullRow, path: Path, models: Models) -> RowRecord:
     """One row of the record: counts and bytes, or why there are none."""
     loaded = counted_recipe(table, row, path)
-    facts: dict[str, Any] = {
+    facts: RowRecord = {
         "label": row.label,
         "recipe": row.recipe,
         "overrides": [*table.overrides, *row.overrides],
@@ -128,7 +128,7 @@ def _wanted(table: FullTable, labels: Sequence[str] | None) -> list[FullRow]:
     return [row for row in table.rows if labels is None or row.label in labels]
 
 
-def _number(row: FullRow, name: str, column: FullColumn, state: str, found: Runs | None) -> dict[str, Any]:
+def _number(row: FullRow, name: str, column: FullColumn, state: str, found: Runs | None) -> ResultRecord:
     """One published result with ours."""
     cell, found = row.cells[name], found or Runs()
     values = (
@@ -165,10 +165,10 @@ def _number(row: FullRow, name: str, column: FullColumn, state: str, found: Runs
 def _record(
     path: Path,
     table: FullTable,
-    rows: list[dict[str, Any]],
+    rows: list[RowRecord],
     found: dict[str, Runs],
     seeds: Sequence[int] | None,
-) -> dict[str, Any]:
+) -> FullRecord:
     """The table as plain values, what NAME.json holds."""
     numbers = [
         _number(row, name, table.columns[name], facts["state"], found.get(row.label))
@@ -176,10 +176,16 @@ def _record(
         for name in row.cells
     ]
     able = sum(facts["state"] in (SIZED, NO_CONFIG) for facts in rows)
-    kept = {"tier", "title", "paper", "cost", "settings", "notes", "columns"}
+    columns: dict[str, ColumnRecord] = table.model_dump(mode="json", include={"columns"})["columns"]
     return {
         "name": path.stem,
-        **table.model_dump(mode="json", include=kept),
+        "title": table.title,
+        "paper": table.paper,
+        "tier": table.tier,
+        "cost": table.cost,
+        "settings": table.settings,
+        "columns": columns,
+        "notes": table.notes,
         "runs": f"{able} of {len(rows)} rows have a recipe, one run a seed and row",
         "seeds": None if seeds is None else list(seeds),
         "verdicts": dict(Counter(number["verdict"] for number in numbers)),

@@ -14,7 +14,7 @@ from lrft.recipe.document import parse, read_text
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.tree import Place
 from lrft.registry.axes import TASKS
-from lrft.registry.config import Annotated, Any, Choice, Field, Literal, Section, model_validator
+from lrft.registry.config import Annotated, Choice, Field, Literal, MethodConfig, Section, model_validator
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import Problem, RecipeError
 
@@ -94,7 +94,7 @@ class FullTable(Section):
         min_length=1, description="hyper-parameters as published, and where they were read"
     )
     overrides: list[str] = Field(default_factory=list, description="overrides of all rows, before their own")
-    tasks: list[Annotated[Any, Choice(TASKS)]] = Field(
+    tasks: list[Annotated[MethodConfig, Choice(TASKS)]] = Field(
         default_factory=list, description="eval.tasks of every run; by default the recipe's"
     )
     columns: dict[str, FullColumn] = Field(min_length=1)

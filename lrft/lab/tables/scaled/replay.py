@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from lrft.lab.compare.command import command_line
 from lrft.lab.compare.comparison import Compared, compare_arms
@@ -16,6 +16,7 @@ from lrft.lab.runs.outcome import held_out_rows, measured, result, share_to_reac
 from lrft.lab.runs.planned import Arm, PlannedRun, make_arm
 from lrft.lab.tables.criterion import Criterion, stated
 from lrft.lab.tables.file import lacks_method, read_table
+from lrft.lab.tables.record import ScaledRecord
 from lrft.lab.tables.verdict import Rows, Verdict, absent, judge_criterion, overall
 from lrft.registry.config import Annotated, Field, Literal, Section, model_validator
 from lrft.registry.errors import LrftError, Problem, RecipeError
@@ -148,7 +149,7 @@ def run_scaled(
     jobs: int = 1,
     overrides: Sequence[str] = (),
     report: Path | None = None,
-) -> dict[str, Any]:
+) -> ScaledRecord:
     """Replay a table and judge it; what is finished in `out` is kept. Returns what report.json holds.
 
     Args:
@@ -211,7 +212,7 @@ def rows_of(arm: Sequence[PlannedRun], against: Sequence[PlannedRun]) -> Rows | 
     return Rows([a[0] for a, _ in found], [b[0] for _, b in found], found[0][0][1])
 
 
-def head_lines(record: dict[str, Any]) -> list[str]:
+def head_lines(record: ScaledRecord) -> list[str]:
     """The claim, the verdict and its scale, as Markdown."""
     lines = [
         f"{record['paper']} Claim ({record['provenance']}): {record['claim']}",
@@ -228,20 +229,24 @@ def head_lines(record: dict[str, Any]) -> list[str]:
     return [*lines, *(["", *(f"- {note}" for note in record["notes"])] if record["notes"] else [])]
 
 
-def _waiting(record: dict[str, Any]) -> str:
+def _waiting(record: ScaledRecord) -> str:
     """That a verdict leaves out arms whose method lrft does not have."""
     lacking = record.get("absent")
     return f", as far as it can be judged: {', '.join(lacking)} wait for a method" if lacking else ""
 
 
-def _record(name: str, table: ScaledTable, compared: Compared, overrides: Sequence[str]) -> dict[str, Any]:
+def _record(name: str, table: ScaledTable, compared: Compared, overrides: Sequence[str]) -> ScaledRecord:
     verdicts = judge(table, compared)
-    kept = table.model_dump(
-        include={"tier", "title", "paper", "claim", "provenance", "bed", "scale", "notes"}
-    )
     return {
         "name": name,
-        **kept,
+        "title": table.title,
+        "paper": table.paper,
+        "claim": table.claim,
+        "provenance": table.provenance,
+        "tier": table.tier,
+        "bed": table.bed,
+        "scale": table.scale,
+        "notes": table.notes,
         "overrides": list(overrides),
         "absent": [arm.label for arm in table.arms if arm.label not in compared.runs],
         "verdict": overall(verdicts),
@@ -254,7 +259,14 @@ def _record(name: str, table: ScaledTable, compared: Compared, overrides: Sequen
     }
 
 
-def _written(table: ScaledTable, label: str) -> dict[str, Any]:
+class Written(TypedDict):
+    """An arm as its table has it."""
+
+    recipe: str
+    overrides: list[str]
+
+
+def _written(table: ScaledTable, label: str) -> Written:
     """Recipe and overrides of an arm as the table has them, without the folders of this machine."""
     arm = next(arm for arm in table.arms if arm.label == label)
     return {"recipe": arm.recipe or table.recipe, "overrides": [*table.overrides, *arm.overrides]}
