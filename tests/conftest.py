@@ -1,4 +1,4 @@
-"""Tiny models and batches shared by the tests."""
+"""Tiny models shared by the tests, and what `--fast` leaves out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,117 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, or they take eac
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+# Files that train for long, count whole tables or start processes, the longest first. Workers are given them in this
+# order, so that no long one is begun last; --fast leaves them out.
+LONG = (
+    "tests/test_recipes.py",
+    "tests/training/test_resume.py",
+    "tests/lab/tables/test_reproduce.py",
+    "tests/test_full_recipes.py",
+    "tests/lab/compare/test_compare.py",
+    "tests/commands/test_cli.py",
+    "tests/training/test_step.py",
+    "tests/lab/compare/test_cluster.py",
+    "tests/test_composition.py",
+    "tests/test_scripts.py",
+    "tests/export/test_merge.py",
+    "tests/model/test_trained.py",
+    "tests/lab/runs/test_digest.py",
+    "tests/export/test_peft_format.py",
+    "tests/export/test_reload.py",
+    "tests/lab/tables/test_count_tables.py",
+    "tests/lab/compare/test_scaled.py",
+    "tests/evaluation/test_generate.py",
+    "tests/export/test_peft_beside.py",
+    "tests/contracts/test_analyses.py",
+    "tests/lab/tables/test_tiers.py",
+    "tests/methods/optim/test_state_bytes.py",
+    "tests/export/test_merged_folder.py",
+    "tests/model/test_families.py",
+    "tests/commands/test_json.py",
+    "tests/test_bed.py",
+    "tests/test_models_page.py",
+    "tests/training/test_stop_below.py",
+    "tests/model/test_random_weights.py",
+)
+# What else --fast leaves out: rooms and files that are quick each and long together, or that start processes.
+ASIDE = (
+    "tests/lab/",
+    "tests/evaluation/",
+    "tests/commands/",
+    "tests/test_package.py",
+    "tests/recipe/test_commands.py",
+    "tests/recipe/test_fuzz.py",
+    "tests/model/test_probe.py",
+    "tests/data/test_order_and_pack.py",
+    "tests/methods/adapters/test_xlora.py",
+    "tests/methods/allocate/test_dylora.py",
+)
+# Of those, what --fast runs all the same: one recipe from training to merge, and what no training is needed for.
+KEPT = (
+    *(f"tests/test_recipes.py::test_{name}" for name in ("a_smoke_recipe_lasts", "every_method_has")),
+    "tests/test_recipes.py::test_a_smoke_recipe_learns[dora]",
+    "tests/test_recipes.py::test_every_method_resumes_unbroken[dora]",
+    "tests/test_recipes.py::test_a_finished_adapter_is_the_trained_function[dora]",
+    "tests/test_recipes.py::test_every_method_merges_or_says_that_it_cannot[dora]",
+    "tests/commands/test_cli.py::test_there_are_these_options_and_no_others",
+    "tests/test_full_recipes.py::test_a_full_recipe_validates",
+    "tests/test_scripts.py::test_every_script_has_a_test",
+)
+# --fast runs a test of every storage format on the first of these that it has, or else on its first.
+STORAGES = ("nf4_reference", "none")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast", action="store_true", help="leave out long files and all storage formats but one"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = {file: place for place, file in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(_file(item), len(LONG)))
+    if config.getoption("--fast"):
+        first = _first_storages(items)
+        fast = [item for item in items if _is_fast(item) and first.get(_test(item)) in (None, _storage(item))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(fast)])
+        items[:] = fast
+
+
+def _is_fast(item: pytest.Item) -> bool:
+    return item.nodeid.startswith(KEPT) or not item.nodeid.startswith((*LONG, *ASIDE))
+
+
+def _first_storages(items: list[pytest.Item]) -> dict[str, str]:
+    """Test -> the storage format that stands for all that it is run on."""
+    found: dict[str, list[str]] = {}
+    for item in items:
+        if (storage := _storage(item)) is not None:
+            found.setdefault(_test(item), []).append(storage)
+    return {test: next((s for s in STORAGES if s in names), names[0]) for test, names in found.items()}
+
+
+def _storage(item: pytest.Item) -> str | None:
+    given = getattr(item, "callspec", None)
+    values = {} if given is None else given.params
+    found = values.get("storage", values.get("quantization"))
+    return found if isinstance(found, str) else None
+
+
+def _test(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def _maker() -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.test_resume import files_of, losses, stop_at
 
 from lrft.api.merge import merge
 from lrft.api.train import train
@@ -17,8 +16,9 @@ from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, AXES, FORMATS
-from lrft.registry.errors import LrftError, NotMergeable
+from lrft.registry.errors import NotMergeable
 from lrft.training.folder import RunFolder
+from tests.training.unbroken import goes_on_unbroken
 
 SMOKE = sorted((Path(__file__).parents[1] / "recipes" / "smoke").glob("[!_]*.yaml"))
 MOSTLY_NULL = {"restart": 0.5, "select": 0.5}
@@ -64,7 +64,8 @@ def draw(choice: random.Random, methods: dict[str, dict[str, Any]], model: Path)
                 "gradient_accumulation": choice.choice([1, 2]),
                 "max_length": 200,
                 "packing": choice.choice([True, False]),
-                "save_every": 2,
+                "save_every": 3,
+                "keep_last": 9,
                 "clip": None if "clippable" not in _declared(chosen, "optimizer").provides else 1.0,
                 "seed": choice.randrange(1000),
                 "device": "cpu",
@@ -93,21 +94,13 @@ def composition(seed: int, model: Path, given: list[str]) -> Recipe:
 @pytest.mark.parametrize(
     "seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 120))]
 )
-def test_what_passes_the_check_trains_resumes_and_merges_or_refuses(
-    tiny, given_adapters, tmp_path, monkeypatch, seed
-):
+def test_what_passes_the_check_trains_resumes_and_merges_or_refuses(tiny, given_adapters, tmp_path, seed):
     recipe = composition(seed, tiny(), given_adapters())
     path = tmp_path / "recipe.yaml"
     path.write_text(resolved(recipe))
     loaded = load_recipe(path)
     train(loaded, tmp_path / "whole", resume=False)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        with pytest.raises(LrftError, match="add --resume"):
-            train(loaded, tmp_path / "broken", resume=False)
-    train(loaded, tmp_path / "broken", resume=True)
-    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
-    assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+    goes_on_unbroken(loaded, tmp_path / "whole", 3, tmp_path / "broken")
     adapter = recipe.adapter
     if adapter is not None and "mergeable" not in ADAPTERS.declared(adapter.method).provides:
         with pytest.raises(NotMergeable, match=adapter.method):

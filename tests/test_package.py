@@ -151,7 +151,14 @@ def test_the_continuous_integration_runs_the_test_command_of_the_readme():
     assert "build --strict" in (ROOT / "scripts" / "test").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("family", make_tiny_model.FAMILIES)
+# Tied heads, biases, experts, a state along the row; the rest is made by the same few lines.
+KINDS = ("llama", "gpt2", "qwen2_moe", "rwkv")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in KINDS else pytest.mark.slow) for f in make_tiny_model.FAMILIES],
+)
 def test_a_tiny_model_is_a_function_of_its_seed(family, tmp_path):
     first, again, other = (
         make_tiny_model.make(tmp_path / name, family, seed=seed)

@@ -1,37 +1,109 @@
-"""Every smoke recipe trains, resumes nothing, and merges, on a tiny model."""
+"""Every smoke recipe, trained once on a tiny model: it learns, goes on after a cut, loads back and merges."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lrft.api.merge import merge
+from lrft.api.open_run import open_run
 from lrft.api.train import train
-from lrft.recipe.load import load_recipe
+from lrft.build.dataset import check_steps
+from lrft.model.trained import trained_tensors
+from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.registry.axes import ADAPTERS, AXES
 from lrft.registry.errors import NotMergeable
 from lrft.training.folder import RunFolder
+from tests.export.reloaded import logits, pretrained
+from tests.training.unbroken import SIX_STEPS, goes_on_unbroken
 
 SMOKE = sorted((Path(__file__).parents[1] / "recipes" / "smoke").glob("[!_]*.yaml"))
+every_recipe = pytest.mark.parametrize("path", SMOKE, ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", SMOKE, ids=lambda path: path.stem)
-def test_a_smoke_recipe_trains_three_steps_and_merges(on_tiny, tmp_path, path):
-    small = [*on_tiny(path), "data.train.limit=30", "data.eval.limit=4", "train.device=cpu"]
-    loaded = load_recipe(path, small)
-    result = train(loaded, tmp_path / "run", resume=False)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert result["step"] == len(lines) == 3
+@dataclass(frozen=True)
+class Trained:
+    """A recipe, what its training returned, and the folder of the run, which no test writes to."""
+
+    loaded: LoadedRecipe
+    result: dict
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def trained(on_tiny, tmp_path_factory) -> Callable[[Path], Trained]:
+    """`trained(path)` -> six steps of the recipe, trained when first asked for."""
+    made: dict[Path, Trained] = {}
+
+    def get(path: Path) -> Trained:
+        if path not in made:
+            plain = load_recipe(path, ["model.name=x/y"]).recipe
+            accumulation = [] if plain.optimizer.per_layer else ["train.gradient_accumulation=2"]
+            loaded = load_recipe(path, [*on_tiny(path), *SIX_STEPS, *accumulation])
+            folder = tmp_path_factory.mktemp("smoke") / path.stem
+            made[path] = Trained(loaded, train(loaded, folder, resume=False), folder)
+        return made[path]
+
+    return get
+
+
+@every_recipe
+def test_a_smoke_recipe_lasts_three_steps_for_which_its_settings_leave_room(path):
+    recipe = load_recipe(path, ["model.name=x/y"]).recipe
+    assert recipe.train.max_steps == 3
+    check_steps(recipe, [3])
+
+
+@every_recipe
+def test_a_smoke_recipe_learns(trained, path):
+    run = trained(path)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert run.result["step"] == len(lines) == 6
     assert lines[-1]["loss"] < lines[0]["loss"] * 1.05
-    adapter = loaded.recipe.adapter
+
+
+@every_recipe
+def test_every_method_resumes_unbroken(trained, tmp_path, path):
+    run = trained(path)
+    goes_on_unbroken(run.loaded, run.folder, 3, tmp_path / "broken")
+
+
+@every_recipe
+def test_a_finished_adapter_is_the_trained_function(trained, path):
+    """In PEFT where it has a PEFT form, under lrft's own names elsewhere."""
+    run = trained(path)
+    recipe, _, adaptation = open_run(RunFolder(run.folder))
+    folder, model = run.folder / "adapter", adaptation.model
+    if not (folder / "adapter_config.json").exists():
+        own = load_file(folder / "adapter.safetensors")
+        assert own.keys() == trained_tensors(model).keys()
+        return
+    from peft import PeftModel
+
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    peft = PeftModel.from_pretrained(pretrained(recipe, model), folder).eval()
+    ids = torch.randint(3, 400, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = peft(input_ids=ids).logits
+    torch.testing.assert_close(logits(model, ids), theirs, atol=1e-3, rtol=1e-3)
+
+
+@every_recipe
+def test_every_method_merges_or_says_that_it_cannot(trained, tmp_path, path):
+    run = trained(path)
+    adapter = run.loaded.recipe.adapter
     if adapter is not None and "mergeable" not in ADAPTERS.declared(adapter.method).provides:
         with pytest.raises(NotMergeable, match=adapter.method):
-            merge(RunFolder(tmp_path / "run"), tmp_path / "model", None)
+            merge(RunFolder(run.folder), tmp_path / "model", None)
         assert not (tmp_path / "model").exists()
         return
-    record = merge(RunFolder(tmp_path / "run"), tmp_path / "model", None)
+    record = merge(RunFolder(run.folder), tmp_path / "model", None)
     assert record["kl_mean"] < 1e-3  # smoke recipes compute in float32
 
 

@@ -88,8 +88,9 @@ def dequantized_base(recipe, model):
     return dense.hf
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "quantization"), [("lora", "int8"), *((case, q) for case in CASES for q in ("none", "nf4"))]
+)
 def test_peft_computes_our_logits(tiny, tmp_path, case, quantization):
     from peft import PeftModel
 

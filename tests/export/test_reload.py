@@ -1,63 +1,21 @@
-"""Every method's finished adapter, loaded back: by PEFT where it has a PEFT form, under lrft's own names elsewhere."""
+"""What trains beside an adapter comes back with it; every method alone is loaded back in tests/test_recipes.py."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from lrft.api.open_run import open_run
 from lrft.api.train import train
-from lrft.core.batch import Batch
 from lrft.export.merge import merge_into
 from lrft.model.load import load_model
-from lrft.model.trained import frozen_layers, trained_tensors
 from lrft.recipe.load import load_recipe
 from lrft.training.folder import RunFolder
+from tests.export.reloaded import logits, pretrained
 
 SMOKE = sorted((Path(__file__).parents[2] / "recipes" / "smoke").glob("[!_]*.yaml"))
-
-
-def pretrained(recipe, model):
-    """The dense model whose weights are what training started from, as its base stores them."""
-    dense = load_model(recipe.model)
-    weights = dict(dense.hf.named_parameters())
-    with torch.no_grad():
-        for name, base, wrapper in frozen_layers(model):
-            weight = base.weight() if wrapper is None else wrapper.pretrained_weight()
-            weights[f"{name}.weight"].copy_(weight.mT if name in model.transposed else weight)
-    dense.hf.set_attn_implementation("eager")
-    return dense.hf
-
-
-@torch.no_grad()
-def logits(model, ids):
-    none = ids.new_empty(0)
-    return model(Batch(ids, torch.arange(ids.shape[1])[None], ((0, 0, ids.shape[1]),), none, none))
-
-
-@pytest.mark.parametrize("path", SMOKE, ids=lambda path: path.stem)
-def test_a_finished_adapter_is_the_trained_function(on_tiny, tmp_path, path):
-    small = [*on_tiny(path), "data.train.limit=30", "data.eval.limit=4", "train.device=cpu"]
-    loaded = load_recipe(path, small)
-    train(loaded, tmp_path / "run", resume=False)
-    recipe, _, adaptation = open_run(RunFolder(tmp_path / "run"))
-    folder, model = tmp_path / "run" / "adapter", adaptation.model
-    if not (folder / "adapter_config.json").exists():
-        own = load_file(folder / "adapter.safetensors")
-        assert own.keys() == trained_tensors(model).keys()
-        return
-    from peft import PeftModel
-
-    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    peft = PeftModel.from_pretrained(pretrained(recipe, model), folder).eval()
-    ids = torch.randint(3, 400, (1, 12), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        theirs = peft(input_ids=ids).logits
-    torch.testing.assert_close(logits(model, ids), theirs, atol=1e-3, rtol=1e-3)
 
 
 def test_base_weights_trained_beside_an_adapter_go_along(on_tiny, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,20 @@ eval: {{tasks: [loss]}}
 """
 
 
-@pytest.fixture
-def recipe_file(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """`recipe_file(dtype="bfloat16")` -> a recipe on the tiny Llama and the quickstart data."""
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny: Callable[..., Path]) -> Callable[..., Path]:
+    """`tiny_recipe(folder, dtype="bfloat16")` -> a recipe on the tiny Llama and the quickstart data."""
 
-    def write(dtype: str = "bfloat16", family: str = "llama") -> Path:
-        path = tmp_path / "tiny.yaml"
+    def write(folder: Path, dtype: str = "bfloat16", family: str = "llama") -> Path:
+        path = folder / "tiny.yaml"
         text = RECIPE.format(model=tiny(family), dtype=dtype, data=ROOT / "recipes" / "data" / "quickstart")
         path.write_text(text)
         return path
 
     return write
+
+
+@pytest.fixture
+def recipe_file(tiny_recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """`recipe_file(dtype="bfloat16")` -> the same in the folder of the test."""
+    return partial(tiny_recipe, tmp_path)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
+import multiprocessing
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,22 +18,11 @@ from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.errors import Interrupted, UsageError
 from lrft.training import checkpoint
-from lrft.training.keepers import GradientCheck
+from tests.training.unbroken import SIX_STEPS, goes_on_unbroken, losses, same, stop_at
 
 ROOT = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 
-SMOKE = sorted((Path(__file__).parents[2] / "recipes" / "smoke").glob("[!_]*.yaml"))
-LONGER = [
-    "train.max_steps=8",
-    "train.batch_size=2",
-    "train.max_length=200",
-    "train.save_every=3",
-    "train.eval_every=4",
-    "train.device=cpu",
-    "data.train.limit=60",
-    "data.eval.limit=6",
-    "schedule={method: cosine, warmup_ratio: 0.1}",
-]
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke"
 VARIANTS = [
     {},
     {"optimizer": "paged_adamw8bit"},
@@ -65,72 +51,46 @@ def overrides_of(variant: dict) -> list[str]:
     return [key if value is None else f"{key}={value}" for key, value in variant.items()]
 
 
-def losses(folder: Path) -> list[tuple]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "tokens_per_second", "memory_bytes")
-    return [tuple((k, str(v)) for k, v in line.items() if k not in timed) for line in lines]
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Everything that must be byte for byte the same: the adapter folder and the last checkpoint."""
-    last = max((folder / "checkpoints").glob("step-*"), key=checkpoint.step_of)
-    chosen = [*sorted((folder / "adapter").glob("adapter*")), *sorted(last.iterdir())]
-    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in chosen}
-
-
-def stop_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
-    """A real signal, delivered when the given step's parameters have just moved."""
-    after_step = GradientCheck.after_step
-
-    def moved(self, run):
-        after_step(self, run)
-        if run.step == step:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(GradientCheck, "after_step", moved)
-
-
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(f"{k}={x}" for k, x in v.items()))
 def test_stopped_and_resumed_is_unbroken(recipe_file, tmp_path, monkeypatch, variant):
-    resumes_unbroken(load_recipe(recipe_file(), overrides_of(variant)), tmp_path, monkeypatch)
+    """A score is due after step 4, and the signal comes before it."""
+    resumes_unbroken(load_recipe(recipe_file(), overrides_of(variant)), tmp_path, monkeypatch, 4)
+
+
+def test_stopped_twice_and_resumed_twice_is_unbroken(recipe_file, tmp_path, monkeypatch):
+    resumes_unbroken(load_recipe(recipe_file()), tmp_path, monkeypatch, 2, 4)
 
 
 @pytest.mark.parametrize("variant", BIASES, ids=lambda v: "-".join(f"{k}={x}" for k, x in v.items()))
-def test_biases_that_train_resume_unbroken(recipe_file, tmp_path, monkeypatch, variant):
-    overrides = ["trainable={weights: ['*.bias']}", *overrides_of(variant)]
-    resumes_unbroken(load_recipe(recipe_file(family="qwen2"), overrides), tmp_path, monkeypatch)
-
-
-@pytest.mark.parametrize("path", SMOKE, ids=lambda path: path.stem)
-def test_every_method_resumes_unbroken(on_tiny, tmp_path, monkeypatch, path):
-    plain = load_recipe(path, ["model.name=x/y"]).recipe
-    accumulation = [] if plain.optimizer.per_layer else ["train.gradient_accumulation=2"]
-    loaded = load_recipe(path, [*on_tiny(path), *LONGER, *accumulation])
-    resumes_unbroken(loaded, tmp_path, monkeypatch)
+def test_biases_that_train_resume_unbroken(recipe_file, tmp_path, variant):
+    overrides = ["trainable={weights: ['*.bias']}", "train.keep_last=9", *overrides_of(variant)]
+    loaded = load_recipe(recipe_file(family="qwen2"), overrides)
+    train(loaded, tmp_path / "whole", resume=False)
+    goes_on_unbroken(loaded, tmp_path / "whole", 3, tmp_path / "broken")
 
 
 @pytest.mark.parametrize(
     "name", [n for n in OPTIMIZERS.names() if "per_parameter" in OPTIMIZERS.declared(n).provides]
 )
-def test_updates_in_the_backward_pass_resume_unbroken(on_tiny, tmp_path, monkeypatch, name):
-    path = next(p for p in SMOKE if p.stem == name)
-    loaded = load_recipe(path, [*on_tiny(path), *LONGER, *PER_LAYER])
-    resumes_unbroken(loaded, tmp_path, monkeypatch)
-
-
-def resumes_unbroken(loaded, tmp_path, monkeypatch):
+def test_updates_in_the_backward_pass_resume_unbroken(on_tiny, tmp_path, name):
+    path = SMOKE / f"{name}.yaml"
+    loaded = load_recipe(path, [*on_tiny(path), *SIX_STEPS, *PER_LAYER])
     train(loaded, tmp_path / "whole", resume=False)
-    for step in (2, 4):  # a score is due after step 4, and the signal comes before it
+    goes_on_unbroken(loaded, tmp_path / "whole", 3, tmp_path / "broken")
+
+
+def resumes_unbroken(loaded, tmp_path, monkeypatch, *stops):
+    """Stopped by a signal after each of these steps and resumed each time."""
+    train(loaded, tmp_path / "whole", resume=False)
+    for step in stops:
         with monkeypatch.context() as patch:
             stop_at(patch, step)
             with pytest.raises(Interrupted) as stopped:
-                train(loaded, tmp_path / "broken", resume=step > 2)
+                train(loaded, tmp_path / "broken", resume=step != stops[0])
             assert stopped.value.exit_code == 130
         assert (tmp_path / "broken" / "checkpoints" / f"step-{step}").is_dir()
     train(loaded, tmp_path / "broken", resume=True)
-    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
-    broken, whole = files_of(tmp_path / "broken"), files_of(tmp_path / "whole")
-    assert [name for name in whole if whole[name] != broken.get(name)] == []
+    same(tmp_path / "broken", tmp_path / "whole")
 
 
 def test_sigterm_ends_in_143(recipe_file, tmp_path, monkeypatch):
@@ -222,35 +182,47 @@ def test_a_checkpoint_can_be_named_instead_of_the_run(recipe_file, tmp_path):
     assert not all(torch.equal(saved[k], newest[k]) for k in saved)
 
 
-def start(recipe: Path, out: Path) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "lrft",
-        "train",
-        str(recipe),
-        "--out",
-        str(out),
-        "--resume",
-        "train.save_every=2",
-    ]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that begin with lrft imported, so that a kill meets a training and not its imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["lrft.api.train", "transformers.models.llama.modeling_llama", "bitsandbytes"]
+    )
+    return context
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_kill_9_at_any_instant_leaves_the_unbroken_result(recipe_file, tmp_path, kills):
-    """Killed at random instants, each time resumed with the same command, without anyone tidying up."""
-    recipe = recipe_file()
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_kill_9_at_any_instant_leaves_the_unbroken_result(
+    recipe_file, tmp_path, processes, monkeypatch, kills
+):
+    """Killed at random instants, each time resumed with the same call, without anyone tidying up."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    recipe = str(recipe_file())
+
+    def started(name):
+        options = {"resume": True, "overrides": ["train.save_every=2"]}
+        process = processes.Process(target=train, args=(recipe, tmp_path / name), kwargs=options)
+        process.start()
+        return process
+
+    def finished(name):
+        process = started(name)
+        process.join(200)
+        assert process.exitcode == 0
+
+    finished("warm")  # the server of processes has started and every file has been read once
     began = time.monotonic()
-    assert start(recipe, tmp_path / "whole").wait(timeout=200) == 0
+    finished("whole")
     seconds = time.monotonic() - began
     draw = random.Random(kills)
+    killed = 0
     for _ in range(kills):
-        process = start(recipe, tmp_path / "broken")
-        time.sleep(draw.uniform(0.4, 1.0) * seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start(recipe, tmp_path / "broken").wait(timeout=200) == 0
-    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
-    assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+        process = started("broken")
+        time.sleep(draw.uniform(0.1, 1.0) * seconds)
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed
+    finished("broken")
+    same(tmp_path / "broken", tmp_path / "whole")

@@ -28,22 +28,23 @@ def smoothed(losses: list[float]) -> list[float]:
     return found
 
 
-@pytest.fixture
-def whole(recipe_file, tmp_path):
-    """A run of thirty steps, and a target that its smoothed loss passes about halfway."""
-    train(load_recipe(recipe_file(), QUICK), tmp_path / "whole", resume=False)
-    curve = smoothed([line["loss"] for line in lines(tmp_path / "whole")])
+@pytest.fixture(scope="module")
+def whole(tiny_recipe, tmp_path_factory):
+    """A target that the smoothed loss passes about halfway, the step that does, and the lines of the whole run."""
+    folder = tmp_path_factory.mktemp("stop") / "whole"
+    train(load_recipe(tiny_recipe(folder.parent), QUICK), folder, resume=False)
+    curve = smoothed([line["loss"] for line in lines(folder)])
     target = (curve[14] + curve[15]) / 2
     last = next(step + 1 for step, value in enumerate(curve) if value <= target)
     assert 3 < last < 30, "the loss falls"
-    return target, last
+    return target, last, lines(folder)
 
 
 def test_the_first_step_below_is_the_last_scored_and_saved(recipe_file, tmp_path, whole):
-    target, last = whole
+    target, last, full = whole
     loaded = load_recipe(recipe_file(), [*QUICK, f"train.stop_below={target!r}"])
     result = train(loaded, tmp_path / "short", resume=False)
-    found, full = lines(tmp_path / "short"), lines(tmp_path / "whole")
+    found = lines(tmp_path / "short")
     assert result["step"] == last == len(found)
     assert [line["loss"] for line in found] == [line["loss"] for line in full[:last]]
     assert "eval_loss" in found[-1]
@@ -54,11 +55,11 @@ def test_the_first_step_below_is_the_last_scored_and_saved(recipe_file, tmp_path
 def test_a_target_that_is_not_reached_changes_nothing(recipe_file, tmp_path, whole):
     loaded = load_recipe(recipe_file(), [*QUICK, "train.stop_below=1e-6"])
     assert train(loaded, tmp_path / "run", resume=False)["step"] == 30
-    assert lines(tmp_path / "run")[-1]["loss"] == lines(tmp_path / "whole")[-1]["loss"]
+    assert lines(tmp_path / "run")[-1]["loss"] == whole[2][-1]["loss"]
 
 
 def test_an_interruption_does_not_move_the_end(recipe_file, tmp_path, whole, monkeypatch):
-    target, last = whole
+    target, last, _ = whole
     loaded = load_recipe(recipe_file(), [*QUICK, f"train.stop_below={target!r}"])
 
     def stopped(self, run):

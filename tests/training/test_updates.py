@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lrft.api.train import train
+from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.ops.rounding import stochastic_round
 from lrft.recipe.load import load_recipe
@@ -173,7 +174,7 @@ def test_a_schedule_moves_the_rates_inside_a_wrapper():
 
 
 def test_an_optimizer_that_computes_its_own_losses_is_refused():
-    class ZerothOrder(torch.optim.SGD):
+    class ZerothOrder(Optimizer, torch.optim.SGD):
         calls_closure = True
 
     def make(infos):

@@ -128,6 +128,23 @@ def test_no_number_is_missed_and_none_is_without_provenance(every_table):
     )
 
 
+def test_all_63_runs_of_pefts_comparison_are_there_and_lrfts_own_methods_count(every_table):
+    numbers = every_table["peft_metamathqa"]
+    assert len(numbers) == 63
+    counted = {number.row for number in numbers if number.verdict == EQUAL}
+    assert counted >= {
+        "adalora/rank32",
+        "full-finetuning/lr_0.00001",
+        "ln_tuning/default",
+        "lora/rank10-target-mlp",
+        "lora/rank32",
+        "lora/rank32-dora",
+        "lora/rank32-lorafa",
+        "lora/rank64",
+        "lora/rank64-rslora",
+    }
+
+
 def test_the_pages_of_tables_are_current(every_table):
     stale = generated.out_of_date(tables_page.pages(every_table), [tables_page.FOLDER])
     assert not stale, "run scripts/tables_page.py"

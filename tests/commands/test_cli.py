@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer.main
 
 from lrft.cli import app
 
-DATA = Path(__file__).parents[1] / "recipes" / "data" / "quickstart"
+DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 RECIPE = """
 model: {{name: {model}, dtype: float32}}
 quantization: {quantization}
@@ -52,7 +53,8 @@ OPTIONS = {
 }
 
 
-def lrft(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+def process(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own, which imports torch for seconds; `call` runs the same entry point here."""
     command = [sys.executable, "-m", "lrft", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
@@ -83,9 +85,9 @@ def recipe(tiny, tmp_path):
     return write
 
 
-def test_train_eval_merge_without_naming_a_run(recipe, tmp_path):
+def test_train_eval_merge_without_naming_a_run(call, recipe, tmp_path):
     """The latest run is meant; the merged folder is a plain transformers model with the adapter's perplexity."""
-    trained = lrft("train", recipe(), "--json", folder=tmp_path)
+    trained = process("train", recipe(), "--json", folder=tmp_path)
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout)
     assert result["step"] == 6
@@ -101,21 +103,21 @@ def test_train_eval_merge_without_naming_a_run(recipe, tmp_path):
     ):
         assert (run / name).exists(), name
 
-    scored = lrft("eval", "--baseline", "--json", folder=tmp_path)
-    assert scored.returncode == 0, scored.stderr
-    scores = json.loads(scored.stdout)
+    scored = call("eval", "--baseline", "--json")
+    assert scored.code == 0, scored.err
+    scores = scored.document
     assert scores["adapter"]["loss"]["loss"] < scores["baseline"]["loss"]["loss"]
     assert (run / "eval" / "adapter.json").is_file()
 
-    merged = lrft("merge", "--out", "model/", folder=tmp_path)
-    assert merged.returncode == 0, merged.stderr
+    merged = call("merge", "--out", "model/")
+    assert merged.code == 0, merged.err
     fidelity = json.loads((tmp_path / "model" / "fidelity.json").read_text())
     assert fidelity["kl_mean"] < 1e-6
     assert fidelity["loss_difference"] == pytest.approx(0, abs=1e-5)
     loss = plain_loss(tmp_path / "model", fidelity["rows"])
     assert loss == pytest.approx(fidelity["loss_adapter"], abs=1e-4)
 
-    again = lrft("merge", "--out", "model/", folder=tmp_path)
+    again = process("merge", "--out", "model/", folder=tmp_path)
     assert again.returncode == 2
     assert again.stderr.startswith("error: --out model: is not an empty folder")
 
@@ -145,24 +147,29 @@ def plain_loss(folder: Path, rows: int) -> float:
     return total / count
 
 
-def test_merging_onto_the_original_weights_misses_a_strict_tolerance_with_6(recipe, tmp_path):
-    path = recipe()
-    assert lrft("train", path, "--out", "run", "export.tolerance=1e-9", folder=tmp_path).returncode == 0
-    merged = lrft("merge", "run", "--out", "model", "--onto", "original", folder=tmp_path)
-    assert merged.returncode == 6
-    assert merged.stderr.splitlines()[-1].startswith("error: model: the merged model is")
-    assert "Traceback" not in merged.stderr
+def test_merging_onto_the_original_weights_misses_a_strict_tolerance_with_6(call, recipe, tmp_path):
+    assert call("train", recipe(), "--out", "run", "export.tolerance=1e-9").code == 0
+    merged = call("merge", "run", "--out", "model", "--onto", "original")
+    assert merged.code == 6
+    assert merged.err.splitlines()[-1].startswith("error: model: the merged model is")
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
-def test_dry_run_loads_no_weights_and_counts_exactly(recipe, tmp_path):
-    plan = lrft("train", recipe(), "--dry-run", "--json", folder=tmp_path)
-    assert plan.returncode == 0, plan.stderr
-    counted = json.loads(plan.stdout)
-    trained = json.loads(lrft("train", recipe(), "--json", folder=tmp_path).stdout)
-    assert counted["trainable_parameters"] == trained["trainable"]
-    assert counted["steps"] == trained["step"]
-    assert counted["memory_bytes"]["optimizer_state"] == 8 * trained["trainable"]
+def test_dry_run_counts_exactly(call, recipe):
+    plan = call("train", recipe(), "--dry-run", "--json")
+    assert plan.code == 0, plan.err
+    trained = call("train", recipe(), "--json").document
+    assert plan.document["trainable_parameters"] == trained["trainable"]
+    assert plan.document["steps"] == trained["step"]
+    assert plan.document["memory_bytes"]["optimizer_state"] == 8 * trained["trainable"]
+
+
+def test_dry_run_loads_no_weights(call, recipe, tiny, tmp_path):
+    """It passes beside a model of which nothing but configuration and tokenizer are there."""
+    path = recipe()
+    bare = shutil.copytree(tiny(), tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert call("train", path, "--dry-run", f"model.name={bare}").code == 0
+    assert call("train", path, f"model.name={bare}").code != 0
 
 
 CASES = [
@@ -186,18 +193,18 @@ CASES = [
 @pytest.mark.parametrize(
     ("arguments", "code", "message"), CASES, ids=lambda v: "-".join(v) if isinstance(v, list) else ""
 )
-def test_a_failure_is_one_line_with_its_own_exit_code(recipe, tmp_path, arguments, code, message):
+def test_a_failure_is_one_line_with_its_own_exit_code(call, recipe, arguments, code, message):
     if torch.cuda.is_available() and "train.device=cuda" in arguments:
         pytest.skip("there is a GPU")
-    done = lrft(*[recipe() if a == "RECIPE" else a for a in arguments], folder=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    errors = [line for line in (done.stderr + done.stdout).splitlines() if message in line]
+    done = call(*[recipe() if a == "RECIPE" else a for a in arguments])
+    assert done.code == code, done.err
+    assert "Traceback" not in done.err
+    errors = [line for line in (done.err + done.out).splitlines() if message in line]
     assert errors
 
 
-def test_version_and_env(tmp_path):
+def test_version_and_env(call):
     from lrft import __version__
 
-    assert lrft("--version").stdout == f"lrft {__version__}\n"
-    assert json.loads(lrft("env", "--json").stdout)
+    assert call("--version").out == f"lrft {__version__}\n"
+    assert call("env", "--json").document
