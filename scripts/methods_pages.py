@@ -69,7 +69,7 @@ methods ls` lists the same on a terminal, `lrft methods show NAME` prints one.
 
 Any adapter, start, allocation, restart, optimizer and storage format may be put together. The exceptions follow from
 what each method says of itself: it provides some traits and requires others, and the recipe check names every
-requirement that nothing in the recipe provides. There is no list of forbidden pairs among methods. A contract suite
+requirement that nothing in the recipe provides. Settings that go with few others say so themselves. A contract suite
 per axis runs over everything that is registered on it: for every adapter on every storage format, that the forward
 pass is the merged weight's, that nothing but the adapter gets a gradient, that its parameters are as many as its
 docstring says; for every optimizer, that it saves and restores itself exactly; for every start, that the model is the

@@ -1,6 +1,7 @@
-"""The vocabulary of `provides` and `requires`. Compatibility is set algebra over these words, nothing else.
+"""The vocabulary of `provides` and `requires`: which kinds of parts go together.
 
-A part may require what any other chosen part provides; the recipe check lists what nobody provides.
+A part may require what any other chosen part provides; the recipe check lists what nobody provides. What a method's own
+setting does not go with stands in its `Config.clashes`, and rules between other sections in `recipe/clashes.py`.
 """
 
 TRAITS: dict[str, str] = {

@@ -26,7 +26,9 @@ class LoRAPlus(AdamW):
     State: 2 numbers per parameter, 8 bytes, as AdamW.
     Source: Hayou, Ghosh and Yu, "LoRA+", ICML 2024, arXiv 2402.12354; groups as in their code and PEFT.
     Departures: `ratio`, which their code leaves to the user, defaults to 16 as the paper advises.
-    Advice: choose a base rate of about half of what suits plain LoRA.
+    Advice: choose a base rate of about half of what suits plain LoRA. Of the adapters here, `prompt_tuning` and
+    `prefix_tuning` are adapters on embeddings; at their usual rates write `lr_embedding` too, since its default is for
+    LoRA on an embedding.
     """
 
     aliases = {

@@ -108,3 +108,23 @@ def test_a_trained_embedding_matrix_of_the_base_is_an_ordinary_matrix():
     """Only adapters on embeddings have a rate of their own; 1e-6 would all but freeze a whole matrix."""
     infos = [ParamInfo("emb.weight", nn.Parameter(torch.zeros(4, 4)), "embedding")]
     assert build("lora_plus", infos, lr=1e-3).param_groups[0]["lr"] == 1e-3
+
+
+def test_the_rate_of_embeddings_is_that_of_prompts(tiny, tmp_path):
+    """A prompt is an adapter on the embedding: it moves at `lr_embedding`, in a recipe as it is written."""
+    import lrft
+
+    chosen = [f"model.name={tiny()}", "train.device=cpu", "train.max_steps=1", "data.train.limit=8"]
+    found = []
+    for rate in (1e-6, 1e-2):
+        optimizer = f"optimizer={{method: lora_plus, lr: 1e-4, lr_embedding: {rate}}}"
+        lrft.train(
+            "recipes/smoke/prompt_tuning.yaml",
+            tmp_path / f"{rate}",
+            overrides=[*chosen, "~data.eval", "~optimizer", optimizer],
+        )
+        from safetensors.torch import load_file
+
+        (held,) = load_file(next((tmp_path / f"{rate}" / "adapter").glob("*.safetensors"))).values()
+        found.append(held)
+    assert (found[0] - found[1]).abs().max() == pytest.approx(1e-2, rel=0.05)
