@@ -38,12 +38,11 @@ def short(name):
 def make(name, storage="none", adapter="lora", total=TOTAL, seed=0, dtype=torch.float32, **settings):
     """A run over two adapted layers, with a restart as its only callback."""
     torch.manual_seed(1)
-    fields = ADAPTERS.declared(adapter).config.model_fields
-    config = ADAPTERS.declared(adapter).config(
-        method=adapter, rank=4, **({"alpha": 8.0} if "alpha" in fields else {})
-    )
+    declared = ADAPTERS.declared(adapter).config
+    known = {key: value for key, value in {"rank": 4, "alpha": 8.0}.items() if key in declared.model_fields}
+    config = declared(method=adapter, **known)
     sites = []
-    for index, (width, out) in enumerate([(32, 48), (48, 64)]):
+    for index, (width, out) in enumerate([(32, 96), (96, 64)]):
         weight = (torch.randn(out, width) / width**0.5).to(dtype)
         base = QUANTIZERS.get(storage)(
             weight, torch.randn(out).to(dtype), QUANTIZERS.declared(storage).config()
