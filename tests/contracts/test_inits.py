@@ -18,7 +18,7 @@ from lrft.build.adapt import plan_without_weights
 from lrft.core.adapted import Adapted
 from lrft.core.less import start_of
 from lrft.core.params import Site
-from lrft.core.stages import Evidence, SitePlan, Tokens
+from lrft.core.stages import Evidence, Init, SitePlan, Tokens
 from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
 from lrft.recipe.schema import Recipe
@@ -86,16 +86,30 @@ EVERY_WAY = pytest.mark.parametrize(("name", "way"), WAYS)
 
 
 def adapter_for(name: str) -> str:
-    """The registered adapter of the fewest traits that is a change of the weight and has what the init requires."""
+    """The registered adapter that has what the init requires, with the fewest traits of those that fit best.
+
+    Best is one whose start can be checked all the way: a linear change with a rank and an alpha. An init for other
+    adapters is tried on what there is for it.
+    """
     declared = {adapter: ADAPTERS.declared(adapter) for adapter in ADAPTERS.names()}
     wanted = INITS.declared(name).requires & frozenset().union(*(d.provides for d in declared.values()))
-    wanted |= {"mergeable", "linear_delta"}
-    fit = {
-        adapter: len(d.provides)
-        for adapter, d in declared.items()
-        if wanted <= d.provides and {"rank", "alpha"} <= d.config.model_fields.keys()
-    }
-    return min(fit, key=lambda adapter: (fit[adapter], adapter))
+
+    def fit(adapter: str) -> tuple[int, int, str]:
+        d = declared[adapter]
+        lacking = len({"mergeable", "linear_delta"} - d.provides)
+        lacking += len({"rank", "alpha"} - d.config.model_fields.keys())
+        return lacking, len(d.provides), adapter
+
+    possible = [adapter for adapter, d in declared.items() if wanted <= d.provides]
+    assert possible, f"{name} requires what no adapter has: {sorted(wanted)}"
+    return min(possible, key=fit)
+
+
+def settings_for(adapter: str, rank: int, alpha: float):
+    """Its settings, with a rank and an alpha where it has them."""
+    declared = ADAPTERS.declared(adapter).config
+    held = {key: value for key, value in (("rank", rank), ("alpha", alpha)) if key in declared.model_fields}
+    return declared(method=adapter, **held)
 
 
 def storage_for(name: str) -> str:
@@ -168,7 +182,7 @@ def make(
     weight = weight_and_signals(out, width)[0].to(dtype)
     init = build(name, **settings)
     adapter = adapter_for(name)
-    config = ADAPTERS.declared(adapter).config(method=adapter, rank=rank, alpha=alpha)
+    config = settings_for(adapter, rank, alpha)
     torch.manual_seed(seed)
     part = ADAPTERS.get(adapter)(config, Site("a", width, out))
     signal = measured(init, out, width, rank) if saved is None else {}
@@ -323,7 +337,7 @@ def test_the_same_seed_gives_the_same_start(name, storage):
 def test_what_trains_is_the_adapters_business(name):
     site, _ = make(name)
     adapter = adapter_for(name)
-    config = ADAPTERS.declared(adapter).config(method=adapter, rank=4)
+    config = settings_for(adapter, 4, 8.0)
     fresh = ADAPTERS.get(adapter)(config, Site("a", 32, 48))
     flags = [(key, p.requires_grad, p.dtype) for key, p in site.adapter.named_parameters()]
     assert flags == [(key, p.requires_grad, p.dtype) for key, p in fresh.named_parameters()]
@@ -389,7 +403,7 @@ def test_what_is_needed_is_measured_and_can_be_asked_for(name):
 @pytest.mark.filterwarnings("ignore:init.batches")
 def test_a_plan_keeps_the_sites_and_only_writes_what_adapter_and_storage_understand(name):
     adapter, init = adapter_for(name), build(name)
-    config = ADAPTERS.declared(adapter).config(method=adapter, rank=4, alpha=8.0)
+    config = settings_for(adapter, 4, 8.0)
     sites = {f"layer{i}": Site(f"layer{i}", 32, 48) for i in range(3)}
     plan = {key: SitePlan(site, config) for key, site in sites.items()}
     signals = {key: measured(init, site=i) for i, key in enumerate(sites)}
@@ -466,3 +480,31 @@ def test_a_dry_run_refuses_a_rank_that_cannot_start(tiny, name):
     if "rank_pattern" in ADAPTERS.declared(adapter).config.model_fields:
         with pytest.raises(RecipeError, match=r"rank 999 .* at model\.layers\.1\.self_attn\.v_proj.*1 of 14"):
             plan(rank_pattern={"layers.1.self_attn.v_proj": 999})
+
+
+def test_an_init_may_be_for_adapters_without_a_rank(monkeypatch):
+    """Such as one that sets a block of values: an adapter is found for it, and it starts that."""
+
+    class Ones(Init):
+        name = "ones"
+        requires = {"adapters"}
+
+        @torch.no_grad()
+        def apply(self, adapter, weight, signal, quantize):
+            for parameter in adapter.parameters():
+                parameter.fill_(1e-3)
+
+    alone = ADAPTERS.declared("bat")
+    monkeypatch.setattr(type(ADAPTERS), "names", lambda self: ["bat"] if self is ADAPTERS else ["default"])
+    monkeypatch.setattr(type(INITS), "declared", lambda self, name: alone if name == "bat" else Ones)
+    assert adapter_for("ones") == "bat"
+    config = settings_for("bat", 8, 8.0)
+    part = ADAPTERS.get("bat")(config, Site("a", 32, 48))
+    weight = torch.randn(48, 32)
+    site = SiteBuilder(storing_none, init=Ones(None)).adapt("a", part, weight, None, storing_none)
+    assert site.start is None and bool((site.adapter.D == 1e-3).all())
+    assert not torch.equal(site.merged_weight(), weight)
+
+
+def storing_none(weight, bias=None, **settings):
+    return QUANTIZERS.get("none")(weight, bias)

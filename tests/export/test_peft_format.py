@@ -37,6 +37,12 @@ CASES = {
     "randlora": {"method": "randlora", "rank": 7},
     "vera": {"method": "vera", "rank": 32, "start": 1.0},
     "nola": {"method": "nola", "rank": 4, "bases": 8},
+    "hira": {
+        "method": "hira",
+        "rank": 512,
+    },  # of small weights a product, so small changes have small effects
+    "oft": {"method": "oft", "block_size": 8},
+    "shira": {"method": "shira", "rank": 4},
 }
 
 
@@ -101,7 +107,7 @@ def test_peft_computes_our_logits(tiny, tmp_path, case, quantization):
     assert (bare - theirs).abs().max() > 1e-2  # the adapter does something, so equality says something
 
 
-@pytest.mark.parametrize("case", ["lora", "gralora", "randlora", "vera"])
+@pytest.mark.parametrize("case", ["lora", "gralora", "randlora", "vera", "hira"])
 def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path, case):
     from peft import PeftModel
 
@@ -115,7 +121,7 @@ def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path, case):
         torch.testing.assert_close(our_logits(model, ids), peft(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["miss", "bat"])
+@pytest.mark.parametrize("case", ["miss", "bat", "oft", "shira"])
 def test_what_peft_has_not_on_transposed_layers_ships_under_our_own_names(tiny, case):
     recipe = recipe_for(tiny("gpt2"), CASES[case])
     files = adapter_files(adapted_model(recipe), recipe, {"step": 1})

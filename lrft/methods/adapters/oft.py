@@ -1,0 +1,80 @@
+"""OFT: the inputs of a layer are rotated, block by block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapter import Adapter, PeftForm
+from lrft.core.params import Site
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import AdapterConfig, Field
+
+
+def oft_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+    """PEFT's keys of the method."""
+    return {"peft_type": "OFT", "r": 0, "oft_block_size": config.block_size, "use_cayley_neumann": False}
+
+
+@ADAPTERS.register
+class OFT(Adapter):
+    """Orthogonal fine-tuning: the weight times a block-diagonal rotation of its inputs.
+
+        W' = W diag(R_1, ..., R_k)
+        R  = (I + Q) (I - Q)^-1       Cayley's map, block by block
+        y  = x W'^T + b
+
+    with b = `block_size`, which divides in, k = in / b blocks; Q is skew, its strict upper triangle trains. Rows of W
+    keep their norms and their angles. R - I is formed as 2 Q (I - Q)^-1, exact for small Q; no singular value of I - Q
+    is below 1, so the inverse is safe in float32.
+
+    Shapes: W (out, in), Q and R (k, b, b), the triangles q (k, b (b - 1) / 2) = 0, so R = I and W' = W at step 0.
+    Trains: in (b - 1) / 2 numbers per site.
+    Source: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", NeurIPS 2023, arXiv 2306.07280;
+    R on the side of the inputs: Liu et al., "BOFT", ICLR 2024, arXiv 2311.06243, and PEFT's layer with
+    `use_cayley_neumann` off, checked on the same numbers.
+    Departures: no constraint on the size of Q (COFT), no blocks that are shared, no dropout of blocks.
+    """
+
+    aliases = {
+        "qoft": "quantization: nf4\nadapter: oft",
+    }
+    provides = {"adapters", "mergeable"}
+    roles = {"q": "core"}
+    peft = PeftForm(oft_form_keys, names={"q": "oft_R.weight"}, transposed=False)
+
+    config: Config
+
+    class Config(AdapterConfig):
+        block_size: int = Field(32, gt=1, description="side of the rotations; divides the inputs")
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        size, width = config.block_size, site.in_features
+        if width % size:
+            near = [d for d in range(2, width + 1) if width % d == 0]
+            best = min(near, key=lambda d: abs(d - size))
+            raise ValueError(f"block_size {size} does not divide the {width} inputs; use {best}")
+        self.q = nn.Parameter(torch.zeros(width // size, size * (size - 1) // 2))
+
+    def reset(self) -> None:
+        nn.init.zeros_(self.q)
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        blocks = weight.float().unflatten(1, (-1, self.config.block_size)).transpose(0, 1)  # (k, out, b)
+        return (blocks @ self.turns()).transpose(0, 1).flatten(1).to(weight.dtype)
+
+    def turns(self) -> Tensor:
+        """R - I of every block, (k, b, b) float32."""
+        size = self.config.block_size
+        rows, columns = torch.triu_indices(size, size, 1, device=self.q.device)
+        upper = self.q.new_zeros(len(self.q), size, size)
+        upper[:, rows, columns] = self.q
+        Q = upper - upper.mT
+        return torch.linalg.solve(torch.eye(size, device=Q.device) - Q, 2 * Q)  # the two factors commute
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return int(site.in_features * (config.block_size - 1) // 2)

@@ -1,0 +1,130 @@
+"""LIFT: the entries of the weights that are largest after rank reduction train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrft.core.callback import TimedMethod
+from lrft.core.params import ParamInfo
+from lrft.core.run import Run
+from lrft.methods.select._layers import drop_gradients, layers, train_all, train_only
+from lrft.ops.linalg import truncated_svd
+from lrft.registry.axes import SELECTORS
+from lrft.registry.config import Field, Iterator, MethodConfig, Problem, RecipeView, Sequence
+from lrft.registry.errors import RecipeError
+
+
+@SELECTORS.register
+class LIFT(TimedMethod):
+    """Low-rank informed sparse fine-tuning: entries that are large in a low-rank approximation of W train.
+
+        before steps 0, K, 2 K, ...:  M = the k largest entries of |W_f|,  k = min((rows + columns) r, rows columns)
+        after every backward pass:    G <- G where M, else 0
+        where M was taken anew:       the optimizer's moments <- 0 outside of M
+
+    with K = `every`, r = `budget_rank`, f = `filter_rank`, W_f the best approximation of rank f of W as it then is; M
+    and k are those of each matrix. Entries that stay keep their moments, new ones begin at 0, the step count goes on.
+    An entry outside of M keeps its value to the last bit. Of entries of one size the first are taken.
+
+    Shapes: those of the model. Changes nothing at step 0.
+    Trains: k numbers of every matrix of a decoder layer that `trainable` names, as many as a LoRA of rank r has; beside
+    them adapters. Embeddings, head, norms and biases rest. Between two steps everything that the recipe names requires
+    gradients again, so it is saved whole.
+    State: the places of M, 8 bytes each, 4 in a checkpoint. The optimizer's moments are as large as the matrices, with
+    zeros outside of M.
+    Source: Liu et al., "LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for
+    Reasoning-Focused Supervised Fine-Tuning", ICML 2025. The rule is the paper's; every released configuration of the
+    authors' code takes the smallest entries instead (card of that code, which was not read again).
+    Departures: M is taken before steps 0, K, 2 K (in the code one step earlier). Moments are dense, so that any
+    optimizer that keeps them by entry will do; the code keeps vectors of k.
+    Advice: `budget_rank: 128`, betas 0.9 and 0.95, learning rate 1e-4 to 2e-4 in the authors' scripts.
+    """
+
+    aliases = {
+        "lift_sparse principal_weights": "adapter: null\ntrainable: full\nselect: lift",
+    }
+    requires = {"base_weights", "first_order", "entry_moments"}
+
+    class Config(MethodConfig):
+        budget_rank: int = Field(128, gt=0, description="of the LoRA that has as many numbers as train")
+        filter_rank: int = Field(128, gt=0, description="of the approximation that says which are largest")
+        every: int = Field(400, gt=0, description="optimizer steps between two selections")
+
+        def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+            """Refuse a run that ends with the first selection."""
+            if self.every >= total_steps:
+                message = f"{self.every} steps are no less than the whole run's {total_steps}, so that one "
+                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
+                raise RecipeError(f"{message}selection alone would train; {remedy}", "select.every")
+
+        def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+            """What moves entries that have no gradient, or moves them before theirs is set to 0."""
+            if recipe["optimizer.weight_decay"]:
+                message = "would shrink the entries that do not train (select: lift); write 0"
+                yield Problem("optimizer.weight_decay", message)
+            if recipe["optimizer.per_layer"]:
+                message = (
+                    "updates before gradients are set to 0 where nothing trains (select: lift); write false"
+                )
+                yield Problem("optimizer.per_layer", message)
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.matrices: list[ParamInfo] = []
+        self.places: dict[str, Tensor] = {}  # of the entries that train, in the flattened matrix
+
+    def start(self, run: Run) -> None:
+        inside = [info for layer in layers(run) for info in layer]
+        self.matrices = [info for info in inside if info.role == "matrix" and not info.site]
+        if not self.matrices:
+            message = "names no matrix of a decoder layer, so there is no entry to select; write full"
+            raise RecipeError(message, "trainable.weights")
+        self.places = {name: places.to(run.device) for name, places in self.places.items()}
+
+    def before_step(self, run: Run) -> None:
+        if run.step % self.config.every == 0:
+            for info in self.matrices:
+                self.places[info.name] = self.largest(info.param.detach())
+                for moment in moments(run, info):
+                    keep_only(moment, self.places[info.name])
+        adapters = [info for info in run.parameters if info.site]
+        train_only(run, [info.param for info in (*self.matrices, *adapters)])
+
+    def largest(self, weight: Tensor) -> Tensor:
+        """Where the k largest entries of the approximation stand in the flattened matrix, ascending."""
+        U, S, Vh = truncated_svd(weight, self.config.filter_rank)
+        sizes = ((U * S) @ Vh).abs().flatten()
+        order = sizes.sort(descending=True, stable=True).indices
+        return order[: sum(weight.shape) * self.config.budget_rank].sort().values
+
+    def after_backward(self, run: Run) -> None:
+        drop_gradients(run)
+        for info in self.matrices:
+            if info.param.grad is not None:
+                keep_only(info.param.grad, self.places[info.name])
+
+    def after_step(self, run: Run) -> None:
+        train_all(run)
+
+    def state_dict(self) -> dict[str, Any]:
+        sizes = {info.name: info.param.numel() for info in self.matrices}
+        return {n: p.int() if sizes[n] < 2**31 else p for n, p in self.places.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.places = {name: places.long() for name, places in state.items()}
+
+
+def moments(run: Run, info: ParamInfo) -> Iterator[Tensor]:
+    """What the optimizer keeps of every entry of a parameter; `master` is the parameter itself."""
+    for name, value in run.optimizer.state.get(info.param, {}).items():
+        if name != "master" and torch.is_tensor(value) and value.shape == info.param.shape:
+            yield value
+
+
+def keep_only(tensor: Tensor, places: Tensor) -> None:
+    """Zero everything but the entries at these places of the flattened tensor."""
+    kept = tensor.take(places)
+    tensor.zero_().put_(places, kept)
