@@ -28,6 +28,7 @@ LONG = (
     "tests/lab/compare/test_compare.py",
     "tests/commands/test_cli.py",
     "tests/training/test_step.py",
+    "tests/test_stranger.py",
     "tests/lab/compare/test_cluster.py",
     "tests/test_composition.py",
     "tests/test_scripts.py",
@@ -53,6 +54,8 @@ LONG = (
 )
 # What else --fast leaves out: rooms and files that are quick each and long together, or that start processes.
 ASIDE = (
+    "tests/test_docs.py::test_what_a_script_writes_is_current",
+    "tests/test_docs.py::test_the_site_has_every_page_and_no_dead_link",
     "tests/lab/",
     "tests/evaluation/",
     "tests/commands/",
@@ -93,12 +96,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    order = {file: place for place, file in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(_file(item), len(LONG)))
+    first = (*LONG[:3], "tests/test_docs.py", *LONG[3:])  # whose one long test counts the pages' tables
+    order = {file: place for place, file in enumerate(first)}
+    items.sort(key=lambda item: order.get(_file(item), len(first)))
     if config.getoption("--fast"):
-        first = _first_storages(items)
-        fast = [item for item in items if _is_fast(item) and first.get(_test(item)) in (None, _storage(item))]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(fast)])
+        storages = _first_storages(items)
+        fast = [
+            item for item in items if _is_fast(item) and storages.get(_test(item)) in (None, _storage(item))
+        ]
+        kept = set(fast)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = fast
 
 
