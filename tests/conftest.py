@@ -78,7 +78,7 @@ KEPT = (
     "tests/test_full_recipes.py::test_a_full_recipe_validates",
     "tests/test_scripts.py::test_every_script_has_a_test",
 )
-# --fast runs a test of every storage format on the first of these that it has, or else on its first.
+# --fast runs each case of a test on the first of these storage formats that it has, or else on its first.
 STORAGES = ("nf4_reference", "none")
 
 
@@ -102,7 +102,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--fast"):
         storages = _first_storages(items)
         fast = [
-            item for item in items if _is_fast(item) and storages.get(_test(item)) in (None, _storage(item))
+            item for item in items if _is_fast(item) and storages.get(_case(item)) in (None, _storage(item))
         ]
         kept = set(fast)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -114,23 +114,29 @@ def _is_fast(item: pytest.Item) -> bool:
 
 
 def _first_storages(items: list[pytest.Item]) -> dict[str, str]:
-    """Test -> the storage format that stands for all that it is run on."""
+    """Case of a test -> the storage format that stands for all that it is run on."""
     found: dict[str, list[str]] = {}
     for item in items:
         if (storage := _storage(item)) is not None:
-            found.setdefault(_test(item), []).append(storage)
-    return {test: next((s for s in STORAGES if s in names), names[0]) for test, names in found.items()}
+            found.setdefault(_case(item), []).append(storage)
+    return {case: next((s for s in STORAGES if s in names), names[0]) for case, names in found.items()}
 
 
 def _storage(item: pytest.Item) -> str | None:
-    given = getattr(item, "callspec", None)
-    values = {} if given is None else given.params
+    values = _parameters(item)
     found = values.get("storage", values.get("quantization"))
     return found if isinstance(found, str) else None
 
 
-def _test(item: pytest.Item) -> str:
-    return item.nodeid.partition("[")[0]
+def _case(item: pytest.Item) -> str:
+    """The test with every parameter but its storage format: what takes one format alone keeps that one."""
+    others = {k: v for k, v in _parameters(item).items() if k not in ("storage", "quantization")}
+    return f"{item.nodeid.partition('[')[0]} {others}"
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    given = getattr(item, "callspec", None)
+    return {} if given is None else given.params
 
 
 def _file(item: pytest.Item) -> str:
