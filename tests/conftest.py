@@ -28,6 +28,7 @@ LONG = (
     "tests/lab/compare/test_compare.py",
     "tests/commands/test_cli.py",
     "tests/training/test_step.py",
+    "tests/test_stranger.py",
     "tests/lab/compare/test_cluster.py",
     "tests/test_composition.py",
     "tests/test_scripts.py",
@@ -53,6 +54,8 @@ LONG = (
 )
 # What else --fast leaves out: rooms and files that are quick each and long together, or that start processes.
 ASIDE = (
+    "tests/test_docs.py::test_what_a_script_writes_is_current",
+    "tests/test_docs.py::test_the_site_has_every_page_and_no_dead_link",
     "tests/lab/",
     "tests/evaluation/",
     "tests/commands/",
@@ -75,7 +78,7 @@ KEPT = (
     "tests/test_full_recipes.py::test_a_full_recipe_validates",
     "tests/test_scripts.py::test_every_script_has_a_test",
 )
-# --fast runs a test of every storage format on the first of these that it has, or else on its first.
+# --fast runs each case of a test on the first of these storage formats that it has, or else on its first.
 STORAGES = ("nf4_reference", "none")
 
 
@@ -93,12 +96,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    order = {file: place for place, file in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(_file(item), len(LONG)))
+    first = (*LONG[:3], "tests/test_docs.py", *LONG[3:])  # whose one long test counts the pages' tables
+    order = {file: place for place, file in enumerate(first)}
+    items.sort(key=lambda item: order.get(_file(item), len(first)))
     if config.getoption("--fast"):
-        first = _first_storages(items)
-        fast = [item for item in items if _is_fast(item) and first.get(_test(item)) in (None, _storage(item))]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(fast)])
+        storages = _first_storages(items)
+        fast = [
+            item for item in items if _is_fast(item) and storages.get(_case(item)) in (None, _storage(item))
+        ]
+        kept = set(fast)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = fast
 
 
@@ -107,23 +114,29 @@ def _is_fast(item: pytest.Item) -> bool:
 
 
 def _first_storages(items: list[pytest.Item]) -> dict[str, str]:
-    """Test -> the storage format that stands for all that it is run on."""
+    """Case of a test -> the storage format that stands for all that it is run on."""
     found: dict[str, list[str]] = {}
     for item in items:
         if (storage := _storage(item)) is not None:
-            found.setdefault(_test(item), []).append(storage)
-    return {test: next((s for s in STORAGES if s in names), names[0]) for test, names in found.items()}
+            found.setdefault(_case(item), []).append(storage)
+    return {case: next((s for s in STORAGES if s in names), names[0]) for case, names in found.items()}
 
 
 def _storage(item: pytest.Item) -> str | None:
-    given = getattr(item, "callspec", None)
-    values = {} if given is None else given.params
+    values = _parameters(item)
     found = values.get("storage", values.get("quantization"))
     return found if isinstance(found, str) else None
 
 
-def _test(item: pytest.Item) -> str:
-    return item.nodeid.partition("[")[0]
+def _case(item: pytest.Item) -> str:
+    """The test with every parameter but its storage format: what takes one format alone keeps that one."""
+    others = {k: v for k, v in _parameters(item).items() if k not in ("storage", "quantization")}
+    return f"{item.nodeid.partition('[')[0]} {others}"
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    given = getattr(item, "callspec", None)
+    return {} if given is None else given.params
 
 
 def _file(item: pytest.Item) -> str:

@@ -18,7 +18,7 @@ from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.errors import Interrupted, UsageError
 from lrft.training import checkpoint
-from tests.training.unbroken import SIX_STEPS, goes_on_unbroken, losses, same, stop_at
+from tests.training.unbroken import COSINE, SIX_STEPS, goes_on_unbroken, losses, same, stop_at
 
 ROOT = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 
@@ -74,7 +74,7 @@ def test_biases_that_train_resume_unbroken(recipe_file, tmp_path, variant):
 )
 def test_updates_in_the_backward_pass_resume_unbroken(on_tiny, tmp_path, name):
     path = SMOKE / f"{name}.yaml"
-    loaded = load_recipe(path, [*on_tiny(path), *SIX_STEPS, *PER_LAYER])
+    loaded = load_recipe(path, [*on_tiny(path), *SIX_STEPS, COSINE, *PER_LAYER])
     train(loaded, tmp_path / "whole", resume=False)
     goes_on_unbroken(loaded, tmp_path / "whole", 3, tmp_path / "broken")
 

@@ -28,8 +28,8 @@ SIX_STEPS = [
     "train.device=cpu",
     "data.train.limit=30",
     "data.eval.limit=4",
-    "schedule={method: cosine, warmup_ratio: 0.2}",
 ]
+COSINE = "schedule={method: cosine, warmup_ratio: 0.2}"  # of recipes that are not about a schedule
 
 
 def losses(folder: Path) -> list[tuple[Any, ...]]:
