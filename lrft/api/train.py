@@ -187,7 +187,7 @@ def _same_start(job: Job) -> None:
     before = job.folder.read(RUN)
     now = {
         "data": job.text.fingerprints,
-        "processes": job.run.accelerator.num_processes,
+        "processes": job.run.processes,
         "base_fingerprint": job.identity.base,
         "packing": job.adaptation.packing,
     }
@@ -234,7 +234,7 @@ def _open(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
             "attention": job.adaptation.model.attention,
             "packing": job.adaptation.packing,
             "matrices": matrix_shares(job.adaptation, loaded.recipe),
-            "processes": run.accelerator.num_processes,
+            "processes": run.processes,
             "trust_remote_code": trust_remote_code,
             **run_folder.environment(),
         },

@@ -132,13 +132,10 @@ class AdaptedBlock(Adapted):
     the module by name (`weight` of an embedding, say).
     """
 
-    def forward(self, *arguments: Any, **named: Any) -> Any:
+    def forward(self, *arguments: object, **named: object) -> Any:
         """What the module gives, adapted."""
-        return (
-            self.adapter(*arguments, base=self.base, **named)
-            if self.enabled
-            else self.base(*arguments, **named)
-        )
+        block: nn.Module = self.base
+        return self.adapter(*arguments, base=block, **named) if self.enabled else block(*arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
         try:

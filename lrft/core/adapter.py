@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +153,8 @@ class Additive(Adapter):
 
     def forward_since(self, start: Additive, x: Tensor, base: FrozenLinear) -> Tensor:
         """The map on a base that kept its weight: this change less that of `start`, (..., in) -> (..., out)."""
-        return self(x, base) - start.update(x)
+        y: Tensor = self(x, base)
+        return y - start.update(x)
 
     def factors(self, start: Additive | None = None) -> Factors | None:
         """A and B in float32 with change = B A, less that of `start`; None where the change has no low rank."""
@@ -215,6 +216,14 @@ class LowRank(Additive):
         return A.float(), branch.scale * B.float()
 
 
+class Hosting(Protocol):
+    """A language model around transformers' own."""
+
+    @property
+    def hf(self) -> nn.Module:
+        """The model of transformers, adapters attached."""
+
+
 class Shared(nn.Module):
     """What the adapters of all sites share: common bases, a router over whole adapters.
 
@@ -226,8 +235,8 @@ class Shared(nn.Module):
 
     roles: ClassVar[dict[str, str]] = {}
 
-    def bind(self, model: Any) -> None:
-        """Called once when every site has its adapter; `model` is a `LanguageModel` around transformers' `hf`."""
+    def bind(self, model: Hosting) -> None:
+        """Called once when every site has its adapter, with the language model."""
 
     def peft_tensors(self) -> dict[str, Tensor] | None:
         """PEFT's name -> tensor, or None when PEFT has no such part, and so no form for the adapters either."""

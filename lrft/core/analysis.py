@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from torch import Tensor
 
 from lrft.core.callback import TimedMethod
+from lrft.registry.config import MethodConfig
 from lrft.registry.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ def changed(run: Run) -> Weights:
     return run.weights
 
 
+class State(TypedDict):
+    """What a resume needs of an analysis."""
+
+    found: dict[str, Found]
+
+
 class Analysis(TimedMethod):
     """A callback that only looks. What it finds stands in result.json under `analysis.NAME`.
 
@@ -68,7 +75,7 @@ class Analysis(TimedMethod):
     and the bytes of the run without them; a contract test holds them to it.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)
         self.found: dict[str, Found] = {}
 
@@ -85,10 +92,10 @@ class Analysis(TimedMethod):
     def finish(self, run: Run) -> None:
         run.summary.setdefault("analysis", {})[self.name] = self.found
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"found": self.found}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.found = state["found"]
 
 

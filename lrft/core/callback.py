@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lrft.registry.config import MethodConfig
@@ -40,11 +41,11 @@ class Callback:
         """
         return 2
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, object]:
         """Plain JSON values and tensors; empty when there is nothing to keep."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Take back what `state_dict` gave."""
 
 
@@ -59,5 +60,7 @@ class TimedMethod(Callback):
     requires: ClassVar[set[str]] = set()
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
-    def __init__(self, config: Any) -> None:
+    config: MethodConfig
+
+    def __init__(self, config: MethodConfig) -> None:
         self.config = config

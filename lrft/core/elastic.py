@@ -6,13 +6,14 @@ checkpoints and compiled code are undisturbed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lrft.core.adapter import Additive, Factors, LowRank, PeftForm
 from lrft.core.peft import lora_keys
+from lrft.registry.json import Json
 
 
 class Elastic(LowRank):
@@ -58,17 +59,22 @@ class Elastic(LowRank):
         return A[live].float(), self.scaling * B[:, live].float() * gates[live]
 
 
-def _keys(config: Any, with_start: bool) -> dict[str, Any]:
+class _Ranked(Protocol):
+    @property
+    def rank(self) -> int: ...
+
+
+def _keys(config: _Ranked, with_start: bool) -> dict[str, Json]:
     return lora_keys(config.rank, float(config.rank))
 
 
-def _keys_here(adapter: Any) -> dict[str, Any]:
+def _keys_here(adapter: Elastic) -> dict[str, Json]:
     """A plain LoRA of the rank that is left, with alpha such that its scale is 1 (the gates hold the rest)."""
     rank = max(1, adapter.factors()[0].shape[0])
     return lora_keys(rank, float(rank))
 
 
-def _tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+def _tensors(adapter: Elastic, start: Additive | None) -> dict[str, Tensor]:
     """A and B of that LoRA; a site with nothing left keeps one component of zeros, which PEFT can hold."""
     A, B = adapter.factors(start)
     if A.shape[0] == 0:

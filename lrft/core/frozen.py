@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lrft.ops.linalg import Context
 
 
 class FrozenLinear(nn.Module):
@@ -76,9 +78,14 @@ class FrozenLinear(nn.Module):
         """Bytes the storage occupies, scales included, bias left out."""
         return sum(b.numel() * b.element_size() for name, b in self.named_buffers() if name != "bias")
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return _FrozenMatmul.apply(x, self, self.bias)
+        y: Tensor = _FrozenMatmul.apply(x, self, self.bias)  # type: ignore[no-untyped-call]
+        return y
 
     def extra_repr(self) -> str:
         return (
@@ -110,6 +117,10 @@ class Absent(FrozenLinear):
         raise ValueError("the weight of this layer is its adapter's; nothing can be folded into it")
 
 
+class _Kept(Context):
+    layer: FrozenLinear
+
+
 class _FrozenMatmul(torch.autograd.Function):
     """x W^T + b, decoding W again in the backward pass instead of keeping the dense copy alive between the two.
 
@@ -119,12 +130,12 @@ class _FrozenMatmul(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FrozenLinear, bias: Tensor | None) -> Tensor:
+    def forward(ctx: _Kept, x: Tensor, layer: FrozenLinear, bias: Tensor | None) -> Tensor:
         ctx.layer = layer
         return F.linear(x, layer.weight(), bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         (grad,) = grads
         dx = grad @ ctx.layer.weight() if ctx.needs_input_grad[0] else None
         return dx, None, grad.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
@@ -140,7 +151,7 @@ class AdapterMap(Protocol):
 class Quantizer(Protocol):
     """Makes the frozen layer from a dense weight (out, in) and an optional bias (out,)."""
 
-    def __call__(self, weight: Tensor, bias: Tensor | None = None, **settings: Any) -> FrozenLinear:
+    def __call__(self, weight: Tensor, bias: Tensor | None = None, **settings: object) -> FrozenLinear:
         """Store `weight`; keyword settings override the recipe's for this layer."""
 
 

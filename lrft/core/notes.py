@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO
 
 # Read by libraries that are imported later, and inherited by the processes we start.
 NO_BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -61,6 +61,6 @@ def is_lead() -> bool:
     return not (rank.isdigit() and world.isdigit() and int(world) > 1 and int(rank) > 0)
 
 
-def is_terminal(stream: Any) -> bool:
+def is_terminal(stream: IO[str] | None) -> bool:
     """Whether bars, colours and boxes can be drawn there; an environment that forces colours draws no bars."""
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -37,7 +37,9 @@ class Objective:
     requires: ClassVar[set[str]] = set()
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
-    def __init__(self, config: Any) -> None:
+    config: MethodConfig
+
+    def __init__(self, config: MethodConfig) -> None:
         self.config = config
 
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lrft.registry.json import Json
+
 if TYPE_CHECKING:
     from lrft.core.adapter import Adapter
 
-Together = Callable[[list[Any], Any], tuple[dict[str, Tensor], dict[str, Any]]]
+# What a method's own functions take is its own class and its own settings, which nothing here knows.
+Together = Callable[[list[Any], Any], tuple[dict[str, Tensor], dict[str, Json]]]
 
 LORA_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}
 
 
-def own_state(adapter: Any, start: Any = None) -> dict[str, Tensor]:
+def own_state(adapter: Adapter, start: Adapter | None = None) -> dict[str, Tensor]:
     """The adapter's own tensors, where PEFT holds the same ones."""
     assert start is None, f"{type(adapter).__name__} declares no form with a start"
     found: dict[str, Tensor] = adapter.state_dict()
@@ -38,14 +41,14 @@ class PeftForm:
             as one thing and not site by site; the other attributes then say nothing.
     """
 
-    keys: Callable[[Any, bool], dict[str, Any]] = lambda config, with_start: {}
+    keys: Callable[[Any, bool], dict[str, Json]] = lambda config, with_start: {}
     tensors: Callable[[Any, Any], dict[str, Tensor]] = own_state
     names: Mapping[str, str] = field(default_factory=lambda: dict(LORA_NAMES))
-    keys_here: Callable[[Any], dict[str, Any]] | None = None
+    keys_here: Callable[[Any], dict[str, Json]] | None = None
     transposed: bool = True
     together: Together | None = None
 
-    def keys_of(self, adapter: Adapter, with_start: bool = False) -> dict[str, Any]:
+    def keys_of(self, adapter: Adapter, with_start: bool = False) -> dict[str, Json]:
         """The keys of this very adapter."""
         return self.keys(adapter.config, with_start) if self.keys_here is None else self.keys_here(adapter)
 
@@ -54,7 +57,7 @@ class PeftForm:
         return {self.names[name]: tensor for name, tensor in self.tensors(adapter, start).items()}
 
 
-def lora_keys(rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False) -> dict[str, Any]:
+def lora_keys(rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False) -> dict[str, Json]:
     """The keys of a plain LoRA."""
     return {
         "peft_type": "LORA",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+
+from lrft.registry.json import Json
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Json:
     """The value in mappings, lists, text and numbers; numbers that JSON does not have are null.
 
     Arrays and tensors of any library become numbers or lists of them, anything else its text.

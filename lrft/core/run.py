@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import StateDict
 
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter
@@ -29,16 +31,37 @@ class LanguageModel(Protocol):
         """Last hidden states (B, L, d) of every position, final norm included."""
 
 
+class Accelerator(Protocol):
+    """What is asked of accelerate's object of that name."""
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes train together."""
+
+    @property
+    def process_index(self) -> int:
+        """Which of them this one is."""
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        """The sum (`sum`) or the mean over the processes."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Those of all processes, one after the other."""
+
+    def wait_for_everyone(self) -> None:
+        """Go on once all processes have come here."""
+
+
 class Schedule(Protocol):
     """A learning-rate schedule, stepped once per optimizer step."""
 
     def step(self) -> None:
         """Move to the next step's rates."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Plain values."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Take them back."""
 
     def restart(self, warmup: int) -> None:
@@ -48,13 +71,16 @@ class Schedule(Protocol):
         """Run through the whole schedule between each of these steps and the next."""
 
 
+@dataclass(eq=False, repr=False)
 class Run:
     """Everything one training holds.
 
     Attributes:
         model: the language model, adapters attached: an `nn.Module` that is a `LanguageModel`.
-        optimizer: a `torch.optim.Optimizer`.
         parameters: every trainable parameter with its role.
+        accelerator: where several processes train together; None in a run that nobody launched.
+        recipe: what the run was built from, for whoever built it.
+        sites: every adapted site with its module path.
         step: finished optimizer steps.
         generator: CPU generator, seeded anew each step from (seed, step), for draws that change what processes share;
             never for those of a micro-batch, of which processes compute different ones.
@@ -62,53 +88,50 @@ class Run:
         summary: plain values for result.json, such as the ranks an allocation ended with.
         penalized: adapters that add a penalty to the loss.
         stopping: decided once a step, so that what is saved and what stops are the same step on every process.
-        scaler: `torch.amp.GradScaler` where the activations are float16, else None.
+        scaler: of the loss, where the activations are float16, else None.
         weights: the layers that train, for analyses; None where nobody gave them.
         score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
         stop_signal: number of the signal that asked to stop, or None. Polled wherever time is spent.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        parameters: Sequence[ParamInfo],
-        optimizer: Any,
-        schedule: Schedule,
-        total_steps: int,
-        seed: int = 0,
-        clip: float | None = None,
-        callbacks: Sequence[Callback] = (),
-        folder: Path | None = None,
-        accelerator: Any = None,
-        recipe: Any = None,
-    ) -> None:
-        self.model = model
-        self.sites = list(adapted(model))  # walking a deep model costs milliseconds, so it is done once
+    model: Any
+    parameters: Sequence[ParamInfo]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    total_steps: int
+    seed: int = 0
+    clip: float | None = None
+    callbacks: Sequence[Callback] = ()
+    folder: Path | None = None
+    accelerator: Accelerator | None = None
+    recipe: Any = None
+    weights: Weights | None = field(default=None, kw_only=True)
+    score: Callable[[], list[tuple[float, int]]] | None = field(default=None, kw_only=True)
+    scaler: torch.amp.GradScaler | None = field(default=None, kw_only=True)
+    sites: list[tuple[str, Adapted]] = field(init=False)
+    penalized: list[Adapter] = field(init=False)
+    generator: torch.Generator = field(init=False, default_factory=torch.Generator)
+    step: int = field(init=False, default=0)
+    metrics: dict[str, Any] = field(init=False, default_factory=dict)
+    summary: dict[str, Any] = field(init=False, default_factory=dict)
+    stop_signal: int | None = field(init=False, default=None)
+    stopping: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.sites = list(adapted(self.model))  # walking a deep model costs milliseconds, so it is done once
         self.penalized = [m.adapter for _, m in self.sites if type(m.adapter).penalty is not Adapter.penalty]
-        self.parameters = list(parameters)
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.total_steps = total_steps
-        self.seed = seed
-        self.clip = clip
-        self.callbacks = list(callbacks)
-        self.folder = folder
-        self.accelerator = accelerator
-        self.recipe = recipe
-        self.step = 0
-        self.generator = torch.Generator()
-        self.metrics: dict[str, Any] = {}
-        self.summary: dict[str, Any] = {}
-        self.stop_signal: int | None = None
-        self.stopping = False
-        self.scaler: Any = None
-        self.weights: Weights | None = None
-        self.score: Callable[[], list[tuple[float, int]]] | None = None
+        self.parameters = list(self.parameters)
+        self.callbacks = list(self.callbacks)
 
     @property
     def rank(self) -> int:
         """Index of this process."""
         return self.accelerator.process_index if self.accelerator is not None else 0
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.accelerator.num_processes if self.accelerator is not None else 1
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +148,7 @@ class Run:
         for callback in self.callbacks:
             getattr(callback, event)(self)
 
-    def record(self, **metrics: Any) -> None:
+    def record(self, **metrics: object) -> None:
         """Add to this step's metrics (numbers, or scalar tensors that a logger will read)."""
         self.metrics.update(metrics)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
 from lrft.registry.config import AdapterConfig, MethodConfig, Source
 from lrft.registry.errors import RecipeError
+from lrft.registry.json import Json
 
 
 @dataclass
@@ -26,23 +27,24 @@ class SitePlan:
 
     site: Site
     config: AdapterConfig | None = None
-    quantization: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Json] = field(default_factory=dict)
 
     @property
     def rank(self) -> int | None:
         """The adapter's rank there, if it has one."""
-        return self.setting("rank")
+        rank: int | None = self.setting("rank")
+        return rank
 
     def setting(self, name: str) -> Any:
         """The adapter's setting of that name; None where there is no adapter, or none of that name."""
         return getattr(self.config, name, None)
 
-    def changed(self, **settings: Any) -> SitePlan:
+    def changed(self, **settings: object) -> SitePlan:
         """The plan of the site with other settings of the adapter, which must be there and have such settings."""
         assert self.config is not None and settings.keys() <= type(self.config).model_fields.keys()
         return replace(self, config=self.config.model_copy(update=settings))
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Json]:
         """Plain values for plan.json."""
         settings = None if self.config is None else self.config.model_dump()
         return {**asdict(self.site), "settings": settings, "quantization": self.quantization}
@@ -107,7 +109,9 @@ class Planner:
     objective: str | None = None
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
-    def __init__(self, config: Any) -> None:
+    config: Any  # its own `Config`; `needs` asks for a setting that not all have
+
+    def __init__(self, config: MethodConfig) -> None:
         self.config = config
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
@@ -118,7 +122,7 @@ class Planner:
         """Label -> rows that statistics called `name@label` are measured over."""
         return {}
 
-    def signal_options(self, name: str, config: AdapterConfig) -> dict[str, Any]:
+    def signal_options(self, name: str, config: AdapterConfig) -> dict[str, object]:
         """Keyword arguments of the statistic `name` at a site with these adapter settings."""
         return {}
 
@@ -227,7 +231,7 @@ class Statistic:
         return False
 
     @classmethod
-    def settled(cls, statistics: Mapping[str, Any]) -> set[str]:
+    def settled(cls, statistics: Mapping[str, Self]) -> set[str]:
         """Sites whose statistic needs no more batches, given those of all sites."""
         return {site for site, statistic in statistics.items() if statistic.converged}
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lrft.core.plain import plain as plain
 from lrft.evaluation.tasks._task import TaskResult
+from lrft.registry.json import to_section
 
 FORMAT = 1
 SAMPLES = 50  # a task
@@ -34,7 +35,7 @@ def write_report(
     target = folder / "eval"
     target.mkdir(parents=True, exist_ok=True)
     lines = [
-        json.dumps({"task": task, **plain(sample)}, ensure_ascii=False)
+        json.dumps({"task": task, **to_section(plain(sample))}, ensure_ascii=False)
         for task, result in results.items()
         for sample in result.samples[:SAMPLES]
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +148,7 @@ def _storing(quantize: Quantizer, entry: SitePlan | None) -> Quantizer:
     """The recipe's storage with the settings that a planner chose for this site."""
     chosen = {} if entry is None else entry.quantization
 
-    def store(weight: Tensor, bias: Tensor | None = None, **settings: Any) -> FrozenLinear:
+    def store(weight: Tensor, bias: Tensor | None = None, **settings: object) -> FrozenLinear:
         return quantize(weight, bias, **{**chosen, **settings})
 
     return store

@@ -124,7 +124,9 @@ def _write(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> No
 
 def _base_infos(model: CausalLM) -> list[ParamInfo]:
     embedding = model.hf.get_input_embeddings().get_parameter("weight")
-    head = model.hf.get_output_embeddings().get_parameter("weight")
+    output = model.hf.get_output_embeddings()
+    assert output is not None, "a model without a head is refused when it is loaded"
+    head = output.get_parameter("weight")
     roles = {id(head): "head", id(embedding): "embedding"}  # tied, it is an embedding
     linear = [module for module in model.hf.modules() if linear_shape(module)]
     matrices = {id(parameter) for module in linear for parameter in module.parameters(recurse=False)}

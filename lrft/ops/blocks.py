@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrft.ops.linalg import in_shape_of
+from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.low_rank import FrozenMap
 
 
@@ -22,7 +20,8 @@ def blocks_linear(
         B: (k, out / k, r) float32 masters, cast to `dtype` at the point of use.
     """
     if dtype == x.dtype:
-        return _BlocksMatmul.apply(x, t, B, base, scaling)
+        y: Tensor = _BlocksMatmul.apply(x, t, B, base, scaling)  # type: ignore[no-untyped-call]
+        return y
     return base(x) + blocks_update(t, B, scaling).to(x.dtype)
 
 
@@ -31,11 +30,16 @@ def blocks_update(t: Tensor, B: Tensor, scaling: float = 1.0) -> Tensor:
     return (scaling * torch.einsum("...kr,kor->...ko", t, B.to(t.dtype))).flatten(-2)
 
 
+class _Kept(Context):
+    base: FrozenMap
+    scaling: float
+
+
 class _BlocksMatmul(torch.autograd.Function):
     """The product is added into the base's output in place, block by block; W is decoded again in backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, t: Tensor, B: Tensor, base: FrozenMap, scaling: float) -> Tensor:
+    def forward(ctx: _Kept, x: Tensor, t: Tensor, B: Tensor, base: FrozenMap, scaling: float) -> Tensor:
         y = F.linear(x.reshape(-1, x.shape[-1]), base.weight(), base.bias)
         flat, b = t.reshape(-1, *t.shape[-2:]), B.to(x.dtype)
         width = B.shape[1]
@@ -47,7 +51,7 @@ class _BlocksMatmul(torch.autograd.Function):
         return in_shape_of(y, x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
         t, B = ctx.saved_tensors
         dy = grads[0].reshape(-1, len(B), B.shape[1])
         dx = grads[0] @ ctx.base.weight() if ctx.needs_input_grad[0] else None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.ops.linalg import in_shape_of
+from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.low_rank import FrozenMap
 
 Delta = Callable[[Tensor], Tensor]
@@ -26,7 +25,13 @@ def formula_linear(x: Tensor, base: FrozenMap, delta: Delta, parameters: Iterabl
         parameters: what `delta` is a function of beside W; those that train get their gradients.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return _FormulaMatmul.apply(x, base, delta, *trained)
+    y: Tensor = _FormulaMatmul.apply(x, base, delta, *trained)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Kept(Context):
+    base: FrozenMap
+    delta: Delta
 
 
 class _FormulaMatmul(torch.autograd.Function):
@@ -37,7 +42,7 @@ class _FormulaMatmul(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, base: FrozenMap, delta: Delta, *trained: Tensor) -> Tensor:
+    def forward(ctx: _Kept, x: Tensor, base: FrozenMap, delta: Delta, *trained: Tensor) -> Tensor:
         flat, weight = x.reshape(-1, x.shape[-1]), base.weight()
         ctx.base, ctx.delta = base, delta
         ctx.save_for_backward(flat, *trained)
@@ -46,7 +51,7 @@ class _FormulaMatmul(torch.autograd.Function):
         return in_shape_of(y, x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *trained = ctx.saved_tensors
         dy, weight = grads[0].reshape(-1, grads[0].shape[-1]), ctx.base.weight()
         with torch.enable_grad():

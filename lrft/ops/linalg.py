@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+class Context(FunctionCtx):
+    """What the forward pass of an autograd function leaves for its backward pass; a subclass adds what it keeps."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
 
 
 def truncated_svd(
@@ -29,4 +37,5 @@ def in_shape_of(y: Tensor, x: Tensor) -> Tensor:
 
     A view would be one by name as well, and autograd forbids models to change such an output in place.
     """
-    return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[-1]])
+    view: Tensor = torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[-1]])
+    return view

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from lrft.ops.linalg import Context
 
 CHUNK = 256  # rows; measured flat between 128 and 256 on CPU, and small enough for a 150k vocabulary
 
@@ -66,9 +67,10 @@ def linear_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, chunk: int
     if hidden.shape[0] == 0:
         return hidden.float().sum()
     if head.is_frozen_dense and head.softcap is None and torch.is_grad_enabled():
-        return _ChunkedCrossEntropy.apply(
+        total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden, head.module.weight, head.module.bias, targets, head.scale, chunk
         )
+        return total
 
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
         return F.cross_entropy(head.logits(rows).float(), wanted, reduction="sum")
@@ -90,9 +92,10 @@ def target_logprobs(hidden: Tensor, head: Head, targets: Tensor, chunk: int = CH
     if hidden.shape[0] == 0:
         return hidden.float().sum(-1)
     if head.is_frozen_dense and head.softcap is None and torch.is_grad_enabled():
-        return _ChunkedLogprobs.apply(
+        logprobs: Tensor = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]
             hidden, head.module.weight, head.module.bias, targets, head.scale, chunk
         )
+        return logprobs
 
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
         return -F.cross_entropy(head.logits(rows).float(), wanted, reduction="none")
@@ -109,7 +112,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -125,7 +128,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         # In float32, since a loss scale over few targets is more than float16 holds.
         return (gradient.float() * grads[0]).to(gradient.dtype), None, None, None, None, None
@@ -136,7 +139,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -150,7 +153,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return losses[:, 0].neg_()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient.float() * -grads[0][:, None]).to(gradient.dtype), None, None, None, None, None
 

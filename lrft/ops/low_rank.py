@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrft.ops.linalg import in_shape_of
+from lrft.ops.linalg import Context, in_shape_of
 
 Pair = tuple[Tensor, Tensor]
 """down (k, in) and up (out, k)."""
@@ -74,8 +74,13 @@ class Branch:
 
     def dense(self) -> Tensor:
         """Scale * up down, (out, in) in the factors' dtype; with a graph to the trained tensors."""
-        down, up = self.pair() if self.formed is None else _Forming.apply(self.formed, *self.formed.trained)
+        down, up = self.pair() if self.formed is None else self._formed(self.formed)
         return self.scale * up @ down
+
+    @staticmethod
+    def _formed(formed: Formed) -> Pair:
+        pair: Pair = _Forming.apply(formed, *formed.trained)  # type: ignore[no-untyped-call]
+        return pair
 
     def parts(self) -> Formed:
         """The branch as the node takes it: plain factors are the trained tensors themselves."""
@@ -123,7 +128,8 @@ def without_bias(x: Tensor, base: FrozenMap) -> Tensor:
 
 def scale_columns(u: Tensor, gain: Tensor) -> Tensor:
     """U * gain for u (..., out) in half precision and gain (out,) in float32, without a float32 copy of u."""
-    return _ScaleColumns.apply(u, gain)
+    scaled: Tensor = _ScaleColumns.apply(u, gain)  # type: ignore[no-untyped-call]
+    return scaled
 
 
 def _beside(
@@ -132,7 +138,7 @@ def _beside(
     """base(x) and the low-rank term: one node where nothing is dropped and one precision is used."""
     if dropped is None and dtype == x.dtype:
         parts = branch.parts()
-        return _BranchMatmul.apply(x, base, parts, branch.scale, bias, *parts.trained)
+        return _product(x, base, parts, branch.scale, bias)
     term = _term(x if dropped is None else dropped, branch, dtype)
     return (base(x) if bias else without_bias(x, base)) + term
 
@@ -140,7 +146,12 @@ def _beside(
 def _term(x: Tensor, branch: Branch, dtype: torch.dtype) -> Tensor:
     """Scale (x down^T) up^T, computed in `dtype`, in the dtype of x."""
     parts = branch.parts()
-    return _BranchMatmul.apply(x.to(dtype), None, parts, branch.scale, False, *parts.trained).to(x.dtype)
+    return _product(x.to(dtype), None, parts, branch.scale, False).to(x.dtype)
+
+
+def _product(x: Tensor, base: FrozenMap | None, parts: Formed, scale: float, bias: bool) -> Tensor:
+    y: Tensor = _BranchMatmul.apply(x, base, parts, scale, bias, *parts.trained)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _as_they_are(dtype: torch.dtype, down: Tensor, up: Tensor) -> Pair:
@@ -153,6 +164,12 @@ def _to_each(
     return d_down, d_up
 
 
+class _Kept(Context):
+    base: FrozenMap | None
+    parts: Formed
+    scale: float
+
+
 class _BranchMatmul(torch.autograd.Function):
     """y = x W^T + b + s (x down^T) up^T with the scale folded into the matmuls.
 
@@ -162,7 +179,7 @@ class _BranchMatmul(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Kept,
         x: Tensor,
         base: FrozenMap | None,
         parts: Formed,
@@ -184,9 +201,9 @@ class _BranchMatmul(torch.autograd.Function):
         return in_shape_of(y, x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, t, *trained = ctx.saved_tensors
-        parts: Formed = ctx.parts
+        parts = ctx.parts
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         down, up = (part.to(dy.dtype) for part in parts.form(dy.dtype, *trained))
         p = (dy @ up).mul_(ctx.scale)
@@ -203,15 +220,15 @@ class _Forming(torch.autograd.Function):
     """The factors with a graph to the trained tensors, by the same `pull` as in training."""
 
     @staticmethod
-    def forward(ctx: Any, parts: Formed, *trained: Tensor) -> Pair:
+    def forward(ctx: _Kept, parts: Formed, *trained: Tensor) -> Pair:
         ctx.parts = parts
         ctx.save_for_backward(*trained)
         down, up = parts.form(torch.float32, *trained)
         return down.float().clone(), up.float().clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        parts: Formed = ctx.parts
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        parts = ctx.parts
         d_down, d_up = grads
         wanted = d_down if parts.trains_down else None, d_up if parts.trains_up else None
         return None, *parts.pull(torch.float32, *wanted, *ctx.saved_tensors)
@@ -221,12 +238,12 @@ class _ScaleColumns(torch.autograd.Function):
     """A scale of 1 + 0.001 is 1 in bfloat16, so the gain is never rounded; the product is formed in float32."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, gain: Tensor) -> Tensor:
+    def forward(ctx: Context, u: Tensor, gain: Tensor) -> Tensor:
         ctx.save_for_backward(u, gain)
         return torch.mul(u, gain, out=torch.empty_like(u))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor]:
         u, gain = ctx.saved_tensors
         (dy,) = grads
         d_gain = (dy * u).reshape(-1, u.shape[-1]).sum(dim=0, dtype=torch.float32)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
+from typing import cast
+
+from torch import Tensor
 
 from lrft.core.objective import Objective
 from lrft.core.optimizer import contract_of
@@ -32,7 +35,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         closure = partial(step_loss, run, batches, objective)  # forward, and backward if gradients are on
         if contract_of(run.optimizer).calls_closure:  # zeroth-order methods decide how often
             run.model.eval()  # two losses are compared, so dropout must not differ between them
-            loss, norm = run.optimizer.step(closure), 0.0
+            loss, norm = cast(Tensor, run.optimizer.step(closure)), 0.0  # type: ignore[arg-type]
             run.model.train()
             if not math.isfinite(loss):
                 raise NumericalError(first_non_finite(run, batches, objective, float(loss), float(norm)))

@@ -13,7 +13,7 @@ from lrft.core.batch import Batch
 from lrft.core.context import computing
 from lrft.core.objective import Objective
 from lrft.core.optimizer import Optimizer, contract_of
-from lrft.core.run import Run
+from lrft.core.run import Accelerator, Run
 
 
 class StepBatches(Protocol):
@@ -55,7 +55,7 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     share = 1.0 / batches.micro_batch_count
     divisor = objective.divisor(batches)
     for index, micro_batch in enumerate(batches.micro_batches):
-        run.seed_draws(index * _world(run) + run.rank)
+        run.seed_draws(index * run.processes + run.rank)
         with computing(micro_batch):
             loss = objective(run.model, micro_batch.to(run.device), run) / divisor
             total += loss.detach()
@@ -66,10 +66,10 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
                 (loss if run.scaler is None else run.scaler.scale(loss)).backward()
     run.seed_draws(batches.micro_batch_count)  # what draws from here on draws alike on every process
     run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch)
-    if _world(run) > 1:
+    if run.accelerator is not None and run.processes > 1:
         total = run.accelerator.reduce(total, reduction="sum")
         if torch.is_grad_enabled():
-            _sum_gradients(run)
+            _sum_gradients(run, run.accelerator)
     return total
 
 
@@ -109,11 +109,7 @@ def clip_gradients(run: Run) -> float:
     return float(norm)
 
 
-def _world(run: Run) -> int:
-    return run.accelerator.num_processes if run.accelerator is not None else 1
-
-
-def _sum_gradients(run: Run) -> None:
+def _sum_gradients(run: Run, accelerator: Accelerator) -> None:
     """Add the gradients of all processes, in one message; a process without a micro-batch adds zeros.
 
     What has a gradient on no process keeps none: an optimizer would move it by momentum and decay.
@@ -125,7 +121,7 @@ def _sum_gradients(run: Run) -> None:
     there = torch.tensor([float(p.grad is not None) for p in params], device=run.device)
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
     flat = torch.cat([there, *(part.float().flatten() for part in parts)])
-    counts, *sums = run.accelerator.reduce(flat, reduction="sum").split(
+    counts, *sums = accelerator.reduce(flat, reduction="sum").split(
         [len(params), *(p.numel() for p in params)]
     )
     # Only a process that misses one has to wait for the device to learn whether another has it.

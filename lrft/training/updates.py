@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import StateDict
 
 from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.params import ParamInfo
 from lrft.ops.rounding import stochastic_round
 
-Build = Callable[[list[ParamInfo]], Any]
+Build = Callable[[list[ParamInfo]], torch.optim.Optimizer]
+State = dict[str, object]
+"""What an optimizer keeps for one parameter."""
 
 
-def build(make: Build, infos: list[ParamInfo], *, update: str, per_layer: bool, seed: int) -> Any:
+def build(
+    make: Build, infos: list[ParamInfo], *, update: str, per_layer: bool, seed: int
+) -> torch.optim.Optimizer:
     """The optimizer that `make` builds of parameters, stepped in the way the recipe asks for.
 
     Args:
@@ -28,7 +33,7 @@ def build(make: Build, infos: list[ParamInfo], *, update: str, per_layer: bool, 
         ValueError: the optimizer computes its own losses, which float32 copies would not reach.
     """
 
-    def one(part: list[ParamInfo]) -> Any:
+    def one(part: list[ParamInfo]) -> torch.optim.Optimizer:
         coarse = any(info.param.dtype != torch.float32 for info in part)
         return make(part) if update == "in_place" or not coarse else Float32(make, part, update, seed)
 
@@ -38,7 +43,9 @@ def build(make: Build, infos: list[ParamInfo], *, update: str, per_layer: bool, 
 class _Wrapper(Optimizer):
     """An optimizer around others: its groups are theirs, so a schedule moves the rates that count."""
 
-    def __init__(self, infos: Sequence[ParamInfo], inner: Any, groups: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, infos: Sequence[ParamInfo], inner: torch.optim.Optimizer, groups: list[dict[str, Any]]
+    ) -> None:
         super().__init__([{"params": [info.param for info in infos]}], {"lr": 0.0})
         self.param_groups = groups
         self.shared_state = contract_of(inner).shared_state
@@ -73,12 +80,12 @@ class Float32(_Wrapper):
                 "computes its own losses, which float32 copies would not reach; write update: in_place"
             )
         super().__init__(infos, self.inner, self.inner.param_groups)
-        self.state: Any = _States(
+        self.state = _States(  # type: ignore[assignment]
             {info.param: (self, copy) for info, copy in zip(infos, self.copies, strict=True)}
         )
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """One step of the inner optimizer on the copies of parameters that have a gradient."""
         pairs = zip(self.infos, self.copies, strict=True)
         active = [(i.param, c) for i, c in pairs if i.param is not c and i.param.grad is not None]
@@ -114,16 +121,16 @@ class Float32(_Wrapper):
         copy.data = _hollow(copy)
         self.alive.discard(copy)
 
-    def held(self, copy: nn.Parameter) -> dict[str, Any]:
+    def held(self, copy: nn.Parameter) -> State:
         """The inner optimizer's state of one copy, and the copy itself where it is kept."""
         state = dict(self.inner.state.get(copy, {}))
         return {**state, "master": copy.data} if copy in self.alive else state
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         masters = {str(i): c.data for i, c in enumerate(self.copies) if c in self.alive}
         return {"inner": self.inner.state_dict(), "masters": masters, "steps": self.steps}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         for index, master in state_dict["masters"].items():
             copy = self.copies[int(index)]
             copy.data = master.to(self.infos[int(index)].param.device).clone()
@@ -146,13 +153,13 @@ class PerLayer(_Wrapper):
         self.infos = infos
         self.parts = [make([info]) for info in infos]
         super().__init__(infos, self.parts[0], [group for part in self.parts for group in part.param_groups])
-        self.state: Any = _States({i.param: (self, i.param) for i in infos})
+        self.state = _States({i.param: (self, i.param) for i in infos})  # type: ignore[assignment]
         self._index = {info.param: index for index, info in enumerate(infos)}
         self._square: Tensor | None = None
         for info, part in zip(infos, self.parts, strict=True):
             info.param.register_post_accumulate_grad_hook(self._hook(part))
 
-    def _hook(self, part: Any) -> Callable[[Tensor], None]:
+    def _hook(self, part: torch.optim.Optimizer) -> Callable[[Tensor], None]:
         def step(param: Tensor) -> None:
             assert param.grad is not None
             square = param.grad.detach().float().square().sum()
@@ -167,47 +174,55 @@ class PerLayer(_Wrapper):
         square, self._square = self._square, None
         return None if square is None else square.sqrt()
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """Nothing: the backward pass has done it."""
 
     def drop(self, param: nn.Parameter) -> None:
         """Forget the state of one parameter."""
         self.parts[self._index[param]].state.pop(param, None)
 
-    def held(self, param: nn.Parameter) -> dict[str, Any]:
+    def held(self, param: nn.Parameter) -> State:
         """The state of one parameter."""
         return dict(self.parts[self._index[param]].state.get(param, {}))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"parts": [part.state_dict() for part in self.parts]}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-class _States(MutableMapping[Any, Any]):
+class _Holder(Protocol):
+    """Who keeps the states of parameters, by the parameter or the copy that stands for it."""
+
+    def held(self, param: nn.Parameter, /) -> State: ...
+
+    def drop(self, param: nn.Parameter, /) -> None: ...
+
+
+class _States(MutableMapping[nn.Parameter, State]):
     """`optimizer.state` of a wrapper: a parameter's state, wherever it is held."""
 
-    def __init__(self, holders: dict[Any, tuple[Any, nn.Parameter]]) -> None:
+    def __init__(self, holders: dict[nn.Parameter, tuple[_Holder, nn.Parameter]]) -> None:
         self.holders = holders
 
-    def __getitem__(self, param: Any) -> dict[str, Any]:
+    def __getitem__(self, param: nn.Parameter) -> State:
         holder, key = self.holders[param]
-        found: dict[str, Any] = holder.held(key)
+        found = holder.held(key)
         if not found:
             raise KeyError(param)
         return found
 
-    def __setitem__(self, param: Any, value: Any) -> None:
+    def __setitem__(self, param: nn.Parameter, value: State) -> None:
         raise TypeError("the state of a wrapped optimizer is set by its own steps")
 
-    def __delitem__(self, param: Any) -> None:
+    def __delitem__(self, param: nn.Parameter) -> None:
         holder, key = self.holders[param]
         holder.drop(key)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[nn.Parameter]:
         return (param for param, (holder, key) in self.holders.items() if holder.held(key))
 
     def __len__(self) -> int:
@@ -232,7 +247,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     )
 
 
-def _tensor_bytes(value: Any) -> int:
+def _tensor_bytes(value: object) -> int:
     if isinstance(value, Tensor):
         return value.numel() * value.element_size() if value.ndim else 0
     if isinstance(value, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ class Bases(Shared):
         self.peft = peft
         for name, matrix in matrices.items():
             self.register_buffer(name, matrix)
-        self._casts: dict[tuple[str, torch.dtype], tuple[Any, Tensor]] = {}
+        self._casts: dict[tuple[str, torch.dtype], tuple[tuple[int, torch.device], Tensor]] = {}
 
     def cast(self, name: str, dtype: torch.dtype) -> Tensor:
         """The matrix called `name` in `dtype`; a copy in another precision than the stored one is kept."""

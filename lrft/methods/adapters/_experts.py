@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +71,6 @@ class Experts(Adapter):
         )
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         each = config.rank * (site.in_features + site.out_features) + site.in_features
         return int(config.experts * each)

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,21 @@ PREFIX = "base_model.model."
 TENSOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")
 # Starts that took a part of the base's weight away, which the factors alone do not bring back.
 RESIDUAL = ("pissa", "olora", "corda")
+
+
+class LoraConfig(TypedDict):
+    """What is read of an adapter_config.json; keys that PEFT does not write may be missing."""
+
+    lora_alpha: float
+    peft_type: NotRequired[str]
+    init_lora_weights: NotRequired[bool | str]
+    alpha_pattern: NotRequired[dict[str, float] | None]
+    bias: NotRequired[str]
+    layer_replication: NotRequired[list[list[int]] | None]
+    lora_bias: NotRequired[bool]
+    lora_dropout: NotRequired[float]
+    use_dora: NotRequired[bool]
+    use_rslora: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ def read_lora(folder: str, key: str) -> dict[str, Factors]:
         )
     from safetensors.torch import load_file
 
-    config: dict[str, Any] = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+    config: LoraConfig = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
     _check_plain(config, folder, key)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(str(file), device="cpu").items():
@@ -65,7 +80,7 @@ def read_lora(folder: str, key: str) -> dict[str, Factors]:
     return {site: _factors(site, part, config) for site, part in parts.items()}
 
 
-def _check_plain(config: dict[str, Any], folder: str, key: str) -> None:
+def _check_plain(config: LoraConfig, folder: str, key: str) -> None:
     start = str(config.get("init_lora_weights", True)).lower()
     faults = {
         f"is of type {config.get('peft_type')}": config.get("peft_type") != "LORA",
@@ -79,7 +94,7 @@ def _check_plain(config: dict[str, Any], folder: str, key: str) -> None:
             raise RecipeError(f"{folder} {fault}; only a plain LoRA can be an expert", key)
 
 
-def _factors(site: str, part: dict[str, Tensor], config: dict[str, Any]) -> Factors:
+def _factors(site: str, part: dict[str, Tensor], config: LoraConfig) -> Factors:
     A, B = part["A"], part["B"]
     alpha = _patterned(config.get("alpha_pattern"), site, config["lora_alpha"])
     rank = A.shape[0]

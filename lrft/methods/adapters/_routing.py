@@ -17,11 +17,13 @@ from torch.nn import functional as F
 
 from lrft.core.adapter import Shared
 from lrft.core.context import current_batch, real_tokens
+from lrft.ops.linalg import Context
 
 
 def route(x: Tensor, router: Tensor) -> Tensor:
     """Softmax of the router's logits, (..., in) and (E, in) -> (..., E) float32."""
-    return torch.softmax(_Logits.apply(x, router), dim=-1)
+    logits: Tensor = _Logits.apply(x, router)  # type: ignore[no-untyped-call]
+    return torch.softmax(logits, dim=-1)
 
 
 def choose(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -69,12 +71,12 @@ class _Logits(torch.autograd.Function):
     """x W^T in float32 that keeps x as it is: a float32 copy would be twice a half-precision activation."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, router: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, router: Tensor) -> Tensor:
         ctx.save_for_backward(x, router)
         return F.linear(x.float(), router.float())
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, router = ctx.saved_tensors
         (dy,) = grads
         dx = (dy @ router.float()).to(x.dtype) if ctx.needs_input_grad[0] else None
@@ -156,9 +158,9 @@ class Routing:
         self.group = [] if group is None else group
         self.group.append(self)
         self.share: Tensor | None = None
-        self._left: Any = None
+        self._left: object = None
 
-    def leave(self, what: Any) -> None:
+    def leave(self, what: object) -> None:
         """Keep what the penalty needs of this pass; a pass recomputed inside a backward pass leaves nothing.
 
         Under activation checkpointing the first pass is the one whose graph reaches the loss, and what the second

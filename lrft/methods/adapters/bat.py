@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +9,10 @@ from lrft.core.adapter import Adapter, PeftForm
 from lrft.core.params import Site
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
+from lrft.registry.json import Json
 
 
-def bat_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def bat_form_keys(config: Bat.Config, with_start: bool) -> dict[str, Json]:
     """PEFT's keys of the method."""
     return {"peft_type": "MISS", "r": config.rank, "init_weights": "bat"}
 
@@ -65,13 +64,14 @@ class Bat(Adapter):
         return _change(weight.float(), self.D).to(weight.dtype)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         return int(config.rank * site.out_features)
 
 
 def _blocks(matrix: Tensor, rank: int) -> Tensor:
     """(out, in) -> (out / r, in / r, r, r)."""
-    return matrix.unflatten(0, (-1, rank)).unflatten(-1, (-1, rank)).permute(0, 2, 1, 3)
+    blocks: Tensor = matrix.unflatten(0, (-1, rank)).unflatten(-1, (-1, rank))
+    return blocks.permute(0, 2, 1, 3)
 
 
 def _change(weight: Tensor, D: Tensor) -> Tensor:

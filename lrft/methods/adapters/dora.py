@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,12 @@ from lrft.core.params import Site
 from lrft.core.peft import LORA_NAMES
 from lrft.methods.adapters.lora import LoRA
 from lrft.registry.axes import ADAPTERS
+from lrft.registry.json import Json
 
 TINY = 1e-12  # a dead row of W has norm 0 and magnitude 0; its scale is then 0 instead of 0/0
 
 
-def dora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def dora_form_keys(config: DoRA.Config, with_start: bool) -> dict[str, Json]:
     """LoRA's keys and one more."""
     assert LoRA.peft is not None
     return {**LoRA.peft.keys(config, with_start), "use_dora": True}
@@ -62,7 +62,7 @@ class DoRA(LoRA):
         super().__init__(config, site)
         self.m = nn.Parameter(torch.ones(site.out_features))
         self.register_buffer("row_squares", torch.zeros(site.out_features), persistent=False)
-        self._norms: tuple[Any, Tensor] | None = None
+        self._norms: tuple[tuple[int, int], Tensor] | None = None
 
     @torch.no_grad()
     def start(self, weight: Tensor) -> None:
@@ -73,7 +73,8 @@ class DoRA(LoRA):
     def delta_weight(self, weight: Tensor) -> Tensor:
         """The change g * V - W, its norm detached as in training, so that its derivatives are DoRA's."""
         direction = weight.float() + self.scaling * self.B @ self.A
-        scale = self.m / direction.norm(dim=1).clamp_min(TINY).detach()
+        norms: Tensor = direction.norm(dim=1)
+        scale = self.m / norms.clamp_min(TINY).detach()
         return (scale[:, None] * direction - weight).to(weight.dtype)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
@@ -92,7 +93,8 @@ class DoRA(LoRA):
 
     def _direct(self, weight: Tensor) -> Tensor:
         """In float32 the very sum that merging forms: thirty layers turn its last bit into 1e-3 of a logit."""
-        return (weight + self.scaling * self.B @ self.A).norm(dim=1).clamp_min(TINY)
+        norms: Tensor = (weight + self.scaling * self.B @ self.A).norm(dim=1)
+        return norms.clamp_min(TINY)
 
     def _expanded(self, weight: Tensor) -> Tensor:
         projected = (self.A.to(weight.dtype) @ weight.mT).float()  # (r, out): row i of B meets A w_i
@@ -106,5 +108,5 @@ class DoRA(LoRA):
         return super().train(mode)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: LoRA.Config, site: Site) -> int:
         return LoRA.count(config, site) + site.out_features

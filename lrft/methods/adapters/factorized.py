@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,5 +78,5 @@ class Factorized(Adapter):
         return y if base.bias is None else y + base.bias
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         return int(config.rank * (site.in_features + site.out_features))

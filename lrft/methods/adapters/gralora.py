@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,10 @@ from lrft.core.params import Site
 from lrft.ops.blocks import blocks_linear, blocks_update
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, model_validator
+from lrft.registry.json import Json
 
 
-def gralora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def gralora_form_keys(config: GraLoRA.Config, with_start: bool) -> dict[str, Json]:
     """PEFT's keys of the method."""
     return {
         "peft_type": "GRALORA",
@@ -29,9 +29,9 @@ def gralora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
     }
 
 
-def gralora_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+def gralora_form_tensors(adapter: GraLoRA, start: GraLoRA | None) -> dict[str, Tensor]:
     """PEFT stores the grid's factors transposed."""
-    own = adapter.state_dict()
+    own: dict[str, Tensor] = adapter.state_dict()
     return own | {"A": own["A"].mT, "B": own["B"].mT}
 
 
@@ -134,7 +134,8 @@ class GraLoRA(Additive):
         """What goes into each block row: (..., in) -> (..., j, r), components n and j swapped."""
         k = self.config.blocks
         h = torch.einsum("...ni,nri->...nr", x.unflatten(-1, (k, -1)), self.A.to(x.dtype))
-        return h.unflatten(-1, (k, -1)).transpose(-3, -2).flatten(-2)
+        grid: Tensor = h.unflatten(-1, (k, -1))
+        return grid.transpose(-3, -2).flatten(-2)
 
     def _whole(self, x: Tensor) -> Tensor:
         assert self.Ah is not None and self.Bh is not None
@@ -161,5 +162,5 @@ class GraLoRA(Additive):
         return A.float(), self.scaling * B.float()
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         return int((config.rank + config.hybrid_rank) * (site.in_features + site.out_features))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,20 @@ from lrft.core.params import Site
 from lrft.core.peft import lora_keys
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
+from lrft.registry.json import Json
 
 
-def lora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def lora_form_keys(config: LoRA.Config, with_start: bool) -> dict[str, Json]:
     """PEFT's keys; with a start the rank is twice as high, and alpha such that the scale stays."""
     grown = (math.sqrt(2) if config.rslora else 2) if with_start else 1
     rank = config.rank * (2 if with_start else 1)
     return lora_keys(rank, config.alpha * grown, config.dropout, config.rslora)
 
 
-def lora_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+def lora_form_tensors(adapter: LoRA, start: LoRA | None) -> dict[str, Tensor]:
     """A and B of the change alone, the scale left out, since PEFT multiplies it in."""
     if start is None:
-        found: dict[str, Tensor] = adapter.state_dict()
-        return found
+        return dict(adapter.state_dict())
     return dict(zip("AB", adapter.branch_since(start).pair(), strict=True))
 
 
@@ -80,7 +80,7 @@ class LoRA(LowRank):
 
         def for_site(self, name: str) -> AdapterConfig:
             """The settings at one site, patterns resolved."""
-            found: dict[str, Any] = {}
+            found: dict[str, float] = {}
             for key, patterns in (("rank", self.rank_pattern), ("alpha", self.alpha_pattern)):
                 for pattern, value in patterns.items():
                     if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}"):
@@ -102,5 +102,5 @@ class LoRA(LowRank):
         return Branch(self.A, self.B, self.scaling, dropout=self.config.dropout)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         return int(config.rank * (site.in_features + site.out_features))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lrft.core.params import Site
 from lrft.methods.adapters.lora import LoRA
 from lrft.registry.axes import ADAPTERS
@@ -40,5 +38,5 @@ class LoRAFA(LoRA):
         self.A.requires_grad_(False)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: LoRA.Config, site: Site) -> int:
         return int(config.rank * site.out_features)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -14,14 +12,15 @@ from lrft.methods.adapters.lora import LoRA
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import Field
+from lrft.registry.json import Json
 
 
-def xs_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def xs_form_keys(config: LoRAXS.Config, with_start: bool) -> dict[str, Json]:
     """A plain LoRA of the same rank, R folded into A."""
     return lora_keys(config.rank, _alpha(config), config.dropout, config.rslora)
 
 
-def xs_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+def xs_form_tensors(adapter: LoRAXS, start: LoRAXS | None) -> dict[str, Tensor]:
     """R A and B, with the core less that of the start."""
     core = adapter.R if start is None else adapter.R - start.R
     return {"A": (core @ adapter.A).detach(), "B": adapter.B.clone()}
@@ -90,9 +89,9 @@ class LoRAXS(LoRA):
         return Branch(self.A, self.B @ (self.R - start.get_parameter("R")), self.scaling)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: LoRA.Config, site: Site) -> int:
         return int(config.rank**2)
 
 
-def _alpha(config: Any) -> float:
+def _alpha(config: LoRAXS.Config) -> float:
     return float(config.rank) if config.alpha is None else float(config.alpha)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +87,7 @@ def importance(types: Tensor, delta: float, experts: int) -> Tensor:
 
 
 def _task_types() -> Tensor:
-    types: Any = getattr(current_batch(), "task_types", None)
+    types: object = getattr(current_batch(), "task_types", None)
     if types is None:
         raise DataError(
             "adapter.delta needs a task type, 0 or 1, with every row; give them or write delta: 0"

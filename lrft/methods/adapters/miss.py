@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,9 +12,10 @@ from lrft.core.params import Site
 from lrft.ops.blocks import blocks_linear, blocks_update
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
+from lrft.registry.json import Json
 
 
-def miss_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def miss_form_keys(config: MiSS.Config, with_start: bool) -> dict[str, Json]:
     """PEFT's keys of the method."""
     return {
         "peft_type": "MISS",
@@ -95,7 +94,8 @@ class MiSS(Additive):
         """The sum of the slices, (..., in) -> (..., r)."""
         missing = -x.shape[-1] % self.config.rank
         padded = F.pad(x.to(dtype), (0, missing)) if missing else x.to(dtype)
-        return padded.unflatten(-1, (-1, self.config.rank)).sum(dim=-2)
+        slices: Tensor = padded.unflatten(-1, (-1, self.config.rank))
+        return slices.sum(dim=-2)
 
     def _rows(self) -> Tensor:
         """D^T, repeated along the outputs where they share: (out, r)."""
@@ -110,5 +110,5 @@ class MiSS(Additive):
         return eye.repeat(1, -(-width // rank))[:, :width], rows.float()
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         return int(config.rank * (config.mini_rank or site.out_features))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,22 @@ from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import Field, model_validator
 
 MAPS = ("gate", "up", "down")
+Map = Callable[[Tensor], Tensor]
+
+
+class FeedForward(Protocol):
+    """A feed-forward block with a gate, down(act(gate x) * up x)."""
+
+    gate_proj: Map
+    up_proj: Map
+    down_proj: Map
+    act_fn: Map
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def parameters(self) -> Iterator[Tensor]: ...
+
+    def buffers(self) -> Iterator[Tensor]: ...
 
 
 class AttentionLoRA(LoRA):
@@ -104,11 +120,11 @@ class MixLoRA(Adapter):
         self.routing = Routing()
 
     @classmethod
-    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+    def shared(cls, config: Config, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
         return Balance()
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> Adapter:
+    def at(cls, config: Config, site: Site, shared: Shared | None = None) -> Adapter:
         """Experts at a feed-forward block, a plain LoRA at any other linear layer."""
         if site.kind != "mlp":
             return AttentionLoRA(config, site)
@@ -136,7 +152,7 @@ class MixLoRA(Adapter):
                 setattr(self, f"A_{name}", nn.Parameter(torch.empty(total, int(layer.in_features))))
                 setattr(self, f"B_{name}", nn.Parameter(torch.empty(int(layer.out_features), total)))
         if _device(block).type != "meta":
-            _check_formula(block, self.site.in_features)
+            _check_formula(cast(FeedForward, block), self.site.in_features)
         self.reset()
 
     def reset(self) -> None:
@@ -145,7 +161,7 @@ class MixLoRA(Adapter):
             nn.init.kaiming_uniform_(self.get_parameter(f"A_{name}"), a=math.sqrt(5))
             nn.init.zeros_(self.get_parameter(f"B_{name}"))
 
-    def forward(self, x: Tensor, base: Any) -> Tensor:
+    def forward(self, x: Tensor, base: FeedForward) -> Tensor:  # type: ignore[override]
         """(..., hidden) -> (..., hidden); `base` is the frozen block."""
         config = self.config
         if self.training and config.jitter > 0:
@@ -177,7 +193,7 @@ class MixLoRA(Adapter):
         return config.balance * config.top_k * switch_balance(loads) if loads and config.balance > 0 else None
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         if site.kind != "mlp":
             return LoRA.count(config, site)
         inner = site.inner_features
@@ -189,7 +205,7 @@ def _device(block: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def _check_formula(block: Any, hidden: int) -> None:
+def _check_formula(block: FeedForward, hidden: int) -> None:
     """That the block is down(act(gate x) * up x), on one input: another block may bear the same names."""
     tensor = next(t for t in [*block.parameters(), *block.buffers()] if t.is_floating_point())
     dtype = getattr(block.gate_proj, "compute_dtype", tensor.dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -61,11 +60,11 @@ class MoLA(Experts):
             return self
 
     @classmethod
-    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+    def shared(cls, config: Config, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
         return Balance()
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> MoLA:
+    def at(cls, config: Config, site: Site, shared: Shared | None = None) -> MoLA:
         made = cls(config, site)
         if isinstance(shared, Balance):
             # Routers with different numbers of experts cannot be balanced as one.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +14,17 @@ from lrft.core.params import Site
 from lrft.core.peft import lora_keys
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
+from lrft.registry.json import Json
 
 CHUNK = 2**22  # random numbers held at a time
 
 
-def nola_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def nola_form_keys(config: NOLA.Config, with_start: bool) -> dict[str, Json]:
     """A plain LoRA of the same rank."""
     return lora_keys(config.rank, config.alpha)
 
 
-def nola_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+def nola_form_tensors(adapter: NOLA, start: NOLA | None) -> dict[str, Tensor]:
     """A and B as formed."""
     return dict(zip("AB", adapter.branch().pair(), strict=True))
 
@@ -68,7 +68,7 @@ class NOLA(LowRank):
         self.b = nn.Parameter(torch.zeros(config.bases))
         drawn = torch.randint(2**31 - 1, ()) ^ (zlib.crc32(site.name.encode()) >> 1)
         self.register_buffer("seed", drawn)
-        self._key: tuple[Any, int] | None = None
+        self._key: tuple[int, int] | None = None
 
     def reset(self) -> None:
         nn.init.zeros_(self.a)
@@ -107,7 +107,7 @@ class NOLA(LowRank):
         return Branch(scale=self.scaling, formed=Formed((self.a, self.b), form, pull))
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         return int(2 * config.bases)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,38 @@ from lrft.core.params import Site
 from lrft.core.virtual import places, virtual_ids
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
+from lrft.registry.json import Json
+
+
+class Layer(Protocol):
+    """What a cache holds of one layer, (B, heads, L, head) each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Cache(Protocol):
+    """Keys and values of all layers."""
+
+    layers: Sequence[Layer]
+
+
+class Output(Protocol):
+    """What a pass with a cache gives."""
+
+    past_key_values: Cache
+
+
+class Model(Protocol):
+    """The model of transformers."""
+
+    def __call__(self, *, input_ids: Tensor, use_cache: bool) -> Output: ...
+
+    def parameters(self) -> Iterator[Tensor]: ...
 
 
 @torch.no_grad()
-def prefix_form(adapters: list[Any], hf: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def prefix_form(adapters: Sequence[PrefixTuning], hf: Model) -> tuple[dict[str, Tensor], dict[str, Json]]:
     """PEFT's one tensor: what the caches of all layers hold after the virtual tokens, keys rotated to their places."""
     n = adapters[0].config.tokens
     device = next(hf.parameters()).device
@@ -24,7 +52,7 @@ def prefix_form(adapters: list[Any], hf: Any) -> tuple[dict[str, Tensor], dict[s
     layers = [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # each (heads, n, head)
     both = torch.stack([part for layer in layers for part in layer])  # (2 layers, heads, n, head)
     heads, width = both.shape[1], both.shape[1] * both.shape[3]
-    keys = {
+    keys: dict[str, Json] = {
         "peft_type": "PREFIX_TUNING",
         "num_virtual_tokens": n,
         "token_dim": width,
@@ -92,14 +120,14 @@ class PrefixTuning(Adapter):
             self.bias = nn.Parameter(torch.empty(2 * width).uniform_(-bound, bound))
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> PrefixTuning:
+    def at(cls, config: Config, site: Site, shared: Shared | None = None) -> PrefixTuning:
         return cls(config, site, shared)
 
     @classmethod
-    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+    def shared(cls, config: Config, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
         return None if config.projection is None else Encoder(config.tokens, hidden_size, config.projection)
 
-    def forward(self, *arguments: Any, base: nn.Module, **named: Any) -> Any:  # type: ignore[override]
+    def forward(self, *arguments: object, base: nn.Module, **named: object) -> Any:  # type: ignore[override]
         """What the attention gives, its keys and values replaced at the virtual positions."""
         pairs = zip((base.k_proj, base.v_proj), self.prefix(), strict=True)
         handles = [layer.register_forward_hook(_putting(rows)) for layer, rows in pairs]  # type: ignore[union-attr]
@@ -119,11 +147,11 @@ class PrefixTuning(Adapter):
         return keys, values
 
     @staticmethod
-    def virtual_tokens(config: Any) -> int:
+    def virtual_tokens(config: Config) -> int:
         return int(config.tokens)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         if config.projection is None:
             return int(2 * config.tokens * site.out_features)
         return int(2 * site.out_features * (config.projection + 1))
@@ -144,7 +172,7 @@ class Encoder(Shared):
         return torch.tanh(self.down(self.prefix))
 
 
-def _putting(rows: Tensor) -> Any:
+def _putting(rows: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     """A hook that puts `rows` (n, width) where the virtual tokens are in a layer's output (B, L, width)."""
 
     def put(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

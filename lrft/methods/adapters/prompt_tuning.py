@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,33 @@ from lrft.core.params import Site
 from lrft.core.virtual import places
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
+from lrft.registry.json import Json
 
 
-def prompt_form(adapters: list[Any], hf: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+class TextConfig(Protocol):
+    """The settings of a model's text part."""
+
+    num_attention_heads: int
+    num_hidden_layers: int
+
+
+class ModelConfig(Protocol):
+    """The settings of a model."""
+
+    def get_text_config(self) -> TextConfig: ...
+
+
+class Model(Protocol):
+    """The model of transformers."""
+
+    config: ModelConfig
+
+
+def prompt_form(adapters: Sequence[PromptTuning], hf: Model) -> tuple[dict[str, Tensor], dict[str, Json]]:
     """PEFT's one tensor, and its keys."""
     (adapter,) = adapters
     config = hf.config.get_text_config()
-    keys = {
+    keys: dict[str, Json] = {
         "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": adapter.config.tokens,
         "token_dim": adapter.site.out_features,
@@ -78,7 +99,7 @@ class PromptTuning(Adapter):
             rows = torch.randint(len(weight), (self.config.tokens,))
             self.prompt.copy_(weight[rows.to(weight.device)])
 
-    def forward(self, ids: Tensor, base: nn.Module) -> Tensor:  # type: ignore[override]
+    def forward(self, ids: Tensor, base: nn.Module) -> Tensor:
         """(B, L) token ids -> (B, L, hidden)."""
         embedded: Tensor = base(ids.clamp_min(0))
         found = places(embedded)
@@ -87,9 +108,9 @@ class PromptTuning(Adapter):
         )
 
     @staticmethod
-    def virtual_tokens(config: Any) -> int:
+    def virtual_tokens(config: Config) -> int:
         return int(config.tokens)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         return int(config.tokens * site.out_features)

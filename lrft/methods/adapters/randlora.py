@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,10 @@ from lrft.core.params import Site
 from lrft.methods.adapters._bases import Bases, widest
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
+from lrft.registry.json import Json
 
 
-def randlora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def randlora_form_keys(config: RandLoRA.Config, with_start: bool) -> dict[str, Json]:
     """PEFT's keys of the method."""
     return {
         "peft_type": "RANDLORA",
@@ -28,7 +28,7 @@ def randlora_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
     }
 
 
-def randlora_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+def randlora_form_tensors(adapter: RandLoRA, start: RandLoRA | None) -> dict[str, Tensor]:
     """The scale goes into Lambda: PEFT has one for all sites, ours depends on their size."""
     return {"Lambda": adapter.scaling * adapter.Lambda.detach(), "Gamma": adapter.Gamma.detach()}
 
@@ -80,7 +80,7 @@ class RandLoRA(LowRank):
         dropout: float = Field(0.0, ge=0, lt=1)
 
     @classmethod
-    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+    def shared(cls, config: Config, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
         """Bases for the widest sites; every other site uses a corner of them."""
         small, large = sorted(widest(sites.values()))
         shapes = {"A": (config.rank, 1, small), "B": (large, terms(small, config.rank), config.rank)}
@@ -89,7 +89,7 @@ class RandLoRA(LowRank):
         )
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> RandLoRA:
+    def at(cls, config: Config, site: Site, shared: Shared | None = None) -> RandLoRA:
         return cls(config, site, shared)
 
     def __init__(self, config: Config, site: Site, shared: Shared | None = None) -> None:
@@ -142,7 +142,7 @@ class RandLoRA(LowRank):
         return Branch(torch.cat([A, A0]), torch.cat([B, -B0], dim=1), self.scaling)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         small = min(site.in_features, site.out_features)
         return int(terms(small, config.rank) * (config.rank + small))
 

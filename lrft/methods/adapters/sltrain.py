@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters.factorized import Factorized
-from lrft.ops.linalg import in_shape_of
+from lrft.ops.linalg import Context, in_shape_of
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 
@@ -74,7 +74,7 @@ class SLTrain(Factorized):
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         dtype = self.compute_dtype or x.dtype
-        y = _SparseLowRank.apply(
+        y: Tensor = _SparseLowRank.apply(  # type: ignore[no-untyped-call]
             x.to(dtype), self.A, self.B, self.values, self.get_buffer("places"), self.scaling
         )
         y = y.to(x.dtype)
@@ -90,6 +90,10 @@ def entries(density: float, site: Site) -> int:
     return int(density * site.in_features * site.out_features)
 
 
+class _Kept(Context):
+    scaling: float
+
+
 class _SparseLowRank(torch.autograd.Function):
     """x W^T with W = s B A + S. Saves x and what W is made of.
 
@@ -98,7 +102,7 @@ class _SparseLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, A: Tensor, B: Tensor, values: Tensor, places: Tensor, scaling: float
+        ctx: _Kept, x: Tensor, A: Tensor, B: Tensor, values: Tensor, places: Tensor, scaling: float
     ) -> Tensor:
         ctx.scaling = scaling
         flat = x.reshape(-1, x.shape[-1])
@@ -107,7 +111,7 @@ class _SparseLowRank(torch.autograd.Function):
         return in_shape_of(y, x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, A, B, values, places = ctx.saved_tensors
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         dx = None

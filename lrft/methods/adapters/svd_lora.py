@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,5 +134,5 @@ class SVDLoRA(Elastic):
         return None if self.regularizer is None else self.regularizer(self.A, self.B, self.mask)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         return int(config.rank * (site.in_features + site.out_features + 1))

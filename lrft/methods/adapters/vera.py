@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,10 @@ from lrft.core.params import Site
 from lrft.methods.adapters._bases import Bases, widest
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
+from lrft.registry.json import Json
 
 
-def vera_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def vera_form_keys(config: VeRA.Config, with_start: bool) -> dict[str, Json]:
     """PEFT's keys of the method."""
     return {
         "peft_type": "VERA",
@@ -56,7 +56,7 @@ class VeRA(LowRank):
         dropout: float = Field(0.0, ge=0, lt=1)
 
     @classmethod
-    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+    def shared(cls, config: Config, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
         """The pair for the widest sites."""
         out, width = widest(sites.values())
         A, B = torch.empty(config.rank, width), torch.empty(out, config.rank)
@@ -65,7 +65,7 @@ class VeRA(LowRank):
         return Bases("vera_", A=A, B=B)
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> VeRA:
+    def at(cls, config: Config, site: Site, shared: Shared | None = None) -> VeRA:
         return cls(config, site, shared)
 
     def __init__(self, config: Config, site: Site, shared: Shared | None = None) -> None:
@@ -100,5 +100,5 @@ class VeRA(LowRank):
         return Branch(scale=self.scaling, dropout=self.config.dropout, formed=formed)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         return int(config.rank + site.out_features)

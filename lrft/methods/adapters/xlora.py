@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Protocol, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.adapter import Adapter, Shared
+from lrft.core.adapter import Adapter, Hosting, Shared
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters._given import Factors, read_lora
@@ -105,7 +105,7 @@ class XLoRA(Adapter):
         self.register_buffer("scales", torch.tensor([part.scale for part in parts]))
 
     @classmethod
-    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+    def shared(cls, config: Config, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
         """The classifier.
 
         Raises:
@@ -123,7 +123,7 @@ class XLoRA(Adapter):
         return Classifier(config, names, hidden_size, given)
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> XLoRA:
+    def at(cls, config: Config, site: Site, shared: Shared | None = None) -> XLoRA:
         return cls(config, site, shared if isinstance(shared, Classifier) else None)
 
     def reset(self) -> None:
@@ -145,13 +145,13 @@ class XLoRA(Adapter):
         return gated_low_rank(x, self.A, self.B, gates, self.compute_dtype, self._parts if dropped else ())
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: Config, site: Site) -> int:
         if not config.train_adapters:
             return 0
         return sum(part.A.numel() + part.B.numel() for part in _factors(config, site))
 
 
-def _factors(config: Any, site: Site, classifier: Classifier | None = None) -> list[Factors]:
+def _factors(config: XLoRA.Config, site: Site, classifier: Classifier | None = None) -> list[Factors]:
     """Each adapter's factors at the site, of rank 0 where an adapter has none."""
     if classifier is not None and classifier.given:
         given = classifier.given
@@ -160,6 +160,16 @@ def _factors(config: Any, site: Site, classifier: Classifier | None = None) -> l
     A = torch.zeros(0, site.in_features, device="cpu")
     B = torch.zeros(site.out_features, 0, device="cpu")
     return [factors.get(site.name, Factors(A, B, 0.0, 0.0)) for factors in given]
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens so far, as transformers keeps them."""
+
+    def get_seq_length(self) -> int:
+        """How many tokens it holds."""
+
+    def reorder_cache(self, beams: Tensor) -> None:
+        """Follow the beams that go on."""
 
 
 class Classifier(Shared):
@@ -174,7 +184,7 @@ class Classifier(Shared):
 
     def __init__(
         self,
-        config: Any,
+        config: XLoRA.Config,
         sites: list[str],
         hidden_size: int,
         given: Sequence[Mapping[str, Factors]] = (),
@@ -190,13 +200,15 @@ class Classifier(Shared):
         self.scalings: Tensor | None = None
         self._scanning = False
         self._bound: list[Adapted] = []  # a list, so that the site is no submodule
-        self._caches: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self._caches: WeakKeyDictionary[Cache, Cache] = WeakKeyDictionary()
 
-    def bind(self, model: Any) -> None:
+    def bind(self, model: Hosting) -> None:
         """From now on every pass through the model's body is preceded by one that finds the scalings."""
         self.given = ()
         self._bound = [next(adapted(model.hf))[1]]
-        model.hf.base_model.register_forward_pre_hook(self._before, with_kwargs=True)
+        body = model.hf.base_model
+        assert isinstance(body, nn.Module)
+        body.register_forward_pre_hook(self._before, with_kwargs=True)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., hidden) -> (..., layers or 1, n) float32."""
@@ -224,12 +236,12 @@ class Classifier(Shared):
             raise ValueError(f"{site}: there are no scalings for these tokens; run the whole model on them")
         return self.scalings[..., self.places[site], :]
 
-    def _before(self, body: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _before(self, body: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         if self._scanning or not self._bound[0].enabled:
             return
         if torch.compiler.is_compiling():
             raise ValueError("adapter.method: xlora runs the model twice a pass; write model.compile: false")
-        cache = kwargs.get("past_key_values")
+        cache = cast("Cache | None", kwargs.get("past_key_values"))
         own = {"past_key_values": self._cache_beside(cache), "use_cache": cache is not None}
         self._scanning = True
         try:
@@ -239,14 +251,22 @@ class Classifier(Shared):
             self._scanning = False
         self.scalings = self(hidden)
 
-    def _cache_beside(self, cache: Any) -> Any:
+    @staticmethod
+    def _reorder_together(cache: Cache, beside: Cache) -> None:
+        def reorder(beams: Tensor) -> None:
+            for one in (cache, beside):
+                type(one).reorder_cache(one, beams)
+
+        cache.reorder_cache = reorder  # type: ignore[method-assign]
+
+    def _cache_beside(self, cache: Cache | None) -> Cache | None:
         """The first pass's own cache for the same tokens: its keys and values are not those of the second."""
         if cache is None:
             return None
         beside = self._caches.get(cache)
         if beside is None and cache.get_seq_length() == 0:
             beside = self._caches[cache] = copy.deepcopy(cache)
-            cache.reorder_cache = lambda beams: [type(c).reorder_cache(c, beams) for c in (cache, beside)]
+            self._reorder_together(cache, beside)
         if beside is None or beside.get_seq_length() != cache.get_seq_length():
             raise ValueError(
                 "the cache was filled or cut elsewhere; start with an empty one, or use_cache=False"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from lrft.core.callback import TimedMethod
 from lrft.core.elastic import Elastic
 from lrft.core.run import Run
 from lrft.core.stages import Evidence, Plan, Planner, ranks_of
+from lrft.registry.config import MethodConfig
 from lrft.registry.errors import RecipeError
 
 
@@ -23,7 +23,7 @@ class Dynamic(Planner, TimedMethod):
         ranks: site -> rank as last decided; it ends in the run's summary.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)
         self.adapters: dict[str, Elastic] = {}
         self.ranks: dict[str, int] = {}
@@ -40,13 +40,18 @@ class Dynamic(Planner, TimedMethod):
         Raises:
             RecipeError: says what would fit.
         """
-        target = getattr(self.config, "target_rank", None)
+        target = self.target_rank
         if target is not None and target * len(capacities) > sum(capacities):
             message = (
                 f"an average of {target} is more than the adapters hold (adapter.rank is "
                 f"{sum(capacities) / len(capacities):g}); write a lower target or a higher adapter.rank"
             )
             raise RecipeError(message, "allocate.target_rank")
+
+    @property
+    def target_rank(self) -> int | None:
+        """Average rank of a site at the end, of methods that have such a setting."""
+        return getattr(self.config, "target_rank", None)
 
     def start(self, run: Run) -> None:
         self.adapters = gated_adapters(run, self.name)
@@ -69,9 +74,10 @@ class Dynamic(Planner, TimedMethod):
     @property
     def target(self) -> int:
         """Rank components of all sites together at the end."""
-        return int(self.config.target_rank * len(self.adapters))
+        assert self.target_rank is not None, "asked of methods with a target alone"
+        return self.target_rank * len(self.adapters)
 
-    def decided(self, run: Run, kept: Tensor, importance: Tensor, **numbers: Any) -> None:
+    def decided(self, run: Run, kept: Tensor, importance: Tensor, **numbers: float) -> None:
         """Take the kept components as the ranks and record them, with the scores behind them.
 
         Waits for the device, so it is called only where something was decided. Recorded are `rank_total`, `numbers`,
@@ -148,4 +154,6 @@ def orthogonality(A: Tensor, B: Tensor, mask: Tensor, weight: float) -> Tensor:
     """Weight (||A A^T - I||_F + ||B^T B - I||_F) over the shown components: the norms, not their squares."""
     shown, identity = mask[:, None], torch.diag(mask)
     A, B = A * shown, B * shown.mT
-    return weight * (torch.linalg.norm(A @ A.mT - identity) + torch.linalg.norm(B.mT @ B - identity))
+    rows: Tensor = torch.linalg.norm(A @ A.mT - identity)
+    columns: Tensor = torch.linalg.norm(B.mT @ B - identity)
+    return weight * (rows + columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -26,6 +26,25 @@ class Growable(Protocol):
         """Scale as an adapter of that rank does."""
 
 
+class Timetable(Protocol):
+    """The settings of an allocation that grows."""
+
+    @property
+    def target_rank(self) -> int: ...
+
+    @property
+    def start_rank(self) -> int: ...
+
+    @property
+    def top_h(self) -> int: ...
+
+    @property
+    def init_warmup(self) -> int | None: ...
+
+    @property
+    def interval(self) -> int | None: ...
+
+
 def growable(adapter: Elastic) -> Growable:
     """The adapter, if it can grow.
 
@@ -38,7 +57,7 @@ def growable(adapter: Elastic) -> Growable:
     return adapter
 
 
-def growth_steps(config: Any, increment: int, capacities: list[int], total: int) -> tuple[int, int]:
+def growth_steps(config: Timetable, increment: int, capacities: list[int], total: int) -> tuple[int, int]:
     """The settings init_warmup and interval in steps, for a run of `total` steps.
 
     Raises:
@@ -56,7 +75,7 @@ def growth_steps(config: Any, increment: int, capacities: list[int], total: int)
     return warmup, interval
 
 
-def count_growths(config: Any, increment: int, capacities: list[int]) -> int:
+def count_growths(config: Timetable, increment: int, capacities: list[int]) -> int:
     """How many growths of top_h sites by `increment` lead from start_rank to target_rank.
 
     Raises:
@@ -84,4 +103,4 @@ def count_growths(config: Any, increment: int, capacities: list[int]) -> int:
             f"and {missing} are asked for; write a higher adapter.rank"
         )
         raise RecipeError(message, "allocate.target_rank")
-    return int(missing // each)
+    return missing // each

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+
+class ImportanceState(TypedDict):
+    """The two averages, by name."""
+
+    average: dict[str, Tensor]
+    uncertainty: dict[str, Tensor]
 
 
 class Importance:
@@ -44,11 +51,11 @@ class Importance:
         """Ibar * U, elementwise."""
         return self.average[name] * self.uncertainty[name]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ImportanceState:
         """The two averages by name."""
         return {"average": dict(self.average), "uncertainty": dict(self.uncertainty)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: ImportanceState) -> None:
         """Take them back, as copies of their own."""
         self.average = {name: tensor.clone() for name, tensor in state["average"].items()}
         self.uncertainty = {name: tensor.clone() for name, tensor in state["uncertainty"].items()}

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from lrft.core.run import Run
 from lrft.methods.allocate._dynamic import Dynamic, close, factors, lowest, orthogonality, regularize
-from lrft.methods.allocate._importance import Importance
+from lrft.methods.allocate._importance import Importance, ImportanceState
 from lrft.registry.axes import ALLOCATORS
 from lrft.registry.config import Field, MethodConfig, Sequence
 from lrft.registry.errors import RecipeError
+
+
+class State(TypedDict):
+    """What a resume needs."""
+
+    importance: ImportanceState
+    pruned: Tensor | None
+    ranks: dict[str, int]
 
 
 @ALLOCATORS.register
@@ -49,6 +57,8 @@ class AdaLoRA(Dynamic):
     }
     requires = {"elastic", "backward", "clippable", "one_stage"}
 
+    config: Config
+
     class Config(MethodConfig):
         target_rank: int = Field(8, gt=0, description="average rank of a site at the end")
         t_init: int | None = Field(
@@ -83,7 +93,7 @@ class AdaLoRA(Dynamic):
                 )
                 raise RecipeError(message, "allocate.t_init")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.importance = Importance(config.beta1, config.beta2)
         self.pruned: Tensor | None = None  # of the last phase, over all sites
@@ -145,10 +155,10 @@ class AdaLoRA(Dynamic):
         self.decided(run, ~pruned, scores, budget=budget)
         return pruned
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"importance": self.importance.state_dict(), "pruned": self.pruned, "ranks": self.ranks}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.importance.load_state_dict(state["importance"])
         self.pruned, self.ranks = state["pruned"], dict(state["ranks"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from lrft.methods.allocate._dynamic import Dynamic, factors
 from lrft.registry.axes import ALLOCATORS
 from lrft.registry.config import Field, Literal, MethodConfig, Sequence
 from lrft.registry.errors import RecipeError
+
+
+class State(TypedDict):
+    """What a resume needs."""
+
+    ranks: dict[str, int]
 
 
 @ALLOCATORS.register
@@ -42,6 +48,8 @@ class CoDyRA(Dynamic):
         "codyra": "adapter: gated_lora\nallocate: codyra",
     }
     requires = {"elastic", "one_stage"}
+
+    config: Config
 
     class Config(MethodConfig):
         kappa: float = Field(0.005, gt=0, description="threshold that is reached at the end")
@@ -86,10 +94,10 @@ class CoDyRA(Dynamic):
             gates = torch.cat([factors(adapter)[1] for adapter in self.adapters.values()])
             self.decided(run, gates != 0, gates.abs(), kappa=self.threshold(level))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"ranks": self.ranks}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.ranks = dict(state["ranks"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -15,6 +15,14 @@ from lrft.methods.allocate._dynamic import Dynamic, close, factors, lowest, regu
 from lrft.registry.axes import ALLOCATORS
 from lrft.registry.config import Field, MethodConfig, Sequence
 from lrft.registry.errors import RecipeError
+
+
+class State(TypedDict):
+    """What a resume needs."""
+
+    scores: Tensor | None
+    pruned: Tensor | None
+    ranks: dict[str, int]
 
 
 @ALLOCATORS.register
@@ -48,6 +56,8 @@ class DoRARank(Dynamic):
     }
     requires = {"elastic", "one_stage"}
 
+    config: Config
+
     class Config(MethodConfig):
         target_rank: int = Field(8, gt=0, description="average rank of a site at the end")
         warmup: float = Field(0.15, ge=0, lt=1, description="share of the run before pruning")
@@ -70,7 +80,7 @@ class DoRARank(Dynamic):
                 )
                 raise RecipeError(message, "allocate.final")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.scores: Tensor | None = None  # over all components of all sites
         self.pruned: Tensor | None = None  # of the last phase
@@ -118,10 +128,10 @@ class DoRARank(Dynamic):
         if now == last:
             self.pruned = pruned
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"scores": self.scores, "pruned": self.pruned, "ranks": self.ranks}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.scores = None if state["scores"] is None else state["scores"].clone()
         self.pruned, self.ranks = state["pruned"], dict(state["ranks"])
 

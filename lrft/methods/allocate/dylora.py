@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +52,14 @@ class DyLoRADraw(TimedMethod, Planner):
 
     requires = {"nested", "kept_base", "one_stage"}
 
+    config: Config
+
     class Config(MethodConfig):
         update: Literal["last", "all"] = Field(
             "last", description="what learns in a step: the last of the directions in use, or all of them"
         )
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.held: list[_Held] = []
 
@@ -105,8 +107,26 @@ class DyLoRADraw(TimedMethod, Planner):
             adapter.use(adapter.config.rank)
 
 
-def _nested(run: Run) -> list[Any]:
-    return [site.adapter for _, site in run.adapted() if "nested" in site.adapter.provides]
+class Nested(Protocol):
+    """What is asked of an adapter whose every prefix of components is one."""
+
+    config: Ranked
+
+    def get_parameter(self, target: str) -> nn.Parameter: ...
+
+    def use(self, live: int, first: int = 0) -> None:
+        """Train with the leading `live` directions, of which those below `first` are constants."""
+
+
+class Ranked(Protocol):
+    """Its settings."""
+
+    @property
+    def rank(self) -> int: ...
+
+
+def _nested(run: Run) -> list[Nested]:
+    return [cast(Nested, site.adapter) for _, site in run.adapted() if "nested" in site.adapter.provides]
 
 
 def _entries(run: Run, param: nn.Parameter) -> list[tuple[str, Tensor]]:

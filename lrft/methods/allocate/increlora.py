@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -12,11 +12,18 @@ from torch import Tensor
 from lrft.core.run import Run
 from lrft.methods.allocate._dynamic import Dynamic, factors, orthogonality, regularize
 from lrft.methods.allocate._growth import Growable, growable, growth_steps
-from lrft.methods.allocate._importance import Importance
+from lrft.methods.allocate._importance import Importance, ImportanceState
 from lrft.registry.axes import ALLOCATORS
 from lrft.registry.config import Field, MethodConfig, Sequence
 
 RESERVED = 1e-5  # E of a component that learns in advance
+
+
+class State(TypedDict):
+    """What a resume needs."""
+
+    importance: ImportanceState
+    ranks: dict[str, int]
 
 
 @ALLOCATORS.register
@@ -57,6 +64,8 @@ class IncreLoRA(Dynamic):
     }
     requires = {"elastic", "backward", "clippable", "one_stage"}
 
+    config: Config
+
     class Config(MethodConfig):
         target_rank: int = Field(2, gt=0, description="average rank of a site at the end")
         start_rank: int = Field(1, gt=0, description="rank of every site at the start")
@@ -89,7 +98,7 @@ class IncreLoRA(Dynamic):
 
                 growth_steps(self, self.gained, list(ranks), total_steps)
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.importance = Importance(config.beta1, config.beta2)
         self.growable: dict[str, Growable] = {}
@@ -157,13 +166,13 @@ class IncreLoRA(Dynamic):
 
     def _sensitivity(self, run: Run) -> dict[str, Tensor]:
         """Site -> I, from the gradients collected in this step."""
-        many = run.accelerator is not None and run.accelerator.num_processes > 1
+        accelerator = run.accelerator
         found = {}
         for site, adapter in self.growable.items():
             change, gradient = adapter.composed(), adapter.take_gradient()
             gradient = torch.zeros_like(change) if gradient is None else gradient
-            if many:
-                gradient = run.accelerator.reduce(gradient, reduction="sum")
+            if accelerator is not None and accelerator.num_processes > 1:
+                gradient = accelerator.reduce(gradient, reduction="sum")
             found[site] = (change * gradient).abs().sum() / (math.sqrt(change.numel()) * self.loss_scale)
         return found
 
@@ -214,9 +223,9 @@ class IncreLoRA(Dynamic):
         for adapter in self.growable.values():
             adapter.watch = on
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"importance": self.importance.state_dict(), "ranks": self.ranks}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.importance.load_state_dict(state["importance"])
         self.ranks = dict(state["ranks"])

@@ -44,6 +44,8 @@ class MoLA(Planner):
 
     requires = {"expert_count"}
 
+    config: Config
+
     class Config(MethodConfig):
         shape: Literal["inverted_triangle", "triangle", "hourglass", "rectangle"] = "inverted_triangle"
         bands: list[Annotated[int, Field(gt=0)]] | None = Field(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from lrft.core.callback import TimedMethod
 from lrft.core.run import Run
@@ -42,6 +41,8 @@ class SPAFIT(TimedMethod, Planner):
 
     requires = {"adapters"}
 
+    config: Config
+
     class Config(MethodConfig):
         biases_from: int | None = Field(
             None, ge=0, description="first layer whose biases may train; by default a third of the way up"
@@ -51,7 +52,7 @@ class SPAFIT(TimedMethod, Planner):
         )
 
         @model_validator(mode="after")
-        def _ordered(self) -> Any:
+        def _ordered(self) -> SPAFIT.Config:
             low, high = self.biases_from, self.adapters_from
             if low is not None and high is not None and low > high:
                 raise ValueError(

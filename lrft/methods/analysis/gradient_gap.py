@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lrft.core.analysis import Analysis
 from lrft.core.optimizer import Optimizer, contract_of
@@ -40,13 +40,15 @@ class GradientGap(Analysis):
 
     requires = {"low_rank", "trained_pair", "backward"}
 
+    config: Config
+
     class Config(MethodConfig):
         steps: int = Field(20, gt=0, description="how many steps are measured")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.full: dict[str, Tensor] = {}
-        self.handles: list[Any] = []
+        self.handles: list[RemovableHandle] = []
 
     def start(self, run: Run) -> None:
         if run.accelerator is not None and run.accelerator.num_processes > 1:

@@ -34,6 +34,8 @@ class Intruders(Analysis):
     none.
     """
 
+    config: Config
+
     class Config(MethodConfig):
         top: int = Field(10, gt=0, description="how many leading directions are looked at")
         below: float = Field(0.5, gt=0, le=1, description="largest similarity of an intruder")
@@ -56,6 +58,6 @@ class Intruders(Analysis):
 
 def similarity(before: Tensor, after: Tensor, top: int) -> Tensor:
     """c_j (top,) of the leading left singular vectors of `after` (out, in) against all of `before`."""
-    old = torch.linalg.svd(before, full_matrices=False).U
-    new = torch.linalg.svd(after, full_matrices=False).U[:, :top]
+    old: Tensor = torch.linalg.svd(before, full_matrices=False).U
+    new: Tensor = torch.linalg.svd(after, full_matrices=False).U[:, :top]
     return (old.mT @ new).abs().amax(0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from lrft.core.adapted import Adapted
+from lrft.core.adapter import Adapter
 from lrft.core.analysis import Analysis
 from lrft.core.run import Run
 from lrft.registry.axes import ANALYSES
@@ -57,7 +57,7 @@ def _mean(rows: list[tuple[float, int]]) -> float:
 @torch.no_grad()
 def _cut(sites: list[Adapted], rank: int) -> Iterator[None]:
     """Every adapter at `rank`, for a while."""
-    kept: list[Any] = []
+    kept: list[Adapter] = []
     for module in sites:
         adapter = module.adapter
         kept.append(adapter)

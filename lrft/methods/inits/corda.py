@@ -49,6 +49,8 @@ class CorDA(Init):
     residual = True
     directions = 1
 
+    config: Config
+
     class Config(ResidualConfig):
         mode: Literal["ipm", "kpm"] = Field(
             "ipm", description="ipm: learn the task fastest; kpm: keep what the model knows about `data`"

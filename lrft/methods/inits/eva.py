@@ -49,6 +49,8 @@ class EVA(Init):
     requires = {"low_rank"}
     needs = ("input_pca",)
 
+    config: Config
+
     class Config(MethodConfig):
         rho: float = Field(
             2.0, ge=1, description="a site's rank is at most rho times its own; 1 keeps all ranks"
@@ -63,7 +65,7 @@ class EVA(Init):
         tokens: Literal["answers", "all"] = Field("answers", description="whose inputs are decomposed")
         batches: int = Field(256, gt=0, description="most micro-batches; fewer when the components settle")
 
-    def signal_options(self, name: str, config: Any) -> dict[str, Any]:
+    def signal_options(self, name: str, config: Any) -> dict[str, object]:
         return {
             "components": round(config.rank * self.config.rho),
             "rank": config.rank,

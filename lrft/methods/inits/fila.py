@@ -45,6 +45,8 @@ class FILA(Init):
     needs = ("batch_fisher@forget", "batch_fisher@retain")
     objective = "cross_entropy"
 
+    config: Config
+
     class Config(ResidualConfig):
         forget: Source = Field(description="rows to forget, in data.format")
         retain: Source = Field(description="rows to retain, in data.format")

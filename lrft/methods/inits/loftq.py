@@ -39,6 +39,8 @@ class LoftQ(Init):
     residual = True
     directions = 1
 
+    config: Config
+
     class Config(MethodConfig):
         iterations: int = Field(5, gt=0, description="rounds of rounding and SVD (T)")
         niter: int | None = Field(

@@ -50,6 +50,8 @@ class LoRAGA(Init):
     directions = 2
     needs = ("grad",)
 
+    config: Config
+
     class Config(ResidualConfig):
         direction: Literal["ArB2r", "A2rBr", "ArBr", "random"] = "ArB2r"
         scale: Literal["stable", "gd", "unit", "weightS"] = "stable"

@@ -41,6 +41,8 @@ class LoRAOne(Init):
     directions = 1
     needs = ("grad",)
 
+    config: Config
+
     class Config(MethodConfig):
         gamma: float = Field(128.0, gt=0, description="the start is a step of spectral norm s / gamma")
         niter: int | None = Field(

@@ -41,6 +41,8 @@ class LoRASB(Init):
     directions = 1
     needs = ("grad",)
 
+    config: Config
+
     class Config(MethodConfig):
         eta: float = Field(
             3e-7, gt=0, description="size of the first step: the optimizer's lr / number of warm-up steps"

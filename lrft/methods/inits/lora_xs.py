@@ -35,6 +35,8 @@ class LoRAXSStart(Init):
     requires = {"core_matrix"}
     directions = 1
 
+    config: Config
+
     class Config(MethodConfig):
         sigma: float = Field(1e-5, ge=0, description="standard deviation of the core")
         niter: int | None = Field(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -62,6 +61,8 @@ class LQLoRA(Init):
     residual = True
     directions = 1
 
+    config: Config
+
     class Config(MethodConfig):
         weighting: Literal["none", "fisher"] = Field(
             "none", description="fisher: errors weigh as much as the squared gradient of their weight"
@@ -95,7 +96,7 @@ class LQLoRA(Init):
                 )
                 yield Problem("init.grid", message + ("it" if len(unknown) == 1 else "them"))
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.needs = ("fisher",) if config.weighting == "fisher" else ()
         self.reads_weights = config.budget is not None
@@ -147,7 +148,7 @@ class LQLoRA(Init):
         rounds, niter = self.config.plan_iterations, self.config.niter
         first = _low_rank(weight.float(), rank, niter, importance)
         for settings in choices:
-            store: Callable[..., Any] = partial(quantize, **settings)
+            store: Quantizer = partial(quantize, **settings)
             try:
                 sizes.append(8.0 * store(weight).stored_bytes)
             except ValueError:

@@ -34,6 +34,8 @@ class OLoRA(Init):
     residual = True
     directions = 1
 
+    config: Config
+
     class Config(ResidualConfig):
         pass
 

@@ -39,6 +39,8 @@ class PiSSA(Init):
     residual = True
     directions = 1
 
+    config: Config
+
     class Config(ResidualConfig):
         niter: int | None = Field(
             None, ge=0, description="subspace iterations of a fast randomised SVD; null for the exact one"

@@ -39,6 +39,8 @@ class QPiSSA(Init):
     residual = True
     directions = 1
 
+    config: Config
+
     class Config(MethodConfig):
         iterations: int = Field(5, gt=0, description="rounds of SVD and rounding (T)")
         niter: int | None = Field(

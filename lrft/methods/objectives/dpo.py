@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +49,8 @@ class DPO(Objective):
     }
     provides = {"backward"}
     requires = {"adapters", "pairs", "fixed_base", "beside_base"}
+
+    config: Config
 
     class Config(MethodConfig):
         loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
@@ -119,8 +120,9 @@ def _check(batch: Batch, run: Run | None) -> None:
 
 
 @contextmanager
-def _reference(model: Any) -> Iterator[None]:
+def _reference(model: LanguageModel) -> Iterator[None]:
     """The bare base model without dropout; every module's own mode is put back afterwards."""
+    assert isinstance(model, nn.Module), "adapters sit in a module"
     training: list[nn.Module] = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

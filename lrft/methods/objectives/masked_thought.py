@@ -38,6 +38,8 @@ class MaskedThought(CrossEntropy):
         "mft": "objective: masked_thought",
     }
 
+    config: Config
+
     class Config(MethodConfig):
         probability: float = Field(0.4, ge=0, le=1)
         ramp: float = Field(0.66, ge=0, le=1, description="share of the steps over which p rises")

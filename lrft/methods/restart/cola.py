@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 from lrft.core.callback import TimedMethod
 from lrft.core.run import Run
@@ -10,6 +10,12 @@ from lrft.methods.restart._unload import check_renewable, fold_all
 from lrft.registry.axes import RESTARTS
 from lrft.registry.config import Field, MethodConfig, Sequence
 from lrft.registry.errors import RecipeError
+
+
+class State(TypedDict):
+    """What a resume needs."""
+
+    knots: int
 
 
 @RESTARTS.register
@@ -38,6 +44,8 @@ class COLA(TimedMethod):
     }
     requires = {"adapters", "mergeable", "beside_base"}
 
+    config: Config
+
     class Config(MethodConfig):
         links: int = Field(
             2, gt=0, description="adapters trained one after the other, in equal shares of the run"
@@ -49,7 +57,7 @@ class COLA(TimedMethod):
                 message = f"{self.links} links are more than the run's {total_steps} steps; use at most {total_steps}"
                 raise RecipeError(message, "restart.links")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.knots = 0
 
@@ -65,10 +73,10 @@ class COLA(TimedMethod):
         self.knots += 1
         run.record(restarts=self.knots)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"knots": self.knots}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.knots = state["knots"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -14,6 +14,12 @@ from lrft.methods.restart._unload import check_renewable, fold_all, moments, res
 from lrft.registry.axes import RESTARTS
 from lrft.registry.config import Field, Iterator, Literal, Problem, RecipeView, StagesConfig
 from lrft.registry.errors import RecipeError
+
+
+class State(TypedDict):
+    """What a resume needs."""
+
+    unloads: int
 
 
 @RESTARTS.register
@@ -48,6 +54,8 @@ class PeriodicLoRA(TimedMethod):
     }
     requires = {"adapters", "mergeable", "beside_base"}
 
+    config: Config
+
     class Config(StagesConfig):
         every: int = Field(300, gt=0, description="optimizer steps of a stage")
         share: float | None = Field(
@@ -78,7 +86,7 @@ class PeriodicLoRA(TimedMethod):
                 message = "only the whole change can be unloaded where the base gave up the start of "
                 yield Problem("restart.share", f"{message}{init.name}; write null")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         # At share 1 both factors would be scaled by 0, and no gradient leads away from there.
         self.share = None if config.share == 1 else config.share
@@ -104,10 +112,10 @@ class PeriodicLoRA(TimedMethod):
         self.unloads += 1
         run.record(restarts=self.unloads)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"unloads": self.unloads}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.unloads = state["unloads"]
 
 

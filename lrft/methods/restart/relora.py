@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 from lrft.core.callback import TimedMethod
 from lrft.core.run import Run
@@ -10,6 +10,12 @@ from lrft.methods.restart._unload import check_renewable, fold_all, moments, res
 from lrft.registry.axes import RESTARTS
 from lrft.registry.config import Field, Literal, Sequence, StagesConfig, model_validator
 from lrft.registry.errors import RecipeError
+
+
+class State(TypedDict):
+    """What a resume needs."""
+
+    merges: int
 
 
 @RESTARTS.register
@@ -44,6 +50,8 @@ class ReLoRA(TimedMethod):
     }
     requires = {"adapters", "mergeable", "beside_base"}
 
+    config: Config
+
     class Config(StagesConfig):
         every: int = Field(1000, gt=1, description="optimizer steps between two merges")
         cycle: int | None = Field(
@@ -61,7 +69,7 @@ class ReLoRA(TimedMethod):
         prune_ratio: float = Field(0.999, ge=0, lt=1, description="share of each moment that is zeroed")
 
         @model_validator(mode="after")
-        def _warmup_fits(self) -> Any:
+        def _warmup_fits(self) -> ReLoRA.Config:
             cycle = self.every if self.cycle is None else self.cycle
             if self.warmup is not None and self.warmup >= cycle:
                 raise ValueError(
@@ -76,7 +84,7 @@ class ReLoRA(TimedMethod):
                 message = f"{self.cycle} steps are no less than the whole run's {total_steps}, so that no moment would "
                 raise RecipeError(f"{message}be reset; use at most {total_steps - 1}", "restart.cycle")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.cycle = config.every if config.cycle is None else config.cycle
         self.warmup = min(100, self.cycle // 10) if config.warmup is None else config.warmup
@@ -98,8 +106,8 @@ class ReLoRA(TimedMethod):
             reset_moments(run, self.config.reset, self.config.prune_ratio)
             run.restart_schedule(self.warmup)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"merges": self.merges}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.merges = state["merges"]

@@ -26,6 +26,8 @@ class Constant(Schedule):
         "none off fixed": "schedule: constant",
     }
 
+    config: Config
+
     class Config(ScheduleConfig):
         pass
 

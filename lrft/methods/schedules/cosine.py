@@ -29,6 +29,8 @@ class Cosine(Schedule):
         "cosine_with_warmup warmup_cosine cosine_annealing": "schedule: {method: cosine, warmup_ratio: 0.03}",
     }
 
+    config: Config
+
     class Config(ScheduleConfig):
         pass
 

@@ -26,6 +26,8 @@ class Linear(Schedule):
         "linear_with_warmup warmup_linear": "schedule: {method: linear, warmup_ratio: 0.03}",
     }
 
+    config: Config
+
     class Config(ScheduleConfig):
         pass
 

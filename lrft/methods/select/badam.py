@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,6 +48,8 @@ class BAdam(TimedMethod):
     }
     requires = {"base_weights", "first_order"}
 
+    config: Config
+
     class Config(MethodConfig):
         every: int = Field(50, gt=0, description="optimizer steps that a block trains before the next one")
         order: Literal["descending", "ascending", "random"] = Field(
@@ -69,7 +70,7 @@ class BAdam(TimedMethod):
                 remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
                 raise RecipeError(f"{message}alone would train; {remedy}", "select.every")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.blocks: list[list[ParamInfo]] = []
         self.always: list[nn.Parameter] = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -45,6 +43,8 @@ class LISA(TimedMethod):
     }
     requires = {"base_weights", "first_order"}
 
+    config: Config
+
     class Config(MethodConfig):
         active: int = Field(2, gt=0, description="layers that train at a time")
         every: int = Field(20, gt=0, description="optimizer steps between two draws")
@@ -62,7 +62,7 @@ class LISA(TimedMethod):
                 remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
                 raise RecipeError(f"{message}alone would train; {remedy}", "select.every")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.layers: list[list[ParamInfo]] = []
         self.outside: list[nn.Parameter] = []
