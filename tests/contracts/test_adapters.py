@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lrft.core.adapted import Adapted, adapters_off
+from lrft.core.adapted import Adapted, AdaptedBlock, adapters_off
 from lrft.core.adapter import Adapter, Additive, Shared
 from lrft.core.elastic import Elastic
 from lrft.core.frozen import FrozenLinear
@@ -132,7 +132,7 @@ def make(tmp_path: Path) -> Callable[..., Model]:
         shared = cls.shared(config, {site.name: site}, hidden_size=out)
         adapter = cls.at(config, site, shared)
         adapter.start(base.weight()) if kind == "linear" else adapter.fit(base)
-        return Model(Adapted(base, adapter), shared)
+        return Model((Adapted if kind == "linear" else AdaptedBlock)(base, adapter), shared)
 
     return build
 
