@@ -13,7 +13,7 @@ from lrft.core.batch import Batch
 from lrft.core.context import computing
 from lrft.core.objective import Objective
 from lrft.core.optimizer import Optimizer, contract_of
-from lrft.core.run import Accelerator, Run
+from lrft.core.run import Run
 
 
 class StepBatches(Protocol):
@@ -69,7 +69,7 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     if run.accelerator is not None and run.processes > 1:
         total = run.accelerator.reduce(total, reduction="sum")
         if torch.is_grad_enabled():
-            _sum_gradients(run, run.accelerator)
+            _sum_gradients(run)
     return total
 
 
@@ -109,7 +109,7 @@ def clip_gradients(run: Run) -> float:
     return float(norm)
 
 
-def _sum_gradients(run: Run, accelerator: Accelerator) -> None:
+def _sum_gradients(run: Run) -> None:
     """Add the gradients of all processes, in one message; a process without a micro-batch adds zeros.
 
     What has a gradient on no process keeps none: an optimizer would move it by momentum and decay.
@@ -117,11 +117,12 @@ def _sum_gradients(run: Run, accelerator: Accelerator) -> None:
     The trainable tensors are few and small, so one flat sum after the backward pass costs less than bucketing
     does, and no wrapper renames the model's parameters.
     """
+    assert run.accelerator is not None, "gradients are summed over processes"
     params = [info.param for info in run.parameters if info.param.requires_grad]
     there = torch.tensor([float(p.grad is not None) for p in params], device=run.device)
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
     flat = torch.cat([there, *(part.float().flatten() for part in parts)])
-    counts, *sums = accelerator.reduce(flat, reduction="sum").split(
+    counts, *sums = run.accelerator.reduce(flat, reduction="sum").split(
         [len(params), *(p.numel() for p in params)]
     )
     # Only a process that misses one has to wait for the device to learn whether another has it.
