@@ -52,7 +52,8 @@ class DiaBlo(Additive):
         nn.init.zeros_(self.D)
 
     def change(self) -> Tensor:
-        return torch.block_diag(*self.D).mT[: self.site.out_features, : self.site.in_features]
+        blocks: Tensor = torch.block_diag(*self.D)
+        return blocks.mT[: self.site.out_features, : self.site.in_features]
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         return base(x) + self.update(F.dropout(x, self.config.dropout, self.training))

@@ -64,7 +64,8 @@ class OFT(Adapter):
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         blocks = weight.float().unflatten(1, (-1, self.config.block_size)).transpose(0, 1)  # (k, out, b)
-        return (blocks @ self.turns()).transpose(0, 1).flatten(1).to(weight.dtype)
+        turned: Tensor = (blocks @ self.turns()).transpose(0, 1).flatten(1)
+        return turned.to(weight.dtype)
 
     def turns(self) -> Tensor:
         """R - I of every block, (k, b, b) float32."""
@@ -73,7 +74,10 @@ class OFT(Adapter):
         upper = self.q.new_zeros(len(self.q), size, size)
         upper[:, rows, columns] = self.q
         Q = upper - upper.mT
-        return torch.linalg.solve(torch.eye(size, device=Q.device) - Q, 2 * Q)  # the two factors commute
+        turns: Tensor = torch.linalg.solve(
+            torch.eye(size, device=Q.device) - Q, 2 * Q
+        )  # the two factors commute
+        return turns
 
     @staticmethod
     def count(config: Any, site: Site) -> int:

@@ -88,7 +88,7 @@ class PrefixTuning(Adapter):
     """
 
     aliases = {
-        "prefix prefixtuning prefix-tuning p_tuning_v2": "adapter: prefix_tuning",
+        "prefix p_tuning_v2": "adapter: prefix_tuning",
     }
     site_kinds = ("attention",)
     provides = {"adapters", "moved_start"}

@@ -71,7 +71,7 @@ class PromptTuning(Adapter):
     """
 
     aliases = {
-        "soft_prompt prompttuning prompt-tuning p_tuning_lester": "adapter: prompt_tuning",
+        "soft_prompt p_tuning_lester": "adapter: prompt_tuning",
     }
     site_kinds = ("embedding",)
     provides = {"adapters", "moved_start"}

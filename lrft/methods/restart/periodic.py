@@ -141,6 +141,8 @@ def _scaled(site: Adapted) -> tuple[list[str], bool]:
     if cores:
         return cores[:1], False
     factors = [(role, name) for role, name in trained if role in ("lora_A", "lora_B")]
+    if not factors:  # a change of single entries
+        return [name for role, name in trained if role == "sparse"], False
     return [name for _, name in factors], len({role for role, _ in factors}) == 2
 
 

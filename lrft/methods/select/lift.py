@@ -48,6 +48,8 @@ class LIFT(TimedMethod):
     }
     requires = {"base_weights", "first_order", "entry_moments"}
 
+    config: Config
+
     class Config(MethodConfig):
         budget_rank: int = Field(128, gt=0, description="of the LoRA that has as many numbers as train")
         filter_rank: int = Field(128, gt=0, description="of the approximation that says which are largest")

@@ -26,9 +26,10 @@ def make_site(adapter="lora", storage="none", **settings):
     base = QUANTIZERS.get(storage)(
         torch.randn(64, 64) / 8, torch.randn(64), QUANTIZERS.declared(storage).config()
     )
-    part = ADAPTERS.get(adapter)(
-        ADAPTERS.declared(adapter).config(method=adapter, rank=4, **settings), Site("s", 64, 64)
-    )
+    config = ADAPTERS.declared(adapter).config
+    if "rank" in config.model_fields:
+        settings.setdefault("rank", 4)
+    part = ADAPTERS.get(adapter)(config(method=adapter, **settings), Site("s", 64, 64))
     part.start(base.weight())
     for parameter in part.parameters():
         nn.init.normal_(parameter, std=0.3)
