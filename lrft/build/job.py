@@ -30,7 +30,8 @@ from lrft.registry.errors import RecipeError
 from lrft.training import schedule, updates
 from lrft.training.checkpoint import Identity
 from lrft.training.folder import METRICS, RunFolder
-from lrft.training.keepers import GradientCheck, LossScale, Saver, Scorer, StopAtLoss, StopOnSignal
+from lrft.training.gradient_check import GradientCheck
+from lrft.training.keepers import LossScale, Saver, Scorer, StopAtLoss, StopOnSignal
 from lrft.training.metrics import Bar, MetricsFile, Wandb
 
 TIMED = {"allocate": ALLOCATORS, "restart": RESTARTS, "select": SELECTORS}

@@ -20,8 +20,8 @@ from lrft.model.trained import trained_tensors
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.errors import Interrupted, UsageError
-from lrft.training import checkpoint
-from lrft.training.keepers import GradientCheck
+from lrft.training import checkpoint, checkpoint_folder
+from lrft.training.gradient_check import GradientCheck
 
 ROOT = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 
@@ -73,7 +73,7 @@ def losses(folder: Path) -> list[tuple]:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Everything that must be byte for byte the same: the adapter folder and the last checkpoint."""
-    last = max((folder / "checkpoints").glob("step-*"), key=checkpoint.step_of)
+    last = max((folder / "checkpoints").glob("step-*"), key=checkpoint_folder.step_of)
     chosen = [*sorted((folder / "adapter").glob("adapter*")), *sorted(last.iterdir())]
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in chosen}
 

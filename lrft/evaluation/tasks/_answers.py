@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from lrft.data.chat import said
 from lrft.data.example import Row
 from lrft.data.sources import Rows
+from lrft.data.thoughts import said
 from lrft.data.tokenize import Question, Renderer
 from lrft.evaluation.generate import generate
 from lrft.evaluation.subject import Subject
