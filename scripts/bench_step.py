@@ -27,9 +27,9 @@ from lrft.build.adapt import adapt
 from lrft.core.batch import Batch
 from lrft.core.run import Run
 from lrft.data.collate import collate
+from lrft.data.encoded import Encoded
 from lrft.data.pack import pack
 from lrft.data.steps import StepBatches
-from lrft.data.tokenize import Encoded
 from lrft.model.gguf import converted, locate
 from lrft.model.trained import parameter_infos
 from lrft.recipe.schema import Recipe

@@ -13,8 +13,9 @@ import pytest
 
 from lrft.api.evaluate import evaluate
 from lrft.api.train import train
-from lrft.lab.tables.full.results import full_markdown, load_full, size_full
-from lrft.lab.tables.full.table import counted_recipe, trained_arm
+from lrft.lab.tables.full.report import full_markdown
+from lrft.lab.tables.full.results import size_full
+from lrft.lab.tables.full.table import counted_recipe, load_full, trained_arm
 from lrft.recipe import library
 from lrft.recipe.load import LoadedRecipe, load_recipe, validate
 from lrft.registry.axes import FORMATS

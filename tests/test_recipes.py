@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lrft.api.merge import merge
 from lrft.api.open_run import open_run
 from lrft.api.train import train
-from lrft.build.dataset import check_steps
+from lrft.build.steps import check_steps
 from lrft.model.trained import trained_tensors
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.registry.axes import ADAPTERS, AXES

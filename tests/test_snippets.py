@@ -27,7 +27,7 @@ from lrft.cli import app
 from lrft.lab.tables import library
 from lrft.lab.tables.exact.load import load_table
 from lrft.lab.tables.full.table import load_full
-from lrft.lab.tables.scaled.replay import load_scaled
+from lrft.lab.tables.scaled.table import load_scaled
 from lrft.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lrft.build.adapt import Adaptation, adapt
-from lrft.build.dataset import Text, read_text
+from lrft.build.dataset import read_text
+from lrft.build.text import Text
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
 from lrft.model.trained import load_trained_tensors
@@ -11,7 +12,7 @@ from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
-from lrft.training import checkpoint
+from lrft.training import checkpoint, checkpoint_folder
 from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder
 
@@ -24,7 +25,7 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
         CheckpointError: the base model is not the one it was trained on.
     """
     recipe = load_recipe(folder.path / RECIPE, trained=True).recipe
-    saved = folder.chosen or checkpoint.newest(folder.checkpoints, say)
+    saved = folder.chosen or checkpoint_folder.newest(folder.checkpoints, say)
     if saved is None:
         raise UsageError(f"{folder.path}: has no checkpoint yet; train it first")
     trusted = trusts_remote_code(folder)

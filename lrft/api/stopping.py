@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from lrft.build.dataset import Text
+from lrft.build.text import Text
 from lrft.core.notes import say
 from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.generate import before_stop
 from lrft.export.fidelity import Generation
+from lrft.model.batching import own_settings, stock_attention
 from lrft.model.causal_lm import CausalLM
-from lrft.model.probe import own_settings, stock_attention
 from lrft.model.stopping import generation_of, read_tokenizer
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import FORMATS

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, count, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lrft.build.dataset import Text, silent, train_data
+from lrft.build.calibration import measured_signals
+from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
-from lrft.core.batch import Batch
 from lrft.core.frozen import FrozenLinear, Quantizer
-from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, SitePlan, Statistic
-from lrft.data.steps import TrainData
-from lrft.data.tokenize import Encoded
-from lrft.evaluation.subject import Progress
+from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, SitePlan
+from lrft.evaluation.subject import Progress, silent
 from lrft.model.attach import attach, make_plan
 from lrft.model.backend import check_runs, settle_attention
 from lrft.model.builder import SiteBuilder, dense
-from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model
 from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, OBJECTIVES, QUANTIZERS, SIGNALS
-from lrft.registry.config import parse_choice
+from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 
 
@@ -103,7 +97,7 @@ def adapt(
         adaptation.plan = {name: SitePlan.of(record, kind) for name, record in planned.items()}
     elif recipe.adapter is not None:
         left = _decide(adaptation.plan, planners, None)
-        signals = _signals(recipe, model, adaptation.plan, left, text, device, progress)
+        signals = measured_signals(recipe, model, adaptation.plan, left, text, device, progress)
         _decide(adaptation.plan, left, _evidence(recipe, model, signals, progress))
     builder = SiteBuilder(
         quantizer(recipe),
@@ -156,6 +150,7 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
     sites, table = choose(there, recipe.adapter.targets, held.total, model.direct)
     if check:
         check_sites(model, sites)
+    assert recipe.init is not None, "the schema gives every adapter a start"
     init = INITS.get(recipe.init.method)(recipe.init)
     planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners
@@ -199,90 +194,6 @@ def _evidence(recipe: Recipe, model: CausalLM, signals: Signals, progress: Progr
         return dense(model.hf.get_submodule(name))[0]
 
     return Evidence(signals, weight, quantizer(recipe), partial(progress, "planning layers"))
-
-
-def _signals(
-    recipe: Recipe,
-    model: CausalLM,
-    plan: Plan,
-    planners: Sequence[Planner],
-    text: Text | None,
-    device: torch.device | str,
-    progress: Progress,
-) -> Signals:
-    """What the planners need measured, over the first micro-batches of the training rows or of their own sources."""
-    found: Signals = defaultdict(dict)
-    for planner in planners:
-        labels: dict[str, list[str]] = defaultdict(list)
-        for need in planner.needs:
-            name, _, label = need.partition("@")
-            labels[label].append(name)
-        for label, names in labels.items():
-            assert text is not None, "calibration needs the training rows"
-            model.hf.to(device)
-            torch.manual_seed(recipe.train.seed)
-            part = _calibrated(recipe, model, plan, planner, label, names, text, progress)
-            for site, statistics in part.items():
-                found[site].update({f"{n}@{label}" if label else n: t for n, t in statistics.items()})
-    return dict(found)
-
-
-def _calibrated(
-    recipe: Recipe,
-    model: CausalLM,
-    plan: Plan,
-    planner: Planner,
-    label: str,
-    names: list[str],
-    text: Text,
-    progress: Progress,
-) -> Signals:
-    wanted = planner.config.batches
-    rows = text.encoded(planner.sources()[label], f"init.{label}") if label else text.train
-    single = any(SIGNALS.get(name).per_document for name in names)
-    data = _calibration_data(recipe, text, rows, single) if label or single else train_data(recipe, text)
-    config = parse_choice(OBJECTIVES, planner.objective) if planner.objective else recipe.objective
-    objective = OBJECTIVES.get(config.method)(config)
-    if single and "pairs" in objective.requires:
-        message = f"measures single documents, of which {objective.name} has no loss; choose another init"
-        raise RecipeError(message, "init.method")
-    show = partial(progress, f"calibrating on {label}" if label else "calibrating")
-
-    def make(site: str, name: str) -> Statistic:
-        config = plan[site].config
-        assert config is not None
-        statistic: Statistic = SIGNALS.get(name)(**planner.signal_options(name, config))
-        return statistic
-
-    return calibrate(
-        model,
-        {name: entry.site for name, entry in plan.items() if entry.config is not None},
-        islice(_micro_batches(data), wanted),
-        objective,
-        make,
-        names,
-        lambda done: show(done, wanted),
-    )
-
-
-def _micro_batches(data: TrainData) -> Iterator[Batch]:
-    return chain.from_iterable(data.at(step).micro_batches for step in count())
-
-
-def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: bool) -> TrainData:
-    """Rows cut as training cuts them, or one document a micro-batch."""
-    settings = recipe.train
-    if single:
-        rows = [document for row in rows for document in row.documents()]
-    return TrainData(
-        rows,
-        batch_size=1 if single else settings.batch_size,
-        accumulation=1,
-        max_length=settings.max_length,
-        packing=settings.packing is not False and not single,
-        seed=settings.seed,
-        pad_id=text.pad_id,
-    )
 
 
 def _check_length(recipe: Recipe, model: CausalLM) -> None:

@@ -9,7 +9,8 @@ from itertools import islice
 from typing import Any
 
 from lrft.build.adapt import Adaptation
-from lrft.build.dataset import Text, train_data
+from lrft.build.steps import train_data
+from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective
@@ -30,7 +31,8 @@ from lrft.registry.errors import RecipeError
 from lrft.training import schedule, updates
 from lrft.training.checkpoint import Identity
 from lrft.training.folder import METRICS, RunFolder
-from lrft.training.keepers import GradientCheck, LossScale, Saver, Scorer, StopAtLoss, StopOnSignal
+from lrft.training.gradient_check import GradientCheck
+from lrft.training.keepers import LossScale, Saver, Scorer, StopAtLoss, StopOnSignal
 from lrft.training.metrics import Bar, MetricsFile, Wandb
 
 TIMED = {"allocate": ALLOCATORS, "restart": RESTARTS, "select": SELECTORS}

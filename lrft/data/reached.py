@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lrft.data.chat import THOUGHT, ChatTemplate, Span, pieces
+from lrft.data.chat import ChatTemplate, Span
 from lrft.data.encoded import NOTHING, Notes
 from lrft.data.example import Example, Message
+from lrft.data.thoughts import THOUGHT, pieces
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json, to_section
 

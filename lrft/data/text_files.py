@@ -7,37 +7,13 @@ as a timestamp and "007" or "NA" as a number or nothing, and they do not say whi
 from __future__ import annotations
 
 import csv
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Literal, NoReturn
+from typing import Literal
 
 from lrft.data.example import Row
-from lrft.registry.errors import DataError
-from lrft.registry.json import Json, to_section
-
-Read = tuple[list[Row], list[int]]  # rows, and the line each begins on
-
-
-def read_json_lines(path: Path, limit: int | None = None) -> Read:
-    """One JSON object a line; blank lines are skipped."""
-    return _parse_lines(path, _lines(path), limit)
-
-
-def read_json(path: Path, limit: int | None = None) -> Read:
-    """A list of objects, `{"data": [...]}`, or JSON lines under the name .json."""
-    lines = list(_lines(path))
-    text = "".join(lines)
-    start = _skip(text, 0)
-    if text.startswith("{", start) and _is_lines(text, start):
-        return _parse_lines(path, iter(lines), limit)
-    if text.startswith("{", start):
-        return _parse_list(path, text, _find_data(path, text, start), limit, alone=False)
-    if not text.startswith("[", start):
-        _fail(path, 1, "a .json file holds a list of objects" if text.strip() else "the file is empty")
-    return _parse_list(path, text, start, limit)
+from lrft.data.json_rows import read_json, read_json_lines
+from lrft.data.text_lines import Read, fail, lines_of
 
 
 def read_csv(path: Path, limit: int | None = None) -> Read:
@@ -62,117 +38,11 @@ TEXT_READERS: dict[str, Callable[[Path, int | None], Read]] = {
 }
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Decoded lines with their ends; only a line feed ends one."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                yield line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        _fail(path, number, f"not UTF-8 (byte 0x{error.object[error.start]:02x} at column {error.start + 1})")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        _fail(path, number + 1, f"the gzip data is damaged ({error})")
-
-
-def _open(path: Path) -> BinaryIO | gzip.GzipFile:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-def _parse_lines(path: Path, lines: Iterator[str], limit: int | None) -> Read:
-    rows: list[Row] = []
-    numbers: list[int] = []
-    for number, line in enumerate(lines, 1):
-        if len(rows) == limit:
-            break
-        if line.strip():
-            rows.append(_row(path, number, _parse(path, number, line), line))
-            numbers.append(number)
-    return rows, numbers
-
-
-def _parse(path: Path, number: int, text: str) -> Json:
-    try:
-        found: Json = _decoder().decode(text.strip())
-    except json.JSONDecodeError as error:
-        _fail(path, number, f"not valid JSON ({error.msg} at column {error.colno})")
-    except RecursionError:
-        _fail(path, number, "nested too deeply")
-    except ValueError as error:
-        _fail(path, number, str(error))
-    return found
-
-
-def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: bool = True) -> Read:
-    """The objects of the JSON list that begins at `start`, one at a time so that each keeps its line.
-
-    Args:
-        alone: nothing may follow the list.
-    """
-    rows: list[Row] = []
-    numbers: list[int] = []
-    line, counted = 1, 0
-    at, decoder = _skip(text, start + 1), _decoder()
-    while not text.startswith("]", at) and len(rows) != limit:
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            _fail(path, error.lineno, f"not valid JSON ({error.msg} at column {error.colno})")
-        except (RecursionError, ValueError) as error:
-            _fail(path, line, "nested too deeply" if isinstance(error, RecursionError) else str(error))
-        rows.append(_row(path, line, value, text[at:end]))
-        numbers.append(line)
-        at = _skip(text, end)
-        ended = text.startswith("]", at)
-        if not ended:
-            more = _skip(text, at + 1)
-            if not text.startswith(",", at) or text.startswith("]", more):
-                _fail(
-                    path,
-                    1 + text.count("\n", 0, at),
-                    "not valid JSON (expected a comma and a row, or the list's ])",
-                )
-            at = more
-        elif alone and text[at + 1 :].strip():
-            _fail(path, 1 + text.count("\n", 0, at), "not valid JSON (something follows the list)")
-    return rows, numbers
-
-
-def _find_data(path: Path, text: str, start: int) -> int:
-    """Where the list of a top-level `{"data": [...]}` begins."""
-    value = to_section(_parse(path, 1 + text.count("\n", 0, start), text))
-    if not isinstance(value.get("data"), list):
-        keys = ", ".join(map(repr, value))
-        _fail(
-            path, 1, f'one object with {keys or "no keys"}; expected a list of objects, or {{"data": [...]}}'
-        )
-    decoder, at = _decoder(), _skip(text, start + 1)
-    while True:
-        key, at = decoder.raw_decode(text, at)
-        at = _skip(text, _skip(text, at) + 1)  # the colon
-        if key == "data":
-            return at
-        _, at = decoder.raw_decode(text, at)
-        at = _skip(text, _skip(text, at) + 1)  # the comma
-
-
-def _is_lines(text: str, start: int) -> bool:
-    """Whether one object ends on the first line and another follows it."""
-    first, _, rest = text[start:].partition("\n")
-    try:
-        return isinstance(json.loads(first), dict) and bool(rest.strip())
-    except ValueError:
-        return False
-
-
 def _read_table(
     path: Path, limit: int | None, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
 ) -> Read:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(_lines(path), strict=True, delimiter=delimiter, quoting=quoting)
+    reader = csv.reader(lines_of(path), strict=True, delimiter=delimiter, quoting=quoting)
     rows: list[Row] = []
     numbers: list[int] = []
     names: list[str] = []
@@ -185,14 +55,14 @@ def _read_table(
             if not names:
                 names = _header(path, begun, fields)
             elif len(fields) != len(names):
-                _fail(path, begun, f"{len(fields)} fields where the header has {len(names)}")
+                fail(path, begun, f"{len(fields)} fields where the header has {len(names)}")
             elif len(rows) == limit:
                 break
             else:
                 rows.append(dict(zip(names, fields, strict=True)))
                 numbers.append(begun)
     except csv.Error as error:
-        _fail(path, begins, f"not a valid table ({error})")
+        fail(path, begins, f"not a valid table ({error})")
     return rows, numbers
 
 
@@ -200,55 +70,5 @@ def _header(path: Path, line: int, names: list[str]) -> list[str]:
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled or "" in names:
         what = f"the column {doubled[0]!r} twice" if doubled and doubled[0] else "a column without a name"
-        _fail(path, line, f"the header has {what}")
+        fail(path, line, f"the header has {what}")
     return names
-
-
-def _row(path: Path, line: int, value: Json, written: str) -> Row:
-    if not isinstance(value, dict):
-        kind = {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(
-            type(value), "a number"
-        )
-        _fail(path, line, f"a row must be an object with named columns, this is {kind}")
-    if not value:
-        _fail(path, line, "the row has no columns")
-    if "\\ud" in written or "\\uD" in written:
-        _check_surrogates(path, line, value)
-    return value
-
-
-def _check_surrogates(path: Path, line: int, value: Row) -> None:
-    """JSON may spell half a character, which no tokenizer takes."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = ord(error.object[error.start])
-        _fail(path, line, f"an escape makes half a character (\\u{half:04x} alone)")
-
-
-def _decoder() -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
-
-
-def _object(pairs: list[tuple[str, Json]]) -> Row:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object"
-        )
-    return made
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _fail(path: Path, line: int, what: str) -> NoReturn:
-    raise DataError(f"{path}:{line}: {what}")

@@ -8,37 +8,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 
-from lrft.data.chat import ChatTemplate, Marks, Span, marks, said, thought
+from lrft.data.chat import ChatTemplate, Span
 from lrft.data.encoded import Drawn, Encoded, Notes, TooLong, fitted
 from lrft.data.example import Example, Row
 from lrft.data.formats._format import Format
+from lrft.data.question import Question
 from lrft.data.reached import Reached, leaves
 from lrft.data.seam import Sewn, sewn, token_ids
 from lrft.data.sources import Rows
+from lrft.data.thoughts import marks, said, thought
 from lrft.registry.errors import DataError
 from lrft.registry.protocols import Tokenizer
-
-
-@dataclass(frozen=True)
-class Question:
-    """A row as it is scored.
-
-    Attributes:
-        prompt: what the (last, chosen) answer follows: everything before it, the generation prompt and `given`.
-        answer: its tokens, without what ends it.
-        reference: its text; of an answer that thinks, what it says afterwards.
-        given: what the chat template writes of itself before such an answer, such as an empty block of thoughts.
-        marks: what the answer's thoughts stand between, such as `<think>` and `</think>`; None where it has none.
-    """
-
-    prompt: list[int]
-    answer: list[int]
-    reference: str
-    given: str = ""
-    marks: Marks | None = None
 
 
 class Renderer:

@@ -18,8 +18,8 @@ from lrft.core.virtual import virtual_ids
 from lrft.evaluation.batching import scoring, token_batches
 from lrft.evaluation.decoded import decoded
 from lrft.evaluation.subject import Subject
+from lrft.model.batching import find_batching, left_padded, own_settings, stock_attention
 from lrft.model.causal_lm import takes
-from lrft.model.probe import find_batching, left_padded, own_settings, stock_attention
 from lrft.registry.errors import DataError, NumericalError, UsageError
 
 

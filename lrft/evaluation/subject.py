@@ -30,6 +30,10 @@ class EvaluationStopped(Interrupted):
         )
 
 
+def silent(what: str, done: int, total: int) -> None:
+    """No progress display."""
+
+
 def never() -> bool:
     """Nobody asks to stop."""
     return False

@@ -17,10 +17,10 @@ from lrft.core.frozen import Changed
 from lrft.core.peft import LORA_NAMES, Together, lora_keys
 from lrft.export.card import adapter_card
 from lrft.export.rounding import rounded
+from lrft.model.batching import stock_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.origin import loadable_name
-from lrft.model.probe import stock_attention
 from lrft.model.sites import linear_sites
 from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
 from lrft.recipe.schema import Recipe

@@ -47,7 +47,7 @@ class CausalLM(nn.Module):
         shared: what the adapters of all sites share, or None.
         softcap, scale: of the head, as `lrft.model.head` found them.
         virtual: virtual tokens before every document while the adapters are on (`lrft.core.virtual`).
-        batching: how prompts may be put together for generation (`lrft.model.probe.find_batching`), once it was asked.
+        batching: how prompts may be put together for generation (`lrft.model.batching`), once it was asked.
     """
 
     def __init__(self, hf: HF) -> None:

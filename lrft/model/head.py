@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lrft.model.asked import reference
 from lrft.model.causal_lm import CausalLM
 from lrft.model.hf import TextConfig
-from lrft.model.probe import batch_of, looks_ahead, reference
+from lrft.model.probe import batch_of, looks_ahead
 from lrft.registry.errors import RecipeError
 
 # Keys of configurations that hold c of c * tanh(logits / c).

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,9 @@ from torch.optim.optimizer import StateDict
 from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.params import ParamInfo
 from lrft.ops.rounding import stochastic_round
+from lrft.training.held_states import HeldStates, State
 
 Build = Callable[[list[ParamInfo]], torch.optim.Optimizer]
-State = dict[str, object]
-"""What an optimizer keeps for one parameter."""
 
 
 def build(
@@ -80,7 +79,7 @@ class Float32(_Wrapper):
                 "computes its own losses, which float32 copies would not reach; write update: in_place"
             )
         super().__init__(infos, self.inner, self.inner.param_groups)
-        self.state = _States(  # type: ignore[assignment]
+        self.state = HeldStates(  # type: ignore[assignment]
             {info.param: (self, copy) for info, copy in zip(infos, self.copies, strict=True)}
         )
 
@@ -153,7 +152,7 @@ class PerLayer(_Wrapper):
         self.infos = infos
         self.parts = [make([info]) for info in infos]
         super().__init__(infos, self.parts[0], [group for part in self.parts for group in part.param_groups])
-        self.state = _States({i.param: (self, i.param) for i in infos})  # type: ignore[assignment]
+        self.state = HeldStates({i.param: (self, i.param) for i in infos})  # type: ignore[assignment]
         self._index = {info.param: index for index, info in enumerate(infos)}
         self._square: Tensor | None = None
         for info, part in zip(infos, self.parts, strict=True):
@@ -192,41 +191,6 @@ class PerLayer(_Wrapper):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
-
-
-class _Holder(Protocol):
-    """Who keeps the states of parameters, by the parameter or the copy that stands for it."""
-
-    def held(self, param: nn.Parameter, /) -> State: ...
-
-    def drop(self, param: nn.Parameter, /) -> None: ...
-
-
-class _States(MutableMapping[nn.Parameter, State]):
-    """`optimizer.state` of a wrapper: a parameter's state, wherever it is held."""
-
-    def __init__(self, holders: dict[nn.Parameter, tuple[_Holder, nn.Parameter]]) -> None:
-        self.holders = holders
-
-    def __getitem__(self, param: nn.Parameter) -> State:
-        holder, key = self.holders[param]
-        found = holder.held(key)
-        if not found:
-            raise KeyError(param)
-        return found
-
-    def __setitem__(self, param: nn.Parameter, value: State) -> None:
-        raise TypeError("the state of a wrapped optimizer is set by its own steps")
-
-    def __delitem__(self, param: nn.Parameter) -> None:
-        holder, key = self.holders[param]
-        holder.drop(key)
-
-    def __iter__(self) -> Iterator[nn.Parameter]:
-        return (param for param, (holder, key) in self.holders.items() if holder.held(key))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def _exact(param: Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from lrft.core.plain import plain
 from lrft.lab.runs import local as runs
-from lrft.training.keepers import GradientCheck
+from lrft.training.gradient_check import GradientCheck
 
 QUICK = [
     (["recipes", "ls"], lambda found: "quickstart" in found),

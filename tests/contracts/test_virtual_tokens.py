@@ -12,13 +12,13 @@ from lrft.core.adapted import adapted, adapters_off
 from lrft.core.batch import Batch
 from lrft.core.virtual import virtual_ids, widen
 from lrft.data.collate import collate
-from lrft.data.tokenize import Encoded
+from lrft.data.encoded import Encoded
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
 from lrft.model.sites import sites_of
 from lrft.model.trained import load_trained_tensors, parameter_infos, trained_tensors
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
 
 TOKENS = 3

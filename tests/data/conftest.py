@@ -9,7 +9,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, tra
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from transformers import PreTrainedTokenizerFast
 
-from lrft.data.tokenize import Encoded, Renderer
+from lrft.data.encoded import Encoded
+from lrft.data.tokenize import Renderer
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import parse_choice
 

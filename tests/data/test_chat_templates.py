@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from lrft.data.chat import said
 from lrft.data.prepare import prepare
 from lrft.data.show import facts, spans
 from lrft.data.sources import Rows
+from lrft.data.thoughts import said
 from lrft.registry.errors import DataError
 
 PROMPTED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrft.data.collate import collate
-from lrft.data.tokenize import Encoded
+from lrft.data.encoded import Encoded
 
 
 def encoded(ids, wanted):

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lrft.data.encoded import Encoded
 from lrft.data.steps import TrainData, eval_batches
-from lrft.data.tokenize import Encoded
 from lrft.registry.errors import DataError
 
 SETTINGS = {"batch_size": 2, "accumulation": 2, "max_length": 32, "packing": True, "seed": 5, "pad_id": 0}

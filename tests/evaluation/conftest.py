@@ -10,14 +10,16 @@ import torch
 
 from lrft.core.adapted import adapted
 from lrft.core.frozen import FrozenLinear
+from lrft.data.seam import token_ids
 from lrft.data.sources import Rows
-from lrft.data.tokenize import Renderer, token_ids
+from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Subject
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
-from lrft.model.load import load_model, load_tokenizer, pad_id
+from lrft.model.load import load_model
 from lrft.model.sites import linear_sites
-from lrft.recipe.schema import ModelSection
+from lrft.model.tokenizer import load_tokenizer, pad_id
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import ADAPTERS, FORMATS, INITS, QUANTIZERS
 from lrft.registry.config import parse_choice
 

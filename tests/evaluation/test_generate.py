@@ -11,7 +11,7 @@ from lrft.evaluation.batching import token_batches
 from lrft.evaluation.decoded import decoded
 from lrft.evaluation.generate import before_stop, generate
 from lrft.evaluation.subject import EvaluationStopped
-from lrft.model.probe import left_padded, stock_attention
+from lrft.model.batching import left_padded, stock_attention
 from lrft.registry.errors import DataError, NumericalError
 
 LENGTHS = [3, 17, 1, 40, 8, 8, 25, 2]

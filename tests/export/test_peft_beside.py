@@ -10,7 +10,8 @@ from safetensors.torch import load
 
 from lrft.export.merge import merge_into
 from lrft.export.peft_format import adapter_files, peft_name, write_adapter_folder
-from lrft.model.load import load_model, load_tokenizer
+from lrft.model.load import load_model
+from lrft.model.tokenizer import load_tokenizer
 from lrft.model.trained import choose_base_weights
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import NumericalError

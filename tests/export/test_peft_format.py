@@ -13,8 +13,9 @@ from lrft.core.batch import Batch
 from lrft.export.peft_format import adapter_files, why_own_form, write_adapter_folder
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
-from lrft.model.load import load_model, load_tokenizer
+from lrft.model.load import load_model
 from lrft.model.sites import choose, linear_sites
+from lrft.model.tokenizer import load_tokenizer
 from lrft.model.trained import frozen_layers, parameter_infos
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS

@@ -10,10 +10,11 @@ from lrft.export.merge import merge_into
 from lrft.export.write import write_merged
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
-from lrft.model.load import load_model, load_tokenizer
+from lrft.model.load import load_model
 from lrft.model.sites import choose, linear_sites, matrices
+from lrft.model.tokenizer import load_tokenizer
 from lrft.model.trained import parameter_infos
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 

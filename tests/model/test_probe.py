@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from lrft.model import attention
+from lrft.model.asked import reference
 from lrft.model.attach import attach
 from lrft.model.backend import check_runs, settle_attention
+from lrft.model.batching import find_batching
 from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
-from lrft.model.probe import FUTURE, PACKED, VALUES, batch_of, find_batching, find_fault, reference
+from lrft.model.probe import FUTURE, PACKED, VALUES, batch_of, find_fault
 from lrft.model.sites import choose, linear_sites
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import QUANTIZERS
 from lrft.registry.errors import RecipeError
 

@@ -14,12 +14,13 @@ from lrft.api.evaluate import evaluate
 from lrft.api.merge import merge
 from lrft.api.open_run import open_run
 from lrft.api.train import train
-from lrft.model.load import load_model, load_tokenizer
+from lrft.model.load import load_model
+from lrft.model.tokenizer import load_tokenizer
 from lrft.recipe.load import load_recipe
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import CheckpointError, Interrupted, RecipeError, UsageError
 from lrft.training.folder import RECIPE, RunFolder
-from lrft.training.keepers import GradientCheck
+from lrft.training.gradient_check import GradientCheck
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lrft.model.load import load_model, load_tokenizer
+from lrft.model.load import load_model
 from lrft.model.stopping import stops_as_trained, trained_generation
-from lrft.recipe.schema import ModelSection
+from lrft.model.tokenizer import load_tokenizer
+from lrft.recipe.sections import ModelSection
 
 
 @pytest.fixture

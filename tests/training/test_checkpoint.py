@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lrft.registry.errors import LrftError
-from lrft.training import checkpoint
+from lrft.training import checkpoint_folder
 from lrft.training.flatten import flatten, same, unflatten
 
 FILES = {
@@ -24,14 +24,14 @@ FILES = {
 
 
 def write(folder: Path, step: int, files=FILES) -> Path:
-    checkpoint.write_folder(
+    checkpoint_folder.write_folder(
         folder / f"step-{step}", files, {"format": 1, "step": step, "recipe": "r", "base": "b"}
     )
     return folder / f"step-{step}"
 
 
 def test_a_whole_folder_verifies(tmp_path):
-    assert checkpoint.fault(write(tmp_path, 1)) == ""
+    assert checkpoint_folder.fault(write(tmp_path, 1)) == ""
 
 
 @pytest.mark.parametrize("kind", ["flip", "truncate", "zero tail", "missing", "swapped"])
@@ -39,7 +39,7 @@ def test_a_whole_folder_verifies(tmp_path):
 def test_every_damage_is_seen_and_the_one_before_is_used(tmp_path, kind, seed):
     good, bad = write(tmp_path, 1), write(tmp_path, 2)
     draw = random.Random(seed)
-    victim = bad / draw.choice([*FILES, checkpoint.MANIFEST])
+    victim = bad / draw.choice([*FILES, checkpoint_folder.MANIFEST])
     content = bytearray(victim.read_bytes())
     if kind == "flip":
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
@@ -52,7 +52,7 @@ def test_every_damage_is_seen_and_the_one_before_is_used(tmp_path, kind, seed):
         content = bytearray((bad / draw.choice(sorted(set(FILES) - {victim.name}))).read_bytes())
     victim.unlink() if kind == "missing" else victim.write_bytes(content)
     said = []
-    assert checkpoint.newest(tmp_path, said.append) == good
+    assert checkpoint_folder.newest(tmp_path, said.append) == good
     assert said[0].startswith("step-2: ")
     assert bad.exists()
 
@@ -86,8 +86,8 @@ def test_a_failure_at_any_call_leaves_the_old_checkpoint(tmp_path, monkeypatch, 
                 assert "it needs" in str(error)
             else:
                 break
-        assert checkpoint.fault(tmp_path / "step-1") == ""
-        assert checkpoint.newest(tmp_path, lambda line: None) is not None
+        assert checkpoint_folder.fault(tmp_path / "step-1") == ""
+        assert checkpoint_folder.newest(tmp_path, lambda line: None) is not None
         shutil.rmtree(
             tmp_path / "step-2", ignore_errors=True
         )  # renamed before a last sync failed: whole, so fine
@@ -107,11 +107,11 @@ def test_pruning_keeps_the_newest_and_the_best_and_waits_for_a_good_one(tmp_path
     for step in range(1, 6):
         write(tmp_path, step)
     (tmp_path / "step-5" / "state.json").write_bytes(b"damaged")
-    checkpoint.prune(tmp_path, 2, "step-2")
-    assert len(checkpoint.steps_in(tmp_path)) == 5
+    checkpoint_folder.prune(tmp_path, 2, "step-2")
+    assert len(checkpoint_folder.steps_in(tmp_path)) == 5
     write(tmp_path, 6)
-    checkpoint.prune(tmp_path, 2, "step-2")
-    assert sorted(p.name for p in checkpoint.steps_in(tmp_path)) == ["step-2", "step-5", "step-6"]
+    checkpoint_folder.prune(tmp_path, 2, "step-2")
+    assert sorted(p.name for p in checkpoint_folder.steps_in(tmp_path)) == ["step-2", "step-5", "step-6"]
 
 
 def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from lrft.api.train import train
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import Interrupted, RecipeError
-from lrft.training.keepers import GradientCheck
+from lrft.training.gradient_check import GradientCheck
 
 QUICK = ["optimizer.lr=0.05", "schedule=constant", "train.max_steps=30", "train.eval_every=7"]
 

@@ -13,9 +13,9 @@ import pytest
 
 from lrft.api.train import train
 from lrft.recipe.load import LoadedRecipe
-from lrft.training import checkpoint
+from lrft.training import checkpoint_folder
 from lrft.training.folder import METRICS, RESULT
-from lrft.training.keepers import GradientCheck
+from lrft.training.gradient_check import GradientCheck
 
 TIMED = ("seconds", "tokens_per_second", "memory_bytes")
 # Six steps of a smoke recipe. What happens every second step happens before and after the checkpoint of step 3 and not
@@ -40,7 +40,7 @@ def losses(folder: Path) -> list[tuple[Any, ...]]:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Everything that must be byte for byte the same: the adapter folder and the last checkpoint."""
-    last = max((folder / "checkpoints").glob("step-*"), key=checkpoint.step_of)
+    last = max((folder / "checkpoints").glob("step-*"), key=checkpoint_folder.step_of)
     chosen = [*sorted((folder / "adapter").glob("adapter*")), *sorted(last.iterdir())]
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in chosen}
 
@@ -68,7 +68,9 @@ def cut_off(whole: Path, step: int, folder: Path) -> Path:
     """A copy of a finished run as a power cut in the step after the checkpoint of `step` would have left it."""
 
     def later(parent: str, names: list[str]) -> list[str]:
-        return [n for n in names if n.startswith("step-") and checkpoint.step_of(Path(parent) / n) > step]
+        return [
+            n for n in names if n.startswith("step-") and checkpoint_folder.step_of(Path(parent) / n) > step
+        ]
 
     shutil.copytree(whole, folder, ignore=later)
     (folder / RESULT).unlink()

@@ -126,7 +126,8 @@ def _replay(entry: Entry, out: Path, options: Options) -> tuple[str, ScaledRecor
 
 def _train(entry: Entry, out: Path, options: Options) -> tuple[str, FullRecord]:
     """A table of the full tier."""
-    from lrft.lab.tables.full.results import full_markdown, run_full
+    from lrft.lab.tables.full.report import full_markdown
+    from lrft.lab.tables.full.results import run_full
 
     say(f"{entry.name}: training")
     found = run_full(

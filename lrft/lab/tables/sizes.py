@@ -14,7 +14,7 @@ from lrft.lab.tables.full.results import size_full
 from lrft.lab.tables.library import EXACT, FULL, SCALED, Entry, choose
 from lrft.lab.tables.listing import stated_cost
 from lrft.lab.tables.record import Sized, SizedRow, Sizes
-from lrft.lab.tables.scaled.replay import load_scaled, scaled_arms
+from lrft.lab.tables.scaled.table import load_scaled, scaled_arms
 from lrft.recipe.schema import Recipe
 
 

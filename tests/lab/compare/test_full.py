@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from lrft.lab.tables.full import runs as full_runs
-from lrft.lab.tables.full.results import full_markdown, load_full, run_full, size_full
+from lrft.lab.tables.full.report import full_markdown
+from lrft.lab.tables.full.results import run_full, size_full
+from lrft.lab.tables.full.table import load_full
 from lrft.registry.errors import LrftError, RecipeError, UsageError
 
 # Scores perplexity 20 + seed and an accuracy of a half; a file called `unscored` beside the runs makes it fail.

@@ -12,7 +12,8 @@ import make_bed
 from lrft.lab.compare.arms import check_comparable
 from lrft.lab.compare.comparison import Compared
 from lrft.lab.tables.criterion import Criterion
-from lrft.lab.tables.scaled.replay import expanded, judge, load_scaled, located, run_scaled, scaled_arms
+from lrft.lab.tables.scaled.replay import judge, run_scaled
+from lrft.lab.tables.scaled.table import expanded, load_scaled, located, scaled_arms
 from lrft.registry.errors import RecipeError
 
 ROOT = Path(__file__).parents[3]

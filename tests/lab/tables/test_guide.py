@@ -14,7 +14,7 @@ from lrft.lab.tables.exact.schema import METRICS
 from lrft.lab.tables.file import PROVENANCE
 from lrft.lab.tables.full.table import counted_recipe, load_full
 from lrft.lab.tables.reproduce import reproduce
-from lrft.lab.tables.scaled.replay import load_scaled, scaled_arms
+from lrft.lab.tables.scaled.table import load_scaled, scaled_arms
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "writing-tables.md").read_text(encoding="utf-8")
 EXAMPLES = {yaml.safe_load(text)["tier"]: text for text in re.findall(r"```yaml\n(.*?)```", GUIDE, re.S)}

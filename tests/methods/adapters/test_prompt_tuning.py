@@ -10,7 +10,7 @@ import torch
 import lrft
 from lrft.api.open_run import open_run
 from lrft.core.virtual import virtual_ids
-from lrft.model.probe import stock_attention
+from lrft.model.batching import stock_attention
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.errors import NotMergeable, RecipeError
 from lrft.training.folder import RunFolder

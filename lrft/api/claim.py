@@ -1,0 +1,92 @@
+"""The folder to train in: a new one, or one whose run may be gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrft.build.job import Job
+from lrft.core.notes import say
+from lrft.recipe.load import LoadedRecipe, load_recipe
+from lrft.recipe.resolved import compare
+from lrft.recipe.schema import Recipe
+from lrft.registry.errors import UsageError
+from lrft.registry.json import Json
+from lrft.training import folder as run_folder
+from lrft.training.folder import RECIPE, RESULT, RUN, RunFolder
+
+if TYPE_CHECKING:
+    pass
+
+# Sections that change where numbers go, not what they are; a resumed run may change them.
+FREE_TO_CHANGE = ("logging", "export", "eval")
+
+
+def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> RunFolder:
+    """The folder to train in, locked."""
+    path = out
+    if path is None and resume:
+        path = run_folder.latest(recipe_name=loaded.name)
+        if path is None:
+            say(f"--resume: no run of {loaded.name} under {run_folder.ROOT}/; starting a new one")
+    folder = RunFolder(path or run_folder.new_folder(loaded.name))
+    if out is not None and resume and not folder.started:
+        say(f"--resume: no run in {out} yet; starting one")
+    if folder.started and not resume:
+        raise UsageError(
+            f"--out {folder.path}: already holds a run; add --resume to continue it or give another folder"
+        )
+    if lead:
+        folder.lock()
+    if folder.started:
+        _same_recipe(folder, loaded.recipe)
+    return folder
+
+
+def finished(folder: RunFolder) -> dict[str, Json] | None:
+    """The result of a run that has ended and whose adapter is there, else None."""
+    if not (folder.path / RESULT).is_file() or not folder.adapter.is_dir():
+        return None
+    result: dict[str, Json] = folder.read(RESULT)
+    return result
+
+
+def check_same_start(job: Job) -> None:
+    """Refuse what no recipe shows: other rows in the same file, another number of processes, other base weights.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    before = job.folder.read(RUN)
+    now = {
+        "data": job.text.fingerprints,
+        "processes": job.run.processes,
+        "base_fingerprint": job.identity.base,
+        "packing": job.adaptation.packing,
+    }
+    asked = job.run.recipe.train.packing  # older runs, which recorded nothing, packed unless told otherwise
+    before = {"packing": asked is not False, **before}
+    said = {
+        "data": "the rows of data.train or data.eval",
+        "processes": "the number of processes",
+        "packing": "whether rows are packed (train.packing)",
+        "base_fingerprint": "the weights of model.name (another base model)",
+    }
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise UsageError(
+                f"{job.folder.path}: {said[key]} changed since this run began, so it cannot be resumed; put back "
+                "what was there, or train in another --out"
+            )
+
+
+def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
+    before = load_recipe(folder.path / RECIPE, trained=True).recipe
+    changes = [c for c in compare(before, recipe) if c[0].split(".")[0] not in FREE_TO_CHANGE]
+    # What was true by default is now found out, and compared as such with the run's record.
+    changes = [c for c in changes if c != ("train.packing", True, None)]
+    if changes:
+        lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, old, new in changes)
+        raise UsageError(
+            f"{folder.path}: the recipe changed since this run began, so it cannot be resumed:\n{lines}"
+        )

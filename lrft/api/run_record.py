@@ -1,0 +1,111 @@
+"""What a run writes of itself: before its first step, and after its last."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from lrft.build.job import Job
+from lrft.build.measure import matrix_shares
+from lrft.core.notes import say
+from lrft.core.params import count
+from lrft.core.run import Run
+from lrft.export.peft_format import adapter_files, why_own_form, write_adapter_folder
+from lrft.model.stopping import trained_generation
+from lrft.recipe.load import LoadedRecipe
+from lrft.recipe.resolved import resolved
+from lrft.registry.json import Json
+from lrft.training import folder as run_folder
+from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
+from lrft.training.keepers import Scorer
+from lrft.training.metrics import peak_memory
+
+if TYPE_CHECKING:
+    pass
+
+
+def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
+    """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
+    folder, run = job.folder, job.run
+    folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()})
+    trainable = count(info.param for info in run.parameters)
+    folder.write(
+        RUN,
+        {
+            "recipe_name": loaded.name,
+            "recipe_hash": job.identity.recipe,
+            "base_fingerprint": job.identity.base,
+            "data": job.text.fingerprints,
+            "gate": job.text.record(),
+            "date": job.text.renderer.today.isoformat(),
+            "trainable": trainable,
+            "total_steps": run.total_steps,
+            "seed": run.seed,
+            "attention": job.adaptation.model.attention,
+            "packing": job.adaptation.packing,
+            "matrices": matrix_shares(job.adaptation, loaded.recipe),
+            "processes": run.processes,
+            "trust_remote_code": trust_remote_code,
+            **run_folder.environment(),
+        },
+    )
+    folder.write(RECIPE, resolved(loaded.recipe))
+    for note in job.adaptation.notes:
+        say(note)
+    for row in job.adaptation.targets:
+        say(f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of all matrices")
+    shares = matrix_shares(job.adaptation, loaded.recipe)
+    if shares["sentence"]:
+        say(
+            f"matrices: {shares['adapted']:.1%} adapted, {shares['quantized']:.1%} in few bits; {shares['sentence']}"
+        )
+    say(f"{trainable:,} trainable parameters, {run.total_steps} steps, in {folder.path}")
+    if _rounds_every_step(run):
+        say(
+            f"trainable.update: base weights train in {run.recipe.model.dtype}, where a step of less than 0.2 % of a "
+            "weight is rounded away; write master or stochastic to keep such steps"
+        )
+
+
+def write_end(job: Job, seconds: float) -> dict[str, Json]:
+    """Write the adapter folder and result.json."""
+    run, folder = job.run, job.folder
+    result: dict[str, Json] = {
+        "step": run.step,
+        "loss": run.metrics.get("loss"),
+        "trainable": count(info.param for info in run.parameters),
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_memory(),
+        "name": folder.path.name,
+    }
+    result |= run.summary
+    scorer = next((c for c in run.callbacks if isinstance(c, Scorer)), None)
+    if scorer is not None and scorer.best_step:
+        result |= {"best_eval_loss": scorer.best, "best_checkpoint": f"checkpoints/step-{scorer.best_step}"}
+    if result["loss"] is None:  # resumed after the last step: the numbers stand in the record
+        result["loss"] = _last_loss(folder)
+    files = adapter_files(job.adaptation.model, run.recipe, result)
+    if "adapter_config.json" not in files:
+        say(f"adapter/ has lrft's own form: {why_own_form(job.adaptation.model, run.recipe)}")
+    files["recipe.yaml"] = (folder.path / RECIPE).read_bytes()
+    text, own = job.text, run.recipe.model.tokenizer is not None
+    generation, _ = trained_generation(
+        job.adaptation.model.hf, text.tokenizer, text.stop_ids, text.pad_id, own
+    )
+    files["generation_config.json"] = generation.to_json_string().encode()
+    write_adapter_folder(folder.adapter, files, job.text.tokenizer)
+    folder.write(RESULT, result)
+    return result
+
+
+def _rounds_every_step(run: Run) -> bool:
+    coarse = any(not info.site and info.param.dtype != torch.float32 for info in run.parameters)
+    return coarse and run.recipe.trainable.update == "in_place"
+
+
+def _last_loss(folder: RunFolder) -> float | None:
+    lines = (folder.path / METRICS).read_text().splitlines()
+    loss: float | None = json.loads(lines[-1])["loss"] if lines else None
+    return loss

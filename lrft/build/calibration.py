@@ -1,0 +1,108 @@
+"""What planners and inits need measured before they decide, over training rows or rows of their own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain, count, islice
+
+import torch
+
+from lrft.build.steps import train_data
+from lrft.build.text import Text
+from lrft.core.batch import Batch
+from lrft.core.stages import Plan, Planner, Signals, Statistic
+from lrft.data.encoded import Encoded
+from lrft.data.steps import TrainData
+from lrft.evaluation.subject import Progress
+from lrft.model.calibrate import calibrate
+from lrft.model.causal_lm import CausalLM
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import OBJECTIVES, SIGNALS
+from lrft.registry.config import parse_choice
+from lrft.registry.errors import RecipeError
+
+
+def measured_signals(
+    recipe: Recipe,
+    model: CausalLM,
+    plan: Plan,
+    planners: Sequence[Planner],
+    text: Text | None,
+    device: torch.device | str,
+    progress: Progress,
+) -> Signals:
+    """What the planners need measured, over the first micro-batches of the training rows or of their own sources."""
+    found: Signals = defaultdict(dict)
+    for planner in planners:
+        labels: dict[str, list[str]] = defaultdict(list)
+        for need in planner.needs:
+            name, _, label = need.partition("@")
+            labels[label].append(name)
+        for label, names in labels.items():
+            assert text is not None, "calibration needs the training rows"
+            model.hf.to(device)
+            torch.manual_seed(recipe.train.seed)
+            part = _calibrated(recipe, model, plan, planner, label, names, text, progress)
+            for site, statistics in part.items():
+                found[site].update({f"{n}@{label}" if label else n: t for n, t in statistics.items()})
+    return dict(found)
+
+
+def _calibrated(
+    recipe: Recipe,
+    model: CausalLM,
+    plan: Plan,
+    planner: Planner,
+    label: str,
+    names: list[str],
+    text: Text,
+    progress: Progress,
+) -> Signals:
+    wanted = planner.config.batches
+    rows = text.encoded(planner.sources()[label], f"init.{label}") if label else text.train
+    single = any(SIGNALS.get(name).per_document for name in names)
+    data = _calibration_data(recipe, text, rows, single) if label or single else train_data(recipe, text)
+    config = parse_choice(OBJECTIVES, planner.objective) if planner.objective else recipe.objective
+    objective = OBJECTIVES.get(config.method)(config)
+    if single and "pairs" in objective.requires:
+        message = f"measures single documents, of which {objective.name} has no loss; choose another init"
+        raise RecipeError(message, "init.method")
+    show = partial(progress, f"calibrating on {label}" if label else "calibrating")
+
+    def make(site: str, name: str) -> Statistic:
+        config = plan[site].config
+        assert config is not None
+        statistic: Statistic = SIGNALS.get(name)(**planner.signal_options(name, config))
+        return statistic
+
+    return calibrate(
+        model,
+        {name: entry.site for name, entry in plan.items() if entry.config is not None},
+        islice(_micro_batches(data), wanted),
+        objective,
+        make,
+        names,
+        lambda done: show(done, wanted),
+    )
+
+
+def _micro_batches(data: TrainData) -> Iterator[Batch]:
+    return chain.from_iterable(data.at(step).micro_batches for step in count())
+
+
+def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: bool) -> TrainData:
+    """Rows cut as training cuts them, or one document a micro-batch."""
+    settings = recipe.train
+    if single:
+        rows = [document for row in rows for document in row.documents()]
+    return TrainData(
+        rows,
+        batch_size=1 if single else settings.batch_size,
+        accumulation=1,
+        max_length=settings.max_length,
+        packing=settings.packing is not False and not single,
+        seed=settings.seed,
+        pad_id=text.pad_id,
+    )

@@ -1,0 +1,52 @@
+"""The training rows cut into steps, and how many of these there may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lrft.build.text import Text
+from lrft.data.steps import TrainData
+from lrft.recipe.length import length_problems
+from lrft.recipe.schema import Recipe
+from lrft.registry.errors import RecipeError
+
+
+def train_data(
+    recipe: Recipe, text: Text, world: int = 1, rank: int = 0, packing: bool | None = None
+) -> TrainData:
+    """The training rows cut into steps, for process `rank` of `world`.
+
+    Args:
+        packing: whether rows are packed, once it was tried on the model; by default as the recipe has it.
+    """
+    settings = recipe.train
+    return TrainData(
+        text.train,
+        batch_size=settings.batch_size,
+        accumulation=settings.gradient_accumulation,
+        max_length=settings.max_length,
+        packing=settings.packing is not False if packing is None else packing,
+        seed=settings.seed,
+        pad_id=text.pad_id,
+        world=world,
+        rank=rank,
+    )
+
+
+def possible_steps(recipe: Recipe, text: Text, world: int = 1, rank: int = 0) -> list[int]:
+    """Steps of the run, packed and not where only the model can tell which it will be."""
+    settings = recipe.train
+    packings = [True, False] if settings.packing is None else [settings.packing]
+    cut = [train_data(recipe, text, world, rank, packing) for packing in packings]
+    return [data.total_steps(settings.max_steps, settings.epochs) for data in cut]
+
+
+def check_steps(recipe: Recipe, possible: Sequence[int], ranks: Sequence[int] = ()) -> None:
+    """Refuse settings that fit into none of these lengths of the run.
+
+    Raises:
+        RecipeError: with every setting that does not fit into the first.
+    """
+    problems = [length_problems(recipe, steps, ranks) for steps in possible]
+    if all(problems):
+        raise RecipeError(problems[0])

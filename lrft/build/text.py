@@ -1,0 +1,138 @@
+"""The rows of a recipe as they are trained on and scored, and what the data gate says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
+from typing import Any
+
+from lrft.data.encoded import Encoded
+from lrft.data.gate import SCORED_WHOLE, GateReport
+from lrft.data.show import facts
+from lrft.data.sources import Rows, read_rows
+from lrft.data.tokenize import Renderer, encode_all
+from lrft.recipe.schema import Recipe
+from lrft.registry.config import Source
+from lrft.registry.errors import DataError, RecipeError
+
+
+@dataclass
+class Text:
+    """Tokenizer and rows of a recipe, rendered and checked.
+
+    Attributes:
+        train: encoded training rows; empty where only evaluation is wanted.
+        report: what the data gate found in them.
+        held_out: rows of `data.eval`, or None.
+        held_out_report: what the data gate found in those; None where only evaluation is wanted.
+        overlap: where the first held-out rows are that stand among the training rows too, and how many there are.
+    """
+
+    tokenizer: Any
+    stop_ids: set[int]
+    pad_id: int
+    renderer: Renderer
+    train: list[Encoded] = field(default_factory=list)
+    report: GateReport | None = None
+    held_out: Rows | None = None
+    held_out_report: GateReport | None = None
+    overlap: tuple[int, tuple[str, ...]] = (0, ())
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    _held_out: list[Encoded] | None = None
+
+    def held_out_encoded(self, limit: int | None = None) -> list[Encoded]:
+        """The first held-out rows, encoded; rows that are too long are left out."""
+        if self.held_out is None:
+            return []
+        kept = min(limit or len(self.held_out), len(self.held_out))
+        if self._held_out is not None:
+            found = self._held_out[:kept]
+        else:
+            rows = replace(self.held_out, rows=[self.held_out[i] for i in range(kept)])
+            found = encode_all(rows, self.renderer)
+        return [e for e in found if not e.dropped and e.targets]
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse token ids that a model of `size` embeddings does not know, which another model's tokenizer may give.
+
+        Raises:
+            RecipeError: names the first row that has one.
+        """
+        for split, rows in (("training", self.train), ("held-out", self._held_out or [])):
+            for index, row in enumerate(rows):
+                if max(row.input_ids, default=0) >= size:
+                    found = f"{split} row {index} has token {max(row.input_ids)}, and the model knows {size}"
+                    raise RecipeError(f"{found}; give a tokenizer of fewer", "model.tokenizer")
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What the gate found in either split, a line a fact, for people."""
+        return fact_lines(self.record())
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain values: the gate's record of the training rows, and that of the held-out ones in it."""
+        return {
+            **({} if self.report is None else self.report.record()),
+            "held_out": None if self.held_out_report is None else self.held_out_report.record(),
+            "rows_in_both_splits": self.overlap[0],
+            "first_in_both_splits": list(self.overlap[1]),
+            "date": self.renderer.today.isoformat(),
+            "asks_for_the_date": self.renderer.asks_for_the_date,
+        }
+
+    def encoded(self, source: Source, key: str, limit: int | None = None) -> list[Encoded]:
+        """The rows of another source in the recipe's format; rows that are too long are left out.
+
+        Args:
+            limit: only so many usable rows, the first ones; no more are encoded than that takes.
+
+        Raises:
+            DataError: nothing is left, at the recipe's `key`.
+        """
+        found = list(islice(self._usable(read_rows(source, "train")), limit))
+        if not found:
+            raise DataError(f"{key}: no row has a token to learn within train.max_length")
+        return found
+
+    def _usable(self, rows: Rows) -> Iterator[Encoded]:
+        """The rows with something to learn within `max_length`, encoded as they are asked for."""
+        for index, row in enumerate(rows):
+            try:
+                encoded = self.renderer.encode(row)
+            except DataError as error:
+                raise DataError(f"{rows.where(index)}: {error}") from error
+            if not encoded.dropped and encoded.targets and len(encoded.input_ids) <= self.renderer.max_length:
+                yield encoded
+
+
+def fact_lines(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `Text.record` says, a line a fact, for people."""
+    found = _facts_of(record) if "rows" in record else []
+    if record["held_out"] is not None:
+        found += [(f"held-out {label}", value) for label, value in _facts_of(record["held_out"])]
+    if record["asks_for_the_date"]:
+        found.append(("date the template writes", record["date"]))
+    if both := record["rows_in_both_splits"]:
+        found.append(
+            ("rows in both splits", f"{both:,} (first: {', '.join(record['first_in_both_splits'])})")
+        )
+    return found
+
+
+def check_text(text: Text, recipe: Recipe) -> None:
+    """The gate: stop unless both splits can be used as the recipe says.
+
+    Raises:
+        DataError: every reason, with numbers, the first rows it concerns, and what to set (exit code 3).
+    """
+    assert text.report is not None, "only evaluation was wanted"
+    text.report.check(recipe.data.allow_empty_targets, recipe.data.too_long)
+    if text.held_out_report is not None:
+        # A held-out row may be longer than train.max_length, and one without a target is left out and counted.
+        text.held_out_report.check(True, SCORED_WHOLE, "data.eval")
+        if not text.held_out_encoded(recipe.eval.limit):
+            raise DataError("data.eval: no row has a token to score; check data.format and data.too_long")
+
+
+def _facts_of(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return facts(GateReport(**{f.name: record[f.name] for f in fields(GateReport)}))

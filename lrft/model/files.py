@@ -1,0 +1,46 @@
+"""Where the files of a model or a tokenizer are, and what to say when they cannot be loaded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TypedDict
+
+from lrft.data.hub import offline_if_unreachable
+from lrft.model import gguf
+from lrft.registry.errors import RecipeError
+
+
+class Where(TypedDict, total=False):
+    """How transformers is told which files of a hub model are meant."""
+
+    revision: str
+
+
+def resolve(name: str, revision: str | None) -> tuple[str, Where]:
+    """What transformers is given to find a model: a folder, or a hub id with its revision."""
+    path = gguf.locate(name)
+    if path is not None:
+        return str(gguf.converted(path)), {}
+    if not Path(name).is_dir():
+        offline_if_unreachable()
+    return name, {"revision": revision} if revision else {}
+
+
+def unloadable(name: str, error: Exception, key: str = "model.name") -> RecipeError:
+    """The error of a model or a tokenizer that is not there, or not readable."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    kinds = "safetensors, or" if key == "model.name" else "a tokenizer, or"
+    return RecipeError(
+        f"{name!r} could not be loaded ({reason}); give a hub id, a local folder with {kinds} a .gguf file",
+        key,
+    )
+
+
+def quiet() -> None:
+    """Keep transformers' own bars and advice out of our output."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)

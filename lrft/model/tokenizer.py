@@ -1,0 +1,70 @@
+"""Loading the tokenizer, and the tokens that end a generation."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from lrft.model.files import quiet, resolve, unloadable
+from lrft.recipe.sections import ModelSection
+from lrft.registry.errors import RecipeError
+from lrft.registry.protocols import Tokenizer
+
+
+def load_tokenizer(section: ModelSection, trust_remote_code: bool = False) -> tuple[Tokenizer, set[int]]:
+    """The tokenizer of `model.tokenizer`, or of `model.name`, and every token id that ends a generation.
+
+    The pad token is never one of the stop tokens: a tokenizer whose pad is its stop token gets another special token.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    quiet()
+    key, source = _tokenizer_source(section)
+    name, options = resolve(*source)
+    try:
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise unloadable(source[0], error, key) from None
+    tokenizer = cast(Tokenizer, found)  # transformers finds names of special tokens when they are asked for
+    stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    if section.weights == "pretrained":  # what a model was trained to stop at; one without weights was not
+        name, options = resolve(section.name, section.revision)
+    try:
+        ends = GenerationConfig.from_pretrained(name, **options).eos_token_id
+        stops |= set(ends if isinstance(ends, list) else [ends]) - {None}
+    except OSError:
+        pass  # a model without a generation config stops at its tokenizer's eos
+    if not stops:
+        raise RecipeError("the tokenizer has no end-of-sequence token, so nothing could learn to stop", key)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stops:
+        token = _spare_token(tokenizer, stops)
+        if token is not None:
+            tokenizer.pad_token = token
+    return tokenizer, stops
+
+
+def pad_id(tokenizer: Tokenizer, stops: set[int]) -> int:
+    """The id that fills rows: the pad token, or the first id that stops nothing. Never seen by the loss."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
+        return int(tokenizer.pad_token_id)
+    return next(i for i in range(len(tokenizer)) if i not in stops)
+
+
+def _tokenizer_source(section: ModelSection) -> tuple[str, tuple[str, str | None]]:
+    """The key that names the tokenizer, its name and its revision, which is that of the model alone."""
+    if section.tokenizer is None:
+        return "model.name", (section.name, section.revision)
+    return "model.tokenizer", (section.tokenizer, None)
+
+
+def _spare_token(tokenizer: Tokenizer, stops: set[int]) -> str | None:
+    """A special token that ends nothing and begins nothing: unk first, then one that calls itself padding."""
+    special = [tokenizer.unk_token, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)]
+    usable = [
+        token
+        for token in special
+        if token is not None
+        and tokenizer.convert_tokens_to_ids(token) not in stops
+        and token != tokenizer.bos_token
+    ]
+    padding = [token for token in usable if "pad" in token.lower()]
+    return next(iter([*padding, *usable]), None)

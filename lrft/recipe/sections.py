@@ -1,0 +1,176 @@
+"""The sections of a recipe that belong to no method: the model, the rows, the loop, and what follows it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from lrft.registry.axes import (
+    FORMATS,
+    TASKS,
+)
+from lrft.registry.config import (
+    Choice,
+    Field,
+    FormatConfig,
+    Literal,
+    MethodConfig,
+    Section,
+    Source,
+    model_validator,
+)
+
+
+class ModelSection(Section):
+    """The base model and how it computes."""
+
+    name: str = Field(min_length=1, description="hub id, local folder, .gguf file, or pkg:PACKAGE/FILE.gguf")
+    revision: str | None = Field(None, description="commit, branch or tag on the hub")
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained",
+        description="random: drawn from train.seed as the architecture draws them; no weights are read",
+    )
+    tokenizer: str | None = Field(
+        None,
+        min_length=1,
+        description="hub id or local folder of another tokenizer; by default the model's own",
+    )
+    dtype: Literal["bfloat16", "float32", "float16"] = Field(
+        "bfloat16", description="precision of base weights and activations; float16 needs a GPU"
+    )
+    attention: Literal["auto", "eager", "sdpa", "segmented", "flash_attention_2"] = Field(
+        "auto", description="auto: flash_attention_2 where installed, sdpa on GPU, segmented on CPU"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute each block in the backward pass")
+    compile: bool = Field(False, description="torch.compile the model body")
+
+
+class TrainableSection(Section):
+    """What trains. A plain string, or a list of patterns, is short for `{weights: ...}`."""
+
+    weights: Literal["adapter", "full"] | list[str] = Field(
+        "adapter",
+        description="adapter: the base stays frozen; full: every base weight; or patterns of base parameters that "
+        "train beside the adapter, such as `*norm.weight`",
+    )
+    update: Literal["in_place", "master", "stochastic"] = Field(
+        "in_place",
+        description="how bfloat16 base weights are updated: in place, rounded to nearest; through a float32 master "
+        "copy (4 more bytes a number); or in place with stochastic rounding",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        return {"weights": value} if isinstance(value, str | list) else value
+
+
+class DataSection(Section):
+    """Rows, how they become text, and what to do with long ones. A plain string is one source for both splits."""
+
+    train: Source
+    eval: Source | None = Field(
+        None, description="held-out rows; scored every `train.eval_every` steps and by lrft eval"
+    )
+    format: Annotated[FormatConfig, Choice(FORMATS)] = Field(
+        description="how a row becomes a prompt and what is learnt from it"
+    )
+    date: str | None = Field(
+        None,
+        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
+        description="day that chat templates which ask for the date are told, as 2026-11-28; by default the day the "
+        "run begins, which its record keeps",
+    )
+    too_long: Literal["error", "drop", "truncate_left", "truncate_right"] = Field(
+        "error", description="what happens to rows longer than train.max_length"
+    )
+    allow_empty_targets: bool = Field(
+        False, description="skip rows without a supervised token instead of stopping"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        return {"train": value, "eval": value} if isinstance(value, str) else value
+
+
+class TrainSection(Section):
+    """The loop: how long, how much at a time, how often to save and score."""
+
+    max_steps: int | None = Field(
+        None, gt=0, description="optimizer steps; with epochs too, whichever ends first"
+    )
+    epochs: float | None = Field(
+        None, gt=0, le=10_000, description="passes over the data; 1 when max_steps is not given either"
+    )
+    stop_below: float | None = Field(
+        None,
+        gt=0,
+        description="end the run once the training loss, smoothed over ten steps, is at or below this; the schedule "
+        "still goes by max_steps",
+    )
+    batch_size: int = Field(
+        4, gt=0, description="rows of a micro-batch; with packing a row is max_length tokens"
+    )
+    gradient_accumulation: int = Field(1, gt=0, description="micro-batches per optimizer step and process")
+    max_length: int = Field(512, gt=1, description="tokens of a row")
+    packing: bool | None = Field(
+        None,
+        description="fill rows with several examples that do not see each other; by default wherever the model keeps "
+        "them apart, which is tried on it",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="every draw of the run follows from it and the step")
+    clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for no clipping")
+    save_every: int = Field(
+        50, gt=0, description="optimizer steps between checkpoints; the last step is always saved"
+    )
+    eval_every: int | None = Field(
+        None, gt=0, description="optimizer steps between scores of data.eval; the last step is always scored"
+    )
+    keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where one is visible")
+
+
+class EvalSection(Section):
+    """What `lrft eval` runs."""
+
+    tasks: list[Annotated[MethodConfig, Choice(TASKS)]] = Field(
+        default_factory=list, description="tasks, by name or with settings"
+    )
+    limit: int | None = Field(None, gt=0, description="score only the first so many rows")
+    batch_tokens: int = Field(8192, gt=0, description="tokens of an evaluation batch, padding included")
+
+
+class ExportSection(Section):
+    """What `lrft merge` writes."""
+
+    onto: Literal["dequantized", "original"] = Field(
+        "dequantized", description="merge onto the base seen in training, or onto the original weights"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        None, description="by default model.dtype"
+    )
+    rounding: Literal["stochastic", "nearest", "feedback"] | None = Field(
+        None,
+        description="how changed weights reach a dtype below float32. stochastic, the default: right on average, and "
+        "the same every time; nearest: erases changes below half a step; feedback: later columns of a layer take "
+        "back the errors of earlier ones, as measured on training rows",
+    )
+    calibration_rows: int = Field(48, gt=0, description="training rows that rounding: feedback measures on")
+    shard_size: str = Field(
+        "5GB", pattern=r"^\d+(\.\d+)?[KMG]B$", description="largest file of the merged weights"
+    )
+    tolerance: float = Field(
+        0.05,
+        gt=0,
+        description="largest mean KL divergence from the adapter, and largest loss difference, in nats per token",
+    )
+    fidelity_rows: int = Field(8, gt=0, description="held-out rows the merged model is compared on")
+
+
+class LoggingSection(Section):
+    """Where numbers go beside metrics.jsonl."""
+
+    every: int | None = Field(
+        None, gt=0, description="optimizer steps between printed lines; null for about a hundred lines a run"
+    )
+    wandb: str | None = Field(None, description="Weights & Biases project; null for none")

@@ -1,0 +1,161 @@
+"""What the settings of every method of an axis accept, whatever the method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from lrft.registry.did_you_mean import listed
+from lrft.registry.errors import Problem, RecipeError
+from lrft.registry.section import MethodConfig, RecipeView
+
+BASE_ROLES = ("matrix", "embedding", "head", "vector")  # of parameters of the base model
+
+
+class AdapterConfig(MethodConfig):
+    """What every adapter's section accepts."""
+
+    targets: str | list[str] = Field(
+        "all-linear", description="`all-linear`, or patterns matched against the end of module names"
+    )
+    dtype: Literal["bfloat16", "float32"] | None = Field(
+        None, description="precision the adapter computes and is exported in; by default the model's"
+    )
+
+    def site_patterns(self) -> dict[str, list[str]]:
+        """Settings that hold patterns of site names, by key; one that matches no site is an error."""
+        return {}
+
+    def for_site(self, name: str) -> AdapterConfig:
+        """The settings used at the site called `name`; patterned settings override this."""
+        return self
+
+
+class ResidualConfig(MethodConfig):
+    """What every init accepts whose start the base gives up."""
+
+    residual: Literal["rewrite", "anchor"] | None = Field(
+        None,
+        description="rewrite: the base stores W - delta_0, rounded anew; anchor: the base keeps W and the frozen start "
+        "is subtracted beside it; by default anchor on quantized bases, rewrite on dense ones",
+    )
+
+
+class StagesConfig(MethodConfig):
+    """What every restart accepts that comes after a fixed number of steps."""
+
+    every: int = Field(gt=0)
+
+    def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+        """Refuse a run in which no restart would happen."""
+        if self.every >= total_steps:
+            remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
+            message = f"{self.every} steps are no less than the whole run's {total_steps}; {remedy}"
+            raise RecipeError(message, "restart.every")
+
+    def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+        """Moments that some setting zeroes one by one, of an optimizer that has no such entries."""
+        optimizer = recipe.declared("optimizer")
+        zeroed = getattr(self, "reset", None) in ("random", "magnitude")
+        if zeroed and optimizer is not None and "entry_moments" not in optimizer.provides:
+            others = listed(recipe.that_provide("optimizer", "entry_moments"), "or")
+            message = (
+                f"{optimizer.name} keeps moments that cannot be zeroed one by one; write all, or choose "
+            )
+            yield Problem("restart.reset", f"{message}optimizer {others}")
+
+
+class OptimizerConfig(MethodConfig):
+    """What every optimizer's section accepts."""
+
+    lr: float = Field(2e-4, gt=0, description="learning rate at the top of the schedule")
+    weight_decay: float = Field(
+        0.0, ge=0, description="decay of every trained number, as the optimizer has it"
+    )
+    per_layer: bool = Field(
+        False,
+        description="update each parameter in the backward pass and free its gradient at once; no clipping, no "
+        "accumulation",
+    )
+
+    def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+        """What updates in the backward pass cannot be combined with."""
+        if not self.per_layer:
+            return
+        optimizer = recipe.declared("optimizer")
+        if optimizer is not None and "per_parameter" not in optimizer.provides:
+            message = f"the update of {optimizer.name} looks at several parameters at once; write false"
+            yield Problem("optimizer.per_layer", message)
+        reasons = {
+            "train.clip": (None, "no global norm exists when each gradient is freed at once; write null"),
+            "train.gradient_accumulation": (
+                1,
+                "a gradient that is freed at once cannot be accumulated; write 1",
+            ),
+        }
+        for key, (needed, message) in reasons.items():
+            if recipe[key] != needed:
+                yield Problem(key, f"{message} (optimizer.per_layer)")
+        if recipe["model.dtype"] == "float16":
+            yield Problem(
+                "optimizer.per_layer", "float16 needs its gradients unscaled together; write bfloat16"
+            )
+
+
+class ProjectedConfig(OptimizerConfig):
+    """What every optimizer accepts that projects gradients; a subclass says the roles in its field `project`."""
+
+    def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+        """Roles of which none trains."""
+        yield from super().clashes(recipe)
+        roles: list[str] = getattr(self, "project", [])
+        base = recipe["trainable.weights"] != "adapter"
+        if not [role for role in roles if (base if role in BASE_ROLES else recipe["adapter"] is not None)]:
+            remedy = "[matrix]" if base else "[lora_A, lora_B], or write trainable: full"
+            message = (
+                f"none of {', '.join(roles)} trains here, so nothing would be projected; name roles that do: "
+            )
+            yield Problem("optimizer.project", message + remedy)
+
+
+class ScheduleConfig(MethodConfig):
+    """What every schedule's section accepts."""
+
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps spent warming up")
+    warmup_steps: int | None = Field(None, ge=0, description="steps of warm-up, instead of the ratio")
+    floor: float = Field(
+        0.0, ge=0, lt=1, description="share of the rate that a schedule which falls ends with"
+    )
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up in a run of so many."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return math.ceil(self.warmup_ratio * total_steps)
+
+    def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
+        """Refuse a warm-up that never ends."""
+        if self.warmup_steps is not None and self.warmup_steps > total_steps:
+            message = (
+                f"{self.warmup_steps} steps of warm-up are more than the run's {total_steps}; write at most "
+            )
+            raise RecipeError(f"{message}{total_steps}", "schedule.warmup_steps")
+
+    def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+        """Two lengths of one warm-up."""
+        if self.warmup_steps is not None and self.warmup_ratio:
+            message = "says the length of the warm-up, and so does schedule.warmup_ratio; set one of them to null or 0"
+            yield Problem("schedule.warmup_steps", message)
+
+
+class FormatConfig(MethodConfig):
+    """What every format's section accepts."""
+
+    ignore: list[str] = Field(
+        default_factory=list,
+        description="columns of a row and fields of its messages that are left out on purpose; what means something "
+        "and reaches no text is refused otherwise",
+    )
