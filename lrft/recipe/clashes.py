@@ -99,6 +99,8 @@ def _what_trains(settings: Settings) -> Iterator[Problem]:
     if weights == "adapter" and settings["adapter"] is None:
         message = "there is no adapter, so nothing would train; write trainable: full, or choose an adapter"
         yield Problem("adapter", message)
+    if settings["init"] is None and settings["adapter"] is not None:
+        yield Problem("init", "an adapter needs a start; leave the line out, or write init: default")
     if weights == "full" and "dense_base" not in AXES["quantization"].declared(quantized).provides:
         message = f"weights stored as {quantized} cannot be trained; write quantization: none"
         yield Problem("quantization.method", message)

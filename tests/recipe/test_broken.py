@@ -52,6 +52,7 @@ CASES = [
     ("  lr: 2e-4", "  lr: 1" + "0" * 400, "optimizer.lr", 8, "too many digits"),
     ("  lr: 2e-4", "  weight_decay: -0.1", "optimizer.weight_decay", 8, "a number at least 0, not -0.1"),
     ("schedule: cosine", "schedule: cosin", "schedule.method", 9, "did you mean cosine?"),
+    ("schedule: cosine", "schedule: cosine\ninit: null", "init", 10, "an adapter needs a start"),
     ("schedule: cosine", "schedule: 5", "schedule", 9, "not 5"),
     ("schedule: cosine", "schedule: {warmup_ratio: 1}", "schedule.warmup_ratio", 9, "less than 1, not 1"),
     ("schedule: cosine", "schedule: {warmup_steps: 200}", "schedule.warmup_steps", 9, "at most 100"),

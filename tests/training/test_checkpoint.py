@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from lrft.core.callback import Callback
+from lrft.core.params import ParamInfo
+from lrft.core.run import Run
 from lrft.registry.errors import LrftError
-from lrft.training import checkpoint_folder
+from lrft.training import checkpoint, checkpoint_folder
 from lrft.training.flatten import flatten, same, unflatten
 
 FILES = {
@@ -135,3 +139,31 @@ def test_nested_state_survives_json():
 def test_what_cannot_be_kept_is_refused_by_path():
     with pytest.raises(TypeError, match=r"a\.b\.0: a set cannot be kept"):
         flatten({"a": {"b": [{1, 2}]}})
+
+
+class Keeping(Callback):
+    """Keeps one number of its own."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def state_dict(self) -> dict:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.number = state["number"]
+
+
+def test_two_callbacks_of_one_class_each_get_their_own_state_back(tmp_path):
+    def run_with(*numbers):
+        parameter = nn.Parameter(torch.zeros(2))
+        infos = [ParamInfo("w", parameter, "matrix", "")]
+        optimizer = torch.optim.SGD([parameter], lr=0.1)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        return Run(nn.Module(), infos, optimizer, schedule, 4, callbacks=[Keeping(n) for n in numbers])
+
+    identity = checkpoint.Identity("recipe", "base")
+    folder = checkpoint.save_checkpoint(run_with(1, 2, 3), {}, tmp_path, identity, {})
+    resumed = run_with(0, 0, 0)
+    checkpoint.restore(resumed, folder)
+    assert [callback.number for callback in resumed.callbacks] == [1, 2, 3]
