@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.test_resume import files_of, losses, stop_at
 
 from lrft.api.merge import merge
 from lrft.api.train import train
@@ -19,6 +18,7 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, AXES, FORMATS
 from lrft.registry.errors import LrftError, NotMergeable
 from lrft.training.folder import RunFolder
+from tests.training.test_resume import files_of, losses, stop_at
 
 SMOKE = sorted((Path(__file__).parents[1] / "recipes" / "smoke").glob("[!_]*.yaml"))
 MOSTLY_NULL = {"restart": 0.5, "select": 0.5}

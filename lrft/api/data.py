@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from lrft.build.dataset import Text, read_rendered, read_text
+from lrft.build.dataset import read_rendered, read_text
+from lrft.build.text import Text
 from lrft.data.encoded import Encoded
 from lrft.data.show import masked_text, spans
 from lrft.evaluation.progress import EvaluationBar

@@ -9,7 +9,7 @@ from pathlib import Path
 from lrft.api.open_run import open_run, trusts_remote_code
 from lrft.api.stopping import check_stops
 from lrft.build.adapt import Adaptation
-from lrft.build.dataset import Text
+from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.notes import say
 from lrft.data.encoded import Encoded
@@ -23,7 +23,8 @@ from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
 from lrft.model.stopping import stops_as_trained
 from lrft.model.trained import frozen_layers
-from lrft.recipe.schema import ModelSection, Recipe
+from lrft.recipe.schema import Recipe
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import DataError, ToleranceError
 from lrft.training.folder import RECIPE, RunFolder, find

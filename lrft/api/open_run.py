@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lrft.build.adapt import Adaptation, adapt
-from lrft.build.dataset import Text, read_text
+from lrft.build.dataset import read_text
+from lrft.build.text import Text
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
 from lrft.model.trained import load_trained_tensors

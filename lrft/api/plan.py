@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TypedDict
 
 from lrft.build.adapt import plan_without_weights
-from lrft.build.dataset import check_steps, check_text, possible_steps, read_text, train_data
+from lrft.build.dataset import read_text
 from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Target
+from lrft.build.steps import check_steps, possible_steps, train_data
+from lrft.build.text import check_text
 from lrft.core.stages import ranks_of
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lrft.build.dataset import Text
+from lrft.build.text import Text
 from lrft.core.notes import say
 from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer

@@ -14,8 +14,10 @@ from lrft.api.claim import check_same_start, claim, finished
 from lrft.api.memory import memory_advice
 from lrft.api.run_record import write_end, write_start
 from lrft.build.adapt import adapt
-from lrft.build.dataset import Text, check_steps, check_text, possible_steps, read_text
+from lrft.build.dataset import read_text
 from lrft.build.job import Job, assemble
+from lrft.build.steps import check_steps, possible_steps
+from lrft.build.text import Text, check_text
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.subject import silent

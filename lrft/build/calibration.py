@@ -9,11 +9,12 @@ from itertools import chain, count, islice
 
 import torch
 
-from lrft.build.dataset import Text, train_data
+from lrft.build.steps import train_data
+from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.stages import Plan, Planner, Signals, Statistic
+from lrft.data.encoded import Encoded
 from lrft.data.steps import TrainData
-from lrft.data.tokenize import Encoded
 from lrft.evaluation.subject import Progress
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM

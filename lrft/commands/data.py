@@ -53,7 +53,7 @@ def check_command(
 ) -> None:
     """Run the gate that precedes training: `lrft data check quickstart`. Exits with 3 when it stays shut."""
     from lrft.api.data import check_data
-    from lrft.build.dataset import check_text
+    from lrft.build.text import check_text
     from lrft.recipe.load import load_recipe
 
     silence(quiet)

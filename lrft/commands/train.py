@@ -65,7 +65,7 @@ def _show_plan(plan: Plan) -> None:
     """The plan as tables on standard output."""
     from rich.table import Table
 
-    from lrft.build.dataset import fact_lines
+    from lrft.build.text import fact_lines
 
     table = Table("plan", plan["recipe"])
     for label, value in fact_lines(plan["data"]):

@@ -8,7 +8,8 @@ from lrft.build.measure import measure
 from lrft.build.measured import Measured
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
-from lrft.recipe.schema import ModelSection, Recipe
+from lrft.recipe.schema import Recipe
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import AXES
 
 

@@ -9,7 +9,7 @@ import torch
 
 from lrft.model.causal_lm import CausalLM
 from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 
 

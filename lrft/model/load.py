@@ -16,7 +16,7 @@ from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
 from lrft.model.direct import find_direct
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.hf import HF, ModelConfig
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}

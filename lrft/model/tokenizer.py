@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from lrft.model.files import quiet, resolve, unloadable
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 from lrft.registry.protocols import Tokenizer
 

@@ -18,7 +18,7 @@ from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
 from lrft.model.sites import sites_of
 from lrft.model.trained import load_trained_tensors, parameter_infos, trained_tensors
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
 
 TOKENS = 3

@@ -12,7 +12,8 @@ import pytest
 from lrft.api.open_run import open_run
 from lrft.api.plan import plan
 from lrft.api.train import train
-from lrft.build.dataset import check_text, read_text
+from lrft.build.dataset import read_text
+from lrft.build.text import check_text
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import DataError, RecipeError
 from lrft.training.folder import RUN, RunFolder

@@ -18,7 +18,7 @@ from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
 from lrft.model.sites import linear_sites
 from lrft.model.tokenizer import load_tokenizer, pad_id
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import ADAPTERS, FORMATS, INITS, QUANTIZERS
 from lrft.registry.config import parse_choice
 

@@ -13,7 +13,7 @@ from lrft.methods.signals.grad import Grad
 from lrft.model.calibrate import calibrate
 from lrft.model.load import load_model
 from lrft.model.sites import choose, linear_sites
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import DataError
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lrft.model.load import load_config, load_model
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 
 UP = "model.layers.0.mlp.up_proj.weight"

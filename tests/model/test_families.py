@@ -14,7 +14,7 @@ from lrft.model.load import load_model
 from lrft.model.sites import choose, linear_sites, matrices
 from lrft.model.tokenizer import load_tokenizer
 from lrft.model.trained import parameter_infos
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 

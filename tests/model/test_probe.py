@@ -14,7 +14,7 @@ from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
 from lrft.model.probe import FUTURE, PACKED, VALUES, batch_of, find_fault
 from lrft.model.sites import choose, linear_sites
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import QUANTIZERS
 from lrft.registry.errors import RecipeError
 

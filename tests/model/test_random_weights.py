@@ -17,7 +17,7 @@ from lrft.api.train import train
 from lrft.model.load import load_model
 from lrft.model.tokenizer import load_tokenizer
 from lrft.recipe.load import load_recipe
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import CheckpointError, Interrupted, RecipeError, UsageError
 from lrft.training.folder import RECIPE, RunFolder
 from lrft.training.gradient_check import GradientCheck

@@ -7,7 +7,7 @@ import pytest
 from lrft.model.load import load_model
 from lrft.model.stopping import stops_as_trained, trained_generation
 from lrft.model.tokenizer import load_tokenizer
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import torch
 
 from lrft.registry.errors import LrftError
 from lrft.training import checkpoint_folder
-from lrft.training.flatten import flatten, same, unflatten
+from lrft.training.flatten import flatten, unflatten
+from tests.same_state import same
 
 FILES = {
     "adapter.safetensors": os.urandom(5000),

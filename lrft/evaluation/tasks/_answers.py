@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from lrft.data.example import Row
+from lrft.data.question import Question
 from lrft.data.sources import Rows
 from lrft.data.thoughts import said
-from lrft.data.tokenize import Question, Renderer
+from lrft.data.tokenize import Renderer
 from lrft.evaluation.generate import generate
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._task import each

@@ -20,7 +20,7 @@ from lrft.model.attach import attach
 from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
 from lrft.model.sites import sites_of
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import INITS, QUANTIZERS
 from lrft.registry.errors import NotMergeable, RecipeError
 from tests.model.test_families import DOCUMENTS, batch_of

@@ -16,7 +16,7 @@ from lrft.model.attach import make_plan
 from lrft.model.calibrate import calibrate
 from lrft.model.load import load_model
 from lrft.model.sites import choose, linear_sites
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import ADAPTERS, INITS, SIGNALS
 
 WIDTHS = {"a": 20, "b": 20, "c": 12}

@@ -11,7 +11,7 @@ from lrft.methods.signals.grad import Grad
 from lrft.model.calibrate import calibrate
 from lrft.model.load import load_model
 from lrft.model.sites import linear_sites
-from lrft.recipe.schema import ModelSection
+from lrft.recipe.sections import ModelSection
 from tests.contracts.test_inits import make, weight_and_signals
 
 
