@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lrft.build.job import Job
 from lrft.core.notes import say
@@ -14,9 +13,6 @@ from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.training import folder as run_folder
 from lrft.training.folder import RECIPE, RESULT, RUN, RunFolder
-
-if TYPE_CHECKING:
-    pass
 
 # Sections that change where numbers go, not what they are; a resumed run may change them.
 FREE_TO_CHANGE = ("logging", "export", "eval")
@@ -44,7 +40,7 @@ def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> R
 
 
 def finished(folder: RunFolder) -> dict[str, Json] | None:
-    """The result of a run that has ended and whose adapter is there, else None."""
+    """What result.json holds of a run that is complete; None of any other."""
     if not (folder.path / RESULT).is_file() or not folder.adapter.is_dir():
         return None
     result: dict[str, Json] = folder.read(RESULT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,9 +20,6 @@ from lrft.training import folder as run_folder
 from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
 from lrft.training.keepers import Scorer
 from lrft.training.metrics import peak_memory
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, QUANTIZERS
 from lrft.registry.errors import RecipeError
+from lrft.registry.json import Json
 
 
 @dataclass
@@ -46,7 +46,7 @@ def quantizer(recipe: Recipe) -> Quantizer:
     """The recipe's storage format, ready to take (weight, bias) and settings of one layer."""
     cls, config = QUANTIZERS.get(recipe.quantization.method), recipe.quantization
 
-    def store(weight: Tensor, bias: Tensor | None = None, **settings: Any) -> FrozenLinear:
+    def store(weight: Tensor, bias: Tensor | None = None, **settings: object) -> FrozenLinear:
         chosen = type(config).model_validate({**config.model_dump(), **settings}) if settings else config
         layer: FrozenLinear = cls(weight, bias, config=chosen)
         return layer
@@ -61,7 +61,7 @@ def adapt(
     trust_remote_code: bool = False,
     text: Text | None = None,
     saved: dict[str, Tensor] | None = None,
-    planned: dict[str, Any] | None = None,
+    planned: dict[str, dict[str, Json]] | None = None,
     trains: bool = True,
     progress: Progress = silent,
 ) -> Adaptation:
@@ -150,7 +150,7 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
     sites, table = choose(there, recipe.adapter.targets, held.total, model.direct)
     if check:
         check_sites(model, sites)
-    assert recipe.init is not None, "the schema gives every adapter a start"
+    assert recipe.init is not None, "an adapter without an init"
     init = INITS.get(recipe.init.method)(recipe.init)
     planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import date
 from functools import partial
-from typing import Any
 
 from lrft.build.text import Text
 from lrft.data.gate import SHOWN
@@ -12,12 +11,14 @@ from lrft.data.prepare import Prepared, prepare
 from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Progress, silent
+from lrft.model.hf import TextConfig
 from lrft.model.load import load_config
 from lrft.model.tokenizer import load_tokenizer, pad_id
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError, RecipeError
+from lrft.registry.protocols import Tokenizer
 
 
 def read_text(
@@ -56,7 +57,7 @@ def read_text(
 
 def read_rendered(
     recipe: Recipe, source: Source, trust_remote_code: bool, progress: Progress
-) -> tuple[Prepared, Any]:
+) -> tuple[Prepared, Tokenizer]:
     """The rows of one source as the recipe renders them, and the tokenizer; nothing is judged.
 
     Raises:
@@ -69,7 +70,7 @@ def read_rendered(
     ), text.tokenizer
 
 
-def _without_rows(recipe: Recipe, config: Any, trust_remote_code: bool, today: str | None) -> Text:
+def _without_rows(recipe: Recipe, config: TextConfig, trust_remote_code: bool, today: str | None) -> Text:
     tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code)
     if recipe.model.tokenizer is None:
         _check_tokenizer(tokenizer, config.vocab_size)
@@ -86,7 +87,7 @@ def _without_rows(recipe: Recipe, config: Any, trust_remote_code: bool, today: s
     return Text(tokenizer, stops, pad_id(tokenizer, stops), renderer)
 
 
-def _check_tokenizer(tokenizer: Any, size: int) -> None:
+def _check_tokenizer(tokenizer: Tokenizer, size: int) -> None:
     """Refuse a tokenizer whose tokens have no embedding.
 
     Raises:
@@ -110,7 +111,7 @@ def _read_held_out(text: Text, recipe: Recipe, positions: int | None, progress: 
     """
     assert text.held_out is not None
     prepared = prepare(text.held_out, text.renderer, partial(progress, "tokenizing held-out rows"))
-    text._held_out, text.held_out_report = prepared.encoded, prepared.report
+    text.scored, text.held_out_report = prepared.encoded, prepared.report
     if positions is not None:
         lengths = [max(len(d.input_ids) for d in row.documents()) for row in prepared.encoded]
         long = [i for i, length in enumerate(lengths) if length > positions]

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
+
+from torch.optim import Optimizer
 
 from lrft.build.adapt import Adaptation
 from lrft.build.steps import train_data
@@ -19,7 +21,7 @@ from lrft.core.run import Run
 from lrft.core.stages import ranks_of
 from lrft.data.steps import StepBatches, eval_batches
 from lrft.evaluation.loss import held_out_loss, row_losses
-from lrft.evaluation.subject import EvaluationStopped, Subject
+from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.model.trained import parameter_infos, trained_tensors
@@ -34,6 +36,9 @@ from lrft.training.folder import METRICS, RunFolder
 from lrft.training.gradient_check import GradientCheck
 from lrft.training.keepers import LossScale, Saver, Scorer, StopAtLoss, StopOnSignal
 from lrft.training.metrics import Bar, MetricsFile, Wandb
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 TIMED = {"allocate": ALLOCATORS, "restart": RESTARTS, "select": SELECTORS}
 
@@ -56,7 +61,7 @@ def assemble(
     folder: RunFolder,
     text: Text,
     adaptation: Adaptation,
-    accelerator: Any,
+    accelerator: Accelerator,
     recipe_hash: str,
     trust_remote_code: bool = False,
 ) -> Job:
@@ -100,7 +105,7 @@ def assemble(
     return Job(run, steps, objective, text, adaptation, identity, folder)
 
 
-def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Any:
+def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
     """The recipe's optimizer over these parameters, with the way base weights are updated.
 
     Raises:
@@ -108,7 +113,7 @@ def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Any:
     """
     cls = OPTIMIZERS.get(recipe.optimizer.method)
     try:
-        return updates.build(
+        made: Optimizer = updates.build(
             partial(cls.build, config=recipe.optimizer),
             infos,
             update=recipe.trainable.update,
@@ -117,9 +122,10 @@ def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Any:
         )
     except ValueError as error:
         raise RecipeError(str(error), "optimizer") from None
+    return made
 
 
-def subject(recipe: Recipe, text: Text, model: CausalLM, **watching: Any) -> Subject:
+def subject(recipe: Recipe, text: Text, model: CausalLM, progress: Progress | None = None) -> Subject:
     """What the evaluation tasks score."""
     return Subject(
         model=model,
@@ -129,7 +135,7 @@ def subject(recipe: Recipe, text: Text, model: CausalLM, **watching: Any) -> Sub
         stop_ids=text.stop_ids,
         pad_id=text.pad_id,
         batch_tokens=recipe.eval.batch_tokens,
-        **watching,
+        progress=progress,
     )
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 from lrft.data.encoded import Encoded
 from lrft.data.gate import SCORED_WHOLE, GateReport
-from lrft.data.show import facts
+from lrft.data.show import recorded_facts
 from lrft.data.sources import Rows, read_rows
 from lrft.data.tokenize import Renderer, encode_all
 from lrft.recipe.schema import Recipe
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError, RecipeError
+from lrft.registry.json import Json, to_list, to_section
+from lrft.registry.protocols import Tokenizer
 
 
 @dataclass
@@ -25,11 +26,12 @@ class Text:
         train: encoded training rows; empty where only evaluation is wanted.
         report: what the data gate found in them.
         held_out: rows of `data.eval`, or None.
+        scored: those rows encoded; None where only evaluation is wanted.
         held_out_report: what the data gate found in those; None where only evaluation is wanted.
         overlap: where the first held-out rows are that stand among the training rows too, and how many there are.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     stop_ids: set[int]
     pad_id: int
     renderer: Renderer
@@ -39,15 +41,15 @@ class Text:
     held_out_report: GateReport | None = None
     overlap: tuple[int, tuple[str, ...]] = (0, ())
     fingerprints: dict[str, str] = field(default_factory=dict)
-    _held_out: list[Encoded] | None = None
+    scored: list[Encoded] | None = None
 
     def held_out_encoded(self, limit: int | None = None) -> list[Encoded]:
         """The first held-out rows, encoded; rows that are too long are left out."""
         if self.held_out is None:
             return []
         kept = min(limit or len(self.held_out), len(self.held_out))
-        if self._held_out is not None:
-            found = self._held_out[:kept]
+        if self.scored is not None:
+            found = self.scored[:kept]
         else:
             rows = replace(self.held_out, rows=[self.held_out[i] for i in range(kept)])
             found = encode_all(rows, self.renderer)
@@ -59,7 +61,7 @@ class Text:
         Raises:
             RecipeError: names the first row that has one.
         """
-        for split, rows in (("training", self.train), ("held-out", self._held_out or [])):
+        for split, rows in (("training", self.train), ("held-out", self.scored or [])):
             for index, row in enumerate(rows):
                 if max(row.input_ids, default=0) >= size:
                     found = f"{split} row {index} has token {max(row.input_ids)}, and the model knows {size}"
@@ -69,7 +71,7 @@ class Text:
         """What the gate found in either split, a line a fact, for people."""
         return fact_lines(self.record())
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Json]:
         """The same as plain values: the gate's record of the training rows, and that of the held-out ones in it."""
         return {
             **({} if self.report is None else self.report.record()),
@@ -105,17 +107,16 @@ class Text:
                 yield encoded
 
 
-def fact_lines(record: dict[str, Any]) -> list[tuple[str, str]]:
+def fact_lines(record: Mapping[str, Json]) -> list[tuple[str, str]]:
     """What `Text.record` says, a line a fact, for people."""
-    found = _facts_of(record) if "rows" in record else []
-    if record["held_out"] is not None:
-        found += [(f"held-out {label}", value) for label, value in _facts_of(record["held_out"])]
+    found = recorded_facts(record) if "rows" in record else []
+    if held_out := to_section(record["held_out"]):
+        found += [(f"held-out {label}", value) for label, value in recorded_facts(held_out)]
     if record["asks_for_the_date"]:
-        found.append(("date the template writes", record["date"]))
-    if both := record["rows_in_both_splits"]:
-        found.append(
-            ("rows in both splits", f"{both:,} (first: {', '.join(record['first_in_both_splits'])})")
-        )
+        found.append(("date the template writes", str(record["date"])))
+    if isinstance(both := record["rows_in_both_splits"], int) and both:
+        first = ", ".join(map(str, to_list(record["first_in_both_splits"])))
+        found.append(("rows in both splits", f"{both:,} (first: {first})"))
     return found
 
 
@@ -132,7 +133,3 @@ def check_text(text: Text, recipe: Recipe) -> None:
         text.held_out_report.check(True, SCORED_WHOLE, "data.eval")
         if not text.held_out_encoded(recipe.eval.limit):
             raise DataError("data.eval: no row has a token to score; check data.format and data.too_long")
-
-
-def _facts_of(record: dict[str, Any]) -> list[tuple[str, str]]:
-    return facts(GateReport(**{f.name: record[f.name] for f in fields(GateReport)}))

@@ -39,8 +39,3 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
                 insort(rooms, left)
             open_rows[left].append(row)
     return rows
-
-
-def fill(lengths: Sequence[int], capacity: int, rows: int) -> float:
-    """Share of the rows' tokens that documents fill."""
-    return sum(lengths) / (capacity * rows) if rows else 0.0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from itertools import groupby
+from typing import Any
 
 from rich.text import Text
 
 from lrft.data.encoded import Encoded
 from lrft.data.gate import GateReport
+from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
 
 LEARNT = "bold black on green"
@@ -78,6 +82,12 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
     if report.unread:
         lines.append(("not read", _counted(report.unread)))
     return lines
+
+
+def recorded_facts(record: Mapping[str, Json]) -> list[tuple[str, str]]:
+    """The same of a report as its `record` gave it."""
+    counts: dict[str, Any] = {field.name: record[field.name] for field in fields(GateReport)}
+    return facts(GateReport(**counts))
 
 
 def _counted(names: dict[str, int]) -> str:

@@ -11,7 +11,7 @@ from lrft.core.batch import Batch
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
 from lrft.data.order import permutation
-from lrft.data.pack import fill, pack
+from lrft.data.pack import pack
 from lrft.registry.errors import DataError
 
 MicroBatch = list[list[int]]  # rows of data-set indices
@@ -126,14 +126,6 @@ class TrainData:
             examples=len(indices),
             epoch=epoch + (within + 1) / self.steps_per_epoch(epoch),
         )
-
-    def fill(self, epoch: int) -> float:
-        """Share of the epoch's row tokens that is not padding."""
-        rows = [row for micro_batch in self._plan(epoch) for row in micro_batch]
-        if self.packing:
-            return fill([self.lengths[index] for index in self.usable], self.max_length, len(rows))
-        padded = sum(len(batch) * max(self.lengths[row[0]] for row in batch) for batch in self._plan(epoch))
-        return sum(self.lengths[row[0]] for row in rows) / padded
 
     def _collate(self, micro_batch: MicroBatch) -> Batch:
         rows = [[self.encoded[index] for index in row] for row in micro_batch]

@@ -11,7 +11,7 @@ import torch
 
 from lrft.core.batch import Batch
 from lrft.evaluation.batching import scoring
-from lrft.evaluation.subject import EvaluationStopped, Progress, never
+from lrft.evaluation.subject import EvaluationStopped, Progress, never, silent
 from lrft.ops.loss import linear_cross_entropy, target_logprobs
 from lrft.registry.errors import DataError, NumericalError
 
@@ -58,7 +58,7 @@ def held_out_loss(
         EvaluationStopped: `should_stop` said so.
     """
     summed, tokens, rows = 0.0, 0, 0
-    report = progress or _silent
+    report = progress or silent
     report("loss", 0, total)
     with scoring(model):
         for batch in batches:
@@ -104,10 +104,6 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Nobody is shown how far it is."""
 
 
 def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from lrft.recipe.schema import Recipe
+from lrft.recipe.sections import DECIDES_ROWS
 from lrft.registry.config import Choice, Section
 from lrft.registry.did_you_mean import a, listed
 from lrft.registry.json import Json
@@ -170,3 +171,14 @@ def known_keys(plain: Json, slot: Slot = ROOT, prefix: tuple[str, ...] = ()) -> 
         below = slot_of(field)
         value = value_at((name,), plain)
         yield from known_keys(field.default if value is None else value, below, (*prefix, name))
+
+
+def keys_that_decide_rows(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Dotted keys that arms of a comparison have in common; a section that is marked stands for all below."""
+    for name, field in section.model_fields.items():
+        slot = slot_of(field)
+        below = slot.section(None) if slot.registry is None else None
+        if DECIDES_ROWS in slot.metadata:
+            yield f"{prefix}{name}"
+        elif below is not None:
+            yield from keys_that_decide_rows(below, f"{prefix}{name}.")

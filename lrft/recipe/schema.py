@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from lrft.recipe.sections import (
+    DECIDES_ROWS,
     DataSection,
     EvalSection,
     ExportSection,
@@ -59,7 +60,7 @@ class Recipe(Section):
     )
     optimizer: Annotated[OptimizerConfig, Choice(OPTIMIZERS)] = Field(default="adamw", validate_default=True)
     schedule: Annotated[ScheduleConfig, Choice(SCHEDULES)] = Field(default="linear", validate_default=True)
-    data: DataSection
+    data: Annotated[DataSection, DECIDES_ROWS]
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     analyse: list[Annotated[MethodConfig, Choice(ANALYSES)]] = Field(

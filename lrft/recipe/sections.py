@@ -19,17 +19,24 @@ from lrft.registry.config import (
     model_validator,
 )
 
+DECIDES_ROWS = "decides rows"
+"""Marks a field that decides the rows of a step, how many steps there are, or the numbers compared."""
+
 
 class ModelSection(Section):
     """The base model and how it computes."""
 
-    name: str = Field(min_length=1, description="hub id, local folder, .gguf file, or pkg:PACKAGE/FILE.gguf")
-    revision: str | None = Field(None, description="commit, branch or tag on the hub")
-    weights: Literal["pretrained", "random"] = Field(
+    name: Annotated[str, DECIDES_ROWS] = Field(
+        min_length=1, description="hub id, local folder, .gguf file, or pkg:PACKAGE/FILE.gguf"
+    )
+    revision: Annotated[str | None, DECIDES_ROWS] = Field(
+        None, description="commit, branch or tag on the hub"
+    )
+    weights: Annotated[Literal["pretrained", "random"], DECIDES_ROWS] = Field(
         "pretrained",
         description="random: drawn from train.seed as the architecture draws them; no weights are read",
     )
-    tokenizer: str | None = Field(
+    tokenizer: Annotated[str | None, DECIDES_ROWS] = Field(
         None,
         min_length=1,
         description="hub id or local folder of another tokenizer; by default the model's own",
@@ -96,24 +103,26 @@ class DataSection(Section):
 class TrainSection(Section):
     """The loop: how long, how much at a time, how often to save and score."""
 
-    max_steps: int | None = Field(
+    max_steps: Annotated[int | None, DECIDES_ROWS] = Field(
         None, gt=0, description="optimizer steps; with epochs too, whichever ends first"
     )
-    epochs: float | None = Field(
+    epochs: Annotated[float | None, DECIDES_ROWS] = Field(
         None, gt=0, le=10_000, description="passes over the data; 1 when max_steps is not given either"
     )
-    stop_below: float | None = Field(
+    stop_below: Annotated[float | None, DECIDES_ROWS] = Field(
         None,
         gt=0,
         description="end the run once the training loss, smoothed over ten steps, is at or below this; the schedule "
         "still goes by max_steps",
     )
-    batch_size: int = Field(
+    batch_size: Annotated[int, DECIDES_ROWS] = Field(
         4, gt=0, description="rows of a micro-batch; with packing a row is max_length tokens"
     )
-    gradient_accumulation: int = Field(1, gt=0, description="micro-batches per optimizer step and process")
-    max_length: int = Field(512, gt=1, description="tokens of a row")
-    packing: bool | None = Field(
+    gradient_accumulation: Annotated[int, DECIDES_ROWS] = Field(
+        1, gt=0, description="micro-batches per optimizer step and process"
+    )
+    max_length: Annotated[int, DECIDES_ROWS] = Field(512, gt=1, description="tokens of a row")
+    packing: Annotated[bool | None, DECIDES_ROWS] = Field(
         None,
         description="fill rows with several examples that do not see each other; by default wherever the model keeps "
         "them apart, which is tried on it",
@@ -136,7 +145,9 @@ class EvalSection(Section):
     tasks: list[Annotated[MethodConfig, Choice(TASKS)]] = Field(
         default_factory=list, description="tasks, by name or with settings"
     )
-    limit: int | None = Field(None, gt=0, description="score only the first so many rows")
+    limit: Annotated[int | None, DECIDES_ROWS] = Field(
+        None, gt=0, description="score only the first so many rows"
+    )
     batch_tokens: int = Field(8192, gt=0, description="tokens of an evaluation batch, padding included")
 
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field, model_validator
 
 from lrft.registry.section import Section
-
-if TYPE_CHECKING:
-    pass
 
 
 class Source(Section):

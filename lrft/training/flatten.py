@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lrft.registry.json import Json, to_list, to_section
@@ -58,9 +57,3 @@ def unflatten(tensors: dict[str, Tensor], values: Json) -> Any:
             int(key): unflatten(tensors, value) for key, value in to_section(values[INTEGER_KEYS]).items()
         }
     return {key: unflatten(tensors, value) for key, value in values.items()}
-
-
-def same(a: object, b: object) -> bool:
-    """Whether two nested states are bit for bit the same."""
-    (at, av), (bt, bv) = flatten(a), flatten(b)
-    return av == bv and at.keys() == bt.keys() and all(torch.equal(at[key], bt[key]) for key in at)

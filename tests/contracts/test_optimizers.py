@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import OPTIMIZERS
-from lrft.training.flatten import flatten, same, unflatten
+from lrft.training.flatten import flatten, unflatten
+from tests.same_state import same
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS.names())

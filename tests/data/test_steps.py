@@ -132,13 +132,6 @@ def test_nothing_to_train_on_and_overlong_rows_are_refused(document):
         TrainData([document(33)], **SETTINGS)
 
 
-def test_fill_is_the_share_that_is_not_padding(document):
-    assert TrainData([document(16)] * 4, **SETTINGS).fill(0) == 1.0
-    assert TrainData([document(16)] * 3, **SETTINGS).fill(0) == 0.75
-    padded = TrainData([document(10), document(20)], **{**SETTINGS, "packing": False})
-    assert padded.fill(0) == 30 / 40
-
-
 @given(lengths=st.lists(st.integers(2, 30), min_size=1, max_size=40), batch_tokens=st.integers(1, 100))
 @settings(max_examples=60, deadline=None)
 def test_evaluation_sees_every_row_once_in_batches_that_keep_to_their_tokens(lengths, batch_tokens):

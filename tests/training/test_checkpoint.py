@@ -18,7 +18,8 @@ from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.registry.errors import LrftError
 from lrft.training import checkpoint, checkpoint_folder
-from lrft.training.flatten import flatten, same, unflatten
+from lrft.training.flatten import flatten, unflatten
+from tests.same_state import same
 
 FILES = {
     "adapter.safetensors": os.urandom(5000),

@@ -15,8 +15,8 @@ from lrft.core.params import ParamInfo
 from lrft.ops.rounding import stochastic_round
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
-from lrft.training.flatten import same
 from lrft.training.updates import Float32, PerLayer, build, state_bytes
+from tests.same_state import same
 
 ADAMW = partial(
     OPTIMIZERS.get("adamw").build, config=OPTIMIZERS.declared("adamw").config(method="adamw", lr=0.01)

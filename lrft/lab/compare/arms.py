@@ -6,26 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrft.lab.runs.planned import Arm
+from lrft.recipe.fields import keys_that_decide_rows
 from lrft.recipe.resolved import compare, flat
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 
 # What decides the rows of a step, how many steps there are, and the numbers compared.
-EQUAL = (
-    "model.name",
-    "model.revision",
-    "model.weights",
-    "model.tokenizer",
-    "data",
-    "eval.limit",
-    "train.max_steps",
-    "train.stop_below",
-    "train.epochs",
-    "train.batch_size",
-    "train.gradient_accumulation",
-    "train.max_length",
-    "train.packing",
-)
+EQUAL = tuple(keys_that_decide_rows())
 
 
 def labels(sources: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from torch.optim.optimizer import StateDict
 from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
-from lrft.methods.optim._frugal_checks import check_projected
+from lrft.methods.optim._frugal_fit import check_blocks, check_matrix
 from lrft.methods.optim._frugal_subspace import (
     Generators,
     active_blocks,
@@ -120,7 +120,7 @@ class FRUGAL(Optimizer):
             ValueError: nothing is projected, or the choice does not fit the shapes or the count of what is.
         """
         projected = [info for info in params if info.role in config.project]
-        check_projected(params, projected, config)
+        _check(params, projected, config)
         rest = [(info.name, info.param) for info in params if info.role not in config.project]
         settings = {key: getattr(config, key) for key in SETTINGS}
         group = {"params": [(info.name, info.param) for info in projected], "steps": 0, **settings}
@@ -227,3 +227,14 @@ def _state_free(param: Tensor, grad: Tensor, group: Group) -> None:
 def _period(group: Group) -> int:
     """Which choice of the subspace is in force."""
     return int(group["steps"] // group["update_every"])
+
+
+def _check(params: list[ParamInfo], projected: list[ParamInfo], config: FRUGAL.Config) -> None:
+    if not projected:
+        roles = ", ".join(sorted({info.role for info in params}))
+        raise ValueError(f"project: no parameter has a role in {config.project}; the roles here are {roles}")
+    if config.choice == "block":
+        check_blocks(len(projected), config.density, config.order)
+        return
+    for info in projected:
+        check_matrix(info, config.choice, config.side, config.density)

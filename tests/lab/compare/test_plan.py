@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lrft.lab.compare.arms import check_comparable, differences, labels
+from lrft.lab.compare.arms import EQUAL, check_comparable, differences, labels
 from lrft.lab.compare.settings import parse_rates, parse_seeds
 from lrft.lab.runs.planned import fingerprint, make_arm, plan_run
 from lrft.registry.errors import RecipeError, UsageError
@@ -107,3 +107,10 @@ def test_rates_are_sorted_and_checked():
     for text in ("", "1e-3,1e-3", "0", "-1", "nan", "inf", "a"):
         with pytest.raises(UsageError, match="--lr-grid"):
             parse_rates(text)
+
+
+def test_the_keys_that_arms_share_are_those_marked_in_the_recipe():
+    model = {f"model.{key}" for key in ("name", "revision", "weights", "tokenizer")}
+    length = {f"train.{key}" for key in ("max_steps", "stop_below", "epochs")}
+    step = {f"train.{key}" for key in ("batch_size", "gradient_accumulation", "max_length", "packing")}
+    assert set(EQUAL) == {*model, *length, *step, "data", "eval.limit"} and len(EQUAL) == 13
