@@ -9,9 +9,8 @@ import pytest
 
 import generated
 import tables_page
-from lrft.lab.compare.arms import EQUAL
 from lrft.lab.tables.exact import load
-from lrft.lab.tables.exact.count import ABSENT, CONFLICT, MISSED, count_table, judge_count
+from lrft.lab.tables.exact.count import ABSENT, CONFLICT, EQUAL, MISSED, count_table, judge_count
 from lrft.lab.tables.exact.report import markdown
 from lrft.lab.tables.exact.schema import Column
 from lrft.lab.tables.file import PROVENANCE, Cell

@@ -16,6 +16,7 @@ from lrft.cli import app
 from lrft.lab.compare import report
 from lrft.lab.tables import library
 from lrft.lab.tables import reproduce as job
+from lrft.lab.tables.full import report as full_report
 from lrft.lab.tables.listing import listing
 from lrft.lab.tables.reproduce import Options, reproduce
 from lrft.lab.tables.scaled import replay as scaled
@@ -71,7 +72,7 @@ def full_table(monkeypatch, tmp_path) -> Path:
         "numbers": numbers,
         "asked": [seeds, jobs, list(overrides)],
     }
-    module.full_markdown = lambda record: f"# {record['name']}\n"  # type: ignore[attr-defined]
+    monkeypatch.setattr(full_report, "full_markdown", lambda record: f"# {record['name']}\n")
     monkeypatch.setitem(sys.modules, "lrft.lab.tables.full.results", module)
     path = tmp_path / "mine.yaml"
     path.write_text("tier: full\ntitle: t\n")
