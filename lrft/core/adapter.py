@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.core.peft import PeftForm
+from lrft.ops.branch_matmul import Formed
 from lrft.ops.formula import formula_linear
-from lrft.ops.low_rank import Branch, Formed, branch_linear
+from lrft.ops.low_rank import Branch, branch_linear
 from lrft.registry.config import AdapterConfig
 from lrft.registry.errors import NotMergeable
 
@@ -186,9 +187,15 @@ class LowRank(Additive):
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         return self.through(self.branch(), x, base)
 
-    def through(self, branch: Branch, x: Tensor, base: FrozenLinear | None) -> Tensor:
-        """A branch of this adapter on top of `base`, or its term alone, (..., in) -> (..., out)."""
-        return branch_linear(x, base, branch, dtype=self.compute_dtype, training=self.training)
+    def through(
+        self, branch: Branch, x: Tensor, base: FrozenLinear | None, weight: Tensor | None = None
+    ) -> Tensor:
+        """A branch of this adapter on top of `base`, or its term alone, (..., in) -> (..., out).
+
+        Args:
+            weight: (out, in) of `base`, where the branch needed it decoded already.
+        """
+        return branch_linear(x, base, branch, dtype=self.compute_dtype, training=self.training, weight=weight)
 
     def update(self, x: Tensor) -> Tensor:
         return branch_linear(x, None, self.branch(), dtype=self.compute_dtype)

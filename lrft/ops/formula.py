@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrft.ops.branch_matmul import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
-from lrft.ops.low_rank import FrozenMap
 
 Delta = Callable[[Tensor], Tensor]
 """W (out, in) -> its change (out, in)."""

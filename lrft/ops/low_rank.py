@@ -2,49 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lrft.ops.linalg import Context, in_shape_of
-
-Pair = tuple[Tensor, Tensor]
-"""down (k, in) and up (out, k)."""
-
-
-class FrozenMap(Protocol):
-    """What the products here need of a `lrft.core.frozen.FrozenLinear`."""
-
-    @property
-    def bias(self) -> Tensor | None:
-        """(out,) or None."""
-
-    def weight(self) -> Tensor:
-        """The dense weight (out, in), decoded."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """X W^T + b."""
-
-
-@dataclass(frozen=True)
-class Formed:
-    """Factors that are a function of few trained tensors, formed in forward and in backward and kept in neither.
-
-    Attributes:
-        form: (dtype they are used in, *trained) -> (down, up), in that dtype or in float32.
-        pull: (that dtype, d_down or None, d_up or None, *trained) -> the gradient of every trained tensor.
-        trains_down, trains_up: which of the two depend on the trained tensors; no gradient is computed for the other.
-    """
-
-    trained: tuple[Tensor, ...]
-    form: Callable[..., Pair]
-    pull: Callable[..., tuple[Tensor | None, ...]]
-    trains_down: bool = True
-    trains_up: bool = True
+from lrft.ops.branch_matmul import Formed, FrozenMap, Pair, Product, column_dots, scale_columns
+from lrft.ops.dropout import Dropped, drop
+from lrft.ops.linalg import Context
 
 
 @dataclass(frozen=True)
@@ -97,61 +62,46 @@ def branch_linear(
     *,
     dtype: torch.dtype | None = None,
     training: bool = False,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """The branch on top of `base`, (..., in) -> (..., out) in the dtype of x.
 
-    With dropout d and a gain g: b + x W^T + (g - 1) * (d(x) W^T) + g * scale (d(x) down^T) up^T, one draw of d.
+    With dropout d and a gain g: b + x W^T + (g - 1) * (d(x) W^T) + g * scale (d(x) down^T) up^T, one draw of d. Sites
+    that read the same tensor share the draw.
 
     Args:
         base: the frozen map; None for the low-rank term alone, without gain and bias.
         dtype: precision of the low-rank products, by default that of x.
+        weight: (out, in) of `base` where it was decoded already.
     """
-    dtype = dtype or x.dtype
-    dropped = F.dropout(x, branch.dropout) if training and branch.dropout > 0 else None
+    dropped = drop(x, branch.dropout, shared=base is not None) if training and branch.dropout > 0 else None
     if base is None:
-        return _term(x if dropped is None else dropped, branch, dtype)
-    gain = branch.gain
-    if gain is None:
-        return _beside(x, base, branch, dropped, dtype)
-    if dropped is None:
-        y = scale_columns(_beside(x, base, branch, None, dtype, bias=False), gain)
-        return y if base.bias is None else y + base.bias
-    correction, term = without_bias(dropped, base), _term(dropped, branch, dtype)
-    return base(x) + scale_columns(correction, gain - 1) + scale_columns(term, gain)
+        return _term(x, branch, dtype or x.dtype, dropped)
+    if dtype is None or dtype == x.dtype:
+        return Product(base, branch.parts(), branch.scale, dropped, weight).multiply(x, branch.gain)
+    term = _term(x, branch, dtype, dropped)
+    if branch.gain is None:
+        return base(x) + term
+    frozen = base(x if dropped is None else dropped.whole(x))
+    if base.bias is not None:
+        frozen = frozen - base.bias
+    rest = branch.gain if dropped is None else branch.gain - 1
+    y = gain_columns(frozen, rest) + gain_columns(term, branch.gain)
+    if dropped is not None:
+        return base(x) + y
+    return y if base.bias is None else y + base.bias
 
 
-def without_bias(x: Tensor, base: FrozenMap) -> Tensor:
-    """X W^T, (..., in) -> (..., out)."""
-    y = base(x)
-    return y if base.bias is None else y - base.bias
-
-
-def scale_columns(u: Tensor, gain: Tensor) -> Tensor:
-    """U * gain for u (..., out) in half precision and gain (out,) in float32, without a float32 copy of u."""
-    scaled: Tensor = _ScaleColumns.apply(u, gain)  # type: ignore[no-untyped-call]
+def gain_columns(u: Tensor, gain: Tensor) -> Tensor:
+    """U * gain for u (..., out) in half precision and gain (out,) in float32, with a graph to both."""
+    scaled: Tensor = _GainColumns.apply(u, gain)  # type: ignore[no-untyped-call]
     return scaled
 
 
-def _beside(
-    x: Tensor, base: FrozenMap, branch: Branch, dropped: Tensor | None, dtype: torch.dtype, bias: bool = True
-) -> Tensor:
-    """base(x) and the low-rank term: one node where nothing is dropped and one precision is used."""
-    if dropped is None and dtype == x.dtype:
-        parts = branch.parts()
-        return _product(x, base, parts, branch.scale, bias)
-    term = _term(x if dropped is None else dropped, branch, dtype)
-    return (base(x) if bias else without_bias(x, base)) + term
-
-
-def _term(x: Tensor, branch: Branch, dtype: torch.dtype) -> Tensor:
+def _term(x: Tensor, branch: Branch, dtype: torch.dtype, dropped: Dropped | None) -> Tensor:
     """Scale (x down^T) up^T, computed in `dtype`, in the dtype of x."""
-    parts = branch.parts()
-    return _product(x.to(dtype), None, parts, branch.scale, False).to(x.dtype)
-
-
-def _product(x: Tensor, base: FrozenMap | None, parts: Formed, scale: float, bias: bool) -> Tensor:
-    y: Tensor = _BranchMatmul.apply(x, base, parts, scale, bias, *parts.trained)  # type: ignore[no-untyped-call]
-    return y
+    cast = None if dropped is None else dropped.to(dtype)
+    return Product(None, branch.parts(), branch.scale, cast).multiply(x.to(dtype), None).to(x.dtype)
 
 
 def _as_they_are(dtype: torch.dtype, down: Tensor, up: Tensor) -> Pair:
@@ -165,55 +115,7 @@ def _to_each(
 
 
 class _Kept(Context):
-    base: FrozenMap | None
     parts: Formed
-    scale: float
-
-
-class _BranchMatmul(torch.autograd.Function):
-    """y = x W^T + b + s (x down^T) up^T with the scale folded into the matmuls.
-
-    Saves x where `down` trains, and t = x down^T; decodes W again in the backward pass, and forms the factors again.
-    With P = s dy up: dx = dy W + P down, d_down = P^T x, d_up = s dy^T t, which `pull` takes to the trained tensors.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: _Kept,
-        x: Tensor,
-        base: FrozenMap | None,
-        parts: Formed,
-        scale: float,
-        bias: bool,
-        *trained: Tensor,
-    ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        down, up = (part.to(x.dtype) for part in parts.form(x.dtype, *trained))
-        t = flat @ down.mT
-        if base is None:
-            y = (t @ up.mT).mul_(scale)
-        else:
-            y = F.linear(flat, base.weight(), base.bias if bias else None)
-            y.addmm_(t, up.mT, alpha=scale)
-        ctx.base, ctx.parts, ctx.scale = base, parts, scale
-        empty = flat.new_empty(0)
-        ctx.save_for_backward(flat if parts.trains_down else empty, t if parts.trains_up else empty, *trained)
-        return in_shape_of(y, x)
-
-    @staticmethod
-    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, t, *trained = ctx.saved_tensors
-        parts = ctx.parts
-        dy = grads[0].reshape(-1, grads[0].shape[-1])
-        down, up = (part.to(dy.dtype) for part in parts.form(dy.dtype, *trained))
-        p = (dy @ up).mul_(ctx.scale)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = p @ down if ctx.base is None else (dy @ ctx.base.weight()).addmm_(p, down)
-            dx = dx.view(*grads[0].shape[:-1], down.shape[1])
-        d_down = (p.mT @ x).float() if parts.trains_down else None
-        d_up = (dy.mT @ t).float().mul_(ctx.scale) if parts.trains_up else None
-        return dx, None, None, None, None, *parts.pull(dy.dtype, d_down, d_up, *trained)
 
 
 class _Forming(torch.autograd.Function):
@@ -234,17 +136,16 @@ class _Forming(torch.autograd.Function):
         return None, *parts.pull(torch.float32, *wanted, *ctx.saved_tensors)
 
 
-class _ScaleColumns(torch.autograd.Function):
-    """A scale of 1 + 0.001 is 1 in bfloat16, so the gain is never rounded; the product is formed in float32."""
+class _GainColumns(torch.autograd.Function):
+    """`scale_columns` with the gradients of both."""
 
     @staticmethod
     def forward(ctx: Context, u: Tensor, gain: Tensor) -> Tensor:
         ctx.save_for_backward(u, gain)
-        return torch.mul(u, gain, out=torch.empty_like(u))
+        return scale_columns(u, gain)
 
     @staticmethod
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor]:
         u, gain = ctx.saved_tensors
         (dy,) = grads
-        d_gain = (dy * u).reshape(-1, u.shape[-1]).sum(dim=0, dtype=torch.float32)
-        return torch.mul(dy, gain, out=torch.empty_like(u)), d_gain.to(gain.dtype)
+        return scale_columns(dy, gain), column_dots(dy.flatten(0, -2), u.flatten(0, -2))

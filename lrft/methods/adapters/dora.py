@@ -78,15 +78,16 @@ class DoRA(LoRA):
         return (scale[:, None] * direction - weight).to(weight.dtype)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        return self.through(replace(self.branch(), gain=self.m / self.norms(base)), x, base)
+        weight = base.weight()
+        branch = replace(self.branch(), gain=self.m / self.norms(weight))
+        return self.through(branch, x, base, weight)
 
     @torch.no_grad()
-    def norms(self, base: FrozenLinear) -> Tensor:
-        """Row norms of W + s B A, (out,) float32, kept between forwards while evaluating."""
+    def norms(self, weight: Tensor) -> Tensor:
+        """Row norms of W + s B A for the W (out, in) in use, (out,) float32, kept between forwards while evaluating."""
         versions = (self.A._version, self.B._version)
         if not self.training and self._norms is not None and self._norms[0] == versions:
             return self._norms[1]
-        weight = base.weight()
         norms = self._direct(weight) if weight.dtype == torch.float32 else self._expanded(weight)
         self._norms = None if self.training else (versions, norms)
         return norms

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lrft.core.adapter import Additive, Factors, PeftForm
-from lrft.core.frozen import FrozenLinear
+from lrft.core.adapter import Branch, Formed, LowRank, PeftForm
 from lrft.core.params import Site
-from lrft.ops.blocks import blocks_linear, blocks_update
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
@@ -27,7 +24,7 @@ def miss_form_keys(config: MiSS.Config, with_start: bool) -> dict[str, Json]:
 
 
 @ADAPTERS.register
-class MiSS(Additive):
+class MiSS(LowRank):
     """Matrix shard sharing: the input is cut into slices of r features, which all go through the same matrix.
 
         t  = x_1 + x_2 + ... + x_ceil(in / r)
@@ -77,37 +74,20 @@ class MiSS(Additive):
     def reset(self) -> None:
         nn.init.zeros_(self.D)
 
-    def change(self) -> Tensor:
-        slices = -(-self.site.in_features // self.config.rank)
-        return self._rows().repeat(1, slices)[:, : self.site.in_features]
+    def branch(self) -> Branch:
+        """The frozen identities side by side, which one product sums the slices with, and D^T."""
+        width, copies = self.site.in_features, self.site.out_features // self.D.shape[1]
 
-    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        dtype = self.compute_dtype or x.dtype
-        t = self._summed(F.dropout(x, self.config.dropout, self.training), dtype)
-        return blocks_linear(x, base, t[..., None, :], self._rows()[None], dtype=dtype)
+        def form(dtype: torch.dtype, D: Tensor) -> tuple[Tensor, Tensor]:
+            eye = torch.eye(len(D), dtype=dtype, device=D.device)
+            return eye.repeat(1, -(-width // len(D)))[:, :width], D.mT.repeat(copies, 1)
 
-    def update(self, x: Tensor) -> Tensor:
-        t = self._summed(x, self.compute_dtype or x.dtype)
-        return blocks_update(t[..., None, :], self._rows()[None]).to(x.dtype)
+        def pull(dtype: torch.dtype, dA: Tensor | None, dB: Tensor | None, D: Tensor) -> tuple[Tensor]:
+            assert dB is not None
+            return (dB.unflatten(0, (copies, -1)).sum(0).mT,)
 
-    def _summed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The sum of the slices, (..., in) -> (..., r)."""
-        missing = -x.shape[-1] % self.config.rank
-        padded = F.pad(x.to(dtype), (0, missing)) if missing else x.to(dtype)
-        slices: Tensor = padded.unflatten(-1, (-1, self.config.rank))
-        return slices.sum(dim=-2)
-
-    def _rows(self) -> Tensor:
-        """D^T, repeated along the outputs where they share: (out, r)."""
-        return self.D.mT.repeat(self.site.out_features // self.D.shape[1], 1)
-
-    @torch.no_grad()
-    def factors(self, start: Additive | None = None) -> Factors:
-        assert start is None or isinstance(start, MiSS)
-        rows = self._rows() if start is None else self._rows() - start._rows()
-        width, rank = self.site.in_features, self.config.rank
-        eye = torch.eye(rank, device=rows.device)
-        return eye.repeat(1, -(-width // rank))[:, :width], rows.float()
+        formed = Formed((self.D,), form, pull, trains_down=False)
+        return Branch(dropout=self.config.dropout, formed=formed)
 
     @staticmethod
     def count(config: Config, site: Site) -> int:

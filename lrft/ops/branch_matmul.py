@@ -1,0 +1,203 @@
+"""The one autograd node of a low-rank term beside a frozen matmul: gain, dropout and formed factors included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrft.ops.dropout import Dropped
+from lrft.ops.linalg import Context, in_shape_of
+
+Pair = tuple[Tensor, Tensor]
+"""down (k, in) and up (out, k)."""
+
+
+class FrozenMap(Protocol):
+    """What the products here need of a `lrft.core.frozen.FrozenLinear`."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,) or None."""
+
+    def weight(self) -> Tensor:
+        """The dense weight (out, in), decoded."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """X W^T + b."""
+
+
+@dataclass(frozen=True)
+class Formed:
+    """Factors that are a function of few trained tensors, formed in forward and in backward and kept in neither.
+
+    Attributes:
+        form: (dtype they are used in, *trained) -> (down, up), in that dtype or in float32.
+        pull: (that dtype, d_down or None, d_up or None, *trained) -> the gradient of every trained tensor.
+        trains_down, trains_up: which of the two depend on the trained tensors; no gradient is computed for the other.
+    """
+
+    trained: tuple[Tensor, ...]
+    form: Callable[..., Pair]
+    pull: Callable[..., tuple[Tensor | None, ...]]
+    trains_down: bool = True
+    trains_up: bool = True
+
+    def cast(self, dtype: torch.dtype, *trained: Tensor) -> Pair:
+        """Both factors in `dtype`."""
+        down, up = self.form(dtype, *trained)
+        return down.to(dtype), up.to(dtype)
+
+
+@dataclass(frozen=True)
+class Product:
+    """What one product is made of beside its input and what trains.
+
+    Attributes:
+        base: the frozen map; None for the term alone.
+        scale: of the term.
+        dropped: the input of the term, where some of it is dropped.
+        weight: (out, in) of `base` where it was decoded already.
+    """
+
+    base: FrozenMap | None
+    parts: Formed
+    scale: float
+    dropped: Dropped | None = None
+    weight: Tensor | None = None
+
+    def multiply(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """The product of x (..., in) with the gain (out,), (..., out)."""
+        y: Tensor = _BranchMatmul.apply(x, self, gain, *self.parts.trained)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Kept(Context):
+    base: FrozenMap | None
+    parts: Formed
+    scale: float
+    factor: float | None
+
+
+class _BranchMatmul(torch.autograd.Function):
+    """y = x W^T + (g - 1) * k d W^T + g * s k (d down^T) up^T + b, with d the kept entries of x and k = `factor`.
+
+    Without dropout that is g * (x W^T + s (x down^T) up^T) + b, and the scales are folded into the matmuls.
+    Saves d where `down` trains, t = d down^T, and with a gain u = d W^T; decodes W again in the backward pass, and
+    forms the factors again. With P = s k dy (g * up) and M = dy^T t:
+    dx = dy W + zeros at what was dropped in [k ((g - 1) * dy) W + P down], or (g * dy) W + P down without dropout;
+    d_down = P^T d, d_up = s k g * M, dg = k sum(dy * u) + s k sum(up * M), and `pull` takes them to what trains.
+    """
+
+    @staticmethod
+    def forward(ctx: _Kept, x: Tensor, product: Product, gain: Tensor | None, *trained: Tensor) -> Tensor:
+        flat, dropped, parts = x.reshape(-1, x.shape[-1]), product.dropped, product.parts
+        # Of the product only these: its decoded weight and what was dropped are not kept by name.
+        ctx.base, ctx.parts, ctx.factor = product.base, parts, None if dropped is None else dropped.factor
+        ctx.scale = product.scale * (ctx.factor or 1.0)
+        seen = flat if dropped is None else dropped.kept
+        down, up = parts.cast(x.dtype, *trained)
+        t = seen @ down.mT
+        u = None
+        if product.base is None:
+            y = (t @ up.mT).mul_(ctx.scale)
+        else:
+            weight = product.base.weight() if product.weight is None else product.weight
+            y, u = _frozen_part(flat, weight, product.base.bias, dropped, gain)
+            y.addmm_(t, _gained(up, gain).mT, alpha=ctx.scale)
+        empty = flat.new_empty(0)
+        kept = (
+            seen if parts.trains_down else empty,
+            t if parts.trains_up or gain is not None else empty,
+            empty if u is None else u,
+            empty if dropped is None else dropped.zeros,
+        )
+        ctx.save_for_backward(*kept, empty if gain is None else gain, *trained)
+        return in_shape_of(y, x)
+
+    @staticmethod
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        seen, t, u, zeros, gains, *trained = ctx.saved_tensors
+        parts, gain = ctx.parts, gains if gains.numel() else None
+        dy = grads[0].reshape(-1, grads[0].shape[-1])
+        down, up = parts.cast(dy.dtype, *trained)
+        p = (dy @ _gained(up, gain)).mul_(ctx.scale)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            weight = None if ctx.base is None else ctx.base.weight()
+            if ctx.factor is None:
+                dx = _input_gradient(dy, p, down, weight, gain)
+            else:
+                dx = _dropped_gradient(dy, p @ down, weight, gain, zeros, ctx.factor)
+            dx = dx.view(*grads[0].shape[:-1], down.shape[1])
+        d_down = (p.mT @ seen).float() if parts.trains_down else None
+        d_up = d_gain = None
+        if parts.trains_up or gain is not None:
+            d_up = (dy.mT @ t).float().mul_(ctx.scale)
+            if gain is not None:
+                d_gain = column_dots(dy, u).mul_(ctx.factor or 1.0).add_((d_up * up).sum(1))
+                d_up = d_up.mul_(gain[:, None]) if parts.trains_up else None
+        return dx, None, d_gain, *parts.pull(dy.dtype, d_down, d_up, *trained)
+
+
+def _gained(up: Tensor, gain: Tensor | None) -> Tensor:
+    return up if gain is None else (up * gain[:, None]).to(up.dtype)
+
+
+def _frozen_part(
+    flat: Tensor, weight: Tensor, bias: Tensor | None, dropped: Dropped | None, gain: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What y is before its term is added, and what of it the gradient of the gain needs."""
+    if gain is None:
+        return F.linear(flat, weight, bias), None
+    if dropped is None:
+        u = F.linear(flat, weight)
+        y = scale_columns(u, gain)
+        return y if bias is None else y.add_(bias), u
+    u = F.linear(dropped.kept, weight)
+    return F.linear(flat, weight, bias).addcmul_(u, _less_one(gain, dropped.factor, u.dtype)), u
+
+
+def _input_gradient(
+    dy: Tensor, p: Tensor, down: Tensor, weight: Tensor | None, gain: Tensor | None
+) -> Tensor:
+    """Dx (tokens, in) where nothing was dropped."""
+    if weight is None:
+        return p @ down
+    return ((dy if gain is None else scale_columns(dy, gain)) @ weight).addmm_(p, down)
+
+
+def _dropped_gradient(
+    dy: Tensor, term: Tensor, weight: Tensor | None, gain: Tensor | None, zeros: Tensor, factor: float
+) -> Tensor:
+    """Dx (tokens, in) from that of the term, P down, which is overwritten."""
+    if weight is None:
+        return term.masked_fill_(zeros, 0)
+    if gain is not None:
+        term.addmm_(dy * _less_one(gain, factor, dy.dtype), weight)
+    return (dy @ weight).add_(term.masked_fill_(zeros, 0))
+
+
+def _less_one(gain: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """K (g - 1): a gain near 1 would be rounded away, its distance from 1 is as exact as what it multiplies."""
+    return ((gain - 1) * factor).to(dtype)
+
+
+def scale_columns(u: Tensor, gain: Tensor) -> Tensor:
+    """U * gain for u (tokens, out) and gain (out,) float32, which is never rounded: 1.001 is 1 in bfloat16.
+
+    In half precision the gain is a sum of two numbers of that precision, which takes a third of the time of a product
+    of two precisions.
+    """
+    high = gain.to(u.dtype)
+    y = u * high
+    return y if high.dtype == gain.dtype else y.addcmul_(u, (gain - high).to(u.dtype))
+
+
+def column_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over the tokens of a * b, two (tokens, out) -> (out,) float32."""
+    return (a * b).sum(0, dtype=torch.float32)

@@ -1,0 +1,82 @@
+"""The draw behind dropout: its share, its independence, and who gets the same one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lrft.ops.dropout import LANES, drop
+
+
+@pytest.mark.parametrize("probability", [0.01, 0.05, 0.1, 0.5, 0.9])
+def test_the_share_is_the_probability_and_the_expectation_is_x(probability):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1000)
+    found = drop(x, probability)
+    deviation = (probability * (1 - probability) / x.numel()) ** 0.5
+    assert found.zeros.float().mean().item() == pytest.approx(probability, abs=5 * deviation + 1 / LANES)
+    assert found.factor == pytest.approx(1 / (1 - probability), rel=1 / LANES / (1 - probability))
+    assert torch.equal(found.kept, torch.where(found.zeros, 0.0, 1.0))
+
+
+def test_entries_are_independent_of_their_neighbours_in_every_lane():
+    """Four entries come from one word: each of them, and each pair, has to be as often dropped as chance has it."""
+    torch.manual_seed(1)
+    zeros = drop(torch.ones(1, 4_000_000), 0.5).zeros.view(-1, 4).float()
+    assert (zeros.mean(0) - 0.5).abs().max() < 0.003
+    pairs = (zeros.mT @ zeros) / len(zeros)
+    pairs.fill_diagonal_(0.25)
+    assert (pairs - 0.25).abs().max() < 0.003
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 5), (2, 3, 7)])
+def test_any_shape_is_drawn_for(shape):
+    found = drop(torch.ones(shape), 0.5)
+    assert found.kept.shape == (torch.ones(shape).numel() // shape[-1], shape[-1])
+
+
+def test_who_reads_the_same_tensor_gets_the_same_draw():
+    x = torch.ones(8, 64)
+    first = drop(x, 0.5)
+    assert drop(x, 0.5) is first and drop(x, 0.25) is not first
+    assert drop(x.clone(), 0.5) is not first
+    assert drop(x, 0.5, shared=False) is not first
+
+
+def test_a_tensor_that_was_written_to_is_drawn_for_anew():
+    x = torch.ones(8, 64)
+    first = drop(x, 0.5)
+    x.mul_(2)
+    again = drop(x, 0.5)
+    assert again is not first and again.kept.max() == 2
+
+
+def test_a_seed_gives_one_draw_whatever_the_precision():
+    x = torch.ones(16, 48)
+    draws = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(3)
+        draws.append(drop(x.to(dtype), 0.3).zeros)
+    assert torch.equal(*draws)
+
+
+def test_a_draw_in_between_ends_the_sharing():
+    x = torch.ones(8, 64)
+    first = drop(x, 0.5)
+    torch.rand(1)
+    assert drop(x, 0.5) is not first
+
+
+def test_recomputed_from_the_same_state_the_draws_are_the_same():
+    """Activation checkpointing calls with the very tensors of the first pass and the generator set back."""
+
+    def segment(x):
+        return [drop(x, 0.5).zeros, drop(x, 0.5).zeros, drop(x.clone(), 0.5).zeros]
+
+    x = torch.ones(8, 64)
+    state = torch.get_rng_state()
+    first = segment(x)
+    torch.rand(3)
+    torch.set_rng_state(state)
+    for one, other in zip(first, segment(x), strict=True):
+        assert torch.equal(one, other)
