@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrft.ops.dropout import Dropped
+from lrft.ops.dropout import Dropped, clear
 from lrft.ops.linalg import Context, in_shape_of
 
 Pair = tuple[Tensor, Tensor]
@@ -175,11 +175,10 @@ def _dropped_gradient(
     dy: Tensor, term: Tensor, weight: Tensor | None, gain: Tensor | None, zeros: Tensor, factor: float
 ) -> Tensor:
     """Dx (tokens, in) from that of the term, P down, which is overwritten."""
-    if weight is None:
-        return term.masked_fill_(zeros, 0)
-    if gain is not None:
+    if weight is not None and gain is not None:
         term.addmm_(dy * _less_one(gain, factor, dy.dtype), weight)
-    return (dy @ weight).add_(term.masked_fill_(zeros, 0))
+    clear(term, zeros)
+    return term if weight is None else term.addmm_(dy, weight)
 
 
 def _less_one(gain: Tensor, factor: float, dtype: torch.dtype) -> Tensor:

@@ -1,13 +1,14 @@
-"""Dropout of the inputs of low-rank terms: drawn from whole words, shared by the sites that read one tensor."""
+"""Dropout of the inputs of low-rank terms: drawn as gaps between zeros, shared by the sites that read one tensor."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-LANES = 1 << 16  # a number of 16 random bits decides on one entry
+SPARSE = 0.25  # up to this probability, drawing where zeros are is cheaper than drawing for every entry
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Dropped:
 
     Attributes:
         kept: (tokens, in), x with zeros where it was dropped.
-        zeros: (tokens, in) bool, True where it was dropped.
+        zeros: where it was dropped: flat positions (k,) int64 in ascending order, or (tokens, in) bool.
         factor: 1 / (share that is kept); `factor * kept` has the expectation x.
     """
 
@@ -30,14 +31,24 @@ class Dropped:
 
     def whole(self, x: Tensor) -> Tensor:
         """What was dropped of x, scaled up, (..., in) with a graph to x."""
-        return self.factor * x.masked_fill(self.zeros.view(x.shape), 0)
+        seen = clear(torch.ones_like(self.kept), self.zeros).mul_(self.factor)
+        return x * seen.view(x.shape)
+
+
+def clear(values: Tensor, zeros: Tensor) -> Tensor:
+    """Set to 0 in place what was dropped of contiguous `values` (tokens, in); `zeros` as in `Dropped`."""
+    if zeros.dtype == torch.bool:
+        return values.masked_fill_(zeros, 0)
+    # A few scattered writes: a mask in half precision costs as much as a matrix product.
+    values.view(-1).index_fill_(0, zeros, 0)
+    return values
 
 
 def drop(x: Tensor, probability: float, *, shared: bool = True) -> Dropped:
     """Entries of x (..., in) dropped by one draw of the ambient generator.
 
     Args:
-        probability: that an entry is dropped. On a CPU it is a multiple of 2^-16, and `factor` is exact for that one.
+        probability: that an entry is dropped, each by itself.
         shared: callers with this very tensor and probability, one after another, get one draw, as the projections of
             an attention do that read the same input. One after another means that nothing was drawn in between: with
             activations recomputed, generator and tensors are those of the first pass, and so are the draws.
@@ -64,18 +75,24 @@ def _state(device: torch.device) -> Tensor:
 @torch.no_grad()
 def _draw(x: Tensor, probability: float) -> Dropped:
     flat = x.detach().reshape(-1, x.shape[-1])
-    zeros, exact = _zeros(flat, probability)
-    return Dropped(flat.masked_fill(zeros, 0), zeros, 1 / (1 - exact))
+    if flat.device.type == "cpu" and probability <= SPARSE:
+        zeros = positions(flat.numel(), probability)
+    else:  # on a GPU the number of positions would have to be waited for
+        zeros = torch.empty(flat.shape, dtype=torch.bool, device=flat.device).bernoulli_(probability)
+    kept = clear(flat.clone(memory_format=torch.contiguous_format), zeros)
+    return Dropped(kept, zeros, 1 / (1 - probability))
 
 
-def _zeros(flat: Tensor, probability: float) -> tuple[Tensor, float]:
-    """Where entries are dropped, and how probable that was."""
-    threshold = round(probability * LANES)
-    if flat.device.type != "cpu" or not 0 < threshold < LANES:
-        return torch.empty(flat.shape, dtype=torch.bool, device=flat.device).bernoulli_(
-            probability
-        ), probability
-    # Four entries a word: a third of the time that drawing a float for each takes.
-    words = torch.empty(-(-flat.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
-    lanes = words.view(torch.int16)[: flat.numel()].view(flat.shape)
-    return lanes < threshold - LANES // 2, threshold / LANES
+def positions(count: int, probability: float) -> Tensor:
+    """Which of `count` entries are dropped, ascending (k,) int64, each by itself with `probability`.
+
+    The gaps between neighbours of such a draw are geometric: floor(log(1 - U) / log(1 - p)), one uniform U a zero
+    instead of one an entry.
+    """
+    many = int(
+        count * probability + 8 * math.sqrt(count * probability) + 32
+    )  # eight deviations are always enough
+    uniform = torch.rand(many)
+    gaps = uniform.neg_().log1p_().mul_(1 / math.log1p(-probability)).long()
+    places = gaps.add_(1).cumsum(0).sub_(1)
+    return places[: int(torch.searchsorted(places, count))]

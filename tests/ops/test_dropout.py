@@ -5,28 +5,49 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrft.ops.dropout import LANES, drop
+from lrft.ops.dropout import SPARSE, clear, drop, positions
 
 
-@pytest.mark.parametrize("probability", [0.01, 0.05, 0.1, 0.5, 0.9])
+def mask(found):
+    """Where entries were dropped, whatever the form."""
+    return clear(torch.ones_like(found.kept), found.zeros) == 0
+
+
+@pytest.mark.parametrize("probability", [0.001, 0.05, 0.1, SPARSE, 0.5, 0.9])
 def test_the_share_is_the_probability_and_the_expectation_is_x(probability):
     torch.manual_seed(0)
     x = torch.ones(1000, 1000)
     found = drop(x, probability)
     deviation = (probability * (1 - probability) / x.numel()) ** 0.5
-    assert found.zeros.float().mean().item() == pytest.approx(probability, abs=5 * deviation + 1 / LANES)
-    assert found.factor == pytest.approx(1 / (1 - probability), rel=1 / LANES / (1 - probability))
-    assert torch.equal(found.kept, torch.where(found.zeros, 0.0, 1.0))
+    assert mask(found).float().mean().item() == pytest.approx(probability, abs=5 * deviation)
+    assert found.factor == pytest.approx(1 / (1 - probability))
+    assert torch.equal(found.kept, (~mask(found)).float())
+    assert torch.equal(found.whole(x), found.factor * found.kept)
 
 
-def test_entries_are_independent_of_their_neighbours_in_every_lane():
-    """Four entries come from one word: each of them, and each pair, has to be as often dropped as chance has it."""
+def test_entries_are_dropped_independently_of_their_neighbours():
+    """Two that are 1 to 40 apart are both dropped as often as chance has it, and so is every place of a row."""
     torch.manual_seed(1)
-    zeros = drop(torch.ones(1, 4_000_000), 0.5).zeros.view(-1, 4).float()
-    assert (zeros.mean(0) - 0.5).abs().max() < 0.003
-    pairs = (zeros.mT @ zeros) / len(zeros)
-    pairs.fill_diagonal_(0.25)
-    assert (pairs - 0.25).abs().max() < 0.003
+    p, rows, width = 0.2, 20_000, 64
+    zeros = mask(drop(torch.ones(rows, width), p)).float()
+    assert (zeros.mean(0) - p).abs().max() < 5 * (p * (1 - p) / rows) ** 0.5
+    flat = zeros.flatten()
+    for apart in range(1, 41):
+        both = (flat[:-apart] * flat[apart:]).mean().item()
+        assert both == pytest.approx(p * p, abs=5 * p / flat.numel() ** 0.5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+@pytest.mark.parametrize("probability", [1e-6, 0.05, SPARSE])
+def test_positions_are_in_range_ascending_and_never_too_few(count, probability):
+    torch.manual_seed(2)
+    for _ in range(50):
+        found = positions(count, probability)
+        assert torch.equal(found, found.unique()) and bool(((found >= 0) & (found < count)).all())
+    torch.manual_seed(2)
+    often = torch.cat([positions(count, probability) for _ in range(400)])
+    expected = 400 * count * probability
+    assert abs(len(often) - expected) <= 6 * expected**0.5 + 1
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 5), (2, 3, 7)])
@@ -71,7 +92,7 @@ def test_recomputed_from_the_same_state_the_draws_are_the_same():
     """Activation checkpointing calls with the very tensors of the first pass and the generator set back."""
 
     def segment(x):
-        return [drop(x, 0.5).zeros, drop(x, 0.5).zeros, drop(x.clone(), 0.5).zeros]
+        return [drop(x, 0.1).zeros, drop(x, 0.1).zeros, drop(x.clone(), 0.1).zeros]
 
     x = torch.ones(8, 64)
     state = torch.get_rng_state()
