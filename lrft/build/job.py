@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch.optim import Optimizer
 
 from lrft.build.adapt import Adaptation
+from lrft.build.compiling import worth_compiling
 from lrft.build.steps import train_data
 from lrft.build.text import Text
 from lrft.core.batch import Batch
@@ -92,6 +93,7 @@ def assemble(
         folder=folder.path,
         accelerator=accelerator,
         recipe=recipe,
+        compiled=worth_compiling(recipe, adaptation, total),
     )
     identity = Identity(recipe_hash, model.fingerprint)
     reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)

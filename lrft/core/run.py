@@ -91,6 +91,7 @@ class Run:
         scaler: of the loss, where the activations are float16, else None.
         weights: the layers that train, for analyses; None where nobody gave them.
         score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
+        compiled: whether what is elementwise is compiled in the loss and its gradients.
         stop_signal: number of the signal that asked to stop, or None. Polled wherever time is spent.
     """
 
@@ -108,6 +109,7 @@ class Run:
     weights: Weights | None = field(default=None, kw_only=True)
     score: Callable[[], list[tuple[float, int]]] | None = field(default=None, kw_only=True)
     scaler: torch.amp.GradScaler | None = field(default=None, kw_only=True)
+    compiled: bool = field(default=False, kw_only=True)
     sites: list[tuple[str, Adapted]] = field(init=False)
     penalized: list[Adapter] = field(init=False)
     generator: torch.Generator = field(init=False, default_factory=torch.Generator)

@@ -15,6 +15,7 @@ from lrft.model.causal_lm import CausalLM
 from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
 from lrft.model.direct import find_direct
 from lrft.model.files import quiet, resolve, unloadable
+from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
@@ -145,12 +146,17 @@ def _draw(make: Callable[..., HF], dtype: torch.dtype, seed: int | None) -> HF:
 
 
 def configure(model: CausalLM, section: ModelSection) -> None:
-    """Turn on activation checkpointing (never the reentrant kind) and compilation, as the recipe says."""
+    """Turn on activation checkpointing (never the reentrant kind) and compilation, as the recipe says.
+
+    What is not compiled whole has its norms, gates and rotations fused one by one.
+    """
     if section.activation_checkpointing:
         # The reentrant kind drops the graph of routed adapters' penalties without a word.
         model.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if section.compile:
         model.compile()
+    else:
+        fuse(model.hf)
 
 
 def fingerprint(hf: HF) -> str:

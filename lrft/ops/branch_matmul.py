@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.ops.dropout import Dropped, clear
+from lrft.ops.elementwise import gate_up
 from lrft.ops.linalg import Context, in_shape_of
 
 Pair = tuple[Tensor, Tensor]
@@ -62,6 +63,7 @@ class Product:
         scale: of the term.
         dropped: the input of the term, where some of it is dropped.
         weight: (out, in) of `base` where it was decoded already.
+        made: gate and up (..., in) that the input is `gated` of: they are kept anyway, and it is made of them again.
     """
 
     base: FrozenMap | None
@@ -69,10 +71,13 @@ class Product:
     scale: float
     dropped: Dropped | None = None
     weight: Tensor | None = None
+    made: tuple[Tensor, Tensor] | None = None
 
     def multiply(self, x: Tensor, gain: Tensor | None) -> Tensor:
         """The product of x (..., in) with the gain (out,), (..., out)."""
-        y: Tensor = _BranchMatmul.apply(x, self, gain, *self.parts.trained)  # type: ignore[no-untyped-call]
+        made = getattr(x, "_made_of", None)
+        product = self if made is None else replace(self, made=made)
+        y: Tensor = _BranchMatmul.apply(x, product, gain, *self.parts.trained)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -81,14 +86,15 @@ class _Kept(Context):
     parts: Formed
     scale: float
     factor: float | None
+    remade: bool
 
 
 class _BranchMatmul(torch.autograd.Function):
     """y = x W^T + (g - 1) * k d W^T + g * s k (d down^T) up^T + b, with d the kept entries of x and k = `factor`.
 
     Without dropout that is g * (x W^T + s (x down^T) up^T) + b, and the scales are folded into the matmuls.
-    Saves d where `down` trains, t = d down^T, and with a gain u = d W^T; decodes W again in the backward pass, and
-    forms the factors again. With P = s k dy (g * up) and M = dy^T t:
+    Saves d where `down` trains, or what d is made of, t = d down^T, and with a gain u = d W^T; decodes W again in the
+    backward pass, and forms the factors again. With P = s k dy (g * up) and M = dy^T t:
     dx = dy W + zeros at what was dropped in [k ((g - 1) * dy) W + P down], or (g * dy) W + P down without dropout;
     d_down = P^T d, d_up = s k g * M, dg = k sum(dy * u) + s k sum(up * M), and `pull` takes them to what trains.
     """
@@ -110,8 +116,10 @@ class _BranchMatmul(torch.autograd.Function):
             y, u = _frozen_part(flat, weight, product.base.bias, dropped, gain)
             y.addmm_(t, _gained(up, gain).mT, alpha=ctx.scale)
         empty = flat.new_empty(0)
+        made = product.made if parts.trains_down else None
+        ctx.remade = made is not None
         kept = (
-            seen if parts.trains_down else empty,
+            *((seen if parts.trains_down else empty, empty) if made is None else made),
             t if parts.trains_up or gain is not None else empty,
             empty if u is None else u,
             empty if dropped is None else dropped.zeros,
@@ -121,7 +129,7 @@ class _BranchMatmul(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        seen, t, u, zeros, gains, *trained = ctx.saved_tensors
+        seen, beside, t, u, zeros, gains, *trained = ctx.saved_tensors
         parts, gain = ctx.parts, gains if gains.numel() else None
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         down, up = parts.cast(dy.dtype, *trained)
@@ -134,6 +142,9 @@ class _BranchMatmul(torch.autograd.Function):
             else:
                 dx = _dropped_gradient(dy, p @ down, weight, gain, zeros, ctx.factor)
             dx = dx.view(*grads[0].shape[:-1], down.shape[1])
+        if ctx.remade:
+            seen = gate_up(seen, beside).view(-1, seen.shape[-1])
+            seen = seen if ctx.factor is None else clear(seen, zeros)
         d_down = (p.mT @ seen).float() if parts.trains_down else None
         d_up = d_gain = None
         if parts.trains_up or gain is not None:

@@ -14,6 +14,7 @@ from lrft.core.context import computing
 from lrft.core.objective import Objective
 from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.run import Run
+from lrft.ops.compiled import compiling
 
 
 class StepBatches(Protocol):
@@ -56,7 +57,7 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     divisor = objective.divisor(batches)
     for index, micro_batch in enumerate(batches.micro_batches):
         run.seed_draws(index * run.processes + run.rank)
-        with computing(micro_batch):
+        with computing(micro_batch), compiling(run.compiled):
             loss = objective(run.model, micro_batch.to(run.device), run) / divisor
             total += loss.detach()
             for part in penalized:

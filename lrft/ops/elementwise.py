@@ -1,0 +1,124 @@
+"""Normalization, rotation and gating between the products of a layer, each one node that keeps no float32 copy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrft.ops.compiled import fusible
+from lrft.ops.linalg import Context
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> Tensor:
+    """X / rms(x) * weight over the last axis, (..., d) -> (..., d) in the dtype of x; statistics are float32.
+
+    Args:
+        weight: (d,), in the dtype of x where it is multiplied after rounding (Llama), float32 before (Gemma).
+        scale_first: whether `weight` is multiplied before the result is rounded to the dtype of x.
+    """
+    y: Tensor = _RMSNorm.apply(x, weight, eps, scale_first)  # type: ignore[no-untyped-call]
+    return y
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise. What it was made of is noted on the result, so that it need not be kept beside."""
+    h: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
+    h._made_of = gate, up  # type: ignore[attr-defined]
+    return h
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """X * cos + rotate_half(x) * sin, (B, H, L, D) with cos and sin (B, 1, L, D)."""
+    y: Tensor = _Rotated.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Kept(Context):
+    scale_first: bool
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Saves x and 1 / rms(x); the weight takes no gradient here."""
+
+    @staticmethod
+    def forward(ctx: _Kept, x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> Tensor:
+        y, r = _normalize(x, weight, eps, scale_first)
+        ctx.scale_first = scale_first
+        ctx.save_for_backward(x, r, weight)
+        return y
+
+    @staticmethod
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        x, r, weight = ctx.saved_tensors
+        return _normalize_back(grads[0], x, r, weight, ctx.scale_first), None, None, None
+
+
+class _Gated(torch.autograd.Function):
+    """Saves gate and up alone."""
+
+    @staticmethod
+    def forward(ctx: Context, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return gate_up(gate, up)
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return _gate_back(grads[0], *ctx.saved_tensors)
+
+
+class _Rotated(torch.autograd.Function):
+    """Saves the angles; the transpose of a rotation is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _rotate_back(grads[0], *ctx.saved_tensors), None, None
+
+
+@fusible
+def _normalize(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> tuple[Tensor, Tensor]:
+    wide = x.float()
+    r = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if scale_first:
+        return (wide * r).mul_(weight).to(x.dtype), r
+    return (wide * r).to(x.dtype).mul_(weight), r
+
+
+@fusible
+def _normalize_back(dy: Tensor, x: Tensor, r: Tensor, weight: Tensor, scale_first: bool) -> Tensor:
+    """With n = x r and g = dy weight: dx = r (g - n mean(g n))."""
+    g = dy.float() * weight if scale_first else (dy * weight).float()
+    n = x.float() * r
+    dot = (g * n).mean(-1, keepdim=True)
+    return g.sub_(n.mul_(dot)).mul_(r).to(x.dtype)
+
+
+@fusible
+def gate_up(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, without a graph."""
+    return F.silu(gate).mul_(up)
+
+
+@fusible
+def _gate_back(dh: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.silu_backward(dh * up, gate), F.silu(gate).mul_(dh)
+
+
+@fusible
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return (x * cos) + (turned * sin)
+
+
+@fusible
+def _rotate_back(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = dy.shape[-1] // 2
+    turned = dy * sin
+    back = torch.cat((turned[..., half:], -turned[..., :half]), dim=-1)
+    return (dy * cos) + back
