@@ -190,12 +190,9 @@ class LowRank(Additive):
     def through(
         self, branch: Branch, x: Tensor, base: FrozenLinear | None, weight: Tensor | None = None
     ) -> Tensor:
-        """A branch of this adapter on top of `base`, or its term alone, (..., in) -> (..., out).
-
-        Args:
-            weight: (out, in) of `base`, where the branch needed it decoded already.
-        """
-        return branch_linear(x, base, branch, dtype=self.compute_dtype, training=self.training, weight=weight)
+        """A branch on top of `base`, whose `weight` (out, in) may be decoded already, or its term alone."""
+        dtype, training = self.compute_dtype, self.training
+        return branch_linear(x, base, branch, dtype=dtype, training=training, weight=weight)
 
     def update(self, x: Tensor) -> Tensor:
         return branch_linear(x, None, self.branch(), dtype=self.compute_dtype)

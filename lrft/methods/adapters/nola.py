@@ -39,7 +39,7 @@ class NOLA(LowRank):
 
     with k = `bases`, r = `rank`, s = `alpha` / r. M_i and N_j have entries ~ U(-1, 1) / sqrt(k), A0 ~ U(-1/sqrt(in),
     1/sqrt(in)); all are frozen and made anew from a seed whenever they are needed, in the forward and in the backward
-    pass, 2^22 numbers at a time. There is no dropout.
+    pass, 2^20 numbers at a time. There is no dropout.
 
     Shapes: A, A0, M_i (r, in); B, N_j (out, r); a (k) = b (k) = 0, so W' = W at step 0.
     Trains: 2 k numbers per site; checkpoints hold them and a seed.
