@@ -34,12 +34,13 @@ class FrozenMap(Protocol):
 
 @dataclass(frozen=True)
 class Formed:
-    """Factors that are a function of few trained tensors, formed in forward and in backward and kept in neither.
+    """Factors that are a function of few trained tensors, formed in forward and again in backward.
 
     Attributes:
         form: (dtype they are used in, *trained) -> (down, up), in that dtype or in float32.
         pull: (that dtype, d_down or None, d_up or None, *trained) -> the gradient of every trained tensor.
         trains_down, trains_up: which of the two depend on the trained tensors; no gradient is computed for the other.
+        kept: whether the factors are kept between the two, where forming them is dear.
     """
 
     trained: tuple[Tensor, ...]
@@ -47,6 +48,7 @@ class Formed:
     pull: Callable[..., tuple[Tensor | None, ...]]
     trains_down: bool = True
     trains_up: bool = True
+    kept: bool = False
 
     def cast(self, dtype: torch.dtype, *trained: Tensor) -> Pair:
         """Both factors in `dtype`."""
@@ -124,7 +126,8 @@ class _BranchMatmul(torch.autograd.Function):
             empty if u is None else u,
             empty if dropped is None else dropped.zeros,
         )
-        ctx.save_for_backward(*kept, empty if gain is None else gain, *trained)
+        factors = (down, up) if parts.kept else ()
+        ctx.save_for_backward(*kept, empty if gain is None else gain, *factors, *trained)
         return in_shape_of(y, x)
 
     @staticmethod
@@ -132,7 +135,10 @@ class _BranchMatmul(torch.autograd.Function):
         seen, beside, t, u, zeros, gains, *trained = ctx.saved_tensors
         parts, gain = ctx.parts, gains if gains.numel() else None
         dy = grads[0].reshape(-1, grads[0].shape[-1])
-        down, up = parts.cast(dy.dtype, *trained)
+        if parts.kept:
+            down, up, *trained = trained
+        else:
+            down, up = parts.cast(dy.dtype, *trained)
         p = (dy @ _gained(up, gain)).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:

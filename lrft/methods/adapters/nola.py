@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from lrft.core.adapter import Branch, Formed, LowRank, PeftForm
 from lrft.core.params import Site
 from lrft.core.peft import lora_keys
+from lrft.ops.compiled import fusible
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
 
-CHUNK = 2**22  # random numbers held at a time
+CHUNK = 2**20  # random numbers held at a time: 4 MB, which stay in a cache between the steps of the hash
 
 
 def nola_form_keys(config: NOLA.Config, with_start: bool) -> dict[str, Json]:
@@ -38,8 +39,8 @@ class NOLA(LowRank):
         W' = W + s B A
 
     with k = `bases`, r = `rank`, s = `alpha` / r. M_i and N_j have entries ~ U(-1, 1) / sqrt(k), A0 ~ U(-1/sqrt(in),
-    1/sqrt(in)); all are frozen and made anew from a seed whenever they are needed, in the forward and in the backward
-    pass, 2^20 numbers at a time. There is no dropout.
+    1/sqrt(in)); all are frozen and made anew from a seed whenever they are needed, once in the forward and once in the
+    backward pass, 2^20 numbers at a time. There is no dropout.
 
     Shapes: A, A0, M_i (r, in); B, N_j (out, r); a (k) = b (k) = 0, so W' = W at step 0.
     Trains: 2 k numbers per site; checkpoints hold them and a seed.
@@ -104,7 +105,7 @@ class NOLA(LowRank):
             assert dA is not None and dB is not None
             return products(dA, len(a), seed + 1), products(dB, len(b), seed + 2)
 
-        return Branch(scale=self.scaling, formed=Formed((self.a, self.b), form, pull))
+        return Branch(scale=self.scaling, formed=Formed((self.a, self.b), form, pull, kept=True))
 
     @staticmethod
     def count(config: Config, site: Site) -> int:
@@ -150,10 +151,16 @@ def uniform(first: int, count: int, seed: int, device: torch.device | str = "cpu
     two seeds are no shifts of one sequence), in integers, of which 24 bits are used: exact, so the same everywhere.
     """
     place, key = (seed * 0x9E3779B1 + first) % 2**32, (seed * 0x85EBCA77 + 0x165667B1) % 2**32
-    z = torch.arange(count, dtype=torch.int32, device=device).add_(_signed(place))
+    return _hashed(count, _signed(place), _signed(key), torch.device(device))
+
+
+@fusible
+def _hashed(count: int, place: int, key: int, device: torch.device) -> Tensor:
+    """The hash of the `count` places from `place` on."""
+    z = torch.arange(count, dtype=torch.int32, device=device).add_(place)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         z ^= (z >> shift).bitwise_and_(2 ** (32 - shift) - 1)  # a logical shift
-        z.bitwise_xor_(_signed(key)).mul_(_signed(factor))
+        z.bitwise_xor_(key).mul_(_signed(factor))
     return (z >> 8).float().mul_(2.0**-23)
 
 
