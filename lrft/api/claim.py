@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lrft.build.job import Job
 from lrft.core.notes import say
+from lrft.data.pack import ORDER
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import compare
 from lrft.recipe.schema import Recipe
@@ -59,13 +60,17 @@ def check_same_start(job: Job) -> None:
         "processes": job.run.processes,
         "base_fingerprint": job.identity.base,
         "packing": job.adaptation.packing,
+        "packing_order": ORDER,
     }
     asked = job.run.recipe.train.packing  # older runs, which recorded nothing, packed unless told otherwise
-    before = {"packing": asked is not False, **before}
+    before = {"packing": asked is not False, "packing_order": "as they come", **before}
+    if not job.adaptation.packing:
+        before["packing_order"] = ORDER  # no row depends on it
     said = {
         "data": "the rows of data.train or data.eval",
         "processes": "the number of processes",
         "packing": "whether rows are packed (train.packing)",
+        "packing_order": "the order that lrft packs rows in (another version)",
         "base_fingerprint": "the weights of model.name (another base model)",
     }
     for key, value in now.items():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from lrft.build.activations import activation_bytes
 from lrft.build.adapt import plan_without_weights
 from lrft.build.dataset import read_text
 from lrft.build.measure import measure
@@ -13,8 +14,10 @@ from lrft.build.measured import MatrixShares, Measured, Target
 from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import check_text
 from lrft.core.stages import ranks_of
+from lrft.data.steps import Shape
+from lrft.model.backend import keeps_apart
 from lrft.model.causal_lm import CausalLM
-from lrft.model.load import DTYPES, load_model
+from lrft.model.load import load_model
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
@@ -65,7 +68,10 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     packing = recipe.train.packing
     if packing is None and not model.takes_positions:
         packing = False  # nothing tells such a model where a document begins
-    steps = train_data(recipe, text, packing=packing).total_steps(settings.max_steps, settings.epochs)
+    data = train_data(
+        recipe, text, packing=packing, join=model.takes_positions and keeps_apart(model, recipe.model)
+    )
+    steps = data.total_steps(settings.max_steps, settings.epochs)
     possible = [steps] if packing is not None else possible_steps(recipe, text)
     adaptation = plan_without_weights(recipe, model)
     check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
@@ -80,36 +86,28 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
         "trainable_parameters": counted["trainable"],
         "trainable_percent": counted["trainable_percent"],
         "ranks_undecided": counted["ranks_undecided"],
-        "memory_bytes": memory_bytes(recipe, model, counted),
+        "memory_bytes": memory_bytes(recipe, model, counted, data.shapes(0)),
     }
 
 
-def memory_bytes(recipe: Recipe, model: CausalLM, counted: Measured) -> dict[str, int]:
+def memory_bytes(
+    recipe: Recipe, model: CausalLM, counted: Measured, shapes: Iterable[Shape] = ()
+) -> dict[str, int]:
     """What takes how many bytes in training, and `total_estimated`; activations are the estimate in it.
 
     Args:
         model: the base model without weights.
         counted: what `measure` says of the recipe.
+        shapes: of the micro-batches; without any, rows are one document of `train.max_length` each.
     """
+    activations = activation_bytes(recipe, model, shapes)
     memory = {
         "linear_weights": counted["linear_bytes"],
         "other_weights": counted["weight_bytes"] - counted["linear_bytes"],
         "adapter": counted["trainable_bytes"],
         "gradients": counted["gradient_bytes"],
         "optimizer_state": counted["optimizer_bytes"],
-        "activations_estimated": _activation_bytes(recipe, model),
+        "activations_estimated": activations.blocks,
+        "attention_estimated": activations.attention,
     }
     return {**memory, "total_estimated": sum(memory.values())}
-
-
-def _activation_bytes(recipe: Recipe, model: CausalLM) -> int:
-    """A rough estimate of what one micro-batch keeps for the backward pass, from the widths of the blocks."""
-    config = model.hf.config.get_text_config()
-    item = DTYPES[recipe.model.dtype].itemsize
-    tokens = recipe.train.batch_size * recipe.train.max_length
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    wide = getattr(config, "intermediate_size", None) or 4 * hidden
-    block = item * (12 * hidden + 4 * wide) + 16 * hidden  # saved inputs, float32 copies of the norms
-    if recipe.model.activation_checkpointing:
-        return tokens * (layers * hidden * item + block)
-    return tokens * layers * block

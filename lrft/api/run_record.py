@@ -11,6 +11,7 @@ from lrft.build.measure import matrix_shares
 from lrft.core.notes import say
 from lrft.core.params import count
 from lrft.core.run import Run
+from lrft.data.pack import ORDER
 from lrft.export.peft_format import adapter_files, why_own_form, write_adapter_folder
 from lrft.model.stopping import trained_generation
 from lrft.recipe.load import LoadedRecipe
@@ -41,6 +42,8 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             "seed": run.seed,
             "attention": job.adaptation.model.attention,
             "packing": job.adaptation.packing,
+            "packing_order": ORDER,
+            "joined": job.adaptation.joined,
             "matrices": matrix_shares(job.adaptation, loaded.recipe),
             "processes": run.processes,
             "trust_remote_code": trust_remote_code,

@@ -17,7 +17,7 @@ from lrft.core.frozen import FrozenLinear, Quantizer
 from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, SitePlan
 from lrft.evaluation.subject import Progress, silent
 from lrft.model.attach import attach, make_plan
-from lrft.model.backend import check_runs, settle_attention
+from lrft.model.backend import check_runs, settle_attention, why_padded
 from lrft.model.builder import SiteBuilder, dense
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model
@@ -31,13 +31,19 @@ from lrft.registry.json import Json
 
 @dataclass
 class Adaptation:
-    """A base model with a recipe's adapter on it, and how it came about; `notes` are for the user."""
+    """A base model with a recipe's adapter on it, and how it came about; `notes` are for the user.
+
+    Attributes:
+        packing: rows hold several documents.
+        joined: the rows of a micro-batch are one row, without padding.
+    """
 
     model: CausalLM
     plan: Plan
     targets: list[TargetRow]
     matrices: Matrices
     packing: bool = True
+    joined: bool = False
     undecided: bool = False  # a planner that looks at weights or data has not been asked
     notes: list[str] = field(default_factory=list)
 
@@ -87,7 +93,7 @@ def adapt(
     adaptation, planners = _begun(recipe, model, check=trains)
     on_cpu = torch.device(device).type == "cpu"
     if on_cpu or not model.attention.startswith("flash"):
-        recipe = _settled(asked, adaptation, device)
+        recipe = _settled(asked, adaptation, device, trains)
     elif asked.train.packing is None:
         # Nothing is known before the weights are on the GPU: calibrate on single rows.
         recipe = _packing(asked, False)
@@ -111,7 +117,7 @@ def adapt(
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
     if not on_cpu:
         with _bare(model):
-            _settled(asked, adaptation, device)
+            _settled(asked, adaptation, device, trains)
     check_runs(model)
     configure(model, recipe.model)
     return adaptation
@@ -162,11 +168,17 @@ def _bare(model: CausalLM) -> AbstractContextManager[None]:
     return nullcontext() if own else adapters_off(model.hf)
 
 
-def _settled(recipe: Recipe, adaptation: Adaptation, device: torch.device | str) -> Recipe:
+def _settled(recipe: Recipe, adaptation: Adaptation, device: torch.device | str, trains: bool) -> Recipe:
     """Find what the model computes rightly with; the recipe that says whether rows are packed."""
+    model = adaptation.model
     wanted = True if recipe.model.compile and recipe.train.packing is None else recipe.train.packing
-    adaptation.packing, note = settle_attention(adaptation.model, recipe.model, device, wanted)
-    adaptation.notes = [note] if note else []
+    found = settle_attention(model, recipe.model, device, wanted)
+    adaptation.packing, adaptation.notes = found.packing, [found.note] if found.note else []
+    if trains and not found.told:
+        why = why_padded(model, recipe.model, found.packing)
+        adaptation.joined = not why
+        if why and not found.packing:
+            adaptation.notes.append(f"train.packing: false, and rows are padded ({why})")
     return _packing(recipe, adaptation.packing)
 
 

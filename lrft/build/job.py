@@ -77,7 +77,7 @@ def assemble(
             "gradients that are freed at once cannot be summed over processes", "optimizer.per_layer"
         )
     processes, rank = accelerator.num_processes, accelerator.process_index
-    data = train_data(recipe, text, processes, rank, adaptation.packing)
+    data = train_data(recipe, text, processes, rank, adaptation.packing, adaptation.joined)
     total = data.total_steps(settings.max_steps, settings.epochs)
     check_length(recipe, total, ranks_of(adaptation.plan))
     infos = parameter_infos(model)

@@ -12,12 +12,18 @@ from lrft.registry.errors import RecipeError
 
 
 def train_data(
-    recipe: Recipe, text: Text, world: int = 1, rank: int = 0, packing: bool | None = None
+    recipe: Recipe,
+    text: Text,
+    world: int = 1,
+    rank: int = 0,
+    packing: bool | None = None,
+    join: bool = False,
 ) -> TrainData:
     """The training rows cut into steps, for process `rank` of `world`.
 
     Args:
         packing: whether rows are packed, once it was tried on the model; by default as the recipe has it.
+        join: whether the rows of a micro-batch are joined to one without padding, once that was tried.
     """
     settings = recipe.train
     return TrainData(
@@ -28,6 +34,7 @@ def train_data(
         packing=settings.packing is not False if packing is None else packing,
         seed=settings.seed,
         pad_id=text.pad_id,
+        join=join,
         world=world,
         rank=rank,
     )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 from lrft.core.batch import Batch
 from lrft.data.collate import collate
@@ -15,6 +16,20 @@ from lrft.data.pack import pack
 from lrft.registry.errors import DataError
 
 MicroBatch = list[list[int]]  # rows of data-set indices
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a micro-batch is to a model that reads no token of it.
+
+    Attributes:
+        rows, length: of `Batch.input_ids`.
+        documents: tokens of each.
+    """
+
+    rows: int
+    length: int
+    documents: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -41,9 +56,10 @@ class StepBatches:
 class TrainData:
     """The training rows, cut into optimizer steps.
 
-    Each epoch visits every usable row once, in an order of its own. With packing, that order is packed into
-    rows of `max_length` tokens; without, a row is one document, padded to the longest of its micro-batch. A pair
-    counts as one document here: its two answers are always in the same row.
+    Each epoch visits every usable row once, in an order of its own. With packing, its rows are filled to
+    `max_length` tokens and shuffled; without, a row is one document, padded to the longest of its micro-batch. A pair
+    counts as one document here: its two answers are always in the same row. Joined, the rows of a micro-batch come
+    one after another as a single one, and nothing is padded; it holds the same examples either way.
     Micro-batch j of a step belongs to process j % world. The last step of an epoch may hold fewer.
 
     Args:
@@ -52,6 +68,7 @@ class TrainData:
         accumulation: micro-batches of a step and process.
         max_length: longest document, and with packing the tokens of every row.
         packing: several documents a row.
+        join: the model keeps the documents of a row apart, and takes rows of any length.
         seed: of the order.
         pad_id: fills the rest of a row.
         world, rank: how many processes there are, and which one this is.
@@ -70,6 +87,7 @@ class TrainData:
         packing: bool,
         seed: int,
         pad_id: int,
+        join: bool = False,
         world: int = 1,
         rank: int = 0,
     ) -> None:
@@ -77,6 +95,7 @@ class TrainData:
         self.batch_size = batch_size
         self.max_length = max_length
         self.packing = packing
+        self.join = join
         self.seed = seed
         self.pad_id = pad_id
         self.world = world
@@ -127,9 +146,24 @@ class TrainData:
             epoch=epoch + (within + 1) / self.steps_per_epoch(epoch),
         )
 
+    def shapes(self, epoch: int) -> Iterator[Shape]:
+        """The shapes of an epoch's micro-batches, over all processes."""
+        for micro_batch in self._plan(epoch):
+            rows, length = self._laid_out(micro_batch)
+            used = [sum(self.lengths[index] for index in row) for row in rows]
+            examples = (self.encoded[index] for index in chain.from_iterable(rows))
+            documents = tuple(n for example in examples for n in example.parts or (len(example.input_ids),))
+            yield Shape(len(rows), max(used) if length is None else length, documents)
+
     def _collate(self, micro_batch: MicroBatch) -> Batch:
-        rows = [[self.encoded[index] for index in row] for row in micro_batch]
-        return collate(rows, self.pad_id, self.max_length if self.packing else None, micro_batch)
+        rows, length = self._laid_out(micro_batch)
+        return collate([[self.encoded[k] for k in row] for row in rows], self.pad_id, length, rows)
+
+    def _laid_out(self, micro_batch: MicroBatch) -> tuple[MicroBatch, int | None]:
+        """The rows of the batch, and their length where it is not that of the fullest."""
+        if self.join:
+            return [list(chain.from_iterable(micro_batch))], None
+        return micro_batch, self.max_length if self.packing else None
 
     def _epoch_of(self, step: int) -> int:
         epoch = 0
@@ -148,7 +182,7 @@ class TrainData:
         rows = [[index] for index in order]
         if self.packing:
             packed = pack([self.lengths[index] for index in order], self.max_length)
-            rows = [[order[k] for k in row] for row in packed]
+            rows = [[order[k] for k in packed[row]] for row in permutation(len(packed), self.seed, epoch)]
         return [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 
@@ -39,31 +40,61 @@ def first_backend(model: CausalLM, section: ModelSection, device: torch.device) 
         )
 
 
+class Settled(NamedTuple):
+    """How the rows of training are attended to.
+
+    Attributes:
+        packing: whether they hold several documents.
+        note: a sentence where that or the backend is not the first choice, or empty.
+        told: the note says that the model does not keep the documents of a row apart.
+    """
+
+    packing: bool
+    note: str
+    told: bool = False
+
+
 def settle_attention(
     model: CausalLM, section: ModelSection, device: torch.device | str, packing: bool | None
-) -> tuple[bool, str]:
+) -> Settled:
     """Set the first backend with which the model computes what it should.
 
     Args:
         model: with its weights, where the backend can run.
         packing: whether rows will hold several documents; None to let them where the model keeps them apart.
 
-    Returns:
-        Whether rows are packed, and a sentence where that or the backend is not the first choice.
-
     Raises:
         RecipeError: no backend that `model.attention` allows will do; says what would.
     """
     if packing is not None:
-        return packing, _settle(model, section, device, packing)
+        return Settled(packing, _settle(model, section, device, packing))
     try:
-        return True, _settle(model, section, device, True)
+        return Settled(True, _settle(model, section, device, True))
     except RecipeError as error:
         if error.problems[0].key != "train.packing":
             raise
         note = _settle(model, section, device, False)
         reason = error.problems[0].message.partition("; ")[0]
-        return False, f"train.packing: false ({reason}){f'; {note}' if note else ''}"
+        return Settled(False, f"train.packing: false ({reason}){f'; {note}' if note else ''}", told=True)
+
+
+def keeps_apart(model: CausalLM, section: ModelSection) -> bool:
+    """Whether the backend computes each document of a row by itself, so that a long row costs no more than many."""
+    ours = model.attention == "segmented" or model.attention.startswith("flash")
+    return ours and not section.compile  # a compiled model is made for one length
+
+
+def why_padded(model: CausalLM, section: ModelSection, packing: bool) -> str:
+    """Why the rows of a micro-batch are not joined to one, which needs no padding; empty where they are.
+
+    Args:
+        model: with the backend that was settled on.
+        packing: the documents of a row are known to be kept apart.
+    """
+    if not keeps_apart(model, section):
+        return f"{model.attention} attention computes every pair of tokens of a row"
+    fault = None if packing else find_fault(model, packing=True)
+    return "" if fault is None else f"{type(model.hf).__name__}: {fault.what}"
 
 
 def _settle(model: CausalLM, section: ModelSection, device: torch.device | str, packing: bool) -> str:

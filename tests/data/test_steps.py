@@ -101,6 +101,48 @@ def test_packed_rows_have_a_fixed_length_and_padded_ones_that_of_the_longest(row
         assert len(batch.documents) == 2
 
 
+def test_when_a_packed_row_comes_says_nothing_of_what_it_holds(document):
+    draw = random.Random(2)
+    rows = [document(min(60, max(2, int(draw.lognormvariate(3, 0.5))))) for _ in range(3000)]
+    data = TrainData(rows, **{**SETTINGS, "max_length": 64})
+    early, late = [], []
+    for epoch in range(5):
+        counts = [len(shape.documents) / shape.rows for shape in data.shapes(epoch)]
+        early += counts[: len(counts) // 2]
+        late += counts[len(counts) // 2 :]
+    means = [sum(part) / len(part) for part in (early, late)]
+    assert 2.5 < means[0] == pytest.approx(means[1], rel=0.05)  # as packed, the early ones hold half as many
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_joined_rows_are_the_same_examples_without_padding(rows, packing):
+    made = {**SETTINGS, "packing": packing, "batch_size": 3}
+    apart, joined = TrainData(rows, **made), TrainData(rows, **made, join=True)
+    for step in range(apart.total_steps(None, 2)):
+        a, b = apart.at(step), joined.at(step)
+        assert (a.targets, a.tokens, a.examples, a.epoch) == (b.targets, b.tokens, b.examples, b.epoch)
+        for one, other in zip(a.micro_batches, b.micro_batches, strict=True):
+            assert one.examples == other.examples
+            assert other.input_ids.shape == (1, one.tokens)
+            assert torch.equal(one.targets, other.targets)
+            for (row, start, end), (_, first, last) in zip(one.documents, other.documents, strict=True):
+                assert torch.equal(one.input_ids[row, start:end], other.input_ids[0, first:last])
+                assert other.position_ids[0, first:last].tolist() == list(range(end - start))
+            flat = one.input_ids.flatten()
+            assert torch.equal(flat[one.supervised], other.input_ids.flatten()[other.supervised])
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("join", [True, False])
+def test_the_shapes_of_an_epoch_are_those_of_its_batches(rows, packing, join):
+    pair = Encoded([1] * 9, [False, *[True] * 3, False, *[True] * 4], parts=(4, 5), length=9)
+    data = TrainData([*rows, pair], **{**SETTINGS, "packing": packing, "join": join})
+    batches = [batch for step in range(data.steps_per_epoch(0)) for batch in data.at(step).micro_batches]
+    for shape, batch in zip(data.shapes(0), batches, strict=True):
+        assert (shape.rows, shape.length) == tuple(batch.input_ids.shape)
+        assert shape.documents == tuple(end - start for _, start, end in batch.documents)
+
+
 def test_the_last_step_of_an_epoch_may_hold_fewer_micro_batches(rows):
     data = TrainData(rows, **{**SETTINGS, "packing": False, "batch_size": 5, "accumulation": 4})
     assert data.steps_per_epoch(0) == 3

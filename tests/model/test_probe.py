@@ -8,7 +8,7 @@ import torch
 from lrft.model import attention
 from lrft.model.asked import reference
 from lrft.model.attach import attach
-from lrft.model.backend import check_runs, settle_attention
+from lrft.model.backend import check_runs, settle_attention, why_padded
 from lrft.model.batching import find_batching
 from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
@@ -38,7 +38,7 @@ def load(tiny, family, **more):
 def settle(tiny, family, packing=True, **more):
     chosen = section(tiny, family, **more)
     model = load_model(chosen)
-    return model, settle_attention(model, chosen, "cpu", packing)[1]
+    return model, settle_attention(model, chosen, "cpu", packing).note
 
 
 @pytest.mark.parametrize(("family", "dtype"), STATEFUL)
@@ -69,9 +69,27 @@ def test_families_that_count_positions_from_the_row_are_not_packed(tiny, family)
 @pytest.mark.parametrize(("family", "packs"), [("llama", True), ("lfm2", False), ("bloom", False)])
 def test_unless_the_recipe_says_so_rows_are_packed_where_the_model_keeps_them_apart(tiny, family, packs):
     chosen = section(tiny, family)
-    packed, note = settle_attention(load_model(chosen), chosen, "cpu", None)
-    assert packed == packs
-    assert note.startswith("train.packing: false (" if not packs else "")
+    found = settle_attention(load_model(chosen), chosen, "cpu", None)
+    assert found.packing == packs
+    assert found.note.startswith("train.packing: false (" if not packs else "")
+    assert found.told != packs
+
+
+@pytest.mark.parametrize(
+    ("family", "attention", "why"),
+    [
+        ("llama", "segmented", ""),
+        ("llama", "sdpa", "sdpa attention computes every pair of tokens of a row"),
+        ("bloom", "eager", "eager attention computes every pair of tokens of a row"),
+        ("lfm2", "segmented", "Lfm2ForCausalLM: documents packed into one row see each other"),
+        ("mamba", "segmented", "MambaForCausalLM: documents packed into one row see each other"),
+    ],
+)
+def test_rows_are_joined_where_the_model_was_seen_to_keep_documents_apart(tiny, family, attention, why):
+    chosen = section(tiny, family, attention=attention)
+    model = load_model(chosen)
+    assert settle_attention(model, chosen, "cpu", False).note == ""
+    assert why_padded(model, chosen, packing=False) == why
 
 
 def test_a_backend_that_fails_names_one_that_works(tiny):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,6 +121,48 @@ def test_eight_times_one_is_one_times_eight_is_packed(recipe_file, tmp_path, att
             torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-4)
 
 
+JOINED = {
+    "llama": ("llama", []),
+    "gemma2": ("gemma2", []),
+    "gpt2": ("gpt2", []),
+    "qwen2, packed": ("qwen2", ["train.packing=true", "train.max_length=170"]),
+    "virtual tokens": ("llama", ["adapter={method: prompt_tuning, tokens: 3}", "~adapter.dropout"]),
+    "load balancing": ("llama", ["adapter={method: loramoe, rank: 2, experts: 2}"]),
+    "experts of its own": ("mixtral", []),
+}
+
+
+@pytest.mark.parametrize(("family", "overrides"), JOINED.values(), ids=JOINED)
+def test_rows_without_padding_give_the_loss_and_gradients_of_padded_ones(
+    recipe_file, tmp_path, monkeypatch, family, overrides
+):
+    recipe_file = partial(recipe_file, family=family)
+    cut = ["train.packing=false", "train.batch_size=8", "train.gradient_accumulation=1", *overrides]
+    job = job_of(recipe_file, tmp_path, "data.train.limit=8", *cut)
+    batches = [batch for step in job.steps() for batch in step.micro_batches]
+    assert {batch.input_ids.shape for batch in batches} == {(1, batches[0].tokens)}
+    joined, gradients = whole_epoch(recipe_file, tmp_path, *cut)
+    monkeypatch.setattr("lrft.build.adapt.why_padded", lambda *args: "as asked")
+    padded, expected = whole_epoch(recipe_file, tmp_path, *cut)
+    torch.testing.assert_close(joined, padded, atol=1e-6, rtol=1e-6)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=2e-6, rtol=1e-3)
+
+
+def test_a_run_says_in_one_line_why_its_rows_are_padded(recipe_file):
+    def notes(*overrides):
+        adaptation = adapt(load_recipe(recipe_file("float32"), ["adapter.dropout=0", *overrides]).recipe)
+        return adaptation.joined, adaptation.notes
+
+    padded = (
+        "train.packing: false, and rows are padded (sdpa attention computes every pair of tokens of a row)"
+    )
+    assert notes("train.packing=false") == (True, [])
+    assert notes("train.packing=true", "model.attention=sdpa") == (False, [])
+    assert notes("train.packing=false", "model.attention=sdpa") == (False, [padded])
+
+
 def test_activation_checkpointing_changes_no_gradient(recipe_file, tmp_path):
     plain, expected = whole_epoch(recipe_file, tmp_path)
     loss, gradients = whole_epoch(recipe_file, tmp_path, "model.activation_checkpointing=true")
@@ -170,7 +213,7 @@ def test_a_non_finite_loss_stops_before_the_weights_are_touched(recipe_file, tmp
         train(load_recipe(recipe_file()), tmp_path / "run", resume=False)
     assert stopped.value.exit_code == 4
     batch = load_file(tmp_path / "run" / "non-finite-step-3-process-0.safetensors")
-    assert batch["0.input_ids"].shape == (2, 160)
+    assert 160 < batch["0.input_ids"].shape[1] <= 320  # two rows that hold at most 160 tokens each, joined
     assert "non-finite-step-3" in str(stopped.value)
     run = kept.pop("run")
     assert all(torch.equal(kept[info.name], info.param) for info in run.parameters)

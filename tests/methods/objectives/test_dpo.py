@@ -301,11 +301,12 @@ def test_metrics_are_means_over_the_pairs_of_the_step_and_wait_for_no_device():
 
 @pytest.mark.parametrize("accumulation", [1, 2, 5])
 @pytest.mark.parametrize("packing", [True, False])
-def test_a_step_is_the_mean_over_its_pairs_however_it_is_cut(packing, accumulation):
+@pytest.mark.parametrize("join", [True, False])
+def test_a_step_is_the_mean_over_its_pairs_however_it_is_cut(packing, accumulation, join):
     model = policy_of(llama())
     move(model)
     made = {"batch_size": 5 // accumulation or 1, "max_length": 40 if packing else 20, "seed": 0, "pad_id": 0}
-    data = TrainData(PAIRS, accumulation=5, packing=packing, **made)
+    data = TrainData(PAIRS, accumulation=5, packing=packing, join=join, **made)
     step, dpo = data.at(0), objective()
     assert step.examples == dpo.divisor(step) == 5
     loss = sum(dpo(model, batch) for batch in step.micro_batches) / dpo.divisor(step)

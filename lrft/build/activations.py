@@ -1,0 +1,76 @@
+"""What a micro-batch keeps for the backward pass, from the model's configuration and the lengths of its documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lrft.data.steps import Shape
+from lrft.model.causal_lm import CausalLM
+from lrft.model.hf import TextConfig
+from lrft.model.load import DTYPES
+from lrft.ops.attention_blocks import BLOCK, LONG
+from lrft.recipe.schema import Recipe
+
+
+class Activations(NamedTuple):
+    """Bytes of the micro-batch that takes most.
+
+    Attributes:
+        blocks: inputs that the layers save, from the widths of the blocks: an estimate.
+        attention: what grows with the square of a length, and the room that blocks of long documents are computed in.
+    """
+
+    blocks: int
+    attention: int
+
+
+def activation_bytes(recipe: Recipe, model: CausalLM, shapes: Iterable[Shape] = ()) -> Activations:
+    """Bytes of the largest of `shapes`; without any, of rows that are one document of `train.max_length` each."""
+    settings = recipe.train
+    full = Shape(settings.batch_size, settings.max_length, (settings.max_length,) * settings.batch_size)
+    different = set(shapes) or {full}
+    return max((_activations(recipe, model, shape) for shape in different), key=sum)
+
+
+def _activations(recipe: Recipe, model: CausalLM, shape: Shape) -> Activations:
+    config = model.hf.config.get_text_config()
+    item = DTYPES[recipe.model.dtype].itemsize
+    tokens, hidden, layers = shape.rows * shape.length, config.hidden_size, config.num_hidden_layers
+    wide = getattr(config, "intermediate_size", None) or 4 * hidden
+    block = item * (12 * hidden + 4 * wide) + 16 * hidden  # saved inputs, float32 copies of the norms
+    kept, room = _attention(model.attention, config, item, shape)
+    if recipe.model.activation_checkpointing:
+        return Activations(tokens * (layers * hidden * item + block), kept + room)
+    return Activations(tokens * layers * block, attention_layers(config) * kept + room)
+
+
+def _attention(backend: str, config: TextConfig, item: int, shape: Shape) -> tuple[int, int]:
+    """Bytes that one attention keeps beside queries, keys, values and output, and those it needs while it computes."""
+    heads = getattr(config, "num_attention_heads", None) or 0
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    dropped = bool(getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0))
+    square = shape.rows * shape.length**2
+    # Softmax in float32, rounded where that is another tensor; what is drawn and what is left of it; tanh of the cap.
+    pieces = 4 + (1 + item if dropped else item % 4) + item * capped
+    if backend == "eager":
+        return heads * square * pieces, 0
+    if backend != "segmented":
+        return (square * item, 0) if backend == "sdpa" else (0, 0)  # the mask as numbers, one for all heads
+    short = sum(n * n for n in shape.documents if n <= LONG)
+    kept = short * (heads * pieces + 1) if capped or dropped else short * heads * item
+    longest = max(shape.documents, default=0)
+    if longest <= LONG:
+        return kept, 0
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+    pairs = getattr(config, "num_key_value_heads", None) or heads
+    blocks = (2 + capped + dropped) * heads * BLOCK * item  # of scores and their gradients
+    return kept, longest * (blocks + 2 * pairs * width * max(4, item))
+
+
+def attention_layers(config: TextConfig) -> int:
+    """Layers that are attentions, where the configuration names the kinds of its layers; else all."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if not kinds:
+        return int(config.num_hidden_layers)
+    return sum(kind != "linear_attention" and "attention" in kind for kind in kinds)
