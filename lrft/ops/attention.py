@@ -71,7 +71,10 @@ class _Attention(torch.autograd.Function):
         out = query.new_zeros(B, L, H, value.shape[-1])
         lengths = [end - start for _, start, end in documents]
         longest = max((n for n in lengths if n <= LONG), default=0)
-        hidden = hidden_pairs(longest, rule.window, query.device)
+        shape = (longest, longest)
+        mask = query.new_zeros(shape).masked_fill_(
+            hidden_pairs(longest, rule.window, query.device), -math.inf
+        )
         keep = any(ctx.needs_input_grad[:3])
         probabilities = []
         drawn = _generator(rule, seed, query.device)
@@ -80,7 +83,7 @@ class _Attention(torch.autograd.Function):
             if n > LONG:
                 blocks.attend(q, k, v, rule, drawn, out[row, start:end])
                 continue
-            p = _probabilities(q, k, rule, hidden)
+            p = _probabilities(q, k, rule, mask[:n, :n])
             out[row, start:end] = torch.bmm(p, v).view(H, n, -1).transpose(0, 1)
             if keep:
                 probabilities.append(p)
@@ -115,11 +118,12 @@ def _generator(rule: Rule, seed: int, device: torch.device) -> torch.Generator |
     return torch.Generator(device).manual_seed(seed) if rule.dropout > 0 else None
 
 
-def _probabilities(q: Tensor, k: Tensor, rule: Rule, hidden: Tensor) -> Tensor:
-    """(K, G n, n) of one short document, from (H, n, D) and (K, n, D)."""
+def _probabilities(q: Tensor, k: Tensor, rule: Rule, mask: Tensor) -> Tensor:
+    """(K, G n, n) of one short document, from (H, n, D), (K, n, D) and what is added to its scores (n, n)."""
     (H, n, D), K = q.shape, k.shape[0]
-    scores = torch.bmm(q.reshape(K, H // K * n, D), k.mT).mul_(rule.scale)
-    scores.view(K, H // K, n, n).masked_fill_(hidden[:n, :n], -math.inf)
+    # One pass: filling a mask in half precision takes as long as all products of the attention.
+    added = mask.repeat(H // K, 1).expand(K, -1, -1)
+    scores = torch.baddbmm(added, q.reshape(K, H // K * n, D), k.mT, alpha=rule.scale)
     return blocks.softmax(scores, rule.sinks)
 
 
@@ -133,8 +137,10 @@ def _pull(
     dp = torch.bmm(do, v.mT)
     if d_sinks is not None:
         d_sinks += blocks.pull_sinks(p, dp, H)
-    ds = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(rule.scale)
-    return torch.bmm(ds, k).view(H, n, D), torch.bmm(ds.mT, q.reshape(K, H // K * n, D)), dv
+    ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+    rows = q.reshape(K, H // K * n, D)
+    dq = torch.baddbmm(rows, ds, k, beta=0, alpha=rule.scale).view(H, n, D)
+    return dq, torch.baddbmm(k, ds.mT, rows, beta=0, alpha=rule.scale), dv
 
 
 def _compose(query: Tensor, key: Tensor, value: Tensor, documents: Documents, rule: Rule) -> Tensor:
