@@ -89,16 +89,19 @@ class _Kept(Context):
     scale: float
     factor: float | None
     remade: bool
+    gained: bool
 
 
 class _BranchMatmul(torch.autograd.Function):
     """y = x W^T + (g - 1) * k d W^T + g * s k (d down^T) up^T + b, with d the kept entries of x and k = `factor`.
 
     Without dropout that is g * (x W^T + s (x down^T) up^T) + b, and the scales are folded into the matmuls.
-    Saves d where `down` trains, or what d is made of, t = d down^T, and with a gain u = d W^T; decodes W again in the
-    backward pass, and forms the factors again. With P = s k dy (g * up) and M = dy^T t:
+    Saves d where `down` trains, or what d is made of, t = d down^T, and with a gain u = d W^T, or y where there is
+    neither dropout nor bias; decodes W again in the backward pass, and forms the factors again.
+    With P = s k dy (g * up) and M = dy^T t:
     dx = dy W + zeros at what was dropped in [k ((g - 1) * dy) W + P down], or (g * dy) W + P down without dropout;
-    d_down = P^T d, d_up = s k g * M, dg = k sum(dy * u) + s k sum(up * M), and `pull` takes them to what trains.
+    d_down = P^T d, d_up = s k g * M, dg = k sum(dy * u) + s k sum(up * M) or sum(dy * y) / g, and `pull` takes them to
+    what trains.
     """
 
     @staticmethod
@@ -117,18 +120,19 @@ class _BranchMatmul(torch.autograd.Function):
             weight = product.base.weight() if product.weight is None else product.weight
             y, u = _frozen_part(flat, weight, product.base.bias, dropped, gain)
             y.addmm_(t, _gained(up, gain).mT, alpha=ctx.scale)
-        empty = flat.new_empty(0)
+        result, empty = in_shape_of(y, x), flat.new_empty(0)
+        ctx.gained = gain is not None and u is None
         made = product.made if parts.trains_down else None
         ctx.remade = made is not None
         kept = (
             *((seen if parts.trains_down else empty, empty) if made is None else made),
             t if parts.trains_up or gain is not None else empty,
-            empty if u is None else u,
+            result if ctx.gained else empty if u is None else u,
             empty if dropped is None else dropped.zeros,
         )
         factors = (down, up) if parts.kept else ()
         ctx.save_for_backward(*kept, empty if gain is None else gain, *factors, *trained)
-        return in_shape_of(y, x)
+        return result
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -156,7 +160,11 @@ class _BranchMatmul(torch.autograd.Function):
         if parts.trains_up or gain is not None:
             d_up = (dy.mT @ t).float().mul_(ctx.scale)
             if gain is not None:
-                d_gain = column_dots(dy, u).mul_(ctx.factor or 1.0).add_((d_up * up).sum(1))
+                dots = column_dots(dy, u.view_as(dy))
+                if ctx.gained:  # a gain of exactly 0 is that of a dead row, which nothing moves
+                    d_gain = torch.where(gain == 0, 0, dots / gain)
+                else:
+                    d_gain = dots.mul_(ctx.factor or 1.0).add_((d_up * up).sum(1))
                 d_up = d_up.mul_(gain[:, None]) if parts.trains_up else None
         return dx, None, d_gain, *parts.pull(dy.dtype, d_down, d_up, *trained)
 
@@ -174,7 +182,7 @@ def _frozen_part(
     if dropped is None:
         u = F.linear(flat, weight)
         y = scale_columns(u, gain)
-        return y if bias is None else y.add_(bias), u
+        return (y, None) if bias is None else (y.add_(bias), u)
     u = F.linear(dropped.kept, weight)
     return F.linear(flat, weight, bias).addcmul_(u, _less_one(gain, dropped.factor, u.dtype)), u
 

@@ -1,0 +1,121 @@
+"""What a step costs in figures that no machine's noise touches: calls, decodes, bytes kept, graphs.
+
+A change that raises one of them has to say so here.
+"""
+
+from __future__ import annotations
+
+import collections
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lrft.core.adapted import Adapted
+from lrft.core.params import Site
+from lrft.methods.quant.none import Dense
+from lrft.registry.axes import ADAPTERS
+
+TOKENS, IN, OUT = 32, 64, 96
+
+# method and settings -> aten calls of a site's forward pass, of its backward pass, decodes of its weight.
+SITES = {
+    "lora": ({}, 7, 11, 2),
+    "lora, dropout": ({"dropout": 0.05}, 19, 12, 2),
+    "dora": ({}, 30, 26, 2),
+    "dora, dropout": ({"dropout": 0.05}, 42, 27, 2),
+    "miss": ({"rank": 16}, 9, 14, 2),
+    "vera": ({"rank": 16}, 10, 14, 2),
+    "gralora": ({"rank": 16}, 9, 18, 2),
+    "randlora": ({"rank": 8}, 8, 14, 2),
+    "nola": ({"bases": 8}, 76, 55, 2),
+}
+# adapter settings -> bytes that the layers of a model keep for the backward pass, a token and layer.
+KEPT = {"lora": 1632, "lora, dropout": 1776, "dora": 2080, "dora, dropout": 2800, "miss": 1416}
+
+
+class Calls(TorchDispatchMode):
+    """Counts what reaches the kernels; views cost nothing and are left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view:
+            self.counts[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+    @property
+    def total(self):
+        return sum(self.counts.values())
+
+
+class Counted(Dense):
+    """A dense base that counts how often it is decoded."""
+
+    decodes = 0
+
+    def weight(self):
+        self.decodes += 1
+        return super().weight()
+
+
+@pytest.mark.parametrize("case", SITES)
+def test_calls_and_decodes_of_a_site(case):
+    settings, forward, backward, decodes = SITES[case]
+    method = case.partition(",")[0]
+    cls = ADAPTERS.get(method)
+    torch.manual_seed(0)
+    base = Counted(torch.randn(OUT, IN, dtype=torch.bfloat16))
+    config = cls.Config(method=method, **settings)
+    adapter = cls.at(config, Site("a", IN, OUT), cls.shared(config, {"a": Site("a", IN, OUT)}, IN))
+    adapter.start(base.weight())
+    site, base.decodes = Adapted(base, adapter).train(), 0
+    x = torch.randn(2, TOKENS // 2, IN, dtype=torch.bfloat16, requires_grad=True)
+    with Calls() as calls:
+        y = site(x)
+    seed = torch.ones_like(y)
+    with Calls() as back:
+        y.backward(seed)
+    assert (calls.total, back.total, base.decodes) == (forward, backward, decodes), (
+        calls.counts,
+        back.counts,
+    )
+
+
+@contextmanager
+def keeping():
+    """The storages that are kept for the backward pass, by address."""
+    held, alive = {}, []
+
+    def keep(x):
+        alive.append(x)
+        held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        yield held
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_bytes_that_a_layer_keeps_of_a_token(tiny, case):
+    """The difference of two lengths, so that weights and what does not grow with the tokens drop out."""
+    from lrft.build.adapt import adapt
+    from lrft.model.probe import batch_of
+    from lrft.recipe.load import load_recipe
+
+    method = case.partition(",")[0]
+    overrides = [f"model.name={tiny()}", "train.device=cpu", "quantization=none", "model.dtype=bfloat16"]
+    overrides.append(f"adapter.dropout={0.05 if 'dropout' in case else 0}")
+    model = adapt(load_recipe(f"recipes/smoke/{method}.yaml", overrides).recipe).model.train()
+    kept = []
+    for documents in (8, 24):  # of 16 tokens each, so that attention keeps as much of every token
+        with keeping() as held:
+            torch.manual_seed(0)
+            model.hidden(batch_of([[[5 + k for k in range(16)] for _ in range(documents)]]))
+        weights = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+        kept.append(sum(size for place, size in held.items() if place not in weights))
+    layers = model.hf.config.num_hidden_layers
+    assert round((kept[1] - kept[0]) / 256 / layers) == KEPT[case]
