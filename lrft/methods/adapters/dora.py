@@ -98,10 +98,10 @@ class DoRA(LoRA):
         return norms.clamp_min(TINY)
 
     def _expanded(self, weight: Tensor) -> Tensor:
-        projected = (self.A.to(weight.dtype) @ weight.mT).float()  # (r, out): row i of B meets A w_i
-        gram = self.A @ self.A.mT
-        squares = self.row_squares + 2 * self.scaling * (self.B.mT * projected).sum(dim=0)
-        squares += self.scaling**2 * ((self.B @ gram) * self.B).sum(dim=1)
+        projected = (weight @ self.A.to(weight.dtype).mT).float()  # (out, r): row i is A w_i
+        # 2 A w_i + s (A A^T) b_i, which meets b_i
+        meeting = torch.addmm(projected, self.B, self.A @ self.A.mT, beta=2, alpha=self.scaling)
+        squares = torch.add(self.row_squares, (self.B * meeting).sum(dim=1), alpha=self.scaling)
         return squares.clamp_min(TINY**2).sqrt()
 
     def train(self, mode: bool = True) -> DoRA:
