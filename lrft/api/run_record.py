@@ -41,9 +41,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             "total_steps": run.total_steps,
             "seed": run.seed,
             "attention": job.adaptation.model.attention,
-            "packing": job.adaptation.packing,
-            "packing_order": ORDER,
-            "joined": job.adaptation.joined,
+            **_rows(job),
             "matrices": matrix_shares(job.adaptation, loaded.recipe),
             "processes": run.processes,
             "trust_remote_code": trust_remote_code,
@@ -66,6 +64,12 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             f"trainable.update: base weights train in {run.recipe.model.dtype}, where a step of less than 0.2 % of a "
             "weight is rounded away; write master or stochastic to keep such steps"
         )
+
+
+def _rows(job: Job) -> dict[str, Json]:
+    """How the rows of the data become rows of a batch."""
+    adaptation = job.adaptation
+    return {"packing": adaptation.packing, "packing_order": ORDER, "joined": adaptation.joined}
 
 
 def write_end(job: Job, seconds: float) -> dict[str, Json]:

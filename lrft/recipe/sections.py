@@ -125,7 +125,8 @@ class TrainSection(Section):
     packing: Annotated[bool | None, DECIDES_ROWS] = Field(
         None,
         description="fill rows with several examples that do not see each other; by default wherever the model keeps "
-        "them apart, which is tried on it",
+        "them apart, which is tried on it. Where its attention computes each example by itself, nothing is padded "
+        "either way",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="every draw of the run follows from it and the step")
     clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for no clipping")

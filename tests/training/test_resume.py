@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import random
 import shutil
@@ -167,6 +168,24 @@ def test_changed_rows_are_refused(recipe_file, tmp_path, monkeypatch):
     data.write_text("\n".join(rows[1:41]))
     with pytest.raises(UsageError, match=r"the rows of data\.train or data.eval changed"):
         train(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_rows_that_were_packed_in_another_order_are_refused(recipe_file, tmp_path, monkeypatch, packing):
+    """As versions did that recorded no order; padded rows do not depend on it."""
+    loaded = load_recipe(recipe_file(), [f"train.packing={packing}"])
+    stop_at(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        train(loaded, tmp_path / "run", resume=False)
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    assert record.pop("packing_order") == "longest first"
+    path.write_text(json.dumps(record))
+    if packing == "false":
+        assert train(loaded, tmp_path / "run", resume=True)["step"] == 8
+        return
+    with pytest.raises(UsageError, match=r"the order that lrft packs rows in .another version. changed"):
+        train(loaded, tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_can_be_named_instead_of_the_run(recipe_file, tmp_path):
