@@ -13,8 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Without bytecode every worker rewrites every file of tests anew, and every process that a test starts compiles lrft.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, or they take each other's cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -112,6 +112,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = set(fast)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = fast
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    notes = sys.modules.get("lrft.core.notes")
+    assert notes is None or not notes.silent(), "notes stay silenced for the tests that come after"
 
 
 def _is_fast(item: pytest.Item) -> bool:
