@@ -120,6 +120,13 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     assert notes is None or not notes.silent(), "notes stay silenced for the tests that come after"
 
 
+def pytest_collection_finish() -> None:
+    """Let `torch.manual_seed` seed what is there: it writes out the stack for each kind of accelerator that is not."""
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.accelerator.is_available():
+        torch.manual_seed = torch.default_generator.manual_seed
+
+
 def _is_fast(item: pytest.Item) -> bool:
     return item.nodeid.startswith(KEPT) or not item.nodeid.startswith((*LONG, *ASIDE))
 

@@ -66,7 +66,7 @@ class BitsAndBytesAdamW(Optimizer):
             eps=config.eps,
             weight_decay=config.weight_decay,
             optim_bits=cls.bits,
-            is_paged=cls.paged,
+            is_paged=cls.paged and not any(info.param.is_meta for info in params),
         )
 
 
@@ -78,10 +78,6 @@ class Resumable(_Base):
     def get_config(self, gindex: int, pindex: int, group: Group) -> Group:
         """Settings of one parameter; the group's bits go before the optimizer's."""
         return {**super().get_config(gindex, pindex, group), "optim_bits": group["optim_bits"]}
-
-    def get_state_buffer(self, p: Tensor, dtype: torch.dtype) -> Tensor:
-        """Zeros for a moment of `p`; without storage where it has none."""
-        return torch.zeros_like(p, dtype=dtype) if p.is_meta else super().get_state_buffer(p, dtype)
 
     def update_step(self, group: Group, p: Tensor, gindex: int, pindex: int) -> None:
         """Move a parameter and its state, which is there by now; no kernel can where they have no storage."""
