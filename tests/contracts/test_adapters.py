@@ -1,4 +1,4 @@
-"""What every registered adapter owes, at every kind of site and on every registered storage.
+"""What every registered adapter owes, at every kind of site, on storages of every kind.
 
 A new method is tested by being registered. Exceptions are declared: by traits, and by the kinds of site.
 """
@@ -41,8 +41,8 @@ CASES = [
 ALL = pytest.mark.parametrize(("name", "kind"), CASES, ids=[f"{name}-{kind}" for name, kind in CASES])
 MERGED = [name for name in ADAPTERS.names() if "mergeable" in ADAPTERS.get(name).provides]
 MERGEABLE = pytest.mark.parametrize("name", MERGED)
-# An adapter sees a dense weight, or what the storage makes of x: what rounds it to 4 bits, or to 8 in a dtype of its own,
-# or computes as torch does, stands for all. Two adapters are put on every storage: a low-rank term, a norm of the weight.
+# An adapter sees a dense weight, or what the storage makes of x: one that computes as torch does, one of 4 bits and one
+# of 8 stand for all. Two adapters are put on every storage: a low-rank term, and one that looks at the weight.
 FEW, ON_EVERY = ("none", "nf4_reference", "int8"), ("lora", "dora")
 
 
