@@ -184,6 +184,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return get
 
 
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merging generates four tokens and not 48: whether a merged folder stops as its run has tests of its own."""
+    monkeypatch.setattr("lrft.api.stopping.NEW_TOKENS", 4)
+
+
 @pytest.fixture(scope="session")
 def given_adapters(
     tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory

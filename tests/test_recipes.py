@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrft.api import stopping
 from lrft.api.merge import merge
 from lrft.api.open_run import open_run
 from lrft.api.train import train
@@ -112,8 +111,8 @@ def test_a_finished_adapter_is_the_trained_function(trained, path):
 
 
 @every_kind
-def test_every_method_merges_or_says_that_it_cannot(trained, tmp_path, monkeypatch, path):
-    monkeypatch.setattr(stopping, "NEW_TOKENS", 4)  # where a merged folder stops is tests/export's to ask
+@pytest.mark.usefixtures("short_answers")
+def test_every_method_merges_or_says_that_it_cannot(trained, tmp_path, path):
     run = trained(path)
     adapter = run.loaded.recipe.adapter
     if adapter is not None and "mergeable" not in ADAPTERS.declared(adapter.method).provides:
