@@ -61,6 +61,7 @@ LONG = (
 ASIDE = (
     "tests/test_docs.py::test_what_a_script_writes_is_current",
     "tests/test_docs.py::test_the_site_has_every_page_and_no_dead_link",
+    "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[mezo]",
     "tests/lab/",
     "tests/evaluation/",
     "tests/commands/",
