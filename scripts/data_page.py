@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from generated import with_block, write_or_check  # noqa: E402
 from lrft.api.data import ShownRow, show_rows  # noqa: E402
-from lrft.core.notes import silence  # noqa: E402
+from lrft.core.notes import restored, silence  # noqa: E402
 from lrft.recipe.load import load_recipe  # noqa: E402
 from lrft.registry.axes import FORMATS  # noqa: E402
 
@@ -30,9 +30,10 @@ COUNT = 5
 
 def page(old: str) -> str:
     """The page with every format's rows shown anew."""
-    silence(True)
-    for name in FORMATS.names():
-        old = with_block(old, name, block(name))
+    with restored():
+        silence(True)
+        for name in FORMATS.names():
+            old = with_block(old, name, block(name))
     return old
 
 

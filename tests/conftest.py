@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Without bytecode every worker rewrites every file of tests anew, and every process that a test starts compiles lrft.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, or they take each other's cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -56,6 +61,7 @@ LONG = (
 ASIDE = (
     "tests/test_docs.py::test_what_a_script_writes_is_current",
     "tests/test_docs.py::test_the_site_has_every_page_and_no_dead_link",
+    "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[mezo]",
     "tests/lab/",
     "tests/evaluation/",
     "tests/commands/",
@@ -107,6 +113,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = set(fast)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = fast
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    notes = sys.modules.get("lrft.core.notes")
+    assert notes is None or not notes.silent(), "notes stay silenced for the tests that come after"
+
+
+def pytest_collection_finish() -> None:
+    """Let `torch.manual_seed` seed what is there: it writes out the stack for each kind of accelerator that is not."""
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.accelerator.is_available():
+        torch.manual_seed = torch.default_generator.manual_seed
 
 
 def _is_fast(item: pytest.Item) -> bool:
@@ -164,6 +183,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return get
+
+
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merging generates four tokens and not 48: whether a merged folder stops as its run has tests of its own."""
+    monkeypatch.setattr("lrft.api.stopping.NEW_TOKENS", 4)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 
 from lrft.api.evaluate import evaluate
 from lrft.api.train import train
+from lrft.lab.models import Models
 from lrft.lab.tables.full.report import full_markdown
 from lrft.lab.tables.full.results import size_full
 from lrft.lab.tables.full.table import counted_recipe, load_full, trained_arm
@@ -121,10 +122,11 @@ def rows_of(tmp_path):
     return write
 
 
-@pytest.fixture
-def config_of(tmp_path):
+@pytest.fixture(scope="module")
+def config_of(tmp_path_factory):
     """`config_of(shape)` -> a folder with the configuration of the real model, without weights."""
 
+    @cache
     def write(shape: tuple[Any, ...]) -> Path:
         from transformers.models.auto.configuration_auto import AutoConfig
 
@@ -139,10 +141,16 @@ def config_of(tmp_path):
             vocab_size=vocabulary,
             max_position_embeddings=8192,
             tie_word_embeddings=False,
-        ).save_pretrained(tmp_path / "config")
-        return tmp_path / "config"
+        ).save_pretrained(folder := tmp_path_factory.mktemp("config"))
+        return folder
 
     return write
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    """The real models without weights, each built once."""
+    return Models()
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -151,12 +159,10 @@ def test_a_full_recipe_validates(name):
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_a_full_recipe_trains_the_published_count_on_the_real_architecture(name, config_of):
-    from lrft.build.measure import measure
-
+def test_a_full_recipe_trains_the_published_count_on_the_real_architecture(name, config_of, models):
     _, shape, trained = FULL[name]
     recipe = loaded(name, f"model.name={config_of(shape)}").recipe
-    assert measure(recipe, optimizer=False)["trainable"] == trained
+    assert models.weigh(recipe, optimizer=False)["trainable"] == trained
 
 
 @pytest.mark.parametrize("name", FULL)

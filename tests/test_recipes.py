@@ -111,6 +111,7 @@ def test_a_finished_adapter_is_the_trained_function(trained, path):
 
 
 @every_kind
+@pytest.mark.usefixtures("short_answers")
 def test_every_method_merges_or_says_that_it_cannot(trained, tmp_path, path):
     run = trained(path)
     adapter = run.loaded.recipe.adapter

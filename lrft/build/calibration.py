@@ -18,6 +18,7 @@ from lrft.data.steps import TrainData
 from lrft.evaluation.subject import Progress
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
+from lrft.ops.draws import seed_generators
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES, SIGNALS
 from lrft.registry.config import parse_choice
@@ -43,7 +44,7 @@ def measured_signals(
         for label, names in labels.items():
             assert text is not None, "calibration needs the training rows"
             model.hf.to(device)
-            torch.manual_seed(recipe.train.seed)
+            seed_generators(recipe.train.seed)
             part = _calibrated(recipe, model, plan, planner, label, names, text, progress)
             for site, statistics in part.items():
                 found[site].update({f"{n}@{label}" if label else n: t for n, t in statistics.items()})

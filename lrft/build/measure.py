@@ -18,7 +18,7 @@ from lrft.model.load import DTYPES, load_model
 from lrft.model.sites import linear_sites, site_size
 from lrft.model.trained import parameter_infos
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, QUANTIZERS
+from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS
 from lrft.training import updates
 
 
@@ -112,30 +112,26 @@ def bytes_per_weight(recipe: Recipe) -> float:
 
 
 def optimizer_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
-    """Bytes of state after one step of the very optimizer that training builds, on tensors without storage."""
+    """Bytes of state after one step of the very optimizer that training builds, on tensors without storage.
+
+    Where the update of a parameter depends on its own gradient alone, one of each shape, role and dtype is stepped and
+    stands for all.
+    """
     together = recipe.optimizer.model_copy(update={"per_layer": False})  # the same state, in one step
-    recipe = recipe.model_copy(update={"optimizer": together})
-    optimizer = build_optimizer(recipe, infos)
+    optimizer = build_optimizer(recipe.model_copy(update={"optimizer": together}), infos)
     if contract_of(optimizer).calls_closure:
         return updates.state_bytes(optimizer)
-    if not contract_of(optimizer).steps_without_storage:
-        return _sampled_bytes(recipe, infos)
-    for info in infos:
+    kinds = [(tuple(info.param.shape), info.role, info.param.dtype) for info in infos]
+    one_each = dict(zip(kinds, infos, strict=True))
+    alone = "per_parameter" in OPTIMIZERS.declared(recipe.optimizer.method).provides
+    for info in one_each.values() if alone else infos:
         info.param.grad = torch.empty_like(info.param)
     optimizer.step()
-    found = updates.state_bytes(optimizer)
+    if alone:
+        alike = Counter(kinds)
+        of_one = {kind: updates.state_bytes_of(optimizer, info.param) for kind, info in one_each.items()}
+        found = sum(alike[kind] * size for kind, size in of_one.items())
+    else:
+        found = updates.state_bytes(optimizer)
     optimizer.zero_grad()
     return found
-
-
-def _sampled_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
-    """The same for optimizers whose kernels need storage: one parameter of each shape and role stands for all."""
-    kinds = Counter((tuple(info.param.shape), info.role, info.param.dtype) for info in infos)
-    total = 0
-    for (shape, role, dtype), number in kinds.items():
-        param = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
-        optimizer = build_optimizer(recipe, [ParamInfo("p", param, role)])
-        param.grad = torch.ones(shape, dtype=dtype)
-        optimizer.step()
-        total += number * updates.state_bytes(optimizer)
-    return total

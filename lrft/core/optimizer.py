@@ -16,7 +16,8 @@ class Optimizer(torch.optim.Optimizer):
 
     A method derives from this, alone or before the class of torch that it is: `class AdamW(Optimizer,
     torch.optim.AdamW)`. Its state survives a checkpoint: `state_dict` holds tensors and plain values, and a step after
-    `load_state_dict` is the step that would have followed, to the bit.
+    `load_state_dict` is the step that would have followed, to the bit. State is counted beforehand by a step on tensors
+    without storage, of the meta device.
 
     Class attributes:
         provides, requires: traits (`lrft.registry.traits`).
@@ -24,7 +25,6 @@ class Optimizer(torch.optim.Optimizer):
             others are stepped once the gradients are there.
         consumes_gradients: parameters are stepped within the backward pass and their gradients freed; there is no
             global norm to clip by, only `take_norm`.
-        steps_without_storage: a step can be taken on tensors without storage, by which state is counted beforehand.
         shared_state: names of state tensors that all parameters share, which are counted for none.
     """
 
@@ -34,7 +34,6 @@ class Optimizer(torch.optim.Optimizer):
     Config: ClassVar[type[OptimizerConfig]] = OptimizerConfig
     calls_closure: ClassVar[bool] = False
     consumes_gradients: ClassVar[bool] = False
-    steps_without_storage: bool = True
     shared_state: tuple[str, ...] = ()
 
     @classmethod

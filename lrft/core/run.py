@@ -17,6 +17,7 @@ from lrft.core.analysis import Weights
 from lrft.core.batch import Batch
 from lrft.core.callback import EVENTS, Callback
 from lrft.core.params import ParamInfo
+from lrft.ops.draws import seed_generators
 from lrft.ops.loss import Head
 
 
@@ -176,4 +177,4 @@ class Run:
 
         The index counts over all processes, so a micro-batch draws the same wherever it is computed.
         """
-        torch.manual_seed((self.seed * 1_000_003 + self.step) * 1_009 + index)
+        seed_generators((self.seed * 1_000_003 + self.step) * 1_009 + index)

@@ -40,7 +40,8 @@ class Models:
 
 
 def _what_counts(recipe: Recipe) -> str:
-    """The sections that decide what trains and what it holds, without the rate, which changes neither."""
+    """What decides what trains and what it holds, or whether that is refused; not the rate, which changes neither."""
     kept = recipe.model_dump(mode="json", include={"model", "quantization", "trainable", "allocate", *AXES})
     kept["optimizer"].pop("lr")
+    kept["max_length"] = recipe.train.max_length
     return json.dumps(kept, sort_keys=True)

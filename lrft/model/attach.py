@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from lrft.core.adapted import Adapted, AdaptedBlock, adapted
@@ -16,6 +15,7 @@ from lrft.model.builder import SiteBuilder, make_adapter
 from lrft.model.causal_lm import CausalLM
 from lrft.model.sites import is_transposed, linear_sites, matches
 from lrft.model.trained import trains
+from lrft.ops.draws import seed_generators
 from lrft.registry.config import AdapterConfig
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import RecipeError
@@ -54,14 +54,14 @@ def attach(
     names = [name for name in linear_sites(model) if not trains(model, name)]
     blocks = [name for name, entry in plan.items() if entry.site.kind != "linear"]
     if builder.adapter is not None:
-        torch.manual_seed(seed)
+        seed_generators(seed)
         builder.shared = _shared_part(model, plan, builder.adapter, builder.config)
         if builder.shared is not None:
             builder.shared.to(builder.device)
     for done, name in enumerate([*names, *blocks]):
         if progress is not None:
             progress(done, len(names) + len(blocks))
-        torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+        seed_generators(seed * 1_000_003 + zlib.crc32(name.encode()))
         if name in blocks:
             part = builder.part(plan[name])
             if part is not None:

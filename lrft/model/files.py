@@ -41,6 +41,7 @@ def quiet() -> None:
     """Keep transformers' own bars and advice out of our output."""
     from transformers.utils import logging as hf_logging
 
-    hf_logging.set_verbosity_error()
+    if hf_logging.get_verbosity() != logging.ERROR:  # setting it anew empties what all loggers remember
+        hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)

@@ -123,6 +123,9 @@ def _write(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> No
 
 
 def _base_infos(model: CausalLM) -> list[ParamInfo]:
+    trained = list(base_parameters(model))
+    if not trained:
+        return []
     embedding = model.hf.get_input_embeddings().get_parameter("weight")
     output = model.hf.get_output_embeddings()
     assert output is not None, "a model without a head is refused when it is loaded"
@@ -131,7 +134,7 @@ def _base_infos(model: CausalLM) -> list[ParamInfo]:
     linear = [module for module in model.hf.modules() if linear_shape(module)]
     matrices = {id(parameter) for module in linear for parameter in module.parameters(recurse=False)}
     found = []
-    for name, parameter in base_parameters(model):
+    for name, parameter in trained:
         is_matrix = id(parameter) in matrices and parameter.ndim == 2
         role = roles.get(id(parameter)) or ("matrix" if is_matrix else "vector")
         block = BLOCK.match(name)

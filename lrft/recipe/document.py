@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -67,8 +68,7 @@ def parse(text: str, place: Place, key: str = "") -> tuple[Node, list[Problem]]:
         RecipeError: the text as a whole is not usable YAML.
     """
     try:
-        loader = _Loader(text)
-        root = loader.get_single_node()
+        root = _composed(text)
     except yaml.MarkedYAMLError as error:
         unclosed = (error.context or "").startswith(_UNCLOSED)
         mark = error.context_mark if unclosed else error.problem_mark or error.context_mark
@@ -124,6 +124,11 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+@lru_cache(maxsize=256)  # the parents of recipes are read by every child anew
+def _composed(text: str) -> yaml.Node | None:
+    return _Loader(text).get_single_node()
 
 
 CORE = "tag:yaml.org,2002:"

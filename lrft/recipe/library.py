@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from pathlib import Path, PurePath, PurePosixPath
 
 import lrft
 from lrft.recipe.document import parse, read_text
@@ -22,9 +23,20 @@ def folder() -> Path:
 def names() -> list[str]:
     """Every packaged recipe, by path without suffix: `quickstart`, `smoke/none`. Not `_parts.yaml`, not tables."""
     root = folder()
-    files = [path for path in root.rglob("*.yaml") if not path.name.startswith("_")]
-    files = [path for path in files if "tables" not in path.relative_to(root).parts]
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in files)
+    files = (path.relative_to(root) for path in root.rglob("*.yaml"))
+    return sorted(path.with_suffix("").as_posix() for path in files if _is_recipe(path))
+
+
+def has(stem: str) -> bool:
+    """Whether `names` lists this one, without reading every folder."""
+    path = PurePosixPath(stem)
+    plain = str(path) == stem and not path.is_absolute() and ".." not in path.parts
+    return plain and _is_recipe(path) and os.path.isfile(folder() / f"{stem}.yaml")
+
+
+def _is_recipe(path: PurePath) -> bool:
+    """Whether a file at this path below `folder` is a recipe, and neither a part of one nor a table."""
+    return not path.name.startswith("_") and "tables" not in path.parts
 
 
 def find(name: str) -> Path:
@@ -34,9 +46,8 @@ def find(name: str) -> Path:
         RecipeError: no packaged recipe has that name; the message suggests near ones.
     """
     stem = name.removesuffix(".yaml")
-    known = names()
-    if stem not in known:
-        near = did_you_mean(stem[:100], known)
+    if not has(stem):
+        near = did_you_mean(stem[:100], names())
         raise RecipeError(f"no recipe {shown(name)}: neither a file nor a packaged recipe{near}")
     return folder() / f"{stem}.yaml"
 

@@ -114,7 +114,7 @@ def locate(name_or_path: str | Path) -> Path:
     name = str(name_or_path)
     if os.path.isfile(name):
         return Path(name)
-    if name.removesuffix(".yaml") in library.names():
+    if library.has(name.removesuffix(".yaml")):
         return library.find(name)
     if os.path.isfile(f"{name}.yaml"):
         return Path(f"{name}.yaml")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -160,12 +161,6 @@ def find(run: RunFolder | Path | str | None, root: Path = ROOT) -> RunFolder:
 
 def environment() -> Environment:
     """Versions, hardware and git commit, for run.json. Holds no environment variable."""
-    versions: dict[str, str | None] = {"python": platform.python_version(), "lrft": __version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     import torch
 
     hardware: dict[str, str | int | None] = {
@@ -176,11 +171,23 @@ def environment() -> Environment:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     return {
-        "versions": versions,
+        "versions": {"python": platform.python_version(), "lrft": __version__, **_versions()},
         "hardware": hardware,
         "git": _git_commit(),
         "command": Path(sys.argv[0]).name,
     }
+
+
+@cache
+def _versions() -> dict[str, str | None]:
+    """Package -> its version, None where it is not installed; each is looked for in every folder of imports."""
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def _cpu() -> str | None:

@@ -48,7 +48,6 @@ class _Wrapper(Optimizer):
         super().__init__([{"params": [info.param for info in infos]}], {"lr": 0.0})
         self.param_groups = groups
         self.shared_state = contract_of(inner).shared_state
-        self.steps_without_storage = contract_of(inner).steps_without_storage
         self._trained = [info.param for info in infos]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -204,11 +203,13 @@ def _hollow(param: Tensor) -> Tensor:
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all state tensors; scalars, and tables that all parameters share, are left out."""
+    return sum(state_bytes_of(optimizer, param) for param in list(optimizer.state))
+
+
+def state_bytes_of(optimizer: torch.optim.Optimizer, param: Tensor) -> int:
+    """Those of one parameter; none where it has no state."""
     shared = contract_of(optimizer).shared_state
-    return sum(
-        _tensor_bytes({key: value for key, value in state.items() if key not in shared})
-        for state in list(optimizer.state.values())
-    )
+    return _tensor_bytes({k: v for k, v in optimizer.state.get(param, {}).items() if k not in shared})
 
 
 def _tensor_bytes(value: object) -> int:

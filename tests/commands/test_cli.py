@@ -117,9 +117,9 @@ def test_train_eval_merge_without_naming_a_run(call, recipe, tmp_path):
     loss = plain_loss(tmp_path / "model", fidelity["rows"])
     assert loss == pytest.approx(fidelity["loss_adapter"], abs=1e-4)
 
-    again = process("merge", "--out", "model/", folder=tmp_path)
-    assert again.returncode == 2
-    assert again.stderr.startswith("error: --out model: is not an empty folder")
+    again = call("merge", "--out", "model/")
+    assert again.code == 2
+    assert again.err.startswith("error: --out model: is not an empty folder")
 
 
 def plain_loss(folder: Path, rows: int) -> float:

@@ -6,16 +6,21 @@ A step is taken on a loss: gradients of it for most, the closure itself for opti
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch.optim.lr_scheduler import LambdaLR
 
+from lrft.build.job import build_optimizer
+from lrft.build.measure import optimizer_bytes
 from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.params import ParamInfo
+from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
 from lrft.training.flatten import flatten, unflatten
+from lrft.training.updates import state_bytes
 from tests.same_state import same
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -459,3 +464,22 @@ def test_a_config_refuses_what_cannot_be(name):
     for wrong in ({"lr": 0.0}, {"lr": -1e-3}, {"weight_decay": -0.1}, {"learning_rate": 0.1}):
         with pytest.raises(ValueError):
             config(method=name, **wrong)
+
+
+@with_gradients
+def test_state_is_counted_on_one_tensor_of_a_kind_as_a_step_on_all_keeps_it(name):
+    recipe = load_recipe(f"smoke/{name}", ["model.name=x/y"]).recipe
+
+    def twice(device):
+        again = [
+            replace(info, name=f"{info.name}2", site=f"{info.site}2" if info.site else "")
+            for info in parameters(name, seed=1, device=device)
+        ]
+        return [*parameters(name, device=device), *again]
+
+    infos = twice("cpu")
+    optimizer = build_optimizer(recipe, infos)
+    for info in infos:
+        info.param.grad = torch.ones_like(info.param)
+    optimizer.step()
+    assert optimizer_bytes(recipe, twice("meta")) == state_bytes(optimizer)

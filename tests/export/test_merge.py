@@ -25,6 +25,7 @@ from lrft.registry.config import Source
 from lrft.registry.errors import DataError, NumericalError, ToleranceError
 from lrft.training.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("short_answers")
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 RECIPE = """
 model: {{name: {model}, dtype: {dtype}}}

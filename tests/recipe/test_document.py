@@ -117,9 +117,9 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
 def test_no_bytes_end_in_anything_but_a_sentence(folder, data, words):
     path = folder / "recipe.yaml"
     path.write_bytes(data)
-    begun = time.perf_counter()
+    begun = time.process_time()
     problems = problems_of(path)
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
     assert any(words in problem.message for problem in problems)
     assert all("\n" not in str(problem) and problem.file == str(path) for problem in problems)
 
@@ -127,9 +127,9 @@ def test_no_bytes_end_in_anything_but_a_sentence(folder, data, words):
 def test_ten_thousand_unknown_keys_take_under_two_seconds(folder):
     path = folder / "recipe.yaml"
     path.write_text("".join(f"key{n}: 1\n" for n in range(4_900)))
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert len(problems_of(path)) == 4_903
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize(

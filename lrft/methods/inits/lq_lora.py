@@ -15,6 +15,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Evidence, Init, Plan
 from lrft.methods.inits._alternate import leading_factors, norm, set_factors, stored_without
 from lrft.methods.inits._bit_program import assign
+from lrft.ops.draws import seed_generators
 from lrft.registry.axes import INITS
 from lrft.registry.config import Annotated, Field, Iterator, Literal, MethodConfig, Problem, RecipeView
 from lrft.registry.errors import RecipeError
@@ -122,7 +123,7 @@ class LQLoRA(Init):
             weight = evidence.weight(name)
             importance = self._importance(weight, evidence.signals.get(name, {}))
             with torch.random.fork_rng():
-                torch.manual_seed(zlib.crc32(name.encode()))
+                seed_generators(zlib.crc32(name.encode()))
                 rows.append(self._estimate(weight, rank, choices, evidence.quantize, importance))
             numbers += weight.numel()
             evidence.progress(done + 1, len(ranks))

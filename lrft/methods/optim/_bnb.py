@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
         def get_state_buffer(self, p: Tensor, dtype: torch.dtype) -> Tensor: ...
 
+        def update_step(self, group: Group, p: Tensor, gindex: int, pindex: int) -> None: ...
+
         def load_state_dict(self, state_dict: StateDict, move_to_device: bool = True) -> None: ...
 
 else:
@@ -64,19 +66,23 @@ class BitsAndBytesAdamW(Optimizer):
             eps=config.eps,
             weight_decay=config.weight_decay,
             optim_bits=cls.bits,
-            is_paged=cls.paged,
+            is_paged=cls.paged and not any(info.param.is_meta for info in params),
         )
 
 
 class Resumable(_Base):
     """Goes before a bitsandbytes optimizer: `load_state_dict(state_dict())` then goes on bit for bit."""
 
-    steps_without_storage = False  # its kernels cannot run on the meta device
     shared_state = tuple(CODE_BOOKS)
 
     def get_config(self, gindex: int, pindex: int, group: Group) -> Group:
         """Settings of one parameter; the group's bits go before the optimizer's."""
         return {**super().get_config(gindex, pindex, group), "optim_bits": group["optim_bits"]}
+
+    def update_step(self, group: Group, p: Tensor, gindex: int, pindex: int) -> None:
+        """Move a parameter and its state, which is there by now; no kernel can where they have no storage."""
+        if not p.is_meta:
+            super().update_step(group, p, gindex, pindex)
 
     def state_dict(self) -> StateDict:
         """The state without the code books, constants that all parameters share."""

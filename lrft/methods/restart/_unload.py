@@ -11,6 +11,7 @@ from torch import Tensor
 from lrft.core.adapter import Adapter
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
+from lrft.ops.draws import seed_generators
 from lrft.registry.errors import RecipeError
 
 # What optimizers call their moments.
@@ -37,7 +38,7 @@ def fold_all(run: Run) -> None:
     for index, (_, site) in enumerate(run.adapted()):
         cuda = {parameter.device for parameter in site.adapter.parameters() if parameter.is_cuda}
         with torch.random.fork_rng(devices=sorted(cuda, key=str)):
-            torch.manual_seed(_seed(run, index))
+            seed_generators(_seed(run, index))
             site.fold()
 
 

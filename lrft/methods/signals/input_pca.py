@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.core.stages import Statistic, Tokens
+from lrft.ops.draws import seed_generators
 from lrft.registry.axes import SIGNALS
 
 Needed = Callable[[Mapping[str, Tensor], int], Mapping[str, int]]
@@ -131,7 +132,7 @@ class InputPCA(Statistic):
             _, S, V = torch.linalg.svd(stacked, full_matrices=False)
         else:
             with torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
-                torch.manual_seed(self.seed)
+                seed_generators(self.seed)
                 _, S, columns = torch.svd_lowrank(stacked, min(2 * k, *stacked.shape), self.niter)
             V = columns.mT
         V, S = V[:k], S[:k]

@@ -5,19 +5,33 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lrft.lab.runs import digest
 from lrft.lab.runs.digest import PACKAGE, TRAINING, code_digest, modules
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
 
+CHANGE = "\n# changed\n"
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("copy") / "lrft"
+    return Path(shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__")))
+
 
 @pytest.fixture
-def package(tmp_path) -> Path:
-    """A copy of lrft's source to change."""
-    return Path(shutil.copytree(PACKAGE, tmp_path / "lrft", ignore=shutil.ignore_patterns("__pycache__")))
+def package(copied) -> Iterator[Path]:
+    """A copy of lrft's source to add comments to, which are gone after the test; imports are read off it once."""
+    yield copied
+    for path in copied.rglob("*.py"):
+        path.write_text(path.read_text().removesuffix(CHANGE))
+    digest._digest.cache_clear()
+    digest._source_digest.cache_clear()
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -26,11 +40,11 @@ def recipe(*overrides: str) -> Recipe:
 
 def changed(package: Path, file: str) -> None:
     path = package / file
-    path.write_text(path.read_text() + "\n# changed\n")
+    path.write_text(path.read_text() + CHANGE)
 
 
 def after_change(package: Path, *files: str, of: Recipe) -> str:
-    """The digest when these are other files. Digests are kept for a process by folder, so `package` is a copy."""
+    """The digest when these are other files. Digests are kept for a process by folder, until `package` forgets them."""
     for file in files:
         changed(package, file)
     return code_digest(of, package=package)

@@ -91,7 +91,7 @@ def _values(
     loaded: LoadedTable, row: Row, recipe: Recipe, models: Models, metrics: list[str]
 ) -> dict[str, float]:
     try:
-        return values(recipe, models.get(recipe.model), metrics)
+        return values(recipe, models, metrics)
     except RecipeError as error:
         raise RecipeError(f"{loaded.path}: row {row.label!r}: {error}") from None
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from lrft.lab.runs.digest import code_digest
@@ -81,6 +82,7 @@ def row_key(recipe: Recipe, metrics: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
+@cache
 def _versions() -> list[str | None]:
     found: list[str | None] = []
     for name in LIBRARIES:

@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from lrft.build.adapt import plan_without_weights
 from lrft.build.job import build_optimizer
-from lrft.build.measure import measure, planned_parameters
+from lrft.build.measure import planned_parameters
 from lrft.core.run import Run
+from lrft.lab.models import Models
 from lrft.lab.tables.exact.schema import BUDGET, terms
 from lrft.model.attach import detach
 from lrft.model.causal_lm import CausalLM
@@ -32,15 +33,15 @@ class Budgeted(Protocol):
         """Components of all sites that step `step` of `total` leaves."""
 
 
-def values(recipe: Recipe, model: CausalLM, metrics: Iterable[str]) -> dict[str, float]:
-    """Metric -> its value for a recipe on its model without weights, which is given back as it was.
+def values(recipe: Recipe, models: Models, metrics: Iterable[str]) -> dict[str, float]:
+    """Metric -> its value for a recipe on its model without weights; what rows count alike is counted once.
 
     Raises:
         RecipeError: the recipe has no such number.
     """
     wanted = list(metrics)
     parts = {term for metric in wanted for term in terms(metric)}
-    measured = measure(recipe, model, OF_OPTIMIZER in parts)
+    measured, model = models.weigh(recipe, OF_OPTIMIZER in parts), models.get(recipe.model)
     found: dict[str, float] = {
         key: number for key, number in measured.items() if isinstance(number, int | float)
     }

@@ -121,9 +121,10 @@ def load_full(path: Path) -> FullTable:
     """
     table = read_table(path, FullTable)
     root, _ = parse(read_text(path), Place(str(path), 1, path.parent))
+    packaged = {"recipe": library.names(), "config": _configs()}
     problems = []
     for index, row in enumerate(table.rows):
-        for key, known in (("recipe", library.names()), ("config", _configs())):
+        for key, known in packaged.items():
             name = getattr(row, key)
             if (
                 name is not None
