@@ -53,6 +53,8 @@ class Side:
         """Let the model go; two that are timed are never beside a third."""
         self.model = self.step = None  # type: ignore[assignment]
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         if sys.platform == "linux":
             ctypes.CDLL(None).malloc_trim(0)
 
@@ -112,7 +114,7 @@ def peft_side(settings: Settings, keys: Keys) -> Side:
 
 
 def trl_side(settings: Settings, keys: Keys) -> Side:
-    """The same step through TRL's SFTTrainer at its defaults, collating included.
+    """The same step through TRL's SFTTrainer at its defaults, collating included, clipping and logging left out.
 
     Raises:
         UsageError: TRL or PEFT is not installed.

@@ -165,6 +165,14 @@ def test_bench_train_draws_a_curve_over_a_share_of_the_layers(tiny):
         bench_train.main([*arguments, "--adapters", "lora"])
 
 
+def test_bench_train_steps_trl_on_the_same_loss(tiny):
+    pytest.importorskip("trl")
+    arguments = small(tiny, "--peer", "trl", "--pairs", "1", "--quantization", "none")
+    (pair,) = bench_train.main(arguments)["result"]["pairings"]
+    (sample,) = pair["samples"]
+    assert sample["lrft:lora loss"] == pytest.approx(sample["trl:lora loss"], rel=1e-3)
+
+
 def test_bench_train_says_which_peer_is_missing(tiny, monkeypatch):
     monkeypatch.setattr(bench_sides.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LrftError, match=r"trl is not installed; `pip install trl`"):
@@ -319,7 +327,8 @@ def test_gpu_check_rehearses_all_that_it_would_do_on_a_card(tmp_path, capsys, mo
     said = {check["name"]: check["said"] for check in record["result"]["checks"]}
     assert code == 0, said
     assert list(said) == list(gpu_check.CHECKS) and record["settings"]["rehearse"] is True
-    assert "no headline; PEFT began at loss" in said["a step on bfloat16"] and "PEFT" in said["packed rows"]
+    for name in ("a step on bfloat16", "a step on NF4", "packed rows"):
+        assert "PEFT began at loss" in said[name] and said[name].endswith("no headline")
     assert "the adapters are the same bytes" in said["killed and resumed"]
     assert re.search(r"^2/\d+ tests collected", said["tests marked gpu"])
     page = performance_page.page([{**record, "number": 1}])
@@ -337,6 +346,18 @@ def test_gpu_check_goes_on_after_a_failure_and_names_what_had_no_time(capsys):
     assert gpu_check.attempt("a", breaks, None, 0.0)["said"] == "left out: no time was left"
 
 
+def test_gpu_check_keeps_lrfts_figures_where_peft_fails(monkeypatch):
+    def breaks(*_: object) -> None:
+        raise MemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_check, "peer_side", breaks)
+    bench = gpu_check.Bench("cpu", Path("model"), 1.0, 64, 1, True, Path("scratch"))
+    ours = SimpleNamespace(keys={}, trained=1)
+    found = {"passed": True, "said": "fast"}
+    said = found | gpu_check.against(bench, found, ours, bench.settings(), None, None)
+    assert said == {"passed": True, "said": "fast; PEFT fails here (MemoryError: CUDA out of memory)"}
+
+
 def test_gpu_check_takes_what_torch_alone_has_where_bitsandbytes_is_absent(monkeypatch):
     asked = []
     monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None)
@@ -347,7 +368,7 @@ def test_gpu_check_takes_what_torch_alone_has_where_bitsandbytes_is_absent(monke
     bench = gpu_check.Bench("cpu", Path("model"), 1.0, 64, 1, True, Path("scratch"))
     said = gpu_check.nf4_step(bench)["said"]
     ((settings, peer),) = asked
-    assert (settings.quantization, peer) == ("nf4_reference", None)
+    assert (settings.quantization, peer) == ("nf4_reference", False)
     assert said.startswith("fast; bitsandbytes is not installed: nf4_reference stands in")
 
 
