@@ -285,9 +285,9 @@ def method(side: str, record: Record) -> str:
 
 
 def label(side: str) -> str:
-    """`peft:lora` as PEFT lora."""
+    """`peft:lora` as PEFT lora; of generation, `peft bare` as it is."""
     library, _, name = side.partition(":")
-    return f"{NAMES[library]} {name}"
+    return f"{NAMES[library]} {name}" if name else side
 
 
 def spread(ratio: dict[str, float]) -> str:

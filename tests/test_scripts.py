@@ -416,12 +416,13 @@ def test_the_page_of_measurements_shows_records_of_every_kind_and_what_was_misse
         "ratio": ratio,
         "tokens_per_second": {"lrft": 9.0, "peft": 4.0},
     }
+    bare = {"sides": ["lrft", "lrft bare"], "n": 0, "ratio": None, "missed": "only 0 quiet pairs"}
     records = [
         measured_record("train", {"pairings": [beside, own, none]}, dropout=0.05),
         measured_record("train", {"curve": "rank", "points": [*points, {**none, "x": 64}]}),
         measured_record("memory", {"step": sizes, "whole": sizes, "n": 1}),
         measured_record("ceiling", {"gflops": 800.4, "tokens_per_second": 1417.0}),
-        measured_record("generate", {"new": 32, "pairings": [{**written, "missed": None}]}),
+        measured_record("generate", {"new": 32, "pairings": [{**written, "missed": None}, bare]}),
         measured_record("optim", {"optimizers": [row]}, full=True),
     ]
     page = performance_page.page(records)
@@ -433,6 +434,7 @@ def test_the_page_of_measurements_shows_records_of_every_kind_and_what_was_misse
     assert "| 4 | 250.00 | 125.00 | 2.00 (1.00 to 4.00) | 5 |" in page and "](measured/rank.svg)" in page
     assert "lrft 1, PEFT 2 | 0.50" in page and "| 800 | 1,417 |" in page and "lrft 9, peft 4" in page
     assert "| `adamw` | all weights | 8 |  | 0 | 8.00 |" in page
+    assert "lrft beside lrft bare: only 0 quiet pairs." in page
     assert "lrft miss beside PEFT miss: only 1 quiet pairs." in page and performance_page.NOTHING in page
     (plot,) = performance_page.plots(records).items()
     assert plot[0].name == "rank.svg" and plot[1].count("<circle") == 4 and plot[1].count("<polyline") == 2
