@@ -16,6 +16,7 @@ from lrft.core.plain import plain
 from lrft.training.folder import environment
 
 PEERS = ("peft", "trl")
+SCRIPTS = {"gpu": "gpu_check.py"}  # kind -> script, where it is not bench_KIND.py
 
 
 def leave(
@@ -34,7 +35,7 @@ def leave(
     record: dict[str, Any] = {
         "kind": kind,
         "date": datetime.date.today().isoformat(),
-        "command": command(f"bench_{kind}.py", sys.argv[1:] if given is None else given),
+        "command": command(SCRIPTS.get(kind, f"bench_{kind}.py"), sys.argv[1:] if given is None else given),
         **made_on(),
         "settings": plain(settings),  # infinity is no JSON
         "result": plain(result),
@@ -59,18 +60,21 @@ def made_on() -> dict[str, Any]:
 
 def command(script: str, given: Sequence[str]) -> str:
     """The command as it can be repeated elsewhere: files by their names, and where the record went left out."""
-    words, skip = [], False
+    words: list[str] = []
+    skip = False
     for word in given:
-        if skip or word == "--record":
+        if skip or word == "--record" or word.startswith("--record="):
             skip = word == "--record"
             continue
-        words.append(Path(word).name if os.path.isabs(word) else word)
+        option, equals, value = word.rpartition("=")
+        words.append(f"{option}{equals}{Path(value).name if os.path.isabs(value) else value}")
     return shlex.join(["python", f"scripts/{script}", *words])
 
 
 def append(file: Path, record: dict[str, Any]) -> None:
     """Add a record to the list that `file` holds, which is begun where it is not there."""
     records = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{file.name}.tmp")
     scratch.write_text(json.dumps([*records, record], indent=1) + "\n", encoding="utf-8")
     scratch.replace(file)

@@ -129,6 +129,11 @@ def pairing(
                 side.release()
     if found["ratio"] is not None:
         found["share"] = shares(found, work, shapes, rate)
+        for name, share in found["share"].items():
+            speed = found["tokens_per_second"][name]
+            print(
+                f"{name}: {speed:.0f} tokens/s, {share:.0%} of the ceiling at {rate:.0f} GFLOP/s", flush=True
+            )
     return found
 
 

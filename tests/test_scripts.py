@@ -25,6 +25,7 @@ import bench_generate
 import bench_memory
 import bench_optim
 import bench_pairs
+import bench_record
 import bench_rows
 import bench_settings
 import bench_sides
@@ -118,6 +119,17 @@ def test_bench_train_times_both_steps_on_equal_losses_and_records_it(tiny, tmp_p
     assert json.loads((tmp_path / "record.json").read_text()) == [record]
     assert str(tmp_path) not in json.dumps(record) and "--record" not in record["command"]
     assert record["versions"]["torch"] and record["settings"]["foreign"] is None
+
+
+def test_a_recorded_command_has_no_path_of_this_machine_and_can_be_repeated(tmp_path):
+    given = ["--gsm8k", "/data/train.jsonl", "--model=/models/a", "--record", "/x.json", "--rows", "2"]
+    said = bench_record.command("bench_train.py", given)
+    assert said == "python scripts/bench_train.py --gsm8k train.jsonl --model=a --rows 2"
+    assert bench_record.command("b.py", ["--record=/x.json", "--full"]) == "python scripts/b.py --full"
+    file = tmp_path / "new" / "file.json"
+    for number in (1, 2):
+        bench_record.append(file, {"n": number})
+    assert json.loads(file.read_text()) == [{"n": 1}, {"n": 2}]
 
 
 def test_bench_train_puts_methods_beside_lora_and_beside_peft_where_it_has_them(tiny, capsys):
@@ -332,7 +344,8 @@ def test_gpu_check_rehearses_all_that_it_would_do_on_a_card(tmp_path, capsys, mo
     assert "the adapters are the same bytes" in said["killed and resumed"]
     assert re.search(r"^2/\d+ tests collected", said["tests marked gpu"])
     page = performance_page.page([{**record, "number": 1}])
-    assert performance_page.NOTHING in page
+    assert performance_page.NOTHING in page and "gpu_check" not in page.partition("## Records")[2]
+    assert record["command"] == "python scripts/gpu_check.py --rehearse"
     record["settings"]["rehearse"], record["hardware"]["gpu"] = False, "A card"
     assert "| killed and resumed | A card | passed |" in performance_page.page([{**record, "number": 1}])
 

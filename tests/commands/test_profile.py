@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -72,6 +73,31 @@ def test_a_run_that_is_too_short_is_refused_before_anything_is_written(call, rec
     assert refused.code == 2
     assert "--profile: records steps 4 to 6, and 5 are left to train" in refused.err
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_run_that_ends_early_says_that_nothing_was_written(call, recipe, tmp_path):
+    done = call(
+        "train", recipe, *LENGTH, "train.stop_below=100", "--out", tmp_path / "run", "--profile", "--json"
+    )
+    assert done.code == 0, done.err
+    assert "--profile: the run ended after 1 of 6 steps, so nothing was written" in done.err
+    assert "profile" not in done.document and not (tmp_path / "run" / "profile").exists()
+
+
+def test_a_run_goes_on_with_a_profile_and_is_asked_for_the_steps_that_are_left(call, recipe, tmp_path):
+    run, length = tmp_path / "run", ["train.max_steps=8", "train.save_every=1", "train.keep_last=9"]
+    assert call("train", recipe, *length, "--out", run).code == 0
+    whole = (run / "checkpoints" / "step-8" / "adapter.safetensors").read_bytes()
+    (run / "result.json").unlink()
+    for step in range(4, 9):
+        shutil.rmtree(run / "checkpoints" / f"step-{step}")
+    refused = call("train", recipe, *length, "--out", run, "--resume", "--profile")
+    assert refused.code == 2 and "5 are left to train" in refused.err
+    shutil.rmtree(run / "checkpoints" / "step-3")
+    resumed = call("train", recipe, *length, "--out", run, "--resume", "--profile", "--json")
+    assert resumed.code == 0, resumed.err
+    assert resumed.document["profile"]["steps"] == [6, 7, 8]
+    assert (run / "checkpoints" / "step-8" / "adapter.safetensors").read_bytes() == whole
 
 
 @pytest.mark.parametrize(
