@@ -35,6 +35,7 @@ from bench_pairs import settle
 from bench_record import leave
 from bench_rows import Work, make_work
 from bench_settings import Settings, parser, settings_of
+from lrft.build.measure import measure as measured
 from lrft.model.load import load_model
 from lrft.model.sites import linear_sites
 
@@ -74,10 +75,11 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
         print(
             f"{tokens} x {into} -> {out}, {times} times: forward {row['forward']:.0f} GFLOP/s, dx {row['dx']:.0f}"
         )
-    operations = step_operations(shapes, work[0].lengths, work[0].targets, 0)
+    found["trained"] = measured(settings.recipe(), optimizer=False)["trainable"]
+    operations = step_operations(shapes, work[0].lengths, work[0].targets, found["trained"])
     found["tokens_per_second"] = tokens_per_second(found["gflops"], operations, work[0].tokens)
     print(
-        f"{found['gflops']:.0f} GFLOP/s over the model's shapes; without an adapter a step is "
+        f"{found['gflops']:.0f} GFLOP/s over the model's shapes; with {settings.adapter} a step is "
         f"{operations / work[0].tokens / 1e9:.3f} GFLOP a token: at most {found['tokens_per_second']:.0f} tokens/s"
     )
     return leave("ceiling", settings.record(), found, given, arguments.record)
@@ -85,8 +87,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
 
 def shapes_of(settings: Settings) -> Shapes:
     """Read off the model, without its weights."""
-    section = settings.recipe().model.model_copy(update={"name": str(settings.folder())})
-    model = load_model(section, meta=True)
+    model = load_model(settings.recipe().model, meta=True)
     config: Any = model.hf.config.get_text_config()
     heads = config.num_attention_heads
     channels = getattr(config, "head_dim", None) or config.hidden_size // heads

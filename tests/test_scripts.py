@@ -253,6 +253,7 @@ def test_bench_ceiling_weighs_every_shape_by_how_often_it_comes(tiny, capsys):
         for r in result["shapes"]
     )
     assert result["gflops"] == pytest.approx(operations / seconds)
+    assert result["trained"] == 8192
     shapes = bench_ceiling.Shapes({(2, 3): 5}, (7, 3), 4)
     assert shapes.body == 30
     assert bench_ceiling.step_operations(shapes, [2, 1], 1, 10) == 360 + 84 + 180 + 24 * 8
