@@ -16,6 +16,7 @@ import data_page
 import generated
 import make_quickstart_data
 import methods_pages
+import performance_page
 import recipe_page
 from lrft.recipe.load import load_recipe
 from lrft.registry import axes
@@ -152,7 +153,9 @@ def test_a_docstring_has_a_one_line_summary_and_no_filler(axis, name):
 
 
 @pytest.mark.parametrize(
-    "script", [methods_pages, recipe_page, data_page, choosing_page], ids=lambda s: s.__name__
+    "script",
+    [methods_pages, recipe_page, data_page, choosing_page, performance_page],
+    ids=lambda s: s.__name__,
 )
 def test_what_a_script_writes_is_current(script):
     owned = [methods_pages.FOLDER] if script is methods_pages else []

@@ -6,21 +6,39 @@ import ast
 import hashlib
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
+import xml.etree.ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
-import bench_step
+import bench_ceiling
+import bench_generate
+import bench_memory
+import bench_optim
+import bench_pairs
+import bench_record
+import bench_rows
+import bench_settings
+import bench_sides
+import bench_train
 import evidence
+import gpu_check
 import make_bed
+import performance_page
 import same_bytes
+import svg_plot
 from lrft.cli import app
+from lrft.core.adapted import adapted
+from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.errors import LrftError
 
 ROOT = Path(__file__).parents[1]
@@ -73,35 +91,385 @@ def in_process(monkeypatch, module) -> None:
     monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
 
 
+def small(tiny, *more: str) -> list[str]:
+    """Arguments of a benchmark on the tiny model, on a machine as busy as it likes."""
+    return ["--model", str(tiny()), "--foreign", "inf", "--rows", "2", "--length", "24", "--rank", "4", *more]
+
+
+def last_line(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)
+
+
 @pytest.mark.parametrize("rows", ["random", "gsm8k"])
-def test_bench_step_times_both_steps_on_equal_losses(tiny, tmp_path, capsys, rows):
+def test_bench_train_times_both_steps_on_equal_losses_and_records_it(tiny, tmp_path, capsys, rows):
     pytest.importorskip("bitsandbytes")
-    arguments = ["--model", str(tiny()), "--pairs", "1", "--foreign", "inf", "--rows", "2", "--length", "24"]
+    arguments = small(tiny, "--pairs", "1", "--record", str(tmp_path / "record.json"))
     if rows == "gsm8k":
         lines = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(12)]
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         arguments += ["--gsm8k", str(tmp_path / "rows.jsonl"), "--quantization", "none"]
-    bench_step.main(arguments)
-    *_, said, last = capsys.readouterr().out.splitlines()
-    (sample,) = json.loads(last)["samples"]
-    assert sample["lrft"] > 0 and sample["peft"] > 0
-    assert sample["lrft_loss"] == pytest.approx(sample["peft_loss"], rel=0.02)
-    assert said == "only 1 quiet pairs, 0 discarded: no headline"
+    bench_train.main(arguments)
+    record = last_line(capsys)
+    (pair,) = record["result"]["pairings"]
+    (sample,) = pair["samples"]
+    assert sample["lrft:lora"] > 0 and sample["peft:lora"] > 0
+    assert sample["lrft:lora loss"] == pytest.approx(sample["peft:lora loss"], rel=0.02)
+    assert pair["trained"] == {"lrft:lora": 8192, "peft:lora": 8192}
+    assert pair["ratio"] is None and pair["missed"] == "only 1 quiet pairs, 0 discarded: no headline"
+    assert json.loads((tmp_path / "record.json").read_text()) == [record]
+    assert str(tmp_path) not in json.dumps(record) and "--record" not in record["command"]
+    assert record["versions"]["torch"] and record["settings"]["foreign"] is None
 
 
-def test_bench_step_gives_up_among_other_processes_and_has_a_headline_of_five(capsys):
-    calls: list[float] = []
+def test_a_recorded_command_has_no_path_of_this_machine_and_can_be_repeated(tmp_path):
+    given = ["--gsm8k", "/data/train.jsonl", "--model=/models/a", "--record", "/x.json", "--rows", "2"]
+    said = bench_record.command("bench_train.py", given)
+    assert said == "python scripts/bench_train.py --gsm8k train.jsonl --model=a --rows 2"
+    assert bench_record.command("b.py", ["--record=/x.json", "--full"]) == "python scripts/b.py --full"
+    file = tmp_path / "new" / "file.json"
+    for number in (1, 2):
+        bench_record.append(file, {"n": number})
+    assert json.loads(file.read_text()) == [{"n": 1}, {"n": 2}]
 
-    def step(item: dict) -> float:
-        calls.append(1.0)
-        return 1.0
 
-    item = {"tokens": 8}
-    assert bench_step.measure(step, step, [item], 2, -1.0) == ([], 8)
+def test_bench_train_puts_methods_beside_lora_and_beside_peft_where_it_has_them(tiny, capsys):
+    names = "lora,dora,nola,diablo,none_such"
+    arguments = small(tiny, "--pairs", "5", "--quantization", "none", "--adapters", names)
+    with pytest.raises(LrftError, match="none_such"):
+        bench_train.main(arguments)
+    arguments[-1] = "lora,dora,nola,diablo"
+    said = bench_train.main(arguments)["result"]["pairings"]
+    sides = [tuple(pair["sides"]) for pair in said]
+    assert sides[:3] == [("lrft:lora", "peft:lora"), ("lrft:dora", "lrft:lora"), ("lrft:dora", "peft:dora")]
+    assert len(sides) == 7
+    by_sides = dict(zip(sides, said, strict=True))
+    assert "PEFT holds nola as LORA" in by_sides["lrft:nola", "peft:nola"]["missed"]
+    assert "PEFT has no form for diablo" in by_sides["lrft:diablo", "peft:diablo"]["missed"]
+    for pair in said:
+        if pair["missed"] is None:
+            a, b = pair["sides"]
+            ratios = sorted(sample[b] / sample[a] for sample in pair["samples"])
+            assert pair["ratio"] == {"median": ratios[2], "min": ratios[0], "max": ratios[-1]}
+            assert pair["share"][a] > 0
+    table = bench_train.methods_table(said).splitlines()
+    assert table[1].split()[:2] == ["lora", "1.00"] and len(table) == 5
+    dora = by_sides["lrft:dora", "lrft:lora"]["ratio"]["median"]
+    assert table[2].split()[1] == f"{1 / dora:.2f}"
+    assert table[3].split()[2] == "-"
+
+
+def test_bench_train_draws_dropout_on_both_sides_and_refuses_it_where_there_is_none(tiny):
+    settings = bench_settings.Settings(str(tiny()), rank=4, rows=2, length=24, dropout=0.5)
+    ours = bench_sides.lrft_side(settings.but(quantization="none"))
+    assert {module.adapter.config.dropout for _, module in adapted(ours.model.hf)} == {0.5}
+    assert bench_sides.peft_config(settings, ours.keys).lora_dropout == 0.5
+    with pytest.raises(LrftError, match="dropout"):
+        bench_sides.lrft_side(settings.but(adapter="shira"))
+
+
+def test_bench_train_draws_a_curve_over_a_share_of_the_layers(tiny):
+    arguments = small(tiny, "--quantization", "none", "--pairs", "1", "--curve", "layers")
+    result = bench_train.main(arguments)["result"]
+    assert result["curve"] == "layers" and [point["x"] for point in result["points"]] == [1, 2]
+    one, both = (point["trained"]["lrft:lora"] for point in result["points"])
+    assert both == 2 * one
+    with pytest.raises(LrftError, match="two measurements"):
+        bench_train.main([*arguments, "--adapters", "lora"])
+
+
+def test_bench_train_steps_trl_on_the_same_loss(tiny):
+    pytest.importorskip("trl")
+    arguments = small(tiny, "--peer", "trl", "--pairs", "1", "--quantization", "none")
+    (pair,) = bench_train.main(arguments)["result"]["pairings"]
+    (sample,) = pair["samples"]
+    assert sample["lrft:lora loss"] == pytest.approx(sample["trl:lora loss"], rel=1e-3)
+
+
+def test_bench_train_says_which_peer_is_missing(tiny, monkeypatch):
+    monkeypatch.setattr(bench_sides.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LrftError, match=r"trl is not installed; `pip install trl`"):
+        bench_train.main(small(tiny, "--peer", "trl"))
+    with pytest.raises(LrftError, match="name another --adapter"):
+        bench_train.main(small(tiny, "--peer", "none", "--quantization", "none"))
+
+
+def test_pairs_give_up_among_other_processes_and_have_a_headline_of_five(capsys):
+    calls: list[str] = []
+
+    def side(name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, step=lambda item: calls.append(name) or 1.0)
+
+    a, b = side("a"), side("b")
+    assert bench_pairs.measure(a, b, ["item"], 2, -1.0) == ([], 8)
     assert len(calls) == 16
-    pairs, _ = bench_step.measure(step, step, [item], 5, float("inf"))
-    bench_step.report(pairs, 0, SimpleNamespace(pairs=5))
-    assert "ratio" in json.loads(capsys.readouterr().out.splitlines()[-1])
+    calls.clear()
+    pairs, _ = bench_pairs.measure(a, b, ["item", "other"], 5, float("inf"))
+    assert "".join(calls) == "abbaabbaab" and [pair["item"] for pair in pairs] == [0, 1, 0, 1, 0]
+    found = bench_pairs.summary(a, b, pairs, 0, [8, 8])
+    assert found["ratio"]["min"] <= found["ratio"]["median"] <= found["ratio"]["max"]
+    assert "no headline" not in capsys.readouterr().out
+    pairs = [{"item": 0, "a": 2.0, "b": 3.0}] * 4
+    assert bench_pairs.summary(a, b, pairs, 1, [8])["ratio"] is None
+    counted = bench_pairs.summary(a, b, [*pairs, {"item": 1, "a": 1.0, "b": 4.0}], 1, [8, 20])
+    assert counted["ratio"] == {"median": 1.5, "min": 1.5, "max": 4.0}
+    assert counted["tokens_per_second"] == {"a": 4.0, "b": 8 / 3}
+
+
+class Products(TorchDispatchMode):
+    """Counts two operations for every term of every product of matrices; torch's own counter leaves out `addmm_`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if re.search(r"mm", str(function)):
+            a, b = [x for x in args if isinstance(x, torch.Tensor)][-2:]
+            self.operations += 2 * a.numel() * b.shape[-1]
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_arithmetic_of_a_step_is_that_of_the_products_it_takes(tiny):
+    settings = bench_settings.Settings(str(tiny()), rank=4, rows=2, length=24, quantization="none")
+    (work,) = bench_rows.make_work(settings)
+    shapes = bench_ceiling.shapes_of(settings)
+    assert shapes.head == (520, 64) and sum(shapes.maps.values()) == 14
+    side = bench_sides.lrft_side(settings)
+    with Products() as counted:
+        side.step(work)
+    said = bench_ceiling.step_operations(shapes, work.lengths, work.targets, side.trained)
+    # Taken and not counted: the upper half of causal attention, where it is computed and masked. Counted and not
+    # taken: the gradients of the inputs of q, k and v in the first layer, which nothing asks for.
+    upper = 6 * shapes.attention * sum(n * (n - 1) for n in work.lengths)
+    first = 2 * work.tokens * 64 * (64 + 32 + 32 + 3 * 4)
+    assert 0.99 * (said - first) < counted.operations < 1.01 * (said + upper - first)
+
+
+def test_bench_ceiling_weighs_every_shape_by_how_often_it_comes(tiny, capsys):
+    result = bench_ceiling.main(small(tiny, "--repeats", "1"))["result"]
+    operations = sum(4.0 * r["out"] * r["in"] * r["tokens"] * r["times"] for r in result["shapes"])
+    seconds = sum(
+        r["times"] * 2.0 * r["out"] * r["in"] * r["tokens"] * (1 / r["forward"] + 1 / r["dx"])
+        for r in result["shapes"]
+    )
+    assert result["gflops"] == pytest.approx(operations / seconds)
+    assert result["trained"] == 8192
+    shapes = bench_ceiling.Shapes({(2, 3): 5}, (7, 3), 4)
+    assert shapes.body == 30
+    assert bench_ceiling.step_operations(shapes, [2, 1], 1, 10) == 360 + 84 + 180 + 24 * 8
+    assert bench_ceiling.tokens_per_second(2.0, 1_000_000, 3) == 6000
+
+
+def test_bench_memory_asks_a_fresh_process_and_one_that_fails_is_told(tiny, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    result = bench_memory.main(small(tiny, "--peer", "none", "--quantization", "none", "--steps", "1"))[
+        "result"
+    ]
+    (marks,) = result["samples"]["lrft"]
+    assert 50 << 20 < marks["step"] <= marks["whole"] and result["step"]["ratio"] is None
+    found = bench_memory.report({"lrft": [{"step": 1, "whole": 4}], "peft": [{"step": 2, "whole": 4}]})
+    assert (found["step"]["ratio"], found["whole"]["ratio"]) == (0.5, 1.0)
+    done = SimpleNamespace(returncode=1, stderr="first\nno room\n", stdout="")
+    monkeypatch.setattr(bench_memory.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(LrftError, match="the process of lrft ended with 1: no room"):
+        bench_memory.child(bench_settings.Settings(), {"side": "lrft", "keys": None}, 1)
+
+
+def test_a_process_that_measures_memory_takes_the_steps_of_its_side(tiny, capsys):
+    settings = bench_settings.Settings(str(tiny()), rank=4, rows=2, length=24, quantization="none")
+    described = bench_memory.described(settings)
+    asked = json.dumps({"side": "peft", "keys": described})
+    bench_memory.main([*settings.arguments(), "--steps", "1", "--child", asked])
+    assert last_line(capsys).keys() == {"step", "whole"}
+    assert bench_settings.settings_of(bench_settings.parser("").parse_args(settings.arguments())) == settings
+
+
+def test_bench_generate_makes_as_many_tokens_on_each_side(tiny, capsys):
+    arguments = small(tiny, "--pairs", "1", "--new", "3", "--quantization", "none")
+    result = bench_generate.main(arguments)["result"]
+    named = [pair["sides"] for pair in result["pairings"]]
+    assert named == [
+        ["lrft", "lrft bare"],
+        ["lrft", "peft"],
+        ["lrft bare", "peft bare"],
+        ["peft", "peft bare"],
+    ]
+    for pair in result["pairings"]:
+        (sample,) = pair["samples"]
+        assert [sample[f"{side} loss"] for side in pair["sides"]] == [6.0, 6.0]
+
+
+def test_bench_optim_counts_the_bytes_of_every_optimizer_and_names_those_that_cannot(capsys):
+    result = bench_optim.main(
+        ["--count", "1", "--shapes", "64x48", "--rank", "4", "--foreign", "inf", "--steps", "5"]
+    )
+    rows = {row["optimizer"]: row for row in result["result"]["optimizers"]}
+    assert set(rows) == set(OPTIMIZERS.names())
+    assert rows["adamw"]["bytes"] == 8 * rows["adamw"]["numbers"] == 8 * 4 * (64 + 48)
+    assert rows["sgd"]["ms"] > 0 and rows["sgd"]["n"] == 5
+    assert "computes losses itself" in rows["mezo"]["missed"] and "role matrix" in rows["galore"]["missed"]
+    busy = bench_optim.main(
+        ["--count", "1", "--shapes", "8x8", "--full", "--optimizers", "adamw", "--foreign", "-1"]
+    )
+    (row,) = busy["result"]["optimizers"]
+    assert row["ms"] is None and row["bytes"] == 8 * 64 and "no time" in row["missed"]
+    for wrong in (["--shapes", "64"], ["--optimizers", "none_such"]):
+        with pytest.raises(LrftError, match=r"no such optimizer|no shape"):
+            bench_optim.main(wrong)
+
+
+def test_a_benchmark_ends_in_one_sentence_where_the_user_can_mend_it(capsys):
+    def fails() -> None:
+        raise LrftError("this will not do")
+
+    assert bench_train.guarded(fails) == 1 and bench_train.guarded(lambda: None) == 0
+    assert capsys.readouterr().err == "error: this will not do\n"
+
+
+def test_gpu_check_says_that_there_is_no_card(capsys, monkeypatch):
+    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
+    assert gpu_check.main([]) == 2
+    said = capsys.readouterr().err
+    assert said == "gpu_check: torch sees no CUDA card here; --rehearse runs the same code on the CPU\n"
+
+
+def test_gpu_check_rehearses_all_that_it_would_do_on_a_card(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    code = gpu_check.main(["--rehearse", "--record", str(tmp_path / "card.json")])
+    (record,) = json.loads((tmp_path / "card.json").read_text())
+    said = {check["name"]: check["said"] for check in record["result"]["checks"]}
+    assert code == 0, said
+    assert list(said) == list(gpu_check.CHECKS) and record["settings"]["rehearse"] is True
+    for name in ("a step on bfloat16", "a step on NF4", "packed rows"):
+        assert "PEFT began at loss" in said[name] and said[name].endswith("no headline")
+    assert "the adapters are the same bytes" in said["killed and resumed"]
+    assert re.search(r"^2/\d+ tests collected", said["tests marked gpu"])
+    page = performance_page.page([{**record, "number": 1}])
+    assert performance_page.NOTHING in page and "gpu_check" not in page.partition("## Records")[2]
+    assert record["command"] == "python scripts/gpu_check.py --rehearse"
+    record["settings"]["rehearse"], record["hardware"]["gpu"] = False, "A card"
+    assert "| killed and resumed | A card | passed |" in performance_page.page([{**record, "number": 1}])
+
+
+def test_gpu_check_goes_on_after_a_failure_and_names_what_had_no_time(capsys):
+    def breaks(bench: object) -> dict:
+        raise RuntimeError("no kernel image\nmore")
+
+    failed = gpu_check.attempt("a", breaks, None, 1.0)
+    assert (failed["passed"], failed["said"]) == (False, "RuntimeError: no kernel image")
+    assert gpu_check.attempt("a", breaks, None, 0.0)["said"] == "left out: no time was left"
+
+
+def test_gpu_check_keeps_lrfts_figures_where_peft_fails(monkeypatch):
+    def breaks(*_: object) -> None:
+        raise MemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_check, "peer_side", breaks)
+    bench = gpu_check.Bench("cpu", Path("model"), 1.0, 64, 1, True, Path("scratch"))
+    ours = SimpleNamespace(keys={}, trained=1)
+    found = {"passed": True, "said": "fast"}
+    said = found | gpu_check.against(bench, found, ours, bench.settings(), None, None)
+    assert said == {"passed": True, "said": "fast; PEFT fails here (MemoryError: CUDA out of memory)"}
+
+
+def test_gpu_check_takes_what_torch_alone_has_where_bitsandbytes_is_absent(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_check, "random_work", lambda settings: [None])
+    monkeypatch.setattr(
+        gpu_check, "beside", lambda _, s, work, peer: asked.append((s, peer)) or {"said": "fast"}
+    )
+    bench = gpu_check.Bench("cpu", Path("model"), 1.0, 64, 1, True, Path("scratch"))
+    said = gpu_check.nf4_step(bench)["said"]
+    ((settings, peer),) = asked
+    assert (settings.quantization, peer) == ("nf4_reference", False)
+    assert said.startswith("fast; bitsandbytes is not installed: nf4_reference stands in")
+
+
+def measured_record(kind: str, result: dict, **settings) -> dict:
+    made = {
+        "hardware": {"cores": 2, "cpu": "a CPU", "gpu": None},
+        "versions": {"torch": "2.13", "peft": None},
+    }
+    common = {
+        "model": "pkg:a/B-1.5B.Q4_1.gguf",
+        "adapter": "lora",
+        "rank": 16,
+        "dropout": 0.0,
+        "adapted": None,
+    }
+    common |= {"quantization": "nf4", "rows": 4, "length": 256, "gsm8k": None, "checkpointing": False}
+    command = f"python scripts/bench_{kind}.py"
+    return {"kind": kind, "date": "2026-12-01", "command": command, **made} | {
+        "settings": common | settings,
+        "result": result,
+        "number": 1,
+    }
+
+
+def test_the_page_of_measurements_shows_records_of_every_kind_and_what_was_missed():
+    ratio = {"median": 2.0, "min": 1.0, "max": 4.0}
+    rates = {"lrft:dora": 100.0, "lrft:lora": 200.0, "peft:dora": 50.0, "lrft:miss": 10.0}
+    beside = {"sides": ["lrft:dora", "peft:dora"], "n": 5, "ratio": ratio, "missed": None}
+    beside |= {"tokens_per_second": rates, "share": {"lrft:dora": 0.5, "peft:dora": 0.25}}
+    own = {"sides": ["lrft:dora", "lrft:lora"], "n": 5, "ratio": ratio, "missed": None}
+    none = {"sides": ["lrft:miss", "peft:miss"], "n": 1, "ratio": None, "missed": "only 1 quiet pairs"}
+    points = [{**beside, "x": x, "tokens_per_second": {"lrft:dora": x, "peft:dora": 2 * x}} for x in (4, 16)]
+    sizes = {"bytes": {"lrft": 2**20, "peft": 2**21}, "ratio": 0.5}
+    row = {
+        "optimizer": "adamw",
+        "numbers": 8,
+        "bytes": 64,
+        "ms": None,
+        "n": 0,
+        "missed": "only 0 quiet steps",
+    }
+    written = {
+        "sides": ["lrft", "peft"],
+        "n": 5,
+        "ratio": ratio,
+        "tokens_per_second": {"lrft": 9.0, "peft": 4.0},
+    }
+    bare = {"sides": ["lrft", "lrft bare"], "n": 0, "ratio": None, "missed": "only 0 quiet pairs"}
+    records = [
+        measured_record("train", {"pairings": [beside, own, none]}, dropout=0.05),
+        measured_record("train", {"curve": "rank", "points": [*points, {**none, "x": 64}]}),
+        measured_record("memory", {"step": sizes, "whole": sizes, "n": 1}),
+        measured_record("ceiling", {"gflops": 800.4, "tokens_per_second": 1417.0}),
+        measured_record("generate", {"new": 32, "pairings": [{**written, "missed": None}, bare]}),
+        measured_record("optim", {"optimizers": [row]}, full=True),
+    ]
+    page = performance_page.page(records)
+    first = (
+        "B-1.5B, 4 x 256 random tokens, every position learnt | `dora`, rank 16, nf4, dropout 0.05 | PEFT | "
+    )
+    assert f"| {first}2.00 (1.00 to 4.00) | 5 | 100 and 50 | 50% and 25% |" in page
+    assert "`dora`, rank 16, nf4, dropout 0.05 | 0.50 (0.25 to 1.00) | 5 |" in page
+    assert "| 4 | 250.00 | 125.00 | 2.00 (1.00 to 4.00) | 5 |" in page and "](measured/rank.svg)" in page
+    assert "lrft 1, PEFT 2 | 0.50" in page and "| 800 | 1,417 |" in page and "lrft 9, peft 4" in page
+    assert "| `adamw` | all weights | 8 |  | 0 | 8.00 |" in page
+    assert "lrft beside lrft bare: only 0 quiet pairs." in page
+    assert "lrft miss beside PEFT miss: only 1 quiet pairs." in page and performance_page.NOTHING in page
+    (plot,) = performance_page.plots(records).items()
+    assert plot[0].name == "rank.svg" and plot[1].count("<circle") == 4 and plot[1].count("<polyline") == 2
+
+
+def test_the_page_of_measurements_holds_every_record_that_is_kept():
+    page = performance_page.PAGE.read_text()
+    kept = performance_page.records()
+    assert len(kept) >= 4 and all(f"`{record['command']}`" in page for record in kept)
+    assert "1.49 (1.28 to 1.63)" in page and "2.36 (1.60 to 3.86)" in page
+
+
+def test_a_plot_puts_doubled_values_at_equal_distances_and_zero_at_the_bottom():
+    text = svg_plot.line_plot({"a & b": [(2, 5.0), (4, 10.0), (8, 0.0)]}, "rank", "ms")
+    line = re.search(r'<polyline points="([^"]*)"', text)[1]
+    (x2, y2), (x4, y4), (x8, y8) = (map(float, point.split(",")) for point in line.split())
+    assert x4 - x2 == pytest.approx(x8 - x4) and y8 - y2 == pytest.approx(y2 - y4)
+    assert "a &amp; b" in text and xml.etree.ElementTree.fromstring(text).tag.endswith("svg")
+    with pytest.raises(ValueError, match="positive values"):
+        svg_plot.line_plot({"a": [(0, 1.0)]}, "rank", "ms")
+    assert [svg_plot.nice(value) for value in (0.3, 1.0, 9.5, 47)] == [0.4, 1.0, 10.0, 60.0]
 
 
 class OneByOne:

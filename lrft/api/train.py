@@ -19,6 +19,7 @@ from lrft.build.job import Job, assemble
 from lrft.build.steps import check_steps, possible_steps
 from lrft.build.text import Text, check_text
 from lrft.core.notes import say
+from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.subject import silent
 from lrft.model.trained import load_trained_tensors
@@ -30,6 +31,7 @@ from lrft.training import checkpoint, checkpoint_folder
 from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RunFolder
 from lrft.training.loop import train_steps
+from lrft.training.profile import Profile
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,6 +44,7 @@ def train(
     trust_remote_code: bool = False,
     *,
     overrides: Sequence[str] = (),
+    profile: bool = False,
 ) -> dict[str, Json]:
     """Train a recipe to its end in a run folder and write the adapter; returns what result.json holds.
 
@@ -50,23 +53,29 @@ def train(
         out: the run folder; by default a new one under runs/, or with `resume` the latest of this recipe.
         resume: go on with the run that is there.
         overrides: `key.sub=value` sets, `~key.sub` deletes; of a recipe that is not loaded yet.
+        profile: record a few steps, write `profile/` into the run folder and return what was found under `profile`.
 
     Raises:
         RecipeError: the recipe is not valid.
-        UsageError: the folder holds a run and `resume` was not asked for, or the recipe changed since.
+        UsageError: the folder holds a run and `resume` was not asked for, the recipe changed since, or there are too
+            few steps to profile.
         DataError, NumericalError, Interrupted, CheckpointError: see `lrft.registry.errors`.
     """
     loaded = as_loaded(recipe, overrides)
     accelerator = make_accelerator(loaded.recipe.train.device, loaded.recipe.model.dtype)
     folder = claim(loaded, None if out is None else Path(out), resume, lead=accelerator.is_main_process)
     try:
-        return _train_in(folder, loaded, accelerator, trust_remote_code)
+        return _train_in(folder, loaded, accelerator, trust_remote_code, profile)
     finally:
         folder.unlock()
 
 
 def _train_in(
-    folder: RunFolder, loaded: LoadedRecipe, accelerator: Accelerator, trust_remote_code: bool
+    folder: RunFolder,
+    loaded: LoadedRecipe,
+    accelerator: Accelerator,
+    trust_remote_code: bool,
+    profile: bool,
 ) -> dict[str, Json]:
     recipe, lead = loaded.recipe, accelerator.is_main_process
     if (done := finished(folder)) is not None:
@@ -91,6 +100,7 @@ def _train_in(
         job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe), trust_remote_code)
         if folder.started:
             check_same_start(job)
+        watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
         if lead:
             write_start(job, loaded, trust_remote_code)
@@ -102,7 +112,23 @@ def _train_in(
             for callback in job.run.callbacks:
                 callback.close()
     accelerator.wait_for_everyone()
-    return write_end(job, time.perf_counter() - began) if lead else {}
+    if not lead:
+        return {}
+    found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
+    return write_end(job, time.perf_counter() - began) | found
+
+
+def _profile(job: Job, saved: Path | None) -> Profile:
+    """The recorder of this sitting's steps, the first of the callbacks so that what the others do is left out.
+
+    Raises:
+        UsageError: too few steps are left.
+    """
+    run = job.run
+    done = 0 if saved is None else int(saved.name.rpartition("-")[2])
+    found = Profile(job.folder.path, run.total_steps - done, run.recipe.model.compile)
+    run.callbacks = [found, *run.callbacks]
+    return found
 
 
 def _rows(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_remote_code: bool) -> Text:

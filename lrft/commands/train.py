@@ -31,6 +31,9 @@ def train_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and print the plan; load no weights.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Record steps 4 to 6 and print where their time went.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     trust_remote_code: Annotated[
@@ -53,12 +56,16 @@ def train_command(
         return
     from lrft.api.train import train
 
-    result(train(loaded, out, resume, trust_remote_code), as_json, _show)
+    result(train(loaded, out, resume, trust_remote_code, profile=profile), as_json, _show)
 
 
 def _show(found: Mapping[str, Value]) -> None:
     loss = "no loss recorded" if found["loss"] is None else f"loss {found['loss']:.4f}"
     print(f"{found['name']}: step {found['step']}, {loss}")
+    if isinstance(profiled := found.get("profile"), dict):
+        from lrft.training.profile_parts import table
+
+        print(f"\n{table(**profiled)}", end="")
 
 
 def _show_plan(plan: Plan) -> None:

@@ -31,7 +31,7 @@ eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 
 TALK = {"--json", "--quiet"}
 OPTIONS = {
-    "train": {"--out", "--resume", "--dry-run", "--trust-remote-code", *TALK},
+    "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
     "eval": {"--task", "--limit", "--baseline", *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
     "compare": {

@@ -1,0 +1,80 @@
+"""What a benchmark leaves: one JSON line on standard output, and an entry of a file from which a page is made."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lrft.core.plain import plain
+from lrft.training.folder import environment
+
+PEERS = ("peft", "trl")
+SCRIPTS = {"gpu": "gpu_check.py"}  # kind -> script, where it is not bench_KIND.py
+
+
+def leave(
+    kind: str,
+    settings: dict[str, Any],
+    result: dict[str, Any],
+    given: Sequence[str] | None,
+    file: Path | None,
+) -> dict[str, Any]:
+    """Print the record as the last line, append it to `file` where one is named, and return it.
+
+    Args:
+        kind: which benchmark, by which the page knows it.
+        given: the command line; by default that of this process.
+    """
+    record: dict[str, Any] = {
+        "kind": kind,
+        "date": datetime.date.today().isoformat(),
+        "command": command(SCRIPTS.get(kind, f"bench_{kind}.py"), sys.argv[1:] if given is None else given),
+        **made_on(),
+        "settings": plain(settings),  # infinity is no JSON
+        "result": plain(result),
+    }
+    if file is not None:
+        append(file, record)
+    print(json.dumps(record), flush=True)
+    return record
+
+
+def made_on() -> dict[str, Any]:
+    """Versions, hardware and commit, those of the peers too."""
+    found = environment()
+    versions = dict(found["versions"])
+    for peer in PEERS:
+        try:
+            versions[peer] = importlib.metadata.version(peer)
+        except importlib.metadata.PackageNotFoundError:
+            versions[peer] = None
+    return {"versions": versions, "hardware": found["hardware"], "git": found["git"]}
+
+
+def command(script: str, given: Sequence[str]) -> str:
+    """The command as it can be repeated elsewhere: files by their names, and where the record went left out."""
+    words: list[str] = []
+    skip = False
+    for word in given:
+        if skip or word == "--record" or word.startswith("--record="):
+            skip = word == "--record"
+            continue
+        option, equals, value = word.rpartition("=")
+        words.append(f"{option}{equals}{Path(value).name if os.path.isabs(value) else value}")
+    return shlex.join(["python", f"scripts/{script}", *words])
+
+
+def append(file: Path, record: dict[str, Any]) -> None:
+    """Add a record to the list that `file` holds, which is begun where it is not there."""
+    records = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}.tmp")
+    scratch.write_text(json.dumps([*records, record], indent=1) + "\n", encoding="utf-8")
+    scratch.replace(file)

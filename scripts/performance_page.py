@@ -1,0 +1,315 @@
+"""Write docs/performance.md, and the plots on it, from the records in docs/measured/.
+
+    python scripts/performance_page.py [--check]
+
+`--check` writes nothing and exits 1 when something is out of date. A record is what a `scripts/bench_*.py` or
+`scripts/gpu_check.py` printed and `--record docs/measured/NAME.json` kept; no number is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from generated import plain, table, write_or_check  # noqa: E402
+from svg_plot import line_plot  # noqa: E402
+
+PAGE = ROOT / "docs" / "performance.md"
+MEASURED = ROOT / "docs" / "measured"
+Record = dict[str, Any]
+
+INTRODUCTION = """# Performance
+
+The loss reads only the supervised positions, through the head in chunks, so that logits are never kept. Adapters
+compute in the model's precision from float32 master weights; a low-rank term, its dropout and its gain are one node
+beside the frozen product. Rows are packed, and on `segmented` and `flash_attention_2` attention the rows of a
+micro-batch are joined to one, so that no padding is computed. Frozen weights are decoded again in the backward pass
+instead of being held. `segmented` attention keeps the probabilities of documents of up to 512 tokens; longer ones go
+by blocks of 128 queries, whose probabilities are formed again, so that memory grows with the length of a document and
+not with its square. Norms, gated feed-forward blocks and rotations are one node each where a model's code is of a known
+form; runs of at least 1e13 tokens times numbers in matrices compile these where there is a C++ compiler, a minute the
+first time on a machine. `lrft train --profile` ([commands](commands.md)) says where the steps of a run go.
+
+This page is made by `scripts/performance_page.py` from the records in `docs/measured/`. Two sides of a ratio are timed
+in one process, in turn, peers at their defaults; steps that other processes disturbed are thrown away, and under five
+quiet pairs there is no figure. The last column names the record, listed at the end with its command, machine and
+versions. The share of the ceiling is a step's arithmetic over what the machine's measured rate of matrix products
+allows in its time (`scripts/bench_ceiling.py` has the formula)."""
+END = """[Choosing a method](choosing.md) has memory, trained numbers and bytes of optimizers; the [log](log.md) what
+helped and what did not."""
+AXES = {
+    "length": "tokens of a row",
+    "batch": "rows of a step",
+    "rank": "rank",
+    "layers": "decoder layers with an adapter",
+}
+NAMES = {"lrft": "lrft", "peft": "PEFT", "trl": "TRL"}
+SHOWN = ("lrft", "torch", "transformers", "peft", "trl")  # of the versions that a record holds
+NOTHING = "Nothing was measured on a GPU."
+
+
+def records() -> list[Record]:
+    """All of them, in the order of the files' names; each with its number."""
+    found = [
+        r for path in sorted(MEASURED.glob("*.json")) for r in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    return [{**record, "number": number} for number, record in enumerate(found, 1)]
+
+
+def page(found: Sequence[Record]) -> str:
+    """The whole page; a rehearsal is no measurement and is left out."""
+    found = [record for record in found if not record["settings"].get("rehearse")]
+    sections = [
+        ("A step beside a peer's", beside_peers),
+        ("Methods beside lrft's LoRA", beside_lora),
+        ("Cost curves", curves),
+        ("Memory of a step", memory),
+        ("The ceiling", ceilings),
+        ("Generation", generation),
+        ("Optimizers", optimizers),
+        ("On a GPU", gpu),
+    ]
+    parts = [INTRODUCTION, "<!-- measured:performance -->"]
+    for title, made in sections:
+        if block := made(found):
+            parts.append(f"## {title}\n\n{block}")
+    parts.append("<!-- /measured:performance -->")
+    parts += [f"## Records\n\n{sources(found)}", missed(found), END]
+    return "\n\n".join(parts) + "\n"
+
+
+def beside_peers(found: Sequence[Record]) -> str:
+    """Every pairing with another library that has a figure."""
+    rows = []
+    for record, pair in pairings(found):
+        other = pair["sides"][1]
+        if other.startswith("lrft:"):
+            continue
+        rates = pair.get("tokens_per_second")
+        both = " and ".join(f"{rates[side]:.0f}" for side in pair["sides"]) if rates else ""
+        shares = pair.get("share", {})
+        reached = " and ".join(f"{shares[side]:.0%}" for side in pair["sides"]) if shares else ""
+        name, peer = method(pair["sides"][0], record), NAMES[other.partition(":")[0]]
+        rows.append(
+            (work(record), name, peer, spread(pair["ratio"]), str(pair["n"]), both, reached, source(record))
+        )
+    heads = ("work", "method", "peer", "peer / lrft: median (least to most)", "n")
+    return shown((*heads, "tokens per second, lrft and peer", "of the ceiling", "record"), rows)
+
+
+def beside_lora(found: Sequence[Record]) -> str:
+    """Every method's time over that of lrft's own LoRA in the same process."""
+    rows = []
+    for record, pair in pairings(found):
+        if pair["sides"][1].startswith("lrft:"):
+            ratio = pair["ratio"]  # LoRA's time over the method's
+            cost = {"median": 1 / ratio["median"], "min": 1 / ratio["max"], "max": 1 / ratio["min"]}
+            name = method(pair["sides"][0], record)
+            rows.append((work(record), name, spread(cost), str(pair["n"]), source(record)))
+    return shown(("work", "method", "its time / LoRA's: median (least to most)", "n", "record"), rows)
+
+
+def curves(found: Sequence[Record]) -> str:
+    """The newest curve of each kind, as a plot and a table."""
+    blocks = []
+    for what, record in newest_curves(found).items():
+        points = [point for point in record["result"]["points"] if point["ratio"] is not None]
+        rows = []
+        for point in points:
+            rates = [f"{1e3 / point['tokens_per_second'][side]:.2f}" for side in point["sides"]]
+            rows.append((f"{point['x']:g}", *rates, spread(point["ratio"]), str(point["n"])))
+        sides = [label(side) for side in points[0]["sides"]]
+        heads = (AXES[what], *(f"{side}, ms a token" for side in sides), "ratio: median (least to most)", "n")
+        picture = f"![{AXES[what]} against ms a token](measured/{what}.svg)"
+        head = f"{work(record)}, {method(points[0]['sides'][0], record)}, {source(record)}:"
+        blocks.append(f"{head}\n\n{picture}\n\n{table(heads, rows)}")
+    return "\n\n".join(blocks)
+
+
+def plots(found: Sequence[Record]) -> dict[Path, str]:
+    """File -> SVG of every curve that the page shows."""
+    made = {}
+    for what, record in newest_curves(found).items():
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for point in record["result"]["points"]:
+            for side, rate in point.get("tokens_per_second", {}).items():
+                lines.setdefault(label(side), []).append((point["x"], 1e3 / rate))
+        made[MEASURED / f"{what}.svg"] = line_plot(lines, AXES[what], "ms a token")
+    return made
+
+
+def newest_curves(found: Sequence[Record]) -> dict[str, Record]:
+    """Kind of curve -> its last record that has a figure."""
+    newest = {}
+    for record in of_kind(found, "train"):
+        if any(point["ratio"] is not None for point in record["result"].get("points", ())):
+            newest[record["result"]["curve"]] = record
+    return newest
+
+
+def memory(found: Sequence[Record]) -> str:
+    """Peaks of both sides."""
+    rows = []
+    for record in of_kind(found, "memory"):
+        named = work(record), method(record["settings"]["adapter"], record)
+        n = str(record["result"]["n"])
+        for mark, what in (("step", "over the steps"), ("whole", "with loading")):
+            entry = record["result"][mark]
+            sizes = ", ".join(f"{NAMES[side]} {size / 2**20:,.0f}" for side, size in entry["bytes"].items())
+            ratio = "" if entry["ratio"] is None else f"{entry['ratio']:.2f}"
+            rows.append((*named, what, sizes, ratio, n, source(record)))
+    return shown(("work", "method", "peak", "MiB", "lrft / peer", "n", "record"), rows)
+
+
+def ceilings(found: Sequence[Record]) -> str:
+    """What machines can do."""
+    rows = []
+    for record in of_kind(found, "ceiling"):
+        result = record["result"]
+        rates = f"{result['gflops']:,.0f}", f"{result['tokens_per_second']:,.0f}"
+        rows.append((work(record), *rates, source(record)))
+    return shown(("work", "GFLOP/s over the model's shapes", "tokens per second at most", "record"), rows)
+
+
+def generation(found: Sequence[Record]) -> str:
+    """Tokens per second, a pairing a line."""
+    rows = []
+    for record in of_kind(found, "generate"):
+        settings, new = record["settings"], record["result"]["new"]
+        prompts = f"{settings['rows']} prompts of {settings['length']} tokens, {new} new ones each"
+        for pair in record["result"]["pairings"]:
+            if pair["ratio"] is not None:
+                rates = pair["tokens_per_second"]
+                both = ", ".join(f"{side} {rates[side]:.0f}" for side in pair["sides"])
+                named = f"{pair['sides'][1]} / {pair['sides'][0]}"
+                rows.append((prompts, named, spread(pair["ratio"]), str(pair["n"]), both, source(record)))
+    heads = ("work", "times of", "ratio: median (least to most)", "n", "tokens per second", "record")
+    return shown(heads, rows)
+
+
+def optimizers(found: Sequence[Record]) -> str:
+    """Milliseconds and bytes of a step; what could not take the tensors is left out here and named below."""
+    rows = []
+    for record in of_kind(found, "optim"):
+        settings = record["settings"]
+        what = "all weights" if settings["full"] else f"factors of rank {settings['rank']}"
+        for row in record["result"]["optimizers"]:
+            if row["bytes"] is not None:
+                ms = "" if row["ms"] is None else f"{row['ms']:.1f} ({row['min']:.1f} to {row['max']:.1f})"
+                counted = f"{row['numbers']:,}", ms, str(row["n"]), f"{row['bytes'] / row['numbers']:.2f}"
+                rows.append((f"`{row['optimizer']}`", what, *counted, source(record)))
+    heads = ("optimizer", "over", "numbers", "ms a step (least to most)", "n", "bytes of state a number")
+    return shown((*heads, "record"), rows)
+
+
+def gpu(found: Sequence[Record]) -> str:
+    """What `scripts/gpu_check.py` found on cards."""
+    rows = []
+    for record in of_kind(found, "gpu"):
+        for check in record["result"]["checks"]:
+            outcome = "passed" if check["passed"] else "**failed**"
+            card = record["hardware"]["gpu"]
+            rows.append((check["name"], card, outcome, plain(check["said"]), source(record)))
+    return shown(("check", "card", "outcome", "figures", "record"), rows) or NOTHING
+
+
+def sources(found: Sequence[Record]) -> str:
+    """Every record: command, machine, versions."""
+    rows = []
+    for record in found:
+        hardware = record["hardware"]
+        parts = f"{hardware['cores']} cores", hardware["cpu"], hardware.get("gpu")
+        versions = ", ".join(f"{name} {v}" for name, v in record["versions"].items() if v and name in SHOWN)
+        machine = ", ".join(filter(None, parts))
+        rows.append((str(record["number"]), record["date"], f"`{record['command']}`", machine, versions))
+    return table(("record", "date", "command", "machine", "versions"), rows)
+
+
+def missed(found: Sequence[Record]) -> str:
+    """What records say that they do not show."""
+    lines = []
+    for record in found:
+        result = record["result"]
+        entries = [*result.get("pairings", ()), *result.get("points", ())]
+        said = [
+            f"{label(e['sides'][0])} beside {label(e['sides'][1])}: {e['missed']}"
+            for e in entries
+            if e["missed"]
+        ]
+        said += [
+            f"`{row['optimizer']}`: {row['missed']}" for row in result.get("optimizers", ()) if row["missed"]
+        ]
+        lines += [
+            f"- Record {record['number']}: {plain(line)}." for line in (*record.get("missed", ()), *said)
+        ]
+    return "\n".join(["What was missed:", "", *lines]) if lines else "Nothing was missed."
+
+
+def shown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, or nothing where there is nothing to show."""
+    return table(heads, rows) if rows else ""
+
+
+def pairings(found: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:
+    """Every pairing of training steps that has a figure, with its record; those of curves stand with the curve."""
+    for record in of_kind(found, "train"):
+        for pair in record["result"].get("pairings", ()):
+            if pair["ratio"] is not None:
+                yield record, pair
+
+
+def of_kind(found: Sequence[Record], kind: str) -> list[Record]:
+    """The records of one benchmark."""
+    return [record for record in found if record["kind"] == kind]
+
+
+def work(record: Record) -> str:
+    """What a step was made of."""
+    settings = record["settings"]
+    model = re.sub(r"(\.Q\w+)?\.gguf$", "", settings["model"].rpartition("/")[2])
+    if settings["gsm8k"]:
+        return f"{model}, {settings['examples']} examples of GSM8K a step: packed by lrft, padded by a peer"
+    return f"{model}, {settings['rows']} x {settings['length']} random tokens, every position learnt"
+
+
+def method(side: str, record: Record) -> str:
+    """The method of a side with the settings that are not the usual ones."""
+    settings = record["settings"]
+    words = [f"`{side.rpartition(':')[2]}`", f"rank {settings['rank']}", settings["quantization"]]
+    words += [f"dropout {settings['dropout']:g}"] if settings["dropout"] else []
+    words += [f"{settings['adapted']} layers"] if settings["adapted"] else []
+    words += ["checkpointing"] if settings["checkpointing"] else []
+    return ", ".join(words)
+
+
+def label(side: str) -> str:
+    """`peft:lora` as PEFT lora; of generation, `peft bare` as it is."""
+    library, _, name = side.partition(":")
+    return f"{NAMES[library]} {name}" if name else side
+
+
+def spread(ratio: dict[str, float]) -> str:
+    """Median, least and most."""
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+
+def source(record: Record) -> str:
+    """The record's number and day."""
+    return f"{record['number']}, {record['date']}"
+
+
+def fresh() -> dict[Path, str]:
+    """Every file that this script writes."""
+    found = records()
+    return {PAGE: page(found), **plots(found)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(write_or_check(fresh(), sys.argv[1:]))
