@@ -20,7 +20,7 @@ class Work:
     """The documents of one step.
 
     Attributes:
-        packed: for lrft.
+        packed: for lrft, in one row.
         padded: `input_ids`, `attention_mask` and `labels` (B, L), the longest row unpadded.
         documents: the same, for a peer with a collator of its own.
     """
@@ -58,12 +58,11 @@ def random_work(settings: Settings) -> list[Work]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, vocabulary, (settings.rows, settings.length), generator=generator).tolist()
     rows = [Encoded(row, [False] + [True] * (len(row) - 1)) for row in ids]
-    batch = collate([[row] for row in rows], 0, settings.length, [[i] for i in range(len(rows))])
-    return [Work(batch, padded(rows), rows)]
+    return [Work(joined(rows), padded(rows), rows)]
 
 
 def gsm8k_work(settings: Settings) -> list[Work]:
-    """`examples` questions and answers a step: packed for lrft, right-padded for the others."""
+    """`examples` questions and answers a step: joined for lrft, right-padded for the others."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(settings.folder())
@@ -78,10 +77,13 @@ def gsm8k_work(settings: Settings) -> list[Work]:
     work = []
     for start in range(0, len(encoded), settings.examples):
         part = encoded[start : start + settings.examples]
-        bins = pack([len(e.input_ids) for e in part], PACKED_LENGTH)
-        batch = collate([[part[i] for i in row] for row in bins], 0, PACKED_LENGTH, bins)
-        work.append(Work(batch, padded(part), part))
+        work.append(Work(joined(part), padded(part), part))
     return work
+
+
+def joined(documents: list[Encoded]) -> Batch:
+    """One row of all documents without padding, as training joins the rows of a micro-batch."""
+    return collate([documents], 0, sum(len(e.input_ids) for e in documents), [list(range(len(documents)))])
 
 
 def padded(encoded: list[Encoded]) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ class Settings:
         adapted: how many decoder layers, the first ones, have an adapter; None for all.
         examples: of GSM8K, in a step.
         foreign: cores that other processes may use during a step that counts.
+        eager: lrft's norms, gates and rotations are not compiled, as in short runs and without a C++ compiler.
     """
 
     model: str = MODEL
@@ -47,6 +48,7 @@ class Settings:
     foreign: float = 0.1
     device: str = "cpu"
     checkpointing: bool = False
+    eager: bool = False
 
     def recipe(self) -> Recipe:
         """The recipe of lrft's side; an adapter is given those of the settings that it has.
@@ -140,6 +142,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--checkpointing", action="store_true", help="activations of a layer are computed again"
     )
+    made.add_argument("--eager", action="store_true", help="lrft compiles nothing, as in short runs")
     made.add_argument(
         "--record", type=Path, metavar="FILE.json", help="append what was measured to this file"
     )

@@ -24,7 +24,9 @@ from lrft.core.params import count
 from lrft.core.run import Run
 from lrft.data.steps import StepBatches
 from lrft.export.peft_format import peft_form
+from lrft.model.gguf import cache_root
 from lrft.model.trained import parameter_infos
+from lrft.ops.compiled import can_compile
 from lrft.registry.axes import OBJECTIVES, OPTIMIZERS
 from lrft.registry.errors import UsageError
 from lrft.training.step import step_loss
@@ -71,7 +73,8 @@ def lrft_side(settings: Settings) -> Side:
     infos = parameter_infos(model)
     optimizer = OPTIMIZERS.get("adamw").build(infos, recipe.optimizer)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    run = Run(model, infos, optimizer, schedule, 1000)
+    compiled = not settings.eager and not can_compile(cache_root().parent / "compiled")
+    run = Run(model, infos, optimizer, schedule, 1000, compiled=compiled)
     objective = OBJECTIVES.get("cross_entropy")(recipe.objective)
 
     def step(work: Work) -> float:

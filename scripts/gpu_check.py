@@ -86,7 +86,9 @@ class Bench:
 
     def settings(self, **changes: Any) -> Settings:
         """A step on this device; a card is nobody else's, so no step is thrown away."""
-        base = Settings(model=str(self.model), device=self.device, pairs=self.pairs, foreign=math.inf)
+        base = Settings(
+            model=str(self.model), device=self.device, pairs=self.pairs, foreign=math.inf, eager=True
+        )
         return base.but(**{"quantization": "none", "rows": 4, "length": self.length // 4, **changes})
 
 

@@ -93,7 +93,20 @@ def in_process(monkeypatch, module) -> None:
 
 def small(tiny, *more: str) -> list[str]:
     """Arguments of a benchmark on the tiny model, on a machine as busy as it likes."""
-    return ["--model", str(tiny()), "--foreign", "inf", "--rows", "2", "--length", "24", "--rank", "4", *more]
+    return [
+        "--model",
+        str(tiny()),
+        "--foreign",
+        "inf",
+        "--eager",
+        "--rows",
+        "2",
+        "--length",
+        "24",
+        "--rank",
+        "4",
+        *more,
+    ]
 
 
 def last_line(capsys) -> dict:
@@ -159,7 +172,7 @@ def test_bench_train_puts_methods_beside_lora_and_beside_peft_where_it_has_them(
 
 
 def test_bench_train_draws_dropout_on_both_sides_and_refuses_it_where_there_is_none(tiny):
-    settings = bench_settings.Settings(str(tiny()), rank=4, rows=2, length=24, dropout=0.5)
+    settings = bench_settings.Settings(str(tiny()), rank=4, rows=2, length=24, dropout=0.5, eager=True)
     ours = bench_sides.lrft_side(settings.but(quantization="none"))
     assert {module.adapter.config.dropout for _, module in adapted(ours.model.hf)} == {0.5}
     assert bench_sides.peft_config(settings, ours.keys).lora_dropout == 0.5
@@ -230,7 +243,9 @@ class Products(TorchDispatchMode):
 
 
 def test_the_arithmetic_of_a_step_is_that_of_the_products_it_takes(tiny):
-    settings = bench_settings.Settings(str(tiny()), rank=4, rows=2, length=24, quantization="none")
+    settings = bench_settings.Settings(
+        str(tiny()), rank=4, rows=2, length=24, quantization="none", eager=True
+    )
     (work,) = bench_rows.make_work(settings)
     shapes = bench_ceiling.shapes_of(settings)
     assert shapes.head == (520, 64) and sum(shapes.maps.values()) == 14
@@ -276,7 +291,9 @@ def test_bench_memory_asks_a_fresh_process_and_one_that_fails_is_told(tiny, caps
 
 
 def test_a_process_that_measures_memory_takes_the_steps_of_its_side(tiny, capsys):
-    settings = bench_settings.Settings(str(tiny()), rank=4, rows=2, length=24, quantization="none")
+    settings = bench_settings.Settings(
+        str(tiny()), rank=4, rows=2, length=24, quantization="none", eager=True
+    )
     described = bench_memory.described(settings)
     asked = json.dumps({"side": "peft", "keys": described})
     bench_memory.main([*settings.arguments(), "--steps", "1", "--child", asked])

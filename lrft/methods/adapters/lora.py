@@ -40,8 +40,8 @@ class LoRA(LowRank):
 
     with r = `rank`, s = `alpha` / r, or `alpha` / sqrt(r) with `rslora: true` (rsLoRA). drop drops entries of x with
     probability `dropout`; it acts on the adapter's input alone, the base sees x undropped. Sites that read the same
-    tensor (queries, keys and values of one attention) share one draw, as in the authors' merged layers. `rank_pattern` and
-    `alpha_pattern` set `rank` and `alpha` at sites whose name ends in a pattern; the last match counts.
+    tensor (queries, keys and values of one attention) share one draw, as in the authors' merged layers. `rank_pattern`
+    and `alpha_pattern` set `rank` and `alpha` at sites whose name ends in a pattern; the last match counts.
 
     Shapes: A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) = 0, so W' = W at step 0.
     Trains: r (in + out) numbers per site.
