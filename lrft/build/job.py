@@ -19,6 +19,7 @@ from lrft.core.objective import Objective
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.core.stages import ranks_of
+from lrft.core.team import ALONE, Team
 from lrft.data.steps import StepBatches, eval_batches
 from lrft.evaluation.loss import held_out_loss, row_losses
 from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
@@ -125,7 +126,9 @@ def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
     return made
 
 
-def subject(recipe: Recipe, text: Text, model: CausalLM, progress: Progress | None = None) -> Subject:
+def subject(
+    recipe: Recipe, text: Text, model: CausalLM, progress: Progress | None = None, team: Team = ALONE
+) -> Subject:
     """What the evaluation tasks score."""
     return Subject(
         model=model,
@@ -136,6 +139,7 @@ def subject(recipe: Recipe, text: Text, model: CausalLM, progress: Progress | No
         pad_id=text.pad_id,
         batch_tokens=recipe.eval.batch_tokens,
         progress=progress,
+        team=team,
     )
 
 
@@ -150,10 +154,13 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         encoded = text.held_out_encoded(recipe.eval.limit)
         batches = partial(eval_batches, encoded, recipe.eval.batch_tokens, text.pad_id)
         # Longest rows come first, so the first batch asks for the most memory.
+        team = Team.joined(run.device)
         scorer = Scorer(
-            partial(_score, batches), partial(_score, lambda: islice(batches(), 1)), settings.eval_every
+            lambda run: _score(run, batches(), team),
+            lambda run: held_out_loss(run.model, islice(batches(), 1)),
+            settings.eval_every,
         )
-        run.score = lambda: row_losses(run.model, batches())
+        run.score = lambda: row_losses(run.model, batches(), team)
     saver = Saver(
         partial(trained_tensors, run.model),
         folder.checkpoints,
@@ -189,9 +196,9 @@ def _timed_methods(recipe: Recipe) -> list[Callback]:
     return [method for method in made if isinstance(method, Callback)]
 
 
-def _score(batches: Callable[[], Iterable[Batch]], run: Run) -> dict[str, float]:
+def _score(run: Run, batches: Iterable[Batch], team: Team) -> dict[str, float]:
     try:
-        result = held_out_loss(run.model, batches(), lambda: run.stop_signal is not None)
+        result = held_out_loss(run.model, batches, lambda: run.stop_signal is not None, team=team)
     except EvaluationStopped:
         return {}
     return {"eval_loss": result.loss, "eval_perplexity": result.perplexity}
