@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -14,6 +15,7 @@ from lrft.core.context import computing
 from lrft.core.objective import Objective
 from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.run import Run
+from lrft.training.gradient_sum import GradientSum
 
 
 class StepBatches(Protocol):
@@ -54,6 +56,7 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     penalized = run.penalized
     share = 1.0 / batches.micro_batch_count
     divisor = objective.divisor(batches)
+    gradients = _gradient_sum(run)
     for index, micro_batch in enumerate(batches.micro_batches):
         run.seed_draws(index * run.processes + run.rank)
         with computing(micro_batch):
@@ -63,13 +66,15 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
                 penalty = part.penalty()
                 loss = loss if penalty is None else loss + penalty * share
             if torch.is_grad_enabled():
-                (loss if run.scaler is None else run.scaler.scale(loss)).backward()
+                is_last = index == len(batches.micro_batches) - 1
+                with gradients.overlapped() if gradients is not None and is_last else nullcontext():
+                    (loss if run.scaler is None else run.scaler.scale(loss)).backward()
     run.seed_draws(batches.micro_batch_count)  # what draws from here on draws alike on every process
     run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch)
+    if gradients is not None:
+        gradients.finish()
     if run.accelerator is not None and run.processes > 1:
         total = run.accelerator.reduce(total, reduction="sum")
-        if torch.is_grad_enabled():
-            _sum_gradients(run)
     return total
 
 
@@ -109,23 +114,8 @@ def clip_gradients(run: Run) -> float:
     return float(norm)
 
 
-def _sum_gradients(run: Run) -> None:
-    """Add the gradients of all processes, in one message; a process without a micro-batch adds zeros.
-
-    What has a gradient on no process keeps none: an optimizer would move it by momentum and decay.
-
-    The trainable tensors are few and small, so one flat sum after the backward pass costs less than bucketing
-    does, and no wrapper renames the model's parameters.
-    """
-    assert run.accelerator is not None, "gradients are summed over processes"
-    params = [info.param for info in run.parameters if info.param.requires_grad]
-    there = torch.tensor([float(p.grad is not None) for p in params], device=run.device)
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    flat = torch.cat([there, *(part.float().flatten() for part in parts)])
-    counts, *sums = run.accelerator.reduce(flat, reduction="sum").split(
-        [len(params), *(p.numel() for p in params)]
-    )
-    # Only a process that misses one has to wait for the device to learn whether another has it.
-    anywhere = [True] * len(params) if all(p.grad is not None for p in params) else (counts > 0).tolist()
-    for param, part, found in zip(params, sums, anywhere, strict=True):
-        param.grad = part.view_as(param).to(param.dtype, copy=True) if found else None
+def _gradient_sum(run: Run) -> GradientSum | None:
+    """What adds the gradients of all processes; None where there is one, or no gradient is asked for."""
+    if run.processes == 1 or not torch.is_grad_enabled():
+        return None
+    return GradientSum([info.param for info in run.parameters if info.param.requires_grad])
