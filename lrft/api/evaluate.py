@@ -9,7 +9,6 @@ from pathlib import Path
 from lrft.api.open_run import open_run, trusts_remote_code
 from lrft.build.job import subject
 from lrft.core.adapted import adapted, adapters_off
-from lrft.core.team import Team
 from lrft.evaluation.run import evaluate_tasks
 from lrft.evaluation.subject import Progress
 from lrft.evaluation.tasks._task import TaskResult
@@ -56,7 +55,7 @@ def evaluate(
             f"--baseline: {recipe.adapter.method} is the model's weights itself; there is no base"
         )
     chosen = _tasks(recipe, tasks)
-    team = Team.joined(adaptation.model.device)
+    team = adaptation.team
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
     written = folder.path if team.rank == 0 else None
     limit = limit or recipe.eval.limit

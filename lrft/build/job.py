@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch.optim import Optimizer
 
 from lrft.build.adapt import Adaptation
-from lrft.build.steps import train_data
+from lrft.build.steps import in_step, train_data
 from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.callback import Callback
@@ -77,7 +77,7 @@ def assemble(
             "gradients that are freed at once cannot be summed over processes", "optimizer.per_layer"
         )
     processes, rank = accelerator.num_processes, accelerator.process_index
-    data = train_data(recipe, text, processes, rank, adaptation.packing)
+    data = train_data(recipe, text, processes, rank, adaptation.packing, folder.processes)
     total = data.total_steps(settings.max_steps, settings.epochs)
     check_length(recipe, total, ranks_of(adaptation.plan))
     infos = parameter_infos(model)
@@ -93,6 +93,7 @@ def assemble(
         folder=folder.path,
         accelerator=accelerator,
         recipe=recipe,
+        team=adaptation.team,
     )
     identity = Identity(recipe_hash, model.fingerprint)
     reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
@@ -101,7 +102,11 @@ def assemble(
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 
     def steps() -> Iterable[StepBatches]:
-        return (data.at(step) for step in range(run.step, total))
+        at = data.at
+        if run.team.in_step:
+            one = train_data(recipe, text, 1, 0, adaptation.packing, folder.processes or processes)
+            at = partial(in_step, data, one)
+        return (at(step) for step in range(run.step, total))
 
     return Job(run, steps, objective, text, adaptation, identity, folder)
 
@@ -154,13 +159,12 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         encoded = text.held_out_encoded(recipe.eval.limit)
         batches = partial(eval_batches, encoded, recipe.eval.batch_tokens, text.pad_id)
         # Longest rows come first, so the first batch asks for the most memory.
-        team = Team.joined(run.device)
         scorer = Scorer(
-            lambda run: _score(run, batches(), team),
+            lambda run: _score(run, batches()),
             lambda run: held_out_loss(run.model, islice(batches(), 1)),
             settings.eval_every,
         )
-        run.score = lambda: row_losses(run.model, batches(), team)
+        run.score = lambda: row_losses(run.model, batches(), run.team)
     saver = Saver(
         partial(trained_tensors, run.model),
         folder.checkpoints,
@@ -196,9 +200,9 @@ def _timed_methods(recipe: Recipe) -> list[Callback]:
     return [method for method in made if isinstance(method, Callback)]
 
 
-def _score(run: Run, batches: Iterable[Batch], team: Team) -> dict[str, float]:
+def _score(run: Run, batches: Iterable[Batch]) -> dict[str, float]:
     try:
-        result = held_out_loss(run.model, batches, lambda: run.stop_signal is not None, team=team)
+        result = held_out_loss(run.model, batches, lambda: run.stop_signal is not None, team=run.team)
     except EvaluationStopped:
         return {}
     return {"eval_loss": result.loss, "eval_perplexity": result.perplexity}

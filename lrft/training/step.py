@@ -23,7 +23,7 @@ class StepBatches(Protocol):
 
     @property
     def micro_batches(self) -> Sequence[Batch]:
-        """This process's share."""
+        """This process's share; of processes that go in step, with one beyond the step's where others have one more."""
 
     @property
     def micro_batch_count(self) -> int:
@@ -58,17 +58,24 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     divisor = objective.divisor(batches)
     gradients = _gradient_sum(run)
     for index, micro_batch in enumerate(batches.micro_batches):
-        run.seed_draws(index * run.processes + run.rank)
+        place = index * run.processes + run.rank
+        counts = place < batches.micro_batch_count  # one beyond is there to go in step, and adds zeros
+        run.seed_draws(place)
         with computing(micro_batch):
             loss = objective(run.model, micro_batch.to(run.device), run) / divisor
-            total += loss.detach()
+            total += loss.detach() if counts else 0
             for part in penalized:
                 penalty = part.penalty()
                 loss = loss if penalty is None else loss + penalty * share
             if torch.is_grad_enabled():
+                loss = loss if run.scaler is None else run.scaler.scale(loss)
                 is_last = index == len(batches.micro_batches) - 1
-                with gradients.overlapped() if gradients is not None and is_last else nullcontext():
-                    (loss if run.scaler is None else run.scaler.scale(loss)).backward()
+                # Two kinds of messages at a time could meet in another order elsewhere.
+                overlaps = gradients is not None and is_last and not run.team.in_step
+                with gradients.overlapped() if gradients is not None and overlaps else nullcontext():
+                    (loss if counts else 0 * loss).backward()
+    if run.team.in_step:
+        run.team.largest(0)  # all have gathered the same weights
     run.seed_draws(batches.micro_batch_count)  # what draws from here on draws alike on every process
     run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch)
     if gradients is not None:

@@ -1,4 +1,4 @@
-"""In every process of a launch: what each scores of RUN and what it meets, as JSON in OUT-RANK.json."""
+"""In every process of a launch: what each scores of runs and what it meets, as JSON in OUT-RANK.json: OUT RUN ..."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def scores(run: Path) -> dict[str, Any]:
     """Everything that is divided: tasks, log-probabilities, rows."""
     tasks = evaluate(run, ["loss", "exact_match"], baseline=True)
     recipe, text, adaptation = open_run(RunFolder(run))
-    team = Team.joined(adaptation.model.device)
+    team = adaptation.team
     target = subject(recipe, text, adaptation.model, team=team)
     batches = eval_batches(text.held_out_encoded(None), 150, text.pad_id)
     return {
@@ -59,8 +59,8 @@ def met(team: Team, items: int = 5, fail: int | None = None, stop: int | None = 
 
 
 def main() -> None:
-    run, out = Path(sys.argv[1]), sys.argv[2]
-    found = scores(run)
+    out, *runs = sys.argv[1:]
+    found: dict[str, Any] = {Path(run).name: scores(Path(run)) for run in runs}
     team = Team.joined("cpu")  # type: ignore[arg-type]
     in_step = Team.joined("cpu", in_step=True)  # type: ignore[arg-type]
     found["met"] = {
@@ -72,6 +72,11 @@ def main() -> None:
         "fewer than processes": met(in_step, items=1),
         "none": met(team, items=0),
     }
+    assert in_step.order is not None
+    in_step.order.note(7)
+    found["met"]["same order"] = met(in_step, items=1)
+    in_step.order.note(team.rank)
+    found["met"]["other order"] = met(in_step, items=1)
     Path(f"{out}-{team.rank}.json").write_text(json.dumps(found))
 
 

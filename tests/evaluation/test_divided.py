@@ -22,21 +22,26 @@ def found(tiny, tmp_path_factory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("divided")
     same = [f"model.name={tiny('llama')}", "data.eval.limit=5", "train.device=cpu", "train.max_steps=2"]
     same += ["eval.batch_tokens=150", "eval.tasks=[loss, {method: exact_match, max_new_tokens: 3}]"]
-    train(load_recipe(RECIPE, same), folder / "run")
-    one = json.loads(json.dumps(scores(folder / "run")))
-    report = (folder / "run" / "eval" / "adapter.json").read_bytes()
-    done = launched(Path(__file__).with_name("on_two_processes.py"), folder / "run", folder / "part")
+    runs, one = {"run": same, "sharded": [*same, "train.shard_base=true", "quantization=nf4"]}, {}
+    for name, overrides in runs.items():
+        train(load_recipe(RECIPE, overrides), folder / name)
+        one[name] = json.loads(json.dumps(scores(folder / name)))
+    reports = [(folder / name / "eval" / "adapter.json").read_bytes() for name in runs]
+    script = Path(__file__).with_name("on_two_processes.py")
+    done = launched(script, folder / "part", *(folder / name for name in runs))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (folder / "run" / "eval" / "adapter.json").read_bytes() == report
+    assert [(folder / name / "eval" / "adapter.json").read_bytes() for name in runs] == reports
     parts = [json.loads((folder / f"part-{rank}.json").read_text()) for rank in range(2)]
     return {"one": one, "first": parts[0], "second": parts[1]}
 
 
+@pytest.mark.parametrize("run", ["run", "sharded"])
 @pytest.mark.parametrize("what", ["tasks", "logprobs", "rows"])
-def test_two_processes_score_what_one_does_to_the_last_bit(found, what):
-    assert found["one"][what]
-    assert found["first"][what] == found["second"][what] == found["one"][what]
-    assert [found[which]["team"] for which in ("one", "first", "second")] == [1, 2, 2]
+def test_two_processes_score_what_one_does_to_the_last_bit(found, run, what):
+    one, first, second = (found[which][run] for which in ("one", "first", "second"))
+    assert one[what]
+    assert first[what] == second[what] == one[what]
+    assert [part["team"] for part in (one, first, second)] == [1, 2, 2]
 
 
 def test_each_process_does_its_share(found):
@@ -68,3 +73,13 @@ def test_processes_that_go_in_step_take_equally_many_passes(found):
         for which in ("first", "second"):
             assert len(found[which]["met"][case]["worked"]) == passes
             assert found[which]["met"][case]["found"] == whole
+
+
+def test_processes_that_asked_for_other_weights_stop_before_anything_is_believed(found):
+    for which in ("first", "second"):
+        assert found[which]["met"]["same order"]["found"] == [0]
+        other = found[which]["met"]["other order"]
+        assert other["error"].startswith(
+            "RecipeError: train.shard_base: the processes used the layers in different"
+        )
+        assert other["worked"] == []
