@@ -43,7 +43,10 @@ class Sharded(FrozenLinear):
         self.register_buffer("bias", None, persistent=False)
         self.bias, inner.bias = inner.bias, None
         # Whoever looks for the device and precision of a block finds them here: its bytes are of no precision.
-        self.register_buffer("nothing", inner.weight().new_empty(0), persistent=False)
+        device = next(inner.buffers()).device
+        self.register_buffer(
+            "nothing", torch.empty(0, dtype=inner.compute_dtype, device=device), persistent=False
+        )
         self.inner, self.team, self.index = inner, team, index
         self.layout: dict[str, tuple[int, torch.Size, torch.dtype]] = {}
         self._cut()

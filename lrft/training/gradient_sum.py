@@ -25,10 +25,14 @@ class GradientSum:
     Args:
         parameters: those that train in this step, alike on all processes.
         bucket_bytes: the least that is sent at once, the last bucket apart.
+        overlap: send during the backward pass; else all is sent after it.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], bucket_bytes: int = BUCKET_BYTES, overlap: bool = True
+    ) -> None:
         self.buckets = [_Bucket(part) for part in _parts(parameters, bucket_bytes)]
+        self.overlap = overlap
         self.sent = 0
 
     @contextmanager
@@ -43,7 +47,7 @@ class GradientSum:
             while self.sent < len(self.buckets) and not self.buckets[self.sent].awaited:
                 self._send_next()
 
-        every = [parameter for bucket in self.buckets for parameter in bucket.parameters]
+        every = [parameter for bucket in self.buckets for parameter in bucket.parameters if self.overlap]
         hooks = [parameter.register_post_accumulate_grad_hook(arrived) for parameter in every]
         try:
             yield

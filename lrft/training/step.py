@@ -70,9 +70,7 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
             if torch.is_grad_enabled():
                 loss = loss if run.scaler is None else run.scaler.scale(loss)
                 is_last = index == len(batches.micro_batches) - 1
-                # Two kinds of messages at a time could meet in another order elsewhere.
-                overlaps = gradients is not None and is_last and not run.team.in_step
-                with gradients.overlapped() if gradients is not None and overlaps else nullcontext():
+                with gradients.overlapped() if gradients is not None and is_last else nullcontext():
                     (loss if counts else 0 * loss).backward()
     if run.team.in_step:
         run.team.largest(0)  # all have gathered the same weights
@@ -125,4 +123,6 @@ def _gradient_sum(run: Run) -> GradientSum | None:
     """What adds the gradients of all processes; None where there is one, or no gradient is asked for."""
     if run.processes == 1 or not torch.is_grad_enabled():
         return None
-    return GradientSum([info.param for info in run.parameters if info.param.requires_grad])
+    parameters = [info.param for info in run.parameters if info.param.requires_grad]
+    # Weights are gathered in the backward pass too, and two kinds of messages could meet in another order elsewhere.
+    return GradientSum(parameters, overlap=not run.team.in_step)

@@ -101,6 +101,20 @@ def test_nothing_is_sent_before_the_last_backward_pass(monkeypatch):
     assert len(began) == 12
 
 
+def test_without_overlap_all_is_sent_after_the_backward_pass(monkeypatch):
+    began: list[int] = []
+    monkeypatch.setattr(
+        gradient_sum, "_begin_sum", lambda flat: began.append(1) or SimpleNamespace(wait=lambda: None)
+    )
+    model = Model()
+    gradients = GradientSum(list(model.layers.parameters()), 1, overlap=False)
+    with gradients.overlapped():
+        model(torch.randn(2, 24), False).backward()
+    assert not began
+    gradients.finish()
+    assert len(began) == 12
+
+
 def test_a_gradient_that_grows_after_it_was_sent_is_a_fault(monkeypatch):
     monkeypatch.setattr(gradient_sum, "_begin_sum", lambda flat: SimpleNamespace(wait=lambda: None))
     parameter = nn.Parameter(torch.ones(3))
