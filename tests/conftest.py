@@ -33,6 +33,7 @@ LONG = (
     "tests/lab/compare/test_compare.py",
     "tests/commands/test_cli.py",
     "tests/training/test_step.py",
+    "tests/training/test_sharded.py",
     "tests/test_stranger.py",
     "tests/lab/compare/test_cluster.py",
     "tests/test_composition.py",
@@ -55,6 +56,7 @@ LONG = (
     "tests/test_bed.py",
     "tests/test_models_page.py",
     "tests/training/test_stop_below.py",
+    "tests/training/test_gradient_sum.py",
     "tests/model/test_random_weights.py",
 )
 # What else --fast leaves out: rooms and files that are quick each and long together, or that start processes.

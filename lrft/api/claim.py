@@ -49,7 +49,7 @@ def finished(folder: RunFolder) -> dict[str, Json] | None:
 
 
 def check_same_start(job: Job) -> None:
-    """Refuse what no recipe shows: other rows in the same file, another number of processes, other base weights.
+    """Refuse what no recipe shows: other rows in the same file, other base weights.
 
     Raises:
         UsageError: names what differs.
@@ -57,7 +57,6 @@ def check_same_start(job: Job) -> None:
     before = job.folder.read(RUN)
     now = {
         "data": job.text.fingerprints,
-        "processes": job.run.processes,
         "base_fingerprint": job.identity.base,
         "packing": job.adaptation.packing,
         "packing_order": ORDER,
@@ -68,7 +67,6 @@ def check_same_start(job: Job) -> None:
         before["packing_order"] = ORDER  # no row depends on it
     said = {
         "data": "the rows of data.train or data.eval",
-        "processes": "the number of processes",
         "packing": "whether rows are packed (train.packing)",
         "packing_order": "the order that lrft packs rows in (another version)",
         "base_fingerprint": "the weights of model.name (another base model)",

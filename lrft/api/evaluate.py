@@ -39,6 +39,8 @@ def evaluate(
         baseline: score the bare base model as well.
         progress: hears (what, done, total).
 
+    Processes that a launcher started share the batches; each returns the whole result, and the first writes it.
+
     The base is as it is stored, quantized if the recipe says so, and without anything that was trained: base weights
     that trained have their pretrained values again.
 
@@ -53,12 +55,14 @@ def evaluate(
             f"--baseline: {recipe.adapter.method} is the model's weights itself; there is no base"
         )
     chosen = _tasks(recipe, tasks)
-    target = subject(recipe, text, adaptation.model, progress=progress)
+    team = adaptation.team
+    target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
+    written = folder.path if team.rank == 0 else None
     limit = limit or recipe.eval.limit
-    results = {"adapter": evaluate_tasks(target, chosen, limit, folder.path, "adapter")}
+    results = {"adapter": evaluate_tasks(target, chosen, limit, written, "adapter")}
     if baseline:
         with adapters_off(adaptation.model), _pretrained_weights(recipe, folder, adaptation.model):
-            results["baseline"] = evaluate_tasks(target, chosen, limit, folder.path, "baseline")
+            results["baseline"] = evaluate_tasks(target, chosen, limit, written, "baseline")
     return results
 
 

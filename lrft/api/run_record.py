@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import torch
 
@@ -43,27 +44,14 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             "attention": job.adaptation.model.attention,
             **_rows(job),
             "matrices": matrix_shares(job.adaptation, loaded.recipe),
-            "processes": run.processes,
+            "processes": folder.processes or run.processes,  # those that it began with
             "trust_remote_code": trust_remote_code,
             **run_folder.environment(),
         },
     )
     folder.write(RECIPE, resolved(loaded.recipe))
-    for note in job.adaptation.notes:
+    for note in _notes(job, trainable):
         say(note)
-    for row in job.adaptation.targets:
-        say(f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of all matrices")
-    shares = matrix_shares(job.adaptation, loaded.recipe)
-    if shares["sentence"]:
-        say(
-            f"matrices: {shares['adapted']:.1%} adapted, {shares['quantized']:.1%} in few bits; {shares['sentence']}"
-        )
-    say(f"{trainable:,} trainable parameters, {run.total_steps} steps, in {folder.path}")
-    if _rounds_every_step(run):
-        say(
-            f"trainable.update: base weights train in {run.recipe.model.dtype}, where a step of less than 0.2 % of a "
-            "weight is rounded away; write master or stochastic to keep such steps"
-        )
 
 
 def _rows(job: Job) -> dict[str, Json]:
@@ -101,6 +89,27 @@ def write_end(job: Job, seconds: float) -> dict[str, Json]:
     write_adapter_folder(folder.adapter, files, job.text.tokenizer)
     folder.write(RESULT, result)
     return result
+
+
+def _notes(job: Job, trainable: int) -> Iterator[str]:
+    """What the user is told before step 1."""
+    run, adaptation = job.run, job.adaptation
+    yield from adaptation.notes
+    if run.recipe.train.shard_base and not run.team.in_step:
+        yield "train.shard_base: there is one process, which keeps the base whole"
+    for row in adaptation.targets:
+        yield f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of all matrices"
+    shares = matrix_shares(adaptation, run.recipe)
+    if shares["sentence"]:
+        yield (
+            f"matrices: {shares['adapted']:.1%} adapted, {shares['quantized']:.1%} in few bits; {shares['sentence']}"
+        )
+    yield f"{trainable:,} trainable parameters, {run.total_steps} steps, in {job.folder.path}"
+    if _rounds_every_step(run):
+        yield (
+            f"trainable.update: base weights train in {run.recipe.model.dtype}, where a step of less than 0.2 % of a "
+            "weight is rounded away; write master or stochastic to keep such steps"
+        )
 
 
 def _rounds_every_step(run: Run) -> bool:

@@ -148,7 +148,7 @@ def _rows(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_rem
     if lead:
         say("; ".join(f"{label} {value}" for label, value in text.facts()))
     check_text(text, recipe)
-    check_steps(recipe, possible_steps(recipe, text, accelerator.num_processes, accelerator.process_index))
+    check_steps(recipe, possible_steps(recipe, text, accelerator.num_processes, folder.processes))
     return text
 
 

@@ -15,6 +15,7 @@ from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
 from lrft.core.frozen import FrozenLinear, Quantizer
 from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, SitePlan
+from lrft.core.team import ALONE, Team
 from lrft.evaluation.subject import Progress, silent
 from lrft.model.attach import attach, make_plan
 from lrft.model.backend import check_runs, settle_attention, why_padded
@@ -36,6 +37,7 @@ class Adaptation:
     Attributes:
         packing: rows hold several documents.
         joined: the rows of a micro-batch are one row, without padding.
+        team: the processes of this launch, which go in step where each keeps a part of the base.
     """
 
     model: CausalLM
@@ -46,6 +48,7 @@ class Adaptation:
     joined: bool = False
     undecided: bool = False  # a planner that looks at weights or data has not been asked
     notes: list[str] = field(default_factory=list)
+    team: Team = ALONE
 
 
 def quantizer(recipe: Recipe) -> Quantizer:
@@ -87,9 +90,7 @@ def adapt(
     )
     if recipe.model.tokenizer is not None and text is not None:
         text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
-    if not trains:
-        recipe = _packing(recipe, False)
-    asked = recipe
+    asked = recipe = recipe if trains else _packing(recipe, False)
     adaptation, planners = _begun(recipe, model, check=trains)
     on_cpu = torch.device(device).type == "cpu"
     if on_cpu or not model.attention.startswith("flash"):
@@ -113,7 +114,9 @@ def adapt(
         signals=signals,
         saved=saved,
         device=torch.device(device),
+        team=Team.joined(device, in_step=recipe.train.shard_base),
     )
+    adaptation.team = builder.team
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
     if not on_cpu:
         with _bare(model):

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lrft.build.adapt import Adaptation
 from lrft.build.compiling import worth_compiling
-from lrft.build.steps import train_data
+from lrft.build.steps import in_step, train_data
 from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.callback import Callback
@@ -20,6 +20,7 @@ from lrft.core.objective import Objective
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.core.stages import ranks_of
+from lrft.core.team import ALONE, Team
 from lrft.data.steps import StepBatches, eval_batches
 from lrft.evaluation.loss import held_out_loss, row_losses
 from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
@@ -77,7 +78,8 @@ def assemble(
             "gradients that are freed at once cannot be summed over processes", "optimizer.per_layer"
         )
     processes, rank = accelerator.num_processes, accelerator.process_index
-    data = train_data(recipe, text, processes, rank, adaptation.packing, adaptation.joined)
+    rows = adaptation.packing, adaptation.joined
+    data = train_data(recipe, text, processes, rank, *rows, folder.processes)
     total = data.total_steps(settings.max_steps, settings.epochs)
     check_length(recipe, total, ranks_of(adaptation.plan))
     infos = parameter_infos(model)
@@ -93,6 +95,7 @@ def assemble(
         folder=folder.path,
         accelerator=accelerator,
         recipe=recipe,
+        team=adaptation.team,
         compiled=worth_compiling(recipe, adaptation, total),
     )
     identity = Identity(recipe_hash, model.fingerprint)
@@ -102,7 +105,11 @@ def assemble(
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 
     def steps() -> Iterable[StepBatches]:
-        return (data.at(step) for step in range(run.step, total))
+        at = data.at
+        if run.team.in_step:
+            one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
+            at = partial(in_step, data, one)
+        return (at(step) for step in range(run.step, total))
 
     return Job(run, steps, objective, text, adaptation, identity, folder)
 
@@ -127,7 +134,9 @@ def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
     return made
 
 
-def subject(recipe: Recipe, text: Text, model: CausalLM, progress: Progress | None = None) -> Subject:
+def subject(
+    recipe: Recipe, text: Text, model: CausalLM, progress: Progress | None = None, team: Team = ALONE
+) -> Subject:
     """What the evaluation tasks score."""
     return Subject(
         model=model,
@@ -138,6 +147,7 @@ def subject(recipe: Recipe, text: Text, model: CausalLM, progress: Progress | No
         pad_id=text.pad_id,
         batch_tokens=recipe.eval.batch_tokens,
         progress=progress,
+        team=team,
     )
 
 
@@ -153,9 +163,11 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         batches = partial(eval_batches, encoded, recipe.eval.batch_tokens, text.pad_id)
         # Longest rows come first, so the first batch asks for the most memory.
         scorer = Scorer(
-            partial(_score, batches), partial(_score, lambda: islice(batches(), 1)), settings.eval_every
+            lambda run: _score(run, batches()),
+            lambda run: held_out_loss(run.model, islice(batches(), 1)),
+            settings.eval_every,
         )
-        run.score = lambda: row_losses(run.model, batches())
+        run.score = lambda: row_losses(run.model, batches(), run.team)
     saver = Saver(
         partial(trained_tensors, run.model),
         folder.checkpoints,
@@ -191,9 +203,9 @@ def _timed_methods(recipe: Recipe) -> list[Callback]:
     return [method for method in made if isinstance(method, Callback)]
 
 
-def _score(batches: Callable[[], Iterable[Batch]], run: Run) -> dict[str, float]:
+def _score(run: Run, batches: Iterable[Batch]) -> dict[str, float]:
     try:
-        result = held_out_loss(run.model, batches(), lambda: run.stop_signal is not None)
+        result = held_out_loss(run.model, batches, lambda: run.stop_signal is not None, team=run.team)
     except EvaluationStopped:
         return {}
     return {"eval_loss": result.loss, "eval_perplexity": result.perplexity}

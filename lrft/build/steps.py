@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
 
 from lrft.build.text import Text
-from lrft.data.steps import TrainData
+from lrft.data.steps import StepBatches, TrainData
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import RecipeError
@@ -18,15 +20,17 @@ def train_data(
     rank: int = 0,
     packing: bool | None = None,
     join: bool = False,
+    began: int | None = None,
 ) -> TrainData:
     """The training rows cut into steps, for process `rank` of `world`.
 
     Args:
         packing: whether rows are packed, once it was tried on the model; by default as the recipe has it.
         join: whether the rows of a micro-batch are joined to one without padding, once that was tried.
+        began: how many processes the run began with: its steps keep their rows, however many there are now.
     """
     settings = recipe.train
-    return TrainData(
+    data = TrainData(
         text.train,
         batch_size=settings.batch_size,
         accumulation=settings.gradient_accumulation,
@@ -38,13 +42,27 @@ def train_data(
         world=world,
         rank=rank,
     )
+    data.group = settings.gradient_accumulation * (began or world)
+    return data
 
 
-def possible_steps(recipe: Recipe, text: Text, world: int = 1, rank: int = 0) -> list[int]:
+def in_step(data: TrainData, whole: TrainData, step: int) -> StepBatches:
+    """Step `step` of a process that makes as many passes as every other, with one beyond the step's where it has fewer.
+
+    Args:
+        whole: the same rows as a single process sees them.
+    """
+    batches = data.at(step)
+    passes = ceil(batches.micro_batch_count / data.world)
+    company = [] if len(batches.micro_batches) == passes else whole.at(step).micro_batches[:1]
+    return replace(batches, micro_batches=[*batches.micro_batches, *company])
+
+
+def possible_steps(recipe: Recipe, text: Text, world: int = 1, began: int | None = None) -> list[int]:
     """Steps of the run, packed and not where only the model can tell which it will be."""
     settings = recipe.train
     packings = [True, False] if settings.packing is None else [settings.packing]
-    cut = [train_data(recipe, text, world, rank, packing) for packing in packings]
+    cut = [train_data(recipe, text, world, packing=packing, began=began) for packing in packings]
     return [data.total_steps(settings.max_steps, settings.epochs) for data in cut]
 
 

@@ -17,6 +17,7 @@ from lrft.core.analysis import Weights
 from lrft.core.batch import Batch
 from lrft.core.callback import EVENTS, Callback
 from lrft.core.params import ParamInfo
+from lrft.core.team import ALONE, Team
 from lrft.ops.draws import seed_generators
 from lrft.ops.loss import Head
 
@@ -89,6 +90,7 @@ class Run:
         summary: plain values for result.json, such as the ranks an allocation ended with.
         penalized: adapters that add a penalty to the loss.
         stopping: decided once a step, so that what is saved and what stops are the same step on every process.
+        team: the processes that train together, as what is scored or cut into parts sees them.
         scaler: of the loss, where the activations are float16, else None.
         weights: the layers that train, for analyses; None where nobody gave them.
         score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
@@ -109,6 +111,7 @@ class Run:
     recipe: Any = None
     weights: Weights | None = field(default=None, kw_only=True)
     score: Callable[[], list[tuple[float, int]]] | None = field(default=None, kw_only=True)
+    team: Team = field(default=ALONE, kw_only=True)
     scaler: torch.amp.GradScaler | None = field(default=None, kw_only=True)
     compiled: bool = field(default=False, kw_only=True)
     sites: list[tuple[str, Adapted]] = field(init=False)

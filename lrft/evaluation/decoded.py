@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lrft.core.frozen import FrozenLinear
 from lrft.core.less import Less
+from lrft.core.sharded import Sharded
 
 
 @contextmanager
@@ -41,8 +42,10 @@ def decoded(model: nn.Module, limit_bytes: int | None = None) -> Iterator[int]:
 
 
 def _stores(layer: nn.Module) -> TypeGuard[FrozenLinear]:
-    """Whether the layer is a map whose weight is its own, and not that of one inside."""
-    return isinstance(layer, FrozenLinear) and not isinstance(layer, Less)
+    """Whether the layer is a map whose weight is its own, and neither that of one inside nor spread over processes."""
+    return (
+        isinstance(layer, FrozenLinear) and not isinstance(layer, Less | Sharded) and layer.stored_bytes > 0
+    )
 
 
 def is_compressed(layer: FrozenLinear) -> bool:

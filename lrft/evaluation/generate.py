@@ -14,9 +14,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from lrft.core.team import ALONE
 from lrft.core.virtual import virtual_ids
 from lrft.evaluation.batching import scoring, token_batches
 from lrft.evaluation.decoded import decoded
+from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject
 from lrft.model.batching import find_batching, left_padded, own_settings, stock_attention
 from lrft.model.causal_lm import takes
@@ -56,25 +58,26 @@ def generate(
         raise DataError(
             f"{where(list(prompts).index([]))}: the prompt is empty; use a format that writes one"
         )
-    outputs: list[list[int]] = [[] for _ in prompts]
-    done = 0
     hf = subject.hf
-    subject.report(what, 0, len(prompts))
     batching = _batching(subject)
     config = _greedy(max_new_tokens, batching != "uncached", stops, subject.pad_id)
     size = 1 if batching in ("single", "uncached") else subject.batch_tokens
     batches = token_batches(lengths, size, equal=batching == "equal")
+
+    def answer(indices: list[int]) -> list[list[int]]:
+        new, bad = _generate_batch(subject, [[*before, *prompts[i]] for i in indices], config)
+        if bad is not None:
+            raise _no_numbers(where(indices[bad]))
+        subject.poll(0, len(prompts))  # the batch may have been cut short
+        return [before_stop(tokens, stops) for tokens in new]
+
+    team = ALONE if subject.team.in_step else subject.team  # answers take unequally many passes
     with scoring(subject.model), own_settings(hf), stock_attention(hf), decoded(hf):
-        for indices in batches:
-            subject.poll(done, len(prompts))
-            new, bad = _generate_batch(subject, [[*before, *prompts[i]] for i in indices], config)
-            if bad is not None:
-                raise _no_numbers(where(indices[bad]))
-            subject.poll(done, len(prompts))  # the batch may have been cut short
-            for index, tokens in zip(indices, new, strict=True):
-                outputs[index] = before_stop(tokens, stops)
-            done += len(indices)
-            subject.report(what, done, len(prompts))
+        found = divided(batches, answer, subject.watch(what, len(prompts)), len, team)
+    outputs: list[list[int]] = [[] for _ in prompts]
+    for indices, answers in zip(batches, found, strict=True):
+        for index, tokens in zip(indices, answers, strict=True):
+            outputs[index] = tokens
     return outputs
 
 
@@ -126,7 +129,7 @@ class _Poll(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         return torch.full(
-            input_ids.shape[:1], self.subject.should_stop(), device=input_ids.device, dtype=torch.bool
+            input_ids.shape[:1], self.subject.asked_to_stop(), device=input_ids.device, dtype=torch.bool
         )
 
 

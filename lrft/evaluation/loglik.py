@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
 from lrft.evaluation.batching import scoring, token_batches
+from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject
 from lrft.ops.loss import target_logprobs
 from lrft.registry.errors import DataError, NumericalError
@@ -40,22 +41,24 @@ def continuation_logprobs(
             )
     lengths = [len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)]
     subject.check_lengths([subject.model.virtual_now + length for length in lengths], where)
+
+    def score(indices: list[int]) -> list[float]:
+        sums = _sums(subject, [prompts[i] for i in indices], [continuations[i] for i in indices])
+        for index, total in zip(indices, sums, strict=True):
+            if not math.isfinite(total):
+                raise NumericalError(
+                    f"{where(index)}: the log-probability of an answer is {total}, so there is no score; the "
+                    "model's weights or activations overflowed"
+                )
+        return sums
+
     scores: list[tuple[float, int]] = [(0.0, 0)] * len(lengths)
-    done = 0
-    subject.report(what, 0, len(lengths))
+    batches = token_batches(lengths, subject.batch_tokens)
     with scoring(subject.model):
-        for indices in token_batches(lengths, subject.batch_tokens):
-            subject.poll(done, len(lengths))
-            sums = _sums(subject, [prompts[i] for i in indices], [continuations[i] for i in indices])
-            for index, total in zip(indices, sums, strict=True):
-                if not math.isfinite(total):
-                    raise NumericalError(
-                        f"{where(index)}: the log-probability of an answer is {total}, so there is no score; the "
-                        "model's weights or activations overflowed"
-                    )
-                scores[index] = (total, len(continuations[index]))
-            done += len(indices)
-            subject.report(what, done, len(lengths))
+        found = divided(batches, score, subject.watch(what, len(lengths)), len, subject.team)
+    for indices, sums in zip(batches, found, strict=True):
+        for index, total in zip(indices, sums, strict=True):
+            scores[index] = (total, len(continuations[index]))
     return scores
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from lrft.core.batch import Batch
+from lrft.core.team import ALONE, Team
 from lrft.evaluation.batching import scoring
-from lrft.evaluation.subject import EvaluationStopped, Progress, never, silent
+from lrft.evaluation.divide import divided
+from lrft.evaluation.subject import Progress, Watch, never
 from lrft.ops.loss import linear_cross_entropy, target_logprobs
 from lrft.registry.errors import DataError, NumericalError
 
@@ -42,8 +44,11 @@ def held_out_loss(
     should_stop: Callable[[], bool] = never,
     progress: Progress | None = None,
     total: int = 0,
+    team: Team = ALONE,
 ) -> LossResult:
     """Score the supervised positions of `batches`. The logits of a chunk of positions exist at a time.
+
+    Sums of batches are doubles and added in the order of the batches, so that any number of processes finds the same.
 
     Args:
         model: scored in eval mode; its modes are put back.
@@ -51,28 +56,26 @@ def held_out_loss(
         should_stop: polled between batches.
         progress: told the number of documents done.
         total: documents in all, for `progress` and the message of a stop.
+        team: the processes that share the batches; each gives all of them.
 
     Raises:
         DataError: nothing is supervised.
         NumericalError: the loss is not finite.
         EvaluationStopped: `should_stop` said so.
     """
-    summed, tokens, rows = 0.0, 0, 0
-    report = progress or silent
-    report("loss", 0, total)
+
+    def score(batch: Batch) -> tuple[float, int, int]:
+        return _batch_sum(model, batch.to(model.device)), batch.targets.numel(), _documents(batch)
+
     with scoring(model):
-        for batch in batches:
-            if should_stop():
-                raise EvaluationStopped(rows, total)
-            summed += _batch_sum(model, batch.to(model.device))
-            tokens += batch.targets.numel()
-            rows += len(batch.documents)
-            report("loss", rows, total)
+        found = divided(batches, score, Watch("loss", total, should_stop, progress), _documents, team)
+    tokens = sum(batch[1] for batch in found)
+    rows = sum(batch[2] for batch in found)
     if tokens == 0:
         raise DataError(
             f"data.eval: none of the {rows} held-out rows has a supervised token; check data.format"
         )
-    loss = summed / tokens
+    loss = sum(batch[0] for batch in found) / tokens
     if not math.isfinite(loss):
         raise NumericalError(
             f"data.eval: the held-out loss is {loss}; the model's weights or activations overflowed"
@@ -80,16 +83,22 @@ def held_out_loss(
     return LossResult(loss, perplexity(loss), tokens, rows)
 
 
-def row_losses(model: CausalLM, batches: Iterable[Batch]) -> list[tuple[float, int]]:
+def row_losses(model: CausalLM, batches: Iterable[Batch], team: Team = ALONE) -> list[tuple[float, int]]:
     """Summed cross-entropy in nats, and supervised tokens, of each document, in the order of the batches.
+
+    Args:
+        team: the processes that share the batches; each gives all of them, and finds all sums.
 
     Raises:
         NumericalError: one of them is not finite.
     """
-    found: list[tuple[float, int]] = []
+
+    def score(batch: Batch) -> list[tuple[float, int]]:
+        return _document_sums(model, batch.to(model.device))
+
     with scoring(model):
-        for batch in batches:
-            found += _document_sums(model, batch.to(model.device))
+        parts = divided(batches, score, Watch("rows", 0), _documents, team)
+    found = [row for part in parts for row in part]
     if bad := [index for index, (total, _) in enumerate(found) if not math.isfinite(total)]:
         raise NumericalError(
             f"data.eval: the loss of {len(bad)} of {len(found)} rows is no finite number; the model's weights or "
@@ -104,6 +113,10 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def _documents(batch: Batch) -> int:
+    return len(batch.documents)
 
 
 def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:

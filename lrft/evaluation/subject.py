@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lrft.core.team import ALONE, Team
 from lrft.registry.errors import DataError, Interrupted
 from lrft.registry.protocols import Tokenizer
 
@@ -39,6 +40,25 @@ def never() -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how far it is, and asked whether to go on.
+
+    Attributes:
+        what, total: the name and the number of all rows, for the display and the message of a stop.
+        should_stop: polled between batches.
+    """
+
+    what: str
+    total: int
+    should_stop: Callable[[], bool] = never
+    progress: Progress | None = None
+
+    def report(self, done: int) -> None:
+        """Say that so many rows are done, over all processes."""
+        (self.progress or silent)(self.what, done, self.total)
+
+
 @dataclass
 class Subject:
     """A model as it is evaluated.
@@ -52,6 +72,7 @@ class Subject:
         batch_tokens: size of an evaluation batch, padding and tokens still to be generated included.
         should_stop: polled between batches, and between generated tokens.
         progress: told how far a task is.
+        team: the processes that score it together, each its share of the batches.
     """
 
     model: CausalLM
@@ -63,6 +84,7 @@ class Subject:
     batch_tokens: int
     should_stop: Callable[[], bool] = never
     progress: Progress | None = None
+    team: Team = ALONE
 
     @property
     def hf(self) -> HF:
@@ -75,13 +97,17 @@ class Subject:
         Raises:
             EvaluationStopped: a signal came; the scores so far are dropped.
         """
-        if self.should_stop():
+        if self.asked_to_stop():
             raise EvaluationStopped(done, total)
 
-    def report(self, what: str, done: int, total: int) -> None:
-        """Tell the progress display, if there is one."""
-        if self.progress is not None:
-            self.progress(what, done, total)
+    def asked_to_stop(self) -> bool:
+        """Whether to stop here; processes that go in step stop in the same place."""
+        stop = self.should_stop()
+        return bool(self.team.largest(stop)) if self.team.in_step else stop
+
+    def watch(self, what: str, total: int) -> Watch:
+        """The display and the stop signal for so many rows of `what`."""
+        return Watch(what, total, self.asked_to_stop, self.progress)
 
     def check_lengths(self, lengths: Sequence[int], where: Callable[[int], str] = "row {}".format) -> None:
         """Refuse rows that need more positions than the model has.

@@ -13,7 +13,9 @@ from lrft.core.adapter import Adapter, Additive, Factors, Shared
 from lrft.core.frozen import Absent, FrozenLinear, Quantizer
 from lrft.core.less import Less
 from lrft.core.params import Site
+from lrft.core.sharded import shard
 from lrft.core.stages import Init, Signals, SitePlan
+from lrft.core.team import ALONE, Team
 from lrft.model.load import DTYPES
 from lrft.model.sites import is_transposed
 from lrft.registry.config import AdapterConfig
@@ -30,6 +32,7 @@ class SiteBuilder:
         saved: adapter tensors of a checkpoint. Nothing is initialised then: its starts are used instead of
             decomposing again, since a decomposition is not the same bits on another machine.
         shared: what the adapters of all sites share, once it is made.
+        team: the processes that keep a part of every base each, where they go in step; else each keeps all.
     """
 
     quantize: Quantizer
@@ -40,6 +43,8 @@ class SiteBuilder:
     saved: dict[str, Tensor] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     shared: Shared | None = None
+    team: Team = ALONE
+    built: int = 0
 
     def part(self, entry: SitePlan | None) -> Adapter | None:
         """The adapter of a site, if the plan has one there.
@@ -61,7 +66,8 @@ class SiteBuilder:
         made = store(weight, kept) if part is None else self.adapt(name, part, weight, kept, store)
         if trained is not None:
             made.train_bias(trained)
-        return made
+        self.built += 1
+        return shard(made, self.team, self.built) if self.team.in_step else made
 
     def adapt(
         self, name: str, part: Adapter, weight: Tensor, bias: Tensor | None, store: Quantizer

@@ -172,6 +172,16 @@ def _compiled_for_one_shape(settings: Settings) -> Iterator[Problem]:
         )
 
 
+def _shards_of_nothing(settings: Settings) -> Iterator[Problem]:
+    if settings["train.shard_base"] is not True:
+        return
+    if settings["trainable.weights"] == "full":
+        message = "parts of frozen weights are kept, and with trainable: full none is frozen; write false"
+        yield Problem("train.shard_base", message)
+    if settings["model.compile"] is True:
+        yield Problem("model.compile", "cannot gather weights of several processes; write false")
+
+
 def _of_methods(settings: Settings) -> Iterator[Problem]:
     """What the chosen methods' own settings cannot work with; methods that are wrong themselves are not asked."""
     for axis, registry in AXES.items():
@@ -194,5 +204,6 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _hub_keys_of_a_local_source,
     _end_that_is_not_planned,
     _compiled_for_one_shape,
+    _shards_of_nothing,
     _of_methods,
 )

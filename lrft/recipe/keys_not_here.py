@@ -31,7 +31,7 @@ _SENTENCES = (
         "adapter_name_or_path lora_model_dir resume_adapter adapter_path peft_model_id pretrained_adapter",
     ),
     (
-        "not in lrft: a model must fit one device; several processes (torchrun) share the data",
+        "not in lrft: processes (torchrun) share the data, and with train.shard_base: true the frozen weights too",
         "deepspeed fsdp fsdp_config deepspeed_config fsdp_transformer_layer_cls_to_wrap tensor_parallel_size "
         "context_parallel_size ddp_backend sequence_parallel_degree pipeline_parallel_size "
         "ddp_find_unused_parameters ddp_timeout ddp local_rank device_map gpu_memory_limit max_memory "

@@ -138,6 +138,10 @@ class TrainSection(Section):
     )
     keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where one is visible")
+    shard_base: bool = Field(
+        False,
+        description="several processes keep a part of every frozen linear weight each, and gather it for every use",
+    )
 
 
 class EvalSection(Section):

@@ -41,7 +41,8 @@ def make_accelerator(device: str, dtype: str) -> Accelerator:
         )
     if accelerator.distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise RecipeError(
-            f"{accelerator.distributed_type.name} is not supported; start plain processes, one per device",
+            f"{accelerator.distributed_type.name} is not supported; start plain processes, one per device, with "
+            "train.shard_base: true where the base does not fit one",
             "train.device",
         )
     return accelerator

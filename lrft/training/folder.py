@@ -65,6 +65,12 @@ class RunFolder:
         day: str | None = self.read(RUN).get("date")
         return day
 
+    @property
+    def processes(self) -> int | None:
+        """How many processes the training began with, which decides the rows of a step; None in a new folder."""
+        processes: int | None = self.read(RUN).get("processes") if self.started else None
+        return processes
+
     def lock(self) -> None:
         """Keep other trainings out until this process ends, however it ends.
 

@@ -85,7 +85,7 @@ class Scorer(Callback):
     def take(self, run: Run) -> None:
         """Score now, or owe it to the next sitting when the run was asked to stop."""
         run.model.eval()
-        metrics = {} if run.stop_signal is not None else self.score(run)
+        metrics = self.score(run)  # every process has to ask, whichever the signal came to
         run.model.train()
         self.owed = 0 if metrics else run.step
         run.record(**metrics)

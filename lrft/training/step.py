@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from lrft.core.objective import Objective
 from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.run import Run
 from lrft.ops.compiled import compiling
+from lrft.training.gradient_sum import GradientSum
 
 
 class StepBatches(Protocol):
@@ -22,7 +24,7 @@ class StepBatches(Protocol):
 
     @property
     def micro_batches(self) -> Sequence[Batch]:
-        """This process's share."""
+        """This process's share; of processes that go in step, with one beyond the step's where others have one more."""
 
     @property
     def micro_batch_count(self) -> int:
@@ -55,22 +57,30 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     penalized = run.penalized
     share = 1.0 / batches.micro_batch_count
     divisor = objective.divisor(batches)
+    gradients = _gradient_sum(run)
     for index, micro_batch in enumerate(batches.micro_batches):
-        run.seed_draws(index * run.processes + run.rank)
+        place = index * run.processes + run.rank
+        counts = place < batches.micro_batch_count  # one beyond is there to go in step, and adds zeros
+        run.seed_draws(place)
         with computing(micro_batch), compiling(run.compiled):
             loss = objective(run.model, micro_batch.to(run.device), run) / divisor
-            total += loss.detach()
+            total += loss.detach() if counts else 0
             for part in penalized:
                 penalty = part.penalty()
                 loss = loss if penalty is None else loss + penalty * share
             if torch.is_grad_enabled():
-                (loss if run.scaler is None else run.scaler.scale(loss)).backward()
+                loss = loss if run.scaler is None else run.scaler.scale(loss)
+                is_last = index == len(batches.micro_batches) - 1
+                with gradients.overlapped() if gradients is not None and is_last else nullcontext():
+                    (loss if counts else 0 * loss).backward()
+    if run.team.in_step:
+        run.team.largest(0)  # all have gathered the same weights
     run.seed_draws(batches.micro_batch_count)  # what draws from here on draws alike on every process
     run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch)
+    if gradients is not None:
+        gradients.finish()
     if run.accelerator is not None and run.processes > 1:
         total = run.accelerator.reduce(total, reduction="sum")
-        if torch.is_grad_enabled():
-            _sum_gradients(run)
     return total
 
 
@@ -110,23 +120,10 @@ def clip_gradients(run: Run) -> float:
     return float(norm)
 
 
-def _sum_gradients(run: Run) -> None:
-    """Add the gradients of all processes, in one message; a process without a micro-batch adds zeros.
-
-    What has a gradient on no process keeps none: an optimizer would move it by momentum and decay.
-
-    The trainable tensors are few and small, so one flat sum after the backward pass costs less than bucketing
-    does, and no wrapper renames the model's parameters.
-    """
-    assert run.accelerator is not None, "gradients are summed over processes"
-    params = [info.param for info in run.parameters if info.param.requires_grad]
-    there = torch.tensor([float(p.grad is not None) for p in params], device=run.device)
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    flat = torch.cat([there, *(part.float().flatten() for part in parts)])
-    counts, *sums = run.accelerator.reduce(flat, reduction="sum").split(
-        [len(params), *(p.numel() for p in params)]
-    )
-    # Only a process that misses one has to wait for the device to learn whether another has it.
-    anywhere = [True] * len(params) if all(p.grad is not None for p in params) else (counts > 0).tolist()
-    for param, part, found in zip(params, sums, anywhere, strict=True):
-        param.grad = part.view_as(param).to(param.dtype, copy=True) if found else None
+def _gradient_sum(run: Run) -> GradientSum | None:
+    """What adds the gradients of all processes; None where there is one, or no gradient is asked for."""
+    if run.processes == 1 or not torch.is_grad_enabled():
+        return None
+    parameters = [info.param for info in run.parameters if info.param.requires_grad]
+    # Weights are gathered in the backward pass too, and two kinds of messages could meet in another order elsewhere.
+    return GradientSum(parameters, overlap=not run.team.in_step)

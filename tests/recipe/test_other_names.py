@@ -194,7 +194,7 @@ KEYS_OF_OTHERS = {
     "dpo: {beta: 0.1}": "write objective: dpo",
     "output_dir: runs": "lrft train --out FOLDER",
     "resume_from_checkpoint: true": "lrft train --resume",
-    "deepspeed: zero3.json": "a model must fit one device",
+    "deepspeed: zero3.json": "train.shard_base: true",
     "flash_attention: true": "write model.attention: flash_attention_2",
     "adam_epsilon: 1e-8": "did you mean optimizer.eps?",
     "train_on_inputs: false": "remove it",

@@ -22,9 +22,11 @@ from lrft.core.callback import TimedMethod
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.registry.errors import NumericalError, OutOfMemory
+from lrft.training import gradient_sum
 from lrft.training.device import make_accelerator
 from lrft.training.folder import RunFolder
-from lrft.training.step import _sum_gradients, clip_gradients, overflowed, step_loss, unscale_gradients
+from lrft.training.gradient_sum import GradientSum
+from lrft.training.step import clip_gradients, overflowed, step_loss, unscale_gradients
 
 
 def job_of(recipe_file, tmp_path, *overrides, dtype="float32", accelerator=None):
@@ -50,9 +52,13 @@ def whole_epoch(recipe_file, tmp_path, *overrides, **more):
     return loss_and_gradients(job_of(recipe_file, tmp_path, "data.train.limit=8", *overrides, **more))
 
 
-def as_process(rank):
-    """What a run sees of two processes that have nothing to send each other."""
-    return SimpleNamespace(num_processes=2, process_index=rank, reduce=lambda part, reduction: part)
+@pytest.fixture
+def as_process(monkeypatch):
+    """`as_process(rank)`: what a run sees of two processes that have nothing to send each other."""
+    monkeypatch.setattr(gradient_sum, "_begin_sum", lambda flat: SimpleNamespace(wait=lambda: None))
+    return lambda rank: SimpleNamespace(
+        num_processes=2, process_index=rank, reduce=lambda part, reduction: part
+    )
 
 
 PENALIZED = {
@@ -65,7 +71,9 @@ PENALIZED = {
 
 @pytest.mark.parametrize("overrides", PENALIZED.values(), ids=PENALIZED)
 @pytest.mark.parametrize("rows", [5, 7])
-def test_a_short_last_step_is_the_same_on_two_processes_as_on_one(recipe_file, tmp_path, overrides, rows):
+def test_a_short_last_step_is_the_same_on_two_processes_as_on_one(
+    recipe_file, tmp_path, as_process, overrides, rows
+):
     """Of four rows a step: with five the second process has none left, with seven it has fewer than the first."""
     same = [*overrides, f"data.train.limit={rows}", "train.packing=false", "train.max_steps=12"]
 
@@ -91,12 +99,12 @@ def test_a_short_last_step_is_the_same_on_two_processes_as_on_one(recipe_file, t
         torch.testing.assert_close(parts[0][1][name] + parts[1][1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_what_has_a_gradient_on_no_process_keeps_none(recipe_file, tmp_path):
+def test_what_has_a_gradient_on_no_process_keeps_none(recipe_file, tmp_path, as_process):
     job = job_of(recipe_file, tmp_path, accelerator=as_process(1))
     job.run.parameters[0].param.requires_grad_(False)
     step_loss(job.run, next(iter(job.steps())), job.objective)
     job.run.parameters[0].param.requires_grad_(True)
-    _sum_gradients(job.run)
+    GradientSum([info.param for info in job.run.parameters]).finish()
     assert job.run.parameters[0].param.grad is None
     assert all(info.param.grad.any() for info in job.run.parameters[2:] if info.role == "lora_B")
 

@@ -48,7 +48,9 @@ class Loss(Task):
         encoded = encode_all(rows, self.renderer(subject, subject.renderer.too_long))
         subject.check_lengths([len(row.input_ids) for row in encoded], rows.where)
         batches = eval_batches(encoded, subject.batch_tokens, subject.pad_id)
-        found = held_out_loss(subject.model, batches, subject.should_stop, subject.progress, total=len(rows))
+        found = held_out_loss(
+            subject.model, batches, subject.asked_to_stop, subject.progress, len(rows), subject.team
+        )
         metrics = {
             "loss": found.loss,
             "perplexity": found.perplexity,
