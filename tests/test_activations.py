@@ -62,6 +62,20 @@ def test_of_short_documents_the_plan_knows_what_is_kept_to_the_byte(recipe, fami
     assert planned[0].blocks == planned[1].blocks
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_plan_knows_what_attention_dropout_keeps(recipe, dtype):
+    recipe = recipe("gpt2", f"model.dtype={dtype}")
+    model = trainable(recipe)
+    model.hf.config.attn_pdrop = 0.1
+    for module in model.hf.modules():
+        if hasattr(module, "attn_dropout"):
+            module.attn_dropout.p = 0.1
+    model.hf.train()
+    few, many = (300, 100), (100, 100, 100, 100)
+    planned = [activation_bytes(recipe, model, [shape_of(*lengths)]).attention for lengths in (few, many)]
+    assert planned[0] - planned[1] == kept_bytes(model, few) - kept_bytes(model, many) > 0
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_of_other_backends_it_knows_the_square_of_the_row(recipe, attention):
     recipe = recipe("llama", f"model.attention={attention}")

@@ -51,8 +51,8 @@ def _attention(backend: str, config: TextConfig, item: int, shape: Shape) -> tup
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     dropped = bool(getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0))
     square = shape.rows * shape.length**2
-    # Softmax in float32, rounded where that is another tensor; what is drawn and what is left of it; tanh of the cap.
-    pieces = 4 + (1 + item if dropped else item % 4) + item * capped
+    # Softmax in float32, and rounded where that is another tensor or in part dropped; the draws; tanh of the cap.
+    pieces = 4 + (2 * item if dropped else item % 4) + item * capped
     if backend == "eager":
         return heads * square * pieces, 0
     if backend != "segmented":
