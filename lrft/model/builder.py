@@ -137,9 +137,13 @@ def make_adapter(
     return part
 
 
-def dense(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The dense (out, in) weight and the bias of a linear layer as transformers loaded it."""
-    weight = layer.get_parameter("weight").detach()
+def dense(layer: nn.Module, weight: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """The dense (out, in) weight and the bias of a linear layer as transformers loaded it.
+
+    Args:
+        weight: as transformers holds it, where the layer itself has none yet.
+    """
+    weight = layer.get_parameter("weight").detach() if weight is None else weight
     bias = None if layer.bias is None else layer.get_parameter("bias").detach()
     return (weight.mT.contiguous() if is_transposed(layer) else weight), bias
 

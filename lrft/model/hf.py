@@ -34,6 +34,7 @@ class ModelConfig(TextConfig, Protocol):
     """The settings of the whole model."""
 
     _attn_implementation: str
+    name_or_path: str
     dtype: torch.dtype
 
     def get_text_config(self) -> TextConfig: ...
@@ -49,6 +50,7 @@ class HF(nn.Module):
     """The model; this class is never made."""
 
     config: ModelConfig
+    name_or_path: str
     generation_config: GenerationConfig
     base_model: nn.Module
     _supports_sdpa: bool

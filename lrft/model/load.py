@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import cast
 
 import torch
 
-from lrft.model import attention, head
+from lrft.model import asked, attention, head
 from lrft.model.backend import first_backend
 from lrft.model.causal_lm import CausalLM
 from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
 from lrft.model.direct import find_direct
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.hf import HF, ModelConfig
+from lrft.model.stored import NotStreamed, Unread, answering_zeros, fingerprint
+from lrft.model.stream import load_promised
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 
@@ -60,6 +61,51 @@ def load_model(
     if not meta:
         model.fingerprint = fingerprint(hf)
     return model
+
+
+def open_model(section: ModelSection, trust_remote_code: bool = False) -> CausalLM:
+    """The base model with the weights of its linear layers left in their files, for `attach` to read one by one.
+
+    Its head has not been tried (`prove_head`), nor has an attention backend been chosen.
+
+    Raises:
+        NotStreamed: it cannot be shown that the model is then the one that `load_model` gives, or it is small.
+        RecipeError: its files do not hold it.
+    """
+    quiet()
+    attention.register()
+    config = load_config(section, trust_remote_code)
+    name, options = resolve(section.name, section.revision)
+    try:
+        skeleton = _build(section, config, trust_remote_code, meta=True, seed=None)
+        if sum(parameter.numel() for parameter in skeleton.parameters()) <= asked.SMALL:
+            raise NotStreamed("")  # asked exactly, of a float32 copy
+        if skeleton.get_output_embeddings() is None:
+            raise NotStreamed("")  # about to be refused
+        if not type(skeleton).__module__.startswith("transformers."):
+            raise NotStreamed("its code is its own, and may read them in other ways")
+        hf = _untied_as_stored(load_promised(skeleton, section.name, name, options, DTYPES[section.dtype]))
+        hf.requires_grad_(False)
+        hf.eval()
+        with answering_zeros(hf):
+            direct = find_direct(hf)
+    except (NotStreamed, RecipeError):
+        raise
+    except Exception as error:  # whatever a model's own code raises
+        raise NotStreamed(asked.first_line(error)) from None
+    model = CausalLM(hf)
+    model.direct, model.unread = direct, Unread(hf)
+    return model
+
+
+def prove(model: CausalLM, section: ModelSection, device: torch.device | str) -> None:
+    """Find the head of a model that has all its weights, and choose its attention backend.
+
+    Raises:
+        RecipeError: it computes its logits in a way lrft does not know, or takes no backend.
+    """
+    head.settle(model)
+    first_backend(model, section, torch.device(device))
 
 
 def _direct(hf: HF) -> frozenset[str]:
@@ -113,10 +159,7 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
         )
         hf, report = cast(tuple[HF, LoadingReport], loaded)
         check_loaded(section.name, report)
-        if hf.get_output_embeddings() is not None and not _is_tied(hf):
-            # A file with two different tensors is loaded as two, whatever its configuration says of tying them.
-            hf.config.get_text_config().tie_word_embeddings = False
-        return hf
+        return _untied_as_stored(hf)
     make: Callable[..., HF] = partial(AutoModelForCausalLM.from_config, config, **settings)
     if not meta:
         return _draw(make, dtype, seed)
@@ -125,9 +168,12 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
     return hf
 
 
-def _is_tied(hf: HF) -> bool:
+def _untied_as_stored(hf: HF) -> HF:
+    """A file with two different tensors is loaded as two, whatever its configuration says of tying them."""
     head = hf.get_output_embeddings()
-    return head is not None and head.weight is hf.get_input_embeddings().weight
+    if head is not None and head.weight is not hf.get_input_embeddings().weight:
+        hf.config.get_text_config().tie_word_embeddings = False
+    return hf
 
 
 def _draw(make: Callable[..., HF], dtype: torch.dtype, seed: int | None) -> HF:
@@ -151,14 +197,3 @@ def configure(model: CausalLM, section: ModelSection) -> None:
         model.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if section.compile:
         model.compile()
-
-
-def fingerprint(hf: HF) -> str:
-    """sha256 over names, shapes and sampled values of every parameter: the same base gives the same string."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(hf.named_parameters()):
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)][:1024].float()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()
