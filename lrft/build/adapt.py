@@ -20,6 +20,7 @@ from lrft.model.backend import check_runs, settle_attention
 from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model, open_model, prove
+from lrft.model.packed import check_packing
 from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
 from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
@@ -122,15 +123,7 @@ def _adapt(
         adaptation.plan = {name: SitePlan.of(record, kind) for name, record in planned.items()}
     elif recipe.adapter is not None:
         signals = complete(recipe, model, adaptation.plan, planners, text, device, progress)
-    builder = SiteBuilder(
-        quantizer(recipe),
-        None if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method),
-        recipe.adapter,
-        None if recipe.init is None else INITS.get(recipe.init.method)(recipe.init),
-        signals=signals,
-        saved=saved,
-        device=device,
-    )
+    builder = _builder(recipe, signals, saved, device)
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
     if streamed:
         _prove(asked, adaptation, device)
@@ -141,6 +134,20 @@ def _adapt(
     configure(model, recipe.model)
     heap.give_back()
     return adaptation
+
+
+def _builder(
+    recipe: Recipe, signals: Signals, saved: dict[str, Tensor] | None, device: torch.device
+) -> SiteBuilder:
+    return SiteBuilder(
+        quantizer(recipe),
+        None if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method),
+        recipe.adapter,
+        None if recipe.init is None else INITS.get(recipe.init.method)(recipe.init),
+        signals=signals,
+        saved=saved,
+        device=device,
+    )
 
 
 def _gains_by_streaming(recipe: Recipe, device: torch.device, saved: bool) -> bool:
@@ -191,6 +198,7 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
         check: refuse what could not train; a run that has trained is past that.
     """
     _check_length(recipe, model)
+    check_packing(recipe.model.name, model.packing, model.packed, recipe.quantization)
     choose_base_weights(model, recipe.trainable.weights)
     held = matrices(model)
     if check and "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:

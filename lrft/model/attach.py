@@ -84,7 +84,8 @@ def _freeze(model: CausalLM, name: str, builder: SiteBuilder, entry: SitePlan | 
     layer = model.hf.get_submodule(name).to(builder.device)
     if is_transposed(layer):
         model.transposed.add(name)
-    _replace(model.hf, name, builder.layer(name, layer, entry))
+    held = model.packed.get(name)
+    _replace(model.hf, name, builder.layer(name, layer, entry, None if held is None else held.layer))
 
 
 def attach_without_weights(

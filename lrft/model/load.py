@@ -15,6 +15,7 @@ from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
 from lrft.model.direct import find_direct
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.hf import HF, ModelConfig
+from lrft.model.packed import Packed, packed_layers, take_packing
 from lrft.model.stored import NotStreamed, Unread, answering_zeros, fingerprint
 from lrft.model.stream import load_promised
 from lrft.recipe.sections import ModelSection
@@ -47,13 +48,18 @@ def load_model(
     quiet()
     attention.register()
     config = load_config(section, trust_remote_code)
+    packing, packed = take_packing(config), dict[str, Packed]()
     try:
-        hf = _build(section, config, trust_remote_code, meta, seed)
+        if packing is None or meta or section.weights == "random":
+            hf = _build(section, config, trust_remote_code, meta, seed)
+        else:
+            hf, packed = _unpacked(section, config, trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise unloadable(section.name, error) from None
     hf.requires_grad_(False)
     hf.eval()
     model = CausalLM(hf)
+    model.packing, model.packed = packing, packed
     if not meta:
         head.settle(model)
     model.direct = _direct(hf)
@@ -66,7 +72,7 @@ def load_model(
 def open_model(section: ModelSection, trust_remote_code: bool = False) -> CausalLM:
     """The base model with the weights of its linear layers left in their files, for `attach` to read one by one.
 
-    Its head has not been tried (`prove_head`), nor has an attention backend been chosen.
+    Its head has not been tried (`prove`), nor has an attention backend been chosen.
 
     Raises:
         NotStreamed: it cannot be shown that the model is then the one that `load_model` gives, or it is small.
@@ -75,7 +81,7 @@ def open_model(section: ModelSection, trust_remote_code: bool = False) -> Causal
     quiet()
     attention.register()
     config = load_config(section, trust_remote_code)
-    name, options = resolve(section.name, section.revision)
+    packing = take_packing(config)
     try:
         skeleton = _build(section, config, trust_remote_code, meta=True, seed=None)
         if sum(parameter.numel() for parameter in skeleton.parameters()) <= asked.SMALL:
@@ -84,9 +90,7 @@ def open_model(section: ModelSection, trust_remote_code: bool = False) -> Causal
             raise NotStreamed("")  # about to be refused
         if not type(skeleton).__module__.startswith("transformers."):
             raise NotStreamed("its code is its own, and may read them in other ways")
-        hf = _untied_as_stored(load_promised(skeleton, section.name, name, options, DTYPES[section.dtype]))
-        hf.requires_grad_(False)
-        hf.eval()
+        hf = _promised(section, skeleton)
         with answering_zeros(hf):
             direct = find_direct(hf)
     except (NotStreamed, RecipeError):
@@ -95,6 +99,7 @@ def open_model(section: ModelSection, trust_remote_code: bool = False) -> Causal
         raise NotStreamed(asked.first_line(error)) from None
     model = CausalLM(hf)
     model.direct, model.unread = direct, Unread(hf)
+    model.packing, model.packed = packing, packed_layers(hf)
     return model
 
 
@@ -166,6 +171,30 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
     with torch.device("meta"):
         hf = make(dtype=dtype)
     return hf
+
+
+def _promised(section: ModelSection, skeleton: HF) -> HF:
+    """The model, frozen, that waits for the weights of its linear layers."""
+    name, options = resolve(section.name, section.revision)
+    hf = load_promised(skeleton, section.name, name, options, DTYPES[section.dtype])
+    hf.requires_grad_(False)
+    return _untied_as_stored(hf.eval())
+
+
+def _unpacked(section: ModelSection, config: ModelConfig, trusted: bool) -> tuple[HF, dict[str, Packed]]:
+    """The dense model of a checkpoint in 4 bits, and its layers as they are stored."""
+    skeleton = _build(section, config, trusted, meta=True, seed=None)
+    try:
+        hf = _promised(section, skeleton)
+    except NotStreamed as reason:
+        raise RecipeError(
+            f"{section.name!r} holds layers in 4 bits that cannot be taken over ({reason}); name the unquantized "
+            "checkpoint",
+            "model.name",
+        ) from None
+    packed = packed_layers(hf)
+    Unread(hf).finish()
+    return hf, packed
 
 
 def _untied_as_stored(hf: HF) -> HF:

@@ -43,12 +43,8 @@ class Stored:
         return promise
 
     def read(self, dtype: torch.dtype) -> Tensor:
-        """The values, rounded to `dtype` once; the file is mapped only as long as the tensor lives."""
-        from safetensors import safe_open
-
-        with safe_open(self.file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(self.key)
-        return tensor.to(dtype)
+        """The values, rounded to `dtype` once."""
+        return read_tensor(self.file, self.key).to(dtype)
 
 
 class Unread:
@@ -83,6 +79,15 @@ class Unread:
             if path not in self.samples:
                 self.read(path.removesuffix(".weight"))
         return _digest(self.samples)
+
+
+def read_tensor(file: str, key: str) -> Tensor:
+    """One tensor of a safetensors file, which is mapped only as long as the tensor lives."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        tensor: Tensor = opened.get_tensor(key)
+    return tensor
 
 
 def stored_at(parameter: Tensor) -> Stored | None:

@@ -17,6 +17,7 @@ from torch import nn
 from lrft.model.checkpoint import LoadingReport, check_loaded
 from lrft.model.files import Where
 from lrft.model.hf import HF, ModelConfig
+from lrft.model.packed import find_packed
 from lrft.model.sites import is_transposed
 from lrft.model.stored import NotStreamed, Stored, read_parameter, stored_at
 
@@ -102,13 +103,18 @@ def _tensors(
     """
     from safetensors import safe_open
 
-    for file in files:
-        opened = stack.enter_context(safe_open(file, framework="pt"))
-        for key in list(opened.keys()):
-            part = opened.get_slice(key)
-            shape, dtype = tuple(part.get_shape()), STORED_DTYPES.get(part.get_dtype())
-            waits = len(shape) == 2 and vocabulary not in shape and (promised is None or key in promised)
-            yield key, Stored(file, key, shape, dtype) if waits and dtype is not None else part
+    opened = {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
+    place = {key: file for file in files for key in list(opened[file].keys())}
+    packed = find_packed(place)
+    yield from packed.items()
+    beside = {key for weight in packed.values() for key in weight.parts}
+    for key, file in place.items():
+        if key in beside:
+            continue
+        part = opened[file].get_slice(key)
+        shape, dtype = tuple(part.get_shape()), STORED_DTYPES.get(part.get_dtype())
+        waits = len(shape) == 2 and vocabulary not in shape and (promised is None or key in promised)
+        yield key, Stored(file, key, shape, dtype) if waits and dtype is not None else part
 
 
 def _check_promises(hf: HF) -> None:
