@@ -148,11 +148,11 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
     """The transformers model: its weights read, drawn, or left out."""
     from transformers import AutoModelForCausalLM
 
-    name, options = resolve(section.name, section.revision)
     # Every architecture has eager attention; the backend that will run is set when the model is there.
     settings = {"attn_implementation": "eager", "trust_remote_code": trusted}
     dtype = DTYPES[section.dtype]
     if not meta and section.weights == "pretrained":
+        name, options = resolve(section.name, section.revision, section.dtype)
         loaded = AutoModelForCausalLM.from_pretrained(
             name,
             use_safetensors=True,
@@ -175,7 +175,7 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
 
 def _promised(section: ModelSection, skeleton: HF) -> HF:
     """The model, frozen, that waits for the weights of its linear layers."""
-    name, options = resolve(section.name, section.revision)
+    name, options = resolve(section.name, section.revision, section.dtype)
     hf = load_promised(skeleton, section.name, name, options, DTYPES[section.dtype])
     hf.requires_grad_(False)
     return _untied_as_stored(hf.eval())
