@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lrft.build.decide import complete, decide, planners_of, quantizer
+from lrft.build.decide import complete, decide, gains_by_streaming, planners_of, quantizer
 from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
 from lrft.core.stages import Plan, Planner, Signals, SitePlan
@@ -76,7 +76,7 @@ def adapt(
         trains=trains,
         progress=progress,
     )
-    if not _gains_by_streaming(recipe, torch.device(device), saved is not None):
+    if not gains_by_streaming(recipe, torch.device(device), saved is not None):
         return build(streamed=False)
     try:
         return build(streamed=True)
@@ -127,10 +127,11 @@ def _adapt(
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
     if streamed:
         _prove(asked, adaptation, device)
-    elif device.type != "cpu":
-        with _bare(model):
-            _settled(asked, adaptation, device)
-    check_runs(model)
+    else:
+        if device.type != "cpu":
+            with _bare(model):
+                _settled(asked, adaptation, device)
+        check_runs(model)
     configure(model, recipe.model)
     heap.give_back()
     return adaptation
@@ -150,23 +151,8 @@ def _builder(
     )
 
 
-def _gains_by_streaming(recipe: Recipe, device: torch.device, saved: bool) -> bool:
-    """Whether less is held while the model is loaded if its weights are read one by one.
-
-    On the CPU a storage that keeps weights as they are keeps the very pages of the file. What is calibrated needs the
-    whole dense model; what is drawn, or trains, is never stored otherwise.
-    """
-    if recipe.model.weights != "pretrained" or recipe.trainable.weights == "full":
-        return False
-    if device.type == "cpu" and "dense_base" in QUANTIZERS.declared(recipe.quantization.method).provides:
-        return False
-    if recipe.adapter is not None and "own_weights" in ADAPTERS.get(recipe.adapter.method).provides:
-        return False
-    return saved or not any(planner.needs for planner in planners_of(recipe))
-
-
 def _prove(recipe: Recipe, adaptation: Adaptation, device: torch.device) -> None:
-    """Ask a model whose layers are stored by now what `load_model` and `_settled` ask of a dense one.
+    """Ask a model whose layers are stored by now what a dense one is asked as it is loaded, and whether it runs.
 
     Raises:
         NotStreamed: something is wrong with it, which the dense model has to say.
@@ -176,6 +162,7 @@ def _prove(recipe: Recipe, adaptation: Adaptation, device: torch.device) -> None
         with _bare(model):
             prove(model, recipe.model, device)
             _settled(recipe, adaptation, device)
+        check_runs(model)
     except RecipeError as error:
         raise NotStreamed(error.problems[0].message) from None
 

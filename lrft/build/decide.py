@@ -1,4 +1,4 @@
-"""Who decides about the sites of a recipe, and what they look at: the storage, the planners, the evidence."""
+"""Who decides about the sites of a recipe, what they look at, and whether the weights are read one by one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrft.evaluation.subject import Progress
 from lrft.model.builder import dense
 from lrft.model.causal_lm import CausalLM
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ALLOCATORS, INITS, QUANTIZERS
+from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, QUANTIZERS
 
 
 def quantizer(recipe: Recipe) -> Quantizer:
@@ -38,6 +38,21 @@ def planners_of(recipe: Recipe) -> list[Planner]:
     assert recipe.init is not None, "an adapter without an init"
     init = INITS.get(recipe.init.method)(recipe.init)
     return [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
+
+
+def gains_by_streaming(recipe: Recipe, device: torch.device, saved: bool) -> bool:
+    """Whether less is held while the model is loaded if its weights are read one by one.
+
+    On the CPU a storage that keeps weights as they are keeps the very pages of the file. What is calibrated needs the
+    whole dense model; what is drawn, or trains, is never stored otherwise.
+    """
+    if recipe.model.weights != "pretrained" or recipe.trainable.weights == "full":
+        return False
+    if device.type == "cpu" and "dense_base" in QUANTIZERS.declared(recipe.quantization.method).provides:
+        return False
+    if recipe.adapter is not None and "own_weights" in ADAPTERS.get(recipe.adapter.method).provides:
+        return False
+    return saved or not any(planner.needs for planner in planners_of(recipe))
 
 
 def complete(

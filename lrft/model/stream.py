@@ -24,10 +24,8 @@ from lrft.model.stored import NotStreamed, Stored, read_parameter, stored_at
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-OTHER_FILES = (
-    "transformers_weights",
-    "extra_files",
-)  # of a configuration: weights are elsewhere, or more of them
+# Of a configuration: its weights are in files of other names, or in more than the usual ones.
+OTHER_FILES = ("transformers_weights", "extra_files")
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

@@ -38,7 +38,7 @@ def recipe_of(folder, quantization="nf4_reference", dtype="float32", **more):
 
 def read_whole(monkeypatch, recipe):
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_gains_by_streaming", lambda *_: False)
+        patch.setattr(build, "gains_by_streaming", lambda *_: False)
         return adapt(recipe)
 
 
@@ -223,10 +223,10 @@ def test_what_gains_nothing_or_needs_the_dense_model_is_read_whole(tiny, monkeyp
     }.get(what, {})
     recipe = recipe_of(tiny(), **{"quantization": "none" if what == "dense" else "nf4_reference", **more})
     if what != "small":
-        assert not build._gains_by_streaming(recipe, torch.device("cpu"), saved=False)
+        assert not build.gains_by_streaming(recipe, torch.device("cpu"), saved=False)
         return
     monkeypatch.setattr(asked, "SMALL", 50_000_000)
-    assert build._gains_by_streaming(recipe, torch.device("cpu"), saved=False)
+    assert build.gains_by_streaming(recipe, torch.device("cpu"), saved=False)
     with pytest.raises(NotStreamed, match=r"^$"):
         open_model(recipe.model)
 
