@@ -96,6 +96,17 @@ def test_an_init_sees_the_true_weight(tiny, monkeypatch, init):
     check_same(read_whole(monkeypatch, recipe), adapt(recipe))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("storage", ["nf4", "none"])
+def test_on_a_gpu_every_storage_holds_the_same_bytes(tiny, monkeypatch, storage):
+    recipe = recipe_of(tiny("llama"), storage, "bfloat16")
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "gains_by_streaming", lambda *_: False)
+        whole = adapt(recipe, device="cuda")
+    assert build.gains_by_streaming(recipe, torch.device("cuda"), saved=False)
+    check_same(whole, adapt(recipe, device="cuda"))
+
+
 def test_layers_that_train_keep_their_weight_and_the_fingerprint_knows_it(tiny, monkeypatch):
     recipe = recipe_of(tiny("llama"), trainable=["*layers.1.mlp.*.weight", "*norm.weight"])
     recipe = recipe.model_copy(
