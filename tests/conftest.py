@@ -52,6 +52,8 @@ LONG = (
     "tests/methods/optim/test_state_bytes.py",
     "tests/export/test_merged_folder.py",
     "tests/model/test_families.py",
+    "tests/model/test_stream.py",
+    "tests/model/test_packed.py",
     "tests/commands/test_json.py",
     "tests/test_bed.py",
     "tests/test_models_page.py",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,22 +9,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lrft.build.calibration import measured_signals
+from lrft.build.decide import complete, decide, gains_by_streaming, planners_of, quantizer
 from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
-from lrft.core.frozen import FrozenLinear, Quantizer
-from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, SitePlan
+from lrft.core.stages import Plan, Planner, Signals, SitePlan
 from lrft.core.team import ALONE, Team
 from lrft.evaluation.subject import Progress, silent
+from lrft.model import heap
 from lrft.model.attach import attach, make_plan
 from lrft.model.backend import check_runs, settle_attention, why_padded
-from lrft.model.builder import SiteBuilder, dense
+from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
-from lrft.model.load import configure, load_model
+from lrft.model.load import configure, load_model, open_model, prove
+from lrft.model.packed import check_packing
 from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
+from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, QUANTIZERS
+from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 
@@ -51,18 +52,6 @@ class Adaptation:
     team: Team = ALONE
 
 
-def quantizer(recipe: Recipe) -> Quantizer:
-    """The recipe's storage format, ready to take (weight, bias) and settings of one layer."""
-    cls, config = QUANTIZERS.get(recipe.quantization.method), recipe.quantization
-
-    def store(weight: Tensor, bias: Tensor | None = None, **settings: object) -> FrozenLinear:
-        chosen = type(config).model_validate({**config.model_dump(), **settings}) if settings else config
-        layer: FrozenLinear = cls(weight, bias, config=chosen)
-        return layer
-
-    return store
-
-
 def adapt(
     recipe: Recipe,
     *,
@@ -85,45 +74,106 @@ def adapt(
     Raises:
         RecipeError: the model cannot be loaded, or a pattern matches nothing.
     """
-    model = load_model(
-        recipe.model, device=device, trust_remote_code=trust_remote_code, seed=recipe.train.seed
+    build = partial(
+        _adapt,
+        recipe,
+        device=torch.device(device),
+        trusted=trust_remote_code,
+        text=text,
+        saved=saved,
+        planned=planned,
+        trains=trains,
+        progress=progress,
     )
+    if not gains_by_streaming(recipe, torch.device(device), saved is not None):
+        return build(streamed=False)
+    try:
+        return build(streamed=True)
+    except NotStreamed as reason:
+        why = str(reason)
+    adaptation = build(streamed=False)
+    if why:
+        adaptation.notes.append(f"model.name: all weights were read before any was stored ({why})")
+    return adaptation
+
+
+def _adapt(
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    trusted: bool,
+    text: Text | None,
+    saved: dict[str, Tensor] | None,
+    planned: dict[str, dict[str, Json]] | None,
+    trains: bool,
+    progress: Progress,
+    streamed: bool,
+) -> Adaptation:
+    """`adapt`, with the weights read one by one where they are `streamed`, and then asked as they are stored."""
+    if streamed:
+        model = open_model(recipe.model, trusted)
+    else:
+        model = load_model(recipe.model, device=device, trust_remote_code=trusted, seed=recipe.train.seed)
     if recipe.model.tokenizer is not None and text is not None:
         text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
     asked = recipe = recipe if trains else _packing(recipe, False)
     adaptation, planners = _begun(recipe, model, check=trains)
-    on_cpu = torch.device(device).type == "cpu"
-    if on_cpu or not model.attention.startswith("flash"):
+    stored_first = streamed or (device.type != "cpu" and model.attention.startswith("flash"))
+    if not stored_first:
         recipe = _settled(asked, adaptation, device, trains)
     elif asked.train.packing is None:
-        # Nothing is known before the weights are on the GPU: calibrate on single rows.
+        # Nothing is known before the weights are where they will be: calibrate on single rows.
         recipe = _packing(asked, False)
     signals: Signals = {}
     if recipe.adapter is not None and saved is not None and planned is not None:
         kind = type(recipe.adapter)
         adaptation.plan = {name: SitePlan.of(record, kind) for name, record in planned.items()}
     elif recipe.adapter is not None:
-        left = _decide(adaptation.plan, planners, None)
-        signals = measured_signals(recipe, model, adaptation.plan, left, text, device, progress)
-        _decide(adaptation.plan, left, _evidence(recipe, model, signals, progress))
-    builder = SiteBuilder(
+        signals = complete(recipe, model, adaptation.plan, planners, text, device, progress)
+    builder = _builder(recipe, signals, saved, device)
+    adaptation.team = builder.team
+    attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
+    if streamed:
+        _prove(asked, adaptation, device, trains)
+    else:
+        if device.type != "cpu":
+            with _bare(model):
+                _settled(asked, adaptation, device, trains)
+        check_runs(model)
+    configure(model, recipe.model)
+    heap.give_back()
+    return adaptation
+
+
+def _builder(
+    recipe: Recipe, signals: Signals, saved: dict[str, Tensor] | None, device: torch.device
+) -> SiteBuilder:
+    return SiteBuilder(
         quantizer(recipe),
         None if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method),
         recipe.adapter,
         None if recipe.init is None else INITS.get(recipe.init.method)(recipe.init),
         signals=signals,
         saved=saved,
-        device=torch.device(device),
+        device=device,
         team=Team.joined(device, in_step=recipe.train.shard_base),
     )
-    adaptation.team = builder.team
-    attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
-    if not on_cpu:
+
+
+def _prove(recipe: Recipe, adaptation: Adaptation, device: torch.device, trains: bool) -> None:
+    """Ask a model whose layers are stored by now what a dense one is asked as it is loaded, and whether it runs.
+
+    Raises:
+        NotStreamed: something is wrong with it, which the dense model has to say.
+    """
+    model = adaptation.model
+    try:
         with _bare(model):
-            _settled(asked, adaptation, device, trains)
-    check_runs(model)
-    configure(model, recipe.model)
-    return adaptation
+            prove(model, recipe.model, device)
+            _settled(recipe, adaptation, device, trains)
+        check_runs(model)
+    except RecipeError as error:
+        raise NotStreamed(error.problems[0].message) from None
 
 
 def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
@@ -133,7 +183,7 @@ def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
         RecipeError: a pattern matches nothing.
     """
     adaptation, planners = _begun(recipe, model)
-    adaptation.undecided = bool(_decide(adaptation.plan, planners, None))
+    adaptation.undecided = bool(decide(adaptation.plan, planners, None))
     return adaptation
 
 
@@ -144,25 +194,22 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
         check: refuse what could not train; a run that has trained is past that.
     """
     _check_length(recipe, model)
+    check_packing(recipe.model.name, model.packing, model.packed, recipe.quantization)
     choose_base_weights(model, recipe.trainable.weights)
     held = matrices(model)
     if check and "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:
         check_storage(model, recipe.quantization.method)
     if recipe.adapter is None:
         return Adaptation(model, {}, [], held), []
+    method = recipe.adapter.method
     try:
-        there = sites_of(model, ADAPTERS.get(recipe.adapter.method).site_kinds)
+        there = sites_of(model, ADAPTERS.get(method).site_kinds)
     except ValueError as error:
-        raise RecipeError(
-            f"{recipe.adapter.method} cannot go on this model: {error}", "adapter.method"
-        ) from None
+        raise RecipeError(f"{method} cannot go on this model: {error}", "adapter.method") from None
     sites, table = choose(there, recipe.adapter.targets, held.total, model.direct)
     if check:
         check_sites(model, sites)
-    assert recipe.init is not None, "an adapter without an init"
-    init = INITS.get(recipe.init.method)(recipe.init)
-    planners = [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
-    return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners
+    return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners_of(recipe)
 
 
 def _bare(model: CausalLM) -> AbstractContextManager[None]:
@@ -188,27 +235,6 @@ def _settled(recipe: Recipe, adaptation: Adaptation, device: torch.device | str,
 def _packing(recipe: Recipe, packing: bool) -> Recipe:
     train = recipe.train.model_copy(update={"packing": packing})
     return recipe.model_copy(update={"train": train})
-
-
-def _decide(plan: Plan, planners: Sequence[Planner], evidence: Evidence | None) -> list[Planner]:
-    """Ask every planner; without evidence those that look at weights or data are left, and returned."""
-    left = []
-    for planner in planners:
-        if evidence is None and (planner.needs or planner.reads_weights):
-            left.append(planner)
-        else:
-            plan.update(planner.plan(plan, evidence))
-    for planner in planners:
-        if isinstance(planner, Init):
-            planner.check(plan)
-    return left
-
-
-def _evidence(recipe: Recipe, model: CausalLM, signals: Signals, progress: Progress) -> Evidence:
-    def weight(name: str) -> Tensor:
-        return dense(model.hf.get_submodule(name))[0]
-
-    return Evidence(signals, weight, quantizer(recipe), partial(progress, "planning layers"))
 
 
 def _check_length(recipe: Recipe, model: CausalLM) -> None:

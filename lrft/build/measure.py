@@ -6,7 +6,8 @@ from collections import Counter
 
 import torch
 
-from lrft.build.adapt import Adaptation, plan_without_weights, quantizer
+from lrft.build.adapt import Adaptation, plan_without_weights
+from lrft.build.decide import quantizer
 from lrft.build.job import build_optimizer
 from lrft.build.measured import MatrixShares, Measured
 from lrft.core.adapted import adapted

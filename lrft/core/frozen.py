@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrft.ops.linalg import Context
+from lrft.registry.errors import UsageError
 
 
 class FrozenLinear(nn.Module):
@@ -38,6 +40,18 @@ class FrozenLinear(nn.Module):
     def train_bias(self, bias: nn.Parameter) -> None:
         """Let `bias` (out,), the base model's own parameter, stand in the place of the constant one."""
         self.bias = bias
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor], bias: Tensor | None, dtype: torch.dtype) -> FrozenLinear:
+        """The layer of a checkpoint that holds it in this format already, codes bit for bit, computing in `dtype`.
+
+        Args:
+            tensors: what the checkpoint holds of the layer's weight, by what follows the layer's path.
+
+        Raises:
+            UsageError: it is stored otherwise.
+        """
+        raise UsageError(f"no checkpoint holds layers as {cls.__name__}")
 
     def encode(self, weight: Tensor) -> None:
         """Store the dense (out, in) `weight` in this format."""

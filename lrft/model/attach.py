@@ -67,15 +67,25 @@ def attach(
             if part is not None:
                 _wrap(model.hf, name, part)
             continue
-        layer = model.hf.get_submodule(name).to(builder.device)
-        if is_transposed(layer):
-            model.transposed.add(name)
-        _replace(model.hf, name, builder.layer(name, layer, plan.get(name)))
+        _freeze(model, name, builder, plan.get(name))
+    if model.unread is not None:
+        model.fingerprint, model.unread = model.unread.finish(), None
     model.hf.to(builder.device)
     if builder.adapter is not None:
         model.give_virtual_tokens(builder.adapter.virtual_tokens(builder.config))
     if builder.shared is not None:
         builder.shared.bind(model)
+
+
+def _freeze(model: CausalLM, name: str, builder: SiteBuilder, entry: SitePlan | None) -> None:
+    """Put the frozen form of a linear layer in its place. The dense weight is gone when this returns."""
+    if model.unread is not None:
+        model.unread.read(name)
+    layer = model.hf.get_submodule(name).to(builder.device)
+    if is_transposed(layer):
+        model.transposed.add(name)
+    held = model.packed.get(name)
+    _replace(model.hf, name, builder.layer(name, layer, entry, None if held is None else held.layer))
 
 
 def attach_without_weights(

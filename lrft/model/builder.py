@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,12 @@ from lrft.model.load import DTYPES
 from lrft.model.sites import is_transposed
 from lrft.registry.config import AdapterConfig
 from lrft.registry.errors import RecipeError
+
+
+class Held(Protocol):
+    """Makes a layer as its checkpoint stores it."""
+
+    def __call__(self, dtype: torch.dtype, bias: Tensor | None = None) -> FrozenLinear: ...
 
 
 @dataclass
@@ -57,12 +64,20 @@ class SiteBuilder:
         assert self.adapter is not None
         return make_adapter(self.adapter, entry.config, entry.site, self.shared).to(self.device)
 
-    def layer(self, name: str, layer: nn.Module, entry: SitePlan | None) -> FrozenLinear | Adapted:
-        """The frozen form of a linear layer, with its adapter if it gets one, and with its own bias if that trains."""
+    def layer(
+        self, name: str, layer: nn.Module, entry: SitePlan | None, held: Held | None = None
+    ) -> FrozenLinear | Adapted:
+        """The frozen form of a linear layer, with its adapter if it gets one, and with its own bias if that trains.
+
+        Args:
+            held: makes the form that the checkpoint has the layer in, which is then kept as it is.
+        """
         weight, bias = dense(layer)
         trained = layer.bias if isinstance(layer.bias, nn.Parameter) and layer.bias.requires_grad else None
         kept = bias if trained is None else None
         part, store = self.part(entry), _storing(self.quantize, entry)
+        if held is not None and not (entry is not None and entry.quantization):
+            store = _keeping(weight, held, store)
         made = store(weight, kept) if part is None else self.adapt(name, part, weight, kept, store)
         if trained is not None:
             made.train_bias(trained)
@@ -143,9 +158,13 @@ def make_adapter(
     return part
 
 
-def dense(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The dense (out, in) weight and the bias of a linear layer as transformers loaded it."""
-    weight = layer.get_parameter("weight").detach()
+def dense(layer: nn.Module, weight: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """The dense (out, in) weight and the bias of a linear layer as transformers loaded it.
+
+    Args:
+        weight: as transformers holds it, where the layer itself has none yet.
+    """
+    weight = layer.get_parameter("weight").detach() if weight is None else weight
     bias = None if layer.bias is None else layer.get_parameter("bias").detach()
     return (weight.mT.contiguous() if is_transposed(layer) else weight), bias
 
@@ -158,6 +177,17 @@ def _storing(quantize: Quantizer, entry: SitePlan | None) -> Quantizer:
         return quantize(weight, bias, **{**chosen, **settings})
 
     return store
+
+
+def _keeping(dense: Tensor, held: Held, store: Quantizer) -> Quantizer:
+    """`store`, but for the weight as the checkpoint has it, which is stored already."""
+
+    def keep(weight: Tensor, bias: Tensor | None = None, **settings: object) -> FrozenLinear:
+        if weight is dense and not settings:
+            return held(weight.dtype, bias).to(weight.device)
+        return store(weight, bias, **settings)
+
+    return keep
 
 
 def _saved_start(

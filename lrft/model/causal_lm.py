@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from lrft.core.batch import Batch
 from lrft.core.virtual import note, widen
 from lrft.model.hf import HF
 from lrft.ops.loss import Head
+
+if TYPE_CHECKING:
+    from lrft.model.packed import Packed, Packing
+    from lrft.model.stored import Unread
 
 
 class HiddenStates(Protocol):
@@ -44,6 +48,9 @@ class CausalLM(nn.Module):
         transposed: paths of layers whose weight transformers stores as (in, out) (GPT-2's Conv1D).
         direct: paths of linear layers that nothing can stand in for (`lrft.model.direct`).
         fingerprint: identity of the dense base weights.
+        packing: how the checkpoint stores its layers in few bits, or None.
+        packed: those layers by path, which are taken over as they are (`lrft.model.packed`).
+        unread: the linear layers whose weights are still in their files, or None.
         shared: what the adapters of all sites share, or None.
         softcap, scale: of the head, as `lrft.model.head` found them.
         virtual: virtual tokens before every document while the adapters are on (`lrft.core.virtual`).
@@ -56,6 +63,9 @@ class CausalLM(nn.Module):
         self.transposed: set[str] = set()
         self.direct: frozenset[str] = frozenset()
         self.fingerprint = ""
+        self.packing: Packing | None = None
+        self.packed: dict[str, Packed] = {}
+        self.unread: Unread | None = None
         self.shared: Shared | None = None
         self.softcap: float | None = None
         self.scale = 1.0

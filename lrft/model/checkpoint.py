@@ -30,18 +30,16 @@ class LoadingReport(TypedDict):
 
 
 def check_config(name: str, config: ModelConfig) -> None:
-    """Refuse what the configuration already says cannot be trained.
+    """Refuse what the configuration already says cannot be trained. Layers that bitsandbytes stored in 4 bits can.
 
     Raises:
         RecipeError: the weights are quantized, or the head is not that of a language model.
     """
     stored = getattr(config, "quantization_config", None)
-    if stored is not None:
-        plain = stored if isinstance(stored, dict) else stored.to_dict()
+    plain = stored if isinstance(stored, dict) or stored is None else stored.to_dict()
+    if plain is not None and not (plain.get("quant_method") == "bitsandbytes" and plain.get("load_in_4bit")):
         method = plain.get("quant_method") or "an unnamed method"
-        bits = next(
-            (word for word, n in (("4 bits", "4bit"), ("8 bits", "8bit")) if plain.get(f"load_in_{n}")), ""
-        )
+        bits = "8 bits" if plain.get("load_in_8bit") else ""
         raise RecipeError(
             f"{name!r} holds weights that {method} has quantized already{f' ({bits})' if bits else ''}; name the "
             "unquantized checkpoint, whose layers the quantization section of the recipe stores in few bits",

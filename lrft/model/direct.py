@@ -23,7 +23,7 @@ def find_direct(hf: HF) -> frozenset[str]:
     A model without weights is asked in the same way; where its code cannot run so, what was read until then is known.
     """
     names = {id(module): name for name, module in hf.named_modules() if isinstance(module, nn.Linear)}
-    ids = torch.tensor([[1, 2, 3, 4]], device=next(hf.parameters()).device)
+    ids = torch.tensor([[1, 2, 3, 4]], device=hf.get_input_embeddings().weight.device)
     found = {name for name, module in hf.named_modules() if _does_more(module)}
     for training in (False, True):
         with _mode(hf, training), torch.random.fork_rng(devices=[]), _listening(hf) as read:

@@ -17,11 +17,15 @@ class Where(TypedDict, total=False):
     revision: str
 
 
-def resolve(name: str, revision: str | None) -> tuple[str, Where]:
-    """What transformers is given to find a model: a folder, or a hub id with its revision."""
+def resolve(name: str, revision: str | None, dtype: str | None = None) -> tuple[str, Where]:
+    """What transformers is given to find a model: a folder, or a hub id with its revision.
+
+    Args:
+        dtype: what the weights will be loaded in; None where none will, but the configuration or the tokenizer.
+    """
     path = gguf.locate(name)
     if path is not None:
-        return str(gguf.converted(path)), {}
+        return str(gguf.described(path) if dtype is None else gguf.converted(path, dtype)), {}
     if not Path(name).is_dir():
         offline_if_unreachable()
     return name, {"revision": revision} if revision else {}

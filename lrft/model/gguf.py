@@ -1,4 +1,4 @@
-"""GGUF files, converted once to safetensors in a cache keyed by content.
+"""GGUF files, converted once to safetensors in a cache keyed by content and precision.
 
 transformers reads a GGUF file in Python, tensor by tensor, and keeps traces of the format that later refuse to be
 saved. A converted copy loads in a second, and everything after this module sees an ordinary model folder.
@@ -10,6 +10,8 @@ import hashlib
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +19,7 @@ from lrft.model.checkpoint import LoadingReport, check_loaded
 from lrft.registry.errors import MissingExtra, RecipeError
 
 if TYPE_CHECKING:
-    from lrft.model.hf import HF
+    from lrft.model.hf import HF, ModelConfig
 
 PACKAGE_PREFIX = "pkg:"
 
@@ -55,16 +57,26 @@ def locate(name: str) -> Path | None:
     return None
 
 
-def converted(path: Path) -> Path:
-    """A folder holding the model of a GGUF file as safetensors (float32), tokenizer included."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    folder = cache_root() / f"{path.stem}-{digest.hexdigest()[:16]}"
+def described(path: Path) -> Path:
+    """A folder holding the configuration and the tokenizer of a GGUF file, made without reading its weights."""
+    folder = cache_root() / f"{path.stem}-{_digest(path)}"
     if not (folder / "config.json").is_file():
-        _convert(path, folder)
+        _make(folder, partial(_describe, path))
     return folder
+
+
+def converted(path: Path, dtype: str = "float32") -> Path:
+    """A folder holding the model of a GGUF file as safetensors, decoded in float32 and rounded to `dtype` once."""
+    described_in = described(path)
+    folder = described_in.with_name(f"{described_in.name}-{dtype}")
+    if not (folder / "config.json").is_file():
+        _make(folder, partial(_convert, path, described_in, dtype))
+    return folder
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def cache_root() -> Path:
@@ -74,18 +86,41 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lrft" / "gguf"
 
 
-def _convert(path: Path, folder: Path) -> None:
-    import torch
-
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise MissingExtra("model.name: reading a .gguf file needs `pip install gguf`") from None
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
+def _make(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder, which is there when it is complete."""
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     scratch.mkdir(parents=True, exist_ok=True)
     try:
+        write(scratch)
+        if not folder.exists():  # another process may have been faster
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _describe(path: Path, folder: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    _check_package()
+    hf = _skeleton(AutoConfig.from_pretrained(path.parent, gguf_file=path.name))
+    hf.config.architectures = [type(hf).__name__]
+    hf.config.save_pretrained(folder)
+    hf.generation_config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+
+
+def _convert(path: Path, described_in: Path, dtype: str, folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+
+    from lrft.model.on_disk import parameters_on_disk
+
+    _check_package()
+    hf = _skeleton(AutoConfig.from_pretrained(described_in))
+    # Families that keep some parameters in float32 whatever the model is in get them unrounded.
+    exact = any(getattr(hf, name, None) for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"))
+    kept = torch.float32 if exact else getattr(torch, dtype)
+    with parameters_on_disk(folder / "parameters", kept):
         loaded = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
@@ -94,11 +129,25 @@ def _convert(path: Path, folder: Path) -> None:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        model, report = cast("tuple[HF, LoadingReport]", loaded)
-        check_loaded(path.name, report)
-        model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(scratch)
-        if not folder.exists():  # another process may have been faster
-            scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    model, report = cast("tuple[HF, LoadingReport]", loaded)
+    check_loaded(path.name, report)
+    model.config.dtype = kept
+    model.save_pretrained(folder, max_shard_size="1GB")
+    del model, loaded
+    shutil.rmtree(folder / "parameters")
+    for file in described_in.iterdir():
+        if file.suffix != ".safetensors" and not (folder / file.name).exists():
+            shutil.copy(file, folder)
+
+
+def _skeleton(config: ModelConfig) -> HF:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return cast("HF", AutoModelForCausalLM.from_config(config))
+
+
+def _check_package() -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtra("model.name: reading a .gguf file needs `pip install gguf`")

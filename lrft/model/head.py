@@ -38,10 +38,11 @@ def settle(model: CausalLM) -> None:
     ids = [1, 2, 3, 4]
     try:
         theirs = reference(model, torch.tensor([ids]))
-        ours = model(batch_of([[ids]]))
+        batch = batch_of([[ids]]).to(model.device)
+        ours = model(batch)
         if not _close(ours, theirs):
             model.scale = _scale(config, ours, theirs)
-            ours = model(batch_of([[ids]]))
+            ours = model(batch)
     except RecipeError:
         raise
     except Exception as error:  # whatever a model's own code raises

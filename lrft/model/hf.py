@@ -34,9 +34,13 @@ class ModelConfig(TextConfig, Protocol):
     """The settings of the whole model."""
 
     _attn_implementation: str
+    architectures: list[str] | None
+    name_or_path: str
     dtype: torch.dtype
 
     def get_text_config(self) -> TextConfig: ...
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None: ...
 
 
 class Logits(Protocol):
@@ -49,6 +53,7 @@ class HF(nn.Module):
     """The model; this class is never made."""
 
     config: ModelConfig
+    name_or_path: str
     generation_config: GenerationConfig
     base_model: nn.Module
     _supports_sdpa: bool

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import cast
 
 import torch
 
-from lrft.model import attention, head
+from lrft.model import asked, attention, head
 from lrft.model.backend import first_backend
 from lrft.model.causal_lm import CausalLM
 from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
@@ -17,6 +16,9 @@ from lrft.model.direct import find_direct
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
+from lrft.model.packed import Packed, packed_layers, take_packing
+from lrft.model.stored import NotStreamed, Unread, answering_zeros, fingerprint
+from lrft.model.stream import load_promised
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 
@@ -47,13 +49,18 @@ def load_model(
     quiet()
     attention.register()
     config = load_config(section, trust_remote_code)
+    packing, packed = take_packing(config), dict[str, Packed]()
     try:
-        hf = _build(section, config, trust_remote_code, meta, seed)
+        if packing is None or meta or section.weights == "random":
+            hf = _build(section, config, trust_remote_code, meta, seed)
+        else:
+            hf, packed = _unpacked(section, config, trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise unloadable(section.name, error) from None
     hf.requires_grad_(False)
     hf.eval()
     model = CausalLM(hf)
+    model.packing, model.packed = packing, packed
     if not meta:
         head.settle(model)
     model.direct = _direct(hf)
@@ -61,6 +68,50 @@ def load_model(
     if not meta:
         model.fingerprint = fingerprint(hf)
     return model
+
+
+def open_model(section: ModelSection, trust_remote_code: bool = False) -> CausalLM:
+    """The base model with the weights of its linear layers left in their files, for `attach` to read one by one.
+
+    Its head has not been tried (`prove`), nor has an attention backend been chosen.
+
+    Raises:
+        NotStreamed: it cannot be shown that the model is then the one that `load_model` gives, or it is small.
+        RecipeError: its files do not hold it.
+    """
+    quiet()
+    attention.register()
+    config = load_config(section, trust_remote_code)
+    packing = take_packing(config)
+    try:
+        skeleton = _build(section, config, trust_remote_code, meta=True, seed=None)
+        if sum(parameter.numel() for parameter in skeleton.parameters()) <= asked.SMALL:
+            raise NotStreamed("")  # asked exactly, of a float32 copy
+        if skeleton.get_output_embeddings() is None:
+            raise NotStreamed("")  # about to be refused
+        if not type(skeleton).__module__.startswith("transformers."):
+            raise NotStreamed("its code is its own, and may read them in other ways")
+        hf = _promised(section, skeleton)
+        with answering_zeros(hf):
+            direct = find_direct(hf)
+    except (NotStreamed, RecipeError):
+        raise
+    except Exception as error:  # whatever a model's own code raises
+        raise NotStreamed(asked.first_line(error)) from None
+    model = CausalLM(hf)
+    model.direct, model.unread = direct, Unread(hf)
+    model.packing, model.packed = packing, packed_layers(hf)
+    return model
+
+
+def prove(model: CausalLM, section: ModelSection, device: torch.device | str) -> None:
+    """Find the head of a model that has all its weights, and choose its attention backend.
+
+    Raises:
+        RecipeError: it computes its logits in a way lrft does not know, or takes no backend.
+    """
+    head.settle(model)
+    first_backend(model, section, torch.device(device))
 
 
 def _direct(hf: HF) -> frozenset[str]:
@@ -98,11 +149,11 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
     """The transformers model: its weights read, drawn, or left out."""
     from transformers import AutoModelForCausalLM
 
-    name, options = resolve(section.name, section.revision)
     # Every architecture has eager attention; the backend that will run is set when the model is there.
     settings = {"attn_implementation": "eager", "trust_remote_code": trusted}
     dtype = DTYPES[section.dtype]
     if not meta and section.weights == "pretrained":
+        name, options = resolve(section.name, section.revision, section.dtype)
         loaded = AutoModelForCausalLM.from_pretrained(
             name,
             use_safetensors=True,
@@ -114,10 +165,7 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
         )
         hf, report = cast(tuple[HF, LoadingReport], loaded)
         check_loaded(section.name, report)
-        if hf.get_output_embeddings() is not None and not _is_tied(hf):
-            # A file with two different tensors is loaded as two, whatever its configuration says of tying them.
-            hf.config.get_text_config().tie_word_embeddings = False
-        return hf
+        return _untied_as_stored(hf)
     make: Callable[..., HF] = partial(AutoModelForCausalLM.from_config, config, **settings)
     if not meta:
         return _draw(make, dtype, seed)
@@ -126,9 +174,36 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
     return hf
 
 
-def _is_tied(hf: HF) -> bool:
+def _promised(section: ModelSection, skeleton: HF) -> HF:
+    """The model, frozen, that waits for the weights of its linear layers."""
+    name, options = resolve(section.name, section.revision, section.dtype)
+    hf = load_promised(skeleton, section.name, name, options, DTYPES[section.dtype])
+    hf.requires_grad_(False)
+    return _untied_as_stored(hf.eval())
+
+
+def _unpacked(section: ModelSection, config: ModelConfig, trusted: bool) -> tuple[HF, dict[str, Packed]]:
+    """The dense model of a checkpoint in 4 bits, and its layers as they are stored."""
+    skeleton = _build(section, config, trusted, meta=True, seed=None)
+    try:
+        hf = _promised(section, skeleton)
+    except NotStreamed as reason:
+        raise RecipeError(
+            f"{section.name!r} holds layers in 4 bits that cannot be taken over ({reason}); name the unquantized "
+            "checkpoint",
+            "model.name",
+        ) from None
+    packed = packed_layers(hf)
+    Unread(hf).finish()
+    return hf, packed
+
+
+def _untied_as_stored(hf: HF) -> HF:
+    """A file with two different tensors is loaded as two, whatever its configuration says of tying them."""
     head = hf.get_output_embeddings()
-    return head is not None and head.weight is hf.get_input_embeddings().weight
+    if head is not None and head.weight is not hf.get_input_embeddings().weight:
+        hf.config.get_text_config().tie_word_embeddings = False
+    return hf
 
 
 def _draw(make: Callable[..., HF], dtype: torch.dtype, seed: int | None) -> HF:
@@ -157,14 +232,3 @@ def configure(model: CausalLM, section: ModelSection) -> None:
         model.compile()
     else:
         fuse(model.hf)
-
-
-def fingerprint(hf: HF) -> str:
-    """sha256 over names, shapes and sampled values of every parameter: the same base gives the same string."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(hf.named_parameters()):
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)][:1024].float()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
 
 import torch
@@ -22,6 +24,15 @@ class Linear4bit(Protocol):
 
     weight: Tensor
     bias: Tensor | None
+
+
+@dataclass
+class Held:
+    """What `BitsAndBytes4bit.adopt` looks at of a layer of bitsandbytes, of one that is in a file."""
+
+    weight: Tensor
+    bias: Tensor | None
+    quant_state: QuantState
 
 
 class BitsAndBytes4bit(Encoded):
@@ -112,6 +123,17 @@ class BitsAndBytes4bit(Encoded):
             codes = layer.weight.data.view(torch.uint8).reshape(-1, 1)
             adopted._store(codes, state.absmax, state.offset, state.state2.absmax if state.nested else None)
         return adopted
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor], bias: Tensor | None, dtype: torch.dtype) -> Self:
+        codes = tensors["weight"]
+        beside = {key.removeprefix("weight."): part for key, part in tensors.items() if key != "weight"}
+        state = bitsandbytes_functional().QuantState.from_dict(beside, codes.device)
+        table = bitsandbytes_functional().get_4bit_type(state.quant_type, device=codes.device)
+        same_scales = not state.nested or state.state2.blocksize == SCALES_PER_BLOCK
+        if not same_scales or not torch.allclose(state.code, table, atol=1e-6):
+            raise UsageError(f"its 4-bit codes are not those of {cls.quant_type}")
+        return cls.adopt(Held(codes, bias, state), dtype)
 
     def _store(self, codes: Tensor, absmax: Tensor, offset: Tensor | None, absmax2: Tensor | None) -> None:
         self.register_buffer("codes", codes)

@@ -1,0 +1,143 @@
+"""Weights that are still in their files, and the identity of a model, which is known once each has been looked at."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lrft.model.hf import HF
+from lrft.model.sites import linear_shape
+
+SAMPLES = 1024  # values of a parameter that its fingerprint looks at
+
+
+class NotStreamed(Exception):
+    """The model has to be read whole; the message is why, and empty where nobody needs to be told."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that is still in its safetensors file, as far as transformers looks at one: `[...]`, then `to`."""
+
+    file: str
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __getitem__(self, index: object) -> Stored:
+        if index is not Ellipsis:
+            raise NotStreamed("transformers takes its tensors apart while it loads them")
+        return self
+
+    def to(self, device: object = None, dtype: torch.dtype | None = None) -> nn.Parameter:
+        """A parameter without storage that remembers where its values are."""
+        empty = torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
+        promise = nn.Parameter(empty, requires_grad=False)
+        promise.stored = self  # type: ignore[attr-defined]
+        return promise
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        """The values, rounded to `dtype` once."""
+        return read_tensor(self.file, self.key).to(dtype)
+
+
+class Unread:
+    """The layers of a model whose weights have not been read, and its fingerprint, which grows as they are.
+
+    Args:
+        hf: as `load_promised` gave it.
+    """
+
+    def __init__(self, hf: HF) -> None:
+        self.hf = hf
+        self.names = [name for name, parameter in hf.named_parameters() if stored_at(parameter) is not None]
+        kept = set(self.names)
+        self.samples = {n: _sample(n, p) for n, p in hf.named_parameters() if n not in kept}
+
+    def weight(self, name: str) -> Tensor:
+        """The weight of the layer called `name` as its parameter will hold it, read and not kept."""
+        parameter = self.hf.get_parameter(f"{name}.weight")
+        stored = stored_at(parameter)
+        return parameter.detach() if stored is None else stored.read(parameter.dtype)
+
+    def read(self, name: str) -> None:
+        """Give the layer called `name` its weight, if it waits for one."""
+        path = f"{name}.weight"
+        if path in self.names and path not in self.samples:
+            read_parameter(self.hf, path)
+            self.samples[path] = _sample(path, self.hf.get_parameter(path))
+
+    def finish(self) -> str:
+        """Read what is left, such as layers that train, and give the fingerprint."""
+        for path in self.names:
+            if path not in self.samples:
+                self.read(path.removesuffix(".weight"))
+        return _digest(self.samples)
+
+
+def read_tensor(file: str, key: str) -> Tensor:
+    """One tensor of a safetensors file, which is mapped only as long as the tensor lives."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        tensor: Tensor = opened.get_tensor(key)
+    return tensor
+
+
+def stored_at(parameter: Tensor) -> Stored | None:
+    """Where the values of a parameter without storage are; None where it has its own, or they are nowhere."""
+    found: Stored | None = getattr(parameter, "stored", None)
+    return found
+
+
+def read_parameter(hf: nn.Module, path: str) -> None:
+    """Put a parameter with its values in the place of one without."""
+    parent, _, leaf = path.rpartition(".")
+    module = hf.get_submodule(parent)
+    promise = module.get_parameter(leaf)
+    stored = stored_at(promise)
+    assert stored is not None, "only promises are kept"
+    module.register_parameter(leaf, nn.Parameter(stored.read(promise.dtype), promise.requires_grad))
+
+
+@contextmanager
+def answering_zeros(hf: HF) -> Iterator[None]:
+    """Let the layers that have no weights answer zeros, so that the model's code runs to its end without them."""
+    layers = [hf.get_submodule(n.rpartition(".")[0]) for n, p in hf.named_parameters() if stored_at(p)]
+    for layer in layers:
+        shape = linear_shape(layer)
+        assert shape is not None, "only linear layers wait for their weights"
+        layer.forward = partial(_zeros, shape[0])
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _zeros(out: int, x: Tensor) -> Tensor:
+    return x.new_zeros(*x.shape[:-1], out)
+
+
+def fingerprint(hf: HF) -> str:
+    """sha256 over names, shapes and sampled values of every parameter: the same base gives the same string."""
+    return _digest({name: _sample(name, parameter) for name, parameter in hf.named_parameters()})
+
+
+def _sample(name: str, parameter: Tensor) -> bytes:
+    flat = parameter.detach().flatten()
+    sample = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float()
+    return f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes()
+
+
+def _digest(samples: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(samples):
+        digest.update(samples[name])
+    return digest.hexdigest()

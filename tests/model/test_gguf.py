@@ -1,0 +1,187 @@
+"""A GGUF file becomes the model that transformers decodes, rounded once, and is never held in memory as a whole."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lrft.model import gguf as files
+from lrft.model.load import load_model
+from lrft.model.on_disk import parameters_on_disk
+from lrft.model.tokenizer import load_tokenizer
+from lrft.recipe.sections import ModelSection
+
+gguf = pytest.importorskip("gguf")
+
+WIDTH, INNER, LAYERS = 64, 128, 2
+
+
+@pytest.fixture
+def made(tiny, tmp_path, monkeypatch):
+    """`made(tied)` -> a tiny Llama as a GGUF file, matrices in 8 bits, with the tokenizer of the tests."""
+    monkeypatch.setenv("LRFT_CACHE", str(tmp_path / "cache"))
+
+    def make(tied=True):
+        path = tmp_path / "tiny.gguf"
+        held = json.loads((tiny() / "tokenizer.json").read_text())
+        words = {**held["model"]["vocab"], **{t["content"]: t["id"] for t in held["added_tokens"]}}
+        tokens = sorted(words, key=words.get)
+        merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in held["model"]["merges"]]
+        writer = gguf.GGUFWriter(path, "llama")
+        for name, value in {
+            "context_length": 64,
+            "embedding_length": WIDTH,
+            "block_count": LAYERS,
+            "feed_forward_length": INNER,
+            "head_count": 4,
+            "head_count_kv": 2,
+            "layer_norm_rms_eps": 1e-5,
+            "rope_dimension_count": WIDTH // 4,
+            "vocab_size": len(tokens),
+            "tokenizer_model": "gpt2",
+            "tokenizer_pre": "default",
+            "token_list": tokens,
+            "token_types": [1] * len(tokens),
+            "token_merges": merges,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }.items():
+            getattr(writer, f"add_{name}")(value)
+        torch.manual_seed(0)
+        for name, shape in shapes(len(tokens), tied).items():
+            values = torch.randn(shape).mul(0.05).numpy()
+            if len(shape) == 2 and "blk" in name:
+                kind = gguf.GGMLQuantizationType.Q8_0
+                writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(name, values)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return make
+
+
+def shapes(vocabulary, tied):
+    found = {"token_embd.weight": (vocabulary, WIDTH), "output_norm.weight": (WIDTH,)}
+    if not tied:
+        found["output.weight"] = (vocabulary, WIDTH)
+    layer = {
+        "attn_q": (WIDTH, WIDTH),
+        "attn_k": (WIDTH // 2, WIDTH),
+        "attn_v": (WIDTH // 2, WIDTH),
+        "attn_output": (WIDTH, WIDTH),
+        "ffn_gate": (INNER, WIDTH),
+        "ffn_up": (INNER, WIDTH),
+        "ffn_down": (WIDTH, INNER),
+        "attn_norm": (WIDTH,),
+        "ffn_norm": (WIDTH,),
+    }
+    return found | {f"blk.{i}.{name}.weight": shape for i in range(LAYERS) for name, shape in layer.items()}
+
+
+def decoded(path):
+    """What transformers makes of the file in float32, whole."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    config = GgufConfig(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=config
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_tensors_are_those_of_transformers_rounded_once(made, tmp_path, dtype, tied):
+    path = made(tied)
+    decoded(path).save_pretrained(tmp_path / "whole")
+    expected, found = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "whole", files.converted(path, dtype))
+    )
+    assert expected.keys() == found.keys() and ("lm_head.weight" in found) is not tied
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor.to(getattr(torch, dtype))), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_fingerprint_does_not_know_how_the_file_was_kept(made, tmp_path, dtype):
+    path = made()
+    decoded(path).save_pretrained(tmp_path / "whole")
+    whole, kept = (
+        load_model(ModelSection(name=str(name), dtype=dtype)) for name in (tmp_path / "whole", path)
+    )
+    assert whole.fingerprint == kept.fingerprint
+    assert whole.hf.config.dtype == kept.hf.config.dtype == getattr(torch, dtype)
+
+
+def test_a_conversion_is_kept_and_leaves_nothing_beside_it(made):
+    path = made()
+    folder = files.converted(path, "bfloat16")
+    first = (folder / "model.safetensors").stat().st_mtime_ns
+    assert files.converted(path, "bfloat16") == folder != files.converted(path, "float32")
+    assert (folder / "model.safetensors").stat().st_mtime_ns == first
+    assert {p.name.rpartition("-")[2] for p in folder.parent.iterdir()} >= {"bfloat16", "float32"}
+    assert len(list(folder.parent.iterdir())) == 3 and not (folder / "parameters").exists()
+
+
+def test_the_tokenizer_is_read_without_the_weights(made, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def refuse(*arguments, **settings):
+        raise AssertionError("weights were read")
+
+    path = made()
+    section = ModelSection(name=str(path), dtype="bfloat16")
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+        tokenizer, stops = load_tokenizer(section)
+        hf = load_model(section, meta=True).hf
+    assert not list(files.described(path).glob("*.safetensors"))
+    assert stops == {2} and tokenizer("an order").input_ids
+    loaded = load_model(section).hf
+    assert {n: p.shape for n, p in hf.named_parameters()} == {
+        n: p.shape for n, p in loaded.named_parameters()
+    }
+
+
+def test_what_a_family_keeps_in_float32_is_not_rounded(made, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", ["norm"])
+    kept = load_file(files.converted(made(), "bfloat16") / "model.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+
+
+def test_parameters_live_in_files_and_tied_ones_in_one(tmp_path):
+    values = torch.randn(8, 4)
+    with parameters_on_disk(tmp_path / "parameters", torch.bfloat16):
+        one, two = nn.Linear(4, 8, bias=False), nn.Linear(4, 8, bias=False, device="meta")
+        one.weight = nn.Parameter(values, requires_grad=False)
+        assert two.weight.is_meta
+        two.weight = one.weight
+    assert one.weight is two.weight and not one.weight.requires_grad
+    assert torch.equal(one.weight, values.bfloat16())
+    assert one.weight.untyped_storage().filename.startswith(str(tmp_path))
+    assert nn.Linear(4, 8).weight.untyped_storage().filename is None
+
+
+def test_while_it_is_converted_every_parameter_is_in_a_file(made, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    seen = []
+    save = LlamaForCausalLM.save_pretrained
+
+    def look(self, *arguments, **settings):
+        seen.extend(p.untyped_storage().filename is not None for p in self.parameters())
+        return save(self, *arguments, **settings)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", look)
+    files.converted(made(), "bfloat16")
+    assert len(seen) == 2 + 9 * LAYERS and all(seen)

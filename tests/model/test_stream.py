@@ -1,0 +1,310 @@
+"""A model whose weights are read one by one is the one that is read whole, bit for bit, and is never held dense."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lrft.build.adapt as build
+from lrft.build.adapt import adapt
+from lrft.model import asked
+from lrft.model.load import load_model, open_model
+from lrft.model.stored import NotStreamed, Stored, stored_at
+from lrft.model.trained import base_parameters
+from lrft.recipe.schema import Recipe
+from lrft.registry.errors import RecipeError
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch):
+    monkeypatch.setattr(asked, "SMALL", 0)
+
+
+def recipe_of(folder, quantization="nf4_reference", dtype="float32", **more):
+    section = {"name": str(folder), "dtype": dtype}
+    data = {"train": "x.jsonl", "format": "text"}
+    written = {"model": section, "adapter": {"method": "lora", "rank": 4}, "quantization": quantization}
+    return Recipe.model_validate({**written, "data": data, **more})
+
+
+def read_whole(monkeypatch, recipe):
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "gains_by_streaming", lambda *_: False)
+        return adapt(recipe)
+
+
+def opened(folder, **section):
+    return open_model(recipe_of(folder, **section).model)
+
+
+def check_same(whole, streamed):
+    """Every parameter and buffer, what stands for the base, and what was found out about the model."""
+    for found in ("named_parameters", "named_buffers"):
+        one, other = (dict(getattr(a.model.hf, found)()) for a in (whole, streamed))
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            assert tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]), name
+            assert tensor.requires_grad == other[name].requires_grad, name
+    for name in ("fingerprint", "softcap", "scale", "attention", "direct", "transposed"):
+        assert getattr(whole.model, name) == getattr(streamed.model, name), name
+    assert (whole.plan, whole.packing, whole.notes) == (streamed.plan, streamed.packing, streamed.notes)
+    assert whole.model.hf.config.to_dict() == streamed.model.hf.config.to_dict()
+    assert whole.model.hf.generation_config.to_dict() == streamed.model.hf.generation_config.to_dict()
+    assert streamed.model.unread is None and whole.model.fingerprint
+
+
+FAMILIES = ["llama", "gemma2", "phi3", "gpt2", "granite", "mixtral", "lfm2", "opt", "falcon_mamba"]
+VARIANTS = [("llama", False, True), ("qwen2", False, False), ("gpt2", False, False)]
+
+
+@pytest.mark.parametrize(("family", "tied", "bias"), [(f, True, False) for f in FAMILIES] + VARIANTS)
+def test_a_streamed_model_is_the_one_read_whole(tiny, monkeypatch, family, tied, bias):
+    recipe = recipe_of(tiny(family, tied=tied, bias=bias))
+    unread = open_model(recipe.model)
+    waiting = [name for name, p in unread.hf.named_parameters() if stored_at(p) is not None]
+    assert waiting and all(unread.hf.get_parameter(name).is_meta for name in waiting)
+    check_same(read_whole(monkeypatch, recipe), adapt(recipe))
+
+
+@pytest.mark.parametrize("storage", ["nf4", "fp4", "int8", "nf_blocks"])
+def test_every_storage_holds_the_same_bytes(tiny, monkeypatch, storage):
+    recipe = recipe_of(tiny("gpt2"), storage, "bfloat16")  # whose files hold float32
+    check_same(read_whole(monkeypatch, recipe), adapt(recipe))
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        "pissa",
+        {"method": "pissa", "residual": "anchor"},
+        "loftq",
+        {"method": "lq_lora", "budget": 3.5, "weighting": "none"},
+    ],
+)
+def test_an_init_sees_the_true_weight(tiny, monkeypatch, init):
+    storage = "nf_blocks" if isinstance(init, dict) and "budget" in init else "nf4_reference"
+    recipe = recipe_of(tiny("llama"), storage, init=init)
+    check_same(read_whole(monkeypatch, recipe), adapt(recipe))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("storage", ["nf4", "none"])
+def test_on_a_gpu_every_storage_holds_the_same_bytes(tiny, monkeypatch, storage):
+    recipe = recipe_of(tiny("llama"), storage, "bfloat16")
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "gains_by_streaming", lambda *_: False)
+        whole = adapt(recipe, device="cuda")
+    assert build.gains_by_streaming(recipe, torch.device("cuda"), saved=False)
+    check_same(whole, adapt(recipe, device="cuda"))
+
+
+def test_layers_that_train_keep_their_weight_and_the_fingerprint_knows_it(tiny, monkeypatch):
+    recipe = recipe_of(tiny("llama"), trainable=["*layers.1.mlp.*.weight", "*norm.weight"])
+    recipe = recipe.model_copy(
+        update={"adapter": recipe.adapter.model_copy(update={"targets": ["q_proj", "v_proj"]})}
+    )
+    whole, streamed = read_whole(monkeypatch, recipe), adapt(recipe)
+    check_same(whole, streamed)
+    trained = dict(base_parameters(streamed.model))
+    assert trained.keys() == dict(base_parameters(whole.model)).keys() and len(trained) == 8
+
+
+def test_a_matrix_in_shards_is_read_from_the_shard_that_holds_it(tiny, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tiny()).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    recipe = recipe_of(tmp_path)
+    streamed = adapt(recipe)
+    check_same(read_whole(monkeypatch, recipe), streamed)
+    assert streamed.model.fingerprint == load_model(recipe_of(tiny()).model).fingerprint
+
+
+@pytest.fixture
+def altered(tiny, tmp_path):
+    """`altered(edit, **config)` -> folder of the tiny Llama with its tensors edited and keys of its config set."""
+
+    def make(edit=lambda tensors: None, tied=True, **config):
+        folder = shutil.copytree(tiny("llama", tied=tied), tmp_path / "model")
+        tensors = load_file(folder / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        held = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**held, **config}))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("edit", "tied", "config"),
+    [
+        (lambda t: t.pop(UP), True, {}),
+        (lambda t: t.pop("lm_head.weight"), False, {}),
+        (lambda t: t.update({"score.weight": torch.ones(2, 64)}), True, {}),
+        (lambda t: t.update({UP: torch.ones(32, 64)}), True, {}),
+        (lambda t: t.update({"model.norm.weight": torch.ones(32)}), True, {}),
+        (lambda t: None, True, {"num_hidden_layers": 3}),
+        (lambda t: None, True, {"vocab_size": 600}),
+        (lambda t: t[UP].fill_(torch.nan), True, {}),
+        (lambda t: None, True, {"is_decoder": False, "architectures": ["LlamaForSequenceClassification"]}),
+    ],
+)
+def test_files_that_do_not_hold_the_model_are_refused_in_the_same_words(
+    altered, monkeypatch, edit, tied, config
+):
+    recipe = recipe_of(altered(edit, tied, **config))
+    with pytest.raises(RecipeError) as whole:
+        read_whole(monkeypatch, recipe)
+    with pytest.raises(RecipeError) as streamed:
+        adapt(recipe)
+    assert str(streamed.value) == str(whole.value)
+
+
+def test_a_shard_that_is_gone_is_refused_in_the_same_words(tiny, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tiny()).save_pretrained(tmp_path, max_shard_size="100KB")
+    sorted(tmp_path.glob("model-*.safetensors"))[1].unlink()
+    with pytest.raises(RecipeError, match=r"model.name: .*could not be loaded"):
+        adapt(recipe_of(tmp_path))
+
+
+def test_two_heads_in_the_file_stay_two_though_the_configuration_ties_them(altered, monkeypatch):
+    recipe = recipe_of(altered(tied=False, tie_word_embeddings=True))
+    streamed = adapt(recipe)
+    check_same(read_whole(monkeypatch, recipe), streamed)
+    hf = streamed.model.hf
+    assert hf.get_output_embeddings().weight is not hf.get_input_embeddings().weight
+    assert hf.config.tie_word_embeddings is False
+
+
+def test_experts_that_become_one_tensor_are_made_of_their_values_and_nothing_is_said(tiny):
+    found = adapt(recipe_of(tiny("mixtral")))
+    experts = [p for name, p in found.model.hf.named_parameters() if "experts" in name]
+    assert experts and not any(p.is_meta for p in experts) and not found.notes
+
+
+def test_what_cannot_be_streamed_is_read_whole_and_said_in_one_line(tiny, monkeypatch):
+    class Taken(Stored):
+        def __getitem__(self, index):
+            return super().__getitem__(0)
+
+    recipe = recipe_of(tiny())
+    monkeypatch.setattr("lrft.model.stream.Stored", Taken)
+    found = adapt(recipe)
+    (note,) = found.notes
+    assert note.startswith("model.name: all weights were read before any was stored (transformers takes")
+    found.notes.clear()
+    check_same(read_whole(monkeypatch, recipe), found)
+
+
+def test_a_promise_that_was_changed_is_no_promise(tiny, monkeypatch):
+    to = Stored.to
+    monkeypatch.setattr(Stored, "to", lambda *given, **named: to(*given, **named).mul_(2))
+    with pytest.raises(NotStreamed, match="is made of other tensors"):
+        opened(tiny())
+
+
+def test_a_model_that_fails_once_its_layers_are_stored_is_asked_dense(tiny, monkeypatch):
+    def refuse(model, section, device):
+        raise RecipeError("its logits are odd", "model.name")
+
+    monkeypatch.setattr(build, "prove", refuse)
+    found = adapt(recipe_of(tiny()))
+    assert found.notes == ["model.name: all weights were read before any was stored (its logits are odd)"]
+    assert found.model.fingerprint
+
+
+@pytest.mark.parametrize("what", ["small", "dense", "calibrated", "random", "full"])
+def test_what_gains_nothing_or_needs_the_dense_model_is_read_whole(tiny, monkeypatch, what):
+    more = {
+        "calibrated": {"init": "lora_ga"},
+        "random": {"model": {"name": str(tiny()), "dtype": "float32", "weights": "random"}},
+        "full": {"trainable": "full", "adapter": None, "quantization": "none"},
+    }.get(what, {})
+    recipe = recipe_of(tiny(), **{"quantization": "none" if what == "dense" else "nf4_reference", **more})
+    if what != "small":
+        assert not build.gains_by_streaming(recipe, torch.device("cpu"), saved=False)
+        return
+    monkeypatch.setattr(asked, "SMALL", 50_000_000)
+    assert build.gains_by_streaming(recipe, torch.device("cpu"), saved=False)
+    with pytest.raises(NotStreamed, match=r"^$"):
+        open_model(recipe.model)
+
+
+MEASURED = """
+import re, sys
+from pathlib import Path
+from lrft.build.adapt import adapt
+from lrft.model import asked
+from lrft.recipe.schema import Recipe
+
+def highest():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+
+def recipe(folder):
+    return Recipe.model_validate({
+        "model": {"name": folder}, "adapter": {"method": "lora", "rank": 4}, "quantization": "nf4",
+        "data": {"train": "x.jsonl", "format": "text"}, "train": {"max_length": 64},
+    })
+
+asked.SMALL = 0
+adapt(recipe(sys.argv[1]))  # what is imported on the way
+Path("/proc/self/clear_refs").write_text("5")
+before = highest()
+found = adapt(recipe(sys.argv[2]))
+hf = found.model.hf
+print(highest() - before, sum(t.nbytes for t in {*hf.parameters(), *hf.buffers()}), found.notes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("width", "layers"),
+    [(512, 30), pytest.param(2048, 28, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+)
+def test_the_peak_of_loading_is_the_stored_model_and_one_dense_tensor_at_work(tiny, tmp_path, width, layers):
+    """Slack: nine dense tensors, which bitsandbytes' encoder works in, 0.6 MB of objects a layer, and 32 MiB."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    inner = 3 * width
+    dense = 2 * layers * (4 * width * width + 3 * width * inner)
+    if shutil.disk_usage(tmp_path).free < 2 * dense:
+        pytest.skip(f"needs {2 * dense >> 30} GiB of disk")
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        vocab_size=600,
+        max_position_embeddings=64,
+        dtype=torch.bfloat16,
+    )
+    with torch.device("meta"):
+        hf = LlamaForCausalLM(config)
+    hf = hf.to(torch.bfloat16).to_empty(device="cpu")
+    for parameter in hf.parameters():
+        parameter.data.normal_(std=0.02)
+    hf.save_pretrained(tmp_path, max_shard_size=dense // 4)
+    del hf
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tiny()), str(tmp_path)],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},  # what is freed goes back, and is not counted
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peak, stored, notes = done.stdout.split(maxsplit=2)
+    bound = int(stored) + 10 * 2 * width * inner + layers * 600_000 + (32 << 20)
+    assert notes.strip() == "[]" and bound < dense / 1.5
+    assert int(peak) < bound, f"{int(peak) >> 20} MiB over {bound >> 20}; stored are {int(stored) >> 20}"
