@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,7 +98,8 @@ def _train_in(
         if saved is not None and tensors is not None:
             _resume(job, saved, tensors)
         try:
-            train_steps(job.run, job.steps(), job.objective)
+            with closing(job.steps()) as steps:
+                train_steps(job.run, steps, job.objective)
         finally:
             for callback in job.run.callbacks:
                 callback.close()
