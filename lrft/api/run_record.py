@@ -51,11 +51,17 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
         },
     )
     folder.write(RECIPE, resolved(loaded.recipe))
+    _say_start(job, trainable)
+
+
+def _say_start(job: Job, trainable: int) -> None:
+    """What of it the person at the terminal is told."""
+    run, folder = job.run, job.folder
     for note in job.adaptation.notes:
         say(note)
     for row in job.adaptation.targets:
         say(f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of all matrices")
-    shares = matrix_shares(job.adaptation, loaded.recipe)
+    shares = matrix_shares(job.adaptation, run.recipe)
     if shares["sentence"]:
         say(
             f"matrices: {shares['adapted']:.1%} adapted, {shares['quantized']:.1%} in few bits; {shares['sentence']}"

@@ -31,6 +31,8 @@ from lrft.training import checkpoint, checkpoint_folder
 from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RunFolder
 from lrft.training.loop import train_steps
+from lrft.training.metrics import forget_peak_memory
+from lrft.training.numerics import numerics
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,12 +60,14 @@ def train(
         DataError, NumericalError, Interrupted, CheckpointError: see `lrft.registry.errors`.
     """
     loaded = as_loaded(recipe, overrides)
-    accelerator = make_accelerator(loaded.recipe.train.device, loaded.recipe.model.dtype)
-    folder = claim(loaded, None if out is None else Path(out), resume, lead=accelerator.is_main_process)
-    try:
-        return _train_in(folder, loaded, accelerator, trust_remote_code)
-    finally:
-        folder.unlock()
+    settings = loaded.recipe.train
+    with numerics(settings.deterministic, settings.tf32):
+        accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)
+        folder = claim(loaded, None if out is None else Path(out), resume, lead=accelerator.is_main_process)
+        try:
+            return _train_in(folder, loaded, accelerator, trust_remote_code)
+        finally:
+            folder.unlock()
 
 
 def _train_in(
@@ -97,6 +101,7 @@ def _train_in(
             write_start(job, loaded, trust_remote_code)
         if saved is not None and tensors is not None:
             _resume(job, saved, tensors)
+        forget_peak_memory()  # what loading took is over, and says nothing of a step
         try:
             with closing(job.steps()) as steps:
                 train_steps(job.run, steps, job.objective)

@@ -17,7 +17,7 @@ from lrft.core.frozen import FrozenLinear, Quantizer
 from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, SitePlan
 from lrft.evaluation.subject import Progress, silent
 from lrft.model.attach import attach, make_plan
-from lrft.model.backend import check_runs, settle_attention, why_padded
+from lrft.model.backend import check_mask, check_runs, settle_attention, why_padded
 from lrft.model.builder import SiteBuilder, dense
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model
@@ -92,11 +92,8 @@ def adapt(
     asked = recipe
     adaptation, planners = _begun(recipe, model, check=trains)
     on_cpu = torch.device(device).type == "cpu"
-    if on_cpu or not model.attention.startswith("flash"):
-        recipe = _settled(asked, adaptation, device, trains)
-    elif asked.train.packing is None:
-        # Nothing is known before the weights are on the GPU: calibrate on single rows.
-        recipe = _packing(asked, False)
+    measures = saved is None and any(planner.needs for planner in planners)
+    recipe = _settled_first(asked, adaptation, device, trains, measures)
     signals: Signals = {}
     if recipe.adapter is not None and saved is not None and planned is not None:
         kind = type(recipe.adapter)
@@ -120,7 +117,14 @@ def adapt(
             _settled(asked, adaptation, device, trains)
     check_runs(model)
     configure(model, recipe.model)
+    adaptation.notes += _remarks(recipe) if on_cpu and trains else []
     return adaptation
+
+
+def _remarks(recipe: Recipe) -> list[str]:
+    """What a training on a CPU is told of what it chose."""
+    told = QUANTIZERS.get(recipe.quantization.method).on_cpu
+    return [f"quantization: {told}"] if told else []
 
 
 def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
@@ -168,12 +172,31 @@ def _bare(model: CausalLM) -> AbstractContextManager[None]:
     return nullcontext() if own else adapters_off(model.hf)
 
 
+def _settled_first(
+    asked: Recipe, adaptation: Adaptation, device: torch.device | str, trains: bool, measures: bool
+) -> Recipe:
+    """The same before anything is on the model, whose backend may be one that only runs on the GPU.
+
+    Args:
+        measures: the model is going there as it is, to be measured.
+    """
+    model = adaptation.model
+    if model.flattens and torch.device(device).type != "cpu":
+        if not measures:  # asked later, of the layers that replace these
+            return _packing(asked, bool(asked.train.packing))
+        model.hf.to(device)
+    return _settled(asked, adaptation, device, trains)
+
+
 def _settled(recipe: Recipe, adaptation: Adaptation, device: torch.device | str, trains: bool) -> Recipe:
     """Find what the model computes rightly with; the recipe that says whether rows are packed."""
     model = adaptation.model
     wanted = True if recipe.model.compile and recipe.train.packing is None else recipe.train.packing
     found = settle_attention(model, recipe.model, device, wanted)
     adaptation.packing, adaptation.notes = found.packing, [found.note] if found.note else []
+    if trains:
+        masked = found.packing or recipe.train.batch_size > 1  # else a row is one document, without padding
+        check_mask(model, recipe.model, device, recipe.train.max_length if masked else 0)
     if trains and not found.told:
         why = why_padded(model, recipe.model, found.packing)
         adaptation.joined = not why

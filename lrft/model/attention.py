@@ -15,6 +15,7 @@ from lrft.ops.attention_blocks import Rule
 
 # What some layers hand to their attention function that changes scores, and is not known here.
 CHANGE_SCORES = ("position_bias", "attention_bias", "head_mask", "indices", "block_indices", "sinks")
+MASKLESS = ("segmented", "varlen")  # backends that are told of the documents instead
 WINDOWS: set[int] = (
     set()
 )  # windows that layers computed with, and that models asked masks for, since `listening`
@@ -37,13 +38,15 @@ def listening() -> Iterator[None]:
 
     WINDOWS.clear()
     MASKS.clear()
-    AttentionMaskInterface.register("segmented", _no_mask)
+    for name in MASKLESS:
+        AttentionMaskInterface.register(name, _no_mask)
     try:
         yield
     finally:
         # A name that is known there is asked for a mask in every pass, and before it is, transformers looks whether a
         # row is packed: on a GPU a wait for the device. A name that is not known gets none, and no wait.
-        AttentionMaskInterface._global_mapping.pop("segmented", None)
+        for name in MASKLESS:
+            AttentionMaskInterface._global_mapping.pop(name, None)
     if untold := MASKS - WINDOWS:
         raise Unsupported(f"a mask of {max(untold)} tokens is asked for that no attention layer tells of")
 

@@ -44,8 +44,9 @@ class ModelSection(Section):
     dtype: Literal["bfloat16", "float32", "float16"] = Field(
         "bfloat16", description="precision of base weights and activations; float16 needs a GPU"
     )
-    attention: Literal["auto", "eager", "sdpa", "segmented", "flash_attention_2"] = Field(
-        "auto", description="auto: flash_attention_2 where installed, sdpa on GPU, segmented on CPU"
+    attention: Literal["auto", "eager", "sdpa", "segmented", "varlen", "flash_attention_2"] = Field(
+        "auto",
+        description="auto: on a GPU flash_attention_2 where installed, else varlen, then sdpa; on a CPU segmented",
     )
     activation_checkpointing: bool = Field(False, description="recompute each block in the backward pass")
     compile: bool = Field(False, description="torch.compile the model body")
@@ -137,6 +138,16 @@ class TrainSection(Section):
     )
     keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where one is visible")
+    deterministic: bool = Field(
+        False,
+        description="train with operations alone that give the same bits every time on a machine, and refuse others; "
+        "slower on a GPU, and nothing changes on a CPU",
+    )
+    tf32: bool = Field(
+        False,
+        description="in training, round the factors of float32 products on a GPU to 10 bits of mantissa: faster, less "
+        "exact; other precisions, and a CPU, know nothing of it",
+    )
 
 
 class EvalSection(Section):
