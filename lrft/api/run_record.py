@@ -44,6 +44,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             "packing": job.adaptation.packing,
             "packing_order": ORDER,
             "joined": job.adaptation.joined,
+            "recomputed_layers": job.adaptation.recomputed,
             "matrices": matrix_shares(job.adaptation, loaded.recipe),
             "processes": run.processes,
             "trust_remote_code": trust_remote_code,

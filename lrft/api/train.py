@@ -14,10 +14,11 @@ from torch import Tensor
 from lrft.api.claim import check_same_start, claim, finished
 from lrft.api.memory import memory_advice
 from lrft.api.run_record import write_end, write_start
-from lrft.build.adapt import adapt
+from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
 from lrft.build.job import Job, assemble
-from lrft.build.steps import check_steps, possible_steps
+from lrft.build.recomputing import settle
+from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import Text, check_text
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
@@ -29,7 +30,7 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
 from lrft.training import checkpoint, checkpoint_folder
 from lrft.training.device import make_accelerator
-from lrft.training.folder import PLAN, RunFolder
+from lrft.training.folder import PLAN, RUN, RunFolder
 from lrft.training.loop import train_steps
 from lrft.training.metrics import forget_peak_memory
 from lrft.training.numerics import numerics
@@ -93,6 +94,7 @@ def _train_in(
                 planned=None if tensors is None else folder.read(PLAN),
                 progress=show if lead else silent,
             )
+        _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
         job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe), trust_remote_code)
         if folder.started:
             check_same_start(job)
@@ -110,6 +112,21 @@ def _train_in(
                 callback.close()
     accelerator.wait_for_everyone()
     return write_end(job, time.perf_counter() - began) if lead else {}
+
+
+def _settle_memory(
+    folder: RunFolder,
+    recipe: Recipe,
+    text: Text,
+    adaptation: Adaptation,
+    accelerator: Accelerator,
+    trust_remote_code: bool,
+) -> None:
+    """Settle which layers are computed again, the model in its place; those of before in a run that is gone on with."""
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    data = train_data(recipe, text, processes, rank, adaptation.packing, adaptation.joined)
+    before: int | None = folder.read(RUN).get("recomputed_layers") if folder.started else None
+    settle(recipe, adaptation, data, accelerator.device, before, trust_remote_code)
 
 
 def _rows(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_remote_code: bool) -> Text:

@@ -24,6 +24,7 @@ from lrft.model.load import configure, load_model
 from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
@@ -36,6 +37,7 @@ class Adaptation:
     Attributes:
         packing: rows hold several documents.
         joined: the rows of a micro-batch are one row, without padding.
+        recomputed: layers that are computed again in the backward pass.
     """
 
     model: CausalLM
@@ -44,6 +46,7 @@ class Adaptation:
     matrices: Matrices
     packing: bool = True
     joined: bool = False
+    recomputed: int = 0
     undecided: bool = False  # a planner that looks at weights or data has not been asked
     notes: list[str] = field(default_factory=list)
 
@@ -116,9 +119,15 @@ def adapt(
         with _bare(model):
             _settled(asked, adaptation, device, trains)
     check_runs(model)
-    configure(model, recipe.model)
+    configure(model, _one_way(recipe.model))
     adaptation.notes += _remarks(recipe) if on_cpu and trains else []
     return adaptation
+
+
+def _one_way(section: ModelSection) -> ModelSection:
+    """The section with no layer recomputed where it is left to the memory there is, which is not known yet."""
+    auto = section.activation_checkpointing == "auto"
+    return section.model_copy(update={"activation_checkpointing": False}) if auto else section
 
 
 def _remarks(recipe: Recipe) -> list[str]:

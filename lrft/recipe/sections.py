@@ -48,7 +48,11 @@ class ModelSection(Section):
         "auto",
         description="auto: on a GPU flash_attention_2 where installed, else varlen, then sdpa; on a CPU segmented",
     )
-    activation_checkpointing: bool = Field(False, description="recompute each block in the backward pass")
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        False,
+        description="recompute each layer in the backward pass; auto: as many of them as free memory asks for, which a "
+        "run keeps",
+    )
     compile: bool = Field(False, description="torch.compile the model body")
 
 

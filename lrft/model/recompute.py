@@ -1,0 +1,35 @@
+"""Which layers of a model are computed again in the backward pass, instead of keeping what they computed."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lrft.model.hf import HF
+
+
+def recomputable(hf: HF) -> list[nn.Module]:
+    """The layers that can be computed again one by one, in their order; none in code that switches all at once."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in hf.modules():  # parents come before what they hold
+        if isinstance(module, GradientCheckpointingLayer) and module not in inside:
+            found.append(module)
+            inside.update(module.modules())
+    return found
+
+
+def recompute(hf: HF, count: int) -> None:
+    """Compute the first `count` layers again in the backward pass, and no other.
+
+    The first are the last that it reaches: what the others kept is freed by then.
+    """
+    if not count:
+        return
+    # The reentrant kind drops the graph of routed adapters' penalties without a word.
+    hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in recomputable(hf)[count:]:
+        for module in layer.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                setattr(module, "gradient_checkpointing", False)  # noqa: B010 (a flag, where mypy sees a module)
