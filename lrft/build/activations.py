@@ -50,12 +50,12 @@ def _activations(recipe: Recipe, model: CausalLM, shape: Shape, recomputed: int)
     wide = getattr(config, "intermediate_size", None) or 4 * hidden
     block = item * (12 * hidden + 4 * wide) + 16 * hidden  # saved inputs, float32 copies of the norms
     kept, room = _attention(model.attention, config, item, shape)
-    # Of a layer that is computed again its input is kept, and while it is, what it would have kept otherwise.
-    again, whole = min(recomputed, 1), layers - recomputed
-    attentions = -(-attention_layers(config) * whole // layers) + again
-    return Activations(
-        tokens * (whole * block + recomputed * hidden * item + again * block), attentions * kept + room
-    )
+    # Of a layer that is computed again its input is kept. They are the first, so by then the others have given up
+    # what they kept, and only where there are no others does computing it again need room of its own.
+    whole, again = layers - recomputed, min(recomputed, 1)
+    attentions = max(-(-attention_layers(config) * whole // layers), again)
+    blocks = max(whole, again) * block + recomputed * hidden * item
+    return Activations(tokens * blocks, attentions * kept + room)
 
 
 def _attention(backend: str, config: TextConfig, item: int, shape: Shape) -> tuple[int, int]:

@@ -21,10 +21,10 @@ from lrft.model.backend import check_mask, check_runs, settle_attention, why_pad
 from lrft.model.builder import SiteBuilder, dense
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model
+from lrft.model.recompute import with_layers_kept
 from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
-from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
@@ -119,15 +119,9 @@ def adapt(
         with _bare(model):
             _settled(asked, adaptation, device, trains)
     check_runs(model)
-    configure(model, _one_way(recipe.model))
+    configure(model, with_layers_kept(recipe.model))
     adaptation.notes += _remarks(recipe) if on_cpu and trains else []
     return adaptation
-
-
-def _one_way(section: ModelSection) -> ModelSection:
-    """The section with no layer recomputed where it is left to the memory there is, which is not known yet."""
-    auto = section.activation_checkpointing == "auto"
-    return section.model_copy(update={"activation_checkpointing": False}) if auto else section
 
 
 def _remarks(recipe: Recipe) -> list[str]:
@@ -184,7 +178,7 @@ def _bare(model: CausalLM) -> AbstractContextManager[None]:
 def _settled_first(
     asked: Recipe, adaptation: Adaptation, device: torch.device | str, trains: bool, measures: bool
 ) -> Recipe:
-    """The same before anything is on the model, whose backend may be one that only runs on the GPU.
+    """What `_settled` finds before anything is on the model, whose backend may be one that only runs on the GPU.
 
     Args:
         measures: the model is going there as it is, to be measured.

@@ -14,6 +14,9 @@ from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault, traini
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 
+# Tokens of a row for which a mask of all pairs is made on a GPU: it takes 8 MiB, and of 32,768 tokens 2 GiB.
+MASKED = 2048
+
 
 def attention_backends(section: ModelSection, device: torch.device) -> list[str]:
     """The attention implementations that `model.attention` allows on `device`, best first."""
@@ -41,11 +44,6 @@ def first_backend(model: CausalLM, section: ModelSection, device: torch.device) 
             f"{type(model.hf).__name__} does not take {backends[-1]}; write {' or '.join(others) or 'auto'}",
             "model.attention",
         )
-
-
-MASKED = (
-    2048  # tokens of a row for which a mask of all pairs is made on a GPU: 8 MiB of it; at 32,768 it is 2 GiB
-)
 
 
 class Settled(NamedTuple):

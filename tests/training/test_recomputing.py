@@ -21,6 +21,7 @@ from lrft.model.load import load_model
 from lrft.model.probe import batch_of
 from lrft.model.recompute import recomputable, recompute
 from lrft.recipe.load import load_recipe
+from lrft.registry.errors import RecipeError
 from tests.training.test_step import job_of, loss_and_gradients, whole_epoch
 from tests.training.unbroken import losses
 
@@ -47,16 +48,15 @@ def test_no_layer_and_all_layers_take_what_false_and_true_take(meta):
     assert by_count[-1] == activation_bytes(checkpointed, model, SHAPES)
     item, hidden = 2, model.hf.config.hidden_size
     kept = by_count[0].blocks // layers
+    whole, inputs = (2, 1, 1), (0, 1, 2)
     assert [found.blocks for found in by_count] == [
-        2 * kept,
-        2 * kept + 500 * hidden * item,
-        by_count[-1].blocks,
+        many * kept + few * 500 * hidden * item for many, few in zip(whole, inputs, strict=True)
     ]
 
 
 def test_of_a_deep_model_every_layer_more_takes_less(llama3):
     recipe, model = llama3(AUTO)
-    taken = [sum(activation_bytes(recipe, model, SHAPES, count)) for count in range(1, 33)]
+    taken = [sum(activation_bytes(recipe, model, SHAPES, count)) for count in range(32)]
     steps = {a - b for a, b in itertools.pairwise(taken)}
     assert len(steps) == 1 and steps.pop() > 0
 
@@ -135,6 +135,14 @@ def test_the_first_layers_run_twice_and_the_others_once(tiny, recipe_file, famil
         ran.clear()
         model.hidden(batch_of([[[5, 6, 7]]])).sum().backward()
         assert ran == expected
+
+
+def test_a_model_without_a_way_to_do_so_is_refused(recipe_file, monkeypatch):
+    model = load_model(load_recipe(recipe_file()).recipe.model)
+    model.hf.supports_gradient_checkpointing = False
+    recompute(model.hf, 0)
+    with pytest.raises(RecipeError, match=r"model.activation_checkpointing: LlamaForCausalLM cannot compute"):
+        recompute(model.hf, 1)
 
 
 def of_free(monkeypatch, free):
