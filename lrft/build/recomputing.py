@@ -90,7 +90,9 @@ def as_written(recipe: Recipe, model: CausalLM) -> Recomputing:
 def choose(
     recipe: Recipe, model: CausalLM, shapes: Iterable[Shape], free: float, taken: float
 ) -> Recomputing:
-    """The fewest layers with which the largest micro-batch fits; all of them where nothing fits.
+    """The fewest layers with which the largest micro-batch fits; where nothing does, all but the last.
+
+    The last layer is the first that the backward pass reaches, so computing it again would free nothing before that.
 
     Args:
         shapes: of the micro-batches.
@@ -98,15 +100,15 @@ def choose(
         taken: bytes of that which are no activations.
     """
     different = set(shapes)
-    layers = len(recomputable(model.hf))
-    # Code that switches all of its layers at once has none that can be chosen.
-    counts = range(layers + 1) if layers else (0, model.hf.config.get_text_config().num_hidden_layers)
+    layers = model.hf.config.get_text_config().num_hidden_layers
+    single = len(recomputable(model.hf))
+    counts = range(single) if single else (0, layers)  # the code of some switches all of its layers at once
     needed = 0.0
     for count in counts:
         needed = taken + sum(activation_bytes(recipe, model, different, count))
         if needed <= SHARE * free:
             break
-    return Recomputing(count, counts[-1], free, needed)
+    return Recomputing(count, single or layers, free, needed)
 
 
 def free_bytes(device: torch.device | str) -> float:
