@@ -31,7 +31,7 @@ class memory_advice:
                     f"train.batch_size={half} train.gradient_accumulation={settings.gradient_accumulation * 2} "
                     "(same result)"
                 )
-            if not self.recipe.model.activation_checkpointing:
+            if self.recipe.model.activation_checkpointing is not True:
                 advice.append("model.activation_checkpointing=true")
             advice.append(f"train.max_length={settings.max_length // 2}")
             raise OutOfMemory(

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+import torch
+
 from lrft.build.activations import activation_bytes
 from lrft.build.adapt import plan_without_weights
 from lrft.build.dataset import read_text
 from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Target
+from lrft.build.recomputing import as_written, choose, free_bytes
 from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import check_text
 from lrft.core.stages import ranks_of
@@ -36,6 +39,8 @@ class Checked(TypedDict):
     trainable_parameters: int
     trainable_percent: float
     ranks_undecided: bool
+    recomputed_layers: int
+    recomputed_why: str
     memory_bytes: dict[str, int]
 
 
@@ -63,7 +68,8 @@ def plan(
 def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     text = read_text(recipe, trust_remote_code=trust_remote_code)
     check_text(text, recipe)
-    model = load_model(recipe.model, trust_remote_code=trust_remote_code, meta=True)
+    device = _device(recipe)
+    model = load_model(recipe.model, device=device, trust_remote_code=trust_remote_code, meta=True)
     settings = recipe.train
     packing = recipe.train.packing
     if packing is None and not model.takes_positions:
@@ -76,6 +82,12 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     adaptation = plan_without_weights(recipe, model)
     check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
     counted = measure(recipe, model)
+    shapes = set(data.shapes(0))
+    again = as_written(recipe, model)
+    if recipe.model.activation_checkpointing == "auto":
+        rest = memory_bytes(recipe, model, counted, shapes)
+        taken = rest["total_estimated"] - rest["activations_estimated"] - rest["attention_estimated"]
+        again = choose(recipe, model, shapes, free_bytes(device), taken)
     return {
         "recipe_hash": recipe_hash(recipe),
         "data": text.record(),
@@ -86,12 +98,23 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
         "trainable_parameters": counted["trainable"],
         "trainable_percent": counted["trainable_percent"],
         "ranks_undecided": counted["ranks_undecided"],
-        "memory_bytes": memory_bytes(recipe, model, counted, data.shapes(0)),
+        "recomputed_layers": again.layers,
+        "recomputed_why": again.sentence(),
+        "memory_bytes": memory_bytes(recipe, model, counted, shapes, again.layers),
     }
 
 
+def _device(recipe: Recipe) -> str:
+    """Where the recipe would train here."""
+    return "cuda" if recipe.train.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def memory_bytes(
-    recipe: Recipe, model: CausalLM, counted: Measured, shapes: Iterable[Shape] = ()
+    recipe: Recipe,
+    model: CausalLM,
+    counted: Measured,
+    shapes: Iterable[Shape] = (),
+    recomputed: int | None = None,
 ) -> dict[str, int]:
     """What takes how many bytes in training, and `total_estimated`; activations are the estimate in it.
 
@@ -99,8 +122,9 @@ def memory_bytes(
         model: the base model without weights.
         counted: what `measure` says of the recipe.
         shapes: of the micro-batches; without any, rows are one document of `train.max_length` each.
+        recomputed: layers that are computed again; by default as the recipe says, with `auto` none.
     """
-    activations = activation_bytes(recipe, model, shapes)
+    activations = activation_bytes(recipe, model, shapes, recomputed)
     memory = {
         "linear_weights": counted["linear_bytes"],
         "other_weights": counted["weight_bytes"] - counted["linear_bytes"],

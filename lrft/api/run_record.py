@@ -43,6 +43,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             "seed": run.seed,
             "attention": job.adaptation.model.attention,
             **_rows(job),
+            "recomputed_layers": job.adaptation.recomputed,
             "matrices": matrix_shares(job.adaptation, loaded.recipe),
             "processes": folder.processes or run.processes,  # those that it began with
             "trust_remote_code": trust_remote_code,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,11 @@ from torch import Tensor
 from lrft.api.claim import check_same_start, claim, finished
 from lrft.api.memory import memory_advice
 from lrft.api.run_record import write_end, write_start
-from lrft.build.adapt import adapt
+from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
 from lrft.build.job import Job, assemble
-from lrft.build.steps import check_steps, possible_steps
+from lrft.build.recomputing import settle
+from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import Text, check_text
 from lrft.core.notes import say
 from lrft.core.plain import plain
@@ -29,8 +31,10 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
 from lrft.training import checkpoint, checkpoint_folder
 from lrft.training.device import make_accelerator
-from lrft.training.folder import PLAN, RunFolder
+from lrft.training.folder import PLAN, RUN, RunFolder
 from lrft.training.loop import train_steps
+from lrft.training.metrics import forget_peak_memory
+from lrft.training.numerics import numerics
 from lrft.training.profile import Profile
 
 if TYPE_CHECKING:
@@ -62,12 +66,14 @@ def train(
         DataError, NumericalError, Interrupted, CheckpointError: see `lrft.registry.errors`.
     """
     loaded = as_loaded(recipe, overrides)
-    accelerator = make_accelerator(loaded.recipe.train.device, loaded.recipe.model.dtype)
-    folder = claim(loaded, None if out is None else Path(out), resume, lead=accelerator.is_main_process)
-    try:
-        return _train_in(folder, loaded, accelerator, trust_remote_code, profile)
-    finally:
-        folder.unlock()
+    settings = loaded.recipe.train
+    with numerics(settings.deterministic, settings.tf32):
+        accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)
+        folder = claim(loaded, None if out is None else Path(out), resume, lead=accelerator.is_main_process)
+        try:
+            return _train_in(folder, loaded, accelerator, trust_remote_code, profile)
+        finally:
+            folder.unlock()
 
 
 def _train_in(
@@ -97,6 +103,7 @@ def _train_in(
                 planned=None if tensors is None else folder.read(PLAN),
                 progress=show if lead else silent,
             )
+        _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
         job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe), trust_remote_code)
         if folder.started:
             check_same_start(job)
@@ -106,8 +113,10 @@ def _train_in(
             write_start(job, loaded, trust_remote_code)
         if saved is not None and tensors is not None:
             _resume(job, saved, tensors)
+        forget_peak_memory()  # what loading took is over, and says nothing of a step
         try:
-            train_steps(job.run, job.steps(), job.objective)
+            with closing(job.steps()) as steps:
+                train_steps(job.run, steps, job.objective)
         finally:
             for callback in job.run.callbacks:
                 callback.close()
@@ -129,6 +138,21 @@ def _profile(job: Job, saved: Path | None) -> Profile:
     found = Profile(job.folder.path, run.total_steps - done, run.recipe.model.compile)
     run.callbacks = [found, *run.callbacks]
     return found
+
+
+def _settle_memory(
+    folder: RunFolder,
+    recipe: Recipe,
+    text: Text,
+    adaptation: Adaptation,
+    accelerator: Accelerator,
+    trust_remote_code: bool,
+) -> None:
+    """Settle which layers are computed again, the model in its place; those of before in a run that is gone on with."""
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    data = train_data(recipe, text, processes, rank, adaptation.packing, adaptation.joined)
+    before: int | None = folder.read(RUN).get("recomputed_layers") if folder.started else None
+    settle(recipe, adaptation, data, accelerator.device, before, trust_remote_code)
 
 
 def _rows(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_remote_code: bool) -> Text:

@@ -25,24 +25,37 @@ class Activations(NamedTuple):
     attention: int
 
 
-def activation_bytes(recipe: Recipe, model: CausalLM, shapes: Iterable[Shape] = ()) -> Activations:
-    """Bytes of the largest of `shapes`; without any, of rows that are one document of `train.max_length` each."""
+def activation_bytes(
+    recipe: Recipe, model: CausalLM, shapes: Iterable[Shape] = (), recomputed: int | None = None
+) -> Activations:
+    """Bytes of the largest of `shapes`; without any, of rows that are one document of `train.max_length` each.
+
+    Args:
+        recomputed: layers whose activations are not kept; by default all or none, as the recipe says.
+    """
+    layers = model.hf.config.get_text_config().num_hidden_layers
+    if recomputed is None:
+        recomputed = layers if recipe.model.activation_checkpointing is True else 0
+    recomputed = min(recomputed, layers)
     settings = recipe.train
     full = Shape(settings.batch_size, settings.max_length, (settings.max_length,) * settings.batch_size)
     different = set(shapes) or {full}
-    return max((_activations(recipe, model, shape) for shape in different), key=sum)
+    return max((_activations(recipe, model, shape, recomputed) for shape in different), key=sum)
 
 
-def _activations(recipe: Recipe, model: CausalLM, shape: Shape) -> Activations:
+def _activations(recipe: Recipe, model: CausalLM, shape: Shape, recomputed: int) -> Activations:
     config = model.hf.config.get_text_config()
     item = DTYPES[recipe.model.dtype].itemsize
     tokens, hidden, layers = shape.rows * shape.length, config.hidden_size, config.num_hidden_layers
     wide = getattr(config, "intermediate_size", None) or 4 * hidden
     block = item * (12 * hidden + 4 * wide) + 16 * hidden  # saved inputs, float32 copies of the norms
     kept, room = _attention(model.attention, config, item, shape)
-    if recipe.model.activation_checkpointing:
-        return Activations(tokens * (layers * hidden * item + block), kept + room)
-    return Activations(tokens * layers * block, attention_layers(config) * kept + room)
+    # Of a layer that is computed again its input is kept. They are the first, so by then the others have given up
+    # what they kept, and only where there are no others does computing it again need room of its own.
+    whole, again = layers - recomputed, min(recomputed, 1)
+    attentions = max(-(-attention_layers(config) * whole // layers), again)
+    blocks = max(whole, again) * block + recomputed * hidden * item
+    return Activations(tokens * blocks, attentions * kept + room)
 
 
 def _attention(backend: str, config: TextConfig, item: int, shape: Shape) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,18 +9,19 @@ import torch
 from torch import Tensor
 
 from lrft.build.decide import complete, decide, gains_by_streaming, planners_of, quantizer
+from lrft.build.settle import bare, settled, settled_first, with_packing
 from lrft.build.text import Text
-from lrft.core.adapted import adapted, adapters_off
 from lrft.core.stages import Plan, Planner, Signals, SitePlan
 from lrft.core.team import ALONE, Team
 from lrft.evaluation.subject import Progress, silent
 from lrft.model import heap
 from lrft.model.attach import attach, make_plan
-from lrft.model.backend import check_runs, settle_attention, why_padded
+from lrft.model.backend import check_runs
 from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import configure, load_model, open_model, prove
 from lrft.model.packed import check_packing
+from lrft.model.recompute import with_layers_kept
 from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
 from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
@@ -38,6 +38,7 @@ class Adaptation:
     Attributes:
         packing: rows hold several documents.
         joined: the rows of a micro-batch are one row, without padding.
+        recomputed: layers that are computed again in the backward pass.
         team: the processes of this launch, which go in step where each keeps a part of the base.
     """
 
@@ -47,6 +48,7 @@ class Adaptation:
     matrices: Matrices
     packing: bool = True
     joined: bool = False
+    recomputed: int = 0
     undecided: bool = False  # a planner that looks at weights or data has not been asked
     notes: list[str] = field(default_factory=list)
     team: Team = ALONE
@@ -116,14 +118,10 @@ def _adapt(
         model = load_model(recipe.model, device=device, trust_remote_code=trusted, seed=recipe.train.seed)
     if recipe.model.tokenizer is not None and text is not None:
         text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
-    asked = recipe = recipe if trains else _packing(recipe, False)
+    asked = recipe = recipe if trains else with_packing(recipe, False)
     adaptation, planners = _begun(recipe, model, check=trains)
-    stored_first = streamed or (device.type != "cpu" and model.attention.startswith("flash"))
-    if not stored_first:
-        recipe = _settled(asked, adaptation, device, trains)
-    elif asked.train.packing is None:
-        # Nothing is known before the weights are where they will be: calibrate on single rows.
-        recipe = _packing(asked, False)
+    measures = saved is None and any(planner.needs for planner in planners)
+    recipe = settled_first(asked, adaptation, device, trains, measures, streamed)
     signals: Signals = {}
     if recipe.adapter is not None and saved is not None and planned is not None:
         kind = type(recipe.adapter)
@@ -137,10 +135,11 @@ def _adapt(
         _prove(asked, adaptation, device, trains)
     else:
         if device.type != "cpu":
-            with _bare(model):
-                _settled(asked, adaptation, device, trains)
+            with bare(model):
+                settled(asked, adaptation, device, trains)
         check_runs(model)
-    configure(model, recipe.model)
+    configure(model, with_layers_kept(recipe.model))
+    adaptation.notes += _remarks(recipe) if device.type == "cpu" and trains else []
     heap.give_back()
     return adaptation
 
@@ -168,12 +167,18 @@ def _prove(recipe: Recipe, adaptation: Adaptation, device: torch.device, trains:
     """
     model = adaptation.model
     try:
-        with _bare(model):
+        with bare(model):
             prove(model, recipe.model, device)
-            _settled(recipe, adaptation, device, trains)
+            settled(recipe, adaptation, device, trains)
         check_runs(model)
     except RecipeError as error:
         raise NotStreamed(error.problems[0].message) from None
+
+
+def _remarks(recipe: Recipe) -> list[str]:
+    """What a training on a CPU is told of what it chose."""
+    told = QUANTIZERS.get(recipe.quantization.method).on_cpu
+    return [f"quantization: {told}"] if told else []
 
 
 def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
@@ -210,31 +215,6 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
     if check:
         check_sites(model, sites)
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners_of(recipe)
-
-
-def _bare(model: CausalLM) -> AbstractContextManager[None]:
-    """The model with its adapters off, unless they are the weights themselves."""
-    own = any("own_weights" in module.adapter.provides for _, module in adapted(model.hf))
-    return nullcontext() if own else adapters_off(model.hf)
-
-
-def _settled(recipe: Recipe, adaptation: Adaptation, device: torch.device | str, trains: bool) -> Recipe:
-    """Find what the model computes rightly with; the recipe that says whether rows are packed."""
-    model = adaptation.model
-    wanted = True if recipe.model.compile and recipe.train.packing is None else recipe.train.packing
-    found = settle_attention(model, recipe.model, device, wanted)
-    adaptation.packing, adaptation.notes = found.packing, [found.note] if found.note else []
-    if trains and not found.told:
-        why = why_padded(model, recipe.model, found.packing)
-        adaptation.joined = not why
-        if why and not found.packing:
-            adaptation.notes.append(f"train.packing: false, and rows are padded ({why})")
-    return _packing(recipe, adaptation.packing)
-
-
-def _packing(recipe: Recipe, packing: bool) -> Recipe:
-    train = recipe.train.model_copy(update={"packing": packing})
-    return recipe.model_copy(update={"train": train})
 
 
 def _check_length(recipe: Recipe, model: CausalLM) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -47,10 +47,14 @@ TIMED = {"allocate": ALLOCATORS, "restart": RESTARTS, "select": SELECTORS}
 
 @dataclass
 class Job:
-    """Everything `train` needs."""
+    """Everything `train` needs.
+
+    Attributes:
+        steps: makes the steps that are left; to be closed when no more are taken.
+    """
 
     run: Run
-    steps: Callable[[], Iterable[StepBatches]]
+    steps: Callable[[], Generator[StepBatches, None, None]]
     objective: Objective
     text: Text
     adaptation: Adaptation
@@ -104,12 +108,11 @@ def assemble(
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 
-    def steps() -> Iterable[StepBatches]:
-        at = data.at
-        if run.team.in_step:
-            one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
-            at = partial(in_step, data, one)
-        return (at(step) for step in range(run.step, total))
+    def steps() -> Generator[StepBatches, None, None]:
+        if not run.team.in_step:
+            return data.between(run.step, total, run.device.type)
+        one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
+        return (in_step(data, one, step) for step in range(run.step, total))
 
     return Job(run, steps, objective, text, adaptation, identity, folder)
 

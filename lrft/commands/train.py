@@ -89,6 +89,10 @@ def _show_plan(plan: Plan) -> None:
     table.add_row("trainable parameters", f"{plan['trainable_parameters']:,} ({share})")
     if plan["ranks_undecided"]:
         table.add_row("", "before a planner that looks at weights or data has had its say")
+    if plan["recomputed_layers"]:
+        table.add_row("layers computed again", str(plan["recomputed_layers"]))
+    if plan["recomputed_why"]:
+        table.add_row("", plan["recomputed_why"])
     for label, size in plan["memory_bytes"].items():
         table.add_row(f"memory: {label.replace('_', ' ')}", f"{size / 2**20:,.1f} MiB")
     show_table(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,9 +49,18 @@ class Batch:
         return torch.where(inside, values, 0).sum(1)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("input_ids", "position_ids", "supervised", "targets")
-        }
-        return replace(self, **moved)
+        """The same batch on `device`; from pinned memory the copy waits for nothing."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same batch in memory of the host that a GPU copies from by itself; needs one."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            position_ids=change(self.position_ids),
+            supervised=change(self.supervised),
+            targets=change(self.targets),
+        )

@@ -22,9 +22,13 @@ class FrozenLinear(nn.Module):
     Args:
         weight: dense weight (out, in); encoded by the subclass.
         bias: (out,) or None. Kept as it is; `train_bias` replaces it by one that trains.
+
+    Attributes:
+        on_cpu: what a training on a CPU is told of the format, or empty.
     """
 
     provides: ClassVar[set[str]] = set()
+    on_cpu: ClassVar[str] = ""
     in_features: int
     out_features: int
     bias: Tensor | None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 
 from lrft.core.batch import Batch
+from lrft.data.ahead import made_ahead
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
 from lrft.data.order import permutation
@@ -51,6 +52,10 @@ class StepBatches:
     tokens: int
     examples: int
     epoch: float
+
+    def pinned(self) -> StepBatches:
+        """The same step, its batches in pinned memory."""
+        return replace(self, micro_batches=[batch.pinned() for batch in self.micro_batches])
 
 
 class TrainData:
@@ -145,6 +150,16 @@ class TrainData:
             examples=len(indices),
             epoch=epoch + (within + 1) / self.steps_per_epoch(epoch),
         )
+
+    def between(self, first: int, end: int, device: str = "cpu") -> Generator[StepBatches, None, None]:
+        """The steps from `first` on, before `end`, for a model on a device of this type; to be closed in the end.
+
+        For a GPU they are made in a background thread, in pinned memory. On a CPU the thread would take a core from
+        the products, which costs a step far more than making its rows does.
+        """
+        if device == "cuda":
+            return made_ahead(lambda step: self.at(step).pinned(), range(first, end))
+        return (self.at(step) for step in range(first, end))
 
     def shapes(self, epoch: int) -> Iterator[Shape]:
         """The shapes of an epoch's micro-batches, over all processes."""

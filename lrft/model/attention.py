@@ -15,6 +15,7 @@ from lrft.ops.attention_blocks import Rule
 
 # What some layers hand to their attention function that changes scores, and is not known here.
 CHANGE_SCORES = ("position_bias", "attention_bias", "head_mask", "indices", "block_indices", "sinks")
+MASKLESS = ("segmented", "varlen")  # backends that are told of the documents instead
 WINDOWS: set[int] = (
     set()
 )  # windows that layers computed with, and that models asked masks for, since `listening`
@@ -30,21 +31,31 @@ def listening() -> Iterator[None]:
     """Compare what a model asks of its masks with what its layers compute, since no mask is built here.
 
     Raises:
-        Unsupported: the model asked for masks with a window or in chunks that no layer told of.
+        Unsupported: the model asked for masks with a window or in chunks that no layer told of, or combines them with
+            one of its own.
     """
+    from transformers import AttentionMaskInterface
+
     WINDOWS.clear()
     MASKS.clear()
-    yield
+    for name in MASKLESS:
+        AttentionMaskInterface.register(name, _no_mask)
+    try:
+        yield
+    finally:
+        # A name that is known there is asked for a mask in every pass, and before it is, transformers looks whether a
+        # row is packed: on a GPU a wait for the device. A name that is not known gets none, and no wait.
+        for name in MASKLESS:
+            AttentionMaskInterface._global_mapping.pop(name, None)
     if untold := MASKS - WINDOWS:
         raise Unsupported(f"a mask of {max(untold)} tokens is asked for that no attention layer tells of")
 
 
 def register() -> None:
     """Make `segmented` known to transformers; doing it twice is harmless."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
     AttentionInterface.register("segmented", segmented_attention)
-    AttentionMaskInterface.register("segmented", _no_mask)
 
 
 def _no_mask(*args: object, local_size: int | None = None, use_vmap: bool = False, **kwargs: object) -> None:

@@ -8,10 +8,14 @@ from typing import NamedTuple
 
 import torch
 
+from lrft.model import varlen
 from lrft.model.causal_lm import CausalLM
-from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault
+from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault, training_fault
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
+
+# Tokens of a row for which a mask of all pairs is made on a GPU: it takes 8 MiB, and of 32,768 tokens 2 GiB.
+MASKED = 2048
 
 
 def attention_backends(section: ModelSection, device: torch.device) -> list[str]:
@@ -20,9 +24,11 @@ def attention_backends(section: ModelSection, device: torch.device) -> list[str]
         return [str(section.attention)]
     if device.type == "cpu" and not section.compile:
         return ["segmented", "sdpa", "eager"]
-    flash = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
-    flash = flash and not section.compile and section.dtype != "float32"
-    return [*(["flash_attention_2"] if flash else []), "sdpa", "eager"]
+    if device.type != "cuda" or section.compile or section.dtype == "float32":
+        return ["sdpa", "eager"]
+    flash = importlib.util.find_spec("flash_attn") is not None
+    kernels = {"flash_attention_2": flash, varlen.NAME: varlen.is_here()}
+    return [*(name for name, there in kernels.items() if there), "sdpa", "eager"]
 
 
 def first_backend(model: CausalLM, section: ModelSection, device: torch.device) -> None:
@@ -80,8 +86,34 @@ def settle_attention(
 
 def keeps_apart(model: CausalLM, section: ModelSection) -> bool:
     """Whether the backend computes each document of a row by itself, so that a long row costs no more than many."""
-    ours = model.attention == "segmented" or model.attention.startswith("flash")
+    ours = model.attention == "segmented" or model.flattens
     return ours and not section.compile  # a compiled model is made for one length
+
+
+def check_mask(model: CausalLM, section: ModelSection, device: torch.device | str, row: int) -> None:
+    """Refuse rows on a GPU whose mask, one number for every pair of tokens, would take more than the layers do.
+
+    Args:
+        model: with the backend that was settled on.
+        row: most tokens of a row that needs a mask; 0 where none does.
+
+    Raises:
+        RecipeError: says what would work.
+    """
+    if torch.device(device).type != "cuda" or keeps_apart(model, section) or row <= MASKED:
+        return
+    shorter = f"train.max_length={MASKED} or train.batch_size=1 with train.packing=false"
+    remedies = {
+        f"model.dtype=bfloat16, or {shorter}": section.dtype == "float32",
+        f"model.compile=false, or {shorter}": section.compile,
+        f"model.attention=auto, or {shorter}": section.attention != "auto",
+    }
+    remedy = next((text for text, fits in remedies.items() if fits), shorter)
+    raise RecipeError(
+        f"{row} tokens of a row are more than {MASKED}, beyond which the mask of {model.attention} attention outgrows "
+        f"a GPU; write {remedy}",
+        "train.max_length",
+    )
 
 
 def why_padded(model: CausalLM, section: ModelSection, packing: bool) -> str:
@@ -104,12 +136,21 @@ def _settle(model: CausalLM, section: ModelSection, device: torch.device | str, 
         if not model.set_attention(backend):
             faults[backend] = Fault(VALUES, f"{type(model.hf).__name__} does not take it")
             continue
-        fault = find_fault(model, packing)
+        fault = _varlen_fault(model, backend, device) or find_fault(model, packing)
         if fault is None:
             why = "; ".join(f"{name}: {fault.what}" for name, fault in faults.items())
             return f"model.attention: {backend} ({why})" if faults else ""
         faults[backend] = fault
     raise _refusal(model, faults, packing)
+
+
+def _varlen_fault(model: CausalLM, backend: str, device: torch.device | str) -> Fault | None:
+    """What keeps a model from `varlen`, where that is asked, beside what it computes in evaluation mode."""
+    if backend != varlen.NAME:
+        return None
+    if torch.device(device).type != "cuda" or not varlen.is_here():
+        return Fault(VALUES, "it needs a GPU, and a torch that has it")
+    return training_fault(model)
 
 
 def _refusal(model: CausalLM, faults: dict[str, Fault], packing: bool) -> RecipeError:

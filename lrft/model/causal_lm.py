@@ -15,6 +15,7 @@ from lrft.core.adapted import AdaptedBlock, adapted
 from lrft.core.adapter import Shared
 from lrft.core.batch import Batch
 from lrft.core.virtual import note, widen
+from lrft.model import varlen
 from lrft.model.hf import HF
 from lrft.ops.loss import Head
 
@@ -93,6 +94,8 @@ class CausalLM(nn.Module):
 
     def set_attention(self, backend: str) -> bool:
         """Use an attention backend; False where the architecture does not take it."""
+        if backend == varlen.NAME:
+            varlen.register()
         try:
             self.hf.set_attn_implementation(backend)
         except (ValueError, ImportError):
@@ -103,6 +106,11 @@ class CausalLM(nn.Module):
     def attention(self) -> str:
         """Name of the attention backend in use."""
         return str(self.hf.config._attn_implementation)
+
+    @property
+    def flattens(self) -> bool:
+        """Whether the backend is a GPU's kernel that takes all rows as one, with the bounds of the documents."""
+        return self.attention == varlen.NAME or self.attention.startswith("flash")
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +152,7 @@ class CausalLM(nn.Module):
         extra: Told = {}
         if self.attention == "segmented":
             extra["documents"] = batch.documents
-        elif self.attention.startswith("flash"):
+        elif self.flattens:
             ids, positions, extra = _flatten(batch)
         body = self._compiled if self._compiled is not None and torch.is_grad_enabled() else self.body
         if self.takes_positions:

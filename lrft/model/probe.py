@@ -63,6 +63,24 @@ def find_fault(model: CausalLM, packing: bool) -> Fault | None:
 
 
 @torch.no_grad()
+def training_fault(model: CausalLM) -> Fault | None:
+    """What the backend does not compute of a pass in training mode, such as dropout; None when it computes all."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.random.fork_rng():
+            model.train()
+            model.hidden(batch_of([[[1, 2, 3]]]).to(model.device))
+    except attention.Unsupported as error:
+        return Fault(VALUES, str(error))
+    except Exception:  # whatever else a model's own code raises has nothing to do with the backend
+        return None
+    finally:
+        for module, training in modes:
+            module.training = training
+    return None
+
+
+@torch.no_grad()
 def looks_ahead(model: CausalLM) -> bool:
     """Whether transformers' own eager forward pass lets later tokens change what is predicted before them."""
     with asked_of(model) as (asked, limits):

@@ -61,14 +61,20 @@ def _float16_on_cpu(settings: Settings) -> Iterator[Problem]:
         yield Problem("model.dtype", "float16 does not train on the CPU; write bfloat16 or float32")
 
 
+def _tf32_on_cpu(settings: Settings) -> Iterator[Problem]:
+    if settings["train.tf32"] and settings["train.device"] == "cpu":
+        yield Problem("train.tf32", "a CPU has no products of that kind; write false")
+
+
 def _flash_attention(settings: Settings) -> Iterator[Problem]:
-    if settings["model.attention"] != "flash_attention_2":
+    kernel = settings["model.attention"]
+    if kernel not in ("flash_attention_2", "varlen"):
         return
     if settings["train.device"] == "cpu":
-        message = "flash_attention_2 needs a GPU, but train.device is cpu; write sdpa or auto"
+        message = f"{kernel} needs a GPU, but train.device is cpu; write sdpa or auto"
         yield Problem("model.attention", message)
     if settings["model.dtype"] == "float32":
-        message = "flash_attention_2 has no float32 kernel; write sdpa, or model.dtype: bfloat16"
+        message = f"{kernel} has no float32 kernel; write sdpa, or model.dtype: bfloat16"
         yield Problem("model.attention", message)
 
 
@@ -166,9 +172,10 @@ def _compiled_for_one_shape(settings: Settings) -> Iterator[Problem]:
             "model.compile",
             "would compile anew for every length; write train.packing: true or compile: false",
         )
-    if settings["model.attention"] == "segmented":
+    if (attention := settings["model.attention"]) in ("segmented", "varlen"):
         yield Problem(
-            "model.attention", "segmented changes with every batch and cannot be compiled; write sdpa or auto"
+            "model.attention",
+            f"{attention} changes with every batch and cannot be compiled; write sdpa or auto",
         )
 
 
@@ -195,6 +202,7 @@ def _of_methods(settings: Settings) -> Iterator[Problem]:
 
 CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _float16_on_cpu,
+    _tf32_on_cpu,
     _flash_attention,
     _no_targets,
     _dropped_function,

@@ -121,10 +121,6 @@ _SENTENCES = (
         "global_batch_size total_batch_size effective_batch_size auto_find_batch_size",
     ),
     (
-        "matmuls follow torch's own setting; remove it",
-        "tf32 allow_tf32 float32_matmul_precision",
-    ),
-    (
         "numbers go to metrics.jsonl and, with logging.wandb: PROJECT, to Weights & Biases alone",
         "use_tensorboard tensorboard mlflow use_mlflow mlflow_tracking_uri use_comet comet_project_name "
         "use_swanlab swanlab_project tensorboard_dir use_trackio trackio_space_id",
@@ -176,7 +172,7 @@ _SENTENCES = (
     ),
     (
         "rows are drawn anew in every epoch from train.seed; remove it",
-        "shuffle shuffle_merged_datasets buffer_size shuffle_buffer_size curriculum_sampling full_determinism",
+        "shuffle shuffle_merged_datasets buffer_size shuffle_buffer_size curriculum_sampling",
     ),
     (
         "one source of rows is read; join the files, and name the result as data.train",

@@ -44,10 +44,15 @@ class ModelSection(Section):
     dtype: Literal["bfloat16", "float32", "float16"] = Field(
         "bfloat16", description="precision of base weights and activations; float16 needs a GPU"
     )
-    attention: Literal["auto", "eager", "sdpa", "segmented", "flash_attention_2"] = Field(
-        "auto", description="auto: flash_attention_2 where installed, sdpa on GPU, segmented on CPU"
+    attention: Literal["auto", "eager", "sdpa", "segmented", "varlen", "flash_attention_2"] = Field(
+        "auto",
+        description="auto: on a GPU flash_attention_2 where installed, else varlen, then sdpa; on a CPU segmented",
     )
-    activation_checkpointing: bool = Field(False, description="recompute each block in the backward pass")
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        False,
+        description="recompute each layer in the backward pass; auto: as many of them as free memory asks for, which a "
+        "run keeps",
+    )
     compile: bool = Field(False, description="torch.compile the model body")
 
 
@@ -141,6 +146,16 @@ class TrainSection(Section):
     shard_base: bool = Field(
         False,
         description="several processes keep a part of every frozen linear weight each, and gather it for every use",
+    )
+    deterministic: bool = Field(
+        False,
+        description="train with operations alone that give the same bits every time on a machine, and refuse others; "
+        "slower on a GPU, and nothing changes on a CPU",
+    )
+    tf32: bool = Field(
+        False,
+        description="in training, round the factors of float32 products on a GPU to 10 bits of mantissa: faster, less "
+        "exact; other precisions, and a CPU, know nothing of it",
     )
 
 

@@ -14,7 +14,14 @@ from lrft.core.optimizer import contract_of
 from lrft.core.run import Run
 from lrft.registry.errors import Interrupted, NumericalError
 from lrft.training.diagnose import first_non_finite
-from lrft.training.step import StepBatches, clip_gradients, overflowed, step_loss, unscale_gradients
+from lrft.training.step import (
+    StepBatches,
+    clip_gradients,
+    overflowed,
+    read_numbers,
+    step_loss,
+    unscale_gradients,
+)
 
 
 def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) -> Run:
@@ -35,22 +42,22 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         closure = partial(step_loss, run, batches, objective)  # forward, and backward if gradients are on
         if contract_of(run.optimizer).calls_closure:  # zeroth-order methods decide how often
             run.model.eval()  # two losses are compared, so dropout must not differ between them
-            loss, norm = cast(Tensor, run.optimizer.step(closure)), 0.0  # type: ignore[arg-type]
+            loss, norm = read_numbers(cast(Tensor, run.optimizer.step(closure)))  # type: ignore[arg-type]
             run.model.train()
             if not math.isfinite(loss):
-                raise NumericalError(first_non_finite(run, batches, objective, float(loss), float(norm)))
+                raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
         else:
-            loss = closure()
+            total = closure()
             unscale_gradients(run)  # float16 only
             run.fire("after_backward")  # gradients are complete and unclipped
-            norm = clip_gradients(run)
             # The one wait for the device in a step: weights must not be touched by a number that is none.
+            loss, norm = read_numbers(total, clip_gradients(run))
             if math.isfinite(loss) and math.isfinite(norm):
                 run.optimizer.step()
-            elif not overflowed(run, float(loss)):
-                raise NumericalError(first_non_finite(run, batches, objective, float(loss), float(norm)))
+            elif not overflowed(run, loss):
+                raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
         run.step += 1
-        run.record(loss=float(loss), grad_norm=float(norm), lr=run.optimizer.param_groups[0]["lr"])
+        run.record(loss=loss, grad_norm=norm, lr=run.optimizer.param_groups[0]["lr"])
         run.schedule.step()
         run.fire("after_step")  # gradients are still here
         run.optimizer.zero_grad(set_to_none=True)

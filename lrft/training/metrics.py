@@ -198,11 +198,21 @@ def describe(metrics: Mapping[str, float]) -> str:
 
 
 def peak_memory() -> int:
-    """Most bytes this process has held: on the GPU where one is used, else resident memory."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    """Most bytes this process has held: on the GPU since `forget_peak_memory`, where one is used, else resident."""
+    if _on_gpu():
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def forget_peak_memory() -> None:
+    """Count the most bytes on the GPU anew; of resident memory the system keeps the count, and loading stays in it."""
+    if _on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _on_gpu() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
 def _step(line: str) -> int:

@@ -102,22 +102,30 @@ def overflowed(run: Run, loss: float) -> bool:
     return True
 
 
-def clip_gradients(run: Run) -> float:
-    """Global L2 norm of all gradients before clipping; clipped in place when `run.clip` is set.
+def read_numbers(loss: Tensor, norm: Tensor | None = None) -> tuple[float, float]:
+    """Loss and gradient norm of a step on the host, by one read of the device; the norm is 0 where there is none."""
+    if norm is None:
+        return float(loss), 0.0
+    first, second = torch.stack((loss.float(), norm.float())).tolist()
+    return first, second
 
-    Gradients that a per-layer optimizer has already consumed are absent and count nothing.
+
+def clip_gradients(run: Run) -> Tensor | None:
+    """Global L2 norm of all gradients before clipping, 0-d on their device; clipped in place when `run.clip` is set.
+
+    Nothing waits for the device. Gradients that a per-layer optimizer has already consumed are absent and count
+    nothing; None where there are none at all.
     """
     optimizer = contract_of(run.optimizer)
     if isinstance(optimizer, Optimizer) and optimizer.consumes_gradients:
-        norm = optimizer.take_norm()
-        return 0.0 if norm is None else float(norm)
+        return optimizer.take_norm()
     grads = [info.param.grad for info in run.parameters if info.param.grad is not None]
     if not grads:
-        return 0.0
+        return None
     norm = torch.nn.utils.get_total_norm(grads)
     if run.clip is not None:
         torch.nn.utils.clip_grads_with_norm_([i.param for i in run.parameters], run.clip, norm)
-    return float(norm)
+    return norm
 
 
 def _gradient_sum(run: Run) -> GradientSum | None:

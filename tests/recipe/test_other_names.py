@@ -170,7 +170,9 @@ def test_a_value_of_another_toolkit_or_axis_is_answered_with_what_to_write(write
 KEYS_OF_OTHERS = {
     "fp16: true": "write model.dtype: float16",
     "bf16: false": "write model.dtype: float32",
-    "tf32: true": "remove it",
+    "allow_tf32: true": "did you mean train.tf32?",
+    "full_determinism: true": "did you mean train.deterministic?",
+    "float32_matmul_precision: high": "write train.tf32: true",
     "save_total_limit: 3": "did you mean train.keep_last?",
     "val_set_size: 0.05": "name held-out rows under data.eval",
     "eval_strategy: steps": "write train.eval_every: STEPS",

@@ -199,7 +199,7 @@ def test_clipping_scales_to_the_limit_and_reports_the_norm_before(recipe_file, t
     before = torch.cat([info.param.grad.flatten() for info in job.run.parameters]).norm()
     reported = clip_gradients(job.run)
     after = torch.cat([info.param.grad.flatten() for info in job.run.parameters]).norm()
-    assert reported == pytest.approx(float(before))
+    assert float(reported) == pytest.approx(float(before))
     assert float(after) == pytest.approx(0.01, rel=1e-3)
 
 

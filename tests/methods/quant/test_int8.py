@@ -1,10 +1,14 @@
 """int8 keeps weights in 8 bits and activations as they are."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from lrft.build.adapt import adapt
 from lrft.methods.quant.int8 import Int8
 from lrft.methods.quant.int8_reference import Int8Reference
+from lrft.recipe.load import load_recipe
 
 
 def gaussian(*shape, seed=0):
@@ -43,3 +47,18 @@ def test_an_outlier_among_the_activations_costs_no_precision():
     x = torch.full((1, 100), 0.01)
     x[0, 0] = 1000.0
     torch.testing.assert_close(layer(x), x @ layer.weight().mT)
+
+
+def test_a_training_on_a_cpu_is_told_once_that_decoding_is_slow(on_tiny):
+    recipes = Path(__file__).parents[3] / "recipes" / "smoke"
+
+    def notes(storage, trains=True):
+        path = recipes / "lora.yaml"
+        return adapt(
+            load_recipe(path, [*on_tiny(path), f"quantization={storage}"]).recipe, trains=trains
+        ).notes
+
+    (told,) = notes("int8")
+    assert told.startswith("quantization: decoding int8 makes a step on a CPU several times slower; nf4 ")
+    assert notes("int8", trains=False) == []
+    assert notes("nf4") == []
