@@ -260,3 +260,24 @@ def test_a_training_refuses_the_mask_before_anything_is_calibrated(tiny, tmp_pat
     }.items():
         adapt(load_recipe(path, list(overrides)).recipe)
         assert seen.pop() == row and not seen
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 7])
+def test_the_kernel_itself_is_that_formula(window):
+    """Forward and gradients in bfloat16, of as many key heads as query heads and of fewer."""
+    for heads in ((4, 4, 32, 32), (6, 2, 32, 32)):
+        found = []
+        for ours in (True, False):
+            tensors = inputs((9, 300, 1, 17), heads, torch.bfloat16, pad=0)
+            q, k, v = (x.detach().cuda().requires_grad_() for x in tensors[:3])
+            bounds, longest = bounds_of(tensors[4], q.shape[2])
+            if ours:
+                told = {"cu_seq_lens_q": bounds.cuda(), "max_length_q": longest, "sliding_window": window}
+                out, _ = varlen.varlen_attention(nn.Identity(), q, k, v, None, **told)
+            else:
+                out = attend(q, k, v, tensors[4], Rule(q.shape[-1] ** -0.5, window or 0))
+            out.backward(torch.ones_like(out))
+            found.append([out.detach(), q.grad, k.grad, v.grad])
+        for a, b in zip(*found, strict=True):
+            assert (a.float() - b.float()).norm() <= 2e-2 * b.float().norm()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -97,3 +98,17 @@ def test_peak_memory_is_that_of_the_steps(monkeypatch):
     assert metrics.peak_memory() == 900
     metrics.forget_peak_memory()
     assert metrics.peak_memory() == 100
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_two_deterministic_trainings_have_the_same_losses(recipe_file, tmp_path, monkeypatch):
+    """Packed rows, pinned batches of a background thread, and the kernel for rows of many lengths."""
+    monkeypatch.setenv(WORKSPACE, ":4096:8")
+    more = ["train.device=cuda", "train.deterministic=true", "~train.eval_every"]
+    for name in ("one", "two"):
+        train(load_recipe(recipe_file(), more), tmp_path / name, resume=False)
+        assert json.loads((tmp_path / name / "run.json").read_text())["attention"] in (
+            "varlen",
+            "flash_attention_2",
+        )
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
