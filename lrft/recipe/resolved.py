@@ -7,9 +7,11 @@ import json
 from typing import TYPE_CHECKING
 
 import yaml
+from pydantic import BaseModel
 
 from lrft.recipe.document import CORE_SCALARS, parse
 from lrft.recipe.schema import Recipe
+from lrft.recipe.sections import ADDED
 from lrft.recipe.tree import Keys, Node, Place, dotted
 from lrft.registry.json import Json
 
@@ -26,9 +28,24 @@ def resolved(recipe: Recipe) -> str:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """sha256 (hex) of the recipe's canonical JSON: equal recipes have equal hashes, however written."""
-    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """sha256 (hex) of the recipe's canonical JSON: equal recipes have equal hashes, however written.
+
+    A key that a later version brought counts once it is set, so that runs of earlier ones stay what they are.
+    """
+    text = json.dumps(_without_added(recipe), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_added(section: BaseModel) -> dict[str, Json]:
+    """The values of a section, without the keys marked `ADDED` that have their default."""
+    plain: dict[str, Json] = section.model_dump(mode="json")
+    for name, slot in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            plain[name] = _without_added(value)
+        elif ADDED in slot.metadata and value == slot.default:
+            del plain[name]
+    return plain
 
 
 def compare(a: Recipe, b: Recipe) -> list[tuple[str, Json, Json]]:

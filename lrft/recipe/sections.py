@@ -23,6 +23,10 @@ DECIDES_ROWS = "decides rows"
 """Marks a field that decides the rows of a step, how many steps there are, or the numbers compared."""
 
 
+ADDED = "added"
+"""Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
+
+
 class ModelSection(Section):
     """The base model and how it computes."""
 
@@ -143,16 +147,16 @@ class TrainSection(Section):
     )
     keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where one is visible")
-    shard_base: bool = Field(
+    shard_base: Annotated[bool, ADDED] = Field(
         False,
         description="several processes keep a part of every frozen linear weight each, and gather it for every use",
     )
-    deterministic: bool = Field(
+    deterministic: Annotated[bool, ADDED] = Field(
         False,
         description="train with operations alone that give the same bits every time on a machine, and refuse others; "
         "slower on a GPU, and nothing changes on a CPU",
     )
-    tf32: bool = Field(
+    tf32: Annotated[bool, ADDED] = Field(
         False,
         description="in training, round the factors of float32 products on a GPU to 10 bits of mantissa: faster, less "
         "exact; other precisions, and a CPU, know nothing of it",

@@ -111,3 +111,26 @@ def test_the_resolved_text_is_read_the_same_by_a_yaml_1_1_parser(write):
     read = yaml.safe_load(resolved(recipe))
     assert read == recipe.model_dump(mode="json")
     assert isinstance(Path(read["data"]["train"]["source"]), Path)
+
+
+# A run of the first release can be scored, merged and gone on with as long as its recipe has this hash. Do not change
+# the value: mark the key that a new version brings as `ADDED`.
+FIRST_RELEASE = {
+    "model": {"name": "HuggingFaceTB/SmolLM2-135M"},
+    "quantization": "nf4",
+    "adapter": {"method": "dora", "rank": 8, "dropout": 0.05},
+    "optimizer": {"method": "adamw", "lr": 1e-4},
+    "data": {"train": "https://example.org/rows.jsonl", "format": "text"},
+}
+ITS_HASH = "1509db9b13facea16bb9ad1630f75016199b007bff9e0da8605109ceb5199b0c"
+
+
+def test_a_recipe_has_the_hash_that_it_had_in_the_first_release():
+    assert recipe_hash(Recipe.model_validate(FIRST_RELEASE)) == ITS_HASH
+
+
+@pytest.mark.parametrize("key", ["shard_base", "deterministic", "tf32"])
+def test_a_younger_key_counts_once_it_is_set(key):
+    one = recipe_hash(Recipe.model_validate({**FIRST_RELEASE, "train": {key: False}}))
+    other = recipe_hash(Recipe.model_validate({**FIRST_RELEASE, "train": {key: True}}))
+    assert one == ITS_HASH != other
