@@ -113,18 +113,23 @@ def _train_in(
             write_start(job, loaded, trust_remote_code)
         if saved is not None and tensors is not None:
             _resume(job, saved, tensors)
-        forget_peak_memory()  # what loading took is over, and says nothing of a step
-        try:
-            with closing(job.steps()) as steps:
-                train_steps(job.run, steps, job.objective)
-        finally:
-            for callback in job.run.callbacks:
-                callback.close()
+        _go_through(job)
     accelerator.wait_for_everyone()
     if not lead:
         return {}
     found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
     return write_end(job, time.perf_counter() - began) | found
+
+
+def _go_through(job: Job) -> None:
+    """All steps that are left; whatever happens, no thread and no open file stays behind."""
+    forget_peak_memory()  # what loading took is over, and says nothing of a step
+    try:
+        with closing(job.steps()) as steps:
+            train_steps(job.run, steps, job.objective)
+    finally:
+        for callback in job.run.callbacks:
+            callback.close()
 
 
 def _profile(job: Job, saved: Path | None) -> Profile:
@@ -150,7 +155,7 @@ def _settle_memory(
 ) -> None:
     """Settle which layers are computed again, the model in its place; those of before in a run that is gone on with."""
     processes, rank = accelerator.num_processes, accelerator.process_index
-    data = train_data(recipe, text, processes, rank, adaptation.packing, adaptation.joined)
+    data = train_data(recipe, text, processes, rank, adaptation.packing, adaptation.joined, folder.processes)
     before: int | None = folder.read(RUN).get("recomputed_layers") if folder.started else None
     settle(recipe, adaptation, data, accelerator.device, before, trust_remote_code)
 
