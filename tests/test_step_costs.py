@@ -23,8 +23,8 @@ TOKENS, IN, OUT = 32, 64, 96
 SITES = {
     "lora": ({}, 7, 11, 2),
     "lora, dropout": ({"dropout": 0.05}, 19, 12, 2),
-    "dora": ({}, 30, 26, 2),
-    "dora, dropout": ({"dropout": 0.05}, 42, 27, 2),
+    "dora": ({}, 25, 26, 2),
+    "dora, dropout": ({"dropout": 0.05}, 37, 27, 2),
     "miss": ({"rank": 16}, 9, 14, 2),
     "vera": ({"rank": 16}, 10, 14, 2),
     "gralora": ({"rank": 16}, 9, 18, 2),

@@ -252,7 +252,7 @@ def test_a_training_refuses_the_mask_before_anything_is_calibrated(tiny, tmp_pat
         RECIPE.format(model=tiny(), dtype="float32", data=ROOT / "recipes" / "data" / "quickstart")
     )
     seen = []
-    monkeypatch.setattr("lrft.build.adapt.check_mask", lambda model, section, device, row: seen.append(row))
+    monkeypatch.setattr("lrft.build.settle.check_mask", lambda model, section, device, row: seen.append(row))
     for overrides, row in {
         (): 160,
         ("train.packing=false",): 160,

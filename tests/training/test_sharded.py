@@ -19,7 +19,7 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.errors import RecipeError
 from tests.launched import launched
 
-STORAGES = ("none", "nf4")
+STORAGES = ("nf4", pytest.param("none", marks=pytest.mark.slow))
 # Of five rows, four a step, every second step leaves one process without a row, and the last batch of scores too.
 SHORT = ["data.train.limit=5", "train.packing=false", "train.max_steps=8", "eval.batch_tokens=300"]
 KINDS = {
@@ -32,7 +32,17 @@ KINDS = {
     "experts": ["adapter={method: mixlora, rank: 2, experts: 3}"],
     "zeroth order": ["optimizer={method: mezo, lr: 1e-4}", "train.clip=null"],
 }
+# Every storage is cut in tests/contracts/test_sharded.py; here two kinds, one without gradients, stand for the others.
+ALWAYS = ("nf4", "zeroth order")
+CASES = [kind if kind in ALWAYS else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 SCRIPT = Path(__file__).with_name("shards_on_two_processes.py")
+
+
+def asked_for(request: pytest.FixtureRequest, parameter: str) -> list[str]:
+    """The values of a parameter among the tests that are going to run."""
+    here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    found = [item.callspec.params[parameter] for item in here if parameter in item.callspec.params]
+    return list(dict.fromkeys(["nf4", *found]))
 
 
 def settings(kind: str, processes: int) -> list[str]:
@@ -40,17 +50,17 @@ def settings(kind: str, processes: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_recipe, tmp_path_factory) -> Path:
+def runs(request, tiny_recipe, tmp_path_factory) -> Path:
     """`one/KIND` by one process and `two/KIND` by two; `killed/STORAGE` after step 5 of 8, saved at step 3."""
     folder = tmp_path_factory.mktemp("sharded")
     recipe = tiny_recipe(folder, "float32")
     words: list[str] = []
-    for kind in KINDS:
+    for kind in dict.fromkeys([*asked_for(request, "kind"), *asked_for(request, "storage")]):
         train(load_recipe(recipe, settings(kind, 1)), folder / "one" / kind)
         words += ["--", str(recipe), str(folder / "two" / kind), "0", *settings(kind, 2)]
     done = launched(SCRIPT, *words[1:], seconds=500)
     assert done.returncode == 0, done.stderr[-4000:]
-    for storage in STORAGES:
+    for storage in asked_for(request, "storage"):
         killed = launched(
             SCRIPT, recipe, folder / "killed" / storage, "5", *settings(storage, 2), seconds=200
         )
@@ -59,7 +69,7 @@ def runs(tiny_recipe, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gone_on(runs, tiny_recipe, tmp_path_factory) -> Path:
+def gone_on(request, runs, tiny_recipe, tmp_path_factory) -> Path:
     """`STORAGE-N`: the killed run of a storage, gone on with by N processes; `begun-by-one` by one and then by two."""
     folder = tmp_path_factory.mktemp("gone-on")
     recipe = runs / "tiny.yaml"
@@ -67,7 +77,7 @@ def gone_on(runs, tiny_recipe, tmp_path_factory) -> Path:
     killed = launched(SCRIPT, recipe, folder / "begun-by-one", "5", *began, processes=1, seconds=200)
     assert killed.returncode != 0 and len(losses(folder / "begun-by-one")) == 5
     words = ["--", str(recipe), str(folder / "begun-by-one"), "0", *began]
-    for storage in STORAGES:
+    for storage in asked_for(request, "storage"):
         for processes in (1, 2):
             shutil.copytree(runs / "killed" / storage, folder / f"{storage}-{processes}")
         train(load_recipe(recipe, settings(storage, 2)), folder / f"{storage}-1", resume=True)
@@ -103,7 +113,7 @@ def held(folder: Path, rank: int) -> dict[str, int]:
     return json.loads((folder / f"held-{rank}.json").read_text())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CASES)
 def test_two_processes_that_keep_half_the_base_train_what_one_does(runs, kind):
     one, two = runs / "one" / kind, runs / "two" / kind
     assert len(losses(one)) == 8
@@ -118,7 +128,7 @@ def test_two_processes_that_keep_half_the_base_train_what_one_does(runs, kind):
         )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CASES)
 def test_each_process_keeps_half_of_the_stored_bytes(runs, kind):
     whole = stored_bytes(runs, kind)
     for rank in range(2):
@@ -128,10 +138,10 @@ def test_each_process_keeps_half_of_the_stored_bytes(runs, kind):
         assert whole / 2 <= found["bytes"] <= whole / 2 + 14 * 5 * 16
 
 
-def test_all_processes_ask_for_equally_many_weights(runs):
-    for kind in KINDS:
-        first, second = (held(runs / "two" / kind, rank)["asked"] for rank in range(2))
-        assert first == second > 8 * 14
+@pytest.mark.parametrize("kind", CASES)
+def test_all_processes_ask_for_equally_many_weights(runs, kind):
+    first, second = (held(runs / "two" / kind, rank)["asked"] for rank in range(2))
+    assert first == second > 8 * 14
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -155,15 +165,15 @@ def test_a_run_that_one_process_began_goes_on_with_two(runs, gone_on):
     assert held(on, 0)["bytes"] < stored_bytes(runs, "nf4")
 
 
-def test_a_checkpoint_holds_what_one_of_a_whole_base_does(runs):
-    for storage in STORAGES:
-        files = [runs / which / storage / "checkpoints" / "step-8" for which in ("one", "two")]
-        for name in ("adapter.safetensors", "optimizer.safetensors"):
-            ours, theirs = (load_file(folder / name) for folder in files)
-            assert {k: t.shape for k, t in ours.items()} == {k: t.shape for k, t in theirs.items()}
-        states = [json.loads((folder / "state.json").read_text()) for folder in files]
-        assert states[0].keys() == states[1].keys()
-        assert states[0]["parameters"] == states[1]["parameters"]
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_checkpoint_holds_what_one_of_a_whole_base_does(runs, storage):
+    files = [runs / which / storage / "checkpoints" / "step-8" for which in ("one", "two")]
+    for name in ("adapter.safetensors", "optimizer.safetensors"):
+        ours, theirs = (load_file(folder / name) for folder in files)
+        assert {k: t.shape for k, t in ours.items()} == {k: t.shape for k, t in theirs.items()}
+    states = [json.loads((folder / "state.json").read_text()) for folder in files]
+    assert states[0].keys() == states[1].keys()
+    assert states[0]["parameters"] == states[1]["parameters"]
 
 
 def test_one_process_says_that_it_keeps_the_base_whole(tiny_recipe, tmp_path, monkeypatch):

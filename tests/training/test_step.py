@@ -150,7 +150,7 @@ def test_rows_without_padding_give_the_loss_and_gradients_of_padded_ones(
     batches = [batch for step in job.steps() for batch in step.micro_batches]
     assert {batch.input_ids.shape for batch in batches} == {(1, batches[0].tokens)}
     joined, gradients = whole_epoch(recipe_file, tmp_path, *cut)
-    monkeypatch.setattr("lrft.build.adapt.why_padded", lambda *args: "as asked")
+    monkeypatch.setattr("lrft.build.settle.why_padded", lambda *args: "as asked")
     padded, expected = whole_epoch(recipe_file, tmp_path, *cut)
     torch.testing.assert_close(joined, padded, atol=1e-6, rtol=1e-6)
     assert gradients.keys() == expected.keys()

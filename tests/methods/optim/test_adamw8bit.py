@@ -107,6 +107,7 @@ def test_loaded_moments_go_into_the_memory_that_new_ones_get(name, monkeypatch):
     optimizer.step()
     twin = torch.nn.Parameter(torch.ones(64, 64, device="meta"))
     resumed = build(name, twin)
+    resumed.is_paged = True  # which it is not where parameters are without storage
     made = []
 
     def get_state_buffer(p, dtype=torch.float32):
