@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from lrft.build.activations import activation_bytes
 from lrft.data.steps import Shape
@@ -11,6 +10,7 @@ from lrft.model.load import load_model
 from lrft.model.probe import batch_of
 from lrft.ops.attention_blocks import BLOCK, LONG
 from lrft.recipe.load import load_recipe
+from tests.kept import keeping
 from tests.training.conftest import RECIPE, ROOT
 
 
@@ -28,14 +28,7 @@ def recipe(tiny, tmp_path):
 def kept_bytes(model, lengths):
     """Bytes of all storages that the body's forward pass saves for one row of documents."""
     ids = [[5 + k % 400 for k in range(n)] for n in lengths]
-    held, alive = {}, []
-
-    def keep(x):
-        alive.append(x)
-        held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with keeping() as held:
         model.hidden(batch_of([ids]))
     return sum(held.values())
 

@@ -6,7 +6,6 @@ A change that raises one of them has to say so here.
 from __future__ import annotations
 
 import collections
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from lrft.core.adapted import Adapted
 from lrft.core.params import Site
 from lrft.methods.quant.none import Dense
 from lrft.registry.axes import ADAPTERS
+from tests.kept import keeping
 
 TOKENS, IN, OUT = 32, 64, 96
 
@@ -83,20 +83,6 @@ def test_calls_and_decodes_of_a_site(case):
         calls.counts,
         back.counts,
     )
-
-
-@contextmanager
-def keeping():
-    """The storages that are kept for the backward pass, by address."""
-    held, alive = {}, []
-
-    def keep(x):
-        alive.append(x)
-        held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        yield held
 
 
 @pytest.mark.parametrize("case", KEPT)

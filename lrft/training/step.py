@@ -12,10 +12,11 @@ from torch import Tensor
 
 from lrft.core.batch import Batch
 from lrft.core.context import computing
+from lrft.core.notes import say
 from lrft.core.objective import Objective
 from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.run import Run
-from lrft.ops.compiled import compiling
+from lrft.ops.compiled import FAILURES, compiling
 from lrft.training.gradient_sum import GradientSum
 
 
@@ -77,6 +78,9 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
         run.team.largest(0)  # all have gathered the same weights
     run.seed_draws(batches.micro_batch_count)  # what draws from here on draws alike on every process
     run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch)
+    if run.compiled and FAILURES:
+        run.compiled = False
+        say(f"step {run.step + 1}: norms, gates and rotations are no longer compiled ({FAILURES[0]})")
     if gradients is not None:
         gradients.finish()
     if run.accelerator is not None and run.processes > 1:

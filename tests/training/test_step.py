@@ -19,6 +19,7 @@ from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
 from lrft.build.job import assemble
 from lrft.core.callback import TimedMethod
+from lrft.ops import compiled, elementwise
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.registry.errors import NumericalError, OutOfMemory
@@ -400,3 +401,25 @@ def test_compiled_training_follows_eager(recipe_file, tmp_path):
         resume=False,
     )
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)
+
+
+def test_a_run_whose_compiler_fails_goes_on_eagerly_and_says_so_once(
+    recipe_file, tmp_path, monkeypatch, capsys
+):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no space left for what is compiled")
+
+    wanted, _ = whole_epoch(recipe_file, tmp_path / "eager")
+    for fused in (elementwise._normalize, elementwise._rotate, elementwise.gate_up):
+        monkeypatch.setattr(fused, "_compiled", None)  # of a test before this one
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fail)
+    job = job_of(recipe_file, tmp_path / "compiled", "data.train.limit=8")
+    job.run.compiled = True
+    capsys.readouterr()
+    try:
+        loss, _ = loss_and_gradients(job)
+        step_loss(job.run, next(iter(job.steps())), job.objective)
+    finally:
+        compiled.FAILURES.clear()
+    assert torch.equal(loss, wanted) and not job.run.compiled
+    assert capsys.readouterr().err.count("no longer compiled (no space left") == 1

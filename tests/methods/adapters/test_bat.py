@@ -50,14 +50,9 @@ def test_the_count_is_pefts_for_llama_3_2_3b():
     assert 28 * sum(Bat.count(config, Site("a", 3072, out)) for out in (3072, 1024)) == 7_340_032
 
 
-def test_it_is_pefts():
-    peft = pytest.importorskip("peft")
+def test_it_is_pefts(in_peft):
     site, weight = make()
-    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
-    keys.pop("peft_type")
-    model = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=False))
-    model[0].weight.data.copy_(weight)
-    theirs = peft.get_peft_model(model, peft.MissConfig(target_modules=["0"], **keys))
+    theirs = in_peft(site, weight, "MissConfig")
     theirs.base_model.model[0].miss_block["default"].data.copy_(site.adapter.D)
     x = torch.randn(5, 16)
     torch.testing.assert_close(site(x), theirs(x), atol=1e-5, rtol=1e-5)

@@ -44,14 +44,9 @@ def test_the_count_is_pefts_for_llama_3_2_3b(rank, published):
     assert 28 * sum(HiRA.count(config, Site("a", 3072, out)) for out in (3072, 1024)) == published
 
 
-def test_it_is_pefts():
-    peft = pytest.importorskip("peft")
+def test_it_is_pefts(in_peft):
     site, weight = make()
-    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
-    keys.pop("peft_type")
-    model = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=False))
-    model[0].weight.data.copy_(weight)
-    theirs = peft.get_peft_model(model, peft.HiraConfig(target_modules=["0"], **keys))
+    theirs = in_peft(site, weight, "HiraConfig")
     layer = theirs.base_model.model[0]
     assert not layer.hira_B["default"].any()
     layer.hira_A["default"].data.copy_(site.adapter.A)

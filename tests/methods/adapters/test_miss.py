@@ -69,14 +69,9 @@ def test_only_the_summed_input_is_kept_for_the_backward_pass():
 
 
 @pytest.mark.parametrize("settings", [{"width": 16}, {"width": 18}, {"width": 16, "mini_rank": 6}])
-def test_it_is_pefts(settings):
-    peft = pytest.importorskip("peft")
+def test_it_is_pefts(in_peft, settings):
     site, weight = make(**settings)
-    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
-    keys.pop("peft_type")
-    model = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], 24, bias=False))
-    model[0].weight.data.copy_(weight)
-    theirs = peft.get_peft_model(model, peft.MissConfig(target_modules=["0"], **keys))
+    theirs = in_peft(site, weight, "MissConfig")
     theirs.base_model.model[0].miss_block["default"].data.copy_(site.adapter.D)
     x = torch.randn(2, 5, weight.shape[1])
     torch.testing.assert_close(site(x), theirs(x), atol=1e-5, rtol=1e-5)

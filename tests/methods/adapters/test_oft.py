@@ -51,14 +51,9 @@ def test_the_published_count_of_32_blocks_on_llama_3_2_3b():
     assert 28 * sum(OFT.count(config, Site("a", 3072, out)) for out in (3072, 1024)) == 8_171_520
 
 
-def test_it_is_pefts():
-    peft = pytest.importorskip("peft")
+def test_it_is_pefts(in_peft):
     site, weight = make()
-    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
-    keys.pop("peft_type")
-    model = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=False))
-    model[0].weight.data.copy_(weight)
-    theirs = peft.get_peft_model(model, peft.OFTConfig(target_modules=["0"], **keys))
+    theirs = in_peft(site, weight, "OFTConfig")
     theirs.base_model.model[0].oft_R["default"].weight.data.copy_(site.adapter.q)
     x = torch.randn(5, 16)
     torch.testing.assert_close(site(x), theirs(x), atol=1e-5, rtol=1e-5)

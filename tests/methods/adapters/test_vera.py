@@ -66,14 +66,9 @@ def test_all_sites_cut_from_one_pair_drawn_for_the_widest():
     assert narrow.state_dict().keys() == {"u", "v"}
 
 
-def test_it_is_pefts():
-    peft = pytest.importorskip("peft")
+def test_it_is_pefts(in_peft):
     site, weight = make()
-    keys = dict(site.adapter.peft.keys(site.adapter.config, False))
-    keys.pop("peft_type")
-    model = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=False))
-    model[0].weight.data.copy_(weight)
-    theirs = peft.get_peft_model(model, peft.VeraConfig(target_modules=["0"], **keys))
+    theirs = in_peft(site, weight, "VeraConfig")
     layer = theirs.base_model.model[0]
     for name, tensor in site.adapter.bases[0].peft_tensors().items():
         their = getattr(layer, name)
