@@ -37,6 +37,7 @@ __all__ = [
     "ProjectedConfig",
     "RecipeView",
     "ResidualConfig",
+    "SVDIterations",
     "ScheduleConfig",
     "Section",
     "Sequence",
@@ -45,3 +46,6 @@ __all__ = [
     "model_validator",
     "parse_choice",
 ]
+
+SVDIterations = Annotated[int, Field(ge=0)] | Literal["exact"] | None
+"""`niter` of a start by an SVD, as `lrft.ops.linalg.truncated_svd` takes it."""
