@@ -139,8 +139,8 @@ def _adapt(
             with bare(model):
                 settled(asked, adaptation, device, trains)
         check_runs(model)
-    configure(model, with_layers_kept(recipe.model))
-    adaptation.notes += _remarks(recipe) if device.type == "cpu" and trains else []
+    slow = configure(model, with_layers_kept(recipe.model))
+    adaptation.notes += _remarks(recipe, slow, device) if trains else []
     adaptation.notes += _fast_starts(recipe, adaptation.plan) if saved is None else []
     heap.give_back()
     return adaptation
@@ -177,10 +177,15 @@ def _prove(recipe: Recipe, adaptation: Adaptation, device: torch.device, trains:
         raise NotStreamed(error.problems[0].message) from None
 
 
-def _remarks(recipe: Recipe) -> list[str]:
-    """What a training on a CPU is told of what it chose."""
-    told = QUANTIZERS.get(recipe.quantization.method).on_cpu
-    return [f"quantization: {told}"] if told else []
+def _remarks(recipe: Recipe, slow: list[str], device: torch.device) -> list[str]:
+    """What a training is told of what takes longer than it might; `slow` are parts that could not be fused."""
+    told = QUANTIZERS.get(recipe.quantization.method).on_cpu if device.type == "cpu" else ""
+    notes = [f"quantization: {told}"] if told else []
+    if slow:
+        notes.append(
+            f"model.name: {' and '.join(slow)} run as the model's own code has them, none in one node"
+        )
+    return notes
 
 
 def _fast_starts(recipe: Recipe, plan: Plan) -> list[str]:
