@@ -163,7 +163,8 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
     The line comes before the checkpoint, so that a kill between the two cannot lose a step's record.
     """
     settings, logging = recipe.train, recipe.logging
-    scorer = make_scorer(recipe, run, text)
+    bar = Bar(logging.every)
+    scorer = make_scorer(recipe, run, text, subject(recipe, text, run.model, bar.watch, run.team))
     saver = Saver(
         partial(trained_tensors, run.model),
         folder.checkpoints,
@@ -185,7 +186,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         scale,
         scorer,
         MetricsFile(folder.path / METRICS),
-        Bar(logging.every),
+        bar,
         wandb,
         StopOnSignal(),
         saver,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Mode = Literal["online", "offline", "disabled", "shared"] | None
 
 LINES = 100  # a run, where it is not said how many
+WATCHED = 10.0  # seconds between lines about a task
 
 
 class MetricsFile(Callback):
@@ -90,6 +91,7 @@ class Bar(Callback):
         self.task: TaskID | None = None
         self.began = time.perf_counter()
         self.first = 0
+        self.watched = time.monotonic()
 
     def start(self, run: Run) -> None:
         self.began, self.first = time.perf_counter(), run.step
@@ -114,10 +116,18 @@ class Bar(Callback):
             line = f"step {run.step}/{run.total_steps}  {describe(run.metrics)}  {left:.0f} s left"
             say(line)
 
+    def watch(self, what: str, done: int, total: int) -> None:
+        """Show how far a task is that is scored between two steps; off a terminal one line every few seconds."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, description=f"{what} {done}/{total}")
+        elif done and time.monotonic() - self.watched >= WATCHED:
+            self.watched = time.monotonic()
+            say(f"{what} {done}/{total}")
+
     def _is_due(self, run: Run) -> bool:
         every = self.every or max(1, run.total_steps // LINES)
         ends = run.step in (self.first + 1, run.total_steps) or run.stop_signal is not None
-        return ends or "eval_loss" in run.metrics or run.step % every == 0
+        return ends or _scored(run.metrics) or run.step % every == 0
 
     def close(self) -> None:
         if self.progress is not None:
@@ -194,7 +204,13 @@ def describe(metrics: Mapping[str, float]) -> str:
         parts.append(f"{metrics['tokens_per_second']:.0f} tok/s")
     if "eval_loss" in metrics:
         parts.append(f"eval {metrics['eval_loss']:.4f}")
+    parts += [f"{name} {metrics[name]:.4f}" for name in _scored(metrics) if "." in name]
     return "  ".join([*parts, f"{peak_memory() / 2**20:.0f} MiB"])
+
+
+def _scored(metrics: Mapping[str, float]) -> list[str]:
+    """The names of held-out scores among a step's numbers: the loss, and those of tasks, `TASK.SCORE`."""
+    return [name for name in metrics if name == "eval_loss" or "." in name]
 
 
 def peak_memory() -> int:

@@ -37,11 +37,11 @@ class Timed:
     """Scores that are taken together, every so many steps and at the last one.
 
     Attributes:
-        score: gives them by name; nothing when it was asked to stop.
+        score: gives them by name; None when it was asked to stop.
     """
 
     every: int
-    score: Callable[[Run], dict[str, float]]
+    score: Callable[[Run], dict[str, float] | None]
 
 
 class Scorer(Callback):
@@ -95,20 +95,22 @@ class Scorer(Callback):
         run.model.eval()
         found = self._due(run)  # every process has to ask, whichever the signal came to
         run.model.train()
-        self.owed = 0 if found else run.step
+        self.owed = run.step if found is None else 0
+        if found is None:
+            return
         run.record(**found)
         if self.metric.name in found:
             self._judge(run, found[self.metric.name])
 
-    def _due(self, run: Run) -> dict[str, float]:
-        """What is to be scored after this step; nothing where a part of it was cut short."""
+    def _due(self, run: Run) -> dict[str, float] | None:
+        """What is to be scored after this step; None where a part of it was cut short."""
         found: dict[str, float] = {}
         for timed in self.scores:
             last = run.step == run.total_steps or self._ends(found.get(self.metric.name))
             if last or run.step % timed.every == 0:
                 taken = timed.score(run)
-                if not taken:
-                    return {}
+                if taken is None:
+                    return None
                 found |= taken
         return found
 
