@@ -17,6 +17,7 @@ from lrft.build.compiling import worth_compiling
 from lrft.build.scoring import make_scorer
 from lrft.build.steps import in_step, train_data
 from lrft.build.text import Text
+from lrft.build.trackers import make_trackers
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective
 from lrft.core.params import ParamInfo, count
@@ -40,7 +41,7 @@ from lrft.training.checkpoint import Identity
 from lrft.training.folder import METRICS, RunFolder
 from lrft.training.gradient_check import GradientCheck
 from lrft.training.keepers import LossScale, Saver, StopAtLoss, StopOnSignal
-from lrft.training.metrics import Bar, MetricsFile, Wandb
+from lrft.training.metrics import Bar, MetricsFile
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -174,9 +175,6 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         scorer=scorer,
         adapters=AdapterFolders(folder.path, partial(_write_adapter, run, text), scorer),
     )
-    wandb = (
-        Wandb(logging.wandb, folder.path.name, folder.path, recipe.model_dump()) if logging.wandb else None
-    )
     scale = LossScale(run.device.type) if recipe.model.dtype == "float16" else None
     found = [
         GradientCheck(),
@@ -187,7 +185,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         scorer,
         MetricsFile(folder.path / METRICS),
         bar,
-        wandb,
+        *make_trackers(recipe, folder.path),
         StopOnSignal(),
         saver,
     ]

@@ -230,3 +230,9 @@ class LoggingSection(Section):
         None, gt=0, description="optimizer steps between printed lines; null for about a hundred lines a run"
     )
     wandb: str | None = Field(None, description="Weights & Biases project; null for none")
+    tensorboard: Annotated[bool | str, ADDED] = Field(
+        False,
+        description="true: TensorBoard's files in the run folder; or a folder that holds one for every run",
+    )
+    mlflow: Annotated[str | None, ADDED] = Field(None, description="MLflow experiment; null for none")
+    trackio: Annotated[str | None, ADDED] = Field(None, description="Trackio project; null for none")

@@ -1,33 +1,23 @@
-"""Callbacks that show a run: metrics.jsonl, a progress bar or plain lines, and Weights & Biases when asked."""
+"""Callbacks that show a run: metrics.jsonl, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
 import json
-import netrc
 import os
 import resource
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
-from urllib.parse import urlparse
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from torch.optim.optimizer import StateDict
 
 from lrft.core.callback import Callback
 from lrft.core.notes import is_terminal, say, silent
 from lrft.core.run import Run
-from lrft.registry.errors import LrftError, MissingExtra
-from lrft.registry.json import Json
-
-if TYPE_CHECKING:
-    from wandb import Run as Session
-
-Mode = Literal["online", "offline", "disabled", "shared"] | None
+from lrft.registry.errors import LrftError
 
 LINES = 100  # a run, where it is not said how many
 WATCHED = 10.0  # seconds between lines about a task
@@ -133,68 +123,6 @@ class Bar(Callback):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
-
-
-class Wandb(Callback):
-    """Sends the metrics to Weights & Biases; without an account it writes its local files and says so once.
-
-    The run id is kept in the checkpoint, so that a resumed run goes on in the same place.
-    """
-
-    def __init__(self, project: str, name: str, folder: Path, settings: dict[str, Json]) -> None:
-        self.project, self.name, self.folder, self.settings = project, name, folder, settings
-        self.id: str | None = None
-        self.session: Session | None = None
-
-    def start(self, run: Run) -> None:
-        if run.rank:
-            return
-        try:
-            import wandb
-        except ImportError:
-            raise MissingExtra("logging.wandb: needs `pip install wandb`") from None
-        mode = cast(Mode, os.environ.get("WANDB_MODE"))
-        if mode is None and not has_account():
-            mode = "offline"
-            say("logging.wandb: no account found, keeping local files only")
-        self.session = wandb.init(
-            project=self.project,
-            name=os.environ.get("WANDB_NAME") or self.name,
-            id=self.id,
-            resume="allow",
-            dir=self.folder,
-            mode=mode,
-            config=self.settings,
-        )
-        self.id = self.session.id
-
-    def after_step(self, run: Run) -> None:
-        if self.session is not None:
-            self.session.log(
-                {k: v for k, v in run.metrics.items() if isinstance(v, int | float)}, step=run.step
-            )
-
-    def close(self) -> None:
-        if self.session is not None:
-            self.session.finish()
-
-    def state_dict(self) -> StateDict:
-        return {"id": self.id}
-
-    def load_state_dict(self, state: StateDict) -> None:
-        self.id = state["id"]
-
-
-def has_account() -> bool:
-    """Whether a Weights & Biases key is at hand; a .netrc that only knows other hosts is none."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        known = netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser())
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return host in known.hosts
 
 
 def describe(metrics: Mapping[str, float]) -> str:
