@@ -55,9 +55,9 @@ def fake_trackio(sent: Sent) -> dict[str, ModuleType]:
         print("* a line of its own")
         sent.begin(name, resume == "allow", config)
         log = lambda numbers, step: sent.numbers.append((name, step, numbers))  # noqa: E731
-        return SimpleNamespace(log=log, finish=lambda: sent.ended.append(name))
+        return SimpleNamespace(log=log)
 
-    return {"trackio": module("trackio", init=init)}
+    return {"trackio": module("trackio", init=init, finish=lambda: sent.ended.append("current"))}
 
 
 def fake_mlflow(sent: Sent) -> dict[str, ModuleType]:
@@ -163,10 +163,15 @@ def test_a_tracker_is_sent_every_step_and_goes_on_where_it_was(
     train(loaded, tmp_path / "run", resume=True)
     (first, fresh), (again, resumed) = sent.begun
     assert first == again and (fresh, resumed) == (False, True)
-    assert [(name, step) for name, step, _ in sent.numbers] == [(first, step) for step in (1, 2, 3)]
-    for (_, _, numbers), line in zip(sent.numbers, lines(tmp_path / "run"), strict=True):
-        assert numbers["loss"] == line["loss"] and numbers["lr"] == line["lr"]
-    assert sent.numbers[2][2]["eval_loss"] == lines(tmp_path / "run")[2]["eval_loss"]
+    assert {name for name, _, _ in sent.numbers} == {first}
+    for line in lines(tmp_path / "run"):
+        found = {}
+        for _, step, numbers in sent.numbers:
+            found |= numbers if step == line["step"] else {}
+        owed = key == "wandb" and line["step"] == 2  # the score that the signal cut short
+        assert found == {
+            name: v for name, v in line.items() if name != "step" and not (owed and "eval" in name)
+        }
     assert len(sent.ended) == 2 and "lr" in str(sent.settings)
     if key == "mlflow":
         assert sent.ended == ["first KILLED", "first FINISHED"] and sent.settings["adapter.rank"] == "4"

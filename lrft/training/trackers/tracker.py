@@ -23,6 +23,7 @@ class Tracker(Callback):
         key: the setting under `logging`.
         library: what is imported for it.
         install: what `pip install` is given for that.
+        rewrites: whether more numbers of a step can be sent when a later call begins with that step.
         id: what the tracker calls this run; kept in the checkpoint, so that a resumed run goes on in the same place.
         complete: whether the last step was reached.
     """
@@ -30,6 +31,7 @@ class Tracker(Callback):
     key: ClassVar[str]
     library: ClassVar[str]
     install: ClassVar[str]
+    rewrites: ClassVar[bool] = True
 
     def __init__(self, target: str, folder: Path, settings: Mapping[str, Json]) -> None:
         """Take where the numbers go: `target` is the value in the recipe, `settings` the recipe itself.
@@ -66,6 +68,10 @@ class Tracker(Callback):
             self.id = self.begin(run)
 
         self._attempt(begin)
+        if (
+            run.metrics and self.rewrites
+        ):  # a score that a signal had cut short, taken before this sitting's first step
+            self.after_step(run)
 
     def after_step(self, run: Run) -> None:
         numbers = {name: value for name, value in run.metrics.items() if isinstance(value, int | float)}

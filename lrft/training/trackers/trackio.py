@@ -42,6 +42,7 @@ class Trackio(Tracker):
         self.session.log(numbers, step=step)
 
     def end(self) -> None:
-        if self.session is not None:
-            with redirect_stdout(sys.stderr):
-                self.session.finish()
+        import trackio
+
+        with redirect_stdout(sys.stderr):
+            trackio.finish()  # and not the session's own, which would be finished once more when the process ends

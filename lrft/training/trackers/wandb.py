@@ -22,6 +22,7 @@ class Wandb(Tracker):
     """A run of the project `logging.wandb`; everything else is set by WANDB_* variables."""
 
     key = library = install = "wandb"
+    rewrites = False  # its steps only rise
     session: Session | None = None
 
     def begin(self, run: Run) -> str | None:
