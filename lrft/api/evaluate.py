@@ -20,7 +20,8 @@ from lrft.registry.axes import TASKS
 from lrft.registry.config import MethodConfig, parse_choice
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import UsageError
-from lrft.training.folder import RunFolder, find
+from lrft.training.chosen import find_checkpoint
+from lrft.training.folder import RunFolder
 
 
 def evaluate(
@@ -29,6 +30,7 @@ def evaluate(
     limit: int | None = None,
     baseline: bool = False,
     progress: Progress | None = None,
+    checkpoint: str | None = None,
 ) -> dict[str, dict[str, TaskResult]]:
     """Score a run's adapter, and the bare base beside it if asked; returns label -> task -> result.
 
@@ -38,6 +40,7 @@ def evaluate(
         limit: score only the first so many rows.
         baseline: score the bare base model as well.
         progress: hears (what, done, total).
+        checkpoint: `best`, `last` or `step-N`; by default the newest. One that was named has files of its own.
 
     Processes that a launcher started share the batches; each returns the whole result, and the first writes it.
 
@@ -45,9 +48,9 @@ def evaluate(
     that trained have their pretrained values again.
 
     Raises:
-        UsageError: the recipe names no task and no held-out rows; or there is no base to score.
+        UsageError: the recipe names no task and no held-out rows; there is no such checkpoint, or no base to score.
     """
-    folder = find(run)
+    folder = find_checkpoint(run, checkpoint)
     recipe, text, adaptation = open_run(folder)
     own = any("own_weights" in site.adapter.provides for _, site in adapted(adaptation.model.hf))
     if baseline and own and recipe.adapter is not None:
@@ -59,7 +62,8 @@ def evaluate(
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
     written = folder.path if team.rank == 0 else None
     limit = limit or recipe.eval.limit
-    results = {"adapter": evaluate_tasks(target, chosen, limit, written, "adapter")}
+    name = "adapter" if folder.chosen is None else f"adapter-{folder.chosen.name}"
+    results = {"adapter": evaluate_tasks(target, chosen, limit, written, name)}
     if baseline:
         with adapters_off(adaptation.model), _pretrained_weights(recipe, folder, adaptation.model):
             results["baseline"] = evaluate_tasks(target, chosen, limit, written, "baseline")

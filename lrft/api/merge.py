@@ -27,7 +27,8 @@ from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import DataError, ToleranceError
-from lrft.training.folder import RECIPE, RunFolder, find
+from lrft.training.chosen import find_checkpoint
+from lrft.training.folder import RECIPE, RunFolder
 
 
 def merge(
@@ -37,6 +38,7 @@ def merge(
     rank: int | None = None,
     rounding: str | None = None,
     dtype: str | None = None,
+    checkpoint: str | None = None,
 ) -> Fidelity:
     """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
 
@@ -45,15 +47,16 @@ def merge(
         out: a new or an empty folder.
         rank: keep only so many leading rank components, of adapters that allow it.
         onto, rounding, dtype: by default what the run's recipe says under `export`.
+        checkpoint: `best`, `last` or `step-N`; by default the newest.
 
     Raises:
-        UsageError: `out` is not free.
+        UsageError: `out` is not free, or there is no such checkpoint.
         NotMergeable: the method is not a change of the weight.
         NumericalError: a weight is not finite or beyond the precision; nothing is written.
         ToleranceError: the merged model is further from the adapter than `export.tolerance`, or stops elsewhere than
             the run; files are kept.
     """
-    folder, out = find(run), Path(out)
+    folder, out = find_checkpoint(run, checkpoint), Path(out)
     check_free(out)
     recipe, text, adaptation = open_run(folder)
     recipe = _apply_options(recipe, onto, rounding, dtype)
@@ -61,7 +64,8 @@ def merge(
     if rank is not None:
         truncate(adaptation.model, rank)
     job = _Merge(folder, recipe, text, adaptation, out)
-    record: Fidelity = {**({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
+    named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
+    record: Fidelity = {**named, **({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
     target = RunFolder(out)
     target.write("fidelity.json", record)
     target.write("README.md", merged_card(recipe, record, folder.path.name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
 from lrft.build.text import Text
@@ -11,8 +13,8 @@ from lrft.model.trained import load_trained_tensors
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import UsageError
-from lrft.training import checkpoint, checkpoint_folder
+from lrft.training import checkpoint
+from lrft.training.chosen import best_known, newest_of
 from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder
 
@@ -25,9 +27,7 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
         CheckpointError: the base model is not the one it was trained on.
     """
     recipe = load_recipe(folder.path / RECIPE, trained=True).recipe
-    saved = folder.chosen or checkpoint_folder.newest(folder.checkpoints, say)
-    if saved is None:
-        raise UsageError(f"{folder.path}: has no checkpoint yet; train it first")
+    saved = folder.chosen or _last(folder)
     trusted = trusts_remote_code(folder)
     text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
@@ -46,6 +46,14 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
     load_trained_tensors(adaptation.model, tensors)
     adaptation.model.eval()
     return recipe, text, adaptation
+
+
+def _last(folder: RunFolder) -> Path:
+    """The newest checkpoint; says so where another one is the best."""
+    last = newest_of(folder)
+    if (best := best_known(last)) not in (None, last.name):
+        say(f"this is the last checkpoint, {last.name}; the best one is {folder.checkpoints / str(best)}")
+    return last
 
 
 def trusts_remote_code(folder: RunFolder) -> bool:

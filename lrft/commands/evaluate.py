@@ -20,6 +20,10 @@ def eval_command(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Score the bare base model beside it.")
     ] = False,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -33,6 +37,6 @@ def eval_command(
 
     silence(quiet)
     with EvaluationBar() as show:
-        found = evaluate(run, task or [], limit, baseline, show)
+        found = evaluate(run, task or [], limit, baseline, show, checkpoint)
     scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in found.items()}
     result(scores, as_json, lambda _: show_table(table(found)))

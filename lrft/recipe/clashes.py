@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from lrft.recipe.fields import slot_at
+from lrft.recipe.scores import SCORES
 from lrft.registry.axes import AXES, FORMATS
 from lrft.registry.config import parse_choice
 from lrft.registry.declared import Declaration
@@ -154,14 +155,15 @@ def _hub_keys_of_a_local_source(settings: Settings) -> Iterator[Problem]:
 
 def _end_that_is_not_planned(settings: Settings) -> Iterator[Problem]:
     """Ranks that move and restarts follow the whole run; cut short, a budget is not met and a stage is not folded."""
-    if settings["train.stop_below"] is None:
+    ends = [key for key in ("train.stop_below", "train.patience") if settings[key] is not None]
+    if not ends:
         return
     allocation = AXES["allocate"].declared(settings.text("allocate.method"))
     timed = [] if settings["restart"] is None else [f"restart {settings['restart.method']}"]
     timed += [f"allocate {allocation.name}"] if "one_stage" in allocation.requires else []
     if timed:
         message = f"would end the run before {' and '.join(timed)} had done its part; write null"
-        yield Problem("train.stop_below", message)
+        yield from (Problem(key, message) for key in ends)
 
 
 def _compiled_for_one_shape(settings: Settings) -> Iterator[Problem]:
@@ -209,6 +211,7 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _what_trains,
     _pairs_that_nobody_compares,
     _scores_without_rows,
+    *SCORES,
     _hub_keys_of_a_local_source,
     _end_that_is_not_planned,
     _compiled_for_one_shape,

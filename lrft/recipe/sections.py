@@ -145,6 +145,24 @@ class TrainSection(Section):
     eval_every: int | None = Field(
         None, gt=0, description="optimizer steps between scores of data.eval; the last step is always scored"
     )
+    eval_tasks_every: Annotated[int | None, ADDED] = Field(
+        None,
+        gt=0,
+        description="optimizer steps between scores of eval.tasks, the first eval.limit rows of each; the last step is "
+        "always scored",
+    )
+    metric: Annotated[str, DECIDES_ROWS, ADDED] = Field(
+        "loss",
+        min_length=1,
+        description="the score that says which step is the best: loss, of data.eval every train.eval_every steps, or "
+        "TASK.SCORE of one of eval.tasks, such as gsm8k.exact_match",
+    )
+    patience: Annotated[int | None, DECIDES_ROWS, ADDED] = Field(
+        None,
+        gt=0,
+        description="end the run once so many scores of train.metric in a row were no better than the best; the "
+        "schedule still goes by max_steps",
+    )
     keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where one is visible")
     shard_base: Annotated[bool, ADDED] = Field(
@@ -171,6 +189,9 @@ class EvalSection(Section):
     )
     limit: Annotated[int | None, DECIDES_ROWS] = Field(
         None, gt=0, description="score only the first so many rows"
+    )
+    at_end: Annotated[bool, ADDED] = Field(
+        False, description="score the tasks at the end of a training too, as lrft eval does after it"
     )
     batch_tokens: int = Field(8192, gt=0, description="tokens of an evaluation batch, padding included")
 
@@ -209,3 +230,9 @@ class LoggingSection(Section):
         None, gt=0, description="optimizer steps between printed lines; null for about a hundred lines a run"
     )
     wandb: str | None = Field(None, description="Weights & Biases project; null for none")
+    tensorboard: Annotated[bool | str, ADDED] = Field(
+        False,
+        description="true: TensorBoard's files in the run folder; or a folder that holds one for every run",
+    )
+    mlflow: Annotated[str | None, ADDED] = Field(None, description="MLflow experiment; null for none")
+    trackio: Annotated[str | None, ADDED] = Field(None, description="Trackio project; null for none")

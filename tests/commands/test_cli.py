@@ -32,8 +32,8 @@ eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 TALK = {"--json", "--quiet"}
 OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
-    "eval": {"--task", "--limit", "--baseline", *TALK},
-    "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
+    "eval": {"--task", "--limit", "--baseline", "--checkpoint", *TALK},
+    "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),

@@ -40,12 +40,18 @@ class TaskResult:
 
 
 class Task:
-    """Scores a subject on the recipe's held-out rows, or on its config's own `data` and `format`."""
+    """Scores a subject on the recipe's held-out rows, or on its config's own `data` and `format`.
+
+    Attributes:
+        better: metrics that say how good the model is -> `higher` or `lower`, whichever is better. A recipe may choose
+            one of them as `train.metric`, and a training with `train.eval_tasks_every` records them.
+    """
 
     name: ClassVar[str]
     version: ClassVar[str]
     provides: ClassVar[set[str]] = set()
     requires: ClassVar[set[str]] = set()
+    better: ClassVar[dict[str, str]] = {}
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: MethodConfig) -> None:

@@ -48,6 +48,7 @@ class GSM8K(Task):
     }
 
     version = "gsm8k-last-number-1"
+    better = {"exact_match": "higher", "exact_match_strict": "higher", "unstopped": "lower"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")

@@ -33,6 +33,7 @@ class Loss(Task):
     }
 
     version = "loss-1"
+    better = {"loss": "lower", "perplexity": "lower"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")

@@ -60,6 +60,7 @@ class MultipleChoice(Task):
     }
 
     version = "multiple-choice-1"
+    better = {"acc_label": "higher", "acc": "higher", "acc_norm": "higher", "acc_norm_token": "higher"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
