@@ -38,6 +38,7 @@ OPTIONS = {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),
     },
+    "sweep": {"--out", "--arms", "--metric", "--jobs", "--keep-checkpoints", *TALK},
     "reproduce": {"--out", *TALK, "--tier", "--seeds", "--jobs", "--device", "--fresh", "--dry-run"},
     "recipes ls": {"--json"},
     "recipes show": {"--origins", "--json"},
