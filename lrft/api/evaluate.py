@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from lrft.api.open_run import open_run, trusts_remote_code
+from lrft.api.open_run import bare_base, check_base, open_run
 from lrft.build.job import subject
-from lrft.core.adapted import adapted, adapters_off
 from lrft.evaluation.run import evaluate_tasks
 from lrft.evaluation.subject import Progress
 from lrft.evaluation.tasks._task import TaskResult
-from lrft.model.causal_lm import CausalLM
-from lrft.model.load import load_model
-from lrft.model.trained import base_parameters, put_back
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import TASKS
 from lrft.registry.config import MethodConfig, parse_choice
@@ -49,11 +44,8 @@ def evaluate(
     """
     folder = find(run)
     recipe, text, adaptation = open_run(folder)
-    own = any("own_weights" in site.adapter.provides for _, site in adapted(adaptation.model.hf))
-    if baseline and own and recipe.adapter is not None:
-        raise UsageError(
-            f"--baseline: {recipe.adapter.method} is the model's weights itself; there is no base"
-        )
+    if baseline:
+        check_base(recipe, adaptation.model, "--baseline")
     chosen = _tasks(recipe, tasks)
     team = adaptation.team
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
@@ -61,16 +53,9 @@ def evaluate(
     limit = limit or recipe.eval.limit
     results = {"adapter": evaluate_tasks(target, chosen, limit, written, "adapter")}
     if baseline:
-        with adapters_off(adaptation.model), _pretrained_weights(recipe, folder, adaptation.model):
+        with bare_base(recipe, folder, adaptation.model):
             results["baseline"] = evaluate_tasks(target, chosen, limit, written, "baseline")
     return results
-
-
-def _pretrained_weights(recipe: Recipe, folder: RunFolder, model: CausalLM) -> AbstractContextManager[None]:
-    if not any(base_parameters(model)):
-        return nullcontext()
-    trusted = trusts_remote_code(folder)
-    return put_back(model, load_model(recipe.model, trust_remote_code=trusted, seed=recipe.train.seed))
 
 
 def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:
