@@ -22,7 +22,7 @@ def drawn(probabilities: list[float], sampling: Sampling, count: int = 4000) -> 
     return [float((found == token).double().mean()) for token in range(len(probabilities))]
 
 
-# By hand: at T = 2 weights are square roots, sqrt(.64):sqrt(.04):sqrt(.32) = .8 : .2 : .5657; top_k and top_p renormalise.
+# By hand: at T = 2 weights are square roots, .8 : .2 : .5657; top_k and top_p renormalise.
 @pytest.mark.parametrize(
     ("sampling", "wanted"),
     [

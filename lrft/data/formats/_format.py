@@ -88,7 +88,7 @@ class Format:
         if len(self.questions) != 1:
             names = ", ".join(self.questions) or "none"
             raise DataError(
-                f"a text is no question of the {self.name} format, which is made of {names}; give rows with these columns"
+                f"a text is no question of the {self.name} format, which is made of {names}; give rows with these"
             )
         return {self.questions[0]: text}
 
