@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.generation.streamers import BaseStreamer
 
 from lrft.core.team import ALONE
 from lrft.core.virtual import virtual_ids
@@ -66,16 +65,16 @@ def generate(
             f"{where(list(prompts).index([]))}: the prompt is empty; use a format that writes one"
         )
     hf = subject.hf
-    batching = _batching(subject)
-    config = _greedy(max_new_tokens, batching != "uncached", stops, subject.pad_id)
+    batching = batching_of(subject)
+    config = greedy_settings(max_new_tokens, batching != "uncached", stops, subject.pad_id)
     size = 1 if batching in ("single", "uncached") else subject.batch_tokens
     batches = token_batches(lengths, size, equal=batching == "equal")
 
     def answer(indices: list[int]) -> list[list[int]]:
-        drawn = _Drawn(sampling, [first + i for i in indices]) if sampling and not sampling.greedy else None
-        new, bad = _generate_batch(subject, [[*before, *prompts[i]] for i in indices], config, drawn)
+        drawn = Drawn(sampling, [first + i for i in indices]) if sampling and not sampling.greedy else None
+        new, bad = generate_batch(subject, [[*before, *prompts[i]] for i in indices], config, drawn)
         if bad is not None:
-            raise _no_numbers(where(indices[bad]))
+            raise no_numbers(where(indices[bad]))
         subject.poll(0, len(prompts))  # the batch may have been cut short
         return [before_stop(tokens, stops) for tokens in new]
 
@@ -89,7 +88,7 @@ def generate(
     return outputs
 
 
-def _greedy(max_new_tokens: int, cached: bool, stops: list[int], pad_id: int) -> GenerationConfig:
+def greedy_settings(max_new_tokens: int, cached: bool, stops: list[int], pad_id: int) -> GenerationConfig:
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -99,13 +98,13 @@ def _greedy(max_new_tokens: int, cached: bool, stops: list[int], pad_id: int) ->
     )
 
 
-def _no_numbers(place: str) -> NumericalError:
+def no_numbers(place: str) -> NumericalError:
     return NumericalError(
         f"{place}: the model's logits are no finite numbers, so there is no score; weights or activations overflowed"
     )
 
 
-def _batching(subject: Subject) -> str:
+def batching_of(subject: Subject) -> str:
     """How this model's prompts may be put together, asked of it once.
 
     Raises:
@@ -129,7 +128,15 @@ def before_stop(tokens: list[int], stop_ids: Iterable[int]) -> list[int]:
     return tokens[: next((place for place, token in enumerate(tokens) if token in stops), len(tokens))]
 
 
-class _Drawn(NamedTuple):
+class Streamer(Protocol):
+    """Hears of the prompt, then of every token as it is chosen."""
+
+    def put(self, value: Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Drawn(NamedTuple):
     """How the rows of a batch are drawn, and their numbers."""
 
     sampling: Sampling
@@ -165,12 +172,12 @@ class _Finite(LogitsProcessor):
         return rows.index(True) if True in rows else None
 
 
-def _generate_batch(
+def generate_batch(
     subject: Subject,
     prompts: list[list[int]],
     config: GenerationConfig,
-    drawn: _Drawn | None = None,
-    streamer: BaseStreamer | None = None,
+    drawn: Drawn | None = None,
+    streamer: Streamer | None = None,
 ) -> tuple[list[list[int]], int | None]:
     """New tokens of each row, and the first row whose logits were no numbers."""
     inputs = {
