@@ -89,6 +89,7 @@ def generate(
 
 
 def greedy_settings(max_new_tokens: int, cached: bool, stops: list[int], pad_id: int) -> GenerationConfig:
+    """The likeliest token each time; where others are drawn, the logits are changed so that they are it."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -99,6 +100,7 @@ def greedy_settings(max_new_tokens: int, cached: bool, stops: list[int], pad_id:
 
 
 def no_numbers(place: str) -> NumericalError:
+    """What to raise where logits mean nothing."""
     return NumericalError(
         f"{place}: the model's logits are no finite numbers, so there is no score; weights or activations overflowed"
     )

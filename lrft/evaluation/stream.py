@@ -39,7 +39,7 @@ def stream(
         number: with the seed it decides what is drawn, as the row of a file does.
 
     Returns:
-        Generated ids before the stop token, and whether there was one; an answer that `subject.should_stop` cut has none.
+        Generated ids before the stop token, and whether there was one; `subject.should_stop` cuts an answer without.
 
     Raises:
         UsageError: the model cannot generate.
