@@ -25,8 +25,8 @@ class Math(Task):
     generated.
     Score: with `same: text` two answers are the same when they become one text: spaces, `\left`, `\right`, degrees,
     dollars, percent signs, units in `\text{...}` at the end, commas between groups of three and a leading `x =` are
-    dropped; `\dfrac` and `\tfrac` are `\frac`; `\frac12`, `1/2` and 0.5 are `\frac{1}{2}`; trailing zeros of decimals do
-    not count. With `same: value` the library math-verify compares the values (the extra `math`). An output without
+    dropped; `\dfrac` and `\tfrac` are `\frac`; `\frac12`, `1/2` and 0.5 are `\frac{1}{2}`; zeros at the end of decimals
+    do not count. With `same: value` the library math-verify compares the values (the extra `math`). An output without
     `\boxed` is wrong; `boxed` is the share that has one, `unstopped` that of outputs cut at the limit.
     Source: Hendrycks et al., "Measuring Mathematical Problem Solving With the MATH Dataset", 2021, arXiv 2103.03874;
     the rule of `same: text` is after their `is_equiv`, and goes beyond it in commas, decimals and `\text`.
