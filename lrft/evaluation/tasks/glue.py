@@ -46,9 +46,9 @@ class GLUE(Task):
     label of the `subset`, the column `column` holding that label as the rows write it (its number or its name) or, with
     `words`, the word given for it. The format has to write that column into the answer. Rows are those of `data.eval`,
     or the task's own `data`.
-    Score: log p is summed over the tokens of the answer; the stop token is not scored; the first of equals wins. f1 is 0
-    without a true positive, mcc is 0 where a row or a column of the table is empty, and neither has a standard error.
-    STS-B, a regression, is not here.
+    Score: log p is summed over the tokens of the answer; the stop token is not scored; the first of equals wins. f1 is
+    0 without a true positive, mcc is 0 where a row or a column of the table is empty, and neither has a standard
+    error. STS-B, a regression, is not here.
     Source: Wang et al., "GLUE", 2018, arXiv 1804.07461, for the metrics.
     """
 
@@ -152,8 +152,8 @@ class GLUE(Task):
             if not apart or len({tuple(one.prompt) for one in asked}) > 1:
                 raise DataError(
                     f"{rows.where(index)}: the label stands in column {self.config.column!r}, which the "
-                    f"{renderer.format.name} format does not write into the answer alone; give the task a `format` such "
-                    "as {method: columns, prompt: '{sentence} ->', completion: ' {label}'}"
+                    f"{renderer.format.name} format does not write into the answer alone; give the task a `format` "
+                    "such as {method: columns, prompt: '{sentence} ->', completion: ' {label}'}"
                 )
             prompts += [one.prompt for one in asked]
             answers += [one.answer for one in asked]
