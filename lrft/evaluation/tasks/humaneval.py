@@ -42,8 +42,8 @@ class HumanEval(Task):
         parses    = mean over rows of [the program is Python and defines `entry_point`]
 
     Prompt: `humaneval-1`: the column `prompt`, the beginning of a function, asked as a text in the recipe's format, or
-    in the task's own `format`, zero-shot. Rows have `prompt`, `entry_point` and `test`; they are those of `data.eval`, or
-    the task's own `data`. At most `max_new_tokens` tokens are generated.
+    in the task's own `format`, zero-shot. Rows have `prompt`, `entry_point` and `test`; they are those of `data.eval`,
+    or the task's own `data`. At most `max_new_tokens` tokens are generated.
     Score: the program is the output's first fenced block that defines the function, or the output where it defines it,
     after what the prompt has before the function; else the prompt with the output, up to a line that begins with class,
     def, #, if or print. Nothing is run unless `allow_code: true`: then each program is, in a process of its own, with
