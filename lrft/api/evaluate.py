@@ -7,7 +7,9 @@ from pathlib import Path
 
 from lrft.api.open_run import bare_base, check_base, open_run
 from lrft.build.job import subject
-from lrft.evaluation.run import evaluate_tasks
+from lrft.evaluation.harness import harness_results
+from lrft.evaluation.report import write_report
+from lrft.evaluation.run import describe, evaluate_tasks
 from lrft.evaluation.subject import Progress
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.recipe.schema import Recipe
@@ -24,6 +26,7 @@ def evaluate(
     limit: int | None = None,
     baseline: bool = False,
     progress: Progress | None = None,
+    harness: Sequence[str] = (),
 ) -> dict[str, dict[str, TaskResult]]:
     """Score a run's adapter, and the bare base beside it if asked; returns label -> task -> result.
 
@@ -33,6 +36,7 @@ def evaluate(
         limit: score only the first so many rows.
         baseline: score the bare base model as well.
         progress: hears (what, done, total).
+        harness: tasks of lm-eval to run instead, by name or .yaml file; their scores go to `eval/harness-LABEL.json`.
 
     Processes that a launcher started share the batches; each returns the whole result, and the first writes it.
 
@@ -46,15 +50,25 @@ def evaluate(
     recipe, text, adaptation = open_run(folder)
     if baseline:
         check_base(recipe, adaptation.model, "--baseline")
-    chosen = _tasks(recipe, tasks)
+    if harness and tasks:
+        raise UsageError("--harness, --task: give one of them at a time")
+    chosen = [] if harness else _tasks(recipe, tasks)
     team = adaptation.team
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
     written = folder.path if team.rank == 0 else None
     limit = limit or recipe.eval.limit
-    results = {"adapter": evaluate_tasks(target, chosen, limit, written, "adapter")}
+
+    def score(label: str) -> dict[str, TaskResult]:
+        if not harness:
+            return evaluate_tasks(target, chosen, limit, written, label)
+        found = harness_results(target, harness, limit)
+        write_report(folder.path, f"harness-{label}", found, describe(target))
+        return found
+
+    results = {"adapter": score("adapter")}
     if baseline:
         with bare_base(recipe, folder, adaptation.model):
-            results["baseline"] = evaluate_tasks(target, chosen, limit, written, "baseline")
+            results["baseline"] = score("baseline")
     return results
 
 

@@ -33,7 +33,7 @@ TALK = {"--json", "--quiet"}
 SAMPLING = {"--temperature", "--top-p", "--top-k", "--seed", "--max-new-tokens"}
 OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
-    "eval": {"--task", "--limit", "--baseline", *TALK},
+    "eval": {"--task", "--harness", "--limit", "--baseline", *TALK},
     "chat": {"--base", *SAMPLING, *TALK},
     "generate": {"--out", "--base", *SAMPLING, *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
