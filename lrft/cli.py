@@ -12,9 +12,11 @@ import typer
 
 from lrft import __version__
 from lrft.commands import data, methods, recipes
+from lrft.commands.chat import chat_command
 from lrft.commands.compare import compare_command
 from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
+from lrft.commands.generate import generate_command
 from lrft.commands.merge import merge_command
 from lrft.commands.output import OneDocument, Terminated, asks_for_json
 from lrft.commands.reproduce import reproduce_command
@@ -35,6 +37,8 @@ app = typer.Typer(
 )
 app.command("train")(train_command)
 app.command("eval")(eval_command)
+app.command("chat")(chat_command)
+app.command("generate")(generate_command)
 app.command("merge")(merge_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from lrft.api.open_run import open_run, trusts_remote_code
+from lrft.api.open_run import bare_base, check_base, open_run
 from lrft.build.job import subject
-from lrft.core.adapted import adapted, adapters_off
-from lrft.evaluation.run import evaluate_tasks
+from lrft.evaluation.harness import harness_results
+from lrft.evaluation.report import write_report
+from lrft.evaluation.run import describe, evaluate_tasks
 from lrft.evaluation.subject import Progress
 from lrft.evaluation.tasks._task import TaskResult
-from lrft.model.causal_lm import CausalLM
-from lrft.model.load import load_model
-from lrft.model.trained import base_parameters, put_back
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import TASKS
 from lrft.registry.config import MethodConfig, parse_choice
@@ -31,6 +28,7 @@ def evaluate(
     baseline: bool = False,
     progress: Progress | None = None,
     checkpoint: str | None = None,
+    harness: Sequence[str] = (),
 ) -> dict[str, dict[str, TaskResult]]:
     """Score a run's adapter, and the bare base beside it if asked; returns label -> task -> result.
 
@@ -41,6 +39,7 @@ def evaluate(
         baseline: score the bare base model as well.
         progress: hears (what, done, total).
         checkpoint: `best`, `last` or `step-N`; by default the newest. One that was named has files of its own.
+        harness: tasks of lm-eval to run instead, by name or .yaml file; their scores go to `eval/harness-LABEL.json`.
 
     Processes that a launcher started share the batches; each returns the whole result, and the first writes it.
 
@@ -52,29 +51,30 @@ def evaluate(
     """
     folder = find_checkpoint(run, checkpoint)
     recipe, text, adaptation = open_run(folder)
-    own = any("own_weights" in site.adapter.provides for _, site in adapted(adaptation.model.hf))
-    if baseline and own and recipe.adapter is not None:
-        raise UsageError(
-            f"--baseline: {recipe.adapter.method} is the model's weights itself; there is no base"
-        )
-    chosen = _tasks(recipe, tasks)
+    if baseline:
+        check_base(recipe, adaptation.model, "--baseline")
+    if harness and tasks:
+        raise UsageError("--harness, --task: give one of them at a time")
+    chosen = [] if harness else _tasks(recipe, tasks)
     team = adaptation.team
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
     written = folder.path if team.rank == 0 else None
     limit = limit or recipe.eval.limit
     name = "adapter" if folder.chosen is None else f"adapter-{folder.chosen.name}"
-    results = {"adapter": evaluate_tasks(target, chosen, limit, written, name)}
+
+    def score(label: str) -> dict[str, TaskResult]:
+        if not harness:
+            return evaluate_tasks(target, chosen, limit, written, label)
+        found = harness_results(target, harness, limit)
+        if written is not None:
+            write_report(written, f"harness-{label}", found, describe(target))
+        return found
+
+    results = {"adapter": score(name)}
     if baseline:
-        with adapters_off(adaptation.model), _pretrained_weights(recipe, folder, adaptation.model):
-            results["baseline"] = evaluate_tasks(target, chosen, limit, written, "baseline")
+        with bare_base(recipe, folder, adaptation.model):
+            results["baseline"] = score("baseline")
     return results
-
-
-def _pretrained_weights(recipe: Recipe, folder: RunFolder, model: CausalLM) -> AbstractContextManager[None]:
-    if not any(base_parameters(model)):
-        return nullcontext()
-    trusted = trusts_remote_code(folder)
-    return put_back(model, load_model(recipe.model, trust_remote_code=trusted, seed=recipe.train.seed))
 
 
 def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:

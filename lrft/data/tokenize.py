@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 
-from lrft.data.chat import ChatTemplate, Span
+from lrft.data.chat import PROBE, ChatTemplate, Span
 from lrft.data.encoded import Drawn, Encoded, Notes, TooLong, fitted
-from lrft.data.example import Example, Row
+from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import Format
 from lrft.data.question import Question
 from lrft.data.reached import Reached, leaves
@@ -92,6 +92,20 @@ class Renderer:
             prompt = self.template.render(example.messages, example.tools, prompt=True)
             return Question(token_ids(self.tokenizer, prompt), [], "")
         return self._chat_question(_through_last(example))
+
+    def asked(self, example: Example, at_once: bool = False) -> list[int]:
+        """What generation starts from, of an example whose answer is still to come.
+
+        Args:
+            at_once: nothing is thought before it, so what the template then writes (`Question.given`) is included.
+        """
+        if not example.messages:
+            return self._lead(example.prompt) + token_ids(self.tokenizer, example.prompt)
+        if at_once:
+            answer: Message = {"role": "assistant", "content": PROBE}
+            whole = replace(example, messages=(*example.messages, answer), learn="last")
+            return self._chat_question(whole).prompt
+        return token_ids(self.tokenizer, self.template.render(example.messages, example.tools, prompt=True))
 
     def prompt_ids(self, row: Row) -> list[int]:
         """What generation starts from. For raw text this is what the tokenizer puts in front, maybe nothing."""

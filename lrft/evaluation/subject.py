@@ -109,6 +109,13 @@ class Subject:
         """The display and the stop signal for so many rows of `what`."""
         return Watch(what, total, self.asked_to_stop, self.progress)
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions the model has; None of a model without a limit."""
+        with suppress(AttributeError):
+            return self.hf.config.get_text_config().max_position_embeddings
+        return None
+
     def check_lengths(self, lengths: Sequence[int], where: Callable[[int], str] = "row {}".format) -> None:
         """Refuse rows that need more positions than the model has.
 
@@ -119,9 +126,7 @@ class Subject:
         Raises:
             DataError: names the first such row.
         """
-        positions = None
-        with suppress(AttributeError):  # a model without a position limit
-            positions = self.hf.config.get_text_config().max_position_embeddings
+        positions = self.positions
         for index, length in enumerate(lengths):
             if positions is not None and length > positions:
                 raise DataError(

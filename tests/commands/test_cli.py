@@ -30,9 +30,12 @@ eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 """
 
 TALK = {"--json", "--quiet"}
+SAMPLING = {"--temperature", "--top-p", "--top-k", "--seed", "--max-new-tokens"}
 OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
-    "eval": {"--task", "--limit", "--baseline", "--checkpoint", *TALK},
+    "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TALK},
+    "chat": {"--base", *SAMPLING, *TALK},
+    "generate": {"--out", "--base", *SAMPLING, *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),

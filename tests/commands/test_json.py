@@ -41,7 +41,7 @@ def test_a_command_that_succeeds_prints_one_document(call, arguments, holds):
 
 
 COMMANDS = [
-    *(["train"], ["eval"], ["merge"], ["compare"], ["sweep"], ["reproduce"], ["env"]),
+    *(["train"], ["eval"], ["chat"], ["generate"], ["merge"], ["compare"], ["sweep"], ["reproduce"], ["env"]),
     *(["recipes", name] for name in ("ls", "show", "cp", "validate", "schema", "diff")),
     *(["methods", name] for name in ("ls", "show")),
     *(["data", name] for name in ("show", "check")),

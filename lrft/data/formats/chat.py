@@ -43,6 +43,9 @@ class Chat(Format):
     def optional(self) -> tuple[str, ...]:
         return CONVERSATION
 
+    def asking(self, text: str) -> Row:
+        return {self.config.column: [{"role": "user", "content": text}]}
+
     def example(self, row: Row) -> Example:
         turns = turns_of(self.value(row, self.config.column), self.config.column, self.config.ignore)
         return Example(messages=self.opened(turns, row), learn=self.config.learn, tools=self.tools(row))

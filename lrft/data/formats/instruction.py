@@ -63,6 +63,10 @@ class Instruction(Format):
     def columns(self) -> tuple[str, ...]:
         return (self.config.instruction, self.config.output)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.config.output,)
+
     def example(self, row: Row) -> Example:
         instruction = self.text(row, self.config.instruction)
         column = self.config.input

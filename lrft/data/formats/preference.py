@@ -58,6 +58,14 @@ class Preference(Format):
     def columns(self) -> tuple[str, ...]:
         return (self.config.chosen, self.config.rejected)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return self.columns
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        return (self.config.prompt,)
+
     def example(self, row: Row) -> Example:
         names = (self.config.chosen, self.config.rejected)
         lists = [isinstance(self.value(row, name), list) for name in names]

@@ -45,6 +45,10 @@ class PromptCompletion(Format):
     def optional(self) -> tuple[str, ...]:
         return ("system",)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.config.completion,)
+
     def example(self, row: Row) -> Example:
         prompt, completion = (self.text(row, name) for name in self.columns)
         return self.pair(prompt, completion, self.system(row))

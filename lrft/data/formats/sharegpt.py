@@ -66,6 +66,9 @@ class ShareGPT(Format):
     def optional(self) -> tuple[str, ...]:
         return CONVERSATION
 
+    def asking(self, text: str) -> Row:
+        return {self.config.column: [{"from": "human", "value": text}]}
+
     def example(self, row: Row) -> Example:
         said = self.value(row, self.config.column)
         if not isinstance(said, list) or not said:

@@ -33,5 +33,9 @@ class Text(Format):
     def columns(self) -> tuple[str, ...]:
         return (self.config.column,)
 
+    def asked(self, row: Row) -> Example:
+        """The text so far; what goes on from it is still to come."""
+        return Example(prompt=self.text(row, self.config.column))
+
     def example(self, row: Row) -> Example:
         return Example(completion=self.text(row, self.config.column))
