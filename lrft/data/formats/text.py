@@ -24,6 +24,8 @@ class Text(Format):
         "language_modeling text_completion": "format: text",
     }
 
+    provides = {"documents"}
+
     class Config(FormatConfig):
         column: str = Field("text", min_length=1, description="column of the text")
 
