@@ -16,9 +16,10 @@ from lrft.api.memory import memory_advice
 from lrft.api.run_record import write_end, write_start
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
+from lrft.build.guess import with_format
 from lrft.build.job import Job, assemble
 from lrft.build.recomputing import settle
-from lrft.build.steps import check_steps, possible_steps, train_data
+from lrft.build.steps import check_steps, mixture, possible_steps, train_data
 from lrft.build.text import Text, check_text
 from lrft.core.notes import say
 from lrft.core.plain import plain
@@ -65,7 +66,7 @@ def train(
             few steps to profile.
         DataError, NumericalError, Interrupted, CheckpointError: see `lrft.registry.errors`.
     """
-    loaded = as_loaded(recipe, overrides)
+    loaded = with_format(as_loaded(recipe, overrides))
     settings = loaded.recipe.train
     with numerics(settings.deterministic, settings.tf32):
         accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)
@@ -177,6 +178,10 @@ def _rows(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_rem
     if lead:
         say("; ".join(f"{label} {value}" for label, value in text.facts()))
     check_text(text, recipe)
+    mixed = mixture(recipe, text)
+    if lead and mixed is not None:
+        for share in mixed.shares:
+            say(share.sentence())
     check_steps(recipe, possible_steps(recipe, text, accelerator.num_processes, folder.processes))
     return text
 

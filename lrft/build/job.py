@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
@@ -22,7 +22,7 @@ from lrft.core.run import Run
 from lrft.core.stages import ranks_of
 from lrft.core.team import ALONE, Team
 from lrft.data.steps import StepBatches, eval_batches
-from lrft.evaluation.loss import held_out_loss, row_losses
+from lrft.evaluation.loss import held_out_loss, row_losses, together
 from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
@@ -151,6 +151,7 @@ def subject(
         batch_tokens=recipe.eval.batch_tokens,
         progress=progress,
         team=team,
+        data_seed=text.seed,
     )
 
 
@@ -162,11 +163,12 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
     settings, logging = recipe.train, recipe.logging
     scorer = None
     if settings.eval_every is not None:
-        encoded = text.held_out_encoded(recipe.eval.limit)
-        batches = partial(eval_batches, encoded, recipe.eval.batch_tokens, text.pad_id)
+        by_source = text.held_out_by_source(recipe.eval.limit)
+        cut = partial(eval_batches, batch_tokens=recipe.eval.batch_tokens, pad_id=text.pad_id)
+        batches = partial(cut, list(chain.from_iterable(by_source.values())))
         # Longest rows come first, so the first batch asks for the most memory.
         scorer = Scorer(
-            lambda run: _score(run, batches()),
+            lambda run: _score(run, {name: cut(rows) for name, rows in by_source.items()}),
             lambda run: held_out_loss(run.model, islice(batches(), 1)),
             settings.eval_every,
         )
@@ -206,9 +208,23 @@ def _timed_methods(recipe: Recipe) -> list[Callback]:
     return [method for method in made if isinstance(method, Callback)]
 
 
-def _score(run: Run, batches: Iterable[Batch]) -> dict[str, float]:
+def _score(run: Run, batches: Mapping[str, Iterable[Batch]]) -> dict[str, float]:
+    """The held-out loss, and that of every source where there are several."""
+    asked_to_stop = partial(_asked_to_stop, run)
     try:
-        result = held_out_loss(run.model, batches, lambda: run.stop_signal is not None, team=run.team)
+        found = {
+            name: held_out_loss(run.model, part, asked_to_stop, team=run.team)
+            for name, part in batches.items()
+        }
     except EvaluationStopped:
         return {}
-    return {"eval_loss": result.loss, "eval_perplexity": result.perplexity}
+    if len(found) == 1:
+        (result,) = found.values()
+        return {"eval_loss": result.loss, "eval_perplexity": result.perplexity}
+    result = together(found)
+    parts = {f"eval_loss/{name}": part.loss for name, part in found.items()}
+    return {"eval_loss": result.loss, "eval_perplexity": result.perplexity, **parts}
+
+
+def _asked_to_stop(run: Run) -> bool:
+    return run.stop_signal is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from lrft.registry.axes import AXES, FORMATS
 from lrft.registry.declared import Declaration
@@ -16,10 +16,12 @@ SPLITS = ("data.train", "data.eval")
 TXT = tuple(suffix for suffix in READABLE if suffix.startswith(".txt"))
 
 
-def _sources(settings: RecipeView, split: str) -> Iterator[tuple[str, dict[str, Json]]]:
+def _sources(settings: RecipeView, split: str) -> Iterator[tuple[str, Mapping[str, Json]]]:
     """Key and settings of every source of a split; what is no section yet has its short form spelled out."""
     given = settings[split]
-    for key, one in zip(source_keys(split, given), given if isinstance(given, list) else [given], strict=True):
+    for key, one in zip(
+        source_keys(split, given), given if isinstance(given, list) else [given], strict=True
+    ):
         yield key, {"source": one} if isinstance(one, str) else to_section(one)
 
 
@@ -45,7 +47,9 @@ def _pairs_that_nobody_compares(settings: RecipeView) -> Iterator[Problem]:
 
 def _held_out_twice(settings: RecipeView) -> Iterator[Problem]:
     if settings["data.split"] is not None and settings["data.eval"] is not None:
-        message = "takes held-out rows from data.train, and data.eval names some already; remove one of the two"
+        message = (
+            "takes held-out rows from data.train, and data.eval names some already; remove one of the two"
+        )
         yield Problem("data.split", message)
 
 
@@ -69,7 +73,9 @@ def _keys_of_another_kind(settings: RecipeView) -> Iterator[Problem]:
                 yield Problem(f"{at}.row", message)
             for key in ("name", "revision", "stream", "split") if os.path.isabs(source) else ():
                 if given.get(key) is not None and (key != "split" or not os.path.isdir(source)):
-                    message = f"belongs to hub data sets, but {source} is local; remove it, or write {split}: PATH"
+                    message = (
+                        f"belongs to hub data sets, but {source} is local; remove it, or write {split}: PATH"
+                    )
                     yield Problem(f"{at}.{key}", message)
 
 

@@ -30,7 +30,9 @@ class Slot:
         """The slot of an annotation, `Annotated` unwrapped."""
         if get_origin(annotation) is Annotated:
             inner, *found = get_args(annotation)
-            more = [one for item in found for one in (item.metadata if isinstance(item, FieldInfo) else [item])]
+            more = [
+                one for item in found for one in (item.metadata if isinstance(item, FieldInfo) else [item])
+            ]
             return Slot.of(inner, (*more, *metadata), field)
         return Slot(annotation, metadata, field)
 

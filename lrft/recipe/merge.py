@@ -20,7 +20,8 @@ def spelled_out(root: Node) -> Node:
     """A layer with its short forms written in full, so that layers merge key by key.
 
     A section written as the name of a method is `{method: NAME}`, and keeps what an older layer says of it;
-    `data: PATH` is the source of both splits, or of the training rows where it is a file; a source or format written as a string replaces the older one.
+    `data: PATH` is the source of both splits, or of the training rows where it is a file; a source or format written
+    as a string replaces the older one.
     """
     for section in METHOD_SECTIONS:
         root = _wrap(root, section, inner="method")

@@ -118,7 +118,9 @@ def _matched(written: str, candidates: list[str]) -> str:
         if files:
             return candidate
     where = " or ".join(_brief(path) for path in dict.fromkeys(candidates))
-    raise _Nowhere(f"no file matches {shown(written)} (looked for {where}); give a pattern that some file matches")
+    raise _Nowhere(
+        f"no file matches {shown(written)} (looked for {where}); give a pattern that some file matches"
+    )
 
 
 def _check_packaged(text: str) -> None:

@@ -70,7 +70,9 @@ class MixedSource(Source):
     """One of several sources of training rows, and how much of an epoch it is."""
 
     weight: Annotated[float | None, ADDED] = Field(
-        None, gt=0, description="share of an epoch, relative to the weights of the others; for all of them or none"
+        None,
+        gt=0,
+        description="share of an epoch, relative to the weights of the others; for all of them or none",
     )
     cap: Annotated[int | None, ADDED] = Field(
         None, gt=0, description="at most so many rows an epoch; the next epoch goes on with others"

@@ -33,7 +33,7 @@ CASES = [
     ("  rank: 8", "  lora_dropout: 0.1", "adapter.lora_dropout", 5, "adapter.dropout"),
     ("  rank: 8", "  lr: 1e-4", "adapter.lr", 5, "write it as optimizer.lr"),
     ("  rank: 8", "  dtype: fp32", "adapter.dtype", 5, "one of bfloat16 or float32, or null, not 'fp32'"),
-    ("  rank: 8", "  rank_pattern: {q_proj: x}", "adapter.rank_pattern.q_proj", 5, "an integer, not 'x'"),
+    ("  rank: 8", "  rank_pattern: {q_proj: x}", "adapter.rank_pattern.q_proj", 5, "an integer greater than 0"),
     ("  rank: 8", "  rank_pattern: 8", "adapter.rank_pattern", 5, "a section whose values are integers"),
     ("  method: lora", "  method: lroa", "adapter.method", 4, "did you mean lora"),
     ("  method: lora", "  method: 5", "adapter.method", 4, "or xlora, not 5"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lrft.data.sources import SUFFIXES
+from lrft.data.text_files import TEXT_READERS
 from lrft.recipe.load import load_recipe
 from lrft.recipe.paths import READABLE
 from tests.recipe.valid_recipe import VALID, changed, problems_of
@@ -134,7 +134,7 @@ def test_a_file_of_unknown_kind_is_not_taken_for_data(write, folder):
 
 
 def test_the_kinds_of_files_are_those_that_the_data_package_reads():
-    assert set(READABLE) == set(SUFFIXES)
+    assert set(READABLE) == {*TEXT_READERS, ".parquet"}
 
 
 def test_a_plain_file_is_not_taken_for_a_model(write, folder):
