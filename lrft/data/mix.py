@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, floor
 
 from lrft.data.order import permutation
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
+
+NEARLY = 1e-6  # a row: what shares of a whole number may miss it by
 
 
 @dataclass(frozen=True)
@@ -169,14 +172,14 @@ def _total(rows: str | int, sizes: Sequence[int], parts: Sequence[float]) -> int
         return rows
     lasting = [size / part for size, part in zip(sizes, parts, strict=True)]
     if rows == "first_exhausted":
-        return max(1, int(min(lasting) + 1e-6))
-    return -int(-max(lasting) + 1e-6) if rows == "all_exhausted" else sum(sizes)
+        return max(1, floor(min(lasting) + NEARLY))
+    return ceil(max(lasting) - NEARLY) if rows == "all_exhausted" else sum(sizes)
 
 
 def _apportioned(total: int, parts: Sequence[float]) -> list[int]:
     """`total` in whole rows by these shares: rounded down, and what is left to the largest remainders, in order."""
     exact = [total * part for part in parts]
-    counts = [int(number + 1e-9) for number in exact]
+    counts = [floor(number + NEARLY) for number in exact]
     order = sorted(range(len(parts)), key=lambda k: (counts[k] - exact[k], k))
     for place in order[: total - sum(counts)]:
         counts[place] += 1
