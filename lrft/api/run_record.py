@@ -9,7 +9,6 @@ import torch
 
 from lrft.build.job import Job
 from lrft.build.measure import matrix_shares
-from lrft.build.steps import mixture
 from lrft.core.notes import say
 from lrft.core.params import count
 from lrft.core.run import Run
@@ -59,13 +58,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
 def _rows(job: Job) -> dict[str, Json]:
     """How the rows of the data become rows of a batch."""
     adaptation = job.adaptation
-    found: dict[str, Json] = {
-        "packing": adaptation.packing,
-        "packing_order": ORDER,
-        "joined": adaptation.joined,
-    }
-    mixed = mixture(job.run.recipe, job.text)
-    return found if mixed is None else {**found, "sources": [share.record() for share in mixed.shares]}
+    return {"packing": adaptation.packing, "packing_order": ORDER, "joined": adaptation.joined}
 
 
 def write_end(job: Job, seconds: float) -> dict[str, Json]:

@@ -19,7 +19,7 @@ from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
 from lrft.build.job import Job, assemble
 from lrft.build.recomputing import settle
-from lrft.build.steps import check_steps, mixture, possible_steps, train_data
+from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import Text, check_text
 from lrft.core.notes import say
 from lrft.core.plain import plain
@@ -178,10 +178,6 @@ def _rows(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_rem
     if lead:
         say("; ".join(f"{label} {value}" for label, value in text.facts()))
     check_text(text, recipe)
-    mixed = mixture(recipe, text)
-    if lead and mixed is not None:
-        for share in mixed.shares:
-            say(share.sentence())
     check_steps(recipe, possible_steps(recipe, text, accelerator.num_processes, folder.processes))
     return text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from functools import partial
 
-from lrft.build.rows import both_splits, held_out_rows, made_format
+from lrft.build.rows import both_splits, held_out_rows, made_format, mixture
 from lrft.build.text import Text
 from lrft.data.gate import SHOWN
 from lrft.data.prepare import Prepared, prepare
@@ -47,8 +47,7 @@ def read_text(
     text.fingerprints["train"] = rows.fingerprint
     prepared = prepare(rows, text.renderer, partial(progress, "tokenizing rows"))
     text.train, text.report = prepared.encoded, prepared.report
-    text.sources = rows.sources
-    text.source_of = [rows.source(index) for index in prepared.of] if rows.sources else ()
+    text.mixture = mixture(recipe, rows, prepared.encoded, prepared.of)
     if text.held_out is not None:
         text.fingerprints["eval"] = text.held_out.fingerprint
         _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress)

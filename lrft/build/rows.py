@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from lrft.data.encoded import Encoded
 from lrft.data.formats._format import Format
+from lrft.data.mix import Mixture, Wanted
 from lrft.data.rows import Rows
 from lrft.data.sources import read_sources
 from lrft.data.split import split_rows
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import FORMATS
-from lrft.registry.config import FormatConfig, Source
+from lrft.registry.config import FormatConfig, MixedSource, Source
 from lrft.registry.errors import DataError, RecipeError
+from lrft.registry.source import each_source
 
 
 def both_splits(recipe: Recipe) -> tuple[Rows, Rows | None]:
@@ -61,6 +65,30 @@ def held_out_rows(recipe: Recipe) -> Rows | None:
     if data.split is not None:
         return both_splits(recipe)[1]
     return None if data.eval is None else read_sources(data.eval, "eval", data.seed)
+
+
+def mixture(recipe: Recipe, rows: Rows, encoded: Sequence[Encoded], of: Sequence[int]) -> Mixture | None:
+    """How the sources of the training rows share an epoch; None where there is one.
+
+    Args:
+        encoded, of: the rows as they are trained on, and which of `rows` each is.
+
+    Raises:
+        DataError: no row of a source would be seen.
+    """
+    if not rows.sources:
+        return None
+    members: list[list[int]] = [[] for _ in rows.sources]
+    for index, row in enumerate(encoded):
+        if row.targets:
+            members[rows.source(of[index])].append(index)
+    wanted = [
+        Wanted(name, source.weight, source.cap, 1.0 if source.repeat is None else source.repeat)
+        for name, source in zip(rows.sources, each_source(recipe.data.train), strict=True)
+        if isinstance(source, MixedSource)
+    ]
+    mix = recipe.data.mix
+    return Mixture(wanted, members, mix.temperature, mix.rows, recipe.train.seed)
 
 
 def made_format(recipe: Recipe) -> Format:

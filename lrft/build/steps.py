@@ -7,13 +7,10 @@ from dataclasses import replace
 from math import ceil
 
 from lrft.build.text import Text
-from lrft.data.mix import Mixture, Wanted
 from lrft.data.steps import StepBatches, TrainData
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
-from lrft.registry.config import MixedSource
 from lrft.registry.errors import RecipeError
-from lrft.registry.source import each_source
 
 
 def train_data(
@@ -44,31 +41,10 @@ def train_data(
         join=join,
         world=world,
         rank=rank,
-        mixture=mixture(recipe, text),
+        mixture=text.mixture,
     )
     data.group = settings.gradient_accumulation * (began or world)
     return data
-
-
-def mixture(recipe: Recipe, text: Text) -> Mixture | None:
-    """How the sources of the training rows share an epoch; None where there is one.
-
-    Raises:
-        DataError: no row of a source would be seen.
-    """
-    if not text.sources:
-        return None
-    members: list[list[int]] = [[] for _ in text.sources]
-    for index, (row, source) in enumerate(zip(text.train, text.source_of, strict=True)):
-        if row.targets:
-            members[source].append(index)
-    wanted = [
-        Wanted(name, source.weight, source.cap, 1.0 if source.repeat is None else source.repeat)
-        for name, source in zip(text.sources, each_source(recipe.data.train), strict=True)
-        if isinstance(source, MixedSource)
-    ]
-    mix = recipe.data.mix
-    return Mixture(wanted, members, mix.temperature, mix.rows, recipe.train.seed)
 
 
 def in_step(data: TrainData, whole: TrainData, step: int) -> StepBatches:

@@ -9,7 +9,8 @@ from itertools import islice
 from lrft.data.encode import encode_each
 from lrft.data.encoded import Encoded
 from lrft.data.gate import SCORED_WHOLE, GateReport
-from lrft.data.show import recorded_facts
+from lrft.data.mix import Mixture
+from lrft.data.show import recorded_facts, share_fact
 from lrft.data.sources import Rows, read_rows
 from lrft.data.tokenize import Renderer
 from lrft.recipe.schema import Recipe
@@ -25,8 +26,7 @@ class Text:
 
     Attributes:
         train: encoded training rows; empty where only evaluation is wanted.
-        sources: names of the sources that they are of; empty where they are of one.
-        source_of: place in `sources` of each training row's.
+        mixture: how several sources of them share an epoch; None where there is one.
         seed: of the rows that `take` draws.
         report: what the data gate found in them.
         held_out: rows of `data.eval`, or those that `data.split` takes, or None.
@@ -48,8 +48,7 @@ class Text:
     fingerprints: dict[str, str] = field(default_factory=dict)
     scored: list[Encoded] | None = None
     scored_of: Sequence[int] = ()
-    sources: tuple[str, ...] = ()
-    source_of: Sequence[int] = ()
+    mixture: Mixture | None = None
     seed: int = 0
 
     def held_out_encoded(self, limit: int | None = None) -> list[Encoded]:
@@ -103,6 +102,9 @@ class Text:
             "first_in_both_splits": list(self.overlap[1]),
             "date": self.renderer.today.isoformat(),
             "asks_for_the_date": self.renderer.asks_for_the_date,
+            **(
+                {} if self.mixture is None else {"sources": [share.record() for share in self.mixture.shares]}
+            ),
         }
 
     def encoded(self, source: Source, key: str) -> list[Encoded]:
@@ -146,6 +148,7 @@ class Text:
 def fact_lines(record: Mapping[str, Json]) -> list[tuple[str, str]]:
     """What `Text.record` says, a line a fact, for people."""
     found = recorded_facts(record) if "rows" in record else []
+    found += [share_fact(to_section(share)) for share in to_list(record.get("sources"))]
     if held_out := to_section(record["held_out"]):
         found += [(f"held-out {label}", value) for label, value in recorded_facts(held_out)]
     if record["asks_for_the_date"]:

@@ -50,13 +50,6 @@ class Share:
         """How many times an epoch sees a row, on average."""
         return self.an_epoch / self.rows
 
-    def sentence(self) -> str:
-        """The same in a line, for people."""
-        return (
-            f"source {self.name}: {self.rows:,} rows, {self.an_epoch:,} an epoch ({self.share:.1%} of it), each "
-            f"{self.repeats:.3g} times"
-        )
-
     def record(self) -> dict[str, Json]:
         """Plain values."""
         return {

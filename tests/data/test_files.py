@@ -35,7 +35,11 @@ def test_a_pattern_is_its_files_in_the_order_of_their_names(tmp_path):
     write(tmp_path, b="xy", a="u", c="z")
     rows = read(tmp_path / "[ab].jsonl")
     assert values(rows) == ["u", "x", "y"] and rows[2] == {"a": "y"}
-    assert [rows.where(k) for k in range(3)] == [f"{tmp_path}/a.jsonl:1", f"{tmp_path}/b.jsonl:1", f"{tmp_path}/b.jsonl:2"]
+    assert [rows.where(k) for k in range(3)] == [
+        f"{tmp_path}/a.jsonl:1",
+        f"{tmp_path}/b.jsonl:1",
+        f"{tmp_path}/b.jsonl:2",
+    ]
     assert values(read(tmp_path / "*.jsonl", limit=2)) == ["u", "x"]
     before = rows.fingerprint
     write(tmp_path, b="xyz")
@@ -164,7 +168,8 @@ def test_a_large_file_gives_the_rows_that_a_small_one_gives(tmp_path, large):
 
 
 @pytest.mark.parametrize(
-    ("line", "part"), [(b'{"a": y}\n', "not valid JSON"), (b'{"a": "\xff"}\n', "not UTF-8"), (b"3\n", "a number")]
+    ("line", "part"),
+    [(b'{"a": y}\n', "not valid JSON"), (b'{"a": "\xff"}\n', "not UTF-8"), (b"3\n", "a number")],
 )
 def test_a_malformed_row_of_a_large_file_is_told_when_it_is_read(tmp_path, large, line, part):
     file = tmp_path / "r.jsonl"

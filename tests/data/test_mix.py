@@ -62,7 +62,9 @@ def test_a_temperature_lifts_small_sources():
 
 
 def test_a_source_of_which_nothing_would_be_seen_is_refused():
-    with pytest.raises(DataError, match=r"data\.train\.1: of 10 rows of an epoch none is of s1.*raise its weight"):
+    with pytest.raises(
+        DataError, match=r"data\.train\.1: of 10 rows of an epoch none is of s1.*raise its weight"
+    ):
         counts([10, 10], weight=[1000.0, 1.0], rows=10)
     with pytest.raises(DataError, match=r"data\.train\.0: no row of s0 has a token to learn"):
         counts([0, 10])
@@ -119,5 +121,7 @@ def test_a_step_of_a_mixture_is_a_function_of_its_number_alone(document, packing
         alone = made().at(step)
         assert [b.examples for b in alone.micro_batches] == [b.examples for b in straight[step].micro_batches]
         assert (alone.targets, alone.epoch) == (straight[step].targets, straight[step].epoch)
-    first = Counter(chain.from_iterable(b.examples for s in straight for b in s.micro_batches if s.epoch <= 1))
+    first = Counter(
+        chain.from_iterable(b.examples for s in straight for b in s.micro_batches if s.epoch <= 1)
+    )
     assert sum(first[k] for k in range(9)) == 22 and sum(first[k] for k in range(9, 23)) == 4

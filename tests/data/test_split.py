@@ -21,7 +21,9 @@ def form(name: str) -> Format:
 
 
 def held(texts, name="t.jsonl"):
-    return Rows([{"text": text, "id": k} for k, text in enumerate(texts)], name, name, range(1, len(texts) + 1))
+    return Rows(
+        [{"text": text, "id": k} for k, text in enumerate(texts)], name, name, range(1, len(texts) + 1)
+    )
 
 
 def texts(rows):
@@ -71,7 +73,9 @@ def test_a_row_that_no_format_reads_is_named_by_its_line():
 
 
 def test_both_sides_know_their_sources():
-    rows = joined([held([f"a{k}" for k in range(20)], "a"), held([f"b{k}" for k in range(20)], "b")], "x", ["a", "b"])
+    rows = joined(
+        [held([f"a{k}" for k in range(20)], "a"), held([f"b{k}" for k in range(20)], "b")], "x", ["a", "b"]
+    )
     for side in split_rows(rows, form("text"), 0.5, 0):
         assert [side.sources[side.source(k)] for k in range(len(side))] == [text[0] for text in texts(side)]
         assert side.where(0).startswith("a:")

@@ -16,13 +16,13 @@ from lrft.registry.errors import DataError
 
 def drawn(length, lead):
     """Tokens 0, 1, ..., of which all but the first and the lead are learnt."""
-    return Drawn(list(range(length)), [k > 0 and k >= lead for k in range(length)], lead, 0, False, False, lead)
+    return Drawn(
+        list(range(length)), [k > 0 and k >= lead for k in range(length)], lead, 0, False, False, lead
+    )
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    length=st.integers(1, 90), lead=st.integers(0, 2), room=st.integers(2, 20), data=st.data()
-)
+@given(length=st.integers(1, 90), lead=st.integers(0, 2), room=st.integers(2, 20), data=st.data())
 def test_every_token_is_learnt_once_and_follows_the_one_before_it(length, lead, room, data):
     lead = min(lead, length)
     stride = data.draw(st.integers(1, room - 1))
