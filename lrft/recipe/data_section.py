@@ -61,7 +61,9 @@ class DataSection(Section):
         lt=2**31,
         description="which rows `split` and `take` draw; the order of training is train.seed's",
     )
-    mix: Annotated[MixSection, ADDED] = MixSection()
+    mix: Annotated[MixSection, ADDED] = Field(
+        default=MixSection(), description="how several sources of training rows share an epoch"
+    )
     format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
         None,
         description="how a row becomes a prompt and what is learnt from it; by default guessed from the columns, and "

@@ -104,6 +104,8 @@ def _without_foreign_settings(key: str, older: Node, newer: Node) -> Node:
 
     What the two share, a rank say, is kept. What the command line itself said stays, and is then refused by name.
     """
+    if key == "data":
+        return _without_other_held_out_rows(older, newer)
     method = newer.get("method")
     if key not in AXES or method is None or not isinstance(older.value, dict):
         return older
@@ -131,3 +133,13 @@ def _delete(root: Node, keys: tuple[str, ...]) -> Node:
             message = f"nothing to delete, the recipe does not write this key{near}"
             raise RecipeError(COMMAND_LINE.problem(dotted(keys), message))
     return root.with_value(keys, None)
+
+
+def _without_other_held_out_rows(older: Node, newer: Node) -> Node:
+    """`data.eval` of an older layer gives way to `data.split` of the newer one, and the other way round."""
+    for chosen, other in (("split", "eval"), ("eval", "split")):
+        said, held = newer.get(chosen), older.get(other)
+        given = said is not None and said.value is not None and newer.get(other) is None
+        if given and held is not None and held.place != COMMAND_LINE:
+            older = older.with_value((other,), None)
+    return older

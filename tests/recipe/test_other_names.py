@@ -70,7 +70,7 @@ def test_what_a_foreign_key_or_value_is_answered_with_is_a_recipe(write, snippet
     if dotted == "data.split":
         overrides.append("~data.eval")
     if dotted == "data.mix":
-        overrides.append("data.train=[rows.jsonl, rows.jsonl]")
+        overrides.append("data.train=[owner/a, owner/b]")
     if value == "flash_attention_2":
         overrides.append("train.device=cuda")
     assert problems_of(write(VALID), *overrides) == []
