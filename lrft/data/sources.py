@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from lrft.data.example import Row
@@ -44,9 +45,15 @@ def read_sources(
         read_rows(_limited(source, limit), role, seed, at)
         for at, source in zip(keys, each_source(given), strict=True)
     ]
-    if len(found) == 1:
+    if len(found) == 1 and not _is_mixed(given):
         return found[0]
     return joined(found, key, labels([rows.origin for rows in found]))
+
+
+def _is_mixed(given: Source | list[MixedSource] | list[Source]) -> bool:
+    """Whether how much an epoch has of some source is said."""
+    mixed = [source for source in each_source(given) if isinstance(source, MixedSource)]
+    return any((source.weight, source.cap, source.repeat) != (None, None, None) for source in mixed)
 
 
 def labels(origins: Sequence[str]) -> list[str]:
@@ -57,8 +64,8 @@ def labels(origins: Sequence[str]) -> list[str]:
         name = path.name.removesuffix(suffix_of(path) or "")
         name = path.parent.name if name in ("*", "train", "test", "") else name
         short = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "rows"
-        taken = sum(other == short or other.startswith(f"{short}-") for other in made)
-        made.append(f"{short}-{taken + 1}" if taken else short)
+        numbered = (f"{short}-{number}" for number in count(2))
+        made.append(next(name for name in chain([short], numbered) if name not in made))
     return made
 
 

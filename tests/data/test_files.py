@@ -140,10 +140,13 @@ def test_several_sources_have_short_names_and_their_own_errors(tmp_path):
         "gsm8k-3",
         "a_b",
     ]
+    assert labels(["a-2.csv", "a.csv", "b/a.csv"]) == ["a-2", "a", "a-3"]
 
 
-def test_a_list_of_one_source_is_that_source(tmp_path):
+def test_a_list_of_one_source_is_that_source_unless_it_is_repeated_or_capped(tmp_path):
     write(tmp_path, a="xy")
+    repeated = MixedSource(source=str(tmp_path / "a.jsonl"), repeat=2)
+    assert read_sources([repeated], "train").sources == ("a",)
     rows = read_sources([MixedSource(source=str(tmp_path / "a.jsonl"))], "train")
     assert rows.sources == () and rows.fingerprint == read(tmp_path / "a.jsonl").fingerprint
 

@@ -124,6 +124,11 @@ def test_a_list_without_settings_trains_as_one_file_of_their_rows(recipe, files,
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
+def test_one_source_of_a_list_is_repeated(recipe):
+    text = read_text(with_guess(recipe("{train: [{source: a.jsonl, repeat: 3}]}")))
+    assert text.mixture.visits(0) == sorted([0, 1, 2, 3] * 3)
+
+
 def test_held_out_rows_are_taken_from_the_one_file(recipe, files, tmp_path, capsys):
     loaded = recipe("{train: b.jsonl, split: 0.34}", "train.eval_every=3")
     text = read_text(with_guess(loaded))
