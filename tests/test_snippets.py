@@ -88,6 +88,8 @@ def here(tmp_path, monkeypatch):
         (tmp_path / path.name).symlink_to(path)
     for name in ("train.jsonl", "my/train.jsonl", "my/test.jsonl"):
         (tmp_path / name).symlink_to(ROOT / "docs" / "rows" / "chat.jsonl")
+    for name in ("boolq", "openbookqa", "arc", "openbookqa_test"):
+        (tmp_path / "my" / f"{name}.json").symlink_to(ROOT / "docs" / "rows" / "instruction.jsonl")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from lrft.build.dataset import read_rendered, read_text
+from lrft.build.guess import with_format
+from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.data.encoded import Encoded
 from lrft.data.show import masked_text, spans
@@ -87,16 +89,14 @@ def show_rows(
     *,
     overrides: Sequence[str] = (),
 ) -> list[ShownRow]:
-    """The first `rows` training rows through the recipe's tokenizer and format.
+    """The first `rows` training rows, of several sources of each, through the recipe's tokenizer and format.
 
     Raises:
         RecipeError, DataError: the recipe is not valid, or the rows cannot be read or rendered.
     """
-    chosen = as_loaded(recipe, overrides).recipe
-    source = chosen.data.train
-    source = source.model_copy(update={"limit": min(rows, source.limit or rows)})
+    chosen = with_format(as_loaded(recipe, overrides)).recipe
     with EvaluationBar() as show:
-        prepared, tokenizer = read_rendered(chosen, source, trust_remote_code, show)
+        prepared, tokenizer = read_rendered(chosen, training_rows(chosen, rows), trust_remote_code, show)
     return [ShownRow(prepared.rows.where(i), row, tokenizer) for i, row in enumerate(prepared.encoded)]
 
 
@@ -111,6 +111,5 @@ def check_data(
         RecipeError, DataError: the recipe is not valid, or the rows cannot be read or rendered.
     """
     with EvaluationBar() as show:
-        return read_text(
-            as_loaded(recipe, overrides).recipe, trust_remote_code=trust_remote_code, progress=show
-        )
+        chosen = with_format(as_loaded(recipe, overrides)).recipe
+        return read_text(chosen, trust_remote_code=trust_remote_code, progress=show)

@@ -84,6 +84,6 @@ def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:
         if unknown:
             raise UsageError(f"--task {unknown[0]}: no such task{did_you_mean(unknown[0], TASKS.names())}")
         return [known.get(name) or parse_choice(TASKS, name) for name in names]
-    if not recipe.eval.tasks and recipe.data.eval is None:
+    if not recipe.eval.tasks and not recipe.data.holds_out:
         raise UsageError("eval.tasks: the recipe names no task and no data.eval; add one, or --task NAME")
     return list(recipe.eval.tasks) or [parse_choice(TASKS, "loss")]

@@ -9,6 +9,7 @@ from pathlib import Path
 from lrft.api.open_run import open_run, trusts_remote_code
 from lrft.api.stopping import check_stops
 from lrft.build.adapt import Adaptation
+from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.notes import say
@@ -188,7 +189,8 @@ class _Merge:
         Raises:
             DataError: they cannot be read, or hold nothing to learn.
         """
-        return self.text.encoded(self.recipe.data.train, "data.train", self.recipe.export.calibration_rows)
+        limit = self.recipe.export.calibration_rows
+        return self.text.usable(training_rows(self.recipe), "data.train", limit)
 
     def _batches(self, rows: list[Encoded]) -> list[Batch]:
         return list(eval_batches(rows, self.recipe.eval.batch_tokens, self.text.pad_id))
@@ -244,7 +246,7 @@ def _rows_to_compare(recipe: Recipe, text: Text) -> tuple[list[Encoded], str | N
     if held_out := text.held_out_encoded(limit):
         return held_out, "data.eval"
     try:
-        return text.encoded(recipe.data.train, "data.train", limit), "data.train"
+        return text.usable(training_rows(recipe), "data.train", limit), "data.train"
     except DataError as error:
         say(f"data.train: cannot be read any more ({error})")
         return [], None

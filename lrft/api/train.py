@@ -17,6 +17,7 @@ from lrft.api.run_record import write_end, write_start
 from lrft.api.scores import score_at_end
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
+from lrft.build.guess import with_format
 from lrft.build.job import Job, assemble, subject
 from lrft.build.recomputing import settle
 from lrft.build.scoring import probe_tasks
@@ -67,7 +68,7 @@ def train(
             few steps to profile.
         DataError, NumericalError, Interrupted, CheckpointError: see `lrft.registry.errors`.
     """
-    loaded = as_loaded(recipe, overrides)
+    loaded = with_format(as_loaded(recipe, overrides))
     settings = loaded.recipe.train
     with numerics(settings.deterministic, settings.tf32):
         accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)

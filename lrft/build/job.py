@@ -155,6 +155,7 @@ def subject(
         batch_tokens=recipe.eval.batch_tokens,
         progress=progress,
         team=team,
+        data_seed=text.seed,
     )
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.run import Run
 from lrft.data.steps import eval_batches
-from lrft.evaluation.loss import held_out_loss, row_losses
+from lrft.evaluation.loss import held_out_loss, row_losses, together
 from lrft.evaluation.run import evaluate_tasks
 from lrft.evaluation.subject import EvaluationStopped, Subject
 from lrft.recipe.schema import Recipe
@@ -30,10 +30,14 @@ def make_scorer(recipe: Recipe, run: Run, text: Text, subject: Subject) -> Score
     scores: dict[str, Timed] = {}
     probe: Callable[[Run], object] = _nothing
     if settings.eval_every is not None:
-        encoded = text.held_out_encoded(recipe.eval.limit)
-        batches = partial(eval_batches, encoded, recipe.eval.batch_tokens, text.pad_id)
+        by_source = text.held_out_by_source(recipe.eval.limit)
+        cut = partial(eval_batches, batch_tokens=recipe.eval.batch_tokens, pad_id=text.pad_id)
+        batches = partial(cut, list(chain.from_iterable(by_source.values())))
         run.score = lambda: row_losses(run.model, batches(), run.team)
-        scores[LOSS] = Timed(settings.eval_every, lambda run: _loss(run, batches()))
+        scores[LOSS] = Timed(
+            settings.eval_every,
+            lambda run: _loss(run, {name: cut(rows) for name, rows in by_source.items()}),
+        )
         # Longest rows come first, so the first batch asks for the most memory.
         probe = lambda run: held_out_loss(run.model, islice(batches(), 1))  # noqa: E731
     if settings.eval_tasks_every is not None:
@@ -55,12 +59,18 @@ def probe_tasks(recipe: Recipe, subject: Subject) -> None:
         evaluate_tasks(subject, recipe.eval.tasks, 1, None, "")
 
 
-def _loss(run: Run, batches: Iterable[Batch]) -> dict[str, float] | None:
+def _loss(run: Run, batches: Mapping[str, Iterable[Batch]]) -> dict[str, float] | None:
+    """The held-out loss, and that of every source where there are several."""
     try:
-        result = held_out_loss(run.model, batches, lambda: run.stop_signal is not None, team=run.team)
+        found = {
+            name: held_out_loss(run.model, part, lambda: run.stop_signal is not None, team=run.team)
+            for name, part in batches.items()
+        }
     except EvaluationStopped:
         return None
-    return {"eval_loss": result.loss, "eval_perplexity": result.perplexity}
+    result = together(found) if len(found) > 1 else next(iter(found.values()))
+    parts = {f"eval_loss/{name}": part.loss for name, part in found.items()} if len(found) > 1 else {}
+    return {"eval_loss": result.loss, "eval_perplexity": result.perplexity, **parts}
 
 
 def _tasks(recipe: Recipe, subject: Subject, known: set[str]) -> dict[str, float] | None:

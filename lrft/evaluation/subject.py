@@ -13,7 +13,7 @@ from lrft.registry.errors import DataError, Interrupted
 from lrft.registry.protocols import Tokenizer
 
 if TYPE_CHECKING:
-    from lrft.data.sources import Rows
+    from lrft.data.rows import Rows
     from lrft.data.tokenize import Renderer
     from lrft.model.causal_lm import CausalLM
     from lrft.model.hf import HF
@@ -73,6 +73,7 @@ class Subject:
         should_stop: polled between batches, and between generated tokens.
         progress: told how far a task is.
         team: the processes that score it together, each its share of the batches.
+        data_seed: of the rows that `take` draws from a task's own source.
     """
 
     model: CausalLM
@@ -85,6 +86,7 @@ class Subject:
     should_stop: Callable[[], bool] = never
     progress: Progress | None = None
     team: Team = ALONE
+    data_seed: int = 0
 
     @property
     def hf(self) -> HF:

@@ -20,6 +20,7 @@ KEYS = {
     "compute_dtype": "model.dtype",
     "cosine_min_lr_ratio": "schedule.floor",
     "cutoff_len": "train.max_length",
+    "data_files": "data.train",
     "data_path": "data.train",
     "data_seed": "train.seed",
     "dataset": "data.train",
@@ -155,6 +156,15 @@ CHOICES = {
 
 # Keys -> its values, squeezed -> what to say; `*` is every other value.
 _BY_VALUE: dict[str, dict[str, str]] = {
+    "val_size val_set_size test_size eval_size validation_split eval_split_ratio val_split_fraction eval_ratio": {
+        "*": "write data.split: SHARE, or a number of rows",
+        "0 00": "remove it, nothing is held out unless a recipe asks for it",
+    },
+    "mix_strategy stopping_strategy": {
+        "interleaveunder firstexhausted": "write data.mix: {rows: first_exhausted}",
+        "interleaveover allexhausted": "write data.mix: {rows: all_exhausted}",
+        "concat": "remove it, every row of all sources is seen once unless weights are written",
+    },
     "fp16 float16 half": {
         "true": "write model.dtype: float16",
         "false": "remove it, model.dtype says the precision",

@@ -13,9 +13,8 @@ _SENTENCES = (
         "neftune_noise_alpha neft_alpha noisy_embedding_alpha neftune",
     ),
     (
-        "no split is made of one file yet; name held-out rows under data.eval",
-        "val_size val_set_size test_size validation_split validation_split_percentage eval_size "
-        "eval_split_ratio val_split_fraction eval_ratio",
+        "rows are held out by their share; write data.split: SHARE, which is 0.05 for 5 %",
+        "validation_split_percentage",
     ),
     (
         "a setting of the process; name the run folder with lrft train --out FOLDER",
@@ -190,8 +189,9 @@ _SENTENCES = (
         "shuffle shuffle_merged_datasets buffer_size shuffle_buffer_size curriculum_sampling",
     ),
     (
-        "one source of rows is read; join the files, and name the result as data.train",
-        "data_files mix_strategy interleave_probs dataset_mixture",
+        "list the sources under data.train, each with a weight where its share is to be another than its rows'; "
+        "data.mix says how weights become rows",
+        "interleave_probs dataset_mixture dataset_weights",
     ),
     (
         "remove it, the loss is computed in chunks without keeping the logits",

@@ -1,30 +1,15 @@
-"""The sections of a recipe that belong to no method: the model, the rows, the loop, and what follows it."""
+"""The sections of a recipe that belong to no method: the model, the loop, and what follows it."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from lrft.registry.axes import (
-    FORMATS,
-    TASKS,
-)
-from lrft.registry.config import (
-    Choice,
-    Field,
-    FormatConfig,
-    Literal,
-    MethodConfig,
-    Section,
-    Source,
-    model_validator,
-)
+from lrft.registry.axes import TASKS
+from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, model_validator
+from lrft.registry.section import ADDED as ADDED
 
 DECIDES_ROWS = "decides rows"
 """Marks a field that decides the rows of a step, how many steps there are, or the numbers compared."""
-
-
-ADDED = "added"
-"""Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
 
 
 class ModelSection(Section):
@@ -78,35 +63,6 @@ class TrainableSection(Section):
     @classmethod
     def _from_string(cls, value: object) -> object:
         return {"weights": value} if isinstance(value, str | list) else value
-
-
-class DataSection(Section):
-    """Rows, how they become text, and what to do with long ones. A plain string is one source for both splits."""
-
-    train: Source
-    eval: Source | None = Field(
-        None, description="held-out rows; scored every `train.eval_every` steps and by lrft eval"
-    )
-    format: Annotated[FormatConfig, Choice(FORMATS)] = Field(
-        description="how a row becomes a prompt and what is learnt from it"
-    )
-    date: str | None = Field(
-        None,
-        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
-        description="day that chat templates which ask for the date are told, as 2026-11-28; by default the day the "
-        "run begins, which its record keeps",
-    )
-    too_long: Literal["error", "drop", "truncate_left", "truncate_right"] = Field(
-        "error", description="what happens to rows longer than train.max_length"
-    )
-    allow_empty_targets: bool = Field(
-        False, description="skip rows without a supervised token instead of stopping"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: object) -> object:
-        return {"train": value, "eval": value} if isinstance(value, str) else value
 
 
 class TrainSection(Section):
@@ -188,7 +144,7 @@ class EvalSection(Section):
         default_factory=list, description="tasks, by name or with settings"
     )
     limit: Annotated[int | None, DECIDES_ROWS] = Field(
-        None, gt=0, description="score only the first so many rows"
+        None, gt=0, description="score only the first so many rows, of several sources of each"
     )
     at_end: Annotated[bool, ADDED] = Field(
         False, description="score the tasks at the end of a training too, as lrft eval does after it"

@@ -20,7 +20,7 @@ from lrft.registry.axis_configs import (
 from lrft.registry.choice import Choice, parse_choice
 from lrft.registry.errors import Problem
 from lrft.registry.section import MethodConfig, RecipeView, Section
-from lrft.registry.source import Source
+from lrft.registry.source import MixedSource, OneOrMore, Source
 
 __all__ = [
     "AdapterConfig",
@@ -32,6 +32,8 @@ __all__ = [
     "Iterator",
     "Literal",
     "MethodConfig",
+    "MixedSource",
+    "OneOrMore",
     "OptimizerConfig",
     "Problem",
     "ProjectedConfig",

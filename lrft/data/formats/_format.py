@@ -51,6 +51,11 @@ class Format:
     def __init__(self, config: FormatConfig) -> None:
         self.config = config
 
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        """The settings with which the row is of this format by its columns alone; None where they do not say so."""
+        return None
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns every row must have."""

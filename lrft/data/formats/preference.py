@@ -10,6 +10,7 @@ from lrft.data.formats._turns import turns_of
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 
 Turns = list[Message]
 
@@ -49,6 +50,10 @@ class Preference(Format):
         )
 
     config: Config
+
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        return {} if "chosen" in row and "rejected" in row else None
 
     @property
     def optional(self) -> tuple[str, ...]:

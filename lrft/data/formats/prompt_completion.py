@@ -6,6 +6,7 @@ from lrft.data.example import Example, Row
 from lrft.data.formats._format import Format
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
+from lrft.registry.json import Json
 
 
 @FORMATS.register
@@ -36,6 +37,13 @@ class PromptCompletion(Format):
         system: str | None = Field(None, description="system message; in plain rendering a first paragraph")
 
     config: Config
+
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        answers = [name for name in ("completion", "response", "output", "answer") if name in row]
+        if len(answers) != 1 or not isinstance(row.get("prompt"), str) or isinstance(row[answers[0]], list):
+            return None
+        return {} if answers == ["completion"] else {"completion": answers[0]}
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import json
 
 from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import CONVERSATION, Format
-from lrft.data.formats._turns import checked
+from lrft.data.formats._turns import are_turns, checked
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
@@ -57,6 +57,10 @@ class ShareGPT(Format):
         system: str | None = Field(None, description="system message for conversations that bring none")
 
     config: Config
+
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        return {} if are_turns(row.get("conversations"), "from", "value") else None
 
     @property
     def columns(self) -> tuple[str, ...]:

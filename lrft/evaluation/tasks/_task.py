@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
 from lrft.data.encoded import TooLong
 from lrft.data.example import Row
-from lrft.data.sources import Rows, read_rows
+from lrft.data.rows import Rows
+from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Subject
 from lrft.registry.axes import FORMATS
@@ -67,25 +68,26 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__} declares no scoring")
 
     def rows(self, subject: Subject, limit: int | None) -> Rows:
-        """The rows to score: the task's own, or the recipe's held-out ones.
+        """The rows to score: the task's own, or the recipe's held-out ones; of several sources `limit` of each.
 
         Raises:
             RecipeError: neither exists.
         """
         own = getattr(self.config, "data", None)
-        rows = subject.rows if own is None else read_rows(own, "eval")
+        rows = subject.rows if own is None else read_rows(own, "eval", subject.data_seed)
         if rows is None:
             raise RecipeError(
                 f"no held-out rows for {self.name}; name some here, or as `data` of the task", "data.eval"
             )
-        kept = len(rows) if limit is None else min(limit, len(rows))
-        return replace(rows, rows=[rows[index] for index in range(kept)])
+        return rows.first(limit)
 
     def renderer(self, subject: Subject, too_long: TooLong = "error") -> Renderer:
         """Renders the recipe's format, or the task's own, and by default never cuts or drops a row."""
         ours, chosen = subject.renderer, getattr(self.config, "format", None)
         made = ours.format if chosen is None else FORMATS.get(chosen.method)(chosen)
-        return Renderer(ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long, ours.today)
+        return Renderer(
+            ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long, ours.today, ours.stride
+        )
 
     def result(
         self,

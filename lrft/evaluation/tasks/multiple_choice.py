@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from lrft.data.example import Row
-from lrft.data.sources import Rows
+from lrft.data.rows import Rows
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import thinking
