@@ -37,7 +37,7 @@ def read_text(
 
     Raises:
         DataError: a row cannot be read or rendered.
-        RecipeError: the tokenizer has tokens that the model has not.
+        RecipeError: the tokenizer has tokens that the model has not, or `data.template` is of no use.
     """
     config = load_config(recipe.model, trust_remote_code).get_text_config()
     text = _without_rows(recipe, config, trust_remote_code, today)
@@ -50,6 +50,12 @@ def read_text(
         text.fingerprints["train"] = rows.fingerprint
         prepared = prepare(rows, renderer, partial(progress, "tokenizing rows"))
         text.train, text.report = prepared.encoded, prepared.report
+        if recipe.data.template is not None and not renderer.template.used:
+            raise RecipeError(
+                f"no row is written by a chat template, data.format: {recipe.data.format.method} joins texts as they "
+                "are; remove it, or write data.format.render: chat where the format has that setting",
+                "data.template",
+            )
         if text.held_out is not None:
             _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress)
     return text
@@ -71,7 +77,7 @@ def read_rendered(
 
 
 def _without_rows(recipe: Recipe, config: TextConfig, trust_remote_code: bool, today: str | None) -> Text:
-    tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code)
+    tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code, recipe.data.template)
     if recipe.model.tokenizer is None:
         _check_tokenizer(tokenizer, config.vocab_size)
     form = FORMATS.get(recipe.data.format.method)(recipe.data.format)

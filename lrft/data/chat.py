@@ -42,12 +42,14 @@ class ChatTemplate:
     Attributes:
         today: the day that a template which asks for the date is told: a resumed run must see what the first one saw.
         asks_for_the_date: whether one asked so far.
+        used: whether anything was rendered so far.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: set[int], today: date) -> None:
         self.tokenizer = tokenizer
         self.today = today
         self.asks_for_the_date = False
+        self.used = False
         stops = tokenizer.convert_ids_to_tokens(sorted(stop_ids))
         self.stops = tuple(str(stop) for stop in stops if stop is not None)
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -70,6 +72,7 @@ class ChatTemplate:
             raise DataError(
                 "data.format: the model's tokenizer has no chat template; use a format with render: plain"
             )
+        self.used = True
         try:
             return self._written(messages, tools, prompt)
         except Exception as error:  # a template is a program of its own and may fail in any way

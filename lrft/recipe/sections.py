@@ -90,6 +90,12 @@ class DataSection(Section):
     format: Annotated[FormatConfig, Choice(FORMATS)] = Field(
         description="how a row becomes a prompt and what is learnt from it"
     )
+    template: Annotated[str | None, ADDED] = Field(
+        None,
+        min_length=1,
+        description="chat template that conversations are written in, and that is saved with the adapter: chatml, "
+        "gemma, llama3, mistral, plain, zephyr, or a file of Jinja; by default the tokenizer's own",
+    )
     date: str | None = Field(
         None,
         pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
