@@ -71,7 +71,7 @@ class Renderer:
         Raises:
             DataError: the format or the chat template cannot use the row. Which row it is, the caller knows.
         """
-        example = self.format.example(row)
+        example = self.format.completed(row)
         notes = self.format.unread(row)
         drawn = []
         for one in example.answers():
@@ -85,7 +85,7 @@ class Renderer:
 
     def question(self, row: Row) -> Question:
         """The row as it is scored; of what the prompt and the answer are made in training, so they are here."""
-        example = self.format.example(row)
+        example = self.format.completed(row)
         if not example.messages:
             return self._plain_question(example)
         if not example.learnt:

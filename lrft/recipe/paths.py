@@ -8,17 +8,13 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from lrft.recipe.fields import slot_of
-from lrft.recipe.meant import meanings
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 from lrft.registry.axes import AXES
 from lrft.registry.config import Source
-from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import Problem
-from lrft.registry.templates import is_jinja, template_names
 
 MODEL: Keys = ("model", "name")
 TOKENIZER: Keys = ("model", "tokenizer")
-TEMPLATE: Keys = ("data", "template")
 DATA_SUFFIXES = (
     ".json",
     ".jsonl",
@@ -46,18 +42,16 @@ PACKAGED = re.compile(r"pkg:([A-Za-z_]\w*)/([^\0]+\.gguf)", re.ASCII)
 def located(root: Node) -> tuple[Node, list[Problem]]:
     """The tree with the paths of data and model made absolute, and a problem for each that exists nowhere.
 
-    What is not a path (`openai/gsm8k`, `pkg:...`) stays as written. A file of `data.template` is replaced by its text,
-    so that a run keeps the template that it began with.
+    What is not a path (`openai/gsm8k`, `pkg:...`) stays as written.
     """
     problems: list[Problem] = []
     told: set[tuple[str, Place]] = set()
-    for keys in (MODEL, TOKENIZER, TEMPLATE, *sources(root)):
+    for keys in (MODEL, TOKENIZER, *sources(root)):
         node = root.get(*keys)
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
         try:
-            found = (_template if keys == TEMPLATE else _locate)(node.value, node.place, keys)
-            root = root.with_value(keys, replace(node, value=found))
+            root = root.with_value(keys, replace(node, value=_locate(node.value, node.place, keys)))
         except _Nowhere as error:
             if (node.value, node.place) not in told:  # `data: PATH` is one mistake, not two
                 problems.append(node.place.problem(dotted(keys), str(error)))
@@ -94,40 +88,16 @@ class _Nowhere(Exception):
     pass
 
 
-def _template(written: str, place: Place, keys: Keys) -> str:
-    """A name as it is, a file's text; what is Jinja already, as in the recipe of a run, stays."""
-    if is_jinja(written) or written in template_names():
-        return written
-    path = next((path for path in _candidates(_expand(written), place) if os.path.isfile(path)), None)
-    if path is None:
-        formats = [meaning.placed() for meaning in meanings(written) if meaning.key == "data.format"]
-        meant = f"; write {formats[0]}" if formats else did_you_mean(written, template_names())
-        raise _Nowhere(f"{shown(written)} is neither a template nor a file{meant}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _Nowhere(f"{_brief(path)} cannot be read ({error})") from None
-    if not is_jinja(text):
-        raise _Nowhere(f"{_brief(path)} is no Jinja: it has neither {{{{ nor {{%")
-    return text
-
-
-def _candidates(text: str, place: Place) -> list[str]:
-    """Where a path may be meant to lead, the likelier first."""
-    found = [os.path.abspath(text)]
-    if place.folder is not None and not os.path.isabs(text):
-        found.insert(0, os.path.abspath(place.folder / text))
-    return list(dict.fromkeys(found))
-
-
 def _locate(written: str, place: Place, keys: Keys) -> str:
     text, is_model = _expand(written), keys in (MODEL, TOKENIZER)
     if is_model and text.startswith("pkg:"):
         _check_packaged(text)
         return text
-    candidates = _candidates(text, place)
-    for candidate in candidates:
+    here = os.path.abspath(text)
+    candidates = [here]
+    if place.folder is not None and not os.path.isabs(text):
+        candidates.insert(0, os.path.abspath(place.folder / text))
+    for candidate in dict.fromkeys(candidates):
         if os.path.isdir(candidate) if is_model and not text.endswith(".gguf") else os.path.exists(candidate):
             if keys != TOKENIZER:
                 _check_kind(candidate, is_model)
@@ -137,7 +107,7 @@ def _locate(written: str, place: Place, keys: Keys) -> str:
     if not looks_like_a_path and HUB_ID.fullmatch(text):
         return text
     kind = "folder or .gguf file" if is_model else "file or folder"
-    where = " or ".join(_brief(path) for path in candidates)
+    where = " or ".join(_brief(path) for path in dict.fromkeys(candidates))
     if looks_like_a_path:
         remedy = f"give an existing {kind}, or a hub id"
         raise _Nowhere(f"there is no {kind} {shown(written)} (looked for {where}); {remedy}")

@@ -18,13 +18,10 @@ from lrft.registry.config import (
     Source,
     model_validator,
 )
+from lrft.registry.section import ADDED as ADDED
 
 DECIDES_ROWS = "decides rows"
 """Marks a field that decides the rows of a step, how many steps there are, or the numbers compared."""
-
-
-ADDED = "added"
-"""Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
 
 
 class ModelSection(Section):

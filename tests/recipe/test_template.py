@@ -1,6 +1,8 @@
-"""`data.template` in a recipe: a name, or a file whose text the recipe keeps."""
+"""`data.template` and `tools` in a recipe: a name, or a file whose text the recipe keeps."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
@@ -69,4 +71,47 @@ def test_what_is_no_template_is_refused_with_its_line(write, tmp_path, template,
     (tmp_path / "bytes.jinja").write_bytes(b"{{\xff}}")
     with pytest.raises(RecipeError) as raised:
         load_recipe(write(template))
+    assert said in str(raised.value) and "recipe.yaml:2" in str(raised.value)
+
+
+TOOLED = "model: {{name: some/model}}\ndata: {{train: some/rows, format: {{method: chat, tools: {tools}}}}}\n"
+TOOLS = [{"name": "weather", "description": "of a city, größer"}]
+
+
+def test_tools_are_kept_as_the_text_of_their_file(tmp_path):
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS, indent=2))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(TOOLED.format(tools="tools.json"))
+    recipe = load_recipe(path).recipe
+    assert json.loads(recipe.data.format.tools) == TOOLS and "größer" in resolved(recipe)
+    (tmp_path / "tools.json").unlink()
+    again = tmp_path / "run.yaml"
+    again.write_text(resolved(recipe))
+    assert load_recipe(again).recipe == recipe
+
+
+def test_without_tools_a_recipe_has_the_hash_that_it_had_before_there_were_any(write):
+    from lrft.recipe.resolved import _without_added
+
+    recipe = load_recipe(write("null")).recipe
+    kept = _without_added(recipe)["data"]
+    assert "template" not in kept and "tools" not in kept["format"]
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (None, "there is no file"),
+        ("{", "is not valid JSON"),
+        ("{}", "must be a JSON list of tools"),
+        ("[]", "must be a"),
+    ],
+)
+def test_what_holds_no_tools_is_refused_with_its_line(tmp_path, held, said):
+    if held is not None:
+        (tmp_path / "tools.json").write_text(held)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(TOOLED.format(tools="tools.json"))
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
     assert said in str(raised.value) and "recipe.yaml:2" in str(raised.value)
