@@ -7,7 +7,7 @@ from functools import partial
 
 from lrft.build.text import Text
 from lrft.data.gate import SHOWN
-from lrft.data.prepare import Prepared, prepare
+from lrft.data.prepare import prepare
 from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Progress, silent
@@ -16,7 +16,6 @@ from lrft.model.load import load_config
 from lrft.model.tokenizer import load_tokenizer, pad_id
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import FORMATS
-from lrft.registry.config import Source
 from lrft.registry.errors import DataError, RecipeError
 from lrft.registry.protocols import Tokenizer
 
@@ -49,7 +48,7 @@ def read_text(
         rows = read_rows(recipe.data.train, "train")
         text.fingerprints["train"] = rows.fingerprint
         prepared = prepare(rows, renderer, partial(progress, "tokenizing rows"))
-        text.train, text.report = prepared.encoded, prepared.report
+        text.train, text.report, text.rows = prepared.encoded, prepared.report, prepared.rows
         if recipe.data.template is not None and not renderer.template.used:
             raise RecipeError(
                 f"no row is written by a chat template, data.format: {recipe.data.format.method} joins texts as they "
@@ -61,19 +60,14 @@ def read_text(
     return text
 
 
-def read_rendered(
-    recipe: Recipe, source: Source, trust_remote_code: bool, progress: Progress
-) -> tuple[Prepared, Tokenizer]:
-    """The rows of one source as the recipe renders them, and the tokenizer; nothing is judged.
+def read_renderer(recipe: Recipe, trust_remote_code: bool = False) -> Text:
+    """Tokenizer and renderer of a recipe, without its rows.
 
     Raises:
-        DataError, RecipeError: as `read_text`.
+        RecipeError: as `read_text`.
     """
     config = load_config(recipe.model, trust_remote_code).get_text_config()
-    text = _without_rows(recipe, config, trust_remote_code, None)
-    return prepare(
-        read_rows(source, "train"), text.renderer, partial(progress, "tokenizing rows")
-    ), text.tokenizer
+    return _without_rows(recipe, config, trust_remote_code, None)
 
 
 def _without_rows(recipe: Recipe, config: TextConfig, trust_remote_code: bool, today: str | None) -> Text:

@@ -25,6 +25,7 @@ class Text:
     Attributes:
         train: encoded training rows; empty where only evaluation is wanted.
         report: what the data gate found in them.
+        rows: those rows as they were read, in the same order; None where only evaluation is wanted.
         held_out: rows of `data.eval`, or None.
         scored: those rows encoded; None where only evaluation is wanted.
         held_out_report: what the data gate found in those; None where only evaluation is wanted.
@@ -37,6 +38,7 @@ class Text:
     renderer: Renderer
     train: list[Encoded] = field(default_factory=list)
     report: GateReport | None = None
+    rows: Rows | None = None
     held_out: Rows | None = None
     held_out_report: GateReport | None = None
     overlap: tuple[int, tuple[str, ...]] = (0, ())

@@ -58,6 +58,7 @@ class ChatTemplate:
         ends = "|".join(map(re.escape, self.marks))
         self._ends = re.compile(rf"(?:\s|{ends})*")
         self._scaffold = ""  # the one met last, since most rows share it
+        self._clock = type("Stopped", (datetime,), {"now": staticmethod(self._now)})
 
     def render(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
         """The text of the conversation.
@@ -106,17 +107,17 @@ class ChatTemplate:
         """Let it be midnight of `today` for the template, whose one way to the clock is `strftime_now`."""
         from transformers.utils import chat_template_utils
 
-        def now(zone: tzinfo | None = None) -> datetime:
-            self.asks_for_the_date = True
-            return datetime.combine(self.today, time(), zone)
-
         names = vars(chat_template_utils)
         clock = names["datetime"]
-        names["datetime"] = type("Stopped", (datetime,), {"now": staticmethod(now)})
+        names["datetime"] = self._clock
         try:
             yield
         finally:
             names["datetime"] = clock
+
+    def _now(self, zone: tzinfo | None = None) -> datetime:
+        self.asks_for_the_date = True
+        return datetime.combine(self.today, time(), zone)
 
     def _place(self, messages: Sequence[Message], tools: Sequence[Message]) -> str:
         for number in range(1, len(messages) + 1):

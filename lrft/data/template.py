@@ -13,6 +13,7 @@ from datetime import date
 
 from lrft.core.notes import say
 from lrft.data.chat import PROBE, ChatTemplate
+from lrft.data.example import Message
 from lrft.data.seam import token_ids
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import DataError, RecipeError
@@ -82,7 +83,7 @@ def _begins_texts(tokenizer: Tokenizer) -> bool:
 
 def _rendered(tokenizer: Tokenizer, stops: set[int]) -> str:
     """A question and its answer."""
-    turns = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": PROBE})
+    turns: list[Message] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": PROBE}]
     try:
         text = ChatTemplate(tokenizer, stops, date(2000, 1, 1)).render(turns)
     except DataError as error:

@@ -80,7 +80,7 @@ class Renderer:
             notes = notes.joined(missing)
         encoded = fitted(drawn, self.max_length, self.too_long)
         # One int object per distinct id: a list then costs 8 bytes a token instead of 36.
-        ids = [self._known_ids.setdefault(i, i) for i in encoded.input_ids]
+        ids = list(map(self._known_ids.setdefault, encoded.input_ids, encoded.input_ids))
         return replace(encoded, input_ids=ids, notes=self._known_notes.setdefault(notes, notes))
 
     def question(self, row: Row) -> Question:
@@ -132,8 +132,8 @@ class Renderer:
         supervised = [False] * len(made.ids)
         begin = places[-1][1] if places else len(made.ids)
         for start, _, end in places:
-            for k in range(max(start, 1), self._stopped(made.ids, start, end)):
-                supervised[k] = True
+            start, end = max(start, 1), self._stopped(made.ids, start, end)
+            supervised[start:end] = [True] * (end - start)
         bos, mark = self.tokenizer.bos_token_id, self.tokenizer.bos_token
         extra = 0
         if bos is not None and mark is not None:
