@@ -58,6 +58,8 @@ def show_command(
         laid_out = show_packed(recipe, rows, trust_remote_code, overrides=overrides or [])
         result(laid_out, as_json, _show_packed)
         return
+    if split not in ("train", "eval"):
+        raise UsageError(f"--split {split}: there are train and eval")
     named = "train" if split == "train" else "eval"
     shown = show_rows(
         recipe, rows, trust_remote_code, overrides=overrides or [], split=named, places=at or []
