@@ -13,7 +13,7 @@ from lrft.core.notes import is_terminal, silence
 from lrft.registry.errors import UsageError
 
 if TYPE_CHECKING:
-    from lrft.api.data import ShownRow
+    from lrft.api.data import ShownRow, SplitName
     from lrft.data.layout import Packed
 
 app = typer.Typer(no_args_is_help=True, help="See the training data as the model will, and check it.")
@@ -60,7 +60,7 @@ def show_command(
         return
     if split not in ("train", "eval"):
         raise UsageError(f"--split {split}: there are train and eval")
-    named = "train" if split == "train" else "eval"
+    named: SplitName = "train" if split == "train" else "eval"
     shown = show_rows(
         recipe, rows, trust_remote_code, overrides=overrides or [], split=named, places=at or []
     )
