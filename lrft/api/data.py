@@ -1,24 +1,31 @@
-"""`lrft data`: what is learnt of the training rows, and whether the data can be trained on."""
+"""`lrft data show`: what is learnt of the rows, and how they are packed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
-from lrft.build.dataset import read_rendered, read_text
+from lrft.build.dataset import read_renderer, read_text
 from lrft.build.guess import with_format
-from lrft.build.rows import training_rows
+from lrft.build.rows import held_out_rows, training_rows
+from lrft.build.steps import train_data
 from lrft.build.text import Text
 from lrft.data.encoded import Encoded
-from lrft.data.show import masked_text, spans
+from lrft.data.layout import Packed, packed_rows
+from lrft.data.rows import Rows
+from lrft.data.show import ANSWERS, masked_ids, masked_text, runs, spans
 from lrft.evaluation.progress import EvaluationBar
 from lrft.recipe.load import LoadedRecipe, as_loaded
+from lrft.recipe.schema import Recipe
+from lrft.registry.errors import DataError, RecipeError, UsageError
 from lrft.registry.protocols import Tokenizer
 
 if TYPE_CHECKING:
     from rich.text import Text as RichText
+
+SplitName = Literal["train", "eval"]
 
 
 class Segment(TypedDict, total=False):
@@ -27,6 +34,7 @@ class Segment(TypedDict, total=False):
     answer: str
     text: str
     learnt: bool
+    ids: list[int]
 
 
 class RowRecord(TypedDict):
@@ -42,7 +50,7 @@ class RowRecord(TypedDict):
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A training row as the model will see it.
+    """A row as the model will see it.
 
     Attributes:
         where: file and line it came from.
@@ -53,23 +61,28 @@ class ShownRow:
     encoded: Encoded
     tokenizer: Tokenizer
 
-    def record(self) -> RowRecord:
-        """Plain values; the text of a pair says of which answer it is."""
+    def record(self, ids: bool = False) -> RowRecord:
+        """Plain values; the text of a pair says of which answer it is.
+
+        Args:
+            ids: with the token ids of every segment.
+        """
         encoded = self.encoded
-        answers: tuple[Segment, ...] = (
-            ({"answer": "chosen"}, {"answer": "rejected"}) if encoded.parts else ({},)
-        )
+        segments: list[Segment] = []
+        for number, document in enumerate(encoded.documents()):
+            texts = zip(spans(document, self.tokenizer), runs(document), strict=True)
+            for (text, learnt), (tokens, _) in texts:
+                segment: Segment = {"answer": ANSWERS[number]} if encoded.parts else {}
+                segments.append(
+                    {**segment, "text": text, "learnt": learnt, **({"ids": tokens} if ids else {})}
+                )
         return {
             "where": self.where,
             "tokens": encoded.length,
             "learnt": encoded.targets,
             "truncated": encoded.truncated,
             "dropped": encoded.dropped,
-            "segments": [
-                {**answer, "text": text, "learnt": learnt}
-                for answer, document in zip(answers, encoded.documents(), strict=True)
-                for text, learnt in spans(document, self.tokenizer)
-            ],
+            "segments": segments,
         }
 
     def heading(self) -> str:
@@ -81,6 +94,10 @@ class ShownRow:
         """Its text with what is learnt marked, as `rich` prints it."""
         return masked_text(self.encoded, self.tokenizer, coloured)
 
+    def ids(self, coloured: bool) -> RichText:
+        """Its token ids, marked likewise."""
+        return masked_ids(self.encoded, coloured)
+
 
 def show_rows(
     recipe: LoadedRecipe | Path | str,
@@ -88,28 +105,86 @@ def show_rows(
     trust_remote_code: bool = False,
     *,
     overrides: Sequence[str] = (),
+    split: SplitName = "train",
+    places: Sequence[str] = (),
 ) -> list[ShownRow]:
-    """The first `rows` training rows, of several sources of each, through the recipe's tokenizer and format.
+    """Rows through the recipe's tokenizer and format: the first ones, of several sources of each, or those at places.
+
+    Args:
+        places: lines of the file, numbers of rows where there are no lines, or `FILE:LINE`, as a report names them;
+            by default the first `rows`.
 
     Raises:
         RecipeError, DataError: the recipe is not valid, or the rows cannot be read or rendered.
+        UsageError: there is no row at a place.
     """
     chosen = with_format(as_loaded(recipe, overrides)).recipe
-    with EvaluationBar() as show:
-        prepared, tokenizer = read_rendered(chosen, training_rows(chosen, rows), trust_remote_code, show)
-    return [ShownRow(prepared.rows.where(i), row, tokenizer) for i, row in enumerate(prepared.encoded)]
+    text = read_renderer(chosen, trust_remote_code)
+    held = _read(chosen, split, None if places else rows)
+    indices = _indices(held, places) if places else range(len(held))
+    return [
+        ShownRow(held.where(i), encoded, text.tokenizer)
+        for i in indices
+        for encoded in _encoded(text, held, i)
+    ]
 
 
-def check_data(
-    recipe: LoadedRecipe | Path | str, trust_remote_code: bool = False, *, overrides: Sequence[str] = ()
-) -> Text:
-    """Both splits of a recipe's data, read and judged as training judges them.
+def _read(recipe: Recipe, split: SplitName, first: int | None) -> Rows:
+    if split == "train":
+        return training_rows(recipe, first)
+    held_out = held_out_rows(recipe)
+    if held_out is None:
+        raise RecipeError("the recipe names no held-out rows", "data.eval")
+    return held_out.first(first)
 
-    `lrft.build.dataset.check_text` refuses what the report says cannot be trained on.
+
+def _indices(rows: Rows, places: Sequence[str]) -> list[int]:
+    """The rows at these places, in the order in which they are asked for.
 
     Raises:
-        RecipeError, DataError: the recipe is not valid, or the rows cannot be read or rendered.
+        UsageError: there is none at one of them.
     """
+    known = [rows.where(index) for index in range(len(rows))]
+    found = []
+    for place in places:
+        here = [
+            k
+            for k, where in enumerate(known)
+            if where == place or where.endswith((f":{place}", f" row {place}"))
+        ]
+        here = here or [k for k, where in enumerate(known) if where.endswith(f"/{place}")]
+        if not here:
+            raise UsageError(f"--at {place}: no row stands there; rows are {known[0]} to {known[-1]}")
+        found += here
+    return found
+
+
+def _encoded(text: Text, rows: Rows, index: int) -> list[Encoded]:
+    try:
+        return text.renderer.encodings(rows[index])
+    except DataError as error:
+        raise DataError(f"{rows.where(index)}: {error}") from error
+
+
+def show_packed(
+    recipe: LoadedRecipe | Path | str,
+    rows: int = 3,
+    trust_remote_code: bool = False,
+    *,
+    overrides: Sequence[str] = (),
+) -> Packed:
+    """The layout of the first `rows` packed rows that training sees, where its model packs.
+
+    Raises:
+        RecipeError, DataError: the recipe is not valid or does not pack, or its rows cannot be read or packed.
+    """
+    chosen = with_format(as_loaded(recipe, overrides)).recipe
+    if chosen.train.packing is False:
+        raise RecipeError(
+            "it is false, so no row holds several documents; remove it to see how they would be packed",
+            "train.packing",
+        )
     with EvaluationBar() as show:
-        chosen = with_format(as_loaded(recipe, overrides)).recipe
-        return read_text(chosen, trust_remote_code=trust_remote_code, progress=show)
+        text = read_text(chosen, trust_remote_code=trust_remote_code, progress=show)
+    assert text.rows is not None, "training rows were wanted"
+    return packed_rows(train_data(chosen, text, packing=True), text.rows, rows)

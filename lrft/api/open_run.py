@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
+from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
 from lrft.core.notes import say
 from lrft.data.example import Row
-from lrft.data.sources import read_rows
 from lrft.evaluation.progress import EvaluationBar
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
@@ -97,7 +97,7 @@ def bare_base(recipe: Recipe, folder: RunFolder, model: CausalLM) -> Iterator[No
 
 def sample_row(recipe: Recipe, text: Text) -> Row:
     """The first held-out row, or else the first one that was trained on."""
-    return (text.held_out or read_rows(recipe.data.train, "train"))[0]
+    return (text.held_out or training_rows(recipe, 1))[0]
 
 
 def trusts_remote_code(folder: RunFolder) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from datetime import date
 from functools import partial
 
-from lrft.build.rows import both_splits, held_out_rows, made_format, mixture
+from lrft.build.rows import both_splits, format_config, held_out_rows, made_format, mixture
 from lrft.build.text import Text
 from lrft.data.gate import SHOWN
-from lrft.data.prepare import Prepared, prepare
-from lrft.data.rows import Rows
+from lrft.data.prepare import prepare
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Progress, silent
 from lrft.model.hf import TextConfig
@@ -36,7 +35,7 @@ def read_text(
 
     Raises:
         DataError: a row cannot be read or rendered.
-        RecipeError: the tokenizer has tokens that the model has not.
+        RecipeError: the tokenizer has tokens that the model has not, or `data.template` is of no use.
     """
     config = load_config(recipe.model, trust_remote_code).get_text_config()
     text = _without_rows(recipe, config, trust_remote_code, today)
@@ -46,7 +45,8 @@ def read_text(
     rows, text.held_out = both_splits(recipe)
     text.fingerprints["train"] = rows.fingerprint
     prepared = prepare(rows, text.renderer, partial(progress, "tokenizing rows"))
-    text.train, text.report = prepared.encoded, prepared.report
+    text.train, text.report, text.rows = prepared.encoded, prepared.report, prepared.rows
+    _check_template(recipe, text)
     text.mixture = mixture(recipe, rows, prepared.encoded, prepared.of)
     if text.held_out is not None:
         text.fingerprints["eval"] = text.held_out.fingerprint
@@ -54,21 +54,28 @@ def read_text(
     return text
 
 
-def read_rendered(
-    recipe: Recipe, rows: Rows, trust_remote_code: bool, progress: Progress
-) -> tuple[Prepared, Tokenizer]:
-    """Rows as the recipe renders them, and the tokenizer; nothing is judged.
+def _check_template(recipe: Recipe, text: Text) -> None:
+    """Refuse a chat template that no row was written by."""
+    if recipe.data.template is not None and not text.renderer.template.used:
+        raise RecipeError(
+            f"no row is written by a chat template, data.format: {format_config(recipe).method} joins texts as they "
+            "are; remove it, or write data.format.render: chat where the format has that setting",
+            "data.template",
+        )
+
+
+def read_renderer(recipe: Recipe, trust_remote_code: bool = False) -> Text:
+    """Tokenizer and renderer of a recipe, without its rows.
 
     Raises:
-        DataError, RecipeError: as `read_text`.
+        RecipeError: as `read_text`.
     """
     config = load_config(recipe.model, trust_remote_code).get_text_config()
-    text = _without_rows(recipe, config, trust_remote_code, None)
-    return prepare(rows, text.renderer, partial(progress, "tokenizing rows")), text.tokenizer
+    return _without_rows(recipe, config, trust_remote_code, None)
 
 
 def _without_rows(recipe: Recipe, config: TextConfig, trust_remote_code: bool, today: str | None) -> Text:
-    tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code)
+    tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code, recipe.data.template)
     if recipe.model.tokenizer is None:
         _check_tokenizer(tokenizer, config.vocab_size)
     day = today or recipe.data.date

@@ -29,6 +29,7 @@ class Text:
         mixture: how several sources of them share an epoch; None where there is one.
         seed: of the rows that `take` draws.
         report: what the data gate found in them.
+        rows: the training rows as they were read, one for each of `train`; None where only evaluation is wanted.
         held_out: rows of `data.eval`, or those that `data.split` takes, or None.
         scored: those rows encoded; None where only evaluation is wanted.
         scored_of: for each of `scored`, which of the held-out rows it is: several where a document has windows.
@@ -42,6 +43,7 @@ class Text:
     renderer: Renderer
     train: list[Encoded] = field(default_factory=list)
     report: GateReport | None = None
+    rows: Rows | None = None
     held_out: Rows | None = None
     held_out_report: GateReport | None = None
     overlap: tuple[int, tuple[str, ...]] = (0, ())

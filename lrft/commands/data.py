@@ -10,9 +10,11 @@ import typer
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, result
 from lrft.core.notes import is_terminal, silence
+from lrft.registry.errors import UsageError
 
 if TYPE_CHECKING:
-    from lrft.api.data import ShownRow
+    from lrft.api.data import ShownRow, SplitName
+    from lrft.data.layout import Packed
 
 app = typer.Typer(no_args_is_help=True, help="See the training data as the model will, and check it.")
 
@@ -21,6 +23,13 @@ RecipeName = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")]
 RowCount = Annotated[int, typer.Option("--rows", min=1, help="How many rows, from the first.")]
+Places = Annotated[
+    list[str] | None,
+    typer.Option("--at", help="Rows at this line, or FILE:LINE; may be given several times."),
+]
+Split = Annotated[str, typer.Option("--split", help="train or eval: rows of data.train, or of data.eval.")]
+Ids = Annotated[bool, typer.Option("--ids", help="Print token ids below the text.")]
+AsPacked = Annotated[bool, typer.Option("--packed", help="Print which document lies where in packed rows.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
@@ -31,16 +40,31 @@ def show_command(
     recipe: RecipeName,
     overrides: Overrides = None,
     rows: RowCount = 3,
+    at: Places = None,
+    split: Split = "train",
+    ids: Ids = False,
+    packed: AsPacked = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Print rows as text, what is learnt highlighted: `lrft data show quickstart --rows 2`."""
-    from lrft.api.data import show_rows
+    from lrft.api.data import show_packed, show_rows
 
     silence(quiet)
-    shown = show_rows(recipe, rows, trust_remote_code, overrides=overrides or [])
-    result([row.record() for row in shown], as_json, lambda _: _show(shown))
+    if packed:
+        if at or ids or split != "train":
+            raise UsageError("--packed: shows where training rows lie; leave out --at, --ids and --split")
+        laid_out = show_packed(recipe, rows, trust_remote_code, overrides=overrides or [])
+        result(laid_out, as_json, _show_packed)
+        return
+    if split not in ("train", "eval"):
+        raise UsageError(f"--split {split}: there are train and eval")
+    named: SplitName = "train" if split == "train" else "eval"
+    shown = show_rows(
+        recipe, rows, trust_remote_code, overrides=overrides or [], split=named, places=at or []
+    )
+    result([row.record(ids) for row in shown], as_json, lambda _: _show(shown, ids))
 
 
 @app.command("check")
@@ -52,19 +76,19 @@ def check_command(
     quiet: Quiet = False,
 ) -> None:
     """Run the gate that precedes training: `lrft data check quickstart`. Exits with 3 when it stays shut."""
-    from lrft.api.data import check_data
+    from lrft.api.data_check import check_data
     from lrft.build.text import check_text
     from lrft.recipe.load import load_recipe
 
     silence(quiet)
     loaded = load_recipe(recipe, overrides or [])
-    text = check_data(loaded, trust_remote_code)
-    lines = [f"{label}: {value}" for label, value in text.facts()]
-    result(text.record(), as_json, lambda _: print("\n".join(lines)))
-    check_text(text, loaded.recipe)
+    found = check_data(loaded, trust_remote_code)
+    lines = [f"{label}: {value}" for label, value in found.facts()]
+    result(found.record(), as_json, lambda _: print("\n".join(lines)))
+    check_text(found.text, loaded.recipe)
 
 
-def _show(rows: list[ShownRow]) -> None:
+def _show(rows: list[ShownRow], ids: bool) -> None:
     from rich.console import Console
 
     coloured = is_terminal(sys.stdout)
@@ -72,3 +96,18 @@ def _show(rows: list[ShownRow]) -> None:
     for row in rows:
         console.print(row.heading(), style="bold", markup=False, soft_wrap=True)
         console.print(row.text(coloured), soft_wrap=True)
+        if ids:
+            console.print(row.ids(coloured), soft_wrap=True)
+
+
+def _show_packed(packed: Packed) -> None:
+    capacity = packed["capacity"]
+    print(
+        f"{packed['examples']:,} rows in {packed['rows']:,} packed rows of {capacity} tokens, {packed['full']:.1%} full"
+    )
+    for row in packed["first"]:
+        place = f"step {row['step']}, micro-batch {row['micro_batch']}, row {row['row']}"
+        print(f"{place}: {row['tokens']} of {capacity} tokens")
+        for held in row["documents"]:
+            answer = f", {held['answer']}" if "answer" in held else ""
+            print(f"  {held['start']:>5}-{held['end']:<5} {held['where']}{answer}, {held['learnt']} learnt")

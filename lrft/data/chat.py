@@ -42,12 +42,14 @@ class ChatTemplate:
     Attributes:
         today: the day that a template which asks for the date is told: a resumed run must see what the first one saw.
         asks_for_the_date: whether one asked so far.
+        used: whether anything was rendered so far.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: set[int], today: date) -> None:
         self.tokenizer = tokenizer
         self.today = today
         self.asks_for_the_date = False
+        self.used = False
         stops = tokenizer.convert_ids_to_tokens(sorted(stop_ids))
         self.stops = tuple(str(stop) for stop in stops if stop is not None)
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -56,6 +58,7 @@ class ChatTemplate:
         ends = "|".join(map(re.escape, self.marks))
         self._ends = re.compile(rf"(?:\s|{ends})*")
         self._scaffold = ""  # the one met last, since most rows share it
+        self._clock = type("Stopped", (datetime,), {"now": staticmethod(self._now)})
 
     def render(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
         """The text of the conversation.
@@ -70,6 +73,7 @@ class ChatTemplate:
             raise DataError(
                 "data.format: the model's tokenizer has no chat template; use a format with render: plain"
             )
+        self.used = True
         try:
             return self._written(messages, tools, prompt)
         except Exception as error:  # a template is a program of its own and may fail in any way
@@ -103,17 +107,17 @@ class ChatTemplate:
         """Let it be midnight of `today` for the template, whose one way to the clock is `strftime_now`."""
         from transformers.utils import chat_template_utils
 
-        def now(zone: tzinfo | None = None) -> datetime:
-            self.asks_for_the_date = True
-            return datetime.combine(self.today, time(), zone)
-
         names = vars(chat_template_utils)
         clock = names["datetime"]
-        names["datetime"] = type("Stopped", (datetime,), {"now": staticmethod(now)})
+        names["datetime"] = self._clock
         try:
             yield
         finally:
             names["datetime"] = clock
+
+    def _now(self, zone: tzinfo | None = None) -> datetime:
+        self.asks_for_the_date = True
+        return datetime.combine(self.today, time(), zone)
 
     def _place(self, messages: Sequence[Message], tools: Sequence[Message]) -> str:
         for number in range(1, len(messages) + 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Literal, NotRequired, TypedDict
 
 TooLong = Literal["error", "drop", "truncate_left", "truncate_right", "windows"]
@@ -178,8 +178,8 @@ def _prompt(document: Drawn) -> int:
 
 
 def _join(documents: Sequence[Drawn], facts: Facts) -> Encoded:
-    ids = [token for document in documents for token in document.ids]
-    mask = [learnt for document in documents for learnt in document.supervised]
+    ids = list(chain.from_iterable(document.ids for document in documents))
+    mask = list(chain.from_iterable(document.supervised for document in documents))
     if not all(any(document.supervised) for document in documents):  # nothing to compare
         mask = [False] * len(mask)
     parts = tuple(len(document.ids) for document in documents) if len(documents) > 1 else ()

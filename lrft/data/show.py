@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from itertools import groupby
 from typing import Any
@@ -16,15 +16,26 @@ from lrft.registry.protocols import Tokenizer
 
 LEARNT = "bold black on green"
 MARKS = ("⟦", "⟧")
-OF_A_PAIR = ("chosen: ", "\nrejected: ")
+ANSWERS = ("chosen", "rejected")  # of a pair
+LINE = ("", "\n")  # before them
+
+
+def runs(encoded: Encoded) -> list[tuple[list[int], bool]]:
+    """(token ids, is learnt) of each run of tokens under the same mask."""
+    found, start = [], 0
+    for learnt, run in groupby(encoded.supervised):
+        end = start + len(list(run))
+        found.append((encoded.input_ids[start:end], learnt))
+        start = end
+    return found
 
 
 def spans(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """(text, is learnt) of each run of tokens under the same mask; together they are the whole document."""
     found = []
     end, shown = 0, 0
-    for learnt, run in groupby(encoded.supervised):
-        end += len(list(run))
+    for ids, learnt in runs(encoded):
+        end += len(ids)
         # Decoded from the front, since some tokenizers drop the space before the first word they decode.
         text = tokenizer.decode(encoded.input_ids[:end], clean_up_tokenization_spaces=False)
         found.append((text[shown:], learnt))
@@ -37,12 +48,17 @@ def masked_text(encoded: Encoded, tokenizer: Tokenizer, colour: bool) -> Text:
 
     Of a pair both answers are shown, each with its prompt.
     """
-    shown = Text()
-    for number, document in enumerate(encoded.documents()):
-        if encoded.parts:
-            shown.append(OF_A_PAIR[number], style="bold" if colour else "")
-        _append(shown, document, tokenizer, colour)
-    return shown
+    return _shown(encoded, lambda document: spans(document, tokenizer), colour)
+
+
+def masked_ids(encoded: Encoded, colour: bool) -> Text:
+    """The same as token ids."""
+
+    def written(document: Encoded) -> list[tuple[str, bool]]:
+        texts = [(" ".join(map(str, ids)), learnt) for ids, learnt in runs(document)]
+        return [piece for text in texts for piece in ((" ", False), text)][1:]
+
+    return _shown(encoded, written, colour)
 
 
 def facts(report: GateReport) -> list[tuple[str, str]]:
@@ -104,11 +120,17 @@ def _counted(names: dict[str, int]) -> str:
     return ", ".join(f"{name} ({count:,})" for name, count in names.items())
 
 
-def _append(shown: Text, document: Encoded, tokenizer: Tokenizer, colour: bool) -> None:
-    for text, learnt in spans(document, tokenizer):
-        if not learnt:
-            shown.append(text, style="dim" if colour else "")
-        elif colour:
-            shown.append(text, style=LEARNT)
-        else:
-            shown.append(MARKS[0] + text + MARKS[1])
+def _shown(encoded: Encoded, written: Callable[[Encoded], list[tuple[str, bool]]], colour: bool) -> Text:
+    """What `written` makes of each document, what is learnt marked."""
+    shown = Text()
+    for number, document in enumerate(encoded.documents()):
+        if encoded.parts:
+            shown.append(f"{LINE[number]}{ANSWERS[number]}: ", style="bold" if colour else "")
+        for text, learnt in written(document):
+            if not learnt:
+                shown.append(text, style="dim" if colour else "")
+            elif colour:
+                shown.append(text, style=LEARNT)
+            else:
+                shown.append(MARKS[0] + text + MARKS[1])
+    return shown

@@ -166,6 +166,10 @@ class TrainData:
             return made_ahead(lambda step: self.at(step).pinned(), range(first, end))
         return (self.at(step) for step in range(first, end))
 
+    def layout(self, epoch: int) -> list[MicroBatch]:
+        """The micro-batches of an epoch, over all processes: of each its rows, of each row the data-set indices."""
+        return self._plan(epoch)
+
     def shapes(self, epoch: int) -> Iterator[Shape]:
         """The shapes of an epoch's micro-batches, over all processes."""
         for micro_batch in self._plan(epoch):

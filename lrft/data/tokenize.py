@@ -97,7 +97,7 @@ class Renderer:
 
     def question(self, row: Row) -> Question:
         """The row as it is scored; of what the prompt and the answer are made in training, so they are here."""
-        example = self.format.example(row)
+        example = self.format.completed(row)
         if not example.messages:
             return self._plain_question(example)
         if not example.learnt:
@@ -129,7 +129,7 @@ class Renderer:
 
     def _documents(self, row: Row) -> tuple[list[Drawn], Notes]:
         """The row before any cut, one document or the two of a pair, and what of it they do not hold."""
-        example = self.format.example(row)
+        example = self.format.completed(row)
         notes = self.format.unread(row)
         drawn = []
         for one in example.answers():
@@ -140,7 +140,7 @@ class Renderer:
 
     def _kept(self, encoded: Encoded, notes: Notes) -> Encoded:
         # One int object per distinct id: a list then costs 8 bytes a token instead of 36.
-        ids = [self._known_ids.setdefault(i, i) for i in encoded.input_ids]
+        ids = list(map(self._known_ids.setdefault, encoded.input_ids, encoded.input_ids))
         return replace(encoded, input_ids=ids, notes=self._known_notes.setdefault(notes, notes))
 
     def _drawn(self, example: Example) -> tuple[Drawn, Notes]:
@@ -174,8 +174,8 @@ class Renderer:
         supervised = [False] * len(made.ids)
         begin = places[-1][1] if places else len(made.ids)
         for start, _, end in places:
-            for k in range(max(start, 1), self._stopped(made.ids, start, end)):
-                supervised[k] = True
+            start, end = max(start, 1), self._stopped(made.ids, start, end)
+            supervised[start:end] = [True] * (end - start)
         bos, mark = self.tokenizer.bos_token_id, self.tokenizer.bos_token
         extra = 0
         if bos is not None and mark is not None:

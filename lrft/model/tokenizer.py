@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import cast
 
+from lrft.data.template import put_on
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 from lrft.registry.protocols import Tokenizer
 
 
-def load_tokenizer(section: ModelSection, trust_remote_code: bool = False) -> tuple[Tokenizer, set[int]]:
+def load_tokenizer(
+    section: ModelSection, trust_remote_code: bool = False, template: str | None = None
+) -> tuple[Tokenizer, set[int]]:
     """The tokenizer of `model.tokenizer`, or of `model.name`, and every token id that ends a generation.
 
     The pad token is never one of the stop tokens: a tokenizer whose pad is its stop token gets another special token.
+
+    Args:
+        template: `data.template` of the recipe, a chat template in the place of the tokenizer's own.
+
+    Raises:
+        RecipeError: it cannot be loaded, knows no token to stop at, or cannot write the template.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -35,6 +44,8 @@ def load_tokenizer(section: ModelSection, trust_remote_code: bool = False) -> tu
         pass  # a model without a generation config stops at its tokenizer's eos
     if not stops:
         raise RecipeError("the tokenizer has no end-of-sequence token, so nothing could learn to stop", key)
+    if template is not None:
+        stops = put_on(tokenizer, stops, template)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stops:
         token = _spare_token(tokenizer, stops)
         if token is not None:

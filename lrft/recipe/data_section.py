@@ -69,6 +69,12 @@ class DataSection(Section):
         description="how a row becomes a prompt and what is learnt from it; by default guessed from the columns, and "
         "told",
     )
+    template: Annotated[str | None, ADDED] = Field(
+        None,
+        min_length=1,
+        description="chat template that conversations are written in, and that is saved with the adapter: chatml, "
+        "gemma, llama3, mistral, plain, zephyr, or a file of Jinja; by default the tokenizer's own",
+    )
     date: str | None = Field(
         None,
         pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",

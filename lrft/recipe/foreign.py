@@ -10,6 +10,7 @@ from lrft.recipe.tree import shown
 from lrft.registry.did_you_mean import listed, squeezed
 from lrft.registry.json import Json
 from lrft.registry.registry import Registry
+from lrft.registry.templates import template_names
 
 Guess = tuple[str, list[str]]
 """What to say of an unknown key, and the keys it may have been meant to be."""
@@ -31,6 +32,8 @@ def foreign_key(word: str, value: Json, every: list[str]) -> Guess | None:
         return _renamed("schedule.warmup_steps" if whole else "schedule.warmup_ratio", every)
     if name in KEYS:
         return _renamed(KEYS[name], every)
+    if CHOICES.get(name) == "data.format" and (named := squeezed(_text(value))) in template_names():
+        return f"write data.format: chat and data.template: {named}", ["data.template"]
     if name in CHOICES and (found := _chosen(CHOICES[name], value)):
         return found
     if name in BY_VALUE:

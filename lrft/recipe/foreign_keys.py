@@ -148,7 +148,6 @@ CHOICES = {
     "rl": "objective",
     "scheduler": "schedule",
     "stage": "objective",
-    "template": "data.format",
     "trainer_type": "objective",
     "tuner_type": "adapter",
     "train_type": "adapter",

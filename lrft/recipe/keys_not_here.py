@@ -91,11 +91,11 @@ _SENTENCES = (
         "additional_special_tokens added_tokens_overrides resize_token_embeddings_to_32x",
     ),
     (
-        "write data.format: chat, which renders by the tokenizer's own template; for another one save a tokenizer "
-        "with it, and name that as model.tokenizer",
-        "template chat_template prompt_template chat_template_jinja chat_template_path custom_chat_template "
-        "default_system",
+        "write data.format: chat, which renders by the tokenizer's own template, and for another one data.template: "
+        "NAME or FILE",
+        "chat_template prompt_template chat_template_jinja chat_template_path custom_chat_template",
     ),
+    ("write data.format.system: TEXT", "default_system"),
     (
         "what is learnt of a row follows from data.format; remove it",
         "response_template instruction_template instruction_part response_part roles_to_train train_on_eos "

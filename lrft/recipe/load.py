@@ -16,6 +16,7 @@ from lrft.recipe.merge import COMMAND_LINE, is_override, merge, override, spelle
 from lrft.recipe.paths import located
 from lrft.recipe.resolved import flat
 from lrft.recipe.schema import Recipe, null_axes
+from lrft.recipe.texts import with_texts
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 from lrft.registry.axes import AXES
 from lrft.registry.errors import Problem, RecipeError, UsageError
@@ -57,7 +58,8 @@ def load_recipe(
     root, problems = _layers(path, ())
     root, problems = _apply_overrides(root, overrides, problems)
     root, found = located(root)
-    problems += found
+    root, unread = with_texts(root)
+    problems += found + unread
     root = _with_methods_named(root)
     recipe, found, meant = validated(root)
     problems += _new(found, problems)

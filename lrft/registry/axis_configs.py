@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from lrft.registry.did_you_mean import listed
 from lrft.registry.errors import Problem, RecipeError
-from lrft.registry.section import MethodConfig, RecipeView
+from lrft.registry.section import ADDED, MethodConfig, RecipeView
 
 BASE_ROLES = ("matrix", "embedding", "head", "vector")  # of parameters of the base model
 
@@ -158,4 +158,9 @@ class FormatConfig(MethodConfig):
         default_factory=list,
         description="columns of a row and fields of its messages that are left out on purpose; what means something "
         "and reaches no text is refused otherwise",
+    )
+    tools: Annotated[str | None, ADDED] = Field(
+        None,
+        min_length=1,
+        description="file of a JSON list of tools that the chat template is given with rows that bring none",
     )

@@ -19,6 +19,7 @@ class Tokenizer(Protocol):
 
     chat_template: str | dict[str, str] | None
     bos_token: str | None
+    eos_token: str | None
     pad_token: str | None
     unk_token: str | None
     bos_token_id: int | None

@@ -51,7 +51,7 @@ OPTIONS = {
     "recipes diff": {"--json"},
     "methods ls": {"--json"},
     "methods show": {"--json"},
-    "data show": {"--rows", "--trust-remote-code", *TALK},
+    "data show": {"--rows", "--at", "--split", "--ids", "--packed", "--trust-remote-code", *TALK},
     "data check": {"--trust-remote-code", *TALK},
     "env": {"--json"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -232,6 +233,55 @@ def test_a_turn_of_weight_0_is_read_and_not_learnt(made, report):
         "so<|im_end|>"
     ]
     report(CHATML, {"messages": said}).check(False, "error")
+
+
+@pytest.mark.parametrize("name", ["train", "training", "loss"])
+def test_what_other_tools_call_the_weight_is_read_where_it_says_yes_or_no(made, report, name):
+    for no, yes in ((False, True), *(((0, 1),) if name == "train" else ())):
+        said = [
+            user("how ?", **{name: no}),
+            answer("no idea", **{name: no}),
+            user("?"),
+            answer("so", **{name: yes}),
+        ]
+        assert learnt(made(CHATML), *said) == ["so<|im_end|>"]
+        found = report(CHATML, {"messages": said})
+        found.check(False, "error")
+        assert not found.unread
+    turns = [{"from": "human", "value": "how ?"}, {"from": "gpt", "value": "so", name: False}]
+    row = {"conversations": [*turns, *turns[:1], {"from": "gpt", "value": "no"}]}
+    assert made(CHATML, "sharegpt").encode(row).targets == made(CHATML).encode({"messages": THREE}).targets
+
+
+THREE = [user("how ?"), answer("so", weight=0), user("how ?"), answer("no")]
+
+
+def own_tools(method: str = "chat", **more: Any) -> dict[str, Any]:
+    return {"method": method, "tools": json.dumps([TOOL["function"]]), **more}
+
+
+def test_tools_of_the_recipe_are_those_of_rows_that_bring_none(made, report):
+    other = {**TOOL["function"], "name": "tides"}
+    bare, own, brings = (
+        {"messages": CALLED},
+        {"messages": CALLED, "tools": [TOOL]},
+        {"messages": CALLED, "tools": [other]},
+    )
+    settled = made(QWEN_TOOLS, own_tools())
+    assert settled.encode(bare) == made(QWEN_TOOLS).encode(own)
+    assert settled.encode(brings) == made(QWEN_TOOLS).encode(brings)
+    assert settled.prompt_ids(bare) == made(QWEN_TOOLS).prompt_ids(own)
+    report(QWEN_TOOLS, bare, format=own_tools()).check(False, "error")
+    assert "1 of 1 rows have `tools`" in refusal(report(FIRST_CALL, bare, format=own_tools()))
+
+
+def test_tools_of_the_recipe_stand_in_both_prompts_of_a_pair_and_never_in_plain_text(made):
+    row = {"prompt": "how ?", "chosen": "so", "rejected": "no"}
+    pair = made(QWEN_TOOLS, own_tools("preference", render="chat"))
+    texts = [pair.tokenizer.decode(document.input_ids) for document in pair.encode(row).documents()]
+    assert len(texts) == 2 and all('"name": "weather"' in text for text in texts)
+    with pytest.raises(DataError, match=r"data\.format\.tools: tools are written by a chat template only"):
+        made(QWEN_TOOLS, own_tools("preference")).encode(row)
 
 
 def test_parts_are_one_text_or_what_the_template_makes_of_them(made):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from typer.testing import CliRunner
 
 from lrft.commands.data import app
-from lrft.registry.errors import DataError
+from lrft.registry.errors import DataError, RecipeError, UsageError
 
 RECIPE = """
 model: {{name: {model}, dtype: float32}}
@@ -62,3 +64,103 @@ def test_a_field_that_no_text_holds_is_shown_and_refused_unless_it_is_ignored(re
     assert "not in the text: name (1)" in checked.output
     ignored = ["data.format={method: chat, ignore: [name]}"]
     assert CliRunner().invoke(app, ["check", file, *ignored], catch_exceptions=False).exit_code == 0
+
+
+def test_show_takes_rows_by_the_places_that_reports_name(recipe, tmp_path):
+    file = recipe()
+    for place in ("3", "rows.jsonl:3", f"{tmp_path / 'rows.jsonl'}:3"):
+        shown = CliRunner().invoke(app, ["show", file, "--at", place, "--at", "1"], catch_exceptions=False)
+        places = [line for line in shown.output.splitlines() if "rows.jsonl:" in line]
+        assert [line.partition("rows.jsonl:")[2][:2] for line in places] == ["3:", "1:"]
+    missing = CliRunner().invoke(app, ["show", file, "--at", "31"])
+    assert isinstance(missing.exception, UsageError)
+    assert f"--at 31: no row stands there; rows are {tmp_path / 'rows.jsonl'}:1 to" in str(missing.exception)
+
+
+def test_show_prints_the_token_ids_of_what_it_shows(recipe):
+    file = recipe()
+    (row,) = shown_as_json(file, "--rows", "1", "--ids")
+    ids = [number for segment in row["segments"] for number in segment["ids"]]
+    learnt = [number for segment in row["segments"] if segment["learnt"] for number in segment["ids"]]
+    assert len(ids) == row["tokens"] and len(learnt) == row["learnt"] > 0
+    printed = CliRunner().invoke(app, ["show", file, "--rows", "1", "--ids"], catch_exceptions=False).output
+    front = " ".join(map(str, ids[: len(ids) - len(learnt)]))
+    assert f"{front} ⟦{' '.join(map(str, learnt))}⟧" in printed.splitlines()
+    assert "ids" not in shown_as_json(file, "--rows", "1")[0]["segments"][0]
+
+
+def test_show_prints_held_out_rows_when_it_is_asked_for_them(recipe, tmp_path):
+    file = recipe()
+    absent = CliRunner().invoke(app, ["show", file, "--split", "eval"])
+    assert isinstance(absent.exception, RecipeError) and "data.eval" in str(absent.exception)
+    (tmp_path / "held.jsonl").write_text('{"prompt": "and now", "completion": " five"}\n')
+    shown = shown_as_json(file, f"data.eval={tmp_path / 'held.jsonl'}", "--split", "eval")
+    assert [row["where"] for row in shown] == [f"{tmp_path / 'held.jsonl'}:1"]
+    with pytest.raises(UsageError, match="--split dev: there are train and eval"):
+        CliRunner().invoke(app, ["show", file, "--split", "dev"], catch_exceptions=False)
+
+
+def test_show_says_where_every_document_lies_in_packed_rows(recipe, tmp_path):
+    file = recipe()
+    packed = shown_as_json(file, "--packed", "train.max_length=27", "train.batch_size=1")
+    tokens = shown_as_json(file, "--rows", "1")[0]["tokens"]
+    assert (packed["examples"], packed["capacity"]) == (4, 27) and 27 // tokens == 2 == packed["rows"]
+    assert packed["full"] == pytest.approx(4 * tokens / 54)
+    documents = [document for row in packed["first"] for document in row["documents"]]
+    assert {document["where"] for document in documents} == {
+        f"{tmp_path / 'rows.jsonl'}:{k}" for k in range(1, 5)
+    }
+    assert [(d["start"], d["end"]) for d in packed["first"][0]["documents"]] == [
+        (0, tokens),
+        (tokens, 2 * tokens),
+    ]
+    assert [(row["step"], row["micro_batch"], row["row"]) for row in packed["first"]] == [
+        (1, 1, 1),
+        (2, 1, 1),
+    ]
+    printed = CliRunner().invoke(
+        app, ["show", file, "--packed", "train.max_length=27"], catch_exceptions=False
+    )
+    assert f"4 rows in 2 packed rows of 27 tokens, {packed['full']:.1%} full" in printed.output
+    with pytest.raises(UsageError, match="leave out --at, --ids and --split"):
+        CliRunner().invoke(app, ["show", file, "--packed", "--ids"], catch_exceptions=False)
+    with pytest.raises(RecipeError, match=r"train\.packing: it is false"):
+        CliRunner().invoke(app, ["show", file, "--packed", "train.packing=false"], catch_exceptions=False)
+
+
+def test_the_packed_rows_that_are_shown_are_those_of_training(recipe):
+    from lrft.build.dataset import read_text
+    from lrft.build.steps import train_data
+    from lrft.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe(), ["train.max_length=27", "train.batch_size=2"]).recipe
+    text = read_text(loaded)
+    batch = train_data(loaded, text, packing=True).at(0).micro_batches[0]
+    packed = shown_as_json(recipe(), "--packed", "train.max_length=27", "train.batch_size=2")
+    packed["first"] = packed["first"][:2]
+    shown = [(k, d["start"], d["end"]) for k, row in enumerate(packed["first"]) for d in row["documents"]]
+    assert list(batch.documents) == shown
+    lines = [d["where"].rpartition(":")[2] for row in packed["first"] for d in row["documents"]]
+    assert lines == [str(index + 1) for index in batch.examples]
+
+
+def test_check_tells_lengths_near_duplicates_and_prompts(recipe, tmp_path):
+    file = recipe()
+    row = {"prompt": "Where do the ferries stop in January", "completion": " at the harbour of the old town"}
+    with (tmp_path / "rows.jsonl").open("a") as rows:
+        rows.write(json.dumps(row) + "\n")
+    again = {**row, "completion": row["completion"].upper() + "!"}
+    (tmp_path / "held.jsonl").write_text(json.dumps(again) + "\n")
+    arguments = ["check", file, f"data.eval={tmp_path / 'held.jsonl'}"]
+    printed = CliRunner().invoke(app, arguments, catch_exceptions=False).output
+    assert "suggested train.max_length: 64, which holds all rows" in printed
+    assert f"held-out rows near a training row: 1 (first: {tmp_path / 'held.jsonl'}:1 like" in printed
+    assert "prompts as generated: the beginning of the row as trained, in 5 of 5 rows" in printed
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False).stdout)
+    assert found["lengths"]["bins"] == [[1, 64, 5]] and found["rows_compared"] == 5
+    assert found["held_out_near_training"][0]["like"] == f"{tmp_path / 'rows.jsonl'}:5"
+    assert found["near_duplicates"] == [] and found["duplicates"] == 3
+
+
+def shown_as_json(*arguments):
+    return json.loads(CliRunner().invoke(app, ["show", *arguments, "--json"], catch_exceptions=False).stdout)

@@ -252,8 +252,33 @@ REFUSED = {
     ),
     "other_weight": (
         "sharegpt",
-        {"conversations": [{"from": "gpt", "value": "x", "train": False}]},
-        "the field 'train'; whether an answer is learnt is read from `weight`",
+        {"conversations": [{"from": "gpt", "value": "x", "mask": False}]},
+        "the field 'mask'; whether an answer is learnt is read from `weight`",
+    ),
+    "half_a_train": (
+        "chat",
+        {"messages": [{"role": "assistant", "content": "x", "train": 0.5}]},
+        "train 0.5",
+    ),
+    "loss_that_is_one": (
+        "chat",
+        {"messages": [{"role": "assistant", "content": "x", "loss": 1.0}]},
+        "loss 1.0",
+    ),
+    "train_against_weight": (
+        "chat",
+        {"messages": [{"role": "assistant", "content": "x", "train": False, "weight": 1}]},
+        "message 1 (assistant) is to be learnt by one of train, weight and not by another",
+    ),
+    "train_against_training": (
+        "chat",
+        {"messages": [{"role": "assistant", "content": "x", "train": False, "training": True}]},
+        "by one of train, training and not by another",
+    ),
+    "train_of_user": (
+        "chat",
+        {"messages": [{"role": "user", "content": "x", "train": True}]},
+        "only an assistant's",
     ),
     "no_call": (
         "chat",

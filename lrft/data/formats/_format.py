@@ -50,6 +50,7 @@ class Format:
 
     def __init__(self, config: FormatConfig) -> None:
         self.config = config
+        self.own_tools = tools_of(config.tools, "data.format.tools") if config.tools else ()
 
     @classmethod
     def guess(cls, row: Row) -> dict[str, Json] | None:
@@ -104,6 +105,23 @@ class Format:
             DataError: a column is missing, null or of the wrong type.
         """
         raise NotImplementedError(f"{type(self).__name__} makes no example")
+
+    def completed(self, row: Row) -> Example:
+        """The row's example, with the tools of the settings where it is a conversation that brings none.
+
+        Raises:
+            DataError: as `example`; or there are tools, and nothing that they could be written in.
+        """
+        example = self.example(row)
+        if not self.own_tools or example.tools:
+            return example
+        if not example.messages:
+            raise DataError(
+                "data.format.tools: tools are written by a chat template only; remove it, or set "
+                "data.format.render: chat"
+            )
+        both = example.rejected and replace(example.rejected, tools=self.own_tools)
+        return replace(example, tools=self.own_tools, rejected=both)
 
     def value(self, row: Row, column: str) -> Json:
         """What the row holds in `column`, never null."""

@@ -10,8 +10,9 @@ from lrft.registry.errors import DataError
 from lrft.registry.json import Json, to_section
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# What other tools call the weight of a message.
-WEIGHTS = ("train", "training", "loss", "mask", "train_on_turn", "train_detail")
+# Other names for the weight of a message, where the value says yes or no; and names whose values may say anything.
+TRAINS = ("train", "training", "loss")
+WEIGHTS = ("mask", "train_on_turn", "train_detail")
 # What an answer may say beside, or instead of, its content.
 SAID = (
     "tool_calls",
@@ -51,6 +52,7 @@ def checked(message: Message, number: int) -> Message:
         DataError: what is wrong with the message, by number.
     """
     role, place = message["role"], f"message {number} ({message['role']})"
+    message = _weighted(message, place)
     _check_weight(message, place)
     turn = {**message, "content": _content(message, place)}
     if "tool_calls" in turn:
@@ -135,6 +137,25 @@ def _part(part: Json, number: int, place: str) -> Message:
             '{"type": "text", "text": "..."}; write the content as text, or as such parts'
         )
     return {key: value for key, value in held.items() if value is not None}
+
+
+def _weighted(message: Message, place: str) -> Message:
+    """The message with its weight under the one name."""
+    said = {name: message[name] for name in TRAINS if name in message}
+    for name, value in said.items():
+        if not isinstance(value, bool) and not (isinstance(value, int) and value in (0, 1)):
+            raise DataError(
+                f"{place} has {name} {value!r}; it may be false (read only) or true (learnt), or write "
+                f"data.format.ignore: [{name}] to learn the message all the same"
+            )
+    if not said:
+        return message
+    weights = {int(bool(value)) for value in said.values()}
+    if len(weights) > 1 or message.get("weight", *weights) not in weights:
+        names = ", ".join((*said, *(["weight"] if "weight" in message else [])))
+        raise DataError(f"{place} is to be learnt by one of {names} and not by another; leave one of them")
+    kept = {key: value for key, value in message.items() if key not in TRAINS}
+    return {**kept, "weight": weights.pop()}
 
 
 def _check_weight(message: Message, place: str) -> None:

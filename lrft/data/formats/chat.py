@@ -20,9 +20,9 @@ class Chat(Format):
     every field but those in `ignore`.
     Text: what the chat template writes of the messages through the last that is learnt. The system message is the
     conversation's own, else the row's column `system`, else the setting `system`. Calls, reasoning and names go to the
-    template, as do tools.
+    template, as do tools, the row's or else those of the setting `tools`.
     Learnt: every assistant turn with its stop token (`learn: all`), or only the last (`learn: last`); everything else
-    is read only, and so is a turn with `weight: 0`.
+    is read only, and so is a turn with `weight: 0`, or `train: false`.
     """
 
     aliases = {

@@ -23,7 +23,7 @@ class Columns(Format):
     """
 
     aliases = {
-        "template custom qa": 'format: {method: columns, prompt: "{question}", completion: " {answer}"}',
+        "custom qa": 'format: {method: columns, prompt: "{question}", completion: " {answer}"}',
     }
 
     class Config(FormatConfig):

@@ -41,7 +41,7 @@ class ShareGPT(Format):
     conversation's own, else the row's column `system`, else the setting `system`. A turn from `function_call` is the
     model's too, its JSON a call or a list of them. Tools go to the template.
     Learnt: every turn of the model with its stop token (`learn: all`), or only the last (`learn: last`), but for those
-    of `weight: 0`.
+    of `weight: 0`, or `train: false`.
     """
 
     aliases = {
