@@ -87,7 +87,7 @@ class _Merge:
     ) -> None:
         self.folder, self.recipe, self.text, self.out = folder, recipe, text, out
         self.model = adaptation.model
-        self.rows, self.rows_from = _rows_to_compare(recipe, text)
+        self.rows, self.rows_from = rows_to_compare(recipe, text)
 
     def write(self) -> Fidelity:
         """Merge and write the model; what was done, for the record."""
@@ -234,7 +234,7 @@ class _Merge:
         return figures["kl_mean"] <= largest and abs(figures["loss_difference"]) <= largest
 
 
-def _rows_to_compare(recipe: Recipe, text: Text) -> tuple[list[Encoded], str | None]:
+def rows_to_compare(recipe: Recipe, text: Text) -> tuple[list[Encoded], str | None]:
     """Held-out rows, or where there are none training rows, and the key they are from; none where neither is there."""
     limit = recipe.export.fidelity_rows
     if held_out := text.held_out_encoded(limit):

@@ -34,6 +34,7 @@ OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
     "eval": {"--task", "--limit", "--baseline", *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
+    "export": {"--out", "--for", "--error", "--rank", "--dtype", "--merged", "--from", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),
