@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrft.api.export_forms import FORMS, Options, Source
-from lrft.api.merge import rows_to_compare
+from lrft.api.compared import rows_to_compare
+from lrft.api.export_form import Form, Options, PeftFolder, Source
+from lrft.api.export_gguf import GgufFile
+from lrft.api.export_plain import PlainFolder, VllmFolder
 from lrft.api.open_run import open_run
 from lrft.core.notes import say
 from lrft.data.steps import eval_batches
@@ -13,12 +15,14 @@ from lrft.export.card import exported_card, recipe_to_share
 from lrft.export.conversation import render
 from lrft.export.fidelity import Comparable, compare
 from lrft.export.record import RECORD, Exported, sums
-from lrft.export.targets import TARGETS
+from lrft.export.targets import GGUF, PEFT, PLAIN, TARGETS, VLLM
 from lrft.export.write import check_free, whole_folder
 from lrft.model.origin import public_name
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import ToleranceError, UsageError
 from lrft.training.folder import RECIPE, RESULT, RunFolder, find
+
+FORMS: dict[str, type[Form]] = {PEFT: PeftFolder, PLAIN: PlainFolder, VLLM: VllmFolder, GGUF: GgufFile}
 
 
 def export(
@@ -45,7 +49,7 @@ def export(
     check_free(out)
     folder = find(run)
     recipe, text, adaptation = open_run(folder)
-    source = Source(folder, recipe, text, adaptation.model, target, options)
+    source = Source(folder, recipe, text, adaptation.model, target, options, render(text.renderer))
     form = FORMS[target](source)
     with whole_folder(out) as scratch:
         record = _about(source) | form.write(scratch)
@@ -69,7 +73,7 @@ def _about(source: Source) -> Exported:
         "base": public_name(recipe.model.name),
         "quantization": recipe.quantization.method,
         "tolerance": recipe.export.tolerance,
-        "conversation": render(source.text.renderer),
+        "conversation": source.rendered,
         "told": [],
     }
 

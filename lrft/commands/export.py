@@ -49,7 +49,8 @@ def export_command(
 
     Example: lrft export --for vllm --out served/
     """
-    from lrft.api.export import Options, export
+    from lrft.api.export import export
+    from lrft.api.export_form import Options
     from lrft.registry.errors import UsageError
 
     if dtype is not None and dtype not in DTYPES:
