@@ -5,6 +5,7 @@ from __future__ import annotations
 from lrft.build.text import Text
 from lrft.core.notes import say
 from lrft.data.encoded import Encoded
+from lrft.data.sources import read_rows
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DataError
 
@@ -19,3 +20,12 @@ def rows_to_compare(recipe: Recipe, text: Text) -> tuple[list[Encoded], str | No
     except DataError as error:
         say(f"data.train: cannot be read any more ({error})")
         return [], None
+
+
+def chats(recipe: Recipe, text: Text) -> bool:
+    """Whether training rendered rows by the chat template, as its first row says, or where it has one."""
+    form = text.renderer.format
+    try:
+        return bool(form.example((text.held_out or read_rows(recipe.data.train, "train"))[0]).messages)
+    except DataError:
+        return bool(text.tokenizer.chat_template)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrft.api.compared import rows_to_compare
+from lrft.api.compared import chats, rows_to_compare
 from lrft.api.export_form import Form, Options, PeftFolder, Source
-from lrft.api.export_gguf import GgufFile
+from lrft.api.export_gguf import GgufFile, OllamaFolder
 from lrft.api.export_plain import PlainFolder, VllmFolder
 from lrft.api.open_run import open_run
 from lrft.core.notes import say
@@ -15,14 +15,20 @@ from lrft.export.card import exported_card, recipe_to_share
 from lrft.export.conversation import render
 from lrft.export.fidelity import Comparable, compare
 from lrft.export.record import RECORD, Exported, sums
-from lrft.export.targets import GGUF, PEFT, PLAIN, TARGETS, VLLM
+from lrft.export.targets import GGUF, OLLAMA, PEFT, PLAIN, TARGETS, VLLM
 from lrft.export.write import check_free, whole_folder
 from lrft.model.origin import public_name
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import ToleranceError, UsageError
 from lrft.training.folder import RECIPE, RESULT, RunFolder, find
 
-FORMS: dict[str, type[Form]] = {PEFT: PeftFolder, PLAIN: PlainFolder, VLLM: VllmFolder, GGUF: GgufFile}
+FORMS: dict[str, type[Form]] = {
+    PEFT: PeftFolder,
+    PLAIN: PlainFolder,
+    VLLM: VllmFolder,
+    GGUF: GgufFile,
+    OLLAMA: OllamaFolder,
+}
 
 
 def export(
@@ -49,7 +55,9 @@ def export(
     check_free(out)
     folder = find(run)
     recipe, text, adaptation = open_run(folder)
-    source = Source(folder, recipe, text, adaptation.model, target, options, render(text.renderer))
+    source = Source(
+        folder, recipe, text, adaptation.model, target, options, render(text.renderer, chats(recipe, text))
+    )
     form = FORMS[target](source)
     with whole_folder(out) as scratch:
         record = _about(source) | form.write(scratch)

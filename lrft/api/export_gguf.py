@@ -14,6 +14,7 @@ from lrft.export.gguf_names import Names
 from lrft.export.gguf_tensors import Q8_0
 from lrft.export.gguf_tokenizer import Spoken
 from lrft.export.merge import check_mergeable
+from lrft.export.modelfile import MODELFILE, RAW, modelfile, translate
 from lrft.export.record import Exported
 from lrft.export.served import Served
 from lrft.model.causal_lm import CausalLM
@@ -108,9 +109,9 @@ class GgufFile(Plain):
     def spoken(self) -> Spoken:
         """What the file says of the tokens."""
         text = self.text
-        tokenizer, rendered = text.tokenizer, self.rendered
-        bos = tokenizer.bos_token_id
-        begins = rendered["ids"][:1] == [bos] if rendered["messages"] else bos in text.renderer.prefix
+        tokenizer, bos = text.tokenizer, text.tokenizer.bos_token_id
+        # A template writes the token itself, and servers would put a second one before it.
+        begins = not self.rendered["messages"] and bos in text.renderer.prefix
         template = tokenizer.chat_template
         if isinstance(template, dict):
             say(
@@ -133,3 +134,26 @@ class GgufFile(Plain):
             "stops": self.stops,
             "told": told,
         }
+
+
+class OllamaFolder(GgufFile):
+    """A GGUF file and the Modelfile around it."""
+
+    takes = (*GgufFile.takes, "base")
+
+    def write(self, scratch: Path) -> Exported:
+        base = self.source.options.base
+        if self.merged == (base is not None):
+            raise UsageError(
+                f"{self.name}: give --merged for the whole model, or --from NAME, what ollama calls the base, for the "
+                "adapter on it"
+            )
+        template, told = RAW, list[str]()
+        if self.rendered["messages"]:
+            template, told = translate(self.text.renderer.template, self.name)
+        record = super().write(scratch)
+        files = (
+            [("FROM", f"./{self.file}")] if base is None else [("FROM", base), ("ADAPTER", f"./{self.file}")]
+        )
+        (scratch / MODELFILE).write_text(modelfile(files, template, self.stops), encoding="utf-8")
+        return {**record, "told": [*record["told"], *told]}

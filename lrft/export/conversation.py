@@ -24,7 +24,7 @@ PLAIN = 'The year 2026 had 365 days;\n\nnaïve counting {{ says }} "so"  too.'
 class Rendered(TypedDict):
     """The conversation as training renders it.
 
-    `messages` is empty where the tokenizer has no chat template: the text is then a plain one. `date` is the day that
+    `messages` is empty where training used no chat template: the text is then a plain one. `date` is the day that
     the template was told, or None where it does not ask.
     """
 
@@ -34,10 +34,14 @@ class Rendered(TypedDict):
     date: str | None
 
 
-def render(renderer: Renderer) -> Rendered:
-    """As the run's own tokenizer and template write it, up to where the next answer begins."""
+def render(renderer: Renderer, chat: bool) -> Rendered:
+    """As the run's own tokenizer and template write it, up to where the next answer begins.
+
+    Args:
+        chat: whether rows are rendered by the template; else the text is a plain one.
+    """
     tokenizer, template = renderer.tokenizer, renderer.template
-    if not tokenizer.chat_template:
+    if not chat:
         return {"messages": [], "text": PLAIN, "ids": token_ids(tokenizer, PLAIN), "date": None}
     try:
         messages = [SYSTEM, *TURNS]

@@ -90,7 +90,7 @@ def test_the_file_has_the_tokenizer_the_template_and_the_stops_of_training(run, 
     assert fields["tokenizer.chat_template"] == mine.chat_template
     assert fields["tokenizer.ggml.eos_token_id"] == mine.eos_token_id and record["stops"] == ["<|im_end|>"]
     assert fields["tokenizer.ggml.pre"] == "gpt-2" and fields["tokenizer.ggml.model"] == "gpt2"
-    assert fields["tokenizer.ggml.add_bos_token"] is True  # the tiny template begins with its bos token
+    assert fields["tokenizer.ggml.add_bos_token"] is False  # the template writes it
     tokens = fields["tokenizer.ggml.tokens"]
     assert len(tokens) == 520 and tokens[519] == "[PAD519]" and fields["tokenizer.ggml.token_type"][519] == 5
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file="model.gguf")
