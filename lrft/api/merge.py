@@ -95,11 +95,6 @@ class Merge:
         """What the models are compared on."""
         return self._compared[0]
 
-    @property
-    def rows_from(self) -> str | None:
-        """The key that they are from."""
-        return self._compared[1]
-
     def merged(self) -> CausalLM:
         """The merged model in `export.dtype`, in memory alone."""
         dense = self._base()
@@ -138,7 +133,7 @@ class Merge:
             trust_remote_code=trusts_remote_code(self.folder),
         )
         merged.hf.to(self.model.device)
-        record: Fidelity = {"rows": len(self.rows), "rows_from": self.rows_from}
+        record: Fidelity = {"rows": len(self.rows), "rows_from": self._compared[1]}
         if self.rows:
             record = {**record, **compare(self.model, merged, self._batches(self.rows))}
         record["generation"] = check_stops(
@@ -164,7 +159,7 @@ class Merge:
         if not self.rows:
             say("data.eval: no held-out rows, so the merged model was not compared with the adapter")
             return
-        if self.rows_from == "data.train":
+        if self._compared[1] == "data.train":
             say("data.eval: no held-out rows, so the merged model was compared on rows of data.train")
         if not self._within(record):
             raise ToleranceError(
