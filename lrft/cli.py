@@ -13,6 +13,7 @@ import typer
 from lrft import __version__
 from lrft.commands import data, methods, recipes
 from lrft.commands.compare import compare_command
+from lrft.commands.doctor import doctor_command
 from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
 from lrft.commands.export import export_command
@@ -37,6 +38,7 @@ app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("merge")(merge_command)
 app.command("export")(export_command)
+app.command("doctor")(doctor_command)
 app.command("compare")(compare_command)
 app.command("reproduce")(reproduce_command)
 app.add_typer(recipes.app, name="recipes")

@@ -61,6 +61,8 @@ def export_command(
 
 
 def _show(out: Path, record: Exported) -> None:
+    from lrft.api.doctor import how_to_serve
+
     print(f"{out}: {record['target']}, {record.get('method') or 'no'} adapter on {record['base']}")
     sites = record.get("sites")
     if sites:
@@ -76,3 +78,4 @@ def _show(out: Path, record: Exported) -> None:
     for check in record.get("checklist", []):
         print(f"{'ok' if check['passed'] else 'WRONG'}: {check['check']} {check['found']}".rstrip())
     print(f"files: {', '.join(record['files'])}")
+    print(f"next: {how_to_serve(out, record)}")

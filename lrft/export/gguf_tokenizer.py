@@ -7,21 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lrft.model.gguf_tokens import CONTROL, DIGITS, SPLITS, USER_DEFINED
 from lrft.registry.errors import UsageError
 from lrft.registry.protocols import Tokenizer
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
-
-_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_HEAD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-# What a tokenizer splits by, and whether whole words of the vocabulary are taken without merging -> llama.cpp's name.
-SPLITS = {
-    ("", False): "gpt-2",
-    ("digits", False): "smollm",
-    (_HEAD + r"\p{N}{1,3}" + _TAIL, True): "llama-bpe",
-    (_HEAD + r"\p{N}{1,3}" + _TAIL, False): "smaug-bpe",
-    (_HEAD + r"\p{N}" + _TAIL, False): "qwen2",
-}
+NORMAL, UNUSED = 1, 5  # gguf.TokenType
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ def _inner(tokenizer: Tokenizer, command: str) -> tuple[dict[str, Any], str]:
 
 
 def _split(pre: dict[str, Any] | None) -> str | None:
-    """What text is split by before merging: empty for the plain byte-level rule, `digits`, or an expression."""
+    """What text is split by before merging, as `SPLITS` has it; None where that is none of them."""
     steps = [] if pre is None else pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1].get("add_prefix_space"):
         return None
@@ -105,7 +95,7 @@ def _split(pre: dict[str, Any] | None) -> str | None:
         return None
     (first,) = before
     if first["type"] == "Digits" and first.get("individual_digits") and last.get("use_regex", True):
-        return "digits"
+        return DIGITS
     plain = first["type"] == "Split" and first.get("behavior") == "Isolated" and not first.get("invert")
     if plain and not last.get("use_regex", True):
         expression: str | None = first["pattern"].get("Regex")

@@ -35,6 +35,7 @@ OPTIONS = {
     "eval": {"--task", "--limit", "--baseline", *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
     "export": {"--out", "--for", "--error", "--rank", "--dtype", "--merged", "--from", *TALK},
+    "doctor": TALK,
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),
