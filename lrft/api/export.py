@@ -14,6 +14,7 @@ from lrft.data.steps import eval_batches
 from lrft.export.card import exported_card, recipe_to_share
 from lrft.export.conversation import render
 from lrft.export.fidelity import Comparable, compare
+from lrft.export.push import check_repository, push
 from lrft.export.record import RECORD, Exported, sums
 from lrft.export.targets import GGUF, OLLAMA, PEFT, PLAIN, TARGETS, VLLM
 from lrft.export.write import check_free, whole_folder
@@ -36,6 +37,8 @@ def export(
     target: str = "peft",
     out: Path | str = "exported",
     options: Options | None = None,
+    push_to: str | None = None,
+    public: bool = False,
 ) -> Exported:
     """Write a run's adapter at `out` for another program; returns the record, also written there.
 
@@ -43,6 +46,8 @@ def export(
         run: a run folder, its path or name under runs/, or one of its checkpoints; by default the latest run.
         target: one of `lrft.export.targets.TARGETS`.
         out: a new or an empty folder.
+        push_to: OWNER/NAME on the hub, where the folder is uploaded to once it is found faithful.
+        public: whether a repository that is made there can be read by all.
 
     Raises:
         UsageError: `out` is not free, or the form cannot say what was trained; names one that can.
@@ -53,6 +58,8 @@ def export(
         raise UsageError(f"--for {target}: choose {', '.join(TARGETS)}{did_you_mean(target, TARGETS)}")
     options, out = options or Options(), Path(out)
     check_free(out)
+    if push_to is not None:
+        check_repository(push_to)
     folder = find(run)
     recipe, text, adaptation = open_run(folder)
     source = Source(
@@ -69,6 +76,8 @@ def export(
     record["files"] = sums(out)
     written.write(RECORD, record)
     _judge(out, record, form.remedy())
+    if push_to is not None:
+        record["pushed"] = push(out, push_to, public, f"lrft export --for {target}")
     return record
 
 

@@ -42,6 +42,10 @@ def export_command(
         str | None,
         typer.Option("--from", help="What ollama calls the base, to put the adapter on it.", metavar="NAME"),
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Upload the folder to the hub, privately.", metavar="OWNER/NAME")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for all to read.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -55,8 +59,10 @@ def export_command(
 
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    if public and push is None:
+        raise UsageError("--public: nothing is uploaded; give --push OWNER/NAME too")
     silence(quiet)
-    record = export(run, target, out, Options(error, rank, dtype, merged, base))
+    record = export(run, target, out, Options(error, rank, dtype, merged, base), push, public)
     result(record, as_json, lambda found: _show(out, found))
 
 
@@ -78,4 +84,6 @@ def _show(out: Path, record: Exported) -> None:
     for check in record.get("checklist", []):
         print(f"{'ok' if check['passed'] else 'WRONG'}: {check['check']} {check['found']}".rstrip())
     print(f"files: {', '.join(record['files'])}")
+    if "pushed" in record:
+        print(f"pushed: {record['pushed']}")
     print(f"next: {how_to_serve(out, record)}")

@@ -34,7 +34,7 @@ OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
     "eval": {"--task", "--limit", "--baseline", *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
-    "export": {"--out", "--for", "--error", "--rank", "--dtype", "--merged", "--from", *TALK},
+    "export": {"--out", "--for", "--error", "--rank", "--dtype", "--merged", "--from", "--push", "--public", *TALK},
     "doctor": TALK,
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
