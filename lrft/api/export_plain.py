@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from lrft.api.export_form import Form
 from lrft.core.adapted import Adapted, adapted
@@ -24,7 +25,7 @@ from lrft.registry.errors import UsageError
 class Plain(Form):
     """The change of every layer as two factors."""
 
-    takes = ("error", "rank", "dtype")
+    takes: ClassVar[tuple[str, ...]] = ("error", "rank", "dtype")
 
     @cached_property
     def modules(self) -> dict[str, Adapted]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
+from lrft.data.chat import ChatTemplate
 from lrft.data.seam import token_ids
 from lrft.data.tokenize import Renderer
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
 
 Message = dict[str, str]
@@ -45,12 +47,25 @@ def render(renderer: Renderer, chat: bool) -> Rendered:
         return {"messages": [], "text": PLAIN, "ids": token_ids(tokenizer, PLAIN), "date": None}
     try:
         messages = [SYSTEM, *TURNS]
-        text = template.render(messages, prompt=True)
+        text = write(template, messages)
     except DataError:  # a template without system messages
         messages = TURNS
-        text = template.render(messages, prompt=True)
+        text = write(template, messages)
     day = renderer.today.isoformat() if renderer.asks_for_the_date else None
     return {"messages": messages, "text": text, "ids": token_ids(tokenizer, text), "date": day}
+
+
+def write(template: ChatTemplate, messages: Sequence[Mapping[str, str]], prompt: bool = True) -> str:
+    """What a chat template writes.
+
+    Args:
+        prompt: end in the generation prompt.
+
+    Raises:
+        DataError: it refuses the conversation.
+    """
+    said: list[dict[str, Json]] = [{**message} for message in messages]
+    return template.render(said, prompt=prompt)
 
 
 def difference(tokenizer: Tokenizer, expected: Sequence[int], found: Sequence[int]) -> str:

@@ -83,7 +83,7 @@ def rope_factors(names: Names, inv_freq: Tensor) -> Tensor | None:
     if rope["rope_type"] != "llama3":
         return None
     size = head_size(names.config)
-    plain = rope["rope_theta"] ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    plain: Tensor = float(rope["rope_theta"]) ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
     return (plain / inv_freq.double().cpu()).float()
 
 

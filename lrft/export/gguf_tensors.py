@@ -96,9 +96,10 @@ def allowed(entry: Entry) -> Tensor:
     if entry.format != Q8_0:
         step = STEPS[entry.format]
         return entry.values.abs() * step + (TINY if step else 0.0)
-    blocks = entry.values.unflatten(-1, (-1, BLOCK)).abs().amax(-1, keepdim=True)
+    blocks: Tensor = entry.values.unflatten(-1, (-1, BLOCK)).abs().amax(-1, keepdim=True)
     # Half a step of the block, and what rounding the scale to float16 moves the largest number by.
-    return (blocks * (0.5 / 127 + 2.0**-10) + 127 * TINY).expand(*blocks.shape[:-1], BLOCK).flatten(-2)
+    largest: Tensor = blocks * (0.5 / 127 + 2.0**-10) + 127 * TINY
+    return largest.expand(*blocks.shape[:-1], BLOCK).flatten(-2)
 
 
 def _bytes(gguf: Any, entry: Entry, stochastic: bool) -> Any:

@@ -10,7 +10,7 @@ from lrft.data.chat import ChatTemplate
 from lrft.data.seam import token_ids
 from lrft.export import go_template
 from lrft.export.checks import Check, check
-from lrft.export.conversation import Rendered, difference
+from lrft.export.conversation import Rendered, difference, write
 from lrft.export.modelfile import MODELFILE, stops_of, template_of
 from lrft.model.gguf_tokens import gguf_stops, gguf_tokenizer
 from lrft.model.stopping import read_tokenizer
@@ -55,7 +55,7 @@ def _rendered(whose: str, tokenizer: Tokenizer, expected: Rendered) -> Check:
     stop = tokenizer.eos_token_id
     template = ChatTemplate(tokenizer, set() if stop is None else {stop}, day or date.today())
     try:
-        text = template.render(expected["messages"], prompt=True)
+        text = write(template, expected["messages"])
     except DataError as error:
         return check(name, [error])
     return check(name, _parts(tokenizer, expected, text))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from lrft.data.chat import ChatTemplate
 from lrft.export import turns
+from lrft.export.conversation import write
 from lrft.export.turns import Message, Untranslated
 from lrft.registry.errors import UsageError
 
@@ -24,7 +25,7 @@ def translate(template: ChatTemplate, command: str) -> tuple[str, list[str]]:
     """
 
     def render(messages: Sequence[Message], prompt: bool) -> str:
-        return template.render(messages, prompt=prompt)
+        return write(template, messages, prompt)
 
     try:
         learnt = turns.learn(render)

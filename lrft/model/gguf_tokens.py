@@ -76,7 +76,7 @@ def _inner(said: dict[str, Any], texts: list[str], keys: Any) -> Any:
     vocabulary = {text: index for index, text in enumerate(texts)}
     inner = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole))
     plain = split in ("", DIGITS)
-    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=plain)]
+    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=plain)]
     if split == DIGITS:
         steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
     elif not plain:
