@@ -11,7 +11,7 @@ from lrft.core.adapted import Adapted, adapted
 from lrft.evaluation.progress import EvaluationBar
 from lrft.export.fidelity import Comparable
 from lrft.export.merge import check_mergeable
-from lrft.export.pairs import ERROR, Pair, SiteRecord, Wanted, pair_of, site_record, total_error
+from lrft.export.pairs import ERROR, Pair, SiteRecord, Wanted, pair_of, site_records
 from lrft.export.peft_format import taken_for_experts
 from lrft.export.plain_form import plain_form, read_pairs
 from lrft.export.record import Exported
@@ -69,10 +69,8 @@ class Plain(Form):
 
     def about(self, written: dict[str, Pair]) -> Exported:
         """How far the factors as they are written are from the run's change."""
-        sites: dict[str, SiteRecord] = {
-            name: site_record(module, written[name]) for name, module in self.modules.items()
-        }
-        options, total = self.source.options, total_error(self.modules, sites)
+        options = self.source.options
+        sites, total = site_records(self.modules, written)
         return {
             "dtype": self.dtype,
             "error_asked": options.error,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -126,20 +127,20 @@ def exact_pair(module: Adapted) -> Pair | None:
 
 
 @torch.no_grad()
-def site_record(module: Adapted, written: Pair) -> SiteRecord:
-    """How far the factors as written are from the change."""
-    change = module.change()
-    norm, left = float(change.norm()), float((written.dense().to(change.device) - change).norm())
-    error = left / norm if norm else 0.0
-    return {"rank": written.rank, "exact": written.exact, "error": error, "energy": max(1 - error**2, 0.0)}
-
-
-def total_error(modules: dict[str, Adapted], records: dict[str, SiteRecord]) -> float:
-    """The relative error of all changes together: their norms weigh."""
-    norms = {name: float(module.change().square().sum()) for name, module in modules.items()}
-    left = sum(norms[name] * record["error"] ** 2 for name, record in records.items())
-    whole = sum(norms.values())
-    return (left / whole) ** 0.5 if whole else 0.0
+def site_records(
+    modules: Mapping[str, Adapted], written: Mapping[str, Pair]
+) -> tuple[dict[str, SiteRecord], float]:
+    """How far the factors as written are from the change, by site; and the relative error of all changes together."""
+    records: dict[str, SiteRecord] = {}
+    whole = missed = 0.0
+    for name, module in modules.items():
+        pair, change = written[name], module.change()
+        norm, left = float(change.norm()), float((pair.dense().to(change.device) - change).norm())
+        error = left / norm if norm else 0.0
+        whole, missed = whole + norm**2, missed + left**2
+        energy = max(1 - error**2, 0.0)
+        records[name] = {"rank": pair.rank, "exact": pair.exact, "error": error, "energy": energy}
+    return records, (missed / whole) ** 0.5 if whole else 0.0
 
 
 def _most(given: Pair, wanted: Wanted) -> int:
