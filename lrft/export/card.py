@@ -10,6 +10,8 @@ import yaml
 
 from lrft import __version__
 from lrft.export.fidelity import Fidelity
+from lrft.export.record import Exported
+from lrft.export.targets import GGUF, OLLAMA, PEFT
 from lrft.model.origin import hub_id, public_name
 from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
@@ -33,6 +35,18 @@ MERGED = """# {title}
 - merged onto: the {onto} weights
 - precision: {dtype}, rounding: {rounding}
 - compared with the adapter on {rows} rows of {rows_from}: KL divergence {kl} nats per token, loss difference {loss}
+
+All figures are in `fidelity.json`. The recipe, without the paths of the machine it ran on, is in `recipe.yaml`.
+"""
+
+EXPORTED = """# {title}
+
+{method} for `{base}`, trained with lrft {version} for {steps} steps and written for {target}.
+
+- quantization of the base in training: {quantization}
+- precision of the file: {dtype}
+- relative error of the change: {error}
+- compared with the run on {rows} rows of {rows_from}: KL divergence {kl} nats per token, loss difference {loss}
 
 All figures are in `fidelity.json`. The recipe, without the paths of the machine it ran on, is in `recipe.yaml`.
 """
@@ -71,6 +85,27 @@ def merged_card(recipe: Recipe, record: Fidelity, title: str) -> str:
         rounding=record["rounding"] or "none",
         rows=record["rows"],
         rows_from=record["rows_from"] or "no data",
+        kl=_figure(record.get("kl_mean")),
+        loss=_figure(record.get("loss_difference")),
+    )
+
+
+def exported_card(recipe: Recipe, result: Mapping[str, Json], record: Exported) -> str:
+    """The card of what was written for another program."""
+    target, relation = record["target"], "finetune" if record.get("merged") else "adapter"
+    library = target if target in (GGUF, OLLAMA) else PEFT
+    return _front(recipe, GGUF if library == OLLAMA else library, relation, [target]) + EXPORTED.format(
+        title=record["run"],
+        method=_method(recipe),
+        base=public_name(recipe.model.name),
+        version=__version__,
+        steps=result.get("step", "some"),
+        target=target,
+        quantization=recipe.quantization.method,
+        dtype=record.get("dtype", "that of training"),
+        error=_figure(record.get("relative_error")),
+        rows=record.get("rows", 0),
+        rows_from=record.get("rows_from") or "no data",
         kl=_figure(record.get("kl_mean")),
         loss=_figure(record.get("loss_difference")),
     )

@@ -37,6 +37,11 @@ OPTIONS = {
     "chat": {"--base", *SAMPLING, *TALK},
     "generate": {"--out", "--base", *SAMPLING, *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", *TALK},
+    "export": {
+        *("--out", "--for", "--error", "--rank", "--dtype", "--merged"),
+        *("--from", "--push", "--public", *TALK),
+    },
+    "doctor": TALK,
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),
