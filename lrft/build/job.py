@@ -84,23 +84,24 @@ def assemble(
     processes, rank = accelerator.num_processes, accelerator.process_index
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
-    total = data.total_steps(settings.max_steps, settings.epochs)
-    check_length(recipe, total, ranks_of(adaptation.plan))
+    ends = schedule.ends_of(data.total_steps(settings.max_steps, settings.epochs), settings.extended)
+    check_length(recipe, ends[0], ranks_of(adaptation.plan))
     infos = parameter_infos(model)
     optimizer = build_optimizer(recipe, infos)
     run = Run(
         model,
         infos,
         optimizer,
-        schedule.build(optimizer, recipe.schedule, total),
-        total,
+        schedule.build(optimizer, recipe.schedule, ends[0], settings.extended),
+        ends[-1],
         seed=settings.seed,
         clip=settings.clip,
         folder=folder.path,
         accelerator=accelerator,
         recipe=recipe,
         team=adaptation.team,
-        compiled=worth_compiling(recipe, adaptation, total),
+        compiled=worth_compiling(recipe, adaptation, ends[-1]),
+        earlier_ends=tuple(ends[:-1]),
     )
     identity = Identity(recipe_hash, model.fingerprint)
     reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
@@ -110,9 +111,9 @@ def assemble(
 
     def steps() -> Generator[StepBatches, None, None]:
         if not run.team.in_step:
-            return data.between(run.step, total, run.device.type)
+            return data.between(run.step, ends[-1], run.device.type)
         one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
-        return (in_step(data, one, step) for step in range(run.step, total))
+        return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
     return Job(run, steps, objective, text, adaptation, identity, folder)
 

@@ -109,6 +109,17 @@ class DataSection(Section):
         return {"train": value, "eval": value} if isinstance(value, str) else value
 
 
+class Extension(Section):
+    """Steps that were added to a run, and what the rate does in them."""
+
+    steps: int = Field(gt=0, description="how many")
+    rate: Literal["stretched", "again", "held"] = Field(
+        "stretched",
+        description="stretched: that of the schedule over the longer run; again: the schedule anew over the added "
+        "steps; held: the last one",
+    )
+
+
 class TrainSection(Section):
     """The loop: how long, how much at a time, how often to save and score."""
 
@@ -144,6 +155,10 @@ class TrainSection(Section):
     )
     eval_every: int | None = Field(
         None, gt=0, description="optimizer steps between scores of data.eval; the last step is always scored"
+    )
+    extended: Annotated[list[Extension], ADDED, DECIDES_ROWS] = Field(
+        [],
+        description="steps added after the planned end, written by lrft train RUN --resume --more-steps N",
     )
     keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where one is visible")

@@ -31,7 +31,18 @@ eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 
 TALK = {"--json", "--quiet"}
 OPTIONS = {
-    "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
+    "train": {
+        *(
+            "--out",
+            "--resume",
+            "--more-steps",
+            "--more-rate",
+            "--dry-run",
+            "--profile",
+            "--trust-remote-code",
+        ),
+        *TALK,
+    },
     "eval": {"--task", "--limit", "--baseline", *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
     "compare": {
@@ -174,6 +185,9 @@ def test_dry_run_loads_no_weights(call, recipe, tiny, tmp_path):
 
 CASES = [
     (["train", "nowhere.yaml"], 2, "nowhere.yaml"),
+    (["train", "RECIPE", "--more-steps", "4"], 2, "--more-steps: belongs to a finished run"),
+    (["train", "RECIPE", "--more-steps", "4", "--more-rate", "up"], 2, "--more-rate up: choose stretched"),
+    (["train", "RECIPE", "--more-rate", "held"], 2, "add --more-steps N"),
     (["train", "RECIPE", "adapter.rnak=3"], 2, "command line: adapter.rnak: "),
     (
         ["train", "RECIPE", "adapter.targets=[q_prj]"],

@@ -62,7 +62,7 @@ class MaskedThought(CrossEntropy):
 
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
         """Summed loss; without a run, as in calibration and evaluation, nothing is replaced."""
-        p = 0.0 if run is None else self.config.at(run.step, run.total_steps)
+        p = 0.0 if run is None else self.config.at(run.step, run.planned_steps)
         return super().__call__(model, batch if run is None or p == 0 else self._masked(model, batch, p), run)
 
     def _masked(self, model: LanguageModel, batch: Batch, p: float) -> Batch:
