@@ -60,7 +60,10 @@ def check_same_start(job: Job) -> None:
     before = {"packing": asked is not False, "packing_order": "as they come", **before}
     if not job.adaptation.packing:
         before["packing_order"] = ORDER  # no row depends on it
+    if job.adaptation.origin is not None:  # read anew, as no step was saved yet
+        now["adapter"] = job.adaptation.origin
     said = {
+        "adapter": "the adapter of model.adapter",
         "data": "the rows of data.train or data.eval",
         "packing": "whether rows are packed (train.packing)",
         "packing_order": "the order that lrft packs rows in (another version)",

@@ -203,6 +203,7 @@ class _Merge:
             "revision": None,
             "weights": "pretrained",
             "tokenizer": None,
+            "adapter": None,
             "dtype": self.recipe.export.dtype,
         }
         return self._section().model_copy(update=update)

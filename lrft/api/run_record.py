@@ -27,6 +27,7 @@ from lrft.training.metrics import peak_memory
 def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
     """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
+    origin = job.adaptation.origin or (folder.read(RUN).get("adapter") if folder.started else None)
     (folder.path / RESULT).unlink(missing_ok=True)  # of a run that is longer now
     folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()})
     trainable = count(info.param for info in run.parameters)
@@ -49,6 +50,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             "processes": folder.processes or run.processes,  # those that it began with
             "trust_remote_code": trust_remote_code,
             **_extended(run),
+            **({} if origin is None else {"adapter": origin}),
             **run_folder.environment(),
         },
     )

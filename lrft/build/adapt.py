@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lrft.build.decide import complete, decide, gains_by_streaming, planners_of, quantizer
+from lrft.build.earlier import begin_with, check_earlier
 from lrft.build.settle import bare, settled, settled_first, with_packing
 from lrft.build.text import Text
 from lrft.core.stages import Plan, Planner, Signals, SitePlan
@@ -40,6 +41,7 @@ class Adaptation:
         joined: the rows of a micro-batch are one row, without padding.
         recomputed: layers that are computed again in the backward pass.
         team: the processes of this launch, which go in step where each keeps a part of the base.
+        origin: the adapter that a new training begins with (`model.adapter`), for its record.
     """
 
     model: CausalLM
@@ -52,6 +54,7 @@ class Adaptation:
     undecided: bool = False  # a planner that looks at weights or data has not been asked
     notes: list[str] = field(default_factory=list)
     team: Team = ALONE
+    origin: dict[str, Json] | None = None
 
 
 def adapt(
@@ -131,6 +134,9 @@ def _adapt(
     builder = _builder(recipe, signals, saved, device)
     adaptation.team = builder.team
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
+    told: list[str] = []
+    if recipe.model.adapter is not None and saved is None and trains:
+        adaptation.origin, told = begin_with(recipe, model, adaptation.plan)
     if streamed:
         _prove(asked, adaptation, device, trains)
     else:
@@ -139,7 +145,7 @@ def _adapt(
                 settled(asked, adaptation, device, trains)
         check_runs(model)
     configure(model, with_layers_kept(recipe.model))
-    adaptation.notes += _remarks(recipe) if device.type == "cpu" and trains else []
+    adaptation.notes += [*told, *(_remarks(recipe) if device.type == "cpu" and trains else [])]
     heap.give_back()
     return adaptation
 
@@ -189,6 +195,8 @@ def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
     """
     adaptation, planners = _begun(recipe, model)
     adaptation.undecided = bool(decide(adaptation.plan, planners, None))
+    if recipe.model.adapter is not None:
+        check_earlier(recipe, adaptation.plan)
     return adaptation
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from lrft.recipe.clashes_going_on import GOING_ON
 from lrft.recipe.fields import slot_at
 from lrft.registry.axes import AXES, FORMATS
 from lrft.registry.config import parse_choice
@@ -164,21 +165,6 @@ def _end_that_is_not_planned(settings: Settings) -> Iterator[Problem]:
         yield Problem("train.stop_below", message)
 
 
-def _extended_past_a_plan(settings: Settings) -> Iterator[Problem]:
-    """What follows the whole run has done its part by the planned end; a loss that ended it would at once again."""
-    if not settings["train.extended"]:
-        return
-    allocation = AXES["allocate"].declared(settings.text("allocate.method"))
-    timed = [] if settings["restart"] is None else [f"restart {settings['restart.method']}"]
-    timed += [f"allocate {allocation.name}"] if "one_stage" in allocation.requires else []
-    timed += [] if settings["train.stop_below"] is None else ["train.stop_below"]
-    if timed:
-        message = (
-            f"cannot be: {' and '.join(timed)} followed the run as it was planned; train anew for longer"
-        )
-        yield Problem("train.extended", message)
-
-
 def _compiled_for_one_shape(settings: Settings) -> Iterator[Problem]:
     if settings["model.compile"] is not True:
         return
@@ -226,7 +212,7 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _scores_without_rows,
     _hub_keys_of_a_local_source,
     _end_that_is_not_planned,
-    _extended_past_a_plan,
+    *GOING_ON,
     _compiled_for_one_shape,
     _shards_of_nothing,
     _of_methods,

@@ -23,12 +23,8 @@ _SENTENCES = (
         "experiment_name",
     ),
     (
-        "a recipe does not say so; continue a run with lrft train --resume",
+        "a recipe does not say so; continue a run with lrft train RUN --resume",
         "resume_from_checkpoint resume ckpt auto_resume_from_checkpoints load_checkpoint_path",
-    ),
-    (
-        "a training starts from the base model, and no finished adapter can be gone on with yet",
-        "adapter_name_or_path lora_model_dir resume_adapter adapter_path peft_model_id pretrained_adapter",
     ),
     (
         "not in lrft: processes (torchrun) share the data, and with train.shard_base: true the frozen weights too",

@@ -58,7 +58,7 @@ def load_recipe(
     path = locate(name_or_path)
     root, problems = _layers(path, ())
     root, problems = _apply_overrides(root, overrides, problems)
-    root, found = located(root)
+    root, found = located(root, trained)
     problems += found
     root = _with_methods_named(root)
     recipe, found, meant = validated(root)

@@ -45,6 +45,12 @@ class ModelSection(Section):
         min_length=1,
         description="hub id or local folder of another tokenizer; by default the model's own",
     )
+    adapter: Annotated[str | None, ADDED] = Field(
+        None,
+        min_length=1,
+        description="run, one of its checkpoints, or folder of a PEFT adapter that a new training begins with; what "
+        "trains from there on is said by `adapter`",
+    )
     dtype: Literal["bfloat16", "float32", "float16"] = Field(
         "bfloat16", description="precision of base weights and activations; float16 needs a GPU"
     )
