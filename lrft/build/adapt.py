@@ -20,10 +20,11 @@ from lrft.model.attach import attach, make_plan
 from lrft.model.backend import check_runs
 from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
+from lrft.model.chosen import choose_sites
 from lrft.model.load import configure, load_model, open_model, prove
 from lrft.model.packed import check_packing
 from lrft.model.recompute import with_layers_kept
-from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
+from lrft.model.sites import Matrices, TargetRow, matrices, sites_of
 from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
@@ -219,7 +220,7 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
         there = sites_of(model, ADAPTERS.get(method).site_kinds)
     except ValueError as error:
         raise RecipeError(f"{method} cannot go on this model: {error}", "adapter.method") from None
-    sites, table = choose(there, recipe.adapter.targets, held.total, model.direct)
+    sites, table = choose_sites(there, recipe.adapter, held.total, model.direct)
     if check:
         check_sites(model, sites)
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners_of(recipe)

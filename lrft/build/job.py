@@ -17,6 +17,7 @@ from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective
+from lrft.core.optimizer import contract_of
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.core.stages import ranks_of
@@ -26,6 +27,7 @@ from lrft.evaluation.loss import held_out_loss, row_losses
 from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
+from lrft.model.noise import add_noise
 from lrft.model.trained import parameter_infos, trained_tensors
 from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
@@ -78,9 +80,8 @@ def assemble(
     """
     model, settings = adaptation.model, recipe.train
     if recipe.optimizer.per_layer and accelerator.num_processes > 1:
-        raise RecipeError(
-            "gradients that are freed at once cannot be summed over processes", "optimizer.per_layer"
-        )
+        message = "gradients that are freed at once cannot be summed over processes"
+        raise RecipeError(message, "optimizer.per_layer")
     processes, rank = accelerator.num_processes, accelerator.process_index
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
@@ -88,6 +89,7 @@ def assemble(
     check_length(recipe, ends[0], ranks_of(adaptation.plan))
     infos = parameter_infos(model)
     optimizer = build_optimizer(recipe, infos)
+    _let_noise_in(recipe, model, optimizer)
     run = Run(
         model,
         infos,
@@ -136,6 +138,17 @@ def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
     except ValueError as error:
         raise RecipeError(str(error), "optimizer") from None
     return made
+
+
+def _let_noise_in(recipe: Recipe, model: CausalLM, optimizer: Optimizer) -> None:
+    if recipe.train.neftune is None:
+        return
+    if contract_of(optimizer).calls_closure:
+        message = (
+            f"{recipe.optimizer.method} compares losses without any noise, so there would be none; remove it"
+        )
+        raise RecipeError(message, "train.neftune")
+    add_noise(model, recipe.train.neftune)
 
 
 def subject(

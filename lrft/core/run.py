@@ -198,4 +198,8 @@ class Run:
 
         The index counts over all processes, so a micro-batch draws the same wherever it is computed.
         """
-        seed_generators((self.seed * 1_000_003 + self.step) * 1_009 + index)
+        seed_generators(self.seed_of_draws(index))
+
+    def seed_of_draws(self, index: int) -> int:
+        """The seed of the draws of micro-batch `index` of the step."""
+        return (self.seed * 1_000_003 + self.step) * 1_009 + index

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterator
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from lrft.recipe.clashes_going_on import GOING_ON
 from lrft.recipe.fields import slot_at
+from lrft.recipe.more_clashes import MORE
 from lrft.registry.axes import AXES, FORMATS
 from lrft.registry.config import parse_choice
 from lrft.registry.declared import Declaration
@@ -212,7 +212,7 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _scores_without_rows,
     _hub_keys_of_a_local_source,
     _end_that_is_not_planned,
-    *GOING_ON,
+    *MORE,
     _compiled_for_one_shape,
     _shards_of_nothing,
     _of_methods,

@@ -9,10 +9,6 @@ _SENTENCES = (
         "training_args training_arguments args hyperparameters hparams peft_config sft_config trainer_config",
     ),
     (
-        "not in lrft yet: no noise is added to embeddings; remove it",
-        "neftune_noise_alpha neft_alpha noisy_embedding_alpha neftune",
-    ),
-    (
         "no split is made of one file yet; name held-out rows under data.eval",
         "val_size val_set_size test_size validation_split validation_split_percentage eval_size "
         "eval_split_ratio val_split_fraction eval_ratio",
@@ -65,9 +61,9 @@ _SENTENCES = (
         "num_layers_unfrozen",
     ),
     (
-        "name layers by patterns, such as adapter.targets: ['layers.0.*.q_proj']",
-        "layers_to_transform layers_pattern lora_layers_to_transform lora_layers exclude_modules "
-        "lora_exclude_modules num_layers lora_num_layers",
+        "name layers by their numbers, adapter.layers: 16-, or by patterns, such as adapter.targets: "
+        "['layers.0.*.q_proj']",
+        "layers_pattern lora_layers num_layers lora_num_layers",
     ),
     (
         "remove it, the layout of every layer is seen",

@@ -9,6 +9,7 @@ from lrft.registry.axes import (
     TASKS,
 )
 from lrft.registry.config import (
+    ADDED,
     Choice,
     Field,
     FormatConfig,
@@ -21,10 +22,6 @@ from lrft.registry.config import (
 
 DECIDES_ROWS = "decides rows"
 """Marks a field that decides the rows of a step, how many steps there are, or the numbers compared."""
-
-
-ADDED = "added"
-"""Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
 
 
 class ModelSection(Section):
@@ -156,6 +153,12 @@ class TrainSection(Section):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="every draw of the run follows from it and the step")
     clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for no clipping")
+    neftune: Annotated[float | None, ADDED] = Field(
+        None,
+        gt=0,
+        description="alpha of uniform noise on the input embeddings in training, at most alpha / sqrt(L d), in a "
+        "document of L tokens with embeddings d wide; null for none",
+    )
     save_every: int = Field(
         50, gt=0, description="optimizer steps between checkpoints; the last step is always saved"
     )

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from lrft.registry.declared import Declaration
 
 
+ADDED = "added"
+"""Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
+
+
 class Section(BaseModel):
     """A recipe section: unknown keys are refused, values are not coerced, nothing changes after parsing."""
 

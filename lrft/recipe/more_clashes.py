@@ -1,4 +1,4 @@
-"""Combinations of keys about runs that go on, which cannot work though every section is valid."""
+"""More combinations of keys that cannot work though every section is valid."""
 
 from __future__ import annotations
 
@@ -35,7 +35,15 @@ def _extended_past_a_plan(settings: RecipeView) -> Iterator[Problem]:
         yield Problem("train.extended", message)
 
 
-GOING_ON: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
+def _noise_in_compiled_code(settings: RecipeView) -> Iterator[Problem]:
+    if settings["train.neftune"] is not None and settings["model.compile"] is True:
+        yield Problem(
+            "train.neftune", "its draws cannot be compiled; write model.compile: false, or remove it"
+        )
+
+
+MORE: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _start_that_is_given,
     _extended_past_a_plan,
+    _noise_in_compiled_code,
 )
