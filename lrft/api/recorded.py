@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrft.recipe import library
+from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe, as_loaded, load_recipe
-from lrft.recipe.sections import Extension
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.training.folder import RECIPE, RESULT, ROOT, RUN, RunFolder

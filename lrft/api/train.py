@@ -27,10 +27,10 @@ from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.subject import silent
 from lrft.model.trained import load_trained_tensors
+from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
-from lrft.recipe.sections import Extension
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.training import checkpoint, checkpoint_folder, schedule

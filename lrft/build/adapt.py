@@ -24,6 +24,7 @@ from lrft.model.chosen import choose_sites
 from lrft.model.load import configure, load_model, open_model, prove
 from lrft.model.packed import check_packing
 from lrft.model.recompute import with_layers_kept
+from lrft.model.rope import longer
 from lrft.model.sites import Matrices, TargetRow, matrices, sites_of
 from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
@@ -236,4 +237,5 @@ def _check_length(recipe: Recipe, model: CausalLM) -> None:
         message = (
             f"{recipe.train.max_length} tokens{beside} are more than the model has positions; use at most "
         )
-        raise RecipeError(f"{message}{positions - virtual}", "train.max_length")
+        more = longer(model.hf.config, recipe.model)
+        raise RecipeError(f"{message}{positions - virtual}{more}", "train.max_length")

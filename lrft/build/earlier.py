@@ -19,6 +19,7 @@ from lrft.model.causal_lm import CausalLM
 from lrft.model.origin import hub_id
 from lrft.model.take_over import KEY, Taken, Trained, check_sites, take_over
 from lrft.model.trained import BASE, SHARED
+from lrft.recipe.inside_sections import RopeScaling
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, OBJECTIVES
@@ -37,12 +38,14 @@ class Earlier:
         given: site -> the adapter that was trained there.
         record: where it is from, with the sha256 of its tensors.
         base: fingerprint of the base that it was trained on, of a run in the same precision; else None.
+        stretched: the scaling of the positions that it was trained with, of a run.
         said: the hub id that its file says of its base, where it says one.
     """
 
     given: dict[str, Trained]
     record: dict[str, Json]
     base: str | None = None
+    stretched: RopeScaling | None = None
     said: str | None = None
 
 
@@ -114,6 +117,8 @@ def _told(recipe: Recipe, earlier: Earlier, taken: Taken, sites: int) -> Iterato
     mine = hub_id(recipe.model.name)
     if earlier.said is not None and mine is not None and earlier.said != mine:
         yield f"model.adapter: its file says that it is of {earlier.said}, and model.name is {mine}"
+    if earlier.record["kind"] == "run" and earlier.stretched != recipe.model.rope_scaling:
+        yield "model.adapter: it was trained with another model.rope_scaling, so it starts as another function here"
     if "pairs" in OBJECTIVES.declared(recipe.objective.method).requires:
         yield (
             f"model.adapter: {recipe.objective.method} compares with the base without any adapter and not with this "
@@ -131,11 +136,9 @@ def _of_run(folder: Path, recipe: Recipe) -> Earlier:
         raise RecipeError(f"{folder} has no checkpoint yet; train it first", KEY)
     own = load_recipe(run.path / RECIPE, trained=True).recipe
     tensors = checkpoint.read_adapter(saved)
-    odd = next((name for name in tensors if name.startswith((BASE, SHARED))), None)
-    if own.adapter is None or odd is not None:
-        what = (
-            "has no adapter" if own.adapter is None else f"trained {odd.removeprefix(BASE)} beside its sites"
-        )  # type: ignore[union-attr]
+    odd = next((name for name in tensors if name.startswith((BASE, SHARED))), "")
+    if own.adapter is None or odd:
+        what = f"trained {odd.removeprefix(BASE)} beside its sites" if own.adapter else "has no adapter"
         raise RecipeError(f"{folder} {what}; merge it and name the merged model as model.name", KEY)
     cls, kind = ADAPTERS.get(own.adapter.method), type(own.adapter)
     plan = {name: SitePlan.of(record, kind) for name, record in run.read(PLAN).items()}
@@ -151,7 +154,8 @@ def _of_run(folder: Path, recipe: Recipe) -> Earlier:
         "sha256": _hash(saved / "adapter.safetensors"),
     }
     same_precision = own.model.dtype == recipe.model.dtype
-    return Earlier(given, record, run.read(RUN)["base_fingerprint"] if same_precision else None)
+    base = run.read(RUN)["base_fingerprint"] if same_precision else None
+    return Earlier(given, record, base, own.model.rope_scaling)
 
 
 def _trained(cls: type[Adapter], config: AdapterConfig, site: Site, tensors: dict[str, Tensor]) -> Trained:

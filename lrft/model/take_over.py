@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter, Additive, Factors, LowRank
-from lrft.core.frozen import FrozenLinear
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.config import AdapterConfig
 from lrft.registry.errors import RecipeError
@@ -115,17 +114,17 @@ def _hand(name: str, trained: Trained, module: Adapted) -> str:
     if twins and _settings(own) == _settings(part):
         part.load_state_dict(own.state_dict())
         return "same"
-    takes = {"trained_pair", "low_rank"} <= type(part).provides and isinstance(part, LowRank)
+    takes = {"trained_pair", "low_rank"} <= type(part).provides
     if not takes or "mergeable" not in own.provides:
         raise RecipeError(_refusal(name, own, part), KEY)
-    assert isinstance(part, LowRank) and isinstance(module.base, FrozenLinear)
     weight = module.base.weight().float()
-    pair = _pair(trained, twins)
-    exact = pair is not None and pair[0].shape[0] <= part.A.shape[0]
-    A, B = pair if exact and pair is not None else _cut(pair, trained, weight, part.A.shape[0])
+    held_A, held_B = part.get_parameter("A"), part.get_parameter("B")
+    rank, pair = held_A.shape[0], _pair(trained, twins)
+    exact = pair is not None and pair[0].shape[0] <= rank
+    A, B = pair if pair is not None and exact else _cut(pair, trained, weight, rank)
     k = A.shape[0]
-    part.A[:k], part.B[:, :k] = A.to(part.A.device), (B / part.scaling).to(part.B.device)
-    part.B[:, k:] = 0
+    held_A[:k], held_B[:, :k] = A.to(held_A.device), (B / part.scaling).to(held_B.device)
+    held_B[:, k:] = 0
     part.start(module.base.weight())
     if twins:  # what the method has beside its factors, such as magnitudes
         rest = {key: value for key, value in own.state_dict().items() if key not in "AB"}

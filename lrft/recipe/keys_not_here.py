@@ -179,7 +179,7 @@ _SENTENCES = (
         "not in lrft; remove it",
         "use_unsloth unsloth use_unsloth_gc plugins callbacks activation_offloading fast_inference target_parameters "
         "gpu_memory_utilization max_lora_rank lora_mlp_kernel lora_qkv_kernel lora_o_kernel xformers_attention "
-        "flex_attention rope_scaling rope_theta overrides_of_model_config sliding_window s2_attention "
+        "flex_attention rope_theta overrides_of_model_config sliding_window s2_attention "
         "shift_attn upcast_layernorm upcast_lmhead_output mixture_of_depths use_llama_pro "
         "trainable_token_indices embeddings_skip_upcast lora_on_cpu torch_compile_backend torch_compile_mode "
         "layer_replication megatron_core auto_kernels optim_target_modules weight_only",

@@ -124,8 +124,8 @@ def _locate(written: str, place: Place, keys: Keys) -> str:
 
 def _adapter(text: str, place: Place) -> str:
     """A folder that holds an adapter: a run's, a checkpoint's, or PEFT's."""
-    folders = [place.folder] if place.folder is not None and not os.path.isabs(text) else []
-    found = [os.path.abspath(os.path.join(folder, text)) for folder in (*folders, "", "runs")]
+    here = "" if place.folder is None else str(place.folder)
+    found = [os.path.abspath(os.path.join(folder, text)) for folder in (here, "", "runs")]
     for path in dict.fromkeys(found):
         if any(os.path.isfile(os.path.join(path, name)) for name in HOLDS_AN_ADAPTER):
             return path

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from lrft.registry.axes import (
-    FORMATS,
-    TASKS,
-)
+from lrft.recipe.inside_sections import Extension, RopeScaling
+from lrft.registry.axes import FORMATS, TASKS
 from lrft.registry.config import (
     ADDED,
     Choice,
@@ -41,6 +39,15 @@ class ModelSection(Section):
         None,
         min_length=1,
         description="hub id or local folder of another tokenizer; by default the model's own",
+    )
+    rope_scaling: Annotated[RopeScaling | None, ADDED] = Field(
+        None,
+        description="scaling of the rotary positions, which a merged model keeps; null for the model's own",
+    )
+    context: Annotated[int | None, ADDED] = Field(
+        None,
+        gt=1,
+        description="positions of the model, at least those it has; by default these, times the factor of rope_scaling",
     )
     adapter: Annotated[str | None, ADDED] = Field(
         None,
@@ -110,17 +117,6 @@ class DataSection(Section):
     @classmethod
     def _from_string(cls, value: object) -> object:
         return {"train": value, "eval": value} if isinstance(value, str) else value
-
-
-class Extension(Section):
-    """Steps that were added to a run, and what the rate does in them."""
-
-    steps: int = Field(gt=0, description="how many")
-    rate: Literal["stretched", "again", "held"] = Field(
-        "stretched",
-        description="stretched: that of the schedule over the longer run; again: the schedule anew over the added "
-        "steps; held: the last one",
-    )
 
 
 class TrainSection(Section):

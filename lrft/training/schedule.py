@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lrft.core.schedule import Schedule
+from lrft.recipe.inside_sections import Extension
 from lrft.recipe.schema import Recipe
-from lrft.recipe.sections import Extension
 from lrft.registry.axes import SCHEDULES
 from lrft.registry.config import ScheduleConfig
 

@@ -147,6 +147,19 @@ def test_the_same_method_and_rank_goes_on_bit_for_bit(run, written):
     assert f"model.adapter: lora of {run / 'lora'} goes on as it is at 14 sites" in adaptation.notes
 
 
+def test_other_positions_and_a_reference_that_it_is_not_are_told(run, written, tmp_path):
+    stretched = begun(
+        written(f"model.adapter={run / 'lora'}", "model.rope_scaling={type: linear, factor: 2}")
+    )
+    assert any("trained with another model.rope_scaling" in note for note in stretched.notes)
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)
+    pairs = [f"data={{train: {rows}, format: preference}}", "objective=dpo", "adapter.dropout=0"]
+    compared = begun(written(f"model.adapter={run / 'lora'}", *pairs))
+    assert any("compares with the base without any adapter" in note for note in compared.notes)
+    assert not any("another model.rope_scaling" in note for note in compared.notes)
+
+
 def test_a_checkpoint_and_the_adapter_folder_of_a_run_are_named_too(run, written):
     early = begun(written(f"model.adapter={run / 'lora' / 'checkpoints' / 'step-1'}"))
     assert early.origin["path"].endswith("step-1")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lrft.api.train import train
+from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
-from lrft.recipe.sections import Extension
 from lrft.registry.axes import SCHEDULES
 from lrft.registry.errors import Interrupted, RecipeError, UsageError
 from lrft.training import schedule
