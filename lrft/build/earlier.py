@@ -105,12 +105,12 @@ def _sites(plan: Plan) -> dict[str, Site]:
 def _told(recipe: Recipe, earlier: Earlier, taken: Taken, sites: int) -> Iterator[str]:
     count = {how: len(names) for how, names in taken.sites.items()}
     words = {
-        "same": "goes on as it is",
-        "factors": "is taken over exactly, by its factors",
-        "cut": f"is cut to the rank here, which loses {taken.error:.2%} of its change (most at {taken.worst[1]}: "
-        f"{taken.worst[0]:.2%})",
+        "same": "goes on as it is at {} sites",
+        "factors": "is taken over exactly by its factors at {} sites",
+        "cut": f"is cut to the rank here at {{}} sites, which loses {taken.error:.2%} of its change (most at "
+        f"{taken.worst[1]}: {taken.worst[0]:.2%})",
     }
-    parts = [f"{words[how]} at {number} sites" for how, number in count.items()]
+    parts = [words[how].format(number) for how, number in count.items()]
     new = sites - sum(count.values())
     parts += [f"{new} sites begin anew"] if new else []
     yield f"model.adapter: {earlier.record['method']} of {recipe.model.adapter} {'; '.join(parts)}"

@@ -183,8 +183,32 @@ def test_a_lower_rank_is_the_nearest_one_and_its_error_is_told(run, written, giv
     error = float((lost / total).sqrt())
     assert 0.001 < error < 1
     assert adaptation.origin["relative_error"] == pytest.approx(error, rel=1e-2)
-    told = f"is cut to the rank here, which loses {adaptation.origin['relative_error']:.2%} of its change"
+    told = f"is cut to the rank here at 14 sites, which loses {adaptation.origin['relative_error']:.2%} of its change"
     assert any(told in note for note in adaptation.notes)
+
+
+OTHERS = {
+    "lora_xs": ("adapter={method: lora_xs, rank: 4}", "init=lora_xs", "adapter.dropout=0"),
+    "miss": ("adapter={method: miss, rank: 4}",),
+    "hira": ("adapter={method: hira, rank: 4}",),
+    "oft": ("adapter={method: oft, block_size: 8}",),
+}
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_another_methods_change_is_taken_as_far_as_the_rank_goes(written, tmp_path, method):
+    """Exactly where it has factors; else what is missing is the error that is told."""
+    train(written("train.max_steps=1", *OTHERS[method]), tmp_path / "run")
+    adaptation = begun(written("adapter={method: lora, rank: 16}", f"model.adapter={tmp_path / 'run'}"))
+    whole = dict(adapted(finished(tmp_path / "run").hf))
+    lost = total = 0.0
+    for name, module in adapted(adaptation.model.hf):
+        wanted = whole[name].change()
+        lost, total = lost + (module.change() - wanted).square().sum(), total + wanted.square().sum()
+    assert total > 0
+    assert adaptation.origin["relative_error"] == pytest.approx(float((lost / total).sqrt()), abs=1e-3)
+    exact = method in ("lora_xs", "miss")
+    assert (adaptation.origin["relative_error"] < 1e-4) == exact
 
 
 def test_sites_that_nothing_is_given_for_begin_anew(run, written, tmp_path):
