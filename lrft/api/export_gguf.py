@@ -26,7 +26,7 @@ MODEL, ADAPTER = "model.gguf", "adapter.gguf"
 class GgufFile(Plain):
     """One file, and nothing that its reader does not read."""
 
-    takes: tuple[str, ...] = ("error", "rank", "dtype", "merged")
+    takes = ("error", "rank", "dtype", "merged")
 
     @cached_property
     def names(self) -> Names:
@@ -139,7 +139,7 @@ class GgufFile(Plain):
 class OllamaFolder(GgufFile):
     """A GGUF file and the Modelfile around it."""
 
-    takes = (*GgufFile.takes, "base")
+    takes = (*GgufFile.takes, "base")  # type: ignore[assignment]
 
     def write(self, scratch: Path) -> Exported:
         base = self.source.options.base

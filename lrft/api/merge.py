@@ -221,6 +221,9 @@ class Merge:
             "revision": None,
             "weights": "pretrained",
             "tokenizer": None,
+            "adapter": None,
+            "rope_scaling": None,  # its own configuration says these
+            "context": None,
             "dtype": self.recipe.export.dtype,
         }
         return self._section().model_copy(update=update)

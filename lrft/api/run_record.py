@@ -26,6 +26,8 @@ from lrft.training.scorer import Scorer
 def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
     """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
+    origin = job.adaptation.origin or (folder.read(RUN).get("adapter") if folder.started else None)
+    (folder.path / RESULT).unlink(missing_ok=True)  # of a run that is longer now
     folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()})
     trainable = count(info.param for info in run.parameters)
     folder.write(
@@ -46,12 +48,21 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             "matrices": matrix_shares(job.adaptation, loaded.recipe),
             "processes": folder.processes or run.processes,  # those that it began with
             "trust_remote_code": trust_remote_code,
+            **_extended(run),
+            **({} if origin is None else {"adapter": origin}),
             **run_folder.environment(),
         },
     )
     folder.write(RECIPE, resolved(loaded.recipe))
     for note in _notes(job, trainable):
         say(note)
+
+
+def _extended(run: Run) -> dict[str, Json]:
+    """The steps that were added: after which step, how many, and what the rate does."""
+    pairs = zip(run.earlier_ends, run.recipe.train.extended, strict=True)
+    found: list[Json] = [{"after": end, **added.model_dump()} for end, added in pairs]
+    return {"extended": found} if found else {}
 
 
 def _rows(job: Job) -> dict[str, Json]:

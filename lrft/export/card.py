@@ -24,7 +24,7 @@ ADAPTER = """# {title}
 - quantization of the base in training: {quantization}
 - trainable parameters: {trainable:,}
 - final training loss: {loss}
-
+{positions}
 The exact recipe is in `recipe.yaml`.
 """
 MERGED = """# {title}
@@ -52,7 +52,7 @@ All figures are in `fidelity.json`. The recipe, without the paths of the machine
 """
 
 
-PATHS = ("name", "tokenizer", "source", "adapters")  # keys of a recipe that hold paths
+PATHS = ("name", "tokenizer", "adapter", "source", "adapters")  # keys of a recipe that hold paths
 
 
 def adapter_card(recipe: Recipe, record: Mapping[str, Json], config: Mapping[str, Json] | None) -> str:
@@ -69,6 +69,7 @@ def adapter_card(recipe: Recipe, record: Mapping[str, Json], config: Mapping[str
         quantization=recipe.quantization.method,
         trainable=record.get("trainable", 0),
         loss=record.get("loss"),
+        positions=_positions(recipe),
     )
 
 
@@ -131,6 +132,14 @@ def _front(recipe: Recipe, library: str, relation: str, tags: list[str]) -> str:
         "tags": [*lineage, *tags, "transformers"] if library != "transformers" else [*lineage, "lrft"],
     }
     return f"---\n{yaml.safe_dump(keys, sort_keys=False)}---\n\n"
+
+
+def _positions(recipe: Recipe) -> str:
+    """What the base must be loaded with, since an adapter does not hold it; nothing where it is as published."""
+    scaling, context = recipe.model.rope_scaling, recipe.model.context
+    said = "" if scaling is None else f" rope scaling {scaling.type} by {scaling.factor:g}"
+    said += "" if context is None else f" {'and ' if said else ''}a context of {context} positions"
+    return f"- the base has to be loaded with{said}, as in training\n" if said else ""
 
 
 def _method(recipe: Recipe) -> str:

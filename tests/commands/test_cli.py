@@ -32,7 +32,10 @@ eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 TALK = {"--json", "--quiet"}
 SAMPLING = {"--temperature", "--top-p", "--top-k", "--seed", "--max-new-tokens"}
 OPTIONS = {
-    "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
+    "train": {
+        *("--out", "--resume", "--more-steps", "--more-rate", "--dry-run", "--profile"),
+        *("--trust-remote-code", *TALK),
+    },
     "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TALK},
     "chat": {"--base", *SAMPLING, *TALK},
     "generate": {"--out", "--base", *SAMPLING, *TALK},
@@ -183,6 +186,9 @@ def test_dry_run_loads_no_weights(call, recipe, tiny, tmp_path):
 
 CASES = [
     (["train", "nowhere.yaml"], 2, "nowhere.yaml"),
+    (["train", "RECIPE", "--more-steps", "4"], 2, "--more-steps: belongs to a finished run"),
+    (["train", "RECIPE", "--more-steps", "4", "--more-rate", "up"], 2, "--more-rate up: choose stretched"),
+    (["train", "RECIPE", "--more-rate", "held"], 2, "add --more-steps N"),
     (["train", "RECIPE", "adapter.rnak=3"], 2, "command line: adapter.rnak: "),
     (
         ["train", "RECIPE", "adapter.targets=[q_prj]"],
