@@ -30,6 +30,7 @@ FLOORS = {
     "api": 6,
     "lab.models": 7,
     "lab.runs": 8,
+    "lab.spectra": 8,
     "lab.compare": 9,
     "lab.tables": 10,
     "commands": 11,

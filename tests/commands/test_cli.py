@@ -34,6 +34,7 @@ OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
     "eval": {"--task", "--limit", "--baseline", *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
+    "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),
@@ -186,6 +187,7 @@ CASES = [
     (["eval"], 2, "no run with a checkpoint"),
     (["eval", "no-such-run"], 2, "no-such-run is not a run folder"),
     (["merge", "--out", "x"], 2, "no run with a checkpoint"),
+    (["inspect", "no-such-run"], 2, "no-such-run is not a run folder"),
     (["recipes", "validate", "nowhere.yaml"], 2, "nowhere.yaml"),
 ]
 
