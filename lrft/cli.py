@@ -18,6 +18,7 @@ from lrft.commands.evaluate import eval_command
 from lrft.commands.inspect import inspect_command
 from lrft.commands.merge import merge_command
 from lrft.commands.output import OneDocument, Terminated, asks_for_json
+from lrft.commands.report import report_command
 from lrft.commands.reproduce import reproduce_command
 from lrft.commands.train import train_command
 from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
@@ -37,6 +38,7 @@ app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("merge")(merge_command)
 app.command("inspect")(inspect_command)
+app.command("report")(report_command)
 app.command("compare")(compare_command)
 app.command("reproduce")(reproduce_command)
 app.add_typer(recipes.app, name="recipes")

@@ -32,6 +32,7 @@ FLOORS = {
     "lab.runs": 8,
     "lab.spectra": 8,
     "lab.compare": 9,
+    "lab.report": 9,
     "lab.tables": 10,
     "commands": 11,
     "cli": 11,

@@ -15,7 +15,7 @@ from lrft.core.run import Run
 from lrft.data.pack import ORDER
 from lrft.export.peft_format import adapter_files, why_own_form, write_adapter_folder
 from lrft.model.stopping import trained_generation
-from lrft.recipe.load import LoadedRecipe
+from lrft.recipe.load import DEFAULT, LoadedRecipe
 from lrft.recipe.resolved import resolved
 from lrft.registry.json import Json
 from lrft.training import folder as run_folder
@@ -34,6 +34,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
         {
             "recipe_name": loaded.name,
             "recipe_hash": job.identity.recipe,
+            "origins": {key: place for key, place in loaded.origins.items() if place != str(DEFAULT)},
             "base_fingerprint": job.identity.base,
             "data": job.text.fingerprints,
             "gate": job.text.record(),

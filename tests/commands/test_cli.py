@@ -35,6 +35,7 @@ OPTIONS = {
     "eval": {"--task", "--limit", "--baseline", *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
     "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TALK},
+    "report": {"--out", "--png", "--inspect", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),
@@ -188,6 +189,7 @@ CASES = [
     (["eval", "no-such-run"], 2, "no-such-run is not a run folder"),
     (["merge", "--out", "x"], 2, "no run with a checkpoint"),
     (["inspect", "no-such-run"], 2, "no-such-run is not a run folder"),
+    (["report", "no-such-run"], 2, "no-such-run is not a run folder"),
     (["recipes", "validate", "nowhere.yaml"], 2, "nowhere.yaml"),
 ]
 

@@ -41,7 +41,7 @@ def test_a_command_that_succeeds_prints_one_document(call, arguments, holds):
 
 
 COMMANDS = [
-    *(["train"], ["eval"], ["merge"], ["inspect"], ["compare"], ["reproduce"], ["env"]),
+    *(["train"], ["eval"], ["merge"], ["inspect"], ["report"], ["compare"], ["reproduce"], ["env"]),
     *(["recipes", name] for name in ("ls", "show", "cp", "validate", "schema", "diff")),
     *(["methods", name] for name in ("ls", "show")),
     *(["data", name] for name in ("show", "check")),
@@ -68,6 +68,8 @@ WRONG = [
     (["merge"], "--out"),
     (["inspect"], "no run with a checkpoint"),
     (["inspect", "--below", "2"], "--below"),
+    (["report"], "no run under runs/"),
+    (["report", "no-such-run"], "no-such-run is not a run folder"),
     (["compare", "nowhere.yaml", "quickstart", "--out", "x"], "nowhere.yaml"),
     (["compare", "quickstart", "--out", "x", "--match", "luck"], "--match luck"),
     (["reproduce", "no_such_table"], "no_such_table"),

@@ -29,10 +29,17 @@ def headline(found: Inspection) -> str:
 
 def of_modules(found: Inspection) -> Table:
     """Means over the layers, one row for each module; intruders are summed."""
-    table = _table("module", "sites")
-    for module, sites in by_module(found["sites"]).items():
-        table.add_row(module, str(len(sites)), *_cells(sites))
+    (_, second, *_), *rows = cells_of_modules(found)
+    table = _table("module", second)
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def cells_of_modules(found: Inspection) -> list[list[str]]:
+    """The table of modules as plain text, its heads first."""
+    rows = [[m, str(len(sites)), *_cells(sites)] for m, sites in by_module(found["sites"]).items()]
+    return [["module", "sites", *HEADS], *rows]
 
 
 def of_sites(found: Inspection) -> Table:

@@ -1,4 +1,4 @@
-"""Small runs to look at, each trained once."""
+"""Small runs to look at and to report on, each trained once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from lrft.api.train import train
 from lrft.recipe.load import load_recipe
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
