@@ -10,8 +10,9 @@ from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.subject import Progress, silent
 from lrft.lab.spectra.measure import Look, measure
-from lrft.lab.spectra.of_peft import CONFIG, changes_of_peft
+from lrft.lab.spectra.of_peft import changes_of_peft
 from lrft.lab.spectra.of_run import changes_of_run
+from lrft.lab.spectra.peft_folder import CONFIG
 from lrft.lab.spectra.record import FORMAT, Inspection, SiteRecord
 from lrft.lab.spectra.subject import Subject
 from lrft.registry.errors import UsageError
