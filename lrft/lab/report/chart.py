@@ -99,7 +99,7 @@ def draw(
         title,
         unit,
         *size,
-        [(axes.right_of(tick), text) for tick, text in _ticks(*axes.x, 6)],
+        [(axes.right_of(tick), text) for tick, text in _ticks(*axes.x, 6, least=1.0)],
         [(axes.up_to(tick), text) for tick, text in axes.y_ticks()],
         [Path(line.run, line.label, line.kind, part) for line in lines for part in axes.parts(line.points)],
         [Path(band.run, "", "band", axes.around(band)) for band in bands],
@@ -170,11 +170,11 @@ def _range(values: Iterable[float], room: float = 0.0) -> tuple[float, float]:
     return low - room * (high - low), high + room * (high - low)
 
 
-def _ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """Round numbers within a range: multiples of 1, 2 or 5 times a power of ten."""
+def _ticks(low: float, high: float, most: int, least: float = 0.0) -> list[tuple[float, str]]:
+    """Round numbers within a range: multiples of 1, 2 or 5 times a power of ten, at least `least` apart."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    step = max(least, next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough))
     first = math.ceil(low / step)
     numbers = [place * step for place in range(first, math.floor(high / step) + 1)]
     return [(number, _text(number)) for number in numbers]

@@ -10,6 +10,7 @@
       }
     });
   }
+  const NEAR = 15; // pixels; a curve that ends before says nothing
   const tip = document.getElementById("tip");
   const numbers = function (text) { return text.split(",").map(Number); };
   const short = function (value) { return String(Number(value.toPrecision(5))); };
@@ -34,7 +35,7 @@
       let at = x;
       for (const line of chart.querySelectorAll("polyline:not(.off)")) {
         const point = nearest(line, x), label = line.dataset.label, known = found.get(label);
-        if (point && (!known || Math.abs(point[0] - x) < Math.abs(known[0] - x))) found.set(label, point);
+        if (point && Math.abs(point[0] - x) < NEAR && (!known || Math.abs(point[0] - x) < Math.abs(known[0] - x))) found.set(label, point);
       }
       const rows = [];
       for (const [label, point] of found) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from lrft.lab.report.page import DETAILS
 from lrft.lab.report.read import RunData
 from lrft.registry.errors import LrftError, MissingExtra
 
-STYLES = {"line": {"linewidth": 1.0}, "dashed": {"linestyle": "--"}, "dots": {"marker": "o", "markersize": 3}}
+STYLES: dict[str, dict[str, Any]] = {
+    "line": {"linewidth": 1.0},
+    "dashed": {"linestyle": "--"},
+    "dots": {"marker": "o", "markersize": 3},
+}
 
 
 def check_matplotlib() -> None:
@@ -50,13 +55,11 @@ def draw_all(runs: Sequence[RunData], folder: Path) -> list[Path]:
 
 
 def _draw(runs: Sequence[RunData], title: str, columns: dict[str, str], folder: Path) -> Path | None:
-    from matplotlib.figure import Figure
-
     lines = lines_of(runs, columns, DETAILS[0].points)
     if not any(y is not None for line in lines for _, y in line.points):
         return None
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes: Any = figure.subplots()
+    figure = import_module("matplotlib.figure").Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
     for line in lines:
         xs, ys = zip(*line.points, strict=True)
         values = [float("nan") if y is None else y for y in ys]

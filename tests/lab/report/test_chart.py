@@ -36,6 +36,11 @@ def test_ticks_are_round_numbers_within_the_range_and_lie_where_their_value_does
     assert zero == pytest.approx(low, abs=0.1) and high < zero
 
 
+def test_steps_are_whole_numbers():
+    chart = draw("t", [Line(0, "a", [(1, 1.0), (3, 2.0)])])
+    assert [text for _, text in chart.x_ticks] == ["1", "2", "3"]
+
+
 def test_several_curves_share_the_axes():
     chart = draw("t", [Line(0, "a", [(0, 1.0), (10, 1.0)]), Line(1, "b", [(5, 3.0), (20, 2.0)])])
     left, _, right, _ = chart.plot
