@@ -33,9 +33,17 @@ def lines_of(runs: Sequence[RunData], columns: dict[str, str], most: int) -> lis
 
 def charts_of(runs: Sequence[RunData]) -> dict[str, dict[str, str]]:
     """Every chart that these runs have something for: the known ones, then the first columns of their methods' own."""
+    return CHARTS | {column: {column: "line"} for column in _others(runs)[:MOST_OTHERS]}
+
+
+def undrawn(runs: Sequence[RunData]) -> list[str]:
+    """The columns that there is no chart of, there being too many."""
+    return _others(runs)[MOST_OTHERS:]
+
+
+def _others(runs: Sequence[RunData]) -> list[str]:
     known = APART | {column for columns in CHARTS.values() for column in columns}
-    others = dict.fromkeys(column for run in runs for column in run.metrics.columns if column not in known)
-    return CHARTS | {column: {column: "line"} for column in list(others)[:MOST_OTHERS]}
+    return list(dict.fromkeys(key for run in runs for key in run.metrics.columns if key not in known))
 
 
 def curves(runs: Sequence[RunData], most: int) -> list[Chart]:

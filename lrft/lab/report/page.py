@@ -12,11 +12,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from lrft import __version__
-from lrft.lab.report.curves import curves, thinned
+from lrft.lab.report.curves import curves, thinned, undrawn
 from lrft.lab.report.read import RunData
 from lrft.lab.report.scores import samples, scores
 from lrft.lab.report.settings import differences, machines, recipe_of
 from lrft.lab.report.weights import Table, overall, spectra, weights_of
+from lrft.lab.spectra.measure import KEPT
 from lrft.registry.errors import UsageError
 
 HERE = Path(__file__).parent
@@ -54,7 +55,7 @@ def page_of(runs: Sequence[RunData], largest: int = LARGEST) -> str:
 
 def _render(runs: Sequence[RunData], detail: Detail) -> str:
     style, script = _file("page.css"), _file("page.js")
-    shown = samples(runs, detail.samples)
+    shown, samples_in_all = samples(runs, detail.samples)
     return _template().render(
         title=", ".join(run.name for run in runs),
         version=__version__,
@@ -67,12 +68,14 @@ def _render(runs: Sequence[RunData], detail: Detail) -> str:
         differences=differences(runs),
         curves=curves(runs, detail.points),
         thinned=thinned(runs, detail.points),
+        undrawn=undrawn(runs),
         weights=[weights_of(number, run) for number, run in enumerate(runs)],
         overall=overall(runs),
         spectra=spectra(runs),
+        kept=KEPT,
         scores=scores(runs),
         samples=shown,
-        samples_left_out=detail != DETAILS[0],
+        samples_in_all=samples_in_all,
         recipes=[recipe_of(run) for run in runs],
         machines=machines(runs),
     )

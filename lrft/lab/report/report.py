@@ -84,11 +84,10 @@ def report(
 
 
 def _look(folder: RunFolder, progress: Progress) -> None:
-    """Inspect the newest checkpoint, unless that was done or there is nothing to look at, which is told."""
-    steps = checkpoint_folder.steps_in(folder.checkpoints)
-    newest = max(steps, key=checkpoint_folder.step_of, default=None)
+    """Inspect the newest good checkpoint, unless that was done or there is nothing to look at, which is told."""
+    newest = checkpoint_folder.newest(folder.checkpoints, say)
     if newest is None:
-        say(f"{folder.path}: has no checkpoint yet, so its weights cannot be looked at")
+        say(f"{folder.path}: has no checkpoint, so its weights cannot be looked at")
         return
     if (folder.path / INSPECTIONS / f"{newest.name}.json").is_file():
         return

@@ -55,15 +55,15 @@ def scores(runs: Sequence[RunData]) -> Table | None:
     return Table(("task", "metric", *(heading for _, _, heading in columns)), rows)
 
 
-def samples(runs: Sequence[RunData], most: int) -> list[Sample]:
-    """The first `most` rows of all tasks, with the answers that there are to the very same prompt."""
+def samples(runs: Sequence[RunData], most: int) -> tuple[list[Sample], int]:
+    """The first `most` rows of all tasks, with the answers to the very same prompt, and how many rows there are."""
     rows: dict[tuple[str, str], dict[tuple[int, str], Mapping[str, Any]]] = {}
     for number, label, _ in columns_of(runs):
         for sample in runs[number].evaluations[label].samples:
             key = str(sample.get("task", "")), str(sample.get("prompt", ""))
             rows.setdefault(key, {}).setdefault((number, label), sample)
     headings = {(number, label): heading for number, label, heading in columns_of(runs)}
-    return [
+    shown = [
         Sample(
             task,
             _shortened(prompt),
@@ -75,6 +75,7 @@ def samples(runs: Sequence[RunData], most: int) -> list[Sample]:
         )
         for (task, prompt), found in list(rows.items())[:most]
     ]
+    return shown, len(rows)
 
 
 def _metrics(tasks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrft.core.notes import say
+from lrft.core.notes import is_lead, say
 from lrft.core.plain import plain
 from lrft.evaluation.subject import Progress, silent
 from lrft.lab.spectra.measure import Look, measure
@@ -49,7 +49,8 @@ def inspect(
         raise UsageError("--base: a run names its own base; the option is for folders that PEFT wrote")
     folder = find(run)
     found = _inspection(changes_of_run(folder), look, progress)
-    RunFolder(folder.path / INSPECTIONS).write(f"step-{found['step']}.json", to_section(plain(found)))
+    if is_lead():
+        RunFolder(folder.path / INSPECTIONS).write(f"step-{found['step']}.json", to_section(plain(found)))
     return found
 
 

@@ -193,8 +193,27 @@ def test_detail_gives_way_where_there_is_no_room_and_the_page_says_so(looked_at,
     whole = page(folder)
     tight = page(folder, largest=len(whole.encode()) - 1)
     assert len(tight) < len(whole) and f"about {DETAILS[1].points:,} points" in tight
-    assert "fewer samples are shown" in tight and "fewer samples are shown" not in whole
-    assert parse(tight).wrong == []
+    assert parse(tight).wrong == [] and parse(whole).wrong == []
+
+
+def test_samples_that_are_left_out_are_counted(looked_at, copied):
+    folder = copied(looked_at)
+    file = folder / "eval" / "adapter-samples.jsonl"
+    sample = json.loads(file.read_text().splitlines()[0])
+    file.write_text("".join(json.dumps({**sample, "prompt": f"row {i}"}) + "\n" for i in range(40)))
+    (folder / "eval" / "baseline-samples.jsonl").unlink()
+    shown = DETAILS[0].samples
+    assert f"{shown} of 40 samples are shown" in page(folder)
+    assert "samples are shown" not in page(looked_at)
+
+
+def test_columns_that_are_not_drawn_are_named(looked_at, copied):
+    folder = copied(looked_at)
+    line = {"step": 1, "loss": 1.0, **{f"own_{i:02}": float(i) for i in range(15)}}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    text = page(folder)
+    assert 'aria-label="own_11"' in text and 'aria-label="own_12"' not in text
+    assert "3 more columns of metrics.jsonl are not drawn: own_12, own_13, own_14." in text
 
 
 def test_more_than_has_room_is_refused(looked_at):

@@ -165,6 +165,13 @@ def test_runs_are_inspected_first_where_that_is_asked_for_and_was_not_done(
     assert report([run], tmp_path / "r.html", inspected=True)["runs"][0]["inspected"]
 
 
+def test_a_run_without_a_checkpoint_is_told_and_shown(looked_at, copied, tmp_path, capsys):
+    """`copied` leaves the checkpoints behind."""
+    folder = copied(looked_at)
+    assert report([folder], tmp_path / "r.html", inspected=True)["runs"][0]["inspected"]
+    assert "has no checkpoint, so its weights cannot be looked at" in capsys.readouterr().err
+
+
 def test_full_fine_tuning_has_a_page(trained, tmp_path):
     run = trained("lora", "adapter=null", "trainable=full", "optimizer.lr=0.0001")
     report([run], tmp_path / "r.html", inspected=True)
