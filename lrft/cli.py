@@ -19,8 +19,10 @@ from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
 from lrft.commands.export import export_command
 from lrft.commands.generate import generate_command
+from lrft.commands.inspect import inspect_command
 from lrft.commands.merge import merge_command
 from lrft.commands.output import OneDocument, Terminated, asks_for_json
+from lrft.commands.report import report_command
 from lrft.commands.reproduce import reproduce_command
 from lrft.commands.sweep import sweep_command
 from lrft.commands.train import train_command
@@ -44,6 +46,8 @@ app.command("generate")(generate_command)
 app.command("merge")(merge_command)
 app.command("export")(export_command)
 app.command("doctor")(doctor_command)
+app.command("inspect")(inspect_command)
+app.command("report")(report_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
 app.command("reproduce")(reproduce_command)

@@ -14,7 +14,7 @@ from lrft.core.params import count
 from lrft.core.run import Run
 from lrft.data.pack import ORDER
 from lrft.export.peft_format import why_own_form
-from lrft.recipe.load import LoadedRecipe
+from lrft.recipe.load import DEFAULT, LoadedRecipe
 from lrft.recipe.resolved import resolved
 from lrft.registry.json import Json
 from lrft.training import folder as run_folder
@@ -35,6 +35,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
         {
             "recipe_name": loaded.name,
             "recipe_hash": job.identity.recipe,
+            "origins": {key: place for key, place in loaded.origins.items() if place != str(DEFAULT)},
             "base_fingerprint": job.identity.base,
             "data": job.text.fingerprints,
             "gate": job.text.record(),

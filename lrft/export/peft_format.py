@@ -12,7 +12,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.adapter import Additive
 from lrft.core.frozen import Changed
 from lrft.core.peft import LORA_NAMES, Together, lora_keys
 from lrft.core.swap import replace_folder
@@ -185,12 +184,10 @@ def _site_form(module: Adapted) -> tuple[dict[str, Tensor], Keys] | None:
         return None
     if not isinstance(module.base, Changed):
         return form.tensors_of(adapter, module.start), form.keys_of(adapter, module.start is not None)
-    if not isinstance(adapter, Additive) or "linear_delta" not in adapter.provides:
+    factors = module.factors()
+    if factors is None:
         return None
-    factors = adapter.factors(module.start)
-    if factors is None or module.base.A is None or module.base.B is None:
-        return None
-    A, B = torch.cat([factors[0], module.base.A]), torch.cat([factors[1], module.base.B], dim=1)
+    A, B = factors
     return {LORA_NAMES["A"]: A, LORA_NAMES["B"]: B}, lora_keys(A.shape[0], float(A.shape[0]))
 
 

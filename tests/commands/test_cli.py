@@ -45,6 +45,8 @@ OPTIONS = {
         *("--from", "--push", "--public", *TALK),
     },
     "doctor": TALK,
+    "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TALK},
+    "report": {"--out", "--png", "--inspect", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),
@@ -201,6 +203,8 @@ CASES = [
     (["eval"], 2, "no run with a checkpoint"),
     (["eval", "no-such-run"], 2, "no-such-run is not a run folder"),
     (["merge", "--out", "x"], 2, "no run with a checkpoint"),
+    (["inspect", "no-such-run"], 2, "no-such-run is not a run folder"),
+    (["report", "no-such-run"], 2, "no-such-run is not a run folder"),
     (["recipes", "validate", "nowhere.yaml"], 2, "nowhere.yaml"),
 ]
 

@@ -42,7 +42,7 @@ def test_a_command_that_succeeds_prints_one_document(call, arguments, holds):
 
 COMMANDS = [
     *(["train"], ["eval"], ["chat"], ["generate"], ["merge"], ["export"], ["doctor"]),
-    *(["compare"], ["sweep"], ["reproduce"], ["env"]),
+    *(["inspect"], ["report"], ["compare"], ["sweep"], ["reproduce"], ["env"]),
     *(["recipes", name] for name in ("ls", "show", "cp", "validate", "schema", "diff")),
     *(["methods", name] for name in ("ls", "show")),
     *(["data", name] for name in ("show", "check")),
@@ -73,6 +73,10 @@ WRONG = [
     (["export", "--for", "vllm", "--out", "x", "--public"], "--push OWNER/NAME"),
     (["export", "--out", "x"], "--for"),
     (["doctor", "nowhere"], "is no run folder"),
+    (["inspect"], "no run with a checkpoint"),
+    (["inspect", "--below", "2"], "--below"),
+    (["report"], "no run under runs/"),
+    (["report", "no-such-run"], "no-such-run is not a run folder"),
     (["compare", "nowhere.yaml", "quickstart", "--out", "x"], "nowhere.yaml"),
     (["compare", "quickstart", "--out", "x", "--match", "luck"], "--match luck"),
     (["sweep", "quickstart", "--out", "x"], "a sweep needs a key with several values"),
