@@ -17,6 +17,7 @@ from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
 from lrft.commands.merge import merge_command
 from lrft.commands.output import OneDocument, Terminated, asks_for_json
+from lrft.commands.plan import plan_command
 from lrft.commands.reproduce import reproduce_command
 from lrft.commands.train import train_command
 from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train_command)
+app.command("plan")(plan_command)
 app.command("eval")(eval_command)
 app.command("merge")(merge_command)
 app.command("compare")(compare_command)
