@@ -24,12 +24,12 @@ class Rate(TypedDict):
     source: str
 
 
-def find_rate(recipe: Recipe, kind: str, parameters: int, recomputes: bool, root: Path = ROOT) -> Rate | None:
+def find_rate(recipe: Recipe, kind: str, recomputes: bool, root: Path = ROOT) -> Rate | None:
     """The rate of the newest run on such a device with the same base model, scaled by what is computed again.
 
     Args:
         kind: `cpu` or `cuda`; a run elsewhere says nothing.
-        parameters: of the base model, which the sentence names.
+        recomputes: layers are computed again in the backward pass.
 
     Returns:
         None where there is no such run: a rate is measured, or there is none.
@@ -52,7 +52,7 @@ def find_rate(recipe: Recipe, kind: str, parameters: int, recomputes: bool, root
         scaled = "" if factor == 1 else f", times {factor:.2f} for what is computed again"
         return {
             "tokens_per_second": median(rates) * factor,
-            "source": f"measured here over {len(rates)} steps of {path.name}, of the same {parameters:,} parameters{scaled}",
+            "source": f"measured here over {len(rates)} steps of {path.name}, of the same base{scaled}",
         }
     return None
 

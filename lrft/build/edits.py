@@ -85,7 +85,9 @@ def edits(recipe: Recipe) -> Iterator[Edit]:
         )
     if recipe.model.activation_checkpointing is not True:
         yield Edit(
-            ("model.activation_checkpointing=true",), "the same result; the forward pass is done twice, about a third more time", 2
+            ("model.activation_checkpointing=true",),
+            "the same result, the forward pass done twice",
+            2,
         )
     dropout = getattr(recipe.adapter, "dropout", 0)
     if isinstance(dropout, float) and dropout > 0:
@@ -97,7 +99,11 @@ def edits(recipe: Recipe) -> Iterator[Edit]:
     if format_ is not None and recipe.trainable.weights != "full":
         yield Edit((f"quantization.method={format_}",), "the base is rounded", 6)
     if settings.max_length >= 128:
-        yield Edit((f"train.max_length={settings.max_length // 2}",), "longer rows are refused or cut, see data.too_long", 8)
+        yield Edit(
+            (f"train.max_length={settings.max_length // 2}",),
+            "data.too_long decides on longer rows",
+            8,
+        )
 
 
 def _in_order(single: Sequence[Edit]) -> list[Edit]:

@@ -12,8 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # Calls on each entry by itself whose result has the type that torch promotes their first two arguments to.
-SAME_TYPE = ("add", "sub", "rsub", "mul", "div", "pow", "rsqrt", "sqrt", "neg", "tanh", "exp", "log", "silu", "clamp_min")
-LIKE_FIRST = ("_softmax_backward_data", "masked_fill", "silu_backward", "gelu_backward", "tanh_backward", "gelu", "_log_softmax")
+SAME_TYPE = frozenset("add sub rsub mul div pow rsqrt sqrt neg tanh exp log silu clamp_min".split())
+# Calls whose result is like their first argument.
+LIKE_FIRST = frozenset(
+    "_softmax_backward_data masked_fill silu_backward gelu_backward tanh_backward gelu _log_softmax".split()
+)
 
 
 class Held(TorchDispatchMode):
@@ -47,9 +50,7 @@ class Held(TorchDispatchMode):
         self.peak = self.now
         return self.now
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = _call(function, args, kwargs or {})
         if not getattr(function, "is_view", False):
             given = {s._cdata for s in _storages((args, kwargs))} if function._schema.is_mutable else set()

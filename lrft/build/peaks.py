@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypedDict
 
@@ -11,12 +11,10 @@ from torch import nn
 
 from lrft.build.decide import quantizer
 from lrft.build.held import Held
-from lrft.build.job import build_optimizer
 from lrft.build.measure import Planned, bytes_per_weight, counted, optimizer_bytes, planned
 from lrft.build.measured import Measured
-from lrft.build.trial import Cost, Storage, freeze, try_layer, try_loss
+from lrft.build.trial import Cost, Hollow, Storage, freeze, try_layer, try_loss
 from lrft.core.adapted import adapted
-from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.data.steps import Shape
 from lrft.model import varlen
@@ -29,6 +27,7 @@ from lrft.registry.axes import ADAPTERS, INITS, OBJECTIVES, OPTIMIZERS, QUANTIZE
 
 CONTEXT = 500 * 2**20  # a CUDA context with torch's kernels
 IMPORTED = 450 * 2**20  # a process on a CPU that has imported everything and read its rows
+KERNELS = 64 * 2**20  # what loading and the kernels of a CPU leave behind: scripts/check_plan.py found 58 to 80
 
 
 class Peak(TypedDict):
@@ -124,7 +123,7 @@ class _Peaks:
         return Shape(shape.rows, shape.length + most * count, tuple(n + count for n in shape.documents))
 
     def peak(self, **parts: int) -> Peak:
-        runtime = CONTEXT if self.device == "cuda" else IMPORTED
+        runtime = CONTEXT if self.device == "cuda" else IMPORTED + KERNELS
         held = {
             "weights": self.counted["weight_bytes"],
             "adapter": self.counted["trainable_bytes"] + self.constant,
@@ -170,18 +169,35 @@ class _Peaks:
 
         last = max(cost.forward - cost.kept for cost in costs)
         add("forward pass", gradients=held, activations=whole, working=max(0, last))
-        add("loss", gradients=held, activations=whole, loss=max(loss.forward, loss.backward - loss.gradients),
-            working=loss.gradients if not held else 0)
+        add(
+            "loss",
+            gradients=held,
+            activations=whole,
+            loss=max(loss.forward, loss.backward - loss.gradients),
+            working=loss.gradients if not held else 0,
+        )
         done = loss.gradients
         for index in reversed(range(len(costs))):
             cost, before = costs[index], base + sum(kept[:index])
             room = max(cost.backward, cost.forward + tokens * width if index < recomputed else 0)
             inside = room - cost.gradients
             gradients = everything if held or per_layer else done + own[index]
-            add("backward pass", gradients=gradients, activations=before + cost.kept, working=inside - cost.kept)
+            add(
+                "backward pass",
+                gradients=gradients,
+                activations=before + cost.kept,
+                working=inside - cost.kept,
+            )
             done += own[index]
+        if self.device == "cpu":  # on a GPU what is written is copied to the host
+            add("checkpoint", gradients=0 if per_layer else everything, working=self._saving())
         add("optimizer step", gradients=everything, working=step_room(self.recipe, self.found.infos))
         return max(moments, key=lambda one: one[0]["total"])
+
+    def _saving(self) -> int:
+        """Writing a checkpoint: each of two files as a copy of its tensors, their bytes, and the file's."""
+        trained = sum(info.param.nbytes for info in self.found.infos)
+        return max(3 * trained, trained + 3 * self.counted["optimizer_bytes"])
 
     def _costs(self, shape: Shape, recomputed: int) -> tuple[list[Cost], Cost]:
         """Of every layer, and of the loss."""
@@ -223,9 +239,9 @@ class _Peaks:
         return self.peak(activations=between, working=inside)
 
     def merging(self, scored: Peak) -> Peak:
-        """The run's model beside a dense one: one layer's weight, change and sum in float32, or rows that compare both."""
+        """The run's model beside a dense one, of which one layer is in float32, or rows that compare both."""
         export = DTYPES[self.recipe.export.dtype or self.recipe.model.dtype].itemsize
-        dense = self.counted["base"] * max(export, self.item if export < self.item else export)
+        dense = self.counted["base"] * max(export, self.item)
         sizes = [m.in_features * m.out_features for m in self.hf.modules() if isinstance(m, nn.Linear)]
         sizes += [m.in_features * m.out_features for _, m in _hollows(self.hf)]
         largest = max(sizes, default=0)
@@ -235,8 +251,6 @@ class _Peaks:
 
 
 def _hollows(hf: nn.Module) -> list[tuple[str, nn.Module]]:
-    from lrft.build.trial import Hollow
-
     return [(name, module) for name, module in hf.named_modules() if isinstance(module, Hollow)]
 
 
@@ -245,7 +259,9 @@ def _kind(found: Planned, index: int) -> object:
     prefix = f"model.layers.{index}."
     plan = found.adaptation.plan
     sites = tuple(
-        (name.removeprefix(prefix), repr(entry.config)) for name, entry in plan.items() if name.startswith(prefix)
+        (name.removeprefix(prefix), repr(entry.config))
+        for name, entry in plan.items()
+        if name.startswith(prefix)
     )
     hf = found.adaptation.model.hf
     layer = hf.get_submodule(prefix.rstrip("."))
@@ -256,7 +272,12 @@ def _kind(found: Planned, index: int) -> object:
 def _backend(recipe: Recipe, device: str) -> str:
     """The first attention that the recipe allows, where a GPU is taken to have the kernels for many lengths."""
     section = recipe.model
-    if section.attention == "auto" and device == "cuda" and not section.compile and section.dtype != "float32":
+    if (
+        section.attention == "auto"
+        and device == "cuda"
+        and not section.compile
+        and section.dtype != "float32"
+    ):
         return varlen.NAME
     return attention_backends(section, torch.device(device))[0]
 
@@ -275,21 +296,25 @@ def stored_bytes(recipe: Recipe) -> float:
     if "dense_base" in cls.provides:
         return float(DTYPES[recipe.model.dtype].itemsize)
     bits = cls.bits(recipe.quantization)
-    return _sampled(recipe.quantization.model_dump_json(), recipe)[0] if bits is None else bits / 8
+    return _sampled(recipe)[0] if bits is None else bits / 8
 
 
 def decoding_room(recipe: Recipe) -> float:
     """Bytes a weight that decoding takes beside the dense weight; formats with a kernel of their own take none."""
     cls = QUANTIZERS.get(recipe.quantization.method)
-    return 0.0 if cls.bits(recipe.quantization) is not None else _sampled(recipe.quantization.model_dump_json(), recipe)[1]
+    return (
+        0.0
+        if cls.bits(recipe.quantization) is not None
+        else _sampled(recipe.quantization.model_dump_json(), recipe)[1]
+    )
 
 
 _samples: dict[str, tuple[float, float]] = {}
 
 
-def _sampled(key: str, recipe: Recipe) -> tuple[float, float]:
+def _sampled(recipe: Recipe) -> tuple[float, float]:
     """Stored bytes a weight, and those of decoding it, of a small matrix."""
-    key = f"{key} {recipe.model.dtype}"
+    key = f"{recipe.quantization.model_dump_json()} {recipe.model.dtype}"
     if key not in _samples:
         side, dtype = 256, DTYPES[recipe.model.dtype]
         layer = quantizer(recipe)(torch.zeros(side, side).to(dtype), None)

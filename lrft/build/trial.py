@@ -108,7 +108,10 @@ def try_layer(
     item = hf.get_input_embeddings().weight.dtype
     empty = partial(torch.empty, dtype=item, device="meta")
     x = empty(shape.rows, shape.length, config.hidden_size, requires_grad=wanted and trains)
-    angles = empty(shape.rows, shape.length, config.head_dim), empty(shape.rows, shape.length, config.head_dim)
+    angles = (
+        empty(shape.rows, shape.length, config.head_dim),
+        empty(shape.rows, shape.length, config.head_dim),
+    )
     documents = _places(shape)
     layer.train(trains)
     return _try(lambda: layer(x, angles, documents), layer, trains=trains, device=device)
@@ -179,4 +182,3 @@ def _places(shape: Shape) -> tuple[tuple[int, int, int], ...]:
         found.append((row, start, start + length))
         start += length
     return tuple(found)
-

@@ -102,10 +102,10 @@ def _time(plan: Ahead) -> str:
     assert rate is not None
     if seconds is None:
         return f"{rate['tokens_per_second']:,.0f} tokens a second ({rate['source']})"
-    for name, unit in (("hours", HOUR), ("minutes", MINUTE), ("seconds", 1)):
-        if seconds >= 2 * unit or unit == 1:
-            break
-    return f"about {seconds / unit:.0f} {name}, at {rate['tokens_per_second']:,.0f} tokens a second ({rate['source']})"
+    units = {"hours": HOUR, "minutes": MINUTE, "seconds": 1}
+    name = next(name for name, unit in units.items() if seconds >= 2 * unit or unit == 1)
+    shown = f"about {seconds / units[name]:.0f} {name}"
+    return f"{shown}, at {rate['tokens_per_second']:,.0f} tokens a second ({rate['source']})"
 
 
 def gib(size: int) -> str:

@@ -83,11 +83,13 @@ def describe(name: str, revision: str | None = None) -> Described:
             return _of_folder(Path(file).parent, "config.json on the hub")
         except Exception as error:  # whatever a client of the hub raises
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise RecipeError(f"{name!r} has no config.json to be read ({why}); {_REMEDY}", "model.name") from None
+            raise RecipeError(
+                f"{name!r} has no config.json to be read ({why}); {_REMEDY}", "model.name"
+            ) from None
     raise RecipeError(f"{name!r} is no folder, is not cached and is not packaged; {_REMEDY}", "model.name")
 
 
-_REMEDY = "give a local folder with config.json, a cached hub id, or one whose configuration is packaged: see docs/planning.md"
+_REMEDY = "give a local folder with config.json, a cached hub id, or one of those that docs/planning.md lists"
 
 
 @cache

@@ -49,7 +49,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, documents: Documents, rule
 def _repeat(x: Tensor, heads: int) -> Tensor:
     """(B, K, L, D) -> (B, heads, L, D), a copy where they are more."""
     B, K, L, D = x.shape
-    return x if K == heads else x[:, :, None].expand(B, K, heads // K, L, D).reshape(B, heads, L, D)
+    return x if heads == K else x[:, :, None].expand(B, K, heads // K, L, D).reshape(B, heads, L, D)
 
 
 class _Kernel(torch.autograd.Function):

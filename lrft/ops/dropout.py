@@ -91,7 +91,9 @@ def _state(device: torch.device) -> Tensor:
 def _draw(x: Tensor, probability: float) -> Dropped:
     flat = x.detach().reshape(-1, x.shape[-1])
     if flat.is_meta and _meta_as == "cpu" and probability <= SPARSE:
-        return Dropped(torch.empty_like(flat), flat.new_empty(_most(flat.numel(), probability), dtype=torch.int64), 1)
+        return Dropped(
+            torch.empty_like(flat), flat.new_empty(_most(flat.numel(), probability), dtype=torch.int64), 1
+        )
     if flat.device.type == "cpu" and probability <= SPARSE:
         zeros = positions(flat.numel(), probability)
     else:  # on a GPU the number of positions would have to be waited for

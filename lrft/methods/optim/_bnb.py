@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 else:
     _Base = Optimizer  # the rest comes with bitsandbytes' own class, beside which this one is put
 
-SMALL, BLOCK = 4096, 256  # bitsandbytes' own: numbers below which state stays in float32, numbers that share a scale
+SMALL, BLOCK = (
+    4096,
+    256,
+)  # bitsandbytes' own: numbers below which state stays in float32, numbers that share a scale
 CODE_BOOKS = {"qmap1": "dynamic", "qmap2": "udynamic"}
 
 
