@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from lrft.api.claim import FREE_TO_CHANGE
 from lrft.build.adapter_folder import write_adapter
 from lrft.build.job import Job, last_loss
 from lrft.build.measure import matrix_shares
@@ -35,7 +36,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
         {
             "recipe_name": loaded.name,
             "recipe_hash": job.identity.recipe,
-            "origins": {key: place for key, place in loaded.origins.items() if place != str(DEFAULT)},
+            "origins": _origins(folder, loaded),
             "base_fingerprint": job.identity.base,
             "data": job.text.fingerprints,
             "gate": job.text.record(),
@@ -64,6 +65,16 @@ def _extended(run: Run) -> dict[str, Json]:
     pairs = zip(run.earlier_ends, run.recipe.train.extended, strict=True)
     found: list[Json] = [{"after": end, **added.model_dump()} for end, added in pairs]
     return {"extended": found} if found else {}
+
+
+def _origins(folder: RunFolder, loaded: LoadedRecipe) -> dict[str, str]:
+    """Where each value that is no default was written: by whom the run began, except for what a resume may change."""
+    now = {key: place for key, place in loaded.origins.items() if place != str(DEFAULT)}
+    before: dict[str, str] | None = folder.read(RUN).get("origins") if folder.started else None
+    if before is None:
+        return now
+    kept = {key: place for key, place in before.items() if key.split(".")[0] not in FREE_TO_CHANGE}
+    return kept | {key: place for key, place in now.items() if key.split(".")[0] in FREE_TO_CHANGE}
 
 
 def _rows(job: Job) -> dict[str, Json]:

@@ -349,6 +349,22 @@ def test_folding_leaves_the_function_unchanged_on_every_storage(make, name, stor
 
 
 @MERGEABLE
+def test_the_factors_of_a_site_are_its_change_after_a_fold_too(make, name):
+    """None is honest, and all that a change which depends on W can say."""
+    model = make(name)
+    linear = "linear_delta" in model.adapter.provides
+    for folds in range(2):
+        jiggle(model)
+        factors = model.site.factors()
+        assert linear or factors is None
+        if factors is not None:
+            A, B = factors
+            torch.testing.assert_close(B @ A, model.site.change(), atol=1e-5, rtol=1e-5)
+        if folds == 0 and "own_weights" not in model.adapter.provides:
+            model.site.fold()
+
+
+@MERGEABLE
 def test_factors_are_the_change(make, name):
     if "linear_delta" not in ADAPTERS.get(name).provides:
         return

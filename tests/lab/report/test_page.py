@@ -6,12 +6,18 @@ import base64
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 
+from lrft.api.train import train
 from lrft.lab.report.page import DETAILS, LARGEST, page_of
 from lrft.lab.report.read import find_runs, read_runs
-from lrft.registry.errors import UsageError
+from lrft.recipe.load import load_recipe
+from lrft.registry.errors import Interrupted, UsageError
+from lrft.training.keepers import StopOnSignal
+
+SMOKE = Path(__file__).parents[3] / "recipes" / "smoke"
 
 EVIL = "</pre></script><script>window.__evil = 1</script><img src=http://evil.example/x onerror=alert(1)>\"'&amp;"
 REFERENCES = {"src", "href", "action", "data", "poster", "srcset", "xlink:href", "formaction", "background"}
@@ -113,6 +119,27 @@ def test_a_run_that_kept_no_origins_says_so(looked_at, copied, edit):
     edit(folder / "run.json", origins=None)
     text = page(folder)
     assert "did not keep where its values came from" in text and "recipe.yaml:" in text
+
+
+def test_a_resumed_run_keeps_where_its_values_came_from(tiny, tmp_path, monkeypatch):
+    """But for the sections that a resume may change, which it reads anew."""
+
+    def after_step(self, run):
+        run.stop_signal, run.stopping = 15, True
+
+    small = [f"model.name={tiny()}", "data.train.limit=20", "data.eval.limit=4", "train.device=cpu"]
+    loaded = load_recipe(SMOKE / "lora.yaml", [*small, "train.seed=7", "eval.limit=3"])
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "after_step", after_step)
+        with pytest.raises(Interrupted):
+            train(loaded, folder)
+    begun = json.loads((folder / "run.json").read_text())["origins"]
+    assert begun["train.seed"] == begun["eval.limit"] == "command line"
+    train(folder / "recipe.yaml", folder, resume=True, overrides=["eval.batch_tokens=4096"])
+    after = json.loads((folder / "run.json").read_text())["origins"]
+    assert after["train.seed"] == "command line" and after["eval.batch_tokens"] == "command line"
+    assert after["eval.limit"].startswith(str(folder / "recipe.yaml"))
 
 
 def test_scores_and_samples_stand_side_by_side(looked_at, parse):
