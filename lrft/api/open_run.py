@@ -20,7 +20,7 @@ from lrft.model.trained import base_parameters, load_trained_tensors, put_back
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import DataError, UsageError
 from lrft.training import checkpoint
 from lrft.training.checkpoint_folder import step_of
 from lrft.training.chosen import best_known, newest_of
@@ -34,10 +34,12 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
     Raises:
         UsageError: the run has no checkpoint yet.
         CheckpointError: the base model is not the one it was trained on.
+        DataError: the rows that were held out cannot be told any more.
     """
     recipe, saved = _recipe_and_checkpoint(folder)
     trusted = trusts_remote_code(folder)
     text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
+    _check_held_out(folder, recipe, text)
     return recipe, text, _with_adapter(folder, recipe, saved)
 
 
@@ -117,6 +119,15 @@ def bare_base(recipe: Recipe, folder: RunFolder, model: CausalLM) -> Iterator[No
 def sample_row(recipe: Recipe, text: Text) -> Row:
     """The first held-out row, or else the first one that was trained on."""
     return (text.held_out or training_rows(recipe, 1))[0]
+
+
+def _check_held_out(folder: RunFolder, recipe: Recipe, text: Text) -> None:
+    """Refuse rows that were drawn from a file which is another one now: the run may have been trained on them."""
+    if recipe.data.split is not None and text.fingerprints["eval"] != folder.read(RUN)["data"]["eval"]:
+        raise DataError(
+            f"data.split: the files of data.train changed since {folder.path} began, so rows that would be held out "
+            "now may have been trained on; put back what was there"
+        )
 
 
 def trusts_remote_code(folder: RunFolder) -> bool:

@@ -19,7 +19,7 @@ from lrft.recipe.load import DEFAULT, LoadedRecipe
 from lrft.recipe.resolved import resolved
 from lrft.registry.json import Json
 from lrft.training import folder as run_folder
-from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN
+from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
 from lrft.training.metrics import peak_memory
 from lrft.training.scorer import Scorer
 

@@ -41,6 +41,8 @@ def read_text(
     text = _without_rows(recipe, config, trust_remote_code, today)
     if not training:
         text.held_out = held_out_rows(recipe)
+        if text.held_out is not None:
+            text.fingerprints["eval"] = text.held_out.fingerprint
         return text
     rows, text.held_out = both_splits(recipe)
     text.fingerprints["train"] = rows.fingerprint

@@ -223,3 +223,19 @@ def test_going_through_a_large_file_holds_one_row_at_a_time(tmp_path, monkeypatc
     found = peak(lambda: [row["a"] for row in read(file, take=100)] and sum(1 for _ in read(file)))
     assert held > rows * size, "the small way holds every row"
     assert found < rows * size / 10
+
+
+def test_of_a_large_parquet_file_one_row_group_is_held(tmp_path, monkeypatch):
+    from datasets import Dataset
+
+    file = tmp_path / "r.parquet"
+    Dataset.from_dict({"a": [f"{k:02000}" for k in range(2000)]}).to_parquet(file, batch_size=100)
+    before = pyarrow.total_allocated_bytes()
+    small = read(file)
+    assert pyarrow.total_allocated_bytes() - before > 2000 * 2000, "the small way holds every row"
+    del small
+    monkeypatch.setattr(json_rows, "LARGE", 1)
+    before = pyarrow.total_allocated_bytes()
+    rows = read(file)
+    assert sum(1 for _ in rows) == 2000
+    assert 0 < pyarrow.total_allocated_bytes() - before < 2000 * 2000 / 10

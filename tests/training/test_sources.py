@@ -149,6 +149,18 @@ def test_held_out_rows_are_taken_from_the_one_file(recipe, files, tmp_path, caps
     assert len(shown) == 6 and not held & {row.where for row in shown}
 
 
+def test_rows_held_out_of_a_file_that_changed_are_not_scored(recipe, files, tmp_path):
+    """Another draw would hold out rows that were trained on."""
+    rows = tmp_path / "own.jsonl"
+    rows.write_text((files / "b.jsonl").read_text())
+    loaded = recipe(f"{{train: {rows}, split: 3}}", "train.max_steps=1")
+    train(loaded, tmp_path / "run")
+    assert evaluate(tmp_path / "run", ["loss"])["adapter"]["loss"].n == 3
+    rows.write_text((files / "b.jsonl").read_text() + (files / "a.jsonl").read_text())
+    with pytest.raises(DataError, match=r"data\.split: the files of data\.train changed since"):
+        evaluate(tmp_path / "run", ["loss"])
+
+
 def with_guess(loaded):
     from lrft.build.guess import with_format
 
