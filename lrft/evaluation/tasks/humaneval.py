@@ -101,8 +101,9 @@ class HumanEval(Task):
                 rows, prompts, outputs, programs, ran or stands, strict=True
             )
         ]
-        network = {} if ran is None else {"network": "none" if cuts_network() else "open"}
-        return self.result(subject, rows, metrics, samples, **network)
+        if ran is None:
+            return self.result(subject, rows, metrics, samples)
+        return self.result(subject, rows, metrics, samples, network="none" if cuts_network() else "open")
 
     def sample(self, subject: Subject) -> Row | None:
         """A row of the recipe, which shows whether its answers are thought for; None where there is none to see."""
