@@ -54,8 +54,8 @@ LONGEST_FILE, LONGEST_FUNCTION = 250, 40  # lines
 NEUTRAL = {"none", "default", "uniform", "linear", "cosine", "constant"}
 # Names of torch's own that a method's file happens to bear, as the dotted expression that is meant.
 TORCH = {"torch.int8", "F.cross_entropy"}
-# The one place outside lrft/methods that must name methods: a recipe has defaults. And a data set that bears the name of
-# one: GLUE's CoLA.
+# The one place outside lrft/methods that must name methods: a recipe has defaults. And a data set that bears the name
+# of one: GLUE's CoLA.
 NAMING = {
     "lrft/recipe/schema.py": {"lora", "adamw", "cross_entropy"},
     "lrft/evaluation/tasks/glue.py": {"cola"},
