@@ -57,13 +57,12 @@ LONGEST_FILE, LONGEST_FUNCTION = 250, 40  # lines
 NEUTRAL = {"none", "default", "uniform", "linear", "cosine", "constant"}
 # Names of torch's own that a method's file happens to bear, as the dotted expression that is meant.
 TORCH = {"torch.int8", "F.cross_entropy"}
-# The places outside lrft/methods that must name methods: a recipe has defaults, and a format of files bears a name.
+# The places outside lrft/methods that must name methods: a recipe has defaults, a format of files bears a name, and so
+# does a data set: GLUE's CoLA.
 NAMING = {
     "lrft/recipe/schema.py": {"lora", "adamw", "cross_entropy"},
     "lrft/export/targets.py": {"lora", "LoRA"},
-    "lrft/evaluation/tasks/glue.py": {
-        "cola"
-    },  # a part of GLUE before it was what a chain of adapters is called
+    "lrft/evaluation/tasks/glue.py": {"cola"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -64,6 +65,7 @@ def generate_answers(
     sampling.check()
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
+    file = AnswersFile(Path(out))
     folder = find(run)
     folder.chosen = checkpoint_of(folder)
     recipe, text, adaptation = open_run(folder)
@@ -85,7 +87,7 @@ def generate_answers(
         "batch_tokens": target.batch_tokens,
     }
     with bare_base(recipe, folder, adaptation.model) if base else nullcontext():
-        return _write(target, rows, ids, AnswersFile(Path(out), about), max_new_tokens, sampling)
+        return _write(target, rows, ids, file, about, max_new_tokens, sampling)
 
 
 def _ids(path: Path, asker: Asker) -> tuple[Rows, list[list[int]]]:
@@ -106,6 +108,7 @@ def _write(
     rows: Rows,
     ids: list[list[int]],
     file: AnswersFile,
+    about: Mapping[str, Json],
     max_new_tokens: int,
     sampling: Sampling,
 ) -> Generated:
@@ -113,7 +116,7 @@ def _write(
     fault: LrftError | None = None
     try:
         if leads:
-            file.open()
+            file.open(about)
     except LrftError as error:
         fault = error
     try:

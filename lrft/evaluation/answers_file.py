@@ -20,7 +20,6 @@ class AnswersFile:
 
     Args:
         path: the .jsonl file, line k of which is row k.
-        about: what decides the answers; plain values. Written beside the file before its first line.
 
     Attributes:
         done: lines that were there when it was opened.
@@ -29,20 +28,25 @@ class AnswersFile:
         UsageError: the name does not end in .jsonl.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Json]) -> None:
+    def __init__(self, path: Path) -> None:
         if path.suffix != ".jsonl":
             raise UsageError(f"--out {path}: answers are JSON, one a line; give a name that ends in .jsonl")
-        self.path, self.about = path, dict(about)
+        self.path = path
+        self.about: dict[str, Json] = {}
         self.done = 0
         self._file: IO[bytes] | None = None
 
-    def open(self) -> None:
+    def open(self, about: Mapping[str, Json]) -> None:
         """Lock the file, see that its lines are of this command, and cut off one that a kill left unfinished.
+
+        Args:
+            about: what decides the answers; plain values. Written beside the file before its first line.
 
         Raises:
             UsageError: it holds something else, or another process is writing it.
             LrftError: it cannot be written.
         """
+        self.about = dict(about)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             existed = self.path.exists()

@@ -18,16 +18,16 @@ def rows(*numbers: int) -> list[dict]:
 
 @pytest.fixture
 def file(tmp_path):
-    made = AnswersFile(tmp_path / "deep" / "a.jsonl", ABOUT)
-    made.open()
+    made = AnswersFile(tmp_path / "deep" / "a.jsonl")
+    made.open(ABOUT)
     made.append(rows(0, 1, 2))
     made.close()
     return made
 
 
 def opened(path, about=ABOUT) -> AnswersFile:
-    made = AnswersFile(path, about)
-    made.open()
+    made = AnswersFile(path)
+    made.open(about)
     return made
 
 
@@ -84,7 +84,7 @@ def test_two_processes_do_not_write_one_file(file):
 
 def test_a_name_or_a_place_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"give a name that ends in \.jsonl"):
-        AnswersFile(tmp_path / "a.txt", ABOUT)
+        AnswersFile(tmp_path / "a.txt")
     (tmp_path / "taken").write_text("")
     with pytest.raises(LrftError, match=r"--out .*taken/a\.jsonl: cannot be written"):
         opened(tmp_path / "taken" / "a.jsonl")

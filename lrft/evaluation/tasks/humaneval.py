@@ -76,7 +76,7 @@ class HumanEval(Task):
         """Generate, put programs together, and run them where that is allowed."""
         rows = self.rows(subject, limit)
         problems = each(rows, read_problem)
-        asker = Asker(self.renderer(subject))
+        asker = Asker(self.renderer(subject), self.sample(subject))
         prompts = each(rows, lambda row: asker.ids(asker.text(str(row["prompt"]))))
         limit_tokens = self.config.max_new_tokens
         tokens = generate(subject, prompts, limit_tokens, what=self.name, where=rows.where)
@@ -101,8 +101,14 @@ class HumanEval(Task):
                 rows, prompts, outputs, programs, ran or stands, strict=True
             )
         ]
-        network: dict[str, Json] = {} if ran is None else {"network": "none" if cuts_network() else "open"}
-        return self.result(subject, rows, metrics, samples, None, **network)
+        if ran is None:
+            return self.result(subject, rows, metrics, samples)
+        return self.result(subject, rows, metrics, samples, network="none" if cuts_network() else "open")
+
+    def sample(self, subject: Subject) -> Row | None:
+        """A row of the recipe, which shows whether its answers are thought for; None where there is none to see."""
+        apart = self.config.data is not None and self.config.format is None
+        return subject.rows[0] if apart and subject.rows is not None else None
 
     def tested(self, subject: Subject, problems: list[Problem], programs: list[str]) -> list[bool]:
         """Whether each program passes its tests."""
