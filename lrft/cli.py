@@ -12,12 +12,15 @@ import typer
 
 from lrft import __version__
 from lrft.commands import data, methods, recipes
+from lrft.commands.chat import chat_command
 from lrft.commands.compare import compare_command
 from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
+from lrft.commands.generate import generate_command
 from lrft.commands.merge import merge_command
 from lrft.commands.output import OneDocument, Terminated, asks_for_json
 from lrft.commands.reproduce import reproduce_command
+from lrft.commands.sweep import sweep_command
 from lrft.commands.train import train_command
 from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
 from lrft.registry.errors import Interrupted, LrftError, UsageError
@@ -34,8 +37,11 @@ app = typer.Typer(
 )
 app.command("train")(train_command)
 app.command("eval")(eval_command)
+app.command("chat")(chat_command)
+app.command("generate")(generate_command)
 app.command("merge")(merge_command)
 app.command("compare")(compare_command)
+app.command("sweep")(sweep_command)
 app.command("reproduce")(reproduce_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(methods.app, name="methods")

@@ -97,6 +97,9 @@ def main(given: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--layers", type=int, help="of the random Llama: 8, or 2 in a rehearsal")
     made.add_argument("--limit", type=float, default=480.0, help="seconds after which no check is begun")
+    made.add_argument(
+        "--only", action="append", choices=list(CHECKS), metavar="CHECK", help="this check; may be repeated"
+    )
     made.add_argument("--rehearse", action="store_true", help="on the CPU, with a tiny model")
     made.add_argument("--record", type=Path, metavar="FILE.json")
     arguments = made.parse_args(given)
@@ -112,8 +115,14 @@ def main(given: Sequence[str] | None = None) -> int:
         checks = [
             attempt(name, check, bench, began + arguments.limit - time.perf_counter())
             for name, check in CHECKS.items()
+            if arguments.only is None or name in arguments.only
         ]
-    settings = {"layers": arguments.layers, "rehearse": arguments.rehearse, "limit": arguments.limit}
+    settings = {
+        "layers": arguments.layers,
+        "rehearse": arguments.rehearse,
+        "limit": arguments.limit,
+        "only": arguments.only,
+    }
     result = {
         "gflops": bench.rate,
         "checks": checks,

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo  # noqa: E402
 from generated import plain, table, write_or_check  # noqa: E402
 from lrft.recipe.fields import Slot, slot_of  # noqa: E402
 from lrft.recipe.schema import Recipe  # noqa: E402
-from lrft.registry.config import Section  # noqa: E402
+from lrft.registry.config import OneOrMore, Section  # noqa: E402
 from lrft.registry.registry import Registry  # noqa: E402
 from methods_pages import EVERY, chooses, page_name, setting  # noqa: E402
 
@@ -37,8 +37,6 @@ linked.
 
 Beside these keys, `extends: OTHER.yaml` names the recipe that this one is laid over.
 """
-# Keys whose sections say what they are.
-MORE = {"data.train": "rows that are trained on"}
 HEADS = ("key", "value", "default", "what it does")
 
 
@@ -70,9 +68,16 @@ def rows(prefix: str, section: type[Section]) -> list[tuple[str, ...]]:
             value = f"chosen: [{chooses(axis)}](methods/{page_name(axis)})"
             found.append((f"`{key}`", value, setting(name, field)[2], plain(field.description or "")))
         elif below is not None:
-            told = plain(field.description or MORE.get(key, ""))
-            found.append((f"`{key}`", "a source, below", setting(name, field)[2], told))
+            several = next((item for item in slot.metadata if isinstance(item, OneOrMore)), None)
+            kind = "a source, below, or a list of them" if several else "a section, below"
+            found.append((f"`{key}`", kind, setting(name, field)[2], plain(field.description or "")))
             found += rows(key, below)
+            if several is not None:
+                found += [
+                    row
+                    for row in rows(f"{key}.N", several.item)
+                    if row[0][:-1].split(".")[-1] not in below.model_fields
+                ]
         else:
             _, *rest = setting(name, field)
             found.append((f"`{key}`", *rest))

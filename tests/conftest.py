@@ -64,12 +64,15 @@ LONG = (
 # What else --fast leaves out: rooms and files that are quick each and long together, or that start processes.
 ASIDE = (
     "tests/test_docs.py::test_what_a_script_writes_is_current",
-    "tests/test_docs.py::test_the_site_has_every_page_and_no_dead_link",
     "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[mezo]",
     "tests/lab/",
     "tests/evaluation/",
     "tests/commands/",
     "tests/test_package.py",
+    "tests/test_attention.py",
+    "tests/model/test_fused.py",
+    "tests/training/test_reads.py",
+    "tests/training/test_recomputing.py",
     "tests/recipe/test_commands.py",
     "tests/recipe/test_fuzz.py",
     "tests/model/test_probe.py",

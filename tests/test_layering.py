@@ -31,6 +31,7 @@ FLOORS = {
     "lab.models": 7,
     "lab.runs": 8,
     "lab.compare": 9,
+    "lab.sweep": 9,
     "lab.tables": 10,
     "commands": 11,
     "cli": 11,

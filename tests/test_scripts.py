@@ -8,6 +8,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import xml.etree.ElementTree
@@ -146,15 +147,15 @@ def test_a_recorded_command_has_no_path_of_this_machine_and_can_be_repeated(tmp_
 
 
 def test_bench_train_puts_methods_beside_lora_and_beside_peft_where_it_has_them(tiny, capsys):
-    names = "lora,dora,nola,diablo,none_such"
+    names = "lora,nola,diablo,none_such"
     arguments = small(tiny, "--pairs", "5", "--quantization", "none", "--adapters", names)
     with pytest.raises(LrftError, match="none_such"):
         bench_train.main(arguments)
-    arguments[-1] = "lora,dora,nola,diablo"
+    arguments[-1] = "lora,nola,diablo"
     said = bench_train.main(arguments)["result"]["pairings"]
     sides = [tuple(pair["sides"]) for pair in said]
-    assert sides[:3] == [("lrft:lora", "peft:lora"), ("lrft:dora", "lrft:lora"), ("lrft:dora", "peft:dora")]
-    assert len(sides) == 7
+    assert sides[:3] == [("lrft:lora", "peft:lora"), ("lrft:nola", "lrft:lora"), ("lrft:nola", "peft:nola")]
+    assert len(sides) == 5
     by_sides = dict(zip(sides, said, strict=True))
     assert "PEFT holds nola as LORA" in by_sides["lrft:nola", "peft:nola"]["missed"]
     assert "PEFT has no form for diablo" in by_sides["lrft:diablo", "peft:diablo"]["missed"]
@@ -165,10 +166,10 @@ def test_bench_train_puts_methods_beside_lora_and_beside_peft_where_it_has_them(
             assert pair["ratio"] == {"median": ratios[2], "min": ratios[0], "max": ratios[-1]}
             assert pair["share"][a] > 0
     table = bench_train.methods_table(said).splitlines()
-    assert table[1].split()[:2] == ["lora", "1.00"] and len(table) == 5
-    dora = by_sides["lrft:dora", "lrft:lora"]["ratio"]["median"]
-    assert table[2].split()[1] == f"{1 / dora:.2f}"
-    assert table[3].split()[2] == "-"
+    assert table[1].split()[:2] == ["lora", "1.00"] and len(table) == 4
+    nola = by_sides["lrft:nola", "lrft:lora"]["ratio"]["median"]
+    assert table[2].split()[1] == f"{1 / nola:.2f}"
+    assert table[2].split()[2] == "-"
 
 
 def test_bench_train_draws_dropout_on_both_sides_and_refuses_it_where_there_is_none(tiny):
@@ -350,22 +351,31 @@ def test_gpu_check_says_that_there_is_no_card(capsys, monkeypatch):
     assert said == "gpu_check: torch sees no CUDA card here; --rehearse runs the same code on the CPU\n"
 
 
-def test_gpu_check_rehearses_all_that_it_would_do_on_a_card(tmp_path, capsys, monkeypatch):
+SOME_CHECKS = ["packed rows", "generation"]
+
+
+@pytest.mark.parametrize(
+    "only", [SOME_CHECKS, pytest.param(None, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_gpu_check_rehearses_what_it_would_do_on_a_card(tmp_path, capsys, monkeypatch, only):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    code = gpu_check.main(["--rehearse", "--record", str(tmp_path / "card.json")])
+    asked = [word for name in only or () for word in ("--only", name)]
+    code = gpu_check.main(["--rehearse", *asked, "--record", str(tmp_path / "card.json")])
     (record,) = json.loads((tmp_path / "card.json").read_text())
     said = {check["name"]: check["said"] for check in record["result"]["checks"]}
     assert code == 0, said
-    assert list(said) == list(gpu_check.CHECKS) and record["settings"]["rehearse"] is True
-    for name in ("a step on bfloat16", "a step on NF4", "packed rows"):
+    assert list(said) == (only or list(gpu_check.CHECKS))
+    assert record["settings"]["rehearse"] is True and record["settings"]["only"] == only
+    for name in {"a step on bfloat16", "a step on NF4", "packed rows"} & said.keys():
         assert "PEFT began at loss" in said[name] and said[name].endswith("no headline")
-    assert "the adapters are the same bytes" in said["killed and resumed"]
-    assert re.search(r"^2/\d+ tests collected", said["tests marked gpu"])
     page = performance_page.page([{**record, "number": 1}])
     assert performance_page.NOTHING in page and "gpu_check" not in page.partition("## Records")[2]
-    assert record["command"] == "python scripts/gpu_check.py --rehearse"
+    assert record["command"] == shlex.join(["python", "scripts/gpu_check.py", "--rehearse", *asked])
     record["settings"]["rehearse"], record["hardware"]["gpu"] = False, "A card"
-    assert "| killed and resumed | A card | passed |" in performance_page.page([{**record, "number": 1}])
+    assert "| packed rows | A card | passed |" in performance_page.page([{**record, "number": 1}])
+    if only is None:
+        assert "the adapters are the same bytes" in said["killed and resumed"]
+        assert re.search(r"^2/\d+ tests collected", said["tests marked gpu"])
 
 
 def test_gpu_check_goes_on_after_a_failure_and_names_what_had_no_time(capsys):

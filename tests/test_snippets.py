@@ -24,6 +24,7 @@ import yaml
 
 import lrft
 from lrft.cli import app
+from lrft.lab.sweep.points import points_of
 from lrft.lab.tables import library
 from lrft.lab.tables.exact.load import load_table
 from lrft.lab.tables.full.table import load_full
@@ -87,6 +88,8 @@ def here(tmp_path, monkeypatch):
         (tmp_path / path.name).symlink_to(path)
     for name in ("train.jsonl", "my/train.jsonl", "my/test.jsonl"):
         (tmp_path / name).symlink_to(ROOT / "docs" / "rows" / "chat.jsonl")
+    for name in ("boolq", "openbookqa", "arc", "openbookqa_test"):
+        (tmp_path / "my" / f"{name}.json").symlink_to(ROOT / "docs" / "rows" / "instruction.jsonl")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -183,6 +186,8 @@ def parse(words: list[str]) -> None:
             assert table == "ls" or table in library.packaged() or Path(table).name == "mine.yaml", table
     elif top == "methods":
         assert name == "ls" or any(given)
+    elif top == "sweep":
+        assert len(points_of(given[0], overrides, None, parsed.params["metric"])) > 1
     elif top in READ:
         recipes = [one for one in given if "=" not in one and not one.startswith("~")]
         overrides += [one for one in given if one not in recipes]

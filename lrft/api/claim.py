@@ -10,6 +10,7 @@ from lrft.data.pack import ORDER
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import compare
 from lrft.recipe.schema import Recipe
+from lrft.recipe.scores import LOSS
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.training import folder as run_folder
@@ -17,6 +18,7 @@ from lrft.training.folder import RECIPE, RESULT, RUN, RunFolder
 
 # Sections that change where numbers go, not what they are; a resumed run may change them.
 FREE_TO_CHANGE = ("logging", "export", "eval")
+COMPARED = ("eval.tasks", "eval.limit")  # of those, what scores are taken on
 
 
 def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> RunFolder:
@@ -81,7 +83,10 @@ def check_same_start(job: Job) -> None:
 
 def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     before = load_recipe(folder.path / RECIPE, trained=True).recipe
-    changes = [c for c in compare(before, recipe) if c[0].split(".")[0] not in FREE_TO_CHANGE]
+    settings = before.train
+    compared = settings.patience is not None or settings.metric != LOSS
+    kept = COMPARED if compared else ()  # which step is the best, or the last, follows from these
+    changes = [c for c in compare(before, recipe) if c[0] in kept or c[0].split(".")[0] not in FREE_TO_CHANGE]
     # What was true by default is now found out, and compared as such with the run's record.
     changes = [c for c in changes if c != ("train.packing", True, None)]
     if changes:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from lrft.build.dataset import read_renderer, read_text
+from lrft.build.guess import with_format
+from lrft.build.rows import held_out_rows, training_rows
 from lrft.build.steps import train_data
 from lrft.build.text import Text
 from lrft.data.encoded import Encoded
 from lrft.data.layout import Packed, packed_rows
+from lrft.data.rows import Rows
 from lrft.data.show import ANSWERS, masked_ids, masked_text, runs, spans
-from lrft.data.sources import Rows, read_rows
 from lrft.evaluation.progress import EvaluationBar
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.schema import Recipe
@@ -106,7 +108,7 @@ def show_rows(
     split: SplitName = "train",
     places: Sequence[str] = (),
 ) -> list[ShownRow]:
-    """Rows through the recipe's tokenizer and format: the first ones, or those at some places.
+    """Rows through the recipe's tokenizer and format: the first ones, of several sources of each, or those at places.
 
     Args:
         places: lines of the file, numbers of rows where there are no lines, or `FILE:LINE`, as a report names them;
@@ -116,20 +118,20 @@ def show_rows(
         RecipeError, DataError: the recipe is not valid, or the rows cannot be read or rendered.
         UsageError: there is no row at a place.
     """
-    chosen = as_loaded(recipe, overrides).recipe
+    chosen = with_format(as_loaded(recipe, overrides)).recipe
     text = read_renderer(chosen, trust_remote_code)
     held = _read(chosen, split, None if places else rows)
-    indices = _indices(held, places) if places else range(min(rows, len(held)))
-    return [ShownRow(held.where(i), _encoded(text, held, i), text.tokenizer) for i in indices]
+    indices = _indices(held, places) if places else range(len(held))
+    return [ShownRow(held.where(i), one, text.tokenizer) for i in indices for one in _encoded(text, held, i)]
 
 
 def _read(recipe: Recipe, split: SplitName, first: int | None) -> Rows:
-    source = recipe.data.train if split == "train" else recipe.data.eval
-    if source is None:
-        raise RecipeError("the recipe names no held-out rows", "data.eval")
-    if first is not None:
-        source = source.model_copy(update={"limit": min(first, source.limit or first)})
-    return read_rows(source, split)
+    if split == "train":
+        return training_rows(recipe, first)
+    rows = held_out_rows(recipe)
+    if rows is None:
+        raise RecipeError("the recipe holds no rows out; name some, or write data.split", "data.eval")
+    return rows.first(first)
 
 
 def _indices(rows: Rows, places: Sequence[str]) -> list[int]:
@@ -153,9 +155,9 @@ def _indices(rows: Rows, places: Sequence[str]) -> list[int]:
     return found
 
 
-def _encoded(text: Text, rows: Rows, index: int) -> Encoded:
+def _encoded(text: Text, rows: Rows, index: int) -> list[Encoded]:
     try:
-        return text.renderer.encode(rows[index])
+        return text.renderer.encodings(rows[index])
     except DataError as error:
         raise DataError(f"{rows.where(index)}: {error}") from error
 
@@ -172,7 +174,7 @@ def show_packed(
     Raises:
         RecipeError, DataError: the recipe is not valid or does not pack, or its rows cannot be read or packed.
     """
-    chosen = as_loaded(recipe, overrides).recipe
+    chosen = with_format(as_loaded(recipe, overrides)).recipe
     if chosen.train.packing is False:
         raise RecipeError(
             "it is false, so no row holds several documents; remove it to see how they would be packed",

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from lrft.api.open_run import open_run, trusts_remote_code
+from lrft.api.open_run import bare_base, check_base, open_run
 from lrft.build.job import subject
-from lrft.core.adapted import adapted, adapters_off
-from lrft.evaluation.run import evaluate_tasks
+from lrft.evaluation.harness import harness_results
+from lrft.evaluation.report import write_report
+from lrft.evaluation.run import describe, evaluate_tasks
 from lrft.evaluation.subject import Progress
 from lrft.evaluation.tasks._task import TaskResult
-from lrft.model.causal_lm import CausalLM
-from lrft.model.load import load_model
-from lrft.model.trained import base_parameters, put_back
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import TASKS
 from lrft.registry.config import MethodConfig, parse_choice
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import UsageError
-from lrft.training.folder import RunFolder, find
+from lrft.training.chosen import find_checkpoint
+from lrft.training.folder import RunFolder
 
 
 def evaluate(
@@ -29,6 +27,8 @@ def evaluate(
     limit: int | None = None,
     baseline: bool = False,
     progress: Progress | None = None,
+    checkpoint: str | None = None,
+    harness: Sequence[str] = (),
 ) -> dict[str, dict[str, TaskResult]]:
     """Score a run's adapter, and the bare base beside it if asked; returns label -> task -> result.
 
@@ -38,6 +38,8 @@ def evaluate(
         limit: score only the first so many rows.
         baseline: score the bare base model as well.
         progress: hears (what, done, total).
+        checkpoint: `best`, `last` or `step-N`; by default the newest. One that was named has files of its own.
+        harness: tasks of lm-eval to run instead, by name or .yaml file; their scores go to `eval/harness-LABEL.json`.
 
     Processes that a launcher started share the batches; each returns the whole result, and the first writes it.
 
@@ -45,32 +47,34 @@ def evaluate(
     that trained have their pretrained values again.
 
     Raises:
-        UsageError: the recipe names no task and no held-out rows; or there is no base to score.
+        UsageError: the recipe names no task and no held-out rows; there is no such checkpoint, or no base to score.
     """
-    folder = find(run)
+    folder = find_checkpoint(run, checkpoint)
     recipe, text, adaptation = open_run(folder)
-    own = any("own_weights" in site.adapter.provides for _, site in adapted(adaptation.model.hf))
-    if baseline and own and recipe.adapter is not None:
-        raise UsageError(
-            f"--baseline: {recipe.adapter.method} is the model's weights itself; there is no base"
-        )
-    chosen = _tasks(recipe, tasks)
+    if baseline:
+        check_base(recipe, adaptation.model, "--baseline")
+    if harness and tasks:
+        raise UsageError("--harness, --task: give one of them at a time")
+    chosen = [] if harness else _tasks(recipe, tasks)
     team = adaptation.team
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
     written = folder.path if team.rank == 0 else None
     limit = limit or recipe.eval.limit
-    results = {"adapter": evaluate_tasks(target, chosen, limit, written, "adapter")}
+    name = "adapter" if folder.chosen is None else f"adapter-{folder.chosen.name}"
+
+    def score(label: str) -> dict[str, TaskResult]:
+        if not harness:
+            return evaluate_tasks(target, chosen, limit, written, label)
+        found = harness_results(target, harness, limit)
+        if written is not None:
+            write_report(written, f"harness-{label}", found, describe(target))
+        return found
+
+    results = {"adapter": score(name)}
     if baseline:
-        with adapters_off(adaptation.model), _pretrained_weights(recipe, folder, adaptation.model):
-            results["baseline"] = evaluate_tasks(target, chosen, limit, written, "baseline")
+        with bare_base(recipe, folder, adaptation.model):
+            results["baseline"] = score("baseline")
     return results
-
-
-def _pretrained_weights(recipe: Recipe, folder: RunFolder, model: CausalLM) -> AbstractContextManager[None]:
-    if not any(base_parameters(model)):
-        return nullcontext()
-    trusted = trusts_remote_code(folder)
-    return put_back(model, load_model(recipe.model, trust_remote_code=trusted, seed=recipe.train.seed))
 
 
 def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:
@@ -80,6 +84,6 @@ def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:
         if unknown:
             raise UsageError(f"--task {unknown[0]}: no such task{did_you_mean(unknown[0], TASKS.names())}")
         return [known.get(name) or parse_choice(TASKS, name) for name in names]
-    if not recipe.eval.tasks and recipe.data.eval is None:
+    if not recipe.eval.tasks and not recipe.data.holds_out:
         raise UsageError("eval.tasks: the recipe names no task and no data.eval; add one, or --task NAME")
     return list(recipe.eval.tasks) or [parse_choice(TASKS, "loss")]

@@ -9,6 +9,7 @@ from pathlib import Path
 from lrft.api.open_run import open_run, trusts_remote_code
 from lrft.api.stopping import check_stops
 from lrft.build.adapt import Adaptation
+from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.notes import say
@@ -27,7 +28,8 @@ from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import DataError, ToleranceError
-from lrft.training.folder import RECIPE, RunFolder, find
+from lrft.training.chosen import find_checkpoint
+from lrft.training.folder import RECIPE, RunFolder
 
 
 def merge(
@@ -37,6 +39,7 @@ def merge(
     rank: int | None = None,
     rounding: str | None = None,
     dtype: str | None = None,
+    checkpoint: str | None = None,
 ) -> Fidelity:
     """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
 
@@ -45,15 +48,16 @@ def merge(
         out: a new or an empty folder.
         rank: keep only so many leading rank components, of adapters that allow it.
         onto, rounding, dtype: by default what the run's recipe says under `export`.
+        checkpoint: `best`, `last` or `step-N`; by default the newest.
 
     Raises:
-        UsageError: `out` is not free.
+        UsageError: `out` is not free, or there is no such checkpoint.
         NotMergeable: the method is not a change of the weight.
         NumericalError: a weight is not finite or beyond the precision; nothing is written.
         ToleranceError: the merged model is further from the adapter than `export.tolerance`, or stops elsewhere than
             the run; files are kept.
     """
-    folder, out = find(run), Path(out)
+    folder, out = find_checkpoint(run, checkpoint), Path(out)
     check_free(out)
     recipe, text, adaptation = open_run(folder)
     recipe = _apply_options(recipe, onto, rounding, dtype)
@@ -61,7 +65,8 @@ def merge(
     if rank is not None:
         truncate(adaptation.model, rank)
     job = _Merge(folder, recipe, text, adaptation, out)
-    record: Fidelity = {**({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
+    named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
+    record: Fidelity = {**named, **({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
     target = RunFolder(out)
     target.write("fidelity.json", record)
     target.write("README.md", merged_card(recipe, record, folder.path.name))
@@ -184,7 +189,8 @@ class _Merge:
         Raises:
             DataError: they cannot be read, or hold nothing to learn.
         """
-        return self.text.encoded(self.recipe.data.train, "data.train", self.recipe.export.calibration_rows)
+        limit = self.recipe.export.calibration_rows
+        return self.text.usable(training_rows(self.recipe), "data.train", limit)
 
     def _batches(self, rows: list[Encoded]) -> list[Batch]:
         return list(eval_batches(rows, self.recipe.eval.batch_tokens, self.text.pad_id))
@@ -240,7 +246,7 @@ def _rows_to_compare(recipe: Recipe, text: Text) -> tuple[list[Encoded], str | N
     if held_out := text.held_out_encoded(limit):
         return held_out, "data.eval"
     try:
-        return text.encoded(recipe.data.train, "data.train", limit), "data.train"
+        return text.usable(training_rows(recipe), "data.train", limit), "data.train"
     except DataError as error:
         say(f"data.train: cannot be read any more ({error})")
         return [], None

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
 from lrft.build.text import Text
+from lrft.core.adapted import adapted, adapters_off
 from lrft.core.notes import say
+from lrft.data.example import Row
+from lrft.data.sources import read_rows
 from lrft.evaluation.progress import EvaluationBar
-from lrft.model.trained import load_trained_tensors
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import load_model
+from lrft.model.trained import base_parameters, load_trained_tensors, put_back
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
-from lrft.training import checkpoint, checkpoint_folder
+from lrft.training import checkpoint
+from lrft.training.chosen import best_known, newest_of
 from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder
 
@@ -25,9 +35,7 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
         CheckpointError: the base model is not the one it was trained on.
     """
     recipe = load_recipe(folder.path / RECIPE, trained=True).recipe
-    saved = folder.chosen or checkpoint_folder.newest(folder.checkpoints, say)
-    if saved is None:
-        raise UsageError(f"{folder.path}: has no checkpoint yet; train it first")
+    saved = checkpoint_of(folder)
     trusted = trusts_remote_code(folder)
     text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
@@ -46,6 +54,50 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
     load_trained_tensors(adaptation.model, tensors)
     adaptation.model.eval()
     return recipe, text, adaptation
+
+
+def checkpoint_of(folder: RunFolder) -> Path:
+    """The checkpoint that was named, or the newest good one; says so where another one is the best.
+
+    Raises:
+        UsageError: there is none yet.
+    """
+    if folder.chosen is not None:
+        return folder.chosen
+    last = newest_of(folder)
+    if (best := best_known(last)) not in (None, last.name):
+        say(f"this is the last checkpoint, {last.name}; the best one is {folder.checkpoints / str(best)}")
+    return last
+
+
+def check_base(recipe: Recipe, model: CausalLM, option: str) -> None:
+    """Refuse `option`, which asks for the bare base model, where there is none.
+
+    Raises:
+        UsageError: what trained is the model's weights themselves.
+    """
+    own = any("own_weights" in site.adapter.provides for _, site in adapted(model.hf))
+    if own and recipe.adapter is not None:
+        raise UsageError(f"{option}: {recipe.adapter.method} is the model's weights itself; there is no base")
+
+
+@contextmanager
+def bare_base(recipe: Recipe, folder: RunFolder, model: CausalLM) -> Iterator[None]:
+    """The base as it is stored, without anything that was trained: base weights have their pretrained values again."""
+    with adapters_off(model):
+        if not any(base_parameters(model)):
+            yield
+            return
+        pretrained = load_model(
+            recipe.model, trust_remote_code=trusts_remote_code(folder), seed=recipe.train.seed
+        )
+        with put_back(model, pretrained):
+            yield
+
+
+def sample_row(recipe: Recipe, text: Text) -> Row:
+    """The first held-out row, or else the first one that was trained on."""
+    return (text.held_out or read_rows(recipe.data.train, "train"))[0]
 
 
 def trusts_remote_code(folder: RunFolder) -> bool:

@@ -11,6 +11,7 @@ import torch
 from lrft.build.activations import activation_bytes
 from lrft.build.adapt import plan_without_weights
 from lrft.build.dataset import read_text
+from lrft.build.guess import with_format
 from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Target
 from lrft.build.recomputing import as_written, choose, free_bytes
@@ -61,7 +62,7 @@ def plan(
     Raises:
         RecipeError, DataError: what training would raise before its first step.
     """
-    loaded = as_loaded(recipe, overrides)
+    loaded = with_format(as_loaded(recipe, overrides))
     return {"recipe": loaded.name, **_plan(loaded.recipe, trust_remote_code)}
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import torch
 
-from lrft.build.job import Job
+from lrft.build.adapter_folder import write_adapter
+from lrft.build.job import Job, last_loss
 from lrft.build.measure import matrix_shares
 from lrft.core.notes import say
 from lrft.core.params import count
 from lrft.core.run import Run
 from lrft.data.pack import ORDER
-from lrft.export.peft_format import adapter_files, why_own_form, write_adapter_folder
-from lrft.model.stopping import trained_generation
+from lrft.export.peft_format import why_own_form
 from lrft.recipe.load import LoadedRecipe
 from lrft.recipe.resolved import resolved
 from lrft.registry.json import Json
 from lrft.training import folder as run_folder
-from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
-from lrft.training.keepers import Scorer
+from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN
 from lrft.training.metrics import peak_memory
+from lrft.training.scorer import Scorer
 
 
 def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
@@ -73,23 +72,25 @@ def write_end(job: Job, seconds: float) -> dict[str, Json]:
         "name": folder.path.name,
     }
     result |= run.summary
-    scorer = next((c for c in run.callbacks if isinstance(c, Scorer)), None)
-    if scorer is not None and scorer.best_step:
-        result |= {"best_eval_loss": scorer.best, "best_checkpoint": f"checkpoints/step-{scorer.best_step}"}
+    result |= _best(run)
     if result["loss"] is None:  # resumed after the last step: the numbers stand in the record
-        result["loss"] = _last_loss(folder)
-    files = adapter_files(job.adaptation.model, run.recipe, result)
+        result["loss"] = last_loss(folder.path / METRICS)
+    files = write_adapter(folder.adapter, job.adaptation.model, run.recipe, job.text, result)
     if "adapter_config.json" not in files:
         say(f"adapter/ has lrft's own form: {why_own_form(job.adaptation.model, run.recipe)}")
-    files["recipe.yaml"] = (folder.path / RECIPE).read_bytes()
-    text, own = job.text, run.recipe.model.tokenizer is not None
-    generation, _ = trained_generation(
-        job.adaptation.model.hf, text.tokenizer, text.stop_ids, text.pad_id, own
-    )
-    files["generation_config.json"] = generation.to_json_string().encode()
-    write_adapter_folder(folder.adapter, files, job.text.tokenizer)
     folder.write(RESULT, result)
     return result
+
+
+def _best(run: Run) -> dict[str, Json]:
+    """The best score and its checkpoint; nothing where no score was a number."""
+    scorer = next((c for c in run.callbacks if isinstance(c, Scorer)), None)
+    if scorer is None or not scorer.best_step:
+        return {}
+    return {
+        f"best_{scorer.metric.name}": scorer.best,
+        "best_checkpoint": f"checkpoints/step-{scorer.best_step}",
+    }
 
 
 def _notes(job: Job, trainable: int) -> Iterator[str]:
@@ -116,9 +117,3 @@ def _notes(job: Job, trainable: int) -> Iterator[str]:
 def _rounds_every_step(run: Run) -> bool:
     coarse = any(not info.site and info.param.dtype != torch.float32 for info in run.parameters)
     return coarse and run.recipe.trainable.update == "in_place"
-
-
-def _last_loss(folder: RunFolder) -> float | None:
-    lines = (folder.path / METRICS).read_text().splitlines()
-    loss: float | None = json.loads(lines[-1])["loss"] if lines else None
-    return loss

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.notes import say
-from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.generate import before_stop
@@ -18,7 +18,6 @@ from lrft.model.batching import own_settings, stock_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.stopping import generation_of, read_tokenizer
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import FORMATS
 from lrft.registry.errors import DataError
 from lrft.registry.protocols import Tokenizer
 
@@ -61,11 +60,10 @@ def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trus
 
 def _prompts(recipe: Recipe, text: Text, tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:
     """The prompt of the first row as the run renders it and as the folder's tokenizer does; None without one."""
-    form = FORMATS.get(recipe.data.format.method)(recipe.data.format)
     ours = text.renderer
-    folders = Renderer(tokenizer, form, text.stop_ids, ours.max_length, ours.too_long, ours.today)
+    folders = Renderer(tokenizer, ours.format, text.stop_ids, ours.max_length, ours.too_long, ours.today)
     try:
-        row = (text.held_out or read_rows(recipe.data.train, "train"))[0]
+        row = (text.held_out or training_rows(recipe, 1))[0]
         prompts = ours.prompt_ids(row), folders.prompt_ids(row)
     except DataError:
         return None  # said already where the rows to compare on were looked for

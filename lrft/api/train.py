@@ -14,10 +14,13 @@ from torch import Tensor
 from lrft.api.claim import check_same_start, claim, finished
 from lrft.api.memory import memory_advice
 from lrft.api.run_record import write_end, write_start
+from lrft.api.scores import score_at_end
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
-from lrft.build.job import Job, assemble
+from lrft.build.guess import with_format
+from lrft.build.job import Job, assemble, subject
 from lrft.build.recomputing import settle
+from lrft.build.scoring import probe_tasks
 from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import Text, check_text
 from lrft.core.notes import say
@@ -65,7 +68,7 @@ def train(
             few steps to profile.
         DataError, NumericalError, Interrupted, CheckpointError: see `lrft.registry.errors`.
     """
-    loaded = as_loaded(recipe, overrides)
+    loaded = with_format(as_loaded(recipe, overrides))
     settings = loaded.recipe.train
     with numerics(settings.deterministic, settings.tf32):
         accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)
@@ -107,6 +110,7 @@ def _train_in(
         job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe), trust_remote_code)
         if folder.started:
             check_same_start(job)
+        probe_tasks(recipe, subject(recipe, text, adaptation.model, team=adaptation.team))
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
         if lead:
@@ -114,11 +118,13 @@ def _train_in(
         if saved is not None and tensors is not None:
             _resume(job, saved, tensors)
         _go_through(job)
-    accelerator.wait_for_everyone()
+        seconds = time.perf_counter() - began
+        accelerator.wait_for_everyone()
+        score_at_end(job)
     if not lead:
         return {}
     found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
-    return write_end(job, time.perf_counter() - began) | found
+    return write_end(job, seconds) | found
 
 
 def _go_through(job: Job) -> None:

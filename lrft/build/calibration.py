@@ -96,6 +96,8 @@ def _micro_batches(data: TrainData) -> Iterator[Batch]:
 def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: bool) -> TrainData:
     """Rows cut as training cuts them, or one document a micro-batch."""
     settings = recipe.train
+    pairs = single and any(row.parts for row in rows)
+    mixture = text.mixture if rows is text.train and not pairs else None
     if single:
         rows = [document for row in rows for document in row.documents()]
     return TrainData(
@@ -106,4 +108,5 @@ def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: b
         packing=settings.packing is not False and not single,
         seed=settings.seed,
         pad_id=text.pad_id,
+        mixture=mixture,
     )

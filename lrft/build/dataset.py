@@ -5,17 +5,16 @@ from __future__ import annotations
 from datetime import date
 from functools import partial
 
+from lrft.build.rows import both_splits, format_config, held_out_rows, made_format, mixture
 from lrft.build.text import Text
 from lrft.data.gate import SHOWN
 from lrft.data.prepare import prepare
-from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Progress, silent
 from lrft.model.hf import TextConfig
 from lrft.model.load import load_config
 from lrft.model.tokenizer import load_tokenizer, pad_id
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import FORMATS
 from lrft.registry.errors import DataError, RecipeError
 from lrft.registry.protocols import Tokenizer
 
@@ -40,23 +39,23 @@ def read_text(
     """
     config = load_config(recipe.model, trust_remote_code).get_text_config()
     text = _without_rows(recipe, config, trust_remote_code, today)
-    renderer = text.renderer
-    if recipe.data.eval is not None:
-        text.held_out = read_rows(recipe.data.eval, "eval")
+    if not training:
+        text.held_out = held_out_rows(recipe)
+        return text
+    rows, text.held_out = both_splits(recipe)
+    text.fingerprints["train"] = rows.fingerprint
+    prepared = prepare(rows, text.renderer, partial(progress, "tokenizing rows"))
+    text.train, text.report, text.rows = prepared.encoded, prepared.report, prepared.rows
+    if recipe.data.template is not None and not text.renderer.template.used:
+        raise RecipeError(
+            f"no row is written by a chat template, data.format: {format_config(recipe).method} joins texts as they "
+            "are; remove it, or write data.format.render: chat where the format has that setting",
+            "data.template",
+        )
+    text.mixture = mixture(recipe, rows, prepared.encoded, prepared.of)
+    if text.held_out is not None:
         text.fingerprints["eval"] = text.held_out.fingerprint
-    if training:
-        rows = read_rows(recipe.data.train, "train")
-        text.fingerprints["train"] = rows.fingerprint
-        prepared = prepare(rows, renderer, partial(progress, "tokenizing rows"))
-        text.train, text.report, text.rows = prepared.encoded, prepared.report, prepared.rows
-        if recipe.data.template is not None and not renderer.template.used:
-            raise RecipeError(
-                f"no row is written by a chat template, data.format: {recipe.data.format.method} joins texts as they "
-                "are; remove it, or write data.format.render: chat where the format has that setting",
-                "data.template",
-            )
-        if text.held_out is not None:
-            _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress)
+        _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress)
     return text
 
 
@@ -74,17 +73,17 @@ def _without_rows(recipe: Recipe, config: TextConfig, trust_remote_code: bool, t
     tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code, recipe.data.template)
     if recipe.model.tokenizer is None:
         _check_tokenizer(tokenizer, config.vocab_size)
-    form = FORMATS.get(recipe.data.format.method)(recipe.data.format)
     day = today or recipe.data.date
     renderer = Renderer(
         tokenizer,
-        form,
+        made_format(recipe),
         stops,
         recipe.train.max_length,
         recipe.data.too_long,
         today=date.today() if day is None else date.fromisoformat(day),
+        stride=recipe.data.stride,
     )
-    return Text(tokenizer, stops, pad_id(tokenizer, stops), renderer)
+    return Text(tokenizer, stops, pad_id(tokenizer, stops), renderer, seed=recipe.data.seed)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, size: int) -> None:
@@ -111,16 +110,17 @@ def _read_held_out(text: Text, recipe: Recipe, positions: int | None, progress: 
     """
     assert text.held_out is not None
     prepared = prepare(text.held_out, text.renderer, partial(progress, "tokenizing held-out rows"))
-    text.scored, text.held_out_report = prepared.encoded, prepared.report
+    text.scored, text.held_out_report, text.scored_of = prepared.encoded, prepared.report, prepared.of
+    text.scored_rows = prepared.rows
     if positions is not None:
         lengths = [max(len(d.input_ids) for d in row.documents()) for row in prepared.encoded]
         long = [i for i, length in enumerate(lengths) if length > positions]
         if long:
-            first = ", ".join(text.held_out.where(i) for i in long[:SHOWN])
+            first = ", ".join(prepared.rows.where(i) for i in long[:SHOWN])
             raise DataError(
-                f"data.eval: {len(long)} of {len(text.held_out)} rows have more tokens than the model has positions "
+                f"data.eval: {len(long)} of {len(prepared.rows)} rows have more tokens than the model has positions "
                 f"({positions}; first: {first}); shorten them, or write data.too_long: drop or truncate_left"
             )
     seen = {tuple(row.input_ids) for row in text.train}
     both = [i for i, row in enumerate(prepared.encoded) if row.input_ids and tuple(row.input_ids) in seen]
-    text.overlap = (len(both), tuple(text.held_out.where(i) for i in both[:SHOWN]))
+    text.overlap = (len(both), tuple(prepared.rows.where(i) for i in both[:SHOWN]))

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+import json
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
 from lrft.build.adapt import Adaptation
+from lrft.build.adapter_folder import write_adapter
 from lrft.build.compiling import worth_compiling
+from lrft.build.scoring import make_scorer
 from lrft.build.steps import in_step, train_data
 from lrft.build.text import Text
-from lrft.core.batch import Batch
+from lrft.build.trackers import make_trackers
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective
-from lrft.core.params import ParamInfo
+from lrft.core.params import ParamInfo, count
 from lrft.core.run import Run
 from lrft.core.stages import ranks_of
 from lrft.core.team import ALONE, Team
-from lrft.data.steps import StepBatches, eval_batches
-from lrft.evaluation.loss import held_out_loss, row_losses
-from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
+from lrft.data.steps import StepBatches
+from lrft.evaluation.subject import Progress, Subject
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.model.trained import parameter_infos, trained_tensors
@@ -32,12 +34,14 @@ from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ALLOCATORS, ANALYSES, OBJECTIVES, OPTIMIZERS, RESTARTS, SELECTORS
 from lrft.registry.errors import RecipeError
+from lrft.registry.json import Json
 from lrft.training import schedule, updates
+from lrft.training.adapter_folders import AdapterFolders
 from lrft.training.checkpoint import Identity
 from lrft.training.folder import METRICS, RunFolder
 from lrft.training.gradient_check import GradientCheck
-from lrft.training.keepers import LossScale, Saver, Scorer, StopAtLoss, StopOnSignal
-from lrft.training.metrics import Bar, MetricsFile, Wandb
+from lrft.training.keepers import LossScale, Saver, StopAtLoss, StopOnSignal
+from lrft.training.metrics import Bar, MetricsFile
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -151,6 +155,7 @@ def subject(
         batch_tokens=recipe.eval.batch_tokens,
         progress=progress,
         team=team,
+        data_seed=text.seed,
     )
 
 
@@ -160,17 +165,8 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
     The line comes before the checkpoint, so that a kill between the two cannot lose a step's record.
     """
     settings, logging = recipe.train, recipe.logging
-    scorer = None
-    if settings.eval_every is not None:
-        encoded = text.held_out_encoded(recipe.eval.limit)
-        batches = partial(eval_batches, encoded, recipe.eval.batch_tokens, text.pad_id)
-        # Longest rows come first, so the first batch asks for the most memory.
-        scorer = Scorer(
-            lambda run: _score(run, batches()),
-            lambda run: held_out_loss(run.model, islice(batches(), 1)),
-            settings.eval_every,
-        )
-        run.score = lambda: row_losses(run.model, batches(), run.team)
+    bar = Bar(logging.every)
+    scorer = make_scorer(recipe, run, text, subject(recipe, text, run.model, bar.watch, run.team))
     saver = Saver(
         partial(trained_tensors, run.model),
         folder.checkpoints,
@@ -178,9 +174,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         every=settings.save_every,
         keep_last=settings.keep_last,
         scorer=scorer,
-    )
-    wandb = (
-        Wandb(logging.wandb, folder.path.name, folder.path, recipe.model_dump()) if logging.wandb else None
+        adapters=AdapterFolders(folder.path, partial(_write_adapter, run, text), scorer),
     )
     scale = LossScale(run.device.type) if recipe.model.dtype == "float16" else None
     found = [
@@ -191,8 +185,8 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         scale,
         scorer,
         MetricsFile(folder.path / METRICS),
-        Bar(logging.every),
-        wandb,
+        bar,
+        *make_trackers(recipe, folder.path),
         StopOnSignal(),
         saver,
     ]
@@ -206,9 +200,20 @@ def _timed_methods(recipe: Recipe) -> list[Callback]:
     return [method for method in made if isinstance(method, Callback)]
 
 
-def _score(run: Run, batches: Iterable[Batch]) -> dict[str, float]:
-    try:
-        result = held_out_loss(run.model, batches, lambda: run.stop_signal is not None, team=run.team)
-    except EvaluationStopped:
-        return {}
-    return {"eval_loss": result.loss, "eval_perplexity": result.perplexity}
+def _write_adapter(run: Run, text: Text, folder: Path, checkpoint: Mapping[str, Json]) -> None:
+    """Write the adapter of the step just finished, with a card that says so."""
+    lines = folder.parent / METRICS
+    card: dict[str, Json] = {
+        "name": folder.parent.name,
+        "step": run.step,
+        "trainable": count(info.param for info in run.parameters),
+        "loss": run.metrics.get("loss", last_loss(lines)),
+    }
+    write_adapter(folder, run.model, run.recipe, text, card, checkpoint)
+
+
+def last_loss(lines: Path) -> float | None:
+    """The training loss of the last line of metrics.jsonl."""
+    written = lines.read_text().splitlines() if lines.is_file() else []
+    loss: float | None = json.loads(written[-1])["loss"] if written else None
+    return loss

@@ -41,6 +41,7 @@ def train_data(
         join=join,
         world=world,
         rank=rank,
+        mixture=text.mixture,
     )
     data.group = settings.gradient_accumulation * (began or world)
     return data

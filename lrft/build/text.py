@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
+from lrft.data.encode import encode_each
 from lrft.data.encoded import Encoded
 from lrft.data.gate import SCORED_WHOLE, GateReport
-from lrft.data.show import recorded_facts
+from lrft.data.mix import Mixture
+from lrft.data.show import recorded_facts, share_fact
 from lrft.data.sources import Rows, read_rows
-from lrft.data.tokenize import Renderer, encode_all
+from lrft.data.tokenize import Renderer
 from lrft.recipe.schema import Recipe
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError, RecipeError
@@ -24,10 +26,14 @@ class Text:
 
     Attributes:
         train: encoded training rows; empty where only evaluation is wanted.
+        mixture: how several sources of them share an epoch; None where there is one.
+        seed: of the rows that `take` draws.
         report: what the data gate found in them.
         rows: those rows as they were read, in the same order; None where only evaluation is wanted.
-        held_out: rows of `data.eval`, or None.
+        held_out: rows of `data.eval`, or those that `data.split` takes, or None.
         scored: those rows encoded; None where only evaluation is wanted.
+        scored_of: for each of `scored`, which of the held-out rows it is: several where a document has windows.
+        scored_rows: the rows of `scored`, in its order.
         held_out_report: what the data gate found in those; None where only evaluation is wanted.
         overlap: where the first held-out rows are that stand among the training rows too, and how many there are.
     """
@@ -44,18 +50,36 @@ class Text:
     overlap: tuple[int, tuple[str, ...]] = (0, ())
     fingerprints: dict[str, str] = field(default_factory=dict)
     scored: list[Encoded] | None = None
+    scored_of: Sequence[int] = ()
+    scored_rows: Rows | None = None
+    mixture: Mixture | None = None
+    seed: int = 0
 
     def held_out_encoded(self, limit: int | None = None) -> list[Encoded]:
-        """The first held-out rows, encoded; rows that are too long are left out."""
+        """The first held-out rows, encoded; rows that are too long are left out.
+
+        Args:
+            limit: only so many rows, of several sources so many of each.
+        """
+        return [encoded for rows in self.held_out_by_source(limit).values() for encoded in rows]
+
+    def held_out_by_source(self, limit: int | None = None) -> dict[str, list[Encoded]]:
+        """The same by source, in the order of the sources; under an empty name where there is one."""
         if self.held_out is None:
-            return []
-        kept = min(limit or len(self.held_out), len(self.held_out))
-        if self.scored is not None:
-            found = self.scored[:kept]
+            return {}
+        kept = self.held_out.first_indices(limit)
+        if self.scored is None:
+            encoded, of = encode_each(self.held_out.chosen(kept), self.renderer)
+            of = [kept[k] for k in of]
         else:
-            rows = replace(self.held_out, rows=[self.held_out[i] for i in range(kept)])
-            found = encode_all(rows, self.renderer)
-        return [e for e in found if not e.dropped and e.targets]
+            encoded, of = self.scored, self.scored_of
+        wanted = set(kept)
+        found: dict[str, list[Encoded]] = {name: [] for name in self.held_out.sources or ("",)}
+        names = list(found)
+        for one, index in zip(encoded, of, strict=True):
+            if index in wanted and not one.dropped and one.targets:
+                found[names[self.held_out.source(index)]].append(one)
+        return {name: rows for name, rows in found.items() if rows}
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse token ids that a model of `size` embeddings does not know, which another model's tokenizer may give.
@@ -82,36 +106,53 @@ class Text:
             "first_in_both_splits": list(self.overlap[1]),
             "date": self.renderer.today.isoformat(),
             "asks_for_the_date": self.renderer.asks_for_the_date,
+            **(
+                {} if self.mixture is None else {"sources": [share.record() for share in self.mixture.shares]}
+            ),
         }
 
-    def encoded(self, source: Source, key: str, limit: int | None = None) -> list[Encoded]:
+    def encoded(self, source: Source, key: str) -> list[Encoded]:
         """The rows of another source in the recipe's format; rows that are too long are left out.
-
-        Args:
-            limit: only so many usable rows, the first ones; no more are encoded than that takes.
 
         Raises:
             DataError: nothing is left, at the recipe's `key`.
         """
-        found = list(islice(self._usable(read_rows(source, "train")), limit))
+        return self.usable(read_rows(source, "train", self.seed, key), key)
+
+    def usable(self, rows: Rows, key: str, limit: int | None = None) -> list[Encoded]:
+        """The rows with something to learn within `max_length`, encoded.
+
+        Args:
+            key: of the recipe, that the rows come from.
+            limit: only so many, the first ones; no more are encoded than that takes.
+
+        Raises:
+            DataError: there are none.
+        """
+        found = list(islice(self._usable(rows), limit))
         if not found:
             raise DataError(f"{key}: no row has a token to learn within train.max_length")
         return found
 
     def _usable(self, rows: Rows) -> Iterator[Encoded]:
-        """The rows with something to learn within `max_length`, encoded as they are asked for."""
         for index, row in enumerate(rows):
             try:
-                encoded = self.renderer.encode(row)
+                made = self.renderer.encodings(row)
             except DataError as error:
                 raise DataError(f"{rows.where(index)}: {error}") from error
-            if not encoded.dropped and encoded.targets and len(encoded.input_ids) <= self.renderer.max_length:
-                yield encoded
+            for encoded in made:
+                if (
+                    not encoded.dropped
+                    and encoded.targets
+                    and len(encoded.input_ids) <= self.renderer.max_length
+                ):
+                    yield encoded
 
 
 def fact_lines(record: Mapping[str, Json]) -> list[tuple[str, str]]:
     """What `Text.record` says, a line a fact, for people."""
     found = recorded_facts(record) if "rows" in record else []
+    found += [share_fact(to_section(share)) for share in to_list(record.get("sources"))]
     if held_out := to_section(record["held_out"]):
         found += [(f"held-out {label}", value) for label, value in recorded_facts(held_out)]
     if record["asks_for_the_date"]:

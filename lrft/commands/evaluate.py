@@ -16,10 +16,21 @@ def eval_command(
     task: Annotated[
         list[str] | None, typer.Option(help="Task to run instead of the recipe's; may be repeated.")
     ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks of lm-evaluation-harness instead, by name or .yaml file, with commas between.",
+            metavar="TASKS",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many rows.")] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Score the bare base model beside it.")
     ] = False,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -30,9 +41,13 @@ def eval_command(
     from lrft.api.evaluate import evaluate
     from lrft.evaluation.progress import EvaluationBar
     from lrft.evaluation.report import table
+    from lrft.registry.errors import UsageError
 
     silence(quiet)
+    names = [name.strip() for name in (harness or "").split(",") if name.strip()]
+    if harness is not None and not names:
+        raise UsageError("--harness: name a task of lm-evaluation-harness, or several with commas between")
     with EvaluationBar() as show:
-        found = evaluate(run, task or [], limit, baseline, show)
+        found = evaluate(run, task or [], limit, baseline, show, checkpoint, names)
     scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in found.items()}
     result(scores, as_json, lambda _: show_table(table(found)))

@@ -39,6 +39,10 @@ def merge_command(
         str | None,
         typer.Option(help="`bfloat16`, `float16` or `float32`; by default export.dtype.", metavar="DTYPE"),
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -57,7 +61,7 @@ def merge_command(
         if value is not None and value not in known:
             raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
     silence(quiet)
-    result(merge(run, out, onto, rank, rounding, dtype), as_json, _show)
+    result(merge(run, out, onto, rank, rounding, dtype, checkpoint), as_json, _show)
 
 
 def _show(record: Fidelity) -> None:

@@ -62,6 +62,11 @@ def train_command(
 def _show(found: Mapping[str, Value]) -> None:
     loss = "no loss recorded" if found["loss"] is None else f"loss {found['loss']:.4f}"
     print(f"{found['name']}: step {found['step']}, {loss}")
+    if isinstance(scores := found.get("scores"), dict):
+        for task, metrics in scores.items():
+            assert isinstance(metrics, dict)
+            shown = [f"{name} {value:.4g}" for name, value in metrics.items() if value is not None]
+            print(f"{task}: {', '.join(shown)}")
     if isinstance(profiled := found.get("profile"), dict):
         from lrft.training.profile_parts import table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,13 @@ from lrft.core.adapter import Adapter, Additive
 from lrft.core.frozen import FrozenLinear
 from lrft.core.less import Less, changed, start_of
 from lrft.registry.errors import NotMergeable
+
+
+class Together(Protocol):
+    """Sites that are computed together."""
+
+    def product(self, site: nn.Module, x: Tensor) -> Tensor | None:
+        """The output of `site` without a bias that trains, or None where it has to compute for itself."""
 
 
 class Adapted(nn.Module):
@@ -24,16 +31,19 @@ class Adapted(nn.Module):
     Attributes:
         bias: (out,) a bias of the base model that trains, or None. It is added out here, and `base` then has none, so
             that neither an adapter's fast path nor a storage has to pass its gradient on.
+        siblings: sites that read the same tensor and are computed together (`lrft.core.siblings`), or None.
     """
 
     base: FrozenLinear
     bias: nn.Parameter | None
+    siblings: Together | None
 
     def __init__(self, base: FrozenLinear, adapter: Adapter) -> None:
         super().__init__()
         self.base = base
         self.adapter = adapter
         self.enabled = True
+        self.siblings = None
         self.register_parameter("bias", None)
 
     def train_bias(self, bias: nn.Parameter) -> None:
@@ -53,6 +63,8 @@ class Adapted(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def _without_bias(self, x: Tensor) -> Tensor:
+        if self.siblings is not None and (y := self.siblings.product(self, x)) is not None:
+            return y
         return self.base.through(self.adapter, x) if self.enabled else self.base.pretrained(x)
 
     @torch.no_grad()

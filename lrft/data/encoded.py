@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
 from typing import Literal, NotRequired, TypedDict
 
-TooLong = Literal["error", "drop", "truncate_left", "truncate_right"]
+TooLong = Literal["error", "drop", "truncate_left", "truncate_right", "windows"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Encoded:
         merged: a token spans the seam of prompt and answer, so the answer's first characters are not learnt.
         apart: prompt and answer are encoded each for itself, since as one text they would share or change tokens.
         notes: what of the row the tokens do not hold.
+        goes_on: the document goes on in another window.
+        read_again: tokens at its front that windows before it learn.
     """
 
     input_ids: list[int]
@@ -64,6 +66,8 @@ class Encoded:
     parts: tuple[int, ...] = ()
     apart: bool = False
     notes: Notes = NOTHING
+    goes_on: bool = False
+    read_again: int = 0
 
     @property
     def targets(self) -> int:
@@ -125,7 +129,7 @@ def fitted(documents: Sequence[Drawn], max_length: int, too_long: TooLong) -> En
     that, the pair is dropped.
 
     Args:
-        too_long: `error` leaves the row whole, for the gate to report.
+        too_long: `error` leaves the row whole, for the gate to report; so does `windows`, which are cut elsewhere.
     """
     length = sum(len(document.ids) for document in documents)
     facts: Facts = {
@@ -134,7 +138,7 @@ def fitted(documents: Sequence[Drawn], max_length: int, too_long: TooLong) -> En
         "merged": any(document.merged for document in documents),
         "apart": any(document.apart for document in documents),
     }
-    if length <= max_length or too_long == "error":
+    if length <= max_length or too_long in ("error", "windows"):
         return _join(documents, facts)
     cut = _cut(documents, length - max_length, max_length, too_long)
     return _join(cut, {**facts, "truncated": True}) if cut else Encoded([], [], dropped=True, **facts)

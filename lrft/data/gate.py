@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from lrft.data.encoded import Encoded
-from lrft.data.sources import Rows
+from lrft.data.rows import Rows
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
@@ -186,8 +186,8 @@ def _tests(stop_ids: set[int], max_length: int) -> dict[str, Callable[[Encoded],
     """Kind of problem -> whether a row has it."""
     return {
         "without_target": lambda row: not row.dropped and not any(row.supervised),
-        "empty_answers": lambda row: _only_stops(row, stop_ids),
-        "without_stop": lambda row: not row.truncated and _unstopped(row, stop_ids),
+        "empty_answers": lambda row: not row.read_again and _only_stops(row, stop_ids),
+        "without_stop": lambda row: not row.truncated and not row.goes_on and _unstopped(row, stop_ids),
         "stops_cut": lambda row: row.truncated and _unstopped(row, stop_ids),
         "wrong_bos": lambda row: not row.dropped and row.extra_bos != 0,
         "merged": lambda row: not row.dropped and row.merged,

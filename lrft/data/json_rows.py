@@ -8,13 +8,29 @@ from pathlib import Path
 from typing import NoReturn
 
 from lrft.data.example import Row
-from lrft.data.text_lines import Read, fail, lines_of
+from lrft.data.text_lines import IndexedLines, Read, fail, lines_of
 from lrft.registry.json import Json, to_section
+from lrft.registry.source import COMPRESSED
+
+LARGE = 64 * 2**20  # bytes of a file from which on its rows are not held in memory
+
+
+def is_large(path: Path) -> bool:
+    """Whether the rows of a file are read when they are asked for; one that is compressed has to be read in order."""
+    return path.suffix not in COMPRESSED and path.stat().st_size >= LARGE
 
 
 def read_json_lines(path: Path, limit: int | None = None) -> Read:
     """One JSON object a line; blank lines are skipped."""
+    if is_large(path):
+        rows = IndexedLines(path, parse_line, limit)
+        return rows, rows.lines
     return _parse_lines(path, lines_of(path), limit)
+
+
+def parse_line(path: Path, number: int, line: str) -> Row:
+    """The row that is one line of a file."""
+    return _row(path, number, _parse(path, number, line), line)
 
 
 def read_json(path: Path, limit: int | None = None) -> Read:
@@ -38,7 +54,7 @@ def _parse_lines(path: Path, lines: Iterator[str], limit: int | None) -> Read:
         if len(rows) == limit:
             break
         if line.strip():
-            rows.append(_row(path, number, _parse(path, number, line), line))
+            rows.append(parse_line(path, number, line))
             numbers.append(number)
     return rows, numbers
 

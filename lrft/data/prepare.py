@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lrft.data.encode import encode_each
 from lrft.data.encoded import Encoded
 from lrft.data.gate import GateReport, inspect
-from lrft.data.sources import Rows
-from lrft.data.tokenize import Renderer, encode_all
+from lrft.data.rows import Rows
+from lrft.data.tokenize import Renderer
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows, their tokens in the same order, and what the gate counted; nothing is judged before `check`."""
+    """Rows, their tokens in the same order, and what the gate counted; nothing is judged before `check`.
+
+    Attributes:
+        rows: of `encoded`; a document that is learnt in windows is here once for each.
+        of: for each of them, which of the rows that were given it is.
+    """
 
     rows: Rows
     encoded: list[Encoded]
     report: GateReport
+    of: Sequence[int]
 
 
 def prepare(rows: Rows, renderer: Renderer, progress: Callable[[int, int], None] | None = None) -> Prepared:
@@ -26,6 +33,7 @@ def prepare(rows: Rows, renderer: Renderer, progress: Callable[[int, int], None]
     Raises:
         DataError: a row cannot be used at all.
     """
-    encoded = encode_all(rows, renderer, progress)
-    report = inspect(encoded, rows, renderer.tokenizer, renderer.stop_ids, renderer.max_length)
-    return Prepared(rows, encoded, report)
+    encoded, of = encode_each(rows, renderer, progress)
+    shown = rows if len(encoded) == len(rows) else rows.chosen(of)
+    report = inspect(encoded, shown, renderer.tokenizer, renderer.stop_ids, renderer.max_length)
+    return Prepared(shown, encoded, report, of)

@@ -106,6 +106,16 @@ def recorded_facts(record: Mapping[str, Json]) -> list[tuple[str, str]]:
     return facts(GateReport(**counts))
 
 
+def share_fact(share: Mapping[str, Json]) -> tuple[str, str]:
+    """What `Share.record` says of a source, for people."""
+    told: dict[str, Any] = dict(share)
+    return (
+        f"source {told['source']}",
+        f"{told['rows']:,} rows, {told['rows_of_an_epoch']:,} an epoch ({told['share']:.1%} of it), each "
+        f"{told['repeats']:.3g} times",
+    )
+
+
 def _counted(names: dict[str, int]) -> str:
     return ", ".join(f"{name} ({count:,})" for name, count in names.items())
 

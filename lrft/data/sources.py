@@ -6,109 +6,154 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
-from typing import Literal
 
 from lrft.data.example import Row
+from lrft.data.files import Role, locate_files, near_files, suffix_of
 from lrft.data.hub import offline_if_unreachable
-from lrft.data.text_files import TEXT_READERS
+from lrft.data.json_rows import is_large
+from lrft.data.order import permutation
+from lrft.data.parquet_rows import ParquetRows
+from lrft.data.rows import Indexed, joined
+from lrft.data.rows import Rows as Rows
+from lrft.data.text_files import TEXT_READERS, read_plain_lines
 from lrft.registry.config import Source
-from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import DataError
-from lrft.registry.json import Json
+from lrft.registry.source import MixedSource, each_source, source_keys
 
-Role = Literal["train", "eval"]
-
-SUFFIXES = (*TEXT_READERS, ".parquet")
-SPLITS = {"train": ("train",), "eval": ("eval", "validation", "valid", "dev", "test")}
 HUB_SPLIT = {"train": "train", "eval": "test"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one source, in file order.
+def read_sources(
+    given: Source | list[MixedSource] | list[Source], role: Role, seed: int = 0, limit: int | None = None
+) -> Rows:
+    """The rows of `data.train` or `data.eval`: of one source, or of several, one after another.
 
-    Attributes:
-        rows: one dict a row.
-        origin: path of the file, or hub id and split as `id:split`.
-        fingerprint: sha256 of the file's bytes or of streamed rows, or the hub data set's own with its revision.
-        lines: line of each row, where the file has lines.
-        filled: nested objects hold a null for every key that some other row has, as columnar files do.
-    """
-
-    rows: Sequence[Row]
-    origin: str
-    fingerprint: str
-    lines: Sequence[int] | None = None
-    filled: bool = False
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Row:
-        row = self.rows[index]
-        return _drop_nulls(row) if self.filled else row
-
-    def __iter__(self) -> Iterator[Row]:
-        return map(_drop_nulls, self.rows) if self.filled else iter(self.rows)
-
-    def where(self, index: int) -> str:
-        """`file:line`, or `origin row i` (from 0) where there are no lines."""
-        return f"{self.origin} row {index}" if self.lines is None else f"{self.origin}:{self.lines[index]}"
-
-
-def read_rows(source: Source, role: Role) -> Rows:
-    """The rows of `data.train` or `data.eval`.
-
-    A path that exists is read as a file, or as a folder holding one file a split; anything that looks like a
-    hub id is loaded from the hub.
+    Args:
+        seed: of the rows that `take` draws.
+        limit: only so many rows of each source, where nothing is drawn.
 
     Raises:
-        DataError: nothing there, malformed (with file and line), or no rows.
+        DataError: as `read_rows`.
     """
-    path = Path(source.source).expanduser()
-    if path.is_dir():
-        path = _split_file(path, source, role)
-    elif not path.exists():
-        if not _is_hub_id(source.source):
-            raise DataError(f"data.{role}.source: no file {source.source}{_near_files(path)}")
-        return _read_hub(source, role)
-    elif source.split is not None:
-        raise DataError(f"data.{role}.split: {source.source} is one file and has no splits; remove the key")
-    for key in ("name", "revision", "stream"):
-        if getattr(source, key) is not None:
-            raise DataError(f"data.{role}.{key}: {source.source} is local; the key is for hub data sets")
-    rows = _read_file(path, role, source.limit)
+    key = f"data.{role}"
+    keys = source_keys(key, given)
+    found = [
+        read_rows(_limited(source, limit), role, seed, at)
+        for at, source in zip(keys, each_source(given), strict=True)
+    ]
+    if len(found) == 1 and not _is_mixed(given):
+        return found[0]
+    return joined(found, key, labels([rows.origin for rows in found]))
+
+
+def _is_mixed(given: Source | list[MixedSource] | list[Source]) -> bool:
+    """Whether how much an epoch has of some source is said."""
+    mixed = [source for source in each_source(given) if isinstance(source, MixedSource)]
+    return any((source.weight, source.cap, source.repeat) != (None, None, None) for source in mixed)
+
+
+def labels(origins: Sequence[str]) -> list[str]:
+    """A short name for each source, no two alike: `gsm8k` of data/gsm8k.jsonl, `gsm8k-2` of another one."""
+    made: list[str] = []
+    for origin in origins:
+        path = Path(origin.partition(":")[0])
+        name = path.name.removesuffix(suffix_of(path) or "")
+        name = path.parent.name if name in ("*", "train", "test", "") else name
+        short = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "rows"
+        numbered = (f"{short}-{number}" for number in count(2))
+        made.append(next(name for name in chain([short], numbered) if name not in made))
+    return made
+
+
+def read_rows(source: Source, role: Role, seed: int = 0, key: str | None = None) -> Rows:
+    """The rows of one source.
+
+    A path that exists is read as a file, or as a folder: its files of a split, or where none is named after a split,
+    all of them. A pattern is all files that it matches, in the order of their names. Anything that looks like a hub
+    id is loaded from the hub.
+
+    Args:
+        seed: of the rows that `take` draws.
+        key: of the source in the recipe, for messages; by default `data.train` or `data.eval`.
+
+    Raises:
+        DataError: nothing there, malformed (with file and line), or no rows. Of a file that is not held in memory, a
+            malformed row is told when it is asked for.
+    """
+    key = key or f"data.{role}"
+    files = locate_files(source, role, key)
+    if not files and _is_hub_id(source.source):
+        rows = _read_hub(source, role, key)
+    elif not files:
+        raise DataError(
+            f"{key}.source: no file {source.source}{near_files(Path(source.source).expanduser())}"
+        )
+    else:
+        rows = _read_files(files, source, key)
+    if source.take is None or source.take >= len(rows):
+        return rows
+    return rows.chosen(sorted(permutation(len(rows), seed, 0, "take")[: source.take]))
+
+
+def _limited(source: Source, limit: int | None) -> Source:
+    if limit is None or source.take is not None:
+        return source
+    return source.model_copy(update={"limit": min(limit, source.limit or limit)})
+
+
+def _read_files(files: Sequence[Path], source: Source, key: str) -> Rows:
+    for name in ("name", "revision", "stream"):
+        if getattr(source, name) is not None:
+            raise DataError(f"{key}.{name}: {source.source} is local; the key is for hub data sets")
+    parts: list[Rows] = []
+    left = source.limit
+    for path in files:
+        part = _read_file(path, key, left, source.row == "line")
+        if not len(part) and len(files) == 1:
+            raise DataError(f"{path}:1: the file has no rows")
+        parts.append(part)
+        left = None if left is None else left - len(part)
+        if left == 0:
+            break
+    if len(files) == 1:
+        return parts[0]
+    rows = joined([part for part in parts if len(part)], source.source)
     if not len(rows):
-        raise DataError(f"{path}:1: the file has no rows")
+        raise DataError(f"{key}.source: the {len(files)} files of {source.source} have no rows")
     return rows
 
 
-def _read_file(path: Path, role: Role, limit: int | None) -> Rows:
-    suffix = _suffix(path)
+def _read_file(path: Path, key: str, limit: int | None, by_line: bool) -> Rows:
+    suffix = suffix_of(path)
     if suffix is None:
-        raise DataError(f"data.{role}.source: {path} is of no known kind; files end in {', '.join(SUFFIXES)}")
+        known = ", ".join((*TEXT_READERS, ".parquet"))
+        raise DataError(f"{key}.source: {path} is of no known kind; files end in {known}")
+    if by_line and not suffix.startswith(".txt"):
+        raise DataError(f"{key}.row: line is about .txt files, and {path} is none; remove the key")
     try:
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         if suffix == ".parquet":
             return Rows(_read_parquet(path, limit), str(path), fingerprint, filled=True)
-        rows, lines = TEXT_READERS[suffix](path, limit)
+        rows, lines = (read_plain_lines if by_line else TEXT_READERS[suffix])(path, limit)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
     return Rows(rows, str(path), fingerprint, lines)
 
 
-def _read_parquet(path: Path, limit: int | None) -> Sequence[Row]:
+def _read_parquet(path: Path, limit: int | None) -> Indexed[Row]:
     import datasets
 
     # A cache of its own, gone when the rows are in memory, can never be served for a file that has changed.
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
+        if is_large(path):
+            return ParquetRows(path, limit)
         with tempfile.TemporaryDirectory() as cache:
             rows = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
     except Exception as error:  # pyarrow's and datasets' many kinds; the cause is what helps
@@ -122,7 +167,7 @@ def _read_parquet(path: Path, limit: int | None) -> Sequence[Row]:
     return kept
 
 
-def _read_hub(source: Source, role: Role) -> Rows:
+def _read_hub(source: Source, role: Role, key: str) -> Rows:
     import datasets
 
     offline_if_unreachable()
@@ -135,27 +180,16 @@ def _read_hub(source: Source, role: Role) -> Rows:
     except Exception as error:  # network, missing set, configuration or split: told apart by their message
         remedy = "A stream needs the network; without `stream`," if streams else "Without network,"
         raise DataError(
-            f"data.{role}.source: no file {source.source!r}, and the hub did not give it (split {split!r}): "
+            f"{key}.source: no file {source.source!r}, and the hub did not give it (split {split!r}): "
             f"{_first_line(error)} {remedy} download it first and keep HF_HOME, or name a file."
         ) from error
     if source.limit is not None and not streams:
         rows = rows.select(range(min(source.limit, len(rows))))
     if not len(rows):
-        raise DataError(f"data.{role}.source: {source.source}, split {split!r}, has no rows")
+        raise DataError(f"{key}.source: {source.source}, split {split!r}, has no rows")
     fingerprint = _digest(rows) if streams else rows._fingerprint
     revision = f"@{source.revision}" if source.revision else ""
     return Rows(rows, f"{source.source}:{split}", f"{fingerprint}{revision}", filled=True)
-
-
-def _drop_nulls(row: Row) -> Row:
-    """The row without the nulls inside its columns; a column that is null itself stays."""
-    return {name: _without_nulls(value) for name, value in row.items()}
-
-
-def _without_nulls(value: Json) -> Json:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _digest(rows: Sequence[Row]) -> str:
@@ -166,37 +200,8 @@ def _digest(rows: Sequence[Row]) -> str:
     return digest.hexdigest()
 
 
-def _split_file(folder: Path, source: Source, role: Role) -> Path:
-    """The one file of a folder that holds the wanted split."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and _suffix(path))
-    wanted = (source.split,) if source.split else SPLITS[role]
-    for split in wanted:
-        found = [path for path in files if path.name.removesuffix(_suffix(path) or "") == split]
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise DataError(f"data.{role}.source: {folder} holds {names}; name the file that is meant")
-        if found:
-            return found[0]
-    names = ", ".join(path.name for path in files) or "no data files"
-    raise DataError(f"data.{role}.source: {folder} has no file called {' or '.join(wanted)}; it has {names}")
-
-
-def _suffix(path: Path) -> str | None:
-    return next(
-        (suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(suffix)), None
-    )
-
-
 def _is_hub_id(source: str) -> bool:
-    return bool(HUB_ID.fullmatch(source)) and _suffix(Path(source)) is None
-
-
-def _near_files(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"; the folder {folder} does not exist"
-    files = [entry.name for entry in folder.iterdir() if entry.is_dir() or _suffix(entry)]
-    return did_you_mean(path.name, files)
+    return bool(HUB_ID.fullmatch(source)) and suffix_of(Path(source)) is None
 
 
 def _first_line(error: BaseException) -> str:

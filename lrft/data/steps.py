@@ -12,6 +12,7 @@ from lrft.core.batch import Batch
 from lrft.data.ahead import made_ahead
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
+from lrft.data.mix import Mixture
 from lrft.data.order import permutation
 from lrft.data.pack import pack
 from lrft.registry.errors import DataError
@@ -64,7 +65,8 @@ class TrainData:
     Each epoch visits every usable row once, in an order of its own. With packing, its rows are filled to
     `max_length` tokens and shuffled; without, a row is one document, padded to the longest of its micro-batch. A pair
     counts as one document here: its two answers are always in the same row. Joined, the rows of a micro-batch come
-    one after another as a single one, and nothing is padded; it holds the same examples either way.
+    one after another as a single one, and nothing is padded; it holds the same examples either way. Of a mixture, an
+    epoch visits the rows that the mixture says, some of them several times.
     Micro-batch j of a step belongs to process j % world. The last step of an epoch may hold fewer.
 
     Args:
@@ -77,6 +79,7 @@ class TrainData:
         seed: of the order.
         pad_id: fills the rest of a row.
         world, rank: how many processes there are, and which one this is.
+        mixture: how several sources share an epoch.
 
     Raises:
         DataError: nothing to train on, or a row longer than `max_length`.
@@ -95,6 +98,7 @@ class TrainData:
         join: bool = False,
         world: int = 1,
         rank: int = 0,
+        mixture: Mixture | None = None,
     ) -> None:
         self.encoded = encoded
         self.batch_size = batch_size
@@ -105,6 +109,7 @@ class TrainData:
         self.pad_id = pad_id
         self.world = world
         self.rank = rank
+        self.mixture = mixture
         self.group = accumulation * world  # micro-batches of a step
         self.lengths = [len(row.input_ids) for row in encoded]
         self.targets = [row.targets for row in encoded]
@@ -197,7 +202,8 @@ class TrainData:
         return self._ends[epoch]
 
     def _make_plan(self, epoch: int) -> list[MicroBatch]:
-        order = [self.usable[k] for k in permutation(len(self.usable), self.seed, epoch)]
+        visited = self.usable if self.mixture is None else self.mixture.visits(epoch)
+        order = [visited[k] for k in permutation(len(visited), self.seed, epoch)]
         rows = [[index] for index in order]
         if self.packing:
             packed = pack([self.lengths[index] for index in order], self.max_length)

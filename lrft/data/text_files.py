@@ -1,4 +1,4 @@
-"""Rows of JSON, JSON-lines, CSV and TSV files, exactly as written, each with its line.
+"""Rows of JSON, JSON-lines, CSV, TSV and plain text files, exactly as written, each with its line.
 
 These are parsed here and not by `datasets`: its readers guess types, so that a text "2020-01-01" comes back
 as a timestamp and "007" or "NA" as a number or nothing, and they do not say which line of a file is broken.
@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from lrft.data.example import Row
-from lrft.data.json_rows import read_json, read_json_lines
-from lrft.data.text_lines import Read, fail, lines_of
+from lrft.data.json_rows import is_large, read_json, read_json_lines
+from lrft.data.text_lines import IndexedLines, Read, fail, lines_of
+from lrft.registry.source import COMPRESSED
+
+COLUMN = "text"  # of the rows of a .txt file
 
 
 def read_csv(path: Path, limit: int | None = None) -> Read:
@@ -26,16 +29,40 @@ def read_tsv(path: Path, limit: int | None = None) -> Read:
     return _read_table(path, limit, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-TEXT_READERS: dict[str, Callable[[Path, int | None], Read]] = {
+def read_document(path: Path, limit: int | None = None) -> Read:
+    """The whole file as one row, its text in the column `text`; none where it is blank."""
+    text = "".join(lines_of(path))
+    return ([{COLUMN: text}], [1]) if text.strip() else ([], [])
+
+
+def read_plain_lines(path: Path, limit: int | None = None) -> Read:
+    """A row a line, without its end, in the column `text`; blank lines are skipped."""
+    if is_large(path):
+        indexed = IndexedLines(path, _plain_line, limit)
+        return indexed, indexed.lines
+    rows: list[Row] = []
+    numbers: list[int] = []
+    for number, line in enumerate(lines_of(path), 1):
+        if len(rows) == limit:
+            break
+        if line.strip():
+            rows.append(_plain_line(path, number, line))
+            numbers.append(number)
+    return rows, numbers
+
+
+_READERS: dict[str, Callable[[Path, int | None], Read]] = {
     ".json": read_json,
     ".jsonl": read_json_lines,
     ".csv": read_csv,
     ".tsv": read_tsv,
-    ".json.gz": read_json,
-    ".jsonl.gz": read_json_lines,
-    ".csv.gz": read_csv,
-    ".tsv.gz": read_tsv,
+    ".txt": read_document,
 }
+TEXT_READERS = {f"{kind}{packed}": read for kind, read in _READERS.items() for packed in ("", *COMPRESSED)}
+
+
+def _plain_line(path: Path, number: int, line: str) -> Row:
+    return {COLUMN: line.removesuffix("\n").removesuffix("\r")}
 
 
 def _read_table(

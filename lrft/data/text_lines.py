@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from lrft.data.example import Row
+from lrft.data.rows import Indexed
 from lrft.registry.errors import DataError
 
-Read = tuple[list[Row], list[int]]  # rows, and the line each begins on
+Read = tuple[Indexed[Row], Sequence[int]]  # rows, and the line each begins on
+Parse = Callable[[Path, int, str], Row]  # a line, its file and number, to a row
+
+BOM = b"\xef\xbb\xbf"
+ZSTD = ".zst"
 
 
 def lines_of(path: Path) -> Iterator[str]:
@@ -20,13 +27,55 @@ def lines_of(path: Path) -> Iterator[str]:
     try:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                yield line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        fail(path, number, f"not UTF-8 (byte 0x{error.object[error.start]:02x} at column {error.start + 1})")
+                yield _decoded(path, number, line.removeprefix(BOM) if number == 1 else line)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         fail(path, number + 1, f"the gzip data is damaged ({error})")
+    except OSError as error:
+        if path.suffix != ZSTD or error.errno is not None:
+            raise
+        fail(path, number + 1, f"the zstd data is damaged ({error})")
+
+
+class IndexedLines:
+    """Rows of a large file that has one a line; a row is read, and parsed, when it is asked for.
+
+    What is held of the file is where each line begins: 16 bytes a row.
+
+    Args:
+        limit: only so many rows.
+    """
+
+    def __init__(self, path: Path, parse: Parse, limit: int | None = None) -> None:
+        self.path = path
+        self.parse = parse
+        self.starts = array("Q")
+        self.lines = array("Q")
+        start = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if len(self.lines) == limit:
+                    break
+                if line.strip():
+                    self.starts.append(start + len(BOM) * (number == 1 and line.startswith(BOM)))
+                    self.lines.append(number)
+                start += len(line)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> Row:
+        with self.path.open("rb") as file:
+            return self._read(file, index)
+
+    def __iter__(self) -> Iterator[Row]:
+        with self.path.open("rb") as file:
+            for index in range(len(self)):
+                yield self._read(file, index)
+
+    def _read(self, file: BinaryIO, index: int) -> Row:
+        file.seek(self.starts[index])
+        number = self.lines[index]
+        return self.parse(self.path, number, _decoded(self.path, number, file.readline()))
 
 
 def fail(path: Path, line: int, what: str) -> NoReturn:
@@ -34,5 +83,18 @@ def fail(path: Path, line: int, what: str) -> NoReturn:
     raise DataError(f"{path}:{line}: {what}")
 
 
-def _open(path: Path) -> BinaryIO | gzip.GzipFile:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+def _decoded(path: Path, number: int, line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        fail(path, number, f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})")
+
+
+def _open(path: Path) -> BinaryIO | gzip.GzipFile | io.BufferedReader:
+    if path.suffix == ".gz":
+        return gzip.open(path)
+    if path.suffix == ZSTD:
+        from pyarrow import CompressedInputStream, OSFile  # comes with datasets
+
+        return io.BufferedReader(CompressedInputStream(OSFile(str(path)), "zstd"))
+    return path.open("rb")

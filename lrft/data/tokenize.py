@@ -7,19 +7,19 @@ tokens are cut where it begins (`seam`). What is learnt follows, in training as 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 
-from lrft.data.chat import ChatTemplate, Span
+from lrft.data.chat import PROBE, ChatTemplate, Span
+from lrft.data.encode import encode_all as encode_all
 from lrft.data.encoded import Drawn, Encoded, Notes, TooLong, fitted
-from lrft.data.example import Example, Row
+from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import Format
 from lrft.data.question import Question
 from lrft.data.reached import Reached, leaves
 from lrft.data.seam import Sewn, sewn, token_ids
-from lrft.data.sources import Rows
 from lrft.data.thoughts import marks, said, thought
+from lrft.data.windows import windows
 from lrft.registry.errors import DataError
 from lrft.registry.protocols import Tokenizer
 
@@ -34,6 +34,7 @@ class Renderer:
         max_length: longest row in tokens; a pair counts both answers, each with its prompt.
         too_long: what happens to longer rows; `error` leaves them whole, for the gate to report.
         today: the day that chat templates which ask for the date are told; by default the day it is.
+        stride: tokens by which windows begin after one another; by default half of `max_length`.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Renderer:
         max_length: int,
         too_long: TooLong = "error",
         today: date | None = None,
+        stride: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.format = format
         self.stop_ids = stop_ids
         self.max_length = max_length
         self.too_long = too_long
+        self.stride = stride or max(1, max_length // 2)
         self.prefix = _prefix(tokenizer)
         self.template = ChatTemplate(tokenizer, stop_ids, today or date.today())
         self._known_ids: dict[int, int] = {}
@@ -66,22 +69,31 @@ class Renderer:
         return self.template.asks_for_the_date
 
     def encode(self, row: Row) -> Encoded:
-        """The row's tokens and mask, within `max_length`.
+        """The row's tokens and mask, within `max_length`; a row that is to be learnt in windows is left whole.
 
         Raises:
             DataError: the format or the chat template cannot use the row. Which row it is, the caller knows.
         """
-        example = self.format.completed(row)
-        notes = self.format.unread(row)
-        drawn = []
-        for one in example.answers():
-            document, missing = self._drawn(one)
-            drawn.append(document)
-            notes = notes.joined(missing)
-        encoded = fitted(drawn, self.max_length, self.too_long)
-        # One int object per distinct id: a list then costs 8 bytes a token instead of 36.
-        ids = list(map(self._known_ids.setdefault, encoded.input_ids, encoded.input_ids))
-        return replace(encoded, input_ids=ids, notes=self._known_notes.setdefault(notes, notes))
+        drawn, notes = self._documents(row)
+        return self._kept(fitted(drawn, self.max_length, self.too_long), notes)
+
+    def encodings(self, row: Row) -> list[Encoded]:
+        """The same as a list, in which a document that is learnt in windows is one entry for each.
+
+        Raises:
+            DataError: see `encode`.
+        """
+        if self.too_long != "windows":
+            return [self.encode(row)]
+        drawn, notes = self._documents(row)
+        if "documents" in self.format.provides:
+            return [self._kept(one, notes) for one in windows(drawn[0], self.max_length, self.stride)]
+        if sum(len(document.ids) for document in drawn) > self.max_length:
+            raise DataError(
+                "data.too_long: windows are for formats whose rows are whole texts, and this row, which has a prompt, "
+                f"is longer than {self.max_length} tokens"
+            )
+        return [self._kept(fitted(drawn, self.max_length, "error"), notes)]
 
     def question(self, row: Row) -> Question:
         """The row as it is scored; of what the prompt and the answer are made in training, so they are here."""
@@ -93,6 +105,20 @@ class Renderer:
             return Question(token_ids(self.tokenizer, prompt), [], "")
         return self._chat_question(_through_last(example))
 
+    def asked(self, example: Example, at_once: bool = False) -> list[int]:
+        """What generation starts from, of an example whose answer is still to come.
+
+        Args:
+            at_once: nothing is thought before it, so what the template then writes (`Question.given`) is included.
+        """
+        if not example.messages:
+            return self._lead(example.prompt) + token_ids(self.tokenizer, example.prompt)
+        if at_once:
+            answer: Message = {"role": "assistant", "content": PROBE}
+            whole = replace(example, messages=(*example.messages, answer), learn="last")
+            return self._chat_question(whole).prompt
+        return token_ids(self.tokenizer, self.template.render(example.messages, example.tools, prompt=True))
+
     def prompt_ids(self, row: Row) -> list[int]:
         """What generation starts from. For raw text this is what the tokenizer puts in front, maybe nothing."""
         return self.question(row).prompt
@@ -100,6 +126,22 @@ class Renderer:
     def reference(self, row: Row) -> str:
         """The text of the (last, chosen) answer; empty for a conversation without one."""
         return self.question(row).reference
+
+    def _documents(self, row: Row) -> tuple[list[Drawn], Notes]:
+        """The row before any cut, one document or the two of a pair, and what of it they do not hold."""
+        example = self.format.completed(row)
+        notes = self.format.unread(row)
+        drawn = []
+        for one in example.answers():
+            document, missing = self._drawn(one)
+            drawn.append(document)
+            notes = notes.joined(missing)
+        return drawn, notes
+
+    def _kept(self, encoded: Encoded, notes: Notes) -> Encoded:
+        # One int object per distinct id: a list then costs 8 bytes a token instead of 36.
+        ids = list(map(self._known_ids.setdefault, encoded.input_ids, encoded.input_ids))
+        return replace(encoded, input_ids=ids, notes=self._known_notes.setdefault(notes, notes))
 
     def _drawn(self, example: Example) -> tuple[Drawn, Notes]:
         if not example.messages:
@@ -196,25 +238,6 @@ class Renderer:
                 "model.name: the tokenizer has no end-of-text token, so plain text could never stop"
             )
         return int(self.tokenizer.eos_token_id)
-
-
-def encode_all(
-    rows: Rows, renderer: Renderer, progress: Callable[[int, int], None] | None = None
-) -> list[Encoded]:
-    """Every row in order; `progress` hears (rows done, rows in all).
-
-    Raises:
-        DataError: a row cannot be used; the message begins with where it is.
-    """
-    encoded: list[Encoded] = []
-    for index, row in enumerate(rows):
-        try:
-            encoded.append(renderer.encode(row))
-        except DataError as error:
-            raise DataError(f"{rows.where(index)}: {error}") from error
-        if progress is not None:
-            progress(index + 1, len(rows))
-    return encoded
 
 
 def _prefix(tokenizer: Tokenizer) -> list[int]:

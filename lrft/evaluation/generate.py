@@ -1,8 +1,9 @@
-"""Greedy generation in batches, left-padded, equal to generating one row at a time."""
+"""Generation in batches, left-padded, equal to generating one row at a time; greedy where nothing else is asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from lrft.core.virtual import virtual_ids
 from lrft.evaluation.batching import scoring, token_batches
 from lrft.evaluation.decoded import decoded
 from lrft.evaluation.divide import divided
+from lrft.evaluation.sampling import Sampler, Sampling
 from lrft.evaluation.subject import Subject
 from lrft.model.batching import find_batching, left_padded, own_settings, stock_attention
 from lrft.model.causal_lm import takes
@@ -32,14 +34,18 @@ def generate(
     stop_ids: Iterable[int] | None = None,
     what: str = "generate",
     where: Callable[[int], str] = "row {}".format,
+    sampling: Sampling | None = None,
+    first: int = 0,
 ) -> list[list[int]]:
-    """The most likely next token, again and again, for every prompt.
+    """The most likely next token, or one drawn, again and again, for every prompt.
 
     Args:
         prompts: token ids; sorted by length and batched by tokens here, answered in the order given.
         stop_ids: tokens that end a row; by default the subject's.
         what: the name the progress display shows.
         where: names a prompt in an error.
+        sampling: how tokens are drawn; greedy without it.
+        first: the number of the first prompt; number and seed decide what is drawn, and nothing else does.
 
     Returns:
         Generated ids per prompt, cut before the first stop token: a row of `max_new_tokens` never stopped.
@@ -59,15 +65,16 @@ def generate(
             f"{where(list(prompts).index([]))}: the prompt is empty; use a format that writes one"
         )
     hf = subject.hf
-    batching = _batching(subject)
-    config = _greedy(max_new_tokens, batching != "uncached", stops, subject.pad_id)
+    batching = batching_of(subject)
+    config = greedy_settings(max_new_tokens, batching != "uncached", stops, subject.pad_id)
     size = 1 if batching in ("single", "uncached") else subject.batch_tokens
     batches = token_batches(lengths, size, equal=batching == "equal")
 
     def answer(indices: list[int]) -> list[list[int]]:
-        new, bad = _generate_batch(subject, [[*before, *prompts[i]] for i in indices], config)
+        drawn = Drawn(sampling, [first + i for i in indices]) if sampling and not sampling.greedy else None
+        new, bad = generate_batch(subject, [[*before, *prompts[i]] for i in indices], config, drawn)
         if bad is not None:
-            raise _no_numbers(where(indices[bad]))
+            raise no_numbers(where(indices[bad]))
         subject.poll(0, len(prompts))  # the batch may have been cut short
         return [before_stop(tokens, stops) for tokens in new]
 
@@ -81,7 +88,8 @@ def generate(
     return outputs
 
 
-def _greedy(max_new_tokens: int, cached: bool, stops: list[int], pad_id: int) -> GenerationConfig:
+def greedy_settings(max_new_tokens: int, cached: bool, stops: list[int], pad_id: int) -> GenerationConfig:
+    """The likeliest token each time; where others are drawn, the logits are changed so that they are it."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -91,13 +99,14 @@ def _greedy(max_new_tokens: int, cached: bool, stops: list[int], pad_id: int) ->
     )
 
 
-def _no_numbers(place: str) -> NumericalError:
+def no_numbers(place: str) -> NumericalError:
+    """What to raise where logits mean nothing."""
     return NumericalError(
         f"{place}: the model's logits are no finite numbers, so there is no score; weights or activations overflowed"
     )
 
 
-def _batching(subject: Subject) -> str:
+def batching_of(subject: Subject) -> str:
     """How this model's prompts may be put together, asked of it once.
 
     Raises:
@@ -119,6 +128,21 @@ def before_stop(tokens: list[int], stop_ids: Iterable[int]) -> list[int]:
     """Tokens up to the first stop token, itself left out."""
     stops = set(stop_ids)
     return tokens[: next((place for place, token in enumerate(tokens) if token in stops), len(tokens))]
+
+
+class Streamer(Protocol):
+    """Hears of the prompt, then of every token as it is chosen."""
+
+    def put(self, value: Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Drawn(NamedTuple):
+    """How the rows of a batch are drawn, and their numbers."""
+
+    sampling: Sampling
+    rows: list[int]
 
 
 class _Poll(StoppingCriteria):
@@ -150,8 +174,12 @@ class _Finite(LogitsProcessor):
         return rows.index(True) if True in rows else None
 
 
-def _generate_batch(
-    subject: Subject, prompts: list[list[int]], config: GenerationConfig
+def generate_batch(
+    subject: Subject,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    drawn: Drawn | None = None,
+    streamer: Streamer | None = None,
 ) -> tuple[list[list[int]], int | None]:
     """New tokens of each row, and the first row whose logits were no numbers."""
     inputs = {
@@ -159,12 +187,14 @@ def _generate_batch(
         for name, tensor in left_padded(prompts, subject.pad_id).items()
         if name != "position_ids" or takes(subject.hf, name)
     }
-    finite = _Finite()
+    finite, width = _Finite(), inputs["input_ids"].shape[1]
+    sampler = [] if drawn is None else [Sampler(drawn.sampling, drawn.rows, width)]
     produced = subject.hf.generate(
         **inputs,
         generation_config=config,
         stopping_criteria=StoppingCriteriaList([_Poll(subject)]),
-        logits_processor=LogitsProcessorList([finite]),
+        logits_processor=LogitsProcessorList([finite, *sampler]),
+        streamer=streamer,
     )
-    new: list[list[int]] = produced[:, inputs["input_ids"].shape[1] :].tolist()
+    new: list[list[int]] = produced[:, width:].tolist()
     return new, finite.first()

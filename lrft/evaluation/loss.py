@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,6 +81,13 @@ def held_out_loss(
             f"data.eval: the held-out loss is {loss}; the model's weights or activations overflowed"
         )
     return LossResult(loss, perplexity(loss), tokens, rows)
+
+
+def together(parts: Mapping[str, LossResult]) -> LossResult:
+    """The loss over all tokens of several sources, every token weighing the same."""
+    tokens = sum(part.tokens for part in parts.values())
+    loss = sum(part.loss * part.tokens for part in parts.values()) / tokens
+    return LossResult(loss, perplexity(loss), tokens, sum(part.rows for part in parts.values()))
 
 
 def row_losses(model: CausalLM, batches: Iterable[Batch], team: Team = ALONE) -> list[tuple[float, int]]:

@@ -13,7 +13,7 @@ from lrft.registry.errors import DataError, Interrupted
 from lrft.registry.protocols import Tokenizer
 
 if TYPE_CHECKING:
-    from lrft.data.sources import Rows
+    from lrft.data.rows import Rows
     from lrft.data.tokenize import Renderer
     from lrft.model.causal_lm import CausalLM
     from lrft.model.hf import HF
@@ -73,6 +73,7 @@ class Subject:
         should_stop: polled between batches, and between generated tokens.
         progress: told how far a task is.
         team: the processes that score it together, each its share of the batches.
+        data_seed: of the rows that `take` draws from a task's own source.
     """
 
     model: CausalLM
@@ -85,6 +86,7 @@ class Subject:
     should_stop: Callable[[], bool] = never
     progress: Progress | None = None
     team: Team = ALONE
+    data_seed: int = 0
 
     @property
     def hf(self) -> HF:
@@ -109,6 +111,13 @@ class Subject:
         """The display and the stop signal for so many rows of `what`."""
         return Watch(what, total, self.asked_to_stop, self.progress)
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions the model has; None of a model without a limit."""
+        with suppress(AttributeError):
+            return self.hf.config.get_text_config().max_position_embeddings
+        return None
+
     def check_lengths(self, lengths: Sequence[int], where: Callable[[int], str] = "row {}".format) -> None:
         """Refuse rows that need more positions than the model has.
 
@@ -119,9 +128,7 @@ class Subject:
         Raises:
             DataError: names the first such row.
         """
-        positions = None
-        with suppress(AttributeError):  # a model without a position limit
-            positions = self.hf.config.get_text_config().max_position_embeddings
+        positions = self.positions
         for index, length in enumerate(lengths):
             if positions is not None and length > positions:
                 raise DataError(

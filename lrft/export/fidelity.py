@@ -50,6 +50,7 @@ class Generation(TypedDict, total=False):
 class Fidelity(TypedDict, total=False):
     """What fidelity.json holds: how the merge was made, then how it compares."""
 
+    checkpoint: str
     rank: int
     run: str
     onto: str

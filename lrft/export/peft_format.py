@@ -15,6 +15,7 @@ from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Additive
 from lrft.core.frozen import Changed
 from lrft.core.peft import LORA_NAMES, Together, lora_keys
+from lrft.core.swap import replace_folder
 from lrft.export.card import adapter_card
 from lrft.export.rounding import rounded
 from lrft.model.batching import stock_attention
@@ -226,8 +227,12 @@ def _patterns(keys: dict[str, Keys], common: Keys) -> Keys | None:
     return {k: v for k, v in (("rank_pattern", ranks), ("alpha_pattern", alphas)) if v}
 
 
-def write_adapter_folder(folder: Path, files: dict[str, bytes], tokenizer: Tokenizer) -> None:
-    """Write the adapter folder whole: beside, then renamed over the old one."""
+def write_adapter_folder(folder: Path, files: Mapping[str, bytes], tokenizer: Tokenizer) -> None:
+    """Write the adapter folder beside, then put it in the place of the old one: at any moment there is a whole one.
+
+    Raises:
+        OSError: the disk is full or not writable; the old folder is intact.
+    """
     import shutil
 
     scratch = folder.with_name(f".{folder.name}.tmp")
@@ -236,6 +241,4 @@ def write_adapter_folder(folder: Path, files: dict[str, bytes], tokenizer: Token
     for name, content in files.items():
         (scratch / name).write_bytes(content)
     tokenizer.save_pretrained(scratch)
-    if folder.exists():
-        shutil.rmtree(folder)
-    scratch.rename(folder)
+    replace_folder(scratch, folder)

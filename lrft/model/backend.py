@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from lrft.core.siblings import noticing
 from lrft.model import varlen
 from lrft.model.causal_lm import CausalLM
 from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault, training_fault
@@ -179,6 +180,8 @@ def _first_faultless(model: CausalLM, backends: Iterable[str], packing: bool) ->
 def check_runs(model: CausalLM) -> None:
     """Run a few tokens forward and back in training mode through the layers that replaced the model's own.
 
+    Sites that are given one tensor are computed together from then on (`lrft.core.siblings`).
+
     Raises:
         RecipeError: the model's code looks for something of its own layers that these have not.
     """
@@ -187,7 +190,7 @@ def check_runs(model: CausalLM) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad][:1]
     model.train()
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
+        with torch.random.fork_rng(), torch.enable_grad(), noticing(model.hf):
             hidden = model.hidden(batch_of([[[1, 2, 3]]]).to(model.device))
             if hidden.requires_grad:
                 torch.autograd.grad(hidden.float().sum(), trained, allow_unused=True)

@@ -220,15 +220,18 @@ def _draw(make: Callable[..., HF], dtype: torch.dtype, seed: int | None) -> HF:
     return hf
 
 
-def configure(model: CausalLM, section: ModelSection) -> None:
+def configure(model: CausalLM, section: ModelSection) -> list[str]:
     """Turn on activation checkpointing (never the reentrant kind) and compilation, as the recipe says.
 
     What is not compiled whole has its norms, gates and rotations fused one by one.
+
+    Returns:
+        Which of these three stay as the model's own code has them.
     """
     if section.activation_checkpointing:
         # The reentrant kind drops the graph of routed adapters' penalties without a word.
         model.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if section.compile:
         model.compile()
-    else:
-        fuse(model.hf)
+        return []
+    return [kind for kind, count in fuse(model.hf).items() if count == 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
@@ -14,18 +16,27 @@ class Context(FunctionCtx):
     saved_tensors: tuple[Tensor, ...]
 
 
+Iterations = int | Literal["exact"] | None
+"""Subspace iterations of a randomised SVD; `exact`; or None: exact up to `LARGEST_EXACT`, `ITERATIONS` above."""
+# Exact, one matrix of side 4,096 takes a CPU a minute or two, and a model of 8e9 numbers has two hundred.
+LARGEST_EXACT = 2048
+ITERATIONS = 16
+
+
 def truncated_svd(
-    matrix: Tensor, rank: int, niter: int | None = None, extra: int = 0
+    matrix: Tensor, rank: int, niter: Iterations = "exact", extra: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, rank), S (rank) and Vh (rank, n) of the leading singular triples, in float32.
 
     Args:
         matrix: (m, n).
-        niter: subspace iterations of a randomised SVD; None for the exact one.
+        niter: see `Iterations`; a large matrix gets `rank` more columns at least where it is None.
         extra: columns of the random subspace beyond `rank`; more makes the randomised one more exact.
     """
     matrix = matrix.float()
-    if niter is None:
+    if niter is None and min(matrix.shape) > LARGEST_EXACT:
+        niter, extra = ITERATIONS, max(extra, rank)
+    if niter is None or niter == "exact":
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
         return U[:, :rank], S[:rank], Vh[:rank]
     U, S, V = torch.svd_lowrank(matrix, q=min(rank + extra, *matrix.shape), niter=niter)

@@ -51,7 +51,10 @@ def _unmet_requirements(settings: Settings) -> Iterator[Problem]:
     }
     # Whether inputs are dropped is a setting and no method's trait; `_dropped_function` tells of it by its key.
     provided = frozenset({"undropped"}).union(*(part.provides for part in chosen.values()))
-    provided |= FORMATS.declared(settings.text("data.format.method")).provides
+    # A format that is still to be guessed may be any; this is asked again when it is known.
+    guessed = settings["data.format"] is None
+    formats = FORMATS.names() if guessed else [settings.text("data.format.method")]
+    provided = provided.union(*(FORMATS.declared(name).provides for name in formats))
     provided |= {"fixed_base" if settings["trainable.weights"] == "adapter" else "base_weights"}
     provided |= {"one_stage"} if settings["restart"] is None else set()
     adds = settings["adapter"] is None or "own_weights" not in chosen["adapter"].provides

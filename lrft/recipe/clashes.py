@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from lrft.recipe.data_clashes import DATA_CLASHES
 from lrft.recipe.fields import slot_at
-from lrft.registry.axes import AXES, FORMATS
+from lrft.recipe.scores import SCORES
+from lrft.registry.axes import AXES
 from lrft.registry.config import parse_choice
 from lrft.registry.declared import Declaration
 from lrft.registry.errors import Problem
@@ -122,46 +123,17 @@ def _what_trains(settings: Settings) -> Iterator[Problem]:
             yield Problem("trainable.update", "float32 weights need no master copy; write in_place")
 
 
-def _pairs_that_nobody_compares(settings: Settings) -> Iterator[Problem]:
-    form = FORMATS.declared(settings.text("data.format.method"))
-    objective = AXES["objective"].declared(settings.text("objective.method"))
-    if "pairs" in form.provides and "pairs" not in objective.requires:
-        message = (
-            f"{form.name} gives pairs, and {objective.name} would learn the rejected answers too; choose an objective "
-            "that compares them, or a format that reads one answer"
-        )
-        yield Problem("data.format.method", message)
-
-
-def _scores_without_rows(settings: Settings) -> Iterator[Problem]:
-    if settings["train.eval_every"] is not None and settings["data.eval"] is None:
-        message = "there are no held-out rows to score; write data.eval, or remove this key"
-        yield Problem("train.eval_every", message)
-
-
-def _hub_keys_of_a_local_source(settings: Settings) -> Iterator[Problem]:
-    for split in ("data.train", "data.eval"):
-        source = settings[f"{split}.source"] if settings[split] is not None else None
-        if not isinstance(source, str) or not os.path.isabs(source):
-            continue
-        for key in ("name", "revision", "stream", "split"):
-            if settings[f"{split}.{key}"] is not None and (key != "split" or os.path.isfile(source)):
-                message = (
-                    f"belongs to hub data sets, but {source} is local; remove it, or write {split}: PATH"
-                )
-                yield Problem(f"{split}.{key}", message)
-
-
 def _end_that_is_not_planned(settings: Settings) -> Iterator[Problem]:
     """Ranks that move and restarts follow the whole run; cut short, a budget is not met and a stage is not folded."""
-    if settings["train.stop_below"] is None:
+    ends = [key for key in ("train.stop_below", "train.patience") if settings[key] is not None]
+    if not ends:
         return
     allocation = AXES["allocate"].declared(settings.text("allocate.method"))
     timed = [] if settings["restart"] is None else [f"restart {settings['restart.method']}"]
     timed += [f"allocate {allocation.name}"] if "one_stage" in allocation.requires else []
     if timed:
         message = f"would end the run before {' and '.join(timed)} had done its part; write null"
-        yield Problem("train.stop_below", message)
+        yield from (Problem(key, message) for key in ends)
 
 
 def _compiled_for_one_shape(settings: Settings) -> Iterator[Problem]:
@@ -207,9 +179,8 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _no_targets,
     _dropped_function,
     _what_trains,
-    _pairs_that_nobody_compares,
-    _scores_without_rows,
-    _hub_keys_of_a_local_source,
+    *DATA_CLASHES,
+    *SCORES,
     _end_that_is_not_planned,
     _compiled_for_one_shape,
     _shards_of_nothing,

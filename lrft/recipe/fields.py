@@ -29,7 +29,10 @@ class Slot:
     def of(annotation: object, metadata: tuple[object, ...] = (), field: FieldInfo | None = None) -> Slot:
         """The slot of an annotation, `Annotated` unwrapped."""
         if get_origin(annotation) is Annotated:
-            inner, *more = get_args(annotation)
+            inner, *found = get_args(annotation)
+            more = [
+                one for item in found for one in (item.metadata if isinstance(item, FieldInfo) else [item])
+            ]
             return Slot.of(inner, (*more, *metadata), field)
         return Slot(annotation, metadata, field)
 
@@ -55,7 +58,7 @@ class Slot:
     def below(self, key: str | int, value: Json) -> Slot | None:
         """The slot one key further down, `value` being what is written here."""
         section = self.section(value)
-        if section is not None:
+        if section is not None and not isinstance(key, int):
             field = section.model_fields.get(str(key))
             return slot_of(field) if field else None
         arguments = get_args(self.annotation)
@@ -82,8 +85,9 @@ class Slot:
             return f"a section whose values are {Slot.of(get_args(self.annotation)[1]).words(many=True)}"
         section = self.section(None)
         if section is not None:
-            short = "text, or " if hasattr(section, "_from_string") else ""
-            return f"{short}a section with the keys {listed(section.model_fields, 'and')}"
+            short = ("texts, or " if many else "text, or ") if hasattr(section, "_from_string") else ""
+            what = "sections" if many else "a section"
+            return f"{short}{what} with the keys {listed(section.model_fields, 'and')}"
         return _SCALARS.get(self.annotation, ("a value", "values"))[many] + self._limits()
 
     def required(self) -> list[str]:

@@ -20,6 +20,7 @@ KEYS = {
     "compute_dtype": "model.dtype",
     "cosine_min_lr_ratio": "schedule.floor",
     "cutoff_len": "train.max_length",
+    "data_files": "data.train",
     "data_path": "data.train",
     "data_seed": "train.seed",
     "dataset": "data.train",
@@ -31,6 +32,7 @@ KEYS = {
     "dataset_split": "data.train.split",
     "double_quantization": "quantization.double_quant",
     "enable_activation_checkpointing": "model.activation_checkpointing",
+    "early_stopping_patience": "train.patience",
     "eval_dataset": "data.eval",
     "eval_steps": "train.eval_every",
     "excess_length_strategy": "data.too_long",
@@ -59,6 +61,7 @@ KEYS = {
     "max_seq_length": "train.max_length",
     "max_train_samples": "data.train.limit",
     "max_train_steps": "train.max_steps",
+    "metric_for_best_model": "train.metric",
     "micro_batch_size": "train.batch_size",
     "min_lr_ratio": "schedule.floor",
     "model_dtype": "model.dtype",
@@ -91,6 +94,7 @@ KEYS = {
     "steps": "train.max_steps",
     "streaming": "data.train.stream",
     "target_modules": "adapter.targets",
+    "tensorboard_dir": "logging.tensorboard",
     "test_datasets": "data.eval",
     "tokenizer_name": "model.tokenizer",
     "tokenizer_name_or_path": "model.tokenizer",
@@ -151,6 +155,15 @@ CHOICES = {
 
 # Keys -> its values, squeezed -> what to say; `*` is every other value.
 _BY_VALUE: dict[str, dict[str, str]] = {
+    "val_size val_set_size test_size eval_size validation_split eval_split_ratio val_split_fraction eval_ratio": {
+        "*": "write data.split: SHARE, or a number of rows",
+        "0 00": "remove it, nothing is held out unless a recipe asks for it",
+    },
+    "mix_strategy stopping_strategy": {
+        "interleaveunder firstexhausted": "write data.mix: {rows: first_exhausted}",
+        "interleaveover allexhausted": "write data.mix: {rows: all_exhausted}",
+        "concat": "remove it, every row of all sources is seen once unless weights are written",
+    },
     "fp16 float16 half": {
         "true": "write model.dtype: float16",
         "false": "remove it, model.dtype says the precision",
@@ -198,8 +211,11 @@ _BY_VALUE: dict[str, dict[str, str]] = {
     },
     "report_to": {
         "wandb all": "write logging.wandb: PROJECT",
-        "none": "remove it, numbers go to metrics.jsonl alone unless logging.wandb is written",
-        "*": "numbers go to metrics.jsonl and, with logging.wandb: PROJECT, to Weights & Biases alone",
+        "tensorboard": "write logging.tensorboard: true",
+        "mlflow": "write logging.mlflow: PROJECT",
+        "trackio": "write logging.trackio: PROJECT",
+        "none": "remove it, numbers go to metrics.jsonl alone unless logging says otherwise",
+        "*": "write logging.wandb, logging.tensorboard, logging.mlflow or logging.trackio",
     },
     "use_wandb": {"true": "write logging.wandb: PROJECT"},
     "truncation_side": {

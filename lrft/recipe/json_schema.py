@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from lrft.recipe.fields import Slot, slot_of
 from lrft.recipe.schema import Recipe
-from lrft.registry.config import Section
+from lrft.registry.config import OneOrMore, Section, Source
 from lrft.registry.registry import Registry
 
 Schema = dict[str, Any]
@@ -52,7 +52,10 @@ def _define(slot: Slot, definitions: Schema) -> None:
 
 
 def _chosen(slot: Slot, definitions: Schema) -> Schema | None:
-    """The schema of a choice or of a list of choices; None for anything else."""
+    """The schema of a choice, of a list of choices, or of one or more sections; None for anything else."""
+    several = next((item for item in slot.metadata if isinstance(item, OneOrMore)), None)
+    if several is not None:
+        return _one_or_more(several, definitions)
     if slot.registry is not None:
         default = slot.field.default if slot.field is not None and not slot.field.is_required() else None
         return {"anyOf": _choices(slot.registry, default, definitions)}
@@ -60,6 +63,14 @@ def _chosen(slot: Slot, definitions: Schema) -> Schema | None:
         items = _chosen(Slot.of(get_args(slot.annotation)[0]), definitions)
         return {"type": "array", "items": items} if items is not None else None
     return None
+
+
+def _one_or_more(several: OneOrMore, definitions: Schema) -> Schema:
+    for section in (Source, several.item):
+        _define(Slot(section), definitions)
+    one, item = ({"$ref": f"#/$defs/{section.__name__}"} for section in (Source, several.item))
+    found = [one, {"type": "array", "minItems": 1, "items": item}]
+    return {"anyOf": [*found, {"type": "null"}] if several.optional else found}
 
 
 def _choices(registry: Registry, default: str | None, definitions: Schema) -> list[Schema]:

@@ -13,9 +13,8 @@ _SENTENCES = (
         "neftune_noise_alpha neft_alpha noisy_embedding_alpha neftune",
     ),
     (
-        "no split is made of one file yet; name held-out rows under data.eval",
-        "val_size val_set_size test_size validation_split validation_split_percentage eval_size "
-        "eval_split_ratio val_split_fraction eval_ratio",
+        "rows are held out by their share; write data.split: SHARE, which is 0.05 for 5 %",
+        "validation_split_percentage",
     ),
     (
         "a setting of the process; name the run folder with lrft train --out FOLDER",
@@ -121,9 +120,20 @@ _SENTENCES = (
         "global_batch_size total_batch_size effective_batch_size auto_find_batch_size",
     ),
     (
-        "numbers go to metrics.jsonl and, with logging.wandb: PROJECT, to Weights & Biases alone",
-        "use_tensorboard tensorboard mlflow use_mlflow mlflow_tracking_uri use_comet comet_project_name "
-        "use_swanlab swanlab_project tensorboard_dir use_trackio trackio_space_id",
+        "no such tracker is here; write logging.wandb, logging.tensorboard, logging.mlflow or logging.trackio",
+        "use_comet comet_project_name use_swanlab swanlab_project comet swanlab",
+    ),
+    (
+        "write logging.tensorboard: true",
+        "use_tensorboard",
+    ),
+    (
+        "write logging.mlflow: PROJECT; the server is set by the variable MLFLOW_TRACKING_URI",
+        "use_mlflow mlflow_tracking_uri",
+    ),
+    (
+        "write logging.trackio: PROJECT; the rest is set by TRACKIO_* variables",
+        "use_trackio trackio_space_id",
     ),
     (
         "name the project, logging.wandb: PROJECT; the rest is set by WANDB_* variables",
@@ -144,15 +154,19 @@ _SENTENCES = (
         "evals_per_epoch eval_interval val_interval eval_delay eval_on_start eval_freq",
     ),
     (
-        "the best checkpoint by data.eval is kept beside the newest; write train.eval_every, remove this",
-        "load_best_model_at_end metric_for_best_model greater_is_better save_only_model save_safetensors",
+        "the best checkpoint is always kept, and its adapter in best/; write train.eval_every: STEPS, remove this",
+        "load_best_model_at_end save_only_model save_safetensors",
     ),
     (
-        "not in lrft yet; a run ends by train.max_steps, train.epochs or train.stop_below",
-        "early_stopping_patience early_stopping early_stopping_threshold patience",
+        "which way is better follows from the score that train.metric names; remove it",
+        "greater_is_better",
     ),
     (
-        "scores are the job of lrft eval; name tasks in eval.tasks",
+        "any score that is better counts; write train.patience: SCORES",
+        "early_stopping early_stopping_threshold early_stopping_min_delta",
+    ),
+    (
+        "name tasks in eval.tasks, for lrft eval, and for scores in training write train.eval_tasks_every: STEPS",
         "do_eval compute_metrics predict_with_generate do_bench_eval eval_metrics generation_config",
     ),
     (
@@ -175,8 +189,9 @@ _SENTENCES = (
         "shuffle shuffle_merged_datasets buffer_size shuffle_buffer_size curriculum_sampling",
     ),
     (
-        "one source of rows is read; join the files, and name the result as data.train",
-        "data_files mix_strategy interleave_probs dataset_mixture",
+        "list the sources under data.train, each with a weight where its share is to be another than its rows'; "
+        "data.mix says how weights become rows",
+        "interleave_probs dataset_mixture dataset_weights",
     ),
     (
         "remove it, the loss is computed in chunks without keeping the logits",

@@ -9,9 +9,10 @@ from lrft.recipe.tree import Node, Place, dotted, shown
 from lrft.registry.axes import AXES
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import Problem, RecipeError
+from lrft.registry.source import names_files
 
 COMMAND_LINE = Place("command line")
-OF_ONE_SOURCE = ("name", "split", "revision", "stream")
+OF_ONE_SOURCE = ("name", "split", "revision", "stream", "row")
 METHOD_SECTIONS = (*AXES, "schedule")
 
 
@@ -19,14 +20,16 @@ def spelled_out(root: Node) -> Node:
     """A layer with its short forms written in full, so that layers merge key by key.
 
     A section written as the name of a method is `{method: NAME}`, and keeps what an older layer says of it;
-    `data: PATH` is the source of both splits; a source or format written as a string replaces the older one.
+    `data: PATH` is the source of both splits, or of the training rows where it is a file; a source or format written
+    as a string replaces the older one.
     """
     for section in METHOD_SECTIONS:
         root = _wrap(root, section, inner="method")
     root = _wrap(root, "trainable", inner="weights")
     data = root.get("data")
     if data is not None and isinstance(data.value, str):
-        root = root.with_value(("data",), replace(data, value={"train": data, "eval": data}))
+        eval_rows = replace(data, value=None) if names_files(data.value) else data
+        root = root.with_value(("data",), replace(data, value={"train": data, "eval": eval_rows}))
     for key, inner in (("train", "source"), ("eval", "source"), ("format", "method")):
         root = _wrap(root, "data", key, inner=inner, replaces=True)
     return root
@@ -101,6 +104,8 @@ def _without_foreign_settings(key: str, older: Node, newer: Node) -> Node:
 
     What the two share, a rank say, is kept. What the command line itself said stays, and is then refused by name.
     """
+    if key == "data":
+        return _without_other_held_out_rows(older, newer)
     method = newer.get("method")
     if key not in AXES or method is None or not isinstance(older.value, dict):
         return older
@@ -128,3 +133,13 @@ def _delete(root: Node, keys: tuple[str, ...]) -> Node:
             message = f"nothing to delete, the recipe does not write this key{near}"
             raise RecipeError(COMMAND_LINE.problem(dotted(keys), message))
     return root.with_value(keys, None)
+
+
+def _without_other_held_out_rows(older: Node, newer: Node) -> Node:
+    """`data.eval` of an older layer gives way to `data.split` of the newer one, and the other way round."""
+    for chosen, other in (("split", "eval"), ("eval", "split")):
+        said, held = newer.get(chosen), older.get(other)
+        given = said is not None and said.value is not None and newer.get(other) is None
+        if given and held is not None and held.place != COMMAND_LINE:
+            older = older.with_value((other,), None)
+    return older

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from glob import iglob
 from importlib.util import find_spec
 
 from lrft.recipe.fields import slot_of
@@ -12,27 +13,11 @@ from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 from lrft.registry.axes import AXES
 from lrft.registry.config import Source
 from lrft.registry.errors import Problem
+from lrft.registry.source import READABLE, is_glob
 
 MODEL: Keys = ("model", "name")
 TOKENIZER: Keys = ("model", "tokenizer")
-DATA_SUFFIXES = (
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".tsv",
-    ".parquet",
-    ".arrow",
-    ".txt",
-    ".gz",
-    ".zst",
-    ".xz",
-    ".zip",
-)
-# What `lrft.data` reads; the others only tell a path from a hub id.
-READABLE = (
-    *(f"{kind}{packed}" for packed in ("", ".gz") for kind in (".json", ".jsonl", ".csv", ".tsv")),
-    ".parquet",
-)
+DATA_SUFFIXES = (*READABLE, ".arrow", ".gz", ".zst", ".xz", ".zip")  # they tell a path from a hub id
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 HUB_ID = re.compile(r"(?=.{1,96}\Z)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)  # the hub's own limit
 # No dots: looking for a package inside another would import, that is run, the outer one.
@@ -61,7 +46,7 @@ def located(root: Node) -> tuple[Node, list[Problem]]:
 
 def sources(root: Node) -> list[Keys]:
     """Keys of the sources of the recipe, its methods and its tasks; one may still be a plain string."""
-    found: list[Keys] = [("data", "train"), ("data", "eval"), *_of_methods(root)]
+    found: list[Keys] = [*_each(root, "data", "train"), *_each(root, "data", "eval"), *_of_methods(root)]
     tasks = root.get("eval", "tasks")
     if tasks is not None and isinstance(tasks.value, list):
         found += [("eval", "tasks", index, "data") for index in range(len(tasks.value))]
@@ -69,6 +54,13 @@ def sources(root: Node) -> list[Keys]:
         keys if isinstance(getattr(root.get(*keys), "value", None), str) else (*keys, "source")
         for keys in found
     ]
+
+
+def _each(root: Node, *keys: str) -> list[Keys]:
+    """Keys of every entry of a list, or the keys themselves where there is none."""
+    node = root.get(*keys)
+    several = node is not None and isinstance(node.value, list)
+    return [(*keys, place) for place in range(len(node.value))] if several else [keys]  # type: ignore[union-attr,arg-type]
 
 
 def _of_methods(root: Node) -> list[Keys]:
@@ -97,6 +89,8 @@ def _locate(written: str, place: Place, keys: Keys) -> str:
     candidates = [here]
     if place.folder is not None and not os.path.isabs(text):
         candidates.insert(0, os.path.abspath(place.folder / text))
+    if not is_model and is_glob(text) and not any(map(os.path.exists, candidates)):
+        return _matched(written, candidates)
     for candidate in dict.fromkeys(candidates):
         if os.path.isdir(candidate) if is_model and not text.endswith(".gguf") else os.path.exists(candidate):
             if keys != TOKENIZER:
@@ -113,6 +107,20 @@ def _locate(written: str, place: Place, keys: Keys) -> str:
         raise _Nowhere(f"there is no {kind} {shown(written)} (looked for {where}); {remedy}")
     remedy = f"an existing {kind} (looked for {where}) nor a hub id (owner/name)"
     raise _Nowhere(f"{shown(written)} is neither {remedy}")
+
+
+def _matched(written: str, candidates: list[str]) -> str:
+    """The pattern that matches something readable, absolute."""
+    for candidate in dict.fromkeys(candidates):
+        files = sorted(path for path in iglob(candidate, recursive=True) if os.path.isfile(path))
+        for path in files:
+            _check_kind(path, is_model=False)
+        if files:
+            return candidate
+    where = " or ".join(_brief(path) for path in dict.fromkeys(candidates))
+    raise _Nowhere(
+        f"no file matches {shown(written)} (looked for {where}); give a pattern that some file matches"
+    )
 
 
 def _check_packaged(text: str) -> None:

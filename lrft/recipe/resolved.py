@@ -41,10 +41,12 @@ def _without_added(section: BaseModel) -> dict[str, Json]:
     plain: dict[str, Json] = section.model_dump(mode="json")
     for name, slot in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            plain[name] = _without_added(value)
-        elif ADDED in slot.metadata and value == slot.default:
+        if ADDED in slot.metadata and value == slot.default:
             del plain[name]
+        elif isinstance(value, BaseModel):
+            plain[name] = _without_added(value)
+        elif isinstance(value, list) and value and all(isinstance(one, BaseModel) for one in value):
+            plain[name] = [_without_added(one) for one in value]
     return plain
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
+from lrft.recipe.data_section import DataSection
 from lrft.recipe.sections import (
     DECIDES_ROWS,
-    DataSection,
     EvalSection,
     ExportSection,
     LoggingSection,

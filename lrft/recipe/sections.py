@@ -1,23 +1,11 @@
-"""The sections of a recipe that belong to no method: the model, the rows, the loop, and what follows it."""
+"""The sections of a recipe that belong to no method: the model, the loop, and what follows it."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from lrft.registry.axes import (
-    FORMATS,
-    TASKS,
-)
-from lrft.registry.config import (
-    Choice,
-    Field,
-    FormatConfig,
-    Literal,
-    MethodConfig,
-    Section,
-    Source,
-    model_validator,
-)
+from lrft.registry.axes import TASKS
+from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, model_validator
 from lrft.registry.section import ADDED as ADDED
 
 DECIDES_ROWS = "decides rows"
@@ -77,41 +65,6 @@ class TrainableSection(Section):
         return {"weights": value} if isinstance(value, str | list) else value
 
 
-class DataSection(Section):
-    """Rows, how they become text, and what to do with long ones. A plain string is one source for both splits."""
-
-    train: Source
-    eval: Source | None = Field(
-        None, description="held-out rows; scored every `train.eval_every` steps and by lrft eval"
-    )
-    format: Annotated[FormatConfig, Choice(FORMATS)] = Field(
-        description="how a row becomes a prompt and what is learnt from it"
-    )
-    template: Annotated[str | None, ADDED] = Field(
-        None,
-        min_length=1,
-        description="chat template that conversations are written in, and that is saved with the adapter: chatml, "
-        "gemma, llama3, mistral, plain, zephyr, or a file of Jinja; by default the tokenizer's own",
-    )
-    date: str | None = Field(
-        None,
-        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
-        description="day that chat templates which ask for the date are told, as 2026-11-28; by default the day the "
-        "run begins, which its record keeps",
-    )
-    too_long: Literal["error", "drop", "truncate_left", "truncate_right"] = Field(
-        "error", description="what happens to rows longer than train.max_length"
-    )
-    allow_empty_targets: bool = Field(
-        False, description="skip rows without a supervised token instead of stopping"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: object) -> object:
-        return {"train": value, "eval": value} if isinstance(value, str) else value
-
-
 class TrainSection(Section):
     """The loop: how long, how much at a time, how often to save and score."""
 
@@ -148,6 +101,24 @@ class TrainSection(Section):
     eval_every: int | None = Field(
         None, gt=0, description="optimizer steps between scores of data.eval; the last step is always scored"
     )
+    eval_tasks_every: Annotated[int | None, ADDED] = Field(
+        None,
+        gt=0,
+        description="optimizer steps between scores of eval.tasks, the first eval.limit rows of each; the last step is "
+        "always scored",
+    )
+    metric: Annotated[str, DECIDES_ROWS, ADDED] = Field(
+        "loss",
+        min_length=1,
+        description="the score that says which step is the best: loss, of data.eval every train.eval_every steps, or "
+        "TASK.SCORE of one of eval.tasks, such as gsm8k.exact_match",
+    )
+    patience: Annotated[int | None, DECIDES_ROWS, ADDED] = Field(
+        None,
+        gt=0,
+        description="end the run once so many scores of train.metric in a row were no better than the best; the "
+        "schedule still goes by max_steps",
+    )
     keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where one is visible")
     shard_base: Annotated[bool, ADDED] = Field(
@@ -173,7 +144,10 @@ class EvalSection(Section):
         default_factory=list, description="tasks, by name or with settings"
     )
     limit: Annotated[int | None, DECIDES_ROWS] = Field(
-        None, gt=0, description="score only the first so many rows"
+        None, gt=0, description="score only the first so many rows, of several sources of each"
+    )
+    at_end: Annotated[bool, ADDED] = Field(
+        False, description="score the tasks at the end of a training too, as lrft eval does after it"
     )
     batch_tokens: int = Field(8192, gt=0, description="tokens of an evaluation batch, padding included")
 
@@ -212,3 +186,9 @@ class LoggingSection(Section):
         None, gt=0, description="optimizer steps between printed lines; null for about a hundred lines a run"
     )
     wandb: str | None = Field(None, description="Weights & Biases project; null for none")
+    tensorboard: Annotated[bool | str, ADDED] = Field(
+        False,
+        description="true: TensorBoard's files in the run folder; or a folder that holds one for every run",
+    )
+    mlflow: Annotated[str | None, ADDED] = Field(None, description="MLflow experiment; null for none")
+    trackio: Annotated[str | None, ADDED] = Field(None, description="Trackio project; null for none")

@@ -20,7 +20,7 @@ from lrft.registry.axis_configs import (
 from lrft.registry.choice import Choice, parse_choice
 from lrft.registry.errors import Problem
 from lrft.registry.section import MethodConfig, RecipeView, Section
-from lrft.registry.source import Source
+from lrft.registry.source import MixedSource, OneOrMore, Source
 
 __all__ = [
     "AdapterConfig",
@@ -32,11 +32,14 @@ __all__ = [
     "Iterator",
     "Literal",
     "MethodConfig",
+    "MixedSource",
+    "OneOrMore",
     "OptimizerConfig",
     "Problem",
     "ProjectedConfig",
     "RecipeView",
     "ResidualConfig",
+    "SVDIterations",
     "ScheduleConfig",
     "Section",
     "Sequence",
@@ -45,3 +48,6 @@ __all__ = [
     "model_validator",
     "parse_choice",
 ]
+
+SVDIterations = Annotated[int, Field(ge=0)] | Literal["exact"] | None
+"""`niter` of a start by an SVD, as `lrft.ops.linalg.truncated_svd` takes it."""

@@ -39,6 +39,7 @@ class Declaration:
         aliases: what others call the method, several names a line -> what to write for it here, lines of a recipe:
             `{"rank_stabilized rs": "adapter: {method: NAME, rslora: true}"}`. The method's own name may be among
             them, where more than its line is needed. A class has its own, and not its parent's.
+        better: of a task, its metrics that say how good a model is -> `higher` or `lower`, whichever is better.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Declaration:
     requires: frozenset[str]
     path: Path
     aliases: dict[str, str] = field(default_factory=dict)
+    better: dict[str, str] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -123,6 +125,7 @@ def _declare(
         "requires": parents[0].requires if parents else frozenset(),
     }
     aliases: dict[str, str] = {}
+    better = parents[0].better if parents else {}
     for item in node.body:
         if isinstance(item, ast.ClassDef) and item.name == "Config":
             config = _config(item, path, holder)
@@ -131,12 +134,13 @@ def _declare(
             traits[target] = frozenset(_literal_set(item.value))  # type: ignore[attr-defined]
         if target == "aliases":
             aliases = ast.literal_eval(item.value)  # type: ignore[attr-defined]
+        if target == "better":
+            better = ast.literal_eval(item.value)  # type: ignore[attr-defined]
     setattr(holder, node.name, _Parent(config))
     registered = any(isinstance(d, ast.Attribute) and d.attr == "register" for d in node.decorator_list)
     name = path.stem if registered else ""
-    return Declaration(
-        name, node.name, ast.get_docstring(node) or "", config, path=path, aliases=aliases, **traits
-    )
+    doc = ast.get_docstring(node) or ""
+    return Declaration(name, node.name, doc, config, path=path, aliases=aliases, better=better, **traits)
 
 
 def _config(node: ast.ClassDef, path: Path, holder: ModuleType) -> type[MethodConfig]:

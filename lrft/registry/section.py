@@ -13,6 +13,9 @@ from lrft.registry.json import Json
 if TYPE_CHECKING:
     from lrft.registry.declared import Declaration
 
+ADDED = "added"
+"""Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
+
 
 ADDED = "added"
 """Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""

@@ -32,5 +32,6 @@ TRAITS: dict[str, str] = {
     "entry_moments": "the optimizer keeps its moments entry by entry, so that some of them can be zeroed",
     "clippable": "all gradients exist together before the update, so that their global norm can be clipped",
     "per_parameter": "the update of a parameter depends on its own gradient alone",
+    "documents": "every row of the data is a whole text, of which every token is learnt",
     "pairs": "every row of the data is a pair of answers to one prompt",
 }

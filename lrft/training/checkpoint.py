@@ -48,19 +48,25 @@ class Identity:
 
 
 def save_checkpoint(
-    run: Run, tensors: dict[str, Tensor], folder: Path, identity: Identity, extra: Mapping[str, Json]
+    run: Run,
+    tensors: dict[str, Tensor],
+    folder: Path,
+    identity: Identity,
+    extra: Mapping[str, Json],
+    anew: bool = False,
 ) -> Path:
     """Write `folder/step-N` from the run's state; a killed or failed write leaves older checkpoints intact.
 
     Args:
         tensors: the adapter's tensors by name.
         extra: plain values kept in state.json (the best score so far).
+        anew: replace one of this step that is whole, which is left alone otherwise.
 
     Raises:
         LrftError: the disk is full or not writable; says how many bytes were needed.
     """
     final = folder / f"step-{run.step}"
-    if final.exists() and not fault(final):
+    if not anew and final.exists() and not fault(final):
         return final  # the same step of the same run: resuming is bit-identical, so is the checkpoint
     optimizer_tensors, optimizer_values = flatten(run.optimizer.state_dict())
     callback_tensors, callback_values = flatten({name: c.state_dict() for name, c in _named(run.callbacks)})

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from lrft.core.swap import replace_folder, sync
 from lrft.registry.errors import LrftError
 from lrft.registry.json import Json
 
@@ -20,7 +21,7 @@ MANIFEST = "manifest.json"
 
 
 def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Json]) -> None:
-    """Write files beside, sync, manifest last, rename; a damaged folder at `final` is kept aside.
+    """Write files beside, sync, manifest last, rename; a damaged folder at `final` is kept aside, a whole one replaced.
 
     Raises:
         LrftError: not enough room, or not writable.
@@ -38,11 +39,14 @@ def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Js
             _write_synced(scratch / name, content)
             entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         _write_synced(scratch / MANIFEST, json.dumps({**manifest, "files": entries}, indent=1).encode())
-        _sync_folder(scratch)
-        if final.exists():  # it does not verify, or it would not be written again
+        sync(scratch)
+        if final.exists() and not fault(final):
+            replace_folder(scratch, final)
+            return
+        if final.exists():
             final.rename(final.with_name(f"{final.name}.damaged-{time.time_ns()}"))
         scratch.rename(final)
-        _sync_folder(final.parent)
+        sync(final.parent)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise LrftError(
@@ -109,11 +113,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

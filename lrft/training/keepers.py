@@ -1,4 +1,4 @@
-"""Callbacks that keep a run: checkpoints, scores on held-out rows, and the check that everything trains."""
+"""Callbacks that keep a run: checkpoints, the loss at which it ends, the scale of losses, and signals."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from lrft.core.callback import Callback
 from lrft.core.run import Run
 from lrft.registry.protocols import SignalHandler
 from lrft.training import checkpoint, checkpoint_folder
+from lrft.training.adapter_folders import AdapterFolders
+from lrft.training.scorer import Scorer
 
 
 class Saver(Callback):
@@ -24,6 +26,7 @@ class Saver(Callback):
     Args:
         tensors: gives the adapter's tensors by name.
         folder: where `step-N` folders go.
+        adapters: `last/` and `best/`, which follow the checkpoints; None for checkpoints alone.
     """
 
     def __init__(
@@ -34,9 +37,19 @@ class Saver(Callback):
         every: int,
         keep_last: int,
         scorer: Scorer | None = None,
+        adapters: AdapterFolders | None = None,
     ) -> None:
         self.tensors, self.folder, self.identity = tensors, folder, identity
-        self.every, self.keep_last, self.scorer = every, keep_last, scorer
+        self.every, self.keep_last, self.scorer, self.adapters = every, keep_last, scorer, adapters
+
+    def start(self, run: Run) -> None:
+        if run.rank:
+            return
+        if self.adapters is not None:
+            self.adapters.start(run)
+        if run.step and run.step == run.total_steps and self.scorer is not None and self.scorer.exhausted:
+            # The score that ends the run may be one that a signal had cut short, which the checkpoint still owes.
+            self.save(run, anew=True)
 
     def after_step(self, run: Run) -> None:
         improved = self.scorer is not None and self.scorer.best_step == run.step
@@ -46,59 +59,20 @@ class Saver(Callback):
         if run.accelerator is not None and run.accelerator.num_processes > 1:
             run.accelerator.wait_for_everyone()
 
-    def save(self, run: Run) -> Path:
-        """Write the checkpoint of the step just finished, then drop the old ones."""
+    def save(self, run: Run, anew: bool = False) -> Path:
+        """Write the checkpoint of the step just finished and the adapters, then drop the old ones.
+
+        Args:
+            anew: in the place of one of this step that is there.
+        """
         best = f"step-{self.scorer.best_step}" if self.scorer is not None and self.scorer.best_step else None
-        saved = checkpoint.save_checkpoint(run, self.tensors(), self.folder, self.identity, {"best": best})
+        saved = checkpoint.save_checkpoint(
+            run, self.tensors(), self.folder, self.identity, {"best": best}, anew
+        )
+        if self.adapters is not None:
+            self.adapters.follow(run)
         checkpoint_folder.prune(self.folder, self.keep_last, best)
         return saved
-
-
-class Scorer(Callback):
-    """Loss on held-out rows every `every` steps; remembers the best step. Not a number is never the best.
-
-    Args:
-        score: gives `eval_loss` and what else to record; nothing when it was asked to stop.
-        probe: scores one batch, the most demanding one.
-    """
-
-    def __init__(
-        self, score: Callable[[Run], dict[str, float]], probe: Callable[[Run], object], every: int
-    ) -> None:
-        self.score, self.probe, self.every = score, probe, every
-        self.best = math.inf
-        self.best_step = 0
-        self.owed = 0  # the step whose score a signal cut short
-
-    def start(self, run: Run) -> None:
-        """Score the longest batch once: what would not fit in memory fails now and not after hours."""
-        run.model.eval()
-        self.probe(run)
-        run.model.train()
-        if self.owed and self.owed == run.step:
-            self.take(run)
-
-    def after_step(self, run: Run) -> None:
-        if run.step % self.every == 0 or run.step == run.total_steps:
-            self.take(run)
-
-    def take(self, run: Run) -> None:
-        """Score now, or owe it to the next sitting when the run was asked to stop."""
-        run.model.eval()
-        metrics = self.score(run)  # every process has to ask, whichever the signal came to
-        run.model.train()
-        self.owed = 0 if metrics else run.step
-        run.record(**metrics)
-        if metrics and metrics["eval_loss"] < self.best:
-            self.best, self.best_step = metrics["eval_loss"], run.step
-
-    def state_dict(self) -> StateDict:
-        best = self.best if self.best_step else None
-        return {"best": best, "best_step": self.best_step, "owed": self.owed}
-
-    def load_state_dict(self, state: StateDict) -> None:
-        self.best_step, self.owed = state["best_step"], state["owed"]
-        self.best = state["best"] if self.best_step else math.inf
 
 
 class StopAtLoss(Callback):

@@ -1,35 +1,26 @@
-"""Callbacks that show a run: metrics.jsonl, a progress bar or plain lines, and Weights & Biases when asked."""
+"""Callbacks that show a run: metrics.jsonl, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
 import json
-import netrc
 import os
 import resource
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
-from urllib.parse import urlparse
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from torch.optim.optimizer import StateDict
 
 from lrft.core.callback import Callback
 from lrft.core.notes import is_terminal, say, silent
 from lrft.core.run import Run
-from lrft.registry.errors import LrftError, MissingExtra
-from lrft.registry.json import Json
-
-if TYPE_CHECKING:
-    from wandb import Run as Session
-
-Mode = Literal["online", "offline", "disabled", "shared"] | None
+from lrft.registry.errors import LrftError
 
 LINES = 100  # a run, where it is not said how many
+WATCHED = 10.0  # seconds between lines about a task
 
 
 class MetricsFile(Callback):
@@ -90,6 +81,7 @@ class Bar(Callback):
         self.task: TaskID | None = None
         self.began = time.perf_counter()
         self.first = 0
+        self.watched = time.monotonic()
 
     def start(self, run: Run) -> None:
         self.began, self.first = time.perf_counter(), run.step
@@ -114,77 +106,23 @@ class Bar(Callback):
             line = f"step {run.step}/{run.total_steps}  {describe(run.metrics)}  {left:.0f} s left"
             say(line)
 
+    def watch(self, what: str, done: int, total: int) -> None:
+        """Show how far a task is that is scored between two steps; off a terminal one line every few seconds."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, description=f"{what} {done}/{total}")
+        elif done and time.monotonic() - self.watched >= WATCHED:
+            self.watched = time.monotonic()
+            say(f"{what} {done}/{total}")
+
     def _is_due(self, run: Run) -> bool:
         every = self.every or max(1, run.total_steps // LINES)
         ends = run.step in (self.first + 1, run.total_steps) or run.stop_signal is not None
-        return ends or "eval_loss" in run.metrics or run.step % every == 0
+        return ends or _scored(run.metrics) or run.step % every == 0
 
     def close(self) -> None:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
-
-
-class Wandb(Callback):
-    """Sends the metrics to Weights & Biases; without an account it writes its local files and says so once.
-
-    The run id is kept in the checkpoint, so that a resumed run goes on in the same place.
-    """
-
-    def __init__(self, project: str, name: str, folder: Path, settings: dict[str, Json]) -> None:
-        self.project, self.name, self.folder, self.settings = project, name, folder, settings
-        self.id: str | None = None
-        self.session: Session | None = None
-
-    def start(self, run: Run) -> None:
-        if run.rank:
-            return
-        try:
-            import wandb
-        except ImportError:
-            raise MissingExtra("logging.wandb: needs `pip install wandb`") from None
-        mode = cast(Mode, os.environ.get("WANDB_MODE"))
-        if mode is None and not has_account():
-            mode = "offline"
-            say("logging.wandb: no account found, keeping local files only")
-        self.session = wandb.init(
-            project=self.project,
-            name=os.environ.get("WANDB_NAME") or self.name,
-            id=self.id,
-            resume="allow",
-            dir=self.folder,
-            mode=mode,
-            config=self.settings,
-        )
-        self.id = self.session.id
-
-    def after_step(self, run: Run) -> None:
-        if self.session is not None:
-            self.session.log(
-                {k: v for k, v in run.metrics.items() if isinstance(v, int | float)}, step=run.step
-            )
-
-    def close(self) -> None:
-        if self.session is not None:
-            self.session.finish()
-
-    def state_dict(self) -> StateDict:
-        return {"id": self.id}
-
-    def load_state_dict(self, state: StateDict) -> None:
-        self.id = state["id"]
-
-
-def has_account() -> bool:
-    """Whether a Weights & Biases key is at hand; a .netrc that only knows other hosts is none."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        known = netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser())
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return host in known.hosts
 
 
 def describe(metrics: Mapping[str, float]) -> str:
@@ -194,7 +132,13 @@ def describe(metrics: Mapping[str, float]) -> str:
         parts.append(f"{metrics['tokens_per_second']:.0f} tok/s")
     if "eval_loss" in metrics:
         parts.append(f"eval {metrics['eval_loss']:.4f}")
+    parts += [f"{name} {metrics[name]:.4f}" for name in _scored(metrics) if "." in name]
     return "  ".join([*parts, f"{peak_memory() / 2**20:.0f} MiB"])
+
+
+def _scored(metrics: Mapping[str, float]) -> list[str]:
+    """The names of held-out scores among a step's numbers: the loss, and those of tasks, `TASK.SCORE`."""
+    return [name for name in metrics if name == "eval_loss" or "." in name]
 
 
 def peak_memory() -> int:

@@ -30,14 +30,18 @@ eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 """
 
 TALK = {"--json", "--quiet"}
+SAMPLING = {"--temperature", "--top-p", "--top-k", "--seed", "--max-new-tokens"}
 OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
-    "eval": {"--task", "--limit", "--baseline", *TALK},
-    "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
+    "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TALK},
+    "chat": {"--base", *SAMPLING, *TALK},
+    "generate": {"--out", "--base", *SAMPLING, *TALK},
+    "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),
     },
+    "sweep": {"--out", "--arms", "--metric", "--jobs", "--keep-checkpoints", *TALK},
     "reproduce": {"--out", *TALK, "--tier", "--seeds", "--jobs", "--device", "--fresh", "--dry-run"},
     "recipes ls": {"--json"},
     "recipes show": {"--origins", "--json"},

@@ -41,7 +41,7 @@ def test_a_command_that_succeeds_prints_one_document(call, arguments, holds):
 
 
 COMMANDS = [
-    *(["train"], ["eval"], ["merge"], ["compare"], ["reproduce"], ["env"]),
+    *(["train"], ["eval"], ["chat"], ["generate"], ["merge"], ["compare"], ["sweep"], ["reproduce"], ["env"]),
     *(["recipes", name] for name in ("ls", "show", "cp", "validate", "schema", "diff")),
     *(["methods", name] for name in ("ls", "show")),
     *(["data", name] for name in ("show", "check")),
@@ -68,6 +68,8 @@ WRONG = [
     (["merge"], "--out"),
     (["compare", "nowhere.yaml", "quickstart", "--out", "x"], "nowhere.yaml"),
     (["compare", "quickstart", "--out", "x", "--match", "luck"], "--match luck"),
+    (["sweep", "quickstart", "--out", "x"], "a sweep needs a key with several values"),
+    (["sweep", "nowhere.yaml", "adapter.rank=2,4", "--out", "x"], "nowhere.yaml"),
     (["reproduce", "no_such_table"], "no_such_table"),
     (["reproduce", "no_such_table", "--dry-run"], "no_such_table"),
     (["recipes", "show", "quikstart"], "did you mean quickstart"),

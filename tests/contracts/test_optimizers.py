@@ -176,7 +176,7 @@ def test_it_is_a_torch_optimizer_over_every_parameter_exactly_once(name):
 def test_it_lowers_a_quadratic(name):
     """A little at its own default rate, whatever the scale of that, and a lot at some multiple of it."""
     steps = (
-        600 if calls_closure(name) else 60
+        600 if calls_closure(name) else 40
     )  # two losses tell far less of 15,000 numbers than a gradient does
     default = OPTIMIZERS.declared(name).config(method=name).lr
     found = []

@@ -12,7 +12,7 @@ from lrft.data.alike import Split
 from lrft.data.lengths import Lengths
 from lrft.data.near import NEAR, Texts, words
 from lrft.data.prepare import prepare
-from lrft.data.sources import Rows
+from lrft.data.rows import Rows
 
 VOCABULARY = [f"word{k}" for k in range(5000)]
 FRAME = "Below is an instruction that describes a task. Write a response that appropriately completes the request."

@@ -223,3 +223,22 @@ def test_packed_documents_stay_apart(tiny):
     before = model.hidden(batch)
     fuse(model.hf)
     assert torch.equal(before, model.hidden(batch))
+
+
+@pytest.mark.parametrize(("family", "said"), [("llama", None), ("gpt2", "norms and gates and rotations")])
+def test_a_training_is_told_what_is_not_computed_in_one_node(tiny, family, said):
+    from lrft.build.adapt import adapt
+    from lrft.recipe.load import load_recipe
+
+    given = [
+        f"model.name={tiny(family)}",
+        "train.device=cpu",
+        "quantization=none",
+        "adapter.targets=all-linear",
+    ]
+    recipe = load_recipe("recipes/smoke/lora.yaml", given).recipe
+    told = [note for note in adapt(recipe).notes if note.startswith("model.name")]
+    assert told == (
+        [] if said is None else [f"model.name: {said} run as the model's own code has them, none in one node"]
+    )
+    assert not [note for note in adapt(recipe, trains=False).notes if note.startswith("model.name")]

@@ -33,7 +33,7 @@ CASES = [
     ("  rank: 8", "  lora_dropout: 0.1", "adapter.lora_dropout", 5, "adapter.dropout"),
     ("  rank: 8", "  lr: 1e-4", "adapter.lr", 5, "write it as optimizer.lr"),
     ("  rank: 8", "  dtype: fp32", "adapter.dtype", 5, "one of bfloat16 or float32, or null, not 'fp32'"),
-    ("  rank: 8", "  rank_pattern: {q_proj: x}", "adapter.rank_pattern.q_proj", 5, "an integer, not 'x'"),
+    ("  rank: 8", "  rank_pattern: {q_proj: x}", "adapter.rank_pattern.q_proj", 5, "an integer greater than 0"),
     ("  rank: 8", "  rank_pattern: 8", "adapter.rank_pattern", 5, "a section whose values are integers"),
     ("  method: lora", "  method: lroa", "adapter.method", 4, "did you mean lora"),
     ("  method: lora", "  method: 5", "adapter.method", 4, "or xlora, not 5"),
@@ -72,7 +72,55 @@ CASES = [
     ("  train: rows.jsonl", "  train: ''", "data.train.source", 11, "text that is not empty"),
     ("  train: rows.jsonl", "  train:", "data.train", 11, "is empty"),
     ("  train: rows.jsonl", "  train: 5", "data.train", 11, "text, or a section with the keys source"),
-    ("  train: rows.jsonl", "  train: [rows.jsonl]", "data.train", 11, "not ['rows.jsonl']"),
+    ("  train: rows.jsonl", "  train: [rows.jsonl, 5]", "data.train.1", 11, "with the keys source, name"),
+    ("  train: rows.jsonl", "  train: []", "data.train", 11, "or a list of texts, or sections with"),
+    ("  train: rows.jsonl", "  train: [rows.jsonl, no.jsonl]", "data.train.1", 11, "no file or folder 'no.jsonl'"),
+    (
+        "  train: rows.jsonl",
+        "  train: [rows.jsonl, {source: rows.jsonl, wieght: 2}]",
+        "data.train.1.wieght",
+        11,
+        "did you mean weight?",
+    ),
+    (
+        "  train: rows.jsonl",
+        "  train: [{source: rows.jsonl, repeat: 0}]",
+        "data.train.0.repeat",
+        11,
+        "greater than 0, or null, not 0",
+    ),
+    (
+        "  train: rows.jsonl",
+        "  train: [{source: rows.jsonl, weight: 2}, {source: rows.jsonl}]",
+        "data.train.1.weight",
+        11,
+        "weigh all of the sources, or none",
+    ),
+    (
+        "  train: rows.jsonl",
+        "  train: [{source: rows.jsonl, weight: 2, repeat: 2}]",
+        "data.train.0.repeat",
+        11,
+        "said by the weights already",
+    ),
+    ("  train: rows.jsonl", "  train: '*.csv'", "data.train.source", 11, "no file matches '*.csv'"),
+    ("  train: rows.jsonl", "  train: {source: rows.jsonl, take: 0}", "data.train.take", 11, "null, not 0"),
+    ("  train: rows.jsonl", "  train: {source: rows.jsonl, row: line}", "data.train.row", 11, "about .txt files"),
+    ("  train: rows.jsonl", "  train: {source: rows.jsonl, cap: 5}", "data.train.cap", 11, "unknown key"),
+    ("  format: chat", "  format: chat\n  split: 0.1", "data.split", 14, "data.eval names some already"),
+    ("  eval: rows.jsonl", "  split: 1.5", "data.split", 12, "greater than 0 and less than 1"),
+    ("  eval: rows.jsonl", "  split: 0", "data.split", 12, "an integer greater than 0, or null, not 0"),
+    ("  format: chat", "  format: chat\n  mix: {rows: 9}", "data.mix.rows", 14, "and there is one"),
+    ("  format: chat", "  format: chat\n  mix: {rows: some}", "data.mix.rows", 14, "one of together,"),
+    ("  format: chat", "  format: chat\n  too_long: windows", "data.too_long", 14, "of chat has a prompt"),
+    ("  format: chat", "  format: text\n  stride: 5", "data.stride", 14, "write data.too_long: windows"),
+    (
+        "  format: chat",
+        "  format: text\n  too_long: windows\n  stride: 512",
+        "data.stride",
+        15,
+        "write at most 511",
+    ),
     ("  train: rows.jsonl", "  trian: rows.jsonl", "data.trian", 11, "did you mean train?"),
     ("  train: rows.jsonl", "  train: {path: rows.jsonl}", "data.train.path", 11, "did you mean source?"),
     ("  train: rows.jsonl", "  train: {split: train}", "data.train.source", 11, "is required: path of"),
@@ -98,7 +146,7 @@ CASES = [
         13,
         "did you mean prompt?",
     ),
-    ("  format: chat\n", "", "data.format", 10, "write chat, columns"),
+    ("  format: chat", "  formt: chat", "data.formt", 13, "did you mean format?"),
     ("  format: chat", "  format: chat\n  too_long: cut", "data.too_long", 14, "one of error, drop"),
     # train
     ("  max_steps: 100", "  max_steps: -1", "train.max_steps", 15, "greater than 0, or null, not -1"),
@@ -247,7 +295,7 @@ def test_the_error_prints_a_line_for_each_problem_and_ends_in_exit_code_2(write)
 
 def test_a_missing_section_is_reported_by_the_keys_it_must_hold(write):
     problems = problems_of(write("train: {seed: 1}\n"))
-    assert [p.key for p in problems] == ["model.name", "data.train", "data.format"]
+    assert [p.key for p in problems] == ["model.name", "data.train"]
 
 
 def test_a_section_dedented_by_mistake_is_not_also_reported_as_missing_values(write):

@@ -128,7 +128,7 @@ def test_ten_thousand_unknown_keys_take_under_two_seconds(folder):
     path = folder / "recipe.yaml"
     path.write_text("".join(f"key{n}: 1\n" for n in range(4_900)))
     begun = time.process_time()
-    assert len(problems_of(path)) == 4_903
+    assert len(problems_of(path)) == 4_902
     assert time.process_time() - begun < 2
 
 

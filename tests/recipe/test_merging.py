@@ -194,3 +194,14 @@ def test_every_value_knows_its_origin(write, folder):
     assert origins["train.seed"] == "command line"
     assert origins["train.keep_last"] == "default"
     assert origins["data.train.source"] == f"{folder / 'base.yaml'}:11"
+
+
+def test_a_newer_layer_that_holds_rows_out_replaces_how_the_older_one_does(write):
+    split = load_recipe(write(VALID), ["data.split=0.1"]).recipe.data
+    assert split.split == 0.1 and split.eval is None
+    over = write("extends: recipe.yaml\ndata: {split: 5}\n", "over.yaml")
+    assert load_recipe(over).recipe.data.eval is None
+    back = load_recipe(over, ["data.eval=owner/rows"]).recipe.data
+    assert back.split is None and back.eval.source == "owner/rows"
+    (problem,) = problems_of(write(VALID), "data.eval=owner/rows", "data.split=5")
+    assert problem.key == "data.split"

@@ -67,6 +67,10 @@ def test_what_a_foreign_key_or_value_is_answered_with_is_a_recipe(write, snippet
         overrides += ["~adapter"] if value == "full" else []
     if dotted == "adapter":
         overrides.append("trainable=full")
+    if dotted == "data.split":
+        overrides.append("~data.eval")
+    if dotted == "data.mix":
+        overrides.append("data.train=[owner/a, owner/b]")
     if value == "flash_attention_2":
         overrides.append("train.device=cuda")
     assert problems_of(write(VALID), *overrides) == []
@@ -174,7 +178,12 @@ KEYS_OF_OTHERS = {
     "full_determinism: true": "did you mean train.deterministic?",
     "float32_matmul_precision: high": "write train.tf32: true",
     "save_total_limit: 3": "did you mean train.keep_last?",
-    "val_set_size: 0.05": "name held-out rows under data.eval",
+    "val_set_size: 0.05": "write data.split: SHARE",
+    "val_size: 0": "nothing is held out unless",
+    "validation_split_percentage: 5": "write data.split: SHARE, which is 0.05",
+    "mix_strategy: interleave_over": "write data.mix: {rows: all_exhausted}",
+    "interleave_probs: 0.5,0.5": "list the sources under data.train",
+    "data_files: [a.jsonl, b.jsonl]": "did you mean data.train?",
     "eval_strategy: steps": "write train.eval_every: STEPS",
     "warmup_steps: 10": "write it as schedule.warmup_steps",
     "optim: adamw_torch": "write optimizer: adamw",

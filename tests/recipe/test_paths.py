@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lrft.data.sources import SUFFIXES
+from lrft.data.text_files import TEXT_READERS
 from lrft.recipe.load import load_recipe
 from lrft.recipe.paths import READABLE
 from tests.recipe.valid_recipe import VALID, changed, problems_of
@@ -134,10 +134,29 @@ def test_a_file_of_unknown_kind_is_not_taken_for_data(write, folder):
 
 
 def test_the_kinds_of_files_are_those_that_the_data_package_reads():
-    assert set(READABLE) == set(SUFFIXES)
+    assert set(READABLE) == {*TEXT_READERS, ".parquet"}
 
 
 def test_a_plain_file_is_not_taken_for_a_model(write, folder):
     (folder / "weights.safetensors").write_text("")
     (problem,) = problems_of(write(changed("name: owner/model", "name: weights.safetensors")))
     assert problem.key == "model.name" and "folder or .gguf file" in problem.message
+
+
+def test_every_source_of_a_list_and_every_pattern_becomes_absolute(write, folder, elsewhere):
+    (folder / "more.jsonl").write_text("{}\n")
+    path = write(changed("train: rows.jsonl", "train: [rows.jsonl, {source: '*.jsonl', repeat: 2}]"))
+    sources = load_recipe(path).recipe.data.train
+    assert [one.source for one in sources] == [str(folder / "rows.jsonl"), str(folder / "*.jsonl")]
+    (folder / "notes.md").write_text("")
+    (problem,) = problems_of(write(changed("train: rows.jsonl", "train: '*.md'")))
+    assert problem.key == "data.train.source" and "notes.md is of no known kind" in problem.message
+
+
+def test_a_file_alone_is_trained_on_and_a_folder_is_both_splits(write, folder):
+    (folder / "rows").mkdir()
+    block = "data:\n  train: rows.jsonl\n  eval: rows.jsonl\n  format: chat\n"
+    one = load_recipe(write(changed(block, "data: rows.jsonl\n"))).recipe.data
+    assert one.train.source == str(folder / "rows.jsonl") and one.eval is None and one.format is None
+    both = load_recipe(write(changed(block, "data: rows\n"))).recipe.data
+    assert both.train == both.eval and both.train.source == str(folder / "rows")

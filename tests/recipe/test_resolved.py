@@ -134,3 +134,37 @@ def test_a_younger_key_counts_once_it_is_set(key):
     one = recipe_hash(Recipe.model_validate({**FIRST_RELEASE, "train": {key: False}}))
     other = recipe_hash(Recipe.model_validate({**FIRST_RELEASE, "train": {key: True}}))
     assert one == ITS_HASH != other
+
+
+WITH_SOURCES = {
+    "model": {"name": "HuggingFaceTB/SmolLM2-135M"},
+    "init": {"method": "corda", "data": {"source": "https://example.org/rows.jsonl", "limit": 9}},
+    "data": {"train": "https://example.org/rows.jsonl", "format": "text"},
+    "eval": {"tasks": [{"method": "loss", "data": "https://example.org/rows.jsonl"}]},
+}
+ITS_OLD_HASH = "831d0059f5a5eb950d7ed7ce3a4a7f7d056153d8626af10e79e966d651793fb7"
+
+
+def test_sources_of_methods_and_tasks_have_the_hash_from_before_their_younger_keys():
+    assert recipe_hash(Recipe.model_validate(WITH_SOURCES)) == ITS_OLD_HASH
+    source = {"source": "https://example.org/rows.jsonl", "take": 5}
+    taken = {**WITH_SOURCES, "eval": {"tasks": [{"method": "loss", "data": source}]}}
+    assert recipe_hash(Recipe.model_validate(taken)) != ITS_OLD_HASH
+
+
+@pytest.mark.parametrize(
+    "key",
+    [{"split": 0.1}, {"seed": 1}, {"stride": 9}, {"mix": {"temperature": 2.0}}],
+    ids=lambda key: next(iter(key)),
+)
+def test_a_younger_key_of_the_data_counts_once_it_is_set(key):
+    data = {**FIRST_RELEASE["data"], **key}
+    assert recipe_hash(Recipe.model_validate({**FIRST_RELEASE, "data": data})) != ITS_HASH
+
+
+def test_a_list_of_sources_is_resolved_and_loads_back(write):
+    mixed = "train: [rows.jsonl, {source: rows.jsonl, repeat: 2}]"
+    loaded = load_recipe(write(changed("train: rows.jsonl", mixed)))
+    again = write(resolved(loaded.recipe))
+    assert load_recipe(again).recipe == loaded.recipe
+    assert "repeat: 2" in with_origins(loaded)

@@ -9,7 +9,8 @@ import pytest
 
 from lrft.registry.errors import LrftError, UsageError
 from lrft.training.folder import RunFolder
-from lrft.training.metrics import Bar, MetricsFile, has_account
+from lrft.training.metrics import Bar, MetricsFile
+from lrft.training.trackers.wandb import has_account
 
 
 def fake_run(step: int = 1):

@@ -18,10 +18,17 @@ from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import RecipeError
 from tests.launched import launched
+from tests.training.unbroken import cut_off
 
-STORAGES = ("nf4", pytest.param("none", marks=pytest.mark.slow))
+STORAGES = ("nf4", "none")
 # Of five rows, four a step, every second step leaves one process without a row, and the last batch of scores too.
-SHORT = ["data.train.limit=5", "train.packing=false", "train.max_steps=8", "eval.batch_tokens=300"]
+SHORT = [
+    "data.train.limit=5",
+    "train.packing=false",
+    "train.max_steps=8",
+    "eval.batch_tokens=300",
+    "train.keep_last=9",
+]
 KINDS = {
     "none": ["quantization=none"],
     "nf4": ["quantization=nf4"],
@@ -30,11 +37,14 @@ KINDS = {
     "anchored": ["quantization=nf4", "init=pissa", "adapter.dropout=0"],
     "restarts": ["restart={method: periodic, every: 3, share: 0.5}", "quantization=nf4"],
     "experts": ["adapter={method: mixlora, rank: 2, experts: 3}"],
+    "whole base": ["quantization=nf4"],
     "zeroth order": ["optimizer={method: mezo, lr: 1e-4}", "train.clip=null"],
 }
 # Every storage is cut in tests/contracts/test_sharded.py; here two kinds, one without gradients, stand for the others.
-ALWAYS = ("nf4", "zeroth order")
+ALWAYS = ("nf4", "zeroth order", "whole base")
+UNCUT = "whole base"  # every process keeps all of it: the same batches, shared
 CASES = [kind if kind in ALWAYS else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+CUT = [case for case in CASES if case != UNCUT]
 SCRIPT = Path(__file__).with_name("shards_on_two_processes.py")
 
 
@@ -46,41 +56,37 @@ def asked_for(request: pytest.FixtureRequest, parameter: str) -> list[str]:
 
 
 def settings(kind: str, processes: int) -> list[str]:
-    return [*SHORT, *KINDS[kind], "train.shard_base=true", f"train.gradient_accumulation={2 // processes}"]
+    shard = f"train.shard_base={str(kind != UNCUT).lower()}"
+    return [*SHORT, *KINDS[kind], shard, f"train.gradient_accumulation={2 // processes}"]
 
 
 @pytest.fixture(scope="module")
 def runs(request, tiny_recipe, tmp_path_factory) -> Path:
-    """`one/KIND` by one process and `two/KIND` by two; `killed/STORAGE` after step 5 of 8, saved at step 3."""
+    """`one/KIND` by one process and `two/KIND` by two; `begun-by-one`, cut off after step 3, gone on with by two."""
     folder = tmp_path_factory.mktemp("sharded")
     recipe = tiny_recipe(folder, "float32")
     words: list[str] = []
-    for kind in dict.fromkeys([*asked_for(request, "kind"), *asked_for(request, "storage")]):
+    for kind in asked_for(request, "kind"):
         train(load_recipe(recipe, settings(kind, 1)), folder / "one" / kind)
         words += ["--", str(recipe), str(folder / "two" / kind), "0", *settings(kind, 2)]
+    begun = cut_off(folder / "one" / "nf4", 3, folder / "begun-by-one")
+    words += ["--", str(recipe), str(begun), "0", *settings("nf4", 1)]
     done = launched(SCRIPT, *words[1:], seconds=500)
     assert done.returncode == 0, done.stderr[-4000:]
-    for storage in asked_for(request, "storage"):
-        killed = launched(
-            SCRIPT, recipe, folder / "killed" / storage, "5", *settings(storage, 2), seconds=200
-        )
-        assert killed.returncode != 0 and len(losses(folder / "killed" / storage)) == 5
     return folder
 
 
 @pytest.fixture(scope="module")
-def gone_on(request, runs, tiny_recipe, tmp_path_factory) -> Path:
-    """`STORAGE-N`: the killed run of a storage, gone on with by N processes; `begun-by-one` by one and then by two."""
+def gone_on(request, runs, tmp_path_factory) -> Path:
+    """`STORAGE-N`: a run that two processes had begun when both were killed, gone on with by N."""
     folder = tmp_path_factory.mktemp("gone-on")
-    recipe = runs / "tiny.yaml"
-    began = settings("nf4", 1)
-    killed = launched(SCRIPT, recipe, folder / "begun-by-one", "5", *began, processes=1, seconds=200)
-    assert killed.returncode != 0 and len(losses(folder / "begun-by-one")) == 5
-    words = ["--", str(recipe), str(folder / "begun-by-one"), "0", *began]
+    recipe, words = runs / "tiny.yaml", []
     for storage in asked_for(request, "storage"):
-        for processes in (1, 2):
-            shutil.copytree(runs / "killed" / storage, folder / f"{storage}-{processes}")
-        train(load_recipe(recipe, settings(storage, 2)), folder / f"{storage}-1", resume=True)
+        killed = folder / f"{storage}-1"
+        done = launched(SCRIPT, recipe, killed, "5", *settings(storage, 2), seconds=200)
+        assert done.returncode != 0 and len(losses(killed)) == 5
+        shutil.copytree(killed, folder / f"{storage}-2")
+        train(load_recipe(recipe, settings(storage, 2)), killed, resume=True)
         words += ["--", str(recipe), str(folder / f"{storage}-2"), "0", *settings(storage, 2)]
     done = launched(SCRIPT, *words[1:], seconds=500)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -128,7 +134,7 @@ def test_two_processes_that_keep_half_the_base_train_what_one_does(runs, kind):
         )
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", CUT)
 def test_each_process_keeps_half_of_the_stored_bytes(runs, kind):
     whole = stored_bytes(runs, kind)
     for rank in range(2):
@@ -138,12 +144,13 @@ def test_each_process_keeps_half_of_the_stored_bytes(runs, kind):
         assert whole / 2 <= found["bytes"] <= whole / 2 + 14 * 5 * 16
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", CUT)
 def test_all_processes_ask_for_equally_many_weights(runs, kind):
     first, second = (held(runs / "two" / kind, rank)["asked"] for rank in range(2))
     assert first == second > 8 * 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_goes_on_with_any_number_of_processes(runs, gone_on, storage, processes):
@@ -158,16 +165,25 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(runs, gone_on, storag
         assert all(torch.equal(tensors(on)[name], t) for name, t in tensors(runs / "two" / storage).items())
 
 
-def test_a_run_that_one_process_began_goes_on_with_two(runs, gone_on):
-    on, one = gone_on / "begun-by-one", runs / "one" / "nf4"
+def test_a_run_that_one_process_began_goes_on_with_two(runs):
+    on, one = runs / "begun-by-one", runs / "one" / "nf4"
     assert losses(on) == pytest.approx(losses(one), rel=1e-5)
     assert json.loads((on / "run.json").read_text())["processes"] == 1
     assert held(on, 0)["bytes"] < stored_bytes(runs, "nf4")
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-def test_a_checkpoint_holds_what_one_of_a_whole_base_does(runs, storage):
-    files = [runs / which / storage / "checkpoints" / "step-8" for which in ("one", "two")]
+def test_a_run_that_two_processes_began_goes_on_with_one(runs, tmp_path):
+    on, one = cut_off(runs / "two" / "nf4", 3, tmp_path / "on"), runs / "one" / "nf4"
+    train(load_recipe(runs / "tiny.yaml", settings("nf4", 2)), on, resume=True)
+    assert losses(on) == pytest.approx(losses(one), rel=1e-5)
+    assert scores(on) == pytest.approx(scores(one), rel=1e-5)
+    for name, tensor in tensors(one).items():
+        torch.testing.assert_close(tensors(on)[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_checkpoint_holds_what_one_of_a_whole_base_does(runs, kind):
+    files = [runs / which / kind / "checkpoints" / "step-8" for which in ("one", "two")]
     for name in ("adapter.safetensors", "optimizer.safetensors"):
         ours, theirs = (load_file(folder / name) for folder in files)
         assert {k: t.shape for k, t in ours.items()} == {k: t.shape for k, t in theirs.items()}

@@ -265,6 +265,7 @@ def test_a_tensor_without_a_gradient_stops_the_run_by_name(recipe_file, tmp_path
         train(load_recipe(recipe_file()), tmp_path / "run", resume=False)
 
 
+@pytest.mark.slow  # by the launcher and the command; test_sharded.py has two processes for every change
 def test_two_processes_give_the_losses_of_one(recipe_file, tmp_path):
     """gloo on the CPU: the same global batch, cut between two processes."""
     recipe = recipe_file("float32")

@@ -52,6 +52,11 @@ class Format:
         self.config = config
         self.own_tools = tools_of(config.tools, "data.format.tools") if config.tools else ()
 
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        """The settings with which the row is of this format by its columns alone; None where they do not say so."""
+        return None
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns every row must have."""
@@ -61,6 +66,37 @@ class Format:
     def optional(self) -> tuple[str, ...]:
         """Names of the columns that are read where a row has them."""
         return ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Names of those of the columns that hold an answer, which a row that only asks may lack."""
+        return ()
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Names of the columns that a row needs to ask something."""
+        return tuple(name for name in self.columns if name not in self.answers)
+
+    def asked(self, row: Row) -> Example:
+        """The row up to its last answer, which is still to come and may be missing.
+
+        Raises:
+            DataError: a column of the question is missing, or the row asks nothing.
+        """
+        return open_question(self.example({**row, **dict.fromkeys(self.answers, "")}))
+
+    def asking(self, text: str) -> Row:
+        """A row that asks `text`, without an answer.
+
+        Raises:
+            DataError: a question of this format is more than a text.
+        """
+        if len(self.questions) != 1:
+            names = ", ".join(self.questions) or "none"
+            raise DataError(
+                f"a text is no question of the {self.name} format, which is made of {names}; give rows with these"
+            )
+        return {self.questions[0]: text}
 
     def example(self, row: Row) -> Example:
         """The row as messages, as prompt and completion, or as two of either.
@@ -172,6 +208,20 @@ class Format:
             + "}'"
         )
         return f"the {self.name} format needs column {column!r}, the row has {names}; {remedy}"
+
+
+def open_question(example: Example) -> Example:
+    """The example up to its last answer.
+
+    Raises:
+        DataError: a conversation with nothing before the answer.
+    """
+    turns = example.messages
+    if turns and turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    if example.messages and not turns:
+        raise DataError("the conversation has no message before its answer, so nothing is asked")
+    return replace(example, messages=turns, completion="", rejected=None)
 
 
 def asked(question: str, answer: str) -> list[Message]:

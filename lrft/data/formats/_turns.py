@@ -26,6 +26,14 @@ SAID = (
 )
 
 
+def are_turns(value: Json, speaker: str, words: str) -> bool:
+    """Whether a column holds a list of turns that each have a speaker and mostly words, under these keys."""
+    turns = value if isinstance(value, list) else []
+    return any(isinstance(turn, dict) and words in turn for turn in turns) and all(
+        isinstance(turn, dict) and speaker in turn for turn in turns
+    )
+
+
 def turns_of(messages: Json, column: str, ignore: list[str]) -> list[Message]:
     """The turns of a conversation, with every field that is not null and not ignored.
 

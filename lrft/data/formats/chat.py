@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from lrft.data.example import Example, Row
 from lrft.data.formats._format import CONVERSATION, Format
-from lrft.data.formats._turns import turns_of
+from lrft.data.formats._turns import are_turns, turns_of
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
+from lrft.registry.json import Json
 
 
 @FORMATS.register
@@ -35,6 +36,13 @@ class Chat(Format):
 
     config: Config
 
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        for column in ("messages", "conversations", "conversation"):
+            if are_turns(row.get(column), "role", "content"):
+                return {} if column == "messages" else {"column": column}
+        return None
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.column,)
@@ -42,6 +50,9 @@ class Chat(Format):
     @property
     def optional(self) -> tuple[str, ...]:
         return CONVERSATION
+
+    def asking(self, text: str) -> Row:
+        return {self.config.column: [{"role": "user", "content": text}]}
 
     def example(self, row: Row) -> Example:
         turns = turns_of(self.value(row, self.config.column), self.config.column, self.config.ignore)

@@ -61,6 +61,11 @@ class Columns(Format):
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(_names(self.config.prompt) + _names(self.config.completion)))
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        asked = _names(self.config.prompt)
+        return tuple(name for name in _names(self.config.completion) if name not in asked)
+
     def example(self, row: Row) -> Example:
         filled = {name: self.text(row, name) for name in self.columns}
         prompt, completion = self.config.prompt.format_map(filled), self.config.completion.format_map(filled)

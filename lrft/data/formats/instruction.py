@@ -9,6 +9,7 @@ from lrft.data.formats._format import Format, asked
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 
 TASK = (
     "Below is an instruction that describes a task. "
@@ -55,6 +56,15 @@ class Instruction(Format):
 
     config: Config
 
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        if "instruction" not in row:
+            return None
+        if "output" in row:
+            return {}
+        context: dict[str, Json] = {"input": "context"} if "context" in row else {}
+        return {**context, "output": "response"} if "response" in row else None
+
     @property
     def optional(self) -> tuple[str, ...]:
         return (self.config.input, "system", *(("history",) if self.config.render == "chat" else ()))
@@ -62,6 +72,10 @@ class Instruction(Format):
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.instruction, self.config.output)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.config.output,)
 
     def example(self, row: Row) -> Example:
         instruction = self.text(row, self.config.instruction)

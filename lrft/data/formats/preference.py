@@ -10,6 +10,7 @@ from lrft.data.formats._turns import turns_of
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 
 Turns = list[Message]
 
@@ -50,6 +51,10 @@ class Preference(Format):
 
     config: Config
 
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        return {} if "chosen" in row and "rejected" in row else None
+
     @property
     def optional(self) -> tuple[str, ...]:
         return (self.config.prompt, *CONVERSATION)
@@ -57,6 +62,14 @@ class Preference(Format):
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.chosen, self.config.rejected)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return self.columns
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        return (self.config.prompt,)
 
     def example(self, row: Row) -> Example:
         names = (self.config.chosen, self.config.rejected)

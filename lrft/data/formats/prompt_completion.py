@@ -6,6 +6,7 @@ from lrft.data.example import Example, Row
 from lrft.data.formats._format import Format
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
+from lrft.registry.json import Json
 
 
 @FORMATS.register
@@ -37,6 +38,13 @@ class PromptCompletion(Format):
 
     config: Config
 
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        answers = [name for name in ("completion", "response", "output", "answer") if name in row]
+        if len(answers) != 1 or not isinstance(row.get("prompt"), str) or isinstance(row[answers[0]], list):
+            return None
+        return {} if answers == ["completion"] else {"completion": answers[0]}
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.prompt, self.config.completion)
@@ -44,6 +52,10 @@ class PromptCompletion(Format):
     @property
     def optional(self) -> tuple[str, ...]:
         return ("system",)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.config.completion,)
 
     def example(self, row: Row) -> Example:
         prompt, completion = (self.text(row, name) for name in self.columns)

@@ -6,7 +6,7 @@ import json
 
 from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import CONVERSATION, Format
-from lrft.data.formats._turns import checked
+from lrft.data.formats._turns import are_turns, checked
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
@@ -58,6 +58,10 @@ class ShareGPT(Format):
 
     config: Config
 
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        return {} if are_turns(row.get("conversations"), "from", "value") else None
+
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.config.column,)
@@ -65,6 +69,9 @@ class ShareGPT(Format):
     @property
     def optional(self) -> tuple[str, ...]:
         return CONVERSATION
+
+    def asking(self, text: str) -> Row:
+        return {self.config.column: [{"from": "human", "value": text}]}
 
     def example(self, row: Row) -> Example:
         said = self.value(row, self.config.column)

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from lrft.data.example import Row
 from lrft.data.question import Question
-from lrft.data.sources import Rows
+from lrft.data.rows import Rows
 from lrft.data.thoughts import said
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.generate import generate

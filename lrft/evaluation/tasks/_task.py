@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
 from lrft.data.encoded import TooLong
 from lrft.data.example import Row
-from lrft.data.sources import Rows, read_rows
+from lrft.data.rows import Rows
+from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Subject
 from lrft.registry.axes import FORMATS
@@ -40,12 +41,18 @@ class TaskResult:
 
 
 class Task:
-    """Scores a subject on the recipe's held-out rows, or on its config's own `data` and `format`."""
+    """Scores a subject on the recipe's held-out rows, or on its config's own `data` and `format`.
+
+    Attributes:
+        better: metrics that say how good the model is -> `higher` or `lower`, whichever is better. A recipe may choose
+            one of them as `train.metric`, and a training with `train.eval_tasks_every` records them.
+    """
 
     name: ClassVar[str]
     version: ClassVar[str]
     provides: ClassVar[set[str]] = set()
     requires: ClassVar[set[str]] = set()
+    better: ClassVar[dict[str, str]] = {}
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: MethodConfig) -> None:
@@ -61,25 +68,26 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__} declares no scoring")
 
     def rows(self, subject: Subject, limit: int | None) -> Rows:
-        """The rows to score: the task's own, or the recipe's held-out ones.
+        """The rows to score: the task's own, or the recipe's held-out ones; of several sources `limit` of each.
 
         Raises:
             RecipeError: neither exists.
         """
         own = getattr(self.config, "data", None)
-        rows = subject.rows if own is None else read_rows(own, "eval")
+        rows = subject.rows if own is None else read_rows(own, "eval", subject.data_seed)
         if rows is None:
             raise RecipeError(
                 f"no held-out rows for {self.name}; name some here, or as `data` of the task", "data.eval"
             )
-        kept = len(rows) if limit is None else min(limit, len(rows))
-        return replace(rows, rows=[rows[index] for index in range(kept)])
+        return rows.first(limit)
 
     def renderer(self, subject: Subject, too_long: TooLong = "error") -> Renderer:
         """Renders the recipe's format, or the task's own, and by default never cuts or drops a row."""
         ours, chosen = subject.renderer, getattr(self.config, "format", None)
         made = ours.format if chosen is None else FORMATS.get(chosen.method)(chosen)
-        return Renderer(ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long, ours.today)
+        return Renderer(
+            ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long, ours.today, ours.stride
+        )
 
     def result(
         self,

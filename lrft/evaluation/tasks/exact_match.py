@@ -33,6 +33,7 @@ class ExactMatch(Task):
     }
 
     version = "exact-match-1"
+    better = {"exact_match": "higher", "stopped": "higher"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Annotated
 
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
+from lrft.evaluation.tasks._numbers import NUMBER, last_number, value_of
 from lrft.evaluation.tasks._task import Task, TaskResult, each, share
 from lrft.registry.axes import FORMATS, TASKS
 from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
 from lrft.registry.errors import DataError
-
-NUMBER = re.compile(
-    r"""
-    (?P<sign> (?<![\w)\]%]) [-\u2212] )?        # 5-3 is five minus three, not a negative number
-    \$?
-    (?P<digits>
-        (?: \d{1,3} (?:,\d{3})+ (?!\d) | \d+ )  # commas only between groups of three
-        (?: \.\d+ )?                            # a dot that no digit follows ends the sentence
-      | (?<!\d) \.\d+
-    )
-    """,
-    re.VERBOSE,
-)
 
 
 @TASKS.register
@@ -48,6 +35,7 @@ class GSM8K(Task):
     }
 
     version = "gsm8k-last-number-1"
+    better = {"exact_match": "higher", "exact_match_strict": "higher", "unstopped": "lower"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
@@ -83,17 +71,11 @@ class GSM8K(Task):
         return self.result(subject, rows, metrics, samples, **protocol)
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number of a text, or None."""
-    numbers = list(NUMBER.finditer(text))
-    return _value(numbers[-1]) if numbers else None
-
-
 def marked_number(text: str) -> Decimal | None:
     """The number directly after the first `####`, spaces and a `$` apart, or None."""
     _, marker, rest = text.partition("####")
     found = NUMBER.match(rest.lstrip(" $")) if marker else None
-    return _value(found) if found else None
+    return value_of(found) if found else None
 
 
 def gold_number(reference: str) -> Decimal:
@@ -108,9 +90,4 @@ def gold_number(reference: str) -> Decimal:
         raise DataError(
             "the reference has no number after `####`; gsm8k scores answers that end in `#### 42`"
         )
-    return _value(found)
-
-
-def _value(found: re.Match[str]) -> Decimal:
-    number = Decimal(found["digits"].replace(",", ""))
-    return -number if found["sign"] else number
+    return value_of(found)

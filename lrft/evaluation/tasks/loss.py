@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
+from lrft.data.encode import encode_each
+from lrft.data.encoded import Encoded
+from lrft.data.rows import Rows
 from lrft.data.steps import eval_batches
-from lrft.data.tokenize import encode_all
-from lrft.evaluation.loss import held_out_loss
+from lrft.evaluation.loss import LossResult, held_out_loss, together
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._task import Task, TaskResult
 from lrft.registry.axes import FORMATS, TASKS
@@ -24,7 +27,8 @@ class Loss(Task):
     those of `data.eval`, or the task's own `data`.
     Score: the tokens that training would supervise, every token weighing the same. Rows that `data.too_long` drops, and
     rows without such a token, are left out and counted (`left_out`); cut rows are scored cut (`truncated`); `tokens`
-    counts.
+    counts. Of several sources the loss of each is beside that of all (`loss/NAME`). Of documents that `data.too_long`
+    cuts into windows every token is scored once.
     Source: standard.
     """
 
@@ -33,6 +37,7 @@ class Loss(Task):
     }
 
     version = "loss-1"
+    better = {"loss": "lower", "perplexity": "lower"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
@@ -45,17 +50,36 @@ class Loss(Task):
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then sum."""
         rows = self.rows(subject, limit)
-        encoded = encode_all(rows, self.renderer(subject, subject.renderer.too_long))
-        subject.check_lengths([len(row.input_ids) for row in encoded], rows.where)
-        batches = eval_batches(encoded, subject.batch_tokens, subject.pad_id)
-        found = held_out_loss(
-            subject.model, batches, subject.asked_to_stop, subject.progress, len(rows), subject.team
-        )
+        encoded, of = encode_each(rows, self.renderer(subject, subject.renderer.too_long))
+        subject.check_lengths([len(row.input_ids) for row in encoded], lambda index: rows.where(of[index]))
+        scored = {index for index, row in zip(of, encoded, strict=True) if row.targets}
+        parts = {name: self._scored(subject, some) for name, some in _by_source(rows, encoded, of).items()}
+        found = together(parts) if len(parts) > 1 else next(iter(parts.values()))
         metrics = {
             "loss": found.loss,
             "perplexity": found.perplexity,
             "tokens": found.tokens,
-            "left_out": len(rows) - found.rows,
+            "left_out": len(rows) - len(scored),
             "truncated": sum(row.truncated for row in encoded),
         }
-        return self.result(subject, rows, metrics, n=found.rows)
+        if len(parts) > 1:
+            metrics |= {f"loss/{name}": part.loss for name, part in parts.items()}
+        return self.result(subject, rows, metrics, n=len(scored))
+
+    def _scored(self, subject: Subject, encoded: list[Encoded]) -> LossResult:
+        batches = eval_batches(encoded, subject.batch_tokens, subject.pad_id)
+        total = len(encoded)
+        return held_out_loss(
+            subject.model, batches, subject.asked_to_stop, subject.progress, total, subject.team
+        )
+
+
+def _by_source(rows: Rows, encoded: list[Encoded], of: Sequence[int]) -> dict[str, list[Encoded]]:
+    """The rows of every source that has some to score; of one source all of them, whatever they hold."""
+    if not rows.sources:
+        return {"": encoded}
+    found: dict[str, list[Encoded]] = {}
+    for one, index in zip(encoded, of, strict=True):
+        if one.targets:
+            found.setdefault(rows.sources[rows.source(index)], []).append(one)
+    return found or {"": encoded}

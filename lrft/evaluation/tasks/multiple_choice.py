@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from lrft.data.example import Row
-from lrft.data.sources import Rows
+from lrft.data.rows import Rows
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import thinking
@@ -60,6 +60,7 @@ class MultipleChoice(Task):
     }
 
     version = "multiple-choice-1"
+    better = {"acc_label": "higher", "acc": "higher", "acc_norm": "higher", "acc_norm_token": "higher"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")

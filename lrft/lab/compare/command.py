@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lrft.core.notes import say
 from lrft.lab.compare.arms import labels
@@ -14,6 +11,7 @@ from lrft.lab.compare.record import Comparison
 from lrft.lab.compare.report import write_report
 from lrft.lab.compare.settings import Settings
 from lrft.lab.runs.planned import make_arm
+from lrft.lab.runs.typed import command_line
 from lrft.recipe.merge import is_override
 
 
@@ -34,8 +32,3 @@ def compare_recipes(arguments: Sequence[str], settings: Settings) -> Comparison:
     title = " against ".join(arm.label for arm in arms)
     say(f"report: {write_report(compared.record, settings.out, title)}")
     return compared.record
-
-
-def command_line() -> str:
-    """The command as it was typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

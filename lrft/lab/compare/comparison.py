@@ -23,6 +23,7 @@ from lrft.registry.errors import NumericalError
 from lrft.registry.json import Json
 
 LOSS = "eval_loss"  # of the last step
+BLOWN_UP = 16  # times the rank of the recipe: no paper's table goes that far from a method's own setting
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def compare_arms(arms: Sequence[Arm], settings: Settings, command: str = "", alo
     if len(arms) > 1 or not alone:
         check_comparable(arms)
     fitted, costs = match(arms, settings.by)
-    for line in cost_lines(costs, settings.by):
+    for line in (*cost_lines(costs, settings.by), *blown_up(costs)):
         say(line)
     tuned = len(rates) > 1
     tries = (settings.trials or len(rates)) if tuned else 0
@@ -127,6 +128,16 @@ def cost_lines(costs: Sequence[Matched], by: By) -> list[str]:
         state = f", adapter and optimizer {cost.state_bytes:,} bytes" if by == "memory" else ""
         lines.append(f"{cost.label}: {cost.trainable:,} trainable{share}{state}{changed}")
     return lines
+
+
+def blown_up(costs: Sequence[Matched]) -> list[str]:
+    """What is said, before anything runs, of ranks that matching made many times larger than a recipe has them."""
+    return [
+        f"{cost.label}: rank {cost.rank:,} is {cost.rank / cost.before:.0f} times what its recipe has, so its runs "
+        "will be slow and large; --match steps leaves the ranks as they are written"
+        for cost in costs
+        if cost.rank is not None and cost.before is not None and cost.rank > BLOWN_UP * cost.before
+    ]
 
 
 def _tune(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from lrft.lab.compare.per_seed import seeds_table
 from lrft.lab.compare.plot import draw
 from lrft.lab.compare.record import Comparison
 from lrft.registry.errors import LrftError
 from lrft.training.records import SetUp
 
-REPORT, RECORD, PLOT = "report.md", "report.json", "report.png"
+REPORT, RECORD, TABLE, PLOT = "report.md", "report.json", "report.csv", "report.png"
 MIB = 2**20
 
 
 def write_report(record: Comparison, out: Path, title: str, head: Sequence[str] = ()) -> Path:
-    """Write report.md, report.json and, where it can be drawn, report.png; returns report.md.
+    """Write report.md, report.json, report.csv and, where it can be drawn, report.png; returns report.md.
 
     Args:
         head: lines that go under the title.
@@ -31,6 +33,8 @@ def write_report(record: Comparison, out: Path, title: str, head: Sequence[str] 
         text = "\n".join([f"# {title}", "", *head, *([""] if head else []), *body(record), "", picture, ""])
         (out / REPORT).write_text(text)
         (out / RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+        with (out / TABLE).open("w", newline="") as file:
+            csv.writer(file).writerows(seeds_table(record))
     except OSError as error:
         raise LrftError(f"--out {out}: the report could not be written ({error.strerror})") from error
     return out / REPORT

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,11 @@ class Progress:
 
 
 def run_all(
-    runs: Sequence[PlannedRun], jobs: int, progress: Progress, cluster: Executor | None = None
+    runs: Sequence[PlannedRun],
+    jobs: int,
+    progress: Progress,
+    cluster: Executor | None = None,
+    after: Callable[[PlannedRun], None] | None = None,
 ) -> None:
     """Finish every run, `jobs` at a time; those that are finished are not run again.
 
@@ -58,6 +62,7 @@ def run_all(
 
     Args:
         cluster: where they run; by default as processes of this machine.
+        after: is given every run that has ended.
 
     Raises:
         LrftError: a run failed otherwise; it has the exit code of that run.
@@ -79,6 +84,8 @@ def run_all(
                 for handle in [handle for handle in active if handle.ended]:
                     active.remove(handle)
                     _close(handle, progress)
+                    if after is not None:
+                        after(handle.run)
                 if stop.signal is not None:
                     break
                 time.sleep(executor.pause)

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from glob import iglob
 from pathlib import Path
 
 from lrft.lab.runs.digest import code_digest
@@ -16,6 +17,7 @@ from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import flat, recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import RecipeError
+from lrft.registry.json import Json
 
 TUNING_SEED = 1000  # of the runs that choose a rate; never the seed of a verdict
 AT_THE_END = 1_000_000_000  # eval_every beyond every run: the last step is scored all the same
@@ -72,8 +74,8 @@ def make_arm(label: str, source: str | Path, overrides: Sequence[str] = (), grou
     """
     loaded = load_recipe(source, overrides)
     arm = Arm(label, str(source), tuple(overrides), loaded.recipe, group or label)
-    if loaded.recipe.data.eval is None:
-        message = f"{label} has no held-out rows, and arms are judged by them; add data.eval=FILE"
+    if not loaded.recipe.data.holds_out:
+        message = f"{label} has no held-out rows, and arms are judged by them; add data.eval=FILE, or data.split=SHARE"
         raise RecipeError(message, "data.eval")
     if loaded.recipe.train.eval_every is None:
         arm = arm.changed(f"train.eval_every={loaded.recipe.train.max_steps or AT_THE_END}")
@@ -121,6 +123,13 @@ def _file_digest(name: str, mtime_ns: int) -> str:
 def _local_paths(recipe: Recipe) -> Iterator[str]:
     """Files and folders that the recipe names: model, rows, adapters. Loading made them absolute."""
     for value in flat(recipe).values():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and os.path.isabs(text) and os.path.exists(text):
-                yield text
+        yield from _paths_in(value)
+
+
+def _paths_in(value: Json) -> Iterator[str]:
+    if isinstance(value, str):
+        if os.path.isabs(value):
+            yield from [value] if os.path.exists(value) else sorted(iglob(value, recursive=True))
+    elif isinstance(value, Mapping | Sequence):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _paths_in(one)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lrft.core.adapter import Factors
 from lrft.core.frozen import Quantizer
-from lrft.ops.linalg import truncated_svd
+from lrft.ops.linalg import Iterations, truncated_svd
 
 
 def check_rank(rank: int, shape: tuple[int, ...]) -> None:
@@ -21,7 +21,7 @@ def check_rank(rank: int, shape: tuple[int, ...]) -> None:
 def leading_factors(
     matrix: Tensor,
     rank: int,
-    niter: int | None = None,
+    niter: Iterations = None,
     *,
     extra: int = 0,
     weights: tuple[Tensor, Tensor] | None = None,
@@ -29,7 +29,7 @@ def leading_factors(
     """A (rank, in) and B (out, rank), each with the roots of the singular values, B A nearest to `matrix` (out, in).
 
     Args:
-        niter: subspace iterations of a randomised SVD with `extra` more columns than the rank; None for the exact one.
+        niter: as `truncated_svd` takes it, with `extra` more columns than the rank.
         weights: d1 (out, 1) and d2 (1, in), all positive; nearest then means |d1 * (matrix - B A) * d2|.
     """
     check_rank(rank, matrix.shape)

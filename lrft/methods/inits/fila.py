@@ -10,7 +10,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, ResidualConfig, Source
+from lrft.registry.config import Field, ResidualConfig, Source, SVDIterations
 
 EPSILON = 1e-5
 
@@ -27,8 +27,9 @@ class FILA(Init):
 
     with `forget` and `retain` the two sources of rows, in `data.format`; F is measured for each over `batches`
     micro-batches; r the rank, s the adapter's scale. s B A minimises ||diag(d) (W - s B A)||_F among matrices of rank
-    r. With `niter` the SVD is randomised, with so many subspace iterations; without it, exact. With `residual: rewrite`
-    the base stores W - s B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
+    r. With `niter` the SVD is randomised, with so many subspace iterations; without it, exact up to 2,048 rows or
+    columns. With `residual: rewrite` the base stores W - s B A; with `residual: anchor` it keeps W and the frozen start
+    is subtracted beside it.
 
     Shapes: F, R (out, in), d (out), A (r, in), B (out, r). W' = W at step 0 up to rounding.
     Trains: what the adapter trains. The base gives up s B A.
@@ -51,8 +52,10 @@ class FILA(Init):
         forget: Source = Field(description="rows to forget, in data.format")
         retain: Source = Field(description="rows to retain, in data.format")
         batches: int = Field(32, gt=0, description="micro-batches of each that gradients are taken over")
-        niter: int | None = Field(
-            None, ge=0, description="subspace iterations of a randomised SVD; null for the exact one"
+        niter: SVDIterations = Field(
+            None,
+            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
+            "16 iterations above",
         )
 
     def sources(self) -> dict[str, Source]:

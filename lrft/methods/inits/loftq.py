@@ -10,7 +10,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.methods.inits._alternate import leading_factors, set_factors, stored_without
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, MethodConfig
+from lrft.registry.config import Field, MethodConfig, SVDIterations
 
 
 @INITS.register
@@ -23,7 +23,7 @@ class LoftQ(Init):
         base: Q_T
 
     with T = `iterations`, q the rounding of the recipe's `quantization`, r the rank, s the adapter's scale. With
-    `niter` the SVD is randomised, with so many subspace iterations; without it, exact.
+    `niter` the SVD is randomised, with so many subspace iterations; without it, exact up to 2,048 rows or columns.
 
     Shapes: A (r, in), B (out, r). At step 0 W' = Q_T + s B A, nearer to W than q(W) is: |W - Q_T - L_T| is what the
     singular values after the r-th of W - Q_T leave.
@@ -43,8 +43,10 @@ class LoftQ(Init):
 
     class Config(MethodConfig):
         iterations: int = Field(5, gt=0, description="rounds of rounding and SVD (T)")
-        niter: int | None = Field(
-            None, ge=0, description="subspace iterations of a fast randomised SVD; null for the exact one"
+        niter: SVDIterations = Field(
+            None,
+            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
+            "16 iterations above",
         )
 
     @torch.no_grad()

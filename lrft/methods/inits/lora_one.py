@@ -10,7 +10,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.methods.inits._alternate import leading_factors
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, MethodConfig
+from lrft.registry.config import Field, MethodConfig, SVDIterations
 
 COLUMNS = 512  # of the authors' randomised SVD
 
@@ -23,9 +23,9 @@ class LoRAOne(Init):
         A  = sqrt(S_r / (S_1 gamma)) V_r^T,  B = U_r sqrt(S_r / (S_1 gamma))
         W' = W + s B A = W - (s / gamma) G_r / S_1
 
-    with G averaged over `batches` micro-batches, G_r its best rank-r part, S_1 its largest singular value,
-    gamma = `gamma`, r the rank, s the adapter's scale. With `niter` the SVD is randomised, with so many subspace
-    iterations; without it, exact.
+    with G averaged over `batches` micro-batches, G_r its best rank-r part, S_1 its largest singular value, gamma =
+    `gamma`, r the rank, s the adapter's scale. With `niter` the SVD is randomised, with so many subspace iterations;
+    without it, exact up to 2,048 rows or columns.
 
     Shapes: G (out, in), A (r, in), B (out, r). W' is not W at step 0: a step of spectral norm s / gamma down the
     gradient is taken already.
@@ -45,8 +45,10 @@ class LoRAOne(Init):
 
     class Config(MethodConfig):
         gamma: float = Field(128.0, gt=0, description="the start is a step of spectral norm s / gamma")
-        niter: int | None = Field(
-            None, ge=0, description="subspace iterations of a fast randomised SVD; null for the exact one"
+        niter: SVDIterations = Field(
+            None,
+            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
+            "16 iterations above",
         )
         batches: int = Field(8, gt=0, description="training micro-batches the gradient is averaged over")
 

@@ -11,7 +11,7 @@ from lrft.core.stages import Init
 from lrft.methods.inits._alternate import check_rank
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, MethodConfig
+from lrft.registry.config import Field, MethodConfig, SVDIterations
 
 
 @INITS.register
@@ -23,8 +23,8 @@ class LoRASB(Init):
         W' = W + s B R A = W + U_r S_r V_r^T
 
     with G = dL/dW, summed over `batches` micro-batches; eta = `eta`, r the rank, s the adapter's scale. With `niter`
-    the SVD is randomised, with so many subspace iterations; without it, exact. A and B are orthonormal, so the gradient
-    of R, s B^T (dL/dW) A^T, is that of the full weight projected on their frame.
+    the SVD is randomised, with so many subspace iterations; without it, exact up to 2,048 rows or columns. A and B are
+    orthonormal, so the gradient of R, s B^T (dL/dW) A^T, is that of the full weight projected on their frame.
 
     Shapes: M (out, in), A (r, in) and B (out, r), frozen, R (r, r). W' is not W at step 0: the first step is taken
     already.
@@ -47,8 +47,10 @@ class LoRASB(Init):
         eta: float = Field(
             3e-7, gt=0, description="size of the first step: the optimizer's lr / number of warm-up steps"
         )
-        niter: int | None = Field(
-            None, ge=0, description="subspace iterations of a fast randomised SVD; null for the exact one"
+        niter: SVDIterations = Field(
+            None,
+            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
+            "16 iterations above",
         )
         batches: int = Field(50, gt=0, description="training micro-batches the gradient is summed over")
 

@@ -11,7 +11,7 @@ from lrft.core.stages import Init
 from lrft.methods.inits._alternate import check_rank
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, MethodConfig
+from lrft.registry.config import Field, MethodConfig, SVDIterations
 
 
 @INITS.register
@@ -23,7 +23,7 @@ class LoRAXSStart(Init):
         W' = W + s B R A
 
     with sigma = `sigma`, r the rank, s the adapter's scale. With `niter` the SVD is randomised, with so many subspace
-    iterations; without it, exact.
+    iterations; without it, exact up to 2,048 rows or columns.
 
     Shapes: A (r, in) and B (out, r), frozen, R (r, r). At step 0 W' is away from W by about sigma |W|.
     Trains: the core R alone, r^2 numbers per site. The base gives up nothing.
@@ -39,8 +39,10 @@ class LoRAXSStart(Init):
 
     class Config(MethodConfig):
         sigma: float = Field(1e-5, ge=0, description="standard deviation of the core")
-        niter: int | None = Field(
-            None, ge=0, description="subspace iterations of a fast randomised SVD; null for the exact one"
+        niter: SVDIterations = Field(
+            None,
+            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
+            "16 iterations above",
         )
 
     @torch.no_grad()

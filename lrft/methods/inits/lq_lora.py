@@ -16,8 +16,18 @@ from lrft.core.stages import Evidence, Init, Plan
 from lrft.methods.inits._alternate import leading_factors, norm, set_factors, stored_without
 from lrft.methods.inits._bit_program import assign
 from lrft.ops.draws import seed_generators
+from lrft.ops.linalg import Iterations
 from lrft.registry.axes import INITS
-from lrft.registry.config import Annotated, Field, Iterator, Literal, MethodConfig, Problem, RecipeView
+from lrft.registry.config import (
+    Annotated,
+    Field,
+    Iterator,
+    Literal,
+    MethodConfig,
+    Problem,
+    RecipeView,
+    SVDIterations,
+)
 from lrft.registry.errors import RecipeError
 
 OVERSAMPLING = 10
@@ -70,8 +80,10 @@ class LQLoRA(Init):
         )
         batches: int = Field(256, gt=0, description="documents the squared gradients are summed over")
         iterations: int = Field(100, gt=0, description="rounds of SVD and rounding, at most")
-        niter: int | None = Field(
-            2, ge=0, description="subspace iterations of the randomised SVD; null for the exact one"
+        niter: SVDIterations = Field(
+            2,
+            description="subspace iterations of the randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
+            "16 iterations above",
         )
         budget: float | None = Field(
             None,
@@ -194,7 +206,7 @@ def decompose(
     rank: int,
     quantize: Quantizer,
     iterations: int,
-    niter: int | None,
+    niter: Iterations,
     importance: Importance | None = None,
     first: Factors | None = None,
 ) -> tuple[Factors, float]:
@@ -220,6 +232,6 @@ def decompose(
     return kept, least
 
 
-def _low_rank(matrix: Tensor, rank: int, niter: int | None, importance: Importance | None) -> Factors:
+def _low_rank(matrix: Tensor, rank: int, niter: Iterations, importance: Importance | None) -> Factors:
     weights = None if importance is None else (importance.rows, importance.columns)
     return leading_factors(matrix, rank, niter, extra=OVERSAMPLING, weights=weights)

@@ -10,7 +10,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, ResidualConfig
+from lrft.registry.config import Field, ResidualConfig, SVDIterations
 
 
 @INITS.register
@@ -22,8 +22,8 @@ class PiSSA(Init):
         base: W - s B A
 
     with U_r S_r V_r^T the best rank-r part of W, r the rank, s the adapter's scale. With `niter` the SVD is randomised,
-    with so many subspace iterations and no oversampling; without it, exact. With `residual: rewrite` the base stores
-    W - s B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
+    with so many subspace iterations and no oversampling; without it, exact up to 2,048 rows or columns. With `residual:
+    rewrite` the base stores W - s B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
 
     Shapes: A (r, in), B (out, r). W' = W at step 0 up to rounding.
     Trains: what the adapter trains. The base gives up s B A, the best rank-r part of W.
@@ -42,8 +42,10 @@ class PiSSA(Init):
     config: Config
 
     class Config(ResidualConfig):
-        niter: int | None = Field(
-            None, ge=0, description="subspace iterations of a fast randomised SVD; null for the exact one"
+        niter: SVDIterations = Field(
+            None,
+            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
+            "16 iterations above",
         )
 
     @torch.no_grad()

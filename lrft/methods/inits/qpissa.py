@@ -10,7 +10,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.methods.inits._alternate import leading_factors, set_factors, stored_without
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, Literal, MethodConfig
+from lrft.registry.config import Field, Literal, MethodConfig, SVDIterations
 
 
 @INITS.register
@@ -23,9 +23,9 @@ class QPiSSA(Init):
         base: Q_T
 
     with T = `iterations`, q the rounding of the recipe's `quantization`, r the rank, s the adapter's scale. With
-    `niter` the SVD is randomised, with so many subspace iterations; without it, exact. Every round ends with the
-    rounding (those of `loftq` end with the SVD), so the base holds W - s B A, rounded: `residual` has the one value
-    `rewrite`.
+    `niter` the SVD is randomised, with so many subspace iterations; without it, exact up to 2,048 rows or columns.
+    Every round ends with the rounding (those of `loftq` end with the SVD), so the base holds W - s B A, rounded:
+    `residual` has the one value `rewrite`.
 
     Shapes: A (r, in), B (out, r). At step 0 W' = Q_T + s B A ~ W. T = 1 is PiSSA with a rounded residual; on a dense
     base every T is PiSSA.
@@ -43,8 +43,10 @@ class QPiSSA(Init):
 
     class Config(MethodConfig):
         iterations: int = Field(5, gt=0, description="rounds of SVD and rounding (T)")
-        niter: int | None = Field(
-            None, ge=0, description="subspace iterations of a fast randomised SVD; null for the exact one"
+        niter: SVDIterations = Field(
+            None,
+            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
+            "16 iterations above",
         )
         residual: Literal["rewrite"] = Field(
             "rewrite", description="the base stores W - delta_0, whose rounding the start was fitted to"

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from lrft.commands.compare import compare_command
 from lrft.lab.compare.command import compare_recipes
-from lrft.lab.compare.comparison import choose_rates
+from lrft.lab.compare.comparison import blown_up, choose_rates
+from lrft.lab.compare.match import Matched
+from lrft.lab.compare.per_seed import seeds_table
 from lrft.lab.compare.plot import draw
 from lrft.lab.compare.report import table
 from lrft.lab.compare.settings import parse_settings
@@ -240,3 +242,29 @@ def test_two_recipes_are_trained_and_compared_by_the_command(recipe, tmp_path, m
     assert len(tokens[0]) == 2
     assert tokens[0] == tokens[1]
     assert record["environments"][0]["hardware"]["torch_threads"] == 1
+
+
+def test_a_rank_that_matching_blows_up_is_named_before_anything_runs():
+    def said(before, rank):
+        return blown_up([Matched("vera", rank, before, 100, 1000)])
+
+    assert said(256, 16 * 256) == said(None, 8) == said(8, None) == []
+    (line,) = said(256, 10_889)
+    assert line.startswith("vera: rank 10,889 is 43 times what its recipe has") and "--match steps" in line
+
+
+def test_every_seed_of_every_arm_is_a_row_of_the_csv():
+    arm = {"label": "a", "rank": None, "rate": 0.1, "losses": [1.5, None], "trainable": 7, "run_seconds": 2.0}
+    record = {"metric": "eval_loss", "seeds": [0, 5], "arms": [{**arm, "peak_memory_bytes": None}]}
+    heads, *rows = seeds_table(record)
+    assert heads == [
+        "arm",
+        "rank",
+        "rate",
+        "seed",
+        "eval_loss",
+        "trainable",
+        "run_seconds",
+        "peak_memory_bytes",
+    ]
+    assert rows == [["a", "", 0.1, 0, 1.5, 7, 2.0, ""], ["a", "", 0.1, 5, "", 7, 2.0, ""]]

@@ -114,3 +114,13 @@ def test_the_keys_that_arms_share_are_those_marked_in_the_recipe():
     length = {f"train.{key}" for key in ("max_steps", "stop_below", "epochs")}
     step = {f"train.{key}" for key in ("batch_size", "gradient_accumulation", "max_length", "packing")}
     assert set(EQUAL) == {*model, *length, *step, "data", "eval.limit"} and len(EQUAL) == 13
+
+
+def test_changed_rows_of_one_source_of_several_mean_another_folder(recipe, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    for given in (f"[{tmp_path}/a.jsonl, {tmp_path}/b.jsonl]", f"'{tmp_path}/*.jsonl'"):
+        arm = make_arm("a", recipe("a"), [f"data.train={given}"])
+        before = plan_run(arm, 1e-3, 0, Path("o")).folder
+        (tmp_path / "b.jsonl").write_text(f'{{"prompt": "{len(given)}", "completion": "c"}}\n')
+        assert plan_run(arm, 1e-3, 0, Path("o")).folder != before

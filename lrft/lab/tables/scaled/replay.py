@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
-from lrft.lab.compare.command import command_line
 from lrft.lab.compare.comparison import Compared, compare_arms
 from lrft.lab.compare.report import write_report
 from lrft.lab.compare.settings import Settings
 from lrft.lab.runs.outcome import held_out_rows, measured, result, share_to_reach
 from lrft.lab.runs.planned import PlannedRun
+from lrft.lab.runs.typed import command_line
 from lrft.lab.tables.criterion import Criterion, stated
 from lrft.lab.tables.record import ScaledRecord
 from lrft.lab.tables.scaled.table import ScaledTable, load_scaled, scaled_arms

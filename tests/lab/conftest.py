@@ -10,7 +10,7 @@ import pytest
 
 from lrft.lab.runs import local as runs
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 RECIPE = """
 model: {{name: {model}, dtype: float32}}

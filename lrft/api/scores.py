@@ -1,0 +1,30 @@
+"""The tasks of a recipe at the end of its training, where it asks for that."""
+
+from __future__ import annotations
+
+from lrft.build.job import Job, subject
+from lrft.core.notes import say
+from lrft.core.plain import plain
+from lrft.evaluation.progress import EvaluationBar
+from lrft.evaluation.run import evaluate_tasks
+
+
+def score_at_end(job: Job) -> None:
+    """Score what was trained as `lrft eval` does, into the same files, and keep the metrics for result.json.
+
+    Before the adapter and result.json are written: a run whose scores were cut short, or could not be taken, is not
+    complete, and gone on with it takes them.
+
+    Raises:
+        DataError: a row cannot be scored.
+    """
+    run, recipe = job.run, job.run.recipe
+    if not recipe.eval.at_end:
+        if recipe.eval.tasks and recipe.train.eval_tasks_every is None:
+            say(f"eval.tasks are not scored yet: lrft eval {job.folder.path}")
+        return
+    with EvaluationBar() as show:
+        target = subject(recipe, job.text, run.model, show if run.rank == 0 else None, run.team)
+        folder = job.folder.path if run.rank == 0 else None
+        results = evaluate_tasks(target, recipe.eval.tasks, recipe.eval.limit, folder, "adapter")
+    run.summary["scores"] = plain({task: result.metrics for task, result in results.items()})

@@ -1,0 +1,53 @@
+"""A run's adapter as a folder for others: weights, configuration, tokenizer, card and recipe, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from lrft.build.text import Text
+from lrft.export.peft_format import adapter_files, write_adapter_folder
+from lrft.model.causal_lm import CausalLM
+from lrft.model.stopping import trained_generation
+from lrft.recipe.resolved import resolved
+from lrft.recipe.schema import Recipe
+from lrft.registry.errors import LrftError
+from lrft.registry.json import Json
+from lrft.training.adapter_folders import RECORD
+
+
+def write_adapter(
+    folder: Path,
+    model: CausalLM,
+    recipe: Recipe,
+    text: Text,
+    card: Mapping[str, Json],
+    checkpoint: Mapping[str, Json] | None = None,
+) -> set[str]:
+    """Write the adapter as it is now; returns the names of its own files.
+
+    Args:
+        card: name, step, loss and trainable parameters, for the README.
+        checkpoint: which checkpoint it is, kept beside it in checkpoint.json.
+
+    Raises:
+        LrftError: the disk is full or not writable; what was there before is intact.
+    """
+    files = adapter_files(model, recipe, card)
+    files["recipe.yaml"] = resolved(recipe).encode()
+    own = recipe.model.tokenizer is not None
+    generation, _ = trained_generation(model.hf, text.tokenizer, text.stop_ids, text.pad_id, own)
+    files["generation_config.json"] = generation.to_json_string().encode()
+    if checkpoint is not None:
+        files[RECORD] = (json.dumps(checkpoint, indent=2, sort_keys=True) + "\n").encode()
+    try:
+        write_adapter_folder(folder, files, text.tokenizer)
+    except OSError as error:
+        shutil.rmtree(folder.with_name(f".{folder.name}.tmp"), ignore_errors=True)
+        raise LrftError(
+            f"{folder}: could not be written ({error.strerror or error}). The checkpoints are intact; free some space "
+            "and add --resume."
+        ) from error
+    return set(files)

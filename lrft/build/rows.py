@@ -1,0 +1,109 @@
+"""The rows of a recipe: those that are trained on, and those that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrft.data.encoded import Encoded
+from lrft.data.formats._format import Format
+from lrft.data.mix import Mixture, Wanted
+from lrft.data.rows import Rows
+from lrft.data.sources import read_sources
+from lrft.data.split import split_rows
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import FORMATS
+from lrft.registry.config import FormatConfig, MixedSource, Source
+from lrft.registry.errors import DataError, RecipeError
+from lrft.registry.source import each_source
+
+
+def both_splits(recipe: Recipe) -> tuple[Rows, Rows | None]:
+    """The training rows, and the held-out rows or None.
+
+    Raises:
+        DataError: a source cannot be read, or is the same for both.
+    """
+    data = recipe.data
+    train = read_sources(data.train, "train", data.seed)
+    if data.split is not None:
+        return split_rows(train, made_format(recipe), data.split, data.seed)
+    if data.eval is None:
+        return train, None
+    held_out = read_sources(data.eval, "eval", data.seed)
+    whole = isinstance(data.train, Source) and Path(data.train.source).is_dir()
+    if whole and data.train == data.eval and train.fingerprint == held_out.fingerprint:
+        raise DataError(
+            f"data.eval: the files of {held_out.origin} are those of data.train, since none is named after a split; "
+            "write data.split: 0.05 instead, or remove data.eval"
+        )
+    return train, held_out
+
+
+def training_rows(recipe: Recipe, limit: int | None = None) -> Rows:
+    """The training rows alone.
+
+    Args:
+        limit: only the first so many, of several sources of each.
+
+    Raises:
+        DataError: see `both_splits`.
+    """
+    data = recipe.data
+    if data.split is not None:
+        return both_splits(recipe)[0].first(limit)
+    return read_sources(data.train, "train", data.seed, limit).first(limit)
+
+
+def held_out_rows(recipe: Recipe) -> Rows | None:
+    """The held-out rows alone, or None.
+
+    Raises:
+        DataError: see `both_splits`.
+    """
+    data = recipe.data
+    if data.split is not None:
+        return both_splits(recipe)[1]
+    return None if data.eval is None else read_sources(data.eval, "eval", data.seed)
+
+
+def mixture(recipe: Recipe, rows: Rows, encoded: Sequence[Encoded], of: Sequence[int]) -> Mixture | None:
+    """How the sources of the training rows share an epoch; None where there is one.
+
+    Args:
+        encoded, of: the rows as they are trained on, and which of `rows` each is.
+
+    Raises:
+        DataError: no row of a source would be seen.
+    """
+    if not rows.sources:
+        return None
+    members: list[list[int]] = [[] for _ in rows.sources]
+    for index, row in enumerate(encoded):
+        if row.targets:
+            members[rows.source(of[index])].append(index)
+    wanted = [
+        Wanted(name, source.weight, source.cap, 1.0 if source.repeat is None else source.repeat)
+        for name, source in zip(rows.sources, each_source(recipe.data.train), strict=True)
+        if isinstance(source, MixedSource)
+    ]
+    mix = recipe.data.mix
+    return Mixture(wanted, members, mix.temperature, mix.rows, recipe.train.seed)
+
+
+def made_format(recipe: Recipe) -> Format:
+    """The format of the rows."""
+    config = format_config(recipe)
+    form: Format = FORMATS.get(config.method)(config)
+    return form
+
+
+def format_config(recipe: Recipe) -> FormatConfig:
+    """The settings of the format.
+
+    Raises:
+        RecipeError: it is still to be guessed (`build.guess`).
+    """
+    if recipe.data.format is None:
+        raise RecipeError("is not guessed yet; write it", "data.format")
+    return recipe.data.format

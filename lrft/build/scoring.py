@@ -1,0 +1,92 @@
+"""What of a recipe is scored while it trains, and which of the scores says what the best step is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
+
+from lrft.build.text import Text
+from lrft.core.batch import Batch
+from lrft.core.run import Run
+from lrft.data.steps import eval_batches
+from lrft.evaluation.loss import held_out_loss, row_losses, together
+from lrft.evaluation.run import evaluate_tasks
+from lrft.evaluation.subject import EvaluationStopped, Subject
+from lrft.recipe.schema import Recipe
+from lrft.recipe.scores import LOSS, directions
+from lrft.training.scorer import Metric, Scorer, Timed
+
+
+def make_scorer(recipe: Recipe, run: Run, text: Text, subject: Subject) -> Scorer | None:
+    """The callback that scores; None where the recipe asks for no score while it trains."""
+    settings = recipe.train
+    known = directions(recipe.model_dump(mode="json")["eval"]["tasks"])
+    metric = (
+        Metric() if settings.metric == LOSS else Metric(settings.metric, known[settings.metric] == "higher")
+    )
+    scores: dict[str, Timed] = {}
+    probe: Callable[[Run], object] = _nothing
+    if settings.eval_every is not None:
+        by_source = text.held_out_by_source(recipe.eval.limit)
+        cut = partial(eval_batches, batch_tokens=recipe.eval.batch_tokens, pad_id=text.pad_id)
+        batches = partial(cut, list(chain.from_iterable(by_source.values())))
+        run.score = lambda: row_losses(run.model, batches(), run.team)
+        scores[LOSS] = Timed(
+            settings.eval_every,
+            lambda run: _loss(run, {name: cut(rows) for name, rows in by_source.items()}),
+        )
+        # Longest rows come first, so the first batch asks for the most memory.
+        probe = lambda run: held_out_loss(run.model, islice(batches(), 1))  # noqa: E731
+    if settings.eval_tasks_every is not None:
+        watched = replace(subject, should_stop=lambda: run.stop_signal is not None)
+        scores["tasks"] = Timed(settings.eval_tasks_every, lambda run: _tasks(recipe, watched, set(known)))
+    first = LOSS if settings.metric == LOSS else "tasks"
+    ordered = [scores[name] for name in sorted(scores, key=lambda name: name != first)]
+    return Scorer(ordered, probe, metric, settings.patience) if ordered else None
+
+
+def probe_tasks(recipe: Recipe, subject: Subject) -> None:
+    """Score one row of every task that the run will score: what cannot be scored fails now and not after hours.
+
+    Raises:
+        DataError, RecipeError: a task has no rows, or one that cannot be scored.
+        UsageError: the model cannot answer.
+    """
+    if recipe.train.eval_tasks_every is not None or recipe.eval.at_end:
+        evaluate_tasks(subject, recipe.eval.tasks, 1, None, "")
+
+
+def _loss(run: Run, batches: Mapping[str, Iterable[Batch]]) -> dict[str, float] | None:
+    """The held-out loss, and that of every source where there are several."""
+    try:
+        found = {
+            name: held_out_loss(run.model, part, lambda: run.stop_signal is not None, team=run.team)
+            for name, part in batches.items()
+        }
+    except EvaluationStopped:
+        return None
+    result = together(found) if len(found) > 1 else next(iter(found.values()))
+    parts = {f"eval_loss/{name}": part.loss for name, part in found.items()} if len(found) > 1 else {}
+    return {"eval_loss": result.loss, "eval_perplexity": result.perplexity, **parts}
+
+
+def _tasks(recipe: Recipe, subject: Subject, known: set[str]) -> dict[str, float] | None:
+    """The scores of the tasks as `TASK.SCORE`; of a task that declares none, all its numbers."""
+    try:
+        results = evaluate_tasks(subject, recipe.eval.tasks, recipe.eval.limit, None, "")
+    except EvaluationStopped:
+        return None
+    silent = results.keys() - {name.partition(".")[0] for name in known}
+    return {
+        f"{task}.{name}": value
+        for task, result in results.items()
+        for name, value in result.metrics.items()
+        if f"{task}.{name}" in known or (task in silent and math.isfinite(value))
+    }
+
+
+def _nothing(run: Run) -> None:
+    """No batch to try: tasks are tried before the run begins."""

@@ -1,0 +1,166 @@
+"""`lrft chat`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
+from lrft.commands.output import Json, Quiet, result
+from lrft.core.notes import is_terminal, say, silence
+from lrft.registry.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from lrft.api.chat import Conversation
+
+HELP = """/adapter on|off      answer with the adapter, or with the bare base model
+/set NAME VALUE      temperature, top_p, top_k, seed or max_new_tokens; /set alone shows them
+/reset               forget the conversation
+/save FILE.jsonl     add the conversation to a file, as a row with `messages`
+/quit                leave, as Ctrl-D does; Ctrl-C stops an answer
+//text               asks a text that begins with a slash"""
+
+
+def chat_command(
+    run: Annotated[Path | None, typer.Argument(help="Run folder; by default the latest under runs/.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Begin with the bare base model.")] = False,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = 0,
+    max_new_tokens: NewTokens = 512,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Talk to a run, a line a question; /help lists what can be changed. Lines may also be piped in.
+
+    Example: lrft chat runs/quickstart --temperature 0.7
+    """
+    from lrft.api.chat import open_conversation
+    from lrft.evaluation.sampling import Sampling
+
+    silence(quiet)
+    if max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
+    with open_conversation(run, Sampling(temperature, top_p, top_k, seed), max_new_tokens, base) as talk:
+        if not talk.remembers:
+            say("the run was not trained on conversations: every line is asked alone, as its format asks")
+        talk_until_the_end(talk)
+        result({"messages": talk.messages, **_settings(talk)}, as_json, lambda _: None)  # it was told already
+
+
+def talk_until_the_end(talk: Conversation) -> None:
+    """Read lines and answer them. What is wrong with a line is told on a terminal, and elsewhere ends the command.
+
+    Raises:
+        UsageError, DataError: a piped line cannot be done or asked.
+    """
+    at_terminal = is_terminal(sys.stdin)
+    for line in _typed() if at_terminal else map(str.rstrip, sys.stdin):
+        if line == "/quit":
+            return
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                _command(talk, line)
+            elif line.strip():
+                _answer(talk, line.removeprefix("/") if line.startswith("//") else line)
+        except (UsageError, DataError) as error:
+            if not at_terminal:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+
+
+def _typed() -> Iterator[str]:
+    """Lines as they are typed, until the input ends."""
+    import readline  # noqa: F401 (arrow keys and earlier lines)
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            say("\n/quit or Ctrl-D leaves")
+
+
+def _answer(talk: Conversation, text: str) -> None:
+    def tell(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    with interruptible() as asked_to_stop:
+        reply = talk.say(text, tell, asked_to_stop)
+    print(flush=True)
+    if reply.ended != "stopped":
+        say("[cut short]" if reply.ended == "cut" else f"[{reply.tokens} tokens, the most there may be]")
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it a Ctrl-C is only noted, and told by what it yields; a second one is a Ctrl-C again."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _command(talk: Conversation, line: str) -> None:
+    name, *words = line.split()
+    if name == "/help":
+        say(HELP)
+    elif name == "/reset":
+        talk.reset()
+    elif name == "/set" and not words:
+        say("\n".join(f"{key} {value}" for key, value in _settings(talk).items()))
+    elif name == "/set" and len(words) == 2:
+        talk.set(*words)
+    elif name == "/adapter" and words in (["on"], ["off"]):
+        talk.use_adapter(words == ["on"])
+    elif name == "/save" and words:
+        _save(talk, Path(line.partition(" ")[2].strip()))
+    else:
+        raise UsageError(f"{line}: no such command; /help lists them, and // begins a text with a slash")
+
+
+def _save(talk: Conversation, path: Path) -> None:
+    if path.suffix != ".jsonl":
+        raise UsageError(f"/save {path}: a conversation is a line of JSON; give a name that ends in .jsonl")
+    if not talk.messages:
+        raise UsageError(f"/save {path}: nothing was said yet")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"messages": talk.messages}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UsageError(f"/save {path}: cannot be written ({error.strerror})") from None
+    say(f"{path}: one conversation added")
+
+
+def _settings(talk: Conversation) -> dict[str, str | int | float]:
+    from dataclasses import asdict
+
+    return {
+        "model": "adapter" if talk.adapter else "base",
+        **asdict(talk.sampling),
+        "max_new_tokens": talk.max_new_tokens,
+    }

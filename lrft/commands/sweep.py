@@ -1,0 +1,67 @@
+"""`lrft sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrft.commands.complete import recipe_names
+from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.core.notes import say, silence
+
+if TYPE_CHECKING:
+    from lrft.lab.sweep.sweep import Sweep
+
+
+def sweep_command(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of runs and report; the same one goes on.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=V1,V2...]", help="Values to combine; a key with one value holds for all."
+        ),
+    ] = None,
+    arms: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Named lists of overrides, as `wide: [adapter.rank=64]`."),
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="What orders them: eval_loss, loss, or TASK.SCORE of the recipe's eval.tasks.")
+    ] = "eval_loss",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Of every run, and not its adapter alone.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a recipe with every combination of some values, and order them by their score.
+
+    Example: lrft sweep quickstart adapter.rank=4,8,16 optimizer.lr=1e-3,3e-3 --out sweep
+    """
+    from lrft.lab.runs.typed import command_line
+    from lrft.lab.sweep.report import write_report
+    from lrft.lab.sweep.sweep import Settings, sweep
+
+    silence(quiet)
+    settings = Settings(out, metric, jobs, "checkpoints" if keep_checkpoints else "adapter")
+    record = sweep(recipe, overrides or [], settings, arms, command_line())
+    say(f"report: {write_report(record, out)}")
+    result(record, as_json, _show)
+
+
+def _show(record: Sweep) -> None:
+    from rich.table import Table
+
+    from lrft.lab.sweep.report import cells
+
+    heads, *rows = cells(record)
+    shown = Table(*heads)
+    for row in rows:
+        shown.add_row(*row)
+    show_table(shown)

@@ -1,0 +1,95 @@
+"""Prompts without answers, asked as the run was taught: by its format and its chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lrft.data.example import Example, Row
+from lrft.data.formats._format import open_question
+from lrft.data.formats._turns import turns_of
+from lrft.data.sources import SUFFIXES, Rows, read_rows
+from lrft.data.text_lines import fail, lines_of
+from lrft.data.tokenize import Renderer
+from lrft.registry.config import Source
+from lrft.registry.errors import DataError
+
+MESSAGES, PROMPT = "messages", "prompt"  # columns that are read whatever the format of the run
+
+
+class Asker:
+    """Makes the tokens of a prompt.
+
+    Args:
+        renderer: of the run; its format and chat template are what the model was trained with.
+        sample: a row the run was trained or scored on, which shows whether its answers are thought for; None where
+            there is none.
+    """
+
+    def __init__(self, renderer: Renderer, sample: Row | None = None) -> None:
+        self.renderer = renderer
+        self.at_once = sample is not None and bool(renderer.question(sample).given)
+
+    def ids(self, example: Example) -> list[int]:
+        """Token ids of an example whose answer is still to come.
+
+        Raises:
+            DataError: the chat template cannot write it.
+        """
+        return self.renderer.asked(example, self.at_once)
+
+    def text(self, text: str) -> Example:
+        """A text, asked as the run's format asks."""
+        form = self.renderer.format
+        return form.asked(form.asking(text))
+
+    def row(self, row: Row) -> Example:
+        """A row of the run's own format, or one that holds `messages` or `prompt`; answers may be missing.
+
+        Raises:
+            DataError: it is none of these.
+        """
+        form = self.renderer.format
+        if row.keys() >= {*form.questions} and form.questions:
+            return form.asked(row)
+        if MESSAGES in row:
+            turns = form.opened(turns_of(row[MESSAGES], MESSAGES, form.config.ignore), row)
+            return open_question(Example(messages=turns, tools=form.tools(row)))
+        if isinstance(text := row.get(PROMPT), str):
+            return self.text(text)
+        raise DataError(
+            f"the row has {', '.join(sorted(row))}; a prompt has `{MESSAGES}`, a list, or `{PROMPT}`, a text, or what "
+            f"the run's {form.name} format asks with: {', '.join(form.questions)}"
+        )
+
+
+def read_prompts(path: Path, asker: Asker) -> tuple[Rows, list[Example]]:
+    """The prompts of a file: every line of a .txt, every row of any other kind that data may have.
+
+    Raises:
+        DataError: nothing there, malformed, or a prompt that cannot be asked, by file and line.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of prompts")
+    is_text = path.suffix == ".txt"
+    if not is_text and not path.name.endswith(SUFFIXES):
+        raise DataError(f"{path}: prompts are read from files that end in .txt, {', '.join(SUFFIXES)}")
+    rows = _read_lines(path) if is_text else read_rows(Source(source=str(path)), "eval")
+    made = []
+    for index, row in enumerate(rows):
+        try:
+            made.append(asker.text(str(row[PROMPT])) if is_text else asker.row(row))
+        except DataError as error:
+            raise DataError(f"{rows.where(index)}: {error}") from error
+    return rows, made
+
+
+def _read_lines(path: Path) -> Rows:
+    found: list[Row] = []
+    for number, line in enumerate(lines_of(path), 1):
+        text = line.rstrip("\r\n")
+        if not text.strip():
+            fail(path, number, "the line is empty; every line is a prompt, so remove it")
+        found.append({PROMPT: text})
+    if not found:
+        fail(path, 1, "the file has no prompts")
+    return Rows(found, str(path), "", list(range(1, len(found) + 1)))

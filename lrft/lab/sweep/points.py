@@ -1,0 +1,178 @@
+"""The points of a sweep: every combination of the values written, or the arms of a file, or both."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from lrft.lab.runs.planned import AT_THE_END, Arm
+from lrft.recipe.load import load_recipe
+from lrft.recipe.merge import is_override
+from lrft.recipe.scores import directions
+from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.errors import RecipeError, UsageError
+
+LOSSES = ("eval_loss", "loss")
+OPENING, CLOSING, QUOTES = "[{(", "]})", "\"'"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the points are ordered by: a key of the last line of metrics.jsonl."""
+
+    name: str
+    higher: bool
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination.
+
+    Attributes:
+        arm: the recipe with everything set.
+        values: key that differs between the points -> what is written for it here, `arm` being one.
+    """
+
+    arm: Arm
+    values: dict[str, str]
+
+
+def points_of(source: str, arguments: Sequence[str], arms: Path | None, metric: str) -> list[Point]:
+    """Every point in the order written, the last key changing fastest.
+
+    Args:
+        arguments: overrides; one with several values, `adapter.rank=4,8,16`, is swept over.
+        arms: a file of named lists of overrides; every combination is made with each.
+        metric: `eval_loss`, `loss`, or TASK.SCORE of one of the recipe's `eval.tasks`.
+
+    Raises:
+        UsageError: nothing varies, a value or a name is there twice, or no task has the score.
+        RecipeError: a combination is no valid recipe; its values are named.
+    """
+    fixed, varied = _split(arguments)
+    named = _arms(arms) if arms is not None else {}
+    if not varied and not named:
+        raise UsageError(
+            "a sweep needs a key with several values, such as adapter.rank=4,8,16, or --arms FILE"
+        )
+    axes: list[list[tuple[str, str, tuple[str, ...]]]] = []
+    if named:
+        axes.append([("arm", name, tuple(overrides)) for name, overrides in named.items()])
+    axes += [[(key, value, (f"{key}={value}",)) for value in values] for key, values in varied.items()]
+    found = []
+    for chosen in itertools.product(*axes):
+        values = {key: value for key, value, _ in chosen}
+        overrides = [*fixed, *itertools.chain.from_iterable(written for _, _, written in chosen)]
+        found.append(Point(_arm(source, values, overrides, metric), values))
+    return found
+
+
+def metric_of(points: Sequence[Point], name: str) -> Metric:
+    """The metric and its direction.
+
+    Raises:
+        UsageError: a point does not take it.
+    """
+    if name in LOSSES:
+        return Metric(name, higher=False)
+    found = {directions(_tasks(point)).get(name) for point in points}
+    if len(found) > 1 or None in found:
+        known = [*LOSSES, *directions(_tasks(points[0]))]
+        raise UsageError(
+            f"--metric {name}: not every point has this score{did_you_mean(name, known)}; there are {', '.join(known)}"
+        )
+    return Metric(name, higher=found == {"higher"})
+
+
+def _tasks(point: Point) -> list[dict[str, str]]:
+    return [{"method": task.method} for task in point.arm.recipe.eval.tasks]
+
+
+def _arm(source: str, values: dict[str, str], overrides: Sequence[str], metric: str) -> Arm:
+    """The recipe of a point, which scores what is asked for at its last step if not more often."""
+    label = ",".join(
+        f"{key.rpartition('.')[2]}={value}" if key != "arm" else value for key, value in values.items()
+    )
+    try:
+        recipe = load_recipe(source, overrides).recipe
+        due = []
+        if recipe.data.eval is not None and recipe.train.eval_every is None:
+            due.append(f"train.eval_every={AT_THE_END}")
+        if metric not in LOSSES and recipe.eval.tasks and recipe.train.eval_tasks_every is None:
+            due.append(f"train.eval_tasks_every={AT_THE_END}")
+        if metric == LOSSES[0] and recipe.data.eval is None:
+            message = "a sweep is judged by held-out rows; add data.eval=FILE, or choose --metric loss"
+            raise RecipeError(message, "data.eval")
+        together = (*overrides, *due)
+        recipe = load_recipe(source, together).recipe if due else recipe
+    except RecipeError as error:
+        raise UsageError(f"{label}: {error}") from None
+    return Arm(label, source, together, recipe, label)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Overrides with one value, and key -> values of those with several.
+
+    Raises:
+        UsageError: an argument is no override, or a value is there twice.
+    """
+    fixed: list[str] = []
+    varied: dict[str, list[str]] = {}
+    for argument in arguments:
+        if not is_override(argument):
+            raise UsageError(
+                f"{argument}: a sweep has one recipe; write arms of others into a file for --arms"
+            )
+        key, equals, text = argument.partition("=")
+        values = parts(text) if equals and not argument.startswith("~") else []
+        if len(values) < 2:
+            fixed.append(argument)
+        elif "" in values or len(set(values)) < len(values) or key in varied:
+            raise UsageError(
+                f"{argument}: write every key once, and different values for it such as {key}=1,2,3"
+            )
+        else:
+            varied[key] = values
+    return fixed, varied
+
+
+def parts(text: str) -> list[str]:
+    """The text cut at its commas, those inside of brackets and quotes left alone."""
+    found, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in QUOTES:
+            quote = character
+        else:
+            depth += (character in OPENING) - (character in CLOSING)
+        if character == "," and not depth and not quote:
+            found.append("")
+        else:
+            found[-1] += character
+    return [part.strip() for part in found]
+
+
+def _arms(path: Path) -> dict[str, list[str]]:
+    """Name -> overrides, of a file such as `wide: [adapter.rank=64, adapter.alpha=128]`.
+
+    Raises:
+        UsageError: it cannot be read, or is no such mapping.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--arms {path}: cannot be read ({str(error).splitlines()[0]})") from None
+    form = "write a name and a list of overrides for each arm, such as `wide: [adapter.rank=64]`"
+    if not isinstance(found, dict) or not found:
+        raise UsageError(f"--arms {path}: {form}")
+    for name, overrides in found.items():
+        if not isinstance(overrides, list) or not all(
+            isinstance(o, str) and is_override(o) for o in overrides
+        ):
+            raise UsageError(f"--arms {path}: {name}: {form}")
+    return {str(name): overrides for name, overrides in found.items()}

@@ -1,0 +1,123 @@
+"""Combinations of keys of the rows that cannot work though every section is valid; each function looks for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+from lrft.registry.axes import AXES, FORMATS
+from lrft.registry.declared import Declaration
+from lrft.registry.errors import Problem
+from lrft.registry.json import Json, to_section
+from lrft.registry.section import RecipeView
+from lrft.registry.source import READABLE, source_keys
+
+SPLITS = ("data.train", "data.eval")
+TXT = tuple(suffix for suffix in READABLE if suffix.startswith(".txt"))
+
+
+def _sources(settings: RecipeView, split: str) -> Iterator[tuple[str, Mapping[str, Json]]]:
+    """Key and settings of every source of a split; what is no section yet has its short form spelled out."""
+    given = settings[split]
+    for key, one in zip(
+        source_keys(split, given), given if isinstance(given, list) else [given], strict=True
+    ):
+        yield key, {"source": one} if isinstance(one, str) else to_section(one)
+
+
+def _format(settings: RecipeView) -> Declaration | None:
+    """What is declared of the format; None where it is still to be guessed."""
+    chosen = settings["data.format"]
+    name = chosen.get("method") if isinstance(chosen, dict) else chosen
+    return FORMATS.declared(name) if isinstance(name, str) and name in FORMATS.names() else None
+
+
+def _pairs_that_nobody_compares(settings: RecipeView) -> Iterator[Problem]:
+    form = _format(settings)
+    objective = settings["objective.method"]
+    if form is None or not isinstance(objective, str):
+        return
+    if "pairs" in form.provides and "pairs" not in AXES["objective"].declared(objective).requires:
+        message = (
+            f"{form.name} gives pairs, and {objective} would learn the rejected answers too; choose an objective "
+            "that compares them, or a format that reads one answer"
+        )
+        yield Problem("data.format.method", message)
+
+
+def _held_out_twice(settings: RecipeView) -> Iterator[Problem]:
+    if settings["data.split"] is not None and settings["data.eval"] is not None:
+        message = (
+            "takes held-out rows from data.train, and data.eval names some already; remove one of the two"
+        )
+        yield Problem("data.split", message)
+
+
+def _scores_without_rows(settings: RecipeView) -> Iterator[Problem]:
+    if settings["train.eval_every"] is None:
+        return
+    if settings["data.eval"] is None and settings["data.split"] is None:
+        message = "there are no held-out rows to score; write data.eval or data.split, or remove this key"
+        yield Problem("train.eval_every", message)
+
+
+def _keys_of_another_kind(settings: RecipeView) -> Iterator[Problem]:
+    """Keys of hub data sets at local sources, and of text files at others."""
+    for split in SPLITS:
+        for at, given in _sources(settings, split):
+            source = given.get("source")
+            if not isinstance(source, str):
+                continue
+            if given.get("row") == "line" and source.endswith(READABLE) and not source.endswith(TXT):
+                message = f"is about .txt files, and {os.path.basename(source)} is none; remove it"
+                yield Problem(f"{at}.row", message)
+            for key in ("name", "revision", "stream", "split") if os.path.isabs(source) else ():
+                if given.get(key) is not None and (key != "split" or not os.path.isdir(source)):
+                    message = (
+                        f"belongs to hub data sets, but {source} is local; remove it, or write {split}: PATH"
+                    )
+                    yield Problem(f"{at}.{key}", message)
+
+
+def _shares(settings: RecipeView) -> Iterator[Problem]:
+    sources = list(_sources(settings, "data.train"))
+    weighed = [key for key, given in sources if given.get("weight") is not None]
+    for key, given in sources:
+        if weighed and given.get("weight") is None:
+            message = f"is missing, and {weighed[0]}.weight is given; weigh all of the sources, or none"
+            yield Problem(f"{key}.weight", message)
+        elif weighed and given.get("repeat") is not None:
+            message = "is said by the weights already; remove it, or every weight"
+            yield Problem(f"{key}.repeat", message)
+    for key, plain in (("temperature", 1.0), ("rows", "together")):
+        if len(sources) < 2 and settings[f"data.mix.{key}"] != plain:
+            message = "is about several sources of data.train, and there is one; write a list of sources, or remove it"
+            yield Problem(f"data.mix.{key}", message)
+
+
+def _windows(settings: RecipeView) -> Iterator[Problem]:
+    stride, length = settings["data.stride"], settings["train.max_length"]
+    if settings["data.too_long"] != "windows":
+        if stride is not None:
+            yield Problem("data.stride", "is of windows alone; write data.too_long: windows, or remove it")
+        return
+    form = _format(settings)
+    if form is not None and "documents" not in form.provides:
+        message = (
+            f"a row of {form.name} has a prompt, which its windows would lose; write drop or truncate_left, or "
+            "a format whose rows are whole texts"
+        )
+        yield Problem("data.too_long", message)
+    if isinstance(stride, int) and isinstance(length, int) and stride >= length:
+        message = f"windows of train.max_length {length} would not overlap; write at most {length - 1}"
+        yield Problem("data.stride", message)
+
+
+DATA_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
+    _pairs_that_nobody_compares,
+    _held_out_twice,
+    _scores_without_rows,
+    _keys_of_another_kind,
+    _shares,
+    _windows,
+)
