@@ -30,8 +30,10 @@ FLOORS = {
     "api": 6,
     "lab.models": 7,
     "lab.runs": 8,
+    "lab.spectra": 8,
     "lab.compare": 9,
     "lab.sweep": 9,
+    "lab.report": 9,
     "lab.tables": 10,
     "commands": 11,
     "cli": 11,
@@ -55,8 +57,11 @@ LONGEST_FILE, LONGEST_FUNCTION = 250, 40  # lines
 NEUTRAL = {"none", "default", "uniform", "linear", "cosine", "constant"}
 # Names of torch's own that a method's file happens to bear, as the dotted expression that is meant.
 TORCH = {"torch.int8", "F.cross_entropy"}
-# The one place outside lrft/methods that must name methods: a recipe has defaults.
-NAMING = {"lrft/recipe/schema.py": {"lora", "adamw", "cross_entropy"}}
+# The places outside lrft/methods that must name methods: a recipe has defaults, and a format of files bears a name.
+NAMING = {
+    "lrft/recipe/schema.py": {"lora", "adamw", "cross_entropy"},
+    "lrft/export/targets.py": {"lora", "LoRA"},
+}
 
 
 def place(path: Path) -> str:

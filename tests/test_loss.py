@@ -82,3 +82,35 @@ def test_no_positions_is_zero_with_a_graph():
     loss = linear_cross_entropy(hidden[:0], head, targets[:0])
     loss.backward()
     assert loss.item() == 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_smoothed_targets_are_those_of_torch(bias, frozen, softcap, scale):
+    """Values and gradients, in the fused path and in those that are recomputed, with and without gradients on."""
+    hidden, head, targets = case(bias, frozen, softcap, scale)
+    loss = linear_cross_entropy(hidden, head, targets, chunk=32, smoothing=0.15)
+    (loss / 7).backward()
+    got = [hidden.grad] + [p.grad for p in head.module.parameters() if p.requires_grad]
+    again, whole, targets = case(bias, frozen, softcap, scale)
+    expected = F.cross_entropy(whole.logits(again), targets, reduction="sum", label_smoothing=0.15)
+    (expected / 7).backward()
+    torch.testing.assert_close(loss, expected)
+    wanted = [again.grad] + [p.grad for p in whole.module.parameters() if p.requires_grad]
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, head, targets, 32, smoothing=0.15), expected)
+
+
+def test_smoothed_targets_move_the_gradient_and_none_leave_its_bits():
+    found = {}
+    for smoothing in (0.0, 0.3):
+        hidden, head, targets = case()
+        linear_cross_entropy(hidden, head, targets, chunk=32, smoothing=smoothing).backward()
+        found[smoothing] = hidden.grad
+    hidden, head, targets = case()
+    linear_cross_entropy(hidden, head, targets, chunk=32).backward()
+    assert torch.equal(found[0.0], hidden.grad) and not torch.allclose(found[0.3], hidden.grad)

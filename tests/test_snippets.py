@@ -79,6 +79,9 @@ def here(tmp_path, monkeypatch):
     """A folder with the files that the documentation names: the packaged rows, and the reader's own."""
     for name in ("mine", "a", "b"):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {ROOT / 'recipes' / 'quickstart.yaml'}\n")
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").symlink_to(tmp_path / "mine.yaml")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "data").symlink_to(ROOT / "recipes" / "data")
     for folder in ("my", "smoke"):
@@ -181,6 +184,8 @@ def parse(words: list[str]) -> None:
             for value in listed(parsed.params.get(key))
         ]
         overrides = listed(parsed.params.get("overrides"))
+        if parsed.params.get("resume"):  # of a run, whose own recipe is meant
+            given = [f"{one}/recipe.yaml" if Path(one, "recipe.yaml").is_file() else one for one in given]
     if top == "reproduce":
         for table in listed(parsed.params.get("names")):
             assert table == "ls" or table in library.packaged() or Path(table).name == "mine.yaml", table

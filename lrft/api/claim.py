@@ -12,17 +12,20 @@ from lrft.recipe.resolved import compare
 from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import LOSS
 from lrft.registry.errors import UsageError
-from lrft.registry.json import Json
 from lrft.training import folder as run_folder
-from lrft.training.folder import RECIPE, RESULT, RUN, RunFolder
+from lrft.training.folder import RECIPE, RUN, RunFolder
 
 # Sections that change where numbers go, not what they are; a resumed run may change them.
 FREE_TO_CHANGE = ("logging", "export", "eval")
 COMPARED = ("eval.tasks", "eval.limit")  # of those, what scores are taken on
 
 
-def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> RunFolder:
-    """The folder to train in, locked."""
+def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool, more: bool = False) -> RunFolder:
+    """The folder to train in, locked.
+
+    Args:
+        more: the recipe has one extension more than the run that it is of.
+    """
     path = out
     if path is None and resume:
         path = run_folder.latest(recipe_name=loaded.name)
@@ -38,16 +41,8 @@ def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool) -> R
     if lead:
         folder.lock()
     if folder.started:
-        _same_recipe(folder, loaded.recipe)
+        _same_recipe(folder, loaded.recipe, more)
     return folder
-
-
-def finished(folder: RunFolder) -> dict[str, Json] | None:
-    """What result.json holds of a run that is complete; None of any other."""
-    if not (folder.path / RESULT).is_file() or not folder.adapter.is_dir():
-        return None
-    result: dict[str, Json] = folder.read(RESULT)
-    return result
 
 
 def check_same_start(job: Job) -> None:
@@ -67,7 +62,10 @@ def check_same_start(job: Job) -> None:
     before = {"packing": asked is not False, "packing_order": "as they come", **before}
     if not job.adaptation.packing:
         before["packing_order"] = ORDER  # no row depends on it
+    if job.adaptation.origin is not None:  # read anew, as no step was saved yet
+        now["adapter"] = job.adaptation.origin
     said = {
+        "adapter": "the adapter of model.adapter",
         "data": "the rows of data.train or data.eval",
         "packing": "whether rows are packed (train.packing)",
         "packing_order": "the order that lrft packs rows in (another version)",
@@ -81,7 +79,7 @@ def check_same_start(job: Job) -> None:
             )
 
 
-def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
+def _same_recipe(folder: RunFolder, recipe: Recipe, more: bool) -> None:
     before = load_recipe(folder.path / RECIPE, trained=True).recipe
     settings = before.train
     compared = settings.patience is not None or settings.metric != LOSS
@@ -89,8 +87,11 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     changes = [c for c in compare(before, recipe) if c[0] in kept or c[0].split(".")[0] not in FREE_TO_CHANGE]
     # What was true by default is now found out, and compared as such with the run's record.
     changes = [c for c in changes if c != ("train.packing", True, None)]
+    if more and recipe.train.extended[:-1] == before.train.extended:
+        changes = [c for c in changes if c[0] != "train.extended"]
     if changes:
         lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, old, new in changes)
         raise UsageError(
-            f"{folder.path}: the recipe changed since this run began, so it cannot be resumed:\n{lines}"
+            f"{folder.path}: the recipe changed since this run began, so it cannot be resumed (its own can: lrft train "
+            f"{folder.path} --resume):\n{lines}"
         )

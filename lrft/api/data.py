@@ -122,16 +122,20 @@ def show_rows(
     text = read_renderer(chosen, trust_remote_code)
     held = _read(chosen, split, None if places else rows)
     indices = _indices(held, places) if places else range(len(held))
-    return [ShownRow(held.where(i), one, text.tokenizer) for i in indices for one in _encoded(text, held, i)]
+    return [
+        ShownRow(held.where(i), encoded, text.tokenizer)
+        for i in indices
+        for encoded in _encoded(text, held, i)
+    ]
 
 
 def _read(recipe: Recipe, split: SplitName, first: int | None) -> Rows:
     if split == "train":
         return training_rows(recipe, first)
-    rows = held_out_rows(recipe)
-    if rows is None:
-        raise RecipeError("the recipe holds no rows out; name some, or write data.split", "data.eval")
-    return rows.first(first)
+    held_out = held_out_rows(recipe)
+    if held_out is None:
+        raise RecipeError("the recipe names no held-out rows", "data.eval")
+    return held_out.first(first)
 
 
 def _indices(rows: Rows, places: Sequence[str]) -> list[int]:

@@ -6,9 +6,9 @@ import math
 from functools import cached_property, partial
 from pathlib import Path
 
+from lrft.api.compared import rows_to_compare
 from lrft.api.open_run import open_run, trusts_remote_code
 from lrft.api.stopping import check_stops
-from lrft.build.adapt import Adaptation
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.batch import Batch
@@ -27,7 +27,7 @@ from lrft.model.trained import frozen_layers
 from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import OBJECTIVES
-from lrft.registry.errors import DataError, ToleranceError
+from lrft.registry.errors import ToleranceError
 from lrft.training.chosen import find_checkpoint
 from lrft.training.folder import RECIPE, RunFolder
 
@@ -60,11 +60,11 @@ def merge(
     folder, out = find_checkpoint(run, checkpoint), Path(out)
     check_free(out)
     recipe, text, adaptation = open_run(folder)
-    recipe = _apply_options(recipe, onto, rounding, dtype)
+    recipe = with_options(recipe, onto, rounding, dtype)
     check_mergeable(adaptation.model)
     if rank is not None:
         truncate(adaptation.model, rank)
-    job = _Merge(folder, recipe, text, adaptation, out)
+    job = Merge(folder, recipe, text, adaptation.model, out)
     named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
     record: Fidelity = {**named, **({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
     target = RunFolder(out)
@@ -75,7 +75,7 @@ def merge(
     return record
 
 
-def _apply_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:
+def with_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:
     """The recipe with what the command was asked for, and every default of `export` that depends on it."""
     section = recipe.export
     precision = dtype or section.dtype or recipe.model.dtype
@@ -84,15 +84,27 @@ def _apply_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype
     return recipe.model_copy(update={"export": section.model_copy(update=update)})
 
 
-class _Merge:
+class Merge:
     """One merge: what is written, then what of it is read back and measured. Two models are in memory at most."""
 
-    def __init__(
-        self, folder: RunFolder, recipe: Recipe, text: Text, adaptation: Adaptation, out: Path
-    ) -> None:
+    def __init__(self, folder: RunFolder, recipe: Recipe, text: Text, model: CausalLM, out: Path) -> None:
         self.folder, self.recipe, self.text, self.out = folder, recipe, text, out
-        self.model = adaptation.model
-        self.rows, self.rows_from = _rows_to_compare(recipe, text)
+        self.model = model
+
+    @cached_property
+    def _compared(self) -> tuple[list[Encoded], str | None]:
+        return rows_to_compare(self.recipe, self.text)
+
+    @property
+    def rows(self) -> list[Encoded]:
+        """What the models are compared on."""
+        return self._compared[0]
+
+    def merged(self) -> CausalLM:
+        """The merged model in `export.dtype`, in memory alone."""
+        dense = self._base()
+        self._merge_into(dense, self.recipe.export.rounding)
+        return dense
 
     def write(self) -> Fidelity:
         """Merge and write the model; what was done, for the record."""
@@ -126,7 +138,7 @@ class _Merge:
             trust_remote_code=trusts_remote_code(self.folder),
         )
         merged.hf.to(self.model.device)
-        record: Fidelity = {"rows": len(self.rows), "rows_from": self.rows_from}
+        record: Fidelity = {"rows": len(self.rows), "rows_from": self._compared[1]}
         if self.rows:
             record = {**record, **compare(self.model, merged, self._batches(self.rows))}
         record["generation"] = check_stops(
@@ -152,7 +164,7 @@ class _Merge:
         if not self.rows:
             say("data.eval: no held-out rows, so the merged model was not compared with the adapter")
             return
-        if self.rows_from == "data.train":
+        if self._compared[1] == "data.train":
             say("data.eval: no held-out rows, so the merged model was compared on rows of data.train")
         if not self._within(record):
             raise ToleranceError(
@@ -209,6 +221,9 @@ class _Merge:
             "revision": None,
             "weights": "pretrained",
             "tokenizer": None,
+            "adapter": None,
+            "rope_scaling": None,  # its own configuration says these
+            "context": None,
             "dtype": self.recipe.export.dtype,
         }
         return self._section().model_copy(update=update)
@@ -238,15 +253,3 @@ class _Merge:
     def _within(self, figures: Fidelity | Nearest) -> bool:
         largest = self.recipe.export.tolerance
         return figures["kl_mean"] <= largest and abs(figures["loss_difference"]) <= largest
-
-
-def _rows_to_compare(recipe: Recipe, text: Text) -> tuple[list[Encoded], str | None]:
-    """Held-out rows, or where there are none training rows, and the key they are from; none where neither is there."""
-    limit = recipe.export.fidelity_rows
-    if held_out := text.held_out_encoded(limit):
-        return held_out, "data.eval"
-    try:
-        return text.usable(training_rows(recipe), "data.train", limit), "data.train"
-    except DataError as error:
-        say(f"data.train: cannot be read any more ({error})")
-        return [], None

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
+from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
 from lrft.core.notes import say
 from lrft.data.example import Row
-from lrft.data.sources import read_rows
 from lrft.evaluation.progress import EvaluationBar
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
@@ -22,6 +22,7 @@ from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
 from lrft.training import checkpoint
+from lrft.training.checkpoint_folder import step_of
 from lrft.training.chosen import best_known, newest_of
 from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder
@@ -34,17 +35,35 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
         UsageError: the run has no checkpoint yet.
         CheckpointError: the base model is not the one it was trained on.
     """
-    recipe = load_recipe(folder.path / RECIPE, trained=True).recipe
-    saved = checkpoint_of(folder)
+    recipe, saved = _recipe_and_checkpoint(folder)
     trusted = trusts_remote_code(folder)
     text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
+    return recipe, text, _with_adapter(folder, recipe, saved)
+
+
+def open_model(folder: RunFolder) -> tuple[Recipe, Adaptation, int]:
+    """A run's recipe and model without its data, which may be gone, and the step of the checkpoint.
+
+    Raises:
+        UsageError, CheckpointError: see `open_run`.
+    """
+    recipe, saved = _recipe_and_checkpoint(folder)
+    return recipe, _with_adapter(folder, recipe, saved), step_of(saved)
+
+
+def _recipe_and_checkpoint(folder: RunFolder) -> tuple[Recipe, Path]:
+    recipe = load_recipe(folder.path / RECIPE, trained=True).recipe
+    return recipe, checkpoint_of(folder)
+
+
+def _with_adapter(folder: RunFolder, recipe: Recipe, saved: Path) -> Adaptation:
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
     with EvaluationBar() as show:
         tensors = checkpoint.read_adapter(saved)
         adaptation = adapt(
             recipe,
             device=device,
-            trust_remote_code=trusted,
+            trust_remote_code=trusts_remote_code(folder),
             saved=tensors,
             planned=folder.read(PLAN),
             trains=False,
@@ -53,7 +72,7 @@ def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
     checkpoint.check_identity(saved, checkpoint.Identity(recipe_hash(recipe), adaptation.model.fingerprint))
     load_trained_tensors(adaptation.model, tensors)
     adaptation.model.eval()
-    return recipe, text, adaptation
+    return adaptation
 
 
 def checkpoint_of(folder: RunFolder) -> Path:
@@ -97,7 +116,7 @@ def bare_base(recipe: Recipe, folder: RunFolder, model: CausalLM) -> Iterator[No
 
 def sample_row(recipe: Recipe, text: Text) -> Row:
     """The first held-out row, or else the first one that was trained on."""
-    return (text.held_out or read_rows(recipe.data.train, "train"))[0]
+    return (text.held_out or training_rows(recipe, 1))[0]
 
 
 def trusts_remote_code(folder: RunFolder) -> bool:

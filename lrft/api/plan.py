@@ -80,6 +80,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     )
     steps = data.total_steps(settings.max_steps, settings.epochs)
     possible = [steps] if packing is not None else possible_steps(recipe, text)
+    added = sum(extension.steps for extension in settings.extended)
     adaptation = plan_without_weights(recipe, model)
     check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
     counted = measure(recipe, model)
@@ -92,7 +93,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     return {
         "recipe_hash": recipe_hash(recipe),
         "data": text.record(),
-        "steps": steps,
+        "steps": steps + added,
         "targets": counted["targets"],
         "matrices": counted["matrices"],
         "base_parameters": counted["base"],

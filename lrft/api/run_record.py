@@ -14,7 +14,7 @@ from lrft.core.params import count
 from lrft.core.run import Run
 from lrft.data.pack import ORDER
 from lrft.export.peft_format import why_own_form
-from lrft.recipe.load import LoadedRecipe
+from lrft.recipe.load import DEFAULT, LoadedRecipe
 from lrft.recipe.resolved import resolved
 from lrft.registry.json import Json
 from lrft.training import folder as run_folder
@@ -26,6 +26,8 @@ from lrft.training.scorer import Scorer
 def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
     """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
+    origin = job.adaptation.origin or (folder.read(RUN).get("adapter") if folder.started else None)
+    (folder.path / RESULT).unlink(missing_ok=True)  # of a run that is longer now
     folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()})
     trainable = count(info.param for info in run.parameters)
     folder.write(
@@ -33,6 +35,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
         {
             "recipe_name": loaded.name,
             "recipe_hash": job.identity.recipe,
+            "origins": {key: place for key, place in loaded.origins.items() if place != str(DEFAULT)},
             "base_fingerprint": job.identity.base,
             "data": job.text.fingerprints,
             "gate": job.text.record(),
@@ -46,12 +49,21 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             "matrices": matrix_shares(job.adaptation, loaded.recipe),
             "processes": folder.processes or run.processes,  # those that it began with
             "trust_remote_code": trust_remote_code,
+            **_extended(run),
+            **({} if origin is None else {"adapter": origin}),
             **run_folder.environment(),
         },
     )
     folder.write(RECIPE, resolved(loaded.recipe))
     for note in _notes(job, trainable):
         say(note)
+
+
+def _extended(run: Run) -> dict[str, Json]:
+    """The steps that were added: after which step, how many, and what the rate does."""
+    pairs = zip(run.earlier_ends, run.recipe.train.extended, strict=True)
+    found: list[Json] = [{"after": end, **added.model_dump()} for end, added in pairs]
+    return {"extended": found} if found else {}
 
 
 def _rows(job: Job) -> dict[str, Json]:

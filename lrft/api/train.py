@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lrft.api.claim import check_same_start, claim, finished
+from lrft.api.claim import check_same_start, claim
 from lrft.api.memory import memory_advice
+from lrft.api.open_run import trusts_remote_code
+from lrft.api.recorded import finished, to_train
 from lrft.api.run_record import write_end, write_start
 from lrft.api.scores import score_at_end
 from lrft.build.adapt import Adaptation, adapt
@@ -28,11 +30,13 @@ from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.subject import silent
 from lrft.model.trained import load_trained_tensors
-from lrft.recipe.load import LoadedRecipe, as_loaded
+from lrft.recipe.inside_sections import Extension
+from lrft.recipe.load import LoadedRecipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
+from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
-from lrft.training import checkpoint, checkpoint_folder
+from lrft.training import checkpoint, checkpoint_folder, schedule
 from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RUN, RunFolder
 from lrft.training.loop import train_steps
@@ -52,31 +56,45 @@ def train(
     *,
     overrides: Sequence[str] = (),
     profile: bool = False,
+    added: Extension | None = None,
 ) -> dict[str, Json]:
     """Train a recipe to its end in a run folder and write the adapter; returns what result.json holds.
 
     Args:
-        recipe: a loaded one, a file, or the name of a packaged one.
+        recipe: a loaded one, a file, or the name of a packaged one; with `resume` also a run folder, whose own recipe
+            is then meant.
         out: the run folder; by default a new one under runs/, or with `resume` the latest of this recipe.
         resume: go on with the run that is there.
         overrides: `key.sub=value` sets, `~key.sub` deletes; of a recipe that is not loaded yet.
         profile: record a few steps, write `profile/` into the run folder and return what was found under `profile`.
+        added: steps to add to the finished run that `recipe` names.
 
     Raises:
         RecipeError: the recipe is not valid.
-        UsageError: the folder holds a run and `resume` was not asked for, the recipe changed since, or there are too
-            few steps to profile.
+        UsageError: the folder holds a run and `resume` was not asked for, the recipe changed since, there are too few
+            steps to profile, or steps are to be added to what is no finished run.
         DataError, NumericalError, Interrupted, CheckpointError: see `lrft.registry.errors`.
     """
-    loaded = with_format(as_loaded(recipe, overrides))
+    loaded = to_train(recipe, overrides, resume, added)
+    if loaded.run is not None:
+        out = _the_run(loaded.run, out)
+        trust_remote_code = trust_remote_code or trusts_remote_code(RunFolder(loaded.run))
+    loaded = with_format(loaded)
     settings = loaded.recipe.train
     with numerics(settings.deterministic, settings.tf32):
         accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)
-        folder = claim(loaded, None if out is None else Path(out), resume, lead=accelerator.is_main_process)
+        lead, more = accelerator.is_main_process, added is not None
+        folder = claim(loaded, None if out is None else Path(out), resume, lead, more)
         try:
             return _train_in(folder, loaded, accelerator, trust_remote_code, profile)
         finally:
             folder.unlock()
+
+
+def _the_run(run: Path, out: Path | str | None) -> Path:
+    if out is not None and Path(out).resolve() != run.resolve():
+        raise UsageError(f"--out {out}: a run goes on in its own folder, {run}; leave --out out")
+    return run
 
 
 def _train_in(
@@ -87,7 +105,7 @@ def _train_in(
     profile: bool,
 ) -> dict[str, Json]:
     recipe, lead = loaded.recipe, accelerator.is_main_process
-    if (done := finished(folder)) is not None:
+    if (done := finished(folder, len(recipe.train.extended))) is not None:
         if lead:
             say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
         return done if lead else {}
@@ -207,3 +225,8 @@ def _resume(job: Job, saved: Path, tensors: dict[str, Tensor]) -> None:
             "from here on are not those that it would have taken"
         )
     say(f"resuming after step {job.run.step} of {job.run.total_steps}")
+    if job.run.earlier_ends:
+        job.run.schedule.refresh()
+        say(
+            schedule.tell(job.run.schedule.rate, job.run.recipe, [*job.run.earlier_ends, job.run.total_steps])
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lrft.build.decide import complete, decide, gains_by_streaming, planners_of, quantizer
+from lrft.build.earlier import begin_with, check_earlier
 from lrft.build.settle import bare, settled, settled_first, with_packing
 from lrft.build.text import Text
 from lrft.core.stages import Plan, Planner, Signals, SitePlan
@@ -19,10 +20,12 @@ from lrft.model.attach import attach, make_plan
 from lrft.model.backend import check_runs
 from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
+from lrft.model.chosen import choose_sites
 from lrft.model.load import configure, load_model, open_model, prove
 from lrft.model.packed import check_packing
 from lrft.model.recompute import with_layers_kept
-from lrft.model.sites import Matrices, TargetRow, choose, matrices, sites_of
+from lrft.model.rope import longer
+from lrft.model.sites import Matrices, TargetRow, matrices, sites_of
 from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.ops.linalg import ITERATIONS, LARGEST_EXACT
@@ -41,6 +44,7 @@ class Adaptation:
         joined: the rows of a micro-batch are one row, without padding.
         recomputed: layers that are computed again in the backward pass.
         team: the processes of this launch, which go in step where each keeps a part of the base.
+        origin: the adapter that a new training begins with (`model.adapter`), for its record.
     """
 
     model: CausalLM
@@ -53,6 +57,7 @@ class Adaptation:
     undecided: bool = False  # a planner that looks at weights or data has not been asked
     notes: list[str] = field(default_factory=list)
     team: Team = ALONE
+    origin: dict[str, Json] | None = None
 
 
 def adapt(
@@ -132,6 +137,9 @@ def _adapt(
     builder = _builder(recipe, signals, saved, device)
     adaptation.team = builder.team
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
+    told: list[str] = []
+    if recipe.model.adapter is not None and saved is None and trains:
+        adaptation.origin, told = begin_with(recipe, model, adaptation.plan)
     if streamed:
         _prove(asked, adaptation, device, trains)
     else:
@@ -140,7 +148,7 @@ def _adapt(
                 settled(asked, adaptation, device, trains)
         check_runs(model)
     slow = configure(model, with_layers_kept(recipe.model))
-    adaptation.notes += _remarks(recipe, slow, device) if trains else []
+    adaptation.notes += [*told, *(_remarks(recipe, slow, device) if trains else [])]
     adaptation.notes += _fast_starts(recipe, adaptation.plan) if saved is None else []
     heap.give_back()
     return adaptation
@@ -206,6 +214,8 @@ def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
     """
     adaptation, planners = _begun(recipe, model)
     adaptation.undecided = bool(decide(adaptation.plan, planners, None))
+    if recipe.model.adapter is not None:
+        check_earlier(recipe, adaptation.plan)
     return adaptation
 
 
@@ -228,7 +238,7 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
         there = sites_of(model, ADAPTERS.get(method).site_kinds)
     except ValueError as error:
         raise RecipeError(f"{method} cannot go on this model: {error}", "adapter.method") from None
-    sites, table = choose(there, recipe.adapter.targets, held.total, model.direct)
+    sites, table = choose_sites(there, recipe.adapter, held.total, model.direct)
     if check:
         check_sites(model, sites)
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners_of(recipe)
@@ -244,4 +254,5 @@ def _check_length(recipe: Recipe, model: CausalLM) -> None:
         message = (
             f"{recipe.train.max_length} tokens{beside} are more than the model has positions; use at most "
         )
-        raise RecipeError(f"{message}{positions - virtual}", "train.max_length")
+        more = longer(model.hf.config, recipe.model)
+        raise RecipeError(f"{message}{positions - virtual}{more}", "train.max_length")

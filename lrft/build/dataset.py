@@ -46,17 +46,22 @@ def read_text(
     text.fingerprints["train"] = rows.fingerprint
     prepared = prepare(rows, text.renderer, partial(progress, "tokenizing rows"))
     text.train, text.report, text.rows = prepared.encoded, prepared.report, prepared.rows
+    _check_template(recipe, text)
+    text.mixture = mixture(recipe, rows, prepared.encoded, prepared.of)
+    if text.held_out is not None:
+        text.fingerprints["eval"] = text.held_out.fingerprint
+        _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress)
+    return text
+
+
+def _check_template(recipe: Recipe, text: Text) -> None:
+    """Refuse a chat template that no row was written by."""
     if recipe.data.template is not None and not text.renderer.template.used:
         raise RecipeError(
             f"no row is written by a chat template, data.format: {format_config(recipe).method} joins texts as they "
             "are; remove it, or write data.format.render: chat where the format has that setting",
             "data.template",
         )
-    text.mixture = mixture(recipe, rows, prepared.encoded, prepared.of)
-    if text.held_out is not None:
-        text.fingerprints["eval"] = text.held_out.fingerprint
-        _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress)
-    return text
 
 
 def read_renderer(recipe: Recipe, trust_remote_code: bool = False) -> Text:

@@ -20,6 +20,7 @@ from lrft.build.text import Text
 from lrft.build.trackers import make_trackers
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective
+from lrft.core.optimizer import contract_of
 from lrft.core.params import ParamInfo, count
 from lrft.core.run import Run
 from lrft.core.stages import ranks_of
@@ -28,6 +29,7 @@ from lrft.data.steps import StepBatches
 from lrft.evaluation.subject import Progress, Subject
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
+from lrft.model.noise import add_noise
 from lrft.model.trained import parameter_infos, trained_tensors
 from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
@@ -82,29 +84,30 @@ def assemble(
     """
     model, settings = adaptation.model, recipe.train
     if recipe.optimizer.per_layer and accelerator.num_processes > 1:
-        raise RecipeError(
-            "gradients that are freed at once cannot be summed over processes", "optimizer.per_layer"
-        )
+        message = "gradients that are freed at once cannot be summed over processes"
+        raise RecipeError(message, "optimizer.per_layer")
     processes, rank = accelerator.num_processes, accelerator.process_index
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
-    total = data.total_steps(settings.max_steps, settings.epochs)
-    check_length(recipe, total, ranks_of(adaptation.plan))
+    ends = schedule.ends_of(data.total_steps(settings.max_steps, settings.epochs), settings.extended)
+    check_length(recipe, ends[0], ranks_of(adaptation.plan))
     infos = parameter_infos(model)
     optimizer = build_optimizer(recipe, infos)
+    _let_noise_in(recipe, model, optimizer)
     run = Run(
         model,
         infos,
         optimizer,
-        schedule.build(optimizer, recipe.schedule, total),
-        total,
+        schedule.build(optimizer, recipe.schedule, ends[0], settings.extended),
+        ends[-1],
         seed=settings.seed,
         clip=settings.clip,
         folder=folder.path,
         accelerator=accelerator,
         recipe=recipe,
         team=adaptation.team,
-        compiled=worth_compiling(recipe, adaptation, total),
+        compiled=worth_compiling(recipe, adaptation, ends[-1]),
+        earlier_ends=tuple(ends[:-1]),
     )
     identity = Identity(recipe_hash, model.fingerprint)
     reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
@@ -114,9 +117,9 @@ def assemble(
 
     def steps() -> Generator[StepBatches, None, None]:
         if not run.team.in_step:
-            return data.between(run.step, total, run.device.type)
+            return data.between(run.step, ends[-1], run.device.type)
         one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
-        return (in_step(data, one, step) for step in range(run.step, total))
+        return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
     return Job(run, steps, objective, text, adaptation, identity, folder)
 
@@ -139,6 +142,17 @@ def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
     except ValueError as error:
         raise RecipeError(str(error), "optimizer") from None
     return made
+
+
+def _let_noise_in(recipe: Recipe, model: CausalLM, optimizer: Optimizer) -> None:
+    if recipe.train.neftune is None:
+        return
+    if contract_of(optimizer).calls_closure:
+        message = (
+            f"{recipe.optimizer.method} compares losses without any noise, so there would be none; remove it"
+        )
+        raise RecipeError(message, "train.neftune")
+    add_noise(model, recipe.train.neftune)
 
 
 def subject(

@@ -29,11 +29,11 @@ class Text:
         mixture: how several sources of them share an epoch; None where there is one.
         seed: of the rows that `take` draws.
         report: what the data gate found in them.
-        rows: those rows as they were read, in the same order; None where only evaluation is wanted.
+        rows: the training rows as they were read, one for each of `train`; None where only evaluation is wanted.
         held_out: rows of `data.eval`, or those that `data.split` takes, or None.
         scored: those rows encoded; None where only evaluation is wanted.
         scored_of: for each of `scored`, which of the held-out rows it is: several where a document has windows.
-        scored_rows: the rows of `scored`, in its order.
+        scored_rows: the held-out rows, one for each of `scored`.
         held_out_report: what the data gate found in those; None where only evaluation is wanted.
         overlap: where the first held-out rows are that stand among the training rows too, and how many there are.
     """

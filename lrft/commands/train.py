@@ -19,15 +19,34 @@ if TYPE_CHECKING:
 
 def train_command(
     recipe: Annotated[
-        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
+        str,
+        typer.Argument(
+            help="Recipe file, or the name of a packaged one; with --resume also a run.",
+            autocompletion=recipe_names,
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default a new one under runs/.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, or the latest of this recipe.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run given, the one in --out, or the latest of this recipe."
+        ),
     ] = False,
+    more_steps: Annotated[
+        int | None,
+        typer.Option("--more-steps", min=1, help="With --resume: add so many steps to a finished run."),
+    ] = None,
+    more_rate: Annotated[
+        str | None,
+        typer.Option(
+            "--more-rate",
+            help="The rate in them: `stretched` (the default), `again` or `held`.",
+            metavar="HOW",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and print the plan; load no weights.")
     ] = False,
@@ -45,10 +64,11 @@ def train_command(
 
     Example: lrft train quickstart train.max_steps=20 --out runs/try
     """
-    from lrft.recipe.load import load_recipe
+    from lrft.api.recorded import extension, to_train
 
     silence(quiet)
-    loaded = load_recipe(recipe, overrides or [])
+    added = extension(more_steps, more_rate)
+    loaded = to_train(recipe, overrides or [], resume, added)
     if dry_run:
         from lrft.api.plan import plan
 
@@ -56,7 +76,7 @@ def train_command(
         return
     from lrft.api.train import train
 
-    result(train(loaded, out, resume, trust_remote_code, profile=profile), as_json, _show)
+    result(train(loaded, out, resume, trust_remote_code, profile=profile, added=added), as_json, _show)
 
 
 def _show(found: Mapping[str, Value]) -> None:

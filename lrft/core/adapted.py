@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter, Additive
-from lrft.core.frozen import FrozenLinear
+from lrft.core.adapter import Adapter, Additive, Factors
+from lrft.core.frozen import Changed, FrozenLinear
 from lrft.core.less import Less, changed, start_of
 from lrft.registry.errors import NotMergeable
 
@@ -102,6 +102,18 @@ class Adapted(nn.Module):
         if self.start is not None:
             found = found - self.start.delta_weight(original)
         return found if folded is None else found + folded
+
+    @torch.no_grad()
+    def factors(self) -> Factors | None:
+        """A and B in float32 with `change()` = B A, what restarts folded included; None where it has no low rank."""
+        if not isinstance(self.adapter, Additive) or "linear_delta" not in self.adapter.provides:
+            return None
+        own = self.adapter.factors(self.start)
+        if own is None or not isinstance(self.base, Changed):
+            return own
+        if self.base.A is None or self.base.B is None:
+            return None
+        return torch.cat([own[0], self.base.A]), torch.cat([own[1], self.base.B], dim=1)
 
     @torch.no_grad()
     def absorb(self, share: float = 1.0) -> None:

@@ -15,17 +15,27 @@ from torch import Tensor
 from lrft.core.batch import Batch
 
 _batch: Batch | None = None
+_seed: int | None = None
 
 
 @contextmanager
-def computing(batch: Batch) -> Iterator[None]:
-    """Make `batch` the current one, until its backward pass has ended."""
-    global _batch
-    before, _batch = _batch, batch
+def computing(batch: Batch, seed: int | None = None) -> Iterator[None]:
+    """Make `batch` the current one, until its backward pass has ended.
+
+    Args:
+        seed: of its draws, a number for every step and micro-batch of a run.
+    """
+    global _batch, _seed
+    before, (_batch, _seed) = (_batch, _seed), (batch, seed)
     try:
         yield
     finally:
-        _batch = before
+        _batch, _seed = before
+
+
+def current_seed() -> int | None:
+    """The seed of the draws of the micro-batch that is being computed; None in evaluation and calibration."""
+    return _seed
 
 
 def current_batch() -> Batch | None:

@@ -36,6 +36,8 @@ class PeftForm:
             subtracted, so that they fit the pretrained base.
         names: those names -> what PEFT calls the tensors.
         keys_here: adapter -> its keys, where training changes what the settings say.
+        read: (keys of an adapter_config.json, name of a site) -> the method's settings there, None where the file is of
+            another method; a ValueError says what the file has that is not read. None where no file is.
         transposed: whether PEFT has the method on layers that store (in, out) too, as GPT-2's do.
         together: (adapters of all sites, transformers' model) -> PEFT's tensors and keys, where PEFT holds the method
             as one thing and not site by site; the other attributes then say nothing.
@@ -45,6 +47,7 @@ class PeftForm:
     tensors: Callable[[Any, Any], dict[str, Tensor]] = own_state
     names: Mapping[str, str] = field(default_factory=lambda: dict(LORA_NAMES))
     keys_here: Callable[[Any], dict[str, Json]] | None = None
+    read: Callable[[Mapping[str, Any], str], dict[str, Json] | None] | None = None
     transposed: bool = True
     together: Together | None = None
 

@@ -72,6 +72,12 @@ class Schedule(Protocol):
     def repeat(self, begins: list[int]) -> None:
         """Run through the whole schedule between each of these steps and the next."""
 
+    def refresh(self) -> None:
+        """Set the rates of the coming step."""
+
+    def rate(self, step: int) -> float:
+        """The first group's rate for the step that begins after `step` finished ones."""
+
 
 @dataclass(eq=False, repr=False)
 class Run:
@@ -91,6 +97,7 @@ class Run:
         penalized: adapters that add a penalty to the loss.
         stopping: decided once a step, so that what is saved and what stops are the same step on every process.
         team: the processes that train together, as what is scored or cut into parts sees them.
+        earlier_ends: steps after which the run was to end before it was extended, rising.
         scaler: of the loss, where the activations are float16, else None.
         weights: the layers that train, for analyses; None where nobody gave them.
         score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
@@ -114,6 +121,7 @@ class Run:
     team: Team = field(default=ALONE, kw_only=True)
     scaler: torch.amp.GradScaler | None = field(default=None, kw_only=True)
     compiled: bool = field(default=False, kw_only=True)
+    earlier_ends: tuple[int, ...] = field(default=(), kw_only=True)
     sites: list[tuple[str, Adapted]] = field(init=False)
     penalized: list[Adapter] = field(init=False)
     generator: torch.Generator = field(init=False, default_factory=torch.Generator)
@@ -143,6 +151,16 @@ class Run:
     def device(self) -> torch.device:
         """Where the trainable parameters live."""
         return self.parameters[0].param.device
+
+    @property
+    def planned_steps(self) -> int:
+        """The length of the run as it was planned when the coming step was: steps added later change none before."""
+        return next((end for end in self.earlier_ends if self.step < end), self.total_steps)
+
+    @property
+    def at_an_end(self) -> bool:
+        """Whether the step just finished is the last one, or was before the run was extended."""
+        return self.step == self.total_steps or self.step in self.earlier_ends
 
     def adapted(self) -> Iterator[tuple[str, Adapted]]:
         """Every adapted site with its module path."""
@@ -180,4 +198,8 @@ class Run:
 
         The index counts over all processes, so a micro-batch draws the same wherever it is computed.
         """
-        seed_generators((self.seed * 1_000_003 + self.step) * 1_009 + index)
+        seed_generators(self.seed_of_draws(index))
+
+    def seed_of_draws(self, index: int) -> int:
+        """The seed of the draws of micro-batch `index` of the step."""
+        return (self.seed * 1_000_003 + self.step) * 1_009 + index

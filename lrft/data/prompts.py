@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lrft.data.example import Example, Row
 from lrft.data.formats._format import open_question
 from lrft.data.formats._turns import turns_of
-from lrft.data.sources import SUFFIXES, Rows, read_rows
+from lrft.data.rows import Rows
+from lrft.data.sources import read_rows
 from lrft.data.text_lines import fail, lines_of
 from lrft.data.tokenize import Renderer
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError
+from lrft.registry.source import READABLE
 
 MESSAGES, PROMPT = "messages", "prompt"  # columns that are read whatever the format of the run
 
@@ -35,6 +38,9 @@ class Asker:
         Raises:
             DataError: the chat template cannot write it.
         """
+        own = self.renderer.format.own_tools
+        if own and example.messages and not example.tools:
+            example = replace(example, tools=own)
         return self.renderer.asked(example, self.at_once)
 
     def text(self, text: str) -> Example:
@@ -71,8 +77,8 @@ def read_prompts(path: Path, asker: Asker) -> tuple[Rows, list[Example]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file of prompts")
     is_text = path.suffix == ".txt"
-    if not is_text and not path.name.endswith(SUFFIXES):
-        raise DataError(f"{path}: prompts are read from files that end in .txt, {', '.join(SUFFIXES)}")
+    if not is_text and not path.name.endswith(READABLE):
+        raise DataError(f"{path}: prompts are read from files that end in {', '.join(READABLE)}")
     rows = _read_lines(path) if is_text else read_rows(Source(source=str(path)), "eval")
     made = []
     for index, row in enumerate(rows):

@@ -127,3 +127,11 @@ def _decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
 def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The tokens of `text` alone: nothing is put before or after it."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def front_ids(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before a text when it adds special tokens, usually one BOS or nothing."""
+    bare = token_ids(tokenizer, "a")
+    full = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
+    found = next((k for k in range(len(full)) if full[k : k + len(bare)] == bare), 0)
+    return full[:found]

@@ -17,7 +17,7 @@ from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import Format
 from lrft.data.question import Question
 from lrft.data.reached import Reached, leaves
-from lrft.data.seam import Sewn, sewn, token_ids
+from lrft.data.seam import Sewn, front_ids, sewn, token_ids
 from lrft.data.thoughts import marks, said, thought
 from lrft.data.windows import windows
 from lrft.registry.errors import DataError
@@ -53,7 +53,7 @@ class Renderer:
         self.max_length = max_length
         self.too_long = too_long
         self.stride = stride or max(1, max_length // 2)
-        self.prefix = _prefix(tokenizer)
+        self.prefix = front_ids(tokenizer)
         self.template = ChatTemplate(tokenizer, stop_ids, today or date.today())
         self._known_ids: dict[int, int] = {}
         self._known_notes: dict[Notes, Notes] = {}
@@ -238,14 +238,6 @@ class Renderer:
                 "model.name: the tokenizer has no end-of-text token, so plain text could never stop"
             )
         return int(self.tokenizer.eos_token_id)
-
-
-def _prefix(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before a text when it adds special tokens, usually one BOS or nothing."""
-    bare = token_ids(tokenizer, "a")
-    full = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
-    found = next((k for k in range(len(full)) if full[k : k + len(bare)] == bare), 0)
-    return full[:found]
 
 
 def _through_last(example: Example) -> Example:

@@ -10,6 +10,8 @@ import yaml
 
 from lrft import __version__
 from lrft.export.fidelity import Fidelity
+from lrft.export.record import Exported
+from lrft.export.targets import GGUF, OLLAMA, PEFT
 from lrft.model.origin import hub_id, public_name
 from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
@@ -22,7 +24,7 @@ ADAPTER = """# {title}
 - quantization of the base in training: {quantization}
 - trainable parameters: {trainable:,}
 - final training loss: {loss}
-
+{positions}
 The exact recipe is in `recipe.yaml`.
 """
 MERGED = """# {title}
@@ -37,8 +39,20 @@ MERGED = """# {title}
 All figures are in `fidelity.json`. The recipe, without the paths of the machine it ran on, is in `recipe.yaml`.
 """
 
+EXPORTED = """# {title}
 
-PATHS = ("name", "tokenizer", "source", "adapters")  # keys of a recipe that hold paths
+{method} for `{base}`, trained with lrft {version} for {steps} steps and written for {target}.
+
+- quantization of the base in training: {quantization}
+- precision of the file: {dtype}
+- relative error of the change: {error}
+- compared with the run on {rows} rows of {rows_from}: KL divergence {kl} nats per token, loss difference {loss}
+
+All figures are in `fidelity.json`. The recipe, without the paths of the machine it ran on, is in `recipe.yaml`.
+"""
+
+
+PATHS = ("name", "tokenizer", "adapter", "source", "adapters")  # keys of a recipe that hold paths
 
 
 def adapter_card(recipe: Recipe, record: Mapping[str, Json], config: Mapping[str, Json] | None) -> str:
@@ -55,6 +69,7 @@ def adapter_card(recipe: Recipe, record: Mapping[str, Json], config: Mapping[str
         quantization=recipe.quantization.method,
         trainable=record.get("trainable", 0),
         loss=record.get("loss"),
+        positions=_positions(recipe),
     )
 
 
@@ -71,6 +86,27 @@ def merged_card(recipe: Recipe, record: Fidelity, title: str) -> str:
         rounding=record["rounding"] or "none",
         rows=record["rows"],
         rows_from=record["rows_from"] or "no data",
+        kl=_figure(record.get("kl_mean")),
+        loss=_figure(record.get("loss_difference")),
+    )
+
+
+def exported_card(recipe: Recipe, result: Mapping[str, Json], record: Exported) -> str:
+    """The card of what was written for another program."""
+    target, relation = record["target"], "finetune" if record.get("merged") else "adapter"
+    library = target if target in (GGUF, OLLAMA) else PEFT
+    return _front(recipe, GGUF if library == OLLAMA else library, relation, [target]) + EXPORTED.format(
+        title=record["run"],
+        method=_method(recipe),
+        base=public_name(recipe.model.name),
+        version=__version__,
+        steps=result.get("step", "some"),
+        target=target,
+        quantization=recipe.quantization.method,
+        dtype=record.get("dtype", "that of training"),
+        error=_figure(record.get("relative_error")),
+        rows=record.get("rows", 0),
+        rows_from=record.get("rows_from") or "no data",
         kl=_figure(record.get("kl_mean")),
         loss=_figure(record.get("loss_difference")),
     )
@@ -96,6 +132,14 @@ def _front(recipe: Recipe, library: str, relation: str, tags: list[str]) -> str:
         "tags": [*lineage, *tags, "transformers"] if library != "transformers" else [*lineage, "lrft"],
     }
     return f"---\n{yaml.safe_dump(keys, sort_keys=False)}---\n\n"
+
+
+def _positions(recipe: Recipe) -> str:
+    """What the base must be loaded with, since an adapter does not hold it; nothing where it is as published."""
+    scaling, context = recipe.model.rope_scaling, recipe.model.context
+    said = "" if scaling is None else f" rope scaling {scaling.type} by {scaling.factor:g}"
+    said += "" if context is None else f" {'and ' if said else ''}a context of {context} positions"
+    return f"- the base has to be loaded with{said}, as in training\n" if said else ""
 
 
 def _method(recipe: Recipe) -> str:

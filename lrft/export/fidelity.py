@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,8 +11,24 @@ from torch.nn import functional as F
 
 from lrft.core.batch import Batch
 from lrft.model.causal_lm import CausalLM
+from lrft.ops.loss import Head
 
 CHUNK = 256
+
+
+class Comparable(Protocol):
+    """A language model as far as it is compared."""
+
+    @property
+    def head(self) -> Head:
+        """The map from hidden states to logits."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states (B, L, d), final norm included."""
 
 
 class Difference(TypedDict):
@@ -76,12 +92,12 @@ class Fidelity(TypedDict, total=False):
 
 
 @torch.no_grad()
-def compare(model: CausalLM, merged: CausalLM, batches: Iterable[Batch]) -> Difference:
+def compare(model: CausalLM, merged: Comparable, batches: Iterable[Batch]) -> Difference:
     """Logit error, KL divergence and loss difference over the supervised positions.
 
     Args:
         model: the adapter on the base it was trained on.
-        merged: the merged model, loaded back from disk.
+        merged: what was written, read back from disk.
 
     Returns:
         mean and largest absolute logit error, the logits' own spread, mean KL(adapter || merged) in nats per
@@ -112,7 +128,7 @@ def compare(model: CausalLM, merged: CausalLM, batches: Iterable[Batch]) -> Diff
     }
 
 
-def _rows(model: CausalLM, batch: Batch) -> Tensor:
+def _rows(model: Comparable, batch: Batch) -> Tensor:
     hidden = model.hidden(batch.to(model.device))
     return hidden.flatten(0, 1).index_select(0, batch.supervised.to(hidden.device))
 

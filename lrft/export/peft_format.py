@@ -12,7 +12,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.adapter import Additive
 from lrft.core.frozen import Changed
 from lrft.core.peft import LORA_NAMES, Together, lora_keys
 from lrft.core.swap import replace_folder
@@ -62,7 +61,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
     takes_transposed = all(form.transposed for form in taking)
-    if not whole or (model.transposed and not takes_transposed) or _taken_for_experts(model):
+    if not whole or (model.transposed and not takes_transposed) or taken_for_experts(model):
         return _own_form(model, dtype), None
     tensors = {
         f"{PREFIX}{site}.{name}": tensor
@@ -74,14 +73,14 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     keys = {site: form[1] for site, form in forms.items() if form is not None}
     section = taking[0].keys(recipe.adapter, any(module.start is not None for _, module in sites))
     common = section if section in keys.values() else next(iter(keys.values()))
-    patterns = _patterns(keys, common)
-    if patterns is None:
+    differing = patterns(keys, common)
+    if differing is None:
         return _own_form(model, dtype), None
-    beside, said = _beside(model, {name for name, _ in sites}, str(common["peft_type"]))
-    config = {**_shared_keys(model, recipe, sites), **common, **patterns, **said}
+    extra, said = beside(model, {name for name, _ in sites}, str(common["peft_type"]))
+    config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
-    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | beside, config
+    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, config
 
 
 def _form_of_all(
@@ -95,7 +94,7 @@ def _form_of_all(
     with stock_attention(model.hf), torch.no_grad():
         tensors, keys = together([module.adapter for _, module in sites], model.hf)
     model.train(training)
-    config = _shared_keys(model, recipe, sites) | keys
+    config = shared_keys(model, recipe, sites) | keys
     del config["target_modules"], config["bias"]
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}, config
 
@@ -104,12 +103,12 @@ def why_own_form(model: CausalLM, recipe: Recipe) -> str:
     """One line on why the adapter folder has no PEFT form."""
     if recipe.adapter is None:
         return "PEFT has no form for base weights without an adapter"
-    if names := _taken_for_experts(model):
+    if names := taken_for_experts(model):
         return f"PEFT takes {', '.join(names)} of a mixture of experts for the experts themselves"
     return f"PEFT has no form for {recipe.adapter.method} as it was trained here"
 
 
-def _taken_for_experts(model: CausalLM) -> list[str]:
+def taken_for_experts(model: CausalLM) -> list[str]:
     """Adapted layers by last name that PEFT would look for in the experts: it maps their names onto fused tensors."""
     fused = any(p.ndim == 3 and ".experts." in name for name, p in model.hf.named_parameters())
     return sorted({name.rpartition(".")[2] for name, _ in adapted(model.hf)} & EXPERT_NAMES) if fused else []
@@ -132,7 +131,7 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded(name, tensor, dtype, stochastic=False).contiguous()
 
 
-def _beside(model: CausalLM, sites: set[str], peft_type: str) -> tuple[dict[str, Tensor], Keys]:
+def beside(model: CausalLM, sites: set[str], peft_type: str) -> tuple[dict[str, Tensor], Keys]:
     """Base weights that train beside the adapter, under PEFT's names in their own precision, and what to say of them.
 
     A tied head is the embedding: PEFT reads the weight under both names, and ties the two where its
@@ -185,16 +184,15 @@ def _site_form(module: Adapted) -> tuple[dict[str, Tensor], Keys] | None:
         return None
     if not isinstance(module.base, Changed):
         return form.tensors_of(adapter, module.start), form.keys_of(adapter, module.start is not None)
-    if not isinstance(adapter, Additive) or "linear_delta" not in adapter.provides:
+    factors = module.factors()
+    if factors is None:
         return None
-    factors = adapter.factors(module.start)
-    if factors is None or module.base.A is None or module.base.B is None:
-        return None
-    A, B = torch.cat([factors[0], module.base.A]), torch.cat([factors[1], module.base.B], dim=1)
+    A, B = factors
     return {LORA_NAMES["A"]: A, LORA_NAMES["B"]: B}, lora_keys(A.shape[0], float(A.shape[0]))
 
 
-def _shared_keys(model: CausalLM, recipe: Recipe, sites: list[tuple[str, Adapted]]) -> Keys:
+def shared_keys(model: CausalLM, recipe: Recipe, sites: list[tuple[str, Adapted]]) -> Keys:
+    """What adapter_config.json says of every method."""
     return {
         "base_model_name_or_path": loadable_name(recipe.model.name),
         "revision": recipe.model.revision or getattr(model.hf.config, "_commit_hash", None),
@@ -213,7 +211,7 @@ def _target_modules(model: CausalLM, names: list[str]) -> list[str]:
     return sorted(leaves) if told == set(names) else sorted(names)
 
 
-def _patterns(keys: dict[str, Keys], common: Keys) -> Keys | None:
+def patterns(keys: dict[str, Keys], common: Keys) -> Keys | None:
     """Sites whose rank or alpha is not the common one, under PEFT's `rank_pattern` and `alpha_pattern`.
 
     None where PEFT cannot say it: it has these patterns for LoRA alone.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lrft.model.causal_lm import CausalLM
@@ -18,15 +20,30 @@ def write_merged(dense: CausalLM, tokenizer: Tokenizer, out: Path, shard_size: s
         UsageError: `out` holds something already.
         LrftError: no room, or not writable; nothing is left behind.
     """
+    with whole_folder(out) as scratch:
+        _write(dense, tokenizer, scratch, shard_size)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, which takes its place at the end; nothing is left where that is not reached.
+
+    Raises:
+        UsageError: `out` holds something already.
+        LrftError: it cannot be written.
+    """
     check_free(out)
-    out = out.resolve()
-    scratch = out.with_name(f".{out.name}.tmp")
+    final = out.resolve()
+    scratch = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        _write(dense, tokenizer, scratch, shard_size)
-        if out.exists():
-            out.rmdir()
-        scratch.rename(out)
+        scratch.mkdir(parents=True)
+        yield scratch
+        for path in filter(Path.is_file, scratch.iterdir()):
+            path.chmod(0o644)  # safetensors writes for the owner alone, which no server could read
+        if final.exists():
+            final.rmdir()
+        scratch.rename(final)
     except OSError as error:
         raise LrftError(f"--out {out}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -34,15 +51,12 @@ def write_merged(dense: CausalLM, tokenizer: Tokenizer, out: Path, shard_size: s
 
 
 def _write(dense: CausalLM, tokenizer: Tokenizer, scratch: Path, shard_size: str) -> None:
-    scratch.mkdir(parents=True)
     needed = sum(p.numel() * p.element_size() for p in dense.hf.parameters())
     if (free := shutil.disk_usage(scratch).free) < needed:
         raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free")
     dense.hf.config._attn_implementation = "sdpa"
     dense.hf.save_pretrained(scratch, max_shard_size=shard_size)
     tokenizer.save_pretrained(scratch)
-    for path in scratch.iterdir():
-        path.chmod(0o644)  # safetensors writes for the owner alone, which no server could read
 
 
 def check_free(out: Path) -> None:

@@ -111,7 +111,7 @@ class SiteBuilder:
     ) -> tuple[Additive | None, Factors | None]:
         """The start that the base gives up and, where it is another, what is taken off the weight for it."""
         if self.saved is not None:
-            return _saved_start(name, part, self.saved)
+            return saved_start(name, part, self.saved)
         assert self.init is not None
         try:
             offset = self.init.apply(part, weight, self.signals.get(name, {}), store)
@@ -190,9 +190,7 @@ def _keeping(dense: Tensor, held: Held, store: Quantizer) -> Quantizer:
     return keep
 
 
-def _saved_start(
-    name: str, part: Adapter, saved: dict[str, Tensor]
-) -> tuple[Additive | None, Factors | None]:
+def saved_start(name: str, part: Adapter, saved: dict[str, Tensor]) -> tuple[Additive | None, Factors | None]:
     """The `start` and `offset` of one site in a checkpoint."""
     held = {
         kind: {

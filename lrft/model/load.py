@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -17,6 +17,7 @@ from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
 from lrft.model.packed import Packed, packed_layers, take_packing
+from lrft.model.rope import stretch
 from lrft.model.stored import NotStreamed, Unread, answering_zeros, fingerprint
 from lrft.model.stream import load_promised
 from lrft.recipe.sections import ModelSection
@@ -131,7 +132,7 @@ def load_config(section: ModelSection, trust_remote_code: bool = False) -> Model
 
     Raises:
         RecipeError: there is none, or it is of a checkpoint that lrft cannot train: already quantized, or with another
-            head than that of a language model.
+            head than that of a language model; or its positions cannot be stretched as the section says.
     """
     from transformers import AutoConfig
 
@@ -142,6 +143,7 @@ def load_config(section: ModelSection, trust_remote_code: bool = False) -> Model
     except (OSError, ValueError, KeyError) as error:
         raise unloadable(section.name, error) from None
     check_config(section.name, config)
+    stretch(config, section)
     return config
 
 
@@ -150,10 +152,12 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
     from transformers import AutoModelForCausalLM
 
     # Every architecture has eager attention; the backend that will run is set when the model is there.
-    settings = {"attn_implementation": "eager", "trust_remote_code": trusted}
+    settings: dict[str, Any] = {"attn_implementation": "eager", "trust_remote_code": trusted}
     dtype = DTYPES[section.dtype]
     if not meta and section.weights == "pretrained":
         name, options = resolve(section.name, section.revision, section.dtype)
+        if section.rope_scaling is not None or section.context is not None:
+            settings["config"] = config
         loaded = AutoModelForCausalLM.from_pretrained(
             name,
             use_safetensors=True,

@@ -170,6 +170,7 @@ def choose(
     targets: str | list[str],
     total: int | None = None,
     direct: Collection[str] = (),
+    left_out: Collection[str] = (),
 ) -> tuple[dict[str, Site], list[TargetRow]]:
     """The targeted sites, in model order, and the table that says what each pattern hit.
 
@@ -179,6 +180,7 @@ def choose(
     Args:
         total: numbers in all matrices, which shares are of; by default those of `sites`.
         direct: linear layers that nothing can stand in for.
+        left_out: sites that are not chosen, whatever matches them.
 
     Raises:
         RecipeError: a pattern matches nothing; names near ones.
@@ -202,6 +204,7 @@ def choose(
                 f"pattern {pattern!r} matches no linear layer{did_you_mean(pattern, known)}",
                 "adapter.targets",
             )
+        hits = [name for name in hits if name not in left_out]
         chosen |= set(hits)
         size = sum(site_size(sites[name]) for name in hits)
         table.append(TargetRow(pattern, len(hits), size / total))

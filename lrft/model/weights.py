@@ -28,13 +28,24 @@ class ModelWeights:
 
     def names(self) -> list[str]:
         """Paths of the layers, in the order of `changes`."""
-        return [name for name, _ in _mergeable(self.model)] + _training(self.model)
+        return [name for name, _ in self.adapted()] + _training(self.model)
 
     @torch.no_grad()
     def changes(self) -> Iterator[Change]:
         """Adapted layers whose adapter is a change of the weight, then layers whose own weight trains."""
-        for site, module in _mergeable(self.model):
+        for site, module in self.adapted():
             yield Change(site, module.pretrained_weight(), module.change())
+        yield from self.trained()
+
+    def adapted(self) -> Iterator[tuple[str, Adapted]]:
+        """Path and wrapper of the layers whose adapter is a change of the weight."""
+        for site, module in adapted(self.model.hf):
+            if "mergeable" in module.adapter.provides and isinstance(module.base, FrozenLinear):
+                yield site, module
+
+    @torch.no_grad()
+    def trained(self) -> Iterator[Change]:
+        """Layers whose own weight trains; the base is loaded anew where there are any."""
         names = _training(self.model)
         if not names:
             return
@@ -46,12 +57,6 @@ class ModelWeights:
     def originals(self) -> Iterator[tuple[str, Tensor]]:
         """The same layers, as the model's files have them."""
         return _dense(self.reload(), self.names())
-
-
-def _mergeable(model: CausalLM) -> Iterator[tuple[str, Adapted]]:
-    for site, module in adapted(model.hf):
-        if "mergeable" in module.adapter.provides and isinstance(module.base, FrozenLinear):
-            yield site, module
 
 
 def _training(model: CausalLM) -> list[str]:

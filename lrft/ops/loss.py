@@ -53,13 +53,16 @@ class Head:
         )
 
 
-def linear_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK, smoothing: float = 0.0
+) -> Tensor:
     """Summed cross-entropy of `head(hidden)` against `targets`.
 
     Args:
         hidden: (N, d), the supervised positions only.
         targets: (N,) token ids.
         chunk: rows of logits alive at a time.
+        smoothing: share of every target's mass that is spread evenly over the vocabulary.
 
     Returns:
         Scalar float32 sum over the N positions; 0 with a graph when N is 0.
@@ -68,12 +71,13 @@ def linear_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, chunk: int
         return hidden.float().sum()
     if head.is_frozen_dense and head.softcap is None and torch.is_grad_enabled():
         total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden, head.module.weight, head.module.bias, targets, head.scale, chunk
+            hidden, head.module.weight, head.module.bias, targets, head.scale, chunk, smoothing
         )
         return total
 
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
-        return F.cross_entropy(head.logits(rows).float(), wanted, reduction="sum")
+        logits = head.logits(rows).float()
+        return F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=smoothing)
 
     total = torch.zeros((), device=hidden.device)
     for rows, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
@@ -119,19 +123,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         scale: float,
         chunk: int,
+        smoothing: float,
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden)
-        for losses in _losses(hidden, weight, bias, targets, scale, chunk, gradient):
+        for losses in _losses(hidden, weight, bias, targets, scale, chunk, gradient, smoothing):
             total += losses.sum()
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         # In float32, since a loss scale over few targets is more than float16 holds.
-        return (gradient.float() * grads[0]).to(gradient.dtype), None, None, None, None, None
+        return (gradient.float() * grads[0]).to(gradient.dtype), None, None, None, None, None, None
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -166,10 +171,12 @@ def _losses(
     scale: float,
     chunk: int,
     gradient: Tensor,
+    smoothing: float = 0.0,
 ) -> Iterator[Tensor]:
     """Cross-entropy (rows, 1) of chunk after chunk in float32; fills `gradient` (N, d) on the way.
 
-    d loss / d hidden = scale * (softmax(logits) - onehot(targets)) W, stored in the hidden states' dtype.
+    d loss / d hidden = scale * (softmax(logits) - q) W, stored in the hidden states' dtype, with q = onehot(targets),
+    or (1 - smoothing) onehot(targets) + smoothing / V.
     """
     rows = min(chunk, hidden.shape[0])
     # Two buffers serve every chunk: allocating a chunk of logits anew costs more in page faults than the softmax.
@@ -182,9 +189,14 @@ def _losses(
         if scale != 1.0:
             scores.mul_(scale)
         top, chosen = scores.amax(-1, keepdim=True), scores.gather(1, wanted)
+        if smoothing:
+            chosen.lerp_(scores.mean(-1, keepdim=True), smoothing)
         mass = scores.sub_(top).exp_().sum(-1, keepdim=True)
         yield mass.log() + top - chosen
-        scores.div_(mass).scatter_add_(1, wanted, scores.new_full(wanted.shape, -1.0))
+        scores.div_(mass)
+        if smoothing:
+            scores.sub_(smoothing / weight.shape[0])
+        scores.scatter_add_(1, wanted, scores.new_full(wanted.shape, smoothing - 1.0))
         torch.mm(logits.copy_(scores), weight, out=gradient[start : start + chunk])
     if scale != 1.0:
         gradient *= scale

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from lrft.recipe.data_clashes import DATA_CLASHES
 from lrft.recipe.fields import slot_at
+from lrft.recipe.more_clashes import MORE
 from lrft.recipe.scores import SCORES
 from lrft.registry.axes import AXES
 from lrft.registry.config import parse_choice
@@ -182,6 +183,7 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     *DATA_CLASHES,
     *SCORES,
     _end_that_is_not_planned,
+    *MORE,
     _compiled_for_one_shape,
     _shards_of_nothing,
     _of_methods,

@@ -41,7 +41,9 @@ def _described(field: FieldInfo) -> Schema:
 
 
 def _define(slot: Slot, definitions: Schema) -> None:
-    """Fill in the definition of a section below, once."""
+    """Fill in the definition of a section below, or of those in a list, once."""
+    if get_origin(slot.annotation) is list:
+        return _define(Slot.of(get_args(slot.annotation)[0]), definitions)
     section = slot.section(None) if slot.registry is None else None
     if section is None or definitions.get(section.__name__):
         return

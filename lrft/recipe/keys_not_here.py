@@ -9,10 +9,6 @@ _SENTENCES = (
         "training_args training_arguments args hyperparameters hparams peft_config sft_config trainer_config",
     ),
     (
-        "not in lrft yet: no noise is added to embeddings; remove it",
-        "neftune_noise_alpha neft_alpha noisy_embedding_alpha neftune",
-    ),
-    (
         "rows are held out by their share; write data.split: SHARE, which is 0.05 for 5 %",
         "validation_split_percentage",
     ),
@@ -22,12 +18,8 @@ _SENTENCES = (
         "experiment_name",
     ),
     (
-        "a recipe does not say so; continue a run with lrft train --resume",
+        "a recipe does not say so; continue a run with lrft train RUN --resume",
         "resume_from_checkpoint resume ckpt auto_resume_from_checkpoints load_checkpoint_path",
-    ),
-    (
-        "a training starts from the base model, and no finished adapter can be gone on with yet",
-        "adapter_name_or_path lora_model_dir resume_adapter adapter_path peft_model_id pretrained_adapter",
     ),
     (
         "not in lrft: processes (torchrun) share the data, and with train.shard_base: true the frozen weights too",
@@ -68,9 +60,9 @@ _SENTENCES = (
         "num_layers_unfrozen",
     ),
     (
-        "name layers by patterns, such as adapter.targets: ['layers.0.*.q_proj']",
-        "layers_to_transform layers_pattern lora_layers_to_transform lora_layers exclude_modules "
-        "lora_exclude_modules num_layers lora_num_layers",
+        "name layers by their numbers, adapter.layers: 16-, or by patterns, such as adapter.targets: "
+        "['layers.0.*.q_proj']",
+        "layers_pattern lora_layers num_layers lora_num_layers",
     ),
     (
         "remove it, the layout of every layer is seen",
@@ -202,7 +194,7 @@ _SENTENCES = (
         "not in lrft; remove it",
         "use_unsloth unsloth use_unsloth_gc plugins callbacks activation_offloading fast_inference target_parameters "
         "gpu_memory_utilization max_lora_rank lora_mlp_kernel lora_qkv_kernel lora_o_kernel xformers_attention "
-        "flex_attention rope_scaling rope_theta overrides_of_model_config sliding_window s2_attention "
+        "flex_attention rope_theta overrides_of_model_config sliding_window s2_attention "
         "shift_attn upcast_layernorm upcast_lmhead_output mixture_of_depths use_llama_pro "
         "trainable_token_indices embeddings_skip_upcast lora_on_cpu torch_compile_backend torch_compile_mode "
         "layer_replication megatron_core auto_kernels optim_target_modules weight_only",

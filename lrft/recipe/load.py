@@ -34,12 +34,14 @@ class LoadedRecipe:
         origins: dotted key -> `file:line`, `command line` or `default`, for every value of the recipe.
         path: the file it was read from.
         name: the file's stem.
+        run: the run folder that recorded it, of a run that is gone on with.
     """
 
     recipe: Recipe
     origins: dict[str, str]
     path: Path
     name: str
+    run: Path | None = None
 
 
 def load_recipe(
@@ -57,7 +59,7 @@ def load_recipe(
     path = locate(name_or_path)
     root, problems = _layers(path, ())
     root, problems = _apply_overrides(root, overrides, problems)
-    root, found = located(root)
+    root, found = located(root, trained)
     root, unread = with_texts(root)
     problems += found + unread
     root = _with_methods_named(root)
@@ -122,7 +124,8 @@ def locate(name_or_path: str | Path) -> Path:
         return Path(f"{name}.yaml")
     if os.path.isdir(name):
         inside = os.path.join(name, "recipe.yaml")
-        hint = f"give {inside}" if os.path.isfile(inside) else "give the .yaml file inside it"
+        resume = f"add --resume to go on with the run, or give {inside} for a new one"
+        hint = resume if os.path.isfile(inside) else "give the .yaml file inside it"
         raise RecipeError(Problem("", f"is a folder, not a recipe; {hint}", name))
     if os.path.exists(name):
         return Path(name)  # a device or pipe: refused by the reader, by name

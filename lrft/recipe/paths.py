@@ -17,21 +17,26 @@ from lrft.registry.source import READABLE, is_glob
 
 MODEL: Keys = ("model", "name")
 TOKENIZER: Keys = ("model", "tokenizer")
+ADAPTER: Keys = ("model", "adapter")
 DATA_SUFFIXES = (*READABLE, ".arrow", ".gz", ".zst", ".xz", ".zip")  # they tell a path from a hub id
+HOLDS_AN_ADAPTER = ("recipe.yaml", "manifest.json", "adapter_config.json")
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 HUB_ID = re.compile(r"(?=.{1,96}\Z)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)  # the hub's own limit
 # No dots: looking for a package inside another would import, that is run, the outer one.
 PACKAGED = re.compile(r"pkg:([A-Za-z_]\w*)/([^\0]+\.gguf)", re.ASCII)
 
 
-def located(root: Node) -> tuple[Node, list[Problem]]:
+def located(root: Node, trained: bool = False) -> tuple[Node, list[Problem]]:
     """The tree with the paths of data and model made absolute, and a problem for each that exists nowhere.
 
     What is not a path (`openai/gsm8k`, `pkg:...`) stays as written.
+
+    Args:
+        trained: the recipe is a run's own, which has the adapter that it began with in its checkpoints.
     """
     problems: list[Problem] = []
     told: set[tuple[str, Place]] = set()
-    for keys in (MODEL, TOKENIZER, *sources(root)):
+    for keys in (MODEL, TOKENIZER, *(() if trained else (ADAPTER,)), *sources(root)):
         node = root.get(*keys)
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
@@ -82,6 +87,8 @@ class _Nowhere(Exception):
 
 def _locate(written: str, place: Place, keys: Keys) -> str:
     text, is_model = _expand(written), keys in (MODEL, TOKENIZER)
+    if keys == ADAPTER:
+        return _adapter(text, place)
     if is_model and text.startswith("pkg:"):
         _check_packaged(text)
         return text
@@ -120,6 +127,19 @@ def _matched(written: str, candidates: list[str]) -> str:
     where = " or ".join(_brief(path) for path in dict.fromkeys(candidates))
     raise _Nowhere(
         f"no file matches {shown(written)} (looked for {where}); give a pattern that some file matches"
+    )
+
+
+def _adapter(text: str, place: Place) -> str:
+    """A folder that holds an adapter: a run's, a checkpoint's, or PEFT's."""
+    here = "" if place.folder is None else str(place.folder)
+    found = [os.path.abspath(os.path.join(folder, text)) for folder in (here, "", "runs")]
+    for path in dict.fromkeys(found):
+        if any(os.path.isfile(os.path.join(path, name)) for name in HOLDS_AN_ADAPTER):
+            return path
+    where = " or ".join(_brief(path) for path in dict.fromkeys(found))
+    raise _Nowhere(
+        f"{shown(text)} is no run, no checkpoint of one and no folder with an adapter_config.json (looked for {where})"
     )
 
 

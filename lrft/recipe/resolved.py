@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from lrft.recipe.document import CORE_SCALARS, parse
 from lrft.recipe.schema import Recipe
-from lrft.recipe.sections import ADDED
 from lrft.recipe.tree import Keys, Node, Place, dotted
+from lrft.registry.config import ADDED
 from lrft.registry.json import Json
 
 if TYPE_CHECKING:

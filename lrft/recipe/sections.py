@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from lrft.recipe.inside_sections import Extension, RopeScaling
 from lrft.registry.axes import TASKS
 from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, model_validator
 from lrft.registry.section import ADDED as ADDED
@@ -29,6 +30,21 @@ class ModelSection(Section):
         None,
         min_length=1,
         description="hub id or local folder of another tokenizer; by default the model's own",
+    )
+    rope_scaling: Annotated[RopeScaling | None, ADDED] = Field(
+        None,
+        description="scaling of the rotary positions, which a merged model keeps; null for the model's own",
+    )
+    context: Annotated[int | None, ADDED] = Field(
+        None,
+        gt=1,
+        description="positions of the model, at least those it has; by default these, times the factor of rope_scaling",
+    )
+    adapter: Annotated[str | None, ADDED] = Field(
+        None,
+        min_length=1,
+        description="run, one of its checkpoints, or folder of a PEFT adapter that a new training begins with; what "
+        "trains from there on is said by `adapter`",
     )
     dtype: Literal["bfloat16", "float32", "float16"] = Field(
         "bfloat16", description="precision of base weights and activations; float16 needs a GPU"
@@ -95,6 +111,12 @@ class TrainSection(Section):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="every draw of the run follows from it and the step")
     clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for no clipping")
+    neftune: Annotated[float | None, ADDED] = Field(
+        None,
+        gt=0,
+        description="alpha of uniform noise on the input embeddings in training, at most alpha / sqrt(L d), in a "
+        "document of L tokens with embeddings d wide; null for none",
+    )
     save_every: int = Field(
         50, gt=0, description="optimizer steps between checkpoints; the last step is always saved"
     )
@@ -118,6 +140,10 @@ class TrainSection(Section):
         gt=0,
         description="end the run once so many scores of train.metric in a row were no better than the best; the "
         "schedule still goes by max_steps",
+    )
+    extended: Annotated[list[Extension], ADDED, DECIDES_ROWS] = Field(
+        [],
+        description="steps added after the planned end, written by lrft train RUN --resume --more-steps N",
     )
     keep_last: int = Field(2, gt=0, description="how many newest checkpoints stay, beside the best one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where one is visible")

@@ -12,6 +12,7 @@ from lrft.registry.did_you_mean import listed
 from lrft.registry.errors import Problem, RecipeError
 from lrft.registry.section import ADDED, MethodConfig, RecipeView
 
+Layers = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(-\d*)?$")]
 BASE_ROLES = ("matrix", "embedding", "head", "vector")  # of parameters of the base model
 
 
@@ -20,6 +21,14 @@ class AdapterConfig(MethodConfig):
 
     targets: str | list[str] = Field(
         "all-linear", description="`all-linear`, or patterns matched against the end of module names"
+    )
+    exclude: Annotated[list[str], ADDED] = Field(
+        [], description="patterns, read as those of `targets`, of targeted modules that are left out"
+    )
+    layers: Annotated[Layers | list[Layers] | None, ADDED] = Field(
+        None,
+        description="layers of the model that are adapted, from 0 on: `0-15`, `16-`, a number, or a list of these; by "
+        "default all",
     )
     dtype: Literal["bfloat16", "float32"] | None = Field(
         None, description="precision the adapter computes and is exported in; by default the model's"

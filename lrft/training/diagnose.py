@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lrft.core.context import computing
 from lrft.core.objective import Objective
 from lrft.core.run import Run
 from lrft.training.step import StepBatches
@@ -66,7 +67,8 @@ def _first_module(run: Run, batches: StepBatches, objective: Objective) -> str:
         with torch.no_grad():
             for index, batch in enumerate(batches.micro_batches):
                 run.seed_draws(index * world + run.rank)
-                objective(run.model, batch.to(run.device), run)
+                with computing(batch, run.seed_of_draws(index * world + run.rank)):
+                    objective(run.model, batch.to(run.device), run)
     finally:
         for handle in handles:
             handle.remove()

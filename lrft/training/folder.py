@@ -97,6 +97,18 @@ class RunFolder:
             self.lock_file.close()
             self.lock_file = None
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process trains here now."""
+        try:
+            with (self.path / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no training has begun here, or the file system knows no locks
+            return False
+        return False
+
     def write(self, name: str, content: str | Mapping[str, object]) -> None:
         """Write a small file whole or not at all.
 

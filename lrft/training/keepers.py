@@ -53,7 +53,7 @@ class Saver(Callback):
 
     def after_step(self, run: Run) -> None:
         improved = self.scorer is not None and self.scorer.best_step == run.step
-        due = run.step % self.every == 0 or run.step == run.total_steps
+        due = run.step % self.every == 0 or run.at_an_end
         if run.rank == 0 and (due or improved or run.stopping):
             self.save(run)
         if run.accelerator is not None and run.accelerator.num_processes > 1:

@@ -87,7 +87,7 @@ class Scorer(Callback):
             run.total_steps = run.step
 
     def after_step(self, run: Run) -> None:
-        if run.step == run.total_steps or any(run.step % timed.every == 0 for timed in self.scores):
+        if run.at_an_end or any(run.step % timed.every == 0 for timed in self.scores):
             self.take(run)
 
     def take(self, run: Run) -> None:
@@ -106,7 +106,7 @@ class Scorer(Callback):
         """What is to be scored after this step; None where a part of it was cut short."""
         found: dict[str, float] = {}
         for timed in self.scores:
-            last = run.step == run.total_steps or self._ends(found.get(self.metric.name))
+            last = run.at_an_end or self._ends(found.get(self.metric.name))
             if last or run.step % timed.every == 0:
                 taken = timed.score(run)
                 if taken is None:

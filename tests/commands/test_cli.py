@@ -32,11 +32,21 @@ eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 TALK = {"--json", "--quiet"}
 SAMPLING = {"--temperature", "--top-p", "--top-k", "--seed", "--max-new-tokens"}
 OPTIONS = {
-    "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
+    "train": {
+        *("--out", "--resume", "--more-steps", "--more-rate", "--dry-run", "--profile"),
+        *("--trust-remote-code", *TALK),
+    },
     "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TALK},
     "chat": {"--base", *SAMPLING, *TALK},
     "generate": {"--out", "--base", *SAMPLING, *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", *TALK},
+    "export": {
+        *("--out", "--for", "--error", "--rank", "--dtype", "--merged"),
+        *("--from", "--push", "--public", *TALK),
+    },
+    "doctor": TALK,
+    "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TALK},
+    "report": {"--out", "--png", "--inspect", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),
@@ -178,6 +188,9 @@ def test_dry_run_loads_no_weights(call, recipe, tiny, tmp_path):
 
 CASES = [
     (["train", "nowhere.yaml"], 2, "nowhere.yaml"),
+    (["train", "RECIPE", "--more-steps", "4"], 2, "--more-steps: belongs to a finished run"),
+    (["train", "RECIPE", "--more-steps", "4", "--more-rate", "up"], 2, "--more-rate up: choose stretched"),
+    (["train", "RECIPE", "--more-rate", "held"], 2, "add --more-steps N"),
     (["train", "RECIPE", "adapter.rnak=3"], 2, "command line: adapter.rnak: "),
     (
         ["train", "RECIPE", "adapter.targets=[q_prj]"],
@@ -190,6 +203,8 @@ CASES = [
     (["eval"], 2, "no run with a checkpoint"),
     (["eval", "no-such-run"], 2, "no-such-run is not a run folder"),
     (["merge", "--out", "x"], 2, "no run with a checkpoint"),
+    (["inspect", "no-such-run"], 2, "no-such-run is not a run folder"),
+    (["report", "no-such-run"], 2, "no-such-run is not a run folder"),
     (["recipes", "validate", "nowhere.yaml"], 2, "nowhere.yaml"),
 ]
 

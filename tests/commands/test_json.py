@@ -41,7 +41,8 @@ def test_a_command_that_succeeds_prints_one_document(call, arguments, holds):
 
 
 COMMANDS = [
-    *(["train"], ["eval"], ["chat"], ["generate"], ["merge"], ["compare"], ["sweep"], ["reproduce"], ["env"]),
+    *(["train"], ["eval"], ["chat"], ["generate"], ["merge"], ["export"], ["doctor"]),
+    *(["inspect"], ["report"], ["compare"], ["sweep"], ["reproduce"], ["env"]),
     *(["recipes", name] for name in ("ls", "show", "cp", "validate", "schema", "diff")),
     *(["methods", name] for name in ("ls", "show")),
     *(["data", name] for name in ("show", "check")),
@@ -66,6 +67,16 @@ WRONG = [
     (["eval", "--limit", "few"], "--limit"),
     (["merge", "--out", "x"], "no run with a checkpoint"),
     (["merge"], "--out"),
+    (["export", "--for", "vllm", "--out", "x"], "no run with a checkpoint"),
+    (["export", "--for", "vlm", "--out", "x"], "did you mean vllm"),
+    (["export", "--for", "vllm", "--out", "x", "--dtype", "int4"], "--dtype int4"),
+    (["export", "--for", "vllm", "--out", "x", "--public"], "--push OWNER/NAME"),
+    (["export", "--out", "x"], "--for"),
+    (["doctor", "nowhere"], "is no run folder"),
+    (["inspect"], "no run with a checkpoint"),
+    (["inspect", "--below", "2"], "--below"),
+    (["report"], "no run under runs/"),
+    (["report", "no-such-run"], "no-such-run is not a run folder"),
     (["compare", "nowhere.yaml", "quickstart", "--out", "x"], "nowhere.yaml"),
     (["compare", "quickstart", "--out", "x", "--match", "luck"], "--match luck"),
     (["sweep", "quickstart", "--out", "x"], "a sweep needs a key with several values"),

@@ -19,7 +19,13 @@ def test_quiet_leaves_the_result_alone(call, recipe):
     assert "trainable parameters" in loud.err and "step 4/4" in loud.err
     trained = call("train", recipe, "--out", "run", "--quiet")
     assert trained.err == "" and trained.out.startswith("run: step 4, loss ")
-    for command in (["eval", "run"], ["merge", "run", "--out", "model"], ["data", "check", recipe]):
+    for command in (
+        ["eval", "run"],
+        ["merge", "run", "--out", "model"],
+        ["export", "run", "--for", "peft", "--out", "peft"],
+        ["doctor", "run"],
+        ["data", "check", recipe],
+    ):
         done = call(*command, "-q")
         assert done.code == 0 and done.err == "" and done.out
     assert call("data", "show", recipe).err != ""  # notes are on again

@@ -1,4 +1,4 @@
-"""Recipes on the tiny model, and trainings that take no time: their loss is a formula of rate, rank and seed."""
+"""Recipes and runs on the tiny model, and trainings that take no time: the loss is a formula of rate, rank and seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lrft.api.train import train
 from lrft.lab.runs import local as runs
+from lrft.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,3 +82,20 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(runs, "training_command", command)
     monkeypatch.setattr(runs, "WAIT", 0.01)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory) -> Callable[..., Path]:
+    """`trained("dora", "quantization=nf4")` -> the run folder of three steps of a smoke recipe on the tiny model."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def get(name: str, *overrides: str) -> Path:
+        if (name, *overrides) not in made:
+            folder = tmp_path_factory.mktemp("spectra") / name
+            small = [f"model.name={tiny()}", "data.train.limit=20", "data.eval.limit=4", "train.device=cpu"]
+            recipe = load_recipe(ROOT / "recipes" / "smoke" / f"{name}.yaml", [*small, *overrides])
+            train(recipe, folder)
+            made[(name, *overrides)] = folder
+        return made[(name, *overrides)]
+
+    return get

@@ -101,8 +101,8 @@ class HumanEval(Task):
                 rows, prompts, outputs, programs, ran or stands, strict=True
             )
         ]
-        network = {} if ran is None else {"network": "none" if cuts_network() else "open"}
-        return self.result(subject, rows, metrics, samples, **network)
+        network: dict[str, Json] = {} if ran is None else {"network": "none" if cuts_network() else "open"}
+        return self.result(subject, rows, metrics, samples, None, **network)
 
     def tested(self, subject: Subject, problems: list[Problem], programs: list[str]) -> list[bool]:
         """Whether each program passes its tests."""

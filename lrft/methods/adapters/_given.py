@@ -5,19 +5,39 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 from lrft.registry.errors import RecipeError
+from lrft.registry.json import Json
+
+T = TypeVar("T")
 
 PREFIX = "base_model.model."
 TENSOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")
 # Starts that took a part of the base's weight away, which the factors alone do not bring back.
-RESIDUAL = ("pissa", "olora", "corda")
+RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Keys of an adapter_config.json that say nothing of what the adapter computes, or are read here.
+READ = {
+    *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type"),
+    *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "r"),
+    *(
+        "lora_alpha",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "use_rslora",
+        "use_dora",
+        "init_lora_weights",
+        "rank_pattern",
+    ),
+    *("alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+    *("qalora_group_size", "runtime_config", "ephemeral_gpu_offload", "ensure_weight_tying", "velora_config"),
+}
 
 
 class LoraConfig(TypedDict):
@@ -80,6 +100,32 @@ def read_lora(folder: str, key: str) -> dict[str, Factors]:
     return {site: _factors(site, part, config) for site, part in parts.items()}
 
 
+def read_keys(config: Mapping[str, Any], site: str) -> dict[str, Json] | None:
+    """The settings at one site of a LoRA or DoRA that PEFT wrote; None of any other method.
+
+    Raises:
+        ValueError: it has something that neither method here has.
+    """
+    if config.get("peft_type") != "LORA":
+        return None
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(RESIDUAL):
+        raise ValueError(
+            f"init_lora_weights: {start} says that it fits a base that the start changed; save it with PEFT's "
+            "path_initial_model_for_weight_conversion"
+        )
+    unread = [
+        key for key, value in config.items() if key not in READ and value not in (None, False, [], {}, "none")
+    ]
+    if unread:
+        raise ValueError(f"has {unread[0]}: {config[unread[0]]!r}, which is not read")
+    return {
+        "rank": _patterned(config.get("rank_pattern"), site, config["r"]),
+        "alpha": float(_patterned(config.get("alpha_pattern"), site, config["lora_alpha"])),
+        "rslora": bool(config.get("use_rslora")),
+    }
+
+
 def _check_plain(config: LoraConfig, folder: str, key: str) -> None:
     start = str(config.get("init_lora_weights", True)).lower()
     faults = {
@@ -102,7 +148,7 @@ def _factors(site: str, part: dict[str, Tensor], config: LoraConfig) -> Factors:
     return Factors(A, B, scale, float(config.get("lora_dropout", 0.0)))
 
 
-def _patterned(patterns: dict[str, float] | None, site: str, default: float) -> float:
+def _patterned(patterns: Mapping[str, T] | None, site: str, default: T) -> T:
     """The first pattern that matches the end of the site's name, as PEFT reads them."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", site):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,12 @@ def dora_form_keys(config: DoRA.Config, with_start: bool) -> dict[str, Json]:
     """LoRA's keys and one more."""
     assert LoRA.peft is not None
     return {**LoRA.peft.keys(config, with_start), "use_dora": True}
+
+
+def dora_form_settings(keys: Mapping[str, Any], site: str) -> dict[str, Json] | None:
+    """The settings at a site of what PEFT wrote, unless it is another method."""
+    plain = {key: value for key, value in keys.items() if key != "use_dora"}
+    return LoRA.peft.read(plain, site) if keys.get("use_dora") and LoRA.peft and LoRA.peft.read else None
 
 
 @ADAPTERS.register
@@ -51,7 +59,9 @@ class DoRA(LoRA):
     }
     provides = {"adapters", "mergeable", "low_rank", "trained_pair"}
     roles = {"A": "lora_A", "B": "lora_B", "m": "magnitude"}
-    peft = PeftForm(dora_form_keys, names={**LORA_NAMES, "m": "lora_magnitude_vector"})
+    peft = PeftForm(
+        dora_form_keys, names={**LORA_NAMES, "m": "lora_magnitude_vector"}, read=dora_form_settings
+    )
 
     config: Config
 

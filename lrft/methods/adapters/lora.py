@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lrft.core.adapter import Branch, LowRank, PeftForm
 from lrft.core.params import Site
 from lrft.core.peft import lora_keys
+from lrft.methods.adapters._given import read_keys
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
@@ -29,6 +31,11 @@ def lora_form_tensors(adapter: LoRA, start: LoRA | None) -> dict[str, Tensor]:
     if start is None:
         return dict(adapter.state_dict())
     return dict(zip("AB", adapter.branch_since(start).pair(), strict=True))
+
+
+def lora_form_settings(keys: Mapping[str, Any], site: str) -> dict[str, Json] | None:
+    """The settings at a site of what PEFT wrote, unless it is another method."""
+    return None if keys.get("use_dora") else read_keys(keys, site)
 
 
 @ADAPTERS.register
@@ -57,7 +64,7 @@ class LoRA(LowRank):
     }
     provides = {"adapters", "mergeable", "low_rank", "linear_delta", "trained_pair"}
     roles = {"A": "lora_A", "B": "lora_B"}
-    peft = PeftForm(lora_form_keys, lora_form_tensors)
+    peft = PeftForm(lora_form_keys, lora_form_tensors, read=lora_form_settings)
 
     config: Config
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrft.core.analysis import Analysis, changed
 from lrft.core.run import Run
+from lrft.ops.spectrum import likeness
 from lrft.registry.axes import ANALYSES
 from lrft.registry.config import Field, MethodConfig
 
@@ -60,4 +61,4 @@ def similarity(before: Tensor, after: Tensor, top: int) -> Tensor:
     """c_j (top,) of the leading left singular vectors of `after` (out, in) against all of `before`."""
     old: Tensor = torch.linalg.svd(before, full_matrices=False).U
     new: Tensor = torch.linalg.svd(after, full_matrices=False).U[:, :top]
-    return (old.mT @ new).abs().amax(0)
+    return likeness(old, new)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrft.core.analysis import Analysis, changed
 from lrft.core.run import Run
+from lrft.ops.spectrum import numerical_rank, stable_rank
 from lrft.registry.axes import ANALYSES
 
 
@@ -43,8 +44,5 @@ class UpdateRank(Analysis):
 
 def _ranks(change: Tensor) -> tuple[float, float]:
     values = torch.linalg.svdvals(change)
-    largest = float(values[0])
-    if largest == 0:
-        return 0.0, 0.0
-    floor = max(change.shape) * torch.finfo(torch.float32).eps * largest
-    return float((values > floor).sum()), float(values.square().sum()) / largest**2
+    out, into = change.shape
+    return float(numerical_rank(values, (out, into))), stable_rank(values)

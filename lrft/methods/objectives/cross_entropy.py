@@ -9,20 +9,23 @@ from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
 from lrft.ops.loss import linear_cross_entropy
 from lrft.registry.axes import OBJECTIVES
+from lrft.registry.config import ADDED, Annotated, Field, MethodConfig
 
 
 @OBJECTIVES.register
 class CrossEntropy(Objective):
     """Completion-only supervised fine-tuning: next-token cross-entropy on the supervised tokens.
 
-        loss = -sum over supervised positions t of log softmax(head(h_t))[x_{t+1}]
+        loss = -sum over supervised positions t of (1 - e) log p_t[x_{t+1}] + e mean over v of log p_t[v]
+        p_t  = softmax(head(h_t))
 
-    with h the hidden states, x the tokens. Only the N supervised positions meet the head, in chunks whose logits are
-    never kept.
+    with h the hidden states, x the tokens, e = `label_smoothing`, v the V tokens of the vocabulary. Only the N
+    supervised positions meet the head, in chunks whose logits are never kept.
 
     Shapes: h (B, L, d); the loss one number. At step 0 it is the base model's loss.
     Trains: what the adapter trains; adds no parameter.
-    Source: standard; `completion_only_loss` elsewhere.
+    Source: standard; `completion_only_loss` elsewhere. Smoothing: Szegedy et al., CVPR 2016, arXiv 1512.00567, as
+    torch's `cross_entropy` has it.
     Departures: a sum; the loop divides by the step's tokens.
     """
 
@@ -33,7 +36,20 @@ class CrossEntropy(Objective):
     provides = {"backward"}
     requires = set()
 
+    config: Config
+
+    class Config(MethodConfig):
+        label_smoothing: Annotated[float, ADDED] = Field(
+            0.0,
+            ge=0,
+            lt=1,
+            description="share of every target that is spread evenly over the vocabulary; scores are without it",
+        )
+
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
         hidden = model.hidden(batch)
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
-        return linear_cross_entropy(rows, model.head, batch.targets)
+        smoothing = getattr(
+            self.config, "label_smoothing", 0.0
+        )  # a change of this loss may have other settings
+        return linear_cross_entropy(rows, model.head, batch.targets, smoothing=smoothing)

@@ -11,7 +11,7 @@ from lrft.core.batch import Batch
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives.cross_entropy import CrossEntropy
 from lrft.registry.axes import OBJECTIVES
-from lrft.registry.config import Field, MethodConfig, Sequence
+from lrft.registry.config import Field, Sequence
 from lrft.registry.errors import RecipeError
 
 
@@ -24,8 +24,9 @@ class MaskedThought(CrossEntropy):
         p = probability * min(1, step / (ramp * steps))
 
     with probability = `probability`, ramp = `ramp`, step the finished steps of the run's steps (p = probability
-    throughout with `ramp: 0`). The substitute is a uniform random token, or `token`. Prompts are never touched, targets
-    stay as they are, every answer token is predicted. Draws are new in every epoch, like dropout.
+    throughout with `ramp: 0`), and `label_smoothing` as in `cross_entropy`. The substitute is a uniform random token,
+    or `token`. Prompts are never touched, targets stay as they are, every answer token is predicted. Draws are new in
+    every epoch, like dropout.
 
     Shapes: x, x' (B, L). At step 0 p is 0, so it is cross-entropy (unless `ramp: 0`). In evaluation and calibration
     nothing is replaced.
@@ -40,7 +41,7 @@ class MaskedThought(CrossEntropy):
 
     config: Config
 
-    class Config(MethodConfig):
+    class Config(CrossEntropy.Config):
         probability: float = Field(0.4, ge=0, le=1)
         ramp: float = Field(0.66, ge=0, le=1, description="share of the steps over which p rises")
         token: int | None = Field(
@@ -62,7 +63,7 @@ class MaskedThought(CrossEntropy):
 
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
         """Summed loss; without a run, as in calibration and evaluation, nothing is replaced."""
-        p = 0.0 if run is None else self.config.at(run.step, run.total_steps)
+        p = 0.0 if run is None else self.config.at(run.step, run.planned_steps)
         return super().__call__(model, batch if run is None or p == 0 else self._masked(model, batch, p), run)
 
     def _masked(self, model: LanguageModel, batch: Batch, p: float) -> Batch:

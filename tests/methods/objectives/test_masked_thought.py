@@ -39,7 +39,7 @@ def batch_of(rows=40, length=30, prompt=10):
 
 
 def run_at(step, total=100):
-    return SimpleNamespace(step=step, total_steps=total)
+    return SimpleNamespace(step=step, planned_steps=total)
 
 
 def objective(**settings):

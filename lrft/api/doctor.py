@@ -1,0 +1,189 @@
+"""`lrft doctor`: is a folder whole, does it say to a server what training saw, and what to type next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict
+
+from lrft.api.compared import chats
+from lrft.api.open_run import trusts_remote_code
+from lrft.build.dataset import read_text
+from lrft.export.checks import Check, check
+from lrft.export.conversation import as_messages, render
+from lrft.export.folder_checks import (
+    check_adapter,
+    check_fidelity,
+    check_index,
+    check_sums,
+    check_tensors,
+    read_record,
+)
+from lrft.export.heard import hear
+from lrft.export.plain_form import CONFIG
+from lrft.export.record import Exported
+from lrft.export.targets import GGUF, OLLAMA, PLAIN, VLLM
+from lrft.export.vllm_form import check_folder
+from lrft.recipe.load import load_recipe
+from lrft.registry.errors import CheckpointError, LrftError, UsageError
+from lrft.training.checkpoint_folder import fault, step_of, steps_in
+from lrft.training.folder import RECIPE, RESULT, RUN, RunFolder
+
+
+class Diagnosis(TypedDict):
+    """What was looked at, what was found, what a check cannot say, and what to type next."""
+
+    folder: str
+    kind: str
+    checks: list[Check]
+    told: list[str]
+    next: list[str]
+
+
+def diagnose(folder: Path | str) -> Diagnosis:
+    """Look at a run folder, an adapter, a merged or an exported folder.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    path = Path(folder)
+    found: Diagnosis = {"folder": str(path), "kind": "", "checks": [], "told": [], "next": []}
+    for kind, is_it, look in KINDS:
+        if path.is_dir() and is_it(path):
+            found["kind"] = kind
+            try:
+                look(path, found)
+            except (OSError, ValueError, KeyError) as error:
+                found["checks"].append(check("its files can be read", [f"{type(error).__name__}: {error}"]))
+            return found
+    raise UsageError(
+        f"{path}: is no run folder, no adapter, and nothing that `lrft merge` or `lrft export` wrote"
+    )
+
+
+def judge(found: Diagnosis) -> None:
+    """Refuse a folder that something is wrong with.
+
+    Raises:
+        CheckpointError: says how much.
+    """
+    wrong = [one for one in found["checks"] if not one["passed"]]
+    if wrong:
+        first = f"{wrong[0]['check']}: {wrong[0]['found']}"
+        raise CheckpointError(
+            f"{found['folder']}: {len(wrong)} of {len(found['checks'])} checks failed; {first}"
+        )
+
+
+def _run(path: Path, found: Diagnosis) -> None:
+    folder = RunFolder(path)
+    try:
+        recipe = load_recipe(path / RECIPE, trained=True).recipe
+    except LrftError as error:
+        found["checks"].append(check("the recipe can be read", [error]))
+        return
+    steps = sorted(steps_in(folder.checkpoints), key=step_of)
+    broken = [f"{step.name}: {problem}" for step in steps if (problem := fault(step))]
+    found["checks"].append(check(f"{len(steps)} checkpoints are whole", broken))
+    if not (path / RESULT).is_file():
+        found["told"].append("the run has not finished")
+        found["next"].append(f"lrft train {path / RECIPE} --out {path} --resume")
+    if not folder.adapter.is_dir():
+        return
+    _look_at_adapter(folder.adapter, found)
+    trusted = trusts_remote_code(folder)
+    try:
+        text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
+    except LrftError as error:
+        found["told"].append(f"what training saw cannot be rendered any more ({error})")
+    else:
+        expected = render(text.renderer, chats(recipe, text))
+        found["checks"] += hear(folder.adapter, expected, None, trusted)
+    found["next"] += [
+        f"lrft eval {path}",
+        f"lrft merge {path} --out model",
+        f"lrft export {path} --for {VLLM} --out served",
+    ]
+
+
+def _exported(path: Path, found: Diagnosis) -> None:
+    record = read_record(path)
+    assert record is not None
+    found["kind"] = f"exported for {record['target']}"
+    found["checks"] += [*check_sums(path, record), *check_fidelity(record)]
+    if (path / CONFIG).is_file():
+        _look_at_adapter(path, found)
+    if record["target"] == VLLM:
+        found["checks"] += check_folder(path)
+    found["checks"] += hear(path, as_messages(record["conversation"]), record.get("stops"))
+    found["told"] += record["told"]
+    found["next"].append(how_to_serve(path, record))
+
+
+def _adapter(path: Path, found: Diagnosis) -> None:
+    _look_at_adapter(path, found)
+    found["told"].append(
+        "the folder does not say what training saw, so no conversation was compared; name the run folder"
+    )
+
+
+def _merged(path: Path, found: Diagnosis) -> None:
+    record = read_record(path)
+    found["checks"] += [*check_index(path), *check_tensors(path), *(check_fidelity(record) if record else [])]
+    agrees = (
+        json.loads((path / "fidelity.json").read_text()).get("generation", {}).get("agrees", True)
+        if record
+        else True
+    )
+    found["checks"].append(
+        check("it stops where the run does", [] if agrees else ["see generation in fidelity.json"])
+    )
+    found["next"].append(f"transformers: AutoModelForCausalLM.from_pretrained({str(path)!r})")
+
+
+def _look_at_adapter(path: Path, found: Diagnosis) -> None:
+    found["checks"] += check_tensors(path)
+    if not (path / CONFIG).is_file():
+        found["told"].append(
+            f"{path.name}/ has lrft's own form, which other programs do not load; `lrft export` writes others"
+        )
+        return
+    checks, told = check_adapter(path)
+    found["checks"] += checks
+    found["told"] += told
+
+
+def how_to_serve(path: Path, record: Exported) -> str:
+    """The line that serves an exported folder."""
+    target, base, run = record["target"], record["base"], record["run"]
+    if target == VLLM:
+        flags = f"--enable-{PLAIN} --max-{PLAIN}-rank {record['rank']} --{PLAIN}-modules {run}={path}"
+        return f"vllm serve {base} {flags}"
+    if target == OLLAMA:
+        return f"ollama create {run} -f {path / 'Modelfile'}"
+    if target == GGUF and record.get("merged"):
+        return f"llama-server -m {path / 'model.gguf'} --jinja"
+    if target == GGUF:
+        return f"llama-server -m BASE.gguf --{PLAIN} {path / 'adapter.gguf'} --jinja"
+    return f"peft: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {str(path)!r})"
+
+
+def _is_exported(path: Path) -> bool:
+    try:
+        record = read_record(path)
+    except ValueError:
+        return False
+    return record is not None and "target" in record
+
+
+KINDS: list[tuple[str, Callable[[Path], bool], Callable[[Path, Diagnosis], None]]] = [
+    ("run", lambda path: (path / RUN).is_file() and (path / RECIPE).is_file(), _run),
+    ("exported", _is_exported, _exported),
+    (
+        "adapter",
+        lambda path: any((path / name).is_file() for name in (CONFIG, "adapter.safetensors")),
+        _adapter,
+    ),
+    ("merged", lambda path: (path / "config.json").is_file() and any(path.glob("*.safetensors")), _merged),
+]

@@ -1,0 +1,102 @@
+"""An adapter as PEFT wrote it, read by the method that says it can."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lrft.core.adapter import Adapter
+from lrft.core.params import Site
+from lrft.model.builder import make_adapter
+from lrft.model.origin import hub_id
+from lrft.model.take_over import KEY, Trained, check_sites
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.errors import RecipeError
+from lrft.registry.json import Json
+
+PREFIX = "base_model.model."
+FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def read_peft(
+    folder: Path, sites: Mapping[str, Site], wanted: str
+) -> tuple[dict[str, Trained], str, str | None]:
+    """The adapter at each site, the method, and the hub id that the file says of its base, if it says one.
+
+    Args:
+        sites: those that the new adapter goes on.
+        wanted: the new adapter's method, which is preferred among those that read the folder.
+
+    Raises:
+        RecipeError: no method reads it, or it is of another model.
+    """
+    from safetensors.torch import load_file
+
+    if not (folder / FILE).is_file():
+        raise RecipeError(f"{folder} has no {FILE}; save the adapter with safetensors", KEY)
+    keys: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    tensors = load_file(str(folder / FILE), device="cpu")
+    cls = _reader(folder, keys, wanted)
+    form = cls.peft_form()
+    assert form is not None and form.read is not None
+    endings = {f".{theirs}": ours for ours, theirs in form.names.items()}
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        ending = next((end for end in endings if name.endswith(end) and name.startswith(PREFIX)), None)
+        if ending is None:
+            raise RecipeError(
+                f"{folder} holds {name}, which is no tensor of {cls.name} at a linear layer", KEY
+            )
+        site = name.removeprefix(PREFIX).removesuffix(ending)
+        found.setdefault(site, {})[endings[ending]] = tensor.float()
+    check_sites(found, sites)
+    given = {
+        name: _of_tensors(folder, cls, sites[name], form.read(keys, name) or {}, held)
+        for name, held in found.items()
+    }
+    return given, cls.name, _said(keys)
+
+
+def _reader(folder: Path, keys: Mapping[str, Any], wanted: str) -> type[Adapter]:
+    """The method that the folder is of: the recipe's own where that reads it, else the plainest that does."""
+    methods = [ADAPTERS.get(name) for name in ADAPTERS.names()]
+    for cls in sorted(methods, key=lambda cls: (cls.name != wanted, len(cls.__mro__))):
+        form = cls.peft_form()
+        try:
+            if form is not None and form.read is not None and form.read(keys, "") is not None:
+                found: type[Adapter] = cls
+                return found
+        except ValueError as error:
+            raise RecipeError(f"{folder}/{CONFIG} {error}", KEY) from None
+    kind = keys.get("peft_type")
+    raise RecipeError(
+        f"{folder} is of type {kind}, which is not read here; train anew, or merge it with PEFT", KEY
+    )
+
+
+def _of_tensors(
+    folder: Path, cls: type[Adapter], site: Site, settings: dict[str, Json], held: dict[str, Tensor]
+) -> Trained:
+    config = cls.Config.model_validate({"method": cls.name, **settings})
+    part = make_adapter(cls, config, site)
+    own = part.state_dict()
+    for name, tensor in own.items():
+        if name not in held or held[name].shape != tensor.shape:
+            has = tuple(held[name].shape) if name in held else "nothing"
+            raise RecipeError(
+                f"{folder} has {has} where {site.name} takes {name} of {tuple(tensor.shape)}; it is of another model, "
+                "or its adapter_config.json is",
+                KEY,
+            )
+    part.load_state_dict(held)
+    return Trained(part)
+
+
+def _said(keys: Mapping[str, Any]) -> str | None:
+    """The hub id of the base, where the file says one and no path."""
+    name = keys.get("base_model_name_or_path")
+    return hub_id(name) if isinstance(name, str) and name and not name.startswith(("/", ".", "~")) else None

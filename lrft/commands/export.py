@@ -1,0 +1,89 @@
+"""`lrft export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrft.commands.output import Json, Quiet, result
+from lrft.core.notes import silence
+from lrft.export.targets import TARGETS
+
+if TYPE_CHECKING:
+    from lrft.export.record import Exported
+
+DTYPES = ("bfloat16", "float16", "float32", "q8_0")
+
+
+def export_command(
+    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
+    target: Annotated[
+        str, typer.Option("--for", help=", ".join(f"`{name}`" for name in TARGETS), metavar="TARGET")
+    ],
+    run: Annotated[Path | None, typer.Argument(help="Run folder; by default the latest under runs/.")] = None,
+    error: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest relative error of a layer's change; the rank follows.", min=0.0, metavar="E"
+        ),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Highest rank of a layer.", min=1, metavar="R")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="`bfloat16`, `float16`, `float32`, or `q8_0` of a merged GGUF; by default that of training.",
+            metavar="DTYPE",
+        ),
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="The whole model, for gguf and ollama.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option("--from", help="What ollama calls the base, to put the adapter on it.", metavar="NAME"),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Upload the folder to the hub, privately.", metavar="OWNER/NAME")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for all to read.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's adapter for another program, and measure how faithful it is.
+
+    Example: lrft export --for vllm --out served/
+    """
+    from lrft.api.export import export
+    from lrft.api.export_form import Options
+    from lrft.registry.errors import UsageError
+
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    if public and push is None:
+        raise UsageError("--public: nothing is uploaded; give --push OWNER/NAME too")
+    silence(quiet)
+    record = export(run, target, out, Options(error, rank, dtype, merged, base), push, public)
+    result(record, as_json, lambda found: _show(out, found))
+
+
+def _show(out: Path, record: Exported) -> None:
+    from lrft.api.doctor import how_to_serve
+
+    print(f"{out}: {record['target']}, {record.get('method') or 'no'} adapter on {record['base']}")
+    sites = record.get("sites")
+    if sites:
+        print(f"layers: {len(sites)}, {record['exact_sites']} exact, rank {record['rank']} at most")
+        print(f"relative error of the change: {record['relative_error']:.3g}")
+        worst = max(sites, key=lambda name: sites[name]["error"])
+        print(f"worst layer: {worst}, rank {sites[worst]['rank']}, energy kept {sites[worst]['energy']:.4f}")
+    if "kl_mean" in record:
+        print(f"compared on {record['rows']} rows of {record['rows_from']}:")
+        print(
+            f"  KL divergence {record['kl_mean']:.3g}, loss difference {record['loss_difference']:+.3g} nats per token"
+        )
+    for check in record.get("checklist", []):
+        print(f"{'ok' if check['passed'] else 'WRONG'}: {check['check']} {check['found']}".rstrip())
+    print(f"files: {', '.join(record['files'])}")
+    if "pushed" in record:
+        print(f"pushed: {record['pushed']}")
+    print(f"next: {how_to_serve(out, record)}")

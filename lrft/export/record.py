@@ -1,0 +1,75 @@
+"""What fidelity.json holds of an exported folder, and the sums that say later whether its files are whole."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TypedDict
+
+from lrft.export.checks import Check
+from lrft.export.conversation import Rendered
+from lrft.export.pairs import SiteRecord
+
+RECORD = "fidelity.json"
+
+
+class FileSum(TypedDict):
+    """A file's size and sum."""
+
+    bytes: int
+    sha256: str
+
+
+class Exported(TypedDict, total=False):
+    """How an export was made, how it compares with the run, and what a later look needs.
+
+    `relative_error` is that of all changes together, in Frobenius norm, of the factors as written.
+    """
+
+    run: str
+    target: str
+    method: str | None
+    base: str
+    quantization: str
+    dtype: str
+    merged: bool
+    relative_error: float
+    error_asked: float | None
+    rank_asked: int | None
+    rank: int
+    exact_sites: int
+    sites: dict[str, SiteRecord]
+    tensors: int
+    checklist: list[Check]
+    told: list[str]
+    tolerance: float
+    rows: int
+    rows_from: str | None
+    positions: int
+    logit_error_mean: float
+    logit_error_max: float
+    logit_spread: float
+    kl_mean: float
+    loss_adapter: float
+    loss_merged: float
+    loss_difference: float
+    top_token_changed: float
+    stops: list[str]
+    conversation: Rendered
+    files: dict[str, FileSum]
+    pushed: str
+
+
+def sums(folder: Path) -> dict[str, FileSum]:
+    """Name -> size and sum of every file of a folder but its record."""
+    return {
+        path.relative_to(folder).as_posix(): file_sum(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != RECORD
+    }
+
+
+def file_sum(path: Path) -> FileSum:
+    """Of one file."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

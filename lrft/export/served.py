@@ -1,0 +1,66 @@
+"""An exported adapter on the run's own base, as the files that were read back say it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrft.core.adapted import adapted, adapters_off
+from lrft.core.batch import Batch
+from lrft.export.pairs import Pair
+from lrft.model.causal_lm import CausalLM
+from lrft.ops.loss import Head
+
+
+class Served:
+    """A model that computes with `pairs` where its own adapters are: y = x W^T + scale (x A^T) B^T.
+
+    Args:
+        model: the run's; it is left as it was after every pass.
+        pairs: site -> factors, in the precision of the file, which is that of the products.
+    """
+
+    def __init__(self, model: CausalLM, pairs: Mapping[str, Pair]) -> None:
+        self.model = model
+        self.pairs = {
+            name: (p.A.to(model.device), p.B.to(model.device), p.scale) for name, p in pairs.items()
+        }
+
+    @property
+    def head(self) -> Head:
+        """That of the model."""
+        return self.model.head
+
+    @property
+    def device(self) -> torch.device:
+        """That of the model."""
+        return self.model.device
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states (B, L, d), final norm included."""
+        with adapters_off(self.model.hf), self._beside():
+            return self.model.hidden(batch)
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        handles = [
+            module.register_forward_hook(partial(_add, self.pairs[name]))
+            for name, module in adapted(self.model.hf)
+            if name in self.pairs
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _add(pair: tuple[Tensor, Tensor, float], module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
+    A, B, scale = pair
+    return y + (scale * F.linear(F.linear(inputs[0].to(A.dtype), A), B)).to(y.dtype)

@@ -1,0 +1,26 @@
+"""What stands inside the sections of a recipe as a section of its own."""
+
+from __future__ import annotations
+
+from lrft.registry.config import Field, Literal, Section
+
+
+class RopeScaling(Section):
+    """How rotary positions are scaled to reach further than the model was pretrained for."""
+
+    type: Literal["linear", "dynamic", "yarn"] = Field(
+        description="linear: every position divided by factor; yarn: slow rotations divided, fast ones kept; dynamic: "
+        "none in training, and by transformers for longer texts alone"
+    )
+    factor: float = Field(ge=1, description="how many times as far")
+
+
+class Extension(Section):
+    """Steps that were added to a run, and what the rate does in them."""
+
+    steps: int = Field(gt=0, description="how many")
+    rate: Literal["stretched", "again", "held"] = Field(
+        "stretched",
+        description="stretched: that of the schedule over the longer run; again: the schedule anew over the added "
+        "steps; held: the last one",
+    )

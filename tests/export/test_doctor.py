@@ -1,0 +1,172 @@
+"""`lrft doctor`: whole folders pass, and whatever a server would take otherwise than training did is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+from safetensors.torch import load_file, save_file
+
+from lrft.api.doctor import diagnose, judge
+from lrft.api.export import export
+from lrft.api.export_form import Options
+from lrft.api.merge import merge
+from lrft.export.peft_keys import known_keys
+from lrft.registry.errors import CheckpointError, UsageError
+from lrft.training.folder import RunFolder
+from tests.export.exported_runs import trained
+
+FORMS = {
+    "vllm": ("vllm", Options()),
+    "lora": ("lora", Options()),
+    "gguf": ("gguf", Options(merged=True)),
+    "ollama": ("ollama", Options(merged=True)),
+    "on": ("ollama", Options(base="llama3.2")),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory) -> Path:
+    return trained(tmp_path_factory.mktemp("runs"), tiny("llama"), "adapter: {method: lora, rank: 4}")
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    """`written(form, folder)` -> a copy of the run in this form."""
+    made: dict[str, Path] = {}
+
+    def get(form: str, folder: Path) -> Path:
+        if form not in made:
+            target, options = FORMS[form]
+            made[form] = tmp_path_factory.mktemp("exports") / form
+            export(run, target, made[form], options)
+        return Path(shutil.copytree(made[form], folder / form))
+
+    return get
+
+
+def failed(folder: Path) -> list[str]:
+    return [f"{one['check']}: {one['found']}" for one in diagnose(folder)["checks"] if not one["passed"]]
+
+
+def unsummed(folder: Path) -> None:
+    """Let the record know no sums, so that only what the files say is looked at."""
+    record = json.loads((folder / "fidelity.json").read_text())
+    (folder / "fidelity.json").write_text(json.dumps({**record, "files": {}}))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_exported_folder_passes_and_says_how_it_is_served(written, tmp_path, form):
+    found = diagnose(written(form, tmp_path))
+    assert failed(tmp_path / form) == [] and len(found["checks"]) > 3
+    judge(found)
+    served = {"vllm": "vllm serve", "lora": "peft: ", "gguf": "llama-server -m", "ollama": "ollama create"}
+    assert found["next"][0].startswith(served.get(form, "ollama create"))
+    conversations = [
+        one for one in found["checks"] if "that of training" in one["check"] or "those of" in one["check"]
+    ]
+    assert len(conversations) == {"gguf": 2, "ollama": 4, "on": 2}.get(form, 1)
+
+
+def test_a_run_folder_passes_and_a_damaged_checkpoint_does_not(run, tmp_path):
+    found = diagnose(run)
+    assert [one for one in found["checks"] if not one["passed"]] == [] and found["kind"] == "run"
+    assert any(line.startswith("lrft export") for line in found["next"])
+    assert any("names its base by a path" in note for note in found["told"])
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    with (copy / "checkpoints" / "step-3" / "optimizer.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert failed(copy) == [
+        "1 checkpoints are whole: step-3: optimizer.safetensors is damaged (its sha256 is not the manifest's)"
+    ]
+    with pytest.raises(CheckpointError, match="1 of 6 checks failed; 1 checkpoints are whole"):
+        judge(diagnose(copy))
+
+
+def test_a_merged_folder_passes_until_a_file_is_cut(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("lrft.api.stopping.NEW_TOKENS", 4)
+    merge(RunFolder(run), tmp_path / "merged")
+    assert failed(tmp_path / "merged") == []
+    file = tmp_path / "merged" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert failed(tmp_path / "merged")[0].startswith("1 files of tensors open: model.safetensors")
+
+
+def test_a_file_that_was_changed_or_lost_is_named(written, tmp_path):
+    folder = written("lora", tmp_path)
+    (folder / "README.md").write_text("other")
+    (folder / "generation_config.json").unlink()
+    (line,) = failed(folder)
+    assert "README.md is not what was written" in line and "generation_config.json is missing" in line
+
+
+def test_another_chat_template_in_the_folder_is_found_by_its_tokens(written, tmp_path):
+    folder = written("vllm", tmp_path)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>", "<|im_end|> "))
+    unsummed(folder)
+    (line,) = failed(folder)
+    assert line.startswith("the tokenizer's tokens of the conversation are those of training: token ")
+
+
+def test_another_prompt_or_stop_in_the_modelfile_is_found(written, tmp_path):
+    for form in ("ollama", "on"):
+        folder = written(form, tmp_path)
+        file = folder / "Modelfile"
+        file.write_text(
+            file.read_text()
+            .replace("assistant\n", "assistant:\n")
+            .replace('PARAMETER stop "<|im', 'PARAMETER stop "<|')
+        )
+        unsummed(folder)
+        prompt, stops = failed(folder)
+        assert prompt.startswith("the Modelfile's prompt is that of training: ")
+        assert stops == "the Modelfile's stops are those of training: <|_end|> and not <|im_end|>"
+
+
+def test_a_gguf_file_that_splits_text_otherwise_is_found(written, tmp_path):
+    folder = written("gguf", tmp_path)
+    file = folder / "model.gguf"
+    reader = GGUFReader(file, "r+")
+    pre = reader.fields["tokenizer.ggml.pre"]
+    assert bytes(pre.parts[pre.data[0]]) == b"gpt-2"
+    pre.parts[pre.data[0]][:] = list(b"qwen2")  # one digit at a time, punctuation with line ends
+    reader.data.flush()
+    unsummed(folder)
+    (line,) = failed(folder)
+    assert line.startswith("the GGUF file's tokens of the conversation are those of training: token")
+
+
+def test_a_number_that_is_none_a_foreign_key_and_a_wrong_rank_are_found(written, tmp_path):
+    folder = written("lora", tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = next(name for name in tensors if "q_proj.lora_A" in name)
+    tensors[name] = tensors[name][:2] * float("nan")
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "use_lrft": True}))
+    unsummed(folder)
+    lines = failed(folder)
+    assert any(line.startswith(f"every number is finite: {name}") for line in lines)
+    assert any("it does not know use_lrft" in line for line in lines)
+    assert any(
+        line.startswith("every rank is that of the configuration: not of model.layers.0") for line in lines
+    )
+
+
+@pytest.mark.parametrize("kind", ["LORA", "VERA", "OFT", "PREFIX_TUNING"])
+def test_the_keys_read_from_pefts_source_are_those_of_its_class(kind):
+    import dataclasses
+
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    _, keys = known_keys(kind)
+    assert keys == {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+
+
+def test_any_other_folder_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is no run folder, no adapter"):
+        diagnose(tmp_path)
