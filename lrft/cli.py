@@ -22,6 +22,7 @@ from lrft.commands.generate import generate_command
 from lrft.commands.inspect import inspect_command
 from lrft.commands.merge import merge_command
 from lrft.commands.output import OneDocument, Terminated, asks_for_json
+from lrft.commands.plan import plan_command
 from lrft.commands.report import report_command
 from lrft.commands.reproduce import reproduce_command
 from lrft.commands.sweep import sweep_command
@@ -40,6 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train_command)
+app.command("plan")(plan_command)
 app.command("eval")(eval_command)
 app.command("chat")(chat_command)
 app.command("generate")(generate_command)

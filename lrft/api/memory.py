@@ -1,15 +1,19 @@
-"""Out of memory: which settings to change, cheapest first."""
+"""Out of memory: the plan's numbers, and the cheapest edit that takes less."""
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from types import TracebackType
 
+from lrft.api.fit import Device, device_of, forecast, sentence
+from lrft.build.edits import edits
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import OutOfMemory
+from lrft.registry.errors import LrftError, OutOfMemory
 
 
 class memory_advice:
-    """Turns an out-of-memory error into the settings that free most, cheapest first."""
+    """Turns an out-of-memory error into one sentence: what the plan says that training takes, and what takes less."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -23,17 +27,28 @@ class memory_advice:
         import torch
 
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-            settings = self.recipe.train
-            advice = []
-            if settings.batch_size > 1:
-                half = settings.batch_size // 2
-                advice.append(
-                    f"train.batch_size={half} train.gradient_accumulation={settings.gradient_accumulation * 2} "
-                    "(same result)"
-                )
-            if self.recipe.model.activation_checkpointing is not True:
-                advice.append("model.activation_checkpointing=true")
-            advice.append(f"train.max_length={settings.max_length // 2}")
-            raise OutOfMemory(
-                f"out of memory; in the order that costs least: {', then '.join(advice)}"
-            ) from None
+            traceback.clear_frames(trace)  # what they hold may be most of what there is
+            raise OutOfMemory(f"out of memory: {advice(self.recipe)}") from None
+
+
+def advice(recipe: Recipe) -> str:
+    """The plan of a recipe that was too much, or where none can be made what lowers most, the cheapest first."""
+    where = _whole_device(recipe)
+    try:
+        found, _ = forecast(recipe, where)
+        return sentence(recipe, where, found)
+    except LrftError:
+        listed = (" ".join(edit.overrides) + f" ({edit.costs})" for edit in edits(recipe))
+        return f"in the order that costs least: {', then '.join(listed)}"
+
+
+def _whole_device(recipe: Recipe) -> Device:
+    """The device with what this process holds of it."""
+    where = device_of(recipe, None)
+    if where["kind"] == "cuda":
+        return where
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return where
+    return {**where, "bytes": where["bytes"] + pages * 4096, "source": "free RAM and what this run held"}

@@ -8,12 +8,14 @@ from typing import TypedDict
 
 import torch
 
+from lrft.api import fit
 from lrft.build.activations import activation_bytes
 from lrft.build.adapt import plan_without_weights
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
 from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Target
+from lrft.build.peaks import Peak
 from lrft.build.recomputing import as_written, choose, free_bytes
 from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import check_text
@@ -21,6 +23,7 @@ from lrft.core.stages import ranks_of
 from lrft.data.steps import Shape
 from lrft.model.backend import keeps_apart
 from lrft.model.causal_lm import CausalLM
+from lrft.model.described import UnknownFamily
 from lrft.model.load import load_model
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import recipe_hash
@@ -43,6 +46,8 @@ class Checked(TypedDict):
     recomputed_layers: int
     recomputed_why: str
     memory_bytes: dict[str, int]
+    peaks: dict[str, Peak] | None
+    memory: str
 
 
 class Plan(Checked):
@@ -90,6 +95,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
         rest = memory_bytes(recipe, model, counted, shapes)
         taken = rest["total_estimated"] - rest["activations_estimated"] - rest["attention_estimated"]
         again = choose(recipe, model, shapes, free_bytes(device), taken)
+    peaks, sentence = _peaks(recipe, shapes)
     return {
         "recipe_hash": recipe_hash(recipe),
         "data": text.record(),
@@ -103,7 +109,20 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
         "recomputed_layers": again.layers,
         "recomputed_why": again.sentence(),
         "memory_bytes": memory_bytes(recipe, model, counted, shapes, again.layers),
+        "peaks": peaks,
+        "memory": sentence,
     }
+
+
+def _peaks(recipe: Recipe, shapes: set[Shape]) -> tuple[dict[str, Peak] | None, str]:
+    """What `lrft plan` says of these rows; none of a family that it does not know layer by layer, and why."""
+    where = fit.device_of(recipe, None)
+    try:
+        found, _ = fit.forecast(recipe, where, list(shapes))
+    except UnknownFamily as error:
+        return None, str(error)
+    peaks = {"train": found.train, "eval": found.eval, "merge": found.merge}
+    return peaks, fit.sentence(recipe, where, found) if found.train["total"] > where["bytes"] else ""
 
 
 def _device(recipe: Recipe) -> str:

@@ -67,6 +67,11 @@ def finished(folder: RunFolder, extensions: int) -> dict[str, Json] | None:
     return result
 
 
+def finished_now(folder: RunFolder) -> dict[str, Json] | None:
+    """What result.json holds of a run that is complete with the extensions that its own recipe has; None of any other."""
+    return finished(folder, len(folder.read(RUN).get("extended", []))) if (folder.path / RUN).is_file() else None
+
+
 def _run_called(name: Path | str) -> RunFolder | None:
     """The run folder of that path, or of that name under runs/; None where a recipe is meant."""
     if Path(name).is_file() or library.has(str(name).removesuffix(".yaml")):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
@@ -40,41 +43,77 @@ def measure(recipe: Recipe, model: CausalLM | None = None, optimizer: bool = Tru
     """
     if model is None:
         model = load_model(recipe.model, meta=True)
+    with planned(recipe, model) as found:
+        state = optimizer_bytes(recipe, found.infos) if optimizer else 0
+        return counted(recipe, found, bytes_per_weight(recipe), state)
+
+
+class Planned(NamedTuple):
+    """A model without weights that has its adapters.
+
+    Attributes:
+        infos: what trains.
+        base, linear: parameters of the base model, and those of them in linear layers of the body.
+    """
+
+    adaptation: Adaptation
+    infos: list[ParamInfo]
+    base: int
+    linear: int
+
+
+@contextmanager
+def planned(recipe: Recipe, model: CausalLM) -> Iterator[Planned]:
+    """The recipe's adapters on its base model without weights, which is given back as it was.
+
+    Raises:
+        RecipeError: a pattern matches nothing.
+    """
     base = sum(parameter.numel() for parameter in model.hf.parameters())
     linear = sum(site.in_features * site.out_features for site in linear_sites(model).values())
     adaptation = plan_without_weights(recipe, model)
     try:
-        infos = planned_parameters(recipe, adaptation)
-        trainable = sum(info.param.numel() for info in infos)
-        added = sum(info.param.numel() for info in infos if info.site)
-        gradients = [info.param.numel() * info.param.element_size() for info in infos]
-        item = DTYPES[recipe.model.dtype].itemsize
-        stored = item if recipe.trainable.weights == "full" else bytes_per_weight(recipe)
-        held = linear - sum(
-            module.adapter.site.in_features * module.adapter.site.out_features
-            for _, module in adapted(model.hf)
-            if "own_weights" in module.adapter.provides
-        )
-        return {
-            "base": base,
-            "linear": linear,
-            "other": base - linear,
-            "trainable": trainable,
-            "trainable_percent": 100 * trainable / (base + added),
-            "percent_of_base": 100 * trainable / base,
-            "weight_bytes": round(held * stored) + (base - linear) * item,
-            "linear_bytes": round(held * stored),
-            "trainable_bytes": sum(i.param.numel() * i.param.element_size() for i in infos if i.site),
-            "gradient_bytes": max(gradients) if recipe.optimizer.per_layer else sum(gradients),
-            "optimizer_bytes": optimizer_bytes(recipe, infos) if optimizer else 0,
-            "targets": [
-                {"pattern": r.pattern, "modules": r.modules, "share": r.share} for r in adaptation.targets
-            ],
-            "matrices": matrix_shares(adaptation, recipe),
-            "ranks_undecided": adaptation.undecided,
-        }
+        yield Planned(adaptation, planned_parameters(recipe, adaptation), base, linear)
     finally:
         detach(model)
+
+
+def counted(recipe: Recipe, found: Planned, stored: float, state: int) -> Measured:
+    """What `measure` gives.
+
+    Args:
+        stored: bytes that a weight takes in the recipe's storage.
+        state: bytes of the optimizer's state.
+    """
+    adaptation, infos, base, linear = found
+    trainable = sum(info.param.numel() for info in infos)
+    added = sum(info.param.numel() for info in infos if info.site)
+    gradients = [info.param.numel() * info.param.element_size() for info in infos]
+    item = DTYPES[recipe.model.dtype].itemsize
+    held = linear - sum(
+        module.adapter.site.in_features * module.adapter.site.out_features
+        for _, module in adapted(adaptation.model.hf)
+        if "own_weights" in module.adapter.provides
+    )
+    linear_bytes = round(held * (item if recipe.trainable.weights == "full" else stored))
+    return {
+        "base": base,
+        "linear": linear,
+        "other": base - linear,
+        "trainable": trainable,
+        "trainable_percent": 100 * trainable / (base + added),
+        "percent_of_base": 100 * trainable / base,
+        "weight_bytes": linear_bytes + (base - linear) * item,
+        "linear_bytes": linear_bytes,
+        "trainable_bytes": sum(i.param.numel() * i.param.element_size() for i in infos if i.site),
+        "gradient_bytes": max(gradients) if recipe.optimizer.per_layer else sum(gradients),
+        "optimizer_bytes": state,
+        "targets": [
+            {"pattern": r.pattern, "modules": r.modules, "share": r.share} for r in adaptation.targets
+        ],
+        "matrices": matrix_shares(adaptation, recipe),
+        "ranks_undecided": adaptation.undecided,
+    }
 
 
 def matrix_shares(adaptation: Adaptation, recipe: Recipe) -> MatrixShares:

@@ -120,4 +120,8 @@ def _show_plan(plan: Plan) -> None:
         table.add_row("", plan["recomputed_why"])
     for label, size in plan["memory_bytes"].items():
         table.add_row(f"memory: {label.replace('_', ' ')}", f"{size / 2**20:,.1f} MiB")
+    for name, peak in (plan["peaks"] or {}).items():
+        table.add_row(f"peak: {name}", f"{peak['total'] / 2**20:,.1f} MiB")
+    if plan["memory"]:
+        table.add_row("", plan["memory"])
     show_table(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ class FrozenLinear(nn.Module):
         bias: (out,) or None. Kept as it is; `train_bias` replaces it by one that trains.
 
     Attributes:
+        lighter: the format to try where this one takes too much memory, or None.
         on_cpu: what a training on a CPU is told of the format, or empty.
     """
 
     provides: ClassVar[set[str]] = set()
+    lighter: ClassVar[str | None] = None
     on_cpu: ClassVar[str] = ""
     in_features: int
     out_features: int
@@ -44,6 +46,11 @@ class FrozenLinear(nn.Module):
     def train_bias(self, bias: nn.Parameter) -> None:
         """Let `bias` (out,), the base model's own parameter, stand in the place of the constant one."""
         self.bias = bias
+
+    @classmethod
+    def bits(cls, config: Any) -> float | None:
+        """Stored bits a weight with these settings; None where only storing some tells. Tests compare it with that."""
+        return None
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], bias: Tensor | None, dtype: torch.dtype) -> FrozenLinear:

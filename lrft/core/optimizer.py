@@ -25,6 +25,7 @@ class Optimizer(torch.optim.Optimizer):
             others are stepped once the gradients are there.
         consumes_gradients: parameters are stepped within the backward pass and their gradients freed; there is no
             global norm to clip by, only `take_norm`.
+        lighter: the method that does nearly the same with less state, or None.
         shared_state: names of state tensors that all parameters share, which are counted for none.
     """
 
@@ -34,6 +35,7 @@ class Optimizer(torch.optim.Optimizer):
     Config: ClassVar[type[OptimizerConfig]] = OptimizerConfig
     calls_closure: ClassVar[bool] = False
     consumes_gradients: ClassVar[bool] = False
+    lighter: ClassVar[str | None] = None
     shared_state: tuple[str, ...] = ()
 
     @classmethod
@@ -44,6 +46,11 @@ class Optimizer(torch.optim.Optimizer):
             ValueError: it cannot take them; the message says which and what would work.
         """
         raise NotImplementedError(f"{cls.__name__} declares no way to be built")
+
+    @classmethod
+    def state_bytes(cls, info: ParamInfo, config: Any) -> int | None:
+        """Bytes of state of one parameter; None where only a step tells. Tests compare it with a step."""
+        return None
 
     def take_norm(self) -> Tensor | None:
         """The global L2 norm of the gradients consumed since the last call, 0-d; None where there were none."""

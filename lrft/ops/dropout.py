@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 SPARSE = 0.25  # up to this probability, drawing where zeros are is cheaper than drawing for every entry
+
+_meta_as = "cuda"
+
+
+@contextmanager
+def meta_as(device: str) -> Iterator[None]:
+    """Let tensors without storage take the form of draw that tensors on `device` take, to count its bytes."""
+    global _meta_as
+    before, _meta_as = _meta_as, device
+    try:
+        yield
+    finally:
+        _meta_as = before
 
 
 @dataclass(frozen=True)
@@ -69,12 +84,16 @@ def drop(x: Tensor, probability: float, *, shared: bool = True) -> Dropped:
 
 def _state(device: torch.device) -> Tensor:
     """The state of the ambient generator of a device, uint8 on the host."""
-    return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 @torch.no_grad()
 def _draw(x: Tensor, probability: float) -> Dropped:
     flat = x.detach().reshape(-1, x.shape[-1])
+    if flat.is_meta and _meta_as == "cpu" and probability <= SPARSE:
+        return Dropped(
+            torch.empty_like(flat), flat.new_empty(_most(flat.numel(), probability), dtype=torch.int64), 1
+        )
     if flat.device.type == "cpu" and probability <= SPARSE:
         zeros = positions(flat.numel(), probability)
     else:  # on a GPU the number of positions would have to be waited for
@@ -89,10 +108,12 @@ def positions(count: int, probability: float) -> Tensor:
     The gaps between neighbours of such a draw are geometric: floor(log(1 - U) / log(1 - p)), one uniform U a zero
     instead of one an entry.
     """
-    many = int(
-        count * probability + 8 * math.sqrt(count * probability) + 32
-    )  # eight deviations are always enough
-    uniform = torch.rand(many)
+    uniform = torch.rand(_most(count, probability))
     gaps = uniform.neg_().log1p_().mul_(1 / math.log1p(-probability)).long()
     places = gaps.add_(1).cumsum(0).sub_(1)
     return places[: int(torch.searchsorted(places, count))]
+
+
+def _most(count: int, probability: float) -> int:
+    """Zeros that are drawn for `count` entries: eight deviations are always enough."""
+    return int(count * probability + 8 * math.sqrt(count * probability) + 32)

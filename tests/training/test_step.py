@@ -386,7 +386,9 @@ def test_running_out_of_memory_names_what_to_lower(recipe_file, tmp_path, monkey
 
     monkeypatch.setattr(loop, "step_loss", greedy)
     with pytest.raises(
-        OutOfMemory, match=r"train.batch_size=1 train.gradient_accumulation=4 .same result."
+        OutOfMemory,
+        match=r"^out of memory: training takes about 0.\d+ GiB in the \w+ .*; train.batch_size=1 "
+        r"train.gradient_accumulation=4 takes 0.\d+ GiB .the same result, in smaller micro-batches.$",
     ) as stopped:
         train(load_recipe(recipe_file()), tmp_path / "run", resume=False)
     assert stopped.value.exit_code == 5

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 else:
     _Base = Optimizer  # the rest comes with bitsandbytes' own class, beside which this one is put
 
+SMALL, BLOCK = (
+    4096,
+    256,
+)  # bitsandbytes' own: numbers below which state stays in float32, numbers that share a scale
 CODE_BOOKS = {"qmap1": "dynamic", "qmap2": "udynamic"}
 
 
@@ -68,6 +72,14 @@ class BitsAndBytesAdamW(Optimizer):
             optim_bits=cls.bits,
             is_paged=cls.paged and not any(info.param.is_meta for info in params),
         )
+
+    @classmethod
+    def state_bytes(cls, info: ParamInfo, config: Config) -> int:
+        """Two moments; of small tensors, and with 32 bits, in float32, else in 8 bits with a scale for each block."""
+        numbers = info.param.numel()
+        if cls.bits == 32 or numbers < SMALL or info.role == "embedding":
+            return 8 * numbers
+        return 2 * numbers + 8 * -(-numbers // BLOCK)
 
 
 class Resumable(_Base):

@@ -47,6 +47,7 @@ class AdamW(Optimizer, torch.optim.AdamW):
     }
     provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
     requires = {"backward"}
+    lighter = "adamw8bit"
 
     class Config(OptimizerConfig):
         beta1: float = Field(0.9, ge=0, lt=1)
@@ -71,3 +72,7 @@ class AdamW(Optimizer, torch.optim.AdamW):
             "foreach": False,
             "fused": all(info.param.is_cuda for info in params),
         }
+
+    @classmethod
+    def state_bytes(cls, info: ParamInfo, config: Config) -> int:
+        return 2 * info.param.nbytes

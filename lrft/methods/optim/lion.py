@@ -49,6 +49,10 @@ class Lion(Optimizer):
         group = {"params": [info.param for info in params]}
         return cls([group], config.lr, (config.beta1, config.beta2), config.weight_decay)
 
+    @classmethod
+    def state_bytes(cls, info: ParamInfo, config: Config) -> int:
+        return info.param.nbytes
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""

@@ -37,6 +37,8 @@ class LoRAPlus(AdamW):
         "loraplus_lr_embedding": "optimizer: {method: lora_plus, lr_embedding: 1e-6}",
     }
 
+    lighter = None
+
     class Config(AdamW.Config):
         ratio: float = Field(16.0, gt=0, description="learning rate of B over that of A")
         lr_embedding: float = Field(1e-6, gt=0, description="learning rate of adapters on embeddings")

@@ -51,6 +51,10 @@ class SGD(Optimizer, torch.optim.SGD):
         group = {"params": [info.param for info in params], "decoupled_decay": config.weight_decay}
         return cls([group], lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, foreach=False)
 
+    @classmethod
+    def state_bytes(cls, info: ParamInfo, config: Config) -> int:
+        return info.param.nbytes if config.momentum else 0
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Decay, then torch's step."""

@@ -64,6 +64,11 @@ class BitsAndBytes4bit(Encoded):
 
     config: Config
 
+    @classmethod
+    def bits(cls, config: Config) -> float:
+        scale = 8 + 32 / SCALES_PER_BLOCK if config.double_quant else 32
+        return 4 + scale / config.block_size
+
     def encode(self, weight: Tensor) -> None:
         if weight.is_meta:  # `adopt` brings the codes
             return

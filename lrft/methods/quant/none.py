@@ -30,6 +30,7 @@ class Dense(Encoded):
         "full_precision unquantized": "quantization: none",
     }
     provides = {"dense_base"}
+    lighter = "nf4"
     dense: Tensor
 
     class Config(MethodConfig):

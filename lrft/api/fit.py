@@ -1,0 +1,128 @@
+"""Whether a recipe fits into the memory of a device, and the cheapest edits with which it does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+
+from lrft.build.edits import fitting
+from lrft.build.peaks import Peak, Peaks, peaks_of
+from lrft.build.recomputing import free_bytes
+from lrft.data.steps import Shape
+from lrft.model.described import build_skeleton
+from lrft.recipe.schema import Recipe
+from lrft.registry.errors import UsageError
+
+GIB = 2**30
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+class Device(TypedDict):
+    """Where a recipe would run: `cpu` or `cuda`, with so many bytes, and where that is from."""
+
+    kind: str
+    bytes: int
+    source: str
+
+
+class Change(TypedDict):
+    """An edit that makes a recipe fit: as overrides, what it gives up, and the peak that it was planned to have."""
+
+    overrides: list[str]
+    costs: str
+    total: int
+    margin: int
+
+
+def forecast(recipe: Recipe, where: Device, shapes: Sequence[Shape] = ()) -> tuple[Peaks, str]:
+    """The peaks of a recipe on a device, and where the model's description is from.
+
+    `model.activation_checkpointing: auto` is planned as none where that fits, else as all layers.
+
+    Args:
+        shapes: of the micro-batches; without any, rows are full.
+
+    Raises:
+        RecipeError: there is no description, or it is of a family that is not known layer by layer.
+    """
+    model, described = build_skeleton(recipe.model)
+    found = peaks_of(recipe, model, where["kind"], shapes)
+    if recipe.model.activation_checkpointing != "auto" or found.train["total"] <= where["bytes"]:
+        return found, described.source
+    again = recipe.model.model_copy(update={"activation_checkpointing": True})
+    model, _ = build_skeleton(recipe.model)
+    return peaks_of(
+        recipe.model_copy(update={"model": again}), model, where["kind"], shapes
+    ), described.source
+
+
+def changes(recipe: Recipe, where: Device, enough: int = 3) -> list[Change]:
+    """The cheapest edits with which training fits, each planned again."""
+
+    def total(changed: Recipe) -> int:
+        return forecast(changed, where)[0].train["total"]
+
+    return [
+        {
+            "overrides": list(fit.edit.overrides),
+            "costs": fit.edit.costs,
+            "total": fit.total,
+            "margin": where["bytes"] - fit.total,
+        }
+        for fit in fitting(recipe, where["bytes"], total, enough)
+    ]
+
+
+def device_of(recipe: Recipe, size: str | None) -> Device:
+    """Where a recipe would run. A size alone is taken for a GPU's, unless the recipe wants the CPU.
+
+    Raises:
+        UsageError: `size` is none.
+    """
+    on_cpu = recipe.train.device == "cpu"
+    if size is not None:
+        return {"kind": "cpu" if on_cpu else "cuda", "bytes": parse_size(size), "source": "--device"}
+    if not on_cpu and torch.cuda.is_available():
+        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+        return {"kind": "cuda", "bytes": int(memory), "source": name}
+    return {"kind": "cpu", "bytes": int(free_bytes("cpu")), "source": "RAM that is free now"}
+
+
+def parse_size(text: str) -> int:
+    """`24GiB` -> bytes.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = "" if found is None else found.group(2).upper()
+    unit = {"K": "KIB", "M": "MIB", "G": "GIB", "T": "TIB"}.get(unit, unit)
+    if found is None or unit not in UNITS or float(found.group(1)) == 0:
+        raise UsageError(f"--device: {text!r} is no size; write it as 24GiB or 80GB")
+    return int(float(found.group(1)) * UNITS[unit])
+
+
+def sentence(recipe: Recipe, where: Device, found: Peaks) -> str:
+    """What training takes, of what, and the cheapest edit that takes less, as one sentence without its end."""
+    peak, there = found.train, where["bytes"]
+    taken = f"training takes about {peak['total'] / GIB:.2f} GiB in the {found.moment} ({parts(peak)})"
+    fits = peak["total"] <= there
+    limit = peak["total"] - 1 if fits else there
+    best = changes(recipe, {**where, "bytes": limit}, 1)
+    beside = f"{there / GIB:.2f} GiB ({where['source']})"
+    head = f"{taken}, {'less than' if fits else 'more than'} the {beside}"
+    if not best:
+        return f"{head}, and no edit that is known here makes it fit" if not fits else head
+    does = "takes" if fits else "fits with"
+    return f"{head}; {' '.join(best[0]['overrides'])} {does} {best[0]['total'] / GIB:.2f} GiB ({best[0]['costs']})"
+
+
+def parts(peak: Peak) -> str:
+    """What holds the bytes of a peak, the largest first."""
+    sizes = {name: size for name, size in peak.items() if name != "total" and isinstance(size, int) and size}
+    ordered = sorted(sizes, key=lambda name: -sizes[name])
+    return ", ".join(f"{name.replace('_', ' ')} {sizes[name] / GIB:.2f}" for name in ordered)

@@ -1,0 +1,120 @@
+"""Bytes of tensors that are alive while something runs, counted at every call that reaches a kernel."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Calls on each entry by itself whose result has the type that torch promotes their first two arguments to.
+SAME_TYPE = frozenset("add sub rsub mul div pow rsqrt sqrt neg tanh exp log silu clamp_min".split())
+# Calls whose result is like their first argument.
+LIKE_FIRST = frozenset(
+    "_softmax_backward_data masked_fill silu_backward gelu_backward tanh_backward gelu _log_softmax".split()
+)
+
+
+class Held(TorchDispatchMode):
+    """Counts the storages that are made inside, on any device; tensors without storage count as what they would take.
+
+    What a kernel takes for itself and gives back before it returns is not seen.
+
+    Attributes:
+        now: bytes that are alive, of those made inside.
+        peak: the most that were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._alive.clear()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and importing the compiler takes longer than a plan."""
+        return False
+
+    def mark(self) -> int:
+        """Begin the peak anew; the bytes that are alive now."""
+        self.peak = self.now
+        return self.now
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = _call(function, args, kwargs or {})
+        if not getattr(function, "is_view", False):
+            given = {s._cdata for s in _storages((args, kwargs))} if function._schema.is_mutable else set()
+            for storage in _storages(result):
+                if storage._cdata not in given:
+                    self._meet(storage)
+        return result
+
+    def _meet(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = storage.nbytes()
+
+        def forget(_: object) -> None:
+            if self._alive.pop(key, None) is not None:
+                self.now -= size
+
+        self._alive[key] = weakref.ref(storage, forget)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _storages(values: object) -> Iterator[torch.UntypedStorage]:
+    return (value.untyped_storage() for value in _tensors(values))
+
+
+def _tensors(values: object) -> Iterator[torch.Tensor]:
+    return (value for value in tree_leaves(values) if isinstance(value, torch.Tensor))
+
+
+def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the call gives.
+
+    Of tensors without storage torch finds many a shape in Python, and imports its compiler to do so, which takes longer
+    than a plan. So the commonest are found here; the others are left to torch.
+    """
+    given = list(_tensors(args))
+    if not given or kwargs.get("out") is not None or not all(value.is_meta for value in given):
+        return function(*args, **kwargs)
+    name = function._schema.name.removeprefix("aten::")
+    if name.endswith("_") and function._schema.is_mutable:
+        return args[0]
+    shape, dtype = None, given[0].dtype
+    if name in LIKE_FIRST:
+        shape = list(given[0].shape)
+    elif name in SAME_TYPE:
+        shape = _broadcast([value.shape for value in given])
+        dtype = dtype if len(args) == 1 else torch.result_type(*args[:2])
+    elif name == "mean" and len(args) == 3 and args[2] and args[1] == [-1]:
+        shape = [*given[0].shape[:-1], 1]
+    elif name == "cat" and all(value.ndim for value in given):
+        axis = args[1] if len(args) > 1 else 0
+        shape = list(given[0].shape)
+        shape[axis] = sum(value.shape[axis] for value in given)
+    elif name == "stack":
+        shape = list(given[0].shape)
+        shape.insert(args[1] if len(args) > 1 else 0, len(given))
+    elif name == "addmm":
+        shape = [given[1].shape[0], given[2].shape[1]]
+    return function(*args, **kwargs) if shape is None else torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _broadcast(shapes: list[torch.Size]) -> list[int]:
+    longest = max(map(len, shapes))
+    padded = [(1,) * (longest - len(shape)) + tuple(shape) for shape in shapes]
+    return [max(sizes) if 0 not in sizes else 0 for sizes in zip(*padded, strict=True)]

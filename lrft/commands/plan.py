@@ -1,0 +1,113 @@
+"""`lrft plan`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrft.commands.complete import recipe_names
+from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.core.notes import silence
+
+if TYPE_CHECKING:
+    from lrft.api.ahead import Ahead
+
+MINUTE, HOUR = 60, 3600
+
+
+def plan_command(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Memory to fit into, as 24GiB; by default the GPU's, or without one the free RAM."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Plan the memory of a recipe before anything is downloaded.
+
+    Example: lrft plan quickstart model.name=meta-llama/Meta-Llama-3-8B --device 24GiB
+    """
+    from lrft.api.ahead import plan_ahead
+
+    silence(quiet)
+    result(plan_ahead(recipe, device, overrides=overrides or []), as_json, _show)
+
+
+def _show(plan: Ahead) -> None:
+    from rich.table import Table
+
+    table = Table("plan", plan["recipe"])
+    table.add_row("model", plan["model_source"])
+    table.add_row("base parameters", f"{plan['base_parameters']:,}")
+    share = f"{plan['trainable_percent']:.3f} % of base + trainable"
+    table.add_row("trainable parameters", f"{plan['trainable_parameters']:,} ({share})")
+    for row in plan["targets"]:
+        shown = f"{row['modules']} layers, {row['share']:.1%} of all matrices"
+        table.add_row(f"target {row['pattern']}", shown)
+    if plan["recomputed_layers"]:
+        table.add_row("layers computed again", str(plan["recomputed_layers"]))
+    table.add_row("peak of training", f"in the {plan['moment']}")
+    if plan["rate"] is None:
+        table.add_row("time", "no run of this model on this kind of device under runs/, so none is estimated")
+    else:
+        table.add_row("time", _time(plan))
+    show_table(table)
+    print()
+    _show_peaks(plan)
+    print()
+    for line in plan["assumes"]:
+        print(f"- {line}")
+    print()
+    _show_fit(plan)
+
+
+def _show_peaks(plan: Ahead) -> None:
+    from rich.table import Table
+
+    table = Table("peak, GiB")
+    for name in plan["peaks"]:
+        table.add_column(name, justify="right")
+    for category in next(iter(plan["peaks"].values())):
+        sizes = [peak[category] for peak in plan["peaks"].values()]  # type: ignore[literal-required]
+        table.add_row(category.replace("_", " "), *(gib(size) for size in sizes))
+    show_table(table)
+
+
+def _show_fit(plan: Ahead) -> None:
+    device, margin = plan["device"], plan["margin"]
+    kind = "a GPU" if device["kind"] == "cuda" else "the CPU"
+    where = f"{gib(device['bytes'])} GiB of {kind} ({device['source']})"
+    if margin >= 0:
+        print(f"training fits into {where}, with {gib(margin)} GiB to spare")
+    else:
+        print(f"training does not fit into {where}: {gib(-margin)} GiB are missing")
+        print("no edit that is known here makes it fit" if not plan["edits"] else "edits that make it fit:")
+        for edit in plan["edits"]:
+            print(f"  {' '.join(edit['overrides'])}")
+            print(f"    {gib(edit['total'])} GiB, {gib(edit['margin'])} to spare; {edit['costs']}")
+    for name in ("eval", "merge"):
+        if not plan["fits"][name]:
+            print(f"{name} does not fit: it takes {gib(plan['peaks'][name]['total'])} GiB")
+
+
+def _time(plan: Ahead) -> str:
+    rate, seconds = plan["rate"], plan["seconds"]
+    assert rate is not None
+    if seconds is None:
+        return f"{rate['tokens_per_second']:,.0f} tokens a second ({rate['source']})"
+    units = {"hours": HOUR, "minutes": MINUTE, "seconds": 1}
+    name = next(name for name, unit in units.items() if seconds >= 2 * unit or unit == 1)
+    shown = f"about {seconds / units[name]:.0f} {name}"
+    return f"{shown}, at {rate['tokens_per_second']:,.0f} tokens a second ({rate['source']})"
+
+
+def gib(size: int) -> str:
+    """Bytes in GiB, to two digits."""
+    return f"{size / 2**30:,.2f}"

