@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property, partial
 from pathlib import Path
 
 from lrft.api.compared import rows_to_compare
+from lrft.api.merge_remedy import remedy
 from lrft.api.open_run import open_run, trusts_remote_code
 from lrft.api.stopping import check_stops
 from lrft.build.rows import training_rows
@@ -23,7 +23,6 @@ from lrft.export.write import check_free, write_merged
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
 from lrft.model.stopping import stops_as_trained
-from lrft.model.trained import frozen_layers
 from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import OBJECTIVES
@@ -170,7 +169,7 @@ class Merge:
             raise ToleranceError(
                 f"{self.out}: the merged model is {record['kl_mean']:.3g} nats per token from the adapter and its loss "
                 f"{record['loss_difference']:+.3g} away, more than export.tolerance {record['tolerance']}; "
-                f"{self._remedy(record)}",
+                f"{remedy(self.recipe, self.model, record, self._within)}",
                 record,
             )
 
@@ -231,24 +230,6 @@ class Merge:
     def _section(self) -> ModelSection:
         """The model section with the attention that the run's model was found to compute rightly with."""
         return self.recipe.model.model_copy(update={"attention": self.model.attention})
-
-    def _remedy(self, record: Fidelity) -> str:
-        """The setting that stays closer, of those that are not in use already."""
-        export = self.recipe.export
-        bases = [base for _, base, _ in frozen_layers(self.model)]
-        if export.onto == "original" and any("dense_base" not in base.original.provides for base in bases):
-            return "the adapter was trained on the rounded base, so `--onto dequantized` stays closer"
-        if export.dtype == "float16" and not math.isfinite(record["kl_mean"]):
-            return "its activations are beyond float16, so use `--dtype bfloat16`"
-        if export.rounding == "nearest":
-            return "nearest rounding erases small changes; `--rounding stochastic` stays closer"
-        if "nearest" in record and self._within(record["nearest"]):
-            return "the change is large, so `--rounding nearest` stays closer"
-        if export.rounding == "stochastic":
-            return "`--rounding feedback` or `--dtype float32` stays closer"
-        if export.rounding == "feedback":
-            return "`--dtype float32` stays closer"
-        return "nothing was rounded, so keep the adapter beside its base or allow more with export.tolerance"
 
     def _within(self, figures: Fidelity | Nearest) -> bool:
         largest = self.recipe.export.tolerance

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from lrft.recipe import library
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe, as_loaded, load_recipe
@@ -67,9 +69,11 @@ def finished(folder: RunFolder, extensions: int) -> dict[str, Json] | None:
     return result
 
 
-def finished_now(folder: RunFolder) -> dict[str, Json] | None:
-    """What result.json holds of a run that is complete with the extensions that its own recipe has; None of any other."""
-    return finished(folder, len(folder.read(RUN).get("extended", []))) if (folder.path / RUN).is_file() else None
+def finished_as_planned(folder: RunFolder) -> dict[str, Json] | None:
+    """What result.json holds of a run that is complete with all the steps that its own recipe has by now."""
+    path = folder.path / RECIPE
+    recorded = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return finished(folder, len(recorded.get("train", {}).get("extended", [])))
 
 
 def _run_called(name: Path | str) -> RunFolder | None:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lrft.build import remarks
 from lrft.build.decide import complete, decide, gains_by_streaming, planners_of, quantizer
 from lrft.build.earlier import begin_with, check_earlier
 from lrft.build.settle import bare, settled, settled_first, with_packing
@@ -28,7 +29,6 @@ from lrft.model.rope import longer
 from lrft.model.sites import Matrices, TargetRow, matrices, sites_of
 from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
-from lrft.ops.linalg import ITERATIONS, LARGEST_EXACT
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.registry.errors import RecipeError
@@ -148,8 +148,8 @@ def _adapt(
                 settled(asked, adaptation, device, trains)
         check_runs(model)
     slow = configure(model, with_layers_kept(recipe.model))
-    adaptation.notes += [*told, *(_remarks(recipe, slow, device) if trains else [])]
-    adaptation.notes += _fast_starts(recipe, adaptation.plan) if saved is None else []
+    adaptation.notes += [*told, *(remarks.of_costs(recipe, slow, device) if trains else [])]
+    adaptation.notes += remarks.of_starts(recipe, adaptation.plan) if saved is None else []
     heap.give_back()
     return adaptation
 
@@ -183,27 +183,6 @@ def _prove(recipe: Recipe, adaptation: Adaptation, device: torch.device, trains:
         check_runs(model)
     except RecipeError as error:
         raise NotStreamed(error.problems[0].message) from None
-
-
-def _remarks(recipe: Recipe, slow: list[str], device: torch.device) -> list[str]:
-    """What a training is told of what takes longer than it might; `slow` are parts that could not be fused."""
-    told = QUANTIZERS.get(recipe.quantization.method).on_cpu if device.type == "cpu" else ""
-    notes = [f"quantization: {told}"] if told else []
-    if slow:
-        notes.append(
-            f"model.name: {' and '.join(slow)} run as the model's own code has them, none in one node"
-        )
-    return notes
-
-
-def _fast_starts(recipe: Recipe, plan: Plan) -> list[str]:
-    """What is told where an SVD that is exact by default is not, for the size of a layer."""
-    init = recipe.init
-    if init is None or getattr(init, "niter", ITERATIONS) is not None:
-        return []
-    large = [e for e in plan.values() if min(e.site.in_features, e.site.out_features) > LARGEST_EXACT]
-    told = f"init.niter: the SVDs of {len(large)} layers above {LARGEST_EXACT:,} rows and columns are randomised with "
-    return [f"{told}{ITERATIONS} iterations; `exact` takes far longer"] if large else []
 
 
 def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:

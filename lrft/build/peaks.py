@@ -27,7 +27,9 @@ from lrft.registry.axes import ADAPTERS, INITS, OBJECTIVES, OPTIMIZERS, QUANTIZE
 
 CONTEXT = 500 * 2**20  # a CUDA context with torch's kernels
 IMPORTED = 450 * 2**20  # a process on a CPU that has imported everything and read its rows
-KERNELS = 64 * 2**20  # what loading and the kernels of a CPU leave behind: scripts/check_plan.py found 58 to 80
+KERNELS = (
+    64 * 2**20
+)  # what loading and the kernels of a CPU leave behind: scripts/check_plan.py found 58 to 80
 
 
 class Peak(TypedDict):

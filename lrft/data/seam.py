@@ -129,7 +129,7 @@ def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def front_ids(tokenizer: Tokenizer) -> list[int]:
+def prefix_ids(tokenizer: Tokenizer) -> list[int]:
     """What the tokenizer puts before a text when it adds special tokens, usually one BOS or nothing."""
     bare = token_ids(tokenizer, "a")
     full = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])

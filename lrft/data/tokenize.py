@@ -17,7 +17,7 @@ from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import Format
 from lrft.data.question import Question
 from lrft.data.reached import Reached, leaves
-from lrft.data.seam import Sewn, front_ids, sewn, token_ids
+from lrft.data.seam import Sewn, prefix_ids, sewn, token_ids
 from lrft.data.thoughts import marks, said, thought
 from lrft.data.windows import windows
 from lrft.registry.errors import DataError
@@ -53,7 +53,7 @@ class Renderer:
         self.max_length = max_length
         self.too_long = too_long
         self.stride = stride or max(1, max_length // 2)
-        self.prefix = front_ids(tokenizer)
+        self.prefix = prefix_ids(tokenizer)
         self.template = ChatTemplate(tokenizer, stop_ids, today or date.today())
         self._known_ids: dict[int, int] = {}
         self._known_notes: dict[Notes, Notes] = {}

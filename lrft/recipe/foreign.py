@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lrft.recipe.foreign_keys import BY_VALUE, CHOICES, KEYS
+from lrft.recipe.foreign_answers import BY_VALUE
+from lrft.recipe.foreign_keys import CHOICES, KEYS
 from lrft.recipe.foreign_values import NOT_HERE, VALUES
 from lrft.recipe.keys_not_here import REMARKS
 from lrft.recipe.meant import CATALOG, Meaning, meanings, not_here, of_no_method

@@ -36,6 +36,7 @@ OPTIONS = {
         *("--out", "--resume", "--more-steps", "--more-rate", "--dry-run", "--profile"),
         *("--trust-remote-code", *TALK),
     },
+    "plan": {"--device", *TALK},
     "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TALK},
     "chat": {"--base", *SAMPLING, *TALK},
     "generate": {"--out", "--base", *SAMPLING, *TALK},

@@ -43,9 +43,9 @@ def test_a_large_one_is_not_unless_asked_and_comes_near(monkeypatch):
 
 
 def test_a_run_with_large_layers_says_that_their_svds_are_not_exact(tiny, monkeypatch):
-    from lrft.build import adapt
+    from lrft.build import adapt, remarks
 
-    monkeypatch.setattr(adapt, "LARGEST_EXACT", 63)
+    monkeypatch.setattr(remarks, "LARGEST_EXACT", 63)
     given = [f"model.name={tiny()}", "train.device=cpu", "quantization=none"]
     recipe = load_recipe("recipes/smoke/pissa.yaml", [*given, "init.niter=null"]).recipe
     (said,) = [note for note in adapt.adapt(recipe).notes if note.startswith("init.niter")]

@@ -9,7 +9,8 @@ import yaml
 
 from lrft.recipe.catalog import describe, methods
 from lrft.recipe.fields import known_keys
-from lrft.recipe.foreign_keys import BY_VALUE, CHOICES, KEYS
+from lrft.recipe.foreign_answers import BY_VALUE
+from lrft.recipe.foreign_keys import CHOICES, KEYS
 from lrft.recipe.foreign_values import NOT_HERE, VALUES, each_word
 from lrft.recipe.keys_not_here import REMARKS
 from lrft.recipe.meant import CATALOG, meanings

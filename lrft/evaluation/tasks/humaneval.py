@@ -55,7 +55,7 @@ class HumanEval(Task):
     """
 
     aliases = {
-        "human_eval openai_humaneval pass_at_1": "tasks: [{method: humaneval, allow_code: true}]",
+        "openai_humaneval pass_at_1": "tasks: [{method: humaneval, allow_code: true}]",
     }
 
     version = "humaneval-1"

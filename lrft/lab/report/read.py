@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from lrft.api.recorded import finished_now
+from lrft.api.recorded import finished_as_planned
 from lrft.lab.report.metrics import Metrics, read_metrics
 from lrft.lab.spectra.inspect import INSPECTIONS
 from lrft.lab.spectra.record import FORMAT, Inspection
@@ -98,7 +98,7 @@ def read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
 def _read(name: str, folder: RunFolder) -> RunData:
     record = _json(folder.path / RUN)
     metrics = read_metrics(folder.path / METRICS)
-    result = finished_now(folder)
+    result = finished_as_planned(folder)
     return RunData(
         name,
         folder,

@@ -1,0 +1,31 @@
+"""What a training is told of what takes longer, or is less exact, than it might be."""
+
+from __future__ import annotations
+
+import torch
+
+from lrft.core.stages import Plan
+from lrft.ops.linalg import ITERATIONS, LARGEST_EXACT
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import QUANTIZERS
+
+
+def of_costs(recipe: Recipe, slow: list[str], device: torch.device) -> list[str]:
+    """What a training is told of what takes longer than it might; `slow` are parts that could not be fused."""
+    told = QUANTIZERS.get(recipe.quantization.method).on_cpu if device.type == "cpu" else ""
+    notes = [f"quantization: {told}"] if told else []
+    if slow:
+        notes.append(
+            f"model.name: {' and '.join(slow)} run as the model's own code has them, none in one node"
+        )
+    return notes
+
+
+def of_starts(recipe: Recipe, plan: Plan) -> list[str]:
+    """What is told where an SVD that is exact by default is not, for the size of a layer."""
+    init = recipe.init
+    if init is None or getattr(init, "niter", ITERATIONS) is not None:
+        return []
+    large = [e for e in plan.values() if min(e.site.in_features, e.site.out_features) > LARGEST_EXACT]
+    told = f"init.niter: the SVDs of {len(large)} layers above {LARGEST_EXACT:,} rows and columns are randomised with "
+    return [f"{told}{ITERATIONS} iterations; `exact` takes far longer"] if large else []
