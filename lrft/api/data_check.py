@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lrft.build.dataset import read_text
+from lrft.build.guess import with_format
 from lrft.build.text import Text
 from lrft.data import alike, asked
 from lrft.data.alike import Alike, Split
@@ -61,12 +62,11 @@ def check_data(
         RecipeError, DataError: the recipe is not valid, or the rows cannot be read or rendered.
     """
     with EvaluationBar() as show:
-        text = read_text(
-            as_loaded(recipe, overrides).recipe, trust_remote_code=trust_remote_code, progress=show
-        )
+        chosen = with_format(as_loaded(recipe, overrides)).recipe
+        text = read_text(chosen, trust_remote_code=trust_remote_code, progress=show)
         assert text.rows is not None, "training rows were wanted"
         train = Split(text.rows, text.train)
-        held_out = None if text.held_out is None else Split(text.held_out, text.scored or [])
+        held_out = None if text.scored_rows is None else Split(text.scored_rows, text.scored or [])
         return DataCheck(
             text,
             Lengths.of([row.length for row in text.train]),

@@ -118,6 +118,7 @@ def _read_held_out(text: Text, recipe: Recipe, positions: int | None, progress: 
     assert text.held_out is not None
     prepared = prepare(text.held_out, text.renderer, partial(progress, "tokenizing held-out rows"))
     text.scored, text.held_out_report, text.scored_of = prepared.encoded, prepared.report, prepared.of
+    text.scored_rows = prepared.rows
     if positions is not None:
         lengths = [max(len(d.input_ids) for d in row.documents()) for row in prepared.encoded]
         long = [i for i, length in enumerate(lengths) if length > positions]

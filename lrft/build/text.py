@@ -33,6 +33,7 @@ class Text:
         held_out: rows of `data.eval`, or those that `data.split` takes, or None.
         scored: those rows encoded; None where only evaluation is wanted.
         scored_of: for each of `scored`, which of the held-out rows it is: several where a document has windows.
+        scored_rows: the held-out rows, one for each of `scored`.
         held_out_report: what the data gate found in those; None where only evaluation is wanted.
         overlap: where the first held-out rows are that stand among the training rows too, and how many there are.
     """
@@ -50,6 +51,7 @@ class Text:
     fingerprints: dict[str, str] = field(default_factory=dict)
     scored: list[Encoded] | None = None
     scored_of: Sequence[int] = ()
+    scored_rows: Rows | None = None
     mixture: Mixture | None = None
     seed: int = 0
 

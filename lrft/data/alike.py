@@ -10,7 +10,7 @@ from lrft.data.example import Example, Message
 from lrft.data.formats._format import Format
 from lrft.data.near import Pair, Texts, words
 from lrft.data.reached import MEANT, leaves
-from lrft.data.sources import Rows
+from lrft.data.rows import Rows
 from lrft.registry.json import Json
 
 SHOWN = 3  # places in a line
@@ -24,8 +24,12 @@ class Split:
     encoded: Sequence[Encoded]
 
     def usable(self) -> Iterator[int]:
-        """Indices of the rows that are not left out."""
-        return (index for index, row in enumerate(self.encoded) if not row.dropped)
+        """Indices of the rows that are not left out; of a document in several windows that of the first."""
+        last = ""
+        for index, row in enumerate(self.encoded):
+            if not row.dropped and (where := self.rows.where(index)) != last:
+                last = where
+                yield index
 
 
 @dataclass(frozen=True)

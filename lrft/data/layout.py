@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
+from lrft.data.rows import Rows
 from lrft.data.show import ANSWERS
-from lrft.data.sources import Rows
 from lrft.data.steps import TrainData
 
 

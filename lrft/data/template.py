@@ -14,7 +14,7 @@ from datetime import date
 from lrft.core.notes import say
 from lrft.data.chat import PROBE, ChatTemplate
 from lrft.data.example import Message
-from lrft.data.seam import token_ids
+from lrft.data.seam import prefix_ids, token_ids
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import DataError, RecipeError
 from lrft.registry.protocols import Tokenizer
@@ -77,8 +77,7 @@ def _stop_mark(name: str) -> str | None:
 
 def _begins_texts(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer puts its beginning-of-text token before a text: its model then never saw one without."""
-    ids = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"]
-    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token_id is not None and prefix_ids(tokenizer)[:1] == [tokenizer.bos_token_id]
 
 
 def _rendered(tokenizer: Tokenizer, stops: set[int]) -> str:

@@ -164,3 +164,13 @@ def test_check_tells_lengths_near_duplicates_and_prompts(recipe, tmp_path):
 
 def shown_as_json(*arguments):
     return json.loads(CliRunner().invoke(app, ["show", *arguments, "--json"], catch_exceptions=False).stdout)
+
+
+def test_show_prints_what_a_split_holds_out(recipe, tmp_path):
+    file = recipe()
+    written = [{"prompt": f"two plus {k} is", "completion": f" {k + 2}"} for k in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, written)) + "\n")
+    train = shown_as_json(file, "data.split=2", "--rows", "20")
+    held_out = shown_as_json(file, "data.split=2", "--rows", "20", "--split", "eval")
+    places = [row["where"].rpartition(":")[2] for row in (*train, *held_out)]
+    assert (len(train), len(held_out)) == (6, 2) and sorted(places) == [str(k) for k in range(1, 9)]

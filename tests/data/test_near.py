@@ -12,7 +12,7 @@ from lrft.data.alike import Split
 from lrft.data.lengths import Lengths
 from lrft.data.near import NEAR, Texts, words
 from lrft.data.prepare import prepare
-from lrft.data.sources import Rows
+from lrft.data.rows import Rows
 
 VOCABULARY = [f"word{k}" for k in range(5000)]
 FRAME = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -210,3 +210,13 @@ def test_every_row_is_in_one_bin():
     assert lengths.bins() == [(1, 64, 2), (65, 128, 2), (129, 256, 1), (257, 512, 0), (513, 1024, 1)]
     assert lengths.record()["suggested_max_length"] == 1024
     assert Lengths.of([]).facts() == [] and Lengths.of([]).suggested() == 64
+
+
+def test_the_windows_of_a_document_do_not_repeat_one_another(byte_tokenizer, renderer):
+    draw = random.Random(4)
+    rows = [{"text": drawn(draw, 40)} for _ in range(3)]
+    rendering = renderer(byte_tokenizer(), "text", max_length=60, too_long="windows")
+    made = prepare(Rows(rows, "train.jsonl", "", lines=range(1, 4)), rendering)
+    assert len(made.encoded) > 6
+    found = alike.compare(rendering.format, Split(made.rows, made.encoded), None, lambda *_: None)
+    assert found.near == ()

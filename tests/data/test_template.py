@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lrft.data.prepare import prepare
+from lrft.data.rows import Rows
 from lrft.data.show import spans
-from lrft.data.sources import Rows
 from lrft.data.template import put_on
 from lrft.registry.errors import RecipeError
 from lrft.registry.templates import template_names
