@@ -15,6 +15,7 @@ from lrft.commands import data, methods, recipes
 from lrft.commands.compare import compare_command
 from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
+from lrft.commands.find_lr import find_lr_command
 from lrft.commands.merge import merge_command
 from lrft.commands.output import OneDocument, Terminated, asks_for_json
 from lrft.commands.reproduce import reproduce_command
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("merge")(merge_command)
+app.command("find-lr")(find_lr_command)
 app.command("compare")(compare_command)
 app.command("reproduce")(reproduce_command)
 app.add_typer(recipes.app, name="recipes")

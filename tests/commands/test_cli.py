@@ -34,6 +34,7 @@ OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
     "eval": {"--task", "--limit", "--baseline", "--checkpoint", *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", *TALK},
+    "find-lr": {"--from", "--to", "--steps", "--plot", "--trust-remote-code", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),

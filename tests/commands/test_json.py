@@ -41,7 +41,7 @@ def test_a_command_that_succeeds_prints_one_document(call, arguments, holds):
 
 
 COMMANDS = [
-    *(["train"], ["eval"], ["merge"], ["compare"], ["reproduce"], ["env"]),
+    *(["train"], ["eval"], ["merge"], ["find-lr"], ["compare"], ["reproduce"], ["env"]),
     *(["recipes", name] for name in ("ls", "show", "cp", "validate", "schema", "diff")),
     *(["methods", name] for name in ("ls", "show")),
     *(["data", name] for name in ("show", "check")),
@@ -66,6 +66,11 @@ WRONG = [
     (["eval", "--limit", "few"], "--limit"),
     (["merge", "--out", "x"], "no run with a checkpoint"),
     (["merge"], "--out"),
+    (["eval", "--checkpoint", "best"], "no run with a checkpoint"),
+    (["find-lr"], "recipe"),
+    (["find-lr", "nowhere.yaml"], "nowhere.yaml"),
+    (["find-lr", "quickstart", "--from", "1", "--to", "0.1"], "rates have to rise"),
+    (["find-lr", "quickstart", "--steps", "3"], "too few"),
     (["compare", "nowhere.yaml", "quickstart", "--out", "x"], "nowhere.yaml"),
     (["compare", "quickstart", "--out", "x", "--match", "luck"], "--match luck"),
     (["reproduce", "no_such_table"], "no_such_table"),
