@@ -56,7 +56,7 @@ class Plot:
                     found[name],
                     linestyle=style,
                     color="0.3",
-                    label=f"{name.replace('_', ' ')} {found[name]:.2g}",
+                    label=f"{name.replace('_', '-')} {found[name]:.2g}",
                 )
         axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=found["recipe"])
         axes.legend()

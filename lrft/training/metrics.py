@@ -117,7 +117,7 @@ class Bar(Callback):
     def _is_due(self, run: Run) -> bool:
         every = self.every or max(1, run.total_steps // LINES)
         ends = run.step in (self.first + 1, run.total_steps) or run.stop_signal is not None
-        return ends or _scored(run.metrics) or run.step % every == 0
+        return ends or bool(_scored(run.metrics)) or run.step % every == 0
 
     def close(self) -> None:
         if self.progress is not None:
