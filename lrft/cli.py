@@ -18,6 +18,7 @@ from lrft.commands.doctor import doctor_command
 from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
 from lrft.commands.export import export_command
+from lrft.commands.find_lr import find_lr_command
 from lrft.commands.generate import generate_command
 from lrft.commands.inspect import inspect_command
 from lrft.commands.merge import merge_command
@@ -50,6 +51,7 @@ app.command("export")(export_command)
 app.command("doctor")(doctor_command)
 app.command("inspect")(inspect_command)
 app.command("report")(report_command)
+app.command("find-lr")(find_lr_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
 app.command("reproduce")(reproduce_command)

@@ -27,13 +27,14 @@ EVERY = 10.0  # seconds between plain lines
 class EvaluationBar:
     """A `Progress` for `Subject`, called with (what, done, total). A context: it tidies the terminal."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, unit: str = "rows") -> None:
+        self.unit = unit
         self.console = console or Console(stderr=True, force_terminal=is_terminal(sys.stderr))
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            _Rate(),
+            _Rate(unit),
             TimeRemainingColumn(),
         )
         drawn = self.console.is_terminal and not silent()
@@ -76,10 +77,14 @@ class EvaluationBar:
         self.printed = time.monotonic()
         rate = done / seconds if seconds > 0 else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        line = f"{what} {done}/{total}  {rate:.3g} rows/s{left}"
+        line = f"{what} {done}/{total}  {rate:.3g} {self.unit}/s{left}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: BarTask) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.3g} rows/s")
+        return Text("" if task.speed is None else f"{task.speed:.3g} {self.unit}/s")

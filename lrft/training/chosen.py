@@ -29,6 +29,8 @@ def find_checkpoint(run: RunFolder | Path | str | None, name: str | None = None)
     found = newest_of(folder) if name == LAST else _best(folder) if name == BEST else _of_step(folder, name)
     if problem := fault(found):
         raise CheckpointError(f"{found}: {problem}")
+    if found.name != name:
+        say(f"--checkpoint {name}: {found.name}")
     folder.chosen = found
     return folder
 

@@ -134,10 +134,11 @@ class Scorer(Callback):
             run.summary["stopped_early"] = self._why()
 
     def _why(self) -> str:
-        beyond = (
-            "was a finite number" if self.best is None else f"beats {self.best:.6g} of step {self.best_step}"
-        )
-        return f"train.patience: of the last {self.since} scores of {self.metric.name} none {beyond}"
+        scores = "1 score" if self.since == 1 else f"{self.since} scores"
+        if self.best is None:
+            return f"train.patience: {self.metric.name} was no finite number in {scores}"
+        best = f"{self.best:.6g} of step {self.best_step}"
+        return f"train.patience: {self.metric.name} has not improved on {best} in {scores}"
 
     def state_dict(self) -> StateDict:
         state = {"best": self.best, "best_step": self.best_step, "owed": self.owed}

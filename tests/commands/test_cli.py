@@ -48,6 +48,7 @@ OPTIONS = {
     "doctor": TALK,
     "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TALK},
     "report": {"--out", "--png", "--inspect", *TALK},
+    "find-lr": {"--from", "--to", "--steps", "--plot", "--trust-remote-code", *TALK},
     "compare": {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
         *("--cluster", "--cluster-set", *TALK),

@@ -41,7 +41,7 @@ def test_a_command_that_succeeds_prints_one_document(call, arguments, holds):
 
 
 COMMANDS = [
-    *(["train"], ["eval"], ["chat"], ["generate"], ["merge"], ["export"], ["doctor"]),
+    *(["train"], ["eval"], ["chat"], ["generate"], ["merge"], ["export"], ["doctor"], ["find-lr"]),
     *(["inspect"], ["report"], ["compare"], ["sweep"], ["reproduce"], ["env"]),
     *(["recipes", name] for name in ("ls", "show", "cp", "validate", "schema", "diff")),
     *(["methods", name] for name in ("ls", "show")),
@@ -80,6 +80,11 @@ WRONG = [
     (["inspect", "--below", "2"], "--below"),
     (["report"], "no run under runs/"),
     (["report", "no-such-run"], "no-such-run is not a run folder"),
+    (["eval", "--checkpoint", "best"], "no run with a checkpoint"),
+    (["find-lr"], "recipe"),
+    (["find-lr", "nowhere.yaml"], "nowhere.yaml"),
+    (["find-lr", "quickstart", "--from", "1", "--to", "0.1"], "rates have to rise"),
+    (["find-lr", "quickstart", "--steps", "3"], "too few"),
     (["compare", "nowhere.yaml", "quickstart", "--out", "x"], "nowhere.yaml"),
     (["compare", "quickstart", "--out", "x", "--match", "luck"], "--match luck"),
     (["sweep", "quickstart", "--out", "x"], "a sweep needs a key with several values"),

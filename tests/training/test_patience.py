@@ -70,7 +70,7 @@ def test_a_run_that_has_not_improved_for_long_enough_ends_and_says_why(ended, ti
         1.0,
     )
     assert result["stopped_early"] == (
-        "train.patience: of the last 2 scores of eval_loss none beats 1 of step 4"
+        "train.patience: eval_loss has not improved on 1 of step 4 in 2 scores"
     )
     assert [line["step"] for line in lines(folder)] == list(range(1, 9))
     assert (folder / "checkpoints" / "step-8").is_dir()
@@ -79,9 +79,9 @@ def test_a_run_that_has_not_improved_for_long_enough_ends_and_says_why(ended, ti
     assert [one["loss"] for one in lines(tmp_path / "run")[:8]] == [one["loss"] for one in lines(folder)]
 
 
-@pytest.mark.parametrize("step", [3, 6, 8])
+@pytest.mark.parametrize("step", [6, 8])
 def test_an_interruption_does_not_move_the_end(ended, tiny_recipe, tmp_path, monkeypatch, scores, step):
-    """Between two scores, before one that is due, and before the one that ends the run."""
+    """Before a score that is due, and before the one that ends the run."""
     whole, result = ended
     loaded = load_recipe(tiny_recipe(tmp_path), [*SHORT, "train.patience=2"])
     with monkeypatch.context() as patch:
@@ -146,7 +146,7 @@ def test_the_best_step_may_be_that_of_a_task(tiny_recipe, tmp_path, monkeypatch)
     result = train(load_recipe(tiny_recipe(tmp_path), [*SHORT, TASK, *asked]), tmp_path / "run")
     assert (result["step"], result["best_checkpoint"]) == (8, "checkpoints/step-4")
     assert result["best_exact_match.exact_match"] == 0.5 and "best_eval_loss" not in result
-    assert "of exact_match.exact_match none beats 0.5 of step 4" in result["stopped_early"]
+    assert "exact_match.exact_match has not improved on 0.5 of step 4 in 2 scores" in result["stopped_early"]
     assert json.loads((tmp_path / "run" / "best" / "checkpoint.json").read_text()) == {
         "step": 4,
         "exact_match.exact_match": 0.5,

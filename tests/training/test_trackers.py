@@ -213,10 +213,10 @@ def test_runs_of_one_name_have_folders_of_their_own_where_they_share_one(tmp_pat
     places = []
     for parent in ("a", "b"):
         tracker = Tensorboard(str(tmp_path / "shared"), tmp_path / parent / "run", {})
-        tracker.start(SimpleNamespace(rank=0, step=0))
-        Path(sent.begun[-1][0]).mkdir(parents=True)
-        places.append(tracker.id)
-    assert places == [str(tmp_path / "shared" / "run"), str(tmp_path / "shared" / "run-2")]
+        tracker.start(SimpleNamespace(rank=0, step=0, metrics={}))
+        places.append(sent.begun[-1][0])
+        Path(places[-1]).mkdir(parents=True)
+    assert places == [str(tmp_path / "shared" / name) for name in ("run", "run-2")] and tracker.id == "run-2"
     tracker.close()
     assert sent.ended == [places[1]]
 

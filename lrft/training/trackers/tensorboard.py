@@ -29,13 +29,14 @@ class Tensorboard(Tracker):
     def begin(self, run: Run) -> str | None:
         from torch.utils.tensorboard import SummaryWriter
 
-        place = self.id or str(self._place())
-        self.writer = SummaryWriter(place, purge_step=run.step + 1)
+        name = self.id or self._free_name()
+        place = Path(self.target) / name if self.target else self.folder / name
+        self.writer = SummaryWriter(str(place), purge_step=run.step + 1)
         if not run.step:
             self.writer.add_text(
                 "recipe", f"```yaml\n{yaml.safe_dump(dict(self.settings), sort_keys=False)}```"
             )
-        return place
+        return name
 
     def log(self, numbers: dict[str, float], step: int) -> None:
         assert self.writer is not None
@@ -46,12 +47,12 @@ class Tensorboard(Tracker):
         if self.writer is not None:
             self.writer.close()
 
-    def _place(self) -> Path:
-        """The run's own folder; in a shared one a new folder, since another run may have had the name."""
+    def _free_name(self) -> str:
+        """The name below the run folder; in a shared folder a new one, since another run may have had this run's."""
         if not self.target:
-            return self.folder.absolute() / OWN
-        place, count = Path(self.target).absolute() / self.folder.name, 1
-        while place.exists():
+            return OWN
+        name, count = self.folder.name, 1
+        while (Path(self.target) / name).exists():
             count += 1
-            place = place.with_name(f"{self.folder.name}-{count}")
-        return place
+            name = f"{self.folder.name}-{count}"
+        return name

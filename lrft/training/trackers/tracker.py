@@ -15,6 +15,8 @@ from lrft.core.run import Run
 from lrft.registry.errors import MissingExtra
 from lrft.registry.json import Json
 
+LONGEST = 160  # characters of what a tracker raised that are told
+
 
 class Tracker(Callback):
     """What a tracker's file fills in is `begin`, `log` and `end`; whatever they raise is told once, and it is left.
@@ -97,5 +99,5 @@ class Tracker(Callback):
             act()
         except Exception as error:
             self.works = False
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST]
             say(f"logging.{self.key}: failed, and the run goes on without it ({reason})")
