@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from lrft.api.export_plain import Plain
 from lrft.api.merge import Merge, with_options
@@ -26,7 +27,7 @@ MODEL, ADAPTER = "model.gguf", "adapter.gguf"
 class GgufFile(Plain):
     """One file, and nothing that its reader does not read."""
 
-    takes = ("error", "rank", "dtype", "merged")
+    takes: ClassVar[tuple[str, ...]] = ("error", "rank", "dtype", "merged")
 
     @cached_property
     def names(self) -> Names:

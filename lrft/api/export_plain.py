@@ -71,11 +71,13 @@ class Plain(Form):
         """How far the factors as they are written are from the run's change."""
         options = self.source.options
         sites, total = site_records(self.modules, written)
+        for name, one in sites.items():
+            one["rank"] = self.pairs[name].rank  # without the zeros that it may be padded with
         return {
             "dtype": self.dtype,
             "error_asked": options.error,
             "rank_asked": options.rank,
-            "rank": max(record["rank"] for record in sites.values()),
+            "rank": max(pair.rank for pair in written.values()),
             "relative_error": total,
             "exact_sites": sum(record["exact"] for record in sites.values()),
             "sites": sites,

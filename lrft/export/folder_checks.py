@@ -14,6 +14,7 @@ from lrft.export.peft_format import PREFIX
 from lrft.export.peft_keys import known_keys
 from lrft.export.plain_form import CONFIG, TENSORS
 from lrft.export.record import RECORD, Exported, file_sum
+from lrft.model.origin import HUB_ID
 from lrft.registry.json import Json
 
 
@@ -70,7 +71,7 @@ def check_adapter(folder: Path) -> tuple[list[Check], list[str]]:
         told.append(
             f"{CONFIG} names its base by a path of one machine, {base}; elsewhere the base has to be given"
         )
-    elif config.get("revision") is None:
+    elif HUB_ID.fullmatch(base) and config.get("revision") is None:
         told.append(f"{CONFIG} names no revision of {base}: a later one may be another model")
     kind = str(config.get("peft_type"))
     try:

@@ -13,6 +13,7 @@ from lrft.api.export_form import Options
 from lrft.api.open_run import open_run
 from lrft.export.pairs import Wanted, pair_of
 from lrft.export.vllm_form import RANKS, check_folder
+from lrft.model.load import load_model
 from lrft.registry.errors import NotMergeable, ToleranceError, UsageError
 from lrft.training.folder import RunFolder
 from tests.export.exported_runs import trained
@@ -81,6 +82,32 @@ def test_peft_computes_the_run_from_exact_factors(run, tmp_path, case):
     with torch.no_grad():
         bare = pretrained(recipe, adaptation.model)(input_ids=IDS).logits
     assert (bare - theirs).abs().max() > 1e-2  # the adapter does something, so equality says something
+
+
+@pytest.mark.parametrize(
+    ("family", "body"),
+    [
+        ("gpt2", "adapter: {method: vera, rank: 16, start: 1.0}"),
+        pytest.param("gpt2", "adapter: {method: gralora, rank: 4, alpha: 8.0}", marks=pytest.mark.slow),
+        (
+            "llama",
+            "adapter: {method: vera, rank: 16, start: 1.0, targets: [q_proj]}\ntrainable: [norm.weight]",
+        ),
+        pytest.param("qwen2", f"{EXACT['pissa']}\ntrainable: ['*.bias']", marks=pytest.mark.slow),
+    ],
+)
+def test_transposed_layers_and_base_weights_beside_go_along(run, tmp_path, family, body):
+    from peft import PeftModel
+
+    record = export(run(body, family), "lora", tmp_path / "out", Options(error=1e-4))
+    recipe, _, adaptation = open_run(RunFolder(run(body, family)))
+    dense = load_model(recipe.model)  # the base as it is on disk: what trained beside has to be in the folder
+    dense.hf.set_attn_implementation("eager")
+    peft = PeftModel.from_pretrained(dense.hf, tmp_path / "out").eval()
+    with torch.no_grad():
+        theirs = peft(input_ids=IDS).logits
+    torch.testing.assert_close(theirs, logits(adaptation.model, IDS), atol=1e-3, rtol=1e-3)
+    assert record["kl_mean"] < 1e-5
 
 
 @pytest.mark.parametrize("case", quick(CUT))
