@@ -57,6 +57,8 @@ LONG = (
     "tests/commands/test_json.py",
     "tests/test_bed.py",
     "tests/test_models_page.py",
+    "tests/training/test_earlier.py",
+    "tests/training/test_going_on.py",
     "tests/training/test_stop_below.py",
     "tests/training/test_gradient_sum.py",
     "tests/model/test_random_weights.py",
