@@ -64,6 +64,8 @@ LONG = (
     "tests/training/test_find_lr.py",
     "tests/training/test_best.py",
     "tests/training/test_trackers.py",
+    "tests/training/test_earlier.py",
+    "tests/training/test_going_on.py",
     "tests/training/test_stop_below.py",
     "tests/training/test_gradient_sum.py",
     "tests/model/test_random_weights.py",

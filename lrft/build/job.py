@@ -106,7 +106,7 @@ def assemble(
         accelerator=accelerator,
         recipe=recipe,
         team=adaptation.team,
-        compiled=worth_compiling(recipe, adaptation, ends[-1]),
+        compiled=worth_compiling(recipe, adaptation, ends[0]),
         earlier_ends=tuple(ends[:-1]),
     )
     identity = Identity(recipe_hash, model.fingerprint)

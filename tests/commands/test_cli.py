@@ -101,6 +101,17 @@ def recipe(tiny, tmp_path):
     return write
 
 
+def test_a_run_is_gone_on_with_and_extended_by_its_name(call, recipe):
+    assert call("train", recipe(), "--out", "run", "train.max_steps=2", "train.save_every=1").code == 0
+    assert "already complete at step 2" in call("train", "run", "--resume").err
+    longer = call("train", "run", "--resume", "--more-steps", 1, "--more-rate", "held", "--json")
+    assert longer.document["step"] == 3 and longer.document["name"] == "run"
+    assert "extended from 2 to 3 steps, in which the rate is the last one (held)" in longer.err
+    assert call("train", "run", "--resume", "--dry-run", "--json").document["steps"] == 3
+    refused = call("train", "run", "--resume", "optimizer.lr=1.0")
+    assert refused.code == 2 and "optimizer.lr: 0.01 -> 1.0" in refused.err
+
+
 def test_train_eval_merge_without_naming_a_run(call, recipe, tmp_path):
     """The latest run is meant; the merged folder is a plain transformers model with the adapter's perplexity."""
     trained = process("train", recipe(), "--json", folder=tmp_path)

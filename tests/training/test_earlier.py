@@ -195,7 +195,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize(
+    "method", ["lora_xs", "hira", *(pytest.param(one, marks=pytest.mark.slow) for one in ("miss", "oft"))]
+)
 def test_another_methods_change_is_taken_as_far_as_the_rank_goes(written, tmp_path, method):
     """Exactly where it has factors; else what is missing is the error that is told."""
     train(written("train.max_steps=1", *OTHERS[method]), tmp_path / "run")
