@@ -132,7 +132,7 @@ def test_lines_and_rows_are_read_in_order(renderer, tmp_path):
         ("p.txt", "one\n\nthree\n", "p.txt:2: the line is empty"),
         ("p.txt", "", "p.txt:1: the file has no prompts"),
         ("p.jsonl", '{"prompt": "a"}\n{"question": "b"}\n', "p.jsonl:2: the row has question"),
-        ("p.md", "one\n", "p.md: prompts are read from files that end in .txt"),
+        ("p.md", "one\n", "p.md: prompts are read from files that end in .json"),
         ("missing.txt", None, "missing.txt: no such file"),
     ],
 )
