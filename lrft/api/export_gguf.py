@@ -140,7 +140,7 @@ class GgufFile(Plain):
 class OllamaFolder(GgufFile):
     """A GGUF file and the Modelfile around it."""
 
-    takes = (*GgufFile.takes, "base")  # type: ignore[assignment]
+    takes = (*GgufFile.takes, "base")
 
     def write(self, scratch: Path) -> Exported:
         base = self.source.options.base
