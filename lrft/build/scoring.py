@@ -17,6 +17,7 @@ from lrft.evaluation.run import evaluate_tasks
 from lrft.evaluation.subject import EvaluationStopped, Subject
 from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import LOSS, directions
+from lrft.registry.errors import RecipeError
 from lrft.training.scorer import Metric, Scorer, Timed
 
 
@@ -52,11 +53,18 @@ def probe_tasks(recipe: Recipe, subject: Subject) -> None:
     """Score one row of every task that the run will score: what cannot be scored fails now and not after hours.
 
     Raises:
-        DataError, RecipeError: a task has no rows, or one that cannot be scored.
+        DataError, RecipeError: a task has no rows, or one that cannot be scored; or the task that says which step is
+            the best does not take its score, as it is set.
         UsageError: the model cannot answer.
     """
-    if recipe.train.eval_tasks_every is not None or recipe.eval.at_end:
-        evaluate_tasks(subject, recipe.eval.tasks, 1, None, "")
+    if recipe.train.eval_tasks_every is None and not recipe.eval.at_end:
+        return
+    results = evaluate_tasks(subject, recipe.eval.tasks, 1, None, "")
+    metric = recipe.train.metric
+    taken = [f"{task}.{name}" for task, result in results.items() for name in result.metrics]
+    if metric != LOSS and metric not in taken:
+        message = f"the task does not take {metric} as it is set; choose one of {', '.join(taken)}"
+        raise RecipeError(message, "train.metric")
 
 
 def _loss(run: Run, batches: Mapping[str, Iterable[Batch]]) -> dict[str, float] | None:

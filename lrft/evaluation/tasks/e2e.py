@@ -42,6 +42,7 @@ class E2E(Task):
     }
 
     version = "e2e-overlap-1"
+    better = {"bleu": "higher", "rouge_l": "higher", "unstopped": "lower"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")

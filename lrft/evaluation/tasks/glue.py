@@ -62,6 +62,7 @@ class GLUE(Task):
     }
 
     version = "glue-labels-1"
+    better = {"accuracy": "higher", "f1": "higher", "mcc": "higher"}
 
     class Config(MethodConfig):
         subset: Literal["cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli"] = Field(

@@ -59,6 +59,7 @@ class HumanEval(Task):
     }
 
     version = "humaneval-1"
+    better = {"pass_at_1": "higher", "parses": "higher", "unstopped": "lower"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")

@@ -38,6 +38,7 @@ class Math(Task):
     }
 
     version = "math-boxed-1"
+    better = {"accuracy": "higher", "boxed": "higher", "unstopped": "lower"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")

@@ -38,6 +38,7 @@ class SVAMP(Task):
     }
 
     version = "svamp-last-number-1"
+    better = {"accuracy": "higher", "unstopped": "lower"}
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
