@@ -40,7 +40,7 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w.+-]*)[^\n]*\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
 )
 LANGUAGES = {"bash", "console", "csv", "json", "jsonl", "python", "text", "yaml"}
-READ = {"train", "data", "recipes", "compare"}  # commands whose arguments are recipes and overrides
+READ = {"train", "plan", "data", "recipes", "compare"}  # commands whose arguments are recipes and overrides
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 TALK = {"--json", "--quiet"}
 OPTIONS = {
     "train": {"--out", "--resume", "--dry-run", "--profile", "--trust-remote-code", *TALK},
+    "plan": {"--device", *TALK},
     "eval": {"--task", "--limit", "--baseline", *TALK},
     "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", *TALK},
     "compare": {
