@@ -10,10 +10,11 @@ from torch import nn
 from lrft.build.decide import quantizer
 from lrft.build.held import Held
 from lrft.build.measure import bytes_per_weight, optimizer_bytes
+from lrft.core.adapted import adapted
 from lrft.core.params import ParamInfo
 from lrft.model.load import DTYPES
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
+from lrft.registry.axes import INITS, OPTIMIZERS, QUANTIZERS
 
 SIDE = 256  # of the sample that a format without a formula is asked about
 
@@ -86,3 +87,17 @@ def saving_room(recipe: Recipe, infos: list[ParamInfo], state: int) -> int:
 def _is_copied(recipe: Recipe, info: ParamInfo) -> bool:
     """Whether a float32 copy of the parameter is stepped."""
     return recipe.trainable.update != "in_place" and info.param.dtype != torch.float32
+
+
+def constant_bytes(hf: nn.Module) -> int:
+    """Bytes of adapters that do not train: frozen factors, buffers."""
+    tensors = (t for _, m in adapted(hf) for t in (*m.adapter.parameters(), *m.adapter.buffers()))
+    return sum({id(tensor): tensor.nbytes for tensor in tensors if not tensor.requires_grad}.values())
+
+
+def keeps_start(recipe: Recipe) -> bool:
+    """Whether adapters keep their start beside a base that still holds it."""
+    if recipe.init is None or not INITS.get(recipe.init.method)(recipe.init).residual:
+        return False
+    wanted = getattr(recipe.init, "residual", "rewrite")
+    return wanted == "anchor" or (wanted is None and not keeps_dense(recipe))

@@ -8,12 +8,20 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
-from lrft.build.at_rest import decoding_room, keeps_dense, saving_room, state_bytes, step_room, stored_bytes
+from lrft.build.at_rest import (
+    constant_bytes,
+    decoding_room,
+    keeps_dense,
+    keeps_start,
+    saving_room,
+    state_bytes,
+    step_room,
+    stored_bytes,
+)
 from lrft.build.measure import Planned, counted, planned
 from lrft.build.measured import Peak, Peaks
 from lrft.build.recomputing import SHARE
 from lrft.build.trial import Cost, Hollow, Storage, freeze, try_layer, try_loss
-from lrft.core.adapted import adapted
 from lrft.data.steps import Shape
 from lrft.model import varlen
 from lrft.model.backend import attention_backends
@@ -21,7 +29,7 @@ from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.skeleton import Skeleton
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, INITS, OBJECTIVES, OPTIMIZERS
+from lrft.registry.axes import ADAPTERS, OBJECTIVES, OPTIMIZERS
 
 CONTEXT = 500 * 2**20  # allowed for a CUDA context with torch's kernels
 IMPORTED = 450 * 2**20  # a process on a CPU that has imported everything and read its rows
@@ -59,11 +67,11 @@ class _Peaks:
         self.hf, self.item = hf, DTYPES[recipe.model.dtype].itemsize
         self.state = state_bytes(recipe, found.infos)
         self.counted = counted(recipe, found, stored_bytes(recipe), self.state)
-        self.constant = _constant_bytes(hf)
+        self.constant = constant_bytes(hf)
         self.kinds = [_kind(found, index) for index in range(len(hf.model.layers))]
         storage = Storage(keeps_dense(recipe), decoding_room(recipe))
         for layer in self._different():
-            freeze(layer, storage, _is_anchored(recipe))
+            freeze(layer, storage, keeps_start(recipe))
 
     def find(self, shapes: Sequence[Shape], limit: int | None) -> Peaks:
         """All three, training at the largest of the shapes."""
@@ -138,7 +146,7 @@ class _Peaks:
     def _between(self, shape: Shape) -> int:
         """Bytes that no layer holds: the embedded rows, the angles of rotation, the mask of pairs."""
         config = self.hf.config
-        rows = shape.rows * shape.length * (config.hidden_size + 2 * config.head_dim) * self.item
+        rows: int = shape.rows * shape.length * (config.hidden_size + 2 * config.head_dim) * self.item
         masked = config._attn_implementation in ("sdpa", "eager")
         return rows + (shape.rows * shape.length**2 * self.item if masked else 0)
 
@@ -221,12 +229,6 @@ class _Tried(NamedTuple):
     trains: bool
 
 
-def _constant_bytes(hf: nn.Module) -> int:
-    """Bytes of adapters that do not train: frozen factors, buffers."""
-    tensors = (t for _, m in adapted(hf) for t in (*m.adapter.parameters(), *m.adapter.buffers()))
-    return sum({id(tensor): tensor.nbytes for tensor in tensors if not tensor.requires_grad}.values())
-
-
 def _kind(found: Planned, index: int) -> object:
     """What layers must have in common to cost the same."""
     prefix, plan = f"model.layers.{index}.", found.adaptation.plan
@@ -249,11 +251,3 @@ def _backend(recipe: Recipe, device: str) -> str:
     ):
         return varlen.NAME
     return attention_backends(section, torch.device(device))[0]
-
-
-def _is_anchored(recipe: Recipe) -> bool:
-    """Whether adapters keep their start beside a base that still holds it."""
-    if recipe.init is None or not INITS.get(recipe.init.method)(recipe.init).residual:
-        return False
-    wanted = getattr(recipe.init, "residual", "rewrite")
-    return wanted == "anchor" or (wanted is None and not keeps_dense(recipe))

@@ -176,6 +176,11 @@ class Norm(nn.Module):
 class Layer(nn.Module):
     """One decoder layer."""
 
+    input_layernorm: Norm
+    post_attention_layernorm: Norm
+    pre_feedforward_layernorm: Norm
+    post_feedforward_layernorm: Norm
+
     def __init__(self, config: _Config, family: Family, dtype: torch.dtype, index: int) -> None:
         super().__init__()
         names = ["input_layernorm", "post_attention_layernorm"]

@@ -71,11 +71,11 @@ def test_a_dry_run_of_another_family_says_why_it_has_no_peaks(call, root, tiny):
 )
 def test_running_out_of_memory_is_told_with_the_plan(tiny, root, error):
     recipe = load_recipe(root / LORA, [f"model.name={tiny()}", "train.batch_size=4"]).recipe
-    with pytest.raises(
+    told = pytest.raises(
         memory.OutOfMemory, match=r"^out of memory: training takes about .* train.batch_size=2 "
-    ):
-        with memory.memory_advice(recipe):
-            raise error
+    )
+    with told, memory.memory_advice(recipe):
+        raise error
 
 
 def test_other_errors_pass_through(tiny, root):
