@@ -13,6 +13,7 @@ from lrft.build.at_rest import (
     decoding_room,
     keeps_dense,
     keeps_start,
+    runtime_bytes,
     saving_room,
     state_bytes,
     step_room,
@@ -30,12 +31,6 @@ from lrft.model.load import DTYPES
 from lrft.model.skeleton import Skeleton
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, OBJECTIVES, OPTIMIZERS
-
-CONTEXT = 500 * 2**20  # allowed for a CUDA context with torch's kernels
-IMPORTED = 450 * 2**20  # a process on a CPU that has imported everything and read its rows
-KERNELS = (
-    64 * 2**20
-)  # what a CPU's kernels of half precision keep for themselves, as scripts/check_plan.py finds it
 
 
 def peaks_of(
@@ -113,15 +108,10 @@ class _Peaks:
             "weights": self.counted["weight_bytes"],
             "adapter": self.counted["trainable_bytes"] + self.constant,
             **dict.fromkeys(("gradients", "optimizer_state", "activations", "loss", "working"), 0),
-            "runtime": self._runtime(),
+            "runtime": runtime_bytes(self.device, self.item),
             **parts,
         }
         return cast(Peak, {**held, "total": sum(held.values())})
-
-    def _runtime(self) -> int:
-        if self.device == "cuda":
-            return CONTEXT
-        return IMPORTED + (KERNELS if self.item < 4 else 0)
 
     def _try(self, shape: Shape) -> _Tried:
         """Every layer of a training step, and the loss; of an optimizer that asks for no gradients none goes back."""
