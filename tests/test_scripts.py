@@ -31,6 +31,7 @@ import bench_rows
 import bench_settings
 import bench_sides
 import bench_train
+import check_plan
 import evidence
 import gpu_check
 import make_bed
@@ -638,3 +639,12 @@ def test_make_beds_makes_both_beds_of_texts_that_are_named(bash, tmp_path):
         arguments = [*line.split()[3:], "--steps", "2", "--pretrain", "2", "--vocabulary", "400"]
         make_bed.main([str(tmp_path / line.split()[2]), *arguments])
         assert (tmp_path / line.split()[2] / "recipe.yaml").is_file()
+
+
+def test_check_plan_plans_each_of_its_cases_on_its_own_model(tmp_path):
+    recipe = check_plan.write_recipe(tmp_path)
+    planned = [
+        check_plan.plan(recipe, check_plan.CASES[case])["total"] for case in ("lora", "lora, more rows")
+    ]
+    assert planned[0] < planned[1]
+    assert check_plan.table({"lora": (90, 100)}).endswith("| lora | 0 | 0 | 0.90 |")

@@ -41,13 +41,8 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w.+-]*)[^\n]*\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
 )
 LANGUAGES = {"bash", "console", "csv", "json", "jsonl", "python", "text", "yaml"}
-READ = {
-    "train",
-    "find-lr",
-    "data",
-    "recipes",
-    "compare",
-}  # commands whose arguments are recipes and overrides
+# Commands whose arguments are recipes and overrides.
+READ = {"train", "plan", "find-lr", "data", "recipes", "compare"}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lrft.core.params import Site
 from lrft.methods.quant.none import Dense
 from lrft.registry.axes import ADAPTERS
 from tests.kept import keeping
+from tests.model.test_skeleton import growth, planned_bytes, recipe_of
 
 TOKENS, IN, OUT = 32, 64, 96
 
@@ -105,3 +106,9 @@ def test_bytes_that_a_layer_keeps_of_a_token(tiny, case):
         kept.append(sum(size for place, size in held.items() if place not in weights))
     layers = model.hf.config.num_hidden_layers
     assert round((kept[1] - kept[0]) / 256 / layers) == KEPT[case]
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_the_plan_knows_what_a_layer_keeps_of_a_token(tiny, case):
+    recipe = recipe_of(case, tiny())
+    assert round(growth(planned_bytes, recipe) / 2) == KEPT[case]

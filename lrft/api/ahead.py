@@ -8,8 +8,7 @@ from typing import TypedDict
 
 from lrft.api.fit import Change, Device, changes, device_of, forecast
 from lrft.api.rate import Rate, find_rate
-from lrft.build.measured import Target
-from lrft.build.peaks import Peak
+from lrft.build.measured import Peak, Target
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe

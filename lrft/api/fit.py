@@ -9,7 +9,8 @@ from typing import TypedDict
 import torch
 
 from lrft.build.edits import fitting
-from lrft.build.peaks import Peak, Peaks, peaks_of
+from lrft.build.measured import Peak, Peaks
+from lrft.build.peaks import peaks_of
 from lrft.build.recomputing import free_bytes
 from lrft.data.steps import Shape
 from lrft.model.described import build_skeleton
@@ -41,8 +42,6 @@ class Change(TypedDict):
 def forecast(recipe: Recipe, where: Device, shapes: Sequence[Shape] = ()) -> tuple[Peaks, str]:
     """The peaks of a recipe on a device, and where the model's description is from.
 
-    `model.activation_checkpointing: auto` is planned as none where that fits, else as all layers.
-
     Args:
         shapes: of the micro-batches; without any, rows are full.
 
@@ -50,14 +49,7 @@ def forecast(recipe: Recipe, where: Device, shapes: Sequence[Shape] = ()) -> tup
         RecipeError: there is no description, or it is of a family that is not known layer by layer.
     """
     model, described = build_skeleton(recipe.model)
-    found = peaks_of(recipe, model, where["kind"], shapes)
-    if recipe.model.activation_checkpointing != "auto" or found.train["total"] <= where["bytes"]:
-        return found, described.source
-    again = recipe.model.model_copy(update={"activation_checkpointing": True})
-    model, _ = build_skeleton(recipe.model)
-    return peaks_of(
-        recipe.model_copy(update={"model": again}), model, where["kind"], shapes
-    ), described.source
+    return peaks_of(recipe, model, where["kind"], shapes, where["bytes"]), described.source
 
 
 def changes(recipe: Recipe, where: Device, enough: int = 3) -> list[Change]:

@@ -14,8 +14,7 @@ from lrft.build.adapt import plan_without_weights
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
 from lrft.build.measure import measure
-from lrft.build.measured import MatrixShares, Measured, Target
-from lrft.build.peaks import Peak
+from lrft.build.measured import MatrixShares, Measured, Peak, Target
 from lrft.build.recomputing import as_written, choose, free_bytes
 from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import check_text

@@ -30,7 +30,7 @@ class Held(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -95,6 +95,9 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name.endswith("_") and function._schema.is_mutable:
         return args[0]
     shape, dtype = None, given[0].dtype
+    if name == "nll_loss_forward":
+        shape = list(given[1].shape) if args[3] == 0 else []
+        return tuple(torch.empty(size, dtype=dtype, device="meta") for size in (shape, []))
     if name in LIKE_FIRST:
         shape = list(given[0].shape)
     elif name in SAME_TYPE:

@@ -1,8 +1,8 @@
-"""What `measure` says of a recipe."""
+"""What `measure` and `peaks_of` say of a recipe."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 
 class Target(TypedDict):
@@ -40,3 +40,39 @@ class Measured(TypedDict):
     targets: list[Target]
     matrices: MatrixShares
     ranks_undecided: bool
+
+
+class Peak(TypedDict):
+    """Bytes of the moment that takes most, by what holds them.
+
+    `working` is what lives within one layer, the optimizer's step or the writing of a checkpoint; `loss` the chunk of
+    logits and what is beside it, where the loss is that moment; `runtime` the CUDA context, or on a CPU the process
+    with its libraries.
+    """
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer_state: int
+    activations: int
+    loss: int
+    working: int
+    runtime: int
+    total: int
+
+
+class Peaks(NamedTuple):
+    """What a recipe takes.
+
+    Attributes:
+        counted: parameters and bytes at rest.
+        recomputed: layers that are computed again.
+        moment: where in training the peak is.
+    """
+
+    counted: Measured
+    train: Peak
+    eval: Peak
+    merge: Peak
+    recomputed: int
+    moment: str

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrft.core.adapter_map import AdapterMap
 from lrft.ops.linalg import Context
 from lrft.registry.errors import UsageError
 
@@ -164,13 +165,6 @@ class _FrozenMatmul(torch.autograd.Function):
         (grad,) = grads
         dx = grad @ ctx.layer.weight() if ctx.needs_input_grad[0] else None
         return dx, None, grad.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
-
-
-class AdapterMap(Protocol):
-    """An adapter as its base sees it."""
-
-    def __call__(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        """(..., in) -> (..., out): the adapted map, bias included."""
 
 
 class Quantizer(Protocol):

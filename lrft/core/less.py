@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Additive, Factors
-from lrft.core.frozen import AdapterMap, Changed, FrozenLinear
+from lrft.core.adapter_map import AdapterMap
+from lrft.core.frozen import Changed, FrozenLinear
 
 
 class Less(FrozenLinear):

@@ -13,7 +13,8 @@ from lrft.data.hub import offline_if_unreachable
 from lrft.model import gguf
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
-from lrft.model.skeleton import Skeleton, why_no_skeleton
+from lrft.model.skeleton import Skeleton
+from lrft.model.skeleton_families import why_no_skeleton
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 

@@ -16,7 +16,8 @@ from lrft.build.trial import Storage, freeze, try_layer
 from lrft.data.steps import Shape
 from lrft.model.described import _published, build_skeleton, describe
 from lrft.model.probe import batch_of
-from lrft.model.skeleton import FAMILIES, Skeleton, why_no_skeleton
+from lrft.model.skeleton import Skeleton
+from lrft.model.skeleton_families import FAMILIES, why_no_skeleton
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
 from tests.kept import keeping

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 import torch
 
@@ -47,7 +47,7 @@ class AdamW(Optimizer, torch.optim.AdamW):
     }
     provides = {"clippable", "first_order", "per_parameter", "entry_moments"}
     requires = {"backward"}
-    lighter = "adamw8bit"
+    lighter: ClassVar[str | None] = "adamw8bit"
 
     class Config(OptimizerConfig):
         beta1: float = Field(0.9, ge=0, lt=1)

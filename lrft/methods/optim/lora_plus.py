@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from lrft.core.params import ParamInfo
@@ -37,7 +39,7 @@ class LoRAPlus(AdamW):
         "loraplus_lr_embedding": "optimizer: {method: lora_plus, lr_embedding: 1e-6}",
     }
 
-    lighter = None
+    lighter: ClassVar[str | None] = None
 
     class Config(AdamW.Config):
         ratio: float = Field(16.0, gt=0, description="learning rate of B over that of A")

@@ -1,0 +1,258 @@
+"""`lrft plan`: what it says is what modules, optimizers and storages hold, and an edit it names is planned again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrft.api.ahead import plan_ahead
+from lrft.api.fit import changes, device_of, forecast, parse_size, sentence
+from lrft.api.rate import find_rate
+from lrft.build.at_rest import state_bytes
+from lrft.build.edits import applied, edits
+from lrft.build.held import Held
+from lrft.build.measure import measure, planned
+from lrft.core.params import ParamInfo
+from lrft.model.described import build_skeleton
+from lrft.recipe.load import load_recipe
+from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
+from lrft.registry.errors import UsageError
+
+LLAMA = "meta-llama/Meta-Llama-3-8B"
+GIB = 2**30
+
+
+def recipe_of(*overrides: str, name: str = LLAMA):
+    long = ["adapter.dropout=0"] if "adapter=null" not in overrides else []
+    long += ["model.dtype=bfloat16", "train.max_length=2048", "train.batch_size=8", "train.device=auto"]
+    found = load_recipe("recipes/smoke/lora.yaml", [f"model.name={name}", *long, *overrides])
+    return found.recipe
+
+
+def train_peak(recipe, kind="cuda", size=80 * GIB):
+    return forecast(recipe, {"kind": kind, "bytes": size, "source": "a test"})[0].train
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return train_peak(recipe_of())
+
+
+def test_counts_are_those_of_the_modules_that_training_builds(tiny):
+    recipe = recipe_of("train.max_length=64", "adapter=dora", name=str(tiny()))
+    real, found = measure(recipe), forecast(recipe, device_of(recipe, "1GiB"))[0].counted
+    assert {**found, "targets": real["targets"]} == {**real, "targets": real["targets"]}
+    assert [row["modules"] for row in found["targets"]] == [row["modules"] for row in real["targets"]]
+
+
+def test_the_parts_of_a_peak_are_its_total(plain):
+    assert sum(size for name, size in plain.items() if name != "total") == plain["total"]
+    assert plain["weights"] == 2 * 8_030_261_248
+    assert plain["optimizer_state"] == 8 * 10_485_760 // (16 // 4) * (16 // 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "category"),
+    [
+        ("model.activation_checkpointing=true", "activations"),
+        ("train.batch_size=4", "activations"),
+        ("train.max_length=1024", "activations"),
+        ("quantization=nf4", "weights"),
+        ("optimizer=adamw8bit", "optimizer_state"),
+    ],
+)
+def test_each_change_lowers_its_own_category(plain, override, category):
+    changed = train_peak(recipe_of(override))
+    assert changed[category] < plain[category]
+
+
+@pytest.mark.parametrize("override", ["adapter.dropout=0.05", "adapter=dora", "model.attention=eager"])
+def test_each_change_raises_what_activations_take(plain, override):
+    assert train_peak(recipe_of(override))["activations"] > plain["activations"]
+
+
+def test_full_training_holds_gradients_and_state_of_every_weight():
+    full = ("trainable=full", "adapter=null", "init=null", "train.gradient_accumulation=2")
+    peak = train_peak(recipe_of(*full))
+    assert peak["weights"] == peak["gradients"] == peak["optimizer_state"] // 2
+
+
+def test_layers_left_to_memory_are_the_fewest_that_fit():
+    auto = recipe_of("model.activation_checkpointing=auto")
+    counts = [
+        forecast(auto, {"kind": "cuda", "bytes": size * GIB, "source": ""})[0].recomputed
+        for size in (200, 60, 30)
+    ]
+    assert counts[0] == 0 < counts[1] < counts[2] < 32
+
+
+def test_every_edit_named_is_planned_again_and_fits():
+    recipe = recipe_of("adapter.dropout=0.05")
+    where = device_of(recipe, "24GiB")
+    found = changes(recipe, where)
+    assert len(found) == 3
+    for change in found:
+        again = train_peak(applied(recipe, change["overrides"]))["total"]
+        assert again == change["total"] == where["bytes"] - change["margin"] <= where["bytes"]
+
+
+def test_the_first_edit_is_the_cheapest_that_fits_alone_or_together():
+    recipe = recipe_of()
+    first = changes(recipe, device_of(recipe, "40GiB"), 1)[0]
+    assert first["overrides"] == ["train.batch_size=2", "train.gradient_accumulation=4"]
+    assert train_peak(applied(recipe, ["train.batch_size=4"]))["total"] > 40 * GIB
+
+
+def test_an_edit_keeps_the_settings_of_the_method_that_it_replaces():
+    changed = applied(recipe_of("optimizer.lr=0.003"), ["optimizer.method=adamw8bit"])
+    assert (changed.optimizer.method, changed.optimizer.lr) == ("adamw8bit", 0.003)
+
+
+def test_edits_of_full_training_leave_the_storage_alone():
+    keys = {
+        key for edit in edits(recipe_of("trainable=full", "adapter=null", "init=null")) for key in edit.keys
+    }
+    assert "quantization.method" not in keys and "optimizer.method" in keys
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GiB", 24 * GIB), ("80GB", 80 * 10**9), ("24g", 24 * GIB), ("1.5TiB", 1536 * GIB)]
+)
+def test_a_size_is_read_with_its_unit(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "many", "24 apples", "-3GiB", "0GiB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UsageError, match="is no size; write it as 24GiB or 80GB"):
+        parse_size(text)
+
+
+def test_the_sentence_of_too_little_memory_has_numbers_and_an_edit():
+    recipe = recipe_of()
+    where = device_of(recipe, "24GiB")
+    text = sentence(recipe, where, forecast(recipe, where)[0])
+    assert text.startswith("training takes about ") and "more than the 24.00 GiB (--device)" in text
+    assert text.partition("; ")[2].startswith("train.batch_size=1 train.gradient_accumulation=8 fits with ")
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4", "int8"])
+def test_declared_bits_are_those_of_a_stored_matrix(name):
+    config = QUANTIZERS.declared(name).config(method=name)
+    layer = QUANTIZERS.get(name)(torch.randn(512, 1024).bfloat16(), None, config=config)
+    assert layer.stored_bytes * 8 / (512 * 1024) == pytest.approx(QUANTIZERS.get(name).bits(config), rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_declared_state_is_that_of_a_step(name, dtype):
+    config = OPTIMIZERS.declared(name).config(method=name)
+    shapes = {
+        "lora_A": (16, 512),
+        "lora_B": (48, 16),
+        "matrix": (256, 384),
+        "embedding": (128, 96),
+        "vector": (64,),
+    }
+    infos = [
+        ParamInfo(role, torch.nn.Parameter(torch.zeros(shape, dtype=dtype, device="meta")), role)
+        for role, shape in shapes.items()
+    ]
+    declared = [OPTIMIZERS.get(name).state_bytes(info, config) for info in infos]
+    if None in declared:
+        assert set(declared) == {None}
+        return
+    from lrft.build.measure import optimizer_bytes
+
+    recipe = recipe_of(f"optimizer={name}")
+    assert sum(declared) == optimizer_bytes(recipe, infos)
+
+
+def test_a_master_copy_counts_as_state(tiny):
+    whole = ("trainable={weights: full, update: master}", "adapter=null", "init=null")
+    recipe = recipe_of(*whole, "train.max_length=64", name=str(tiny()))
+    model, _ = build_skeleton(recipe.model)
+    with planned(recipe, model) as found:
+        assert state_bytes(recipe, found.infos) == 12 * found.base
+
+
+def test_bytes_alive_are_counted_and_forgotten():
+    x = torch.zeros(1000, 100, device="meta")
+    with Held() as held:
+        y = x + 1
+        z = y * 2
+        assert held.now == held.peak == 2 * x.nbytes
+        del z
+        y.mul_(3)
+        assert (held.now, held.peak) == (x.nbytes, 2 * x.nbytes)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_shape_found_here_is_the_one_that_torch_finds(keep):
+    """What stands in for torch's own rules of shapes and types, on real tensors and without storage."""
+    a, b = torch.randn(2, 3, 4).bfloat16(), torch.randn(3, 1)
+    calls = [
+        lambda x, y: x + y,
+        lambda x, y: x * 2.5,
+        lambda x, y: 1 - y,
+        lambda x, y: y.pow(2),
+        lambda x, y: x.float().mean(-1, keepdim=keep),
+        lambda x, y: torch.cat([x, x], dim=-1),
+        lambda x, y: torch.stack([y, y]),
+        lambda x, y: torch.addmm(y.mT, y.mT, torch.ones_like(y) @ y.mT),
+        lambda x, y: y.clamp_min(1e-3),
+        lambda x, y: torch.tanh(x / 2),
+        lambda x, y: torch.log_softmax(y, -1),
+    ]
+    for call in calls:
+        real, meta = call(a, b), None
+        with Held():
+            meta = call(a.to("meta"), b.to("meta"))
+        assert (meta.shape, meta.dtype) == (real.shape, real.dtype)
+
+
+def run_folder(root: Path, recipe_text: str, rates: list[float], gpu: str | None = None) -> None:
+    folder = root / "one"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(recipe_text)
+    (folder / "run.json").write_text(json.dumps({"hardware": {"gpu": gpu}, "recomputed_layers": 0}))
+    lines = [{"step": n, "tokens_per_second": rate} for n, rate in enumerate(rates, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_rate_is_that_of_a_run_of_the_same_base_or_none(tmp_path):
+    from lrft.recipe.resolved import resolved
+
+    recipe = recipe_of("train.device=cpu")
+    assert find_rate(recipe, "cpu", False, tmp_path / "runs") is None
+    run_folder(tmp_path / "runs", resolved(recipe), [1.0, 100.0, 110.0, 120.0])
+    found = find_rate(recipe, "cpu", False, tmp_path / "runs")
+    assert found["tokens_per_second"] == 110 and "3 steps of one" in found["source"]
+    assert find_rate(recipe, "cpu", True, tmp_path / "runs")["tokens_per_second"] == pytest.approx(82.5)
+    assert find_rate(recipe, "cuda", False, tmp_path / "runs") is None
+    assert find_rate(recipe_of(name="Qwen/Qwen2.5-7B"), "cpu", False, tmp_path / "runs") is None
+
+
+def test_a_plan_imports_no_transformers():
+    import subprocess
+
+    code = (
+        "import sys; from lrft.api.ahead import plan_ahead; "
+        f"plan_ahead('recipes/smoke/lora.yaml', '24GiB', overrides=['model.name={LLAMA}', 'model.dtype=bfloat16']); "
+        "print([name for name in ('transformers', 'torch._dynamo', 'datasets', 'bitsandbytes') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_plan_needs_no_rows_and_says_what_it_assumes():
+    found = plan_ahead("recipes/smoke/lora.yaml", "24GiB", overrides=[f"model.name={LLAMA}"])
+    assert (
+        found["assumes"][0] == "rows are taken as full: 1 of 256 tokens in a micro-batch, every token learnt"
+    )
+    assert found["model_source"] == "the published configuration, packaged with lrft"
+    assert set(found["peaks"]) == set(found["fits"]) == {"train", "eval", "merge"}
