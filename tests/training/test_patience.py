@@ -117,6 +117,10 @@ def test_the_step_that_patience_makes_the_last_has_every_score():
         step, total_steps, metrics = 3, 100, {}
         model = torch.nn.Module()
 
+        @property
+        def at_an_end(self):
+            return self.step == self.total_steps
+
         def record(self, **found):
             self.metrics.update(found)
 
