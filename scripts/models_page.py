@@ -135,17 +135,17 @@ def _evaluation(run: RunFolder, model: Path) -> str:
     from lrft.evaluation import generate
 
     seen: list[str] = []
-    whole = generate._batching
+    whole = generate.batching_of
 
     def listened(subject: Any) -> str:
         seen.append(whole(subject))
         return seen[-1]
 
-    generate._batching = listened
+    generate.batching_of = listened
     try:
         scores = evaluate(run, [], None, True, None)["baseline"]
     finally:
-        generate._batching = whole
+        generate.batching_of = whole
     ours, theirs = scores["loss"].metrics["loss"], _loss_of_transformers(run, model)
     assert abs(ours - theirs) < 1e-4, f"loss {ours} where transformers has {theirs}"
     return seen[0] if seen[0] != "padded" else "yes"

@@ -61,7 +61,8 @@ class _SiblingMatmul(torch.autograd.Function):
             results.append(in_shape_of(y, x))
         trains_down = any(one.parts.trains_down for one in siblings)
         zeros = empty if dropped is None else dropped.zeros
-        ctx.save_for_backward(seen if trains_down else empty, t, zeros, *trained)
+        trains_up = any(one.parts.trains_up for one in siblings)
+        ctx.save_for_backward(seen if trains_down else empty, t if trains_up else empty, zeros, *trained)
         return tuple(results)
 
     @staticmethod
@@ -86,7 +87,8 @@ class _SiblingMatmul(torch.autograd.Function):
             d_downs = list((p.mT @ seen).float().split([len(down) for down, _ in pairs]))
         found: list[Tensor | None] = []
         at = 0
-        for one, dy, part, d_down in zip(siblings, dys, _split(t, pairs), d_downs, strict=True):
+        parts = _split(t, pairs) if t.numel() else [t] * len(siblings)
+        for one, dy, part, d_down in zip(siblings, dys, parts, d_downs, strict=True):
             own, at = trained[at : at + len(one.parts.trained)], at + len(one.parts.trained)
             d_up = (dy.mT @ part).float().mul_(one.scale * factor) if one.parts.trains_up else None
             found += one.parts.pull(dy.dtype, d_down if one.parts.trains_down else None, d_up, *own)

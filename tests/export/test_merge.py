@@ -92,7 +92,7 @@ def exact_divergence(run: Path) -> dict[str, float]:
     """KL from the trained model of its weights rounded to bfloat16, by method; everything computed in float32."""
     recipe, text, adaptation = open_run(RunFolder(run))
     batches = list(eval_batches(text.held_out_encoded(4), 4096, text.pad_id))
-    rows = list(eval_batches(text.encoded(recipe.data.train, "data.train", 20), 4096, text.pad_id))
+    rows = list(eval_batches(text.usable(training_rows(recipe), "data.train", 20), 4096, text.pad_id))
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
     found = {}
     for method in ("stochastic", "feedback", "nearest"):
@@ -157,9 +157,9 @@ def test_no_more_rows_are_encoded_than_are_asked_for(trained, tmp_path):
     _, text, _ = open_run(RunFolder(trained()))
     path, good = tmp_path / "rows.jsonl", '{"prompt": "a", "completion": "b"}\n'
     path.write_text(good * 3 + '{"prompt": "a"}\n')
-    assert len(text.encoded(Source(source=str(path)), "data.train", 3)) == 3
+    assert len(text.usable(read_rows(Source(source=str(path)), "train"), "data.train", 3)) == 3
     with pytest.raises(DataError, match=r"rows\.jsonl:4"):
-        text.encoded(Source(source=str(path)), "data.train", 4)
+        text.usable(read_rows(Source(source=str(path)), "train"), "data.train", 4)
 
 
 def test_float32_has_nothing_to_round(trained, tmp_path):

@@ -191,7 +191,8 @@ def test_two_heads_in_the_file_stay_two_though_the_configuration_ties_them(alter
 def test_experts_that_become_one_tensor_are_made_of_their_values_and_nothing_is_said(tiny):
     found = adapt(recipe_of(tiny("mixtral")))
     experts = [p for name, p in found.model.hf.named_parameters() if "experts" in name]
-    assert experts and not any(p.is_meta for p in experts) and not found.notes
+    assert experts and not any(p.is_meta for p in experts)
+    assert not [note for note in found.notes if "weights" in note]
 
 
 def test_what_cannot_be_streamed_is_read_whole_and_said_in_one_line(tiny, monkeypatch):
@@ -271,7 +272,7 @@ print(highest() - before, sum(t.nbytes for t in {*hf.parameters(), *hf.buffers()
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("width", "layers"),
-    [(512, 20), pytest.param(2048, 28, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    [(512, 30), pytest.param(2048, 28, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
 )
 def test_the_peak_of_loading_is_the_stored_model_and_one_dense_tensor_at_work(tiny, tmp_path, width, layers):
     """Slack: nine dense tensors, which bitsandbytes' encoder works in, 0.6 MB of objects a layer, and 32 MiB."""

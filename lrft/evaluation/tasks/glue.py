@@ -53,7 +53,7 @@ class GLUE(Task):
     """
 
     aliases = {
-        "sst2 sst-2": "tasks: [{method: glue, subset: sst2}]",
+        "glue sst2 sst-2": "tasks: [{method: glue, subset: sst2}]",
         "rte": "tasks: [{method: glue, subset: rte}]",
         "mrpc": "tasks: [{method: glue, subset: mrpc}]",
         "mnli": "tasks: [{method: glue, subset: mnli}]",

@@ -43,7 +43,7 @@ class LQLoRA(Init):
         base: Q = q(W - s B A)
 
     with q the rounding of the layer's storage, r the rank, s the adapter's scale, at most `iterations` rounds; the SVD
-    is randomised with `niter` subspace iterations, exact with `niter: null`. With `weighting: fisher`, F = squared
+    is randomised with `niter` subspace iterations, exact with `niter: exact`. With `weighting: fisher`, F = squared
     gradients of W summed over `batches` documents and D1, D2 the roots of the row and column means of F,
 
         L = D1^-1 SVD_r(D1 (W - Q) D2) D2^-1,  error = |sqrt(F) * (W - L - Q)|

@@ -113,7 +113,8 @@ def test_the_keys_that_arms_share_are_those_marked_in_the_recipe():
     model = {f"model.{key}" for key in ("name", "revision", "weights", "tokenizer")}
     length = {f"train.{key}" for key in ("max_steps", "stop_below", "epochs")}
     step = {f"train.{key}" for key in ("batch_size", "gradient_accumulation", "max_length", "packing")}
-    assert set(EQUAL) == {*model, *length, *step, "data", "eval.limit"} and len(EQUAL) == 13
+    length |= {f"train.{key}" for key in ("metric", "patience", "extended")}
+    assert set(EQUAL) == {*model, *length, *step, "data", "eval.limit"} and len(EQUAL) == 16
 
 
 def test_changed_rows_of_one_source_of_several_mean_another_folder(recipe, tmp_path):
