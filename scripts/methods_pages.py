@@ -220,7 +220,7 @@ def snippet(axis: str, name: str) -> list[str]:
 def _line(axis: str, name: str) -> str:
     if axis == "eval.tasks":
         written = {
-            word: line for words, line in declared(axis, name).aliases.items() for word in words.split()
+            word: line for words, line in TASKS.declared(name).aliases.items() for word in words.split()
         }
         return f"eval:\n  {written.get(name, f'tasks: [{name}]')}"
     return f"analyse: [{name}]" if axis == "analyse" else f"{axis}: {name}"

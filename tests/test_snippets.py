@@ -80,9 +80,9 @@ def here(tmp_path, monkeypatch):
     """A folder with the files that the documentation names: the packaged rows, and the reader's own."""
     for name in ("mine", "a", "b"):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {ROOT / 'recipes' / 'quickstart.yaml'}\n")
-    run = tmp_path / "runs" / "first"
-    run.mkdir(parents=True)
-    (run / "recipe.yaml").symlink_to(tmp_path / "mine.yaml")
+    for run in (tmp_path / "runs" / name for name in ("first", "quickstart")):
+        run.mkdir(parents=True)
+        (run / "recipe.yaml").symlink_to(tmp_path / "mine.yaml")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "data").symlink_to(ROOT / "recipes" / "data")
     for folder in ("my", "smoke"):

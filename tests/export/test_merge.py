@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from lrft.api import merge as merging
 from lrft.api.open_run import open_run
 from lrft.api.train import train
+from lrft.build.rows import training_rows
 from lrft.core.adapted import adapted
+from lrft.data.sources import read_rows
 from lrft.data.steps import eval_batches
 from lrft.export.feedback import moments
 from lrft.export.fidelity import compare
