@@ -61,8 +61,7 @@ class _SiblingMatmul(torch.autograd.Function):
             results.append(in_shape_of(y, x))
         trains_down = any(one.parts.trains_down for one in siblings)
         zeros = empty if dropped is None else dropped.zeros
-        trains_up = any(one.parts.trains_up for one in siblings)
-        ctx.save_for_backward(seen if trains_down else empty, t if trains_up else empty, zeros, *trained)
+        ctx.save_for_backward(seen if trains_down else empty, _needed(t, siblings, pairs), zeros, *trained)
         return tuple(results)
 
     @staticmethod
@@ -87,10 +86,11 @@ class _SiblingMatmul(torch.autograd.Function):
             d_downs = list((p.mT @ seen).float().split([len(down) for down, _ in pairs]))
         found: list[Tensor | None] = []
         at = 0
-        parts = _split(t, pairs) if t.numel() else [t] * len(siblings)
-        for one, dy, part, d_down in zip(siblings, dys, parts, d_downs, strict=True):
+        widths = [len(down) for one, (down, _) in zip(siblings, pairs, strict=True) if one.parts.trains_up]
+        parts = iter(t.split(widths, dim=1) if widths else ())
+        for one, dy, d_down in zip(siblings, dys, d_downs, strict=True):
             own, at = trained[at : at + len(one.parts.trained)], at + len(one.parts.trained)
-            d_up = (dy.mT @ part).float().mul_(one.scale * factor) if one.parts.trains_up else None
+            d_up = (dy.mT @ next(parts)).float().mul_(one.scale * factor) if one.parts.trains_up else None
             found += one.parts.pull(dy.dtype, d_down if one.parts.trains_down else None, d_up, *own)
         return dx, None, None, *found
 
@@ -103,6 +103,14 @@ def _pairs(siblings: Sequence[Sibling], dtype: torch.dtype, trained: Sequence[Te
         found.append(one.parts.cast(dtype, *trained[at : at + count]))
         at += count
     return found
+
+
+def _needed(t: Tensor, siblings: Sequence[Sibling], pairs: Sequence[Pair]) -> Tensor:
+    """The columns of the siblings whose `up` trains."""
+    wanted = [part for one, part in zip(siblings, _split(t, pairs), strict=True) if one.parts.trains_up]
+    if len(wanted) == len(siblings):
+        return t
+    return torch.cat(wanted, dim=1) if wanted else t.new_empty(0)
 
 
 def _split(t: Tensor, pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
