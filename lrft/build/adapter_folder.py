@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import LrftError
 from lrft.registry.json import Json
-from lrft.training.adapter_folders import RECORD
+from lrft.training.adapter_folders import RECORD, record_bytes
 
 
 def write_adapter(
@@ -36,12 +35,12 @@ def write_adapter(
         LrftError: the disk is full or not writable; what was there before is intact.
     """
     files = adapter_files(model, recipe, card)
-    files["recipe.yaml"] = resolved(recipe).encode()
+    files["recipe.yaml"] = _text_of(recipe).encode()
     own = recipe.model.tokenizer is not None
     generation, _ = trained_generation(model.hf, text.tokenizer, text.stop_ids, text.pad_id, own)
     files["generation_config.json"] = generation.to_json_string().encode()
     if checkpoint is not None:
-        files[RECORD] = (json.dumps(checkpoint, indent=2, sort_keys=True) + "\n").encode()
+        files[RECORD] = record_bytes(checkpoint)
     try:
         write_adapter_folder(folder, files, text.tokenizer)
     except OSError as error:
@@ -51,3 +50,16 @@ def write_adapter(
             "and add --resume."
         ) from error
     return set(files)
+
+
+class _Known:
+    """The text of the recipe asked for last: a run writes its own beside every checkpoint."""
+
+    recipe: Recipe | None = None
+    text = ""
+
+
+def _text_of(recipe: Recipe) -> str:
+    if _Known.recipe is not recipe:
+        _Known.recipe, _Known.text = recipe, resolved(recipe)
+    return _Known.text
