@@ -16,10 +16,12 @@ from lrft.model.direct import find_direct
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
+from lrft.model.new_tokens import extend
 from lrft.model.packed import Packed, packed_layers, take_packing
 from lrft.model.rope import stretch
 from lrft.model.stored import NotStreamed, Unread, answering_zeros, fingerprint
 from lrft.model.stream import load_promised
+from lrft.model.tokenizer import read_new_tokens
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 
@@ -64,6 +66,8 @@ def load_model(
     model.packing, model.packed = packing, packed
     if not meta:
         head.settle(model)
+    if (new := read_new_tokens(section, trust_remote_code)) is not None:
+        extend(model, new, section.resize, meta)
     model.direct = _direct(hf)
     first_backend(model, section, torch.device(device))
     if not meta:
@@ -84,6 +88,8 @@ def open_model(section: ModelSection, trust_remote_code: bool = False) -> Causal
     attention.register()
     config = load_config(section, trust_remote_code)
     packing = take_packing(config)
+    if section.add_tokens is not None:
+        raise NotStreamed("new tokens are given to a whole model")
     try:
         skeleton = _build(section, config, trust_remote_code, meta=True, seed=None)
         if sum(parameter.numel() for parameter in skeleton.parameters()) <= asked.SMALL:
