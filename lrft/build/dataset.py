@@ -80,7 +80,7 @@ def _without_rows(recipe: Recipe, config: TextConfig, trust_remote_code: bool, t
     tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code, recipe.data.template)
     if recipe.model.tokenizer is None:
         added = recipe.model.add_tokens
-        new = [] if added is None else [*added.plain, *added.special]
+        new = [] if added is None else added.texts
         _check_tokenizer(tokenizer, config.vocab_size, new)
     day = today or recipe.data.date
     renderer = Renderer(

@@ -46,8 +46,7 @@ def add_tokens(tokenizer: Tokenizer, section: ModelSection) -> NewTokens | None:
         return None
     from transformers import AddedToken
 
-    texts = [*asked.plain, *asked.special]
-    known = tokenizer.get_vocab()
+    texts, known = asked.texts, tokenizer.get_vocab()
     for text in texts:
         if text in known:
             raise RecipeError(f"{text!r} is a token of this tokenizer already; leave it out", KEY)

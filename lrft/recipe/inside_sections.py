@@ -25,6 +25,11 @@ class NewTokens(Section):
         [], description="tokens left out of what is generated, such as the mark that ends an answer"
     )
 
+    @property
+    def texts(self) -> list[str]:
+        """All of them, in the order of their ids."""
+        return [*self.plain, *self.special]
+
     @model_validator(mode="before")
     @classmethod
     def _from_list(cls, value: object) -> object:

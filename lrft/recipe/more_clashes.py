@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from lrft.registry.errors import Problem
-from lrft.registry.json import Json
 from lrft.registry.section import RecipeView
 
 
@@ -72,10 +71,10 @@ def _new_tokens(settings: RecipeView) -> Iterator[Problem]:
     )
 
 
-def _texts(settings: RecipeView) -> list[Json]:
+def _texts(settings: RecipeView) -> list[str]:
     asked = settings["model.add_tokens"]
     groups = asked.values() if isinstance(asked, dict) else [asked]
-    return [text for group in groups if isinstance(group, list) for text in group]
+    return [str(text) for group in groups if isinstance(group, list) for text in group]
 
 
 MORE: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (

@@ -155,6 +155,7 @@ def test_peft_computes_our_logits(tiny, tmp_path, family, tied, texts):
     batch = batch_of(model, texts)
     with torch.no_grad():
         torch.testing.assert_close(peft(input_ids=batch.input_ids).logits, model(batch), atol=1e-4, rtol=1e-4)
+    assert f"fewer rows than {512 + len(texts)}" in (tmp_path / "a" / "README.md").read_text()
     said = json.loads((tmp_path / "a" / "adapter_config.json").read_text())["trainable_token_indices"]
     assert set(said) == ({"embed_tokens"} if tied else {"embed_tokens", "lm_head"})
 
