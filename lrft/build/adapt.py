@@ -23,7 +23,7 @@ from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
 from lrft.model.chosen import choose_sites
 from lrft.model.load import configure, load_model, open_model, prove
-from lrft.model.new_tokens import check_vocabulary
+from lrft.model.new_tokens import check_vocabulary, prove_rows
 from lrft.model.packed import check_packing
 from lrft.model.recompute import with_layers_kept
 from lrft.model.rope import longer
@@ -181,6 +181,7 @@ def _prove(recipe: Recipe, adaptation: Adaptation, device: torch.device, trains:
         with bare(model):
             prove(model, recipe.model, device)
             settled(recipe, adaptation, device, trains)
+        prove_rows(model)
         check_runs(model)
     except RecipeError as error:
         raise NotStreamed(error.problems[0].message) from None

@@ -16,7 +16,7 @@ from lrft.model.direct import find_direct
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
-from lrft.model.new_tokens import extend
+from lrft.model.new_tokens import extend, prove_rows
 from lrft.model.packed import Packed, packed_layers, take_packing
 from lrft.model.rope import stretch
 from lrft.model.stored import NotStreamed, Unread, answering_zeros, fingerprint
@@ -66,12 +66,14 @@ def load_model(
     model.packing, model.packed = packing, packed
     if not meta:
         head.settle(model)
-    if (new := read_new_tokens(section, trust_remote_code)) is not None:
-        extend(model, new, section.resize, meta)
     model.direct = _direct(hf)
-    first_backend(model, section, torch.device(device))
     if not meta:
         model.fingerprint = fingerprint(hf)
+    if (new := read_new_tokens(section, trust_remote_code)) is not None:
+        extend(model, new, section.resize)
+    if not meta:
+        prove_rows(model)
+    first_backend(model, section, torch.device(device))
     return model
 
 
@@ -88,8 +90,6 @@ def open_model(section: ModelSection, trust_remote_code: bool = False) -> Causal
     attention.register()
     config = load_config(section, trust_remote_code)
     packing = take_packing(config)
-    if section.add_tokens is not None:
-        raise NotStreamed("new tokens are given to a whole model")
     try:
         skeleton = _build(section, config, trust_remote_code, meta=True, seed=None)
         if sum(parameter.numel() for parameter in skeleton.parameters()) <= asked.SMALL:
@@ -108,6 +108,8 @@ def open_model(section: ModelSection, trust_remote_code: bool = False) -> Causal
     model = CausalLM(hf)
     model.direct, model.unread = direct, Unread(hf)
     model.packing, model.packed = packing, packed_layers(hf)
+    if (new := read_new_tokens(section, trust_remote_code)) is not None:
+        extend(model, new, section.resize)  # proved when the layers have weights
     return model
 
 

@@ -64,7 +64,7 @@ def add_tokens(tokenizer: Tokenizer, section: ModelSection) -> NewTokens | None:
 
 
 @torch.no_grad()
-def extend(model: CausalLM, new: NewTokens, multiple: int | None = None, meta: bool = False) -> None:
+def extend(model: CausalLM, new: NewTokens, multiple: int | None = None) -> None:
     """Give the model rows for new tokens: frozen ones at their start in the matrices, and those that train.
 
     A row starts as the mean of the rows of the pieces that the token's text was before, in float32. Rows that no token
@@ -73,10 +73,9 @@ def extend(model: CausalLM, new: NewTokens, multiple: int | None = None, meta: b
 
     Args:
         multiple: pad the vocabulary to a multiple of this.
-        meta: the model has no weights.
 
     Raises:
-        RecipeError: the model does not compute what the matrices with these rows in them would.
+        RecipeError: its matrices cannot be given rows.
     """
     hf = model.hf
     embedding, head = hf.get_input_embeddings(), hf.get_output_embeddings()
@@ -96,8 +95,6 @@ def extend(model: CausalLM, new: NewTokens, multiple: int | None = None, meta: b
     if bias is not None:
         head.bias[new.first : new.first + rows.count] = bias.to(head.bias)
     model.give_new_rows(rows)
-    if not meta:
-        _prove(model, rows)
 
 
 def _scale(embedding: nn.Embedding) -> float:
@@ -125,12 +122,16 @@ def _resize(model: CausalLM, rows: int, multiple: int | None) -> None:
         tensor[size:] = tensor[:size].float().mean(0).to(tensor)
 
 
-def _prove(model: CausalLM, rows: NewRows) -> None:
+@torch.no_grad()
+def prove_rows(model: CausalLM) -> None:
     """Compare rows beside the matrices with rows in them, both of numbers that the model has not seen.
 
     Raises:
         RecipeError: the logits differ, so the model reads its matrices in another way.
     """
+    rows = model.new_rows
+    if rows is None:
+        return
     embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
     assert head is not None, "a model without a head is refused when it is loaded"
     last = rows.first + rows.count - 1
@@ -139,11 +140,15 @@ def _prove(model: CausalLM, rows: NewRows) -> None:
     draws = torch.Generator().manual_seed(0)
     for parameter, matrix in zip(rows.parameters(), (embedding.weight, head.weight), strict=False):
         noise = torch.randn(parameter.shape, generator=draws)
-        parameter.copy_(noise * matrix.float().std())
+        parameter.copy_(noise.to(matrix.device) * matrix.float().std())
+    dropping = [module for module in model.modules() if module.training]
+    model.eval()
     beside = model(batch).float()
     rows.write(embedding, head)
     model.new_rows = None
     inside = model(batch).float()
+    for module in dropping:
+        module.training = True
     for parameter, value in zip(rows.parameters(), kept, strict=True):
         parameter.copy_(value)
     rows.write(embedding, head)

@@ -9,19 +9,24 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lrft.build import adapt as build
 from lrft.build.adapt import adapt, plan_without_weights
 from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.data.seam import token_ids
 from lrft.export.merge import merge_into
 from lrft.export.peft_format import adapter_files, write_adapter_folder
+from lrft.model import asked
 from lrft.model.load import load_model
+from lrft.model.new_rows import NewRows
 from lrft.model.new_tokens import take_in
 from lrft.model.tokenizer import load_tokenizer
 from lrft.model.trained import parameter_infos, trained_tensors
 from lrft.ops.loss import linear_cross_entropy
 from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
+from lrft.registry.errors import RecipeError
+from tests.model.test_stream import check_same
 from tests.model.test_trained import recipe_of
 
 FEW = ["<|call|>", "<|result|>"]  # the tiny models have 8 rows more than tokens
@@ -29,9 +34,9 @@ MANY = [f"<|mark {k}|>" for k in range(12)]
 FAMILIES = [("llama", True), ("llama", False), ("gpt2", True), ("gemma3_text", True), ("phi3", False)]
 
 
-def with_tokens(folder, texts, dtype="float32", adapter="lora", **more) -> Recipe:
+def with_tokens(folder, texts, dtype="float32", adapter="lora", quantization="none", **more) -> Recipe:
     section = {"name": str(folder), "dtype": dtype, "add_tokens": texts, **more}
-    return recipe_of(folder, "adapter", adapter, model=section)
+    return recipe_of(folder, "adapter", adapter, quantization, model=section)
 
 
 def batch_of(model, texts):
@@ -108,6 +113,36 @@ def test_without_the_adapter_the_rows_are_what_they_began_as(tiny):
     with adapters_off(model):
         torch.testing.assert_close(model(batch), fresh(batch))
     assert not torch.allclose(model(batch), fresh(batch), atol=1e-2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_read_one_by_one_give_the_model_that_is_read_whole(tiny, monkeypatch, tied):
+    recipe = with_tokens(tiny("llama", tied=tied), MANY, quantization="nf4_reference")
+    monkeypatch.setattr(asked, "SMALL", 0)
+    streamed = adapt(recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "gains_by_streaming", lambda *_: False)
+        whole = adapt(recipe)
+    assert streamed.notes == whole.notes
+    assert (
+        streamed.model.fingerprint
+        == load_model(ModelSection(name=recipe.model.name, dtype="float32")).fingerprint
+    )
+    check_same(whole, streamed)
+    for one, other in zip(
+        whole.model.new_rows.parameters(), streamed.model.new_rows.parameters(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_a_model_that_reads_its_embedding_in_another_way_is_refused(tiny, monkeypatch):
+    class Doubled(NewRows):
+        def embed(self, ids, embedded):
+            return 2 * super().embed(ids, embedded)
+
+    monkeypatch.setattr("lrft.model.new_tokens.NewRows", Doubled)
+    with pytest.raises(RecipeError, match="reads its embedding in a way"):
+        load_model(with_tokens(tiny(), FEW).model)
 
 
 def test_the_rows_are_all_that_a_checkpoint_has_of_the_vocabulary(tiny):
