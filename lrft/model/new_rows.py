@@ -59,7 +59,7 @@ class NewRows(nn.Module):
         """The parameters with their roles; tied, they are an embedding."""
         roles = {"input": "embedding", "output": "head"}
         return [
-            ParamInfo(f"{TOKENS}{name}", parameter, roles[name], TOKENS.rstrip("."))
+            ParamInfo(f"{TOKENS}{name}", parameter, roles[name], TOKENS.rstrip("."), sparse=True)
             for name, parameter in self.named_parameters()
         ]
 

@@ -11,14 +11,16 @@ from lrft.api.merge import merge
 from lrft.api.open_run import open_run
 from lrft.api.train import train
 from lrft.build.adapt import adapt
+from lrft.build.dataset import read_text
 from lrft.data.seam import token_ids
+from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError, UsageError
 from lrft.training.folder import RunFolder
 from tests.training.unbroken import goes_on_unbroken
 
 OVERRIDES = [
-    "model.add_tokens={special: ['<|call|>'], plain: ['<|result|>']}",
+    "model.add_tokens={special: ['<|call|>'], plain: ['\"item\": ']}",
     "train.keep_last=9",
     "eval.tasks=[]",
 ]
@@ -49,10 +51,10 @@ def test_transformers_alone_loads_the_merged_model_with_the_logits_of_the_run(ru
     rows = adaptation.model.new_rows
     assert plain.lm_head.weight is plain.model.embed_tokens.weight
     assert plain.config.vocab_size == plain.model.embed_tokens.num_embeddings == 528
-    assert tokenizer.convert_tokens_to_ids(["<|result|>", "<|call|>"]) == [rows.first, rows.first + 1]
-    ids = tokenizer("a<|call|>b<|result|>", add_special_tokens=False).input_ids
-    assert ids == token_ids(text.tokenizer, "a<|call|>b<|result|>")
-    assert tokenizer.decode(ids, skip_special_tokens=True) == "ab<|result|>"
+    assert tokenizer.convert_tokens_to_ids(['"item": ', "<|call|>"]) == [rows.first, rows.first + 1]
+    ids = tokenizer('a<|call|>b"item": ', add_special_tokens=False).input_ids
+    assert ids == token_ids(text.tokenizer, 'a<|call|>b"item": ')
+    assert tokenizer.decode(ids, skip_special_tokens=True) == 'ab"item": '
     assert torch.equal(plain.model.embed_tokens.weight[rows.first : rows.first + 2], rows.input)
 
 
@@ -90,3 +92,24 @@ def test_another_training_cannot_begin_with_it_and_is_told_what_to_do(run, tiny_
 def test_plain_adapters_have_no_rows_for_new_tokens(run, tmp_path):
     with pytest.raises(UsageError, match="no rows for new tokens"):
         export(run[1], "lora", tmp_path / "out")
+
+
+def test_a_token_that_no_row_has_is_told(run):
+    recipe = load_recipe(run[1] / "recipe.yaml").recipe
+    notes = adapt(recipe, text=read_text(recipe)).notes
+    assert [note for note in notes if "add_tokens" in note] == [
+        "model.add_tokens: no training row has '<|call|>', so nothing is learnt but not to write it"
+    ]
+
+
+def test_rows_of_tokens_that_the_first_steps_have_not_need_no_gradient(tiny, tiny_recipe, tmp_path):
+    overrides = [
+        "model.add_tokens=['<|one|>']",
+        f"model.name={tiny('llama', tied=False)}",
+        "train.max_steps=3",
+    ]
+    loaded = load_recipe(tiny_recipe(tmp_path), [*overrides, "eval.tasks=[]"])
+    train(loaded, tmp_path / "run", resume=False)
+    rows = open_run(RunFolder(tmp_path / "run"))[2].model.new_rows
+    start = load_model(loaded.recipe.model).new_rows
+    assert (rows.input - start.input).abs().max() < 1e-3 < (rows.output - start.output).abs().max()
