@@ -17,6 +17,7 @@ from lrft.data.seam import token_ids
 from lrft.export.merge import merge_into
 from lrft.export.peft_format import adapter_files, write_adapter_folder
 from lrft.model import asked
+from lrft.model.described import build_skeleton
 from lrft.model.load import load_model
 from lrft.model.new_rows import NewRows
 from lrft.model.new_tokens import take_in
@@ -171,6 +172,10 @@ def test_a_model_without_weights_plans_with_as_many_parameters(tiny):
     meta = plan_without_weights(recipe, load_model(recipe.model, meta=True)).model
     assert [p.shape for p in meta.new_rows.parameters()] == [(12, 64), (12, 64)]
     assert meta.hf.config.vocab_size == 524
+    for tied, rows in ((True, 1), (False, 2)):
+        planned = build_skeleton(with_tokens(tiny("llama", tied=tied), MANY).model)[0]
+        counts = [info.param.numel() for info in parameter_infos(planned)]
+        assert counts == [12 * 64] * rows
 
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("llama", False), ("gemma3_text", True)])
