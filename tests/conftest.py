@@ -82,6 +82,7 @@ ASIDE = (
     "tests/model/test_fused.py",
     "tests/training/test_reads.py",
     "tests/training/test_recomputing.py",
+    "tests/training/test_new_tokens_run.py",
     "tests/recipe/test_commands.py",
     "tests/recipe/test_fuzz.py",
     "tests/model/test_probe.py",

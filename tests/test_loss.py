@@ -114,3 +114,56 @@ def test_smoothed_targets_move_the_gradient_and_none_leave_its_bits():
     hidden, head, targets = case()
     linear_cross_entropy(hidden, head, targets, chunk=32).backward()
     assert torch.equal(found[0.0], hidden.grad) and not torch.allclose(found[0.3], hidden.grad)
+
+
+def with_rows(dtype=torch.float32, scale=1.0, bias=False):
+    """A frozen head whose rows 44 to 47 stand for themselves, and the dense head that holds them."""
+    hidden, head, targets = case(bias=bias, scale=scale, dtype=dtype)
+    rows = torch.randn(4, 16, requires_grad=True)
+    dense = nn.Linear(16, 50, bias=bias).to(dtype)
+    with torch.no_grad():
+        for own, frozen in zip(dense.parameters(), head.module.parameters(), strict=True):
+            own.copy_(frozen)
+        dense.weight[44:48] = rows.to(dtype)
+    targets[::5] = 45
+    return hidden, Head(head.module, None, scale, rows, 44), Head(dense, None, scale), targets
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_that_train_beside_a_frozen_head_have_the_loss_and_gradients_of_a_dense_one(
+    bias, scale, smoothing
+):
+    hidden, head, dense, targets = with_rows(scale=scale, bias=bias)
+    again = hidden.detach().requires_grad_()
+    loss = linear_cross_entropy(hidden, head, targets, chunk=32, smoothing=smoothing)
+    expected = F.cross_entropy(dense.logits(again), targets, reduction="sum", label_smoothing=smoothing)
+    (loss / 7).backward()
+    (expected / 7).backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(hidden.grad, again.grad, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(head.rows.grad, dense.module.weight.grad[44:48], atol=1e-6, rtol=1e-4)
+    assert head.module.weight.grad is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_so_have_the_log_probabilities_each_with_its_own_weight(scale):
+    hidden, head, dense, targets = with_rows(scale=scale)
+    again, weights = hidden.detach().requires_grad_(), torch.randn(70)
+    found = target_logprobs(hidden, head, targets, chunk=32)
+    expected = dense.logits(again).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(hidden.grad, again.grad, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(head.rows.grad, dense.module.weight.grad[44:48], atol=1e-6, rtol=1e-4)
+
+
+def test_rows_beside_a_head_in_bfloat16_keep_their_gradients_in_float32():
+    hidden, head, dense, targets = with_rows(torch.bfloat16)
+    linear_cross_entropy(hidden, head, targets, chunk=32).backward()
+    exact = dense.module.weight.detach().float().requires_grad_()
+    F.cross_entropy(hidden.detach().float() @ exact.mT, targets, reduction="sum").backward()
+    assert head.rows.grad.dtype == torch.float32
+    torch.testing.assert_close(head.rows.grad, exact.grad[44:48], rtol=5e-2, atol=5e-2)

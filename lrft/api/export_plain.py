@@ -39,6 +39,8 @@ class Plain(Form):
         if not found:
             raise UsageError(f"{self.name}: the run has no adapter; `lrft merge` writes its weights")
         check_mergeable(self.model)
+        if self.model.new_rows is not None:
+            raise UsageError(f"{self.name}: a plain adapter has no rows for new tokens; use `lrft merge`")
         first = next(iter(found.values())).adapter
         if "own_weights" in first.provides:
             raise UsageError(

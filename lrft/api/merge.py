@@ -221,6 +221,8 @@ class Merge:
             "weights": "pretrained",
             "tokenizer": None,
             "adapter": None,
+            "add_tokens": None,  # its tokenizer has them
+            "resize": None,
             "rope_scaling": None,  # its own configuration says these
             "context": None,
             "dtype": self.recipe.export.dtype,

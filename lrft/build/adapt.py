@@ -23,6 +23,7 @@ from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
 from lrft.model.chosen import choose_sites
 from lrft.model.load import configure, load_model, open_model, prove
+from lrft.model.new_tokens import check_vocabulary, prove_rows
 from lrft.model.packed import check_packing
 from lrft.model.recompute import with_layers_kept
 from lrft.model.rope import longer
@@ -149,6 +150,7 @@ def _adapt(
         check_runs(model)
     slow = configure(model, with_layers_kept(recipe.model))
     adaptation.notes += [*told, *(remarks.of_costs(recipe, slow, device) if trains else [])]
+    adaptation.notes += remarks.of_new_tokens(recipe, model, text) if trains else []
     adaptation.notes += remarks.of_starts(recipe, adaptation.plan) if saved is None else []
     heap.give_back()
     return adaptation
@@ -180,6 +182,7 @@ def _prove(recipe: Recipe, adaptation: Adaptation, device: torch.device, trains:
         with bare(model):
             prove(model, recipe.model, device)
             settled(recipe, adaptation, device, trains)
+        prove_rows(model)
         check_runs(model)
     except RecipeError as error:
         raise NotStreamed(error.problems[0].message) from None
@@ -207,6 +210,7 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
     _check_length(recipe, model)
     check_packing(recipe.model.name, model.packing, model.packed, recipe.quantization)
     choose_base_weights(model, recipe.trainable.weights)
+    check_vocabulary(model)
     held = matrices(model)
     if check and "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:
         check_storage(model, recipe.quantization.method)
@@ -218,6 +222,7 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
     except ValueError as error:
         raise RecipeError(f"{method} cannot go on this model: {error}", "adapter.method") from None
     sites, table = choose_sites(there, recipe.adapter, held.total, model.direct)
+    check_vocabulary(model, sites)
     if check:
         check_sites(model, sites)
     return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners_of(recipe)

@@ -79,7 +79,9 @@ def read_renderer(recipe: Recipe, trust_remote_code: bool = False) -> Text:
 def _without_rows(recipe: Recipe, config: TextConfig, trust_remote_code: bool, today: str | None) -> Text:
     tokenizer, stops = load_tokenizer(recipe.model, trust_remote_code, recipe.data.template)
     if recipe.model.tokenizer is None:
-        _check_tokenizer(tokenizer, config.vocab_size)
+        added = recipe.model.add_tokens
+        new = [] if added is None else added.texts
+        _check_tokenizer(tokenizer, config.vocab_size, new)
     day = today or recipe.data.date
     renderer = Renderer(
         tokenizer,
@@ -93,13 +95,14 @@ def _without_rows(recipe: Recipe, config: TextConfig, trust_remote_code: bool, t
     return Text(tokenizer, stops, pad_id(tokenizer, stops), renderer, seed=recipe.data.seed)
 
 
-def _check_tokenizer(tokenizer: Tokenizer, size: int) -> None:
-    """Refuse a tokenizer whose tokens have no embedding.
+def _check_tokenizer(tokenizer: Tokenizer, size: int, new: list[str]) -> None:
+    """Refuse a tokenizer whose tokens have no embedding; `new` ones will be given theirs.
 
     Raises:
         RecipeError: names the first such token.
     """
-    ids = {number: token for token, number in tokenizer.get_vocab().items() if number >= size}
+    vocabulary = tokenizer.get_vocab().items()
+    ids = {number: token for token, number in vocabulary if number >= size and token not in new}
     if ids:
         first = min(ids)
         raise RecipeError(

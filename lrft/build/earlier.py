@@ -16,6 +16,7 @@ from lrft.core.params import Site
 from lrft.core.stages import Plan, SitePlan
 from lrft.model.builder import make_adapter, saved_start
 from lrft.model.causal_lm import CausalLM
+from lrft.model.new_rows import TOKENS
 from lrft.model.origin import hub_id
 from lrft.model.take_over import KEY, Taken, Trained, check_sites, take_over
 from lrft.model.trained import BASE, SHARED
@@ -136,7 +137,7 @@ def _of_run(folder: Path, recipe: Recipe) -> Earlier:
         raise RecipeError(f"{folder} has no checkpoint yet; train it first", KEY)
     own = load_recipe(run.path / RECIPE, trained=True).recipe
     tensors = checkpoint.read_adapter(saved)
-    odd = next((name for name in tensors if name.startswith((BASE, SHARED))), "")
+    odd = next((name for name in tensors if name.startswith((BASE, SHARED, TOKENS))), "")
     if own.adapter is None or odd:
         what = f"trained {odd.removeprefix(BASE)} beside its sites" if own.adapter else "has no adapter"
         raise RecipeError(f"{folder} {what}; merge it and name the merged model as model.name", KEY)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from lrft.build.text import Text
 from lrft.core.stages import Plan
+from lrft.model.causal_lm import CausalLM
 from lrft.ops.linalg import ITERATIONS, LARGEST_EXACT
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import QUANTIZERS
@@ -19,6 +21,20 @@ def of_costs(recipe: Recipe, slow: list[str], device: torch.device) -> list[str]
             f"model.name: {' and '.join(slow)} run as the model's own code has them, none in one node"
         )
     return notes
+
+
+def of_new_tokens(recipe: Recipe, model: CausalLM, text: Text | None) -> list[str]:
+    """Which new tokens no training row has: their rows only learn that they are never the next token."""
+    asked, rows = recipe.model.add_tokens, model.new_rows
+    if asked is None or rows is None or text is None:
+        return []
+    unseen = set(range(rows.first, rows.first + rows.count))
+    for row in text.train:
+        unseen.difference_update(row.input_ids)
+        if not unseen:
+            return []
+    named = ", ".join(repr(asked.texts[number - rows.first]) for number in sorted(unseen))
+    return [f"model.add_tokens: no training row has {named}, so nothing is learnt but not to write it"]
 
 
 def of_starts(recipe: Recipe, plan: Plan) -> list[str]:

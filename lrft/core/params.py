@@ -40,6 +40,7 @@ class ParamInfo:
         scaling: s of the low-rank term s B A that the parameter is a factor of.
         partner: the other factor of that term, trained or frozen: A of a B, B of an A.
         block: path of the decoder layer the parameter stands in (`model.layers.3`), empty outside of them.
+        sparse: it is of tokens that the first steps may not hold, and then has no gradient in them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ParamInfo:
     scaling: float = 1.0
     partner: Tensor | None = None
     block: str = ""
+    sparse: bool = False
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:

@@ -42,7 +42,10 @@ def put_on(tokenizer: Tokenizer, stops: set[int], template: str) -> set[int]:
     name = None if is_jinja(template) else template
     before, mark = tokenizer.eos_token, None if name is None else _stop_mark(name)
     if mark is not None and not _is_token(tokenizer, mark):
-        say(f"{KEY}: this tokenizer has no token {mark}, so messages end in its end-of-text token {before}")
+        say(
+            f"{KEY}: this tokenizer has no token {mark}, so messages end in its end-of-text token {before}; "
+            f"model.add_tokens: {{special: ['{mark}']}} gives it one"
+        )
         mark = None
     tokenizer.chat_template = template if name is None else _filled_in(tokenizer, name, mark)
     text = _rendered(tokenizer, stops)
@@ -111,7 +114,8 @@ def _say_costs(tokenizer: Tokenizer, text: str) -> None:
     if costs:
         say(
             f"{KEY}: marks that are no tokens of this tokenizer cost several wherever they stand: {', '.join(costs)}; "
-            "name a tokenizer that has them as model.tokenizer, or write plain, which needs none"
+            "make tokens of them with model.add_tokens, name a tokenizer that has them as model.tokenizer, or write "
+            "plain, which needs none"
         )
 
 

@@ -69,7 +69,7 @@ def adapter_card(recipe: Recipe, record: Mapping[str, Json], config: Mapping[str
         quantization=recipe.quantization.method,
         trainable=record.get("trainable", 0),
         loss=record.get("loss"),
-        positions=_positions(recipe),
+        positions=_positions(recipe) + _tokens(recipe, config),
     )
 
 
@@ -140,6 +140,20 @@ def _positions(recipe: Recipe) -> str:
     said = "" if scaling is None else f" rope scaling {scaling.type} by {scaling.factor:g}"
     said += "" if context is None else f" {'and ' if said else ''}a context of {context} positions"
     return f"- the base has to be loaded with{said}, as in training\n" if said else ""
+
+
+def _tokens(recipe: Recipe, config: Mapping[str, Json] | None) -> str:
+    """Which tokens are new, and what a base without rows for them is to be given before PEFT loads the adapter."""
+    if recipe.model.add_tokens is None:
+        return ""
+    texts = ", ".join(map(repr, recipe.model.add_tokens.texts))
+    said = f"- new tokens, which the tokenizer of this folder has: {texts}"
+    ids = next(iter(to_section(config["trainable_token_indices"]).values())) if config else None
+    if not isinstance(ids, list):
+        return f"{said}\n"
+    rows = int(str(ids[-1])) + 1
+    resize = f"`model.resize_token_embeddings({rows}, mean_resizing=False)`"
+    return f"{said}\n- a base with fewer rows than {rows} takes {resize} before it takes the adapter\n"
 
 
 def _method(recipe: Recipe) -> str:

@@ -15,6 +15,7 @@ from lrft.core.params import Site
 from lrft.export.feedback import Feedback, groups, rounders
 from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
+from lrft.model.new_tokens import take_in
 from lrft.model.sites import is_transposed, linear_sites
 from lrft.model.trained import base_parameters, frozen_layers
 from lrft.registry.errors import NotMergeable, UsageError
@@ -87,6 +88,8 @@ def merge_into(
     for name, parameter in weights.items():
         if parameter.is_floating_point():
             parameter.data = rounded(name, parameter, dtype, stochastic=False)
+    if model.new_rows is not None:
+        take_in(dense, model.new_rows)
     return drawn
 
 

@@ -17,6 +17,7 @@ from lrft.core.peft import LORA_NAMES, Together, lora_keys
 from lrft.core.swap import replace_folder
 from lrft.export.card import adapter_card
 from lrft.export.rounding import rounded
+from lrft.export.token_rows import token_rows
 from lrft.model.batching import stock_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
@@ -76,7 +77,11 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     differing = patterns(keys, common)
     if differing is None:
         return _own_form(model, dtype), None
+    rows = token_rows(model, str(common["peft_type"]), dtype)
+    if rows is None:
+        return _own_form(model, dtype), None
     extra, said = beside(model, {name for name, _ in sites}, str(common["peft_type"]))
+    extra, said = extra | rows[0], {**said, **rows[1]}
     config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
@@ -87,7 +92,7 @@ def _form_of_all(
     model: CausalLM, recipe: Recipe, sites: list[tuple[str, Adapted]], together: Together, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], Keys | None]:
     """The form of a method that PEFT holds as one thing; it has none for base weights that train beside."""
-    if any(base_parameters(model)):
+    if any(base_parameters(model)) or model.new_rows is not None:
         return _own_form(model, dtype), None
     training = model.training
     model.eval()
@@ -105,7 +110,8 @@ def why_own_form(model: CausalLM, recipe: Recipe) -> str:
         return "PEFT has no form for base weights without an adapter"
     if names := taken_for_experts(model):
         return f"PEFT takes {', '.join(names)} of a mixture of experts for the experts themselves"
-    return f"PEFT has no form for {recipe.adapter.method} as it was trained here"
+    beside = " with rows of new tokens" if recipe.model.add_tokens is not None else ""
+    return f"PEFT has no form for {recipe.adapter.method}{beside} as it was trained here"
 
 
 def taken_for_experts(model: CausalLM) -> list[str]:

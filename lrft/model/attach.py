@@ -70,7 +70,7 @@ def attach(
         _freeze(model, name, builder, plan.get(name))
     if model.unread is not None:
         model.fingerprint, model.unread = model.unread.finish(), None
-    model.hf.to(builder.device)
+    model.to(builder.device)
     if builder.adapter is not None:
         model.give_virtual_tokens(builder.adapter.virtual_tokens(builder.config))
     if builder.shared is not None:

@@ -17,6 +17,7 @@ from lrft.core.batch import Batch
 from lrft.core.virtual import note, widen
 from lrft.model import varlen
 from lrft.model.hf import HF
+from lrft.model.new_rows import NewRows
 from lrft.ops.loss import Head
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class CausalLM(nn.Module):
         unread: the linear layers whose weights are still in their files, or None.
         shared: what the adapters of all sites share, or None.
         softcap, scale: of the head, as `lrft.model.head` found them.
+        new_rows: what trains for tokens that the model did not have (`lrft.model.new_tokens`), or None.
         virtual: virtual tokens before every document while the adapters are on (`lrft.core.virtual`).
         batching: how prompts may be put together for generation (`lrft.model.batching`), once it was asked.
     """
@@ -70,6 +72,7 @@ class CausalLM(nn.Module):
         self.shared: Shared | None = None
         self.softcap: float | None = None
         self.scale = 1.0
+        self.new_rows: NewRows | None = None
         self.virtual = 0
         self.batching: str | None = None
         self._compiled: Callable[..., HiddenStates] | None = None
@@ -79,7 +82,10 @@ class CausalLM(nn.Module):
         """The map from hidden states to logits, as this architecture computes it."""
         head = self.hf.get_output_embeddings()
         assert head is not None, "a model without a head is refused when it is loaded"
-        return Head(head, self.softcap, self.scale)
+        rows = self.new_rows_now
+        if rows is None:
+            return Head(head, self.softcap, self.scale)
+        return Head(head, self.softcap, self.scale, rows.head, rows.first)
 
     @property
     def body(self) -> nn.Module:
@@ -138,6 +144,31 @@ class CausalLM(nn.Module):
         """Virtual tokens of the model as it is switched: none while its adapters are off."""
         first = next(adapted(self.hf), None) if self.virtual else None
         return self.virtual if first is not None and first[1].enabled else 0
+
+    def give_new_rows(self, rows: NewRows) -> None:
+        """Let rows of their own stand for new tokens: wherever the two maps of the vocabulary are called."""
+        head = self.hf.get_output_embeddings()
+        assert head is not None, "a model without a head is refused when it is loaded"
+
+        def embed(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            now = self.new_rows_now
+            return output if now is None else now.embed(inputs[0], output)
+
+        def score(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            now = self.new_rows_now
+            return output if now is None else now.score(inputs[0], output, getattr(module, "bias", None))
+
+        self.hf.get_input_embeddings().register_forward_hook(embed)
+        head.register_forward_hook(score)
+        self.new_rows = rows
+
+    @property
+    def new_rows_now(self) -> NewRows | None:
+        """The rows of new tokens; None while the adapters are off, when the matrices say what they began as."""
+        if self.new_rows is None:
+            return None
+        first = next(adapted(self.hf), None)
+        return self.new_rows if first is None or first[1].enabled else None
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states (B, L, d), final norm included; documents of a row do not see each other."""

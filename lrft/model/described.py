@@ -9,10 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from lrft.data.hub import offline_if_unreachable
 from lrft.model import gguf
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
+from lrft.model.new_rows import NewRows
 from lrft.model.skeleton import Skeleton
 from lrft.model.skeleton_families import why_no_skeleton
 from lrft.recipe.sections import ModelSection
@@ -53,7 +56,17 @@ def build_skeleton(section: ModelSection) -> tuple[CausalLM, Described]:
         _check_headers(section.name, hf, found.folder)
     model = CausalLM(hf)  # type: ignore[arg-type]
     model.softcap = hf.softcap
+    if section.add_tokens is not None:
+        _give_rows(model, len(section.add_tokens.texts))
     return model, found
+
+
+def _give_rows(model: CausalLM, count: int) -> None:
+    """Let so many rows train, the last of the matrices: how many of them are spare is known to the tokenizer alone."""
+    weight, head = model.hf.get_input_embeddings().weight, model.hf.get_output_embeddings()
+    rows = torch.empty(count, weight.shape[1], device="meta")
+    tied = head is None or head.weight is weight
+    model.give_new_rows(NewRows(weight.shape[0] - count, rows, None if tied else rows.clone()))
 
 
 class UnknownFamily(RecipeError):

@@ -16,10 +16,12 @@ from lrft.model.direct import find_direct
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
+from lrft.model.new_tokens import extend, prove_rows
 from lrft.model.packed import Packed, packed_layers, take_packing
 from lrft.model.rope import stretch
 from lrft.model.stored import NotStreamed, Unread, answering_zeros, fingerprint
 from lrft.model.stream import load_promised
+from lrft.model.tokenizer import read_new_tokens
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 
@@ -65,9 +67,13 @@ def load_model(
     if not meta:
         head.settle(model)
     model.direct = _direct(hf)
-    first_backend(model, section, torch.device(device))
     if not meta:
         model.fingerprint = fingerprint(hf)
+    if (new := read_new_tokens(section, trust_remote_code)) is not None:
+        extend(model, new, section.resize)
+    if not meta:
+        prove_rows(model)
+    first_backend(model, section, torch.device(device))
     return model
 
 
@@ -102,6 +108,8 @@ def open_model(section: ModelSection, trust_remote_code: bool = False) -> Causal
     model = CausalLM(hf)
     model.direct, model.unread = direct, Unread(hf)
     model.packing, model.packed = packing, packed_layers(hf)
+    if (new := read_new_tokens(section, trust_remote_code)) is not None:
+        extend(model, new, section.resize)  # proved when the layers have weights
     return model
 
 

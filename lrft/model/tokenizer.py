@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 from lrft.data.template import put_on
-from lrft.model.files import quiet, resolve, unloadable
+from lrft.model.files import Where, quiet, resolve, unloadable
+from lrft.model.new_tokens import NewTokens, add_tokens
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 from lrft.registry.protocols import Tokenizer
@@ -24,16 +25,9 @@ def load_tokenizer(
     Raises:
         RecipeError: it cannot be loaded, knows no token to stop at, or cannot write the template.
     """
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
-    quiet()
-    key, source = _tokenizer_source(section)
-    name, options = resolve(*source)
-    try:
-        found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise unloadable(source[0], error, key) from None
-    tokenizer = cast(Tokenizer, found)  # transformers finds names of special tokens when they are asked for
+    key, (name, options), tokenizer = _read(section, trust_remote_code)
     stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     if section.weights == "pretrained":  # what a model was trained to stop at; one without weights was not
         name, options = resolve(section.name, section.revision)
@@ -44,6 +38,7 @@ def load_tokenizer(
         pass  # a model without a generation config stops at its tokenizer's eos
     if not stops:
         raise RecipeError("the tokenizer has no end-of-sequence token, so nothing could learn to stop", key)
+    add_tokens(tokenizer, section)
     if template is not None:
         stops = put_on(tokenizer, stops, template)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stops:
@@ -51,6 +46,30 @@ def load_tokenizer(
         if token is not None:
             tokenizer.pad_token = token
     return tokenizer, stops
+
+
+def read_new_tokens(section: ModelSection, trust_remote_code: bool = False) -> NewTokens | None:
+    """What `model.add_tokens` adds to the tokenizer, or None.
+
+    Raises:
+        RecipeError: the tokenizer cannot be loaded, or cannot take them.
+    """
+    return None if section.add_tokens is None else add_tokens(_read(section, trust_remote_code)[2], section)
+
+
+def _read(section: ModelSection, trusted: bool) -> tuple[str, tuple[str, Where], Tokenizer]:
+    """The tokenizer as its files have it, the key that names it, and where it was found."""
+    from transformers import AutoTokenizer
+
+    quiet()
+    key, source = _tokenizer_source(section)
+    name, options = resolve(*source)
+    try:
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise unloadable(source[0], error, key) from None
+    # transformers finds names of special tokens when they are asked for
+    return key, (name, options), cast(Tokenizer, found)
 
 
 def pad_id(tokenizer: Tokenizer, stops: set[int]) -> int:

@@ -14,6 +14,7 @@ from lrft.core.frozen import Changed, FrozenLinear
 from lrft.core.less import changed, start_of
 from lrft.core.params import ParamInfo, Site
 from lrft.model.causal_lm import CausalLM
+from lrft.model.new_rows import TOKENS
 from lrft.model.sites import linear_shape, linear_sites, matches
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import CheckpointError, RecipeError
@@ -85,8 +86,9 @@ def check_storage(model: CausalLM, storage: str) -> None:
 
 
 def parameter_infos(model: CausalLM) -> list[ParamInfo]:
-    """Every trainable parameter with its role: base weights first, then adapters site by site, then what they share."""
-    return [*_base_infos(model), *_adapter_infos(model)]
+    """Every trainable parameter with its role: base weights, adapters site by site, what they share, new rows."""
+    new = [] if model.new_rows is None else model.new_rows.infos()
+    return [*_base_infos(model), *_adapter_infos(model), *new]
 
 
 def base_parameters(model: CausalLM) -> Iterator[tuple[str, nn.Parameter]]:
@@ -174,7 +176,8 @@ def trained_tensors(model: CausalLM) -> dict[str, Tensor]:
 
     `SITE.NAME` the adapter's parameters and buffers, `SITE.start.NAME` its start that the base gave up,
     `SITE.offset.A|B` what was taken off the weight before the base was stored, `SITE.change.A|B|D` what restarts
-    added to the base, `shared.NAME` what all sites share, `base.NAME` base weights that train.
+    added to the base, `shared.NAME` what all sites share, `base.NAME` base weights that train, `tokens.NAME`
+    rows of new tokens.
     """
     found = {}
     for site, module in adapted(model.hf):
@@ -191,6 +194,8 @@ def trained_tensors(model: CausalLM) -> dict[str, Tensor]:
     if model.shared is not None:
         found.update({f"{SHARED}{key}": value.detach() for key, value in model.shared.state_dict().items()})
     found.update({f"{BASE}{name}": parameter.detach() for name, parameter in base_parameters(model)})
+    if model.new_rows is not None:
+        found.update({f"{TOKENS}{key}": value for key, value in model.new_rows.state_dict().items()})
     return found
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lrft.ops.frozen_head import FrozenHead, rows_gradient
 from lrft.ops.linalg import Context
 
 CHUNK = 256  # rows; measured flat between 128 and 256 on CPU, and small enough for a 150k vocabulary
@@ -29,11 +30,15 @@ class Head:
             recomputed chunk by chunk in the backward pass, which is slower and as lean.
         softcap: Gemma 2's final c * tanh(logits / c), or None.
         scale: multiplies the logits before the cap.
+        rows: (k, d) float32, rows that train in the place of k of the module's own; `module` answers with them too.
+        first: which of the module's rows they begin at.
     """
 
     module: nn.Module
     softcap: float | None = None
     scale: float = 1.0
+    rows: Tensor | None = None
+    first: int = 0
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., V) in the hidden states' dtype."""
@@ -71,7 +76,7 @@ def linear_cross_entropy(
         return hidden.float().sum()
     if head.is_frozen_dense and head.softcap is None and torch.is_grad_enabled():
         total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden, head.module.weight, head.module.bias, targets, head.scale, chunk, smoothing
+            hidden, head.rows, *_frozen(head), targets, head.scale, chunk, smoothing
         )
         return total
 
@@ -97,7 +102,7 @@ def target_logprobs(hidden: Tensor, head: Head, targets: Tensor, chunk: int = CH
         return hidden.float().sum(-1)
     if head.is_frozen_dense and head.softcap is None and torch.is_grad_enabled():
         logprobs: Tensor = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]
-            hidden, head.module.weight, head.module.bias, targets, head.scale, chunk
+            hidden, head.rows, *_frozen(head), targets, head.scale, chunk
         )
         return logprobs
 
@@ -111,32 +116,48 @@ def target_logprobs(hidden: Tensor, head: Head, targets: Tensor, chunk: int = CH
     return torch.cat(parts)
 
 
+def _frozen(head: Head) -> tuple[Tensor, Tensor | None, int]:
+    weight: Tensor = head.module.get_parameter("weight")
+    bias: Tensor | None = head.module._parameters.get("bias")
+    return weight, bias, head.first
+
+
+class _Kept(Context):
+    """What the two functions keep beside tensors."""
+
+    scale: float
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Loss and gradient in one pass over chunks, for a frozen linear head without a soft cap."""
 
     @staticmethod
     def forward(
-        ctx: Context,
+        ctx: _Kept,
         hidden: Tensor,
+        rows: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
+        first: int,
         targets: Tensor,
         scale: float,
         chunk: int,
         smoothing: float,
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
-        gradient = torch.empty_like(hidden)
-        for losses in _losses(hidden, weight, bias, targets, scale, chunk, gradient, smoothing):
+        gradient, head = torch.empty_like(hidden), FrozenHead.of(hidden, rows, weight, bias, first)
+        for losses in _losses(hidden, head, targets, scale, chunk, gradient, smoothing):
             total += losses.sum()
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, *head.kept(hidden))
+        ctx.scale = scale
         return total
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, *kept = ctx.saved_tensors
         # In float32, since a loss scale over few targets is more than float16 holds.
-        return (gradient.float() * grads[0]).to(gradient.dtype), None, None, None, None, None, None
+        pulled = (gradient.float() * grads[0]).to(gradient.dtype)
+        return pulled, rows_gradient(tuple(kept), grads[0], ctx.scale), *[None] * 7
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -144,29 +165,36 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context,
+        ctx: _Kept,
         hidden: Tensor,
+        rows: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
+        first: int,
         targets: Tensor,
         scale: float,
         chunk: int,
     ) -> Tensor:
-        gradient = torch.empty_like(hidden)
-        losses = torch.cat(list(_losses(hidden, weight, bias, targets, scale, chunk, gradient)))
-        ctx.save_for_backward(gradient)
+        gradient, head = torch.empty_like(hidden), FrozenHead.of(hidden, rows, weight, bias, first)
+        losses = torch.cat(list(_losses(hidden, head, targets, scale, chunk, gradient)))
+        ctx.save_for_backward(gradient, *head.kept(hidden))
+        ctx.scale = scale
         return losses[:, 0].neg_()
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient.float() * -grads[0][:, None]).to(gradient.dtype), None, None, None, None, None
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, *kept = ctx.saved_tensors
+        by = -grads[0][:, None]
+        return (
+            (gradient.float() * by).to(gradient.dtype),
+            rows_gradient(tuple(kept), by, ctx.scale),
+            *[None] * 6,
+        )
 
 
 def _losses(
     hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    head: FrozenHead,
     targets: Tensor,
     scale: float,
     chunk: int,
@@ -178,14 +206,14 @@ def _losses(
     d loss / d hidden = scale * (softmax(logits) - q) W, stored in the hidden states' dtype, with q = onehot(targets),
     or (1 - smoothing) onehot(targets) + smoothing / V.
     """
-    rows = min(chunk, hidden.shape[0])
+    rows, size = min(chunk, hidden.shape[0]), head.weight.shape[0]
     # Two buffers serve every chunk: allocating a chunk of logits anew costs more in page faults than the softmax.
-    half = torch.empty(rows, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
-    full = torch.empty(rows, weight.shape[0], dtype=torch.float32, device=hidden.device)
+    half = torch.empty(rows, size, dtype=hidden.dtype, device=hidden.device)
+    full = torch.empty(rows, size, dtype=torch.float32, device=hidden.device)
     for start in range(0, hidden.shape[0], chunk):
         part, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
-        logits = torch.mm(part, weight.mT, out=half[: part.shape[0]])
-        scores = full[: part.shape[0]].copy_(logits if bias is None else logits.add_(bias))
+        logits = head.logits(part, half[: part.shape[0]])
+        scores = full[: part.shape[0]].copy_(logits)
         if scale != 1.0:
             scores.mul_(scale)
         top, chosen = scores.amax(-1, keepdim=True), scores.gather(1, wanted)
@@ -195,8 +223,8 @@ def _losses(
         yield mass.log() + top - chosen
         scores.div_(mass)
         if smoothing:
-            scores.sub_(smoothing / weight.shape[0])
+            scores.sub_(smoothing / size)
         scores.scatter_add_(1, wanted, scores.new_full(wanted.shape, smoothing - 1.0))
-        torch.mm(logits.copy_(scores), weight, out=gradient[start : start + chunk])
+        head.pull(logits.copy_(scores), scores, start, gradient[start : start + chunk])
     if scale != 1.0:
         gradient *= scale

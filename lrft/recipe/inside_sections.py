@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrft.registry.config import Field, Literal, Section
+from lrft.registry.config import Field, Literal, Section, model_validator
 
 
 class RopeScaling(Section):
@@ -13,6 +13,27 @@ class RopeScaling(Section):
         "none in training, and by transformers for longer texts alone"
     )
     factor: float = Field(ge=1, description="how many times as far")
+
+
+class NewTokens(Section):
+    """Tokens that the tokenizer does not have. A list is short for `{plain: [...]}`."""
+
+    plain: list[str] = Field(
+        [], description="tokens that stay in what is generated, such as the marks of a tool call"
+    )
+    special: list[str] = Field(
+        [], description="tokens left out of what is generated, such as the mark that ends an answer"
+    )
+
+    @property
+    def texts(self) -> list[str]:
+        """All of them, in the order of their ids."""
+        return [*self.plain, *self.special]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        return {"plain": value} if isinstance(value, list) else value
 
 
 class Extension(Section):

@@ -78,9 +78,17 @@ _SENTENCES = (
     ),
     (
         "tokens are those of the tokenizer; save one that has them and name it as model.tokenizer",
-        "special_tokens tokens added_tokens new_special_tokens add_tokens resize_vocab "
-        "resize_token_embeddings pad_token eos_token bos_token unk_token add_special_tokens "
-        "additional_special_tokens added_tokens_overrides resize_token_embeddings_to_32x",
+        "special_tokens pad_token eos_token bos_token unk_token added_tokens_overrides",
+    ),
+    (
+        "name new tokens by their texts, model.add_tokens: ['<|call|>'], or model.add_tokens: {special: [...], plain: "
+        "[...]}; the rows for them train, and no others",
+        "tokens added_tokens new_tokens new_special_tokens add_special_tokens additional_special_tokens "
+        "trainable_token_indices",
+    ),
+    (
+        "the vocabulary grows by what model.add_tokens names; with it, model.resize: 64 pads it to a multiple",
+        "resize_vocab resize_token_embeddings resize_token_embeddings_to_32x",
     ),
     (
         "write data.format: chat, which renders by the tokenizer's own template, and for another one data.template: "
@@ -196,7 +204,7 @@ _SENTENCES = (
         "gpu_memory_utilization max_lora_rank lora_mlp_kernel lora_qkv_kernel lora_o_kernel xformers_attention "
         "flex_attention rope_theta overrides_of_model_config sliding_window s2_attention "
         "shift_attn upcast_layernorm upcast_lmhead_output mixture_of_depths use_llama_pro "
-        "trainable_token_indices embeddings_skip_upcast lora_on_cpu torch_compile_backend torch_compile_mode "
+        "embeddings_skip_upcast lora_on_cpu torch_compile_backend torch_compile_mode "
         "layer_replication megatron_core auto_kernels optim_target_modules weight_only",
     ),
     (

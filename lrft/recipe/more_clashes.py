@@ -42,8 +42,44 @@ def _noise_in_compiled_code(settings: RecipeView) -> Iterator[Problem]:
         )
 
 
+def _new_tokens(settings: RecipeView) -> Iterator[Problem]:
+    """Rows of new tokens train beside an adapter, on a frozen vocabulary that nothing else changes or compiles."""
+    key, asked = "model.add_tokens", settings["model.add_tokens"]
+    if asked is None:
+        if settings["model.resize"] is not None:
+            yield Problem("model.resize", f"pads the rows of new tokens, and {key} names none; remove it")
+        return
+    texts = _texts(settings)
+    if not texts or "" in texts:
+        yield Problem(key, "holds no text or an empty one; write texts such as ['<|call|>'], or remove it")
+    elif twice := sorted({text for text in texts if texts.count(text) > 1}):
+        yield Problem(key, f"names {twice[0]!r} twice; write it once")
+    adapter = settings.declared("adapter")
+    beside = {
+        "adapter: null": adapter is None,
+        f"adapter: {adapter and adapter.name}": adapter is not None and "own_weights" in adapter.provides,
+        "model.adapter": settings["model.adapter"] is not None,
+        "model.compile: true": settings["model.compile"] is True,
+        "select": settings["select"] is not None,
+        "restart": settings["restart"] is not None,
+        "train.shard_base: true": settings["train.shard_base"] is True,
+    }
+    yield from (
+        Problem(key, f"new rows do not train with {other}; remove one of the two")
+        for other, there in beside.items()
+        if there
+    )
+
+
+def _texts(settings: RecipeView) -> list[str]:
+    asked = settings["model.add_tokens"]
+    groups = asked.values() if isinstance(asked, dict) else [asked]
+    return [str(text) for group in groups if isinstance(group, list) for text in group]
+
+
 MORE: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _start_that_is_given,
     _extended_past_a_plan,
     _noise_in_compiled_code,
+    _new_tokens,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from lrft.recipe.inside_sections import Extension, RopeScaling
+from lrft.recipe.inside_sections import Extension, NewTokens, RopeScaling
 from lrft.registry.axes import TASKS
 from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, model_validator
 from lrft.registry.section import ADDED as ADDED
@@ -30,6 +30,16 @@ class ModelSection(Section):
         None,
         min_length=1,
         description="hub id or local folder of another tokenizer; by default the model's own",
+    )
+    add_tokens: Annotated[NewTokens | None, DECIDES_ROWS, ADDED] = Field(
+        None,
+        description="texts that become tokens of their own, at the end of the vocabulary; the rows of the embedding "
+        "and of the head for them train beside the adapter, and no other row does",
+    )
+    resize: Annotated[int | None, ADDED] = Field(
+        None,
+        gt=0,
+        description="with add_tokens: pad the vocabulary to a multiple of this, with rows that no token has",
     )
     rope_scaling: Annotated[RopeScaling | None, ADDED] = Field(
         None,

@@ -53,6 +53,8 @@ class Tokenizer(Protocol):
 
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
 
+    def add_tokens(self, new_tokens: Sequence[Token], special_tokens: bool = ...) -> int: ...
+
     def apply_chat_template(
         self,
         conversation: Sequence[Sequence[Mapping[str, object]]],

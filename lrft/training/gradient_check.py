@@ -49,7 +49,8 @@ class GradientCheck(Callback):
             return
         names = list(self.reached)
         alive = torch.stack([self.reached[name] for name in names]).tolist()  # one wait for all tensors
-        trains = {info.name for info in run.parameters if info.param.requires_grad}  # some may rest by choice
+        # Some may rest by choice.
+        trains = {info.name for info in run.parameters if info.param.requires_grad and not info.sparse}
         dead = [i.name for i in run.parameters if i.name in trains - self.reached.keys()]
         dead += [name for name, hit in zip(names, alive, strict=True) if not hit and name in trains]
         if run.metrics.get("loss") == 0:

@@ -1,0 +1,75 @@
+"""A frozen head of which a few rows stand for themselves, and train: its logits and their gradients, in chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FrozenHead:
+    """The weight (V, d) and the bias of a frozen head, and k rows (k, d) in their dtype that stand in from `first` on.
+
+    Attributes:
+        scores: (N, k) float32, filled with the gradient of every loss with respect to the logits of those rows.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    rows: Tensor | None
+    first: int
+    scores: Tensor | None
+
+    @staticmethod
+    def of(
+        hidden: Tensor, rows: Tensor | None, weight: Tensor, bias: Tensor | None, first: int
+    ) -> FrozenHead:
+        """For hidden states (N, d); rows (k, d) in any precision."""
+        if rows is None:
+            return FrozenHead(weight, bias, None, 0, None)
+        scores = torch.empty(hidden.shape[0], rows.shape[0], dtype=torch.float32, device=hidden.device)
+        return FrozenHead(weight, bias, rows.to(hidden.device, hidden.dtype), first, scores)
+
+    def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
+        """(n, d) -> (n, V), written to `out`."""
+        logits = torch.mm(hidden, self.weight.mT, out=out)
+        if self.rows is not None:
+            logits[:, self.columns] = hidden @ self.rows.mT
+        return logits if self.bias is None else logits.add_(self.bias)
+
+    def pull(self, gradient: Tensor, scores: Tensor, start: int, out: Tensor) -> None:
+        """Write the gradient of a chunk's hidden states (n, d) to `out`; keep that of the logits of the rows.
+
+        Args:
+            gradient: (n, V) in the hidden states' dtype, used up.
+            scores: the same in float32.
+            start: place of the chunk among all rows.
+        """
+        if self.rows is None or self.scores is None:
+            torch.mm(gradient, self.weight, out=out)
+            return
+        self.scores[start : start + scores.shape[0]] = scores[:, self.columns]
+        own = gradient[:, self.columns] @ self.rows
+        gradient[:, self.columns] = 0
+        torch.mm(gradient, self.weight, out=out)
+        out += own
+
+    @property
+    def columns(self) -> slice:
+        """Where the rows stand among the logits."""
+        assert self.rows is not None, "a head without rows of their own has no place for them"
+        return slice(self.first, self.first + self.rows.shape[0])
+
+    def kept(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """What the gradient of the rows is made of, in the backward pass."""
+        return () if self.scores is None else (self.scores, hidden)
+
+
+def rows_gradient(kept: tuple[Tensor, ...], by: Tensor, scale: float) -> Tensor | None:
+    """The gradient of the rows (k, d) in float32; `by` is that of the losses, one for all or (N, 1)."""
+    if not kept:
+        return None
+    scores, hidden = kept
+    return (scores * (by * scale)).mT @ hidden.float()
