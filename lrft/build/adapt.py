@@ -26,6 +26,7 @@ from lrft.model.load import configure, load_model, open_model, prove
 from lrft.model.packed import check_packing
 from lrft.model.recompute import with_layers_kept
 from lrft.model.rope import longer
+from lrft.model.score_head import give_score_head
 from lrft.model.sites import Matrices, TargetRow, matrices, sites_of
 from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
@@ -207,6 +208,7 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
     _check_length(recipe, model)
     check_packing(recipe.model.name, model.packing, model.packed, recipe.quantization)
     choose_base_weights(model, recipe.trainable.weights)
+    give_score_head(model, recipe.model.head, recipe.train.seed)
     held = matrices(model)
     if check and "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:
         check_storage(model, recipe.quantization.method)
