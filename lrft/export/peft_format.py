@@ -21,6 +21,7 @@ from lrft.model.batching import stock_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.origin import loadable_name
+from lrft.model.score_head import has_classifier
 from lrft.model.sites import linear_sites
 from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
 from lrft.recipe.schema import Recipe
@@ -61,7 +62,12 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
     takes_transposed = all(form.transposed for form in taking)
-    if not whole or (model.transposed and not takes_transposed) or taken_for_experts(model):
+    if (
+        not whole
+        or (model.transposed and not takes_transposed)
+        or taken_for_experts(model)
+        or _no_classifier(model)
+    ):
         return _own_form(model, dtype), None
     tensors = {
         f"{PREFIX}{site}.{name}": tensor
@@ -97,6 +103,11 @@ def _form_of_all(
     config = shared_keys(model, recipe, sites) | keys
     del config["target_modules"], config["bias"]
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}, config
+
+
+def _no_classifier(model: CausalLM) -> bool:
+    """Whether it scores texts, and PEFT finds no model of transformers that does so."""
+    return bool(model.labels) and not has_classifier(model)
 
 
 def why_own_form(model: CausalLM, recipe: Recipe) -> str:
@@ -196,7 +207,7 @@ def shared_keys(model: CausalLM, recipe: Recipe, sites: list[tuple[str, Adapted]
     return {
         "base_model_name_or_path": loadable_name(recipe.model.name),
         "revision": recipe.model.revision or getattr(model.hf.config, "_commit_hash", None),
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if model.labels else "CAUSAL_LM",
         "bias": "none",
         "inference_mode": True,
         "target_modules": _target_modules(model, [name for name, _ in sites]),

@@ -7,6 +7,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.errors import LrftError, UsageError
@@ -22,6 +25,16 @@ def write_merged(dense: CausalLM, tokenizer: Tokenizer, out: Path, shard_size: s
     """
     with whole_folder(out) as scratch:
         _write(dense, tokenizer, scratch, shard_size)
+
+
+def write_classifier(made: nn.Module, tokenizer: Tokenizer, out: Path, shard_size: str) -> None:
+    """The same of a sequence classifier of transformers, which generates nothing.
+
+    Raises:
+        UsageError, LrftError: as `write_merged`.
+    """
+    with whole_folder(out) as scratch:
+        _save(made, tokenizer, scratch, shard_size)
 
 
 @contextmanager
@@ -51,11 +64,15 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _write(dense: CausalLM, tokenizer: Tokenizer, scratch: Path, shard_size: str) -> None:
-    needed = sum(p.numel() * p.element_size() for p in dense.hf.parameters())
+    _save(dense.hf, tokenizer, scratch, shard_size)
+
+
+def _save(hf: Any, tokenizer: Tokenizer, scratch: Path, shard_size: str) -> None:
+    needed = sum(p.numel() * p.element_size() for p in hf.parameters())
     if (free := shutil.disk_usage(scratch).free) < needed:
         raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free")
-    dense.hf.config._attn_implementation = "sdpa"
-    dense.hf.save_pretrained(scratch, max_shard_size=shard_size)
+    hf.config._attn_implementation = "sdpa"
+    hf.save_pretrained(scratch, max_shard_size=shard_size)
     tokenizer.save_pretrained(scratch)
 
 

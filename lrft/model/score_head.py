@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrft.model.causal_lm import SCORE, CausalLM
 from lrft.recipe.inside_sections import ScoreHead
@@ -43,3 +48,58 @@ def take_score_head(model: CausalLM) -> None:
 def is_score_head(name: str) -> bool:
     """Whether a parameter of this name is the score head's."""
     return name == f"{SCORE}.weight"
+
+
+def has_classifier(model: CausalLM) -> bool:
+    """Whether transformers has a sequence classifier with this body and a head called as ours."""
+    from transformers import AutoModelForSequenceClassification
+
+    if type(model.hf.config) not in AutoModelForSequenceClassification._model_mapping:
+        return False
+    found = _empty(copy.deepcopy(model.hf.config))
+    with torch.device("meta"):
+        own: Any = type(model.hf)._from_config(copy.deepcopy(model.hf.config))
+    bodies = ({name for name, _ in one.base_model.named_parameters()} for one in (found, own))
+    return hasattr(found, SCORE) and next(bodies) == next(bodies)
+
+
+def classifier(dense: CausalLM, pad_id: int) -> nn.Module:
+    """The sequence classifier of transformers with the body, the head and the labels of `dense`, which bears no adapter.
+
+    Args:
+        pad_id: of the tokenizer; the classifier takes the last token that is another one.
+    """
+    config = copy.deepcopy(dense.hf.config)
+    config.id2label = dict(enumerate(dense.labels))
+    config.label2id = {label: number for number, label in enumerate(dense.labels)}
+    config.problem_type = "regression" if len(dense.labels) == 1 else "single_label_classification"
+    config.pad_token_id = pad_id
+    made = _empty(config)
+    made.base_model.load_state_dict(dense.body.state_dict(), assign=True)
+    made.get_submodule(SCORE).load_state_dict(dense.hf.get_submodule(SCORE).state_dict(), assign=True)
+    return made
+
+
+def _empty(config: Any) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+@torch.no_grad()
+def scores_on_disk(folder: Path, texts: Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
+    """What the classifier of a folder gives each text, (texts, labels) float32, by transformers alone.
+
+    Every text has one token of padding after it, so that a text whose own last token is taken for padding shows.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+    found = []
+    for ids in texts:
+        padded = torch.tensor([[*ids, model.config.pad_token_id]])
+        mask = torch.ones_like(padded)
+        mask[0, -1] = 0
+        found.append(model(input_ids=padded, attention_mask=mask).logits.float())
+    return torch.cat(found)

@@ -49,15 +49,17 @@ def _tasks_of_another_model(settings: RecipeView) -> Iterator[Problem]:
 
 def why_not_scored(task: str, scores: bool) -> str | None:
     """Why a task cannot score a model, by whether that scores whole texts; None where it can."""
-    declared = TASKS.declared(task)
-    if ANY_MODEL in declared.provides or scores == (HEAD in declared.requires):
+    if _fits(task, scores):
         return None
     if scores:
-        fit = [n for n in TASKS.names() if not why_not_scored(n, True)]
-        return (
-            f"{task} asks for tokens, and a model with model.head scores whole texts; choose {' or '.join(fit)}"
-        )
+        fit = [name for name in TASKS.names() if _fits(name, True)]
+        return f"{task} asks for tokens, and a model with model.head scores whole texts; choose {' or '.join(fit)}"
     return f"{task} asks for labels, and the model has no head for them; write model.head: [LABEL, ...]"
+
+
+def _fits(task: str, scores: bool) -> bool:
+    declared = TASKS.declared(task)
+    return ANY_MODEL in declared.provides or scores == (HEAD in declared.requires)
 
 
 def _parts_of_another_model(settings: RecipeView) -> Iterator[Problem]:
