@@ -64,7 +64,7 @@ def has_classifier(model: CausalLM) -> bool:
 
 
 def classifier(dense: CausalLM, pad_id: int) -> nn.Module:
-    """The sequence classifier of transformers with the body, the head and the labels of `dense`, which bears no adapter.
+    """The sequence classifier of transformers with the body, head and labels of `dense`, which bears no adapter.
 
     Args:
         pad_id: of the tokenizer; the classifier takes the last token that is another one.
