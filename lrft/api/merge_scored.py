@@ -11,7 +11,7 @@ from lrft.export.fidelity import Fidelity
 from lrft.export.scored import compare_scores
 from lrft.export.write import write_classifier
 from lrft.model.load import DTYPES
-from lrft.model.score_head import classifier, give_score_head, has_classifier, scores_on_disk
+from lrft.model.score_head import classifier, give_score_head, lacks_classifier, scores_on_disk
 from lrft.registry.errors import NotMergeable
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class ScoredMerge(Merge):
             NotMergeable: names the model.
         """
         super().__init__(folder, recipe, text, model, out)
-        if not has_classifier(model):
+        if lacks_classifier(model):
             kind = type(model.hf).__name__
             raise NotMergeable(
                 f"transformers has no sequence classifier with the body of {kind}; lrft eval scores the run itself"

@@ -21,7 +21,7 @@ from lrft.model.batching import stock_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.origin import loadable_name
-from lrft.model.score_head import has_classifier
+from lrft.model.score_head import lacks_classifier
 from lrft.model.sites import linear_sites
 from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
 from lrft.recipe.schema import Recipe
@@ -66,7 +66,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
         not whole
         or (model.transposed and not takes_transposed)
         or taken_for_experts(model)
-        or _no_classifier(model)
+        or lacks_classifier(model)
     ):
         return _own_form(model, dtype), None
     tensors = {
@@ -103,11 +103,6 @@ def _form_of_all(
     config = shared_keys(model, recipe, sites) | keys
     del config["target_modules"], config["bias"]
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}, config
-
-
-def _no_classifier(model: CausalLM) -> bool:
-    """Whether it scores texts, and PEFT finds no model of transformers that does so."""
-    return bool(model.labels) and not has_classifier(model)
 
 
 def why_own_form(model: CausalLM, recipe: Recipe) -> str:

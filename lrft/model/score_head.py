@@ -50,17 +50,19 @@ def is_score_head(name: str) -> bool:
     return name == f"{SCORE}.weight"
 
 
-def has_classifier(model: CausalLM) -> bool:
-    """Whether transformers has a sequence classifier with this body and a head called as ours."""
+def lacks_classifier(model: CausalLM) -> bool:
+    """Whether it scores texts, and transformers has no sequence classifier with its body and a head called as ours."""
+    if not model.labels:
+        return False
     from transformers import AutoModelForSequenceClassification
 
     if type(model.hf.config) not in AutoModelForSequenceClassification._model_mapping:
-        return False
+        return True
     found = _empty(copy.deepcopy(model.hf.config))
     with torch.device("meta"):
         own: Any = type(model.hf)._from_config(copy.deepcopy(model.hf.config))
     bodies = ({name for name, _ in one.base_model.named_parameters()} for one in (found, own))
-    return hasattr(found, SCORE) and next(bodies) == next(bodies)
+    return not hasattr(found, SCORE) or next(bodies) != next(bodies)
 
 
 def classifier(dense: CausalLM, pad_id: int) -> nn.Module:

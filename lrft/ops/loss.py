@@ -65,7 +65,7 @@ def label_losses(scores: Tensor, labels: Tensor) -> Tensor:
     """
     if scores.shape[1] == 1:
         return (scores[:, 0] - labels) ** 2
-    return nn.functional.cross_entropy(scores, labels.long(), reduction="none")
+    return -scores.log_softmax(-1).gather(1, labels.long()[:, None])[:, 0]
 
 
 def linear_cross_entropy(

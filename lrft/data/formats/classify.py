@@ -37,7 +37,7 @@ class Classify(Format):
     class Config(FormatConfig):
         text: str | list[str] = Field("text", min_length=1, description="column of the text, or several")
         label: str = Field("label", min_length=1, description="column of the label")
-        between: str = Field("\n", description="what stands between the texts of several columns")
+        between: str = Field(" ", description="what stands between the texts of several columns")
         render: Literal["chat", "plain"] = Field(
             "plain", description="text as it is, or as a user's message through the model's chat template"
         )

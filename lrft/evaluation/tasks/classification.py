@@ -39,7 +39,7 @@ class Classification(Task):
     """
 
     aliases = {
-        "classify macro_f1 text_classification": "tasks: [classification]",
+        "macro_f1 text_classification": "tasks: [classification]",
     }
 
     version = "classification-1"

@@ -174,7 +174,7 @@ def test_a_model_whose_family_has_no_classifier_keeps_its_own_form_and_is_not_me
 
     recipe, model, *_ = one_by_one(run[1])
     for place in ("lrft.export.peft_format", "lrft.api.merge_scored"):
-        monkeypatch.setattr(f"{place}.has_classifier", lambda model: False)
+        monkeypatch.setattr(f"{place}.lacks_classifier", lambda model: True)
     tensors, config = peft_format.peft_form(model, recipe)
     assert config is None and "base.score.weight" in tensors
     with pytest.raises(NotMergeable, match="no sequence classifier with the body of LlamaForCausalLM"):
@@ -213,6 +213,7 @@ def test_what_wants_text_is_refused(run, tmp_path):
         (["eval.tasks=[gsm8k]"], "gsm8k asks for tokens"),
         (["trainable=['*norm.weight']"], "trainable.weights: weights of the base model cannot train"),
         (["export.rounding=feedback"], "export.rounding: measures a language model"),
+        (["init=eva"], "init.tokens: a text that is given a label has no answer; write all"),
         (["model.head=[a, a]"], "labels are all different"),
         (["model.head=[]"], "model.head"),
     ],
