@@ -85,15 +85,15 @@ class ShownRow:
                 segments.append(
                     {**segment, "text": text, "learnt": learnt, **({"ids": tokens} if ids else {})}
                 )
-        return {
+        found: RowRecord = {
             "where": self.where,
             "tokens": encoded.length,
             "learnt": encoded.targets,
             "truncated": encoded.truncated,
             "dropped": encoded.dropped,
             "segments": segments,
-            **({} if self.label is None else {"label": self.label}),
         }
+        return found if self.label is None else {**found, "label": self.label}
 
     def heading(self) -> str:
         """Where it stands, and what becomes of it."""

@@ -56,13 +56,13 @@ def lacks_classifier(model: CausalLM) -> bool:
         return False
     from transformers import AutoModelForSequenceClassification
 
-    if type(model.hf.config) not in AutoModelForSequenceClassification._model_mapping:
+    kind: Any = type(model.hf.config)
+    if kind not in AutoModelForSequenceClassification._model_mapping:
         return True
     found = _empty(copy.deepcopy(model.hf.config))
-    with torch.device("meta"):
-        own: Any = type(model.hf)._from_config(copy.deepcopy(model.hf.config))
-    bodies = ({name for name, _ in one.base_model.named_parameters()} for one in (found, own))
-    return not hasattr(found, SCORE) or next(bodies) != next(bodies)
+    head = dict(found.named_children()).get(SCORE)
+    same = head is not None and [name for name, _ in head.named_parameters()] == ["weight"]
+    return not same or type(found.base_model) is not type(model.body)
 
 
 def classifier(dense: CausalLM, pad_id: int) -> nn.Module:
@@ -71,13 +71,14 @@ def classifier(dense: CausalLM, pad_id: int) -> nn.Module:
     Args:
         pad_id: of the tokenizer; the classifier takes the last token that is another one.
     """
-    config = copy.deepcopy(dense.hf.config)
+    config: Any = copy.deepcopy(dense.hf.config)
     config.id2label = dict(enumerate(dense.labels))
     config.label2id = {label: number for number, label in enumerate(dense.labels)}
     config.problem_type = "regression" if len(dense.labels) == 1 else "single_label_classification"
     config.pad_token_id = pad_id
-    made = _empty(config)
-    made.base_model.load_state_dict(dense.body.state_dict(), assign=True)
+    made: nn.Module = _empty(config)
+    body: Any = made.base_model
+    body.load_state_dict(dense.body.state_dict(), assign=True)
     made.get_submodule(SCORE).load_state_dict(dense.hf.get_submodule(SCORE).state_dict(), assign=True)
     return made
 

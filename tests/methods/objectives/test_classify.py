@@ -167,6 +167,14 @@ def test_a_merged_folder_is_a_classifier_with_the_names_of_the_labels(request, t
     assert record["kl_mean"] < 1e-3 and record["positions"] == 8
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_other_families_merge_into_their_classifiers(tiny, tmp_path, family):
+    told = [f"model.name={tiny(family)}", *STEPS, "train.max_steps=2", "train.max_length=64"]
+    train(load_recipe(SMOKE, told), tmp_path / "run", resume=False)
+    record = merge(RunFolder(tmp_path / "run"), tmp_path / "model")
+    assert record["logit_error_max"] < 1e-5 < record["relative_change"]
+
+
 def test_a_model_whose_family_has_no_classifier_keeps_its_own_form_and_is_not_merged(
     run, tmp_path, monkeypatch
 ):
