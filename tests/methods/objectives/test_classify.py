@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from lrft.api.doctor import diagnose
 from lrft.api.evaluate import evaluate
 from lrft.api.merge import merge
 from lrft.api.open_run import open_run
@@ -152,6 +153,11 @@ def test_a_merged_folder_is_a_classifier_with_the_names_of_the_labels(request, t
     folder = given[1] if which == "run" else given
     out = tmp_path / "model"
     record = merge(RunFolder(folder), out, dtype="float32")
+    looked = diagnose(out)
+    assert all(check["passed"] for check in looked["checks"])
+    assert [line.split("(")[0] for line in looked["next"]] == [
+        "transformers: AutoModelForSequenceClassification.from_pretrained"
+    ]
     recipe, _, texts, scores, _ = one_by_one(folder)
     model, report = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
     assert not any(report.values())
@@ -188,6 +194,10 @@ def test_a_model_whose_family_has_no_classifier_keeps_its_own_form_and_is_not_me
     with pytest.raises(NotMergeable, match="no sequence classifier with the body of LlamaForCausalLM"):
         merge(RunFolder(run[1]), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_nobody_is_told_to_export_what_cannot_be(run):
+    assert [line.split()[1] for line in diagnose(run[1])["next"]] == ["eval", "merge"]
 
 
 def test_what_wants_text_is_refused(run, tmp_path):
