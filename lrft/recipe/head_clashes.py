@@ -71,9 +71,6 @@ def _parts_of_another_model(settings: RecipeView) -> Iterator[Problem]:
     if settings["model.adapter"] is not None:
         message = "is the start of a language model's adapter, and model.head begins anew; merge it and name the result"
         yield Problem("model.adapter", message)
-    if settings["export.rounding"] == "feedback":
-        message = "measures a language model; write stochastic or nearest with model.head"
-        yield Problem("export.rounding", message)
 
 
 HEAD_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (

@@ -173,6 +173,12 @@ def test_a_merged_folder_is_a_classifier_with_the_names_of_the_labels(request, t
     assert record["kl_mean"] < 1e-3 and record["positions"] == 8
 
 
+@pytest.mark.parametrize("rounding", ["stochastic", "feedback"])
+def test_a_classifier_in_bfloat16_stays_near_the_run(run, tmp_path, rounding):
+    record = merge(RunFolder(run[1]), tmp_path / "model", rounding=rounding, dtype="bfloat16")
+    assert 0 < record["kl_mean"] < 1e-3 and record["dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_other_families_merge_into_their_classifiers(tiny, tmp_path, family):
     told = [f"model.name={tiny(family)}", *STEPS, "train.max_steps=2", "train.max_length=64"]
@@ -230,7 +236,6 @@ def test_what_wants_text_is_refused(run, tmp_path):
         (["data.format=text"], "every row of the data is a whole text with its label"),
         (["eval.tasks=[gsm8k]"], "gsm8k asks for tokens"),
         (["trainable=['*norm.weight']"], "trainable.weights: weights of the base model cannot train"),
-        (["export.rounding=feedback"], "export.rounding: measures a language model"),
         (["init=eva"], "init.tokens: a text that is given a label has no answer; write all"),
         (["model.head=[a, a]"], "labels are all different"),
         (["model.head=[]"], "model.head"),
