@@ -218,6 +218,9 @@ def snippet(axis: str, name: str) -> list[str]:
 
 
 def _line(axis: str, name: str) -> str:
+    if axis == "eval.tasks" and "score_head" in TASKS.declared(name).requires:
+        scored = "model:\n  head: [negative, positive]\n\nobjective: classify\n\ndata:\n  format: classify"
+        return f"{scored}\n\neval:\n  tasks: [{name}]"
     if axis == "eval.tasks":
         written = {
             word: line for words, line in TASKS.declared(name).aliases.items() for word in words.split()

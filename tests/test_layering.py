@@ -63,6 +63,7 @@ NAMING = {
     "lrft/recipe/schema.py": {"lora", "adamw", "cross_entropy"},
     "lrft/export/targets.py": {"lora", "LoRA"},
     "lrft/evaluation/tasks/glue.py": {"cola"},
+    "lrft/data/formats/classify.py": {"classify", "Classify"},
 }
 
 

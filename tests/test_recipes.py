@@ -94,7 +94,7 @@ def test_every_method_resumes_unbroken(trained, tmp_path, path):
 def test_a_finished_adapter_is_the_trained_function(trained, path):
     """In PEFT where it has a PEFT form, under lrft's own names elsewhere."""
     run = trained(path)
-    recipe, _, adaptation = open_run(RunFolder(run.folder))
+    recipe, _, adaptation = open_run(RunFolder(run.folder), scores=True)
     folder, model = run.folder / "adapter", adaptation.model
     if not (folder / "adapter_config.json").exists():
         own = load_file(folder / "adapter.safetensors")

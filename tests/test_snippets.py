@@ -233,7 +233,7 @@ def test_a_recipe_or_a_part_of_one_is_valid(snippet, here):
         path.write_text(snippet.body)
         check_table(path)
         return
-    whole = "model" in written and "data" in written
+    whole = "data" in written and "name" in written.get("model", {})
     named = "" if whole or "extends" in written else f"extends: {base_of(snippet)}\n"
     path.write_text(named + snippet.body)
     load_recipe(path)

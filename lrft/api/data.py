@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 from lrft.build.dataset import read_renderer, read_text
 from lrft.build.guess import with_format
@@ -13,9 +13,10 @@ from lrft.build.rows import held_out_rows, training_rows
 from lrft.build.steps import train_data
 from lrft.build.text import Text
 from lrft.data.encoded import Encoded
+from lrft.data.labels import name_of
 from lrft.data.layout import Packed, packed_rows
 from lrft.data.rows import Rows
-from lrft.data.show import ANSWERS, masked_ids, masked_text, runs, spans
+from lrft.data.show import ANSWERS, masked_ids, masked_text, runs, spans, with_label
 from lrft.evaluation.progress import EvaluationBar
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.schema import Recipe
@@ -46,6 +47,7 @@ class RowRecord(TypedDict):
     truncated: bool
     dropped: bool
     segments: list[Segment]
+    label: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,18 @@ class ShownRow:
     Attributes:
         where: file and line it came from.
         encoded: its tokens, and which of them are learnt.
+        labels: of the score head, where the model has one.
     """
 
     where: str
     encoded: Encoded
     tokenizer: Tokenizer
+    labels: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str | None:
+        """What the whole row is to be given; None where tokens are learnt."""
+        return None if self.encoded.label is None else name_of(self.encoded.label, self.labels)
 
     def record(self, ids: bool = False) -> RowRecord:
         """Plain values; the text of a pair says of which answer it is.
@@ -76,7 +85,7 @@ class ShownRow:
                 segments.append(
                     {**segment, "text": text, "learnt": learnt, **({"ids": tokens} if ids else {})}
                 )
-        return {
+        found: RowRecord = {
             "where": self.where,
             "tokens": encoded.length,
             "learnt": encoded.targets,
@@ -84,19 +93,24 @@ class ShownRow:
             "dropped": encoded.dropped,
             "segments": segments,
         }
+        return found if self.label is None else {**found, "label": self.label}
 
     def heading(self) -> str:
         """Where it stands, and what becomes of it."""
-        state = f"{self.encoded.length} tokens, {self.encoded.targets} learnt"
+        learnt = self.encoded.targets if self.label is None else "the label"
+        state = f"{self.encoded.length} tokens, {learnt} learnt"
         return f"{self.where}: {'dropped' if self.encoded.dropped else state}"
 
     def text(self, coloured: bool) -> RichText:
         """Its text with what is learnt marked, as `rich` prints it."""
-        return masked_text(self.encoded, self.tokenizer, coloured)
+        return self._labelled(masked_text(self.encoded, self.tokenizer, coloured), coloured)
 
     def ids(self, coloured: bool) -> RichText:
         """Its token ids, marked likewise."""
-        return masked_ids(self.encoded, coloured)
+        return self._labelled(masked_ids(self.encoded, coloured), coloured)
+
+    def _labelled(self, shown: RichText, coloured: bool) -> RichText:
+        return shown if self.label is None else with_label(shown, self.label, coloured)
 
 
 def show_rows(
@@ -123,7 +137,7 @@ def show_rows(
     held = _read(chosen, split, None if places else rows)
     indices = _indices(held, places) if places else range(len(held))
     return [
-        ShownRow(held.where(i), encoded, text.tokenizer)
+        ShownRow(held.where(i), encoded, text.tokenizer, text.renderer.labels)
         for i in indices
         for encoded in _encoded(text, held, i)
     ]

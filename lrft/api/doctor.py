@@ -103,7 +103,7 @@ def _run(path: Path, found: Diagnosis) -> None:
     found["next"] += [
         f"lrft eval {path}",
         f"lrft merge {path} --out model",
-        f"lrft export {path} --for {VLLM} --out served",
+        *([] if recipe.model.head is not None else [f"lrft export {path} --for {VLLM} --out served"]),
     ]
 
 
@@ -131,6 +131,12 @@ def _adapter(path: Path, found: Diagnosis) -> None:
 def _merged(path: Path, found: Diagnosis) -> None:
     record = read_record(path)
     found["checks"] += [*check_index(path), *check_tensors(path), *(check_fidelity(record) if record else [])]
+    made = json.loads((path / "config.json").read_text()).get("architectures") or []
+    if any(name.endswith("ForSequenceClassification") for name in made):  # it generates nothing
+        found["next"].append(
+            f"transformers: AutoModelForSequenceClassification.from_pretrained({str(path)!r})"
+        )
+        return
     agrees = (
         json.loads((path / "fidelity.json").read_text()).get("generation", {}).get("agrees", True)
         if record

@@ -12,6 +12,7 @@ from lrft.evaluation.report import write_report
 from lrft.evaluation.run import describe, evaluate_tasks
 from lrft.evaluation.subject import Progress
 from lrft.evaluation.tasks._task import TaskResult
+from lrft.recipe.head_clashes import why_not_scored
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import TASKS
 from lrft.registry.config import MethodConfig, parse_choice
@@ -50,11 +51,15 @@ def evaluate(
         UsageError: the recipe names no task and no held-out rows; there is no such checkpoint, or no base to score.
     """
     folder = find_checkpoint(run, checkpoint)
-    recipe, text, adaptation = open_run(folder)
+    recipe, text, adaptation = open_run(folder, scores=True)
     if baseline:
         check_base(recipe, adaptation.model, "--baseline")
     if harness and tasks:
         raise UsageError("--harness, --task: give one of them at a time")
+    if harness and recipe.model.head is not None:
+        raise UsageError(
+            "--harness: its tasks ask for tokens, and this model scores whole texts (model.head)"
+        )
     chosen = [] if harness else _tasks(recipe, tasks)
     team = adaptation.team
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
@@ -83,6 +88,9 @@ def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:
         unknown = [name for name in names if name not in TASKS.names()]
         if unknown:
             raise UsageError(f"--task {unknown[0]}: no such task{did_you_mean(unknown[0], TASKS.names())}")
+        for name in names:
+            if reason := why_not_scored(name, recipe.model.head is not None):
+                raise UsageError(f"--task {name}: {reason}")
         return [known.get(name) or parse_choice(TASKS, name) for name in names]
     if not recipe.eval.tasks and not recipe.data.holds_out:
         raise UsageError("eval.tasks: the recipe names no task and no data.eval; add one, or --task NAME")

@@ -58,12 +58,12 @@ def merge(
     """
     folder, out = find_checkpoint(run, checkpoint), Path(out)
     check_free(out)
-    recipe, text, adaptation = open_run(folder)
+    recipe, text, adaptation = open_run(folder, scores=True)
     recipe = with_options(recipe, onto, rounding, dtype)
     check_mergeable(adaptation.model)
     if rank is not None:
         truncate(adaptation.model, rank)
-    job = Merge(folder, recipe, text, adaptation.model, out)
+    job = _job(folder, recipe, text, adaptation.model, out)
     named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
     record: Fidelity = {**named, **({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
     target = RunFolder(out)
@@ -72,6 +72,13 @@ def merge(
     target.write(RECIPE, recipe_to_share(recipe))
     job.judge(record)
     return record
+
+
+def _job(folder: RunFolder, recipe: Recipe, text: Text, model: CausalLM, out: Path) -> Merge:
+    from lrft.api.merge_scored import ScoredMerge
+
+    kind = ScoredMerge if model.labels else Merge
+    return kind(folder, recipe, text, model, out)
 
 
 def with_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:
@@ -107,16 +114,10 @@ class Merge:
 
     def write(self) -> Fidelity:
         """Merge and write the model; what was done, for the record."""
-        export, text = self.recipe.export, self.text
+        export = self.recipe.export
         dense = self._base()
         drawn = self._merge_into(dense, export.rounding)
-        foreign = self.recipe.model.tokenizer is not None
-        dropped = stops_as_trained(dense.hf, text.tokenizer, text.stop_ids, text.pad_id, foreign)
-        if dropped:
-            say(
-                f"generation_config.json: left out {', '.join(dropped)}, which transformers ignores and refuses to save"
-            )
-        write_merged(dense, text.tokenizer, self.out, export.shard_size)
+        self._write(dense)
         done: Fidelity = {
             "run": self.folder.path.name,
             "onto": export.onto,
@@ -128,6 +129,16 @@ class Merge:
         if export.rounding == "feedback":
             done |= {"calibration_rows": len(self.calibration), "rounded_stochastically": drawn}
         return done
+
+    def _write(self, dense: CausalLM) -> None:
+        text = self.text
+        foreign = self.recipe.model.tokenizer is not None
+        dropped = stops_as_trained(dense.hf, text.tokenizer, text.stop_ids, text.pad_id, foreign)
+        if dropped:
+            say(
+                f"generation_config.json: left out {', '.join(dropped)}, which transformers ignores and refuses to save"
+            )
+        write_merged(dense, text.tokenizer, self.out, self.recipe.export.shard_size)
 
     def measure(self) -> Fidelity:
         """The merged model on disk beside the adapter, and what nearest rounding would have given."""

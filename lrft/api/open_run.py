@@ -28,15 +28,23 @@ from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder
 
 
-def open_run(folder: RunFolder) -> tuple[Recipe, Text, Adaptation]:
+def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Adaptation]:
     """A run's recipe, data and model, with the adapter of the checkpoint that was named, or the newest good one.
 
+    Args:
+        scores: whether the caller knows what to do with a model that scores whole texts (`model.head`).
+
     Raises:
-        UsageError: the run has no checkpoint yet.
+        UsageError: the run has no checkpoint yet, or its model writes no text and the caller wants one.
         CheckpointError: the base model is not the one it was trained on.
         DataError: the rows that were held out cannot be told any more.
     """
     recipe, saved = _recipe_and_checkpoint(folder)
+    if recipe.model.head is not None and not scores:
+        raise UsageError(
+            f"{folder.path}: its model scores whole texts (model.head) and writes none; lrft eval scores it, lrft "
+            "merge makes a classifier of it, and adapter/ holds it as PEFT has it"
+        )
     trusted = trusts_remote_code(folder)
     text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
     _check_held_out(folder, recipe, text)
@@ -97,6 +105,8 @@ def check_base(recipe: Recipe, model: CausalLM, option: str) -> None:
     Raises:
         UsageError: what trained is the model's weights themselves.
     """
+    if model.labels:
+        raise UsageError(f"{option}: the base has no score head, which begins at random; leave it out")
     own = any("own_weights" in site.adapter.provides for _, site in adapted(model.hf))
     if own and recipe.adapter is not None:
         raise UsageError(f"{option}: {recipe.adapter.method} is the model's weights itself; there is no base")

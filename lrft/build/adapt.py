@@ -27,6 +27,7 @@ from lrft.model.new_tokens import check_vocabulary, prove_rows
 from lrft.model.packed import check_packing
 from lrft.model.recompute import with_layers_kept
 from lrft.model.rope import longer
+from lrft.model.score_head import give_score_head
 from lrft.model.sites import Matrices, TargetRow, matrices, sites_of
 from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
@@ -211,6 +212,7 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
     check_packing(recipe.model.name, model.packing, model.packed, recipe.quantization)
     choose_base_weights(model, recipe.trainable.weights)
     check_vocabulary(model)
+    give_score_head(model, recipe.model.head, recipe.train.seed)
     held = matrices(model)
     if check and "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:
         check_storage(model, recipe.quantization.method)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lrft.build.text import Text
-from lrft.export.peft_format import adapter_files, write_adapter_folder
+from lrft.export.peft_format import adapter_files
+from lrft.export.write import write_adapter_folder
 from lrft.model.causal_lm import CausalLM
 from lrft.model.stopping import trained_generation
 from lrft.recipe.resolved import resolved

@@ -91,6 +91,7 @@ def _without_rows(recipe: Recipe, config: TextConfig, trust_remote_code: bool, t
         recipe.data.too_long,
         today=date.today() if day is None else date.fromisoformat(day),
         stride=recipe.data.stride,
+        labels=() if recipe.model.head is None else tuple(recipe.model.head.labels),
     )
     return Text(tokenizer, stops, pad_id(tokenizer, stops), renderer, seed=recipe.data.seed)
 

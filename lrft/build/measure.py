@@ -19,6 +19,7 @@ from lrft.core.params import ParamInfo
 from lrft.model.attach import attach_without_weights, detach
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
+from lrft.model.score_head import is_score_head
 from lrft.model.sites import linear_sites, site_size
 from lrft.model.trained import parameter_infos
 from lrft.recipe.schema import Recipe
@@ -87,7 +88,7 @@ def counted(recipe: Recipe, found: Planned, stored: float, state: int) -> Measur
     """
     adaptation, infos, base, linear = found
     trainable = sum(info.param.numel() for info in infos)
-    added = sum(info.param.numel() for info in infos if info.site)
+    added = sum(info.param.numel() for info in infos if _is_added(info))
     gradients = [info.param.numel() * info.param.element_size() for info in infos]
     item = DTYPES[recipe.model.dtype].itemsize
     held = linear - sum(
@@ -105,7 +106,7 @@ def counted(recipe: Recipe, found: Planned, stored: float, state: int) -> Measur
         "percent_of_base": 100 * trainable / base,
         "weight_bytes": linear_bytes + (base - linear) * item,
         "linear_bytes": linear_bytes,
-        "trainable_bytes": sum(i.param.numel() * i.param.element_size() for i in infos if i.site),
+        "trainable_bytes": sum(i.param.numel() * i.param.element_size() for i in infos if _is_added(i)),
         "gradient_bytes": max(gradients) if recipe.optimizer.per_layer else sum(gradients),
         "optimizer_bytes": state,
         "targets": [
@@ -114,6 +115,11 @@ def counted(recipe: Recipe, found: Planned, stored: float, state: int) -> Measur
         "matrices": matrix_shares(adaptation, recipe),
         "ranks_undecided": adaptation.undecided,
     }
+
+
+def _is_added(info: ParamInfo) -> bool:
+    """Whether the base model has no such parameter."""
+    return bool(info.site) or is_score_head(info.name)
 
 
 def matrix_shares(adaptation: Adaptation, recipe: Recipe) -> MatrixShares:

@@ -78,7 +78,8 @@ def _loss(run: Run, batches: Mapping[str, Iterable[Batch]]) -> dict[str, float] 
         return None
     result = together(found) if len(found) > 1 else next(iter(found.values()))
     parts = {f"eval_loss/{name}": part.loss for name, part in found.items()} if len(found) > 1 else {}
-    return {"eval_loss": result.loss, "eval_perplexity": result.perplexity, **parts}
+    whole = {} if run.model.labels else {"eval_perplexity": result.perplexity}  # of tokens alone
+    return {"eval_loss": result.loss, **whole, **parts}
 
 
 def _tasks(recipe: Recipe, subject: Subject, known: set[str]) -> dict[str, float] | None:

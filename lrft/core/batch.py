@@ -23,6 +23,8 @@ class Batch:
         targets: (N,) int64, the token ids to predict there.
         examples: data-set indices of the rows of data, in the order of `documents`; in data of pairs each has two
             documents, the chosen answer first.
+        labels: (N,) float32, what each document as a whole is to be given, of data with labels: numbers of classes, or
+            numbers. Its `supervised` position is then its last token, and its target 0 says nothing.
 
     `supervised` and `targets` are built on the host, so that selecting them never waits for the device.
     """
@@ -33,6 +35,7 @@ class Batch:
     supervised: Tensor
     targets: Tensor
     examples: tuple[int, ...] = ()
+    labels: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -63,4 +66,5 @@ class Batch:
             position_ids=change(self.position_ids),
             supervised=change(self.supervised),
             targets=change(self.targets),
+            labels=None if self.labels is None else change(self.labels),
         )

@@ -32,6 +32,9 @@ class LanguageModel(Protocol):
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states (B, L, d) of every position, final norm included."""
 
+    def scores(self, batch: Batch) -> Tensor:
+        """Scores (documents, labels) in float32 of the last token of every document, by the model's score head."""
+
 
 class Accelerator(Protocol):
     """What is asked of accelerate's object of that name."""

@@ -31,6 +31,7 @@ def collate(
     documents: list[tuple[int, int, int]] = []
     supervised: list[int] = []
     targets: list[int] = []
+    labels: list[float] = []
     for number, row in enumerate(rows):
         ids: list[int] = []
         places: list[int] = []
@@ -39,6 +40,11 @@ def collate(
             ids.extend(document.input_ids)
             places.extend(range(len(document.input_ids)))
             documents.append((number, start, len(ids)))
+            if document.label is not None:
+                supervised.append(number * length + len(ids) - 1)
+                targets.append(0)
+                labels.append(document.label)
+                continue
             # Target k is predicted one position earlier; k = 0 would be predicted from the document before.
             wanted = [k for k, learnt in enumerate(document.supervised) if learnt and k > 0]
             supervised.extend(number * length + start + k - 1 for k in wanted)
@@ -53,4 +59,5 @@ def collate(
         supervised=torch.tensor(supervised, dtype=torch.int64),
         targets=torch.tensor(targets, dtype=torch.int64),
         examples=tuple(index for row in examples for index in row),
+        labels=torch.tensor(labels, dtype=torch.float32) if labels else None,
     )

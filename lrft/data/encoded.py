@@ -54,6 +54,7 @@ class Encoded:
         notes: what of the row the tokens do not hold.
         goes_on: the document goes on in another window.
         read_again: tokens at its front that windows before it learn.
+        label: number of the class of the whole text, or the number that is learnt of it; then it is the one target.
     """
 
     input_ids: list[int]
@@ -68,11 +69,12 @@ class Encoded:
     notes: Notes = NOTHING
     goes_on: bool = False
     read_again: int = 0
+    label: float | None = None
 
     @property
     def targets(self) -> int:
-        """Number of target tokens."""
-        return sum(self.supervised)
+        """Number of targets: tokens, or the one label."""
+        return sum(self.supervised) if self.label is None else 1
 
     def documents(self) -> list[Encoded]:
         """Each document as a row of its own."""
@@ -89,7 +91,8 @@ class Encoded:
 class Drawn:
     """A whole document before the length limit; `lead` tokens at the front survive a cut from the left.
 
-    `begin` is the first token of the (last) answer's own words, which nothing of the template stands before.
+    `begin` is the first token of the (last) answer's own words, which nothing of the template stands before; `label`
+    as in `Encoded`.
     """
 
     ids: list[int]
@@ -99,6 +102,7 @@ class Drawn:
     merged: bool
     apart: bool
     begin: int
+    label: float | None = None
 
     def first(self, length: int) -> Drawn:
         """Cut to its first `length` tokens."""
@@ -183,4 +187,4 @@ def _join(documents: Sequence[Drawn], facts: Facts) -> Encoded:
     if not all(any(document.supervised) for document in documents):  # nothing to compare
         mask = [False] * len(mask)
     parts = tuple(len(document.ids) for document in documents) if len(documents) > 1 else ()
-    return Encoded(ids, mask, parts=parts, **facts)
+    return Encoded(ids, mask, parts=parts, label=documents[0].label, **facts)

@@ -22,6 +22,7 @@ class Example:
         completion: plain text that is learnt, directly after the prompt.
         learn: every assistant turn, or only the last one.
         tools: what the conversation may call, for the chat template.
+        label: what the whole text is to be given; nothing of the text itself is learnt then.
         rejected: the same with the answer that this one is preferred to, in data of pairs.
     """
 
@@ -31,6 +32,7 @@ class Example:
     learn: Literal["all", "last"] = "all"
     tools: tuple[Message, ...] = ()
     rejected: Example | None = None
+    label: Json = None
 
     @property
     def learnt(self) -> list[int]:

@@ -185,7 +185,7 @@ def inspect(
 def _tests(stop_ids: set[int], max_length: int) -> dict[str, Callable[[Encoded], bool]]:
     """Kind of problem -> whether a row has it."""
     return {
-        "without_target": lambda row: not row.dropped and not any(row.supervised),
+        "without_target": lambda row: not row.dropped and not row.targets,
         "empty_answers": lambda row: not row.read_again and _only_stops(row, stop_ids),
         "without_stop": lambda row: not row.truncated and not row.goes_on and _unstopped(row, stop_ids),
         "stops_cut": lambda row: row.truncated and _unstopped(row, stop_ids),

@@ -51,6 +51,12 @@ def masked_text(encoded: Encoded, tokenizer: Tokenizer, colour: bool) -> Text:
     return _shown(encoded, lambda document: spans(document, tokenizer), colour)
 
 
+def with_label(shown: Text, label: str, colour: bool) -> Text:
+    """The row with its label behind it, which is what is learnt of it."""
+    shown.append(" ")
+    return shown.append(label, style=LEARNT) if colour else shown.append(MARKS[0] + label + MARKS[1])
+
+
 def masked_ids(encoded: Encoded, colour: bool) -> Text:
     """The same as token ids."""
 

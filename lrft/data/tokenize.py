@@ -15,6 +15,7 @@ from lrft.data.encode import encode_all as encode_all
 from lrft.data.encoded import Drawn, Encoded, Notes, TooLong, fitted
 from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import Format
+from lrft.data.labels import label_of
 from lrft.data.question import Question
 from lrft.data.reached import Reached, leaves
 from lrft.data.seam import Sewn, prefix_ids, sewn, token_ids
@@ -35,6 +36,7 @@ class Renderer:
         too_long: what happens to longer rows; `error` leaves them whole, for the gate to report.
         today: the day that chat templates which ask for the date are told; by default the day it is.
         stride: tokens by which windows begin after one another; by default half of `max_length`.
+        labels: of the model's score head, where it has one.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Renderer:
         too_long: TooLong = "error",
         today: date | None = None,
         stride: int | None = None,
+        labels: tuple[str, ...] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.format = format
         self.stop_ids = stop_ids
         self.max_length = max_length
         self.too_long = too_long
+        self.labels = labels
         self.stride = stride or max(1, max_length // 2)
         self.prefix = prefix_ids(tokenizer)
         self.template = ChatTemplate(tokenizer, stop_ids, today or date.today())
@@ -134,7 +138,7 @@ class Renderer:
         drawn = []
         for one in example.answers():
             document, missing = self._drawn(one)
-            drawn.append(document)
+            drawn.append(replace(document, label=label_of(one.label, self.labels)))
             notes = notes.joined(missing)
         return drawn, notes
 
@@ -146,12 +150,10 @@ class Renderer:
     def _drawn(self, example: Example) -> tuple[Drawn, Notes]:
         if not example.messages:
             return self._plain(example), Notes()
-        if not example.learnt:
-            text = self.template.render(example.messages, example.tools)
-            return self._chat(example, text, []), Reached(self.template, example, text, []).notes()
-        example = _through_last(example)
+        learns = bool(example.learnt) and example.label is None
+        example = _through_last(example) if learns else example
         text = self.template.render(example.messages, example.tools)
-        spans = self.template.answers(example, text)
+        spans = self.template.answers(example, text) if learns else []
         return self._chat(example, text, spans), Reached(self.template, example, text, spans).notes()
 
     def _plain(self, example: Example) -> Drawn:
@@ -164,7 +166,7 @@ class Renderer:
         front = _leading(ids, bos)
         # A tokenizer that adds none leaves the beginning to the text.
         extra = front - self.prefix.count(bos) if self.prefix and bos is not None else 0
-        if not made.ids or ids[-1] not in self.stop_ids:
+        if example.label is None and (not made.ids or ids[-1] not in self.stop_ids):
             ids.append(self._eos())
         supervised = [k > 0 and k >= start for k in range(len(ids))]
         return Drawn(ids, supervised, front, extra, made.merged, made.apart, start)
@@ -200,9 +202,7 @@ class Renderer:
 
     def _plain_question(self, example: Example) -> Question:
         drawn = self._plain(example)
-        prompt = drawn.ids[: drawn.begin]
-        if drawn.merged:
-            prompt = self._lead(example.prompt) + token_ids(self.tokenizer, example.prompt)
+        prompt = self.asked(Example(prompt=example.prompt)) if drawn.merged else drawn.ids[: drawn.begin]
         return Question(prompt, self._answer(drawn), example.completion)
 
     def _chat_question(self, example: Example) -> Question:

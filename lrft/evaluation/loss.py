@@ -14,7 +14,7 @@ from lrft.core.team import ALONE, Team
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Progress, Watch, never
-from lrft.ops.loss import linear_cross_entropy, target_logprobs
+from lrft.ops.loss import label_losses, linear_cross_entropy, target_logprobs
 from lrft.registry.errors import DataError, NumericalError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LossResult:
-    """Mean cross-entropy in nats per supervised token.
+    """Mean cross-entropy in nats per supervised token; of rows with labels per row, or the mean squared error.
 
     Attributes:
         loss: sum over all tokens / `tokens`, so every token weighs the same.
@@ -127,6 +127,8 @@ def _documents(batch: Batch) -> int:
 
 
 def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:
+    if batch.labels is not None:
+        return [(loss, 1) for loss in label_losses(model.scores(batch), batch.labels).tolist()]
     supervised = model.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
     logprobs = target_logprobs(supervised, model.head, batch.targets)
     sums = batch.document_sums(-logprobs.double())
@@ -136,6 +138,8 @@ def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:
 
 def _batch_sum(model: CausalLM, batch: Batch) -> float:
     """Summed loss of one batch; reading it is the batch's only wait for the device."""
+    if batch.labels is not None:
+        return float(label_losses(model.scores(batch), batch.labels).sum())
     hidden = model.hidden(batch)
     supervised = hidden.flatten(0, 1).index_select(0, batch.supervised)
     return float(linear_cross_entropy(supervised, model.head, batch.targets))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.frozen import Changed
 from lrft.core.peft import LORA_NAMES, Together, lora_keys
-from lrft.core.swap import replace_folder
 from lrft.export.card import adapter_card
 from lrft.export.rounding import rounded
 from lrft.export.token_rows import token_rows
@@ -22,11 +20,11 @@ from lrft.model.batching import stock_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.origin import loadable_name
+from lrft.model.score_head import lacks_classifier
 from lrft.model.sites import linear_sites
 from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
-from lrft.registry.protocols import Tokenizer
 
 Keys: TypeAlias = dict[str, Json]
 """Of a PEFT configuration."""
@@ -62,7 +60,12 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
     takes_transposed = all(form.transposed for form in taking)
-    if not whole or (model.transposed and not takes_transposed) or taken_for_experts(model):
+    if (
+        not whole
+        or (model.transposed and not takes_transposed)
+        or taken_for_experts(model)
+        or lacks_classifier(model)
+    ):
         return _own_form(model, dtype), None
     tensors = {
         f"{PREFIX}{site}.{name}": tensor
@@ -202,7 +205,7 @@ def shared_keys(model: CausalLM, recipe: Recipe, sites: list[tuple[str, Adapted]
     return {
         "base_model_name_or_path": loadable_name(recipe.model.name),
         "revision": recipe.model.revision or getattr(model.hf.config, "_commit_hash", None),
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if model.labels else "CAUSAL_LM",
         "bias": "none",
         "inference_mode": True,
         "target_modules": _target_modules(model, [name for name, _ in sites]),
@@ -229,20 +232,3 @@ def patterns(keys: dict[str, Keys], common: Keys) -> Keys | None:
         name: own["lora_alpha"] for name, own in keys.items() if own["lora_alpha"] != common["lora_alpha"]
     }
     return {k: v for k, v in (("rank_pattern", ranks), ("alpha_pattern", alphas)) if v}
-
-
-def write_adapter_folder(folder: Path, files: Mapping[str, bytes], tokenizer: Tokenizer) -> None:
-    """Write the adapter folder beside, then put it in the place of the old one: at any moment there is a whole one.
-
-    Raises:
-        OSError: the disk is full or not writable; the old folder is intact.
-    """
-    import shutil
-
-    scratch = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for name, content in files.items():
-        (scratch / name).write_bytes(content)
-    tokenizer.save_pretrained(scratch)
-    replace_folder(scratch, folder)

@@ -1,13 +1,17 @@
-"""The merged folder on disk: whole, or not at all."""
+"""Folders for others on disk: whole, or not at all."""
 
 from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from lrft.core.swap import replace_folder
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.errors import LrftError, UsageError
 from lrft.registry.protocols import Tokenizer
@@ -22,6 +26,16 @@ def write_merged(dense: CausalLM, tokenizer: Tokenizer, out: Path, shard_size: s
     """
     with whole_folder(out) as scratch:
         _write(dense, tokenizer, scratch, shard_size)
+
+
+def write_classifier(made: nn.Module, tokenizer: Tokenizer, out: Path, shard_size: str) -> None:
+    """The same of a sequence classifier of transformers, which generates nothing.
+
+    Raises:
+        UsageError, LrftError: as `write_merged`.
+    """
+    with whole_folder(out) as scratch:
+        _save(made, tokenizer, scratch, shard_size)
 
 
 @contextmanager
@@ -51,11 +65,15 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _write(dense: CausalLM, tokenizer: Tokenizer, scratch: Path, shard_size: str) -> None:
-    needed = sum(p.numel() * p.element_size() for p in dense.hf.parameters())
+    _save(dense.hf, tokenizer, scratch, shard_size)
+
+
+def _save(hf: Any, tokenizer: Tokenizer, scratch: Path, shard_size: str) -> None:
+    needed = sum(p.numel() * p.element_size() for p in hf.parameters())
     if (free := shutil.disk_usage(scratch).free) < needed:
         raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free")
-    dense.hf.config._attn_implementation = "sdpa"
-    dense.hf.save_pretrained(scratch, max_shard_size=shard_size)
+    hf.config._attn_implementation = "sdpa"
+    hf.save_pretrained(scratch, max_shard_size=shard_size)
     tokenizer.save_pretrained(scratch)
 
 
@@ -67,3 +85,18 @@ def check_free(out: Path) -> None:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: is not an empty folder; give another one or remove it")
+
+
+def write_adapter_folder(folder: Path, files: Mapping[str, bytes], tokenizer: Tokenizer) -> None:
+    """Write the adapter folder beside, then put it in the place of the old one: at any moment there is a whole one.
+
+    Raises:
+        OSError: the disk is full or not writable; the old folder is intact.
+    """
+    scratch = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for name, content in files.items():
+        (scratch / name).write_bytes(content)
+    tokenizer.save_pretrained(scratch)
+    replace_folder(scratch, folder)

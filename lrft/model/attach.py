@@ -13,6 +13,7 @@ from lrft.core.params import Site
 from lrft.core.stages import Plan, SitePlan
 from lrft.model.builder import SiteBuilder, make_adapter
 from lrft.model.causal_lm import CausalLM
+from lrft.model.score_head import take_score_head
 from lrft.model.sites import is_transposed, linear_sites, matches
 from lrft.model.trained import trains
 from lrft.ops.draws import seed_generators
@@ -113,10 +114,11 @@ def _shared_part(
 
 
 def detach(model: CausalLM) -> None:
-    """Take the adapters of `attach_without_weights` off again, and let nothing train."""
+    """Take the adapters of `attach_without_weights` and the score head off again, and let nothing train."""
     for name, module in list(adapted(model.hf)):
         _replace(model.hf, name, module.base)
     model.shared = None
+    take_score_head(model)
     model.hf.requires_grad_(False)
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from lrft.model.stored import Unread
 
 
+SCORE = "score"  # what transformers calls the head of a sequence classifier
+
+
 class HiddenStates(Protocol):
     """What the body of a model gives."""
 
@@ -57,6 +60,7 @@ class CausalLM(nn.Module):
         softcap, scale: of the head, as `lrft.model.head` found them.
         new_rows: what trains for tokens that the model did not have (`lrft.model.new_tokens`), or None.
         virtual: virtual tokens before every document while the adapters are on (`lrft.core.virtual`).
+        labels: of the score head, `hf.score`; empty where the model has none (`lrft.model.score_head`).
         batching: how prompts may be put together for generation (`lrft.model.batching`), once it was asked.
     """
 
@@ -74,6 +78,7 @@ class CausalLM(nn.Module):
         self.scale = 1.0
         self.new_rows: NewRows | None = None
         self.virtual = 0
+        self.labels: tuple[str, ...] = ()
         self.batching: str | None = None
         self._compiled: Callable[..., HiddenStates] | None = None
 
@@ -190,6 +195,12 @@ class CausalLM(nn.Module):
             extra["position_ids"] = positions
         output = body(input_ids=ids, use_cache=False, **extra)
         return output.last_hidden_state.view(*batch.input_ids.shape, -1)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Scores (documents, labels) in float32 of the last token of every document, which `supervised` names."""
+        last = self.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
+        scores: Tensor = self.hf.get_submodule(SCORE)(last.float())
+        return scores
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, L, V) of every position. For comparisons on a few rows; training never forms them."""

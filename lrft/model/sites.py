@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lrft.core.params import HOLDERS, Site
-from lrft.model.causal_lm import CausalLM
+from lrft.model.causal_lm import SCORE, CausalLM
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import RecipeError
 
@@ -77,7 +77,7 @@ def matrices(model: CausalLM) -> Matrices:
 
 
 def linear_sites(model: CausalLM) -> dict[str, Site]:
-    """Module path -> site, for every linear map that something can stand in for, less the head.
+    """Module path -> site, for every linear map that something can stand in for, less the heads.
 
     GPT-2's transposed Conv1D counts as (out, in).
     """
@@ -85,7 +85,7 @@ def linear_sites(model: CausalLM) -> dict[str, Site]:
     found = {}
     for name, module in model.hf.named_modules():
         shape = linear_shape(module)
-        if shape is not None and module is not head and name not in model.direct:
+        if shape is not None and module is not head and name != SCORE and name not in model.direct:
             found[name] = Site(name, shape[1], shape[0], has_bias=module.bias is not None)
     return found
 

@@ -13,7 +13,7 @@ from lrft.core.adapted import Adapted, adapted
 from lrft.core.frozen import Changed, FrozenLinear
 from lrft.core.less import changed, start_of
 from lrft.core.params import ParamInfo, Site
-from lrft.model.causal_lm import CausalLM
+from lrft.model.causal_lm import SCORE, CausalLM
 from lrft.model.new_rows import TOKENS
 from lrft.model.sites import linear_shape, linear_sites, matches
 from lrft.registry.did_you_mean import did_you_mean
@@ -133,6 +133,7 @@ def _base_infos(model: CausalLM) -> list[ParamInfo]:
     assert output is not None, "a model without a head is refused when it is loaded"
     head = output.get_parameter("weight")
     roles = {id(head): "head", id(embedding): "embedding"}  # tied, it is an embedding
+    roles |= {id(model.hf.get_parameter(f"{SCORE}.weight")): "head"} if model.labels else {}
     linear = [module for module in model.hf.modules() if linear_shape(module)]
     matrices = {id(parameter) for module in linear for parameter in module.parameters(recurse=False)}
     found = []

@@ -18,6 +18,7 @@ SET = {
     "base_weights": "trainable: full, or trainable with patterns of parameters",
     "fixed_base": "trainable: adapter",
     "one_stage": "restart: null",
+    "score_head": "model.head: [LABEL, ...]",
     "eager": "model.compile: false",
 }
 
@@ -60,6 +61,7 @@ def _unmet_requirements(settings: Settings) -> Iterator[Problem]:
     adds = settings["adapter"] is None or "own_weights" not in chosen["adapter"].provides
     provided |= {"beside_base"} if adds else set()
     provided |= {"eager"} if settings["model.compile"] is not True else set()
+    provided |= {"score_head"} if settings["model.head"] is not None else set()
     looking = {f"analyse.{place}": ANALYSES.declared(name) for place, name in _analyses(settings)}
     for axis, part in {**chosen, **looking}.items():
         for trait in sorted(part.requires - provided):

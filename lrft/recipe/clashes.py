@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from lrft.recipe.data_clashes import DATA_CLASHES
 from lrft.recipe.fields import slot_at
+from lrft.recipe.head_clashes import HEAD_CLASHES
 from lrft.recipe.more_clashes import MORE
 from lrft.recipe.scores import SCORES
 from lrft.registry.axes import AXES
@@ -181,6 +182,7 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _dropped_function,
     _what_trains,
     *DATA_CLASHES,
+    *HEAD_CLASHES,
     *SCORES,
     _end_that_is_not_planned,
     *MORE,

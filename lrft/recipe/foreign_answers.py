@@ -94,8 +94,9 @@ _BY_VALUE: dict[str, dict[str, str]] = {
     "full_finetuning full_finetune": {"true": "write trainable: full"},
     "load_in_16bit": {"true": "write quantization: none"},
     "task_type": {
-        "causallm lm": "remove it, every model is a causal language model here",
-        "*": "lrft trains causal language models only",
+        "causallm lm": "remove it, a model is a causal language model unless model.head gives it labels",
+        "seqcls sequenceclassification textclassification": "write model.head: [LABEL, ...]",
+        "*": "lrft trains causal language models, and scores of whole texts (model.head)",
     },
 }
 BY_VALUE = {key: each_word(answers) for key, answers in each_word(_BY_VALUE).items()}

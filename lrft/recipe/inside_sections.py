@@ -45,3 +45,23 @@ class Extension(Section):
         description="stretched: that of the schedule over the longer run; again: the schedule anew over the added "
         "steps; held: the last one",
     )
+
+
+class ScoreHead(Section):
+    """A linear map from a text's last hidden state to its labels. A plain list is short for `{labels: ...}`."""
+
+    labels: list[str] = Field(
+        min_length=1,
+        description="names of the classes, in the order of their numbers; one name alone is a number that is learnt",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        return {"labels": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> ScoreHead:
+        if len(set(self.labels)) != len(self.labels) or not all(self.labels):
+            raise ValueError("labels are all different, and none is empty")
+        return self

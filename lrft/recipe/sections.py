@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from lrft.recipe.inside_sections import Extension, NewTokens, RopeScaling
+from lrft.recipe.inside_sections import Extension, NewTokens, RopeScaling, ScoreHead
 from lrft.registry.axes import TASKS
 from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, model_validator
 from lrft.registry.section import ADDED as ADDED
@@ -55,6 +55,11 @@ class ModelSection(Section):
         min_length=1,
         description="run, one of its checkpoints, or folder of a PEFT adapter that a new training begins with; what "
         "trains from there on is said by `adapter`",
+    )
+    head: Annotated[ScoreHead | None, DECIDES_ROWS, ADDED] = Field(
+        None,
+        description="labels that whole texts are given, by a head that trains from a random start in the place of the "
+        "vocabulary's: a list of classes, or one name for a number; null for a language model",
     )
     dtype: Literal["bfloat16", "float32", "float16"] = Field(
         "bfloat16", description="precision of base weights and activations; float16 needs a GPU"

@@ -33,5 +33,8 @@ TRAITS: dict[str, str] = {
     "clippable": "all gradients exist together before the update, so that their global norm can be clipped",
     "per_parameter": "the update of a parameter depends on its own gradient alone",
     "documents": "every row of the data is a whole text, of which every token is learnt",
+    "labels": "every row of the data is a whole text with its label",
+    "score_head": "the model scores whole texts (model.head), and predicts no token",
+    "any_model": "a task that scores language models and models with a score head alike",
     "pairs": "every row of the data is a pair of answers to one prompt",
 }

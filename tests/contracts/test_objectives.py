@@ -19,6 +19,8 @@ from lrft.data.encoded import Encoded
 from lrft.data.steps import TrainData
 from lrft.model.attention import register
 from lrft.model.causal_lm import CausalLM
+from lrft.model.score_head import give_score_head
+from lrft.recipe.inside_sections import ScoreHead
 from lrft.registry.axes import ADAPTERS, OBJECTIVES, QUANTIZERS
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES.names())
@@ -29,8 +31,8 @@ def made(name):
     return OBJECTIVES.get(name)(OBJECTIVES.declared(name).config(method=name))
 
 
-def model_of(dtype=torch.float32):
-    """A random two-layer Llama with LoRA that has moved on every linear layer, in training mode."""
+def model_of(dtype=torch.float32, objective=""):
+    """A random two-layer Llama with LoRA that has moved on every linear layer, and what the objective needs beside."""
     register()
     shape = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
@@ -44,6 +46,8 @@ def model_of(dtype=torch.float32):
             nn.init.normal_(adapter.B, std=0.1)
             base = QUANTIZERS.get("none")(layer.weight.detach())
             model.hf.model.set_submodule(name, Adapted(base, adapter))
+    if objective and "score_head" in OBJECTIVES.declared(objective).requires:
+        give_score_head(model, ScoreHead(labels=["a", "b", "c"]), 0)
     return model.train()
 
 
@@ -56,10 +60,17 @@ def run_of(model, step=0):
 
 
 def rows_for(name):
-    """Rows of the kind the objective compares: single answers, or pairs of them."""
-    documents = 2 if "pairs" in OBJECTIVES.declared(name).requires else 1
+    """Rows of the kind the objective learns: single answers, pairs of them, or whole texts with a label."""
+    requires = OBJECTIVES.declared(name).requires
+    documents = 2 if "pairs" in requires else 1
     draw = random.Random(1)
-    return [row(documents, draw) for _ in range(ROWS)]
+    rows = [row(documents, draw) for _ in range(ROWS)]
+    if "labels" not in requires:
+        return rows
+    return [
+        replace(row, supervised=[False] * row.length, label=float(place % 3))
+        for place, row in enumerate(rows)
+    ]
 
 
 def row(documents, draw):
@@ -101,7 +112,7 @@ def assert_equal(found, expected, **tolerance):
 @every_objective
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_is_a_float32_scalar_whose_graph_reaches_every_trained_tensor(name, dtype):
-    model = model_of(dtype)
+    model = model_of(dtype, name)
     loss = made(name)(model, batch_of(rows_for(name), ALL), run_of(model))
     assert loss.shape == () and loss.dtype == torch.float32 and torch.isfinite(loss)
     loss.backward()
@@ -112,7 +123,7 @@ def test_the_loss_is_a_float32_scalar_whose_graph_reaches_every_trained_tensor(n
 @every_objective
 def test_without_gradients_it_is_the_same_number(name):
     """Optimizers that only compare losses call it so."""
-    model = model_of()
+    model = model_of(objective=name)
     batch = batch_of(rows_for(name), ALL)
     with torch.no_grad():
         bare = made(name)(model, batch, run_of(model))
@@ -122,7 +133,7 @@ def test_without_gradients_it_is_the_same_number(name):
 
 @every_objective
 def test_packing_changes_nothing(name):
-    rows, model = rows_for(name), model_of()
+    rows, model = rows_for(name), model_of(objective=name)
     single = loss_and_gradients(name, model, [batch_of(rows, ALL)])
     packed = loss_and_gradients(name, model, [batch_of(rows, [[0, 1, 2], [3, 4], [5, 6]])])
     assert_equal(packed, single, rtol=1e-4, atol=1e-5)
@@ -131,7 +142,7 @@ def test_packing_changes_nothing(name):
 @every_objective
 @pytest.mark.parametrize("packing", [True, False])
 def test_micro_batches_and_processes_add_up_to_one_batch(name, packing):
-    rows, model = rows_for(name), model_of()
+    rows, model = rows_for(name), model_of(objective=name)
     settings = {"max_length": 24, "packing": packing, "seed": 0, "pad_id": PAD}
     whole = TrainData(rows, batch_size=ROWS, accumulation=1, **settings).at(0)
     divisor = made(name).divisor(whole)
@@ -147,7 +158,7 @@ def test_micro_batches_and_processes_add_up_to_one_batch(name, packing):
 
 @every_objective
 def test_padding_has_no_influence(name):
-    rows, model = rows_for(name), model_of()
+    rows, model = rows_for(name), model_of(objective=name)
     batch = batch_of(rows, ALL)
     expected = loss_and_gradients(name, model, [batch])
     assert_equal(loss_and_gradients(name, model, [batch_of(rows, ALL, 60)]), expected, rtol=1e-4, atol=1e-5)
@@ -162,7 +173,7 @@ def test_padding_has_no_influence(name):
 @every_objective
 def test_a_step_repeats_bit_for_bit_from_its_number_and_seed(name):
     """So that a resumed run needs nothing from the objective."""
-    batch, model = batch_of(rows_for(name), ALL), model_of()
+    batch, model = batch_of(rows_for(name), ALL), model_of(objective=name)
     first = loss_and_gradients(name, model, [batch, batch], run_of(model, step=8))
     made(name)(model, batch, run_of(model, step=3))
     again = loss_and_gradients(name, model, [batch, batch], run_of(model, step=8))
@@ -171,7 +182,7 @@ def test_a_step_repeats_bit_for_bit_from_its_number_and_seed(name):
 
 @every_objective
 def test_without_a_run_it_draws_nothing(name):
-    batch, model = batch_of(rows_for(name), ALL), model_of()
+    batch, model = batch_of(rows_for(name), ALL), model_of(objective=name)
     before = torch.get_rng_state()
     losses = [made(name)(model, batch) for _ in range(2)]
     assert torch.equal(*losses)
@@ -180,7 +191,7 @@ def test_without_a_run_it_draws_nothing(name):
 
 @every_objective
 def test_batch_parameters_and_modes_are_left_as_they_were(name):
-    model = model_of()
+    model = model_of(objective=name)
     model.hf.model.layers[0].mlp.eval()
     batch = batch_of(rows_for(name), ALL)
     kept = [copy.deepcopy(batch), {n: p.clone() for n, p in model.state_dict().items()}]
@@ -194,7 +205,7 @@ def test_batch_parameters_and_modes_are_left_as_they_were(name):
 
 @every_objective
 def test_what_it_records_are_single_numbers(name):
-    model = model_of()
+    model = model_of(objective=name)
     run = run_of(model)
     made(name)(model, batch_of(rows_for(name), ALL), run)
     for value in run.metrics.values():

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load
 
 from lrft.export.merge import merge_into
-from lrft.export.peft_format import adapter_files, peft_name, write_adapter_folder
+from lrft.export.peft_format import adapter_files, peft_name
+from lrft.export.write import write_adapter_folder
 from lrft.model.load import load_model
 from lrft.model.tokenizer import load_tokenizer
 from lrft.model.trained import choose_base_weights

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lrft.core.batch import Batch
-from lrft.export.peft_format import adapter_files, why_own_form, write_adapter_folder
+from lrft.export.peft_format import adapter_files, why_own_form
+from lrft.export.write import write_adapter_folder
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model

@@ -15,7 +15,8 @@ from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.data.seam import token_ids
 from lrft.export.merge import merge_into
-from lrft.export.peft_format import adapter_files, write_adapter_folder
+from lrft.export.peft_format import adapter_files
+from lrft.export.write import write_adapter_folder
 from lrft.model import asked
 from lrft.model.described import build_skeleton
 from lrft.model.load import load_model

@@ -44,6 +44,9 @@ def laid_over(recipe, fragment):
     return recipe
 
 
+SCORED = {"model": {"head": ["a", "b"]}, "objective": "classify", "data": {"format": "classify"}}
+
+
 def with_lines(lines, key):
     fragment = yaml.safe_load(lines.replace("1e-6", "0.000001"))  # PyYAML itself reads 1e-6 as text
     section = key.rpartition(".")[0]
@@ -51,6 +54,11 @@ def with_lines(lines, key):
     base["train"]["max_steps"] = 5000  # long enough for every default that counts steps
     if fragment == {"format": "preference"}:  # says nothing of the objective, which pairs ask for
         base["objective"] = "dpo"
+    if fragment in (
+        {"format": "classify"},
+        {"tasks": ["classification"]},
+    ):  # nor of the head that labels ask for
+        base = laid_over(base, SCORED)
     return yaml.safe_dump(laid_over(base, {section: fragment} if section else fragment))
 
 
@@ -72,6 +80,8 @@ def test_what_a_foreign_key_or_value_is_answered_with_is_a_recipe(write, snippet
         overrides.append("~data.eval")
     if dotted == "data.mix":
         overrides.append("data.train=[owner/a, owner/b]")
+    if dotted == "model.head":
+        overrides += ["objective=classify", "data.format=classify"]
     if value == "flash_attention_2":
         overrides.append("train.device=cuda")
     assert problems_of(write(VALID), *overrides) == []
@@ -150,7 +160,7 @@ VALUES_OF_OTHERS = [
     (SCHEDULE, "schedule: cosine_with_restarts", "write schedule: cosine_restarts"),
     (SCHEDULE, "schedule: Cosine", "did you mean cosine?"),
     (SCHEDULE, "objective: sft", "write objective: cross_entropy"),
-    (SCHEDULE, "objective: orpo", "lrft does not have orpo; known: cross_entropy"),
+    (SCHEDULE, "objective: orpo", "lrft does not have orpo; known: classify, cross_entropy"),
     (SCHEDULE, "trainable: lora", "it is an adapter: write adapter: lora"),
     (FORMAT, "format: alpaca", "write format: instruction"),
     (FORMAT, "format: messages", "write format: chat"),
@@ -208,7 +218,7 @@ KEYS_OF_OTHERS = {
     "default_system: Be kind.": "write data.format.system: TEXT",
     "stage: sft": "write objective: cross_entropy",
     "stage: dpo": "write objective: dpo and data: {format: preference}",
-    "rl: kto": "lrft does not have kto; known: cross_entropy",
+    "rl: kto": "lrft does not have kto; known: classify, cross_entropy",
     "dpo: {beta: 0.1}": "write objective: dpo",
     "output_dir: runs": "lrft train --out FOLDER",
     "resume_from_checkpoint: true": "lrft train RUN --resume",

@@ -86,7 +86,14 @@ class Task:
         ours, chosen = subject.renderer, getattr(self.config, "format", None)
         made = ours.format if chosen is None else FORMATS.get(chosen.method)(chosen)
         return Renderer(
-            ours.tokenizer, made, ours.stop_ids, ours.max_length, too_long, ours.today, ours.stride
+            ours.tokenizer,
+            made,
+            ours.stop_ids,
+            ours.max_length,
+            too_long,
+            ours.today,
+            ours.stride,
+            ours.labels,
         )
 
     def result(

@@ -29,6 +29,8 @@ class Loss(Task):
     rows without such a token, are left out and counted (`left_out`); cut rows are scored cut (`truncated`); `tokens`
     counts. Of several sources the loss of each is beside that of all (`loss/NAME`). Of documents that `data.too_long`
     cuts into windows every token is scored once.
+    Of rows with labels it is the mean cross-entropy of their classes, or squared error of their numbers, and there is
+    no perplexity.
     Source: standard.
     """
 
@@ -37,6 +39,7 @@ class Loss(Task):
     }
 
     version = "loss-1"
+    provides = {"any_model"}
     better = {"loss": "lower", "perplexity": "lower"}
 
     class Config(MethodConfig):
@@ -57,7 +60,7 @@ class Loss(Task):
         found = together(parts) if len(parts) > 1 else next(iter(parts.values()))
         metrics = {
             "loss": found.loss,
-            "perplexity": found.perplexity,
+            **({} if subject.model.labels else {"perplexity": found.perplexity}),
             "tokens": found.tokens,
             "left_out": len(rows) - len(scored),
             "truncated": sum(row.truncated for row in encoded),

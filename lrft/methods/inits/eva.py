@@ -16,7 +16,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
 from lrft.core.stages import Evidence, Init, Plan, SitePlan
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, Literal, MethodConfig
+from lrft.registry.config import Field, Iterator, Literal, MethodConfig, Problem, RecipeView
 
 
 @INITS.register
@@ -64,6 +64,11 @@ class EVA(Init):
         )
         tokens: Literal["answers", "all"] = Field("answers", description="whose inputs are decomposed")
         batches: int = Field(256, gt=0, description="most micro-batches; fewer when the components settle")
+
+        def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+            """Answers of texts that have none."""
+            if self.tokens == "answers" and recipe["model.head"] is not None:
+                yield Problem("init.tokens", "a text that is given a label has no answer; write all")
 
     def signal_options(self, name: str, config: Any) -> dict[str, object]:
         return {

@@ -1,0 +1,83 @@
+"""What a model that scores whole texts cannot be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from lrft.registry.axes import AXES, FORMATS, TASKS
+from lrft.registry.errors import Problem
+from lrft.registry.json import Json
+from lrft.registry.section import RecipeView
+
+HEAD = "score_head"
+ANY_MODEL = "any_model"  # of tasks
+
+
+def _named(value: Json) -> str | None:
+    found = value.get("method") if isinstance(value, dict) else value
+    return found if isinstance(found, str) else None
+
+
+def _labels_that_nobody_learns(settings: RecipeView) -> Iterator[Problem]:
+    """Tokens learnt in the place of labels, whichever way round."""
+    objective = settings.declared("objective")
+    learns = objective is not None and HEAD in objective.requires
+    if settings["model.head"] is not None and not learns and objective is not None:
+        message = f"scores whole texts, and {objective.name} learns tokens; write objective: "
+        yield Problem("model.head", message + " or ".join(_learning()) + ", or remove it")
+    form = _named(settings["data.format"])
+    if form in FORMATS.names() and "labels" in FORMATS.declared(str(form)).provides and not learns:
+        message = f"{form} gives labels, and no text to be learnt; write objective: "
+        yield Problem("data.format.method", message + " or ".join(_learning()))
+
+
+def _learning() -> list[str]:
+    registry = AXES["objective"]
+    return [name for name in registry.names() if HEAD in registry.declared(name).requires]
+
+
+def _tasks_of_another_model(settings: RecipeView) -> Iterator[Problem]:
+    tasks = settings["eval.tasks"]
+    scores = settings["model.head"] is not None
+    for place, one in enumerate(tasks if isinstance(tasks, list) else []):
+        name = _named(one)
+        if name not in TASKS.names():
+            continue
+        if reason := why_not_scored(str(name), scores):
+            yield Problem(f"eval.tasks.{place}", reason)
+
+
+def why_not_scored(task: str, scores: bool) -> str | None:
+    """Why a task cannot score a model, by whether that scores whole texts; None where it can."""
+    if _fits(task, scores):
+        return None
+    if scores:
+        fit = [name for name in TASKS.names() if _fits(name, True)]
+        return f"{task} asks for tokens, and a model with model.head scores whole texts; choose {' or '.join(fit)}"
+    return f"{task} asks for labels, and the model has no head for them; write model.head: [LABEL, ...]"
+
+
+def _fits(task: str, scores: bool) -> bool:
+    declared = TASKS.declared(task)
+    return ANY_MODEL in declared.provides or scores == (HEAD in declared.requires)
+
+
+def _parts_of_another_model(settings: RecipeView) -> Iterator[Problem]:
+    if settings["model.head"] is None:
+        return
+    if settings["trainable.weights"] != "adapter":
+        message = "weights of the base model cannot train beside model.head; write trainable: adapter"
+        yield Problem("trainable.weights", message)
+    if settings["model.adapter"] is not None:
+        message = "is the start of a language model's adapter, and model.head begins anew; merge it and name the result"
+        yield Problem("model.adapter", message)
+    if settings["model.add_tokens"] is not None:
+        message = "adds rows to the head of a language model too, and model.head has none that they could learn by; remove one"
+        yield Problem("model.add_tokens", message)
+
+
+HEAD_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
+    _labels_that_nobody_learns,
+    _tasks_of_another_model,
+    _parts_of_another_model,
+)
