@@ -10,7 +10,6 @@ from lrft.build.text import Text
 from lrft.export.peft_format import adapter_files
 from lrft.export.write import write_adapter_folder
 from lrft.model.causal_lm import CausalLM
-from lrft.model.stopping import trained_generation
 from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import LrftError
@@ -35,6 +34,8 @@ def write_adapter(
     Raises:
         LrftError: the disk is full or not writable; what was there before is intact.
     """
+    from lrft.model.stopping import trained_generation  # imports transformers, which a plan does without
+
     files = adapter_files(model, recipe, card)
     files["recipe.yaml"] = _text_of(recipe).encode()
     own = recipe.model.tokenizer is not None

@@ -72,7 +72,9 @@ def _parts_of_another_model(settings: RecipeView) -> Iterator[Problem]:
         message = "is the start of a language model's adapter, and model.head begins anew; merge it and name the result"
         yield Problem("model.adapter", message)
     if settings["model.add_tokens"] is not None:
-        message = "adds rows to a head of tokens too, and with model.head nothing would teach them; remove one"
+        message = (
+            "adds rows to a head of tokens too, and with model.head nothing would teach them; remove one"
+        )
         yield Problem("model.add_tokens", message)
 
 
