@@ -218,8 +218,8 @@ def test_without_held_out_rows_training_rows_are_compared_and_it_is_said(trained
 
 
 def test_weights_that_are_no_numbers_leave_nothing_behind(trained, tmp_path, monkeypatch):
-    def poisoned(folder):
-        recipe, text, adaptation = open_run(folder)
+    def poisoned(folder, **named):
+        recipe, text, adaptation = open_run(folder, **named)
         site = next(adapted(adaptation.model.hf))[1]
         with torch.no_grad():
             site.adapter.B[0, 0] = float("nan")

@@ -86,7 +86,7 @@ def test_a_full_disk_leaves_the_adapter_that_was_there(tiny_recipe, tmp_path, mo
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    import lrft.export.peft_format as written
+    import lrft.export.write as written
 
     real, calls = written.replace_folder, []
 

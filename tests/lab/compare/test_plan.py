@@ -110,11 +110,11 @@ def test_rates_are_sorted_and_checked():
 
 
 def test_the_keys_that_arms_share_are_those_marked_in_the_recipe():
-    model = {f"model.{key}" for key in ("name", "revision", "weights", "tokenizer")}
+    model = {f"model.{key}" for key in ("name", "revision", "weights", "tokenizer", "head", "add_tokens")}
     length = {f"train.{key}" for key in ("max_steps", "stop_below", "epochs")}
     step = {f"train.{key}" for key in ("batch_size", "gradient_accumulation", "max_length", "packing")}
     length |= {f"train.{key}" for key in ("metric", "patience", "extended")}
-    assert set(EQUAL) == {*model, *length, *step, "data", "eval.limit"} and len(EQUAL) == 16
+    assert set(EQUAL) == {*model, *length, *step, "data", "eval.limit"} and len(EQUAL) == 18
 
 
 def test_changed_rows_of_one_source_of_several_mean_another_folder(recipe, tmp_path):

@@ -133,6 +133,7 @@ def test_checkpoints_are_kept_only_as_asked(recipe, tmp_path, asked):
         assert (folder / "adapter").is_dir() and (folder / "checkpoints").is_dir() is bool(asked)
 
 
+@pytest.mark.slow  # the same with a stand-in for the training is above
 def test_two_ranks_are_trained_and_ordered(recipe, tmp_path):
     found, record = swept(recipe("a"), "adapter.rank=2,4", "train.max_steps=2", "--out", tmp_path / "out")
     assert "rank=2: " in found.stderr and "report: " in found.stderr
