@@ -171,7 +171,7 @@ CASES = [
     ("  tasks: [loss]", "  tasks: loss", "eval.tasks", 18, "a list of task names (classification, e2e,"),
     ("  tasks: [loss]", "  tasks: [los]", "eval.tasks.0.method", 18, "did you mean loss?"),
     ("  tasks: [loss]", "  tasks: [loss, 5]", "eval.tasks.1", 18, "the name of a task"),
-    ("  tasks: [loss]", "  tasks: [{max_new_tokens: 2}]", "eval.tasks.0.method", 18, "is required; write classification"),
+    ("  tasks: [loss]", "  tasks: [{max_new_tokens: 2}]", "eval.tasks.0.method", 18, "is required; write class"),
     (
         "  tasks: [loss]",
         "  tasks: [{method: gsm8k, max_new_token: 4}]",
