@@ -63,19 +63,10 @@ class Generation(TypedDict, total=False):
     generates: bool
 
 
-class Fidelity(TypedDict, total=False):
-    """What fidelity.json holds: how the merge was made, then how it compares."""
+class Compared(TypedDict, total=False):
+    """How what was written compares with its run, on which rows, and by how much it may differ."""
 
-    checkpoint: str
-    rank: int
-    run: str
-    onto: str
-    dtype: str | None
-    rounding: str | None
-    relative_change: float | None
     tolerance: float
-    calibration_rows: int
-    rounded_stochastically: list[str]
     rows: int
     rows_from: str | None
     positions: int
@@ -87,6 +78,20 @@ class Fidelity(TypedDict, total=False):
     loss_merged: float
     loss_difference: float
     top_token_changed: float
+
+
+class Fidelity(Compared, total=False):
+    """What fidelity.json holds: how the merge was made, then how it compares."""
+
+    checkpoint: str
+    rank: int
+    run: str
+    onto: str
+    dtype: str | None
+    rounding: str | None
+    relative_change: float | None
+    calibration_rows: int
+    rounded_stochastically: list[str]
     generation: Generation
     nearest: Nearest
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from lrft.export.checks import Check
 from lrft.export.conversation import Rendered
+from lrft.export.fidelity import Compared
 from lrft.export.pairs import SiteRecord
 
 RECORD = "fidelity.json"
@@ -20,7 +21,7 @@ class FileSum(TypedDict):
     sha256: str
 
 
-class Exported(TypedDict, total=False):
+class Exported(Compared, total=False):
     """How an export was made, how it compares with the run, and what a later look needs.
 
     `relative_error` is that of all changes together, in Frobenius norm, of the factors as written.
@@ -42,18 +43,6 @@ class Exported(TypedDict, total=False):
     tensors: int
     checklist: list[Check]
     told: list[str]
-    tolerance: float
-    rows: int
-    rows_from: str | None
-    positions: int
-    logit_error_mean: float
-    logit_error_max: float
-    logit_spread: float
-    kl_mean: float
-    loss_adapter: float
-    loss_merged: float
-    loss_difference: float
-    top_token_changed: float
     stops: list[str]
     conversation: Rendered
     files: dict[str, FileSum]
