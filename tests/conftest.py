@@ -1,7 +1,8 @@
-"""Tiny models shared by the tests, and what `--fast` leaves out."""
+"""Tiny models shared by the tests, and how tests are chosen."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -21,88 +22,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, or they take eac
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.selected import ASIDE, KEPT, LONG, ON_DEMAND, STORAGES
 
-# Files that train for long, count whole tables or start processes, the longest first. Workers are given them in this
-# order, so that no long one is begun last; --fast leaves them out.
-LONG = (
-    "tests/test_recipes.py",
-    "tests/training/test_resume.py",
-    "tests/lab/tables/test_reproduce.py",
-    "tests/test_full_recipes.py",
-    "tests/lab/compare/test_compare.py",
-    "tests/commands/test_cli.py",
-    "tests/training/test_step.py",
-    "tests/training/test_sharded.py",
-    "tests/test_stranger.py",
-    "tests/lab/compare/test_cluster.py",
-    "tests/test_composition.py",
-    "tests/test_scripts.py",
-    "tests/export/test_merge.py",
-    "tests/model/test_trained.py",
-    "tests/lab/runs/test_digest.py",
-    "tests/export/test_peft_format.py",
-    "tests/export/test_reload.py",
-    "tests/export/test_export_plain.py",
-    "tests/export/test_export_gguf.py",
-    "tests/export/test_doctor.py",
-    "tests/lab/tables/test_count_tables.py",
-    "tests/lab/compare/test_scaled.py",
-    "tests/evaluation/test_generate.py",
-    "tests/export/test_peft_beside.py",
-    "tests/contracts/test_analyses.py",
-    "tests/lab/tables/test_tiers.py",
-    "tests/methods/optim/test_state_bytes.py",
-    "tests/export/test_merged_folder.py",
-    "tests/model/test_families.py",
-    "tests/model/test_stream.py",
-    "tests/model/test_packed.py",
-    "tests/commands/test_json.py",
-    "tests/test_bed.py",
-    "tests/test_models_page.py",
-    "tests/training/test_patience.py",
-    "tests/training/test_find_lr.py",
-    "tests/training/test_best.py",
-    "tests/training/test_trackers.py",
-    "tests/training/test_earlier.py",
-    "tests/training/test_going_on.py",
-    "tests/training/test_stop_below.py",
-    "tests/training/test_gradient_sum.py",
-    "tests/model/test_random_weights.py",
-)
-# What else --fast leaves out: rooms and files that are quick each and long together, or that start processes.
-ASIDE = (
-    "tests/test_docs.py::test_what_a_script_writes_is_current",
-    "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[mezo]",
-    "tests/lab/",
-    "tests/evaluation/",
-    "tests/commands/",
-    "tests/test_package.py",
-    "tests/test_attention.py",
-    "tests/model/test_fused.py",
-    "tests/training/test_reads.py",
-    "tests/training/test_recomputing.py",
-    "tests/training/test_new_tokens_run.py",
-    "tests/recipe/test_commands.py",
-    "tests/recipe/test_fuzz.py",
-    "tests/model/test_probe.py",
-    "tests/data/test_order_and_pack.py",
-    "tests/methods/adapters/test_xlora.py",
-    "tests/methods/allocate/test_dylora.py",
-)
-# Of those, what --fast runs all the same: one recipe from training to merge, and what no training is needed for.
-KEPT = (
-    *(f"tests/test_recipes.py::test_{name}" for name in ("a_smoke_recipe_lasts", "every_method_has")),
-    "tests/test_recipes.py::test_a_smoke_recipe_learns[dora]",
-    "tests/test_recipes.py::test_every_method_resumes_unbroken[dora]",
-    "tests/test_recipes.py::test_a_finished_adapter_is_the_trained_function[dora]",
-    "tests/test_recipes.py::test_every_method_merges_or_says_that_it_cannot[dora]",
-    "tests/commands/test_cli.py::test_there_are_these_options_and_no_others",
-    "tests/test_full_recipes.py::test_a_full_recipe_validates",
-    "tests/test_scripts.py::test_every_script_has_a_test",
-)
-# --fast runs each case of a test on the first of these storage formats that it has, or else on its first.
-STORAGES = ("nf4_reference", "none")
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -118,7 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _mark_on_demand(items)
     first = (*LONG[:3], "tests/test_docs.py", *LONG[3:])  # whose one long test counts the pages' tables
     order = {file: place for place, file in enumerate(first)}
     items.sort(key=lambda item: order.get(_file(item), len(first)))
@@ -143,6 +67,26 @@ def pytest_collection_finish() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and not torch.accelerator.is_available():
         torch.manual_seed = torch.default_generator.manual_seed
+    gc.collect()
+    gc.freeze()  # modules and twelve thousand tests last to the end; without this each collection looks at them all
+
+
+def _mark_on_demand(items: list[pytest.Item]) -> None:
+    """Mark what tests/selected.py lists as slow, and refuse a line there that no test of its file begins with."""
+    met: dict[str, set[str]] = {}
+    for item in items:
+        file, _, name = item.nodeid.partition("::")
+        met.setdefault(file, set())
+        for start in ON_DEMAND.get(file, {}):
+            if name.startswith(start):
+                met[file].add(start)
+                item.add_marker(pytest.mark.slow)
+    chosen = any("::" in argument for argument in sys.argv)  # a part of a file does not meet all of its lines
+    unmet = [
+        f"{file}::{start}" for file in met for start in ON_DEMAND.get(file, {}) if start not in met[file]
+    ]
+    if unmet and not chosen:
+        raise pytest.UsageError(f"tests/selected.py: no test begins with {', '.join(unmet)}")
 
 
 def _is_fast(item: pytest.Item) -> bool:

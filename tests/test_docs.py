@@ -20,6 +20,7 @@ from lrft.recipe.load import load_recipe
 from lrft.registry import axes
 from lrft.registry.axes import ANALYSES, AXES, FORMATS, SIGNALS, TASKS
 from lrft.registry.registry import Declaration, Registry
+from tests.each import each
 
 ROOT = Path(__file__).parents[1]
 METHODS = [(axis, name) for axis, registry in AXES.items() for name in registry.names()]
@@ -72,7 +73,7 @@ def settings(axis: str, name: str) -> dict[str, bool]:
     return {key: bool(field.description) for key, field in fields.items() if key != "method"}
 
 
-@pytest.mark.parametrize(("axis", "name"), DOCUMENTED)
+@each(("axis", "name"), DOCUMENTED)
 def test_a_docstring_has_the_paragraphs_of_its_axis_in_order(axis, name):
     pattern = "".join(
         f"({part[1:-1]} )?" if part.startswith("[") else f"{part} " for part in PARAGRAPHS[axis].split()
@@ -81,7 +82,7 @@ def test_a_docstring_has_the_paragraphs_of_its_axis_in_order(axis, name):
     assert re.fullmatch(pattern, "".join(f"{label} " for label in found)), found
 
 
-@pytest.mark.parametrize(("axis", "name"), DOCUMENTED)
+@each(("axis", "name"), DOCUMENTED)
 def test_a_docstring_has_its_equations_as_a_block_or_those_of_another_method(axis, name):
     head = paragraphs(declared(axis, name).doc)[""]
     if not re.search(EQUATION, head, re.MULTILINE):
@@ -89,7 +90,7 @@ def test_a_docstring_has_its_equations_as_a_block_or_those_of_another_method(axi
         assert borrowed and borrowed[1] in REGISTRIES[axis].names() and borrowed[1] != name
 
 
-@pytest.mark.parametrize(("axis", "name"), DOCUMENTED)
+@each(("axis", "name"), DOCUMENTED)
 def test_every_setting_is_explained_on_the_page_or_in_its_field(axis, name):
     doc = declared(axis, name).doc
     for other in re.findall(r"(?:settings of|as in) `(\w+)`", doc):
@@ -99,7 +100,7 @@ def test_every_setting_is_explained_on_the_page_or_in_its_field(axis, name):
     assert not missing
 
 
-@pytest.mark.parametrize(("axis", "name"), DOCUMENTED)
+@each(("axis", "name"), DOCUMENTED)
 def test_values_of_settings_are_written_as_recipes_take_them(axis, name):
     """`scale: weightS` on a page means that `weightS` is among the values of the setting `scale`."""
     for key, values in literals(axis, name).items():
@@ -121,20 +122,20 @@ def literals(axis: str, name: str) -> dict[str, list[object]]:
     return found
 
 
-@pytest.mark.parametrize(("axis", "name"), METHODS)
+@each(("axis", "name"), METHODS)
 def test_a_method_states_what_it_trains_or_stores(axis, name):
     label = {"quantization": "Bits", "optimizer": "State", "schedule": "State"}.get(axis, "Trains")
     stated = " ".join(paragraphs(declared(axis, name).doc)[label].split())
     assert stated and re.search(NUMBERS.get(axis, r"\w"), stated)
 
 
-@pytest.mark.parametrize(("axis", "name"), METHODS)
+@each(("axis", "name"), METHODS)
 def test_an_adapter_an_init_and_an_objective_say_what_holds_at_step_0(axis, name):
     if axis in ("adapter", "init", "objective"):
         assert "step 0" in paragraphs(declared(axis, name).doc)["Shapes"]
 
 
-@pytest.mark.parametrize(("axis", "name"), METHODS)
+@each(("axis", "name"), METHODS)
 def test_a_method_states_its_source_and_departures(axis, name):
     declaration = declared(axis, name)
     source = " ".join(paragraphs(declaration.doc)["Source"].split())
@@ -142,7 +143,7 @@ def test_a_method_states_its_source_and_departures(axis, name):
     assert paragraphs(declaration.doc)["Departures"].strip()
 
 
-@pytest.mark.parametrize(("axis", "name"), DOCUMENTED)
+@each(("axis", "name"), DOCUMENTED)
 def test_a_docstring_has_a_one_line_summary_and_no_filler(axis, name):
     declaration = declared(axis, name)
     summary, _, rest = declaration.doc.strip().partition("\n")
@@ -213,7 +214,7 @@ def test_every_measured_block_ends_where_it_begins():
     assert sorted(opened) == sorted(closed) and len(set(opened)) == len(opened) >= 5
 
 
-@pytest.mark.parametrize(("axis", "name"), METHODS)
+@each(("axis", "name"), METHODS)
 def test_the_changelog_names_every_method(axis, name):
     released = re.split(r"^## \[", text("CHANGELOG.md"), flags=re.MULTILINE)
     assert any(f"`{name}`" in section for section in released[1:])
@@ -236,18 +237,18 @@ def test_a_change_is_one_line_of_the_changelog():
     assert lines and all(line.startswith("- ") and len(line) <= 160 for line in lines)
 
 
-@pytest.mark.parametrize(("axis", "name"), METHODS)
+@each(("axis", "name"), METHODS)
 def test_every_method_has_a_smoke_recipe_that_selects_it(axis, name):
     loaded = load_recipe(ROOT / "recipes" / "smoke" / f"{name}.yaml")
     assert loaded.recipe.parts()[axis].method == name
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@each("path", RECIPES)
 def test_every_packaged_recipe_validates(path):
     load_recipe(path)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@each("path", RECIPES)
 def test_every_packaged_recipe_says_what_it_is_for_and_stays_short(path):
     lines = text(str(path)).splitlines()
     assert lines[0].startswith("# ")
@@ -277,14 +278,14 @@ DOCUMENTS = [path.name for path in sorted(ROOT.glob("*.md"))]
 DOCUMENTS += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@each("name", DOCUMENTS)
 def test_links_between_documents_lead_somewhere(name):
     prose = re.sub(r"^```.*?^```", "", text(name), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", prose):
         assert (ROOT / name).parent.joinpath(target).exists(), f"{name} links to {target}"
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@each("name", DOCUMENTS)
 def test_a_table_begins_after_an_empty_line(name):
     """Or the site shows it as text."""
     prose = re.sub(r"^```.*?^```", "", text(name), flags=re.MULTILINE | re.DOTALL)

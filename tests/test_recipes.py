@@ -27,6 +27,8 @@ SMOKE = sorted((Path(__file__).parents[1] / "recipes" / "smoke").glob("[!_]*.yam
 every_recipe = pytest.mark.parametrize("path", SMOKE, ids=lambda path: path.stem)
 # What a finished run is written, read back and merged by; how its numbers came about is no part of it.
 KEPT = ("model", "trainable", "adapter", "init", "quantization", "allocate", "restart")
+# Axis that sees gradients or losses -> what on it does no more than to wait for the sum.
+MEETS = {"allocate": ("uniform",), "restart": (), "optimizer": ("adamw",), "objective": ("cross_entropy",)}
 
 
 def of_every_kind() -> list[Path]:
@@ -59,7 +61,11 @@ def trained(on_tiny, tmp_path_factory) -> Callable[[Path], Trained]:
     def get(path: Path) -> Trained:
         if path not in made:
             plain = load_recipe(path, ["model.name=x/y"]).recipe
-            accumulation = [] if plain.optimizer.per_layer else ["train.gradient_accumulation=2"]
+            # Where a method might meet gradients halfway, they are sums.
+            summed = any(a in MEETS and part.method not in MEETS[a] for a, part in plain.parts().items())
+            accumulation = (
+                ["train.gradient_accumulation=2"] if summed and not plain.optimizer.per_layer else []
+            )
             schedule = [COSINE] if plain.schedule == usual else []
             loaded = load_recipe(path, [*on_tiny(path), *SIX_STEPS, *schedule, *accumulation])
             folder = tmp_path_factory.mktemp("smoke") / path.stem

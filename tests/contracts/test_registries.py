@@ -12,21 +12,18 @@ from lrft.registry.declared import declarations
 from lrft.registry.errors import LrftError
 from lrft.registry.registry import Registry
 from lrft.registry.traits import TRAITS
+from tests.each import each
 
 REGISTRIES = {name: found for name, found in vars(axes).items() if isinstance(found, Registry)}
-METHODS = [
-    pytest.param(registry, name, id=f"{registry.kind}-{name}")
-    for registry in REGISTRIES.values()
-    for name in registry.names()
-]
+METHODS = [(registry, name) for registry in REGISTRIES.values() for name in registry.names()]
 SOURCED = [
-    pytest.param(registry, name, id=f"{registry.kind}-{name}")
+    (registry, name)
     for registry in (axes.ADAPTERS, axes.INITS, axes.OPTIMIZERS, axes.QUANTIZERS)
     for name in registry.names()
     if not name.endswith("_reference")
 ]
 
-every_method = pytest.mark.parametrize(("registry", "name"), METHODS)
+every_method = each(("registry", "name"), METHODS)
 
 
 def test_every_axis_of_a_recipe_is_a_registry_with_methods():
@@ -78,7 +75,7 @@ def test_settings_survive_json(registry, name):
     assert config.model_validate_json(settings.model_dump_json()) == settings
 
 
-@pytest.mark.parametrize(("registry", "name"), SOURCED)
+@each(("registry", "name"), SOURCED)
 def test_the_docstring_names_its_source_and_its_departures(registry, name):
     doc = registry.declared(name).doc
     assert "Source:" in doc, f"{name}: say where the method comes from"

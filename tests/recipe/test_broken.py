@@ -6,6 +6,7 @@ import pytest
 
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
+from tests.each import each
 from tests.recipe.valid_recipe import VALID, changed, problems_of
 
 # (passage of the valid recipe, what replaces it, key of the one problem, its line, words of the message)
@@ -237,9 +238,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "key", "line", "words"), CASES, ids=[f"{c[2]}-{c[1][:30]}" for c in CASES]
-)
+@each(("old", "new", "key", "line", "words"), CASES)
 def test_a_broken_recipe_is_one_problem_at_its_key_and_line(write, monkeypatch, old, new, key, line, words):
     path = write(changed(old, new))
     monkeypatch.chdir(path.parent)

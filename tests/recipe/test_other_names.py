@@ -18,14 +18,10 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import FORMATS
 from lrft.registry.did_you_mean import squeezed
 from lrft.registry.errors import UsageError
+from tests.each import each
 from tests.recipe.valid_recipe import VALID, changed, problems_of
 
-ALIASED = [
-    pytest.param(key, lines, id=f"{key}-{name}-{number}")
-    for key, declared in methods()
-    for name in [declared.name]
-    for number, lines in enumerate(declared.aliases.values())
-]
+ALIASED = [(key, lines) for key, declared in methods() for lines in declared.aliases.values()]
 WRITTEN = sorted(
     {
         snippet
@@ -62,12 +58,12 @@ def with_lines(lines, key):
     return yaml.safe_dump(laid_over(base, {section: fragment} if section else fragment))
 
 
-@pytest.mark.parametrize(("key", "lines"), ALIASED)
+@each(("key", "lines"), ALIASED)
 def test_what_an_alias_says_to_write_is_a_recipe(write, key, lines):
     assert problems_of(write(with_lines(lines, key))) == []
 
 
-@pytest.mark.parametrize("snippet", WRITTEN)
+@each("snippet", WRITTEN)
 def test_what_a_foreign_key_or_value_is_answered_with_is_a_recipe(write, snippet):
     dotted, _, value = snippet.partition(": ")
     value = {"STEPS": "5", "PROJECT": "mine", "SHARE": "0.1"}.get(value, value)
@@ -248,7 +244,7 @@ KEYS_OF_OTHERS = {
 }
 
 
-@pytest.mark.parametrize("line", KEYS_OF_OTHERS)
+@each("line", list(KEYS_OF_OTHERS))
 @pytest.mark.parametrize("place", ["", "train"])
 def test_a_key_of_another_toolkit_is_answered_with_what_to_write(write, place, line):
     old = "  max_steps: 100" if place else SCHEDULE

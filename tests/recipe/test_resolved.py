@@ -13,12 +13,13 @@ from lrft.recipe import library
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import ABSENT, compare, recipe_hash, resolved, with_origins
 from lrft.recipe.schema import Recipe
+from tests.each import each
 from tests.recipe.valid_recipe import VALID, changed
 
 FILES = sorted(path for path in library.folder().rglob("*.yaml") if "tables" not in path.parts)
 
 
-@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+@each("path", FILES)
 def test_every_shipped_recipe_loads_back_equal_from_its_resolved_text(path, folder):
     recipe = load_recipe(path).recipe
     again = folder / "again.yaml"

@@ -9,6 +9,7 @@ import pytest
 
 import generated
 import tables_page
+from lrft.lab.models import Models
 from lrft.lab.tables.exact import load
 from lrft.lab.tables.exact.count import ABSENT, CONFLICT, EQUAL, MISSED, count_table, judge_count
 from lrft.lab.tables.exact.report import markdown
@@ -113,13 +114,23 @@ def test_conflicts_stand_beside_the_table(table_file):
     assert "- x, trainable: a misprint." in markdown(loaded, list(count_table(loaded)))
 
 
+# Tables that are counted in a second each, of every kind of number.
+QUICK = ("fed_sb", "glue_memory", "other_counts", "peft_metamathqa", "sltrain_memory", "vera")
+
+
+@pytest.fixture(scope="module")
+def quick_tables():
+    models = Models()
+    return {name: list(count_table(load.load_table(name), models)) for name in QUICK}
+
+
 @pytest.fixture(scope="module")
 def every_table():
     return tables_page.counted()
 
 
-def test_no_number_is_missed_and_none_is_without_provenance(every_table):
-    numbers = [number for found in every_table.values() for number in found]
+def agree(tables):
+    numbers = [number for found in tables.values() for number in found]
     assert {number.provenance for number in numbers} <= PROVENANCE.keys()
     assert [n for n in numbers if n.verdict == MISSED] == []
     assert sum(n.verdict == EQUAL for n in numbers) > 0.5 * len(numbers)
@@ -128,8 +139,16 @@ def test_no_number_is_missed_and_none_is_without_provenance(every_table):
     )
 
 
-def test_all_63_runs_of_pefts_comparison_are_there_and_lrfts_own_methods_count(every_table):
-    numbers = every_table["peft_metamathqa"]
+def test_no_number_of_a_quick_table_is_missed_and_none_is_without_provenance(quick_tables):
+    agree(quick_tables)
+
+
+def test_no_number_of_any_table_is_missed_and_none_is_without_provenance(every_table):
+    agree(every_table)
+
+
+def test_all_63_runs_of_pefts_comparison_are_there_and_lrfts_own_methods_count(quick_tables):
+    numbers = quick_tables["peft_metamathqa"]
     assert len(numbers) == 63
     counted = {number.row for number in numbers if number.verdict == EQUAL}
     assert counted >= {

@@ -1,0 +1,178 @@
+"""Which tests run when: the order of files, what `--fast` leaves out, and what runs on demand (`-m slow`)."""
+
+from __future__ import annotations
+
+# Files that train for long, count whole tables or start processes, the longest first. Workers are given them in this
+# order, so that no long one is begun last; --fast leaves them out.
+LONG = (
+    "tests/test_recipes.py",
+    "tests/training/test_resume.py",
+    "tests/lab/tables/test_reproduce.py",
+    "tests/test_full_recipes.py",
+    "tests/lab/compare/test_compare.py",
+    "tests/commands/test_cli.py",
+    "tests/training/test_step.py",
+    "tests/training/test_sharded.py",
+    "tests/test_stranger.py",
+    "tests/lab/compare/test_cluster.py",
+    "tests/test_composition.py",
+    "tests/test_scripts.py",
+    "tests/export/test_merge.py",
+    "tests/model/test_trained.py",
+    "tests/lab/runs/test_digest.py",
+    "tests/export/test_peft_format.py",
+    "tests/export/test_reload.py",
+    "tests/export/test_export_plain.py",
+    "tests/export/test_export_gguf.py",
+    "tests/export/test_doctor.py",
+    "tests/lab/tables/test_count_tables.py",
+    "tests/lab/compare/test_scaled.py",
+    "tests/evaluation/test_generate.py",
+    "tests/export/test_peft_beside.py",
+    "tests/contracts/test_analyses.py",
+    "tests/lab/tables/test_tiers.py",
+    "tests/methods/optim/test_state_bytes.py",
+    "tests/export/test_merged_folder.py",
+    "tests/model/test_families.py",
+    "tests/model/test_stream.py",
+    "tests/model/test_packed.py",
+    "tests/commands/test_json.py",
+    "tests/test_bed.py",
+    "tests/test_models_page.py",
+    "tests/training/test_patience.py",
+    "tests/training/test_find_lr.py",
+    "tests/training/test_best.py",
+    "tests/training/test_trackers.py",
+    "tests/training/test_earlier.py",
+    "tests/training/test_going_on.py",
+    "tests/training/test_stop_below.py",
+    "tests/training/test_gradient_sum.py",
+    "tests/model/test_random_weights.py",
+)
+# What else --fast leaves out: rooms and files that are quick each and long together, or that start processes.
+ASIDE = (
+    "tests/test_docs.py::test_what_a_script_writes_is_current",
+    "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[mezo]",
+    "tests/lab/",
+    "tests/evaluation/",
+    "tests/commands/",
+    "tests/test_package.py",
+    "tests/test_attention.py",
+    "tests/model/test_fused.py",
+    "tests/training/test_reads.py",
+    "tests/training/test_recomputing.py",
+    "tests/training/test_new_tokens_run.py",
+    "tests/recipe/test_commands.py",
+    "tests/recipe/test_fuzz.py",
+    "tests/model/test_probe.py",
+    "tests/data/test_order_and_pack.py",
+    "tests/methods/adapters/test_xlora.py",
+    "tests/methods/allocate/test_dylora.py",
+)
+# Of those, what --fast runs all the same: one recipe from training to merge, and what no training is needed for.
+KEPT = (
+    *(f"tests/test_recipes.py::test_{name}" for name in ("a_smoke_recipe_lasts", "every_method_has")),
+    "tests/test_recipes.py::test_a_smoke_recipe_learns[dora]",
+    "tests/test_recipes.py::test_every_method_resumes_unbroken[dora]",
+    "tests/test_recipes.py::test_a_finished_adapter_is_the_trained_function[dora]",
+    "tests/test_recipes.py::test_every_method_merges_or_says_that_it_cannot[dora]",
+    "tests/commands/test_cli.py::test_there_are_these_options_and_no_others",
+    "tests/test_full_recipes.py::test_a_full_recipe_validates",
+    "tests/test_scripts.py::test_every_script_has_a_test",
+)
+# --fast runs each case of a test on the first of these storage formats that it has, or else on its first.
+STORAGES = ("nf4_reference", "none")
+
+# What runs on demand for what it takes.
+# File -> start of a test, within its brackets too -> what proves the same in the daily suite.
+ON_DEMAND = {
+    "tests/lab/tables/test_reproduce.py": {
+        "test_no_number_of_any_table": "six of the tables",
+        "test_the_pages_of_tables_are_current": "six of the tables",
+    },
+    "tests/test_docs.py": {
+        "test_what_a_script_writes_is_current[choosing_page": "the other pages",
+    },
+    "tests/test_full_recipes.py": {
+        "test_a_full_table_is_sized_without_network[qlora_mmlu": "the other tables",
+        "test_a_full_table_is_sized_without_network[lora_sb": "the other tables",
+        "test_every_row_of_a_full_table_that_has_a_recipe_can_be_planned[peft": "the others",
+        "test_every_row_of_a_full_table_that_has_a_recipe_can_be_planned[randlora": "the others",
+    },
+    "tests/test_scripts.py": {
+        "test_bench_memory_asks_a_fresh_process": "what such a process does is a test beside it",
+        "test_bench_train_puts_methods_beside": "both steps on equal losses",
+        "test_bench_train_draws_a_curve": "both steps on equal losses",
+        "test_bench_train_times_both_steps_on_equal_losses_and_records_it[gsm8k": "random rows",
+        "test_make_beds_makes": "tests/test_bed.py",
+        "test_gpu_check_rehearses": "going on after a failure, in the same file",
+        "test_same_bytes_finds": "test_recipes, which compares bytes of every method",
+    },
+    "tests/commands/test_profile.py": {
+        "test_a_run_goes_on_with_a_profile": "a profiled run trains the same bytes",
+    },
+    "tests/training/test_sharded.py": {
+        "test_two_processes_that_keep": "contracts/test_sharded.py, in one process",
+        "test_each_process_keeps_half": "contracts/test_sharded.py, in one process",
+        "test_all_processes_ask": "contracts/test_sharded.py, in one process",
+        "test_a_run_that_": "test_resume.py",
+        "test_a_checkpoint_holds": "contracts/test_sharded.py, in one process",
+    },
+    "tests/lab/compare/test_compare.py": {
+        "test_two_recipes_are_trained": "the same with a stand-in for the training",
+    },
+    "tests/lab/compare/test_cluster.py": {
+        "test_a_call_that_was_cut_off": "an interruption, and the same call goes on",
+        "test_local_jobs_give_what": "an interruption, and the same call goes on",
+        "test_a_job_whose_time_is_over": "an interruption, and the same call goes on",
+        "test_an_interruption_lets_jobs_save_and_the_same_call_goes_on[slurm": "local",
+    },
+    "tests/lab/runs/test_digest.py": {
+        "test_what_is_imported_in_a_process": "the digest of the same code elsewhere",
+    },
+    "tests/training/test_resume.py": {
+        "test_cut_off_and_resumed_is_unbroken[optimizer=paged": "its smoke recipe",
+        "test_cut_off_and_resumed_is_unbroken[init=gaussian": "their smoke recipes",
+        "test_cut_off_and_resumed_is_unbroken[adapter.method=dora": "its smoke recipe",
+        "test_cut_off_and_resumed_is_unbroken[init.method=pissa": "its smoke recipe",
+        "test_cut_off_and_resumed_is_unbroken[model.activation_checkpointing": "int8's recipe",
+        "test_cut_off_and_resumed_is_unbroken[trainable={weights: full, update: s": "master",
+        "test_stopped_twice": "stopped once",
+        "test_biases_that_train_resume_unbroken[quantization=int8": "biases on none",
+        "test_biases_that_train_resume_unbroken[trainable.update": "biases on none",
+    },
+    "tests/training/test_patience.py": {
+        "test_scoring_tasks_again_and_again": "tasks leave bytes alone, beside it",
+    },
+    "tests/training/test_stop_below.py": {
+        "test_a_target_that_is_not_reached": "the first step below, and an interruption",
+    },
+    "tests/test_composition.py": {
+        "test_what_passes_the_check_trains_resumes_and_merges_or_refuses[3": "0, 1 and 2",
+        "test_what_passes_the_check_trains_resumes_and_merges_or_refuses[4": "0, 1 and 2",
+    },
+    "tests/test_attention.py": {
+        "test_short_and_long_documents_share_a_row[100-2.0-F": "[100-2.0-True]",
+        "test_short_and_long_documents_share_a_row[0-2.0": "[100-2.0-True]",
+        "test_short_and_long_documents_share_a_row[100-None": "[0-None-True]",
+    },
+    "tests/methods/optim/test_state_bytes.py": {
+        "test_fira_and_apollo_take_as_much_as_galore[apollo-1B": "130M",
+        "test_fira_and_apollo_take_as_much_as_galore[fira-1B": "130M",
+        "test_fira_and_apollo_take_as_much_as_galore[apollo-350M": "130M",
+        "test_fira_and_apollo_take_as_much_as_galore[fira-350M": "130M",
+    },
+    "tests/lab/compare/test_scaled.py": {
+        "test_fewer_seeds": "a claim that holds",
+        "test_other_metrics": "a claim that holds",
+    },
+    "tests/export/test_merge.py": {
+        "test_the_record_shows_nearest": "the record of each rounding, beside it",
+    },
+    "tests/commands/test_cli.py": {
+        "test_merging_onto_the_original_weights_misses": "export/test_merge.py",
+    },
+    "tests/lab/report/test_page.py": {
+        "test_a_hundred_thousand": "a finished run is told",
+    },
+}
