@@ -22,9 +22,20 @@ from lrft.evaluation.decoded import decoded
 from lrft.evaluation.divide import divided
 from lrft.evaluation.sampling import Sampler, Sampling
 from lrft.evaluation.subject import Subject
-from lrft.model.batching import find_batching, left_padded, own_settings, stock_attention
+from lrft.model.batching import (
+    STATIC,
+    find_batching,
+    find_static_cache,
+    left_padded,
+    own_settings,
+    stock_attention,
+)
 from lrft.model.causal_lm import takes
 from lrft.registry.errors import DataError, NumericalError, UsageError
+
+STATIC_ON = (
+    "cuda",
+)  # devices: on a CPU the room for answers that end early would be filled with zeros for nothing
 
 
 def generate(
@@ -67,6 +78,8 @@ def generate(
     hf = subject.hf
     batching = batching_of(subject)
     config = greedy_settings(max_new_tokens, batching != "uncached", stops, subject.pad_id)
+    if has_static_cache(subject, batching):
+        config.update(**STATIC)
     size = 1 if batching in ("single", "uncached") else subject.batch_tokens
     batches = token_batches(lengths, size, equal=batching == "equal")
 
@@ -122,6 +135,16 @@ def batching_of(subject: Subject) -> str:
                 "answers, such as loss"
             ) from None
     return subject.model.batching
+
+
+def has_static_cache(subject: Subject, batching: str) -> bool:
+    """Whether keys and values get their room at the start: where growing it would be a copy a token on a device."""
+    model = subject.model
+    if model.device.type not in STATIC_ON:
+        return False
+    if model.static_cache is None:
+        model.static_cache = find_static_cache(model, batching)
+    return model.static_cache
 
 
 def before_stop(tokens: list[int], stop_ids: Iterable[int]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -20,6 +21,16 @@ from lrft.model.asked import (
 from lrft.model.causal_lm import CausalLM, takes
 from lrft.model.hf import HF
 
+
+class Cache(TypedDict):
+    """How keys and values are kept during generation, as transformers' settings say it."""
+
+    cache_implementation: str
+    disable_compile: bool
+
+
+# Not compiled: a graph a batch size costs more than the tokens of an evaluation take.
+STATIC: Cache = {"cache_implementation": "static", "disable_compile": True}
 GENERATED = 3  # tokens generated to try it: the second and third need what a cache holds
 
 
@@ -50,6 +61,24 @@ def find_batching(model: CausalLM) -> str:
             except Exception as error:  # whatever a model's own code raises; another way may do
                 failed = first_line(error)
     raise RuntimeError(failed)
+
+
+@torch.no_grad()
+def find_static_cache(model: CausalLM, batching: str) -> bool:
+    """Whether generation with a cache of its final size from the start answers as each prompt does alone.
+
+    Args:
+        batching: what `find_batching` found; the prompts that are tried are put together so.
+    """
+    if batching == "uncached":
+        return False
+    with asked_of(model) as (asked, limits), own_settings(asked.hf), stock_attention(asked.hf):
+        first, second = two_documents(asked)
+        prompts = {"padded": [first, second], "equal": [first[: len(second)], second], "single": [first]}
+        try:
+            return _answers_as_alone(asked, prompts[batching], True, limits, STATIC)
+        except Exception:  # whatever a model's own code raises; the cache that grows was tried before
+            return False
 
 
 def left_padded(prompts: list[list[int]], pad_id: int) -> dict[str, Tensor]:
@@ -89,7 +118,9 @@ def stock_attention(hf: HF) -> Iterator[str]:
         hf.set_attn_implementation(previous)
 
 
-def _answers_as_alone(model: CausalLM, prompts: list[list[int]], cached: bool, limits: Limits) -> bool:
+def _answers_as_alone(
+    model: CausalLM, prompts: list[list[int]], cached: bool, limits: Limits, cache: Cache | None = None
+) -> bool:
     """Whether the logits of a few generated tokens are those of a forward pass over all that is before them."""
     from transformers import GenerationConfig
 
@@ -104,6 +135,8 @@ def _answers_as_alone(model: CausalLM, prompts: list[list[int]], cached: bool, l
         return_dict_in_generate=True,
         output_logits=True,
     )
+    if cache is not None:
+        settings.update(**cache)
     made = model.hf.generate(**inputs, generation_config=settings)
     logits = torch.stack(made.logits, 1)  # (B, GENERATED, V)
     for row, prompt in enumerate(prompts):

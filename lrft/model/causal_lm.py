@@ -62,6 +62,7 @@ class CausalLM(nn.Module):
         virtual: virtual tokens before every document while the adapters are on (`lrft.core.virtual`).
         labels: of the score head, `hf.score`; empty where the model has none (`lrft.model.score_head`).
         batching: how prompts may be put together for generation (`lrft.model.batching`), once it was asked.
+        static_cache: whether generation may begin with a cache of its final size, once it was asked.
     """
 
     def __init__(self, hf: HF) -> None:
@@ -80,6 +81,7 @@ class CausalLM(nn.Module):
         self.virtual = 0
         self.labels: tuple[str, ...] = ()
         self.batching: str | None = None
+        self.static_cache: bool | None = None
         self._compiled: Callable[..., HiddenStates] | None = None
 
     @property

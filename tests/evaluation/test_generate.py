@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import StaticCache
 
 from lrft.evaluation.batching import token_batches
 from lrft.evaluation.decoded import decoded
@@ -53,6 +54,29 @@ def test_a_stop_token_ends_its_row_alone_and_is_cut_off(make_subject, random_pro
     assert stopped == [before_stop(output, {stop}) for output in free]
     assert len(stopped[0]) <= 5
     assert max(map(len, stopped)) == 12, "some row must run to the limit"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "rwkv"])
+@pytest.mark.parametrize("works", [True, False])
+def test_a_cache_of_its_final_size_changes_no_answer_and_is_left_where_it_fails(
+    make_subject, random_prompts, monkeypatch, family, works
+):
+    """Used on a GPU alone: here the CPU is said to be one that gains by it."""
+    prompts, subject = random_prompts(LENGTHS), make_subject(family)
+    grown = generate(subject, prompts, 8, stop_ids=())
+    assert subject.model.static_cache is None, "a CPU is not asked"
+    monkeypatch.setattr("lrft.evaluation.generate.STATIC_ON", ("cpu",))
+    made, init = [], StaticCache.__init__
+
+    def noticed(self, *arguments, **settings):
+        assert works
+        made.append(self)
+        init(self, *arguments, **settings)
+
+    monkeypatch.setattr(StaticCache, "__init__", noticed)
+    assert generate(subject, prompts, 8, stop_ids=()) == grown
+    if family != "rwkv":  # it has a state of its own, and no such cache
+        assert subject.model.static_cache is works is bool(made)
 
 
 def test_before_stop_cuts_at_the_first_of_several():
