@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.fsync = _no_power_is_cut
     if hasattr(config, "workerinput"):
         import torch
 
@@ -69,6 +70,10 @@ def pytest_collection_finish() -> None:
         torch.manual_seed = torch.default_generator.manual_seed
     gc.collect()
     gc.freeze()  # modules and twelve thousand tests last to the end; without this each collection looks at them all
+
+
+def _no_power_is_cut(descriptor: int) -> None:
+    """In place of `os.fsync`, for which each save would wait some tens of times; what is about it patches it itself."""
 
 
 def _mark_on_demand(items: list[pytest.Item]) -> None:

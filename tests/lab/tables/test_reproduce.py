@@ -164,6 +164,14 @@ def test_all_63_runs_of_pefts_comparison_are_there_and_lrfts_own_methods_count(q
     }
 
 
+def test_the_pages_of_quick_tables_are_current(quick_tables):
+    texts = {
+        tables_page.FOLDER / f"{n}.md": markdown(load.load_table(n), found)
+        for n, found in quick_tables.items()
+    }
+    assert not generated.out_of_date(texts, []), "run scripts/tables_page.py"
+
+
 def test_the_pages_of_tables_are_current(every_table):
     stale = generated.out_of_date(tables_page.pages(every_table), [tables_page.FOLDER])
     assert not stale, "run scripts/tables_page.py"
