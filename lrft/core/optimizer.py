@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -64,3 +65,11 @@ class Optimizer(torch.optim.Optimizer):
 def contract_of(optimizer: torch.optim.Optimizer) -> Optimizer | type[Optimizer]:
     """The optimizer as one of ours; of a plain one of torch's, the defaults."""
     return optimizer if isinstance(optimizer, Optimizer) else Optimizer
+
+
+def loss_of(closure: Callable[[], float] | None) -> float | None:
+    """What `step(closure)` returns, as torch's own optimizers do: the loss formed anew, with gradients, where asked."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import StateDict
 
-from lrft.core.optimizer import Optimizer
+from lrft.core.optimizer import Optimizer, loss_of
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import adam_direction, corrected_rate, load_in_own_dtype
 from lrft.methods.optim._projection import Basis, Draw, held, orthogonal_basis, seeded_draw, svd_basis
@@ -108,10 +108,7 @@ class ProjectedAdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move every parameter that has a gradient; then weight decay, (1 - lr wd) p, as the authors order it."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:

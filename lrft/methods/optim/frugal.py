@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import StateDict
 
-from lrft.core.optimizer import Optimizer
+from lrft.core.optimizer import Optimizer, loss_of
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
 from lrft.methods.optim._frugal_fit import check_blocks, check_matrix
@@ -137,10 +137,7 @@ class FRUGAL(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             active = self._active(group) if group.get("choice") == "block" else []
             for position, param in enumerate(group["params"]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import StateDict
 
-from lrft.core.optimizer import Optimizer
+from lrft.core.optimizer import Optimizer, loss_of
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._adam import load_in_own_dtype
 from lrft.methods.optim._moments import adam_update, start_moments
@@ -98,10 +98,7 @@ class LoRAPro(Optimizer):
         Raises:
             RuntimeError: one factor of a pair has a gradient and the other has none.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for param in group["params"]:
                 if not group["paired"]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from lrft.core.optimizer import Optimizer
+from lrft.core.optimizer import Optimizer, loss_of
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._moments import adam_update, start_moments
 from lrft.methods.optim._torch import Group
@@ -83,10 +83,7 @@ class Muon(Optimizer, torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """AdamW's step of what is no hidden matrix, then torch's of what is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         groups = self.param_groups
         for group in groups:
             for param in group["params"] if "betas" in group else ():

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from lrft.core.optimizer import Optimizer
+from lrft.core.optimizer import Optimizer, loss_of
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig, model_validator
@@ -58,10 +58,7 @@ class SGD(Optimizer, torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Decay, then torch's step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
