@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from lrft.files.fresh_folder import fresh_folder
 from lrft.model.checkpoint import LoadingReport, check_loaded
 from lrft.registry.errors import MissingExtra, RecipeError
 
@@ -86,16 +87,14 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lrft" / "gguf"
 
 
-def _make(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, which is there when it is complete."""
-    scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    scratch.mkdir(parents=True, exist_ok=True)
-    try:
-        write(scratch)
-        if not folder.exists():  # another process may have been faster
-            scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def _make(folder: Path, write: Callable[[Path], None], needed: int = 0) -> None:
+    """Let `write` fill a folder, which is there when it is complete; another process may be faster.
+
+    Raises:
+        WriteError: there is no room for `needed` bytes, or the disk is not writable.
+    """
+    with fresh_folder(folder, "keep", needed=needed) as fresh:
+        write(fresh.path)
 
 
 def _describe(path: Path, folder: Path) -> None:
