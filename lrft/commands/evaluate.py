@@ -52,7 +52,7 @@ def eval_command(
         try:
             found = evaluate(run, task or [], limit, baseline, show, checkpoint, names)
         except NotReported as error:  # no score is lost for the want of a file
-            found, failure = error.results, error
+            found, failure = {label: dict(tasks) for label, tasks in error.results.items()}, error
     scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in found.items()}
     result(scores, as_json, lambda _: show_table(table(found)))
     if failure is not None:

@@ -33,7 +33,8 @@ class Fresh:
         self.synced: set[str] = set()
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write a small file."""
+        """Write a small file, in the place of one that is there."""
+        self.synced.discard(name)
         write_in(self.path / name, content)
 
     def link(self, source: Path) -> None:

@@ -95,9 +95,13 @@ def fresh_file(path: Path, name: str = "", needed: int = 0, then: str = "") -> I
 def write_in(path: Path, content: str | bytes) -> None:
     """Write a file of a folder that is itself not finished and will be synced as a whole.
 
+    One of that name that is there gives way, and is not written into: it may have another name elsewhere.
+
     Raises:
-        OSError: the disk is full or not writable, or something of that name is there.
+        OSError: the disk is full or not writable.
     """
+    with suppress(FileNotFoundError):
+        os.unlink(path)
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         write_all(descriptor, content.encode() if isinstance(content, str) else content)
