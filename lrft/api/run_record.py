@@ -35,7 +35,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
     sweep(folder.path)
     folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()}, changed=True)
     trainable = count(info.param for info in run.parameters)
-    folder.write(
+    renewed = folder.write(
         RUN,
         {
             "recipe_name": loaded.name,
@@ -61,7 +61,8 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
         changed=True,
     )
     folder.write(RECIPE, resolved(loaded.recipe), changed=True)
-    folder.mark_as_latest()
+    if not renewed:
+        folder.mark_as_latest()
     for note in _notes(job, trainable):
         say(note)
 

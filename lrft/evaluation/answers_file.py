@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lrft.files.growing import GrowingFile
-from lrft.files.write import write_file
+from lrft.files.write import remove_file, write_file
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 
@@ -52,6 +52,8 @@ class AnswersFile:
         try:
             self._claim(existed)
         except BaseException:
+            if not existed:  # or the same command would find answers that it knows nothing of
+                remove_file(self.path)
             self.close()
             raise
 

@@ -101,8 +101,8 @@ class RunFolder:
 
     def write(
         self, name: str, content: str | Mapping[str, object], then: str = "", changed: bool = False
-    ) -> None:
-        """Write a small file whole or not at all.
+    ) -> bool:
+        """Write a small file whole or not at all; whether it was written.
 
         Args:
             then: what to do after the remedy of a failure.
@@ -111,10 +111,18 @@ class RunFolder:
         Raises:
             WriteError: the disk is full or not writable.
         """
-        (write_changed if changed else write_file)(self.path / name, as_text(content), then=then)
+        path, text = self.path / name, as_text(content)
+        if changed:
+            return write_changed(path, text, then=then)
+        write_file(path, text, then=then)
+        return True
 
     def mark_as_latest(self) -> None:
-        """Let `latest` find this run, which is gone on with, though its record may say what it said before."""
+        """Let `latest` find this run, which is gone on with though its record says what it said before.
+
+        Raises:
+            WriteError: the disk is not writable.
+        """
         with tell_failures(self.path / RUN):
             os.utime(self.path / RUN)
 
