@@ -51,6 +51,7 @@ def export(
         public: whether a repository that is made there can be read by all.
 
     Raises:
+        WriteError: the disk is full or not writable; nothing is left at `out`.
         UsageError: `out` is not free, or the form cannot say what was trained; names one that can.
         NotMergeable: the method is not a change of the weight, and the form knows nothing else.
         ToleranceError: what was written is further from the run than `export.tolerance`; files are kept.

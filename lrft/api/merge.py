@@ -9,6 +9,7 @@ from lrft.api.compared import rows_to_compare
 from lrft.api.merge_options import with_options
 from lrft.api.merge_remedy import remedy
 from lrft.api.open_run import open_run, trusts_remote_code
+from lrft.api.room import merged_bytes
 from lrft.api.stopping import check_stops
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
@@ -52,6 +53,7 @@ def merge(
         checkpoint: `best`, `last` or `step-N`; by default the newest.
 
     Raises:
+        WriteError: the disk has no room for it, or failed; nothing is left at `out`.
         UsageError: `out` is not free, or there is no such checkpoint.
         NotMergeable: the method is not a change of the weight.
         NumericalError: a weight is not finite or beyond the precision; nothing is written.
@@ -68,7 +70,7 @@ def merge(
     job = _job(folder, recipe, text, adaptation.model, out)
     named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
     named |= {} if rank is None else {"rank": rank}
-    with whole_folder(out) as place:
+    with whole_folder(out, merged_bytes(adaptation.matrices.total, recipe)) as place:
         record: Fidelity = {**named, **job.write(place), **job.measure(place)}
         write_in(place / "fidelity.json", as_text(record))
         write_in(place / "README.md", merged_card(recipe, record, folder.path.name))

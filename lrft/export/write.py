@@ -38,15 +38,18 @@ def write_classifier(hf: Any, tokenizer: Tokenizer, folder: Path, shard_size: st
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path, needed: int = 0) -> Iterator[Path]:
     """A new folder beside `out`, which takes its place at the end; nothing is left where that is not reached.
+
+    Args:
+        needed: bytes, where they are known.
 
     Raises:
         UsageError: `out` holds something already.
         WriteError: it cannot be written.
     """
     check_free(out)
-    with fresh_folder(out.resolve(), name=f"--out {out}") as fresh:
+    with fresh_folder(out.resolve(), name=f"--out {out}", needed=needed) as fresh:
         yield fresh.path
         for path in filter(Path.is_file, fresh.path.iterdir()):
             path.chmod(0o644)  # safetensors writes for the owner alone, which no server could read

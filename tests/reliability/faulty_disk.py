@@ -1,4 +1,4 @@
-"""A disk that fails at its k-th operation: Python's own calls, its files, and the writers of safetensors and tokenizers."""
+"""A disk that fails at its k-th operation: calls of Python, its files, and the writers of libraries."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class FaultyDisk:
     Args:
         at: which; None for a disk that is whole, and only counted.
         number: the errno.
+        libraries: the writers of safetensors and transformers fail too.
         stays: every operation after it fails too, as on a disk that is full; else that one alone.
 
     Attributes:
@@ -29,7 +30,15 @@ class FaultyDisk:
         failed: whether anything did.
     """
 
-    def __init__(self, root: Path, at: int | None = None, number: int = errno.ENOSPC, stays: bool = False):
+    def __init__(
+        self,
+        root: Path,
+        at: int | None = None,
+        number: int = errno.ENOSPC,
+        stays: bool = False,
+        libraries: bool = False,
+    ) -> None:
+        self.libraries = libraries
         self.root, self.at, self.number, self.stays = root.resolve(), at, number, stays
         self.done: list[str] = []
         self.failed = False
@@ -37,9 +46,6 @@ class FaultyDisk:
     @contextmanager
     def at_work(self) -> Iterator[FaultyDisk]:
         """Everything inside meets this disk."""
-        import safetensors.torch
-        from transformers import PreTrainedTokenizerBase
-
         from lrft.files import fresh_folder
 
         paths = {name: getattr(os, name) for name in ("replace", "rename", "link", "mkdir", "utime")}
@@ -52,15 +58,8 @@ class FaultyDisk:
             patch.object(os, "open", self._os_open(os.open)),
             patch.object(builtins, "open", self._open(io.open)),
             patch.object(io, "open", self._open(io.open)),
-            patch.object(
-                safetensors.torch, "serialize_file", self._tensors(safetensors.torch.serialize_file)
-            ),
-            patch.object(
-                PreTrainedTokenizerBase,
-                "save_pretrained",
-                self._tokenizer(PreTrainedTokenizerBase.save_pretrained),
-            ),
             patch.object(fresh_folder, "_exchange", self._exchange(fresh_folder._exchange)),
+            *(self._writers() if self.libraries else ()),
         ]
         for one in patches:
             one.start()
@@ -70,12 +69,21 @@ class FaultyDisk:
             for one in reversed(patches):
                 one.stop()
 
+    def _writers(self) -> Iterator[Any]:
+        import safetensors.torch
+        from transformers import PreTrainedTokenizerBase as Base
+
+        real = safetensors.torch.serialize_file
+        yield patch.object(safetensors.torch, "serialize_file", self._tensors(real))
+        yield patch.object(Base, "save_pretrained", self._tokenizer(Base.save_pretrained))
+
     def _fails(self, what: str, path: Any) -> bool:
         """Count an operation; whether it is to fail."""
-        place = os.path.realpath(os.path.dirname(os.path.abspath(os.fsdecode(path))))
-        if not (place + "/").startswith(f"{self.root}/"):
+        full = os.path.abspath(os.fsdecode(path))
+        place = os.path.realpath(os.path.dirname(full))
+        if full != str(self.root) and not f"{place}/".startswith(f"{self.root}/"):
             return False
-        self.done.append(f"{what} {os.path.relpath(os.path.abspath(os.fsdecode(path)), self.root)}")
+        self.done.append(f"{what} {os.path.relpath(full, self.root)}")
         now = self.at is not None and (len(self.done) == self.at or (self.stays and len(self.done) > self.at))
         self.failed |= now
         return now
@@ -85,7 +93,7 @@ class FaultyDisk:
 
     def _by_path(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *arguments: Any, **settings: Any) -> Any:
-            if self._fails(name, path):
+            if not (name == "mkdir" and os.path.isdir(path)) and self._fails(name, path):
                 raise self._error(path)
             return real(path, *arguments, **settings)
 

@@ -1,8 +1,8 @@
 """Every disk operation of every command fails once, with every errno: the engine of R6.
 
-`attack` is the one entry point: it runs a command on a disk that fails at its k-th operation, and says what was wrong with
-how that ended. `python -m tests.reliability.full_disk FOLDER` goes through all of them, which takes hours on a small machine;
-the test suite takes a few.
+`attack` runs a command on a disk that fails at its k-th operation, and says what was wrong with how that ended.
+`everything` goes through all of them, as `python -m tests.reliability.full_disk FOLDER [COMMAND ...]` does; the test
+suite takes a few.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Bench:
         """File -> content that a command leaves on a whole disk, and how many operations it asks of the disk."""
         if name not in self._whole:
             place = self.place(name, "whole")
-            disk = FaultyDisk(place)
+            disk = FaultyDisk(place, libraries=True)
             with disk.at_work():
                 ended = call(place, COMMANDS[name].words)
             assert ended.code == 0, ended
@@ -154,7 +154,7 @@ def attack(bench: Bench, name: str, at: int, number: int, stays: bool) -> list[s
     """
     command, place = COMMANDS[name], bench.place(name, "broken")
     expected, _ = bench.whole(name)
-    disk = FaultyDisk(place, at, number, stays)
+    disk = FaultyDisk(place, at, number, stays, libraries=True)
     with disk.at_work():
         ended = call(place, command.words)
     wrong = [] if not disk.failed else list(_ending(ended, command, number, _is_optional(disk)))
@@ -248,7 +248,7 @@ def _remove(path: Path) -> None:
 def everything(
     bench: Bench, names: Sequence[str] = tuple(COMMANDS), say: Callable[[str], object] = print
 ) -> tuple[int, list[str]]:
-    """Attack each operation of each command with each error, once and for good; how many attacks, and what was wrong."""
+    """Attack each operation of each command with each error, once and for good; how many attacks, and what is wrong."""
     count, wrong = 0, []
     for name in names:
         operations = bench.whole(name)[1]
