@@ -8,9 +8,9 @@ from pathlib import Path
 from lrft.api.open_run import bare_base, check_base, open_run
 from lrft.build.job import subject
 from lrft.evaluation.harness import harness_results
-from lrft.evaluation.report import write_report
+from lrft.evaluation.report import NotReported, write_report
 from lrft.evaluation.run import describe, evaluate_tasks
-from lrft.evaluation.subject import Progress
+from lrft.evaluation.subject import Progress, Subject
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.recipe.head_clashes import why_not_scored
 from lrft.recipe.schema import Recipe
@@ -48,6 +48,7 @@ def evaluate(
     that trained have their pretrained values again.
 
     Raises:
+        NotReported: a report could not be written; it holds all results.
         UsageError: the recipe names no task and no held-out rows; there is no such checkpoint, or no base to score.
     """
     folder = find_checkpoint(run, checkpoint)
@@ -67,19 +68,38 @@ def evaluate(
     limit = limit or recipe.eval.limit
     name = "adapter" if folder.chosen is None else f"adapter-{folder.chosen.name}"
 
+    failures: list[NotReported] = []
+
     def score(label: str) -> dict[str, TaskResult]:
-        if not harness:
-            return evaluate_tasks(target, chosen, limit, written, label)
-        found = harness_results(target, harness, limit)
-        if written is not None:
-            write_report(written, f"harness-{label}", found, describe(target))
-        return found
+        try:
+            return _score(target, chosen, harness, limit, written, label)
+        except NotReported as error:  # told once everything that was asked for is scored
+            failures.append(error)
+            return dict(next(iter(error.results.values())))
 
     results = {"adapter": score(name)}
     if baseline:
         with bare_base(recipe, folder, adaptation.model):
             results["baseline"] = score("baseline")
+    if failures:
+        raise NotReported(failures[0], results)
     return results
+
+
+def _score(
+    target: Subject,
+    tasks: Sequence[MethodConfig],
+    harness: Sequence[str],
+    limit: int | None,
+    folder: Path | None,
+    label: str,
+) -> dict[str, TaskResult]:
+    if not harness:
+        return evaluate_tasks(target, tasks, limit, folder, label)
+    found = harness_results(target, harness, limit)
+    if folder is not None:
+        write_report(folder, f"harness-{label}", found, describe(target))
+    return found
 
 
 def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:

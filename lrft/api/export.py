@@ -18,10 +18,11 @@ from lrft.export.push import check_repository, push
 from lrft.export.record import RECORD, Exported, sums
 from lrft.export.targets import GGUF, OLLAMA, PEFT, PLAIN, TARGETS, VLLM
 from lrft.export.write import check_free, whole_folder
+from lrft.files.write import write_in
 from lrft.model.origin import public_name
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import ToleranceError, UsageError
-from lrft.training.folder import RECIPE, RESULT, RunFolder, find
+from lrft.training.folder import RECIPE, RESULT, RunFolder, as_text, find
 
 FORMS: dict[str, type[Form]] = {
     PEFT: PeftFolder,
@@ -50,6 +51,7 @@ def export(
         public: whether a repository that is made there can be read by all.
 
     Raises:
+        WriteError: the disk is full or not writable; nothing is left at `out`.
         UsageError: `out` is not free, or the form cannot say what was trained; names one that can.
         NotMergeable: the method is not a change of the weight, and the form knows nothing else.
         ToleranceError: what was written is further from the run than `export.tolerance`; files are kept.
@@ -66,15 +68,14 @@ def export(
         folder, recipe, text, adaptation.model, target, options, render(text.renderer, chats(recipe, text))
     )
     form = FORMS[target](source)
+    result = folder.read(RESULT) if (folder.path / RESULT).is_file() else {}
     with whole_folder(out) as scratch:
         record = _about(source) | form.write(scratch)
-        (scratch / RECIPE).write_text(recipe_to_share(recipe))
-    record |= _measure(source, form.read(out))
-    result = folder.read(RESULT) if (folder.path / RESULT).is_file() else {}
-    written = RunFolder(out)
-    written.write("README.md", exported_card(recipe, result, record))
-    record["files"] = sums(out)
-    written.write(RECORD, record)
+        write_in(scratch / RECIPE, recipe_to_share(recipe))
+        record |= _measure(source, form.read(scratch))
+        write_in(scratch / "README.md", exported_card(recipe, result, record))
+        record["files"] = sums(scratch)
+        write_in(scratch / RECORD, as_text(record))
     _judge(out, record, form.remedy())
     if push_to is not None:
         record["pushed"] = push(out, push_to, public, f"lrft export --for {target}")

@@ -13,6 +13,7 @@ from lrft.export.fidelity import Comparable
 from lrft.export.peft_format import adapter_files, why_own_form
 from lrft.export.record import Exported
 from lrft.export.targets import PLAIN
+from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
 from lrft.model.stopping import trained_generation
 from lrft.recipe.schema import Recipe
@@ -89,7 +90,7 @@ class Form:
         own = self.recipe.model.tokenizer is not None
         text = self.text
         generation, _ = trained_generation(self.model.hf, text.tokenizer, text.stop_ids, text.pad_id, own)
-        (scratch / "generation_config.json").write_text(generation.to_json_string())
+        write_in(scratch / "generation_config.json", generation.to_json_string())
         text.tokenizer.save_pretrained(scratch)
 
 
@@ -113,7 +114,7 @@ class PeftFolder(Form):
             )
             raise UsageError(f"{self.name}: {why_own_form(self.model, self.recipe)}; {remedy}")
         for name, content in files.items():
-            (scratch / name).write_bytes(content)
+            write_in(scratch / name, content)
         self.write_beside(scratch)
         return {}
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from lrft.api.export_plain import Plain
-from lrft.api.merge import Merge, with_options
+from lrft.api.merge import Merge
+from lrft.api.merge_options import with_options
 from lrft.core.notes import say
 from lrft.export.fidelity import Comparable
 from lrft.export.gguf_form import read_adapter, read_model, refuse_early, write_adapter, write_model
@@ -18,6 +19,7 @@ from lrft.export.merge import check_mergeable
 from lrft.export.modelfile import MODELFILE, RAW, modelfile, translate
 from lrft.export.record import Exported
 from lrft.export.served import Served
+from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.errors import UsageError
 
@@ -156,5 +158,5 @@ class OllamaFolder(GgufFile):
         files = (
             [("FROM", f"./{self.file}")] if base is None else [("FROM", base), ("ADAPTER", f"./{self.file}")]
         )
-        (scratch / MODELFILE).write_text(modelfile(files, template, self.stops), encoding="utf-8")
+        write_in(scratch / MODELFILE, modelfile(files, template, self.stops))
         return {**record, "told": [*record["told"], *told]}

@@ -17,6 +17,7 @@ from lrft.export.plain_form import plain_form, read_pairs
 from lrft.export.record import Exported
 from lrft.export.served import Served
 from lrft.export.vllm_form import check_folder, one_rank
+from lrft.files.write import write_in
 from lrft.model.load import DTYPES
 from lrft.model.trained import base_parameters
 from lrft.registry.errors import UsageError
@@ -134,7 +135,7 @@ class PlainFolder(Plain):
         pairs = self.finished()
         files, _ = plain_form(self.model, self.recipe, pairs, DTYPES[self.dtype])
         for name, content in files.items():
-            (scratch / name).write_bytes(content)
+            write_in(scratch / name, content)
         self.write_beside(scratch)
         return self.about(_exactness(read_pairs(scratch), pairs))
 

@@ -6,8 +6,10 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from lrft.api.compared import rows_to_compare
+from lrft.api.merge_options import with_options
 from lrft.api.merge_remedy import remedy
 from lrft.api.open_run import open_run, trusts_remote_code
+from lrft.api.room import merged_bytes
 from lrft.api.stopping import check_stops
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
@@ -19,7 +21,8 @@ from lrft.export.card import merged_card, recipe_to_share
 from lrft.export.feedback import moments
 from lrft.export.fidelity import Fidelity, Nearest, compare
 from lrft.export.merge import Rounding, check_mergeable, merge_into, relative_change, truncate
-from lrft.export.write import check_free, write_merged
+from lrft.export.write import check_free, whole_folder, write_merged
+from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
 from lrft.model.stopping import stops_as_trained
@@ -28,7 +31,7 @@ from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import ToleranceError
 from lrft.training.chosen import find_checkpoint
-from lrft.training.folder import RECIPE, RunFolder
+from lrft.training.folder import RECIPE, RunFolder, as_text
 
 
 def merge(
@@ -50,6 +53,7 @@ def merge(
         checkpoint: `best`, `last` or `step-N`; by default the newest.
 
     Raises:
+        WriteError: the disk has no room for it, or failed; nothing is left at `out`.
         UsageError: `out` is not free, or there is no such checkpoint.
         NotMergeable: the method is not a change of the weight.
         NumericalError: a weight is not finite or beyond the precision; nothing is written.
@@ -65,11 +69,12 @@ def merge(
         truncate(adaptation.model, rank)
     job = _job(folder, recipe, text, adaptation.model, out)
     named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
-    record: Fidelity = {**named, **({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
-    target = RunFolder(out)
-    target.write("fidelity.json", record)
-    target.write("README.md", merged_card(recipe, record, folder.path.name))
-    target.write(RECIPE, recipe_to_share(recipe))
+    named |= {} if rank is None else {"rank": rank}
+    with whole_folder(out, merged_bytes(adaptation.matrices.total, recipe)) as place:
+        record: Fidelity = {**named, **job.write(place), **job.measure(place)}
+        write_in(place / "fidelity.json", as_text(record))
+        write_in(place / "README.md", merged_card(recipe, record, folder.path.name))
+        write_in(place / RECIPE, recipe_to_share(recipe))
     job.judge(record)
     return record
 
@@ -79,15 +84,6 @@ def _job(folder: RunFolder, recipe: Recipe, text: Text, model: CausalLM, out: Pa
 
     kind = ScoredMerge if model.labels else Merge
     return kind(folder, recipe, text, model, out)
-
-
-def with_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:
-    """The recipe with what the command was asked for, and every default of `export` that depends on it."""
-    section = recipe.export
-    precision = dtype or section.dtype or recipe.model.dtype
-    chosen = None if precision == "float32" else rounding or section.rounding or "stochastic"
-    update = {"onto": onto or section.onto, "dtype": precision, "rounding": chosen}
-    return recipe.model_copy(update={"export": section.model_copy(update=update)})
 
 
 class Merge:
@@ -112,12 +108,12 @@ class Merge:
         self._merge_into(dense, self.recipe.export.rounding)
         return dense
 
-    def write(self) -> Fidelity:
-        """Merge and write the model; what was done, for the record."""
+    def write(self, place: Path) -> Fidelity:
+        """Merge and write the model into a fresh folder; what was done, for the record."""
         export = self.recipe.export
         dense = self._base()
         drawn = self._merge_into(dense, export.rounding)
-        self._write(dense)
+        self._write(dense, place)
         done: Fidelity = {
             "run": self.folder.path.name,
             "onto": export.onto,
@@ -130,7 +126,7 @@ class Merge:
             done |= {"calibration_rows": len(self.calibration), "rounded_stochastically": drawn}
         return done
 
-    def _write(self, dense: CausalLM) -> None:
+    def _write(self, dense: CausalLM, place: Path) -> None:
         text = self.text
         foreign = self.recipe.model.tokenizer is not None
         dropped = stops_as_trained(dense.hf, text.tokenizer, text.stop_ids, text.pad_id, foreign)
@@ -138,12 +134,12 @@ class Merge:
             say(
                 f"generation_config.json: left out {', '.join(dropped)}, which transformers ignores and refuses to save"
             )
-        write_merged(dense, text.tokenizer, self.out, self.recipe.export.shard_size)
+        write_merged(dense, text.tokenizer, place, self.recipe.export.shard_size)
 
-    def measure(self) -> Fidelity:
+    def measure(self, place: Path) -> Fidelity:
         """The merged model on disk beside the adapter, and what nearest rounding would have given."""
         merged = load_model(
-            self._merged_section(),
+            self._merged_section(place),
             device=self.model.device,
             trust_remote_code=trusts_remote_code(self.folder),
         )
@@ -152,7 +148,7 @@ class Merge:
         if self.rows:
             record = {**record, **compare(self.model, merged, self._batches(self.rows))}
         record["generation"] = check_stops(
-            self.recipe, self.text, merged, self.out, trusts_remote_code(self.folder)
+            self.recipe, self.text, merged, place, trusts_remote_code(self.folder)
         )
         del merged
         if self.rows and self.recipe.export.rounding not in (None, "nearest"):
@@ -225,9 +221,9 @@ class Merge:
         found = compare(self.model, dense, self._batches(self.rows))
         return {"kl_mean": found["kl_mean"], "loss_difference": found["loss_difference"]}
 
-    def _merged_section(self) -> ModelSection:
+    def _merged_section(self, place: Path) -> ModelSection:
         update = {
-            "name": str(self.out),
+            "name": str(place),
             "revision": None,
             "weights": "pretrained",
             "tokenizer": None,

@@ -39,7 +39,7 @@ class ScoredMerge(Merge):
                 f"transformers has no sequence classifier with the body of {kind}; lrft eval scores the run itself"
             )
 
-    def measure(self) -> Fidelity:
+    def measure(self, place: Path) -> Fidelity:
         """The classifier on disk beside the run."""
         record: Fidelity = {"rows": len(self.rows), "rows_from": self._compared[1], "generation": {}}
         if not self.rows:
@@ -52,7 +52,7 @@ class ScoredMerge(Merge):
                 ours.append(self.model.scores(batch.to(self.model.device)).cpu())
             labels.append(batch.labels)
             texts.append(row.input_ids)
-        theirs = scores_on_disk(self.out, texts, DTYPES[str(self.recipe.export.dtype)])
+        theirs = scores_on_disk(place, texts, DTYPES[str(self.recipe.export.dtype)])
         return {**record, **compare_scores(torch.cat(ours), theirs, torch.cat(labels))}
 
     def _base(self) -> CausalLM:
@@ -60,8 +60,8 @@ class ScoredMerge(Merge):
         give_score_head(dense, self.recipe.model.head, self.recipe.train.seed)
         return dense
 
-    def _write(self, dense: CausalLM) -> None:
+    def _write(self, dense: CausalLM, place: Path) -> None:
         text = self.text
         pad = text.tokenizer.pad_token_id
         made = classifier(dense, text.pad_id if pad is None else pad)
-        write_classifier(made, text.tokenizer, self.out, self.recipe.export.shard_size)
+        write_classifier(made, text.tokenizer, place, self.recipe.export.shard_size)

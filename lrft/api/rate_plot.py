@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrft.registry.errors import LrftError, MissingExtra, UsageError
+from lrft.files.write import fresh_file
+from lrft.registry.errors import MissingExtra, UsageError
 from lrft.training.rate_choice import half_window, means
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Plot:
             found: what `find_lr` returns.
 
         Raises:
-            LrftError: it cannot be written.
+            WriteError: it cannot be written.
         """
         axes = self.figure.add_subplot()
         rates, losses = found["rates"], found["losses"]
@@ -60,9 +61,5 @@ class Plot:
                 )
         axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=found["recipe"])
         axes.legend()
-        try:
-            self.figure.savefig(self.path)
-        except OSError as error:
-            raise LrftError(
-                f"--plot {self.path}: could not be written ({error.strerror or error})"
-            ) from error
+        with fresh_file(self.path, f"--plot {self.path}") as path:
+            self.figure.savefig(path, format=self.path.suffix.removeprefix("."))

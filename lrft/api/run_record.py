@@ -15,10 +15,13 @@ from lrft.core.params import count
 from lrft.core.run import Run
 from lrft.data.pack import ORDER
 from lrft.export.peft_format import why_own_form
+from lrft.files.scratch import sweep
+from lrft.files.write import remove_file
 from lrft.recipe.load import DEFAULT, LoadedRecipe
 from lrft.recipe.resolved import resolved
 from lrft.registry.json import Json
 from lrft.training import folder as run_folder
+from lrft.training.adapter_folders import THEN
 from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
 from lrft.training.metrics import peak_memory
 from lrft.training.scorer import Scorer
@@ -28,10 +31,11 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
     """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
     origin = job.adaptation.origin or (folder.read(RUN).get("adapter") if folder.started else None)
-    (folder.path / RESULT).unlink(missing_ok=True)  # of a run that is longer now
-    folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()})
+    remove_file(folder.path / RESULT)  # of a run that is longer now
+    sweep(folder.path)
+    folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()}, changed=True)
     trainable = count(info.param for info in run.parameters)
-    folder.write(
+    renewed = folder.write(
         RUN,
         {
             "recipe_name": loaded.name,
@@ -54,8 +58,11 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             **({} if origin is None else {"adapter": origin}),
             **run_folder.environment(),
         },
+        changed=True,
     )
-    folder.write(RECIPE, resolved(loaded.recipe))
+    folder.write(RECIPE, resolved(loaded.recipe), changed=True)
+    if not renewed:
+        folder.mark_as_latest()
     for note in _notes(job, trainable):
         say(note)
 
@@ -101,7 +108,7 @@ def write_end(job: Job, seconds: float) -> dict[str, Json]:
     files = write_adapter(folder.adapter, job.adaptation.model, run.recipe, job.text, result)
     if "adapter_config.json" not in files:
         say(f"adapter/ has lrft's own form: {why_own_form(job.adaptation.model, run.recipe)}")
-    folder.write(RESULT, result)
+    folder.write(RESULT, result, then=THEN)
     return result
 
 

@@ -6,6 +6,7 @@ from lrft.build.job import Job, subject
 from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
+from lrft.evaluation.report import NotReported
 from lrft.evaluation.run import evaluate_tasks
 
 
@@ -17,6 +18,7 @@ def score_at_end(job: Job) -> None:
 
     Raises:
         DataError: a row cannot be scored.
+        NotReported: the scores could not be written; they are told.
     """
     run, recipe = job.run, job.run.recipe
     if not recipe.eval.at_end:
@@ -26,5 +28,15 @@ def score_at_end(job: Job) -> None:
     with EvaluationBar() as show:
         target = subject(recipe, job.text, run.model, show if run.rank == 0 else None, run.team)
         folder = job.folder.path if run.rank == 0 else None
-        results = evaluate_tasks(target, recipe.eval.tasks, recipe.eval.limit, folder, "adapter")
+        try:
+            results = evaluate_tasks(target, recipe.eval.tasks, recipe.eval.limit, folder, "adapter")
+        except NotReported as error:
+            _tell(error)
+            raise
     run.summary["scores"] = plain({task: result.metrics for task, result in results.items()})
+
+
+def _tell(error: NotReported) -> None:
+    for tasks in error.results.values():
+        for task, result in tasks.items():
+            say(f"{task}: {', '.join(f'{name} {value:.4g}' for name, value in result.metrics.items())}")

@@ -15,6 +15,7 @@ from lrft.api.claim import check_same_start, claim
 from lrft.api.memory import memory_advice
 from lrft.api.open_run import trusts_remote_code
 from lrft.api.recorded import finished, to_train
+from lrft.api.room import check_disk
 from lrft.api.run_record import write_end, write_start
 from lrft.api.scores import score_at_end
 from lrft.build.adapt import Adaptation, adapt
@@ -73,6 +74,7 @@ def train(
         RecipeError: the recipe is not valid.
         UsageError: the folder holds a run and `resume` was not asked for, the recipe changed since, there are too few
             steps to profile, or steps are to be added to what is no finished run.
+        WriteError: the disk has no room for the checkpoints, or failed.
         DataError, NumericalError, Interrupted, CheckpointError: see `lrft.registry.errors`.
     """
     loaded = to_train(recipe, overrides, resume, added)
@@ -132,6 +134,7 @@ def _train_in(
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
         if lead:
+            check_disk(job)
             write_start(job, loaded, trust_remote_code)
         if saved is not None and tensors is not None:
             _resume(job, saved, tensors)

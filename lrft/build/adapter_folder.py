@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from lrft.build.text import Text
 from lrft.export.peft_format import adapter_files
 from lrft.export.write import write_adapter_folder
+from lrft.files.unchanging import Unchanging
 from lrft.model.causal_lm import CausalLM
 from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import LrftError
 from lrft.registry.json import Json
-from lrft.training.adapter_folders import RECORD, record_bytes
+from lrft.training.adapter_folders import RECORD, THEN, record_bytes
 
 
 def write_adapter(
@@ -24,15 +23,17 @@ def write_adapter(
     text: Text,
     card: Mapping[str, Json],
     checkpoint: Mapping[str, Json] | None = None,
+    beside: Unchanging | None = None,
 ) -> set[str]:
     """Write the adapter as it is now; returns the names of its own files.
 
     Args:
         card: name, step, loss and trainable parameters, for the README.
         checkpoint: which checkpoint it is, kept beside it in checkpoint.json.
+        beside: of a folder that is written again and again.
 
     Raises:
-        LrftError: the disk is full or not writable; what was there before is intact.
+        WriteError: the disk is full or not writable; what was there before is intact.
     """
     from lrft.model.stopping import trained_generation  # imports transformers, which a plan does without
 
@@ -43,14 +44,7 @@ def write_adapter(
     files["generation_config.json"] = generation.to_json_string().encode()
     if checkpoint is not None:
         files[RECORD] = record_bytes(checkpoint)
-    try:
-        write_adapter_folder(folder, files, text.tokenizer)
-    except OSError as error:
-        shutil.rmtree(folder.with_name(f".{folder.name}.tmp"), ignore_errors=True)
-        raise LrftError(
-            f"{folder}: could not be written ({error.strerror or error}). The checkpoints are intact; free some space "
-            "and add --resume."
-        ) from error
+    write_adapter_folder(folder, files, text.tokenizer, THEN, beside)
     return set(files)
 
 

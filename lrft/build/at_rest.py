@@ -73,6 +73,22 @@ def state_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
     return total
 
 
+def checkpoint_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
+    """Bytes of a checkpoint at least: what trains, and the optimizer's state where it has a formula for it.
+
+    Steps no optimizer, so the parameters may be those of a run.
+    """
+    cls, total = OPTIMIZERS.get(recipe.optimizer.method), 0
+    for info in infos:
+        numbers, copied = info.param.numel(), _is_copied(recipe, info)
+        wide = nn.Parameter(torch.empty(info.param.shape, device="meta")) if copied else info.param
+        state = cls.state_bytes(replace(info, param=wide), recipe.optimizer) or 0
+        total += (
+            info.param.nbytes + state + (4 * numbers if copied and recipe.trainable.update == "master" else 0)
+        )
+    return total
+
+
 def step_room(recipe: Recipe, infos: list[ParamInfo]) -> int:
     """Bytes that the optimizer's step takes for itself, one parameter after another: three tensors of its size.
 

@@ -27,6 +27,7 @@ from lrft.core.stages import ranks_of
 from lrft.core.team import ALONE, Team
 from lrft.data.steps import StepBatches
 from lrft.evaluation.subject import Progress, Subject
+from lrft.files.unchanging import Unchanging
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.model.noise import add_noise
@@ -188,7 +189,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         every=settings.save_every,
         keep_last=settings.keep_last,
         scorer=scorer,
-        adapters=AdapterFolders(folder.path, partial(_write_adapter, run, text), scorer),
+        adapters=AdapterFolders(folder.path, partial(_write_adapter, run, text, Unchanging()), scorer),
     )
     scale = LossScale(run.device.type) if recipe.model.dtype == "float16" else None
     found = [
@@ -214,7 +215,9 @@ def _timed_methods(recipe: Recipe) -> list[Callback]:
     return [method for method in made if isinstance(method, Callback)]
 
 
-def _write_adapter(run: Run, text: Text, folder: Path, checkpoint: Mapping[str, Json]) -> None:
+def _write_adapter(
+    run: Run, text: Text, beside: Unchanging, folder: Path, checkpoint: Mapping[str, Json]
+) -> None:
     """Write the adapter of the step just finished, with a card that says so."""
     lines = folder.parent / METRICS
     card: dict[str, Json] = {
@@ -223,7 +226,7 @@ def _write_adapter(run: Run, text: Text, folder: Path, checkpoint: Mapping[str, 
         "trainable": count(info.param for info in run.parameters),
         "loss": run.metrics.get("loss", last_loss(lines)),
     }
-    write_adapter(folder, run.model, run.recipe, text, card, checkpoint)
+    write_adapter(folder, run.model, run.recipe, text, card, checkpoint, beside)
 
 
 def last_loss(lines: Path) -> float | None:

@@ -16,6 +16,8 @@ import typer
 from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
 from lrft.commands.output import Json, Quiet, result
 from lrft.core.notes import is_terminal, say, silence
+from lrft.files.failure import WriteError
+from lrft.files.write import append
 from lrft.registry.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -148,11 +150,11 @@ def _save(talk: Conversation, path: Path) -> None:
         raise UsageError(f"/save {path}: a conversation is a line of JSON; give a name that ends in .jsonl")
     if not talk.messages:
         raise UsageError(f"/save {path}: nothing was said yet")
+    line = json.dumps({"messages": talk.messages}, ensure_ascii=False) + "\n"
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": talk.messages}, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise UsageError(f"/save {path}: cannot be written ({error.strerror})") from None
+        append(path, line, f"/save {path}", synced=True)
+    except WriteError as error:
+        raise UsageError(str(error)) from None  # said, and the conversation goes on
     say(f"{path}: one conversation added")
 
 

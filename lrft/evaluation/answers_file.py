@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
-from lrft.registry.errors import LrftError, UsageError
+from lrft.files.growing import GrowingFile
+from lrft.files.write import remove_file, write_file
+from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 
 ABOUT = ".about.json"  # beside the file, what decides its lines
@@ -34,7 +33,7 @@ class AnswersFile:
         self.path = path
         self.about: dict[str, Json] = {}
         self.done = 0
-        self._file: IO[bytes] | None = None
+        self._file = GrowingFile(path, f"--out {path}", "; the same command goes on then")
 
     def open(self, about: Mapping[str, Json]) -> None:
         """Lock the file, see that its lines are of this command, and cut off one that a kill left unfinished.
@@ -44,62 +43,42 @@ class AnswersFile:
 
         Raises:
             UsageError: it holds something else, or another process is writing it.
-            LrftError: it cannot be written.
+            WriteError: it cannot be written.
         """
         self.about = dict(about)
+        existed = self.path.exists()
+        if not self._file.open():
+            raise UsageError(f"--out {self.path}: another process is writing it; give another name")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            existed = self.path.exists()
-            self._file = self.path.open("ab+")
-        except OSError as error:
-            raise LrftError(f"--out {self.path}: cannot be written ({error.strerror})") from error
-        try:
-            self._claim(self._file, existed)
+            self._claim(existed)
         except BaseException:
+            if not existed:  # or the same command would find answers that it knows nothing of
+                remove_file(self.path)
             self.close()
             raise
 
     def close(self) -> None:
         """Let others write."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()
 
     def append(self, answers: Sequence[Mapping[str, Json]]) -> None:
         """Write these lines, and come back when they are on the disk.
 
         Raises:
-            LrftError: the disk is full or gone; the lines before stay, and the command goes on there.
+            WriteError: the disk is full or gone; the lines before stay, and the command goes on there.
         """
-        assert self._file is not None, "open it first"
-        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        try:
-            self._file.write(text.encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise LrftError(
-                f"--out {self.path}: could not be written ({error.strerror}); the same command goes on when it can"
-            ) from error
+        self._file.append("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
 
-    def _claim(self, file: IO[bytes], existed: bool) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"--out {self.path}: another process is writing it; give another name") from None
+    def _claim(self, existed: bool) -> None:
         beside = self.path.with_name(self.path.name + ABOUT)
-        file.seek(0)
-        text = file.read()
+        text = self.path.read_bytes()
         if text or (existed and not beside.is_file()):
             self._check_about(beside)
             whole = text[: text.rfind(b"\n") + 1]  # what is after it was cut by a kill
             self.done = self._count(whole)
-            file.truncate(len(whole))
-            file.seek(0, os.SEEK_END)
+            self._file.cut(len(whole))
             return
-        scratch = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
-        os.replace(scratch, beside)
+        write_file(beside, json.dumps(self.about, indent=2) + "\n", f"--out {self.path}: {beside.name}")
 
     def _check_about(self, beside: Path) -> None:
         """Refuse lines that another model, other settings or other prompts gave."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,10 +11,28 @@ from rich.table import Table
 
 from lrft.core.plain import plain as plain
 from lrft.evaluation.tasks._task import TaskResult
+from lrft.files.failure import WriteError
+from lrft.files.write import write_file
 from lrft.registry.json import to_section
 
 FORMAT = 1
 SAMPLES = 50  # a task
+
+
+class NotReported(WriteError):
+    """Scores were taken, and the report could not be written.
+
+    Attributes:
+        results: label -> task -> result, as far as there are any.
+    """
+
+    def __init__(self, error: WriteError, results: Mapping[str, Mapping[str, TaskResult]]) -> None:
+        super().__init__(str(error), error.number)
+        self.results = results
+        self.record = {
+            label: {task: plain(one.metrics) for task, one in tasks.items()}
+            for label, tasks in results.items()
+        }
 
 
 def write_report(
@@ -23,24 +40,32 @@ def write_report(
 ) -> Path:
     """Write `eval/NAME.json` and, when a task shows samples, `eval/NAME-samples.jsonl`, in the run folder.
 
-    Each is written beside and renamed, so a reader sees the old file or the new. Numbers that do not exist,
-    such as the standard error of one row, are null.
+    Each is written whole, so a reader sees the old file or the new. Numbers that do not exist, such as the standard
+    error of one row, are null.
 
     Args:
         subject: facts about what was scored, kept as they are.
 
     Returns:
         The path of the JSON file.
+
+    Raises:
+        NotReported: the disk is full or not writable; it holds the results.
     """
-    target = folder / "eval"
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        return _write(folder / "eval", name, results, subject)
+    except WriteError as error:
+        raise NotReported(error, {name: results}) from error
+
+
+def _write(target: Path, name: str, results: Mapping[str, TaskResult], subject: Mapping[str, object]) -> Path:
     lines = [
         json.dumps({"task": task, **to_section(plain(sample))}, ensure_ascii=False)
         for task, result in results.items()
         for sample in result.samples[:SAMPLES]
     ]
     if lines:
-        _replace(target / f"{name}-samples.jsonl", "".join(f"{line}\n" for line in lines))
+        write_file(target / f"{name}-samples.jsonl", "".join(f"{line}\n" for line in lines))
     tasks = {
         task: {
             "version": result.version,
@@ -52,7 +77,7 @@ def write_report(
     }
     record = {"format": FORMAT, "name": name, "subject": dict(subject), "tasks": tasks}
     path = target / f"{name}.json"
-    _replace(path, json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_file(path, json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -80,15 +105,3 @@ def _cell(result: TaskResult | None, metric: str) -> str:
     text = str(value) if isinstance(value, int) else f"{value:.4f}"
     error = result.metrics.get(f"{metric}_stderr", math.nan)
     return f"{text} ± {error:.4f}" if math.isfinite(error) else text
-
-
-def _replace(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -2,79 +2,57 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from lrft.core.swap import replace_folder
+from lrft.files.failure import check_room
+from lrft.files.fresh_folder import fresh_folder
+from lrft.files.unchanging import Unchanging
 from lrft.model.causal_lm import CausalLM
-from lrft.registry.errors import LrftError, UsageError
+from lrft.registry.errors import UsageError
 from lrft.registry.protocols import Tokenizer
 
 
-def write_merged(dense: CausalLM, tokenizer: Tokenizer, out: Path, shard_size: str) -> None:
-    """Write `dense` as a plain transformers folder: shards, config, generation config, tokenizer, chat template.
+def write_merged(dense: CausalLM, tokenizer: Tokenizer, folder: Path, shard_size: str) -> None:
+    """Fill a fresh folder as transformers has it: shards, config, generation config, tokenizer, chat template.
 
     Raises:
-        UsageError: `out` holds something already.
-        LrftError: no room, or not writable; nothing is left behind.
+        WriteError: there is no room for it.
+        OSError: the disk is full or not writable.
     """
-    with whole_folder(out) as scratch:
-        _write(dense, tokenizer, scratch, shard_size)
+    write_classifier(dense.hf, tokenizer, folder, shard_size)
 
 
-def write_classifier(made: nn.Module, tokenizer: Tokenizer, out: Path, shard_size: str) -> None:
+def write_classifier(hf: Any, tokenizer: Tokenizer, folder: Path, shard_size: str) -> None:
     """The same of a sequence classifier of transformers, which generates nothing.
 
     Raises:
-        UsageError, LrftError: as `write_merged`.
+        WriteError, OSError: as `write_merged`.
     """
-    with whole_folder(out) as scratch:
-        _save(made, tokenizer, scratch, shard_size)
+    check_room(folder, sum(p.numel() * p.element_size() for p in hf.parameters()))
+    hf.config._attn_implementation = "sdpa"
+    hf.save_pretrained(folder, max_shard_size=shard_size)
+    tokenizer.save_pretrained(folder)
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path, needed: int = 0) -> Iterator[Path]:
     """A new folder beside `out`, which takes its place at the end; nothing is left where that is not reached.
+
+    Args:
+        needed: bytes, where they are known.
 
     Raises:
         UsageError: `out` holds something already.
-        LrftError: it cannot be written.
+        WriteError: it cannot be written.
     """
     check_free(out)
-    final = out.resolve()
-    scratch = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        for path in filter(Path.is_file, scratch.iterdir()):
+    with fresh_folder(out.resolve(), name=f"--out {out}", needed=needed) as fresh:
+        yield fresh.path
+        for path in filter(Path.is_file, fresh.path.iterdir()):
             path.chmod(0o644)  # safetensors writes for the owner alone, which no server could read
-        if final.exists():
-            final.rmdir()
-        scratch.rename(final)
-    except OSError as error:
-        raise LrftError(f"--out {out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _write(dense: CausalLM, tokenizer: Tokenizer, scratch: Path, shard_size: str) -> None:
-    _save(dense.hf, tokenizer, scratch, shard_size)
-
-
-def _save(hf: Any, tokenizer: Tokenizer, scratch: Path, shard_size: str) -> None:
-    needed = sum(p.numel() * p.element_size() for p in hf.parameters())
-    if (free := shutil.disk_usage(scratch).free) < needed:
-        raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free")
-    hf.config._attn_implementation = "sdpa"
-    hf.save_pretrained(scratch, max_shard_size=shard_size)
-    tokenizer.save_pretrained(scratch)
 
 
 def check_free(out: Path) -> None:
@@ -87,16 +65,25 @@ def check_free(out: Path) -> None:
         raise UsageError(f"--out {out}: is not an empty folder; give another one or remove it")
 
 
-def write_adapter_folder(folder: Path, files: Mapping[str, bytes], tokenizer: Tokenizer) -> None:
+def write_adapter_folder(
+    folder: Path,
+    files: Mapping[str, bytes],
+    tokenizer: Tokenizer,
+    then: str = "",
+    beside: Unchanging | None = None,
+) -> None:
     """Write the adapter folder beside, then put it in the place of the old one: at any moment there is a whole one.
 
+    Args:
+        then: what to do after the remedy of a failure.
+        beside: knows what an earlier writing of this folder left that is the same now.
+
     Raises:
-        OSError: the disk is full or not writable; the old folder is intact.
+        WriteError: the disk is full or not writable; the old folder is intact.
     """
-    scratch = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for name, content in files.items():
-        (scratch / name).write_bytes(content)
-    tokenizer.save_pretrained(scratch)
-    replace_folder(scratch, folder)
+    known = beside or Unchanging()
+    with fresh_folder(folder, "replace", needed=sum(map(len, files.values())), then=then) as fresh:
+        known.fill(fresh, tokenizer.save_pretrained)
+        for name, content in files.items():
+            known.write(fresh, name, content)
+    known.keep(folder)

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from lrft.files.failure import check_room
+from lrft.files.fresh_folder import fresh_folder
 from lrft.model.checkpoint import LoadingReport, check_loaded
 from lrft.registry.errors import MissingExtra, RecipeError
 
@@ -87,15 +89,13 @@ def cache_root() -> Path:
 
 
 def _make(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, which is there when it is complete."""
-    scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    scratch.mkdir(parents=True, exist_ok=True)
-    try:
-        write(scratch)
-        if not folder.exists():  # another process may have been faster
-            scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    """Let `write` fill a folder, which is there when it is complete; another process may be faster.
+
+    Raises:
+        WriteError: the disk is full or not writable.
+    """
+    with fresh_folder(folder, "keep") as fresh:
+        write(fresh.path)
 
 
 def _describe(path: Path, folder: Path) -> None:
@@ -120,6 +120,9 @@ def _convert(path: Path, described_in: Path, dtype: str, folder: Path) -> None:
     # Families that keep some parameters in float32 whatever the model is in get them unrounded.
     exact = any(getattr(hf, name, None) for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"))
     kept = torch.float32 if exact else getattr(torch, dtype)
+    # Mapped files are no error where the disk is full, but the end of the process; and both copies are there at once.
+    numbers = sum(parameter.numel() for parameter in hf.parameters())
+    check_room(folder, 2 * numbers * kept.itemsize, f"{path.name}, converted in {cache_root()}")
     with parameters_on_disk(folder / "parameters", kept):
         loaded = AutoModelForCausalLM.from_pretrained(
             path.parent,

@@ -6,6 +6,7 @@ import os
 from pathlib import Path, PurePath, PurePosixPath
 
 import lrft
+from lrft.files.write import write_new_file
 from lrft.recipe.document import parse, read_text
 from lrft.recipe.paths import MODEL, TOKENIZER, sources
 from lrft.recipe.tree import Node, Place, shown
@@ -60,18 +61,16 @@ def copy(name: str, destination: Path) -> Path:
     Raises:
         RecipeError: no such recipe.
         UsageError: the file exists already or its folder does not.
+        WriteError: the disk is full or not writable.
     """
     source = find(name)
     target = destination / source.name if destination.is_dir() else destination
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent}: no such folder; make it first")
     try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(_movable(source))
+        write_new_file(target, _movable(source))
     except FileExistsError as error:
         raise UsageError(f"{target} exists already; choose another name or remove it") from error
-    except OSError as error:
-        raise UsageError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
 
 

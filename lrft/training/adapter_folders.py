@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lrft.core.run import Run
-from lrft.core.swap import recover_folder, replace_folder
-from lrft.registry.errors import LrftError
+from lrft.files.fresh_folder import fresh_folder, recover_folder
 from lrft.registry.json import Json
 from lrft.training.scorer import Scorer
 
 BEST, LAST = "best", "last"
 RECORD = "checkpoint.json"  # in either: which checkpoint it is
+THEN = ", then add --resume; the checkpoints are intact"
 
 
 class AdapterFolders:
@@ -45,7 +43,7 @@ class AdapterFolders:
         """Bring them to the checkpoint of the step just finished.
 
         Raises:
-            LrftError: the disk is full or not writable.
+            WriteError: the disk is full or not writable.
         """
         record: dict[str, Json] = {"step": run.step}
         if _record(self.folder / LAST) != record:
@@ -57,33 +55,16 @@ class AdapterFolders:
 
     def _copy_as_best(self, record: dict[str, Json]) -> None:
         """The last adapter is the best: the same files by another name, where the file system has such."""
-        final = self.folder / BEST
-        scratch = final.with_name(f".{BEST}.tmp")
-        try:
-            shutil.rmtree(scratch, ignore_errors=True)
-            shutil.copytree(self.folder / LAST, scratch, copy_function=_link)
-            (scratch / RECORD).unlink()
-            (scratch / RECORD).write_bytes(record_bytes(record))
-            replace_folder(scratch, final)
-        except OSError as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise LrftError(
-                f"{final}: could not be written ({error.strerror or error}). The checkpoints are intact; free some "
-                "space and add --resume."
-            ) from error
+        with fresh_folder(self.folder / BEST, "replace", then=THEN) as fresh:
+            for path in sorted((self.folder / LAST).iterdir()):
+                if path.name != RECORD:
+                    fresh.link(path)
+            fresh.write(RECORD, record_bytes(record))
 
 
 def record_bytes(record: Mapping[str, Json]) -> bytes:
     """What checkpoint.json holds."""
     return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _link(source: str, target: str) -> None:
-    """Nobody writes into these files, whole folders are replaced; so a second name is as good as a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _record(folder: Path) -> object:

@@ -2,57 +2,43 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lrft.core.swap import replace_folder, sync
-from lrft.registry.errors import LrftError
+from lrft.files.failure import tell_failures
+from lrft.files.fresh_folder import fresh_folder, move_folder, remove_folder
+from lrft.files.scratch import sweep
 from lrft.registry.json import Json
 
 FORMAT = 1
 
 MANIFEST = "manifest.json"
+THEN = ", then add --resume; earlier checkpoints are intact"
 
 
 def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Json]) -> None:
     """Write files beside, sync, manifest last, rename; a damaged folder at `final` is kept aside, a whole one replaced.
 
     Raises:
-        LrftError: not enough room, or not writable.
+        WriteError: not enough room, or not writable.
     """
-    needed = sum(len(content) for content in files.values())
-    scratch = final.with_name(f"{final.name}.tmp")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(final.parent).free) < needed:
-            raise OSError(errno.ENOSPC, f"{free} bytes free")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        entries = {}
+    sums = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in files.items()
+    }
+    about = json.dumps({**manifest, "files": sums}, indent=1).encode()
+    needed = sum(map(len, files.values())) + len(about)
+    sweep(final.parent)
+    with fresh_folder(final, "replace", needed=needed, then=THEN) as fresh:
         for name, content in files.items():
-            _write_synced(scratch / name, content)
-            entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        _write_synced(scratch / MANIFEST, json.dumps({**manifest, "files": entries}, indent=1).encode())
-        sync(scratch)
-        if final.exists() and not fault(final):
-            replace_folder(scratch, final)
-            return
-        if final.exists():
-            final.rename(final.with_name(f"{final.name}.damaged-{time.time_ns()}"))
-        scratch.rename(final)
-        sync(final.parent)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise LrftError(
-            f"{final}: could not be written ({error.strerror or error}); it needs {needed} bytes. "
-            "Earlier checkpoints are intact; free some space and add --resume."
-        ) from error
+            fresh.write(name, content)
+        fresh.write(MANIFEST, about)
+        if final.exists() and fault(final):
+            with tell_failures(final, then=THEN):
+                move_folder(final, final.with_name(f"{final.name}.damaged-{time.time_ns()}"))
 
 
 def fault(folder: Path) -> str:
@@ -105,11 +91,4 @@ def prune(folder: Path, keep_last: int, best: str | None) -> None:
         return
     for old in present[:-keep_last]:
         if old.name != best:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+            remove_folder(old)

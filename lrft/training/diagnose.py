@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lrft.core.context import computing
 from lrft.core.objective import Objective
 from lrft.core.run import Run
+from lrft.files.failure import WriteError
+from lrft.files.write import write_file
 from lrft.training.step import StepBatches
 
 
@@ -42,8 +44,8 @@ def _keep(run: Run, batches: StepBatches) -> Path | None:
         for name in ("input_ids", "position_ids", "supervised", "targets")
     }
     try:
-        save_file(tensors, path)
-    except OSError:
+        write_file(path, save(tensors))
+    except WriteError:
         return None  # a full disk must not hide what went wrong
     return path
 

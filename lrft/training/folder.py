@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -14,11 +13,14 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lrft import __version__
+from lrft.files.failure import tell_failures
+from lrft.files.growing import Lock
+from lrft.files.write import write_changed, write_file
 from lrft.registry.did_you_mean import did_you_mean
-from lrft.registry.errors import LrftError, UsageError
+from lrft.registry.errors import UsageError
 from lrft.training.records import Environment
 
 ROOT = Path("runs")
@@ -36,7 +38,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lock_file: IO[str] | None = None
+        self._lock = Lock(path / ".lock")
         self.chosen: Path | None = None
 
     @property
@@ -78,55 +80,60 @@ class RunFolder:
             UsageError: another process is training here, or nothing can be written here.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock_file = (self.path / ".lock").open("w")
+            taken = self._lock.take()
         except OSError as error:
             raise UsageError(
                 f"--out {self.path}: cannot be made a run folder ({error.strerror}); give another one"
             ) from None
-        try:
-            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not taken:
             raise UsageError(
                 f"{self.path}: another process is training here; wait for it or give another --out"
-            ) from None
+            )
 
     def unlock(self) -> None:
         """Let others train here again; the end of the process does the same."""
-        if self.lock_file is not None:
-            self.lock_file.close()
-            self.lock_file = None
+        self._lock.give_back()
 
     @property
     def is_locked(self) -> bool:
         """Whether a process trains here now."""
-        try:
-            with (self.path / ".lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # no training has begun here, or the file system knows no locks
-            return False
-        return False
+        return self._lock.is_taken
 
-    def write(self, name: str, content: str | Mapping[str, object]) -> None:
-        """Write a small file whole or not at all.
+    def write(
+        self, name: str, content: str | Mapping[str, object], then: str = "", changed: bool = False
+    ) -> bool:
+        """Write a small file whole or not at all; whether it was written.
+
+        Args:
+            then: what to do after the remedy of a failure.
+            changed: leave alone one that says the same.
 
         Raises:
-            LrftError: the disk is full or not writable.
+            WriteError: the disk is full or not writable.
         """
-        text = content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n"
-        scratch = self.path / f".{name}.tmp"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(text)
-            os.replace(scratch, self.path / name)
-        except OSError as error:
-            raise LrftError(f"{self.path / name}: could not be written ({error.strerror})") from error
+        path, text = self.path / name, as_text(content)
+        if changed:
+            return write_changed(path, text, then=then)
+        write_file(path, text, then=then)
+        return True
+
+    def mark_as_latest(self) -> None:
+        """Let `latest` find this run, which is gone on with though its record says what it said before.
+
+        Raises:
+            WriteError: the disk is not writable.
+        """
+        with tell_failures(self.path / RUN):
+            os.utime(self.path / RUN)
 
     def read(self, name: str) -> Any:
         """A JSON file of the folder."""
         return json.loads((self.path / name).read_text())
+
+
+def as_text(content: str | Mapping[str, object]) -> str:
+    """What a small file holds: a text as it is, and anything else as JSON."""
+    return content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def new_folder(recipe_name: str, root: Path = ROOT) -> Path:

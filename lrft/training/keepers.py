@@ -14,9 +14,12 @@ from torch.optim.optimizer import StateDict
 
 from lrft.core.callback import Callback
 from lrft.core.run import Run
+from lrft.files.failure import tell_failures
+from lrft.files.write import sync
 from lrft.registry.protocols import SignalHandler
 from lrft.training import checkpoint, checkpoint_folder
 from lrft.training.adapter_folders import AdapterFolders
+from lrft.training.folder import METRICS
 from lrft.training.scorer import Scorer
 
 
@@ -65,6 +68,9 @@ class Saver(Callback):
         Args:
             anew: in the place of one of this step that is there.
         """
+        for lines in self.folder.parent.glob(METRICS):
+            with tell_failures(lines, then=checkpoint_folder.THEN):
+                sync(lines)  # a checkpoint never knows of steps that the record lost to a power cut
         best = f"step-{self.scorer.best_step}" if self.scorer is not None and self.scorer.best_step else None
         saved = checkpoint.save_checkpoint(
             run, self.tensors(), self.folder, self.identity, {"best": best}, anew

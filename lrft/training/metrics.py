@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
@@ -17,9 +16,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from lrft.core.callback import Callback
 from lrft.core.notes import is_terminal, say, silent
 from lrft.core.run import Run
-from lrft.registry.errors import LrftError
+from lrft.files.write import append, write_file
 
 LINES = 100  # a run, where it is not said how many
+THEN = ", then add --resume; earlier checkpoints are intact"
 WATCHED = 10.0  # seconds between lines about a task
 
 
@@ -37,9 +37,7 @@ class MetricsFile(Callback):
         kept = [line for line in self.path.read_text().splitlines() if _step(line) <= run.step]
         if kept and run.metrics and _step(kept[-1]) == run.step:  # a score that a signal had cut short
             kept[-1] = json.dumps({**json.loads(kept[-1]), **run.metrics})
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(scratch, self.path)
+        write_file(self.path, "".join(f"{line}\n" for line in kept), then=THEN)
 
     def after_step(self, run: Run) -> None:
         run.metrics = {key: _plain(value) for key, value in run.metrics.items()}
@@ -50,14 +48,7 @@ class MetricsFile(Callback):
         )
         if run.rank == 0:
             line = json.dumps({"step": run.step, **run.metrics}) + "\n"
-            try:
-                with self.path.open("a") as file:
-                    file.write(line)
-            except OSError as error:  # a line cut short is dropped by the resume
-                raise LrftError(
-                    f"{self.path}: could not be written ({error.strerror}). Earlier checkpoints are intact; "
-                    "free some space and add --resume."
-                ) from error
+            append(self.path, line, then=THEN)
 
 
 def _plain(value: object) -> object:

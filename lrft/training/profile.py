@@ -18,7 +18,8 @@ from lrft.core.callback import Callback
 from lrft.core.frozen import FrozenLinear
 from lrft.core.notes import say
 from lrft.core.run import Run
-from lrft.registry.errors import LrftError, UsageError
+from lrft.files.write import fresh_file, write_file
+from lrft.registry.errors import UsageError
 from lrft.training.profile_parts import DECODE, STEP, Operation, Sizes, seconds_by_part, table
 
 SETTLING, WARMING, RECORDED = 2, 1, 3  # steps: left alone, recorded and thrown away, recorded
@@ -110,12 +111,10 @@ class Profile(Callback):
         whole, operations = read(events, device)
         seconds = seconds_by_part(operations, whole, sizes_of(run, events))
         self.found = {"steps": steps, "device": device, "seconds": seconds}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / TEXT).write_text(table(seconds, steps, device), encoding="utf-8")
-            profiler.export_chrome_trace(str(self.folder / TRACE))
-        except OSError as error:
-            raise LrftError(f"{self.folder}: could not be written ({error.strerror or error})") from error
+        then = ", then add --resume; earlier checkpoints are intact"
+        write_file(self.folder / TEXT, table(seconds, steps, device), then=then)
+        with fresh_file(self.folder / TRACE, then=then) as path:
+            profiler.export_chrome_trace(str(path))
 
 
 def read(events: list[FunctionEvent], device: str) -> tuple[float, list[Operation]]:

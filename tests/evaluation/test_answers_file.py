@@ -86,5 +86,5 @@ def test_a_name_or_a_place_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"give a name that ends in \.jsonl"):
         AnswersFile(tmp_path / "a.txt")
     (tmp_path / "taken").write_text("")
-    with pytest.raises(LrftError, match=r"--out .*taken/a\.jsonl: cannot be written"):
+    with pytest.raises(LrftError, match=r"--out .*taken/a\.jsonl: could not be written"):
         opened(tmp_path / "taken" / "a.jsonl")

@@ -129,14 +129,14 @@ def another_template(hf, tokenizer):
 
 @pytest.mark.parametrize("spoil", [another_stop, a_pad_that_stops, another_template])
 def test_a_folder_that_would_stop_elsewhere_is_an_error(retargeted, tmp_path, monkeypatch, spoil):
-    original = write._write
+    original = write.write_merged
 
-    def spoiled(dense, tokenizer, scratch, shard_size):
+    def spoiled(dense, tokenizer, folder, shard_size):
         tokenizer = copy.deepcopy(tokenizer)
         spoil(dense.hf, tokenizer)
-        original(dense, tokenizer, scratch, shard_size)
+        original(dense, tokenizer, folder, shard_size)
 
-    monkeypatch.setattr(write, "_write", spoiled)
+    monkeypatch.setattr("lrft.api.merge.write_merged", spoiled)
     with pytest.raises(ToleranceError, match=r"stops elsewhere than the run does.*generation_config\.json"):
         merge(RunFolder(retargeted / "run"), tmp_path / "merged", None)
     assert not json.loads((tmp_path / "merged" / "fidelity.json").read_text())["generation"]["agrees"]

@@ -86,13 +86,13 @@ def test_a_full_disk_leaves_the_adapter_that_was_there(tiny_recipe, tmp_path, mo
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    import lrft.export.write as written
+    import lrft.files.fresh_folder as written
 
     real, calls = written.replace_folder, []
 
-    def second_fails(new, final):
+    def second_fails(new, final, synced=None):
         calls.append(final)
-        (real if len(calls) == 1 else full)(new, final)
+        (full if calls.count(final) == 2 else real)(new, final, synced)
 
     monkeypatch.setattr(written, "replace_folder", second_fails)
     with pytest.raises(LrftError, match=r"last: could not be written .No space left.*--resume"):

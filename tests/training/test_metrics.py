@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +26,7 @@ def test_a_disk_that_is_full_stops_the_run_in_one_sentence(tmp_path, monkeypatch
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(LrftError, match=r"No space left on device.*--resume"):
         file.after_step(fake_run())
 

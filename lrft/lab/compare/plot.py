@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from lrft.files.write import fresh_file
 from lrft.lab.compare.record import Comparison
 
 
@@ -40,7 +41,8 @@ def draw(record: Comparison, path: Path) -> bool:
     else:
         tuning.set_axis_off()
     _final(final, record)
-    figure.savefig(path, dpi=120)
+    with fresh_file(path, f"--out {path.parent}: {path.name}") as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
     return True
 
 

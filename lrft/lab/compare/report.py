@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from lrft.files.write import write_file
 from lrft.lab.compare.per_seed import seeds_table
 from lrft.lab.compare.plot import draw
 from lrft.lab.compare.record import Comparison
-from lrft.registry.errors import LrftError
 from lrft.training.records import SetUp
 
 REPORT, RECORD, TABLE, PLOT = "report.md", "report.json", "report.csv", "report.png"
@@ -24,19 +25,21 @@ def write_report(record: Comparison, out: Path, title: str, head: Sequence[str] 
         head: lines that go under the title.
 
     Raises:
-        LrftError: the folder cannot be written.
+        WriteError: the folder cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        drawn = draw(record, out / PLOT)
-        picture = f"![loss by rate and by seed]({PLOT})" if drawn else "No plot: matplotlib is not installed."
-        text = "\n".join([f"# {title}", "", *head, *([""] if head else []), *body(record), "", picture, ""])
-        (out / REPORT).write_text(text)
-        (out / RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-        with (out / TABLE).open("w", newline="") as file:
-            csv.writer(file).writerows(seeds_table(record))
-    except OSError as error:
-        raise LrftError(f"--out {out}: the report could not be written ({error.strerror})") from error
+    drawn = draw(record, out / PLOT)
+    picture = f"![loss by rate and by seed]({PLOT})" if drawn else "No plot: matplotlib is not installed."
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows(seeds_table(record))
+    for file, text in (
+        (
+            REPORT,
+            "\n".join([f"# {title}", "", *head, *([""] if head else []), *body(record), "", picture, ""]),
+        ),
+        (RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n"),
+        (TABLE, table.getvalue()),
+    ):
+        write_file(out / file, text, f"--out {out}: {file}")
     return out / REPORT
 
 

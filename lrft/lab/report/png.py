@@ -8,10 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lrft.files.write import fresh_file
 from lrft.lab.report.curves import charts_of, lines_of
 from lrft.lab.report.page import DETAILS
 from lrft.lab.report.read import RunData
-from lrft.registry.errors import LrftError, MissingExtra
+from lrft.registry.errors import MissingExtra
 
 STYLES: dict[str, dict[str, Any]] = {
     "line": {"linewidth": 1.0},
@@ -39,19 +40,13 @@ def draw_all(runs: Sequence[RunData], folder: Path) -> list[Path]:
     """Write one file a chart that has a point; a colour a run in all of them.
 
     Raises:
-        LrftError: a file cannot be written.
+        WriteError: a file cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return [
-            path
-            for title, columns in charts_of(runs).items()
-            if (path := _draw(runs, title, columns, folder)) is not None
-        ]
-    except OSError as error:
-        raise LrftError(
-            f"--png {folder}: could not be written ({error.strerror}); give another folder"
-        ) from error
+    return [
+        path
+        for title, columns in charts_of(runs).items()
+        if (path := _draw(runs, title, columns, folder)) is not None
+    ]
 
 
 def _draw(runs: Sequence[RunData], title: str, columns: dict[str, str], folder: Path) -> Path | None:
@@ -69,5 +64,6 @@ def _draw(runs: Sequence[RunData], title: str, columns: dict[str, str], folder: 
     if len(lines) > 1:
         axes.legend(fontsize="small")
     path = folder / f"{re.sub(r'[^a-z0-9]+', '-', next(iter(columns)).lower()).strip('-')}.png"
-    figure.savefig(path, dpi=120)
+    with fresh_file(path, f"--png {folder}: {path.name}") as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
     return path

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
 from lrft.core.notes import say
 from lrft.evaluation.subject import Progress, silent
+from lrft.files.write import write_file
 from lrft.lab.report.page import page_of
 from lrft.lab.report.png import check_matplotlib, draw_all
 from lrft.lab.report.read import find_runs, read_runs
 from lrft.lab.spectra.inspect import INSPECTIONS, inspect
-from lrft.registry.errors import LrftError, NotMergeable, UsageError
+from lrft.registry.errors import NotMergeable, UsageError
 from lrft.training import checkpoint_folder
 from lrft.training.folder import RunFolder
 
@@ -54,7 +54,7 @@ def report(
     Raises:
         UsageError: a folder is no run, or cannot be read; or `out` is a folder.
         MissingExtra: `png` is asked for and matplotlib is not installed.
-        LrftError: something cannot be written.
+        WriteError: something cannot be written.
     """
     out = Path(out)
     if out.is_dir():
@@ -66,7 +66,7 @@ def report(
         _look(folder, progress)
     found = read_runs(folders)
     page = page_of(found)
-    _write(out, page)
+    write_file(out, page, f"--out {out}")
     return {
         "file": str(out),
         "bytes": len(page.encode()),
@@ -95,16 +95,3 @@ def _look(folder: RunFolder, progress: Progress) -> None:
         inspect(folder, progress=progress)
     except NotMergeable as error:
         say(str(error))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as error:
-        raise LrftError(
-            f"--out {path}: could not be written ({error.strerror}); give another file"
-        ) from error

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrft.core.notes import say
+from lrft.files.failure import WriteError
+from lrft.files.write import remove_file, write_file
 from lrft.lab.runs import local as runs
 from lrft.lab.runs.executor import Handle, last_line, log_file, prepared
 from lrft.lab.runs.job import Training
@@ -69,9 +71,9 @@ class Cluster:
         recipe, log = prepared(run)
         command = runs.training_command(recipe, run.folder.absolute())
         try:
-            stop.unlink(missing_ok=True)
+            remove_file(stop)
             job = self.executor.submit(Training(command, log, stop, self.environment))
-            known.write_text(json.dumps({"id": job.job_id, "folder": str(self.executor.folder)}))
+            _remember(job, known, json.dumps({"id": job.job_id, "folder": str(self.executor.folder)}))
         except (RuntimeError, OSError) as error:
             message = f"--cluster {self.name}: {run} could not be submitted: {_first_line(error)}"
             raise LrftError(message) from error
@@ -100,6 +102,15 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Json]:
             raise UsageError(f"--cluster-set {setting}: write key=value, such as timeout_min=240")
         parsed[key] = parse(text, Place("--cluster-set"), key)[0].plain()
     return parsed
+
+
+def _remember(job: Job[int], known: Path, text: str) -> None:
+    """Write down a job that was submitted; one that no later call would find is taken back."""
+    try:
+        write_file(known, text)
+    except WriteError:
+        job.cancel(check=False)
+        raise
 
 
 class _Job:
@@ -138,7 +149,7 @@ class _Job:
 
     def stop(self) -> None:
         """Through a file, see `Training`. What is still in the queue has nothing to save."""
-        self.stop_file.touch()
+        write_file(self.stop_file, "")
         if not self.job.paths.stdout.exists():
             self.kill()
 

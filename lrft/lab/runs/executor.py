@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from lrft.files.write import write_file
 from lrft.lab.runs.planned import PlannedRun
 from lrft.recipe.resolved import resolved
-from lrft.registry.errors import LrftError
 
 
 class Handle(Protocol):
@@ -50,17 +50,12 @@ def prepared(run: PlannedRun) -> tuple[Path, Path]:
     """The written recipe and the empty log of a run.
 
     Raises:
-        LrftError: the folder of the comparison cannot be written.
+        WriteError: the folder of the comparison cannot be written.
     """
     root, log = run.folder.absolute().parent.parent, log_file(run)
     recipe = root / "recipes" / f"{run.folder.name}.yaml"
-    try:
-        for path in (recipe, log):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        recipe.write_text(resolved(run.recipe))
-        log.write_text("")
-    except OSError as error:
-        raise LrftError(f"--out {root}: cannot be written ({error.strerror})") from error
+    write_file(recipe, resolved(run.recipe), f"--out {root}: recipes/{recipe.name}")
+    write_file(log, "", f"--out {root}: logs/{log.name}")
     return recipe, log
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lrft.files.write import open_log
+
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
@@ -42,7 +44,7 @@ class Training:
         """Train to the end; the exit code, -N for signal N."""
         if self.stop.exists():
             return STOPPED
-        with self.log.open("a") as file:
+        with open_log(self.log) as file:
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,

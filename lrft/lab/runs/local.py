@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from lrft.core.notes import say
+from lrft.files.write import open_log
 from lrft.lab.runs.executor import Executor, Handle, last_line, prepared
 from lrft.lab.runs.outcome import DIVERGED, finished
 from lrft.lab.runs.planned import PlannedRun
@@ -127,7 +128,7 @@ class _Process:
         self.run = run
         recipe, self.log = prepared(run)
         self.began = time.monotonic()
-        with self.log.open("a") as file:
+        with open_log(self.log) as file:
             self.process = subprocess.Popen(
                 training_command(recipe, run.folder),
                 stdin=subprocess.DEVNULL,

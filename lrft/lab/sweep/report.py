@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
 from importlib import import_module
 from pathlib import Path
 
+from lrft.files.write import fresh_file, write_file
 from lrft.lab.sweep.sweep import Row, Sweep
-from lrft.registry.errors import LrftError
 
 REPORT, TABLE, RECORD, PLOT = "sweep.md", "sweep.csv", "sweep.json", "sweep.png"
 
@@ -18,23 +19,23 @@ def write_report(record: Sweep, out: Path) -> Path:
     """Write sweep.md, sweep.csv, sweep.json and, where it can be drawn, sweep.png; returns sweep.md.
 
     Raises:
-        LrftError: the folder cannot be written.
+        WriteError: the folder cannot be written.
     """
     heads, *rows = cells(record)
     lines = [f"# {Path(record['recipe']).stem} by {record['metric']}", "", f"`{record['command']}`", ""]
     lines += [_line(heads), _line(["---"] * len(heads)), *map(_line, rows), ""]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if draw(record, out / PLOT):
-            lines += [f"![{record['metric']}]({PLOT})", ""]
-        (out / REPORT).write_text("\n".join(lines))
-        (out / RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-        with (out / TABLE).open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*record["keys"], *NUMBERS])
-            writer.writerows([_written(record, row) for row in record["rows"]])
-    except OSError as error:
-        raise LrftError(f"--out {out}: the report could not be written ({error.strerror})") from error
+    if draw(record, out / PLOT):
+        lines += [f"![{record['metric']}]({PLOT})", ""]
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow([*record["keys"], *NUMBERS])
+    writer.writerows([_written(record, row) for row in record["rows"]])
+    for file, text in (
+        (REPORT, "\n".join(lines)),
+        (RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n"),
+        (TABLE, table.getvalue()),
+    ):
+        write_file(out / file, text, f"--out {out}: {file}")
     return out / REPORT
 
 
@@ -92,7 +93,8 @@ def draw(record: Sweep, path: Path) -> bool:
         if all(x > 0 for points in curves.values() for x, _ in points):
             axes.set(xscale="log")
     axes.set(ylabel=record["metric"])
-    figure.savefig(path, dpi=120)
+    with fresh_file(path, f"--out {path.parent}: {path.name}") as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
     return True
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
 
 from lrft.core.notes import say
+from lrft.files.fresh_folder import remove_folder
 from lrft.lab.models import Models
 from lrft.lab.runs.local import Progress, run_all
 from lrft.lab.runs.outcome import result, value
@@ -102,7 +102,7 @@ def sweep(
 
 
 def _without_checkpoints(run: PlannedRun) -> None:
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    remove_folder(run.folder / "checkpoints")
 
 
 def _place(score: float | None, metric: Metric) -> float:

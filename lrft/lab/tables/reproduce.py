@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
+from lrft.files.write import write_file
 from lrft.lab.models import Models
 from lrft.lab.tables.exact.count import MISSED, Number, count_table
 from lrft.lab.tables.exact.kept import Kept
@@ -158,13 +158,7 @@ def _write(out: Path, name: str, text: str, values: TableRecord) -> None:
     """Both files, each whole or not at all.
 
     Raises:
-        LrftError: they cannot be written.
+        WriteError: they cannot be written.
     """
     for file, content in ((f"{name}.md", text), (f"{name}.json", json.dumps(values, indent=1) + "\n")):
-        scratch = out / f".{file}.tmp{os.getpid()}"
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(content, encoding="utf-8")
-            os.replace(scratch, out / file)
-        except OSError as error:
-            raise LrftError(f"--out {out}: cannot be written ({error.strerror})") from error
+        write_file(out / file, content, f"--out {out}: {file}")

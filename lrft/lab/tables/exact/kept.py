@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from lrft.files.write import write_file
 from lrft.lab.runs.digest import code_digest
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
@@ -45,7 +45,7 @@ class Kept:
         """Keep a row.
 
         Raises:
-            LrftError: the folder cannot be written.
+            WriteError: the folder cannot be written.
         """
         self.tables.setdefault(table, {})[key] = values
         self._write()
@@ -61,13 +61,8 @@ class Kept:
     def _write(self) -> None:
         if self.path is None:
             return
-        scratch = self.path.with_name(f"{FILE}.tmp{os.getpid()}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(self.tables, indent=1) + "\n", encoding="utf-8")
-            os.replace(scratch, self.path)
-        except OSError as error:
-            raise LrftError(f"--out {self.path.parent}: cannot be written ({error.strerror})") from error
+        text = json.dumps(self.tables, indent=1) + "\n"
+        write_file(self.path, text, f"--out {self.path.parent}: {FILE}")
 
 
 def row_key(recipe: Recipe, metrics: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lrft.core.notes import say
+from lrft.files.write import open_log
 from lrft.lab.runs.executor import last_line
 from lrft.lab.runs.local import Progress, run_all, threads
 from lrft.lab.runs.outcome import DIVERGED
@@ -102,9 +103,8 @@ def _score(run: PlannedRun) -> None:
     """
     root = run.folder.absolute().parent.parent
     log = root / "logs" / f"{run.folder.name}-eval.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     say(f"{run}: scoring")
-    with log.open("w") as file:
+    with open_log(log, anew=True) as file:
         process = subprocess.Popen(
             evaluation_command(run.folder),
             stdin=subprocess.DEVNULL,

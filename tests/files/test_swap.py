@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrft.core import swap
+from lrft.files import fresh_folder as swap
 
 ways = pytest.mark.parametrize("exchanges", [True, False])
 
@@ -63,7 +63,7 @@ def test_a_failure_at_any_call_leaves_a_whole_folder(tmp_path, monkeypatch, exch
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", failing(os.fsync))
-            patch.setattr(Path, "rename", failing(Path.rename))
+            patch.setattr(os, "rename", failing(os.rename))
             patch.setattr(swap, "_exchange", failing(swap._exchange))
             try:
                 swap.replace_folder(new, final)

@@ -1,0 +1,272 @@
+"""Every disk operation of every command fails once, with every errno: the engine of R6.
+
+`attack` runs a command on a disk that fails at its k-th operation, and says what was wrong with how that ended.
+`everything` goes through all of them, as `python -m tests.reliability.full_disk FOLDER [COMMAND ...]` does; the test
+suite takes a few.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.reliability.faulty_disk import ERRORS, FaultyDisk
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+model: {{name: {model}, dtype: float32}}
+adapter: {{method: lora, rank: 2, targets: [q_proj]}}
+optimizer: {{method: adamw, lr: 0.01}}
+schedule: constant
+data:
+  train: {{source: {data}/train.jsonl, limit: 8}}
+  eval: {{source: {data}/test.jsonl, limit: 2}}
+  format: {{method: prompt_completion, render: chat}}
+train: {{max_steps: 2, batch_size: 2, max_length: 160, save_every: 1, eval_every: 2, device: cpu}}
+eval: {{tasks: [loss]}}
+"""
+LEFTOVER = re.compile(r"(\.[0-9a-f]{8})?\.tmp$|\.old$")
+TIMED = ("seconds", "tokens_per_second", "memory_bytes", "peak_memory_bytes")
+# Names whose content says when or how long, and is the same but for that.
+COMPARED = re.compile(
+    r"\.(safetensors|gguf|jinja|yaml|csv|html|png)$|config\.json|state\.json|Modelfile|tokenizer"
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command that writes.
+
+    Attributes:
+        words: what follows `lrft`; paths are relative to the folder that it is called in.
+        trained: it needs the run `run`, trained to its end.
+        halfway: the run is there with its first checkpoint alone, and is gone on with.
+        told: what is printed all the same when the files cannot be written.
+    """
+
+    words: tuple[str, ...]
+    trained: bool = True
+    halfway: bool = False
+    told: str = ""
+
+
+COMMANDS = {
+    "train": Command(("train", "recipe.yaml", "--out", "run"), trained=False),
+    "resume": Command(("train", "run", "--resume"), halfway=True),
+    "eval": Command(("eval", "run"), told="loss"),
+    "merge": Command(("merge", "run", "--out", "out")),
+    "generate": Command(
+        ("generate", "run", "prompts.txt", "--out", "answers.jsonl", "--max-new-tokens", "2")
+    ),
+    "report": Command(("report", "run", "--out", "report.html")),
+    "inspect": Command(("inspect", "run")),
+    "recipes": Command(("recipes", "cp", "quickstart", "mine.yaml"), trained=False),
+    **{
+        f"export-{target}": Command(("export", "run", "--for", target, "--out", "out", *more))
+        for target, more in {
+            "peft": (),
+            "lora": (),
+            "vllm": (),
+            "gguf": (),
+            "ollama": ("--from", "base"),
+        }.items()
+    },
+}
+
+
+@dataclass(frozen=True)
+class Called:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+    raised: str = ""
+
+
+class Bench:
+    """What the commands start from and what they leave on a whole disk, made once in a folder.
+
+    Args:
+        model: a small model to train on.
+    """
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder = folder
+        self.start = folder / "start"
+        self.start.mkdir(parents=True)
+        data = ROOT / "recipes" / "data" / "quickstart"
+        (self.start / "recipe.yaml").write_text(RECIPE.format(model=model, data=data))
+        (self.start / "prompts.txt").write_text("How many apples?\nAnd pears?\n")
+        self._whole: dict[str, tuple[dict[str, bytes], int]] = {}
+
+    def place(self, name: str, label: str) -> Path:
+        """A folder to call a command in, with what it needs."""
+        command, place = COMMANDS[name], self.folder / f"{name}-{label}"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(self.start, place)
+        if command.trained:
+            shutil.copytree(self._trained(), place / "run")
+        if command.halfway:
+            for path in ("checkpoints/step-2", "adapter", "last", "best", "result.json"):
+                _remove(place / "run" / path)
+        return place
+
+    def _trained(self) -> Path:
+        run = self.folder / "trained" / "run"
+        if not run.exists():
+            shutil.copytree(self.start, run.parent)
+            ended = call(run.parent, COMMANDS["train"].words)
+            assert ended.code == 0, ended
+        return run
+
+    def whole(self, name: str) -> tuple[dict[str, bytes], int]:
+        """File -> content that a command leaves on a whole disk, and how many operations it asks of the disk."""
+        if name not in self._whole:
+            place = self.place(name, "whole")
+            disk = FaultyDisk(place, libraries=True)
+            with disk.at_work():
+                ended = call(place, COMMANDS[name].words)
+            assert ended.code == 0, ended
+            self._whole[name] = contents(place), len(disk.done)
+        return self._whole[name]
+
+
+def attack(bench: Bench, name: str, at: int, number: int, stays: bool) -> list[str]:
+    """What is wrong with how a command of `COMMANDS` meets a disk whose operation `at` fails; empty where nothing is.
+
+    Looked at: it ends with an exit code and one sentence that has the system's reason; nothing half-written is left;
+    every checkpoint but one that was being written verifies; what was scored is told; and the same command on a whole
+    disk, with --resume where a run has begun, then leaves the same bytes as one that never met a fault.
+
+    Args:
+        at: from 1 to the number of operations (`bench.whole(name)[1]`).
+        number: the errno.
+        stays: whether everything after it fails too.
+    """
+    command, place = COMMANDS[name], bench.place(name, "broken")
+    expected, _ = bench.whole(name)
+    disk = FaultyDisk(place, at, number, stays, libraries=True)
+    with disk.at_work():
+        ended = call(place, command.words)
+    wrong = [] if not disk.failed else list(_ending(ended, command, number, _is_optional(disk)))
+    wrong += [f"left {path}" for path in contents(place, LEFTOVER)]
+    wrong += list(_checkpoints(place / "run" / "checkpoints"))
+    if ended.code:
+        words = command.words
+        if name == "train" and (place / "run" / "recipe.yaml").exists():
+            words = (*words, "--resume")
+        again = call(place, words)
+        if again.code or again.raised:
+            wrong.append(f"the same command then ended in {again}")
+    found = contents(place)
+    differing = sorted(
+        file for file in expected.keys() | found.keys() if expected.get(file) != found.get(file)
+    )
+    wrong += [
+        f"other bytes in {file}" for file in differing if name not in ("eval",) or file.startswith("run/eval")
+    ]
+    return [f"{name}, {os.strerror(number)} at {at} ({disk.done[at - 1 : at]}): {line}" for line in wrong]
+
+
+def _ending(ended: Called, command: Command, number: int, optional: bool) -> Iterator[str]:
+    if ended.raised:
+        yield f"raised {ended.raised}"
+        return
+    if optional and ended.code == 0:
+        return
+    errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    if ended.code in (0, None) or len(errors) != 1:
+        yield f"ended in {ended}"
+    elif os.strerror(number) not in errors[0]:
+        yield f"does not say why: {errors[0]}"
+    if command.told and command.told not in ended.out:
+        yield "does not tell what was found"
+
+
+def _is_optional(disk: FaultyDisk) -> bool:
+    """Whether what failed has another way: a second name is a copy elsewhere, an exchange two renames."""
+    return disk.done[disk.at - 1].split()[0] in ("link", "exchange") if disk.at else True
+
+
+def _checkpoints(folder: Path) -> Iterator[str]:
+    from lrft.training import checkpoint_folder
+
+    for step in checkpoint_folder.steps_in(folder):
+        if problem := checkpoint_folder.fault(step):
+            yield f"{step.name}: {problem}"
+
+
+def call(place: Path, words: Sequence[str]) -> Called:
+    """`lrft WORDS` in a folder, in this process."""
+    from lrft.cli import main
+
+    out, err, raised, code = io.StringIO(), io.StringIO(), "", 0
+    arguments, sys.argv = sys.argv, ["lrft", *words]
+    try:
+        with chdir(place), redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else 1 if stopped.code else 0
+    except Exception as error:
+        raised, code = f"{type(error).__name__}: {error}", 1
+    finally:
+        sys.argv = arguments
+    return Called(code, out.getvalue(), err.getvalue(), raised)
+
+
+def contents(place: Path, pattern: re.Pattern[str] = COMPARED) -> dict[str, bytes]:
+    """File below a folder -> content, of names that match."""
+    found = {}
+    for path in sorted(place.rglob("*")):
+        name = path.relative_to(place).as_posix()
+        if pattern.search(path.name):
+            found[name] = path.read_bytes() if path.is_file() else b""
+    lines = place / "run" / "metrics.jsonl"
+    if pattern is COMPARED and lines.is_file():
+        found["run/metrics.jsonl"] = json.dumps(
+            [
+                {key: value for key, value in json.loads(line).items() if key not in TIMED}
+                for line in lines.read_text().splitlines()
+            ]
+        ).encode()
+    return found
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def everything(
+    bench: Bench, names: Sequence[str] = tuple(COMMANDS), say: Callable[[str], object] = print
+) -> tuple[int, list[str]]:
+    """Attack each operation of each command with each error, once and for good; how many attacks, and what is wrong."""
+    count, wrong = 0, []
+    for name in names:
+        operations = bench.whole(name)[1]
+        for at in range(1, operations + 1):
+            for number in ERRORS:
+                for stays in (False, True):
+                    count += 1
+                    wrong += attack(bench, name, at, number, stays)
+        say(f"{name}: {operations} operations, {len(wrong)} wrong so far")
+    return count, wrong
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+    import make_tiny_model
+
+    root = Path(sys.argv[1]).resolve()
+    made = Bench(root / "bench", make_tiny_model.make(root / "model"))
+    total, found = everything(made, sys.argv[2:] or tuple(COMMANDS))
+    print("\n".join(found) or f"{total} attacks, nothing wrong")
+    sys.exit(bool(found))
