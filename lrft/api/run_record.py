@@ -13,7 +13,6 @@ from lrft.build.measure import matrix_shares
 from lrft.core.notes import say
 from lrft.core.params import count
 from lrft.core.run import Run
-from lrft.data.pack import ORDER
 from lrft.export.peft_format import why_own_form
 from lrft.recipe.load import DEFAULT, LoadedRecipe
 from lrft.recipe.resolved import resolved
@@ -28,43 +27,26 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
     """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
     origin = job.adaptation.origin or (folder.read(RUN).get("adapter") if folder.started else None)
-    (folder.path / RESULT).unlink(missing_ok=True)  # of a run that is longer now
-    folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()})
     trainable = count(info.param for info in run.parameters)
-    folder.write(
-        RUN,
-        {
-            "recipe_name": loaded.name,
-            "recipe_hash": job.identity.recipe,
-            "origins": _origins(folder, loaded),
-            "base_fingerprint": job.identity.base,
-            "data": job.text.fingerprints,
-            "gate": job.text.record(),
-            "date": job.text.renderer.today.isoformat(),
-            "trainable": trainable,
-            "total_steps": run.total_steps,
-            "seed": run.seed,
-            "attention": job.adaptation.model.attention,
-            **_rows(job),
-            "recomputed_layers": job.adaptation.recomputed,
-            "matrices": matrix_shares(job.adaptation, loaded.recipe),
-            "processes": folder.processes or run.processes,  # those that it began with
-            "trust_remote_code": trust_remote_code,
-            **_extended(run),
-            **({} if origin is None else {"adapter": origin}),
-            **run_folder.environment(),
-        },
-    )
-    folder.write(RECIPE, resolved(loaded.recipe))
+    record: dict[str, Json] = {
+        "recipe_name": loaded.name,
+        "recipe_hash": job.identity.recipe,
+        "origins": _origins(folder, loaded),
+        "gate": job.text.record(),
+        "trainable": trainable,
+        "seed": run.seed,
+        "attention": job.adaptation.model.attention,
+        "matrices": matrix_shares(job.adaptation, loaded.recipe),
+        "trust_remote_code": trust_remote_code,
+        **job.began,
+        **({} if origin is None else {"adapter": origin}),
+        **run_folder.environment(),
+    }
+    plan = {name: entry.record() for name, entry in job.adaptation.plan.items()}
+    # A result would be that of a run which is longer now.
+    folder.write_known({PLAN: plan, RUN: record, RECIPE: resolved(loaded.recipe)}, gone=[RESULT])
     for note in _notes(job, trainable):
         say(note)
-
-
-def _extended(run: Run) -> dict[str, Json]:
-    """The steps that were added: after which step, how many, and what the rate does."""
-    pairs = zip(run.earlier_ends, run.recipe.train.extended, strict=True)
-    found: list[Json] = [{"after": end, **added.model_dump()} for end, added in pairs]
-    return {"extended": found} if found else {}
 
 
 def _origins(folder: RunFolder, loaded: LoadedRecipe) -> dict[str, str]:
@@ -75,12 +57,6 @@ def _origins(folder: RunFolder, loaded: LoadedRecipe) -> dict[str, str]:
         return now
     kept = {key: place for key, place in before.items() if key.split(".")[0] not in FREE_TO_CHANGE}
     return kept | {key: place for key, place in now.items() if key.split(".")[0] in FREE_TO_CHANGE}
-
-
-def _rows(job: Job) -> dict[str, Json]:
-    """How the rows of the data become rows of a batch."""
-    adaptation = job.adaptation
-    return {"packing": adaptation.packing, "packing_order": ORDER, "joined": adaptation.joined}
 
 
 def write_end(job: Job, seconds: float) -> dict[str, Json]:
@@ -101,7 +77,7 @@ def write_end(job: Job, seconds: float) -> dict[str, Json]:
     files = write_adapter(folder.adapter, job.adaptation.model, run.recipe, job.text, result)
     if "adapter_config.json" not in files:
         say(f"adapter/ has lrft's own form: {why_own_form(job.adaptation.model, run.recipe)}")
-    folder.write(RESULT, result)
+    folder.write_known({RESULT: result})
     return result
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from lrft.core.swap import replace_folder
+from lrft.files.sums import MANIFEST, folder_manifest
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.errors import LrftError, UsageError
 from lrft.registry.protocols import Tokenizer
@@ -99,4 +100,5 @@ def write_adapter_folder(folder: Path, files: Mapping[str, bytes], tokenizer: To
     for name, content in files.items():
         (scratch / name).write_bytes(content)
     tokenizer.save_pretrained(scratch)
+    (scratch / MANIFEST).write_bytes(folder_manifest(scratch))
     replace_folder(scratch, folder)

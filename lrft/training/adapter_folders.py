@@ -8,9 +8,12 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from lrft.core.notes import say
 from lrft.core.run import Run
 from lrft.core.swap import recover_folder, replace_folder
-from lrft.registry.errors import LrftError
+from lrft.files.json import read_object
+from lrft.files.sums import MANIFEST, folder_fault, folder_manifest
+from lrft.registry.errors import DamagedFile, LrftError
 from lrft.registry.json import Json
 from lrft.training.scorer import Scorer
 
@@ -33,13 +36,20 @@ class AdapterFolders:
         self, folder: Path, write: Callable[[Path, Mapping[str, Json]], object], scorer: Scorer | None
     ) -> None:
         self.folder, self.write, self.scorer = folder, write, scorer
+        self.damaged: set[str] = set()
 
     def start(self, run: Run) -> None:
         """Write what a kill has left undone at the checkpoint that is gone on from."""
-        if run.step:
-            for name in (LAST, BEST):
-                recover_folder(self.folder / name)
-            self.follow(run)
+        if not run.step:
+            return
+        for name in (LAST, BEST):
+            recover_folder(self.folder / name)
+            if (self.folder / name).exists() and (problem := folder_fault(self.folder / name)):
+                self.damaged.add(name)
+                say(f"{self.folder / name}: {problem}")
+        self.follow(run)
+        if BEST in self.damaged:
+            say(f"{self.folder / BEST}: is written again at the next best score")
 
     def follow(self, run: Run) -> None:
         """Bring them to the checkpoint of the step just finished.
@@ -48,12 +58,14 @@ class AdapterFolders:
             LrftError: the disk is full or not writable.
         """
         record: dict[str, Json] = {"step": run.step}
-        if _record(self.folder / LAST) != record:
+        if LAST in self.damaged or _record(self.folder / LAST) != record:
             self.write(self.folder / LAST, record)
+            self.damaged.discard(LAST)
         if self.scorer is not None and self.scorer.best_step == run.step:
             best = {**record, self.scorer.metric.name: self.scorer.best}
-            if _record(self.folder / BEST) != best:
+            if BEST in self.damaged or _record(self.folder / BEST) != best:
                 self._copy_as_best(best)
+                self.damaged.discard(BEST)
 
     def _copy_as_best(self, record: dict[str, Json]) -> None:
         """The last adapter is the best: the same files by another name, where the file system has such."""
@@ -62,8 +74,10 @@ class AdapterFolders:
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             shutil.copytree(self.folder / LAST, scratch, copy_function=_link)
-            (scratch / RECORD).unlink()
+            for name in (RECORD, MANIFEST):
+                (scratch / name).unlink()  # and not the content of the other name
             (scratch / RECORD).write_bytes(record_bytes(record))
+            (scratch / MANIFEST).write_bytes(folder_manifest(scratch))
             replace_folder(scratch, final)
         except OSError as error:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -88,6 +102,6 @@ def _link(source: str, target: str) -> None:
 
 def _record(folder: Path) -> object:
     try:
-        return json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
+        return read_object(folder / RECORD, within=folder)
+    except DamagedFile:
         return None

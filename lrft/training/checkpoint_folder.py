@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lrft.core.swap import replace_folder, sync
-from lrft.registry.errors import LrftError
+from lrft.files.sums import MANIFEST, manifest_bytes, sum_of
+from lrft.registry.errors import DamagedFile, LrftError
 from lrft.registry.json import Json
-
-FORMAT = 1
-
-MANIFEST = "manifest.json"
+from lrft.training.opened import STEP, OpenCheckpoint
 
 
 def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Json]) -> None:
@@ -34,11 +31,11 @@ def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Js
             raise OSError(errno.ENOSPC, f"{free} bytes free")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        entries = {}
+        entries: dict[str, Json] = {}
         for name, content in files.items():
             _write_synced(scratch / name, content)
-            entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        _write_synced(scratch / MANIFEST, json.dumps({**manifest, "files": entries}, indent=1).encode())
+            entries[name] = dict(sum_of(content))
+        _write_synced(scratch / MANIFEST, manifest_bytes({**manifest, "files": entries}))
         sync(scratch)
         if final.exists() and not fault(final):
             replace_folder(scratch, final)
@@ -58,39 +55,65 @@ def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Js
 def fault(folder: Path) -> str:
     """What is wrong with a checkpoint folder, or an empty string when its manifest verifies."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        files = manifest["files"]
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    if manifest.get("format") != FORMAT:
-        return f"its format is {manifest.get('format')}, this version reads {FORMAT}"
-    for name, entry in files.items():
-        try:
-            content = (folder / name).read_bytes()
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-        if not isinstance(entry, dict) or hashlib.sha256(content).hexdigest() != entry.get("sha256"):
-            return f"{name} is damaged (its sha256 is not the manifest's)"
-    return ""
+        with OpenCheckpoint(folder) as checkpoint:
+            return checkpoint.fault()
+    except DamagedFile as error:
+        return f"{Path(error.file).name} {error.problem}"
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:
     """The newest checkpoint that verifies. Damaged ones are named, kept and skipped."""
-    for candidate in sorted(steps_in(folder), key=step_of, reverse=True):
-        problem = fault(candidate)
-        if not problem:
-            return candidate
+    found = open_newest(folder, say)
+    if found is None:
+        return None
+    found.close()
+    return found.path
+
+
+def open_newest(folder: Path, say: Callable[[str], None] = print) -> OpenCheckpoint | None:
+    """The same with its files open, so that a training beside cannot prune them away."""
+    seen: set[Path] = set()
+    while remaining := [path for path in steps_in(folder) if path not in seen]:
+        candidate = max(remaining, key=step_of)
+        seen.add(candidate)
+        try:
+            checkpoint = OpenCheckpoint(candidate)
+        except DamagedFile as error:
+            if not candidate.exists():  # pruned while we looked: the one that it gave way to is newer
+                continue
+            problem = f"{Path(error.file).name} {error.problem}"
+        else:
+            if not (problem := checkpoint.fault()):
+                return checkpoint
+            checkpoint.close()
         say(f"{candidate.name}: {problem}; trying the one before")
     return None
+
+
+def kept(folder: Path, what: str) -> tuple[str, Any] | None:
+    """Name of the newest whole checkpoint and what its manifest keeps of the run; None where there is no such."""
+    found = open_newest(folder, lambda line: None)
+    if found is None:
+        return None
+    found.close()
+    value = found.manifest.get(what)
+    return None if value is None else (found.path.name, value)
 
 
 def steps_in(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, whole or not, in no order."""
     if not folder.is_dir():
         return []
-    return [path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
+    return [path for path in folder.glob("step-*") if path.is_dir() and STEP.fullmatch(path.name)]
+
+
+def remains(folder: Path) -> list[str]:
+    """Names of everything that is a checkpoint or was one: damaged, kept aside or renamed; none of a cut-off save."""
+    if not os.path.lexists(folder):
+        return []
+    if not folder.is_dir() or folder.is_symlink():
+        return [folder.name]
+    return sorted(path.name for path in folder.glob("step-*") if path.suffix != ".tmp")
 
 
 def step_of(folder: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -14,35 +13,38 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from lrft import __version__
+from lrft.files.json import read_object
+from lrft.files.records import RunRecord
 from lrft.registry.did_you_mean import did_you_mean
-from lrft.registry.errors import LrftError, UsageError
+from lrft.registry.errors import DamagedFile, LrftError, UsageError
+from lrft.training import run_manifest
+from lrft.training.opened import OpenCheckpoint
 from lrft.training.records import Environment
+from lrft.training.run_manifest import KnownFiles, text_of
 
 ROOT = Path("runs")
-RECIPE, RUN, PLAN, METRICS, RESULT = "recipe.yaml", "run.json", "plan.json", "metrics.jsonl", "result.json"
+RECIPE, RUN, PLAN, RESULT = run_manifest.RECIPE, run_manifest.RUN, run_manifest.PLAN, run_manifest.RESULT
+METRICS = "metrics.jsonl"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "safetensors", "pydantic")
 
 
-class RunFolder:
+class RunFolder(KnownFiles):
     """Paths inside one run folder, and the lock that keeps a second process out.
 
     Attributes:
         chosen: the one checkpoint that a command was given, or None for the newest.
+        opened: the one that was opened for it.
         path: the folder; `checkpoints/`, `adapter/` and `eval/` are below it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.lock_file: IO[str] | None = None
         self.chosen: Path | None = None
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where `step-N` folders are."""
-        return self.path / "checkpoints"
+        self.opened: OpenCheckpoint | None = None
 
     @property
     def adapter(self) -> Path:
@@ -115,18 +117,13 @@ class RunFolder:
         Raises:
             LrftError: the disk is full or not writable.
         """
-        text = content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n"
         scratch = self.path / f".{name}.tmp"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(text)
+            scratch.write_text(text_of(content))
             os.replace(scratch, self.path / name)
         except OSError as error:
             raise LrftError(f"{self.path / name}: could not be written ({error.strerror})") from error
-
-    def read(self, name: str) -> Any:
-        """A JSON file of the folder."""
-        return json.loads((self.path / name).read_text())
 
 
 def new_folder(recipe_name: str, root: Path = ROOT) -> Path:
@@ -229,7 +226,7 @@ def _git_commit() -> str | None:
 
 def _recipe_name(path: Path) -> str | None:
     try:
-        name: str | None = json.loads((path / RUN).read_text()).get("recipe_name")
-    except (OSError, ValueError):
+        name: str | None = read_object(path / RUN, RunRecord, within=path).get("recipe_name")
+    except DamagedFile:
         return None
     return name

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from lrft.api.recorded import finished_as_planned
+from lrft.files.json import parse_object, read_object
+from lrft.files.read import LINES, read_text
 from lrft.lab.report.metrics import Metrics, read_metrics
 from lrft.lab.spectra.inspect import INSPECTIONS
 from lrft.lab.spectra.record import FORMAT, Inspection
-from lrft.recipe.load import LoadedRecipe, load_recipe
-from lrft.registry.errors import UsageError
+from lrft.recipe.load import LoadedRecipe
+from lrft.registry.errors import DamagedFile, UsageError
 from lrft.registry.json import Json
 from lrft.training import folder as run_folder
-from lrft.training.folder import METRICS, PLAN, RECIPE, RUN, RunFolder
+from lrft.training.folder import METRICS, PLAN, RUN, RunFolder
+from lrft.training.opened import STEP
+from lrft.training.relied import own_recipe
 
 LABELS = ("baseline", "adapter")  # what lrft eval scores, the earlier first
 
@@ -88,7 +91,7 @@ def read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
     """What the folders hold, under names that tell them apart.
 
     Raises:
-        UsageError: a file of a run cannot be read.
+        DamagedFile: a file of a run cannot be read.
         RecipeError: its recipe is none.
     """
     names = _names([folder.path for folder in folders])
@@ -96,15 +99,15 @@ def read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
 
 
 def _read(name: str, folder: RunFolder) -> RunData:
-    record = _json(folder.path / RUN)
+    record = folder.read(RUN)
     metrics = read_metrics(folder.path / METRICS)
     result = finished_as_planned(folder)
     return RunData(
         name,
         folder,
-        load_recipe(folder.path / RECIPE, trained=True),
+        own_recipe(folder.path),
         record,
-        _json(folder.path / PLAN) if (folder.path / PLAN).is_file() else {},
+        folder.read(PLAN),
         metrics,
         result,
         _state(folder, metrics.step, record.get("total_steps"), result),
@@ -138,7 +141,7 @@ def _state(folder: RunFolder, step: int, total: int | None, result: Mapping[str,
 
 def _inspection(folder: RunFolder) -> Inspection | None:
     """The inspection of the latest checkpoint that was looked at."""
-    files = [file for file in (folder.path / INSPECTIONS).glob("step-*.json") if file.stem[5:].isdigit()]
+    files = [file for file in (folder.path / INSPECTIONS).glob("step-*.json") if STEP.fullmatch(file.stem)]
     if not files:
         return None
     latest = max(files, key=lambda file: int(file.stem.removeprefix("step-")))
@@ -153,22 +156,12 @@ def _evaluation(folder: RunFolder, label: str) -> Evaluation | None:
     if not path.is_file():
         return None
     samples = folder.evaluations / f"{label}-samples.jsonl"
-    lines = samples.read_text(encoding="utf-8").splitlines() if samples.is_file() else []
-    return Evaluation(_json(path), [_parsed(samples, line) for line in lines])
+    lines = read_text(samples, LINES, samples.parent).splitlines() if samples.is_file() else []
+    return Evaluation(_json(path), [parse_object(line.encode(), samples) for line in lines])
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, kind: object = None) -> dict[str, Any]:
     try:
-        return _parsed(path, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-
-
-def _parsed(path: Path, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{path}: is damaged ({error}); remove it, or restore it") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: is damaged (it holds no mapping); remove it, or restore it")
-    return found
+        return read_object(path, kind, within=path.parent)
+    except DamagedFile as error:
+        raise DamagedFile(path, error.problem, "remove it, or restore it") from None
