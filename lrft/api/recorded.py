@@ -10,9 +10,9 @@ from lrft.files.sums import MANIFEST, folder_fault, is_covered
 from lrft.recipe import library
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe, as_loaded
-from lrft.registry.errors import DamagedFile, UsageError
+from lrft.registry.errors import DamagedFile, MissingFile, UsageError
 from lrft.registry.json import Json
-from lrft.training.folder import RESULT, ROOT, RUN, RunFolder
+from lrft.training.folder import PLAN, RESULT, ROOT, RUN, RunFolder
 from lrft.training.relied import own_recipe
 from lrft.training.run_manifest import tell_once
 
@@ -61,29 +61,44 @@ def extension(steps: int | None, rate: str | None = None) -> Extension | None:
 
 
 def finished(folder: RunFolder, extensions: int) -> dict[str, Json] | None:
-    """What result.json holds of a run that is complete with so many extensions; None of any other."""
-    if not folder.has(RESULT) or not folder.adapter.is_dir():
-        return None
-    if len(folder.read(RUN).get("extended", [])) != extensions:
-        return None
+    """What result.json holds of a run that is complete with so many extensions; None of any other.
+
+    A run of which a file is damaged is not: gone on with, it writes the file again from its last checkpoint.
+    """
     try:
-        result: dict[str, Json] = folder.read(RESULT)
+        return _result(folder, extensions)
     except DamagedFile as error:
-        tell_once(f"{error.file}: {error.problem}, so the run counts as not finished")
+        tell_once(f"{error.file}: {error.problem}; it is written again from the last checkpoint")
         return None
-    if problem := folder_fault(folder.adapter):
-        tell_once(f"{folder.adapter}: {problem}, so the run counts as not finished")
-        return None
-    if is_covered(folder.adapter) and not folder.has(MANIFEST):
-        return None  # it was removed, to be written anew
-    return result
 
 
 def finished_as_planned(folder: RunFolder) -> dict[str, Json] | None:
-    """What result.json holds of a run that is complete with all the steps that its own recipe has by now."""
+    """What result.json holds of a run that is complete with all the steps that its own recipe has by now.
+
+    Raises:
+        DamagedFile: a file of the run is not what was written.
+    """
     if not folder.started:
         return None
-    return finished(folder, len(own_recipe(folder.path).recipe.train.extended))
+    return _result(folder, len(own_recipe(folder.path).recipe.train.extended))
+
+
+def _result(folder: RunFolder, extensions: int) -> dict[str, Json] | None:
+    if not folder.has(RESULT) or not folder.has(folder.adapter.name):
+        return None
+    remedy = f"lrft train {folder.path} --resume writes it again"
+    try:
+        record, _, result = (folder.read_whole(name) for name in (RUN, PLAN, RESULT))
+    except DamagedFile as error:
+        raise DamagedFile(error.file, error.problem, remedy) from None
+    if len(record.get("extended", [])) != extensions:
+        return None
+    if problem := folder_fault(folder.adapter):
+        raise DamagedFile(folder.adapter, problem, remedy)
+    if is_covered(folder.adapter) and not folder.has(MANIFEST):
+        raise MissingFile(folder.path / MANIFEST, "is missing", remedy)
+    found: dict[str, Json] = result
+    return found
 
 
 def _run_called(name: Path | str) -> RunFolder | None:

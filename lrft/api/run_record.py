@@ -28,7 +28,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
     folder, run = job.folder, job.run
     origin = job.adaptation.origin or (folder.read(RUN).get("adapter") if folder.started else None)
     trainable = count(info.param for info in run.parameters)
-    record: dict[str, Json] = {
+    record: dict[str, object] = {
         "recipe_name": loaded.name,
         "recipe_hash": job.identity.recipe,
         "origins": _origins(folder, loaded),

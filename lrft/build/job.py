@@ -28,7 +28,7 @@ from lrft.core.team import ALONE, Team
 from lrft.data.steps import StepBatches
 from lrft.evaluation.subject import Progress, Subject
 from lrft.files.json import parse_object
-from lrft.files.read import LINES, read_text
+from lrft.files.read import read_lines
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.model.noise import add_noise
@@ -234,7 +234,7 @@ def _write_adapter(run: Run, text: Text, folder: Path, checkpoint: Mapping[str, 
 def last_loss(lines: Path) -> float | None:
     """The training loss of the last line of metrics.jsonl; None where that says none."""
     try:
-        written = read_text(lines, LINES, lines.parent).splitlines()
+        written = read_lines(lines)
     except MissingFile:
         return None
     try:

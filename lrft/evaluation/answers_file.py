@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from lrft.registry.errors import LrftError, UsageError
+from lrft.files.json import read_object
+from lrft.registry.errors import DamagedFile, LrftError, UsageError
 from lrft.registry.json import Json
 
 ABOUT = ".about.json"  # beside the file, what decides its lines
@@ -104,8 +105,8 @@ class AnswersFile:
     def _check_about(self, beside: Path) -> None:
         """Refuse lines that another model, other settings or other prompts gave."""
         try:
-            before = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = read_object(beside)
+        except DamagedFile:
             raise UsageError(
                 f"--out {self.path}: is there already, and no {beside.name} says that its lines are answers of this "
                 "command; give another name"
@@ -122,7 +123,7 @@ class AnswersFile:
         for index, line in enumerate(lines):
             try:
                 row = json.loads(line)["row"]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 row = None
             if row != index:
                 raise UsageError(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from lrft.registry.errors import DamagedFile, MissingFile
 
@@ -24,7 +24,7 @@ KINDS = {
 }
 
 
-def open_regular(path: Path, most: int | None = None, within: Path | None = None) -> BinaryIO:
+def open_regular(path: Path, most: int | None = None, within: Path | None = None) -> BufferedReader:
     """Open a file for reading, once it is known to be one.
 
     Args:
@@ -72,7 +72,7 @@ def read_bytes(path: Path, most: int = RECORD, within: Path | None = None) -> by
         return content_of(file, path, most)
 
 
-def content_of(file: BinaryIO, path: Path, most: int) -> bytes:
+def content_of(file: BufferedReader, path: Path, most: int) -> bytes:
     """What an open file holds, from its start.
 
     Raises:
@@ -97,6 +97,15 @@ def read_text(path: Path, most: int = RECORD, within: Path | None = None) -> str
     return decoded(read_bytes(path, most, within), path)
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file that grows with the steps of a run, without their ends.
+
+    Raises:
+        MissingFile, DamagedFile: see `read_text`.
+    """
+    return read_text(path, LINES, path.parent).splitlines()
+
+
 def decoded(content: bytes, path: Path) -> str:
     """The text that bytes are.
 
@@ -110,7 +119,7 @@ def decoded(content: bytes, path: Path) -> str:
         raise DamagedFile(path, what) from None
 
 
-def digest_of(file: BinaryIO, path: Path) -> str:
+def digest_of(file: BufferedReader, path: Path) -> str:
     """sha256 (hex) of an open file, from its start, read piece by piece.
 
     Raises:

@@ -30,7 +30,7 @@ class RunRecord(Record):
 
     recipe_name: str | None = None
     recipe_hash: str = ""
-    origins: dict[str, str] = {}
+    origins: dict[str, str] | None = None
     base_fingerprint: str = ""
     data: dict[str, str] = {}
     date: str | None = None
@@ -70,7 +70,7 @@ PlanRecord = dict[str, SiteEntry]
 class ResultRecord(Record):
     """result.json."""
 
-    step: int
+    step: int = 0
     loss: float | None = None
     trainable: int = 0
     seconds: float = 0.0
@@ -162,3 +162,40 @@ class Index(Record):
     """model.safetensors.index.json."""
 
     weight_map: dict[str, str]
+
+
+class MetricsLine(Record):
+    """A line of metrics.jsonl; beside these it has whatever a part of the recipe recorded."""
+
+    step: int = Field(ge=0)
+    loss: float | None = None
+    seconds: float = 0.0
+    tokens_per_second: float | None = None
+
+
+class Job(Record):
+    """What is known of a job that was submitted to a cluster."""
+
+    id: str
+    folder: str
+
+
+class TaskScores(Record):
+    """One task of an evaluation's report."""
+
+    n: int = 0
+    metrics: Plain
+
+
+class Scores(Record):
+    """eval/LABEL.json."""
+
+    tasks: dict[str, TaskScores]
+
+
+class TensorEntry(Record):
+    """One tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]

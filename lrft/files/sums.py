@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, TypedDict
+from typing import TypedDict
 
 from lrft.files.json import own_sum, read_object, with_sum
 from lrft.files.read import digest_of, open_regular
@@ -48,7 +49,7 @@ def manifest_bytes(record: Mapping[str, Json]) -> bytes:
 def folder_manifest(folder: Path) -> bytes:
     """What manifest.json of a folder holds: the sums of all other files in it, of those below it too."""
     names = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    files: dict[str, Json] = {path.relative_to(folder).as_posix(): dict(file_sum(path)) for path in names}
+    files: dict[str, Json] = {path.relative_to(folder).as_posix(): {**file_sum(path)} for path in names}
     return manifest_bytes({"format": FORMAT, "files": files})
 
 
@@ -89,7 +90,7 @@ def difference(path: Path, entry: Sum, within: Path | None = None) -> str:
         return open_difference(file, path, entry)
 
 
-def open_difference(file: BinaryIO, path: Path, entry: Sum) -> str:
+def open_difference(file: BufferedReader, path: Path, entry: Sum) -> str:
     """The same of an open file.
 
     Raises:
@@ -115,5 +116,5 @@ def _of_size(size: int, entry: Sum) -> str:
     return f"is damaged ({size:,} bytes, {word} than the {entry['bytes']:,} that were written)"
 
 
-def _size(file: BinaryIO) -> int:
+def _size(file: BufferedReader) -> int:
     return file.seek(0, 2)

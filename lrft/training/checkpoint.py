@@ -82,7 +82,12 @@ def save_checkpoint(
         ),
         STATE: json.dumps(state, indent=1, sort_keys=True).encode(),
     }
-    about = {"format": FORMAT, "step": run.step, "recipe": identity.recipe, "base": identity.base}
+    about: dict[str, Json] = {
+        "format": FORMAT,
+        "step": run.step,
+        "recipe": identity.recipe,
+        "base": identity.base,
+    }
     write_folder(final, files, {**about, **identity.relied})
     return final
 

@@ -34,7 +34,7 @@ def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Js
         entries: dict[str, Json] = {}
         for name, content in files.items():
             _write_synced(scratch / name, content)
-            entries[name] = dict(sum_of(content))
+            entries[name] = {**sum_of(content)}
         _write_synced(scratch / MANIFEST, manifest_bytes({**manifest, "files": entries}))
         sync(scratch)
         if final.exists() and not fault(final):

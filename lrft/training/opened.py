@@ -6,9 +6,10 @@ import hashlib
 import os
 import re
 from contextlib import ExitStack
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -51,7 +52,7 @@ class OpenCheckpoint:
             content = content_of(file, path / MANIFEST, RECORD)
             self.manifest = _read_manifest(content, path / MANIFEST)
             self.manifest_sha256 = hashlib.sha256(content).hexdigest()
-            self._files: dict[str, BinaryIO] = {
+            self._files: dict[str, BufferedReader] = {
                 name: stack.enter_context(open_regular(path / name, within=path))
                 for name in self.manifest["files"]
             }

@@ -65,6 +65,14 @@ class KnownFiles:
         """Whether there is a file, or anything else, of that name."""
         return os.path.lexists(self.path / name)
 
+    def read_whole(self, name: str) -> Any:
+        """A JSON file of the folder, as it was written.
+
+        Raises:
+            MissingFile, DamagedFile: it is none.
+        """
+        return parse_object(read_checked(self.path, name), self.path / name, KINDS.get(name))
+
     def read(self, name: str) -> Any:
         """A JSON file of the folder, as it was written; of one that is damaged, what the newest checkpoint kept of it.
 
@@ -72,7 +80,7 @@ class KnownFiles:
             MissingFile, DamagedFile: it is none, and no checkpoint kept it.
         """
         try:
-            return parse_object(read_checked(self.path, name), self.path / name, KINDS.get(name))
+            return self.read_whole(name)
         except DamagedFile as error:
             kept = checkpoint_folder.kept(self.checkpoints, KEPT[name]) if name in KEPT else None
             if kept is None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from lrft.api.recorded import finished_as_planned
 from lrft.files.json import parse_object, read_object
-from lrft.files.read import LINES, read_text
+from lrft.files.read import read_lines
 from lrft.lab.report.metrics import Metrics, read_metrics
 from lrft.lab.spectra.inspect import INSPECTIONS
 from lrft.lab.spectra.record import FORMAT, Inspection
@@ -99,7 +99,7 @@ def read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
 
 
 def _read(name: str, folder: RunFolder) -> RunData:
-    record = folder.read(RUN)
+    record = folder.read_whole(RUN)
     metrics = read_metrics(folder.path / METRICS)
     result = finished_as_planned(folder)
     return RunData(
@@ -156,7 +156,7 @@ def _evaluation(folder: RunFolder, label: str) -> Evaluation | None:
     if not path.is_file():
         return None
     samples = folder.evaluations / f"{label}-samples.jsonl"
-    lines = read_text(samples, LINES, samples.parent).splitlines() if samples.is_file() else []
+    lines = read_lines(samples) if samples.is_file() else []
     return Evaluation(_json(path), [parse_object(line.encode(), samples) for line in lines])
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrft.core.notes import say
+from lrft.files.json import read_object
+from lrft.files.records import Job as JobRecord
 from lrft.lab.runs import local as runs
 from lrft.lab.runs.executor import Handle, last_line, log_file, prepared
 from lrft.lab.runs.job import Training
@@ -81,7 +83,7 @@ class Cluster:
         """The job that an earlier call submitted, if it is still in the queue or runs."""
         if not known.is_file():
             return None
-        record = json.loads(known.read_text())
+        record = read_object(known, JobRecord)
         job = self.job_class(record["folder"], record["id"])
         return None if job.done(force_check=True) else job
 
