@@ -44,7 +44,9 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
     }
     plan = {name: entry.record() for name, entry in job.adaptation.plan.items()}
     # A result would be that of a run which is longer now.
-    folder.write_known({PLAN: plan, RUN: record, RECIPE: resolved(loaded.recipe)}, gone=[RESULT])
+    folder.write_known(
+        {PLAN: plan, RUN: record, RECIPE: resolved(loaded.recipe)}, gone=[RESULT], growing=[METRICS]
+    )
     for note in _notes(job, trainable):
         say(note)
 
@@ -77,7 +79,7 @@ def write_end(job: Job, seconds: float) -> dict[str, Json]:
     files = write_adapter(folder.adapter, job.adaptation.model, run.recipe, job.text, result)
     if "adapter_config.json" not in files:
         say(f"adapter/ has lrft's own form: {why_own_form(job.adaptation.model, run.recipe)}")
-    folder.write_known({RESULT: result})
+    folder.write_known({RESULT: result}, grown=[METRICS])
     return result
 
 

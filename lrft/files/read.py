@@ -103,7 +103,10 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         MissingFile, DamagedFile: see `read_text`.
     """
-    return read_text(path, LINES, path.parent).splitlines()
+    lines = read_text(path, LINES, path.parent).split(
+        "\n"
+    )  # texts may hold the other ends of lines that there are
+    return lines if lines[-1] else lines[:-1]
 
 
 def decoded(content: bytes, path: Path) -> str:

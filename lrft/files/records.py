@@ -199,3 +199,9 @@ class TensorEntry(Record):
     dtype: str
     shape: list[int]
     data_offsets: list[int]
+
+
+class ModelConfig(Record):
+    """config.json of a model, as far as it is looked at here."""
+
+    architectures: list[str] | None = None

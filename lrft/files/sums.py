@@ -31,6 +31,11 @@ def sum_of(content: bytes) -> Sum:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def plain_sum(entry: Sum) -> dict[str, Json]:
+    """As a value of a record."""
+    return {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+
+
 def file_sum(path: Path, within: Path | None = None) -> Sum:
     """Of a file, read piece by piece.
 
@@ -49,7 +54,9 @@ def manifest_bytes(record: Mapping[str, Json]) -> bytes:
 def folder_manifest(folder: Path) -> bytes:
     """What manifest.json of a folder holds: the sums of all other files in it, of those below it too."""
     names = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    files: dict[str, Json] = {path.relative_to(folder).as_posix(): {**file_sum(path)} for path in names}
+    files: dict[str, Json] = {
+        path.relative_to(folder).as_posix(): plain_sum(file_sum(path)) for path in names
+    }
     return manifest_bytes({"format": FORMAT, "files": files})
 
 

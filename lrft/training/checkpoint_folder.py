@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft.core.swap import replace_folder, sync
-from lrft.files.sums import MANIFEST, manifest_bytes, sum_of
+from lrft.files.sums import MANIFEST, manifest_bytes, plain_sum, sum_of
 from lrft.registry.errors import DamagedFile, LrftError
 from lrft.registry.json import Json
 from lrft.training.opened import STEP, OpenCheckpoint
@@ -34,7 +34,7 @@ def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Js
         entries: dict[str, Json] = {}
         for name, content in files.items():
             _write_synced(scratch / name, content)
-            entries[name] = {**sum_of(content)}
+            entries[name] = plain_sum(sum_of(content))
         _write_synced(scratch / MANIFEST, manifest_bytes({**manifest, "files": entries}))
         sync(scratch)
         if final.exists() and not fault(final):

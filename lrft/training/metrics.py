@@ -199,6 +199,21 @@ def _on_gpu() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
+def damaged_lines(path: Path) -> tuple[list[int], int]:
+    """Numbers of the lines of a metrics.jsonl that are none, and how many lines there are.
+
+    Raises:
+        DamagedFile: the file is none that could be read.
+    """
+    try:
+        text = read_bytes(path, MOST, path.parent).decode("utf-8", errors="replace")
+    except MissingFile:
+        return [], 0
+    lines = text.split("\n")
+    lines = lines if lines[-1] else lines[:-1]
+    return [number for number, line in enumerate(lines, 1) if _step(line) is None], len(lines)
+
+
 def _step(line: str) -> int | None:
     """The step of a line; None of one that is damaged, or cut short by a kill."""
     try:

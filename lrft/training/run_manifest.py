@@ -16,7 +16,16 @@ from lrft.core.notes import say
 from lrft.files.json import own_sum, parse_object, read_object
 from lrft.files.read import RECORD, read_bytes
 from lrft.files.records import PlanRecord, ResultRecord, RunManifest, RunRecord
-from lrft.files.sums import FORMAT, MANIFEST, Sum, content_difference, manifest_bytes, sum_of
+from lrft.files.sums import (
+    FORMAT,
+    MANIFEST,
+    Sum,
+    content_difference,
+    difference,
+    file_sum,
+    manifest_bytes,
+    sum_of,
+)
 from lrft.registry.errors import DamagedFile, MissingFile
 from lrft.registry.json import Json
 from lrft.training import checkpoint_folder
@@ -45,15 +54,25 @@ class KnownFiles:
         raise NotImplementedError
 
     def write_known(
-        self, contents: Mapping[str, str | Mapping[str, object]], gone: Sequence[str] = ()
+        self,
+        contents: Mapping[str, str | Mapping[str, object]],
+        gone: Sequence[str] = (),
+        growing: Sequence[str] = (),
+        grown: Sequence[str] = (),
     ) -> None:
-        """Write files whose sums the manifest keeps, in this order; those that are `gone` are removed before.
+        """Write files whose sums the manifest keeps, in this order.
+
+        Args:
+            gone: files that are removed before.
+            growing: files that are written to from now on, of which no sum can be kept.
+            grown: such files once nobody writes to them any more.
 
         Raises:
             LrftError: the disk is full or not writable.
         """
         texts = {name: text_of(content) for name, content in contents.items()}
-        before = {name: sums for name, sums in _known(self.path).items() if name not in gone}
+        before = {n: sums for n, sums in _known(self.path).items() if n not in (*gone, *growing, *grown)}
+        before |= {name: [file_sum(self.path / name, self.path)] for name in grown if self.has(name)}
         self.write(MANIFEST, _manifest(before, texts, keep=True))
         for name in gone:
             (self.path / name).unlink(missing_ok=True)
@@ -64,6 +83,17 @@ class KnownFiles:
     def has(self, name: str) -> bool:
         """Whether there is a file, or anything else, of that name."""
         return os.path.lexists(self.path / name)
+
+    def check_grown(self, name: str) -> None:
+        """Compare a file that grew while the run went on, once it is finished; nothing is known of it before.
+
+        Raises:
+            MissingFile, DamagedFile: it is another by now.
+        """
+        path = self.path / name
+        for entry in (read_sums(self.path) or {}).get(name, []):
+            if problem := difference(path, entry, self.path):
+                raise DamagedFile(path, problem, f"remove {MANIFEST} to have it believed as it is")
 
     def read_whole(self, name: str) -> Any:
         """A JSON file of the folder, as it was written.

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lrft.api.recorded import finished_as_planned
-from lrft.files.json import parse_object, read_object
+from lrft.evaluation.report import SAMPLES_SUM as SAMPLES
+from lrft.evaluation.report import sum_of_lines
+from lrft.files.json import SUM, own_sum, parse_object, read_object
 from lrft.files.read import read_lines
+from lrft.files.records import Scores
 from lrft.lab.report.metrics import Metrics, read_metrics
 from lrft.lab.spectra.inspect import INSPECTIONS
 from lrft.lab.spectra.record import FORMAT, Inspection
@@ -100,6 +103,7 @@ def read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
 
 def _read(name: str, folder: RunFolder) -> RunData:
     record = folder.read_whole(RUN)
+    folder.check_grown(METRICS)
     metrics = read_metrics(folder.path / METRICS)
     result = finished_as_planned(folder)
     return RunData(
@@ -156,12 +160,21 @@ def _evaluation(folder: RunFolder, label: str) -> Evaluation | None:
     if not path.is_file():
         return None
     samples = folder.evaluations / f"{label}-samples.jsonl"
+    record = _json(path, Scores)
     lines = read_lines(samples) if samples.is_file() else []
-    return Evaluation(_json(path), [parse_object(line.encode(), samples) for line in lines])
+    if record.get(SAMPLES) not in (None, sum_of_lines(lines)):
+        raise DamagedFile(
+            samples, "is not what lrft wrote: it was edited, or is damaged", "score the run again"
+        )
+    return Evaluation(record, [parse_object(line.encode(), samples) for line in lines])
 
 
 def _json(path: Path, kind: object = None) -> dict[str, Any]:
+    """A record of an evaluation or an inspection; those of an older lrft have no sum."""
     try:
-        return read_object(path, kind, within=path.parent)
+        found = read_object(path, kind, within=path.parent)
+        if SUM in found and found[SUM] != own_sum(found):
+            raise DamagedFile(path, "is not what lrft wrote: it was edited, or is damaged")
     except DamagedFile as error:
         raise DamagedFile(path, error.problem, "remove it, or restore it") from None
+    return found
