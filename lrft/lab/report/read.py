@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,11 +158,11 @@ def _inspection(folder: RunFolder) -> Inspection | None:
 
 def _evaluation(folder: RunFolder, label: str) -> Evaluation | None:
     path = folder.evaluations / f"{label}.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     samples = folder.evaluations / f"{label}-samples.jsonl"
     record = _json(path, Scores)
-    lines = read_lines(samples) if samples.is_file() else []
+    lines = read_lines(samples) if os.path.lexists(samples) else []
     if record.get(SAMPLES) not in (None, sum_of_lines(lines)):
         raise DamagedFile(
             samples, "is not what lrft wrote: it was edited, or is damaged", "score the run again"
