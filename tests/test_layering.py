@@ -18,7 +18,7 @@ FILES = sorted((ROOT / "lrft").rglob("*.py"))
 FLOORS = {
     "registry": 0,
     "ops": 0,
-    "files": 0.5,  # on floor 0 too, upon what the registry says of errors
+    "files": 0.5,  # on the registry, whose errors it raises
     "core": 1,
     "methods": 2,
     "data": 2,

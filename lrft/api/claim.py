@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lrft.api.resumable import check_known
 from lrft.build.job import Job
 from lrft.core.notes import say
 from lrft.data.pack import ORDER
-from lrft.recipe.load import LoadedRecipe, load_recipe
+from lrft.recipe.load import LoadedRecipe
 from lrft.recipe.resolved import compare
 from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import LOSS
 from lrft.registry.errors import UsageError
 from lrft.training import folder as run_folder
-from lrft.training.folder import RECIPE, RUN, RunFolder
+from lrft.training.folder import RUN, RunFolder
+from lrft.training.relied import own_recipe
 
 # Sections that change where numbers go, not what they are; a resumed run may change them.
 FREE_TO_CHANGE = ("logging", "export", "eval")
@@ -34,6 +36,7 @@ def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool, more
     folder = RunFolder(path or run_folder.new_folder(loaded.name))
     if out is not None and resume and not folder.started:
         say(f"--resume: no run in {out} yet; starting one")
+    check_known(folder)
     if folder.started and not resume:
         raise UsageError(
             f"--out {folder.path}: already holds a run; add --resume to continue it or give another folder"
@@ -80,7 +83,7 @@ def check_same_start(job: Job) -> None:
 
 
 def _same_recipe(folder: RunFolder, recipe: Recipe, more: bool) -> None:
-    before = load_recipe(folder.path / RECIPE, trained=True).recipe
+    before = own_recipe(folder.path).recipe
     settings = before.train
     compared = settings.patience is not None or settings.metric != LOSS
     kept = COMPARED if compared else ()  # which step is the best, or the last, follows from these

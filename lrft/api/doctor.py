@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from lrft.api.compared import chats
+from lrft.api.doctor_run import check_run
 from lrft.api.open_run import trusts_remote_code
 from lrft.build.dataset import read_text
 from lrft.export.checks import Check, check
@@ -25,10 +25,11 @@ from lrft.export.plain_form import CONFIG
 from lrft.export.record import Exported
 from lrft.export.targets import GGUF, OLLAMA, PLAIN, VLLM
 from lrft.export.vllm_form import check_folder
-from lrft.recipe.load import load_recipe
-from lrft.registry.errors import CheckpointError, LrftError, UsageError
-from lrft.training.checkpoint_folder import fault, step_of, steps_in
+from lrft.files.json import read_object
+from lrft.files.records import ModelConfig
+from lrft.registry.errors import CheckpointError, DamagedFile, LrftError, UsageError
 from lrft.training.folder import RECIPE, RESULT, RUN, RunFolder
+from lrft.training.relied import own_recipe
 
 
 class Diagnosis(TypedDict):
@@ -54,6 +55,8 @@ def diagnose(folder: Path | str) -> Diagnosis:
             found["kind"] = kind
             try:
                 look(path, found)
+            except DamagedFile as error:
+                found["checks"].append(check("its files can be read", [error]))
             except (OSError, ValueError, KeyError) as error:
                 found["checks"].append(check("its files can be read", [f"{type(error).__name__}: {error}"]))
             return found
@@ -78,15 +81,14 @@ def judge(found: Diagnosis) -> None:
 
 def _run(path: Path, found: Diagnosis) -> None:
     folder = RunFolder(path)
-    try:
-        recipe = load_recipe(path / RECIPE, trained=True).recipe
-    except LrftError as error:
-        found["checks"].append(check("the recipe can be read", [error]))
+    checks, told, then = check_run(folder)
+    found["checks"] += checks
+    found["told"] += told
+    found["next"] += then
+    if any(not one["passed"] for one in checks):
         return
-    steps = sorted(steps_in(folder.checkpoints), key=step_of)
-    broken = [f"{step.name}: {problem}" for step in steps if (problem := fault(step))]
-    found["checks"].append(check(f"{len(steps)} checkpoints are whole", broken))
-    if not (path / RESULT).is_file():
+    recipe = own_recipe(path).recipe
+    if not folder.has(RESULT):
         found["told"].append("the run has not finished")
         found["next"].append(f"lrft train {path / RECIPE} --out {path} --resume")
     if not folder.adapter.is_dir():
@@ -131,17 +133,14 @@ def _adapter(path: Path, found: Diagnosis) -> None:
 def _merged(path: Path, found: Diagnosis) -> None:
     record = read_record(path)
     found["checks"] += [*check_index(path), *check_tensors(path), *(check_fidelity(record) if record else [])]
-    made = json.loads((path / "config.json").read_text()).get("architectures") or []
+    made = read_object(path / "config.json", ModelConfig, within=path).get("architectures") or []
     if any(name.endswith("ForSequenceClassification") for name in made):  # it generates nothing
         found["next"].append(
             f"transformers: AutoModelForSequenceClassification.from_pretrained({str(path)!r})"
         )
         return
-    agrees = (
-        json.loads((path / "fidelity.json").read_text()).get("generation", {}).get("agrees", True)
-        if record
-        else True
-    )
+    said: Mapping[str, Any] = {} if record is None else dict(record)
+    agrees = said.get("generation", {}).get("agrees", True)
     found["checks"].append(
         check("it stops where the run does", [] if agrees else ["see generation in fidelity.json"])
     )
@@ -178,13 +177,13 @@ def how_to_serve(path: Path, record: Exported) -> str:
 def _is_exported(path: Path) -> bool:
     try:
         record = read_record(path)
-    except ValueError:
+    except DamagedFile:
         return False
     return record is not None and "target" in record
 
 
 KINDS: list[tuple[str, Callable[[Path], bool], Callable[[Path, Diagnosis], None]]] = [
-    ("run", lambda path: (path / RUN).is_file() and (path / RECIPE).is_file(), _run),
+    ("run", lambda path: RunFolder(path).has(RUN) or (path / "checkpoints").is_dir(), _run),
     ("exported", _is_exported, _exported),
     (
         "adapter",

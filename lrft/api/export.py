@@ -22,7 +22,8 @@ from lrft.files.write import write_in
 from lrft.model.origin import public_name
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import ToleranceError, UsageError
-from lrft.training.folder import RECIPE, RESULT, RunFolder, as_text, find
+from lrft.training.folder import RECIPE, RESULT, RunFolder, find
+from lrft.training.run_manifest import text_of
 
 FORMS: dict[str, type[Form]] = {
     PEFT: PeftFolder,
@@ -75,7 +76,7 @@ def export(
         record |= _measure(source, form.read(scratch))
         write_in(scratch / "README.md", exported_card(recipe, result, record))
         record["files"] = sums(scratch)
-        write_in(scratch / RECORD, as_text(record))
+        write_in(scratch / RECORD, text_of(record))
     _judge(out, record, form.remedy())
     if push_to is not None:
         record["pushed"] = push(out, push_to, public, f"lrft export --for {target}")

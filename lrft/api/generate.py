@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
-from lrft.api.open_run import bare_base, check_base, checkpoint_of, open_run, sample_row
+from lrft.api.open_run import bare_base, check_base, open_run, sample_row
 from lrft.build.job import subject
 from lrft.core.team import Team
 from lrft.data.prompts import Asker, read_prompts
@@ -67,8 +67,8 @@ def generate_answers(
         raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
     file = AnswersFile(Path(out))
     folder = find(run)
-    folder.chosen = checkpoint_of(folder)
     recipe, text, adaptation = open_run(folder)
+    assert folder.opened is not None, "open_run opens one"
     if base:
         check_base(recipe, adaptation.model, "--base")
     team = adaptation.team
@@ -77,8 +77,8 @@ def generate_answers(
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
     about: dict[str, Json] = {
         "run": folder.path.name,
-        "checkpoint": folder.chosen.name,
-        "checkpoint_sha256": hashlib.sha256((folder.chosen / "manifest.json").read_bytes()).hexdigest(),
+        "checkpoint": folder.opened.path.name,
+        "checkpoint_sha256": folder.opened.manifest_sha256,
         "model": "base" if base else "adapter",
         "prompts_sha256": hashlib.sha256(repr(ids).encode()).hexdigest(),
         "max_new_tokens": max_new_tokens,

@@ -31,7 +31,8 @@ from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import ToleranceError
 from lrft.training.chosen import find_checkpoint
-from lrft.training.folder import RECIPE, RunFolder, as_text
+from lrft.training.folder import RECIPE, RunFolder
+from lrft.training.run_manifest import text_of
 
 
 def merge(
@@ -72,7 +73,7 @@ def merge(
     named |= {} if rank is None else {"rank": rank}
     with whole_folder(out, merged_bytes(adaptation.matrices.total, recipe)) as place:
         record: Fidelity = {**named, **job.write(place), **job.measure(place)}
-        write_in(place / "fidelity.json", as_text(record))
+        write_in(place / "fidelity.json", text_of(record))
         write_in(place / "README.md", merged_card(recipe, record, folder.path.name))
         write_in(place / RECIPE, recipe_to_share(recipe))
     job.judge(record)

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
-from lrft.core.notes import say
 from lrft.data.example import Row
 from lrft.evaluation.progress import EvaluationBar
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.model.trained import base_parameters, load_trained_tensors, put_back
-from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DataError, UsageError
 from lrft.training import checkpoint
-from lrft.training.checkpoint_folder import step_of
-from lrft.training.chosen import best_known, newest_of
+from lrft.training.chosen import open_chosen
 from lrft.training.device import make_accelerator
-from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder
+from lrft.training.folder import RUN, RunFolder
+from lrft.training.opened import OpenCheckpoint
+from lrft.training.relied import check_relied, own_recipe, plan_of
 
 
 def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Adaptation]:
@@ -39,12 +37,13 @@ def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Ada
         CheckpointError: the base model is not the one it was trained on.
         DataError: the rows that were held out cannot be told any more.
     """
-    recipe, saved = _recipe_and_checkpoint(folder)
+    recipe = own_recipe(folder.path).recipe
     if recipe.model.head is not None and not scores:
         raise UsageError(
             f"{folder.path}: its model scores whole texts (model.head) and writes none; lrft eval scores it, lrft "
             "merge makes a classifier of it, and adapter/ holds it as PEFT has it"
         )
+    saved = _open_checkpoint(folder, recipe)
     trusted = trusts_remote_code(folder)
     text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
     _check_held_out(folder, recipe, text)
@@ -57,25 +56,28 @@ def open_model(folder: RunFolder) -> tuple[Recipe, Adaptation, int]:
     Raises:
         UsageError, CheckpointError: see `open_run`.
     """
-    recipe, saved = _recipe_and_checkpoint(folder)
-    return recipe, _with_adapter(folder, recipe, saved), step_of(saved)
+    recipe = own_recipe(folder.path).recipe
+    saved = _open_checkpoint(folder, recipe)
+    return recipe, _with_adapter(folder, recipe, saved), saved.step
 
 
-def _recipe_and_checkpoint(folder: RunFolder) -> tuple[Recipe, Path]:
-    recipe = load_recipe(folder.path / RECIPE, trained=True).recipe
-    return recipe, checkpoint_of(folder)
+def _open_checkpoint(folder: RunFolder, recipe: Recipe) -> OpenCheckpoint:
+    """The checkpoint that is meant, held open, of this recipe and this run."""
+    saved = open_chosen(folder)
+    check_relied(saved, recipe, folder.read(RUN))
+    return saved
 
 
-def _with_adapter(folder: RunFolder, recipe: Recipe, saved: Path) -> Adaptation:
+def _with_adapter(folder: RunFolder, recipe: Recipe, saved: OpenCheckpoint) -> Adaptation:
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
-    with EvaluationBar() as show:
-        tensors = checkpoint.read_adapter(saved)
+    with EvaluationBar() as show, saved:
+        tensors = saved.tensors()
         adaptation = adapt(
             recipe,
             device=device,
             trust_remote_code=trusts_remote_code(folder),
             saved=tensors,
-            planned=folder.read(PLAN),
+            planned=plan_of(saved, folder),
             trains=False,
             progress=show,
         )
@@ -83,20 +85,6 @@ def _with_adapter(folder: RunFolder, recipe: Recipe, saved: Path) -> Adaptation:
     load_trained_tensors(adaptation.model, tensors)
     adaptation.model.eval()
     return adaptation
-
-
-def checkpoint_of(folder: RunFolder) -> Path:
-    """The checkpoint that was named, or the newest good one; says so where another one is the best.
-
-    Raises:
-        UsageError: there is none yet.
-    """
-    if folder.chosen is not None:
-        return folder.chosen
-    last = newest_of(folder)
-    if (best := best_known(last)) not in (None, last.name):
-        say(f"this is the last checkpoint, {last.name}; the best one is {folder.checkpoints / str(best)}")
-    return last
 
 
 def check_base(recipe: Recipe, model: CausalLM, option: str) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import Any, TypedDict
 
-from lrft.recipe.load import load_recipe
+from lrft.files.json import parse_object
+from lrft.files.read import read_lines
+from lrft.files.records import MetricsLine
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import LrftError
-from lrft.training.folder import METRICS, RECIPE, RUN, RunFolder
+from lrft.training.folder import METRICS, RUN, RunFolder
+from lrft.training.relied import own_recipe
 
 FEWEST = 3  # steps that a run must have had; the first is left out, as it warms up
 ROOT = Path("runs")
@@ -38,10 +40,10 @@ def find_rate(recipe: Recipe, kind: str, recomputes: bool, root: Path = ROOT) ->
     for path in sorted(runs, key=lambda path: (path / METRICS).stat().st_mtime, reverse=True):
         folder = RunFolder(path)
         try:
-            before = load_recipe(path / RECIPE, trained=True).recipe
+            before = own_recipe(path).recipe
             run: dict[str, Any] = folder.read(RUN)
             rates = _rates(path / METRICS)
-        except (LrftError, OSError, ValueError, KeyError):
+        except LrftError:
             continue
         same = before.model.name == recipe.model.name and before.model.dtype == recipe.model.dtype
         on = "cuda" if run.get("hardware", {}).get("gpu") and before.train.device != "cpu" else "cpu"
@@ -58,5 +60,5 @@ def find_rate(recipe: Recipe, kind: str, recomputes: bool, root: Path = ROOT) ->
 
 
 def _rates(file: Path) -> list[float]:
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [parse_object(line.encode(), file, MetricsLine) for line in read_lines(file)]
     return [float(line["tokens_per_second"]) for line in lines[1:] if line.get("tokens_per_second")]

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
+from lrft.files.sums import MANIFEST, folder_fault, is_covered
 from lrft.recipe import library
 from lrft.recipe.inside_sections import Extension
-from lrft.recipe.load import LoadedRecipe, as_loaded, load_recipe
-from lrft.registry.errors import UsageError
+from lrft.recipe.load import LoadedRecipe, as_loaded
+from lrft.registry.errors import DamagedFile, MissingFile, UsageError
 from lrft.registry.json import Json
-from lrft.training.folder import RECIPE, RESULT, ROOT, RUN, RunFolder
+from lrft.training.folder import PLAN, RESULT, ROOT, RUN, RunFolder
+from lrft.training.relied import own_recipe
+from lrft.training.run_manifest import tell_once
 
 
 def to_train(
@@ -60,20 +61,44 @@ def extension(steps: int | None, rate: str | None = None) -> Extension | None:
 
 
 def finished(folder: RunFolder, extensions: int) -> dict[str, Json] | None:
-    """What result.json holds of a run that is complete with so many extensions; None of any other."""
-    if not (folder.path / RESULT).is_file() or not folder.adapter.is_dir():
+    """What result.json holds of a run that is complete with so many extensions; None of any other.
+
+    A run of which a file is damaged is not: gone on with, it writes the file again from its last checkpoint.
+    """
+    try:
+        return _result(folder, extensions)
+    except DamagedFile as error:
+        tell_once(f"{error.file}: {error.problem}; it is written again from the last checkpoint")
         return None
-    if len(folder.read(RUN).get("extended", [])) != extensions:
-        return None
-    result: dict[str, Json] = folder.read(RESULT)
-    return result
 
 
 def finished_as_planned(folder: RunFolder) -> dict[str, Json] | None:
-    """What result.json holds of a run that is complete with all the steps that its own recipe has by now."""
-    path = folder.path / RECIPE
-    recorded = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return finished(folder, len(recorded.get("train", {}).get("extended", [])))
+    """What result.json holds of a run that is complete with all the steps that its own recipe has by now.
+
+    Raises:
+        DamagedFile: a file of the run is not what was written.
+    """
+    if not folder.started:
+        return None
+    return _result(folder, len(own_recipe(folder.path).recipe.train.extended))
+
+
+def _result(folder: RunFolder, extensions: int) -> dict[str, Json] | None:
+    if not folder.has(RESULT) or not folder.has(folder.adapter.name):
+        return None
+    remedy = f"lrft train {folder.path} --resume writes it again"
+    try:
+        record, _, result = (folder.read_whole(name) for name in (RUN, PLAN, RESULT))
+    except DamagedFile as error:
+        raise DamagedFile(error.file, error.problem, remedy) from None
+    if len(record.get("extended", [])) != extensions:
+        return None
+    if problem := folder_fault(folder.adapter):
+        raise DamagedFile(folder.adapter, problem, remedy)
+    if is_covered(folder.adapter) and not folder.has(MANIFEST):
+        raise MissingFile(folder.path / MANIFEST, "is missing", remedy)
+    found: dict[str, Json] = result
+    return found
 
 
 def _run_called(name: Path | str) -> RunFolder | None:
@@ -85,7 +110,7 @@ def _run_called(name: Path | str) -> RunFolder | None:
 
 
 def _recorded(run: RunFolder, overrides: Sequence[str], added: Extension | None) -> LoadedRecipe:
-    loaded = load_recipe(run.path / RECIPE, overrides, trained=True)
+    loaded = own_recipe(run.path, overrides)
     if added is not None:
         if finished(run, len(loaded.recipe.train.extended)) is None:
             raise UsageError(
@@ -93,6 +118,6 @@ def _recorded(run: RunFolder, overrides: Sequence[str], added: Extension | None)
             )
         steps = [extension.model_dump_json() for extension in (*loaded.recipe.train.extended, added)]
         extended = f"train.extended=[{', '.join(steps)}]"
-        loaded = load_recipe(run.path / RECIPE, [*overrides, extended], trained=True)
+        loaded = own_recipe(run.path, [*overrides, extended])
     name = run.read(RUN).get("recipe_name") or run.path.name
     return replace(loaded, name=name, run=run.path)

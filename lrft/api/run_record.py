@@ -13,10 +13,8 @@ from lrft.build.measure import matrix_shares
 from lrft.core.notes import say
 from lrft.core.params import count
 from lrft.core.run import Run
-from lrft.data.pack import ORDER
 from lrft.export.peft_format import why_own_form
 from lrft.files.scratch import sweep
-from lrft.files.write import remove_file
 from lrft.recipe.load import DEFAULT, LoadedRecipe
 from lrft.recipe.resolved import resolved
 from lrft.registry.json import Json
@@ -31,47 +29,30 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
     """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
     origin = job.adaptation.origin or (folder.read(RUN).get("adapter") if folder.started else None)
-    remove_file(folder.path / RESULT)  # of a run that is longer now
-    sweep(folder.path)
-    folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()}, changed=True)
     trainable = count(info.param for info in run.parameters)
-    renewed = folder.write(
-        RUN,
-        {
-            "recipe_name": loaded.name,
-            "recipe_hash": job.identity.recipe,
-            "origins": _origins(folder, loaded),
-            "base_fingerprint": job.identity.base,
-            "data": job.text.fingerprints,
-            "gate": job.text.record(),
-            "date": job.text.renderer.today.isoformat(),
-            "trainable": trainable,
-            "total_steps": run.total_steps,
-            "seed": run.seed,
-            "attention": job.adaptation.model.attention,
-            **_rows(job),
-            "recomputed_layers": job.adaptation.recomputed,
-            "matrices": matrix_shares(job.adaptation, loaded.recipe),
-            "processes": folder.processes or run.processes,  # those that it began with
-            "trust_remote_code": trust_remote_code,
-            **_extended(run),
-            **({} if origin is None else {"adapter": origin}),
-            **run_folder.environment(),
-        },
-        changed=True,
+    record: dict[str, object] = {
+        "recipe_name": loaded.name,
+        "recipe_hash": job.identity.recipe,
+        "origins": _origins(folder, loaded),
+        "gate": job.text.record(),
+        "trainable": trainable,
+        "seed": run.seed,
+        "attention": job.adaptation.model.attention,
+        "matrices": matrix_shares(job.adaptation, loaded.recipe),
+        "trust_remote_code": trust_remote_code,
+        **job.began,
+        **({} if origin is None else {"adapter": origin}),
+        **run_folder.environment(),
+    }
+    plan = {name: entry.record() for name, entry in job.adaptation.plan.items()}
+    sweep(folder.path)
+    # A result would be that of a run which is longer now.
+    folder.write_known(
+        {PLAN: plan, RUN: record, RECIPE: resolved(loaded.recipe)}, gone=[RESULT], growing=[METRICS]
     )
-    folder.write(RECIPE, resolved(loaded.recipe), changed=True)
-    if not renewed:
-        folder.mark_as_latest()
+    folder.mark_as_latest()
     for note in _notes(job, trainable):
         say(note)
-
-
-def _extended(run: Run) -> dict[str, Json]:
-    """The steps that were added: after which step, how many, and what the rate does."""
-    pairs = zip(run.earlier_ends, run.recipe.train.extended, strict=True)
-    found: list[Json] = [{"after": end, **added.model_dump()} for end, added in pairs]
-    return {"extended": found} if found else {}
 
 
 def _origins(folder: RunFolder, loaded: LoadedRecipe) -> dict[str, str]:
@@ -82,12 +63,6 @@ def _origins(folder: RunFolder, loaded: LoadedRecipe) -> dict[str, str]:
         return now
     kept = {key: place for key, place in before.items() if key.split(".")[0] not in FREE_TO_CHANGE}
     return kept | {key: place for key, place in now.items() if key.split(".")[0] in FREE_TO_CHANGE}
-
-
-def _rows(job: Job) -> dict[str, Json]:
-    """How the rows of the data become rows of a batch."""
-    adaptation = job.adaptation
-    return {"packing": adaptation.packing, "packing_order": ORDER, "joined": adaptation.joined}
 
 
 def write_end(job: Job, seconds: float) -> dict[str, Json]:
@@ -108,7 +83,7 @@ def write_end(job: Job, seconds: float) -> dict[str, Json]:
     files = write_adapter(folder.adapter, job.adaptation.model, run.recipe, job.text, result)
     if "adapter_config.json" not in files:
         say(f"adapter/ has lrft's own form: {why_own_form(job.adaptation.model, run.recipe)}")
-    folder.write(RESULT, result, then=THEN)
+    folder.write_known({RESULT: result}, grown=[METRICS], then=THEN)
     return result
 
 

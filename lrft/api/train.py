@@ -15,6 +15,7 @@ from lrft.api.claim import check_same_start, claim
 from lrft.api.memory import memory_advice
 from lrft.api.open_run import trusts_remote_code
 from lrft.api.recorded import finished, to_train
+from lrft.api.resumable import checkpoint_to_resume
 from lrft.api.room import check_disk
 from lrft.api.run_record import write_end, write_start
 from lrft.api.scores import score_at_end
@@ -37,13 +38,15 @@ from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
-from lrft.training import checkpoint, checkpoint_folder, schedule
+from lrft.training import checkpoint, schedule
 from lrft.training.device import make_accelerator
-from lrft.training.folder import PLAN, RUN, RunFolder
+from lrft.training.folder import RUN, RunFolder
 from lrft.training.loop import train_steps
 from lrft.training.metrics import forget_peak_memory
 from lrft.training.numerics import numerics
+from lrft.training.opened import OpenCheckpoint
 from lrft.training.profile import Profile
+from lrft.training.relied import plan_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -113,8 +116,8 @@ def _train_in(
         return done if lead else {}
     began = time.perf_counter()
     text = _rows(folder, recipe, accelerator, trust_remote_code)
-    saved = checkpoint_folder.newest(folder.checkpoints, say)
-    tensors = None if saved is None else checkpoint.read_adapter(saved)
+    saved = checkpoint_to_resume(folder, recipe)
+    tensors = None if saved is None else saved.tensors()
     with memory_advice(recipe):
         with EvaluationBar() as show:
             adaptation = adapt(
@@ -123,7 +126,7 @@ def _train_in(
                 trust_remote_code=trust_remote_code,
                 text=text,
                 saved=tensors,
-                planned=None if tensors is None else folder.read(PLAN),
+                planned=None if saved is None else plan_of(saved, folder),
                 progress=show if lead else silent,
             )
         _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
@@ -159,14 +162,14 @@ def _go_through(job: Job) -> None:
             callback.close()
 
 
-def _profile(job: Job, saved: Path | None) -> Profile:
+def _profile(job: Job, saved: OpenCheckpoint | None) -> Profile:
     """The recorder of this sitting's steps, the first of the callbacks so that what the others do is left out.
 
     Raises:
         UsageError: too few steps are left.
     """
     run = job.run
-    done = 0 if saved is None else int(saved.name.rpartition("-")[2])
+    done = 0 if saved is None else saved.step
     found = Profile(job.folder.path, run.total_steps - done, run.recipe.model.compile)
     run.callbacks = [found, *run.callbacks]
     return found
@@ -218,10 +221,11 @@ def _today(recipe: Recipe, accelerator: Accelerator) -> str:
     return day[0]
 
 
-def _resume(job: Job, saved: Path, tensors: dict[str, Tensor]) -> None:
+def _resume(job: Job, saved: OpenCheckpoint, tensors: dict[str, Tensor]) -> None:
     checkpoint.check_identity(saved, job.identity)
     load_trained_tensors(job.adaptation.model, tensors)
     checkpoint.restore(job.run, saved)
+    saved.close()
     if job.folder.day is None:
         say(
             "this run began with an earlier version, which encoded some rows and drew dropout otherwise; the steps "

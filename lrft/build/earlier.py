@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from lrft.build.earlier_peft import CONFIG, FILE, read_peft
 from lrft.core.adapter import Adapter
-from lrft.core.notes import say
 from lrft.core.params import Site
 from lrft.core.stages import Plan, SitePlan
+from lrft.files.sums import file_sum
 from lrft.model.builder import make_adapter, saved_start
 from lrft.model.causal_lm import CausalLM
 from lrft.model.new_rows import TOKENS
@@ -21,14 +21,15 @@ from lrft.model.origin import hub_id
 from lrft.model.take_over import KEY, Taken, Trained, check_sites, take_over
 from lrft.model.trained import BASE, SHARED
 from lrft.recipe.inside_sections import RopeScaling
-from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, OBJECTIVES
 from lrft.registry.config import AdapterConfig
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import CheckpointError, RecipeError, UsageError
 from lrft.registry.json import Json
-from lrft.training import checkpoint, checkpoint_folder
-from lrft.training.folder import PLAN, RECIPE, RUN, find
+from lrft.training.chosen import open_chosen
+from lrft.training.folder import RUN, RunFolder, find
+from lrft.training.opened import ADAPTER, OpenCheckpoint
+from lrft.training.relied import check_relied, own_recipe, plan_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def read_earlier(recipe: Recipe, sites: Mapping[str, Site]) -> Earlier:
     if (folder / CONFIG).is_file() and not (folder.parent / RUN).is_file():
         given, method, said = read_peft(folder, sites, recipe.adapter.method)
         path: dict[str, Json] = {"path": str(folder), "kind": "peft", "method": method}
-        return Earlier(given, {**path, "sha256": _hash(folder / FILE)}, said=said)
+        return Earlier(given, {**path, "sha256": file_sum(folder / FILE)["sha256"]}, said=said)
     # Beside a run's `adapter/` are its checkpoints, which hold the same in float32.
     run = folder.parent if folder.name == "adapter" and (folder.parent / RUN).is_file() else folder
     return _of_run(run, recipe)
@@ -132,31 +133,42 @@ def _of_run(folder: Path, recipe: Recipe) -> Earlier:
     run = find(folder)
     if not (run.path / RUN).is_file():
         raise RecipeError(f"{folder} holds an adapter in lrft's own form; name the run that trained it", KEY)
-    saved = run.chosen or checkpoint_folder.newest(run.checkpoints, say)
-    if saved is None:
-        raise RecipeError(f"{folder} has no checkpoint yet; train it first", KEY)
-    own = load_recipe(run.path / RECIPE, trained=True).recipe
-    tensors = checkpoint.read_adapter(saved)
+    own, saved, tensors, planned = _opened(run)
     odd = next((name for name in tensors if name.startswith((BASE, SHARED, TOKENS))), "")
     if own.adapter is None or odd:
         what = f"trained {odd.removeprefix(BASE)} beside its sites" if own.adapter else "has no adapter"
         raise RecipeError(f"{folder} {what}; merge it and name the merged model as model.name", KEY)
     cls, kind = ADAPTERS.get(own.adapter.method), type(own.adapter)
-    plan = {name: SitePlan.of(record, kind) for name, record in run.read(PLAN).items()}
+    plan = {name: SitePlan.of(record, kind) for name, record in planned.items()}
     given = {
         name: _trained(cls, entry.config, entry.site, tensors)
         for name, entry in plan.items()
         if entry.config is not None
     }
     record: dict[str, Json] = {
-        "path": str(saved),
+        "path": str(saved.path),
         "kind": "run",
         "method": own.adapter.method,
-        "sha256": _hash(saved / "adapter.safetensors"),
+        "sha256": saved.manifest["files"][ADAPTER]["sha256"],
     }
     same_precision = own.model.dtype == recipe.model.dtype
     base = run.read(RUN)["base_fingerprint"] if same_precision else None
     return Earlier(given, record, base, own.model.rope_scaling)
+
+
+def _opened(run: RunFolder) -> tuple[Recipe, OpenCheckpoint, dict[str, Tensor], dict[str, Any]]:
+    """The run's recipe, its checkpoint, of which the files are closed again, the tensors and the plan.
+
+    Raises:
+        RecipeError: there is no checkpoint yet, or something of the run is damaged.
+    """
+    try:
+        own = own_recipe(run.path).recipe
+        with open_chosen(run) as saved:
+            check_relied(saved, own, run.read(RUN))
+            return own, saved, saved.tensors(), plan_of(saved, run)
+    except (UsageError, CheckpointError) as error:
+        raise RecipeError(str(error), KEY) from error
 
 
 def _trained(cls: type[Adapter], config: AdapterConfig, site: Site, tensors: dict[str, Tensor]) -> Trained:
@@ -170,7 +182,3 @@ def _trained(cls: type[Adapter], config: AdapterConfig, site: Site, tensors: dic
         {k: t for k, t in held.items() if not k.startswith(("start.", "offset.", "change."))}
     )
     return Trained(part, start, change.get("D", (change["A"], change["B"]) if "A" in change else None))
-
-
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

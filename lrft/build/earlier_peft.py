@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
 from lrft.core.params import Site
+from lrft.files.model_folder import read_adapter_config
 from lrft.model.builder import make_adapter
 from lrft.model.origin import hub_id
 from lrft.model.take_over import KEY, Trained, check_sites
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import DamagedFile, RecipeError
 from lrft.registry.json import Json
 
 PREFIX = "base_model.model."
@@ -34,12 +36,13 @@ def read_peft(
     Raises:
         RecipeError: no method reads it, or it is of another model.
     """
-    from safetensors.torch import load_file
-
     if not (folder / FILE).is_file():
         raise RecipeError(f"{folder} has no {FILE}; save the adapter with safetensors", KEY)
-    keys: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    tensors = load_file(str(folder / FILE), device="cpu")
+    try:
+        keys = read_adapter_config(folder)
+        tensors = load_file(folder / FILE, device="cpu")
+    except (DamagedFile, SafetensorError) as error:
+        raise RecipeError(str(error), KEY) from error
     cls = _reader(folder, keys, wanted)
     form = cls.peft_form()
     assert form is not None and form.read is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 
 from lrft.build.adapt import Adaptation
 from lrft.build.adapter_folder import write_adapter
+from lrft.build.began import how_it_began, relied_on
 from lrft.build.compiling import worth_compiling
 from lrft.build.scoring import make_scorer
 from lrft.build.steps import in_step, train_data
@@ -27,6 +27,8 @@ from lrft.core.stages import ranks_of
 from lrft.core.team import ALONE, Team
 from lrft.data.steps import StepBatches
 from lrft.evaluation.subject import Progress, Subject
+from lrft.files.json import parse_object
+from lrft.files.read import read_lines
 from lrft.files.unchanging import Unchanging
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
@@ -36,7 +38,7 @@ from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ALLOCATORS, ANALYSES, OBJECTIVES, OPTIMIZERS, RESTARTS, SELECTORS
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import DamagedFile, MissingFile, RecipeError
 from lrft.registry.json import Json
 from lrft.training import schedule, updates
 from lrft.training.adapter_folders import AdapterFolders
@@ -58,6 +60,7 @@ class Job:
 
     Attributes:
         steps: makes the steps that are left; to be closed when no more are taken.
+        began: what run.json and each checkpoint say of how the run began.
     """
 
     run: Run
@@ -67,6 +70,7 @@ class Job:
     adaptation: Adaptation
     identity: Identity
     folder: RunFolder
+    began: dict[str, Json]
 
 
 def assemble(
@@ -110,7 +114,8 @@ def assemble(
         compiled=worth_compiling(recipe, adaptation, ends[0]),
         earlier_ends=tuple(ends[:-1]),
     )
-    identity = Identity(recipe_hash, model.fingerprint)
+    began = how_it_began(run, text, adaptation, model.fingerprint, folder.processes)
+    identity = Identity(recipe_hash, model.fingerprint, relied_on(run, adaptation, began))
     reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
     run.weights = ModelWeights(model, reload)
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
@@ -122,7 +127,7 @@ def assemble(
         one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
         return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
-    return Job(run, steps, objective, text, adaptation, identity, folder)
+    return Job(run, steps, objective, text, adaptation, identity, folder, began)
 
 
 def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
@@ -230,7 +235,13 @@ def _write_adapter(
 
 
 def last_loss(lines: Path) -> float | None:
-    """The training loss of the last line of metrics.jsonl."""
-    written = lines.read_text().splitlines() if lines.is_file() else []
-    loss: float | None = json.loads(written[-1])["loss"] if written else None
-    return loss
+    """The training loss of the last line of metrics.jsonl; None where that says none."""
+    try:
+        written = read_lines(lines)
+    except MissingFile:
+        return None
+    try:
+        loss = parse_object(written[-1].encode(), lines)["loss"] if written else None
+    except (DamagedFile, KeyError):
+        return None
+    return loss if isinstance(loss, float | int) else None

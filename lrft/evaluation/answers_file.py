@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lrft.files.growing import GrowingFile
+from lrft.files.json import read_object
 from lrft.files.write import remove_file, write_file
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import DamagedFile, UsageError
 from lrft.registry.json import Json
 
 ABOUT = ".about.json"  # beside the file, what decides its lines
@@ -83,8 +84,8 @@ class AnswersFile:
     def _check_about(self, beside: Path) -> None:
         """Refuse lines that another model, other settings or other prompts gave."""
         try:
-            before = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = read_object(beside)
+        except DamagedFile:
             raise UsageError(
                 f"--out {self.path}: is there already, and no {beside.name} says that its lines are answers of this "
                 "command; give another name"
@@ -101,7 +102,7 @@ class AnswersFile:
         for index, line in enumerate(lines):
             try:
                 row = json.loads(line)["row"]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 row = None
             if row != index:
                 raise UsageError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -12,11 +13,13 @@ from rich.table import Table
 from lrft.core.plain import plain as plain
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.files.failure import WriteError
+from lrft.files.json import with_sum
 from lrft.files.write import write_file
 from lrft.registry.json import to_section
 
 FORMAT = 1
 SAMPLES = 50  # a task
+SAMPLES_SUM = "samples_sha256"
 
 
 class NotReported(WriteError):
@@ -76,9 +79,15 @@ def _write(target: Path, name: str, results: Mapping[str, TaskResult], subject: 
         for task, result in results.items()
     }
     record = {"format": FORMAT, "name": name, "subject": dict(subject), "tasks": tasks}
+    said = {**to_section(plain(record)), **({SAMPLES_SUM: sum_of_lines(lines)} if lines else {})}
     path = target / f"{name}.json"
-    write_file(path, json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_file(path, json.dumps(with_sum(said), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
+
+
+def sum_of_lines(lines: Sequence[str]) -> str:
+    """sha256 (hex) of the lines of a file of samples."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def table(results: Mapping[str, Mapping[str, TaskResult]]) -> Table:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 from safetensors import SafetensorError, safe_open
 
@@ -13,8 +13,13 @@ from lrft.export.checks import Check, check
 from lrft.export.peft_format import PREFIX
 from lrft.export.peft_keys import known_keys
 from lrft.export.plain_form import CONFIG, TENSORS
-from lrft.export.record import RECORD, Exported, file_sum
+from lrft.export.record import RECORD, Exported
+from lrft.files.json import read_object
+from lrft.files.records import AdapterConfig, FidelityRecord, Index
+from lrft.files.sums import difference
+from lrft.files.tensors import check_tensor_file
 from lrft.model.origin import HUB_ID
+from lrft.registry.errors import DamagedFile, MissingFile
 from lrft.registry.json import Json
 
 
@@ -23,10 +28,11 @@ def check_sums(folder: Path, record: Exported) -> list[Check]:
     wrong, said = [], record.get("files", {})
     for name, entry in said.items():
         path = folder / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif file_sum(path) != entry:
-            wrong.append(f"{name} is not what was written")
+        try:
+            if difference(path, entry, folder):
+                wrong.append(f"{name} is not what was written")
+        except DamagedFile as error:
+            wrong.append(f"{name} {error.problem}")
     return [check(f"the {len(said)} files are as they were written", wrong)]
 
 
@@ -36,6 +42,7 @@ def check_tensors(folder: Path) -> list[Check]:
     torn, odd = [], []
     for path in files:
         try:
+            check_tensor_file(path, folder)
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     tensor = file.get_tensor(name)
@@ -43,6 +50,8 @@ def check_tensors(folder: Path) -> list[Check]:
                         odd.append(name)
         except (SafetensorError, OSError, ValueError) as error:
             torn.append(f"{path.name} ({error})")
+        except DamagedFile as error:
+            torn.append(f"{path.name} {error.problem}")
     return [
         check(f"{len(files)} files of tensors open", torn, "{}"),
         check("every number is finite", odd, "{} is not"),
@@ -54,7 +63,7 @@ def check_index(folder: Path) -> list[Check]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return []
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    names = sorted(set(read_object(index, Index, within=folder)["weight_map"].values()))
     return [
         check(
             "every shard is there", [name for name in names if not (folder / name).is_file()], "{} is missing"
@@ -64,7 +73,7 @@ def check_index(folder: Path) -> list[Check]:
 
 def check_adapter(folder: Path) -> tuple[list[Check], list[str]]:
     """An adapter that PEFT loads: its configuration and its tensors fit; and what has to be told of it."""
-    config: dict[str, Json] = json.loads((folder / CONFIG).read_text())
+    config: dict[str, Json] = read_object(folder / CONFIG, AdapterConfig, within=folder)
     told, found = [], list(_named(folder, config))
     base = str(config.get("base_model_name_or_path"))
     if Path(base).is_absolute():
@@ -114,13 +123,12 @@ def read_record(folder: Path) -> Exported | None:
     """The record of an exported or a merged folder; None without one.
 
     Raises:
-        ValueError: it is no JSON.
+        DamagedFile: it is no such record.
     """
-    path = folder / RECORD
-    if not path.is_file():
+    try:
+        return cast("Exported", read_object(folder / RECORD, FidelityRecord, within=folder))
+    except MissingFile:
         return None
-    found: Exported = json.loads(path.read_text())
-    return found
 
 
 def check_fidelity(record: Exported) -> list[Check]:

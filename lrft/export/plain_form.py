@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lrft.core.adapted import adapted
@@ -15,6 +15,8 @@ from lrft.core.peft import LORA_NAMES, lora_keys
 from lrft.export.pairs import Pair
 from lrft.export.peft_format import PREFIX, Keys, beside, patterns, shared_keys
 from lrft.export.rounding import rounded
+from lrft.files.json import read_object
+from lrft.files.records import AdapterConfig
 from lrft.model.causal_lm import CausalLM
 from lrft.recipe.schema import Recipe
 
@@ -53,8 +55,8 @@ def plain_form(
 
 def read_pairs(folder: Path) -> dict[str, Pair]:
     """Site -> its factors and scale, of a folder that `plain_form` wrote."""
-    config = json.loads((folder / CONFIG).read_text())
-    tensors = load((folder / TENSORS).read_bytes())
+    config = read_object(folder / CONFIG, AdapterConfig)
+    tensors = load_file(folder / TENSORS)
     found = {}
     for name in tensors:
         site = name.removeprefix(PREFIX).removesuffix(f".{LORA_NAMES['A']}")

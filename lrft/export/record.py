@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import TypedDict
 
 from lrft.export.checks import Check
 from lrft.export.conversation import Rendered
 from lrft.export.fidelity import Compared
 from lrft.export.pairs import SiteRecord
+from lrft.files.sums import Sum, file_sum
 
 RECORD = "fidelity.json"
-
-
-class FileSum(TypedDict):
-    """A file's size and sum."""
-
-    bytes: int
-    sha256: str
 
 
 class Exported(Compared, total=False):
@@ -45,20 +37,14 @@ class Exported(Compared, total=False):
     told: list[str]
     stops: list[str]
     conversation: Rendered
-    files: dict[str, FileSum]
+    files: dict[str, Sum]
     pushed: str
 
 
-def sums(folder: Path) -> dict[str, FileSum]:
+def sums(folder: Path) -> dict[str, Sum]:
     """Name -> size and sum of every file of a folder but its record."""
     return {
-        path.relative_to(folder).as_posix(): file_sum(path)
+        path.relative_to(folder).as_posix(): file_sum(path, folder)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != RECORD
     }
-
-
-def file_sum(path: Path) -> FileSum:
-    """Of one file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

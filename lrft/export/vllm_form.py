@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from lrft.export.pairs import Pair
 from lrft.export.peft_format import EXPERT_NAMES, PREFIX
 from lrft.export.plain_form import CONFIG, TENSORS
 from lrft.export.targets import VLLM
+from lrft.files.json import read_object
+from lrft.files.records import AdapterConfig
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 
@@ -41,7 +42,7 @@ def one_rank(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
 
 def check_folder(folder: Path) -> list[Check]:
     """The checklist, verified on the files of a folder."""
-    config: dict[str, Json] = json.loads((folder / CONFIG).read_text())
+    config: dict[str, Json] = read_object(folder / CONFIG, AdapterConfig, within=folder)
     shapes: dict[str, tuple[list[int], str]] = {}
     with safe_open(folder / TENSORS, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 (no mapping)

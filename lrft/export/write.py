@@ -9,6 +9,7 @@ from typing import Any
 
 from lrft.files.failure import check_room
 from lrft.files.fresh_folder import fresh_folder
+from lrft.files.sums import MANIFEST, folder_manifest
 from lrft.files.unchanging import Unchanging
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.errors import UsageError
@@ -86,4 +87,5 @@ def write_adapter_folder(
         known.fill(fresh, tokenizer.save_pretrained)
         for name, content in files.items():
             known.write(fresh, name, content)
+        fresh.write(MANIFEST, folder_manifest(fresh.path))
     known.keep(folder)

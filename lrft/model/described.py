@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from lrft.data.hub import offline_if_unreachable
+from lrft.files.json import read_object
+from lrft.files.model_folder import check_model_folder
+from lrft.files.tensors import read_header
 from lrft.model import gguf
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
@@ -19,7 +22,7 @@ from lrft.model.new_rows import NewRows
 from lrft.model.skeleton import Skeleton
 from lrft.model.skeleton_families import why_no_skeleton
 from lrft.recipe.sections import ModelSection
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import DamagedFile, RecipeError
 
 
 class Described(NamedTuple):
@@ -124,10 +127,12 @@ def published_names() -> list[str]:
 def _of_folder(folder: Path, source: str) -> Described:
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise RecipeError(f"{file} could not be read ({why}); {_REMEDY}", "model.name") from None
+        check_model_folder(folder)
+        config = read_object(file)
+    except DamagedFile as error:
+        raise RecipeError(
+            f"{error.file} could not be read (it {error.problem}); {_REMEDY}", "model.name"
+        ) from None
     if config.get("quantization_config") is not None:
         raise RecipeError(
             f"{folder} holds weights that are quantized already; `lrft train --dry-run` checks and counts those",
@@ -140,10 +145,8 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of a folder's safetensors files, from their headers; empty without such files."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(size))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        header = read_header(file)
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
     return shapes
 
 

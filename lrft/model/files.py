@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from lrft.data.hub import offline_if_unreachable
+from lrft.files.model_folder import check_model_folder
 from lrft.model import gguf
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import DamagedFile, RecipeError
 
 
 class Where(TypedDict, total=False):
@@ -26,9 +27,23 @@ def resolve(name: str, revision: str | None, dtype: str | None = None) -> tuple[
     path = gguf.locate(name)
     if path is not None:
         return str(gguf.described(path) if dtype is None else gguf.converted(path, dtype)), {}
-    if not Path(name).is_dir():
+    if Path(name).is_dir():
+        _check(Path(name))
+    else:
         offline_if_unreachable()
     return name, {"revision": revision} if revision else {}
+
+
+def _check(folder: Path) -> None:
+    """Refuse a folder with a file that no library should open.
+
+    Raises:
+        RecipeError: names it.
+    """
+    try:
+        check_model_folder(folder)
+    except DamagedFile as error:
+        raise RecipeError(str(error), "model.name") from error
 
 
 def unloadable(name: str, error: Exception, key: str = "model.name") -> RecipeError:

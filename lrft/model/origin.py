@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from functools import cache
 from pathlib import Path
 
+from lrft.files.json import read_object
 from lrft.model import gguf
+from lrft.registry.errors import DamagedFile
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REPOSITORY = re.compile(r"https?://(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+?)(?:\.git|/.*)?")
@@ -76,8 +77,8 @@ def _in_gguf(path: Path) -> str | None:
 
 def _in_config(folder: Path) -> str | None:
     try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
-    except (OSError, ValueError, AttributeError):
+        said = read_object(folder / "config.json").get("_name_or_path")
+    except DamagedFile:
         return None
     return _plausible(said)
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 ABSENT = "(absent)"
 LINE = 2**31 - 1  # characters: libyaml's largest, so that every value stands on one line
+# What may change while a run goes on: where numbers go, how often they are kept, and how many steps there are.
+FREE_SECTIONS = ("logging", "export", "eval")
+FREE_TRAIN = ("extended", "save_every", "keep_last")
 
 
 def resolved(recipe: Recipe) -> str:
@@ -43,6 +46,15 @@ def recipe_hash(recipe: Recipe) -> str:
     """
     text = json.dumps(_without_added(recipe), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def decisive_hash(recipe: Recipe) -> str:
+    """sha256 (hex) of what decides the weights at a step: the recipe without what may change while a run goes on."""
+    plain = {key: value for key, value in _without_added(recipe).items() if key not in FREE_SECTIONS}
+    train = plain.get("train")
+    assert isinstance(train, dict), "every recipe has the section"
+    plain["train"] = {key: value for key, value in train.items() if key not in FREE_TRAIN}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _without_added(section: BaseModel) -> dict[str, Json]:

@@ -101,6 +101,23 @@ class CheckpointError(LrftError):
     exit_code = 2
 
 
+class DamagedFile(CheckpointError):
+    """A file of a run, or of a model, is not what was written, or none that could be read.
+
+    Attributes:
+        file: which one.
+        problem: what is wrong with it, without the file and without what would work.
+    """
+
+    def __init__(self, file: object, problem: str, remedy: str = "") -> None:
+        self.file, self.problem = str(file), problem
+        super().__init__(f"{file}: {problem}; {remedy or 'restore it from a copy'}")
+
+
+class MissingFile(DamagedFile):
+    """There is no such file."""
+
+
 class NotMergeable(LrftError):
     """The adapter is not a change of the weight, so no dense checkpoint can express it."""
 

@@ -9,42 +9,35 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal
 
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
-from torch.optim.optimizer import StateDict
 
 from lrft.core.callback import Callback
 from lrft.core.run import Run
 from lrft.registry.errors import CheckpointError
 from lrft.registry.json import Json
-from lrft.training.checkpoint_folder import FORMAT, MANIFEST, fault, write_folder
+from lrft.training.checkpoint_folder import fault, write_folder
 from lrft.training.flatten import flatten, unflatten
+from lrft.training.opened import ADAPTER, FORMAT, OPTIMIZER, STATE, OpenCheckpoint
 
 PARTS: tuple[Literal["optimizer", "callbacks"], ...] = ("optimizer", "callbacks")  # that hold tensors
 
 
-class SavedState(TypedDict):
-    """What state.json holds."""
-
-    step: int
-    total_steps: int
-    optimizer: Json
-    schedule: StateDict
-    callbacks: Json
-    parameters: list[str]
-    best: NotRequired[str | None]
-
-
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint belongs to: the recipe's hash and the base model's fingerprint."""
+    """What a checkpoint belongs to: the recipe's hash and the base model's fingerprint.
+
+    Attributes:
+        relied: what it relies on beside its own files, which its manifest keeps too (`lrft.files.records.Manifest`).
+    """
 
     recipe: str
     base: str
+    relied: Mapping[str, Json] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -80,18 +73,22 @@ def save_checkpoint(
         **extra,
     }
     files = {
-        "adapter.safetensors": _encode(tensors),
-        "optimizer.safetensors": _encode(
+        ADAPTER: _encode(tensors),
+        OPTIMIZER: _encode(
             {
                 **{f"optimizer.{k}": v for k, v in optimizer_tensors.items()},
                 **{f"callbacks.{k}": v for k, v in callback_tensors.items()},
             }
         ),
-        "state.json": json.dumps(state, indent=1, sort_keys=True).encode(),
+        STATE: json.dumps(state, indent=1, sort_keys=True).encode(),
     }
-    write_folder(
-        final, files, {"format": FORMAT, "step": run.step, "recipe": identity.recipe, "base": identity.base}
-    )
+    about: dict[str, Json] = {
+        "format": FORMAT,
+        "step": run.step,
+        "recipe": identity.recipe,
+        "base": identity.base,
+    }
+    write_folder(final, files, {**about, **identity.relied})
     return final
 
 
@@ -101,36 +98,47 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the folder does not verify.
     """
-    if problem := fault(folder):
-        raise CheckpointError(f"{folder}: {problem}")
-    return load((folder / "adapter.safetensors").read_bytes())
+    with OpenCheckpoint(folder) as saved:
+        if problem := saved.fault():
+            raise CheckpointError(f"{folder}: {problem}")
+        return saved.tensors()
 
 
-def check_identity(folder: Path, identity: Identity) -> None:
+def check_identity(saved: OpenCheckpoint, identity: Identity) -> None:
     """Refuse a checkpoint of another base model.
 
     Raises:
         CheckpointError: names both fingerprints.
     """
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    if manifest["base"] != identity.base:
+    base = saved.manifest.get("base", "")
+    if base != identity.base:
         raise CheckpointError(
-            f"{folder}: was trained on another base model (fingerprint {manifest['base'][:12]}, "
+            f"{saved.path}: was trained on another base model (fingerprint {base[:12]}, "
             f"this one has {identity.base[:12]}); give the model.name and revision of the run"
         )
 
 
-def restore(run: Run, folder: Path) -> SavedState:
-    """Set optimizer, schedule, callbacks and step from a verified checkpoint; returns state.json.
+def restore(run: Run, saved: OpenCheckpoint) -> None:
+    """Set optimizer, schedule, callbacks and step from a verified checkpoint.
 
     Raises:
-        CheckpointError: the trainable parameters are not those of the checkpoint.
+        CheckpointError: the trainable parameters are not those of the checkpoint, or its state does not fit the run.
     """
-    state: SavedState = json.loads((folder / "state.json").read_bytes())
+    state = saved.state()
     names = [info.name for info in run.parameters]
     if state["parameters"] != names:
-        raise CheckpointError(f"{folder}: its trainable parameters are not those of this recipe")
-    tensors = load((folder / "optimizer.safetensors").read_bytes())
+        raise CheckpointError(f"{saved.path}: its trainable parameters are not those of this recipe")
+    tensors = saved.tensors(OPTIMIZER)
+    try:
+        _restore(run, state, tensors)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{saved.path / STATE}: does not fit this run ({type(error).__name__}: {error}); go on with the versions "
+            "that wrote it, or train in another --out"
+        ) from error
+
+
+def _restore(run: Run, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     for prefix in PARTS:
         part = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
         value = unflatten(part, state[prefix])
@@ -142,7 +150,6 @@ def restore(run: Run, folder: Path) -> SavedState:
                     callback.load_state_dict(own)
     run.schedule.load_state_dict(state["schedule"])
     run.step = state["step"]
-    return state
 
 
 def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lrft.files.failure import tell_failures
 from lrft.files.fresh_folder import fresh_folder, move_folder, remove_folder
 from lrft.files.scratch import sweep
+from lrft.files.sums import MANIFEST, manifest_bytes, plain_sum, sum_of
+from lrft.registry.errors import DamagedFile
 from lrft.registry.json import Json
+from lrft.training.opened import STEP, OpenCheckpoint
 
-FORMAT = 1
-
-MANIFEST = "manifest.json"
 THEN = ", then add --resume; earlier checkpoints are intact"
 
 
@@ -25,11 +25,8 @@ def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Js
     Raises:
         WriteError: not enough room, or not writable.
     """
-    sums = {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in files.items()
-    }
-    about = json.dumps({**manifest, "files": sums}, indent=1).encode()
+    entries: dict[str, Json] = {name: plain_sum(sum_of(content)) for name, content in files.items()}
+    about = manifest_bytes({**manifest, "files": entries})
     needed = sum(map(len, files.values())) + len(about)
     sweep(final.parent)
     with fresh_folder(final, "replace", needed=needed, then=THEN) as fresh:
@@ -44,39 +41,65 @@ def write_folder(final: Path, files: dict[str, bytes], manifest: Mapping[str, Js
 def fault(folder: Path) -> str:
     """What is wrong with a checkpoint folder, or an empty string when its manifest verifies."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        files = manifest["files"]
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    if manifest.get("format") != FORMAT:
-        return f"its format is {manifest.get('format')}, this version reads {FORMAT}"
-    for name, entry in files.items():
-        try:
-            content = (folder / name).read_bytes()
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-        if not isinstance(entry, dict) or hashlib.sha256(content).hexdigest() != entry.get("sha256"):
-            return f"{name} is damaged (its sha256 is not the manifest's)"
-    return ""
+        with OpenCheckpoint(folder) as checkpoint:
+            return checkpoint.fault()
+    except DamagedFile as error:
+        return f"{Path(error.file).name} {error.problem}"
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:
     """The newest checkpoint that verifies. Damaged ones are named, kept and skipped."""
-    for candidate in sorted(steps_in(folder), key=step_of, reverse=True):
-        problem = fault(candidate)
-        if not problem:
-            return candidate
+    found = open_newest(folder, say)
+    if found is None:
+        return None
+    found.close()
+    return found.path
+
+
+def open_newest(folder: Path, say: Callable[[str], None] = print) -> OpenCheckpoint | None:
+    """The same with its files open, so that a training beside cannot prune them away."""
+    seen: set[Path] = set()
+    while remaining := [path for path in steps_in(folder) if path not in seen]:
+        candidate = max(remaining, key=step_of)
+        seen.add(candidate)
+        try:
+            checkpoint = OpenCheckpoint(candidate)
+        except DamagedFile as error:
+            if not candidate.exists():  # pruned while we looked: the one that it gave way to is newer
+                continue
+            problem = f"{Path(error.file).name} {error.problem}"
+        else:
+            if not (problem := checkpoint.fault()):
+                return checkpoint
+            checkpoint.close()
         say(f"{candidate.name}: {problem}; trying the one before")
     return None
+
+
+def kept(folder: Path, what: str) -> tuple[str, Any] | None:
+    """Name of the newest whole checkpoint and what its manifest keeps of the run; None where there is no such."""
+    found = open_newest(folder, lambda line: None)
+    if found is None:
+        return None
+    found.close()
+    value = found.manifest.get(what)
+    return None if value is None else (found.path.name, value)
 
 
 def steps_in(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, whole or not, in no order."""
     if not folder.is_dir():
         return []
-    return [path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
+    return [path for path in folder.glob("step-*") if path.is_dir() and STEP.fullmatch(path.name)]
+
+
+def remains(folder: Path) -> list[str]:
+    """Names of everything that is a checkpoint or was one: damaged, kept aside or renamed; none of a cut-off save."""
+    if not os.path.lexists(folder):
+        return []
+    if not folder.is_dir() or folder.is_symlink():
+        return [folder.name]
+    return sorted(path.name for path in folder.glob("step-*") if path.suffix != ".tmp")
 
 
 def step_of(folder: Path) -> int:

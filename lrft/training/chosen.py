@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lrft.core.notes import say
 from lrft.registry.errors import CheckpointError, UsageError
 from lrft.training.adapter_folders import BEST, LAST
-from lrft.training.checkpoint_folder import fault, newest, step_of, steps_in
+from lrft.training.checkpoint_folder import fault, open_newest, remains, step_of, steps_in
 from lrft.training.folder import RunFolder, find
+from lrft.training.opened import OpenCheckpoint
 
 
 def find_checkpoint(run: RunFolder | Path | str | None, name: str | None = None) -> RunFolder:
@@ -41,20 +41,58 @@ def newest_of(folder: RunFolder) -> Path:
     Raises:
         UsageError: there is none.
     """
-    found = newest(folder.checkpoints, say)
-    if found is None:
-        raise UsageError(f"{folder.path}: has no checkpoint yet; train it first")
+    with open_newest_of(folder) as found:
+        return found.path
+
+
+def open_newest_of(folder: RunFolder) -> OpenCheckpoint:
+    """The same with its files open.
+
+    Raises:
+        UsageError: there is none.
+        CheckpointError: there are some, and none verifies.
+    """
+    found = open_newest(folder.checkpoints, say)
+    if found is not None:
+        return found
+    if names := remains(folder.checkpoints):
+        raise CheckpointError(
+            f"{folder.checkpoints}: none of its checkpoints can be used ({', '.join(names)}); restore one from a copy"
+        )
+    raise UsageError(f"{folder.path}: has no checkpoint yet; train it first")
+
+
+def open_chosen(folder: RunFolder) -> OpenCheckpoint:
+    """The checkpoint that was named, or the newest good one, its files open; says so where another one is the best.
+
+    Raises:
+        UsageError: there is none yet.
+        CheckpointError: the one that was named does not verify.
+    """
+    if folder.chosen is None:
+        found = open_newest_of(folder)
+        if (best := best_known(found)) not in (None, found.path.name):
+            say(
+                f"this is the last checkpoint, {found.path.name}; the best one is {folder.checkpoints / str(best)}"
+            )
+    else:
+        found = OpenCheckpoint(folder.chosen)
+        if problem := found.fault():
+            found.close()
+            raise CheckpointError(f"{found.path}: {problem}; leave it out for the newest one that is whole")
+    folder.opened = found
     return found
 
 
-def best_known(checkpoint: Path) -> str | None:
+def best_known(saved: OpenCheckpoint) -> str | None:
     """The name of the best checkpoint, as this one knows it; None where no score was a number by then."""
-    best: str | None = json.loads((checkpoint / "state.json").read_bytes()).get("best")
+    best: str | None = saved.state().get("best")
     return best
 
 
 def _best(folder: RunFolder) -> Path:
-    name = best_known(newest_of(folder))
+    with open_newest_of(folder) as last:
+        name = best_known(last)
     if name is None:
         raise UsageError(
             f"--checkpoint {BEST}: {folder.path} has no score that could be the best; train with train.eval_every and "

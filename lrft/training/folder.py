@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -13,38 +12,40 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from lrft import __version__
 from lrft.files.failure import tell_failures
 from lrft.files.growing import Lock
+from lrft.files.json import read_object
+from lrft.files.records import RunRecord
 from lrft.files.write import write_changed, write_file
 from lrft.registry.did_you_mean import did_you_mean
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import DamagedFile, UsageError
+from lrft.training import run_manifest
+from lrft.training.opened import OpenCheckpoint
 from lrft.training.records import Environment
+from lrft.training.run_manifest import KnownFiles, text_of
 
 ROOT = Path("runs")
-RECIPE, RUN, PLAN, METRICS, RESULT = "recipe.yaml", "run.json", "plan.json", "metrics.jsonl", "result.json"
+RECIPE, RUN, PLAN, RESULT = run_manifest.RECIPE, run_manifest.RUN, run_manifest.PLAN, run_manifest.RESULT
+METRICS = "metrics.jsonl"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "safetensors", "pydantic")
 
 
-class RunFolder:
+class RunFolder(KnownFiles):
     """Paths inside one run folder, and the lock that keeps a second process out.
 
     Attributes:
         chosen: the one checkpoint that a command was given, or None for the newest.
+        opened: the one that was opened for it.
         path: the folder; `checkpoints/`, `adapter/` and `eval/` are below it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self._lock = Lock(path / ".lock")
         self.chosen: Path | None = None
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where `step-N` folders are."""
-        return self.path / "checkpoints"
+        self.opened: OpenCheckpoint | None = None
 
     @property
     def adapter(self) -> Path:
@@ -111,7 +112,7 @@ class RunFolder:
         Raises:
             WriteError: the disk is full or not writable.
         """
-        path, text = self.path / name, as_text(content)
+        path, text = self.path / name, text_of(content)
         if changed:
             return write_changed(path, text, then=then)
         write_file(path, text, then=then)
@@ -125,15 +126,6 @@ class RunFolder:
         """
         with tell_failures(self.path / RUN):
             os.utime(self.path / RUN)
-
-    def read(self, name: str) -> Any:
-        """A JSON file of the folder."""
-        return json.loads((self.path / name).read_text())
-
-
-def as_text(content: str | Mapping[str, object]) -> str:
-    """What a small file holds: a text as it is, and anything else as JSON."""
-    return content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def new_folder(recipe_name: str, root: Path = ROOT) -> Path:
@@ -236,7 +228,7 @@ def _git_commit() -> str | None:
 
 def _recipe_name(path: Path) -> str | None:
     try:
-        name: str | None = json.loads((path / RUN).read_text()).get("recipe_name")
-    except (OSError, ValueError):
+        name: str | None = read_object(path / RUN, RunRecord, within=path).get("recipe_name")
+    except DamagedFile:
         return None
     return name

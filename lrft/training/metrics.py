@@ -3,41 +3,82 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.optim.optimizer import StateDict
 
 from lrft.core.callback import Callback
 from lrft.core.notes import is_terminal, say, silent
 from lrft.core.run import Run
+from lrft.files.read import LINES as MOST
+from lrft.files.read import read_bytes
 from lrft.files.write import append, write_file
+from lrft.registry.errors import MissingFile
 
 LINES = 100  # a run, where it is not said how many
+CLOCK = ("seconds", "tokens_per_second", "memory_bytes")  # what differs from run to run
 THEN = ", then add --resume; earlier checkpoints are intact"
 WATCHED = 10.0  # seconds between lines about a task
 
 
 class MetricsFile(Callback):
-    """One JSON line per step in metrics.jsonl. On a resume, lines past the checkpoint are dropped first."""
+    """One JSON line per step in metrics.jsonl. On a resume, lines past the checkpoint are dropped first.
+
+    The checkpoint keeps the line of its step, without the clock, and gives it back where the file has lost it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.began = 0.0
+        self.line: dict[str, Any] = {}
 
     def start(self, run: Run) -> None:
         self.began = time.perf_counter()
-        if run.rank or not self.path.exists():
+        if run.rank or not (run.step or os.path.lexists(self.path)):
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= run.step]
+        kept = self._kept(run.step)
         if kept and run.metrics and _step(kept[-1]) == run.step:  # a score that a signal had cut short
             kept[-1] = json.dumps({**json.loads(kept[-1]), **run.metrics})
         write_file(self.path, "".join(f"{line}\n" for line in kept), then=THEN)
+
+    def _kept(self, step: int) -> list[str]:
+        """The lines up to a step; what is damaged is told, and that of the checkpoint comes back from there.
+
+        Raises:
+            DamagedFile: the file is none that could be read.
+        """
+        try:
+            text = read_bytes(self.path, MOST, self.path.parent).decode("utf-8", errors="replace")
+        except MissingFile:
+            text = ""
+        steps = [(_step(line), line) for line in text.split("\n") if line]
+        kept = [line for of, line in steps if of is not None and of <= step]
+        damaged = sum(of is None for of, _ in steps)
+        if step and (not kept or _step(kept[-1]) != step) and self.line.get("step") == step:
+            kept.append(json.dumps(self.line))
+            say(
+                f"{self.path}: the line of step {step} was torn or missing; written again from the checkpoint"
+            )
+        elif damaged:
+            say(f"{self.path}: {damaged} damaged lines were left out")
+        if len(kept) < step:
+            say(f"{self.path}: {step - len(kept)} of the lines up to step {step} are gone")
+        return kept
+
+    def state_dict(self) -> StateDict:
+        return self.line
+
+    def load_state_dict(self, state: StateDict) -> None:
+        self.line = state
 
     def after_step(self, run: Run) -> None:
         run.metrics = {key: _plain(value) for key, value in run.metrics.items()}
@@ -46,6 +87,7 @@ class MetricsFile(Callback):
         run.record(
             seconds=round(seconds, 4), tokens_per_second=round(run.metrics.get("tokens", 0) / seconds, 1)
         )
+        self.line = {"step": run.step, **{k: v for k, v in run.metrics.items() if k not in CLOCK}}
         if run.rank == 0:
             line = json.dumps({"step": run.step, **run.metrics}) + "\n"
             append(self.path, line, then=THEN)
@@ -150,8 +192,25 @@ def _on_gpu() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
-def _step(line: str) -> int:
+def damaged_lines(path: Path) -> tuple[list[int], int]:
+    """Numbers of the lines of a metrics.jsonl that are none, and how many lines there are.
+
+    Raises:
+        DamagedFile: the file is none that could be read.
+    """
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return sys.maxsize  # a line cut short by a kill
+        text = read_bytes(path, MOST, path.parent).decode("utf-8", errors="replace")
+    except MissingFile:
+        return [], 0
+    lines = text.split("\n")
+    lines = lines if lines[-1] else lines[:-1]
+    return [number for number, line in enumerate(lines, 1) if _step(line) is None], len(lines)
+
+
+def _step(line: str) -> int | None:
+    """The step of a line; None of one that is damaged, or cut short by a kill."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int and step >= 0 else None

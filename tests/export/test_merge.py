@@ -26,6 +26,7 @@ from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError, NumericalError, ToleranceError
 from lrft.training.folder import RunFolder
+from tests.older_run import as_older
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
@@ -79,7 +80,7 @@ def merge(run: Path, out: Path, **options) -> dict:
 
 def edited(run: Path, folder: Path, **replaced: str) -> Path:
     """A copy of a run whose recipe says something else under keys of that name."""
-    shutil.copytree(run, folder)
+    as_older(Path(shutil.copytree(run, folder)))
     lines = (folder / "recipe.yaml").read_text().splitlines()
     for key, value in replaced.items():
         lines = [

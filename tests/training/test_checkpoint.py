@@ -19,6 +19,7 @@ from lrft.core.run import Run
 from lrft.registry.errors import LrftError
 from lrft.training import checkpoint, checkpoint_folder
 from lrft.training.flatten import flatten, unflatten
+from lrft.training.opened import OpenCheckpoint
 from tests.same_state import same
 
 FILES = {
@@ -166,5 +167,5 @@ def test_two_callbacks_of_one_class_each_get_their_own_state_back(tmp_path):
     identity = checkpoint.Identity("recipe", "base")
     folder = checkpoint.save_checkpoint(run_with(1, 2, 3), {}, tmp_path, identity, {})
     resumed = run_with(0, 0, 0)
-    checkpoint.restore(resumed, folder)
+    checkpoint.restore(resumed, OpenCheckpoint(folder))
     assert [callback.number for callback in resumed.callbacks] == [1, 2, 3]

@@ -19,6 +19,7 @@ from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.errors import Interrupted, UsageError
 from lrft.training import checkpoint
+from tests.older_run import as_older
 from tests.training.unbroken import COSINE, SIX_STEPS, goes_on_unbroken, losses, same, stop_at
 
 ROOT = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
@@ -181,7 +182,7 @@ def test_rows_that_were_packed_in_another_order_are_refused(recipe_file, tmp_pat
     stop_at(monkeypatch, 3)
     with pytest.raises(Interrupted):
         train(loaded, tmp_path / "run", resume=False)
-    path = tmp_path / "run" / "run.json"
+    path = as_older(tmp_path / "run") / "run.json"
     record = json.loads(path.read_text())
     assert record.pop("packing_order") == "longest first"
     path.write_text(json.dumps(record))

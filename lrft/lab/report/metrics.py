@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
+
+from lrft.files.read import LINES, open_regular
 
 Point = tuple[float, float | None]
 """A step and its value; None where that is no finite number, which leaves a gap in the curve."""
@@ -40,8 +44,8 @@ def read_metrics(path: Path) -> Metrics:
     damaged: list[int] = []
     step = lines = 0
     cut = False
-    if path.is_file():
-        with path.open(encoding="utf-8", errors="replace") as file:
+    if os.path.lexists(path):
+        with TextIOWrapper(open_regular(path, LINES, path.parent), "utf-8", errors="replace") as file:
             for lines, line in enumerate(file, 1):
                 cut = not line.endswith("\n")
                 record = _record(line)
@@ -61,7 +65,7 @@ def _record(line: str) -> dict[str, float] | None:
     try:
         found = json.loads(line)
         numbers = {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
-    except (ValueError, AttributeError, OverflowError):
+    except (ValueError, AttributeError, OverflowError, RecursionError):
         return None
     return numbers if math.isfinite(numbers.get("step", math.nan)) else None
 

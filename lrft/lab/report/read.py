@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from lrft.api.recorded import finished_as_planned
+from lrft.evaluation.report import SAMPLES_SUM as SAMPLES
+from lrft.evaluation.report import sum_of_lines
+from lrft.files.json import SUM, own_sum, parse_object, read_object
+from lrft.files.read import read_lines
+from lrft.files.records import Scores
 from lrft.lab.report.metrics import Metrics, read_metrics
 from lrft.lab.spectra.inspect import INSPECTIONS
 from lrft.lab.spectra.record import FORMAT, Inspection
-from lrft.recipe.load import LoadedRecipe, load_recipe
-from lrft.registry.errors import UsageError
+from lrft.recipe.load import LoadedRecipe
+from lrft.registry.errors import DamagedFile, UsageError
 from lrft.registry.json import Json
 from lrft.training import folder as run_folder
-from lrft.training.folder import METRICS, PLAN, RECIPE, RUN, RunFolder
+from lrft.training.folder import METRICS, PLAN, RUN, RunFolder
+from lrft.training.opened import STEP
+from lrft.training.relied import own_recipe
 
 LABELS = ("baseline", "adapter")  # what lrft eval scores, the earlier first
 
@@ -88,7 +95,7 @@ def read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
     """What the folders hold, under names that tell them apart.
 
     Raises:
-        UsageError: a file of a run cannot be read.
+        DamagedFile: a file of a run cannot be read.
         RecipeError: its recipe is none.
     """
     names = _names([folder.path for folder in folders])
@@ -96,15 +103,16 @@ def read_runs(folders: Sequence[RunFolder]) -> list[RunData]:
 
 
 def _read(name: str, folder: RunFolder) -> RunData:
-    record = _json(folder.path / RUN)
+    record = folder.read_whole(RUN)
+    folder.check_grown(METRICS)
     metrics = read_metrics(folder.path / METRICS)
     result = finished_as_planned(folder)
     return RunData(
         name,
         folder,
-        load_recipe(folder.path / RECIPE, trained=True),
+        own_recipe(folder.path),
         record,
-        _json(folder.path / PLAN) if (folder.path / PLAN).is_file() else {},
+        folder.read(PLAN),
         metrics,
         result,
         _state(folder, metrics.step, record.get("total_steps"), result),
@@ -138,7 +146,7 @@ def _state(folder: RunFolder, step: int, total: int | None, result: Mapping[str,
 
 def _inspection(folder: RunFolder) -> Inspection | None:
     """The inspection of the latest checkpoint that was looked at."""
-    files = [file for file in (folder.path / INSPECTIONS).glob("step-*.json") if file.stem[5:].isdigit()]
+    files = [file for file in (folder.path / INSPECTIONS).glob("step-*.json") if STEP.fullmatch(file.stem)]
     if not files:
         return None
     latest = max(files, key=lambda file: int(file.stem.removeprefix("step-")))
@@ -150,25 +158,24 @@ def _inspection(folder: RunFolder) -> Inspection | None:
 
 def _evaluation(folder: RunFolder, label: str) -> Evaluation | None:
     path = folder.evaluations / f"{label}.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     samples = folder.evaluations / f"{label}-samples.jsonl"
-    lines = samples.read_text(encoding="utf-8").splitlines() if samples.is_file() else []
-    return Evaluation(_json(path), [_parsed(samples, line) for line in lines])
+    record = _json(path, Scores)
+    lines = read_lines(samples) if os.path.lexists(samples) else []
+    if record.get(SAMPLES) not in (None, sum_of_lines(lines)):
+        raise DamagedFile(
+            samples, "is not what lrft wrote: it was edited, or is damaged", "score the run again"
+        )
+    return Evaluation(record, [parse_object(line.encode(), samples) for line in lines])
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, kind: object = None) -> dict[str, Any]:
+    """A record of an evaluation or an inspection; those of an older lrft have no sum."""
     try:
-        return _parsed(path, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-
-
-def _parsed(path: Path, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{path}: is damaged ({error}); remove it, or restore it") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: is damaged (it holds no mapping); remove it, or restore it")
+        found = read_object(path, kind, within=path.parent)
+        if SUM in found and found[SUM] != own_sum(found):
+            raise DamagedFile(path, "is not what lrft wrote: it was edited, or is damaged")
+    except DamagedFile as error:
+        raise DamagedFile(path, error.problem, "remove it, or restore it") from None
     return found

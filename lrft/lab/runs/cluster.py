@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from lrft.core.notes import say
 from lrft.files.failure import WriteError
+from lrft.files.json import read_object
+from lrft.files.records import Job as JobRecord
 from lrft.files.write import remove_file, write_file
 from lrft.lab.runs import local as runs
 from lrft.lab.runs.executor import Handle, last_line, log_file, prepared
@@ -83,7 +85,7 @@ class Cluster:
         """The job that an earlier call submitted, if it is still in the queue or runs."""
         if not known.is_file():
             return None
-        record = json.loads(known.read_text())
+        record = read_object(known, JobRecord)
         job = self.job_class(record["folder"], record["id"])
         return None if job.done(force_check=True) else job
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, cast
 
+from lrft.files.json import parse_object
+from lrft.files.read import read_lines
+from lrft.files.records import MetricsLine
 from lrft.lab.runs.planned import PlannedRun
 from lrft.registry.errors import LrftError
 from lrft.registry.json import Json
+from lrft.training.checkpoint_folder import step_of, steps_in
 from lrft.training.folder import METRICS, RESULT, RUN, RunFolder
 from lrft.training.records import HeldOutRows, SetUp
 
@@ -74,8 +77,7 @@ def result(run: PlannedRun) -> dict[str, Json]:
     if not (run.folder / RESULT).is_file():
         return {}
     folder = RunFolder(run.folder)
-    whole = [path.parent for path in folder.checkpoints.glob("step-*/manifest.json")]
-    newest = max(whole, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    newest = max(steps_in(folder.checkpoints), key=step_of, default=None)
     sizes = {"adapter_bytes": _size(folder.adapter)}
     sizes |= {"checkpoint_bytes": _size(newest)} if newest is not None else {}
     steps = math.fsum(_seconds(line) for line in _lines(run))
@@ -145,7 +147,8 @@ def _at(record: Mapping[str, Json], dotted: str) -> Json:
 
 
 def _lines(run: PlannedRun) -> list[dict[str, Json]]:
-    return [json.loads(line) for line in (run.folder / METRICS).read_text().splitlines()]
+    path = run.folder / METRICS
+    return [parse_object(line.encode(), path, MetricsLine) for line in read_lines(path)]
 
 
 def _seconds(line: Mapping[str, Json]) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from lrft.core.notes import is_lead, say
 from lrft.core.plain import plain
 from lrft.evaluation.subject import Progress, silent
+from lrft.files.json import with_sum
 from lrft.lab.spectra.measure import Look, measure
 from lrft.lab.spectra.of_peft import changes_of_peft
 from lrft.lab.spectra.of_run import changes_of_run
@@ -50,7 +51,9 @@ def inspect(
     folder = find(run)
     found = _inspection(changes_of_run(folder), look, progress)
     if is_lead():
-        RunFolder(folder.path / INSPECTIONS).write(f"step-{found['step']}.json", to_section(plain(found)))
+        RunFolder(folder.path / INSPECTIONS).write(
+            f"step-{found['step']}.json", with_sum(to_section(plain(found)))
+        )
     return found
 
 

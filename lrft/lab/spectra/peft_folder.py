@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lrft.core.adapter import Factors
+from lrft.files.model_folder import read_adapter_config
 from lrft.registry.axes import INITS
 from lrft.registry.errors import UsageError
 
@@ -87,24 +87,15 @@ def read_peft(path: Path) -> PeftFolder:
     """The adapter of a folder.
 
     Raises:
-        UsageError: another method, or a setting of it that is not read here; or damaged files.
+        UsageError: another method, or a setting of it that is not read here.
+        DamagedFile: a file is damaged.
     """
-    config = _json(path / CONFIG)
+    config = read_adapter_config(path)
     _check(path, config)
     pairs, left_out = _pairs(_tensors(path / TENSORS))
     if not pairs:
         raise UsageError(f"{path / TENSORS}: holds no pair of factors that could be looked at")
     return PeftFolder(path, config, pairs, left_out)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: holds no configuration of PEFT's")
-    return found
 
 
 def _check(folder: Path, config: Mapping[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from lrft.files.json import read_object
 from lrft.lab.tables.exact.schema import TableFile
 from lrft.lab.tables.library import EXACT, Entry, packaged
-from lrft.registry.errors import LrftError
+from lrft.registry.errors import DamagedFile, LrftError, MissingFile
 from lrft.registry.json import Json, to_list
 
 
@@ -46,7 +46,8 @@ def stated_cost(entry: Entry, plain: Mapping[str, Json]) -> str:
 
 def _last(path: Path) -> dict[str, Json]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise LrftError(f"{path}: is no record of a table ({error}); remove it") from None
-    return found if isinstance(found, dict) else {}
+        return read_object(path)
+    except MissingFile:
+        return {}
+    except DamagedFile as error:
+        raise LrftError(f"{path}: is no record of a table ({error.problem}); remove it") from None

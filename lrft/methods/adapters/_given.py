@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from lrft.registry.errors import RecipeError
+from lrft.files.model_folder import read_adapter_config
+from lrft.registry.errors import DamagedFile, RecipeError
 from lrft.registry.json import Json
 
 T = TypeVar("T")
@@ -87,12 +87,17 @@ def read_lora(folder: str, key: str) -> dict[str, Factors]:
             "give the folder of a LoRA, or of the run that trained one",
             key,
         )
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config: LoraConfig = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+    try:
+        config = cast("LoraConfig", read_adapter_config(place))
+        tensors = load_file(str(file), device="cpu")
+    except (DamagedFile, SafetensorError) as error:
+        raise RecipeError(str(error), key) from error
     _check_plain(config, folder, key)
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in load_file(str(file), device="cpu").items():
+    for name, tensor in tensors.items():
         match = TENSOR.fullmatch(name)
         if match is None:
             raise RecipeError(f"{folder} holds {name}, which is no factor of a LoRA on a linear layer", key)

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from lrft.files.json import read_object
 from lrft.files.write import write_file
 from lrft.lab.runs.digest import code_digest
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import LrftError
+from lrft.registry.errors import DamagedFile, LrftError
 
 FILE = ".rows.json"
 COUNTING = ("lrft.lab.tables.exact.metrics",)
@@ -98,7 +99,6 @@ def _configuration(model: str) -> str:
 
 def _read(path: Path) -> dict[str, dict[str, dict[str, float]]]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {table: dict(rows) for table, rows in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise LrftError(f"{path}: cannot be read ({error}); remove it, or add --fresh") from None
+        return read_object(path, dict[str, dict[str, dict[str, float]]])
+    except DamagedFile as error:
+        raise LrftError(f"{path}: cannot be read ({error.problem}); remove it, or add --fresh") from None

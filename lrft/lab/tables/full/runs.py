@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lrft.core.notes import say
+from lrft.files.json import read_object
+from lrft.files.records import Scores
 from lrft.files.write import open_log
 from lrft.lab.runs.executor import last_line
 from lrft.lab.runs.local import Progress, run_all, threads
@@ -80,7 +81,7 @@ def read(found: Runs, table: FullTable, row: FullRow) -> None:
     wanted = dict.fromkeys(metric for name in row.cells for metric in table.columns[name].metrics)
     for run in found.runs:
         diverged = (run.folder / DIVERGED).is_file()
-        tasks = {} if diverged else json.loads(_scores(run).read_text())["tasks"]
+        tasks = {} if diverged else read_object(_scores(run), Scores)["tasks"]
         known = {f"{task}.{key}": value for task in tasks for key, value in tasks[task]["metrics"].items()}
         for metric in wanted:
             if metric not in known and not diverged:

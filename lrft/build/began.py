@@ -1,0 +1,46 @@
+"""How a run began: what later steps and scores follow from beside the recipe, for run.json and each checkpoint."""
+
+from __future__ import annotations
+
+from lrft.build.adapt import Adaptation
+from lrft.build.text import Text
+from lrft.core.run import Run
+from lrft.data.pack import ORDER
+from lrft.recipe.resolved import decisive_hash
+from lrft.registry.json import Json
+
+
+def how_it_began(
+    run: Run, text: Text, adaptation: Adaptation, base: str, processes: int | None
+) -> dict[str, Json]:
+    """Values of run.json.
+
+    Args:
+        base: the base model's fingerprint.
+        processes: how many a run that is gone on with began with; None for a new one.
+    """
+    return {
+        "base_fingerprint": base,
+        "data": dict(text.fingerprints),
+        "date": text.renderer.today.isoformat(),
+        "total_steps": run.total_steps,
+        "packing": adaptation.packing,
+        "packing_order": ORDER,
+        "joined": adaptation.joined,
+        "recomputed_layers": adaptation.recomputed,
+        "processes": processes or run.processes,
+        **_extended(run),
+    }
+
+
+def relied_on(run: Run, adaptation: Adaptation, began: dict[str, Json]) -> dict[str, Json]:
+    """What the manifest of each checkpoint keeps of the run."""
+    plan: dict[str, Json] = {name: entry.record() for name, entry in adaptation.plan.items()}
+    return {"plan": plan, "run": began, "decisive": decisive_hash(run.recipe)}
+
+
+def _extended(run: Run) -> dict[str, Json]:
+    """The steps that were added: after which step, how many, and what the rate does."""
+    pairs = zip(run.earlier_ends, run.recipe.train.extended, strict=True)
+    found: list[Json] = [{"after": end, **added.model_dump()} for end, added in pairs]
+    return {"extended": found} if found else {}

@@ -1,0 +1,71 @@
+"""The files of a model or an adapter that somebody else wrote, looked at before a library opens them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lrft.files.json import read_object
+from lrft.files.read import open_regular
+from lrft.files.records import AdapterConfig
+from lrft.files.sums import folder_fault
+from lrft.files.tensors import check_tensor_file
+from lrft.registry.errors import DamagedFile
+
+# Ending -> bytes that such a file may have; what is not here, libraries do not read into memory.
+MOST = {
+    ".json": 512 * 2**20,
+    ".jinja": 2**20,
+    ".model": 512 * 2**20,
+    ".txt": 512 * 2**20,
+    ".jsonl": 512 * 2**20,
+}
+CONFIG = 16 * 2**20
+ADAPTER_CONFIG = "adapter_config.json"
+SMALL = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    ADAPTER_CONFIG,
+)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse devices, pipes, links that lead out, records of absurd size, and torn tensor files.
+
+    Links of the hub's cache, from a snapshot into the blobs of the same model, are what they should be.
+
+    Raises:
+        DamagedFile: names the first file that something is wrong with.
+    """
+    root = _root(folder)
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DamagedFile(folder, f"cannot be read ({error.strerror or error})") from None
+    for path in paths:
+        if path.suffix == ".safetensors":
+            check_tensor_file(path, root)
+        elif path.suffix in MOST:
+            most = CONFIG if path.name in SMALL else MOST[path.suffix]
+            open_regular(path, most, root).close()
+
+
+def _root(folder: Path) -> Path:
+    """The folder that links may lead to: of a snapshot in the hub's cache all that is kept of the model."""
+    absolute = folder.absolute()
+    return absolute.parents[1] if absolute.parent.name == "snapshots" else folder
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a folder in PEFT's form, whose other files are what its manifest says, if it has one.
+
+    Raises:
+        MissingFile: there is none.
+        DamagedFile: it is no such record, or a file of the folder is not what was written.
+    """
+    check_model_folder(folder)
+    if problem := folder_fault(folder):
+        raise DamagedFile(folder, problem, "restore it from a copy, or name the run that wrote it")
+    return read_object(folder / ADAPTER_CONFIG, AdapterConfig, CONFIG, folder)
