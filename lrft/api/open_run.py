@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from lrft.api.same_start import check_same_base, check_same_use
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
+from lrft.build.identify import identify
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
@@ -26,6 +29,7 @@ from lrft.training.checkpoint_folder import step_of
 from lrft.training.chosen import best_known, newest_of
 from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder
+from lrft.training.trained_on import TrainedOn
 
 
 def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Adaptation]:
@@ -36,7 +40,7 @@ def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Ada
 
     Raises:
         UsageError: the run has no checkpoint yet, or its model writes no text and the caller wants one.
-        CheckpointError: the base model is not the one it was trained on.
+        CheckpointError: the base model, its tokenizer or its chat template is not what it was trained with.
         DataError: the rows that were held out cannot be told any more.
     """
     recipe, saved = _recipe_and_checkpoint(folder)
@@ -48,7 +52,7 @@ def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Ada
     trusted = trusts_remote_code(folder)
     text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
     _check_held_out(folder, recipe, text)
-    return recipe, text, _with_adapter(folder, recipe, saved)
+    return recipe, text, _with_adapter(folder, recipe, saved, identify(recipe, text))
 
 
 def open_model(folder: RunFolder) -> tuple[Recipe, Adaptation, int]:
@@ -58,7 +62,7 @@ def open_model(folder: RunFolder) -> tuple[Recipe, Adaptation, int]:
         UsageError, CheckpointError: see `open_run`.
     """
     recipe, saved = _recipe_and_checkpoint(folder)
-    return recipe, _with_adapter(folder, recipe, saved), step_of(saved)
+    return recipe, _with_adapter(folder, recipe, saved, identify(recipe, None)), step_of(saved)
 
 
 def _recipe_and_checkpoint(folder: RunFolder) -> tuple[Recipe, Path]:
@@ -66,7 +70,8 @@ def _recipe_and_checkpoint(folder: RunFolder) -> tuple[Recipe, Path]:
     return recipe, checkpoint_of(folder)
 
 
-def _with_adapter(folder: RunFolder, recipe: Recipe, saved: Path) -> Adaptation:
+def _with_adapter(folder: RunFolder, recipe: Recipe, saved: Path, now: TrainedOn) -> Adaptation:
+    check_same_use(folder, saved, now)
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
     with EvaluationBar() as show:
         tensors = checkpoint.read_adapter(saved)
@@ -77,8 +82,10 @@ def _with_adapter(folder: RunFolder, recipe: Recipe, saved: Path) -> Adaptation:
             saved=tensors,
             planned=folder.read(PLAN),
             trains=False,
+            sums=True,
             progress=show,
         )
+    check_same_base(folder, saved, replace(now, base=adaptation.model.weight_sums))
     checkpoint.check_identity(saved, checkpoint.Identity(recipe_hash(recipe), adaptation.model.fingerprint))
     load_trained_tensors(adaptation.model, tensors)
     adaptation.model.eval()

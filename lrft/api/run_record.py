@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lrft.api.claim import FREE_TO_CHANGE
+from lrft.api.claim import is_free
 from lrft.build.adapter_folder import write_adapter
 from lrft.build.job import Job, last_loss
 from lrft.build.measure import matrix_shares
@@ -22,11 +22,13 @@ from lrft.training import folder as run_folder
 from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
 from lrft.training.metrics import peak_memory
 from lrft.training.scorer import Scorer
+from lrft.training.trained_on import KEY
 
 
 def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
     """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
+    assert job.trained_on is not None, "a training knows what it trains on"
     origin = job.adaptation.origin or (folder.read(RUN).get("adapter") if folder.started else None)
     (folder.path / RESULT).unlink(missing_ok=True)  # of a run that is longer now
     folder.write(PLAN, {name: entry.record() for name, entry in job.adaptation.plan.items()})
@@ -39,6 +41,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
             "origins": _origins(folder, loaded),
             "base_fingerprint": job.identity.base,
             "data": job.text.fingerprints,
+            KEY: job.trained_on.record(),
             "gate": job.text.record(),
             "date": job.text.renderer.today.isoformat(),
             "trainable": trainable,
@@ -73,8 +76,8 @@ def _origins(folder: RunFolder, loaded: LoadedRecipe) -> dict[str, str]:
     before: dict[str, str] | None = folder.read(RUN).get("origins") if folder.started else None
     if before is None:
         return now
-    kept = {key: place for key, place in before.items() if key.split(".")[0] not in FREE_TO_CHANGE}
-    return kept | {key: place for key, place in now.items() if key.split(".")[0] in FREE_TO_CHANGE}
+    kept = {key: place for key, place in before.items() if not is_free(key)}
+    return kept | {key: place for key, place in now.items() if is_free(key)}
 
 
 def _rows(job: Job) -> dict[str, Json]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lrft.api.claim import check_same_start, claim
+from lrft.api.claim import claim
 from lrft.api.memory import memory_advice
 from lrft.api.open_run import trusts_remote_code
 from lrft.api.recorded import finished, to_train
 from lrft.api.run_record import write_end, write_start
+from lrft.api.same_start import check_same_start, check_same_text, tell_versions
 from lrft.api.scores import score_at_end
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
+from lrft.build.identify import identify
 from lrft.build.job import Job, assemble, subject
 from lrft.build.recomputing import settle
 from lrft.build.scoring import probe_tasks
@@ -112,6 +115,9 @@ def _train_in(
     began = time.perf_counter()
     text = _rows(folder, recipe, accelerator, trust_remote_code)
     saved = checkpoint_folder.newest(folder.checkpoints, say)
+    trained_on = identify(recipe, text)
+    if folder.started:
+        check_same_text(folder, saved, trained_on)
     tensors = None if saved is None else checkpoint.read_adapter(saved)
     with memory_advice(recipe):
         with EvaluationBar() as show:
@@ -122,12 +128,15 @@ def _train_in(
                 text=text,
                 saved=tensors,
                 planned=None if tensors is None else folder.read(PLAN),
+                sums=True,
                 progress=show if lead else silent,
             )
         _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
-        job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe), trust_remote_code)
+        trained_on = replace(trained_on, base=adaptation.model.weight_sums)
+        known = recipe_hash(recipe), trust_remote_code, trained_on
+        job = assemble(recipe, folder, text, adaptation, accelerator, *known)
         if folder.started:
-            check_same_start(job)
+            check_same_start(job, saved)
         probe_tasks(recipe, subject(recipe, text, adaptation.model, team=adaptation.team))
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
@@ -217,6 +226,7 @@ def _today(recipe: Recipe, accelerator: Accelerator) -> str:
 
 def _resume(job: Job, saved: Path, tensors: dict[str, Tensor]) -> None:
     checkpoint.check_identity(saved, job.identity)
+    tell_versions(job.folder, saved, job.run.device)
     load_trained_tensors(job.adaptation.model, tensors)
     checkpoint.restore(job.run, saved)
     if job.folder.day is None:

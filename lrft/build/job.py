@@ -44,6 +44,8 @@ from lrft.training.folder import METRICS, RunFolder
 from lrft.training.gradient_check import GradientCheck
 from lrft.training.keepers import LossScale, Saver, StopAtLoss, StopOnSignal
 from lrft.training.metrics import Bar, MetricsFile
+from lrft.training.trained_on import TrainedOn
+from lrft.training.versions import versions_of_numbers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,6 +59,7 @@ class Job:
 
     Attributes:
         steps: makes the steps that are left; to be closed when no more are taken.
+        trained_on: what rows and base are; None where nothing is written.
     """
 
     run: Run
@@ -66,6 +69,7 @@ class Job:
     adaptation: Adaptation
     identity: Identity
     folder: RunFolder
+    trained_on: TrainedOn | None = None
 
 
 def assemble(
@@ -76,8 +80,12 @@ def assemble(
     accelerator: Accelerator,
     recipe_hash: str,
     trust_remote_code: bool = False,
+    trained_on: TrainedOn | None = None,
 ) -> Job:
     """Optimizer, schedule, callbacks and data order around an adapted model. Nothing is trained yet.
+
+    Args:
+        trained_on: for what is written; None where nothing will be.
 
     Raises:
         RecipeError: the optimizer cannot take these parameters, or the run is too short for a setting.
@@ -109,7 +117,8 @@ def assemble(
         compiled=worth_compiling(recipe, adaptation, ends[0]),
         earlier_ends=tuple(ends[:-1]),
     )
-    identity = Identity(recipe_hash, model.fingerprint)
+    known = {} if trained_on is None else trained_on.sums()
+    identity = Identity(recipe_hash, model.fingerprint, known, versions_of_numbers(run.device))
     reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
     run.weights = ModelWeights(model, reload)
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
@@ -121,7 +130,7 @@ def assemble(
         one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
         return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
-    return Job(run, steps, objective, text, adaptation, identity, folder)
+    return Job(run, steps, objective, text, adaptation, identity, folder, trained_on)
 
 
 def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:

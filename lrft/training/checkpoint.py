@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
@@ -23,6 +23,7 @@ from lrft.registry.errors import CheckpointError
 from lrft.registry.json import Json
 from lrft.training.checkpoint_folder import FORMAT, MANIFEST, fault, write_folder
 from lrft.training.flatten import flatten, unflatten
+from lrft.training.trained_on import KEY
 
 PARTS: tuple[Literal["optimizer", "callbacks"], ...] = ("optimizer", "callbacks")  # that hold tensors
 
@@ -41,10 +42,23 @@ class SavedState(TypedDict):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint belongs to: the recipe's hash and the base model's fingerprint."""
+    """What a checkpoint belongs to: the recipe's hash and the base model's fingerprint.
+
+    Attributes:
+        trained_on: a sum of each part of what it was trained on (`TrainedOn.sums`).
+        versions: under which it is made.
+    """
 
     recipe: str
     base: str
+    trained_on: Mapping[str, Json] = field(default_factory=dict)
+    versions: Mapping[str, Json] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Json]:
+        """What the manifest says of it."""
+        known: dict[str, Json] = {KEY: self.trained_on} if self.trained_on else {}
+        known |= {"versions": self.versions} if self.versions else {}
+        return {"recipe": self.recipe, "base": self.base, **known}
 
 
 def save_checkpoint(
@@ -89,9 +103,7 @@ def save_checkpoint(
         ),
         "state.json": json.dumps(state, indent=1, sort_keys=True).encode(),
     }
-    write_folder(
-        final, files, {"format": FORMAT, "step": run.step, "recipe": identity.recipe, "base": identity.base}
-    )
+    write_folder(final, files, {"format": FORMAT, "step": run.step, **identity.record()})
     return final
 
 

@@ -1,0 +1,187 @@
+"""A run is what it trained on: what changes numbers is refused by name when it is resumed, scored or merged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lrft.api.evaluate import evaluate
+from lrft.api.train import train
+from lrft.recipe.load import load_recipe
+from lrft.registry.errors import CheckpointError, UsageError
+from lrft.training.folder import RUN
+from tests.training.unbroken import cut_off
+
+RECIPE = """
+model: {{name: {base}, dtype: float32}}
+adapter: {{method: lora, rank: 2}}
+optimizer: {{method: adamw, lr: 0.003}}
+data:
+  train: {{source: {data}/train.jsonl, limit: 12}}
+  eval: {{source: {data}/test.jsonl, limit: 2}}
+  format: {{method: prompt_completion, render: chat}}
+train: {{max_steps: 3, batch_size: 1, max_length: 160, save_every: 1, keep_last: 9, eval_every: 3, device: cpu}}
+"""
+ROWS = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
+
+
+class Bench:
+    """A recipe, its base and its rows in a folder of their own, and a run of it that was cut off after step 2."""
+
+    def __init__(self, folder: Path) -> None:
+        self.base, self.data, self.run = folder / "base", folder / "data", folder / "run"
+        self.recipe = folder / "recipe.yaml"
+
+    def resume(self, *overrides: str) -> None:
+        train(load_recipe(self.recipe, list(overrides)), self.run, resume=True)
+
+    def refused(self, match: str, *overrides: str) -> str:
+        with pytest.raises(UsageError, match=match) as refusal:
+            self.resume(*overrides)
+        said = str(refusal.value)
+        assert "cannot be resumed" in said and "--out" in said
+        return said
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    bench = Bench(folder)
+    shutil.copytree(tiny(), bench.base)
+    bench.data.mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        shutil.copy(ROWS / name, bench.data)
+    bench.recipe.write_text(RECIPE.format(base=bench.base, data=bench.data))
+    train(load_recipe(bench.recipe), folder / "whole", resume=False)
+    cut_off(folder / "whole", 2, bench.run)
+    return folder
+
+
+@pytest.fixture
+def bench(trained: Path) -> Bench:
+    """The files in the same place for every test, as a run knows its base by its path."""
+    kept = trained.with_name(f"{trained.name}-kept")
+    if not kept.exists():
+        shutil.copytree(trained, kept)
+    shutil.rmtree(trained)
+    shutil.copytree(kept, trained)
+    return Bench(trained)
+
+
+def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change a file in place; it has its size and its time of change as before."""
+    before, content = path.stat(), path.read_bytes()
+    changed = change(content)
+    assert changed != content and len(changed) == len(content)
+    with path.open("r+b") as file:
+        file.write(changed)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def edit_config(bench: Bench, **keys: object) -> None:
+    path = bench.base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def test_unchanged_it_goes_on_to_the_same_bytes(bench):
+    bench.resume()
+    adapters = [
+        (bench.run.parent / run / "adapter" / "adapter_model.safetensors").read_bytes()
+        for run in ("run", "whole")
+    ]
+    assert adapters[0] == adapters[1]
+
+
+def test_another_tokenizer_of_the_same_size_is_refused_by_its_part(bench):
+    def swap(content: bytes) -> bytes:
+        held = json.loads(content)
+        merges = held["model"]["merges"]
+        first, second = (" ".join(pair) if isinstance(pair, list) else pair for pair in merges[-2:])
+        assert first != second
+        merges[-2:] = merges[:-3:-1]
+        return json.dumps(held, ensure_ascii=False).encode()
+
+    path = bench.base / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), ensure_ascii=False))
+    edit(path, swap)
+    said = bench.refused(r"the tokenizer of .*base \(its merges: \w{12} -> \w{12}\)")
+    assert "its vocabulary" not in said
+
+
+def test_another_chat_template_is_refused(bench):
+    edit(bench.base / "chat_template.jinja", lambda text: text.replace(b"\n", b"\t"))
+    bench.refused(r"the chat template of .*base \(sha256 \w{12} -> \w{12}\)")
+
+
+@pytest.mark.parametrize(
+    ("keys", "match"),
+    [
+        ({"rms_norm_eps": 0.001}, r"config.json of .*base \(rms_norm_eps: 1e-06 -> 0.001\)"),
+        (
+            {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+            r"rope_parameters.rope_theta: .* -> 500000.0",
+        ),
+    ],
+)
+def test_an_edited_configuration_is_refused_by_its_key(bench, keys, match):
+    edit_config(bench, **keys)
+    bench.refused(match)
+
+
+def test_who_wrote_the_configuration_changes_nothing(bench):
+    edit_config(bench, transformers_version="4.0.0", _name_or_path="elsewhere")
+    bench.resume()
+
+
+def test_one_weight_in_the_middle_of_a_shard_is_refused_by_its_tensor(bench):
+    shard = bench.base / "model.safetensors"
+    name = "model.layers.1.mlp.down_proj.weight"
+    header = int.from_bytes(shard.read_bytes()[:8], "little")
+    start, end = json.loads(shard.read_bytes()[8 : 8 + header])[name]["data_offsets"]
+    place = 8 + header + (start + end) // 2 // 4 * 4 + 4  # between the values that samples would look at
+
+    edit(shard, lambda content: content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    bench.refused(rf"the weights of model.name .*base \({name}, of \d+ tensors; sha256")
+
+
+def test_rows_edited_at_equal_length_are_refused_by_their_file(bench):
+    edit(bench.data / "train.jsonl", lambda text: text.replace(b"the", b"teh", 1))
+    bench.refused(r"the rows of data.train \(.*train.jsonl: \w{12} -> \w{12}\)")
+
+
+def test_rows_that_are_encoded_otherwise_from_the_same_file_are_refused_by_their_place(bench, monkeypatch):
+    from lrft.build import identify
+    from lrft.data.row_sums import record_rows
+
+    def masked(rows):
+        if len(rows) == 12:  # those of data.train
+            rows[4].supervised[-1] ^= True
+        return record_rows(rows)
+
+    monkeypatch.setattr(identify, "record_rows", masked)
+    bench.refused(r"the tokens and masks of data.train, first in row 4 \(sha256")
+
+
+def test_a_template_file_that_changed_is_refused_by_its_key(bench, tiny):
+    template = bench.recipe.with_name("own.jinja")
+    template.write_text((tiny() / "chat_template.jinja").read_text())
+    bench.run = bench.run.with_name("templated")
+    given = [f"data.template={template}", "train.max_steps=1"]
+    train(load_recipe(bench.recipe, given), bench.run, resume=False)
+    template.write_text(template.read_text().replace("\n", "\t"))
+    shutil.rmtree(bench.run / "adapter")
+    bench.refused(r"data.template: ", *given)
+
+
+def test_a_base_replaced_at_the_same_path_is_refused(bench, tiny):
+    tensors = load_file(bench.base / "model.safetensors")
+    save_file({k: v.flip(0) for k, v in tensors.items()}, bench.base / "model.safetensors", {"format": "pt"})
+    said = bench.refused(r"the weights of model.name .* and \d+ more, of \d+ tensors")
+    assert "another base model" in said
