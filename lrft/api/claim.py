@@ -10,12 +10,14 @@ from lrft.recipe.resolved import compare
 from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import LOSS
 from lrft.registry.errors import UsageError
+from lrft.registry.json import Json
 from lrft.training import folder as run_folder
 from lrft.training.folder import RECIPE, RunFolder
 
 # What changes where numbers go, not what they are; a resumed run may change it.
 FREE_SECTIONS = ("logging", "export", "eval")
 FREE_KEYS = ("train.save_every", "train.keep_last")
+AROUND = 40  # characters of a long text that are shown where it changed
 
 
 def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool, more: bool = False) -> RunFolder:
@@ -67,8 +69,20 @@ def _same_recipe(folder: RunFolder, recipe: Recipe, more: bool) -> None:
     if more and recipe.train.extended[:-1] == before.train.extended:
         changes = [c for c in changes if c[0] != "train.extended"]
     if changes:
-        lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, old, new in changes)
+        lines = "\n".join(f"  {key}: {_difference(old, new)}" for key, old, new in changes)
         raise UsageError(
             f"{folder.path}: the recipe changed since this run began, so it cannot be resumed (its own can: lrft train "
-            f"{folder.path} --resume):\n{lines}"
+            f"{folder.path} --resume; a changed one trains in another --out):\n{lines}"
         )
+
+
+def _difference(old: Json, new: Json) -> str:
+    """Old and new; of long texts, such as templates, the places where they part."""
+    if not (isinstance(old, str) and isinstance(new, str) and max(len(old), len(new)) > 2 * AROUND):
+        return f"{old!r} -> {new!r}"
+    alike = next(
+        (k for k, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new))
+    )
+    begin = max(0, alike - AROUND // 2)
+    shown = (repr(text[begin : begin + AROUND]) for text in (old, new))
+    return f"from character {alike} on, {' -> '.join(shown)}"

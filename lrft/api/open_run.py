@@ -71,10 +71,10 @@ def _recipe_and_checkpoint(folder: RunFolder) -> tuple[Recipe, Path]:
 
 
 def _with_adapter(folder: RunFolder, recipe: Recipe, saved: Path, now: TrainedOn) -> Adaptation:
+    tensors = checkpoint.read_adapter(saved)  # which looks whether the checkpoint is whole
     check_same_use(folder, saved, now)
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
     with EvaluationBar() as show:
-        tensors = checkpoint.read_adapter(saved)
         adaptation = adapt(
             recipe,
             device=device,

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lrft.api.claim import claim
+from lrft.api.go_on import go_on
 from lrft.api.memory import memory_advice
 from lrft.api.open_run import trusts_remote_code
 from lrft.api.recorded import finished, to_train
 from lrft.api.run_record import write_end, write_start
-from lrft.api.same_start import check_same_start, check_same_text, tell_versions
+from lrft.api.same_start import check_same_start, check_same_text
 from lrft.api.scores import score_at_end
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
@@ -32,14 +33,13 @@ from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.subject import silent
-from lrft.model.trained import load_trained_tensors
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
-from lrft.training import checkpoint, checkpoint_folder, schedule
+from lrft.training import checkpoint, checkpoint_folder
 from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RUN, RunFolder
 from lrft.training.loop import train_steps
@@ -120,17 +120,7 @@ def _train_in(
         check_same_text(folder, saved, trained_on)
     tensors = None if saved is None else checkpoint.read_adapter(saved)
     with memory_advice(recipe):
-        with EvaluationBar() as show:
-            adaptation = adapt(
-                recipe,
-                device=accelerator.device,
-                trust_remote_code=trust_remote_code,
-                text=text,
-                saved=tensors,
-                planned=None if tensors is None else folder.read(PLAN),
-                sums=True,
-                progress=show if lead else silent,
-            )
+        adaptation = _adapted(folder, recipe, text, tensors, accelerator, trust_remote_code)
         _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
         trained_on = replace(trained_on, base=adaptation.model.weight_sums)
         known = recipe_hash(recipe), trust_remote_code, trained_on
@@ -143,7 +133,7 @@ def _train_in(
         if lead:
             write_start(job, loaded, trust_remote_code)
         if saved is not None and tensors is not None:
-            _resume(job, saved, tensors)
+            go_on(job, saved, tensors)
         _go_through(job)
         seconds = time.perf_counter() - began
         accelerator.wait_for_everyone()
@@ -152,6 +142,28 @@ def _train_in(
         return {}
     found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
     return write_end(job, seconds) | found
+
+
+def _adapted(
+    folder: RunFolder,
+    recipe: Recipe,
+    text: Text,
+    tensors: dict[str, Tensor] | None,
+    accelerator: Accelerator,
+    trust_remote_code: bool,
+) -> Adaptation:
+    """The base with its adapter, every value of the base known; as planned where `tensors` of a checkpoint are."""
+    with EvaluationBar() as show:
+        return adapt(
+            recipe,
+            device=accelerator.device,
+            trust_remote_code=trust_remote_code,
+            text=text,
+            saved=tensors,
+            planned=None if tensors is None else folder.read(PLAN),
+            sums=True,
+            progress=show if accelerator.is_main_process else silent,
+        )
 
 
 def _go_through(job: Job) -> None:
@@ -222,21 +234,3 @@ def _today(recipe: Recipe, accelerator: Accelerator) -> str:
     if accelerator.num_processes > 1:
         broadcast_object_list(day)
     return day[0]
-
-
-def _resume(job: Job, saved: Path, tensors: dict[str, Tensor]) -> None:
-    checkpoint.check_identity(saved, job.identity)
-    tell_versions(job.folder, saved, job.run.device)
-    load_trained_tensors(job.adaptation.model, tensors)
-    checkpoint.restore(job.run, saved)
-    if job.folder.day is None:
-        say(
-            "this run began with an earlier version, which encoded some rows and drew dropout otherwise; the steps "
-            "from here on are not those that it would have taken"
-        )
-    say(f"resuming after step {job.run.step} of {job.run.total_steps}")
-    if job.run.earlier_ends:
-        job.run.schedule.refresh()
-        say(
-            schedule.tell(job.run.schedule.rate, job.run.recipe, [*job.run.earlier_ends, job.run.total_steps])
-        )

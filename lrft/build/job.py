@@ -117,8 +117,7 @@ def assemble(
         compiled=worth_compiling(recipe, adaptation, ends[0]),
         earlier_ends=tuple(ends[:-1]),
     )
-    known = {} if trained_on is None else trained_on.sums()
-    identity = Identity(recipe_hash, model.fingerprint, known, versions_of_numbers(run.device))
+    identity = _identity(recipe_hash, run, model, trained_on)
     reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
     run.weights = ModelWeights(model, reload)
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
@@ -131,6 +130,11 @@ def assemble(
         return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
     return Job(run, steps, objective, text, adaptation, identity, folder, trained_on)
+
+
+def _identity(recipe_hash: str, run: Run, model: CausalLM, trained_on: TrainedOn | None) -> Identity:
+    sums = {} if trained_on is None else trained_on.sums()
+    return Identity(recipe_hash, model.fingerprint, sums, versions_of_numbers(run.device))
 
 
 def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:

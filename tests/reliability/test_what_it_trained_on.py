@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from lrft.api.evaluate import evaluate
+from lrft.api.merge import merge
 from lrft.api.train import train
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import CheckpointError, UsageError
@@ -141,13 +141,8 @@ def test_who_wrote_the_configuration_changes_nothing(bench):
 
 
 def test_one_weight_in_the_middle_of_a_shard_is_refused_by_its_tensor(bench):
-    shard = bench.base / "model.safetensors"
     name = "model.layers.1.mlp.down_proj.weight"
-    header = int.from_bytes(shard.read_bytes()[:8], "little")
-    start, end = json.loads(shard.read_bytes()[8 : 8 + header])[name]["data_offsets"]
-    place = 8 + header + (start + end) // 2 // 4 * 4 + 4  # between the values that samples would look at
-
-    edit(shard, lambda content: content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    flip_weight(bench, name)
     bench.refused(rf"the weights of model.name .*base \({name}, of \d+ tensors; sha256")
 
 
@@ -177,7 +172,7 @@ def test_a_template_file_that_changed_is_refused_by_its_key(bench, tiny):
     train(load_recipe(bench.recipe, given), bench.run, resume=False)
     template.write_text(template.read_text().replace("\n", "\t"))
     shutil.rmtree(bench.run / "adapter")
-    bench.refused(r"data.template: ", *given)
+    bench.refused(r"data.template: from character \d+ on, .*\\n.* -> .*\\t", *given)
 
 
 def test_a_base_replaced_at_the_same_path_is_refused(bench, tiny):
@@ -185,3 +180,96 @@ def test_a_base_replaced_at_the_same_path_is_refused(bench, tiny):
     save_file({k: v.flip(0) for k, v in tensors.items()}, bench.base / "model.safetensors", {"format": "pt"})
     said = bench.refused(r"the weights of model.name .* and \d+ more, of \d+ tensors")
     assert "another base model" in said
+
+
+def flip_weight(bench: Bench, name: str = "model.layers.1.mlp.down_proj.weight") -> None:
+    """One bit of one value, between those that samples would look at."""
+    shard = bench.base / "model.safetensors"
+    header = int.from_bytes(shard.read_bytes()[:8], "little")
+    start, end = json.loads(shard.read_bytes()[8 : 8 + header])[name]["data_offsets"]
+    place = 8 + header + (start + end) // 2 // 4 * 4 + 4
+    edit(shard, lambda content: content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+
+
+def test_scores_and_merges_refuse_another_base_by_its_tensor(bench):
+    flip_weight(bench)
+    for use in (lambda: evaluate(bench.run), lambda: merge(bench.run, bench.run.with_name("merged"))):
+        with pytest.raises(
+            CheckpointError, match=r"step-2: the weights of model.name .*down_proj.weight, of \d+"
+        ):
+            use()
+    assert not bench.run.with_name("merged").exists()
+    assert not (bench.run / "eval").exists()
+
+
+def test_scores_refuse_another_template_and_tell_other_rows(bench, capsys):
+    rows = bench.data / "test.jsonl"
+    rows.write_text(rows.read_text().replace("the", "teh", 1))
+    evaluate(bench.run, limit=1)
+    assert "the rows of data.eval (" in capsys.readouterr().err
+    edit(bench.base / "chat_template.jinja", lambda text: text.replace(b"\n", b"\t"))
+    with pytest.raises(CheckpointError, match=r"the chat template of .*base \(sha256"):
+        evaluate(bench.run, limit=1)
+
+
+def without_sums(bench: Bench) -> None:
+    """The run as an older version left it."""
+    for path in (bench.run / RUN, *bench.run.glob("checkpoints/*/manifest.json")):
+        held = json.loads(path.read_text())
+        assert held.pop("trained_on")
+        held.pop("versions")
+        path.write_text(json.dumps(held))
+
+
+def test_an_older_run_goes_on_and_says_so_once(bench, capsys):
+    without_sums(bench)
+    bench.resume()
+    said = [line for line in capsys.readouterr().err.splitlines() if "kept no sums" in line]
+    assert len(said) == 1
+    assert json.loads((bench.run / RUN).read_text())["trained_on"]["base"]["sha256"]
+
+
+def test_an_older_run_still_refuses_what_it_could(bench):
+    without_sums(bench)
+    rows = bench.data / "train.jsonl"
+    rows.write_text(rows.read_text() + "\n")
+    bench.refused(r"the rows of data.train \(sha256 \w{12} -> \w{12}\)")
+
+
+def test_a_checkpoint_of_other_versions_says_so_and_goes_on(bench, capsys):
+    manifest = bench.run / "checkpoints" / "step-2" / "manifest.json"
+    held = json.loads(manifest.read_text())
+    assert {"python", "lrft", "torch", "transformers", "processor"} <= held["versions"].keys()
+    held["versions"] |= {"torch": "2.1.0", "python": "3.10.0"}
+    manifest.write_text(json.dumps(held))
+    bench.resume()
+    said = [line for line in capsys.readouterr().err.splitlines() if "other versions" in line]
+    assert len(said) == 1 and "step-2 was made under other versions (torch 2.1.0 -> " in said[0]
+
+
+def test_a_tokenizer_that_other_versions_write_otherwise_is_told(bench, capsys):
+    manifest = bench.run / "checkpoints" / "step-2" / "manifest.json"
+    held = json.loads(manifest.read_text())
+    held["versions"]["tokenizers"] = "0.1"
+    held["trained_on"]["tokenizer"] = "0" * 64
+    manifest.write_text(json.dumps(held))
+    bench.resume()
+    assert "or is only written otherwise by the versions installed now" in capsys.readouterr().err
+
+
+def test_when_to_save_may_change_and_the_end_is_the_same(bench):
+    bench.resume("train.save_every=3", "train.keep_last=1", "logging.every=1")
+    assert [path.name for path in (bench.run / "checkpoints").iterdir()] == ["step-3"]
+    files = [bench.run.parent / run / "adapter" / "adapter_model.safetensors" for run in ("run", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_rows_that_are_scored_may_not_change_where_they_say_which_step_is_the_best(bench):
+    bench.refused(r"eval.limit: None -> 1", "eval.limit=1")
+
+
+def test_the_record_says_how_much_was_trained_on(bench):
+    record = json.loads((bench.run / RUN).read_text())["trained_on"]
+    rows = record["rows"]["train"]
+    assert rows["rows"] == 12 and rows["tokens"] > rows["targets"] > 0
+    assert list(record["files"]["train"]) == [str(bench.data / "train.jsonl")]
