@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrft.api.open_run import bare_base, check_base, open_run
+from lrft.api.open_run import bare_base, check_base, open_checkpoint
 from lrft.build.job import subject
 from lrft.evaluation.harness import harness_results
 from lrft.evaluation.report import write_report
-from lrft.evaluation.run import describe, evaluate_tasks
+from lrft.evaluation.run import describe, evaluate_tasks, scored_as
 from lrft.evaluation.subject import Progress
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.recipe.head_clashes import why_not_scored
@@ -51,7 +51,8 @@ def evaluate(
         UsageError: the recipe names no task and no held-out rows; there is no such checkpoint, or no base to score.
     """
     folder = find_checkpoint(run, checkpoint)
-    recipe, text, adaptation = open_run(folder, scores=True)
+    opened = open_checkpoint(folder, scores=True)
+    recipe, text, adaptation = opened.recipe, opened.text, opened.adaptation
     if baseline:
         check_base(recipe, adaptation.model, "--baseline")
     if harness and tasks:
@@ -67,18 +68,19 @@ def evaluate(
     limit = limit or recipe.eval.limit
     name = "adapter" if folder.chosen is None else f"adapter-{folder.chosen.name}"
 
-    def score(label: str) -> dict[str, TaskResult]:
+    def score(label: str, of: str | None) -> dict[str, TaskResult]:
+        about = scored_as(of, limit, opened.trained_on.sums())
         if not harness:
-            return evaluate_tasks(target, chosen, limit, written, label)
+            return evaluate_tasks(target, chosen, limit, written, label, about)
         found = harness_results(target, harness, limit)
         if written is not None:
-            write_report(written, f"harness-{label}", found, describe(target))
+            write_report(written, f"harness-{label}", found, {**describe(target), **about})
         return found
 
-    results = {"adapter": score(name)}
+    results = {"adapter": score(name, opened.checkpoint)}
     if baseline:
         with bare_base(recipe, folder, adaptation.model):
-            results["baseline"] = score("baseline")
+            results["baseline"] = score("baseline", None)
     return results
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lrft.api.same_start import check_same_base, check_same_use
@@ -32,8 +32,25 @@ from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder
 from lrft.training.trained_on import TrainedOn
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A run's recipe, data and model with the adapter of a checkpoint, and what that was trained on, as it is now."""
+
+    recipe: Recipe
+    text: Text
+    adaptation: Adaptation
+    checkpoint: str
+    trained_on: TrainedOn
+
+
 def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Adaptation]:
-    """A run's recipe, data and model, with the adapter of the checkpoint that was named, or the newest good one.
+    """As `open_checkpoint`: recipe, data and model alone."""
+    found = open_checkpoint(folder, scores)
+    return found.recipe, found.text, found.adaptation
+
+
+def open_checkpoint(folder: RunFolder, scores: bool = False) -> Opened:
+    """A run with the adapter of the checkpoint that was named, or the newest good one.
 
     Args:
         scores: whether the caller knows what to do with a model that scores whole texts (`model.head`).
@@ -52,17 +69,18 @@ def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Ada
     trusted = trusts_remote_code(folder)
     text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
     _check_held_out(folder, recipe, text)
-    return recipe, text, _with_adapter(folder, recipe, saved, identify(recipe, text))
+    adaptation, trained_on = _with_adapter(folder, recipe, saved, text)
+    return Opened(recipe, text, adaptation, saved.name, trained_on)
 
 
 def open_model(folder: RunFolder) -> tuple[Recipe, Adaptation, int]:
     """A run's recipe and model without its data, which may be gone, and the step of the checkpoint.
 
     Raises:
-        UsageError, CheckpointError: see `open_run`.
+        UsageError, CheckpointError: see `open_checkpoint`.
     """
     recipe, saved = _recipe_and_checkpoint(folder)
-    return recipe, _with_adapter(folder, recipe, saved, identify(recipe, None)), step_of(saved)
+    return recipe, _with_adapter(folder, recipe, saved, None)[0], step_of(saved)
 
 
 def _recipe_and_checkpoint(folder: RunFolder) -> tuple[Recipe, Path]:
@@ -70,8 +88,11 @@ def _recipe_and_checkpoint(folder: RunFolder) -> tuple[Recipe, Path]:
     return recipe, checkpoint_of(folder)
 
 
-def _with_adapter(folder: RunFolder, recipe: Recipe, saved: Path, now: TrainedOn) -> Adaptation:
+def _with_adapter(
+    folder: RunFolder, recipe: Recipe, saved: Path, text: Text | None
+) -> tuple[Adaptation, TrainedOn]:
     tensors = checkpoint.read_adapter(saved)  # which looks whether the checkpoint is whole
+    now = identify(recipe, text)
     check_same_use(folder, saved, now)
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
     with EvaluationBar() as show:
@@ -85,11 +106,12 @@ def _with_adapter(folder: RunFolder, recipe: Recipe, saved: Path, now: TrainedOn
             sums=True,
             progress=show,
         )
-    check_same_base(folder, saved, replace(now, base=adaptation.model.weight_sums))
+    now = replace(now, base=adaptation.model.weight_sums)
+    check_same_base(folder, saved, now)
     checkpoint.check_identity(saved, checkpoint.Identity(recipe_hash(recipe), adaptation.model.fingerprint))
     load_trained_tensors(adaptation.model, tensors)
     adaptation.model.eval()
-    return adaptation
+    return adaptation, now
 
 
 def checkpoint_of(folder: RunFolder) -> Path:

@@ -6,7 +6,7 @@ from lrft.build.job import Job, subject
 from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
-from lrft.evaluation.run import evaluate_tasks
+from lrft.evaluation.run import evaluate_tasks, scored_as
 
 
 def score_at_end(job: Job) -> None:
@@ -26,5 +26,7 @@ def score_at_end(job: Job) -> None:
     with EvaluationBar() as show:
         target = subject(recipe, job.text, run.model, show if run.rank == 0 else None, run.team)
         folder = job.folder.path if run.rank == 0 else None
-        results = evaluate_tasks(target, recipe.eval.tasks, recipe.eval.limit, folder, "adapter")
+        sums = {} if job.trained_on is None else job.trained_on.sums()
+        about = scored_as(f"step-{run.step}", recipe.eval.limit, sums)
+        results = evaluate_tasks(target, recipe.eval.tasks, recipe.eval.limit, folder, "adapter", about)
     run.summary["scores"] = plain({task: result.metrics for task, result in results.items()})

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from lrft.core.plain import plain as plain
+from lrft.evaluation.replaced import tell_replaced
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.registry.json import to_section
 
@@ -27,7 +28,7 @@ def write_report(
     such as the standard error of one row, are null.
 
     Args:
-        subject: facts about what was scored, kept as they are.
+        subject: facts about what was scored, kept as they are; it is told where a report is replaced that had others.
 
     Returns:
         The path of the JSON file.
@@ -50,9 +51,10 @@ def write_report(
         }
         for task, result in results.items()
     }
-    record = {"format": FORMAT, "name": name, "subject": dict(subject), "tasks": tasks}
+    record = plain({"format": FORMAT, "name": name, "subject": dict(subject), "tasks": tasks})
     path = target / f"{name}.json"
-    _replace(path, json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    tell_replaced(path, to_section(record))
+    _replace(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 

@@ -273,3 +273,33 @@ def test_the_record_says_how_much_was_trained_on(bench):
     rows = record["rows"]["train"]
     assert rows["rows"] == 12 and rows["tokens"] > rows["targets"] > 0
     assert list(record["files"]["train"]) == [str(bench.data / "train.jsonl")]
+
+
+def test_a_report_says_what_it_scored_and_what_it_replaces(bench, capsys):
+    evaluate(bench.run)
+    capsys.readouterr()
+    evaluate(bench.run)
+    assert "replaces" not in capsys.readouterr().err
+    subject = json.loads((bench.run / "eval" / "adapter.json").read_text())["subject"]
+    assert subject["checkpoint"] == "step-2" and subject["limit"] is None
+    assert {"base", "config", "tokenizer", "template"} == subject["scored_with"].keys()
+    evaluate(bench.run, limit=1)
+    said = capsys.readouterr().err
+    assert (
+        "eval/adapter.json replaces scores that were taken otherwise (limit: None -> 1; loss n: 2 -> 1"
+        in said
+    )
+
+
+def test_a_report_that_cannot_be_read_or_gave_other_numbers_is_told(bench, capsys):
+    evaluate(bench.run, limit=1)
+    report = bench.run / "eval" / "adapter.json"
+    held = json.loads(report.read_text())
+    held["tasks"]["loss"]["metrics"]["loss"] += 1
+    report.write_text(json.dumps(held))
+    evaluate(bench.run, limit=1)
+    assert "the same was scored before, and gave other numbers (loss.loss: " in capsys.readouterr().err
+    report.write_text("{")
+    evaluate(bench.run, limit=1)
+    assert "the earlier report cannot be read, and is replaced" in capsys.readouterr().err
+    assert json.loads(report.read_text())["subject"]["checkpoint"] == "step-2"
