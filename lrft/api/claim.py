@@ -40,8 +40,12 @@ def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool, more
         )
     if lead:
         folder.lock()
-    if folder.started:
-        _same_recipe(folder, loaded.recipe, more)
+    try:
+        if folder.started:
+            _same_recipe(folder, loaded.recipe, more)
+    except BaseException:
+        folder.unlock()
+        raise
     return folder
 
 

@@ -74,4 +74,5 @@ def _between(prefix: str, before: Mapping[str, Json], now: Mapping[str, Json]) -
     for key in dict.fromkeys([*before, *now]):
         was, found = before.get(key, ABSENT), now.get(key, ABSENT)
         if was != found:
-            yield f"{prefix}{key}: {str(was)[:LONGEST]} -> {str(found)[:LONGEST]}"
+            shown = ("none" if value is None else str(value)[:LONGEST] for value in (was, found))
+            yield f"{prefix}{key}: {' -> '.join(shown)}"

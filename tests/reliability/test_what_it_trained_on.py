@@ -286,7 +286,7 @@ def test_a_report_says_what_it_scored_and_what_it_replaces(bench, capsys):
     evaluate(bench.run, limit=1)
     said = capsys.readouterr().err
     assert (
-        "eval/adapter.json replaces scores that were taken otherwise (limit: None -> 1; loss n: 2 -> 1"
+        "eval/adapter.json replaces scores that were taken otherwise (limit: none -> 1; loss n: 2 -> 1"
         in said
     )
 
