@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from lrft.api.resumable import check_known
-from lrft.build.job import Job
 from lrft.core.notes import say
-from lrft.data.pack import ORDER
 from lrft.recipe.load import LoadedRecipe
-from lrft.recipe.resolved import compare
+from lrft.recipe.resolved import FREE_SECTIONS, compare
 from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import LOSS
 from lrft.registry.errors import UsageError
+from lrft.registry.json import Json
 from lrft.training import folder as run_folder
-from lrft.training.folder import RUN, RunFolder
+from lrft.training.folder import RunFolder
 from lrft.training.relied import own_recipe
 
-# Sections that change where numbers go, not what they are; a resumed run may change them.
-FREE_TO_CHANGE = ("logging", "export", "eval")
-COMPARED = ("eval.tasks", "eval.limit")  # of those, what scores are taken on
+# Beside FREE_SECTIONS, what changes where numbers go, not what they are; a resumed run may change it.
+FREE_KEYS = ("train.save_every", "train.keep_last")
+AROUND = 40  # characters of a long text that are shown where it changed
 
 
 def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool, more: bool = False) -> RunFolder:
@@ -43,58 +42,53 @@ def claim(loaded: LoadedRecipe, out: Path | None, resume: bool, lead: bool, more
         )
     if lead:
         folder.lock()
-    if folder.started:
-        _same_recipe(folder, loaded.recipe, more)
+    try:
+        if folder.started:
+            _same_recipe(folder, loaded.recipe, more)
+    except BaseException:
+        folder.unlock()
+        raise
     return folder
 
 
-def check_same_start(job: Job) -> None:
-    """Refuse what no recipe shows: other rows in the same file, other base weights.
+def is_free(key: str) -> bool:
+    """Whether a resumed run may have another value of a key of the recipe."""
+    return key in FREE_KEYS or key.partition(".")[0] in FREE_SECTIONS
 
-    Raises:
-        UsageError: names what differs.
-    """
-    before = job.folder.read(RUN)
-    now = {
-        "data": job.text.fingerprints,
-        "base_fingerprint": job.identity.base,
-        "packing": job.adaptation.packing,
-        "packing_order": ORDER,
-    }
-    asked = job.run.recipe.train.packing  # older runs, which recorded nothing, packed unless told otherwise
-    before = {"packing": asked is not False, "packing_order": "as they come", **before}
-    if not job.adaptation.packing:
-        before["packing_order"] = ORDER  # no row depends on it
-    if job.adaptation.origin is not None:  # read anew, as no step was saved yet
-        now["adapter"] = job.adaptation.origin
-    said = {
-        "adapter": "the adapter of model.adapter",
-        "data": "the rows of data.train or data.eval",
-        "packing": "whether rows are packed (train.packing)",
-        "packing_order": "the order that lrft packs rows in (another version)",
-        "base_fingerprint": "the weights of model.name (another base model)",
-    }
-    for key, value in now.items():
-        if before.get(key) != value:
-            raise UsageError(
-                f"{job.folder.path}: {said[key]} changed since this run began, so it cannot be resumed; put back "
-                "what was there, or train in another --out"
-            )
+
+def _scored_on(recipe: Recipe) -> tuple[str, ...]:
+    """The free keys that are not free in this run, as what it scores while it trains says which step is the best."""
+    settings = recipe.train
+    tasks = settings.eval_tasks_every is not None or settings.metric != LOSS
+    return (
+        *(("eval.limit",) if tasks or settings.eval_every is not None else ()),
+        *(("eval.tasks",) if tasks else ()),
+    )
 
 
 def _same_recipe(folder: RunFolder, recipe: Recipe, more: bool) -> None:
     before = own_recipe(folder.path).recipe
-    settings = before.train
-    compared = settings.patience is not None or settings.metric != LOSS
-    kept = COMPARED if compared else ()  # which step is the best, or the last, follows from these
-    changes = [c for c in compare(before, recipe) if c[0] in kept or c[0].split(".")[0] not in FREE_TO_CHANGE]
+    scored = _scored_on(before)
+    changes = [c for c in compare(before, recipe) if c[0] in scored or not is_free(c[0])]
     # What was true by default is now found out, and compared as such with the run's record.
     changes = [c for c in changes if c != ("train.packing", True, None)]
     if more and recipe.train.extended[:-1] == before.train.extended:
         changes = [c for c in changes if c[0] != "train.extended"]
     if changes:
-        lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, old, new in changes)
+        lines = "\n".join(f"  {key}: {_difference(old, new)}" for key, old, new in changes)
         raise UsageError(
             f"{folder.path}: the recipe changed since this run began, so it cannot be resumed (its own can: lrft train "
-            f"{folder.path} --resume):\n{lines}"
+            f"{folder.path} --resume; a changed one trains in another --out):\n{lines}"
         )
+
+
+def _difference(old: Json, new: Json) -> str:
+    """Old and new; of long texts, such as templates, the places where they part."""
+    if not (isinstance(old, str) and isinstance(new, str) and max(len(old), len(new)) > 2 * AROUND):
+        return f"{old!r} -> {new!r}"
+    alike = next(
+        (k for k, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new))
+    )
+    begin = max(0, alike - AROUND // 2)
+    shown = (repr(text[begin : begin + AROUND]) for text in (old, new))
+    return f"from character {alike} on, {' -> '.join(shown)}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lrft.api.open_run import bare_base, check_base, open_run
+from lrft.api.open_run import bare_base, check_base, open_checkpoint
 from lrft.build.job import subject
 from lrft.evaluation.harness import harness_results
 from lrft.evaluation.report import NotReported, write_report
-from lrft.evaluation.run import describe, evaluate_tasks
+from lrft.evaluation.run import describe, evaluate_tasks, scored_as
 from lrft.evaluation.subject import Progress, Subject
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.recipe.head_clashes import why_not_scored
@@ -18,6 +18,7 @@ from lrft.registry.axes import TASKS
 from lrft.registry.config import MethodConfig, parse_choice
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import UsageError
+from lrft.registry.json import Json
 from lrft.training.chosen import find_checkpoint
 from lrft.training.folder import RunFolder
 
@@ -52,7 +53,8 @@ def evaluate(
         UsageError: the recipe names no task and no held-out rows; there is no such checkpoint, or no base to score.
     """
     folder = find_checkpoint(run, checkpoint)
-    recipe, text, adaptation = open_run(folder, scores=True)
+    opened = open_checkpoint(folder, scores=True)
+    recipe, text, adaptation = opened.recipe, opened.text, opened.adaptation
     if baseline:
         check_base(recipe, adaptation.model, "--baseline")
     if harness and tasks:
@@ -70,17 +72,18 @@ def evaluate(
 
     failures: list[NotReported] = []
 
-    def score(label: str) -> dict[str, TaskResult]:
+    def score(label: str, of: str | None) -> dict[str, TaskResult]:
+        about = scored_as(of, limit, opened.trained_on.sums())
         try:
-            return _score(target, chosen, harness, limit, written, label)
+            return _score(target, chosen, harness, limit, written, label, about)
         except NotReported as error:  # told once everything that was asked for is scored
             failures.append(error)
             return dict(next(iter(error.results.values())))
 
-    results = {"adapter": score(name)}
+    results = {"adapter": score(name, opened.checkpoint)}
     if baseline:
         with bare_base(recipe, folder, adaptation.model):
-            results["baseline"] = score("baseline")
+            results["baseline"] = score("baseline", None)
     if failures:
         raise NotReported(failures[0], results)
     return results
@@ -93,12 +96,13 @@ def _score(
     limit: int | None,
     folder: Path | None,
     label: str,
+    about: Mapping[str, Json],
 ) -> dict[str, TaskResult]:
     if not harness:
-        return evaluate_tasks(target, tasks, limit, folder, label)
+        return evaluate_tasks(target, tasks, limit, folder, label, about)
     found = harness_results(target, harness, limit)
     if folder is not None:
-        write_report(folder, f"harness-{label}", found, describe(target))
+        write_report(folder, f"harness-{label}", found, {**describe(target), **about})
     return found
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
+from lrft.api.same_start import check_same_base, check_same_use
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
+from lrft.build.identify import identify
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
@@ -24,17 +27,35 @@ from lrft.training.device import make_accelerator
 from lrft.training.folder import RUN, RunFolder
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.relied import check_relied, own_recipe, plan_of
+from lrft.training.trained_on import TrainedOn
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run's recipe, data and model with the adapter of a checkpoint, and what that was trained on, as it is now."""
+
+    recipe: Recipe
+    text: Text
+    adaptation: Adaptation
+    checkpoint: str
+    trained_on: TrainedOn
 
 
 def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Adaptation]:
-    """A run's recipe, data and model, with the adapter of the checkpoint that was named, or the newest good one.
+    """As `open_checkpoint`: recipe, data and model alone."""
+    found = open_checkpoint(folder, scores)
+    return found.recipe, found.text, found.adaptation
+
+
+def open_checkpoint(folder: RunFolder, scores: bool = False) -> Opened:
+    """A run with the adapter of the checkpoint that was named, or the newest good one.
 
     Args:
         scores: whether the caller knows what to do with a model that scores whole texts (`model.head`).
 
     Raises:
         UsageError: the run has no checkpoint yet, or its model writes no text and the caller wants one.
-        CheckpointError: the base model is not the one it was trained on.
+        CheckpointError: the base model, its tokenizer or its chat template is not what it was trained with.
         DataError: the rows that were held out cannot be told any more.
     """
     recipe = own_recipe(folder.path).recipe
@@ -47,18 +68,19 @@ def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Ada
     trusted = trusts_remote_code(folder)
     text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
     _check_held_out(folder, recipe, text)
-    return recipe, text, _with_adapter(folder, recipe, saved)
+    adaptation, trained_on = _with_adapter(folder, recipe, saved, text)
+    return Opened(recipe, text, adaptation, saved.path.name, trained_on)
 
 
 def open_model(folder: RunFolder) -> tuple[Recipe, Adaptation, int]:
     """A run's recipe and model without its data, which may be gone, and the step of the checkpoint.
 
     Raises:
-        UsageError, CheckpointError: see `open_run`.
+        UsageError, CheckpointError: see `open_checkpoint`.
     """
     recipe = own_recipe(folder.path).recipe
     saved = _open_checkpoint(folder, recipe)
-    return recipe, _with_adapter(folder, recipe, saved), saved.step
+    return recipe, _with_adapter(folder, recipe, saved, None)[0], saved.step
 
 
 def _open_checkpoint(folder: RunFolder, recipe: Recipe) -> OpenCheckpoint:
@@ -68,7 +90,11 @@ def _open_checkpoint(folder: RunFolder, recipe: Recipe) -> OpenCheckpoint:
     return saved
 
 
-def _with_adapter(folder: RunFolder, recipe: Recipe, saved: OpenCheckpoint) -> Adaptation:
+def _with_adapter(
+    folder: RunFolder, recipe: Recipe, saved: OpenCheckpoint, text: Text | None
+) -> tuple[Adaptation, TrainedOn]:
+    now = identify(recipe, text)
+    check_same_use(folder, saved, now)
     device = make_accelerator(recipe.train.device, recipe.model.dtype).device
     with EvaluationBar() as show, saved:
         tensors = saved.tensors()
@@ -79,12 +105,15 @@ def _with_adapter(folder: RunFolder, recipe: Recipe, saved: OpenCheckpoint) -> A
             saved=tensors,
             planned=plan_of(saved, folder),
             trains=False,
+            sums=True,
             progress=show,
         )
+    now = replace(now, base=adaptation.model.weight_sums)
+    check_same_base(folder, saved, now)
     checkpoint.check_identity(saved, checkpoint.Identity(recipe_hash(recipe), adaptation.model.fingerprint))
     load_trained_tensors(adaptation.model, tensors)
     adaptation.model.eval()
-    return adaptation
+    return adaptation, now
 
 
 def check_base(recipe: Recipe, model: CausalLM, option: str) -> None:

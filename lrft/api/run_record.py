@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from lrft.api.claim import FREE_TO_CHANGE
+from lrft.api.claim import is_free
 from lrft.build.adapter_folder import write_adapter
-from lrft.build.job import Job, last_loss
+from lrft.build.job import Job
 from lrft.build.measure import matrix_shares
 from lrft.core.notes import say
 from lrft.core.params import count
@@ -21,13 +21,15 @@ from lrft.registry.json import Json
 from lrft.training import folder as run_folder
 from lrft.training.adapter_folders import THEN
 from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
-from lrft.training.metrics import peak_memory
+from lrft.training.metrics import last_loss, peak_memory
 from lrft.training.scorer import Scorer
+from lrft.training.trained_on import KEY
 
 
 def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
     """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
+    assert job.trained_on is not None, "a training knows what it trains on"
     origin = job.adaptation.origin or (folder.read(RUN).get("adapter") if folder.started else None)
     trainable = count(info.param for info in run.parameters)
     record: dict[str, object] = {
@@ -40,6 +42,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
         "attention": job.adaptation.model.attention,
         "matrices": matrix_shares(job.adaptation, loaded.recipe),
         "trust_remote_code": trust_remote_code,
+        KEY: job.trained_on.record(),
         **job.began,
         **({} if origin is None else {"adapter": origin}),
         **run_folder.environment(),
@@ -61,8 +64,8 @@ def _origins(folder: RunFolder, loaded: LoadedRecipe) -> dict[str, str]:
     before: dict[str, str] | None = folder.read(RUN).get("origins") if folder.started else None
     if before is None:
         return now
-    kept = {key: place for key, place in before.items() if key.split(".")[0] not in FREE_TO_CHANGE}
-    return kept | {key: place for key, place in now.items() if key.split(".")[0] in FREE_TO_CHANGE}
+    kept = {key: place for key, place in before.items() if not is_free(key)}
+    return kept | {key: place for key, place in now.items() if is_free(key)}
 
 
 def write_end(job: Job, seconds: float) -> dict[str, Json]:

@@ -7,7 +7,7 @@ from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.report import NotReported
-from lrft.evaluation.run import evaluate_tasks
+from lrft.evaluation.run import evaluate_tasks, scored_as
 
 
 def score_at_end(job: Job) -> None:
@@ -28,8 +28,10 @@ def score_at_end(job: Job) -> None:
     with EvaluationBar() as show:
         target = subject(recipe, job.text, run.model, show if run.rank == 0 else None, run.team)
         folder = job.folder.path if run.rank == 0 else None
+        sums = {} if job.trained_on is None else job.trained_on.sums()
+        about = scored_as(f"step-{run.step}", recipe.eval.limit, sums)
         try:
-            results = evaluate_tasks(target, recipe.eval.tasks, recipe.eval.limit, folder, "adapter")
+            results = evaluate_tasks(target, recipe.eval.tasks, recipe.eval.limit, folder, "adapter", about)
         except NotReported as error:
             _tell(error)
             raise

@@ -5,23 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lrft.api.claim import check_same_start, claim
+from lrft.api.claim import claim
+from lrft.api.go_on import go_on
 from lrft.api.memory import memory_advice
 from lrft.api.open_run import trusts_remote_code
 from lrft.api.recorded import finished, to_train
 from lrft.api.resumable import checkpoint_to_resume
 from lrft.api.room import check_disk
 from lrft.api.run_record import write_end, write_start
+from lrft.api.same_start import check_same_start, check_same_text
 from lrft.api.scores import score_at_end
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
+from lrft.build.identify import identify
 from lrft.build.job import Job, assemble, subject
 from lrft.build.recomputing import settle
 from lrft.build.scoring import probe_tasks
@@ -31,14 +35,12 @@ from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.subject import silent
-from lrft.model.trained import load_trained_tensors
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
-from lrft.training import checkpoint, schedule
 from lrft.training.device import make_accelerator
 from lrft.training.folder import RUN, RunFolder
 from lrft.training.loop import train_steps
@@ -117,22 +119,19 @@ def _train_in(
     began = time.perf_counter()
     text = _rows(folder, recipe, accelerator, trust_remote_code)
     saved = checkpoint_to_resume(folder, recipe)
+    trained_on = identify(recipe, text)
+    if folder.started:
+        check_same_text(folder, saved, trained_on)
     tensors = None if saved is None else saved.tensors()
+    planned = None if saved is None else plan_of(saved, folder)
     with memory_advice(recipe):
-        with EvaluationBar() as show:
-            adaptation = adapt(
-                recipe,
-                device=accelerator.device,
-                trust_remote_code=trust_remote_code,
-                text=text,
-                saved=tensors,
-                planned=None if saved is None else plan_of(saved, folder),
-                progress=show if lead else silent,
-            )
+        adaptation = _adapted(recipe, text, tensors, planned, accelerator, trust_remote_code)
         _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
-        job = assemble(recipe, folder, text, adaptation, accelerator, recipe_hash(recipe), trust_remote_code)
+        trained_on = replace(trained_on, base=adaptation.model.weight_sums)
+        known = recipe_hash(recipe), trust_remote_code, trained_on
+        job = assemble(recipe, folder, text, adaptation, accelerator, *known)
         if folder.started:
-            check_same_start(job)
+            check_same_start(job, saved)
         probe_tasks(recipe, subject(recipe, text, adaptation.model, team=adaptation.team))
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
@@ -140,7 +139,7 @@ def _train_in(
             check_disk(job)
             write_start(job, loaded, trust_remote_code)
         if saved is not None and tensors is not None:
-            _resume(job, saved, tensors)
+            go_on(job, saved, tensors)
         _go_through(job)
         seconds = time.perf_counter() - began
         accelerator.wait_for_everyone()
@@ -149,6 +148,28 @@ def _train_in(
         return {}
     found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
     return write_end(job, seconds) | found
+
+
+def _adapted(
+    recipe: Recipe,
+    text: Text,
+    tensors: dict[str, Tensor] | None,
+    planned: dict[str, Any] | None,
+    accelerator: Accelerator,
+    trust_remote_code: bool,
+) -> Adaptation:
+    """The base with its adapter, every value of the base known; as planned where `tensors` of a checkpoint are."""
+    with EvaluationBar() as show:
+        return adapt(
+            recipe,
+            device=accelerator.device,
+            trust_remote_code=trust_remote_code,
+            text=text,
+            saved=tensors,
+            planned=planned,
+            sums=True,
+            progress=show if accelerator.is_main_process else silent,
+        )
 
 
 def _go_through(job: Job) -> None:
@@ -219,21 +240,3 @@ def _today(recipe: Recipe, accelerator: Accelerator) -> str:
     if accelerator.num_processes > 1:
         broadcast_object_list(day)
     return day[0]
-
-
-def _resume(job: Job, saved: OpenCheckpoint, tensors: dict[str, Tensor]) -> None:
-    checkpoint.check_identity(saved, job.identity)
-    load_trained_tensors(job.adaptation.model, tensors)
-    checkpoint.restore(job.run, saved)
-    saved.close()
-    if job.folder.day is None:
-        say(
-            "this run began with an earlier version, which encoded some rows and drew dropout otherwise; the steps "
-            "from here on are not those that it would have taken"
-        )
-    say(f"resuming after step {job.run.step} of {job.run.total_steps}")
-    if job.run.earlier_ends:
-        job.run.schedule.refresh()
-        say(
-            schedule.tell(job.run.schedule.rate, job.run.recipe, [*job.run.earlier_ends, job.run.total_steps])
-        )

@@ -71,6 +71,7 @@ def adapt(
     saved: dict[str, Tensor] | None = None,
     planned: dict[str, dict[str, Json]] | None = None,
     trains: bool = True,
+    sums: bool = False,
     progress: Progress = silent,
 ) -> Adaptation:
     """Load the base model and put the recipe's adapter on it.
@@ -80,6 +81,7 @@ def adapt(
         saved: tensors of a checkpoint: its starts are used as they are, and nothing is calibrated again.
         planned: plan.json of the run that `saved` belongs to.
         trains: it will be trained; else it is scored or merged, and no rows are packed.
+        sums: know every value of the base (`load_model`).
 
     Raises:
         RecipeError: the model cannot be loaded, or a pattern matches nothing.
@@ -93,6 +95,7 @@ def adapt(
         saved=saved,
         planned=planned,
         trains=trains,
+        sums=sums,
         progress=progress,
     )
     if not gains_by_streaming(recipe, torch.device(device), saved is not None):
@@ -116,14 +119,16 @@ def _adapt(
     saved: dict[str, Tensor] | None,
     planned: dict[str, dict[str, Json]] | None,
     trains: bool,
+    sums: bool,
     progress: Progress,
     streamed: bool,
 ) -> Adaptation:
     """`adapt`, with the weights read one by one where they are `streamed`, and then asked as they are stored."""
     if streamed:
-        model = open_model(recipe.model, trusted)
+        model = open_model(recipe.model, trusted, sums)
     else:
-        model = load_model(recipe.model, device=device, trust_remote_code=trusted, seed=recipe.train.seed)
+        seed = recipe.train.seed
+        model = load_model(recipe.model, device=device, trust_remote_code=trusted, seed=seed, sums=sums)
     if recipe.model.tokenizer is not None and text is not None:
         text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
     asked = recipe = recipe if trains else with_packing(recipe, False)

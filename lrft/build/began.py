@@ -8,6 +8,9 @@ from lrft.core.run import Run
 from lrft.data.pack import ORDER
 from lrft.recipe.resolved import decisive_hash
 from lrft.registry.json import Json
+from lrft.training.checkpoint import Identity
+from lrft.training.trained_on import TrainedOn
+from lrft.training.versions import versions_of_numbers
 
 
 def how_it_began(
@@ -33,10 +36,22 @@ def how_it_began(
     }
 
 
-def relied_on(run: Run, adaptation: Adaptation, began: dict[str, Json]) -> dict[str, Json]:
-    """What the manifest of each checkpoint keeps of the run."""
+def known_as(
+    recipe_hash: str,
+    run: Run,
+    adaptation: Adaptation,
+    began: dict[str, Json],
+    trained_on: TrainedOn | None,
+) -> Identity:
+    """What the manifest of each checkpoint keeps of the run.
+
+    Args:
+        trained_on: what rows and base are; None where nothing is written.
+    """
     plan: dict[str, Json] = {name: entry.record() for name, entry in adaptation.plan.items()}
-    return {"plan": plan, "run": began, "decisive": decisive_hash(run.recipe)}
+    relied: dict[str, Json] = {"plan": plan, "run": began, "decisive": decisive_hash(run.recipe)}
+    sums = {} if trained_on is None else trained_on.sums()
+    return Identity(recipe_hash, adaptation.model.fingerprint, relied, sums, versions_of_numbers(run.device))
 
 
 def _extended(run: Run) -> dict[str, Json]:

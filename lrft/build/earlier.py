@@ -25,11 +25,12 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, OBJECTIVES
 from lrft.registry.config import AdapterConfig
 from lrft.registry.errors import CheckpointError, RecipeError, UsageError
-from lrft.registry.json import Json
+from lrft.registry.json import Json, to_section
 from lrft.training.chosen import open_chosen
 from lrft.training.folder import RUN, RunFolder, find
 from lrft.training.opened import ADAPTER, OpenCheckpoint
 from lrft.training.relied import check_relied, own_recipe, plan_of
+from lrft.training.trained_on import KEY as TRAINED_ON
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Earlier:
         given: site -> the adapter that was trained there.
         record: where it is from, with the sha256 of its tensors.
         base: fingerprint of the base that it was trained on, of a run in the same precision; else None.
+        values: sum of all values of that base, where the run kept it.
         stretched: the scaling of the positions that it was trained with, of a run.
         said: the hub id that its file says of its base, where it says one.
     """
@@ -49,6 +51,7 @@ class Earlier:
     base: str | None = None
     stretched: RopeScaling | None = None
     said: str | None = None
+    values: str | None = None
 
 
 def read_earlier(recipe: Recipe, sites: Mapping[str, Site]) -> Earlier:
@@ -82,6 +85,13 @@ def begin_with(recipe: Recipe, model: CausalLM, plan: Plan) -> tuple[dict[str, J
         raise RecipeError(
             f"{recipe.model.adapter} was trained on another base model (fingerprint {earlier.base[:12]}, this one has "
             f"{model.fingerprint[:12]}); give the model.name and revision of that run",
+            KEY,
+        )
+    values = model.weight_sums
+    if earlier.values is not None and values is not None and earlier.values != values.whole:
+        raise RecipeError(
+            f"{recipe.model.adapter} was trained on another base model (sha256 of its weights {earlier.values[:12]}, "
+            f"of these {values.whole[:12]}); put the weights of model.name back, or give the model.name of that run",
             KEY,
         )
     taken = take_over(model, earlier.given)
@@ -152,8 +162,10 @@ def _of_run(folder: Path, recipe: Recipe) -> Earlier:
         "sha256": saved.manifest["files"][ADAPTER]["sha256"],
     }
     same_precision = own.model.dtype == recipe.model.dtype
-    base = run.read(RUN)["base_fingerprint"] if same_precision else None
-    return Earlier(given, record, base, own.model.rope_scaling)
+    began = run.read(RUN) if same_precision else {}
+    values = to_section(to_section(began.get(TRAINED_ON)).get("base")).get("sha256")
+    base = began.get("base_fingerprint")
+    return Earlier(given, record, base, own.model.rope_scaling, None, None if values is None else str(values))
 
 
 def _opened(run: RunFolder) -> tuple[Recipe, OpenCheckpoint, dict[str, Tensor], dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lrft.build.adapt import Adaptation
 from lrft.build.adapter_folder import write_adapter
-from lrft.build.began import how_it_began, relied_on
+from lrft.build.began import how_it_began, known_as
 from lrft.build.compiling import worth_compiling
 from lrft.build.scoring import make_scorer
 from lrft.build.steps import in_step, train_data
@@ -27,8 +27,6 @@ from lrft.core.stages import ranks_of
 from lrft.core.team import ALONE, Team
 from lrft.data.steps import StepBatches
 from lrft.evaluation.subject import Progress, Subject
-from lrft.files.json import parse_object
-from lrft.files.read import read_lines
 from lrft.files.unchanging import Unchanging
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
@@ -38,7 +36,7 @@ from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ALLOCATORS, ANALYSES, OBJECTIVES, OPTIMIZERS, RESTARTS, SELECTORS
-from lrft.registry.errors import DamagedFile, MissingFile, RecipeError
+from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 from lrft.training import schedule, updates
 from lrft.training.adapter_folders import AdapterFolders
@@ -46,7 +44,8 @@ from lrft.training.checkpoint import Identity
 from lrft.training.folder import METRICS, RunFolder
 from lrft.training.gradient_check import GradientCheck
 from lrft.training.keepers import LossScale, Saver, StopAtLoss, StopOnSignal
-from lrft.training.metrics import Bar, MetricsFile
+from lrft.training.metrics import Bar, MetricsFile, last_loss
+from lrft.training.trained_on import TrainedOn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,6 +60,7 @@ class Job:
     Attributes:
         steps: makes the steps that are left; to be closed when no more are taken.
         began: what run.json and each checkpoint say of how the run began.
+        trained_on: what rows and base are; None where nothing is written.
     """
 
     run: Run
@@ -71,6 +71,7 @@ class Job:
     identity: Identity
     folder: RunFolder
     began: dict[str, Json]
+    trained_on: TrainedOn | None = None
 
 
 def assemble(
@@ -81,8 +82,12 @@ def assemble(
     accelerator: Accelerator,
     recipe_hash: str,
     trust_remote_code: bool = False,
+    trained_on: TrainedOn | None = None,
 ) -> Job:
     """Optimizer, schedule, callbacks and data order around an adapted model. Nothing is trained yet.
+
+    Args:
+        trained_on: for what is written; None where nothing will be.
 
     Raises:
         RecipeError: the optimizer cannot take these parameters, or the run is too short for a setting.
@@ -115,7 +120,7 @@ def assemble(
         earlier_ends=tuple(ends[:-1]),
     )
     began = how_it_began(run, text, adaptation, model.fingerprint, folder.processes)
-    identity = Identity(recipe_hash, model.fingerprint, relied_on(run, adaptation, began))
+    identity = known_as(recipe_hash, run, adaptation, began, trained_on)
     reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
     run.weights = ModelWeights(model, reload)
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
@@ -127,7 +132,7 @@ def assemble(
         one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
         return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
-    return Job(run, steps, objective, text, adaptation, identity, folder, began)
+    return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
 
 
 def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
@@ -232,16 +237,3 @@ def _write_adapter(
         "loss": run.metrics.get("loss", last_loss(lines)),
     }
     write_adapter(folder, run.model, run.recipe, text, card, checkpoint, beside)
-
-
-def last_loss(lines: Path) -> float | None:
-    """The training loss of the last line of metrics.jsonl; None where that says none."""
-    try:
-        written = read_lines(lines)
-    except MissingFile:
-        return None
-    try:
-        loss = parse_object(written[-1].encode(), lines)["loss"] if written else None
-    except (DamagedFile, KeyError):
-        return None
-    return loss if isinstance(loss, float | int) else None

@@ -38,6 +38,7 @@ class Rows:
         places: where each row is, of rows that are parts of others.
         sources: names of the sources that the rows are of; empty where they are of one.
         source_of: place in `sources` of each row's.
+        parts: origin and fingerprint of each file or set that they were joined from; empty where it is one.
     """
 
     rows: Indexed[Row]
@@ -48,6 +49,12 @@ class Rows:
     places: Indexed[str] | None = None
     sources: tuple[str, ...] = ()
     source_of: Indexed[int] | None = None
+    parts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def sums(self) -> dict[str, str]:
+        """Fingerprint of every file or set that the rows are of, by its origin."""
+        return dict(self.parts or ((self.origin, self.fingerprint),))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -112,7 +119,11 @@ def joined(parts: Sequence[Rows], origin: str, sources: Sequence[str] = ()) -> R
         source_of = array("I", chain.from_iterable([k] * len(part) for k, part in enumerate(parts)))
     digest = hashlib.sha256("\n".join(part.fingerprint for part in parts).encode()).hexdigest()
     places = Chained([_Places(part) for part in parts])
-    return Rows(Chained(parts), origin, digest, places=places, sources=tuple(sources), source_of=source_of)
+    files = tuple(chain.from_iterable(part.parts or ((part.origin, part.fingerprint),) for part in parts))
+    names = tuple(sources)
+    return Rows(
+        Chained(parts), origin, digest, places=places, sources=names, source_of=source_of, parts=files
+    )
 
 
 def each(items: Indexed[T]) -> Iterator[T]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from lrft.core.plain import plain as plain
+from lrft.evaluation.replaced import tell_replaced
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.files.failure import WriteError
 from lrft.files.json import with_sum
@@ -47,7 +48,7 @@ def write_report(
     error of one row, are null.
 
     Args:
-        subject: facts about what was scored, kept as they are.
+        subject: facts about what was scored, kept as they are; it is told where a report is replaced that had others.
 
     Returns:
         The path of the JSON file.
@@ -78,9 +79,10 @@ def _write(target: Path, name: str, results: Mapping[str, TaskResult], subject: 
         }
         for task, result in results.items()
     }
-    record = {"format": FORMAT, "name": name, "subject": dict(subject), "tasks": tasks}
-    said = {**to_section(plain(record)), **({SAMPLES_SUM: sum_of_lines(lines)} if lines else {})}
+    record = plain({"format": FORMAT, "name": name, "subject": dict(subject), "tasks": tasks})
+    said = {**to_section(record), **({SAMPLES_SUM: sum_of_lines(lines)} if lines else {})}
     path = target / f"{name}.json"
+    tell_replaced(path, to_section(record))
     write_file(path, json.dumps(with_sum(said), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lrft.core.adapted import adapted
@@ -11,10 +11,16 @@ from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.registry.axes import TASKS
 from lrft.registry.config import MethodConfig
+from lrft.registry.json import Json
 
 
 def evaluate_tasks(
-    subject: Subject, tasks: Sequence[MethodConfig], limit: int | None, folder: Path | None, label: str
+    subject: Subject,
+    tasks: Sequence[MethodConfig],
+    limit: int | None,
+    folder: Path | None,
+    label: str,
+    about: Mapping[str, Json] | None = None,
 ) -> dict[str, TaskResult]:
     """Score the subject on every task and write `eval/LABEL.json` in `folder`.
 
@@ -25,6 +31,7 @@ def evaluate_tasks(
         limit: score only the first so many rows of each task.
         folder: the run folder; None writes nothing.
         label: `adapter` or `baseline`, the name of the files.
+        about: what the report says of the subject beside what `describe` finds (`scored_as`).
 
     Raises:
         DataError, RecipeError: a task has no rows, or one that cannot be scored.
@@ -35,8 +42,19 @@ def evaluate_tasks(
         task = TASKS.get(config.method)(config)
         results[_free_name(config.method, results)] = task.run(subject, limit)
     if folder is not None:
-        write_report(folder, label, results, describe(subject))
+        write_report(folder, label, results, {**describe(subject), **(about or {})})
     return results
+
+
+def scored_as(checkpoint: str | None, limit: int | None, sums: Mapping[str, str]) -> dict[str, Json]:
+    """For a report: which checkpoint, on how many rows of a task at most, and with which base, tokenizer and template.
+
+    Args:
+        checkpoint: None for the base alone.
+        sums: of what it was trained on, by part.
+    """
+    used = {part: sums[part] for part in ("base", "config", "tokenizer", "template") if part in sums}
+    return {"checkpoint": checkpoint, "limit": limit, "scored_with": used}
 
 
 def describe(subject: Subject) -> dict[str, object]:

@@ -70,7 +70,8 @@ def attach(
             continue
         _freeze(model, name, builder, plan.get(name))
     if model.unread is not None:
-        model.fingerprint, model.unread = model.unread.finish(), None
+        model.fingerprint, model.weight_sums = model.unread.finish(), model.unread.sums
+        model.unread = None
     model.to(builder.device)
     if builder.adapter is not None:
         model.give_virtual_tokens(builder.adapter.virtual_tokens(builder.config))

@@ -23,6 +23,7 @@ from lrft.ops.loss import Head
 if TYPE_CHECKING:
     from lrft.model.packed import Packed, Packing
     from lrft.model.stored import Unread
+    from lrft.model.weight_sums import WeightSums
 
 
 SCORE = "score"  # what transformers calls the head of a sequence classifier
@@ -52,7 +53,8 @@ class CausalLM(nn.Module):
         hf: the transformers model.
         transposed: paths of layers whose weight transformers stores as (in, out) (GPT-2's Conv1D).
         direct: paths of linear layers that nothing can stand in for (`lrft.model.direct`).
-        fingerprint: identity of the dense base weights.
+        fingerprint: identity of the dense base weights, by some values of each.
+        weight_sums: the same by all values, where that was asked for.
         packing: how the checkpoint stores its layers in few bits, or None.
         packed: those layers by path, which are taken over as they are (`lrft.model.packed`).
         unread: the linear layers whose weights are still in their files, or None.
@@ -71,6 +73,7 @@ class CausalLM(nn.Module):
         self.transposed: set[str] = set()
         self.direct: frozenset[str] = frozenset()
         self.fingerprint = ""
+        self.weight_sums: WeightSums | None = None
         self.packing: Packing | None = None
         self.packed: dict[str, Packed] = {}
         self.unread: Unread | None = None

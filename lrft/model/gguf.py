@@ -11,7 +11,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -77,6 +77,13 @@ def converted(path: Path, dtype: str = "float32") -> Path:
 
 
 def _digest(path: Path) -> str:
+    at = path.stat()
+    return _digest_of(path, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino)
+
+
+@lru_cache
+def _digest_of(path: Path, *standing: int) -> str:
+    """Read once a process, while the file stands as it did."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -13,9 +13,11 @@ from lrft.model.backend import first_backend
 from lrft.model.causal_lm import CausalLM
 from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
 from lrft.model.direct import find_direct
+from lrft.model.drawn import draw
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
+from lrft.model.known_sums import Summing
 from lrft.model.new_tokens import extend, prove_rows
 from lrft.model.packed import Packed, packed_layers, take_packing
 from lrft.model.rope import stretch
@@ -35,6 +37,7 @@ def load_model(
     trust_remote_code: bool = False,
     meta: bool = False,
     seed: int | None = None,
+    sums: bool = False,
 ) -> CausalLM:
     """The dense base model, frozen, in `model.dtype`, attention backend chosen.
 
@@ -43,6 +46,7 @@ def load_model(
         device: where it will run; decides the default attention backend. Weights are loaded on the CPU.
         meta: build the architecture without weights.
         seed: of the run, `train.seed`, which random weights are drawn from.
+        sums: know every value, for `weight_sums` of the model; what its unchanged files gave before is not hashed.
 
     Raises:
         RecipeError: the model cannot be loaded, or computes its logits in a way lrft does not know.
@@ -53,6 +57,7 @@ def load_model(
     attention.register()
     config = load_config(section, trust_remote_code)
     packing, packed = take_packing(config), dict[str, Packed]()
+    summing = Summing(section) if sums else None
     try:
         if packing is None or meta or section.weights == "random":
             hf = _build(section, config, trust_remote_code, meta, seed)
@@ -69,6 +74,7 @@ def load_model(
     model.direct = _direct(hf)
     if not meta:
         model.fingerprint = fingerprint(hf)
+        model.weight_sums = None if summing is None else summing.of(hf)
     if (new := read_new_tokens(section, trust_remote_code)) is not None:
         extend(model, new, section.resize)
     if not meta:
@@ -77,10 +83,11 @@ def load_model(
     return model
 
 
-def open_model(section: ModelSection, trust_remote_code: bool = False) -> CausalLM:
+def open_model(section: ModelSection, trust_remote_code: bool = False, sums: bool = False) -> CausalLM:
     """The base model with the weights of its linear layers left in their files, for `attach` to read one by one.
 
-    Its head has not been tried (`prove`), nor has an attention backend been chosen.
+    Its head has not been tried (`prove`), nor has an attention backend been chosen. `sums` is as of `load_model`; what
+    is hashed is hashed as it is read.
 
     Raises:
         NotStreamed: it cannot be shown that the model is then the one that `load_model` gives, or it is small.
@@ -90,6 +97,7 @@ def open_model(section: ModelSection, trust_remote_code: bool = False) -> Causal
     attention.register()
     config = load_config(section, trust_remote_code)
     packing = take_packing(config)
+    summing = Summing(section) if sums else None
     try:
         skeleton = _build(section, config, trust_remote_code, meta=True, seed=None)
         if sum(parameter.numel() for parameter in skeleton.parameters()) <= asked.SMALL:
@@ -106,7 +114,7 @@ def open_model(section: ModelSection, trust_remote_code: bool = False) -> Causal
     except Exception as error:  # whatever a model's own code raises
         raise NotStreamed(asked.first_line(error)) from None
     model = CausalLM(hf)
-    model.direct, model.unread = direct, Unread(hf)
+    model.direct, model.unread = direct, Unread(hf, summing)
     model.packing, model.packed = packing, packed_layers(hf)
     if (new := read_new_tokens(section, trust_remote_code)) is not None:
         extend(model, new, section.resize)  # proved when the layers have weights
@@ -180,7 +188,7 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
         return _untied_as_stored(hf)
     make: Callable[..., HF] = partial(AutoModelForCausalLM.from_config, config, **settings)
     if not meta:
-        return _draw(make, dtype, seed)
+        return draw(make, dtype, seed)
     with torch.device("meta"):
         hf = make(dtype=dtype)
     return hf
@@ -215,20 +223,6 @@ def _untied_as_stored(hf: HF) -> HF:
     head = hf.get_output_embeddings()
     if head is not None and head.weight is not hf.get_input_embeddings().weight:
         hf.config.get_text_config().tie_word_embeddings = False
-    return hf
-
-
-def _draw(make: Callable[..., HF], dtype: torch.dtype, seed: int | None) -> HF:
-    """The architecture's own random start: drawn on the CPU in float32, rounded to `dtype` once."""
-    assert seed is not None, "random weights need the seed of the run"
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        hf = make(dtype=torch.float32)
-    for (
-        parameter
-    ) in hf.parameters():  # buffers, such as rotary frequencies, stay float32 as loading leaves them
-        parameter.data = parameter.data.to(dtype)
-    hf.config.dtype = dtype
     return hf
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lrft.model.hf import HF
+from lrft.model.known_sums import Summing
 from lrft.model.sites import linear_shape
+from lrft.model.weight_sums import WeightSums, stored_tensors
 
 SAMPLES = 1024  # values of a parameter that its fingerprint looks at
 
@@ -48,17 +50,25 @@ class Stored:
 
 
 class Unread:
-    """The layers of a model whose weights have not been read, and its fingerprint, which grows as they are.
+    """The layers of a model whose weights have not been read, and its identity, which grows as they are.
 
     Args:
         hf: as `load_promised` gave it.
+        summing: hears of every tensor that is read; None where nobody asks for the sums.
+
+    Attributes:
+        sums: of all values, once it is finished.
     """
 
-    def __init__(self, hf: HF) -> None:
-        self.hf = hf
+    def __init__(self, hf: HF, summing: Summing | None = None) -> None:
+        self.hf, self.summing = hf, summing
+        self.sums: WeightSums | None = None
         self.names = [name for name, parameter in hf.named_parameters() if stored_at(parameter) is not None]
         kept = set(self.names)
         self.samples = {n: _sample(n, p) for n, p in hf.named_parameters() if n not in kept}
+        for name, tensor in stored_tensors(hf):
+            if name not in kept:
+                self._add(name, tensor)
 
     def weight(self, name: str) -> Tensor:
         """The weight of the layer called `name` as its parameter will hold it, read and not kept."""
@@ -72,13 +82,19 @@ class Unread:
         if path in self.names and path not in self.samples:
             read_parameter(self.hf, path)
             self.samples[path] = _sample(path, self.hf.get_parameter(path))
+            self._add(path, self.hf.get_parameter(path))
 
     def finish(self) -> str:
         """Read what is left, such as layers that train, and give the fingerprint."""
         for path in self.names:
             if path not in self.samples:
                 self.read(path.removesuffix(".weight"))
+        self.sums = None if self.summing is None else self.summing.finish()
         return _digest(self.samples)
+
+    def _add(self, name: str, tensor: Tensor) -> None:
+        if self.summing is not None:
+            self.summing.add(name, tensor)
 
 
 def read_tensor(file: str, key: str) -> Tensor:

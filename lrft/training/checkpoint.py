@@ -23,6 +23,7 @@ from lrft.registry.json import Json
 from lrft.training.checkpoint_folder import fault, write_folder
 from lrft.training.flatten import flatten, unflatten
 from lrft.training.opened import ADAPTER, FORMAT, OPTIMIZER, STATE, OpenCheckpoint
+from lrft.training.trained_on import KEY
 
 PARTS: tuple[Literal["optimizer", "callbacks"], ...] = ("optimizer", "callbacks")  # that hold tensors
 
@@ -33,11 +34,21 @@ class Identity:
 
     Attributes:
         relied: what it relies on beside its own files, which its manifest keeps too (`lrft.files.records.Manifest`).
+        trained_on: a sum of each part of what it was trained on (`TrainedOn.sums`).
+        versions: under which it is made.
     """
 
     recipe: str
     base: str
     relied: Mapping[str, Json] = field(default_factory=dict)
+    trained_on: Mapping[str, Json] = field(default_factory=dict)
+    versions: Mapping[str, Json] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Json]:
+        """What the manifest says of it."""
+        known: dict[str, Json] = {KEY: self.trained_on} if self.trained_on else {}
+        known |= {"versions": self.versions} if self.versions else {}
+        return {"recipe": self.recipe, "base": self.base, **self.relied, **known}
 
 
 def save_checkpoint(
@@ -82,13 +93,7 @@ def save_checkpoint(
         ),
         STATE: json.dumps(state, indent=1, sort_keys=True).encode(),
     }
-    about: dict[str, Json] = {
-        "format": FORMAT,
-        "step": run.step,
-        "recipe": identity.recipe,
-        "base": identity.base,
-    }
-    write_folder(final, files, {**about, **identity.relied})
+    write_folder(final, files, {"format": FORMAT, "step": run.step, **identity.record()})
     return final
 
 

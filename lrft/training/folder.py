@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 from lrft import __version__
@@ -25,11 +23,11 @@ from lrft.training import run_manifest
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.records import Environment
 from lrft.training.run_manifest import KnownFiles, text_of
+from lrft.training.versions import cpu_name, package_versions
 
 ROOT = Path("runs")
 RECIPE, RUN, PLAN, RESULT = run_manifest.RECIPE, run_manifest.RUN, run_manifest.PLAN, run_manifest.RESULT
 METRICS = "metrics.jsonl"
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "safetensors", "pydantic")
 
 
 class RunFolder(KnownFiles):
@@ -182,38 +180,17 @@ def environment() -> Environment:
 
     hardware: dict[str, str | int | None] = {
         "machine": platform.machine(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     return {
-        "versions": {"python": platform.python_version(), "lrft": __version__, **_versions()},
+        "versions": {"python": platform.python_version(), "lrft": __version__, **package_versions()},
         "hardware": hardware,
         "git": _git_commit(),
         "command": Path(sys.argv[0]).name,
     }
-
-
-@cache
-def _versions() -> dict[str, str | None]:
-    """Package -> its version, None where it is not installed; each is looked for in every folder of imports."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _cpu() -> str | None:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _git_commit() -> str | None:

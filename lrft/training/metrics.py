@@ -19,10 +19,11 @@ from torch.optim.optimizer import StateDict
 from lrft.core.callback import Callback
 from lrft.core.notes import is_terminal, say, silent
 from lrft.core.run import Run
+from lrft.files.json import parse_object
 from lrft.files.read import LINES as MOST
-from lrft.files.read import read_bytes
+from lrft.files.read import read_bytes, read_lines
 from lrft.files.write import append, write_file
-from lrft.registry.errors import MissingFile
+from lrft.registry.errors import DamagedFile, MissingFile
 
 LINES = 100  # a run, where it is not said how many
 CLOCK = ("seconds", "tokens_per_second", "memory_bytes")  # what differs from run to run
@@ -214,3 +215,16 @@ def _step(line: str) -> int | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if type(step) is int and step >= 0 else None
+
+
+def last_loss(lines: Path) -> float | None:
+    """The training loss of the last line of metrics.jsonl; None where that says none."""
+    try:
+        written = read_lines(lines)
+    except MissingFile:
+        return None
+    try:
+        loss = parse_object(written[-1].encode(), lines)["loss"] if written else None
+    except (DamagedFile, KeyError):
+        return None
+    return loss if isinstance(loss, float | int) else None
