@@ -93,10 +93,10 @@ def _open_checkpoint(folder: RunFolder, recipe: Recipe) -> OpenCheckpoint:
 def _with_adapter(
     folder: RunFolder, recipe: Recipe, saved: OpenCheckpoint, text: Text | None
 ) -> tuple[Adaptation, TrainedOn]:
-    now = identify(recipe, text)
-    check_same_use(folder, saved, now)
-    device = make_accelerator(recipe.train.device, recipe.model.dtype).device
     with EvaluationBar() as show, saved:
+        now = identify(recipe, text)
+        check_same_use(folder, saved, now)
+        device = make_accelerator(recipe.train.device, recipe.model.dtype).device
         tensors = saved.tensors()
         adaptation = adapt(
             recipe,

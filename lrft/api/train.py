@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -119,20 +119,8 @@ def _train_in(
     began = time.perf_counter()
     text = _rows(folder, recipe, accelerator, trust_remote_code)
     saved = checkpoint_to_resume(folder, recipe)
-    trained_on = identify(recipe, text)
-    if folder.started:
-        check_same_text(folder, saved, trained_on)
-    tensors = None if saved is None else saved.tensors()
-    planned = None if saved is None else plan_of(saved, folder)
-    with memory_advice(recipe):
-        adaptation = _adapted(recipe, text, tensors, planned, accelerator, trust_remote_code)
-        _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
-        trained_on = replace(trained_on, base=adaptation.model.weight_sums)
-        known = recipe_hash(recipe), trust_remote_code, trained_on
-        job = assemble(recipe, folder, text, adaptation, accelerator, *known)
-        if folder.started:
-            check_same_start(job, saved)
-        probe_tasks(recipe, subject(recipe, text, adaptation.model, team=adaptation.team))
+    with memory_advice(recipe), nullcontext() if saved is None else saved:
+        job, tensors = _made(folder, recipe, text, saved, accelerator, trust_remote_code)
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
         if lead:
@@ -148,6 +136,30 @@ def _train_in(
         return {}
     found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
     return write_end(job, seconds) | found
+
+
+def _made(
+    folder: RunFolder,
+    recipe: Recipe,
+    text: Text,
+    saved: OpenCheckpoint | None,
+    accelerator: Accelerator,
+    trust_remote_code: bool,
+) -> tuple[Job, dict[str, Tensor] | None]:
+    """The job, on what the run began on, and the tensors of the checkpoint that it goes on from."""
+    trained_on = identify(recipe, text)
+    if folder.started:
+        check_same_text(folder, saved, trained_on)
+    tensors = None if saved is None else saved.tensors()
+    planned = None if saved is None else plan_of(saved, folder)
+    adaptation = _adapted(recipe, text, tensors, planned, accelerator, trust_remote_code)
+    _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
+    known = recipe_hash(recipe), trust_remote_code, replace(trained_on, base=adaptation.model.weight_sums)
+    job = assemble(recipe, folder, text, adaptation, accelerator, *known)
+    if folder.started:
+        check_same_start(job, saved)
+    probe_tasks(recipe, subject(recipe, text, adaptation.model, team=adaptation.team))
+    return job, tensors
 
 
 def _adapted(

@@ -94,8 +94,7 @@ def assemble(
     """
     model, settings = adaptation.model, recipe.train
     if recipe.optimizer.per_layer and accelerator.num_processes > 1:
-        message = "gradients that are freed at once cannot be summed over processes"
-        raise RecipeError(message, "optimizer.per_layer")
+        raise RecipeError("gradients freed at once cannot be summed over processes", "optimizer.per_layer")
     processes, rank = accelerator.num_processes, accelerator.process_index
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
