@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lrft.api.open_run import bare_base, check_base, open_run
 from lrft.build.job import subject
+from lrft.core import stop
 from lrft.evaluation.harness import harness_results
 from lrft.evaluation.report import write_report
-from lrft.evaluation.run import describe, evaluate_tasks
-from lrft.evaluation.subject import Progress
+from lrft.evaluation.run import describe, evaluate_tasks, metrics_of
+from lrft.evaluation.subject import EvaluationStopped, Progress
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.recipe.head_clashes import why_not_scored
 from lrft.recipe.schema import Recipe
@@ -20,6 +22,9 @@ from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import UsageError
 from lrft.training.chosen import find_checkpoint
 from lrft.training.folder import RunFolder
+
+AGAIN = "the same command scores all of it"
+NO_SCORE = f"nothing was scored yet; {AGAIN}"
 
 
 def evaluate(
@@ -49,8 +54,20 @@ def evaluate(
 
     Raises:
         UsageError: the recipe names no task and no held-out rows; there is no such checkpoint, or no base to score.
+        Interrupted: somebody asked to stop; its record holds the scores of the tasks that were finished.
     """
-    folder = find_checkpoint(run, checkpoint)
+    with stop.listening(NO_SCORE):
+        return _evaluate(find_checkpoint(run, checkpoint), tasks, limit, baseline, progress, harness)
+
+
+def _evaluate(
+    folder: RunFolder,
+    tasks: Sequence[str],
+    limit: int | None,
+    baseline: bool,
+    progress: Progress | None,
+    harness: Sequence[str],
+) -> dict[str, dict[str, TaskResult]]:
     recipe, text, adaptation = open_run(folder, scores=True)
     if baseline:
         check_base(recipe, adaptation.model, "--baseline")
@@ -67,19 +84,41 @@ def evaluate(
     limit = limit or recipe.eval.limit
     name = "adapter" if folder.chosen is None else f"adapter-{folder.chosen.name}"
 
+    results: dict[str, dict[str, TaskResult]] = {}
+
     def score(label: str) -> dict[str, TaskResult]:
         if not harness:
             return evaluate_tasks(target, chosen, limit, written, label)
         found = harness_results(target, harness, limit)
         if written is not None:
-            write_report(written, f"harness-{label}", found, describe(target))
+            with stop.held():
+                write_report(written, f"harness-{label}", found, describe(target))
         return found
 
-    results = {"adapter": score(name)}
-    if baseline:
-        with bare_base(recipe, folder, adaptation.model):
-            results["baseline"] = score("baseline")
+    with _scored_so_far(results):
+        results["adapter"] = score(name)
+        if baseline:
+            with bare_base(recipe, folder, adaptation.model):
+                results["baseline"] = score("baseline")
     return results
+
+
+@contextmanager
+def _scored_so_far(results: dict[str, dict[str, TaskResult]]) -> Iterator[None]:
+    """Whoever stops within it is told which tasks have scores, and given them.
+
+    Raises:
+        Interrupted: in the place of a stop; its record is label -> task -> metrics.
+    """
+    try:
+        yield
+    except (EvaluationStopped, stop.Stopped) as stopped:
+        part = stopped if isinstance(stopped, EvaluationStopped) else EvaluationStopped(0, 0)
+        label = "baseline" if "adapter" in results else "adapter"
+        found = {**results, **({label: part.finished} if part.finished else {})}
+        before = "the adapter is scored; of the baseline " if label == "baseline" else ""
+        record = {name: metrics_of(tasks) for name, tasks in found.items()}
+        raise part.telling(f"{before}{part.scored}; {AGAIN}", record or None) from None
 
 
 def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:

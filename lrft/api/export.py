@@ -9,6 +9,7 @@ from lrft.api.export_form import Form, Options, PeftFolder, Source
 from lrft.api.export_gguf import GgufFile, OllamaFolder
 from lrft.api.export_plain import PlainFolder, VllmFolder
 from lrft.api.open_run import open_run
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.data.steps import eval_batches
 from lrft.export.card import exported_card, recipe_to_share
@@ -17,7 +18,7 @@ from lrft.export.fidelity import Comparable, compare
 from lrft.export.push import check_repository, push
 from lrft.export.record import RECORD, Exported, sums
 from lrft.export.targets import GGUF, OLLAMA, PEFT, PLAIN, TARGETS, VLLM
-from lrft.export.write import check_free, whole_folder
+from lrft.export.write import check_free, undone_by_a_stop, whole_folder
 from lrft.model.origin import public_name
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import ToleranceError, UsageError
@@ -66,18 +67,20 @@ def export(
         folder, recipe, text, adaptation.model, target, options, render(text.renderer, chats(recipe, text))
     )
     form = FORMS[target](source)
-    with whole_folder(out) as scratch:
-        record = _about(source) | form.write(scratch)
-        (scratch / RECIPE).write_text(recipe_to_share(recipe))
-    record |= _measure(source, form.read(out))
-    result = folder.read(RESULT) if (folder.path / RESULT).is_file() else {}
-    written = RunFolder(out)
-    written.write("README.md", exported_card(recipe, result, record))
-    record["files"] = sums(out)
-    written.write(RECORD, record)
+    with undone_by_a_stop(out, "exports"):
+        with whole_folder(out) as scratch:
+            record = _about(source) | form.write(scratch)
+            (scratch / RECIPE).write_text(recipe_to_share(recipe))
+        record |= _measure(source, form.read(out))
+        result = folder.read(RESULT) if (folder.path / RESULT).is_file() else {}
+        written = RunFolder(out)
+        written.write("README.md", exported_card(recipe, result, record))
+        record["files"] = sums(out)
+        written.write(RECORD, record)
     _judge(out, record, form.remedy())
     if push_to is not None:
-        record["pushed"] = push(out, push_to, public, f"lrft export --for {target}")
+        with stop.listening(f"{out} is written and not uploaded; `hf upload {push_to} {out}` uploads it"):
+            record["pushed"] = push(out, push_to, public, f"lrft export --for {target}")
     return record
 
 

@@ -19,7 +19,7 @@ from lrft.export.card import merged_card, recipe_to_share
 from lrft.export.feedback import moments
 from lrft.export.fidelity import Fidelity, Nearest, compare
 from lrft.export.merge import Rounding, check_mergeable, merge_into, relative_change, truncate
-from lrft.export.write import check_free, write_merged
+from lrft.export.write import check_free, undone_by_a_stop, write_merged
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES, load_model
 from lrft.model.stopping import stops_as_trained
@@ -65,11 +65,17 @@ def merge(
         truncate(adaptation.model, rank)
     job = _job(folder, recipe, text, adaptation.model, out)
     named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
-    record: Fidelity = {**named, **({} if rank is None else {"rank": rank}), **job.write(), **job.measure()}
-    target = RunFolder(out)
-    target.write("fidelity.json", record)
-    target.write("README.md", merged_card(recipe, record, folder.path.name))
-    target.write(RECIPE, recipe_to_share(recipe))
+    with undone_by_a_stop(out, "merges"):
+        record: Fidelity = {
+            **named,
+            **({} if rank is None else {"rank": rank}),
+            **job.write(),
+            **job.measure(),
+        }
+        target = RunFolder(out)
+        target.write("fidelity.json", record)
+        target.write("README.md", merged_card(recipe, record, folder.path.name))
+        target.write(RECIPE, recipe_to_share(recipe))
     job.judge(record)
     return record
 

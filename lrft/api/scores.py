@@ -6,7 +6,8 @@ from lrft.build.job import Job, subject
 from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
-from lrft.evaluation.run import evaluate_tasks
+from lrft.evaluation.run import evaluate_tasks, metrics_of
+from lrft.evaluation.subject import EvaluationStopped
 
 
 def score_at_end(job: Job) -> None:
@@ -17,6 +18,7 @@ def score_at_end(job: Job) -> None:
 
     Raises:
         DataError: a row cannot be scored.
+        Interrupted: somebody asked to stop; its record holds the scores of the tasks that were finished.
     """
     run, recipe = job.run, job.run.recipe
     if not recipe.eval.at_end:
@@ -26,5 +28,10 @@ def score_at_end(job: Job) -> None:
     with EvaluationBar() as show:
         target = subject(recipe, job.text, run.model, show if run.rank == 0 else None, run.team)
         folder = job.folder.path if run.rank == 0 else None
-        results = evaluate_tasks(target, recipe.eval.tasks, recipe.eval.limit, folder, "adapter")
-    run.summary["scores"] = plain({task: result.metrics for task, result in results.items()})
+        try:
+            results = evaluate_tasks(target, recipe.eval.tasks, recipe.eval.limit, folder, "adapter")
+        except EvaluationStopped as stopped:
+            kept = f"step {run.step} of {run.total_steps} is saved, {stopped.scored}; add --resume to score the rest"
+            found = metrics_of(stopped.finished)
+            raise stopped.telling(kept, {"scores": found} if found else None) from None
+    run.summary["scores"] = plain(metrics_of(results))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from lrft.build.recomputing import settle
 from lrft.build.scoring import probe_tasks
 from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import Text, check_text
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
@@ -46,6 +48,8 @@ from lrft.training.profile import Profile
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+NOT_BEGUN = "nothing was trained yet; the same command begins it"
 
 
 def train(
@@ -75,20 +79,31 @@ def train(
             steps to profile, or steps are to be added to what is no finished run.
         DataError, NumericalError, Interrupted, CheckpointError: see `lrft.registry.errors`.
     """
-    loaded = to_train(recipe, overrides, resume, added)
-    if loaded.run is not None:
-        out = _the_run(loaded.run, out)
-        trust_remote_code = trust_remote_code or trusts_remote_code(RunFolder(loaded.run))
-    loaded = with_format(loaded)
-    settings = loaded.recipe.train
-    with numerics(settings.deterministic, settings.tf32):
-        accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)
-        lead, more = accelerator.is_main_process, added is not None
-        folder = claim(loaded, None if out is None else Path(out), resume, lead, more)
-        try:
-            return _train_in(folder, loaded, accelerator, trust_remote_code, profile)
-        finally:
-            folder.unlock()
+    with stop.listening(NOT_BEGUN):
+        loaded = to_train(recipe, overrides, resume, added)
+        if loaded.run is not None:
+            out = _the_run(loaded.run, out)
+            trust_remote_code = trust_remote_code or trusts_remote_code(RunFolder(loaded.run))
+        loaded = with_format(loaded)
+        settings = loaded.recipe.train
+        with numerics(settings.deterministic, settings.tf32):
+            accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)
+            lead, more = accelerator.is_main_process, added is not None
+            folder = claim(loaded, None if out is None else Path(out), resume, lead, more)
+            try:
+                with stop.listening(partial(_kept, folder)):
+                    return _train_in(folder, loaded, accelerator, trust_remote_code, profile)
+            finally:
+                folder.unlock()
+
+
+def _kept(folder: RunFolder) -> str:
+    """What somebody who stops before the first step, or between the last one and the scores, is told."""
+    if not folder.started:
+        return NOT_BEGUN
+    saved = checkpoint_folder.steps_in(folder.checkpoints)
+    step = f"step {max(map(checkpoint_folder.step_of, saved))} is saved" if saved else "no step was made yet"
+    return f"{step} in {folder.path}; add --resume to go on"
 
 
 def _the_run(run: Path, out: Path | str | None) -> Path:
@@ -131,8 +146,10 @@ def _train_in(
         probe_tasks(recipe, subject(recipe, text, adaptation.model, team=adaptation.team))
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
+        stop.poll()
         if lead:
-            write_start(job, loaded, trust_remote_code)
+            with stop.held():
+                write_start(job, loaded, trust_remote_code)
         if saved is not None and tensors is not None:
             _resume(job, saved, tensors)
         _go_through(job)
@@ -142,14 +159,15 @@ def _train_in(
     if not lead:
         return {}
     found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
-    return write_end(job, seconds) | found
+    with stop.held():
+        return write_end(job, seconds) | found
 
 
 def _go_through(job: Job) -> None:
     """All steps that are left; whatever happens, no thread and no open file stays behind."""
     forget_peak_memory()  # what loading took is over, and says nothing of a step
     try:
-        with closing(job.steps()) as steps:
+        with stop.held(), closing(job.steps()) as steps:  # the loop itself looks after every step
             train_steps(job.run, steps, job.objective)
     finally:
         for callback in job.run.callbacks:

@@ -40,14 +40,19 @@ def eval_command(
     """
     from lrft.api.evaluate import evaluate
     from lrft.evaluation.progress import EvaluationBar
-    from lrft.evaluation.report import table
-    from lrft.registry.errors import UsageError
+    from lrft.evaluation.report import plain_table, table
+    from lrft.registry.errors import Interrupted, UsageError
 
     silence(quiet)
     names = [name.strip() for name in (harness or "").split(",") if name.strip()]
     if harness is not None and not names:
         raise UsageError("--harness: name a task of lm-evaluation-harness, or several with commas between")
-    with EvaluationBar() as show:
-        found = evaluate(run, task or [], limit, baseline, show, checkpoint, names)
+    try:
+        with EvaluationBar() as show:
+            found = evaluate(run, task or [], limit, baseline, show, checkpoint, names)
+    except Interrupted as stopped:
+        if stopped.record is not None:  # what was scored before somebody asked to stop
+            result(stopped.record, as_json, lambda scores: show_table(plain_table(scores)))
+        raise
     scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in found.items()}
     result(scores, as_json, lambda _: show_table(table(found)))

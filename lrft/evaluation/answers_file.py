@@ -23,6 +23,7 @@ class AnswersFile:
 
     Attributes:
         done: lines that were there when it was opened.
+        written: lines that are there now.
 
     Raises:
         UsageError: the name does not end in .jsonl.
@@ -34,6 +35,7 @@ class AnswersFile:
         self.path = path
         self.about: dict[str, Json] = {}
         self.done = 0
+        self.written = 0
         self._file: IO[bytes] | None = None
 
     def open(self, about: Mapping[str, Json]) -> None:
@@ -77,6 +79,7 @@ class AnswersFile:
             self._file.write(text.encode())
             self._file.flush()
             os.fsync(self._file.fileno())
+            self.written += len(answers)
         except OSError as error:
             raise LrftError(
                 f"--out {self.path}: could not be written ({error.strerror}); the same command goes on when it can"
@@ -93,7 +96,7 @@ class AnswersFile:
         if text or (existed and not beside.is_file()):
             self._check_about(beside)
             whole = text[: text.rfind(b"\n") + 1]  # what is after it was cut by a kill
-            self.done = self._count(whole)
+            self.done = self.written = self._count(whole)
             file.truncate(len(whole))
             file.seek(0, os.SEEK_END)
             return

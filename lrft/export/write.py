@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from lrft.core import stop
 from lrft.core.swap import replace_folder
 from lrft.model.causal_lm import CausalLM
-from lrft.registry.errors import LrftError, UsageError
+from lrft.registry.errors import Interrupted, LrftError, UsageError
 from lrft.registry.protocols import Tokenizer
 
 
@@ -39,6 +40,24 @@ def write_classifier(made: nn.Module, tokenizer: Tokenizer, out: Path, shard_siz
 
 
 @contextmanager
+def undone_by_a_stop(out: Path, again: str) -> Iterator[None]:
+    """What was written at `out` goes where somebody stops before it is found good: the same command writes it again.
+
+    Args:
+        again: what that does, in the message.
+    """
+    empty = out.is_dir()
+    try:
+        with stop.listening(f"{out} is as it was; the same command {again} from the start"):
+            yield
+    except (stop.Stopped, Interrupted):
+        shutil.rmtree(out, ignore_errors=True)
+        if empty:
+            out.mkdir()
+        raise
+
+
+@contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, which takes its place at the end; nothing is left where that is not reached.
 
@@ -55,9 +74,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
         yield scratch
         for path in filter(Path.is_file, scratch.iterdir()):
             path.chmod(0o644)  # safetensors writes for the owner alone, which no server could read
-        if final.exists():
-            final.rmdir()
-        scratch.rename(final)
+        with stop.held():
+            if final.exists():
+                final.rmdir()
+            scratch.rename(final)
     except OSError as error:
         raise LrftError(f"--out {out}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -73,7 +93,8 @@ def _save(hf: Any, tokenizer: Tokenizer, scratch: Path, shard_size: str) -> None
     if (free := shutil.disk_usage(scratch).free) < needed:
         raise OSError(errno.ENOSPC, f"{needed} bytes are needed, {free} are free")
     hf.config._attn_implementation = "sdpa"
-    hf.save_pretrained(scratch, max_shard_size=shard_size)
+    with stop.at_once():
+        hf.save_pretrained(scratch, max_shard_size=shard_size)
     tokenizer.save_pretrained(scratch)
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from lrft.core import stop
 from lrft.model import asked, attention, head
 from lrft.model.backend import first_backend
 from lrft.model.causal_lm import CausalLM
@@ -147,7 +148,10 @@ def load_config(section: ModelSection, trust_remote_code: bool = False) -> Model
     quiet()
     name, options = resolve(section.name, section.revision)
     try:
-        config: ModelConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+        with stop.at_once():
+            config: ModelConfig = AutoConfig.from_pretrained(
+                name, trust_remote_code=trust_remote_code, **options
+            )
     except (OSError, ValueError, KeyError) as error:
         raise unloadable(section.name, error) from None
     check_config(section.name, config)
@@ -166,22 +170,23 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
         name, options = resolve(section.name, section.revision, section.dtype)
         if section.rope_scaling is not None or section.context is not None:
             settings["config"] = config
-        loaded = AutoModelForCausalLM.from_pretrained(
-            name,
-            use_safetensors=True,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported, by name, and refused
-            **settings,
-            **options,
-        )
+        with stop.at_once():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                name,
+                use_safetensors=True,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, by name, and refused
+                **settings,
+                **options,
+            )
         hf, report = cast(tuple[HF, LoadingReport], loaded)
         check_loaded(section.name, report)
         return _untied_as_stored(hf)
     make: Callable[..., HF] = partial(AutoModelForCausalLM.from_config, config, **settings)
     if not meta:
         return _draw(make, dtype, seed)
-    with torch.device("meta"):
+    with stop.at_once(), torch.device("meta"):
         hf = make(dtype=dtype)
     return hf
 
@@ -223,7 +228,8 @@ def _draw(make: Callable[..., HF], dtype: torch.dtype, seed: int | None) -> HF:
     assert seed is not None, "random weights need the seed of the run"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        hf = make(dtype=torch.float32)
+        with stop.at_once():
+            hf = make(dtype=torch.float32)
     for (
         parameter
     ) in hf.parameters():  # buffers, such as rotary frequencies, stay float32 as loading leaves them

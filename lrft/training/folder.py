@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +38,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock_file: IO[str] | None = None
+        self.made = False  # by the lock
         self.chosen: Path | None = None
 
     @property
@@ -78,6 +80,7 @@ class RunFolder:
             UsageError: another process is training here, or nothing can be written here.
         """
         try:
+            self.made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock_file = (self.path / ".lock").open("w")
         except OSError as error:
@@ -92,10 +95,18 @@ class RunFolder:
             ) from None
 
     def unlock(self) -> None:
-        """Let others train here again; the end of the process does the same."""
+        """Let others train here again; the end of the process does the same. A folder without a run is as before."""
         if self.lock_file is not None:
+            if not self.started:
+                self._leave_nothing()
             self.lock_file.close()
             self.lock_file = None
+
+    def _leave_nothing(self) -> None:
+        with suppress(OSError):  # it holds something that is not ours
+            (self.path / ".lock").unlink()
+            if self.made:
+                self.path.rmdir()
 
     @property
     def is_locked(self) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from lrft.core import stop
 from lrft.core.notes import is_lead, say
 from lrft.core.plain import plain
 from lrft.evaluation.subject import Progress, silent
@@ -57,6 +58,7 @@ def inspect(
 def _inspection(subject: Subject, look: Look, progress: Progress) -> Inspection:
     sites: list[SiteRecord] = []
     for change in subject.changes:
+        stop.poll()
         progress("inspecting layers", len(sites), subject.count)
         sites.append(measure(change, look))
     progress("inspecting layers", len(sites), subject.count)
