@@ -10,6 +10,7 @@ import typer
 
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.core import stop
 from lrft.core.notes import silence
 from lrft.registry.json import Json as Value
 
@@ -72,7 +73,9 @@ def train_command(
     if dry_run:
         from lrft.api.plan import plan
 
-        result(plan(loaded, trust_remote_code), as_json, _show_plan)
+        with stop.at_once():
+            planned = plan(loaded, trust_remote_code)
+        result(planned, as_json, _show_plan)
         return
     from lrft.api.train import train
     from lrft.registry.errors import Interrupted

@@ -58,9 +58,9 @@ def inspect(
 def _inspection(subject: Subject, look: Look, progress: Progress) -> Inspection:
     sites: list[SiteRecord] = []
     for change in subject.changes:
-        stop.poll()
         progress("inspecting layers", len(sites), subject.count)
-        sites.append(measure(change, look))
+        with stop.at_once():
+            sites.append(measure(change, look))
     progress("inspecting layers", len(sites), subject.count)
     if subject.left_out:
         say(f"left out: {_shortened(list(subject.left_out))} ({next(iter(subject.left_out.values()))})")
