@@ -9,9 +9,8 @@ import sys
 import pytest
 from rich.table import Table
 
-from lrft.core import stop
 from lrft.commands.output import show_table
-from lrft.core import notes
+from lrft.core import notes, stop
 from lrft.core.notes import say
 
 

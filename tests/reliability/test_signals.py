@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +18,7 @@ import pytest
 
 from lrft.cli import main
 from lrft.core import stop
+from tests.reliability.random_signals import started
 from tests.reliability.struck import files_in, scratch_in, struck
 from tests.training.unbroken import same
 
@@ -32,6 +37,7 @@ train: {{max_steps: 4, batch_size: 2, max_length: 160, save_every: 3, eval_every
 eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 4}}], at_end: true}}
 """
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+SLOW = pytest.mark.slow
 WORDS = {INT: "interrupted (SIGINT): ", TERM: "terminated (SIGTERM): ", HUP: "hung up (SIGHUP): "}
 
 
@@ -50,7 +56,7 @@ class Case(NamedTuple):
 
 BEGINS, GOES_ON = "nothing was trained yet; the same command begins it", "; add --resume to go on"
 TRAIN = [
-    Case("train", "load_recipe", 1, INT, BEGINS),
+    Case("train", "load_recipe", 1, INT),
     Case("train", "lines_of", 7, TERM, BEGINS),
     Case("train", "encode_each", 9, HUP, BEGINS),
     Case("train", "_build", 1, INT, BEGINS),
@@ -61,7 +67,7 @@ TRAIN = [
     Case("train", "asked_to_stop", 2, HUP, BEGINS),  # a row of every task is tried before the run begins
     Case("train", "step_loss", 2, INT, f"stopped after step 2 of 4, which is saved{GOES_ON}"),
     Case("train", "step_loss", 4, TERM, f"stopped after step 4 of 4, which is saved{GOES_ON}"),
-    Case("train", "score", 3, HUP, f"stopped after step 4 of 4, which is saved{GOES_ON}"),
+    Case("train", "<lambda>", 2, HUP, f"stopped after step 4 of 4, which is saved{GOES_ON}"),
     Case("train", "asked_to_stop", 8, INT, "step 4 of 4 is saved, no task is scored yet; add --resume"),
     Case("train", "asked_to_stop", 10, TERM, "step 4 of 4 is saved, loss scored (in "),
 ]
@@ -106,9 +112,7 @@ QUICK = {
     "train-encode_each-9",
     "train-step_loss-4",
     "train-asked_to_stop-10",
-    "eval-asked_to_stop-3",
     "merge-compare-1",
-    "export_gguf-write_file-5",
 }
 COMMANDS = {
     "train": "train {recipe} --out out",
@@ -128,7 +132,7 @@ COMMANDS = {
     "doctor": "doctor run",
     "reproduce": "reproduce {table} --out out",
     "sweep": "sweep {recipe} train.seed=0,1 --out out",
-    "compare": "compare {recipe} {recipe} --out out",
+    "compare": "compare {recipe} {other} --match steps --out out",
 }
 TRAINS = {"sweep", "compare"}  # for minutes: that the same command goes on has tests of its own
 
@@ -163,6 +167,7 @@ def given(tiny, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("signals")
     (folder / "tiny.yaml").write_text(RECIPE.format(model=tiny(), data=DATA))
+    (folder / "other.yaml").write_text("extends: tiny.yaml\ninit: default\n")
     (folder / "prompts.txt").write_text("Ship 5 brushes to Yuki.\nHello\n")
     (folder / "table.yaml").write_text(
         f"title: A table\npaper: Nobody, 2026.\nrecipe: {folder}/tiny.yaml\n"
@@ -181,7 +186,8 @@ def words(given, tmp_path, monkeypatch) -> Callable[[str], list[str]]:
     shutil.copy(given / "prompts.txt", "prompts.txt")
 
     def write(command: str) -> list[str]:
-        line = COMMANDS[command].format(recipe=given / "tiny.yaml", table=given / "table.yaml")
+        files = {"recipe": "tiny.yaml", "other": "other.yaml", "table": "table.yaml"}
+        line = COMMANDS[command].format(**{name: given / file for name, file in files.items()})
         return line.split()
 
     return write
@@ -212,7 +218,7 @@ def test_a_training_stops_in_any_phase_and_ends_as_one_that_was_not(call, words,
     assert [signal.getsignal(number) for number in stop.SIGNALS] == handlers
     out = tmp_path / "out"
     assert scratch_in(tmp_path) == []
-    begun = case.kept != BEGINS
+    begun = case.kept not in (BEGINS, stop.NOTHING)
     assert begun == out.exists()
     finished = "loss: loss" in stopped.out
     assert finished == ("loss scored" in case.kept)
@@ -258,3 +264,94 @@ def test_a_command_stops_in_any_phase_and_then_does_what_it_would_have_done(call
     assert made.keys() == whole.keys()
     timed = {"out/table.json", "out/table.md"} if case.command == "reproduce" else set()
     assert [name for name in made if made[name] != whole[name] and name not in timed] == []
+
+
+@pytest.mark.parametrize(
+    "sync", [pytest.param(1, marks=SLOW), 4, *(pytest.param(n, marks=SLOW) for n in (9, 30))]
+)
+def test_a_save_is_not_cut_by_a_signal(call, words, given, tmp_path, monkeypatch, sync):
+    """The signal comes between two files of a checkpoint, of the first one or of the last."""
+    fsync, done = os.fsync, []
+
+    def struck_at(descriptor: int) -> None:
+        done.append(descriptor)
+        if len(done) == sync:
+            os.kill(os.getpid(), TERM)
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", struck_at)
+        stopped = call(*words("train"))
+    assert len(done) >= sync and "which is saved; add --resume to go on" in told(stopped, TERM)
+    assert scratch_in(tmp_path) == []
+    assert call(*words("train"), "--resume").code == 0
+    same(tmp_path / "out", given / "run")
+
+
+def test_what_is_finished_is_shown_though_a_signal_came(call, words, monkeypatch):
+    """While a result is written, or printed, nothing is left to stop: it is the result of the whole command."""
+    from lrft.evaluation import run as evaluation
+
+    def late(*arguments):
+        os.kill(os.getpid(), TERM)
+        return write(*arguments)
+
+    write = evaluation.write_report
+    monkeypatch.setattr(evaluation, "write_report", late)
+    done = call(*words("eval"))
+    assert done.code == 0 and "exact_match" in done.out
+    assert json.loads(Path("run/eval/adapter.json").read_text())["tasks"].keys() == {"loss", "exact_match"}
+
+
+@pytest.mark.parametrize("number", [pytest.param(INT, marks=SLOW), TERM])
+def test_a_piped_conversation_is_left_after_the_answer_that_was_begun(call, words, monkeypatch, number):
+    words("doctor")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nWho are you?\n"))
+    with struck("<lambda>", number, 2) as blow:
+        done = call("chat", "run", "--max-new-tokens", "8")
+    assert blow.fell and told(done, number) == "the conversation is over; /save keeps one"
+    assert len(done.out.splitlines()) == 1  # what was answered until then
+
+
+def test_the_tasks_that_were_scored_are_in_the_one_document(call, words):
+    with struck("asked_to_stop", TERM, 3):
+        done = call(*words("eval"), "--json")
+    document = json.loads(done.out)
+    assert document["error"]["exit_code"] == done.code == 143
+    assert math.isfinite(document["adapter"]["loss"]["loss"]) and "exact_match" not in document["adapter"]
+    kept = json.loads(Path("run/eval/adapter-unfinished.json").read_text())
+    assert kept["tasks"].keys() == {"loss"}
+    assert call(*words("eval")).code == 0 and not Path("run/eval/adapter-unfinished.json").exists()
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks the system for the handlers")
+
+
+@linux
+@pytest.mark.parametrize("number", [INT, TERM, HUP])
+def test_a_signal_while_the_command_line_is_imported_is_one_sentence(number, tmp_path):
+    process = started(["methods", "ls", "--json"], tmp_path)
+    while not _listens(process.pid):
+        time.sleep(0.001)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert err == f"error: {WORDS[number]}{stop.NOTHING}\n"
+    assert json.loads(out)["error"]["exit_code"] == 128 + number
+
+
+def _listens(pid: int) -> bool:
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(lines["SigCgt"], 16) >> (TERM - 1) & 1)
+
+
+@SLOW
+def test_a_signal_in_the_final_evaluation_of_a_process_loses_no_score(given, tmp_path):
+    tasks = "eval.tasks=[loss, {method: exact_match, max_new_tokens: 150}]"
+    process = started(["train", str(given / "tiny.yaml"), "--out", "out", tasks], tmp_path)
+    assert any(line.startswith("loss 4/4") for line in process.stderr), "the first task was scored"
+    process.send_signal(TERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in err
+    said = "step 4 of 4 is saved, loss scored (in out/eval/adapter-unfinished.json), exact_match not; add --resume"
+    assert said in err and out.startswith("loss: loss ")
