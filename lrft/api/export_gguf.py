@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from lrft.api.export_plain import Plain
-from lrft.api.merge import Merge, with_options
+from lrft.api.merge import Merge
+from lrft.api.merge_options import with_options
 from lrft.core.notes import say
 from lrft.export.fidelity import Comparable
 from lrft.export.gguf_form import read_adapter, read_model, refuse_early, write_adapter, write_model

@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from lrft.api.compared import rows_to_compare
+from lrft.api.merge_options import with_options
 from lrft.api.merge_remedy import remedy
 from lrft.api.open_run import open_run, trusts_remote_code
 from lrft.api.stopping import check_stops
@@ -85,15 +86,6 @@ def _job(folder: RunFolder, recipe: Recipe, text: Text, model: CausalLM, out: Pa
 
     kind = ScoredMerge if model.labels else Merge
     return kind(folder, recipe, text, model, out)
-
-
-def with_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:
-    """The recipe with what the command was asked for, and every default of `export` that depends on it."""
-    section = recipe.export
-    precision = dtype or section.dtype or recipe.model.dtype
-    chosen = None if precision == "float32" else rounding or section.rounding or "stochastic"
-    update = {"onto": onto or section.onto, "dtype": precision, "rounding": chosen}
-    return recipe.model_copy(update={"export": section.model_copy(update=update)})
 
 
 class Merge:

@@ -136,6 +136,7 @@ def _direct(hf: HF) -> frozenset[str]:
         ) from None
 
 
+@stop.at_once()
 def load_config(section: ModelSection, trust_remote_code: bool = False) -> ModelConfig:
     """The configuration of `model.name`, as transformers reads it, without any weight.
 
@@ -148,10 +149,7 @@ def load_config(section: ModelSection, trust_remote_code: bool = False) -> Model
     quiet()
     name, options = resolve(section.name, section.revision)
     try:
-        with stop.at_once():
-            config: ModelConfig = AutoConfig.from_pretrained(
-                name, trust_remote_code=trust_remote_code, **options
-            )
+        config: ModelConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, KeyError) as error:
         raise unloadable(section.name, error) from None
     check_config(section.name, config)
@@ -159,6 +157,7 @@ def load_config(section: ModelSection, trust_remote_code: bool = False) -> Model
     return config
 
 
+@stop.at_once()  # transformers and the hub never poll
 def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool, seed: int | None) -> HF:
     """The transformers model: its weights read, drawn, or left out."""
     from transformers import AutoModelForCausalLM
@@ -170,25 +169,23 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
         name, options = resolve(section.name, section.revision, section.dtype)
         if section.rope_scaling is not None or section.context is not None:
             settings["config"] = config
-        with stop.at_once():
-            loaded = AutoModelForCausalLM.from_pretrained(
-                name,
-                use_safetensors=True,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported, by name, and refused
-                **settings,
-                **options,
-            )
+        loaded = AutoModelForCausalLM.from_pretrained(
+            name,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, by name, and refused
+            **settings,
+            **options,
+        )
         hf, report = cast(tuple[HF, LoadingReport], loaded)
         check_loaded(section.name, report)
         return _untied_as_stored(hf)
     make: Callable[..., HF] = partial(AutoModelForCausalLM.from_config, config, **settings)
     if not meta:
         return _draw(make, dtype, seed)
-    with stop.at_once(), torch.device("meta"):
-        hf = make(dtype=dtype)
-    return hf
+    with torch.device("meta"):
+        return make(dtype=dtype)
 
 
 def _promised(section: ModelSection, skeleton: HF) -> HF:
@@ -228,11 +225,8 @@ def _draw(make: Callable[..., HF], dtype: torch.dtype, seed: int | None) -> HF:
     assert seed is not None, "random weights need the seed of the run"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        with stop.at_once():
-            hf = make(dtype=torch.float32)
-    for (
-        parameter
-    ) in hf.parameters():  # buffers, such as rotary frequencies, stay float32 as loading leaves them
+        hf = make(dtype=torch.float32)
+    for parameter in hf.parameters():  # buffers, such as rotary frequencies, stay float32, as loaded ones
         parameter.data = parameter.data.to(dtype)
     hf.config.dtype = dtype
     return hf

@@ -59,7 +59,7 @@ TRAIN = [
     Case("train", "load_recipe", 1, INT),
     Case("train", "lines_of", 7, TERM, BEGINS),
     Case("train", "encode_each", 9, HUP, BEGINS),
-    Case("train", "_build", 1, INT, BEGINS),
+    Case("train", "load_model", 1, INT, BEGINS),
     Case("train", "fingerprint", 5, TERM, BEGINS),
     Case("train", "pack", 3, HUP, BEGINS),
     Case("train", "calibrate", 2, INT, BEGINS),
