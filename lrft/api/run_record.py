@@ -10,6 +10,7 @@ from lrft.api.claim import FREE_TO_CHANGE
 from lrft.build.adapter_folder import write_adapter
 from lrft.build.job import Job, last_loss
 from lrft.build.measure import matrix_shares
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.core.params import count
 from lrft.core.run import Run
@@ -24,6 +25,7 @@ from lrft.training.metrics import peak_memory
 from lrft.training.scorer import Scorer
 
 
+@stop.held()
 def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
     """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
@@ -83,6 +85,7 @@ def _rows(job: Job) -> dict[str, Json]:
     return {"packing": adaptation.packing, "packing_order": ORDER, "joined": adaptation.joined}
 
 
+@stop.held()
 def write_end(job: Job, seconds: float) -> dict[str, Json]:
     """Write the adapter folder and result.json."""
     run, folder = job.run, job.folder

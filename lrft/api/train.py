@@ -148,8 +148,7 @@ def _train_in(
         accelerator.wait_for_everyone()  # all have looked before anything is written
         stop.poll()
         if lead:
-            with stop.held():
-                write_start(job, loaded, trust_remote_code)
+            write_start(job, loaded, trust_remote_code)
         if saved is not None and tensors is not None:
             _resume(job, saved, tensors)
         _go_through(job)
@@ -159,8 +158,7 @@ def _train_in(
     if not lead:
         return {}
     found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
-    with stop.held():
-        return write_end(job, seconds) | found
+    return write_end(job, seconds) | found
 
 
 def _go_through(job: Job) -> None:
