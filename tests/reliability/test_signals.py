@@ -112,7 +112,6 @@ QUICK = {
     "train-encode_each-9",
     "train-step_loss-4",
     "train-asked_to_stop-10",
-    "merge-compare-1",
 }
 COMMANDS = {
     "train": "train {recipe} --out out",
