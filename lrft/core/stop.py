@@ -148,7 +148,7 @@ def listen() -> bool:
 def release() -> None:
     """Put back the handlers that were there before."""
     for number, handler in (_State.handlers or {}).items():
-        signal.signal(number, handler)
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not of Python
     if _State.hook is not None:
         sys.unraisablehook = _State.hook
     _State.handlers = _State.hook = _State.number = None
