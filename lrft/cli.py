@@ -22,14 +22,15 @@ from lrft.commands.find_lr import find_lr_command
 from lrft.commands.generate import generate_command
 from lrft.commands.inspect import inspect_command
 from lrft.commands.merge import merge_command
-from lrft.commands.output import OneDocument, Terminated, asks_for_json
+from lrft.commands.output import OneDocument, asks_for_json
 from lrft.commands.plan import plan_command
 from lrft.commands.report import report_command
 from lrft.commands.reproduce import reproduce_command
 from lrft.commands.sweep import sweep_command
 from lrft.commands.train import train_command
+from lrft.core import stop
 from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
-from lrft.registry.errors import Interrupted, LrftError, UsageError
+from lrft.registry.errors import LrftError, UsageError
 
 INTERRUPTED = 128 + signal.SIGINT  # what typer makes of a Ctrl-C
 MISUSE: Any = typer.BadParameter.__base__  # of a missing argument, an unknown option, a bad value
@@ -81,6 +82,15 @@ def main() -> None:
 
     With `--json` standard output holds one document, whatever happens, and the failure is in it.
     """
+    outermost = stop.listen()  # unless the process has listened from its start
+    try:
+        _to_the_end()
+    finally:
+        if outermost:
+            stop.release()
+
+
+def _to_the_end() -> None:
     if sys.stderr is None:  # closed by the caller; what is meant for it would go to standard output
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     draw_only_on_a_terminal()
@@ -107,18 +117,19 @@ def main() -> None:
 def _run(as_json: bool) -> Exception | None:
     """The command to its end; returns what it failed with. Without JSON, typer itself shows help and misuse."""
     try:
-        with restored():
+        with restored(), stop.listening():
+            stop.poll()
             code = app(standalone_mode=not as_json)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except typer.Abort as error:  # what typer makes of an end of file, which a damaged file may be
         return error.__cause__ if isinstance(error.__cause__, Exception) else error
-    except Terminated:
-        return Interrupted(signal.SIGTERM, "terminated")
-    except SystemExit as stop:
-        if not as_json and stop.code != INTERRUPTED:
+    except stop.Stopped as stopped:
+        return stopped.error()
+    except SystemExit as leaving:
+        if not as_json and leaving.code != INTERRUPTED:
             raise
-        code = stop.code
+        code = leaving.code
     except BrokenPipeError:
         sys.exit(141)
     except MISUSE as error:
@@ -126,7 +137,7 @@ def _run(as_json: bool) -> Exception | None:
     except Exception as error:
         return error
     if code == INTERRUPTED:
-        return Interrupted(signal.SIGINT, "interrupted")
+        return stop.Stopped(signal.SIGINT).error()
     return LrftError(f"stopped with exit code {code}") if code else None
 
 

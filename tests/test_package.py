@@ -129,7 +129,7 @@ def test_the_wheel_says_who_it_is(wheel):
     for name in ("Homepage", "Repository", "Issues", "Changelog"):
         assert f"Project-URL: {name}, https://github.com/lrft/lrft" in metadata
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
-    assert "lrft = lrft.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "lrft = lrft.__main__:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
 
 def test_the_wheel_holds_nothing_but_the_package(wheel):

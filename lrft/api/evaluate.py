@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lrft.api.open_run import bare_base, check_base, open_checkpoint
 from lrft.build.job import subject
+from lrft.core import stop
 from lrft.evaluation.harness import harness_results
 from lrft.evaluation.report import NotReported, write_report
-from lrft.evaluation.run import describe, evaluate_tasks, scored_as
-from lrft.evaluation.subject import Progress, Subject
+from lrft.evaluation.run import describe, evaluate_tasks, metrics_of, scored_as
+from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.recipe.head_clashes import why_not_scored
 from lrft.recipe.schema import Recipe
@@ -21,6 +23,9 @@ from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.training.chosen import find_checkpoint
 from lrft.training.folder import RunFolder
+
+AGAIN = "the same command scores all of it"
+NO_SCORE = f"nothing was scored yet; {AGAIN}"
 
 
 def evaluate(
@@ -51,8 +56,20 @@ def evaluate(
     Raises:
         NotReported: a report could not be written; it holds all results.
         UsageError: the recipe names no task and no held-out rows; there is no such checkpoint, or no base to score.
+        Interrupted: somebody asked to stop; its record holds the scores of the tasks that were finished.
     """
-    folder = find_checkpoint(run, checkpoint)
+    with stop.listening(NO_SCORE):
+        return _evaluate(find_checkpoint(run, checkpoint), tasks, limit, baseline, progress, harness)
+
+
+def _evaluate(
+    folder: RunFolder,
+    tasks: Sequence[str],
+    limit: int | None,
+    baseline: bool,
+    progress: Progress | None,
+    harness: Sequence[str],
+) -> dict[str, dict[str, TaskResult]]:
     opened = open_checkpoint(folder, scores=True)
     recipe, text, adaptation = opened.recipe, opened.text, opened.adaptation
     if baseline:
@@ -71,6 +88,7 @@ def evaluate(
     name = "adapter" if folder.chosen is None else f"adapter-{folder.chosen.name}"
 
     failures: list[NotReported] = []
+    results: dict[str, dict[str, TaskResult]] = {}
 
     def score(label: str, of: str | None) -> dict[str, TaskResult]:
         about = scored_as(of, limit, opened.trained_on.sums())
@@ -80,10 +98,11 @@ def evaluate(
             failures.append(error)
             return dict(next(iter(error.results.values())))
 
-    results = {"adapter": score(name, opened.checkpoint)}
-    if baseline:
-        with bare_base(recipe, folder, adaptation.model):
-            results["baseline"] = score("baseline", None)
+    with _scored_so_far(results):
+        results["adapter"] = score(name, opened.checkpoint)
+        if baseline:
+            with bare_base(recipe, folder, adaptation.model):
+                results["baseline"] = score("baseline", None)
     if failures:
         raise NotReported(failures[0], results)
     return results
@@ -102,8 +121,27 @@ def _score(
         return evaluate_tasks(target, tasks, limit, folder, label, about)
     found = harness_results(target, harness, limit)
     if folder is not None:
-        write_report(folder, f"harness-{label}", found, {**describe(target), **about})
+        with stop.held():
+            write_report(folder, f"harness-{label}", found, {**describe(target), **about})
     return found
+
+
+@contextmanager
+def _scored_so_far(results: dict[str, dict[str, TaskResult]]) -> Iterator[None]:
+    """Whoever stops within it is told which tasks have scores, and given them.
+
+    Raises:
+        Interrupted: in the place of a stop; its record is label -> task -> metrics.
+    """
+    try:
+        yield
+    except (EvaluationStopped, stop.Stopped) as stopped:
+        part = stopped if isinstance(stopped, EvaluationStopped) else EvaluationStopped(0, 0)
+        label = "baseline" if "adapter" in results else "adapter"
+        found = {**results, **({label: part.finished} if part.finished else {})}
+        before = "the adapter is scored; of the baseline " if label == "baseline" else ""
+        record = {name: metrics_of(tasks) for name, tasks in found.items()}
+        raise part.telling(f"{before}{part.scored}; {AGAIN}", record or None) from None
 
 
 def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:

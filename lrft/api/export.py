@@ -9,6 +9,7 @@ from lrft.api.export_form import Form, Options, PeftFolder, Source
 from lrft.api.export_gguf import GgufFile, OllamaFolder
 from lrft.api.export_plain import PlainFolder, VllmFolder
 from lrft.api.open_run import open_run
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.data.steps import eval_batches
 from lrft.export.card import exported_card, recipe_to_share
@@ -70,7 +71,8 @@ def export(
     )
     form = FORMS[target](source)
     result = folder.read(RESULT) if (folder.path / RESULT).is_file() else {}
-    with whole_folder(out) as scratch:
+    as_before = f"{out} is as it was; the same command exports from the start"
+    with stop.listening(as_before), whole_folder(out) as scratch:
         record = _about(source) | form.write(scratch)
         write_in(scratch / RECIPE, recipe_to_share(recipe))
         record |= _measure(source, form.read(scratch))
@@ -79,7 +81,8 @@ def export(
         write_in(scratch / RECORD, text_of(record))
     _judge(out, record, form.remedy())
     if push_to is not None:
-        record["pushed"] = push(out, push_to, public, f"lrft export --for {target}")
+        with stop.listening(f"{out} is written and not uploaded; `hf upload {push_to} {out}` uploads it"):
+            record["pushed"] = push(out, push_to, public, f"lrft export --for {target}")
     return record
 
 

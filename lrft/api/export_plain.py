@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lrft.api.export_form import Form
+from lrft.core import stop
 from lrft.core.adapted import Adapted, adapted
 from lrft.evaluation.progress import EvaluationBar
 from lrft.export.fidelity import Comparable
@@ -60,6 +61,7 @@ class Plain(Form):
         wanted, found = Wanted(self.source.options.error, self.source.options.rank), {}
         with EvaluationBar() as show:
             for name, module in self.modules.items():
+                stop.poll()
                 found[name] = pair_of(module, wanted)
                 show("layers", len(found), len(self.modules))
         return found

@@ -15,6 +15,7 @@ from lrft.build.job import Job, assemble
 from lrft.build.recomputing import settle
 from lrft.build.steps import train_data
 from lrft.build.text import check_text
+from lrft.core import stop
 from lrft.core.analysis import Analysis
 from lrft.core.callback import TimedMethod
 from lrft.evaluation.progress import EvaluationBar
@@ -76,6 +77,19 @@ def find_lr(
         UsageError: the rates do not rise, or are too few; or the picture cannot be written there.
         NumericalError: the loss is no finite number before any rate has done anything.
     """
+    with stop.listening("nothing is kept of a test that was not finished; the same command begins it again"):
+        return _find_lr(recipe, low, high, steps, plot, trust_remote_code, overrides)
+
+
+def _find_lr(
+    recipe: LoadedRecipe | Path | str,
+    low: float,
+    high: float,
+    steps: int,
+    plot: Path | None,
+    trust_remote_code: bool,
+    overrides: Sequence[str],
+) -> Found:
     if not 0 < low < high < float("inf"):
         raise UsageError(f"--from {low:g} --to {high:g}: rates have to rise from above 0")
     if steps < FEWEST:
@@ -99,7 +113,8 @@ def find_lr(
         "losses": sweep.losses,
     }
     if picture is not None and lead:
-        picture.draw(found)
+        with stop.held():
+            picture.draw(found)
     return found
 
 

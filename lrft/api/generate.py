@@ -11,6 +11,7 @@ from typing import TypedDict
 
 from lrft.api.open_run import bare_base, check_base, open_run, sample_row
 from lrft.build.job import subject
+from lrft.core import stop
 from lrft.core.team import Team
 from lrft.data.prompts import Asker, read_prompts
 from lrft.data.sources import Rows
@@ -61,11 +62,28 @@ def generate_answers(
         DataError: a prompt cannot be asked, by file and line; nothing was generated.
         UsageError: `out` holds other answers.
     """
-    sampling = sampling or Sampling()
+    file = AnswersFile(Path(out))
+
+    def kept() -> str:
+        there = f"{file.written} answers are in {out}" if file.written else "no answer was written"
+        return f"{there}; the same command goes on"
+
+    with stop.listening(kept):
+        return _answer(run, Path(prompts), file, sampling or Sampling(), max_new_tokens, base, progress)
+
+
+def _answer(
+    run: RunFolder | Path | str | None,
+    prompts: Path,
+    file: AnswersFile,
+    sampling: Sampling,
+    max_new_tokens: int,
+    base: bool,
+    progress: Progress | None,
+) -> Generated:
     sampling.check()
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
-    file = AnswersFile(Path(out))
     folder = find(run)
     recipe, text, adaptation = open_run(folder)
     assert folder.opened is not None, "open_run opens one"
@@ -73,7 +91,7 @@ def generate_answers(
         check_base(recipe, adaptation.model, "--base")
     team = adaptation.team
     asker = Asker(text.renderer, sample_row(recipe, text))
-    rows, ids = _ids(Path(prompts), asker)
+    rows, ids = _ids(prompts, asker)
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
     about: dict[str, Json] = {
         "run": folder.path.name,
@@ -94,6 +112,7 @@ def _ids(path: Path, asker: Asker) -> tuple[Rows, list[list[int]]]:
     rows, examples = read_prompts(path, asker)
     found = []
     for index, example in enumerate(examples):
+        stop.poll()
         try:
             found.append(asker.ids(example))
         except DataError as error:
@@ -116,7 +135,8 @@ def _write(
     fault: LrftError | None = None
     try:
         if leads:
-            file.open(about)
+            with stop.held():
+                file.open(about)
     except LrftError as error:
         fault = error
     try:
@@ -125,7 +145,8 @@ def _write(
         for answers in answer_all(subject, ids, max_new_tokens, sampling, done, rows.where):
             unstopped += sum(not one.stopped for one in answers)
             if leads:
-                file.append([_line(subject, rows, ids, one) for one in answers])
+                with stop.held():
+                    file.append([_line(subject, rows, ids, one) for one in answers])
     finally:
         file.close()
     return {"out": str(file.path), "rows": len(ids), "before": done, "unstopped": unstopped}

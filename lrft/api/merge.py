@@ -13,6 +13,7 @@ from lrft.api.room import merged_bytes
 from lrft.api.stopping import check_stops
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
+from lrft.core import stop
 from lrft.core.batch import Batch
 from lrft.core.notes import say
 from lrft.data.encoded import Encoded
@@ -71,7 +72,9 @@ def merge(
     job = _job(folder, recipe, text, adaptation.model, out)
     named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
     named |= {} if rank is None else {"rank": rank}
-    with whole_folder(out, merged_bytes(adaptation.matrices.total, recipe)) as place:
+    needed = merged_bytes(adaptation.matrices.total, recipe)
+    as_before = f"{out} is as it was; the same command merges from the start"
+    with stop.listening(as_before), whole_folder(out, needed) as place:
         record: Fidelity = {**named, **job.write(place), **job.measure(place)}
         write_in(place / "fidelity.json", text_of(record))
         write_in(place / "README.md", merged_card(recipe, record, folder.path.name))

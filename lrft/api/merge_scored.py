@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lrft.api.merge import Merge
+from lrft.core import stop
 from lrft.export.fidelity import Fidelity
 from lrft.export.scored import compare_scores
 from lrft.export.write import write_classifier
@@ -46,6 +47,7 @@ class ScoredMerge(Merge):
             return record
         ours, labels, texts = [], [], []
         for row in self.rows:
+            stop.poll()
             [batch] = self._batches([row])
             assert batch.labels is not None
             with torch.no_grad():

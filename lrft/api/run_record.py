@@ -10,6 +10,7 @@ from lrft.api.claim import is_free
 from lrft.build.adapter_folder import write_adapter
 from lrft.build.job import Job
 from lrft.build.measure import matrix_shares
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.core.params import count
 from lrft.core.run import Run
@@ -26,6 +27,7 @@ from lrft.training.scorer import Scorer
 from lrft.training.trained_on import KEY
 
 
+@stop.held()
 def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None:
     """Write what is known before step 1; the recipe last, since a folder with one counts as a run."""
     folder, run = job.folder, job.run
@@ -68,6 +70,7 @@ def _origins(folder: RunFolder, loaded: LoadedRecipe) -> dict[str, str]:
     return kept | {key: place for key, place in now.items() if is_free(key)}
 
 
+@stop.held()
 def write_end(job: Job, seconds: float) -> dict[str, Json]:
     """Write the adapter folder and result.json."""
     run, folder = job.run, job.folder

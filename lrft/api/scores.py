@@ -7,7 +7,8 @@ from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.report import NotReported
-from lrft.evaluation.run import evaluate_tasks, scored_as
+from lrft.evaluation.run import evaluate_tasks, metrics_of, scored_as
+from lrft.evaluation.subject import EvaluationStopped
 
 
 def score_at_end(job: Job) -> None:
@@ -19,6 +20,7 @@ def score_at_end(job: Job) -> None:
     Raises:
         DataError: a row cannot be scored.
         NotReported: the scores could not be written; they are told.
+        Interrupted: somebody asked to stop; its record holds the scores of the tasks that were finished.
     """
     run, recipe = job.run, job.run.recipe
     if not recipe.eval.at_end:
@@ -35,7 +37,11 @@ def score_at_end(job: Job) -> None:
         except NotReported as error:
             _tell(error)
             raise
-    run.summary["scores"] = plain({task: result.metrics for task, result in results.items()})
+        except EvaluationStopped as stopped:
+            kept = f"step {run.step} of {run.total_steps} is saved, {stopped.scored}; add --resume to score the rest"
+            found = metrics_of(stopped.finished)
+            raise stopped.telling(kept, {"scores": found} if found else None) from None
+    run.summary["scores"] = plain(metrics_of(results))
 
 
 def _tell(error: NotReported) -> None:

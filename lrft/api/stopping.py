@@ -9,6 +9,7 @@ import torch
 
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.batching import scoring
@@ -43,7 +44,7 @@ def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trus
         return found
     endless = copy.deepcopy(settings)
     endless.eos_token_id = None
-    with scoring(merged), stock_attention(merged.hf):
+    with scoring(merged), stock_attention(merged.hf), stop.at_once():
         try:
             theirs = _greedy(merged, prompts[1], max_new_tokens=room)
             with own_settings(merged.hf):

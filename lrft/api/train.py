@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from lrft.build.recomputing import settle
 from lrft.build.scoring import probe_tasks
 from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import Text, check_text
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
@@ -41,6 +43,7 @@ from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
+from lrft.training import checkpoint_folder
 from lrft.training.device import make_accelerator
 from lrft.training.folder import RUN, RunFolder
 from lrft.training.loop import train_steps
@@ -52,6 +55,8 @@ from lrft.training.relied import plan_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+NOT_BEGUN = "nothing was trained yet; the same command begins it"
 
 
 def train(
@@ -82,20 +87,31 @@ def train(
         WriteError: the disk has no room for the checkpoints, or failed.
         DataError, NumericalError, Interrupted, CheckpointError: see `lrft.registry.errors`.
     """
-    loaded = to_train(recipe, overrides, resume, added)
-    if loaded.run is not None:
-        out = _the_run(loaded.run, out)
-        trust_remote_code = trust_remote_code or trusts_remote_code(RunFolder(loaded.run))
-    loaded = with_format(loaded)
-    settings = loaded.recipe.train
-    with numerics(settings.deterministic, settings.tf32):
-        accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)
-        lead, more = accelerator.is_main_process, added is not None
-        folder = claim(loaded, None if out is None else Path(out), resume, lead, more)
-        try:
-            return _train_in(folder, loaded, accelerator, trust_remote_code, profile)
-        finally:
-            folder.unlock()
+    with stop.listening(NOT_BEGUN):
+        loaded = to_train(recipe, overrides, resume, added)
+        if loaded.run is not None:
+            out = _the_run(loaded.run, out)
+            trust_remote_code = trust_remote_code or trusts_remote_code(RunFolder(loaded.run))
+        loaded = with_format(loaded)
+        settings = loaded.recipe.train
+        with numerics(settings.deterministic, settings.tf32):
+            accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)
+            lead, more = accelerator.is_main_process, added is not None
+            folder = claim(loaded, None if out is None else Path(out), resume, lead, more)
+            try:
+                with stop.listening(partial(_kept, folder)):
+                    return _train_in(folder, loaded, accelerator, trust_remote_code, profile)
+            finally:
+                folder.unlock()
+
+
+def _kept(folder: RunFolder) -> str:
+    """What somebody who stops before the first step, or between the last one and the scores, is told."""
+    if not folder.started:
+        return NOT_BEGUN
+    saved = checkpoint_folder.steps_in(folder.checkpoints)
+    step = f"step {max(map(checkpoint_folder.step_of, saved))} is saved" if saved else "no step was made yet"
+    return f"{step} in {folder.path}; add --resume to go on"
 
 
 def _the_run(run: Path, out: Path | str | None) -> Path:
@@ -123,6 +139,7 @@ def _train_in(
         job, tensors = _made(folder, recipe, text, saved, accelerator, trust_remote_code)
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
+        stop.poll()
         if lead:
             check_disk(job)
             write_start(job, loaded, trust_remote_code)
@@ -188,7 +205,7 @@ def _go_through(job: Job) -> None:
     """All steps that are left; whatever happens, no thread and no open file stays behind."""
     forget_peak_memory()  # what loading took is over, and says nothing of a step
     try:
-        with closing(job.steps()) as steps:
+        with stop.held(), closing(job.steps()) as steps:  # the loop itself looks after every step
             train_steps(job.run, steps, job.objective)
     finally:
         for callback in job.run.callbacks:

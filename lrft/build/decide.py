@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrft.build.calibration import measured_signals
 from lrft.build.text import Text
+from lrft.core import stop
 from lrft.core.frozen import FrozenLinear, Quantizer
 from lrft.core.stages import Evidence, Init, Plan, Planner, Signals
 from lrft.evaluation.subject import Progress
@@ -91,6 +92,7 @@ def decide(plan: Plan, planners: Sequence[Planner], evidence: Evidence | None) -
 
 def _evidence(recipe: Recipe, model: CausalLM, signals: Signals, progress: Progress) -> Evidence:
     def weight(name: str) -> Tensor:
+        stop.poll()  # what a planner does with a weight may take long
         return dense(
             model.hf.get_submodule(name), None if model.unread is None else model.unread.weight(name)
         )[0]

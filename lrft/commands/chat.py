@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,14 +13,13 @@ import typer
 
 from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
 from lrft.commands.output import Json, Quiet, result
+from lrft.core import stop
 from lrft.core.notes import is_terminal, say, silence
 from lrft.files.failure import WriteError
 from lrft.files.write import append
 from lrft.registry.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from lrft.api.chat import Conversation
 
 HELP = """/adapter on|off      answer with the adapter, or with the bare base model
@@ -54,7 +51,10 @@ def chat_command(
     silence(quiet)
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
-    with open_conversation(run, Sampling(temperature, top_p, top_k, seed), max_new_tokens, base) as talk:
+    with (
+        stop.listening("the conversation is over; /save keeps one"),
+        open_conversation(run, Sampling(temperature, top_p, top_k, seed), max_new_tokens, base) as talk,
+    ):
         if not talk.remembers:
             say("the run was not trained on conversations: every line is asked alone, as its format asks")
         talk_until_the_end(talk)
@@ -68,7 +68,7 @@ def talk_until_the_end(talk: Conversation) -> None:
         UsageError, DataError: a piped line cannot be done or asked.
     """
     at_terminal = is_terminal(sys.stdin)
-    for line in _typed() if at_terminal else map(str.rstrip, sys.stdin):
+    for line in _typed() if at_terminal else _piped():
         if line == "/quit":
             return
         try:
@@ -82,49 +82,51 @@ def talk_until_the_end(talk: Conversation) -> None:
             print(f"error: {error}", file=sys.stderr)
 
 
+def _piped() -> Iterator[str]:
+    while True:
+        with stop.at_once():  # nobody polls while there is nothing to read
+            line = sys.stdin.readline()
+        if not line:
+            return
+        yield line.rstrip()
+
+
 def _typed() -> Iterator[str]:
-    """Lines as they are typed, until the input ends."""
+    """Lines as they are typed, until the input ends or somebody presses Ctrl-C twice."""
     import readline  # noqa: F401 (arrow keys and earlier lines)
 
+    warned = False
     while True:
         try:
-            yield input("> ")
+            with stop.at_once():
+                line = input("> ")
         except EOFError:
             print()
             return
-        except KeyboardInterrupt:
-            say("\n/quit or Ctrl-D leaves")
+        except stop.Stopped as stopped:
+            print()
+            if stopped.number != signal.SIGINT or warned:
+                raise
+            stop.forget()
+            say("/quit, Ctrl-D or another Ctrl-C leaves")
+            warned = True
+            continue
+        warned = False
+        yield line
 
 
 def _answer(talk: Conversation, text: str) -> None:
     def tell(piece: str) -> None:
         print(piece, end="", flush=True)
 
-    with interruptible() as asked_to_stop:
-        reply = talk.say(text, tell, asked_to_stop)
+    with stop.held():  # the first Ctrl-C ends the answer, which is told and kept; the second raises
+        reply = talk.say(text, tell, lambda: stop.asked() is not None)
     print(flush=True)
+    if stop.asked() == signal.SIGINT and is_terminal(sys.stdin):
+        stop.forget()
+    stop.poll()
     if reply.ended != "stopped":
         say("[cut short]" if reply.ended == "cut" else f"[{reply.tokens} tokens, the most there may be]")
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within it a Ctrl-C is only noted, and told by what it yields; a second one is a Ctrl-C again."""
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(noted)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _command(talk: Conversation, line: str) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, result
+from lrft.core import stop
 from lrft.core.notes import is_terminal, silence
 from lrft.registry.errors import UsageError
 
@@ -55,15 +56,17 @@ def show_command(
     if packed:
         if at or ids or split != "train":
             raise UsageError("--packed: shows where training rows lie; leave out --at, --ids and --split")
-        laid_out = show_packed(recipe, rows, trust_remote_code, overrides=overrides or [])
+        with stop.at_once():
+            laid_out = show_packed(recipe, rows, trust_remote_code, overrides=overrides or [])
         result(laid_out, as_json, _show_packed)
         return
     if split not in ("train", "eval"):
         raise UsageError(f"--split {split}: there are train and eval")
     named: SplitName = "train" if split == "train" else "eval"
-    shown = show_rows(
-        recipe, rows, trust_remote_code, overrides=overrides or [], split=named, places=at or []
-    )
+    with stop.at_once():
+        shown = show_rows(
+            recipe, rows, trust_remote_code, overrides=overrides or [], split=named, places=at or []
+        )
     result([row.record(ids) for row in shown], as_json, lambda _: _show(shown, ids))
 
 
@@ -82,7 +85,8 @@ def check_command(
 
     silence(quiet)
     loaded = load_recipe(recipe, overrides or [])
-    found = check_data(loaded, trust_remote_code)
+    with stop.at_once():
+        found = check_data(loaded, trust_remote_code)
     lines = [f"{label}: {value}" for label, value in found.facts()]
     result(found.record(), as_json, lambda _: print("\n".join(lines)))
     check_text(found.text, loaded.recipe)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.commands.output import Json, Quiet, result
+from lrft.core import stop
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def doctor_command(
     from lrft.api.doctor import diagnose, judge
 
     silence(quiet)
-    found = diagnose(folder)
+    with stop.at_once():
+        found = diagnose(folder)
     result(found, as_json, _show)
     judge(found)
 

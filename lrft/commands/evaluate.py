@@ -40,19 +40,23 @@ def eval_command(
     """
     from lrft.api.evaluate import evaluate
     from lrft.evaluation.progress import EvaluationBar
-    from lrft.evaluation.report import NotReported, table
-    from lrft.registry.errors import UsageError
+    from lrft.evaluation.report import NotReported, plain_table, table
+    from lrft.registry.errors import Interrupted, UsageError
 
     silence(quiet)
     names = [name.strip() for name in (harness or "").split(",") if name.strip()]
     if harness is not None and not names:
         raise UsageError("--harness: name a task of lm-evaluation-harness, or several with commas between")
     failure: NotReported | None = None
-    with EvaluationBar() as show:
-        try:
+    try:
+        with EvaluationBar() as show:
             found = evaluate(run, task or [], limit, baseline, show, checkpoint, names)
-        except NotReported as error:  # no score is lost for the want of a file
-            found, failure = {label: dict(tasks) for label, tasks in error.results.items()}, error
+    except NotReported as error:  # no score is lost for the want of a file
+        found, failure = {label: dict(tasks) for label, tasks in error.results.items()}, error
+    except Interrupted as stopped:
+        if stopped.record is not None:  # what was scored before somebody asked to stop
+            result(stopped.record, as_json, lambda scores: show_table(plain_table(scores)))
+        raise
     scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in found.items()}
     result(scores, as_json, lambda _: show_table(table(found)))
     if failure is not None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, TypedDict, TypeVar
 
 import typer
 
+from lrft.core import stop
 from lrft.core.notes import is_lead, is_terminal
 from lrft.core.plain import plain
 from lrft.registry.errors import LrftError, ProblemRecord, RecipeError
-from lrft.registry.protocols import SignalHandler
 
 if TYPE_CHECKING:
     from rich.table import Column, Table
@@ -45,17 +43,14 @@ def result(document: T, as_json: bool, show: Callable[[T], None]) -> None:
     if OneDocument.open is not None:
         OneDocument.open.found = document
     elif is_lead():
-        print(_text(document)) if as_json else show(document)
+        with stop.held():  # what was found is shown whole, whoever asks to stop meanwhile
+            print(_text(document)) if as_json else show(document)
 
 
 def asks_for_json(arguments: Sequence[str]) -> bool:
     """Whether the command line asks for JSON, also when nothing else about it makes sense; help stays text."""
     words = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     return "--json" in words and not {"-h", "--help"} & set(words)
-
-
-class Terminated(BaseException):
-    """SIGTERM, where nothing else waits for it."""
 
 
 class OneDocument:
@@ -70,14 +65,11 @@ class OneDocument:
         OneDocument.open = self
         self.stream, sys.stdout = sys.stdout, sys.stderr
         self.kept = _divert()
-        self.previous = _on_sigterm()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
         if self.kept is not None:
             os.dup2(self.kept, 1)
             os.close(self.kept)
@@ -101,19 +93,6 @@ def _divert() -> int | None:
     except OSError:  # one of them is closed
         return None
     return kept
-
-
-def _on_sigterm() -> SignalHandler:
-    """Make SIGTERM an exception, so that the document is still written; the handler before, None where it stays."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        return None
-    return signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def _error(failure: BaseException) -> ErrorRecord:

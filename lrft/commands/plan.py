@@ -8,6 +8,7 @@ import typer
 
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.core import stop
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def plan_command(
     from lrft.api.ahead import plan_ahead
 
     silence(quiet)
-    result(plan_ahead(recipe, device, overrides=overrides or []), as_json, _show)
+    with stop.at_once():
+        found = plan_ahead(recipe, device, overrides=overrides or [])
+    result(found, as_json, _show)
 
 
 def _show(plan: Ahead) -> None:

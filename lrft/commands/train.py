@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.core import stop
 from lrft.core.notes import silence
 from lrft.registry.json import Json as Value
 
@@ -72,25 +73,38 @@ def train_command(
     if dry_run:
         from lrft.api.plan import plan
 
-        result(plan(loaded, trust_remote_code), as_json, _show_plan)
+        with stop.at_once():
+            planned = plan(loaded, trust_remote_code)
+        result(planned, as_json, _show_plan)
         return
     from lrft.api.train import train
+    from lrft.registry.errors import Interrupted
 
-    result(train(loaded, out, resume, trust_remote_code, profile=profile, added=added), as_json, _show)
+    try:
+        found = train(loaded, out, resume, trust_remote_code, profile=profile, added=added)
+    except Interrupted as stopped:
+        if stopped.record is not None:  # the tasks that were scored before somebody asked to stop
+            result(stopped.record, as_json, _show_scores)
+        raise
+    result(found, as_json, _show)
 
 
 def _show(found: Mapping[str, Value]) -> None:
     loss = "no loss recorded" if found["loss"] is None else f"loss {found['loss']:.4f}"
     print(f"{found['name']}: step {found['step']}, {loss}")
+    _show_scores(found)
+    if isinstance(profiled := found.get("profile"), dict):
+        from lrft.training.profile_parts import table
+
+        print(f"\n{table(**profiled)}", end="")
+
+
+def _show_scores(found: Any) -> None:
     if isinstance(scores := found.get("scores"), dict):
         for task, metrics in scores.items():
             assert isinstance(metrics, dict)
             shown = [f"{name} {value:.4g}" for name, value in metrics.items() if value is not None]
             print(f"{task}: {', '.join(shown)}")
-    if isinstance(profiled := found.get("profile"), dict):
-        from lrft.training.profile_parts import table
-
-        print(f"\n{table(**profiled)}", end="")
 
 
 def _show_plan(plan: Plan) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import StateDict
 
+from lrft.core import stop
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter
 from lrft.core.analysis import Weights
@@ -105,7 +106,6 @@ class Run:
         weights: the layers that train, for analyses; None where nobody gave them.
         score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
         compiled: whether what is elementwise is compiled in the loss and its gradients.
-        stop_signal: number of the signal that asked to stop, or None. Polled wherever time is spent.
     """
 
     model: Any
@@ -131,7 +131,7 @@ class Run:
     step: int = field(init=False, default=0)
     metrics: dict[str, Any] = field(init=False, default_factory=dict)
     summary: dict[str, Any] = field(init=False, default_factory=dict)
-    stop_signal: int | None = field(init=False, default=None)
+    _told: int | None = field(init=False, default=None, repr=False)  # by another process
     stopping: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -149,6 +149,15 @@ class Run:
     def processes(self) -> int:
         """How many processes train together."""
         return self.accelerator.num_processes if self.accelerator is not None else 1
+
+    @property
+    def stop_signal(self) -> int | None:
+        """Number of the signal that asked to stop, here or elsewhere, or None. Polled wherever time is spent."""
+        return self._told or stop.asked()
+
+    @stop_signal.setter
+    def stop_signal(self, number: int | None) -> None:
+        self._told = number
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from lrft.core import stop
 from lrft.data.encoded import Encoded
 from lrft.data.example import Example, Message
 from lrft.data.formats._format import Format
@@ -83,6 +84,7 @@ def compare(
     texts, questions = Texts(), dict[tuple[str, ...], int]()
     asked: dict[int, int] = {}
     for number, (split, index) in enumerate(rows):
+        stop.poll()
         example = form.completed(split.rows[index])
         texts.add(_said(example))
         question = tuple(word for part in _asked(example) for word in words(part))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from lrft.core import stop
 from lrft.data.alike import SHOWN, Split
 from lrft.data.encoded import Encoded
 from lrft.data.example import Row
@@ -60,6 +61,7 @@ def compare(renderer: Renderer, split: Split, progress: Callable[[int, int], Non
     chosen = [whole[k * len(whole) // count] for k in range(count)]
     differs, compared = [], 0
     for number, index in enumerate(chosen):
+        stop.poll()
         prompts = list(_prompts(renderer, split.rows[index]))
         compared += any(prompts)
         found = _parting(renderer, split.encoded[index], prompts)

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from lrft.core import stop
 from lrft.data.encoded import Encoded
 from lrft.data.rows import Rows
 from lrft.registry.errors import DataError
@@ -36,6 +37,7 @@ def encode_each(
     encoded: list[Encoded] = []
     of = array("q")
     for index, row in enumerate(rows):
+        stop.poll()
         try:
             found = renderer.encodings(row)
         except DataError as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from lrft.core import stop
 from lrft.data.example import Row
 from lrft.data.text_lines import IndexedLines, Read, fail, lines_of
 from lrft.registry.json import Json, to_section
@@ -82,6 +83,7 @@ def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: boo
     line, counted = 1, 0
     at, decoder = _skip(text, start + 1), _decoder()
     while not text.startswith("]", at) and len(rows) != limit:
+        stop.poll()
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, end = decoder.raw_decode(text, at)

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lrft.core import stop
+
 RUN, NEAR = 3, 0.8
 DRAWS, BAND = 64, 4
 SEED = 1
@@ -87,6 +89,7 @@ class Texts:
         least = _least(runs, starts[kept])
         best: dict[int, Pair] = {}
         for first, second in _candidates(least):
+            stop.poll()
             a, b = int(kept[first]), int(kept[second])
             share = _share(runs[starts[a] : starts[a + 1]], runs[starts[b] : starts[b + 1]])
             if share >= NEAR and (b not in best or share > best[b].share):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
+from lrft.core import stop
+
 ORDER = "longest first"  # what a run records of this, since another order makes other batches
 
 
@@ -28,6 +30,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     open_rows: dict[int, list[int]] = {}  # room left -> rows with just that much, newest last
     rooms: list[int] = []  # the keys of open_rows, sorted; at most `capacity` of them
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        stop.poll()
         length = lengths[index]
         at = bisect_left(rooms, length)
         if at == len(rooms):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
 
+from lrft.core import stop
 from lrft.data.example import Row
 from lrft.data.files import Role, locate_files, near_files, suffix_of
 from lrft.data.hub import offline_if_unreachable
@@ -112,6 +113,7 @@ def _read_files(files: Sequence[Path], source: Source, key: str) -> Rows:
     parts: list[Rows] = []
     left = source.limit
     for path in files:
+        stop.poll()
         part = _read_file(path, key, left, source.row == "line")
         if not len(part) and len(files) == 1:
             raise DataError(f"{path}:1: the file has no rows")
@@ -154,7 +156,7 @@ def _read_parquet(path: Path, limit: int | None) -> Indexed[Row]:
     try:
         if is_large(path):
             return ParquetRows(path, limit)
-        with tempfile.TemporaryDirectory() as cache:
+        with tempfile.TemporaryDirectory() as cache, stop.at_once():
             rows = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
     except Exception as error:  # pyarrow's and datasets' many kinds; the cause is what helps
         if "corresponds to no data" in str(error):
@@ -174,9 +176,10 @@ def _read_hub(source: Source, role: Role, key: str) -> Rows:
     split = source.split or HUB_SPLIT[role]
     place, streams = (source.source, source.name), source.stream is not None
     try:
-        rows = datasets.load_dataset(*place, split=split, revision=source.revision, streaming=streams)
-        if source.stream is not None:
-            rows = list(rows.take(min(source.stream, source.limit or source.stream)))
+        with stop.at_once():
+            rows = datasets.load_dataset(*place, split=split, revision=source.revision, streaming=streams)
+            if source.stream is not None:
+                rows = list(rows.take(min(source.stream, source.limit or source.stream)))
     except Exception as error:  # network, missing set, configuration or split: told apart by their message
         remedy = "A stream needs the network; without `stream`," if streams else "Without network,"
         raise DataError(
@@ -196,6 +199,7 @@ def _digest(rows: Sequence[Row]) -> str:
     """sha256 of the rows themselves: a stream has no fingerprint of what was taken from it."""
     digest = hashlib.sha256()
     for row in rows:
+        stop.poll()
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
+from lrft.core import stop
 from lrft.data.example import Row
 from lrft.data.rows import Indexed
 from lrft.registry.errors import DataError
@@ -27,6 +28,7 @@ def lines_of(path: Path) -> Iterator[str]:
     try:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
+                stop.poll()
                 yield _decoded(path, number, line.removeprefix(BOM) if number == 1 else line)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         fail(path, number + 1, f"the gzip data is damaged ({error})")
@@ -55,6 +57,7 @@ class IndexedLines:
             for number, line in enumerate(file, 1):
                 if len(self.lines) == limit:
                     break
+                stop.poll()
                 if line.strip():
                     self.starts.append(start + len(BOM) * (number == 1 and line.startswith(BOM)))
                     self.lines.append(number)

@@ -23,6 +23,7 @@ class AnswersFile:
 
     Attributes:
         done: lines that were there when it was opened.
+        written: lines that are there now.
 
     Raises:
         UsageError: the name does not end in .jsonl.
@@ -34,6 +35,7 @@ class AnswersFile:
         self.path = path
         self.about: dict[str, Json] = {}
         self.done = 0
+        self.written = 0
         self._file = GrowingFile(path, f"--out {path}", "; the same command goes on then")
 
     def open(self, about: Mapping[str, Json]) -> None:
@@ -69,6 +71,7 @@ class AnswersFile:
             WriteError: the disk is full or gone; the lines before stay, and the command goes on there.
         """
         self._file.append("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+        self.written += len(answers)
 
     def _claim(self, existed: bool) -> None:
         beside = self.path.with_name(self.path.name + ABOUT)
@@ -76,7 +79,7 @@ class AnswersFile:
         if text or (existed and not beside.is_file()):
             self._check_about(beside)
             whole = text[: text.rfind(b"\n") + 1]  # what is after it was cut by a kill
-            self.done = self._count(whole)
+            self.done = self.written = self._count(whole)
             self._file.cut(len(whole))
             return
         write_file(beside, json.dumps(self.about, indent=2) + "\n", f"--out {self.path}: {beside.name}")

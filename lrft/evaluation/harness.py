@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lrft.core import stop
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.decoded import decoded
 from lrft.evaluation.generate import batching_of
@@ -56,9 +57,10 @@ def harness_results(subject: Subject, tasks: Sequence[str], limit: int | None) -
             pretrained=subject.hf, tokenizer=copy.deepcopy(subject.tokenizer), batch_size=_rows(subject)
         )
         try:
-            found = lm_eval.simple_evaluate(
-                model, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False
-            )
+            with stop.at_once():
+                found = lm_eval.simple_evaluate(
+                    model, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False
+                )
         except LrftError:
             raise
         except Exception as error:  # tasks are programs of others, and their data may not be to be had

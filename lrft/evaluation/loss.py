@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lrft.core import stop
 from lrft.core.batch import Batch
 from lrft.core.team import ALONE, Team
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
-from lrft.evaluation.subject import Progress, Watch, never
+from lrft.evaluation.subject import Progress, Watch
 from lrft.ops.loss import label_losses, linear_cross_entropy, target_logprobs
 from lrft.registry.errors import DataError, NumericalError
 
@@ -41,7 +42,7 @@ class LossResult:
 def held_out_loss(
     model: CausalLM,
     batches: Iterable[Batch],
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = stop.wanted,
     progress: Progress | None = None,
     total: int = 0,
     team: Team = ALONE,

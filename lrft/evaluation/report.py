@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -106,6 +107,18 @@ def table(results: Mapping[str, Mapping[str, TaskResult]]) -> Table:
                     heading, metric, *(_cell(tasks.get(task), metric) for tasks in results.values())
                 )
                 heading = ""
+    return shown
+
+
+def plain_table(scores: Any) -> Table:
+    """The same of metrics alone: label -> task -> metric -> value."""
+    shown = Table("task", "metric", *scores)
+    tasks = dict.fromkeys(task for found in scores.values() for task in found)
+    for task in tasks:
+        metrics = dict.fromkeys(name for found in scores.values() for name in found.get(task, {}))
+        for metric in metrics:
+            values = [found.get(task, {}).get(metric) for found in scores.values()]
+            shown.add_row(task, metric, *("-" if value is None else f"{value:.6g}" for value in values))
     return shown
 
 

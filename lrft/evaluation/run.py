@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lrft.core import stop
 from lrft.core.adapted import adapted
 from lrft.evaluation.report import write_report
-from lrft.evaluation.subject import Subject
+from lrft.evaluation.subject import EvaluationStopped, Subject
 from lrft.evaluation.tasks._task import TaskResult
+from lrft.files.write import remove_file
 from lrft.registry.axes import TASKS
 from lrft.registry.config import MethodConfig
 from lrft.registry.json import Json
+
+UNFINISHED = "-unfinished"  # of a report, some tasks of which were not scored
 
 
 def evaluate_tasks(
@@ -35,15 +39,31 @@ def evaluate_tasks(
 
     Raises:
         DataError, RecipeError: a task has no rows, or one that cannot be scored.
-        EvaluationStopped: a signal came; nothing is written.
+        EvaluationStopped: a signal came; it holds what was finished, as does `eval/LABEL-unfinished.json`.
     """
     results: dict[str, TaskResult] = {}
-    for config in tasks:
-        task = TASKS.get(config.method)(config)
-        results[_free_name(config.method, results)] = task.run(subject, limit)
+    try:
+        for config in tasks:
+            task = TASKS.get(config.method)(config)
+            results[_free_name(config.method, results)] = task.run(subject, limit)
+    except EvaluationStopped as stopped:
+        stopped.finished, stopped.left = results, [config.method for config in tasks[len(results) :]]
+        if folder is not None and results:
+            with stop.held():
+                unfinished = {**describe(subject), **(about or {})}
+                stopped.file = write_report(folder, f"{label}{UNFINISHED}", results, unfinished)
+        raise
     if folder is not None:
-        write_report(folder, label, results, {**describe(subject), **(about or {})})
+        with stop.held():
+            write_report(folder, label, results, {**describe(subject), **(about or {})})
+            for file in (f"{label}{UNFINISHED}.json", f"{label}{UNFINISHED}-samples.jsonl"):
+                remove_file(folder / "eval" / file)
     return results
+
+
+def metrics_of(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
+    """Task -> its metrics alone."""
+    return {task: dict(result.metrics) for task, result in results.items()}
 
 
 def scored_as(checkpoint: str | None, limit: int | None, sums: Mapping[str, str]) -> dict[str, Json]:

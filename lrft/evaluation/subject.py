@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lrft.core import stop
+from lrft.core.plain import plain
 from lrft.core.team import ALONE, Team
 from lrft.registry.errors import DataError, Interrupted
 from lrft.registry.protocols import Tokenizer
@@ -15,6 +18,7 @@ from lrft.registry.protocols import Tokenizer
 if TYPE_CHECKING:
     from lrft.data.rows import Rows
     from lrft.data.tokenize import Renderer
+    from lrft.evaluation.tasks._task import TaskResult
     from lrft.model.causal_lm import CausalLM
     from lrft.model.hf import HF
 
@@ -23,21 +27,40 @@ Progress = Callable[[str, int, int], None]
 
 
 class EvaluationStopped(Interrupted):
-    """Asked to stop between two batches; a partial score is never returned. The caller knows which signal."""
+    """Asked to stop between two batches; a partial score is never returned.
+
+    Attributes:
+        finished: the results of the tasks before it, by name; they are in `file`, where anything was to be written.
+        left: names of the tasks that have no score.
+    """
+
+    told = False  # who asked for the scores says how to get them
 
     def __init__(self, done: int, total: int) -> None:
-        super().__init__(
-            signal.SIGINT, f"evaluation was asked to stop after {done} of {total} rows; no score written"
-        )
+        self.number = stop.asked() or signal.SIGINT  # the signal may have come to another process
+        self.finished: Mapping[str, TaskResult] = {}
+        self.left: Sequence[str] = ()
+        self.file: Path | None = None
+        message = stop.sentence(self.number, f"stopped after {done} of {total} rows; no score written")
+        super().__init__(self.number, message)
+
+    @property
+    def scored(self) -> str:
+        """Which tasks have scores, and where, in words."""
+        if not self.finished:
+            return "no task is scored yet"
+        where = "" if self.file is None else f" (in {self.file})"
+        return f"{', '.join(self.finished)} scored{where}, {', '.join(self.left)} not"
+
+    def telling(self, kept: str, record: object) -> Interrupted:
+        """What to raise in its place: it says what is kept, and holds what was scored."""
+        error = Interrupted(self.number, stop.sentence(self.number, kept))
+        error.record = plain(record)
+        return error
 
 
 def silent(what: str, done: int, total: int) -> None:
     """No progress display."""
-
-
-def never() -> bool:
-    """Nobody asks to stop."""
-    return False
 
 
 @dataclass(frozen=True)
@@ -51,7 +74,7 @@ class Watch:
 
     what: str
     total: int
-    should_stop: Callable[[], bool] = never
+    should_stop: Callable[[], bool] = stop.wanted
     progress: Progress | None = None
 
     def report(self, done: int) -> None:
@@ -83,7 +106,7 @@ class Subject:
     stop_ids: set[int]
     pad_id: int
     batch_tokens: int
-    should_stop: Callable[[], bool] = never
+    should_stop: Callable[[], bool] = stop.wanted
     progress: Progress | None = None
     team: Team = ALONE
     data_seed: int = 0

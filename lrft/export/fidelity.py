@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lrft.core import stop
 from lrft.core.batch import Batch
 from lrft.model.causal_lm import CausalLM
 from lrft.ops.loss import Head
@@ -111,6 +112,7 @@ def compare(model: CausalLM, merged: Comparable, batches: Iterable[Batch]) -> Di
     sums = dict.fromkeys(("error", "kl", "loss_adapter", "loss_merged", "flips", "spread"), 0.0)
     largest, positions, entries = 0.0, 0, 0
     for batch in batches:
+        stop.poll()
         ours, theirs = _rows(model, batch), _rows(merged, batch)
         for start in range(0, ours.shape[0], CHUNK):
             a = model.head.logits(ours[start : start + CHUNK]).float()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrft.core import stop
 from lrft.export.rounding import check_finite, check_range, rounded
 from lrft.registry.errors import LrftError
 
@@ -62,6 +63,7 @@ def write_file(gguf: Any, writer: Any, entries: Iterable[Entry], stochastic: boo
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for entry in entries:
+        stop.poll()
         writer.write_tensor_data(_bytes(gguf, entry, stochastic))
     writer.close()
 
@@ -85,6 +87,7 @@ def check_file(path: Path, entries: Iterable[Entry], found: dict[str, Tensor]) -
     if odd := {entry.name for entry in entries} ^ found.keys():
         raise LrftError(f"{path}: does not hold the tensors that were written: {', '.join(sorted(odd)[:3])}")
     for entry in entries:
+        stop.poll()
         values = found[entry.name]
         if values.shape != entry.values.shape or not ((values - entry.values).abs() <= allowed(entry)).all():
             raise LrftError(f"{path}: {entry.name} does not read back as it was written")

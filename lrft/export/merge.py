@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lrft.core import stop
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
@@ -75,6 +76,7 @@ def merge_into(
     drawn: list[str] = []
     for group, ready in _grouped(changes, rounding if dtype != torch.float32 else Rounding()):
         for change in group:
+            stop.poll()
             value, target = change.weight().cpu(), weights.pop(change.name)
             if torch.equal(value, target.float()):
                 target.data = rounded(change.name, target, dtype, stochastic=False)
@@ -86,6 +88,7 @@ def merge_into(
                 target.data = rounded(change.name, value, dtype, rounding.method != "nearest")
                 drawn += [change.name] if rounding.method != "nearest" and dtype != torch.float32 else []
     for name, parameter in weights.items():
+        stop.poll()
         if parameter.is_floating_point():
             parameter.data = rounded(name, parameter, dtype, stochastic=False)
     if model.new_rows is not None:
@@ -166,6 +169,7 @@ def relative_change(model: CausalLM) -> float | None:
     """|delta| / |W| over all adapted sites, Frobenius norms; None where there are none."""
     change = total = 0.0
     for _, module in adapted(model.hf):
+        stop.poll()
         weight = module.pretrained_weight()
         change += float((module.merged_weight() - weight).square().sum())
         total += float(weight.square().sum())

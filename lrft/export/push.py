@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from lrft.core import stop
 from lrft.registry.errors import LrftError, UsageError
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -35,8 +36,9 @@ def push(folder: Path, name: str, public: bool, message: str) -> str:
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
-        api.create_repo(name, private=not public, exist_ok=True)
-        done = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+        with stop.at_once():
+            api.create_repo(name, private=not public, exist_ok=True)
+            done = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
     except OfflineModeIsEnabled:
         remedy = "unset HF_HUB_OFFLINE, or try again where the hub can be reached"
         raise LrftError(f"--push {name}: the hub libraries are in offline mode; {remedy}") from None

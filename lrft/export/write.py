@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lrft.core import stop
 from lrft.files.failure import check_room
 from lrft.files.fresh_folder import fresh_folder
 from lrft.files.sums import MANIFEST, folder_manifest
@@ -34,7 +35,8 @@ def write_classifier(hf: Any, tokenizer: Tokenizer, folder: Path, shard_size: st
     """
     check_room(folder, sum(p.numel() * p.element_size() for p in hf.parameters()))
     hf.config._attn_implementation = "sdpa"
-    hf.save_pretrained(folder, max_shard_size=shard_size)
+    with stop.at_once():
+        hf.save_pretrained(folder, max_shard_size=shard_size)
     tokenizer.save_pretrained(folder)
 
 

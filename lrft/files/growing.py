@@ -34,6 +34,11 @@ class Lock:
         self._descriptor = descriptor
         return True
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it is ours."""
+        return self._descriptor is not None
+
     def give_back(self) -> None:
         """Let others have it; the end of the process does the same."""
         if self._descriptor is not None:

@@ -6,6 +6,7 @@ import json
 
 from lrft.build.measure import measure
 from lrft.build.measured import Measured
+from lrft.core import stop
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.recipe.schema import Recipe
@@ -34,6 +35,7 @@ class Models:
             optimizer: count its state too, which takes longest.
         """
         key = f"{optimizer} {_what_counts(recipe)}"
+        stop.poll()
         if key not in self.counted:
             self.counted[key] = measure(recipe, self.get(recipe.model), optimizer)
         return self.counted[key]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from lrft.core import stop
 from lrft.core.adapted import Adapted, AdaptedBlock, adapted
 from lrft.core.adapter import Adapter, Shared
 from lrft.core.params import Site
@@ -60,6 +61,7 @@ def attach(
         if builder.shared is not None:
             builder.shared.to(builder.device)
     for done, name in enumerate([*names, *blocks]):
+        stop.poll()
         if progress is not None:
             progress(done, len(names) + len(blocks))
         seed_generators(seed * 1_000_003 + zlib.crc32(name.encode()))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lrft.core import stop
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.params import Site
@@ -52,6 +53,7 @@ def calibrate(
     watch = _Watch({site: {name: make(site, name) for name in names} for site in sites})
     with watch.attached(model):
         for done, batch in enumerate(batches):
+            stop.poll()
             watch.expect(batch, model.device)
             if not watch.live:
                 break

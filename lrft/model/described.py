@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lrft.core import stop
 from lrft.data.hub import offline_if_unreachable
 from lrft.files.json import read_object
 from lrft.files.model_folder import check_model_folder
@@ -96,7 +97,8 @@ def describe(name: str, revision: str | None = None) -> Described:
         return Described(known, "the published configuration, packaged with lrft")
     if "/" in name and not offline_if_unreachable():
         try:
-            file = hf_hub_download(name, "config.json", revision=revision)
+            with stop.at_once():
+                file = hf_hub_download(name, "config.json", revision=revision)
             return _of_folder(Path(file).parent, "config.json on the hub")
         except Exception as error:  # whatever a client of the hub raises
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]

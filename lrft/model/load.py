@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from lrft.core import stop
 from lrft.model import asked, attention, head
 from lrft.model.backend import first_backend
 from lrft.model.causal_lm import CausalLM
@@ -143,6 +144,7 @@ def _direct(hf: HF) -> frozenset[str]:
         ) from None
 
 
+@stop.at_once()
 def load_config(section: ModelSection, trust_remote_code: bool = False) -> ModelConfig:
     """The configuration of `model.name`, as transformers reads it, without any weight.
 
@@ -163,6 +165,7 @@ def load_config(section: ModelSection, trust_remote_code: bool = False) -> Model
     return config
 
 
+@stop.at_once()  # transformers and the hub never poll
 def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool, seed: int | None) -> HF:
     """The transformers model: its weights read, drawn, or left out."""
     from transformers import AutoModelForCausalLM
@@ -190,8 +193,7 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
     if not meta:
         return draw(make, dtype, seed)
     with torch.device("meta"):
-        hf = make(dtype=dtype)
-    return hf
+        return make(dtype=dtype)
 
 
 def _promised(section: ModelSection, skeleton: HF) -> HF:

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lrft.core import stop
 from lrft.model.hf import HF
 from lrft.model.known_sums import Summing
 from lrft.model.sites import linear_shape
@@ -87,6 +88,7 @@ class Unread:
     def finish(self) -> str:
         """Read what is left, such as layers that train, and give the fingerprint."""
         for path in self.names:
+            stop.poll()
             if path not in self.samples:
                 self.read(path.removesuffix(".weight"))
         self.sums = None if self.summing is None else self.summing.finish()
@@ -143,7 +145,11 @@ def _zeros(out: int, x: Tensor) -> Tensor:
 
 def fingerprint(hf: HF) -> str:
     """sha256 over names, shapes and sampled values of every parameter: the same base gives the same string."""
-    return _digest({name: _sample(name, parameter) for name, parameter in hf.named_parameters()})
+    samples = {}
+    for name, parameter in hf.named_parameters():
+        stop.poll()
+        samples[name] = _sample(name, parameter)
+    return _digest(samples)
 
 
 def _sample(name: str, parameter: Tensor) -> bytes:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
+from lrft.core import stop
 from lrft.model.checkpoint import LoadingReport, check_loaded
 from lrft.model.files import Where
 from lrft.model.hf import HF, ModelConfig
@@ -61,6 +62,7 @@ def _load(
     with ExitStack() as stack:
         vocabulary = skeleton.get_input_embeddings().num_embeddings
         tensors = dict(_tensors(files, vocabulary, promised, stack))
+        stack.enter_context(stop.at_once())
         loaded = type(skeleton).from_pretrained(  # type: ignore[attr-defined]
             None,
             config=skeleton.config,
@@ -107,6 +109,7 @@ def _tensors(
     yield from packed.items()
     beside = {key for weight in packed.values() for key in weight.parts}
     for key, file in place.items():
+        stop.poll()
         if key in beside:
             continue
         part = opened[file].get_slice(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from lrft.core import stop
 from lrft.data.template import put_on
 from lrft.model.files import Where, quiet, resolve, unloadable
 from lrft.model.new_tokens import NewTokens, add_tokens
@@ -65,7 +66,8 @@ def _read(section: ModelSection, trusted: bool) -> tuple[str, tuple[str, Where],
     key, source = _tokenizer_source(section)
     name, options = resolve(*source)
     try:
-        found = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, **options)
+        with stop.at_once():
+            found = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, **options)
     except (OSError, ValueError, KeyError) as error:
         raise unloadable(source[0], error, key) from None
     # transformers finds names of special tokens when they are asked for

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrft.core import stop
 from lrft.recipe import library
 from lrft.recipe.check import conflicts
 from lrft.recipe.document import parse, read_text
@@ -56,6 +57,7 @@ def load_recipe(
     Raises:
         RecipeError: with every problem found, in the order of the file.
     """
+    stop.poll()
     path = locate(name_or_path)
     root, problems = _layers(path, ())
     root, problems = _apply_overrides(root, overrides, problems)

@@ -125,7 +125,13 @@ class NotMergeable(LrftError):
 
 
 class Interrupted(LrftError):
-    """A signal asked the run to stop, and a resumable checkpoint was saved first."""
+    """A signal asked to stop, and what was finished is kept.
+
+    Attributes:
+        told: whether the message says what that is, and what to type next.
+    """
+
+    told = True
 
     def __init__(self, signal_number: int, message: str) -> None:
         self.exit_code = 128 + signal_number

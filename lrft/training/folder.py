@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from lrft import __version__
@@ -42,6 +43,7 @@ class RunFolder(KnownFiles):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._lock = Lock(path / ".lock")
+        self.made = False  # by the lock
         self.chosen: Path | None = None
         self.opened: OpenCheckpoint | None = None
 
@@ -79,6 +81,7 @@ class RunFolder(KnownFiles):
             UsageError: another process is training here, or nothing can be written here.
         """
         try:
+            self.made = not self.path.exists()
             taken = self._lock.take()
         except OSError as error:
             raise UsageError(
@@ -90,8 +93,17 @@ class RunFolder(KnownFiles):
             )
 
     def unlock(self) -> None:
-        """Let others train here again; the end of the process does the same."""
-        self._lock.give_back()
+        """Let others train here again; the end of the process does the same. A folder without a run is as before."""
+        if self._lock.is_held:
+            if not self.started:
+                self._leave_nothing()
+            self._lock.give_back()
+
+    def _leave_nothing(self) -> None:
+        with suppress(OSError):  # it holds something that is not ours
+            (self.path / ".lock").unlink()
+            if self.made:
+                self.path.rmdir()
 
     @property
     def is_locked(self) -> bool:

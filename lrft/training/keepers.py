@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -16,7 +14,6 @@ from lrft.core.callback import Callback
 from lrft.core.run import Run
 from lrft.files.failure import tell_failures
 from lrft.files.write import sync
-from lrft.registry.protocols import SignalHandler
 from lrft.training import checkpoint, checkpoint_folder
 from lrft.training.adapter_folders import AdapterFolders
 from lrft.training.folder import METRICS
@@ -50,9 +47,8 @@ class Saver(Callback):
             return
         if self.adapters is not None:
             self.adapters.start(run)
-        if run.step and run.step == run.total_steps and self.scorer is not None and self.scorer.exhausted:
-            # The score that ends the run may be one that a signal had cut short, which the checkpoint still owes.
-            self.save(run, anew=True)
+        if self.scorer is not None and self.scorer.paid and run.step == run.total_steps:
+            self.save(run, anew=True)  # no later checkpoint knows the score that this one owes
 
     def after_step(self, run: Run) -> None:
         improved = self.scorer is not None and self.scorer.best_step == run.step
@@ -138,37 +134,13 @@ class LossScale(Callback):
 
 
 class StopOnSignal(Callback):
-    """SIGINT and SIGTERM ask the run to finish its step and save; a second one stops at once.
+    """Once somebody asked to stop (`lrft.core.stop`), the step just finished is the last one, and is saved.
 
     Stands before the saver. With several processes all stop after the same step, whichever got the signal first.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.run: Run | None = None
-        self.previous: dict[int, SignalHandler] = {}
-
-    def start(self, run: Run) -> None:
-        self.run = run
-        for number in self.SIGNALS:
-            self.previous[number] = signal.signal(number, self.handle)
 
     def after_step(self, run: Run) -> None:
         if run.accelerator is not None and run.accelerator.num_processes > 1:
             mine = torch.tensor([float(run.stop_signal or 0)], device=run.device)
             run.stop_signal = int(run.accelerator.gather(mine).max()) or None
         run.stopping = run.stop_signal is not None
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """First signal: remember it. Second: give up on finishing the step; the disk stays valid either way."""
-        if self.run is None or self.run.stop_signal is not None:
-            signal.signal(number, self.previous.get(number, signal.SIG_DFL))
-            signal.raise_signal(number)
-            return
-        self.run.stop_signal = number
-
-    def close(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from lrft.core import stop
 from lrft.core.callback import Callback
 from lrft.core.run import Run
 
@@ -53,6 +54,7 @@ class RateSweep(Callback):
         self.rates.append(self.rate(run.step - 1))
         self.losses.append(run.metrics["loss"])
         self.progress("rates", run.step, self.steps)
+        stop.poll()
         self.blown = self._blows_up(run.metrics["loss"])
         if self.blown or run.step == self.steps:
             raise SweepOver

@@ -68,6 +68,7 @@ class Scorer(Callback):
         self.best_step = 0
         self.since = 0  # scores that were no better than the best
         self.owed = 0  # the step whose score a signal cut short
+        self.paid = False  # what was owed was taken as the run was gone on with
         self.planned = 0
 
     @property
@@ -83,6 +84,7 @@ class Scorer(Callback):
         run.model.train()
         if self.owed and self.owed == run.step:
             self.take(run)
+            self.paid = not self.owed
         elif self.exhausted:  # resumed after the step that was the last one
             run.total_steps = run.step
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lrft.core import stop
 from lrft.core.batch import Batch
 from lrft.core.context import computing
 from lrft.core.notes import say
@@ -60,6 +61,7 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     divisor = objective.divisor(batches)
     gradients = _gradient_sum(run)
     for index, micro_batch in enumerate(batches.micro_batches):
+        stop.poll()  # of a trial that keeps nothing; a training finishes its step
         place = index * run.processes + run.rank
         counts = place < batches.micro_batch_count  # one beyond is there to go in step, and adds zeros
         run.seed_draws(place)

@@ -11,11 +11,10 @@ import sys
 import pytest
 import torch
 
-from lrft.api.chat import open_conversation
+from lrft.api.chat import Reply, open_conversation
 from lrft.api.open_run import open_run
 from lrft.api.train import train
 from lrft.build.job import subject
-from lrft.commands.chat import interruptible
 from lrft.core.adapted import adapters_off
 from lrft.evaluation.generate import generate
 from lrft.evaluation.sampling import Sampling
@@ -175,15 +174,31 @@ def test_a_conversation_that_is_too_long_is_refused_and_stays_as_it_was(conversa
     assert conversation.messages == before
 
 
-def test_a_ctrl_c_stops_an_answer_and_a_second_one_the_program():
-    before = signal.getsignal(signal.SIGINT)
-    with interruptible() as asked_to_stop:
-        assert not asked_to_stop()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert asked_to_stop()
-        with pytest.raises(KeyboardInterrupt):
+def test_a_ctrl_c_stops_an_answer_and_one_at_the_prompt_after_another_the_program(call, runs, monkeypatch):
+    """At a terminal: one in an answer, which is told and kept; then two in a row at the prompt."""
+    typed = iter(["Hi", signal.SIGINT, "Why?", "/set", signal.SIGINT, signal.SIGINT])
+
+    def prompt(text):
+        given = next(typed)
+        if isinstance(given, str):
+            return given
+        os.kill(os.getpid(), given)
+        raise AssertionError("the signal was not seen")
+
+    def say(self, text, tell, should_stop):
+        assert not should_stop()
+        if text == "Why?":
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+        return Reply("so", 1, "cut" if should_stop() else "stopped")
+
+    monkeypatch.setattr("builtins.input", prompt)
+    monkeypatch.setattr("lrft.api.chat.Conversation.say", say)
+    monkeypatch.setattr("lrft.commands.chat.is_terminal", lambda stream: True)
+    done = call("chat", runs / "chat")
+    assert done.code == 130 and next(typed, None) is None
+    assert done.err.count("[cut short]") == 1
+    assert done.err.count("another Ctrl-C leaves") == 2
+    assert done.err.endswith("error: interrupted (SIGINT): the conversation is over; /save keeps one\n")
 
 
 def test_a_number_of_tokens_below_one_is_refused(call, runs):

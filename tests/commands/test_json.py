@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 
+from lrft.core import stop
 from lrft.core.plain import plain
 from lrft.lab.runs import local as runs
 from lrft.training.gradient_check import GradientCheck
@@ -232,6 +233,7 @@ def test_a_signal_at_any_time_still_leaves_a_document(call, recipe, monkeypatch,
     def struck(*arguments, **settings):
         for _ in range(signals):
             os.kill(os.getpid(), number)
+        stop.poll()
         raise AssertionError("the signal was not seen")
 
     if signals == 1:

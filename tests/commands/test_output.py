@@ -10,7 +10,7 @@ import pytest
 from rich.table import Table
 
 from lrft.commands.output import show_table
-from lrft.core import notes
+from lrft.core import notes, stop
 from lrft.core.notes import say
 
 
@@ -111,10 +111,13 @@ def test_a_table_on_a_terminal_is_drawn_and_loses_nothing(capsys, monkeypatch):
 def test_a_ctrl_c_is_told_with_130(call, recipe, monkeypatch):
     def struck(*arguments, **settings):
         signal.raise_signal(signal.SIGINT)
+        stop.poll()
 
     monkeypatch.setattr("lrft.api.train.read_text", struck)
     done = call("train", recipe)
-    assert (done.code, done.out) == (130, "") and done.err.endswith("error: interrupted\n")
+    assert (done.code, done.out) == (130, "")
+    said = "error: interrupted (SIGINT): nothing was trained yet; the same command begins it\n"
+    assert done.err.endswith(said)
 
 
 def test_notes_never_reach_the_result_where_standard_error_is_closed():

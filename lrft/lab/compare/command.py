@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.lab.compare.arms import labels
 from lrft.lab.compare.comparison import compare_arms
@@ -28,7 +29,8 @@ def compare_recipes(arguments: Sequence[str], settings: Settings) -> Comparison:
     arms = [
         make_arm(label, source, overrides) for label, source in zip(labels(sources), sources, strict=True)
     ]
-    compared = compare_arms(arms, settings, command=command_line())
+    with stop.listening(f"what is finished in {settings.out} is kept; the same command goes on"):
+        compared = compare_arms(arms, settings, command=command_line())
     title = " against ".join(arm.label for arm in arms)
     say(f"report: {write_report(compared.record, settings.out, title)}")
     return compared.record

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.evaluation.subject import Progress, silent
 from lrft.files.write import write_file
@@ -64,8 +65,9 @@ def report(
     folders = find_runs(runs)
     for folder in folders if inspected else ():
         _look(folder, progress)
-    found = read_runs(folders)
-    page = page_of(found)
+    with stop.at_once():
+        found = read_runs(folders)
+        page = page_of(found)
     write_file(out, page, f"--out {out}")
     return {
         "file": str(out),

@@ -11,18 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.files.write import open_log
 from lrft.lab.runs.executor import Executor, Handle, last_line, prepared
 from lrft.lab.runs.outcome import DIVERGED, finished
 from lrft.lab.runs.planned import PlannedRun
 from lrft.registry.errors import Interrupted, LrftError, NumericalError
-from lrft.registry.protocols import SignalHandler
 from lrft.training.folder import RunFolder
 
 WAIT = 0.1  # seconds between looks at the processes
@@ -77,24 +75,24 @@ def run_all(
             waiting.append(run)
     executor = cluster or Processes(jobs)
     active: list[Handle] = []
-    with _Stop() as stop:
+    with stop.listening(), stop.held():  # what was started is ended here, and not by a poll
         try:
             while waiting or active:
-                while waiting and len(active) < jobs and stop.signal is None:
+                while waiting and len(active) < jobs and stop.asked() is None:
                     active.append(executor.start(waiting.pop(0)))
                 for handle in [handle for handle in active if handle.ended]:
                     active.remove(handle)
                     _close(handle, progress)
                     if after is not None:
                         after(handle.run)
-                if stop.signal is not None:
+                if stop.asked() is not None:
                     break
                 time.sleep(executor.pause)
         finally:
             _end(active, executor.pause)
-    if stop.signal is not None:
-        message = f"stopped with {progress.done} of {progress.total} runs finished; the same command goes on"
-        raise Interrupted(stop.signal, message)
+        if (number := stop.asked()) is not None:
+            kept = f"stopped with {progress.done} of {progress.total} runs finished; the same command goes on"
+            raise Interrupted(number, stop.sentence(number, kept))
 
 
 def threads(jobs: int) -> int:
@@ -161,27 +159,6 @@ class _Process:
         self.process.wait()
 
 
-class _Stop:
-    """While it is open, the first SIGINT or SIGTERM is remembered; the second acts as it always does."""
-
-    def __enter__(self) -> _Stop:
-        self.signal: int | None = None
-        self.previous: dict[int, SignalHandler] = {}
-        with suppress(ValueError):  # not the main thread: signals are somebody else's
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._asked)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _asked(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-
-
 def _close(handle: Handle, progress: Progress) -> None:
     """Take note of how a run ended.
 
@@ -215,7 +192,7 @@ def _end(handles: Sequence[Handle], pause: float) -> None:
                 handle.stop()
         while not all(handle.ended for handle in handles):
             time.sleep(pause)
-    except KeyboardInterrupt:
+    except (stop.Stopped, KeyboardInterrupt):
         for handle in handles:
             handle.kill()
 

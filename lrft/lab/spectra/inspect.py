@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from lrft.core import stop
 from lrft.core.notes import is_lead, say
 from lrft.core.plain import plain
 from lrft.evaluation.subject import Progress, silent
@@ -61,7 +62,8 @@ def _inspection(subject: Subject, look: Look, progress: Progress) -> Inspection:
     sites: list[SiteRecord] = []
     for change in subject.changes:
         progress("inspecting layers", len(sites), subject.count)
-        sites.append(measure(change, look))
+        with stop.at_once():
+            sites.append(measure(change, look))
     progress("inspecting layers", len(sites), subject.count)
     if subject.left_out:
         say(f"left out: {_shortened(list(subject.left_out))} ({next(iter(subject.left_out.values()))})")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.files.fresh_folder import remove_folder
 from lrft.lab.models import Models
@@ -75,6 +76,13 @@ def sweep(
         UsageError: see `points_of`.
         LrftError, Interrupted: see `lrft.lab.runs.local.run_all`.
     """
+    with stop.listening(f"what is finished in {settings.out} is kept; the same command goes on"):
+        return _sweep(recipe, arguments, settings, arms, command)
+
+
+def _sweep(
+    recipe: str, arguments: Sequence[str], settings: Settings, arms: Path | None, command: str
+) -> Sweep:
     points = points_of(recipe, arguments, arms, settings.metric)
     metric = metric_of(points, settings.metric)
     models = Models()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
 from lrft.files.write import write_file
@@ -76,7 +77,8 @@ def reproduce(
     missed: list[str] = []
     for entry in entries:
         try:
-            text, found = runners[entry.tier](entry)
+            with stop.listening(f"what is finished in {out} is kept; the same command goes on"):
+                text, found = runners[entry.tier](entry)
             _write(out, entry.name, text, found)
         except LrftError as error:
             error.record = records  # the tables before it are finished

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from lrft.core import stop
 from lrft.lab.models import Models
 from lrft.lab.tables.exact.kept import Kept, row_key
 from lrft.lab.tables.exact.load import LoadedTable, row_recipe
@@ -72,6 +73,7 @@ def count_table(
     table, models, kept = loaded.table, models or Models(), kept or Kept()
     keys = []
     for done, row in enumerate(table.rows):
+        stop.poll()
         recipe = row_recipe(loaded, row)
         measured: dict[str, float] | None = None
         if recipe is not None:

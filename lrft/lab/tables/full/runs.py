@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lrft.core import stop
 from lrft.core.notes import say
 from lrft.files.json import read_object
 from lrft.files.records import Scores
@@ -19,7 +19,7 @@ from lrft.lab.runs.local import Progress, run_all, threads
 from lrft.lab.runs.outcome import DIVERGED
 from lrft.lab.runs.planned import PlannedRun, plan_run
 from lrft.lab.tables.full.table import FullRow, FullTable, trained_arm
-from lrft.registry.errors import Interrupted, LrftError
+from lrft.registry.errors import LrftError
 from lrft.training.folder import RunFolder
 
 SCORES = "adapter.json"
@@ -115,12 +115,10 @@ def _score(run: PlannedRun) -> None:
             process_group=0,
         )
         try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.kill()  # a score has nothing to save
-            process.wait()
-            message = f"{run}: stopped while scoring; the same command goes on"
-            raise Interrupted(signal.SIGINT, message) from None
+            with stop.listening(f"{run}: stopped while scoring; the same command goes on"), stop.at_once():
+                code = process.wait()
+        finally:
+            _end(process)
     if code == 0 and _scores(run).is_file():
         return
     error = LrftError(
@@ -129,6 +127,18 @@ def _score(run: PlannedRun) -> None:
     )
     error.exit_code = code if 0 < code < 128 else 1
     raise error
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process that is still there to stop, and wait for it; asked again, kill it."""
+    try:
+        with stop.held():
+            process.terminate()
+            process.wait()
+    except (stop.Stopped, KeyboardInterrupt):
+        process.kill()
+        process.wait()
+        raise
 
 
 def _scores(run: PlannedRun) -> Path:
