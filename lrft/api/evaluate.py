@@ -30,6 +30,7 @@ def evaluate(
     progress: Progress | None = None,
     checkpoint: str | None = None,
     harness: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> dict[str, dict[str, TaskResult]]:
     """Score a run's adapter, and the bare base beside it if asked; returns label -> task -> result.
 
@@ -41,6 +42,7 @@ def evaluate(
         progress: hears (what, done, total).
         checkpoint: `best`, `last` or `step-N`; by default the newest. One that was named has files of its own.
         harness: tasks of lm-eval to run instead, by name or .yaml file; their scores go to `eval/harness-LABEL.json`.
+        trust_remote_code: let code run that comes with the base model.
 
     Processes that a launcher started share the batches; each returns the whole result, and the first writes it.
 
@@ -51,6 +53,7 @@ def evaluate(
         UsageError: the recipe names no task and no held-out rows; there is no such checkpoint, or no base to score.
     """
     folder = find_checkpoint(run, checkpoint)
+    folder.trusted = trust_remote_code
     recipe, text, adaptation = open_run(folder, scores=True)
     if baseline:
         check_base(recipe, adaptation.model, "--baseline")

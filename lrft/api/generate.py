@@ -44,6 +44,7 @@ def generate_answers(
     max_new_tokens: int = 256,
     base: bool = False,
     progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> Generated:
     """Answer every prompt of a file; a line of `out` holds `row`, `prompt`, `output`, `tokens` and `stopped`.
 
@@ -56,6 +57,7 @@ def generate_answers(
         sampling: greedy without it.
         base: answer with the bare base model.
         progress: hears (what, done, total).
+        trust_remote_code: let code run that comes with the base model.
 
     Raises:
         DataError: a prompt cannot be asked, by file and line; nothing was generated.
@@ -67,6 +69,7 @@ def generate_answers(
         raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
     file = AnswersFile(Path(out))
     folder = find(run)
+    folder.trusted = trust_remote_code
     folder.chosen = checkpoint_of(folder)
     recipe, text, adaptation = open_run(folder)
     if base:

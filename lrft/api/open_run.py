@@ -31,6 +31,9 @@ from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder
 def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Adaptation]:
     """A run's recipe, data and model, with the adapter of the checkpoint that was named, or the newest good one.
 
+    Code that comes with the base model runs where `folder.trusted` says so; run.json, which may be a stranger's, only
+    records that it did.
+
     Args:
         scores: whether the caller knows what to do with a model that scores whole texts (`model.head`).
 
@@ -45,8 +48,7 @@ def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Ada
             f"{folder.path}: its model scores whole texts (model.head) and writes none; lrft eval scores it, lrft "
             "merge makes a classifier of it, and adapter/ holds it as PEFT has it"
         )
-    trusted = trusts_remote_code(folder)
-    text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
+    text = read_text(recipe, training=False, trust_remote_code=folder.trusted, today=folder.day)
     _check_held_out(folder, recipe, text)
     return recipe, text, _with_adapter(folder, recipe, saved)
 
@@ -73,7 +75,7 @@ def _with_adapter(folder: RunFolder, recipe: Recipe, saved: Path) -> Adaptation:
         adaptation = adapt(
             recipe,
             device=device,
-            trust_remote_code=trusts_remote_code(folder),
+            trust_remote_code=folder.trusted,
             saved=tensors,
             planned=folder.read(PLAN),
             trains=False,
@@ -119,9 +121,7 @@ def bare_base(recipe: Recipe, folder: RunFolder, model: CausalLM) -> Iterator[No
         if not any(base_parameters(model)):
             yield
             return
-        pretrained = load_model(
-            recipe.model, trust_remote_code=trusts_remote_code(folder), seed=recipe.train.seed
-        )
+        pretrained = load_model(recipe.model, trust_remote_code=folder.trusted, seed=recipe.train.seed)
         with put_back(model, pretrained):
             yield
 
@@ -138,8 +138,3 @@ def _check_held_out(folder: RunFolder, recipe: Recipe, text: Text) -> None:
             f"data.split: the files of data.train changed since {folder.path} began, so rows that would be held out "
             "now may have been trained on; put back what was there"
         )
-
-
-def trusts_remote_code(folder: RunFolder) -> bool:
-    """Whether the run was started with --trust-remote-code."""
-    return bool(folder.read(RUN).get("trust_remote_code"))

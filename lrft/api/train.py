@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lrft.api.claim import check_same_start, claim
 from lrft.api.memory import memory_advice
-from lrft.api.open_run import trusts_remote_code
 from lrft.api.recorded import finished, to_train
 from lrft.api.run_record import write_end, write_start
 from lrft.api.scores import score_at_end
@@ -65,6 +64,7 @@ def train(
             is then meant.
         out: the run folder; by default a new one under runs/, or with `resume` the latest of this recipe.
         resume: go on with the run that is there.
+        trust_remote_code: let code run that comes with the base model; a resume is asked anew.
         overrides: `key.sub=value` sets, `~key.sub` deletes; of a recipe that is not loaded yet.
         profile: record a few steps, write `profile/` into the run folder and return what was found under `profile`.
         added: steps to add to the finished run that `recipe` names.
@@ -78,7 +78,6 @@ def train(
     loaded = to_train(recipe, overrides, resume, added)
     if loaded.run is not None:
         out = _the_run(loaded.run, out)
-        trust_remote_code = trust_remote_code or trusts_remote_code(RunFolder(loaded.run))
     loaded = with_format(loaded)
     settings = loaded.recipe.train
     with numerics(settings.deterministic, settings.tf32):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def doctor_command(
     folder: Annotated[Path, typer.Argument(help="Run folder, adapter, merged or exported folder.")],
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -26,7 +27,7 @@ def doctor_command(
     from lrft.api.doctor import diagnose, judge
 
     silence(quiet)
-    found = diagnose(folder)
+    found = diagnose(folder, trust_remote_code)
     result(found, as_json, _show)
     judge(found)
 

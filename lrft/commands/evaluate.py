@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
 
@@ -31,6 +31,7 @@ def eval_command(
         str | None,
         typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -48,6 +49,6 @@ def eval_command(
     if harness is not None and not names:
         raise UsageError("--harness: name a task of lm-evaluation-harness, or several with commas between")
     with EvaluationBar() as show:
-        found = evaluate(run, task or [], limit, baseline, show, checkpoint, names)
+        found = evaluate(run, task or [], limit, baseline, show, checkpoint, names, trust_remote_code)
     scores = {label: {task: r.metrics for task, r in tasks.items()} for label, tasks in found.items()}
     result(scores, as_json, lambda _: show_table(table(found)))

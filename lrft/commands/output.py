@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, which holds the error too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; results and errors.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the base model.")
+]
 
 
 class ErrorRecord(TypedDict):

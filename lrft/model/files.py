@@ -33,6 +33,12 @@ def resolve(name: str, revision: str | None, dtype: str | None = None) -> tuple[
 
 def unloadable(name: str, error: Exception, key: str = "model.name") -> RecipeError:
     """The error of a model or a tokenizer that is not there, or not readable."""
+    if "trust_remote_code" in str(error):
+        return RecipeError(
+            f"{name!r} comes with code of its own, which runs only where the command line says --trust-remote-code; read "
+            "that code first",
+            key,
+        )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     kinds = "safetensors, or" if key == "model.name" else "a tokenizer, or"
     return RecipeError(

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import IO, Any
 from lrft import __version__
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import LrftError, UsageError
+from lrft.training.commit import commit_of
 from lrft.training.records import Environment
 
 ROOT = Path("runs")
@@ -31,6 +31,7 @@ class RunFolder:
 
     Attributes:
         chosen: the one checkpoint that a command was given, or None for the newest.
+        trusted: whether code that comes with the base model may run: what the caller says, never what the folder says.
         path: the folder; `checkpoints/`, `adapter/` and `eval/` are below it.
     """
 
@@ -38,6 +39,7 @@ class RunFolder:
         self.path = path
         self.lock_file: IO[str] | None = None
         self.chosen: Path | None = None
+        self.trusted = False
 
     @property
     def checkpoints(self) -> Path:
@@ -191,7 +193,7 @@ def environment() -> Environment:
     return {
         "versions": {"python": platform.python_version(), "lrft": __version__, **_versions()},
         "hardware": hardware,
-        "git": _git_commit(),
+        "git": commit_of(Path.cwd()),
         "command": Path(sys.argv[0]).name,
     }
 
@@ -215,16 +217,6 @@ def _cpu() -> str | None:
     except OSError:
         return platform.processor() or None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 def _recipe_name(path: Path) -> str | None:
