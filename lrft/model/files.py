@@ -35,8 +35,8 @@ def unloadable(name: str, error: Exception, key: str = "model.name") -> RecipeEr
     """The error of a model or a tokenizer that is not there, or not readable."""
     if "trust_remote_code" in str(error):
         return RecipeError(
-            f"{name!r} comes with code of its own, which runs only where the command line says --trust-remote-code; read "
-            "that code first",
+            f"{name!r} comes with code of its own, which runs only where the command line says --trust-remote-code; "
+            "read that code first",
             key,
         )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,7 +1,7 @@
 """The git commit of a working directory, read from the repository's files.
 
-git itself is never asked: it runs what the repository's own configuration says (`core.fsmonitor`, clean filters, hooks), and a
-training may be started in a repository that somebody else packed.
+git itself is never asked: it runs what the repository's own configuration says (`core.fsmonitor`, filters, hooks),
+and a training may be started in a repository that somebody else packed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LONGEST, LONGEST_PACKED = 4096, 16 * 2**20  # bytes read of a pointer, and of pa
 
 
 def commit_of(folder: Path) -> str | None:
-    """The first digits of the commit that is checked out at `folder`; None outside of a repository, or before a commit."""
+    """The first digits of the commit that is checked out at `folder`; None outside of a repository."""
     for place in (folder, *folder.parents):
         found = _repository(place / ".git")
         if found is not None:
