@@ -15,11 +15,8 @@ from jinja2.utils import Namespace
 
 # Of the processor, a rendering: so many, and for each character given. What models ship takes milliseconds.
 SECONDS, SECONDS_OF_EACH = 3.0, 2e-6
-MADE, MADE_OF_EACH, MOST_MADE = (
-    64 * 10**6,
-    500,
-    10**9,
-)  # characters in all: these, for each given, and never more
+# Characters that are made in all: these, so many for each given, and never more than the last.
+MADE, MADE_OF_EACH, MOST_MADE = 64 * 10**6, 500, 10**9
 LARGEST, LARGEST_OF_EACH = 4 * 10**6, 20  # characters of one value, and so many for each that was given
 ITEM = 16  # characters that an item of a list counts as
 BITS = 16_000  # of a whole number; Python prints none of more than 4,300 digits
