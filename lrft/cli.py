@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from errno import ENAMETOOLONG
 from typing import Annotated, Any
 
 import typer
@@ -123,6 +124,12 @@ def _run(as_json: bool) -> Exception | None:
         sys.exit(141)
     except MISUSE as error:
         return UsageError(error.format_message())
+    except OSError as error:
+        return (
+            UsageError(f"{str(error.filename)[:60]}...: the name is too long")
+            if error.errno == ENAMETOOLONG
+            else error
+        )
     except Exception as error:
         return error
     if code == INTERRUPTED:

@@ -83,5 +83,7 @@ def _ways_of(kind: str, held: Any) -> float:
         least, most, inner = held
         times = min(int(most), LONGEST_NAME) - min(int(least), LONGEST_NAME) + 1
         ways = _ways(inner)
-        return times if ways == 1 else ways + 1 if most == 1 else float("inf")  # one repetition within another
+        return (
+            times if ways == 1 else ways + 1 if most == 1 else float("inf")
+        )  # one repetition within another
     return float("inf")  # what looks ahead or back

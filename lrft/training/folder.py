@@ -19,10 +19,12 @@ from lrft import __version__
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import LrftError, UsageError
 from lrft.training.commit import commit_of
+from lrft.training.links import check_links, open_lock
 from lrft.training.records import Environment
 
 ROOT = Path("runs")
 RECIPE, RUN, PLAN, METRICS, RESULT = "recipe.yaml", "run.json", "plan.json", "metrics.jsonl", "result.json"
+LONGEST_NAME = 100  # characters of a recipe's name in that of a folder
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "bitsandbytes", "safetensors", "pydantic")
 
 
@@ -79,9 +81,10 @@ class RunFolder:
         Raises:
             UsageError: another process is training here, or nothing can be written here.
         """
+        check_links(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock_file = (self.path / ".lock").open("w")
+            self.lock_file = open(open_lock(self.path, os.O_RDWR | os.O_CREAT), "r+")  # noqa: SIM115 (until it ends)
         except OSError as error:
             raise UsageError(
                 f"--out {self.path}: cannot be made a run folder ({error.strerror}); give another one"
@@ -103,7 +106,7 @@ class RunFolder:
     def is_locked(self) -> bool:
         """Whether a process trains here now."""
         try:
-            with (self.path / ".lock").open() as file:
+            with open(open_lock(self.path, os.O_RDONLY)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -133,7 +136,7 @@ class RunFolder:
 
 def new_folder(recipe_name: str, root: Path = ROOT) -> Path:
     """A fresh path under `root`, named by recipe and time so that the newest sorts last."""
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).strip("-.") or "run"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).strip("-.")[:LONGEST_NAME] or "run"
     stem = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, count = root / stem, 1
     while path.exists():
@@ -158,8 +161,20 @@ def find(run: RunFolder | Path | str | None, root: Path = ROOT) -> RunFolder:
     """The run folder that is meant: the one given or named, or the latest one that has a checkpoint.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it holds links.
     """
+    folder = _find(run, root)
+    check_links(folder.path)
+    return folder
+
+
+def places(name: Path | str, root: Path = ROOT) -> list[Path]:
+    """Where a run that is named may be: at that path, or below `root`, which a name does not lead out of."""
+    path = Path(name)
+    return [path] if path.is_absolute() or ".." in path.parts else [path, root / path]
+
+
+def _find(run: RunFolder | Path | str | None, root: Path) -> RunFolder:
     if isinstance(run, RunFolder):
         return run
     if run is None:
@@ -172,7 +187,7 @@ def find(run: RunFolder | Path | str | None, root: Path = ROOT) -> RunFolder:
         folder = RunFolder(run.parent.parent)
         folder.chosen = run
         return folder
-    for candidate in (run, root / run):
+    for candidate in places(run, root):
         if (candidate / RECIPE).is_file():
             return RunFolder(candidate)
     known = [path.name for path in root.iterdir()] if root.is_dir() else []
