@@ -124,17 +124,20 @@ def _run(as_json: bool) -> Exception | None:
         sys.exit(141)
     except MISUSE as error:
         return UsageError(error.format_message())
-    except OSError as error:
-        return (
-            UsageError(f"{str(error.filename)[:60]}...: the name is too long")
-            if error.errno == ENAMETOOLONG
-            else error
-        )
     except Exception as error:
-        return error
+        return _told(error)
     if code == INTERRUPTED:
         return Interrupted(signal.SIGINT, "interrupted")
     return LrftError(f"stopped with exit code {code}") if code else None
+
+
+def _told(error: Exception) -> Exception:
+    """The error itself, or a sentence where the system refuses a name that any argument may have been."""
+    if isinstance(error, OSError) and error.errno == ENAMETOOLONG:
+        return UsageError(
+            f"{str(error.filename)[:60]}...: the name is too long for a file; give a shorter one"
+        )
+    return error
 
 
 def _write(text: str) -> None:

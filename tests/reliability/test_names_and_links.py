@@ -1,4 +1,4 @@
-"""Nothing is written outside of the folder that the user named, whatever a name says and whatever a run folder holds."""
+"""Nothing is written outside of the folder that the user named, whatever a name says or a run folder holds."""
 
 import hashlib
 import os
