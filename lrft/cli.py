@@ -31,6 +31,7 @@ from lrft.commands.sweep import sweep_command
 from lrft.commands.train import train_command
 from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
 from lrft.registry.errors import Interrupted, LrftError, UsageError
+from lrft.registry.secrets import masked
 
 INTERRUPTED = 128 + signal.SIGINT  # what typer makes of a Ctrl-C
 MISUSE: Any = typer.BadParameter.__base__  # of a missing argument, an unknown option, a bad value
@@ -96,9 +97,7 @@ def main() -> None:
     if failure is None:
         sys.exit(0)
     if not isinstance(failure, LrftError):
-        if not as_json:
-            raise failure
-        traceback.print_exception(failure)
+        print(masked("".join(traceback.format_exception(failure))), end="", file=sys.stderr)
         sys.exit(1)
     for line in str(failure).splitlines():
         print(f"error: {line}" if not line.startswith("  ") else line, file=sys.stderr)

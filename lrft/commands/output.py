@@ -17,6 +17,7 @@ from lrft.core.notes import is_lead, is_terminal
 from lrft.core.plain import plain
 from lrft.registry.errors import LrftError, ProblemRecord, RecipeError
 from lrft.registry.protocols import SignalHandler
+from lrft.registry.secrets import masked
 
 if TYPE_CHECKING:
     from rich.table import Column, Table
@@ -122,7 +123,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _error(failure: BaseException) -> ErrorRecord:
     problems = failure.problems if isinstance(failure, RecipeError) else []
     return {
-        "message": str(failure) or type(failure).__name__,
+        "message": masked(str(failure)) or type(failure).__name__,
         "exit_code": failure.exit_code if isinstance(failure, LrftError) else 1,
         "kind": type(failure).__name__,
         "problems": [problem.record() for problem in problems],

@@ -21,6 +21,7 @@ from lrft.data.rows import Rows as Rows
 from lrft.data.text_files import TEXT_READERS, read_plain_lines
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError
+from lrft.registry.secrets import masked
 from lrft.registry.source import MixedSource, each_source, source_keys
 
 HUB_SPLIT = {"train": "train", "eval": "test"}
@@ -208,6 +209,6 @@ def _first_line(error: BaseException) -> str:
     """The innermost cause's first line, as a sentence."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
+    lines = masked(str(error)).strip().splitlines()  # before it is cut
     text = lines[0][:300] if lines else type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."

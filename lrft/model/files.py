@@ -9,6 +9,7 @@ from typing import TypedDict
 from lrft.data.hub import offline_if_unreachable
 from lrft.model import gguf
 from lrft.registry.errors import RecipeError
+from lrft.registry.secrets import masked
 
 
 class Where(TypedDict, total=False):
@@ -39,7 +40,7 @@ def unloadable(name: str, error: Exception, key: str = "model.name") -> RecipeEr
             "read that code first",
             key,
         )
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = masked(str(error)).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
     kinds = "safetensors, or" if key == "model.name" else "a tokenizer, or"
     return RecipeError(
         f"{name!r} could not be loaded ({reason}); give a hub id, a local folder with {kinds} a .gguf file",

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from lrft.cli import main
+from lrft.registry.secrets import masked
 from lrft.training.commit import commit_of
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
@@ -170,3 +171,116 @@ def test_a_head_that_is_none_gives_no_commit(tmp_path, head):
     (tmp_path / "secret").write_text("a" * 40)
     (tmp_path / ".git" / "HEAD").write_text(head)
     assert commit_of(tmp_path) is None
+
+
+MARK = "S3cret7Mark9"  # stands in every planted secret
+HELD = {
+    "HF_TOKEN": f"hf_{MARK}abcdefghijklmnopqrst",
+    "WANDB_API_KEY": f"{MARK}0123456789abcdef",
+    "AWS_SECRET_ACCESS_KEY": f'{MARK}/aws+"quoted"',
+    "DB_PASSWORD": f"{MARK}-pass'word",
+    "HTTPS_PROXY_OF_OURS": f"http://somebody:{MARK}-proxy@proxy.example:3128",
+}
+LEAKY = (
+    f"https://somebody:{MARK}@host.example/data.jsonl",
+    f"https://host.example/data.jsonl?token={MARK}&x=1",
+    f"https://somebody:{MARK}{'x' * 80}@host.example/{'y' * 80}.jsonl",
+    HELD["HF_TOKEN"],
+    HELD["WANDB_API_KEY"],
+    HELD["DB_PASSWORD"],
+)
+KEYS = (
+    "model.name",
+    "data.train",
+    "data.template",
+    "model.tokenizer",
+    "logging.wandb",
+    "optimizer.lr",
+    "no.such",
+)
+
+
+@pytest.fixture
+def planted(monkeypatch, tmp_path):
+    for name, value in HELD.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+
+def found_in(folder):
+    return [str(path) for path in folder.rglob("*") if path.is_file() and MARK.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("secret", LEAKY)
+def test_a_secret_in_a_recipe_or_on_the_command_line_is_refused_and_not_repeated(
+    planted, run, monkeypatch, capfd, tmp_path, secret
+):
+    recipe = (run / "recipe.yaml").read_text()
+    written = (f"model: {json.dumps(secret)}\n", f"? {json.dumps(secret)}\n: 1\n", secret)
+    (tmp_path / "recipes").mkdir()
+    for place, text in enumerate(written):
+        (tmp_path / "recipes" / f"{place}.yaml").write_text(recipe + text)
+    overrides = [f"{key}={secret}" for key in KEYS]
+    for words in (
+        ["train", run / "recipe.yaml", *overrides, "--out", "new"],
+        ["train", run / "recipe.yaml", overrides[4], "--out", "new", "--json"],
+        ["recipes", "validate", *sorted((tmp_path / "recipes").iterdir())],
+        ["train", secret],
+        ["eval", secret],
+    ):
+        code, said = lrft(monkeypatch, capfd, *words)
+        assert code in (2, 3) and MARK not in said and "Traceback" not in said, said
+    shutil.rmtree(tmp_path / "recipes")
+    assert not found_in(tmp_path) and not (tmp_path / "new").exists()
+
+
+def test_a_secret_of_the_environment_is_in_no_byte_that_is_written_or_said(
+    planted, run, monkeypatch, capfd, tmp_path
+):
+    recipe = run / "recipe.yaml"
+    said = lrft(monkeypatch, capfd, "train", recipe, "--out", "new", "logging.tensorboard=false")[1]
+    for words in (
+        ["eval", "new"],
+        ["merge", "new", "--out", "merged"],
+        ["report", "new", "--out", "report"],
+        ["env"],
+    ):
+        code, more = lrft(monkeypatch, capfd, *words)
+        assert code == 0, more
+        said += more
+    assert MARK not in said and not found_in(tmp_path)
+    assert (tmp_path / "merged" / "README.md").is_file() and (tmp_path / "new" / "adapter").is_dir()
+
+
+def test_a_variable_in_a_path_is_told_by_its_name(planted, run, monkeypatch, capfd):
+    monkeypatch.setenv("FOLDER", "/nowhere/of-mine")
+    for key in ("model.name", "data.train", "model.adapter", "data.template"):
+        for name in ("FOLDER", "HF_TOKEN", "DB_PASSWORD"):
+            code, said = lrft(
+                monkeypatch, capfd, "recipes", "show", run / "recipe.yaml", f"{key}=${name}/x.jsonl"
+            )
+            assert code == 2 and f"${name}" in said and MARK not in said and "of-mine" not in said, said
+
+
+def test_a_traceback_is_masked_too(planted, monkeypatch, capfd):
+    def fail(*_, **__):
+        raise RuntimeError(f"{LEAKY[0]} {HELD['DB_PASSWORD']} {HELD['AWS_SECRET_ACCESS_KEY']!r}")
+
+    monkeypatch.setattr("lrft.commands.env.system_facts", fail)
+    for options in ([], ["--json"]):
+        code, said = lrft(monkeypatch, capfd, "env", *options)
+        assert code == 1 and "RuntimeError: https://***@host.example/data.jsonl $DB_PASSWORD" in said
+        assert MARK not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://a:b@h/x?y=1#z and ftp://c@d", "http://***@h/x?***#z and ftp://***@d"),
+        ("http://a:p@ss@h/", "http://***@h/"),
+        ("see https://host.example/path, or a@b.c?d", "see https://host.example/path, or a@b.c?d"),
+        ("ghp_" + "a1" * 18, "***"),
+    ],
+)
+def test_what_is_masked_and_what_is_not(text, expected):
+    assert masked(text) == expected
