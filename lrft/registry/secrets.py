@@ -17,13 +17,12 @@ SECRET_NAME = re.compile(
     r"(?:.*_)?(?:token|password|passwd|passphrase|secret|api_?key|access_?key|private_?key|credentials?|auth|pat)(?:_.*)?",
     re.IGNORECASE,
 )
-# One slash is what is left of two where a URL was taken for a path. Lengths are bounded, as texts are a stranger's.
+# One slash is what is left of two where a URL was taken for a path. Every text is read once: it may be a stranger's.
 URL = r"(?<![\w+.-])[A-Za-z][\w+.-]{0,30}:/{1,2}"
-REST = r"[^\s#'\"<>]{0,1000}"
+WORD = re.compile(r"[^\s'\"<>]+")  # what a URL with its query ends in
 USER = re.compile(rf"({URL})[^\s/?#'\"<>]*@")
-QUERY = re.compile(rf"({URL}[^\s?#'\"<>]{{0,1000}})\?[^\s#'\"<>]+")
 SIGNED = re.compile(
-    rf"{URL}{REST}[?&](?:\w{{0,30}}_)?(?:token|key|apikey|secret|password|sig|signature|auth)=", re.IGNORECASE
+    r"(?:^|[?&;])(?:\w{0,30}_)?(?:token|key|apikey|secret|password|sig|signature|auth)=", re.IGNORECASE
 )
 LOGIN = re.compile(rf"{URL}[^\s/?#:]*:([^\s/?#]*)@")  # what a variable holds, such as a proxy's; its password
 # As the hub, Weights & Biases' hosts, GitHub, GitLab, OpenAI, AWS and Slack write theirs.
@@ -36,7 +35,7 @@ TOKEN = re.compile(
 def masked(text: str) -> str:
     """The text without secrets: a variable's name for its value, no user and no query in a URL, no token."""
     if ":/" in text:
-        text = QUERY.sub(rf"\1?{MASK}", USER.sub(rf"\1{MASK}@", text))
+        text = WORD.sub(lambda word: _without_query(word[0]), USER.sub(rf"\1{MASK}@", text))
     for name, value in _held():
         if value in text:
             text = text.replace(value, f"${name}")
@@ -45,7 +44,9 @@ def masked(text: str) -> str:
 
 def secret_in(text: str) -> str | None:
     """What kind of secret a text holds, in words that do not tell it; None where it holds none."""
-    if USER.search(text) or SIGNED.search(text):
+    if ":/" in text and (
+        USER.search(text) or any(SIGNED.search(_query(word)) for word in WORD.findall(text))
+    ):
         return "a URL with a password or a token"
     if TOKEN.search(text):
         return "a token"
@@ -53,6 +54,16 @@ def secret_in(text: str) -> str | None:
         if len(value) >= SURE and not value.isalpha() and not value.isdigit() and value in text:
             return f"the value of ${name}"
     return None
+
+
+def _query(word: str) -> str:
+    """The query of a URL, which a word may end in; empty where there is none."""
+    return word[word.find(":/") :].partition("?")[2].partition("#")[0] if ":/" in word else ""
+
+
+def _without_query(word: str) -> str:
+    query = _query(word)
+    return word.replace(f"?{query}", f"?{MASK}", 1) if query else word
 
 
 def _held() -> Iterator[tuple[str, str]]:
