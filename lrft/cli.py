@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from errno import ENAMETOOLONG
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ from lrft.commands.train import train_command
 from lrft.core import stop
 from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
 from lrft.registry.errors import LrftError, UsageError
+from lrft.registry.secrets import masked
 
 INTERRUPTED = 128 + signal.SIGINT  # what typer makes of a Ctrl-C
 MISUSE: Any = typer.BadParameter.__base__  # of a missing argument, an unknown option, a bad value
@@ -105,9 +107,7 @@ def _to_the_end() -> None:
     if failure is None:
         sys.exit(0)
     if not isinstance(failure, LrftError):
-        if not as_json:
-            raise failure
-        traceback.print_exception(failure)
+        print(masked("".join(traceback.format_exception(failure))), end="", file=sys.stderr)
         sys.exit(1)
     for line in str(failure).splitlines():
         print(f"error: {line}" if not line.startswith("  ") else line, file=sys.stderr)
@@ -135,10 +135,19 @@ def _run(as_json: bool) -> Exception | None:
     except MISUSE as error:
         return UsageError(error.format_message())
     except Exception as error:
-        return error
+        return _told(error)
     if code == INTERRUPTED:
         return stop.Stopped(signal.SIGINT).error()
     return LrftError(f"stopped with exit code {code}") if code else None
+
+
+def _told(error: Exception) -> Exception:
+    """The error itself, or a sentence where the system refuses a name that any argument may have been."""
+    if isinstance(error, OSError) and error.errno == ENAMETOOLONG:
+        return UsageError(
+            f"{str(error.filename)[:60]}...: the name is too long for a file; give a shorter one"
+        )
+    return error
 
 
 def _write(text: str) -> None:

@@ -44,7 +44,7 @@ SAME_PLACE = {"cli": "commands", "__main__": "commands"}
 
 # Library -> the files and folders that may import it.
 LIBRARIES = {
-    "transformers": ("lrft/model/", "lrft/data/chat.py", "lrft/evaluation/generate.py"),
+    "transformers": ("lrft/model/", "lrft/data/as_transformers.py", "lrft/evaluation/generate.py"),
     "bitsandbytes": ("lrft/methods/quant/", "lrft/methods/optim/"),
     "datasets": ("lrft/data/sources.py",),
     "peft": (),

@@ -146,12 +146,14 @@ def open_conversation(
     sampling: Sampling | None = None,
     max_new_tokens: int = 512,
     base: bool = False,
+    trust_remote_code: bool = False,
 ) -> Iterator[Conversation]:
     """A conversation with a run.
 
     Args:
         run: a run folder, its path or name under runs/, or one of its checkpoints; None is the latest run.
         base: begin with the bare base model.
+        trust_remote_code: let code run that comes with the base model.
 
     Raises:
         UsageError: no such run, or several processes were launched.
@@ -159,6 +161,7 @@ def open_conversation(
     sampling = sampling or Sampling()
     sampling.check()
     folder = find(run)
+    folder.trusted = trust_remote_code
     recipe, text, adaptation = open_run(folder)
     if adaptation.team.size > 1:
         raise UsageError("lrft chat: one process talks; start it without a launcher")

@@ -8,7 +8,6 @@ from typing import Any, TypedDict
 
 from lrft.api.compared import chats
 from lrft.api.doctor_run import check_run
-from lrft.api.open_run import trusts_remote_code
 from lrft.build.dataset import read_text
 from lrft.export.checks import Check, check
 from lrft.export.conversation import as_messages, render
@@ -42,8 +41,11 @@ class Diagnosis(TypedDict):
     next: list[str]
 
 
-def diagnose(folder: Path | str) -> Diagnosis:
+def diagnose(folder: Path | str, trust_remote_code: bool = False) -> Diagnosis:
     """Look at a run folder, an adapter, a merged or an exported folder.
+
+    Args:
+        trust_remote_code: let code run that comes with a run's base model.
 
     Raises:
         UsageError: it is none of these.
@@ -54,7 +56,7 @@ def diagnose(folder: Path | str) -> Diagnosis:
         if path.is_dir() and is_it(path):
             found["kind"] = kind
             try:
-                look(path, found)
+                look(path, found, trust_remote_code)
             except DamagedFile as error:
                 found["checks"].append(check("its files can be read", [error]))
             except (OSError, ValueError, KeyError) as error:
@@ -79,7 +81,7 @@ def judge(found: Diagnosis) -> None:
         )
 
 
-def _run(path: Path, found: Diagnosis) -> None:
+def _run(path: Path, found: Diagnosis, trusted: bool) -> None:
     folder = RunFolder(path)
     checks, told, then = check_run(folder)
     found["checks"] += checks
@@ -94,7 +96,6 @@ def _run(path: Path, found: Diagnosis) -> None:
     if not folder.adapter.is_dir():
         return
     _look_at_adapter(folder.adapter, found)
-    trusted = trusts_remote_code(folder)
     try:
         text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
     except LrftError as error:
@@ -109,7 +110,7 @@ def _run(path: Path, found: Diagnosis) -> None:
     ]
 
 
-def _exported(path: Path, found: Diagnosis) -> None:
+def _exported(path: Path, found: Diagnosis, _: bool) -> None:
     record = read_record(path)
     assert record is not None
     found["kind"] = f"exported for {record['target']}"
@@ -123,14 +124,14 @@ def _exported(path: Path, found: Diagnosis) -> None:
     found["next"].append(how_to_serve(path, record))
 
 
-def _adapter(path: Path, found: Diagnosis) -> None:
+def _adapter(path: Path, found: Diagnosis, _: bool) -> None:
     _look_at_adapter(path, found)
     found["told"].append(
         "the folder does not say what training saw, so no conversation was compared; name the run folder"
     )
 
 
-def _merged(path: Path, found: Diagnosis) -> None:
+def _merged(path: Path, found: Diagnosis, _: bool) -> None:
     record = read_record(path)
     found["checks"] += [*check_index(path), *check_tensors(path), *(check_fidelity(record) if record else [])]
     made = read_object(path / "config.json", ModelConfig, within=path).get("architectures") or []
@@ -182,7 +183,7 @@ def _is_exported(path: Path) -> bool:
     return record is not None and "target" in record
 
 
-KINDS: list[tuple[str, Callable[[Path], bool], Callable[[Path, Diagnosis], None]]] = [
+KINDS: list[tuple[str, Callable[[Path], bool], Callable[[Path, Diagnosis, bool], None]]] = [
     ("run", lambda path: RunFolder(path).has(RUN) or (path / "checkpoints").is_dir(), _run),
     ("exported", _is_exported, _exported),
     (

@@ -36,6 +36,7 @@ def evaluate(
     progress: Progress | None = None,
     checkpoint: str | None = None,
     harness: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> dict[str, dict[str, TaskResult]]:
     """Score a run's adapter, and the bare base beside it if asked; returns label -> task -> result.
 
@@ -47,6 +48,7 @@ def evaluate(
         progress: hears (what, done, total).
         checkpoint: `best`, `last` or `step-N`; by default the newest. One that was named has files of its own.
         harness: tasks of lm-eval to run instead, by name or .yaml file; their scores go to `eval/harness-LABEL.json`.
+        trust_remote_code: let code run that comes with the base model.
 
     Processes that a launcher started share the batches; each returns the whole result, and the first writes it.
 
@@ -59,7 +61,9 @@ def evaluate(
         Interrupted: somebody asked to stop; its record holds the scores of the tasks that were finished.
     """
     with stop.listening(NO_SCORE):
-        return _evaluate(find_checkpoint(run, checkpoint), tasks, limit, baseline, progress, harness)
+        folder = find_checkpoint(run, checkpoint)
+        folder.trusted = trust_remote_code
+        return _evaluate(folder, tasks, limit, baseline, progress, harness)
 
 
 def _evaluate(

@@ -42,6 +42,7 @@ def export(
     options: Options | None = None,
     push_to: str | None = None,
     public: bool = False,
+    trust_remote_code: bool = False,
 ) -> Exported:
     """Write a run's adapter at `out` for another program; returns the record, also written there.
 
@@ -51,6 +52,7 @@ def export(
         out: a new or an empty folder.
         push_to: OWNER/NAME on the hub, where the folder is uploaded to once it is found faithful.
         public: whether a repository that is made there can be read by all.
+        trust_remote_code: let code run that comes with the base model.
 
     Raises:
         WriteError: the disk is full or not writable; nothing is left at `out`.
@@ -65,6 +67,7 @@ def export(
     if push_to is not None:
         check_repository(push_to)
     folder = find(run)
+    folder.trusted = trust_remote_code
     recipe, text, adaptation = open_run(folder)
     source = Source(
         folder, recipe, text, adaptation.model, target, options, render(text.renderer, chats(recipe, text))

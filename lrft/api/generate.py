@@ -45,6 +45,7 @@ def generate_answers(
     max_new_tokens: int = 256,
     base: bool = False,
     progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> Generated:
     """Answer every prompt of a file; a line of `out` holds `row`, `prompt`, `output`, `tokens` and `stopped`.
 
@@ -57,6 +58,7 @@ def generate_answers(
         sampling: greedy without it.
         base: answer with the bare base model.
         progress: hears (what, done, total).
+        trust_remote_code: let code run that comes with the base model.
 
     Raises:
         DataError: a prompt cannot be asked, by file and line; nothing was generated.
@@ -69,11 +71,13 @@ def generate_answers(
         return f"{there}; the same command goes on"
 
     with stop.listening(kept):
-        return _answer(run, Path(prompts), file, sampling or Sampling(), max_new_tokens, base, progress)
+        folder = find(run)
+        folder.trusted = trust_remote_code
+        return _answer(folder, Path(prompts), file, sampling or Sampling(), max_new_tokens, base, progress)
 
 
 def _answer(
-    run: RunFolder | Path | str | None,
+    folder: RunFolder,
     prompts: Path,
     file: AnswersFile,
     sampling: Sampling,
@@ -84,7 +88,6 @@ def _answer(
     sampling.check()
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
-    folder = find(run)
     recipe, text, adaptation = open_run(folder)
     assert folder.opened is not None, "open_run opens one"
     if base:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lrft.api.compared import rows_to_compare
 from lrft.api.merge_options import with_options
 from lrft.api.merge_remedy import remedy
-from lrft.api.open_run import open_run, trusts_remote_code
+from lrft.api.open_run import open_run
 from lrft.api.room import merged_bytes
 from lrft.api.stopping import check_stops
 from lrft.build.rows import training_rows
@@ -44,6 +44,7 @@ def merge(
     rounding: str | None = None,
     dtype: str | None = None,
     checkpoint: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Fidelity:
     """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
 
@@ -53,6 +54,7 @@ def merge(
         rank: keep only so many leading rank components, of adapters that allow it.
         onto, rounding, dtype: by default what the run's recipe says under `export`.
         checkpoint: `best`, `last` or `step-N`; by default the newest.
+        trust_remote_code: let code run that comes with the base model.
 
     Raises:
         WriteError: the disk has no room for it, or failed; nothing is left at `out`.
@@ -63,6 +65,7 @@ def merge(
             the run; files are kept.
     """
     folder, out = find_checkpoint(run, checkpoint), Path(out)
+    folder.trusted = trust_remote_code
     check_free(out)
     recipe, text, adaptation = open_run(folder, scores=True)
     recipe = with_options(recipe, onto, rounding, dtype)
@@ -145,15 +148,13 @@ class Merge:
         merged = load_model(
             self._merged_section(place),
             device=self.model.device,
-            trust_remote_code=trusts_remote_code(self.folder),
+            trust_remote_code=self.folder.trusted,
         )
         merged.hf.to(self.model.device)
         record: Fidelity = {"rows": len(self.rows), "rows_from": self._compared[1]}
         if self.rows:
             record = {**record, **compare(self.model, merged, self._batches(self.rows))}
-        record["generation"] = check_stops(
-            self.recipe, self.text, merged, place, trusts_remote_code(self.folder)
-        )
+        record["generation"] = check_stops(self.recipe, self.text, merged, place, self.folder.trusted)
         del merged
         if self.rows and self.recipe.export.rounding not in (None, "nearest"):
             record["nearest"] = self._nearest()
@@ -188,7 +189,7 @@ class Merge:
         return load_model(
             self._section(),
             device=self.model.device,
-            trust_remote_code=trusts_remote_code(self.folder),
+            trust_remote_code=self.folder.trusted,
             seed=self.recipe.train.seed,
         )
 

@@ -50,6 +50,9 @@ def open_run(folder: RunFolder, scores: bool = False) -> tuple[Recipe, Text, Ada
 def open_checkpoint(folder: RunFolder, scores: bool = False) -> Opened:
     """A run with the adapter of the checkpoint that was named, or the newest good one.
 
+    Code that comes with the base model runs where `folder.trusted` says so; run.json, which may be a stranger's, only
+    records that it did.
+
     Args:
         scores: whether the caller knows what to do with a model that scores whole texts (`model.head`).
 
@@ -65,8 +68,7 @@ def open_checkpoint(folder: RunFolder, scores: bool = False) -> Opened:
             "merge makes a classifier of it, and adapter/ holds it as PEFT has it"
         )
     saved = _open_checkpoint(folder, recipe)
-    trusted = trusts_remote_code(folder)
-    text = read_text(recipe, training=False, trust_remote_code=trusted, today=folder.day)
+    text = read_text(recipe, training=False, trust_remote_code=folder.trusted, today=folder.day)
     _check_held_out(folder, recipe, text)
     adaptation, trained_on = _with_adapter(folder, recipe, saved, text)
     return Opened(recipe, text, adaptation, saved.path.name, trained_on)
@@ -101,7 +103,7 @@ def _with_adapter(
         adaptation = adapt(
             recipe,
             device=device,
-            trust_remote_code=trusts_remote_code(folder),
+            trust_remote_code=folder.trusted,
             saved=tensors,
             planned=plan_of(saved, folder),
             trains=False,
@@ -136,9 +138,7 @@ def bare_base(recipe: Recipe, folder: RunFolder, model: CausalLM) -> Iterator[No
         if not any(base_parameters(model)):
             yield
             return
-        pretrained = load_model(
-            recipe.model, trust_remote_code=trusts_remote_code(folder), seed=recipe.train.seed
-        )
+        pretrained = load_model(recipe.model, trust_remote_code=folder.trusted, seed=recipe.train.seed)
         with put_back(model, pretrained):
             yield
 
@@ -155,8 +155,3 @@ def _check_held_out(folder: RunFolder, recipe: Recipe, text: Text) -> None:
             f"data.split: the files of data.train changed since {folder.path} began, so rows that would be held out "
             "now may have been trained on; put back what was there"
         )
-
-
-def trusts_remote_code(folder: RunFolder) -> bool:
-    """Whether the run was started with --trust-remote-code."""
-    return bool(folder.read(RUN).get("trust_remote_code"))

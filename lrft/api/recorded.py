@@ -12,7 +12,7 @@ from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.registry.errors import DamagedFile, MissingFile, UsageError
 from lrft.registry.json import Json
-from lrft.training.folder import PLAN, RESULT, ROOT, RUN, RunFolder
+from lrft.training.folder import PLAN, RESULT, RUN, RunFolder, places
 from lrft.training.relied import own_recipe
 from lrft.training.run_manifest import tell_once
 
@@ -105,7 +105,7 @@ def _run_called(name: Path | str) -> RunFolder | None:
     """The run folder of that path, or of that name under runs/; None where a recipe is meant."""
     if Path(name).is_file() or library.has(str(name).removesuffix(".yaml")):
         return None
-    folders = [folder for path in (Path(name), ROOT / name) if (folder := RunFolder(path)).started]
+    folders = [folder for path in places(name) if (folder := RunFolder(path)).started]
     return next((folder for folder in folders if (folder.path / RUN).is_file()), None)
 
 

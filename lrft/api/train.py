@@ -16,7 +16,6 @@ from torch import Tensor
 from lrft.api.claim import claim
 from lrft.api.go_on import go_on
 from lrft.api.memory import memory_advice
-from lrft.api.open_run import trusts_remote_code
 from lrft.api.recorded import finished, to_train
 from lrft.api.resumable import checkpoint_to_resume
 from lrft.api.room import check_disk
@@ -76,6 +75,7 @@ def train(
             is then meant.
         out: the run folder; by default a new one under runs/, or with `resume` the latest of this recipe.
         resume: go on with the run that is there.
+        trust_remote_code: let code run that comes with the base model; a resume is asked anew.
         overrides: `key.sub=value` sets, `~key.sub` deletes; of a recipe that is not loaded yet.
         profile: record a few steps, write `profile/` into the run folder and return what was found under `profile`.
         added: steps to add to the finished run that `recipe` names.
@@ -91,7 +91,6 @@ def train(
         loaded = to_train(recipe, overrides, resume, added)
         if loaded.run is not None:
             out = _the_run(loaded.run, out)
-            trust_remote_code = trust_remote_code or trusts_remote_code(RunFolder(loaded.run))
         loaded = with_format(loaded)
         settings = loaded.recipe.train
         with numerics(settings.deterministic, settings.tf32):

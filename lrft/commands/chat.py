@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core import stop
 from lrft.core.notes import is_terminal, say, silence
 from lrft.files.failure import WriteError
@@ -38,6 +38,7 @@ def chat_command(
     top_k: TopK = 0,
     seed: Seed = 0,
     max_new_tokens: NewTokens = 512,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,9 +52,10 @@ def chat_command(
     silence(quiet)
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
+    sampling = Sampling(temperature, top_p, top_k, seed)
     with (
         stop.listening("the conversation is over; /save keeps one"),
-        open_conversation(run, Sampling(temperature, top_p, top_k, seed), max_new_tokens, base) as talk,
+        open_conversation(run, sampling, max_new_tokens, base, trust_remote_code) as talk,
     ):
         if not talk.remembers:
             say("the run was not trained on conversations: every line is asked alone, as its format asks")

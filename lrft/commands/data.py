@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.commands.complete import recipe_names
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core import stop
 from lrft.core.notes import is_terminal, silence
 from lrft.registry.errors import UsageError
@@ -31,9 +31,6 @@ Places = Annotated[
 Split = Annotated[str, typer.Option("--split", help="train or eval: rows of data.train, or of data.eval.")]
 Ids = Annotated[bool, typer.Option("--ids", help="Print token ids below the text.")]
 AsPacked = Annotated[bool, typer.Option("--packed", help="Print which document lies where in packed rows.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-]
 
 
 @app.command("show")

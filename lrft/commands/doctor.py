@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core import stop
 from lrft.core.notes import silence
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def doctor_command(
     folder: Annotated[Path, typer.Argument(help="Run folder, adapter, merged or exported folder.")],
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -28,7 +29,7 @@ def doctor_command(
 
     silence(quiet)
     with stop.at_once():
-        found = diagnose(folder)
+        found = diagnose(folder, trust_remote_code)
     result(found, as_json, _show)
     judge(found)
 

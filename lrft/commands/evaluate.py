@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
 
@@ -31,6 +31,7 @@ def eval_command(
         str | None,
         typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -50,7 +51,7 @@ def eval_command(
     failure: NotReported | None = None
     try:
         with EvaluationBar() as show:
-            found = evaluate(run, task or [], limit, baseline, show, checkpoint, names)
+            found = evaluate(run, task or [], limit, baseline, show, checkpoint, names, trust_remote_code)
     except NotReported as error:  # no score is lost for the want of a file
         found, failure = {label: dict(tasks) for label, tasks in error.results.items()}, error
     except Interrupted as stopped:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 from lrft.export.targets import TARGETS
 
@@ -46,6 +46,7 @@ def export_command(
         str | None, typer.Option(help="Upload the folder to the hub, privately.", metavar="OWNER/NAME")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: for all to read.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -62,7 +63,8 @@ def export_command(
     if public and push is None:
         raise UsageError("--public: nothing is uploaded; give --push OWNER/NAME too")
     silence(quiet)
-    record = export(run, target, out, Options(error, rank, dtype, merged, base), push, public)
+    options = Options(error, rank, dtype, merged, base)
+    record = export(run, target, out, options, push, public, trust_remote_code)
     result(record, as_json, lambda found: _show(out, found))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def generate_command(
     top_k: TopK = 0,
     seed: Seed = 0,
     max_new_tokens: NewTokens = 256,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -59,7 +60,9 @@ def generate_command(
     run = arguments[0] if len(arguments) == 2 else None
     sampling = Sampling(temperature, top_p, top_k, seed)
     with EvaluationBar() as show:
-        found = generate_answers(run, arguments[-1], out, sampling, max_new_tokens, base, show)
+        found = generate_answers(
+            run, arguments[-1], out, sampling, max_new_tokens, base, show, trust_remote_code
+        )
     result(found, as_json, _show)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def inspect_command(
         str | None, typer.Option(help="Base model of a PEFT folder, where it names none.", metavar="MODEL")
     ] = None,
     sites: Annotated[bool, typer.Option("--sites", help="Show every site, not means of modules.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -45,7 +46,7 @@ def inspect_command(
 
     silence(quiet)
     with EvaluationBar() as show:
-        found = inspect(run, Look(top, below, quick), base, show)
+        found = inspect(run, Look(top, below, quick), base, show, trust_remote_code)
     result(found, as_json, lambda inspection: _show(inspection, sites))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 from lrft.core.plain import plain
 
@@ -43,6 +43,7 @@ def merge_command(
         str | None,
         typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -61,7 +62,7 @@ def merge_command(
         if value is not None and value not in known:
             raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
     silence(quiet)
-    result(merge(run, out, onto, rank, rounding, dtype, checkpoint), as_json, _show)
+    result(merge(run, out, onto, rank, rounding, dtype, checkpoint, trust_remote_code), as_json, _show)
 
 
 def _show(record: Fidelity) -> None:

@@ -15,6 +15,7 @@ from lrft.core import stop
 from lrft.core.notes import is_lead, is_terminal
 from lrft.core.plain import plain
 from lrft.registry.errors import LrftError, ProblemRecord, RecipeError
+from lrft.registry.secrets import masked
 
 if TYPE_CHECKING:
     from rich.table import Column, Table
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, which holds the error too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; results and errors.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the base model.")
+]
 
 
 class ErrorRecord(TypedDict):
@@ -98,7 +102,7 @@ def _divert() -> int | None:
 def _error(failure: BaseException) -> ErrorRecord:
     problems = failure.problems if isinstance(failure, RecipeError) else []
     return {
-        "message": str(failure) or type(failure).__name__,
+        "message": masked(str(failure)) or type(failure).__name__,
         "exit_code": failure.exit_code if isinstance(failure, LrftError) else 1,
         "kind": type(failure).__name__,
         "problems": [problem.record() for problem in problems],

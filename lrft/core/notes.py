@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from lrft.registry.secrets import masked
+
 # Read by libraries that are imported later, and inherited by the processes we start.
 NO_BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 SILENT = {**NO_BARS, "WANDB_SILENT": "true"}
@@ -22,7 +24,7 @@ class _Switch:
 def say(message: str) -> None:
     """One line on standard error."""
     if not silent():
-        print(message, file=sys.stderr, flush=True)
+        print(masked(message), file=sys.stderr, flush=True)
 
 
 def silence(wanted: bool) -> None:

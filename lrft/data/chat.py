@@ -7,17 +7,22 @@ the turn, found by rendering the conversation up to either.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, tzinfo
 
+from jinja2 import TemplateError, TemplateSyntaxError
+
+from lrft.data.as_transformers import clock_stopped, within_limits
 from lrft.data.example import Example, Message
+from lrft.data.template_budget import TooMuch
 from lrft.data.thoughts import thought
 from lrft.registry.errors import DataError
 from lrft.registry.protocols import Tokenizer
 
 PROBE = "Qx7"  # an answer that no template writes by itself
+TRIED = 64  # messages that are tried one after another for the first that a template stops at
+SHOWN = 300  # characters of what a template says
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,9 @@ class ChatTemplate:
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         marks = {*self.stops, *special, *tokenizer.all_special_tokens}
         self.marks = tuple(sorted(mark for mark in marks if mark.strip()))
-        ends = "|".join(map(re.escape, self.marks))
-        self._ends = re.compile(rf"(?:\s|{ends})*")
+        # The longest first and none given back: marks that begin alike would be tried in every combination.
+        ends = "|".join(map(re.escape, sorted(self.marks, key=len, reverse=True)))
+        self._ends = re.compile(rf"(?:\s|{ends})*+" if ends else r"\s*+")
         self._scaffold = ""  # the one met last, since most rows share it
         self._clock = type("Stopped", (datetime,), {"now": staticmethod(self._now)})
 
@@ -75,7 +81,17 @@ class ChatTemplate:
             )
         self.used = True
         try:
-            return self._written(messages, tools, prompt)
+            text = self._written(messages, tools, prompt)
+            text.encode()  # half a character, which an escape in the template makes, is taken by no tokenizer
+            return text
+        except TooMuch as error:
+            raise DataError(
+                f"the chat template is stopped: {error}; use another one (data.template)"
+            ) from error
+        except TemplateSyntaxError as error:
+            raise DataError(
+                f"line {error.lineno} of the chat template is no Jinja: {_brief(error)}"
+            ) from error
         except Exception as error:  # a template is a program of its own and may fail in any way
             raise DataError(f"{self._place(messages, tools)}{_complaint(error)}") from error
 
@@ -96,36 +112,27 @@ class ChatTemplate:
     def _written(self, messages: Sequence[Message], tools: Sequence[Message], prompt: bool) -> str:
         said = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
         # As a batch of one, which may be a conversation without any message.
-        with self._clock_stopped():
+        with clock_stopped(self._clock), within_limits():
             written = self.tokenizer.apply_chat_template(
                 [said], tools=list(tools) or None, tokenize=False, add_generation_prompt=prompt
             )
         return str(written[0])
-
-    @contextmanager
-    def _clock_stopped(self) -> Iterator[None]:
-        """Let it be midnight of `today` for the template, whose one way to the clock is `strftime_now`."""
-        from transformers.utils import chat_template_utils
-
-        names = vars(chat_template_utils)
-        clock = names["datetime"]
-        names["datetime"] = self._clock
-        try:
-            yield
-        finally:
-            names["datetime"] = clock
 
     def _now(self, zone: tzinfo | None = None) -> datetime:
         self.asks_for_the_date = True
         return datetime.combine(self.today, time(), zone)
 
     def _place(self, messages: Sequence[Message], tools: Sequence[Message]) -> str:
-        for number in range(1, len(messages) + 1):
+        """The first message that the template cannot write; of a long conversation, one before which it can."""
+        last, known = len(messages), 0  # the first `known` messages can be written
+        while last > known + 1:
+            number = known + 1 if last - known <= TRIED else (known + last) // 2
             try:
                 self._written(messages[:number], tools, False)
+                known = number
             except Exception:
-                break
-        return f"message {number} ({messages[number - 1]['role']}): "
+                last = number
+        return f"message {last} ({messages[last - 1]['role']}): " if messages else ""
 
     def _prompt(self, example: Example, turn: int, text: str) -> str:
         """The text up to an answer."""
@@ -218,8 +225,15 @@ class ChatTemplate:
 
 
 def _complaint(error: Exception) -> str:
-    from jinja2 import TemplateError
-
     if isinstance(error, TemplateError):
-        return f"the chat template refuses the conversation: {error.message or error}"
-    return f"the chat template fails on the conversation: {type(error).__name__}: {error}"
+        return f"the chat template refuses the conversation: {_brief(error)}"
+    if isinstance(error, RecursionError):
+        return "the chat template fails on the conversation: it calls itself without end"
+    return f"the chat template fails on the conversation: {type(error).__name__}: {_brief(error)}"
+
+
+def _brief(error: Exception) -> str:
+    """What an error says, on one line."""
+    text = str(error.message or error) if isinstance(error, TemplateError) else str(error)
+    words = " ".join(text[: 2 * SHOWN].split())
+    return words if len(words) <= SHOWN else f"{words[:SHOWN]}..."

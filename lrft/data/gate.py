@@ -12,6 +12,7 @@ from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
 
 SHOWN = 3  # offending rows named in a message
+LONGEST_ADVISED = 131_072  # tokens of a row to train at that a message proposes; a longer one is hardly meant
 SCORED_WHOLE = "score"  # of `too_long`: rows over the limit are no problem
 
 
@@ -104,8 +105,7 @@ class GateReport:
             problems.append(
                 f"data.too_long: {self.too_long} {of} are longer than train.max_length {self.max_length}{counted} "
                 f"(median {self.length_p50}, 95 % at most {self.length_p95}, longest {self.length_max} tokens"
-                f"; {self._where('too_long')}); set train.max_length: {self.suggested_max_length}, or "
-                "data.too_long: drop or truncate_left"
+                f"; {self._where('too_long')}); {self._remedy()}"
             )
         if self.without_target and not allow_empty_targets:
             problems.append(
@@ -135,6 +135,11 @@ class GateReport:
                 f"nothing of it is learnt ({self._where('lost')}); end the prompt in a space or a line feed"
             )
         return problems + self._unwritten()
+
+    def _remedy(self) -> str:
+        if self.suggested_max_length > LONGEST_ADVISED:
+            return "correct or remove the longest, or set data.too_long: drop or truncate_left"
+        return f"set train.max_length: {self.suggested_max_length}, or data.too_long: drop or truncate_left"
 
     def _unwritten(self) -> list[str]:
         return [

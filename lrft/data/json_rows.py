@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -65,10 +66,8 @@ def _parse(path: Path, number: int, text: str) -> Json:
         found: Json = _decoder().decode(text.strip())
     except json.JSONDecodeError as error:
         fail(path, number, f"not valid JSON ({error.msg} at column {error.colno})")
-    except RecursionError:
-        fail(path, number, "nested too deeply")
-    except ValueError as error:
-        fail(path, number, str(error))
+    except (RecursionError, ValueError) as error:
+        fail(path, number, _reason(error))
     return found
 
 
@@ -90,7 +89,7 @@ def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: boo
         except json.JSONDecodeError as error:
             fail(path, error.lineno, f"not valid JSON ({error.msg} at column {error.colno})")
         except (RecursionError, ValueError) as error:
-            fail(path, line, "nested too deeply" if isinstance(error, RecursionError) else str(error))
+            fail(path, line, _reason(error))
         rows.append(_row(path, line, value, text[at:end]))
         numbers.append(line)
         at = _skip(text, end)
@@ -113,7 +112,7 @@ def _find_data(path: Path, text: str, start: int) -> int:
     """Where the list of a top-level `{"data": [...]}` begins."""
     value = to_section(_parse(path, 1 + text.count("\n", 0, start), text))
     if not isinstance(value.get("data"), list):
-        keys = ", ".join(map(repr, value))
+        keys = ", ".join(map(repr, list(value)[:9]))
         fail(
             path, 1, f'one object with {keys or "no keys"}; expected a list of objects, or {{"data": [...]}}'
         )
@@ -159,17 +158,36 @@ def _check_surrogates(path: Path, line: int, value: Row) -> None:
 
 
 def _decoder() -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
+    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _object(pairs: list[tuple[str, Json]]) -> Row:
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(
-            f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object"
-        )
+        raise ValueError(f"the key {_doubled(names)[:60]!r} stands twice in one object")
     return made
+
+
+def _doubled(names: list[str]) -> str:
+    """The first name that stands there twice."""
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if "set_int_max_str_digits" in str(error):  # Python's, with advice for programs
+        return "a number of more than 4,300 digits; write it as a text"
+    return str(error)
+
+
+def _finite(written: str) -> float:
+    number = float(written)
+    if not math.isfinite(number):
+        raise ValueError(f"{written[:40]} is too large for a number; write it as a text")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

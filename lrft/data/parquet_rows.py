@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from lrft.data.example import Row
+from lrft.data.rows import Indexed, each
+from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 
 
 class ParquetRows:
@@ -50,3 +55,52 @@ class ParquetRows:
 
         with ParquetFile(self.path) as file:
             return file.read_row_group(group)
+
+
+def finite(rows: Indexed[Row], path: Path) -> Indexed[Row]:
+    """The rows of a Parquet file; one with NaN or an infinity is refused when it is asked for, as in JSON.
+
+    Files without fractional numbers, which most are, are handed back as they are.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        fractional = {"FLOAT", "DOUBLE", "FIXED_LEN_BYTE_ARRAY"}  # of half precision, the last
+        kinds = {file.schema.column(k).physical_type for k in range(len(file.schema))}
+    return FiniteRows(rows, path) if kinds & fractional else rows
+
+
+class FiniteRows:
+    """Rows, each looked through before it is given.
+
+    Raises:
+        DataError: a row holds a number that is none, when it is asked for.
+    """
+
+    def __init__(self, rows: Indexed[Row], path: Path) -> None:
+        self.rows, self.path = rows, path
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._checked(index, self.rows[index])
+
+    def __iter__(self) -> Iterator[Row]:
+        for index, row in enumerate(self.rows if isinstance(self.rows, Iterable) else each(self.rows)):
+            yield self._checked(index, row)
+
+    def _checked(self, index: int, row: Row) -> Row:
+        for name, value in row.items():
+            if (found := _not_finite(value)) is not None:
+                raise DataError(
+                    f"{self.path} row {index}: column {name!r} holds {found}, which is no number; correct it"
+                )
+        return row
+
+
+def _not_finite(value: Json) -> float | None:
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for one in inner if (found := _not_finite(one)) is not None), None)

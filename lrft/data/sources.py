@@ -16,12 +16,13 @@ from lrft.data.files import Role, locate_files, near_files, suffix_of
 from lrft.data.hub import offline_if_unreachable
 from lrft.data.json_rows import is_large
 from lrft.data.order import permutation
-from lrft.data.parquet_rows import ParquetRows
+from lrft.data.parquet_rows import ParquetRows, finite
 from lrft.data.rows import Indexed, joined
 from lrft.data.rows import Rows as Rows
 from lrft.data.text_files import TEXT_READERS, read_plain_lines
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError
+from lrft.registry.secrets import masked
 from lrft.registry.source import MixedSource, each_source, source_keys
 
 HUB_SPLIT = {"train": "train", "eval": "test"}
@@ -140,7 +141,7 @@ def _read_file(path: Path, key: str, limit: int | None, by_line: bool) -> Rows:
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         if suffix == ".parquet":
-            return Rows(_read_parquet(path, limit), str(path), fingerprint, filled=True)
+            return Rows(finite(_read_parquet(path, limit), path), str(path), fingerprint, filled=True)
         rows, lines = (read_plain_lines if by_line else TEXT_READERS[suffix])(path, limit)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
@@ -212,6 +213,6 @@ def _first_line(error: BaseException) -> str:
     """The innermost cause's first line, as a sentence."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
+    lines = masked(str(error)).strip().splitlines()  # before it is cut
     text = lines[0][:300] if lines else type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."

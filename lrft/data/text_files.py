@@ -7,6 +7,7 @@ as a timestamp and "007" or "NA" as a number or nothing, and they do not say whi
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -94,7 +95,7 @@ def _read_table(
 
 
 def _header(path: Path, line: int, names: list[str]) -> list[str]:
-    doubled = sorted({name for name in names if names.count(name) > 1})
+    doubled = sorted(name for name, times in Counter(names).items() if times > 1)
     if doubled or "" in names:
         what = f"the column {doubled[0]!r} twice" if doubled and doubled[0] else "a column without a name"
         fail(path, line, f"the header has {what}")

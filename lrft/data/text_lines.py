@@ -8,7 +8,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from lrft.core import stop
 from lrft.data.example import Row
@@ -20,15 +20,23 @@ Parse = Callable[[Path, int, str], Row]  # a line, its file and number, to a row
 
 BOM = b"\xef\xbb\xbf"
 ZSTD = ".zst"
+BLANK = 1_000_000  # lines in a row
+TOO_BLANK = f"more than {BLANK:,} blank lines in a row; remove them"
+# A file that unpacks to more than this, and to more than so many times its own size, is no text that somebody wrote.
+UNPACKED, TIMES = 64 * 2**20, 200
+CHUNK = 2**18  # bytes
 
 
 def lines_of(path: Path) -> Iterator[str]:
     """Decoded lines with their ends; only a line feed ends one."""
-    number = 0
+    number, blank = 0, 0
     try:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
                 stop.poll()
+                blank = 0 if line.strip() else blank + 1
+                if blank > BLANK:
+                    fail(path, number, TOO_BLANK)
                 yield _decoded(path, number, line.removeprefix(BOM) if number == 1 else line)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         fail(path, number + 1, f"the gzip data is damaged ({error})")
@@ -52,13 +60,16 @@ class IndexedLines:
         self.parse = parse
         self.starts = array("Q")
         self.lines = array("Q")
-        start = 0
+        start, blank = 0, 0
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if len(self.lines) == limit:
                     break
                 stop.poll()
-                if line.strip():
+                blank = 0 if line.strip() else blank + 1
+                if blank > BLANK:
+                    fail(path, number, TOO_BLANK)
+                if not blank:
                     self.starts.append(start + len(BOM) * (number == 1 and line.startswith(BOM)))
                     self.lines.append(number)
                 start += len(line)
@@ -93,11 +104,37 @@ def _decoded(path: Path, number: int, line: bytes) -> str:
         fail(path, number, f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})")
 
 
-def _open(path: Path) -> BinaryIO | gzip.GzipFile | io.BufferedReader:
+def _open(path: Path) -> BinaryIO | io.BufferedReader:
     if path.suffix == ".gz":
-        return gzip.open(path)
+        return io.BufferedReader(_Bounded(gzip.open(path), path), CHUNK)
     if path.suffix == ZSTD:
         from pyarrow import CompressedInputStream, OSFile  # comes with datasets
 
-        return io.BufferedReader(CompressedInputStream(OSFile(str(path)), "zstd"))
+        return io.BufferedReader(_Bounded(CompressedInputStream(OSFile(str(path)), "zstd"), path), CHUNK)
     return path.open("rb")
+
+
+class _Bounded(io.RawIOBase):
+    """What a compressed file unpacks to, as long as that is in proportion to its size."""
+
+    def __init__(self, unpacked: Any, path: Path) -> None:
+        self.unpacked, self.path = unpacked, path
+        self.left = max(UNPACKED, TIMES * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.unpacked.read(min(len(buffer), CHUNK))
+        self.left -= len(found)
+        if self.left < 0:
+            raise DataError(
+                f"{self.path}: unpacks to more than {TIMES} times its size; if that is meant, unpack it and name what "
+                "comes out"
+            )
+        buffer[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        self.unpacked.close()
+        super().close()

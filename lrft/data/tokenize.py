@@ -18,6 +18,7 @@ from lrft.data.formats._format import Format
 from lrft.data.labels import label_of
 from lrft.data.question import Question
 from lrft.data.reached import Reached, leaves
+from lrft.data.row_size import check_size
 from lrft.data.seam import Sewn, prefix_ids, sewn, token_ids
 from lrft.data.thoughts import marks, said, thought
 from lrft.data.windows import windows
@@ -124,7 +125,7 @@ class Renderer:
         return token_ids(self.tokenizer, self.template.render(example.messages, example.tools, prompt=True))
 
     def prompt_ids(self, row: Row) -> list[int]:
-        """What generation starts from. For raw text this is what the tokenizer puts in front, maybe nothing."""
+        """What generation starts from; of raw text what the tokenizer puts in front, maybe nothing."""
         return self.question(row).prompt
 
     def reference(self, row: Row) -> str:
@@ -134,6 +135,8 @@ class Renderer:
     def _documents(self, row: Row) -> tuple[list[Drawn], Notes]:
         """The row before any cut, one document or the two of a pair, and what of it they do not hold."""
         example = self.format.completed(row)
+        if self.too_long != "windows":  # in which a document may be as long as it likes
+            check_size(example)
         notes = self.format.unread(row)
         drawn = []
         for one in example.answers():
@@ -150,8 +153,8 @@ class Renderer:
     def _drawn(self, example: Example) -> tuple[Drawn, Notes]:
         if not example.messages:
             return self._plain(example), Notes()
-        learns = bool(example.learnt) and example.label is None
-        example = _through_last(example) if learns else example
+        if learns := bool(example.learnt) and example.label is None:
+            example = _through_last(example)
         text = self.template.render(example.messages, example.tools)
         spans = self.template.answers(example, text) if learns else []
         return self._chat(example, text, spans), Reached(self.template, example, text, spans).notes()
@@ -178,8 +181,7 @@ class Renderer:
         for start, _, end in places:
             start, end = max(start, 1), self._stopped(made.ids, start, end)
             supervised[start:end] = [True] * (end - start)
-        bos, mark = self.tokenizer.bos_token_id, self.tokenizer.bos_token
-        extra = 0
+        bos, mark, extra = self.tokenizer.bos_token_id, self.tokenizer.bos_token, 0
         if bos is not None and mark is not None:
             said = sum(leaf.count(mark) for leaf in leaves([*example.messages, *example.tools]))
             twice = max(_leading(made.ids, bos) - 1, 0)

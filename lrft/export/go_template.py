@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-ACTION = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
+ACTION = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
 ROLE = re.compile(r'eq \.Role ("(?:[^"\\]|\\.)*")')
 FIELDS = {".Content", ".Role", ".System", ".Prompt"}
@@ -44,7 +44,7 @@ def _pieces(template: str) -> list[tuple[bool, str]]:
     """(whether it is an action, what it says), in order."""
     found, at = [], 0
     for match in ACTION.finditer(template):
-        found += [(False, template[at : match.start()]), (True, match[1])]
+        found += [(False, template[at : match.start()]), (True, match[1].strip())]
         at = match.end()
     return [*found, (False, template[at:])]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lrft.core import stop
 from lrft.registry.errors import LrftError, UsageError
+from lrft.registry.secrets import masked
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -54,4 +55,4 @@ def push(folder: Path, name: str, public: bool, message: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return (masked(str(error)).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -10,6 +10,7 @@ from lrft.data.hub import offline_if_unreachable
 from lrft.files.model_folder import check_model_folder
 from lrft.model import gguf
 from lrft.registry.errors import DamagedFile, RecipeError
+from lrft.registry.secrets import masked
 
 
 class Where(TypedDict, total=False):
@@ -48,7 +49,13 @@ def _check(folder: Path) -> None:
 
 def unloadable(name: str, error: Exception, key: str = "model.name") -> RecipeError:
     """The error of a model or a tokenizer that is not there, or not readable."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return RecipeError(
+            f"{name!r} comes with code of its own, which runs only where the command line says --trust-remote-code; "
+            "read that code first",
+            key,
+        )
+    reason = masked(str(error)).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
     kinds = "safetensors, or" if key == "model.name" else "a tokenizer, or"
     return RecipeError(
         f"{name!r} could not be loaded ({reason}); give a hub id, a local folder with {kinds} a .gguf file",

@@ -14,6 +14,7 @@ from lrft.recipe.document import parse, read_text
 from lrft.recipe.explain import validated
 from lrft.recipe.length import length_problems
 from lrft.recipe.merge import COMMAND_LINE, is_override, merge, override, spelled_out
+from lrft.recipe.no_secrets import secrets_in
 from lrft.recipe.paths import located
 from lrft.recipe.resolved import flat
 from lrft.recipe.schema import Recipe, null_axes
@@ -63,7 +64,7 @@ def load_recipe(
     root, problems = _apply_overrides(root, overrides, problems)
     root, found = located(root, trained)
     root, unread = with_texts(root)
-    problems += found + unread
+    problems += ([] if trained else secrets_in(root)) + found + unread
     root = _with_methods_named(root)
     recipe, found, meant = validated(root)
     problems += _new(found, problems)

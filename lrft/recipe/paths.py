@@ -88,7 +88,7 @@ class _Nowhere(Exception):
 def _locate(written: str, place: Place, keys: Keys) -> str:
     text, is_model = _expand(written), keys in (MODEL, TOKENIZER)
     if keys == ADAPTER:
-        return _adapter(text, place)
+        return _adapter(written, text, place)
     if is_model and text.startswith("pkg:"):
         _check_packaged(text)
         return text
@@ -101,14 +101,14 @@ def _locate(written: str, place: Place, keys: Keys) -> str:
     for candidate in dict.fromkeys(candidates):
         if os.path.isdir(candidate) if is_model and not text.endswith(".gguf") else os.path.exists(candidate):
             if keys != TOKENIZER:
-                _check_kind(candidate, is_model)
+                _check_kind(candidate, is_model, _shown_path(written, candidate))
             return candidate
     marked = text.startswith((".", "/", "~")) or text != written
     looks_like_a_path = marked or text.endswith((".gguf", ".safetensors") if is_model else DATA_SUFFIXES)
     if not looks_like_a_path and HUB_ID.fullmatch(text):
         return text
     kind = "folder or .gguf file" if is_model else "file or folder"
-    where = " or ".join(_brief(path) for path in dict.fromkeys(candidates))
+    where = _where(written, candidates)
     if looks_like_a_path:
         remedy = f"give an existing {kind}, or a hub id"
         raise _Nowhere(f"there is no {kind} {shown(written)} (looked for {where}); {remedy}")
@@ -121,25 +121,26 @@ def _matched(written: str, candidates: list[str]) -> str:
     for candidate in dict.fromkeys(candidates):
         files = sorted(path for path in iglob(candidate, recursive=True) if os.path.isfile(path))
         for path in files:
-            _check_kind(path, is_model=False)
+            _check_kind(path, False, _shown_path(written, path))
         if files:
             return candidate
-    where = " or ".join(_brief(path) for path in dict.fromkeys(candidates))
+    where = _where(written, candidates)
     raise _Nowhere(
         f"no file matches {shown(written)} (looked for {where}); give a pattern that some file matches"
     )
 
 
-def _adapter(text: str, place: Place) -> str:
+def _adapter(written: str, text: str, place: Place) -> str:
     """A folder that holds an adapter: a run's, a checkpoint's, or PEFT's."""
     here = "" if place.folder is None else str(place.folder)
     found = [os.path.abspath(os.path.join(folder, text)) for folder in (here, "", "runs")]
     for path in dict.fromkeys(found):
         if any(os.path.isfile(os.path.join(path, name)) for name in HOLDS_AN_ADAPTER):
             return path
-    where = " or ".join(_brief(path) for path in dict.fromkeys(found))
+    where = _where(written, found)
     raise _Nowhere(
-        f"{shown(text)} is no run, no checkpoint of one and no folder with an adapter_config.json (looked for {where})"
+        f"{shown(written)} is no run, no checkpoint of one and no folder with an adapter_config.json "
+        f"(looked for {where})"
     )
 
 
@@ -162,12 +163,16 @@ def _check_packaged(text: str) -> None:
         )
 
 
-def _check_kind(path: str, is_model: bool) -> None:
+def _shown_path(written: str, path: str) -> str:
+    return shown(written) if VARIABLE.search(written) else _brief(path)
+
+
+def _check_kind(path: str, is_model: bool, name: str) -> None:
     """What exists must also be of a kind that can be read."""
     if is_model and os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
-        raise _Nowhere(f"the folder {_brief(path)} has no config.json, so it is no model; give another one")
+        raise _Nowhere(f"the folder {name} has no config.json, so it is no model; give another one")
     if not is_model and os.path.isfile(path) and not path.endswith(READABLE):
-        raise _Nowhere(f"{_brief(path)} is of no known kind; data files end in {', '.join(READABLE)}")
+        raise _Nowhere(f"{name} is of no known kind; data files end in {', '.join(READABLE)}")
 
 
 def _expand(text: str) -> str:
@@ -179,6 +184,13 @@ def _expand(text: str) -> str:
             raise _Nowhere(f"{shown(text)} uses ${name}, which is not set; {remedy}")
     text = VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], text)
     return os.path.expanduser(text) if text.startswith("~") else text
+
+
+def _where(written: str, candidates: list[str]) -> str:
+    """The places that were looked at; what a variable holds is not told."""
+    if VARIABLE.search(written):
+        return f"{shown(written)}, variables replaced"
+    return " or ".join(_brief(path) for path in dict.fromkeys(candidates))
 
 
 def _brief(path: str) -> str:

@@ -78,5 +78,6 @@ def _read(written: str, place: Place) -> str | None:
     found = next((file for file in (*beside, path) if file.is_file()), None)
     try:
         return None if found is None else found.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _Unusable(f"{shown(written)} cannot be read ({error})") from None
+    except (OSError, UnicodeDecodeError) as error:  # whose own text has the path, variables replaced
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise _Unusable(f"{shown(written)} cannot be read ({reason})") from None

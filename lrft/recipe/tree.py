@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from lrft.registry.errors import Problem
 from lrft.registry.json import Json
+from lrft.registry.secrets import masked
 
 Keys = tuple[str | int, ...]
 Scalar: TypeAlias = str | int | float | bool | None
@@ -100,7 +101,7 @@ def shown(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, dict):
         return "a section"
-    text = repr(value)
+    text = masked(repr(value))  # before it is cut: half a secret is not known for one
     if isinstance(value, list):
         return text if len(text) <= 40 else "a list"
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"

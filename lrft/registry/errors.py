@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
+from lrft.registry.secrets import masked
+
 
 class LrftError(Exception):
-    """Base of all expected failures. The command line prints it without a traceback.
+    """Base of all expected failures. The command line prints it without a traceback; no secret is in its message.
 
     Attributes:
         record: what was found or finished all the same, as plain values; None where that is nothing.
@@ -15,6 +17,9 @@ class LrftError(Exception):
 
     exit_code = 1
     record: object = None
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(masked(message))
 
 
 class ProblemRecord(TypedDict):
@@ -37,7 +42,12 @@ class Problem:
 
     def record(self) -> ProblemRecord:
         """Plain values."""
-        return {"file": self.file, "line": self.line, "key": self.key, "message": self.message}
+        return {
+            "file": self.file,
+            "line": self.line,
+            "key": masked(self.key),
+            "message": masked(self.message),
+        }
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file

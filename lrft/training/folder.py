@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -21,6 +20,8 @@ from lrft.files.write import write_changed, write_file
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import DamagedFile, UsageError
 from lrft.training import run_manifest
+from lrft.training.commit import commit_of
+from lrft.training.links import check_links
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.records import Environment
 from lrft.training.run_manifest import KnownFiles, text_of
@@ -29,6 +30,7 @@ from lrft.training.versions import cpu_name, package_versions
 ROOT = Path("runs")
 RECIPE, RUN, PLAN, RESULT = run_manifest.RECIPE, run_manifest.RUN, run_manifest.PLAN, run_manifest.RESULT
 METRICS = "metrics.jsonl"
+LONGEST_NAME = 100  # characters of a recipe's name in that of a folder
 
 
 class RunFolder(KnownFiles):
@@ -37,6 +39,7 @@ class RunFolder(KnownFiles):
     Attributes:
         chosen: the one checkpoint that a command was given, or None for the newest.
         opened: the one that was opened for it.
+        trusted: whether code that comes with the base model may run: what the caller says, never what the folder says.
         path: the folder; `checkpoints/`, `adapter/` and `eval/` are below it.
     """
 
@@ -46,6 +49,7 @@ class RunFolder(KnownFiles):
         self.made = False  # by the lock
         self.chosen: Path | None = None
         self.opened: OpenCheckpoint | None = None
+        self.trusted = False
 
     @property
     def adapter(self) -> Path:
@@ -80,6 +84,7 @@ class RunFolder(KnownFiles):
         Raises:
             UsageError: another process is training here, or nothing can be written here.
         """
+        check_links(self.path)
         try:
             self.made = not self.path.exists()
             taken = self._lock.take()
@@ -140,7 +145,7 @@ class RunFolder(KnownFiles):
 
 def new_folder(recipe_name: str, root: Path = ROOT) -> Path:
     """A fresh path under `root`, named by recipe and time so that the newest sorts last."""
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).strip("-.") or "run"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).strip("-.")[:LONGEST_NAME] or "run"
     stem = f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, count = root / stem, 1
     while path.exists():
@@ -165,8 +170,20 @@ def find(run: RunFolder | Path | str | None, root: Path = ROOT) -> RunFolder:
     """The run folder that is meant: the one given or named, or the latest one that has a checkpoint.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it holds links.
     """
+    folder = _find(run, root)
+    check_links(folder.path)
+    return folder
+
+
+def places(name: Path | str, root: Path = ROOT) -> list[Path]:
+    """Where a run that is named may be: at that path, or below `root`, which a name does not lead out of."""
+    path = Path(name)
+    return [path] if path.is_absolute() or ".." in path.parts else [path, root / path]
+
+
+def _find(run: RunFolder | Path | str | None, root: Path) -> RunFolder:
     if isinstance(run, RunFolder):
         return run
     if run is None:
@@ -179,7 +196,7 @@ def find(run: RunFolder | Path | str | None, root: Path = ROOT) -> RunFolder:
         folder = RunFolder(run.parent.parent)
         folder.chosen = run
         return folder
-    for candidate in (run, root / run):
+    for candidate in places(run, root):
         if (candidate / RECIPE).is_file():
             return RunFolder(candidate)
     known = [path.name for path in root.iterdir()] if root.is_dir() else []
@@ -200,19 +217,9 @@ def environment() -> Environment:
     return {
         "versions": {"python": platform.python_version(), "lrft": __version__, **package_versions()},
         "hardware": hardware,
-        "git": _git_commit(),
+        "git": commit_of(Path.cwd()),
         "command": Path(sys.argv[0]).name,
     }
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 def _recipe_name(path: Path) -> str | None:

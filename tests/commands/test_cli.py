@@ -30,6 +30,7 @@ eval: {{tasks: [loss, {{method: exact_match, max_new_tokens: 8}}]}}
 """
 
 TALK = {"--json", "--quiet"}
+TRUST = {"--trust-remote-code"}
 SAMPLING = {"--temperature", "--top-p", "--top-k", "--seed", "--max-new-tokens"}
 OPTIONS = {
     "train": {
@@ -37,16 +38,16 @@ OPTIONS = {
         *("--trust-remote-code", *TALK),
     },
     "plan": {"--device", *TALK},
-    "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TALK},
-    "chat": {"--base", *SAMPLING, *TALK},
-    "generate": {"--out", "--base", *SAMPLING, *TALK},
-    "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", *TALK},
+    "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TRUST, *TALK},
+    "chat": {"--base", *SAMPLING, *TRUST, *TALK},
+    "generate": {"--out", "--base", *SAMPLING, *TRUST, *TALK},
+    "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", *TRUST, *TALK},
     "export": {
         *("--out", "--for", "--error", "--rank", "--dtype", "--merged"),
-        *("--from", "--push", "--public", *TALK),
+        *("--from", "--push", "--public", *TRUST, *TALK),
     },
-    "doctor": TALK,
-    "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TALK},
+    "doctor": {*TRUST, *TALK},
+    "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TRUST, *TALK},
     "report": {"--out", "--png", "--inspect", *TALK},
     "find-lr": {"--from", "--to", "--steps", "--plot", "--trust-remote-code", *TALK},
     "compare": {

@@ -17,7 +17,7 @@ from lrft.registry.axes import FORMATS, TASKS
 from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
 from lrft.registry.errors import DataError
 
-ANSWER_FORMAT = re.compile(r"\s*Answer format:\s*(\S+)\s*$")
+ANSWER_FORMAT = re.compile(r"(?<!\s)\s*Answer format:\s*(\S+)\s*$")
 
 
 @dataclass(frozen=True)

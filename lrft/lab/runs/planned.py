@@ -18,6 +18,7 @@ from lrft.recipe.resolved import flat, recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
+from lrft.training.folder import LONGEST_NAME
 
 TUNING_SEED = 1000  # of the runs that choose a rate; never the seed of a verdict
 AT_THE_END = 1_000_000_000  # eval_every beyond every run: the last step is scored all the same
@@ -87,7 +88,7 @@ def plan_run(arm: Arm, rate: float, seed: int, out: Path) -> PlannedRun:
     recipe = arm.changed(f"optimizer.lr={rate!r}", f"train.seed={seed}").recipe
     decisive = [recipe_hash(recipe), code_digest(recipe), *map(fingerprint, _local_paths(recipe))]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", arm.label).strip("-.") or "arm"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", arm.label).strip("-.")[:LONGEST_NAME] or "arm"
     return PlannedRun(
         arm.label, rate, seed, recipe, out / "runs" / f"{slug}-lr{rate:g}-seed{seed}-{digest[:12]}"
     )

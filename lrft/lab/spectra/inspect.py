@@ -29,6 +29,7 @@ def inspect(
     look: Look | None = None,
     base: str | None = None,
     progress: Progress = silent,
+    trust_remote_code: bool = False,
 ) -> Inspection:
     """Inspect a run, or a folder that PEFT wrote; that of a run is kept as `inspect/step-N.json` in its folder.
 
@@ -38,6 +39,7 @@ def inspect(
         look: how closely.
         base: model that a PEFT folder belongs to; by default the one that its configuration names.
         progress: hears (what, done, total).
+        trust_remote_code: let code run that comes with a run's base model.
 
     Raises:
         UsageError: it is neither, or has nothing to look at; or `base` is given for a run.
@@ -50,6 +52,7 @@ def inspect(
     if base is not None:
         raise UsageError("--base: a run names its own base; the option is for folders that PEFT wrote")
     folder = find(run)
+    folder.trusted = trust_remote_code
     found = _inspection(changes_of_run(folder), look, progress)
     if is_lead():
         RunFolder(folder.path / INSPECTIONS).write(

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from lrft.api.open_run import open_model, trusts_remote_code
+from lrft.api.open_run import open_model
 from lrft.build.adapt import Adaptation
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.elastic import Elastic
@@ -35,7 +35,7 @@ def changes_of_run(folder: RunFolder) -> Subject:
     reload = partial(
         load_model,
         recipe.model,
-        trust_remote_code=trusts_remote_code(folder),
+        trust_remote_code=folder.trusted,
         seed=recipe.train.seed,
     )
     weights = ModelWeights(model, reload)

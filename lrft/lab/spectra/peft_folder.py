@@ -16,6 +16,7 @@ from lrft.core.adapter import Factors
 from lrft.files.model_folder import read_adapter_config
 from lrft.registry.axes import INITS
 from lrft.registry.errors import UsageError
+from lrft.registry.peft_pattern import value_at
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -77,7 +78,7 @@ class PeftFolder:
         if rank != B.shape[1]:
             shapes = f"{tuple(B.shape)} and {tuple(A.shape)}"
             raise UsageError(f"{self.path}: the factors of {site} are {shapes}, which do not fit")
-        alpha = float(_at(config.get("alpha_pattern"), site, config.get("lora_alpha", 8)))
+        alpha = float(value_at(config.get("alpha_pattern"), site, config.get("lora_alpha", 8)))
         if pair.E is not None:
             return A * pair.E.float().view(-1, 1), B * ((alpha if alpha > 0 else rank) / (rank + 1e-5))
         return A, B * (alpha / (rank**0.5 if config.get("use_rslora") else rank))
@@ -145,9 +146,3 @@ def _pairs(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Pair], dict[str, st
         left_out[site] = "its tensors are no two matrices"
         del pairs[site]
     return pairs, left_out
-
-
-def _at(patterns: Mapping[str, float] | None, site: str, default: float) -> float:
-    """The value of the first pattern that the layer's path ends in, as PEFT matches them."""
-    found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", site))
-    return next(found, default)

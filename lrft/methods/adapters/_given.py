@@ -15,6 +15,7 @@ from torch import Tensor
 from lrft.files.model_folder import read_adapter_config
 from lrft.registry.errors import DamagedFile, RecipeError
 from lrft.registry.json import Json
+from lrft.registry.peft_pattern import value_at
 
 T = TypeVar("T")
 
@@ -125,8 +126,8 @@ def read_keys(config: Mapping[str, Any], site: str) -> dict[str, Json] | None:
     if unread:
         raise ValueError(f"has {unread[0]}: {config[unread[0]]!r}, which is not read")
     return {
-        "rank": _patterned(config.get("rank_pattern"), site, config["r"]),
-        "alpha": float(_patterned(config.get("alpha_pattern"), site, config["lora_alpha"])),
+        "rank": value_at(config.get("rank_pattern"), site, config["r"]),
+        "alpha": float(value_at(config.get("alpha_pattern"), site, config["lora_alpha"])),
         "rslora": bool(config.get("use_rslora")),
     }
 
@@ -147,15 +148,7 @@ def _check_plain(config: LoraConfig, folder: str, key: str) -> None:
 
 def _factors(site: str, part: dict[str, Tensor], config: LoraConfig) -> Factors:
     A, B = part["A"], part["B"]
-    alpha = _patterned(config.get("alpha_pattern"), site, config["lora_alpha"])
+    alpha = value_at(config.get("alpha_pattern"), site, config["lora_alpha"])
     rank = A.shape[0]
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Factors(A, B, scale, float(config.get("lora_dropout", 0.0)))
-
-
-def _patterned(patterns: Mapping[str, T] | None, site: str, default: T) -> T:
-    """The first pattern that matches the end of the site's name, as PEFT reads them."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", site):
-            return value
-    return default

@@ -32,6 +32,9 @@ class Wandb(Tracker):
         if mode is None and not has_account():
             mode = "offline"
             say("logging.wandb: no account found, keeping local files only")
+        os.environ.setdefault(
+            "WANDB_DISABLE_GIT", "true"
+        )  # it would run git, and keep the address of its remote
         self.session = wandb.init(
             project=self.target,
             name=os.environ.get("WANDB_NAME") or self.folder.name,

@@ -1,0 +1,286 @@
+"""No folder, repository or model of a stranger's runs code of its own, and no secret is written down."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lrft.cli import main
+from lrft.registry.secrets import masked
+from lrft.training.commit import commit_of
+
+DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
+RECIPE = """
+model: {{name: {model}, dtype: float32}}
+adapter: {{method: lora, rank: 2}}
+data:
+  train: {{source: {data}/train.jsonl, limit: 8}}
+  eval: {{source: {data}/test.jsonl, limit: 2}}
+  format: {{method: prompt_completion, render: chat}}
+train: {{max_steps: 1, batch_size: 1, max_length: 160, device: cpu}}
+eval: {{tasks: [loss]}}
+"""
+CODE = """
+import pathlib
+pathlib.Path({canary!r}).write_text("ran")
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+class Config(LlamaConfig):
+    model_type = "stranger"
+class Model(LlamaForCausalLM):
+    config_class = Config
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def lrft(monkeypatch, capfd, *arguments):
+    """Exit code and everything that was printed."""
+    monkeypatch.setattr(sys, "argv", ["lrft", *map(str, arguments)])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code or 0, "".join(capfd.readouterr())
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A finished run."""
+    from lrft.api.train import train
+
+    folder = tmp_path_factory.mktemp("code")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.format(model=tiny(), data=DATA))
+    train(recipe, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def foreign(run, tiny, tmp_path):
+    """A stranger's run, which says that it trusted code, and whose base brings some; and what the code would write."""
+    base, canary = tmp_path / "base", tmp_path / "canary"
+    shutil.copytree(tiny(), base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "stranger", "architectures": ["Model"]}
+    config["auto_map"] = {"AutoConfig": "stranger.Config", "AutoModelForCausalLM": "stranger.Model"}
+    (base / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((base / "tokenizer_config.json").read_text())
+    tokenizer["auto_map"] = {"AutoTokenizer": [None, "stranger.Tokenizer"]}
+    (base / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (base / "stranger.py").write_text(CODE.format(canary=str(canary)))
+    (base / "custom_generate").mkdir()
+    (base / "custom_generate" / "generate.py").write_text(CODE.format(canary=str(canary)))
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["model"]["name"] = str(base)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    record = json.loads((folder / "run.json").read_text()) | {"trust_remote_code": True}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder, canary
+
+
+OPENERS = {
+    "eval": ["eval", "RUN"],
+    "merge": ["merge", "RUN", "--out", "out"],
+    "export": ["export", "RUN", "--for", "peft", "--out", "out"],
+    "generate": ["generate", "RUN", "prompts.txt", "--out", "out.jsonl"],
+    "chat": ["chat", "RUN"],
+    "inspect": ["inspect", "RUN"],
+    "doctor": ["doctor", "RUN"],
+    "resume": ["train", "RUN", "--resume", "--more-steps", "1"],
+    "data": ["data", "show", "RUN/recipe.yaml"],
+    "new run": ["train", "RUN/recipe.yaml", "--out", "new"],
+}
+
+
+@pytest.mark.parametrize("command", OPENERS)
+def test_a_run_folder_that_says_it_is_trusted_runs_no_code(foreign, monkeypatch, capfd, tmp_path, command):
+    folder, canary = foreign
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("hello\n")
+    code, said = lrft(monkeypatch, capfd, *(word.replace("RUN", str(folder)) for word in OPENERS[command]))
+    assert not canary.exists()
+    assert "--trust-remote-code" in said and "Traceback" not in said
+    assert code == 2 or command == "doctor"  # which tells it
+
+
+def test_the_flag_lets_the_code_in(foreign, monkeypatch, capfd, tmp_path):
+    """So that the canary of the tests above would have sung."""
+    folder, canary = foreign
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    lrft(monkeypatch, capfd, "doctor", folder, "--trust-remote-code")
+    assert canary.read_text() == "ran"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with a commit, whose configuration names programs to run; and what they would write."""
+    folder, canary = tmp_path / "repository", tmp_path / "sung"
+    environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+
+    def git(*words):
+        done = subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            cwd=folder, env=environment, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    folder.mkdir()
+    git("init", "-q", "-b", "main")
+    (folder / "file").write_text("1")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\ntouch {canary}\ncat\n")
+    hook.chmod(0o755)
+    git("config", "core.fsmonitor", str(hook))
+    git("config", "filter.evil.clean", str(hook))
+    (folder / ".git" / "info" / "attributes").write_text("* filter=evil\n")
+    (folder / "file").write_text("2")
+    return folder, canary, git
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="the repository is made by git")
+def test_the_commit_is_found_and_the_repository_runs_nothing(repository, monkeypatch):
+    folder, canary, git = repository
+    head = git("rev-parse", "HEAD")
+    canary.unlink(missing_ok=True)
+    monkeypatch.chdir(folder)
+    (folder / "below").mkdir()
+    assert commit_of(folder) == commit_of(folder / "below") == head[:12]
+    assert not canary.exists()
+    git("describe", "--always", "--dirty")
+    assert canary.exists(), "asking git would have run it"
+    git("worktree", "add", "-q", "-b", "other", str(folder.parent / "worktree"))
+    git("pack-refs", "--all")
+    assert commit_of(folder) == commit_of(folder.parent / "worktree") == head[:12]
+    git("checkout", "-q", "-f", "--detach")
+    assert commit_of(folder) == head[:12]
+
+
+@pytest.mark.parametrize(
+    "head", ["ref: refs/../../../secret", "ref: /etc/passwd", "x" * 40, "", "ref: refs/heads/none", "\0"]
+)
+def test_a_head_that_is_none_gives_no_commit(tmp_path, head):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "secret").write_text("a" * 40)
+    (tmp_path / ".git" / "HEAD").write_text(head)
+    assert commit_of(tmp_path) is None
+
+
+MARK = "S3cret7Mark9"  # stands in every planted secret
+HELD = {
+    "HF_TOKEN": f"hf_{MARK}abcdefghijklmnopqrst",
+    "WANDB_API_KEY": f"{MARK}0123456789abcdef",
+    "AWS_SECRET_ACCESS_KEY": f'{MARK}/aws+"quoted"',
+    "DB_PASSWORD": f"{MARK}-pass'word",
+    "HTTPS_PROXY_OF_OURS": f"http://somebody:{MARK}-proxy@proxy.example:3128",
+}
+LEAKY = (
+    f"https://somebody:{MARK}@host.example/data.jsonl",
+    f"https://host.example/data.jsonl?token={MARK}&x=1",
+    f"https://somebody:{MARK}{'x' * 80}@host.example/{'y' * 80}.jsonl",
+    HELD["HF_TOKEN"],
+    HELD["WANDB_API_KEY"],
+    HELD["DB_PASSWORD"],
+)
+KEYS = (
+    "model.name",
+    "data.train",
+    "data.template",
+    "model.tokenizer",
+    "logging.wandb",
+    "optimizer.lr",
+    "no.such",
+)
+
+
+@pytest.fixture
+def planted(monkeypatch, tmp_path):
+    for name, value in HELD.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+
+def found_in(folder):
+    return [str(path) for path in folder.rglob("*") if path.is_file() and MARK.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("secret", LEAKY)
+def test_a_secret_in_a_recipe_or_on_the_command_line_is_refused_and_not_repeated(
+    planted, run, monkeypatch, capfd, tmp_path, secret
+):
+    recipe = (run / "recipe.yaml").read_text()
+    written = (f"model: {json.dumps(secret)}\n", f"? {json.dumps(secret)}\n: 1\n", secret)
+    (tmp_path / "recipes").mkdir()
+    for place, text in enumerate(written):
+        (tmp_path / "recipes" / f"{place}.yaml").write_text(recipe + text)
+    overrides = [f"{key}={secret}" for key in KEYS]
+    for words in (
+        ["train", run / "recipe.yaml", *overrides, "--out", "new"],
+        ["train", run / "recipe.yaml", overrides[4], "--out", "new", "--json"],
+        ["recipes", "validate", *sorted((tmp_path / "recipes").iterdir())],
+        ["train", secret],
+        ["eval", secret],
+    ):
+        code, said = lrft(monkeypatch, capfd, *words)
+        assert code in (2, 3) and MARK not in said and "Traceback" not in said, said
+    shutil.rmtree(tmp_path / "recipes")
+    assert not found_in(tmp_path) and not (tmp_path / "new").exists()
+
+
+def test_a_secret_of_the_environment_is_in_no_byte_that_is_written_or_said(
+    planted, run, monkeypatch, capfd, tmp_path
+):
+    recipe = run / "recipe.yaml"
+    said = lrft(monkeypatch, capfd, "train", recipe, "--out", "new", "logging.tensorboard=false")[1]
+    for words in (
+        ["eval", "new"],
+        ["merge", "new", "--out", "merged"],
+        ["report", "new", "--out", "report"],
+        ["env"],
+    ):
+        code, more = lrft(monkeypatch, capfd, *words)
+        assert code == 0, more
+        said += more
+    assert MARK not in said and not found_in(tmp_path)
+    assert (tmp_path / "merged" / "README.md").is_file() and (tmp_path / "new" / "adapter").is_dir()
+
+
+def test_a_variable_in_a_path_is_told_by_its_name(planted, run, monkeypatch, capfd):
+    monkeypatch.setenv("FOLDER", "/nowhere/of-mine")
+    for key in ("model.name", "data.train", "model.adapter", "data.template"):
+        for name in ("FOLDER", "HF_TOKEN", "DB_PASSWORD"):
+            code, said = lrft(
+                monkeypatch, capfd, "recipes", "show", run / "recipe.yaml", f"{key}=${name}/x.jsonl"
+            )
+            assert code == 2 and f"${name}" in said and MARK not in said and "of-mine" not in said, said
+
+
+def test_a_traceback_is_masked_too(planted, monkeypatch, capfd):
+    def fail(*_, **__):
+        raise RuntimeError(f"{LEAKY[0]} {HELD['DB_PASSWORD']} {HELD['AWS_SECRET_ACCESS_KEY']!r}")
+
+    monkeypatch.setattr("lrft.commands.env.system_facts", fail)
+    for options in ([], ["--json"]):
+        code, said = lrft(monkeypatch, capfd, "env", *options)
+        assert code == 1 and "RuntimeError: https://***@host.example/data.jsonl $DB_PASSWORD" in said
+        assert MARK not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://a:b@h/x?y=1#z and ftp://c@d", "http://***@h/x?***#z and ftp://***@d"),
+        ("http://a:p@ss@h/", "http://***@h/"),
+        ("see https://host.example/path, or a@b.c?d", "see https://host.example/path, or a@b.c?d"),
+        ("ghp_" + "a1" * 18, "***"),
+    ],
+)
+def test_what_is_masked_and_what_is_not(text, expected):
+    assert masked(text) == expected

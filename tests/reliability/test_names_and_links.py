@@ -1,0 +1,203 @@
+"""Nothing is written outside of the folder that the user named, whatever a name says or a run folder holds."""
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrft.cli import main
+from lrft.registry.errors import UsageError
+from lrft.training.folder import RunFolder, find, new_folder, places
+
+DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
+RECIPE = """
+model: {{name: {model}, dtype: float32}}
+adapter: {{method: lora, rank: 2}}
+data:
+  train: {{source: {data}/train.jsonl, limit: 8}}
+  eval: {{source: {data}/test.jsonl, limit: 2}}
+  format: {{method: prompt_completion, render: chat}}
+train: {{max_steps: 1, batch_size: 1, max_length: 160, device: cpu}}
+eval: {{tasks: [loss]}}
+"""
+LONG = "n" * 300
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    from lrft.api.train import train
+
+    folder = tmp_path_factory.mktemp("names")
+    (folder / "recipe.yaml").write_text(RECIPE.format(model=tiny(), data=DATA))
+    train(folder / "recipe.yaml", folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the run, to plant something in."""
+    return Path(shutil.copytree(trained, tmp_path / "inside" / "run"))
+
+
+@pytest.fixture
+def call(monkeypatch, capfd, tmp_path):
+    (tmp_path / "inside").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "inside")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lrft", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code or 0, "".join(capfd.readouterr())
+
+    return run
+
+
+def held(folder):
+    """Path -> sha256 of everything below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+PLANTED = (
+    "adapter",
+    "eval",
+    "checkpoints",
+    "inspect",
+    "profile",
+    ".lock",
+    "metrics.jsonl",
+    "run.json",
+    "recipe.yaml",
+)
+SCRATCH = (
+    ".run.json.tmp",
+    ".plan.json.tmp",
+    ".recipe.yaml.tmp",
+    ".result.json.tmp",
+    ".adapter.tmp",
+    ".adapter.old",
+)
+DEEPER = ("checkpoints/step-1", "checkpoints/step-1/state.json", "eval/adapter.json", "adapter/README.md")
+WRITERS = (["eval"], ["merge", "--out", "out"], ["train", "--resume", "--more-steps", "1"])
+
+
+@pytest.mark.parametrize("name", (*PLANTED, *SCRATCH, *DEEPER))
+def test_a_link_in_a_run_folder_is_refused_and_what_it_points_to_stays(run, call, tmp_path, name):
+    outside, entry = tmp_path / "outside", run / name
+    if entry.is_dir():
+        shutil.copytree(entry, outside)
+        shutil.rmtree(entry)
+    else:
+        outside.mkdir()
+        entry.parent.mkdir(exist_ok=True)
+        if entry.exists():
+            shutil.move(entry, outside / "file")
+        else:
+            (outside / "file").write_text("precious")
+    folder = name.rpartition("/")[2] in ("adapter", "eval", "checkpoints", "inspect", "profile", "step-1")
+    entry.symlink_to(outside if folder else outside / "file")
+    before = held(outside)
+    for command, *options in WRITERS:
+        code, said = call(command, run, *options)
+        assert code == 2 and f"{name.rpartition('/')[2]}: is a link" in said and "Traceback" not in said, said
+    assert held(outside) == before and not (tmp_path / "inside" / "out").exists()
+
+
+def test_a_pipe_in_a_run_folder_is_refused_and_not_waited_for(run, call):
+    os.mkfifo(run / "adapter" / "more.json")
+    assert "is a pipe or a device" in call("eval", run)[1]
+    (run / "adapter" / "more.json").unlink()
+    (run / ".lock").unlink()
+    os.mkfifo(run / ".lock")
+    assert RunFolder(run).is_locked in (True, False)
+    with pytest.raises(UsageError, match="pipe"):
+        RunFolder(run).lock()
+
+
+def test_the_lock_keeps_what_the_file_holds(run):
+    (run / ".lock").write_text("kept")
+    folder = RunFolder(run)
+    folder.lock()
+    folder.unlock()
+    assert (run / ".lock").read_text() == "kept"
+
+
+def test_what_trackers_link_to_and_an_out_that_is_a_link_are_the_users_own(run, call, tmp_path):
+    (run / "wandb").mkdir()
+    (run / "wandb" / "latest-run").symlink_to(tmp_path)
+    find(run)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "inside" / "out").symlink_to(tmp_path / "disk")
+    code, said = call("merge", run, "--out", "out")
+    assert code == 0, said
+    assert (tmp_path / "disk" / "config.json").is_file() and (tmp_path / "inside" / "out").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "../../etc/passwd",
+        "/etc/x",
+        "a/../../x",
+        "..",
+        ".",
+        "~",
+        "CON",
+        "nul.txt",
+        "a\0b",
+        "é",
+        LONG,
+        " ",
+    ],
+)
+def test_a_recipe_name_makes_a_folder_directly_below_the_root(tmp_path, name):
+    path = new_folder(name, tmp_path / "runs")
+    assert path.parent == tmp_path / "runs" and path.resolve().parent == (tmp_path / "runs").resolve()
+    path.mkdir(parents=True)
+    assert len(path.name) < 140
+
+
+def test_a_run_that_is_named_is_below_the_root_or_at_its_path(tmp_path):
+    assert places("a", tmp_path) == [Path("a"), tmp_path / "a"]
+    for name in ("../a", "/a", "b/../../a"):
+        assert places(name, tmp_path) == [Path(name)]
+
+
+NAMED = (
+    ["train", "NAME"],
+    ["train", "quickstart", "--out", "NAME"],
+    ["train", "NAME", "--resume"],
+    ["eval", "NAME"],
+    ["merge", "NAME", "--out", "out"],
+    ["export", "NAME", "--for", "peft", "--out", "out"],
+    ["inspect", "NAME"],
+    ["doctor", "NAME"],
+    ["chat", "NAME"],
+    ["report", "NAME", "--out", "NAME"],
+    ["recipes", "show", "NAME"],
+    ["recipes", "cp", "quickstart", "NAME"],
+    ["recipes", "validate", "NAME"],
+    ["plan", "quickstart", "model.name=NAME"],
+    ["data", "show", "quickstart", "data.train=NAME"],
+    ["data", "show", "quickstart", "data.train=NAME.jsonl"],
+    ["recipes", "show", "quickstart", "data.template=NAME"],
+    ["recipes", "show", "quickstart", "model.adapter=NAME"],
+    ["reproduce", "NAME"],
+    ["compare", "NAME", "NAME", "--out", "NAME"],
+    ["sweep", "NAME", "optimizer.lr=1e-4,1e-3", "--out", "NAME"],
+)
+
+
+@pytest.mark.parametrize("words", NAMED, ids=" ".join)
+def test_a_name_of_300_characters_is_one_sentence(call, tmp_path, words):
+    code, said = call(*(word.replace("NAME", LONG) for word in words))
+    assert code in (1, 2, 3) and "Traceback" not in said and "error: " in said, said[-600:]
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
