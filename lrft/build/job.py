@@ -108,6 +108,7 @@ def assemble(
         team=adaptation.team,
         compiled=worth_compiling(recipe, adaptation, ends[0]),
         earlier_ends=tuple(ends[:-1]),
+        where="row {}".format if text.rows is None else text.rows.where,
     )
     identity = Identity(recipe_hash, model.fingerprint)
     reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)

@@ -14,6 +14,7 @@ from pathlib import Path
 from lrft.core.swap import replace_folder, sync
 from lrft.registry.errors import LrftError
 from lrft.registry.json import Json
+from lrft.training.finite import fault_of
 
 FORMAT = 1
 
@@ -73,6 +74,8 @@ def fault(folder: Path) -> str:
             return f"{name} cannot be read ({error.strerror})"
         if not isinstance(entry, dict) or hashlib.sha256(content).hexdigest() != entry.get("sha256"):
             return f"{name} is damaged (its sha256 is not the manifest's)"
+        if name.endswith(".safetensors") and (problem := fault_of(content)):
+            return f"{name} {problem}"
     return ""
 
 

@@ -37,6 +37,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         if run.step >= run.total_steps:  # a callback made the step before the last one
             break
         run.metrics = {}
+        run.rows = tuple(row for batch in batches.micro_batches for row in batch.examples)
         run.seed_step()
         run.fire("before_step")
         closure = partial(step_loss, run, batches, objective)  # forward, and backward if gradients are on
