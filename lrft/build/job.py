@@ -83,9 +83,7 @@ def assemble(
         RecipeError: the optimizer cannot take these parameters, or the run is too short for a setting.
     """
     model, settings = adaptation.model, recipe.train
-    if recipe.optimizer.per_layer and accelerator.num_processes > 1:
-        message = "gradients that are freed at once cannot be summed over processes"
-        raise RecipeError(message, "optimizer.per_layer")
+    _check_processes(recipe, accelerator.num_processes)
     processes, rank = accelerator.num_processes, accelerator.process_index
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
@@ -123,6 +121,12 @@ def assemble(
         return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
     return Job(run, steps, objective, text, adaptation, identity, folder)
+
+
+def _check_processes(recipe: Recipe, processes: int) -> None:
+    if recipe.optimizer.per_layer and processes > 1:
+        message = "gradients that are freed at once cannot be summed over processes"
+        raise RecipeError(message, "optimizer.per_layer")
 
 
 def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
