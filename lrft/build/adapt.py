@@ -84,6 +84,7 @@ def adapt(
     Raises:
         RecipeError: the model cannot be loaded, or a pattern matches nothing.
     """
+    heap.bound_caches()
     build = partial(
         _adapt,
         recipe,

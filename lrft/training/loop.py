@@ -12,6 +12,7 @@ from torch import Tensor
 from lrft.core.objective import Objective
 from lrft.core.optimizer import contract_of
 from lrft.core.run import Run
+from lrft.model import heap
 from lrft.registry.errors import Interrupted, NumericalError
 from lrft.training.diagnose import first_non_finite
 from lrft.training.step import (
@@ -62,6 +63,8 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         run.schedule.step()
         run.fire("after_step")  # gradients are still here
         run.optimizer.zero_grad(set_to_none=True)
+        if run.step % heap.EVERY == 0:
+            heap.give_back()
         if run.stopping and run.stop_signal is not None and run.step < run.total_steps:
             raise Interrupted(
                 run.stop_signal, f"stopped after step {run.step} of {run.total_steps}; add --resume to go on"
