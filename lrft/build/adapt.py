@@ -17,7 +17,7 @@ from lrft.core.stages import Plan, Planner, Signals, SitePlan
 from lrft.core.team import ALONE, Team
 from lrft.evaluation.subject import Progress, silent
 from lrft.model import heap
-from lrft.model.attach import attach, make_plan
+from lrft.model.attach import attach, check_ranks, make_plan
 from lrft.model.backend import check_runs
 from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
@@ -86,6 +86,7 @@ def adapt(
     Raises:
         RecipeError: the model cannot be loaded, or a pattern matches nothing.
     """
+    heap.bound_caches()
     build = partial(
         _adapt,
         recipe,
@@ -230,9 +231,11 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
         raise RecipeError(f"{method} cannot go on this model: {error}", "adapter.method") from None
     sites, table = choose_sites(there, recipe.adapter, held.total, model.direct)
     check_vocabulary(model, sites)
+    plan = make_plan(sites, recipe.adapter)
     if check:
         check_sites(model, sites)
-    return Adaptation(model, make_plan(sites, recipe.adapter), table, held), planners_of(recipe)
+        check_ranks(plan, ADAPTERS.get(method))
+    return Adaptation(model, plan, table, held), planners_of(recipe)
 
 
 def _check_length(recipe: Recipe, model: CausalLM) -> None:

@@ -93,8 +93,7 @@ def assemble(
         RecipeError: the optimizer cannot take these parameters, or the run is too short for a setting.
     """
     model, settings = adaptation.model, recipe.train
-    if recipe.optimizer.per_layer and accelerator.num_processes > 1:
-        raise RecipeError("gradients freed at once cannot be summed over processes", "optimizer.per_layer")
+    _check_processes(recipe, accelerator.num_processes)
     processes, rank = accelerator.num_processes, accelerator.process_index
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
@@ -117,6 +116,7 @@ def assemble(
         team=adaptation.team,
         compiled=worth_compiling(recipe, adaptation, ends[0]),
         earlier_ends=tuple(ends[:-1]),
+        where="row {}".format if text.rows is None else text.rows.where,
     )
     began = how_it_began(run, text, adaptation, model.fingerprint, folder.processes)
     identity = known_as(recipe_hash, run, adaptation, began, trained_on)
@@ -132,6 +132,12 @@ def assemble(
         return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
     return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
+
+
+def _check_processes(recipe: Recipe, processes: int) -> None:
+    if recipe.optimizer.per_layer and processes > 1:
+        message = "gradients that are freed at once cannot be summed over processes"
+        raise RecipeError(message, "optimizer.per_layer")
 
 
 def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:

@@ -105,6 +105,8 @@ class Run:
         scaler: of the loss, where the activations are float16, else None.
         weights: the layers that train, for analyses; None where nobody gave them.
         score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
+        rows: places in the data of the rows of the step that is taken, as far as this process has them.
+        where: names such a row, `file:line` where files have lines.
         compiled: whether what is elementwise is compiled in the loss and its gradients.
     """
 
@@ -125,6 +127,8 @@ class Run:
     scaler: torch.amp.GradScaler | None = field(default=None, kw_only=True)
     compiled: bool = field(default=False, kw_only=True)
     earlier_ends: tuple[int, ...] = field(default=(), kw_only=True)
+    where: Callable[[int], str] = field(default="row {}".format, kw_only=True)
+    rows: tuple[int, ...] = field(init=False, default=())
     sites: list[tuple[str, Adapted]] = field(init=False)
     penalized: list[Adapter] = field(init=False)
     generator: torch.Generator = field(init=False, default_factory=torch.Generator)

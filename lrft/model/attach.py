@@ -37,6 +37,34 @@ def make_plan(sites: dict[str, Site], config: AdapterConfig) -> Plan:
     return {name: SitePlan(site, config.for_site(name)) for name, site in sites.items()}
 
 
+def check_ranks(plan: Plan, adapter: type[Adapter]) -> None:
+    """Refuse factors A (rank, in) and B (out, rank) with more components than the weight beneath them can have.
+
+    Other methods have ranks that mean something else: of random matrices that are shared, or of what is multiplied with
+    the weight. They are asked nothing here.
+
+    Raises:
+        RecipeError: names the layer that allows the lowest rank.
+    """
+    if "low_rank" not in adapter.provides:
+        return
+    sides = {
+        name: min(e.site.in_features, e.site.out_features)
+        for name, e in plan.items()
+        if e.site.kind == "linear"
+    }
+    over = [name for name, side in sides.items() if (plan[name].rank or 0) > side]
+    if not over:
+        return
+    name = min(over, key=lambda name: sides[name])
+    shape = f"{plan[name].site.out_features} x {plan[name].site.in_features}"
+    raise RecipeError(
+        f"rank {plan[name].rank} is more than any change of {name} can have, which is {shape}; use at most "
+        f"{sides[name]} there ({len(over)} of {len(sides)} layers have too high a rank)",
+        "adapter.rank",
+    )
+
+
 def attach(
     model: CausalLM,
     plan: Plan,

@@ -10,6 +10,7 @@ from lrft.recipe.fields import Slot, slot_of
 from lrft.recipe.schema import Recipe
 from lrft.registry.config import OneOrMore, Section, Source
 from lrft.registry.registry import Registry
+from lrft.registry.section import LARGEST, MOST_COUNTED
 
 Schema = dict[str, Any]
 
@@ -33,7 +34,24 @@ def _section(section: type[Section], definitions: Schema) -> Schema:
         if replacement is not None:
             schema["properties"][name] = replacement | _described(field)
         _define(slot_of(field), definitions)
+    _bound(schema["properties"])
     return schema
+
+
+def _bound(schema: Any) -> None:
+    """Write the bounds that every setting has wherever a number stands without its own."""
+    if isinstance(schema, list):
+        for item in schema:
+            _bound(item)
+    if not isinstance(schema, dict):
+        return
+    bound = {"integer": MOST_COUNTED, "number": LARGEST}.get(str(schema.get("type")))
+    if bound is not None and not {"maximum", "exclusiveMaximum"} & schema.keys():
+        schema["maximum"] = bound
+    if bound is not None and not {"minimum", "exclusiveMinimum"} & schema.keys():
+        schema["minimum"] = -bound
+    for value in schema.values():
+        _bound(value)
 
 
 def _described(field: FieldInfo) -> Schema:

@@ -100,7 +100,7 @@ class TrainSection(Section):
     """The loop: how long, how much at a time, how often to save and score."""
 
     max_steps: Annotated[int | None, DECIDES_ROWS] = Field(
-        None, gt=0, description="optimizer steps; with epochs too, whichever ends first"
+        None, gt=0, le=10**9, description="optimizer steps; with epochs too, whichever ends first"
     )
     epochs: Annotated[float | None, DECIDES_ROWS] = Field(
         None, gt=0, le=10_000, description="passes over the data; 1 when max_steps is not given either"
@@ -112,12 +112,12 @@ class TrainSection(Section):
         "still goes by max_steps",
     )
     batch_size: Annotated[int, DECIDES_ROWS] = Field(
-        4, gt=0, description="rows of a micro-batch; with packing a row is max_length tokens"
+        4, gt=0, le=10**6, description="rows of a micro-batch; with packing a row is max_length tokens"
     )
     gradient_accumulation: Annotated[int, DECIDES_ROWS] = Field(
-        1, gt=0, description="micro-batches per optimizer step and process"
+        1, gt=0, le=10**6, description="micro-batches per optimizer step and process"
     )
-    max_length: Annotated[int, DECIDES_ROWS] = Field(512, gt=1, description="tokens of a row")
+    max_length: Annotated[int, DECIDES_ROWS] = Field(512, gt=1, le=10**8, description="tokens of a row")
     packing: Annotated[bool | None, DECIDES_ROWS] = Field(
         None,
         description="fill rows with several examples that do not see each other; by default wherever the model keeps "

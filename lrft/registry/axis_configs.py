@@ -13,6 +13,7 @@ from lrft.registry.errors import Problem, RecipeError
 from lrft.registry.section import ADDED, MethodConfig, RecipeView
 
 Layers = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(-\d*)?$")]
+MOST_RATE = 1_000_000  # no step that long leads anywhere, whatever it is multiplied with
 BASE_ROLES = ("matrix", "embedding", "head", "vector")  # of parameters of the base model
 
 
@@ -80,9 +81,9 @@ class StagesConfig(MethodConfig):
 class OptimizerConfig(MethodConfig):
     """What every optimizer's section accepts."""
 
-    lr: float = Field(2e-4, gt=0, description="learning rate at the top of the schedule")
+    lr: float = Field(2e-4, gt=0, le=MOST_RATE, description="learning rate at the top of the schedule")
     weight_decay: float = Field(
-        0.0, ge=0, description="decay of every trained number, as the optimizer has it"
+        0.0, ge=0, le=MOST_RATE, description="decay of every trained number, as the optimizer has it"
     )
     per_layer: bool = Field(
         False,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from lrft.registry.errors import Problem
 from lrft.registry.json import Json
@@ -16,19 +17,21 @@ if TYPE_CHECKING:
 ADDED = "added"
 """Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
 
-
-ADDED = "added"
-"""Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
-
-
-ADDED = "added"
-"""Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
+MOST_COUNTED = 10**12  # of anything: tokens of a stream, steps, rows
+LARGEST, SMALLEST = 1e12, 1e-30  # of what is measured; a float32 holds them with room for a product
 
 
 class Section(BaseModel):
     """A recipe section: unknown keys are refused, values are not coerced, nothing changes after parsing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        """Whatever a setting counts or measures, no machine can mean a number beyond these."""
+        check_meant(value)
+        return value
 
     def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
         """Refuse settings that do not fit into a run of so many steps; a section that counts steps overrides this.
@@ -42,6 +45,28 @@ class Section(BaseModel):
         Raises:
             RecipeError: at the setting, with what would fit.
         """
+
+
+def check_meant(value: object) -> None:
+    """Refuse numbers that nothing can be counted or computed with, also inside lists and mappings.
+
+    Raises:
+        ValueError: says the bound.
+    """
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            check_meant(item)
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > MOST_COUNTED:
+        raise ValueError(f"must be at most {MOST_COUNTED:,} in size, not {_digits(value)}")
+    elif isinstance(value, float) and value == 0 and math.copysign(1, value) < 0:
+        raise ValueError("must be 0 without a sign, not -0.0")
+    elif isinstance(value, float) and value and not SMALLEST <= abs(value) <= LARGEST:
+        raise ValueError(f"must be 0, or from {SMALLEST:g} to {LARGEST:g} in size, not {value:g}")
+
+
+def _digits(value: int) -> str:
+    text = str(value) if value.bit_length() < 4000 else f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 24 else f"{text[:20]}... ({len(text)} digits)"
 
 
 class RecipeView(Protocol):

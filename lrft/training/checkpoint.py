@@ -21,6 +21,7 @@ from lrft.core.run import Run
 from lrft.registry.errors import CheckpointError
 from lrft.registry.json import Json
 from lrft.training.checkpoint_folder import fault, write_folder
+from lrft.training.finite import check_saved
 from lrft.training.flatten import flatten, unflatten
 from lrft.training.opened import ADAPTER, FORMAT, OPTIMIZER, STATE, OpenCheckpoint
 from lrft.training.trained_on import KEY
@@ -58,6 +59,7 @@ def save_checkpoint(
     identity: Identity,
     extra: Mapping[str, Json],
     anew: bool = False,
+    finite: int = 0,
 ) -> Path:
     """Write `folder/step-N` from the run's state; a killed or failed write leaves older checkpoints intact.
 
@@ -65,15 +67,22 @@ def save_checkpoint(
         tensors: the adapter's tensors by name.
         extra: plain values kept in state.json (the best score so far).
         anew: replace one of this step that is whole, which is left alone otherwise.
+        finite: the step after which all numbers were last seen to be finite.
 
     Raises:
         LrftError: the disk is full or not writable; says how many bytes were needed.
+        NumericalError: a tensor holds what is no finite number; nothing is written.
     """
     final = folder / f"step-{run.step}"
     if not anew and final.exists() and not fault(final):
         return final  # the same step of the same run: resuming is bit-identical, so is the checkpoint
     optimizer_tensors, optimizer_values = flatten(run.optimizer.state_dict())
     callback_tensors, callback_values = flatten({name: c.state_dict() for name, c in _named(run.callbacks)})
+    kept = {
+        **{f"optimizer.{k}": v for k, v in optimizer_tensors.items()},
+        **{f"callbacks.{k}": v for k, v in callback_tensors.items()},
+    }
+    check_saved(run, tensors, kept, finite)
     state = {
         "step": run.step,
         "total_steps": run.total_steps,
@@ -85,12 +94,7 @@ def save_checkpoint(
     }
     files = {
         ADAPTER: _encode(tensors),
-        OPTIMIZER: _encode(
-            {
-                **{f"optimizer.{k}": v for k, v in optimizer_tensors.items()},
-                **{f"callbacks.{k}": v for k, v in callback_tensors.items()},
-            }
-        ),
+        OPTIMIZER: _encode(kept),
         STATE: json.dumps(state, indent=1, sort_keys=True).encode(),
     }
     write_folder(final, files, {"format": FORMAT, "step": run.step, **identity.record()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,23 +14,35 @@ from lrft.core.objective import Objective
 from lrft.core.run import Run
 from lrft.files.failure import WriteError
 from lrft.files.write import write_file
+from lrft.training.finite import name_rows, non_finite
 from lrft.training.step import StepBatches
 
 
 def first_non_finite(run: Run, batches: StepBatches, objective: Objective, loss: float, norm: float) -> str:
     """Run the step once more with hooks and say which module first gave a non-finite output, and for which rows."""
+    gradients = {i.name: i.param.grad for i in run.parameters if i.param.grad is not None}
+    lost = non_finite(gradients)
+    where = f"in the backward pass only, in the gradient of {_named(lost[0], gradients)}" if lost else ""
     for info in run.parameters:
         info.param.grad = None
     head = f"step {run.step + 1}: loss {loss}, gradient norm {norm}; the weights were not touched"
-    rows = sorted({row for batch in batches.micro_batches for row in batch.examples})[:8]
-    bad = [i.name for i in run.parameters if not bool(torch.isfinite(i.param).all())]
-    if bad:
-        return f"{head}. {bad[0]} itself holds non-finite numbers; go back to an earlier checkpoint."
+    rows = name_rows(run, sorted(set(run.rows)))
+    weights = {info.name: info.param for info in run.parameters}
+    if bad := non_finite(weights):
+        return (
+            f"{head}. {_named(bad[0], weights)} itself holds non-finite numbers since step {run.step}; go back to an "
+            f"earlier checkpoint with --resume and a lower optimizer.lr (training rows of this step: {rows})."
+        )
     if kept := _keep(run, batches):
         head = f"{head} (the batch is in {kept})"
-    found = _first_module(run, batches, objective)
-    where = f"first in the output of {found}" if found else "in the backward pass only"
+    if found := _first_module(run, batches, objective):
+        where = f"first in the output of {found}"
+    where = where or "in the backward pass only"
     return f"{head}. It appears {where}, with training rows {rows}; a lower optimizer.lr or float32 may help."
+
+
+def _named(name: str, tensors: Mapping[str, Tensor]) -> str:
+    return f"{name} ({str(tensors[name].dtype).removeprefix('torch.')})"
 
 
 def _keep(run: Run, batches: StepBatches) -> Path | None:

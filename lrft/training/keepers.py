@@ -41,10 +41,12 @@ class Saver(Callback):
     ) -> None:
         self.tensors, self.folder, self.identity = tensors, folder, identity
         self.every, self.keep_last, self.scorer, self.adapters = every, keep_last, scorer, adapters
+        self.finite = 0  # the step after which every number was last seen to be finite
 
     def start(self, run: Run) -> None:
         if run.rank:
             return
+        self.finite = run.step
         if self.adapters is not None:
             self.adapters.start(run)
         if self.scorer is not None and self.scorer.paid and run.step == run.total_steps:
@@ -69,8 +71,9 @@ class Saver(Callback):
                 sync(lines)  # a checkpoint never knows of steps that the record lost to a power cut
         best = f"step-{self.scorer.best_step}" if self.scorer is not None and self.scorer.best_step else None
         saved = checkpoint.save_checkpoint(
-            run, self.tensors(), self.folder, self.identity, {"best": best}, anew
+            run, self.tensors(), self.folder, self.identity, {"best": best}, anew, self.finite
         )
+        self.finite = run.step
         if self.adapters is not None:
             self.adapters.follow(run)
         checkpoint_folder.prune(self.folder, self.keep_last, best)

@@ -13,6 +13,7 @@ from lrft.core.objective import Objective
 from lrft.core.optimizer import contract_of
 from lrft.core.run import Run
 from lrft.core.stop import sentence
+from lrft.model import heap
 from lrft.registry.errors import Interrupted, NumericalError
 from lrft.training.diagnose import first_non_finite
 from lrft.training.step import (
@@ -38,6 +39,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         if run.step >= run.total_steps:  # a callback made the step before the last one
             break
         run.metrics = {}
+        run.rows = tuple(row for batch in batches.micro_batches for row in batch.examples)
         run.seed_step()
         run.fire("before_step")
         closure = partial(step_loss, run, batches, objective)  # forward, and backward if gradients are on
@@ -62,6 +64,8 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         run.schedule.step()
         run.fire("after_step")  # gradients are still here
         run.optimizer.zero_grad(set_to_none=True)
+        if run.step % heap.EVERY == 0:
+            heap.give_back()
         if run.stopping and run.stop_signal is not None:  # after the last step too, whose scores may be owed
             kept = (
                 f"stopped after step {run.step} of {run.total_steps}, which is saved; add --resume to go on"

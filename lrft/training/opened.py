@@ -20,6 +20,7 @@ from lrft.files.read import RECORD, content_of, leads_out, open_regular
 from lrft.files.records import Manifest, State
 from lrft.files.sums import MANIFEST, Sum, content_difference, open_difference
 from lrft.registry.errors import DamagedFile
+from lrft.training.finite import fault_of
 
 FORMAT = 2
 READABLE = (1, FORMAT)
@@ -70,6 +71,8 @@ class OpenCheckpoint:
         for name in sorted(entries, key=fits.__getitem__):
             try:
                 if why := open_difference(self._files[name], self.path / name, entries[name]):
+                    return f"{name} {why}"
+                if name.endswith(".safetensors") and (why := fault_of(self.content(name))):
                     return f"{name} {why}"
             except DamagedFile as error:
                 return f"{name} {error.problem}"

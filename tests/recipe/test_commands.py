@@ -155,7 +155,7 @@ def test_methods_ls_shows_every_method_of_every_axis():
 def test_methods_show_prints_docstring_settings_and_traits():
     text = run(methods.app, "show", "lora")
     assert "Low-rank adaptation" in text and "Hu et al." in text
-    assert "rank: 16  (an integer greater than 0)" in text
+    assert "rank: 16  (an integer greater than 0 and at most 65536)" in text
     assert "mergeable: the adapter is a change of the weight" in text
     with pytest.raises(UsageError, match="did you mean lora"):
         run(methods.app, "show", "lorra")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lrft.recipe.fields import Slot, known_keys, slot_at
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import resolved, with_origins
 from lrft.registry.errors import RecipeError
@@ -97,8 +102,6 @@ plain = st.recursive(
     plain,
 )
 def test_any_override(folder, section, key, value):
-    import yaml
-
     load(write(folder, VALID.encode()), f"{section}{key}={yaml.safe_dump(value, default_flow_style=True)}")
 
 
@@ -110,3 +113,27 @@ def test_any_override(folder, section, key, value):
 )
 def test_any_text_as_override(folder, text):
     load(write(folder, VALID.encode()), text)
+
+
+# What no machine can mean: where a number stands, none of these is taken, and what is said names a bound.
+ABSURD = ("1e299", "-1e299", "1e31", "1e-320", "-0.0", str(10**18), str(-(10**18)), str(10**40))
+PLAIN = yaml.safe_load(VALID)
+
+
+def takes_numbers(slot: Slot) -> bool:
+    """Whether a number may stand there, alone or among other things; bool is none."""
+    kinds = get_args(slot.annotation) or (slot.annotation,)
+    return any(kind in (int, float) for kind in kinds)
+
+
+NUMBERS = [k for k in known_keys(PLAIN) if (slot := slot_at(k, PLAIN)) is not None and takes_numbers(slot)]
+
+
+@pytest.mark.parametrize("keys", NUMBERS, ids=".".join)
+def test_numbers_that_no_machine_can_mean_are_refused_by_key(folder, keys):
+    path = write(folder, VALID.encode())
+    for value in ABSURD:
+        with pytest.raises(RecipeError) as refused:
+            load_recipe(path, [f"{'.'.join(keys)}={value}"])
+        assert any(problem.key.startswith(".".join(keys[:1])) for problem in refused.value.problems), value
+        assert "Traceback" not in str(refused.value) and len(str(refused.value)) < 2000

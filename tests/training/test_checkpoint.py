@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from lrft.core.callback import Callback
@@ -23,8 +24,8 @@ from lrft.training.opened import OpenCheckpoint
 from tests.same_state import same
 
 FILES = {
-    "adapter.safetensors": os.urandom(5000),
-    "optimizer.safetensors": os.urandom(9000),
+    "adapter.safetensors": save({"A": torch.rand(1231)}),
+    "optimizer.safetensors": save({"exp_avg": torch.rand(2231)}),
     "state.json": b'{"step": 1}',
 }
 

@@ -27,8 +27,8 @@ class Experts(Adapter):
 
     class Config(AdapterConfig):
         experts: int = Field(8, gt=0, description="experts at every site")
-        rank: int = Field(8, gt=0, description="rank of each expert")
-        alpha: float = Field(16.0, gt=0)
+        rank: int = Field(8, gt=0, le=65_536, description="rank of each expert")
+        alpha: float = Field(16.0, gt=0, le=1_000_000)
         rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
         dropout: float = Field(0.05, ge=0, lt=1)
 

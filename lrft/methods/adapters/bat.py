@@ -45,7 +45,9 @@ class Bat(Adapter):
     config: Config
 
     class Config(AdapterConfig):
-        rank: int = Field(64, gt=0, description="side of the blocks; divides the inputs and the outputs")
+        rank: int = Field(
+            64, gt=0, le=65_536, description="side of the blocks; divides the inputs and the outputs"
+        )
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)

@@ -44,8 +44,10 @@ class Factorized(Adapter):
     config: Config
 
     class Config(AdapterConfig):
-        rank: int = Field(128, gt=0)
-        alpha: float | None = Field(None, gt=0, description="by default the rank, so that s = 1")
+        rank: int = Field(128, gt=0, le=65_536)
+        alpha: float | None = Field(
+            None, gt=0, le=1_000_000, description="by default the rank, so that s = 1"
+        )
         start: Literal["spectral", "kaiming"] = "spectral"
 
     def __init__(self, config: Config, site: Site) -> None:

@@ -34,7 +34,7 @@ class GatedLoRA(SVDLoRA):
     config: Config  # type: ignore[assignment]  # fewer settings than the parent's
 
     class Config(AdapterConfig):
-        rank: int = Field(16, gt=0)
+        rank: int = Field(16, gt=0, le=65_536)
         dropout: float = Field(0.0, ge=0, lt=1)
 
     def reset(self) -> None:

@@ -72,12 +72,14 @@ class GraLoRA(Additive):
     config: Config
 
     class Config(AdapterConfig):
-        rank: int = Field(32, gt=0)
-        alpha: float = Field(64.0, gt=0)
+        rank: int = Field(32, gt=0, le=65_536)
+        alpha: float = Field(64.0, gt=0, le=1_000_000)
         blocks: int = Field(
             2, gt=0, description="k: the grid has k x k blocks; k divides rank, inputs, outputs"
         )
-        hybrid_rank: int = Field(0, ge=0, description="rank of a LoRA over the whole weight beside the grid")
+        hybrid_rank: int = Field(
+            0, ge=0, le=65_536, description="rank of a LoRA over the whole weight beside the grid"
+        )
         dropout: float = Field(0.0, ge=0, lt=1)
 
         @model_validator(mode="after")

@@ -45,7 +45,7 @@ class HiRA(Adapter):
     config: Config
 
     class Config(AdapterConfig):
-        rank: int = Field(32, gt=0)
+        rank: int = Field(32, gt=0, le=65_536)
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)

@@ -69,15 +69,15 @@ class LoRA(LowRank):
     config: Config
 
     class Config(AdapterConfig):
-        rank: int = Field(16, gt=0)
-        alpha: float = Field(32.0, gt=0)
+        rank: int = Field(16, gt=0, le=65_536)
+        alpha: float = Field(32.0, gt=0, le=1_000_000)
         rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
         dropout: float = Field(0.0, ge=0, lt=1)
-        rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = Field(
+        rank_pattern: dict[str, Annotated[int, Field(gt=0, le=65_536)]] = Field(
             default_factory=dict,
             description="rank at sites whose name ends in the pattern; the last match counts",
         )
-        alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        alpha_pattern: dict[str, Annotated[float, Field(gt=0, le=1_000_000)]] = Field(
             default_factory=dict,
             description="alpha at sites whose name ends in the pattern; the last match counts",
         )

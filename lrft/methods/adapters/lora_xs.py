@@ -55,7 +55,9 @@ class LoRAXS(LoRA):
     config: Config
 
     class Config(LoRA.Config):
-        alpha: float | None = Field(None, gt=0, description="by default the rank, so that s = 1")  # type: ignore[assignment]
+        alpha: float | None = Field(
+            None, gt=0, le=1_000_000, description="by default the rank, so that s = 1"
+        )  # type: ignore[assignment]
 
     def __init__(self, config: Config, site: Site) -> None:
         Adapter.__init__(self, config, site)  # LoRA's own would make both factors train

@@ -49,8 +49,8 @@ class LoRAMoE(Experts):
 
     class Config(Experts.Config):
         targets: str | list[str] = Field(["mlp.*"], description="as for every adapter; by default the MLPs")
-        rank: int = Field(4, gt=0, description="rank of each expert")
-        alpha: float = Field(32.0, gt=0)
+        rank: int = Field(4, gt=0, le=65_536, description="rank of each expert")
+        alpha: float = Field(32.0, gt=0, le=1_000_000)
         beta: float = Field(0.1, ge=0, description="weight of the balance penalty")
         delta: float = Field(0.0, ge=0, lt=1, description="how far the experts of a task type are favoured")
 

@@ -54,7 +54,7 @@ class MiSS(LowRank):
     config: Config
 
     class Config(AdapterConfig):
-        rank: int = Field(64, gt=0, description="width of the slices of the input")
+        rank: int = Field(64, gt=0, le=65_536, description="width of the slices of the input")
         mini_rank: int | None = Field(
             None, gt=0, description="outputs that share a column are this far apart; by default none share"
         )

@@ -58,8 +58,8 @@ class NOLA(LowRank):
     config: Config
 
     class Config(AdapterConfig):
-        rank: int = Field(16, gt=0)
-        alpha: float = Field(4.0, gt=0)
+        rank: int = Field(16, gt=0, le=65_536)
+        alpha: float = Field(4.0, gt=0, le=1_000_000)
         bases: int = Field(512, gt=0, description="random matrices for A, and as many for B")
 
     def __init__(self, config: Config, site: Site) -> None:

@@ -71,7 +71,7 @@ class RandLoRA(LowRank):
         rank: int = Field(
             32, gt=0, description="rank of each random product; a larger one trains fewer numbers"
         )
-        alpha: float | None = Field(None, gt=0, description="by default twice the rank")
+        alpha: float | None = Field(None, gt=0, le=1_000_000, description="by default twice the rank")
         sqrt_bases: bool = Field(
             True,
             description="divide the scale by the square root of the number of products too (PEFT does not)",

@@ -56,7 +56,7 @@ class SHiRA(Additive):
     config: Config
 
     class Config(AdapterConfig):
-        rank: int = Field(32, gt=0, description="of the LoRA that has as many numbers")
+        rank: int = Field(32, gt=0, le=65_536, description="of the LoRA that has as many numbers")
         mask_seed: int | None = Field(None, ge=0, description="seed of the places; by default the run's")
 
     def __init__(self, config: Config, site: Site) -> None:

@@ -43,8 +43,8 @@ class SLTrain(Factorized):
     config: Config  # type: ignore[assignment]  # fewer settings than the parent's
 
     class Config(AdapterConfig):
-        rank: int = Field(128, gt=0)
-        alpha: float = Field(32.0, gt=0)
+        rank: int = Field(128, gt=0, le=65_536)
+        alpha: float = Field(32.0, gt=0, le=1_000_000)
         density: float = Field(0.03, gt=0, lt=1, description="share of the entries that the sparse part has")
 
     def __init__(self, config: Config, site: Site) -> None:

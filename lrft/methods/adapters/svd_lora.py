@@ -51,8 +51,8 @@ class SVDLoRA(Elastic):
     config: Config
 
     class Config(AdapterConfig):
-        rank: int = Field(12, gt=0, description="the capacity: no allocator can give a site more")
-        alpha: float = Field(16.0, gt=0)
+        rank: int = Field(12, gt=0, le=65_536, description="the capacity: no allocator can give a site more")
+        alpha: float = Field(16.0, gt=0, le=1_000_000)
         dropout: float = Field(0.0, ge=0, lt=1)
         draw: Literal["normal", "kaiming"] | None = Field(
             None,

@@ -51,7 +51,7 @@ class VeRA(LowRank):
     config: Config
 
     class Config(AdapterConfig):
-        rank: int = Field(256, gt=0)
+        rank: int = Field(256, gt=0, le=65_536)
         start: float = Field(0.1, description="first value of every entry of u")
         dropout: float = Field(0.0, ge=0, lt=1)
 

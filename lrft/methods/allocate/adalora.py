@@ -60,7 +60,7 @@ class AdaLoRA(Dynamic):
     config: Config
 
     class Config(MethodConfig):
-        target_rank: int = Field(8, gt=0, description="average rank of a site at the end")
+        target_rank: int = Field(8, gt=0, le=65_536, description="average rank of a site at the end")
         t_init: int | None = Field(
             None, ge=0, description="steps before pruning; by default a tenth of the run"
         )

@@ -59,7 +59,7 @@ class DoRARank(Dynamic):
     config: Config
 
     class Config(MethodConfig):
-        target_rank: int = Field(8, gt=0, description="average rank of a site at the end")
+        target_rank: int = Field(8, gt=0, le=65_536, description="average rank of a site at the end")
         warmup: float = Field(0.15, ge=0, lt=1, description="share of the run before pruning")
         final: float = Field(0.5, ge=0, lt=1, description="share of the run with the final ranks")
         every: int = Field(100, gt=0, description="steps between two prunings")

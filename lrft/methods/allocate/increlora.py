@@ -67,8 +67,8 @@ class IncreLoRA(Dynamic):
     config: Config
 
     class Config(MethodConfig):
-        target_rank: int = Field(2, gt=0, description="average rank of a site at the end")
-        start_rank: int = Field(1, gt=0, description="rank of every site at the start")
+        target_rank: int = Field(2, gt=0, le=65_536, description="average rank of a site at the end")
+        start_rank: int = Field(1, gt=0, le=65_536, description="rank of every site at the start")
         increment: int | None = Field(
             None, gt=0, description="components a site gains at a time; by default half of target_rank"
         )

@@ -38,7 +38,9 @@ class ProjectedAdamW(Optimizer):
         if TYPE_CHECKING:
             side: str
             eps: float | None
-        rank: int = Field(128, gt=0, description="of the projected gradient; at most the smaller dimension")
+        rank: int = Field(
+            128, gt=0, le=65_536, description="of the projected gradient; at most the smaller dimension"
+        )
         update_every: int = Field(200, gt=0, description="steps between two choices of the subspace")
         scale: float = Field(0.25, gt=0, description="factor of the projected update")
         project: list[Literal["matrix", "embedding", "head", "lora_A", "lora_B", "core", "router"]] = Field(

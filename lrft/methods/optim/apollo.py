@@ -56,7 +56,9 @@ class APOLLO(ProjectedAdamW):
     }
 
     class Config(ProjectedAdamW.Config):
-        rank: int = Field(256, gt=0, description="of the projected gradient; at most the smaller dimension")
+        rank: int = Field(
+            256, gt=0, le=65_536, description="of the projected gradient; at most the smaller dimension"
+        )
         scale: float = Field(1.0, gt=0, description="the update is multiplied by its square root")
         projection: Literal["svd", "random"] = Field(
             "random", description="normal random numbers, or singular vectors of the gradient"

@@ -75,7 +75,7 @@ class FRUGAL(Optimizer):
     requires = {"backward"}
 
     class Config(ProjectedConfig):
-        lr: float = Field(1e-3, gt=0)
+        lr: float = Field(1e-3, gt=0, le=1_000_000)
         density: float = Field(
             0.25, ge=0, le=1, description="share of the projected weights that has moments"
         )

@@ -37,7 +37,7 @@ class Lion(Optimizer):
     requires = {"backward"}
 
     class Config(OptimizerConfig):
-        lr: float = Field(2e-5, gt=0)
+        lr: float = Field(2e-5, gt=0, le=1_000_000)
         beta1: float = Field(0.9, ge=0, lt=1, description="share of the momentum in the direction of a step")
         beta2: float = Field(0.99, ge=0, lt=1, description="share of the momentum that is kept")
 

@@ -50,7 +50,7 @@ class LoRAPro(Optimizer):
     requires = {"backward", "low_rank", "trained_pair"}
 
     class Config(OptimizerConfig):
-        lr: float = Field(2e-5, gt=0)
+        lr: float = Field(2e-5, gt=0, le=1_000_000)
         variant: Literal["adamw", "sgd"] = "adamw"
         damping: float = Field(1e-8, gt=0, description="added to B^T B and A A^T before they are inverted")
         beta1: float = Field(0.9, ge=0, lt=1)

@@ -54,7 +54,7 @@ class MeZO(Optimizer):
     requires: ClassVar[set[str]] = set()
 
     class Config(OptimizerConfig):
-        lr: float = Field(1e-4, gt=0)
+        lr: float = Field(1e-4, gt=0, le=1_000_000)
         eps: float = Field(1e-2, gt=0, description="how far the two points lie from the parameters")
         samples: int = Field(1, gt=0, description="directions a step; each costs two forward passes")
         restore: Literal["exact", "in_place"] = "exact"

@@ -51,8 +51,12 @@ class LIFT(TimedMethod):
     config: Config
 
     class Config(MethodConfig):
-        budget_rank: int = Field(128, gt=0, description="of the LoRA that has as many numbers as train")
-        filter_rank: int = Field(128, gt=0, description="of the approximation that says which are largest")
+        budget_rank: int = Field(
+            128, gt=0, le=65_536, description="of the LoRA that has as many numbers as train"
+        )
+        filter_rank: int = Field(
+            128, gt=0, le=65_536, description="of the approximation that says which are largest"
+        )
         every: int = Field(400, gt=0, description="optimizer steps between two selections")
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
