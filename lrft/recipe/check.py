@@ -28,6 +28,15 @@ def check(recipe: Recipe) -> list[Problem]:
     return [*conflicts(recipe.model_dump()), *length_problems(recipe, recipe.train.max_steps)]
 
 
+def unfinished(recipe: Recipe) -> list[Problem]:
+    """What the chosen methods' own files still owe, with their lines; empty but for an author at work."""
+    chosen = [(AXES[axis], part.method) for axis, part in recipe.parts().items()]
+    chosen += [(ANALYSES, part.method) for part in recipe.analyse]
+    if recipe.data.format is not None:
+        chosen.append((FORMATS, recipe.data.format.method))
+    return [problem for registry, name in chosen for problem in registry.unfinished(name)]
+
+
 def conflicts(plain: Json, faulty: Collection[str] = ()) -> list[Problem]:
     """The same for a recipe as written, with every method named.
 

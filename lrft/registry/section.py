@@ -17,14 +17,6 @@ ADDED = "added"
 """Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
 
 
-ADDED = "added"
-"""Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
-
-
-ADDED = "added"
-"""Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
-
-
 class Section(BaseModel):
     """A recipe section: unknown keys are refused, values are not coerced, nothing changes after parsing."""
 
