@@ -68,7 +68,10 @@ class ShownRow:
     @property
     def label(self) -> str | None:
         """What the whole row is to be given; None where tokens are learnt."""
-        return None if self.encoded.label is None else name_of(self.encoded.label, self.labels)
+        label = self.encoded.label
+        if label is None or not self.encoded.parts:
+            return None if label is None else name_of(label, self.labels)
+        return f"chosen, by a margin of {label:g}" if label else "chosen"
 
     def record(self, ids: bool = False) -> RowRecord:
         """Plain values; the text of a pair says of which answer it is.

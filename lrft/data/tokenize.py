@@ -136,9 +136,9 @@ class Renderer:
         example = self.format.completed(row)
         notes = self.format.unread(row)
         drawn = []
-        for one in example.answers():
+        for one in example.texts(scored=bool(self.labels)):
             document, missing = self._drawn(one)
-            drawn.append(replace(document, label=label_of(one.label, self.labels)))
+            drawn.append(document.given(label_of(one.label, self.labels)))
             notes = notes.joined(missing)
         return drawn, notes
 
