@@ -13,6 +13,7 @@ from lrft.build.rows import held_out_rows, training_rows
 from lrft.build.steps import train_data
 from lrft.build.text import Text
 from lrft.data.encoded import Encoded
+from lrft.data.example import OwnRow, Row
 from lrft.data.labels import name_of
 from lrft.data.layout import Packed, packed_rows
 from lrft.data.rows import Rows
@@ -48,6 +49,7 @@ class RowRecord(TypedDict):
     dropped: bool
     segments: list[Segment]
     label: NotRequired[str]
+    format: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class ShownRow:
         where: file and line it came from.
         encoded: its tokens, and which of them are learnt.
         labels: of the score head, where the model has one.
+        format: of the row, where its source says its own.
     """
 
     where: str
     encoded: Encoded
     tokenizer: Tokenizer
     labels: tuple[str, ...] = ()
+    format: str | None = None
 
     @property
     def label(self) -> str | None:
@@ -96,12 +100,15 @@ class ShownRow:
             "dropped": encoded.dropped,
             "segments": segments,
         }
+        if self.format is not None:
+            found["format"] = self.format
         return found if self.label is None else {**found, "label": self.label}
 
     def heading(self) -> str:
         """Where it stands, and what becomes of it."""
         learnt = self.encoded.targets if self.label is None else "the label"
         state = f"{self.encoded.length} tokens, {learnt} learnt"
+        state += "" if self.format is None else f", format {self.format}"
         return f"{self.where}: {'dropped' if self.encoded.dropped else state}"
 
     def text(self, coloured: bool) -> RichText:
@@ -140,10 +147,14 @@ def show_rows(
     held = _read(chosen, split, None if places else rows)
     indices = _indices(held, places) if places else range(len(held))
     return [
-        ShownRow(held.where(i), encoded, text.tokenizer, text.renderer.labels)
+        ShownRow(held.where(i), encoded, text.tokenizer, text.renderer.labels, _own(held[i]))
         for i in indices
         for encoded in _encoded(text, held, i)
     ]
+
+
+def _own(row: Row) -> str | None:
+    return row.format.method if isinstance(row, OwnRow) else None
 
 
 def _read(recipe: Recipe, split: SplitName, first: int | None) -> Rows:

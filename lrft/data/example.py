@@ -5,10 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lrft.registry.config import FormatConfig
 from lrft.registry.json import Json
 
 Row = dict[str, Json]
 Message = dict[str, Json]
+
+
+class OwnRow(Row):
+    """A row that is read by a format of its own, whatever the recipe's is."""
+
+    def __init__(self, row: Row, format: FormatConfig) -> None:
+        super().__init__(row)
+        self.format = format
+
+
+def with_columns(row: Row, columns: Row) -> Row:
+    """The row with some columns changed, of the format it was of."""
+    changed = {**row, **columns}
+    return OwnRow(changed, row.format) if isinstance(row, OwnRow) else changed
 
 
 @dataclass(frozen=True)

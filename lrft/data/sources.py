@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lrft.data.rows import Rows as Rows
 from lrft.data.text_files import TEXT_READERS, read_plain_lines
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError
+from lrft.registry.own_format import own_format
 from lrft.registry.source import MixedSource, each_source, source_keys
 
 HUB_SPLIT = {"train": "train", "eval": "test"}
@@ -42,7 +44,7 @@ def read_sources(
     key = f"data.{role}"
     keys = source_keys(key, given)
     found = [
-        read_rows(_limited(source, limit), role, seed, at)
+        replace(read_rows(_limited(source, limit), role, seed, at), format=own_format(source))
         for at, source in zip(keys, each_source(given), strict=True)
     ]
     if len(found) == 1 and not _is_mixed(given):
