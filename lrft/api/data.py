@@ -13,7 +13,8 @@ from lrft.build.rows import held_out_rows, training_rows
 from lrft.build.steps import train_data
 from lrft.build.text import Text
 from lrft.data.encoded import Encoded
-from lrft.data.example import OwnRow, Row
+from lrft.data.example import Row
+from lrft.data.formats._each import OfEachRow
 from lrft.data.labels import name_of
 from lrft.data.layout import Packed, packed_rows
 from lrft.data.rows import Rows
@@ -60,7 +61,7 @@ class ShownRow:
         where: file and line it came from.
         encoded: its tokens, and which of them are learnt.
         labels: of the score head, where the model has one.
-        format: of the row, where its source says its own.
+        format: of the row, where not all are of one.
     """
 
     where: str
@@ -147,14 +148,16 @@ def show_rows(
     held = _read(chosen, split, None if places else rows)
     indices = _indices(held, places) if places else range(len(held))
     return [
-        ShownRow(held.where(i), encoded, text.tokenizer, text.renderer.labels, _own(held[i]))
+        ShownRow(held.where(i), encoded, text.tokenizer, text.renderer.labels, _format_of(text, held[i]))
         for i in indices
         for encoded in _encoded(text, held, i)
     ]
 
 
-def _own(row: Row) -> str | None:
-    return row.format.method if isinstance(row, OwnRow) else None
+def _format_of(text: Text, row: Row) -> str | None:
+    """The format of a row, where not all rows are of one."""
+    form = text.renderer.format
+    return form.of(row).name if isinstance(form, OfEachRow) else None
 
 
 def _read(recipe: Recipe, split: SplitName, first: int | None) -> Rows:
