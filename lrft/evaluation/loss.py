@@ -15,7 +15,8 @@ from lrft.core.team import ALONE, Team
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Progress, Watch, never
-from lrft.ops.loss import label_losses, linear_cross_entropy, pair_losses, target_logprobs
+from lrft.ops.label_loss import label_losses, pair_losses
+from lrft.ops.loss import linear_cross_entropy, target_logprobs
 from lrft.registry.errors import DataError, NumericalError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lrft.export.fidelity import Difference
-from lrft.ops.loss import label_losses, pair_losses
+from lrft.ops.label_loss import label_losses, pair_losses
 
 
 def compare_scores(ours: Tensor, theirs: Tensor, labels: Tensor, pairs: bool = False) -> Difference:

@@ -88,7 +88,7 @@ def _margin_that_nobody_learns(settings: RecipeView) -> Iterator[Problem]:
     form = settings["data.format"]
     margin = form.get("margin") if isinstance(form, dict) else None
     if margin is not None and settings["model.head"] is None:
-        message = "is of pairs that a score head learns; write model.head: [reward], or remove it"
+        message = "is of pairs that a score head learns; write model.head: [NAME], or remove it"
         yield Problem("data.format.margin", message)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 from lrft.data.encode import encode_all
+from lrft.data.encoded import Encoded
 from lrft.data.steps import eval_batches
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
@@ -69,6 +71,18 @@ class Pairwise(Task):
             raise DataError(
                 f"none of the {len(rows)} rows is a pair to score; check data.format and too_long"
             )
+        scores = self._scores(subject, encoded)
+        for index in kept:
+            if not all(map(math.isfinite, scores[index])):
+                raise NumericalError(f"{rows.where(index)}: a score of the pair is no finite number")
+        metrics = _metrics([scores[index] for index in kept])
+        left_out = len(rows) - len(kept)
+        metrics |= {"left_out": left_out, "truncated": sum(row.truncated for row in encoded)}
+        samples = [_sample(subject, encoded[index], *scores[index]) for index in kept]
+        return self.result(subject, rows, metrics, samples, n=len(kept))
+
+    def _scores(self, subject: Subject, encoded: Sequence[Encoded]) -> dict[int, tuple[float, float]]:
+        """Row -> the scores of its chosen and of its rejected text."""
         batches = list(eval_batches(encoded, subject.batch_tokens, subject.pad_id))
         with scoring(subject.model):
             found = divided(
@@ -78,34 +92,23 @@ class Pairwise(Task):
                 lambda batch: len(batch.examples),
                 subject.team,
             )
-        scores = {
+        return {
             index: (given[2 * k], given[2 * k + 1])
             for batch, given in zip(batches, found, strict=True)
             for k, index in enumerate(batch.examples)
         }
-        for index in kept:
-            if not all(map(math.isfinite, scores[index])):
-                raise NumericalError(f"{rows.where(index)}: a score of the pair is no finite number")
-        metrics = _metrics([scores[index] for index in kept])
-        metrics |= {
-            "left_out": len(rows) - len(kept),
-            "truncated": sum(row.truncated for row in encoded),
-        }
-        samples: list[dict[str, Json]] = []
-        for index in kept:
-            texts = [str(subject.tokenizer.decode(text.input_ids)) for text in encoded[index].documents()]
-            chosen, rejected = scores[index]
-            samples.append(
-                {
-                    "prompt": texts[0],
-                    "output": "chosen" if chosen > rejected else "rejected",
-                    "reference": "chosen",
-                    "correct": chosen > rejected,
-                    "rejected": texts[1],
-                    "scores": {"chosen": chosen, "rejected": rejected},
-                }
-            )
-        return self.result(subject, rows, metrics, samples, n=len(kept))
+
+
+def _sample(subject: Subject, row: Encoded, chosen: float, rejected: float) -> dict[str, Json]:
+    texts = [str(subject.tokenizer.decode(text.input_ids)) for text in row.documents()]
+    return {
+        "prompt": texts[0],
+        "output": "chosen" if chosen > rejected else "rejected",
+        "reference": "chosen",
+        "correct": chosen > rejected,
+        "rejected": texts[1],
+        "scores": {"chosen": chosen, "rejected": rejected},
+    }
 
 
 def _metrics(scores: list[tuple[float, float]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from lrft.core.batch import Batch
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives._rewards import record_rewards
-from lrft.ops.loss import pair_losses
+from lrft.ops.label_loss import pair_losses
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, MethodConfig, Problem, RecipeView
 
