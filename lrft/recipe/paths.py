@@ -131,15 +131,19 @@ def _matched(written: str, candidates: list[str]) -> str:
 
 
 def _adapter(text: str, place: Place) -> str:
-    """A folder that holds an adapter: a run's, a checkpoint's, or PEFT's."""
+    """A folder that holds an adapter: a run's, a checkpoint's, or PEFT's; or else its name on the hub, as written."""
     here = "" if place.folder is None else str(place.folder)
     found = [os.path.abspath(os.path.join(folder, text)) for folder in (here, "", "runs")]
     for path in dict.fromkeys(found):
         if any(os.path.isfile(os.path.join(path, name)) for name in HOLDS_AN_ADAPTER):
             return path
+    name = text.partition("@")[0]
+    if "/" in name and HUB_ID.fullmatch(name) and not any(map(os.path.exists, found)):
+        return text
     where = " or ".join(_brief(path) for path in dict.fromkeys(found))
     raise _Nowhere(
-        f"{shown(text)} is no run, no checkpoint of one and no folder with an adapter_config.json (looked for {where})"
+        f"{shown(text)} is no run, no checkpoint of one, no folder with an adapter_config.json (looked for {where}) "
+        "and no hub id (owner/name)"
     )
 
 
