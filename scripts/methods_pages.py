@@ -220,6 +220,8 @@ def snippet(axis: str, name: str) -> list[str]:
 def _line(axis: str, name: str) -> str:
     if axis == "eval.tasks" and "score_head" in TASKS.declared(name).requires:
         scored = "model:\n  head: [negative, positive]\n\nobjective: classify\n\ndata:\n  format: classify"
+        if "pairs" in TASKS.declared(name).requires:
+            scored = "model:\n  head: [reward]\n\nobjective: reward\n\ndata:\n  format: preference"
         return f"{scored}\n\neval:\n  tasks: [{name}]"
     if axis == "eval.tasks":
         written = {

@@ -92,6 +92,8 @@ def here(tmp_path, monkeypatch):
         (tmp_path / path.name).symlink_to(path)
     for name in ("train.jsonl", "my/train.jsonl", "my/test.jsonl"):
         (tmp_path / name).symlink_to(ROOT / "docs" / "rows" / "chat.jsonl")
+    (tmp_path / "my" / "cola.tsv").write_text("gj04\t1\t\tIt is here.\n")
+    (tmp_path / "my" / "e2e.txt").write_text("name : A||A it is.\n")
     for name in ("boolq", "openbookqa", "arc", "openbookqa_test"):
         (tmp_path / "my" / f"{name}.json").symlink_to(ROOT / "docs" / "rows" / "instruction.jsonl")
     monkeypatch.chdir(tmp_path)

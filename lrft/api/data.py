@@ -13,6 +13,8 @@ from lrft.build.rows import held_out_rows, training_rows
 from lrft.build.steps import train_data
 from lrft.build.text import Text
 from lrft.data.encoded import Encoded
+from lrft.data.example import Row
+from lrft.data.formats._each import OfEachRow
 from lrft.data.labels import name_of
 from lrft.data.layout import Packed, packed_rows
 from lrft.data.rows import Rows
@@ -48,6 +50,7 @@ class RowRecord(TypedDict):
     dropped: bool
     segments: list[Segment]
     label: NotRequired[str]
+    format: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,22 @@ class ShownRow:
         where: file and line it came from.
         encoded: its tokens, and which of them are learnt.
         labels: of the score head, where the model has one.
+        format: of the row, where not all are of one.
     """
 
     where: str
     encoded: Encoded
     tokenizer: Tokenizer
     labels: tuple[str, ...] = ()
+    format: str | None = None
 
     @property
     def label(self) -> str | None:
         """What the whole row is to be given; None where tokens are learnt."""
-        return None if self.encoded.label is None else name_of(self.encoded.label, self.labels)
+        label = self.encoded.label
+        if label is None or not self.encoded.parts:
+            return None if label is None else name_of(label, self.labels)
+        return f"chosen, by a margin of {label:g}" if label else "chosen"
 
     def record(self, ids: bool = False) -> RowRecord:
         """Plain values; the text of a pair says of which answer it is.
@@ -93,12 +101,15 @@ class ShownRow:
             "dropped": encoded.dropped,
             "segments": segments,
         }
+        if self.format is not None:
+            found["format"] = self.format
         return found if self.label is None else {**found, "label": self.label}
 
     def heading(self) -> str:
         """Where it stands, and what becomes of it."""
         learnt = self.encoded.targets if self.label is None else "the label"
         state = f"{self.encoded.length} tokens, {learnt} learnt"
+        state += "" if self.format is None else f", format {self.format}"
         return f"{self.where}: {'dropped' if self.encoded.dropped else state}"
 
     def text(self, coloured: bool) -> RichText:
@@ -137,10 +148,16 @@ def show_rows(
     held = _read(chosen, split, None if places else rows)
     indices = _indices(held, places) if places else range(len(held))
     return [
-        ShownRow(held.where(i), encoded, text.tokenizer, text.renderer.labels)
+        ShownRow(held.where(i), encoded, text.tokenizer, text.renderer.labels, _format_of(text, held[i]))
         for i in indices
         for encoded in _encoded(text, held, i)
     ]
+
+
+def _format_of(text: Text, row: Row) -> str | None:
+    """The format of a row, where not all rows are of one."""
+    form = text.renderer.format
+    return form.of(row).name if isinstance(form, OfEachRow) else None
 
 
 def _read(recipe: Recipe, split: SplitName, first: int | None) -> Rows:

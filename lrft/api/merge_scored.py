@@ -53,9 +53,9 @@ class ScoredMerge(Merge):
             with torch.no_grad():
                 ours.append(self.model.scores(batch.to(self.model.device)).cpu())
             labels.append(batch.labels)
-            texts.append(row.input_ids)
+            texts += [document.input_ids for document in row.documents()]
         theirs = scores_on_disk(place, texts, DTYPES[str(self.recipe.export.dtype)])
-        return {**record, **compare_scores(torch.cat(ours), theirs, torch.cat(labels))}
+        return {**record, **compare_scores(torch.cat(ours), theirs, torch.cat(labels), batch.pairs)}
 
     def _base(self) -> CausalLM:
         dense = super()._base()

@@ -11,6 +11,7 @@ import torch
 from lrft.api import fit
 from lrft.build.activations import activation_bytes
 from lrft.build.adapt import plan_without_weights
+from lrft.build.asked_once import ask_adapter
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
 from lrft.build.measure import measure
@@ -84,8 +85,8 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     )
     steps = data.total_steps(settings.max_steps, settings.epochs)
     possible = [steps] if packing is not None else possible_steps(recipe, text)
-    added = sum(extension.steps for extension in settings.extended)
     adaptation = plan_without_weights(recipe, model)
+    ask_adapter(recipe, adaptation)
     check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
     counted = measure(recipe, model)
     shapes = set(data.shapes(0))
@@ -98,7 +99,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     return {
         "recipe_hash": recipe_hash(recipe),
         "data": text.record(),
-        "steps": steps + added,
+        "steps": steps + sum(extension.steps for extension in settings.extended),
         "targets": counted["targets"],
         "matrices": counted["matrices"],
         "base_parameters": counted["base"],

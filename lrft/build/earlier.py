@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lrft.build.earlier_hub import fetch
 from lrft.build.earlier_peft import CONFIG, FILE, read_peft
 from lrft.core.adapter import Adapter
 from lrft.core.params import Site
@@ -64,10 +65,13 @@ def read_earlier(recipe: Recipe, sites: Mapping[str, Site]) -> Earlier:
         RecipeError: it cannot be read, or not by what is known here.
     """
     assert recipe.model.adapter is not None and recipe.adapter is not None
-    folder = Path(recipe.model.adapter)
+    hub = fetch(recipe.model.adapter)
+    folder = Path(recipe.model.adapter) if hub is None else hub.folder
     if (folder / CONFIG).is_file() and not (folder.parent / RUN).is_file():
         given, method, said = read_peft(folder, sites, recipe.adapter.method)
         path: dict[str, Json] = {"path": str(folder), "kind": "peft", "method": method}
+        if hub is not None:
+            path |= {"repository": hub.name, "revision": hub.revision}
         return Earlier(given, {**path, "sha256": file_sum(folder / FILE)["sha256"]}, said=said)
     # Beside a run's `adapter/` are its checkpoints, which hold the same in float32.
     run = folder.parent if folder.name == "adapter" and (folder.parent / RUN).is_file() else folder

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lrft.core.notes import say
 from lrft.data.rows import Rows
-from lrft.data.sources import read_sources
+from lrft.data.sources import read_rows, read_sources
 from lrft.recipe.check import check
+from lrft.recipe.data_section import DataSection
 from lrft.recipe.load import LoadedRecipe
 from lrft.recipe.resolved import flat
 from lrft.recipe.tree import dotted
 from lrft.registry.axes import FORMATS
-from lrft.registry.config import FormatConfig, parse_choice
+from lrft.registry.config import FormatConfig, Source, parse_choice
 from lrft.registry.did_you_mean import listed
 from lrft.registry.errors import DataError, RecipeError
 from lrft.registry.json import Json
+from lrft.registry.own_format import own_format
+from lrft.registry.source import each_source
 
 LOOKED_AT = 20  # rows of each source
 
@@ -30,15 +33,71 @@ def with_format(loaded: LoadedRecipe) -> LoadedRecipe:
     data = loaded.recipe.data
     if data.format is not None:
         return loaded
-    rows = read_sources(data.train, "train", data.seed, LOOKED_AT).first(LOOKED_AT)
-    config, columns = guess(rows)
-    recipe = loaded.recipe.model_copy(update={"data": data.model_copy(update={"format": config})})
+    found = _guessed(data)
+    recipe = loaded.recipe.model_copy(
+        update={"data": data.model_copy(update={k: g.value for k, g in found.items()})}
+    )
     if problems := check(recipe):
         raise RecipeError(problems)
-    told = f"guessed from the column{'s' if len(columns) > 1 else ''} {listed(columns, 'and')}"
-    say(f"format: {config.method}, {told}")
-    origins = {dotted(keys): loaded.origins.get(dotted(keys), told) for keys in flat(recipe)}
+    told = {keys: found[keys[1]].told for keys in flat(recipe) if keys[0] == "data" and keys[1] in found}
+    origins = {dotted(keys): loaded.origins.get(dotted(keys), told.get(keys, "")) for keys in flat(recipe)}
     return replace(loaded, recipe=recipe, origins=origins)
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """A value of the data section, and where it is from."""
+
+    value: object
+    told: str
+
+
+def _guessed(data: DataSection) -> dict[str, _Guess]:
+    """The keys of the section that follow from the rows: `format`, and `train` where sources are of several formats.
+
+    Raises:
+        DataError: no format reads the rows of a source, or several do.
+    """
+    sources = each_source(data.train)
+    untold = [source for source in sources if own_format(source) is None]
+    if not untold:
+        first = own_format(sources[0])
+        assert first is not None
+        say(
+            f"format: {first.method}, as of data.train.0; rows of sources without a format of their own are read so"
+        )
+        return {"format": _Guess(first, "the format of data.train.0")}
+    try:
+        config, told = _of_rows(
+            read_sources(untold if len(sources) > 1 else data.train, "train", data.seed, LOOKED_AT)
+        )
+        say(f"format: {config.method}, {told}")
+        return {"format": _Guess(config, told)}
+    except DataError:
+        if len(untold) < 2:
+            raise
+    made, first_told = [], ""
+    for place, source in enumerate(sources):
+        if (own := own_format(source)) is None:
+            own, told = _of_rows(read_rows(_short(source), "train", data.seed, f"data.train.{place}"))
+            say(f"format of data.train.{place}: {own.method}, {told}")
+            first_told = first_told or told
+        made.append(source.model_copy(update={"format": own}))
+    return {"format": _Guess(own_format(made[0]), first_told), "train": _Guess(made, first_told)}
+
+
+def _short(source: Source) -> Source:
+    return (
+        source
+        if source.take is not None
+        else source.model_copy(update={"limit": min(LOOKED_AT, source.limit or LOOKED_AT)})
+    )
+
+
+def _of_rows(rows: Rows) -> tuple[FormatConfig, str]:
+    """The format of the first rows, and what it was guessed from."""
+    config, columns = guess(rows.first(LOOKED_AT))
+    return config, f"guessed from the column{'s' if len(columns) > 1 else ''} {listed(columns, 'and')}"
 
 
 def guess(rows: Rows) -> tuple[FormatConfig, tuple[str, ...]]:

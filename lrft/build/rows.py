@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrft.data.encoded import Encoded
+from lrft.data.formats._each import OfEachRow
 from lrft.data.formats._format import Format
 from lrft.data.mix import Mixture, Wanted
 from lrft.data.rows import Rows
@@ -15,6 +16,7 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import FormatConfig, MixedSource, Source
 from lrft.registry.errors import DataError, RecipeError
+from lrft.registry.own_format import own_format
 from lrft.registry.source import each_source
 
 
@@ -92,10 +94,12 @@ def mixture(recipe: Recipe, rows: Rows, encoded: Sequence[Encoded], of: Sequence
 
 
 def made_format(recipe: Recipe) -> Format:
-    """The format of the rows."""
+    """The format of the rows; where sources say their own, one that reads each row by its source's."""
     config = format_config(recipe)
     form: Format = FORMATS.get(config.method)(config)
-    return form
+    sources = [*each_source(recipe.data.train), *each_source(recipe.data.eval)]
+    own = [given for source in sources if (given := own_format(source)) is not None]
+    return OfEachRow(form, own) if own else form
 
 
 def format_config(recipe: Recipe) -> FormatConfig:

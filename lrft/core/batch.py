@@ -24,7 +24,8 @@ class Batch:
         examples: data-set indices of the rows of data, in the order of `documents`; in data of pairs each has two
             documents, the chosen answer first.
         labels: (N,) float32, what each document as a whole is to be given, of data with labels: numbers of classes, or
-            numbers. Its `supervised` position is then its last token, and its target 0 says nothing.
+            numbers. Its `supervised` position is then its last token, and its target 0 says nothing. Of scored `pairs`
+            the first of each two is the margin by which it is to be the better one, the other 0.
 
     `supervised` and `targets` are built on the host, so that selecting them never waits for the device.
     """
@@ -41,6 +42,11 @@ class Batch:
     def tokens(self) -> int:
         """Real tokens, padding left out."""
         return sum(end - start for _, start, end in self.documents)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether two documents with labels are a row each, of which the first is to be scored higher."""
+        return self.labels is not None and len(self.documents) == 2 * len(self.examples)
 
     def document_sums(self, values: Tensor) -> Tensor:
         """Sum over the targets of each document, (N,) -> (documents,)."""

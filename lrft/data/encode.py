@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from lrft.core import stop
+from lrft.data.drafts import Draft
 from lrft.data.encoded import Encoded
 from lrft.data.rows import Rows
 from lrft.registry.errors import DataError
 
 if TYPE_CHECKING:
     from lrft.data.tokenize import Renderer
+
+BATCH = 256  # rows; what of them is text at a time is little beside their tokens
 
 
 def encode_all(
@@ -36,14 +41,40 @@ def encode_each(
     """
     encoded: list[Encoded] = []
     of = array("q")
-    for index, row in enumerate(rows):
+    for index, draft in enumerate(_drafts(rows, renderer)):
         stop.poll()
-        try:
-            found = renderer.encodings(row)
-        except DataError as error:
-            raise DataError(f"{rows.where(index)}: {error}") from error
+        with placed(rows, index):
+            found = renderer.finished(draft)
         encoded += found
         of.extend([index] * len(found))
         if progress is not None:
             progress(index + 1, len(rows))
     return encoded, of
+
+
+def _drafts(rows: Rows, renderer: Renderer) -> Iterator[Draft]:
+    """Every row as text, a batch of them at a time tokenized in one call; a row that fails does so in its turn."""
+    given, left = iter(rows), len(rows)
+    for first in range(0, left, BATCH):
+        drafts: list[Draft] = []
+        failed: DataError | None = None
+        for index, row in enumerate(islice(given, BATCH), first):
+            try:
+                with placed(rows, index):
+                    drafts.append(renderer.draft(row))
+            except DataError as error:
+                failed = error
+                break
+        renderer.ready.prepare(drafts)
+        yield from drafts
+        if failed is not None:
+            raise failed
+
+
+@contextmanager
+def placed(rows: Rows, index: int) -> Iterator[None]:
+    """Say where a row is that cannot be used."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{rows.where(index)}: {error}") from error

@@ -54,7 +54,8 @@ class Encoded:
         notes: what of the row the tokens do not hold.
         goes_on: the document goes on in another window.
         read_again: tokens at its front that windows before it learn.
-        label: number of the class of the whole text, or the number that is learnt of it; then it is the one target.
+        label: number of the class of the whole text, or the number that is learnt of it; then it is the one target. Of
+            a pair, the margin by which the chosen text is to be scored higher; then each text is a target.
     """
 
     input_ids: list[int]
@@ -73,17 +74,18 @@ class Encoded:
 
     @property
     def targets(self) -> int:
-        """Number of targets: tokens, or the one label."""
-        return sum(self.supervised) if self.label is None else 1
+        """Number of targets: tokens, or one label a document."""
+        return sum(self.supervised) if self.label is None else max(1, len(self.parts))
 
     def documents(self) -> list[Encoded]:
         """Each document as a row of its own."""
         if not self.parts:
             return [self]
         edges = [0, *accumulate(self.parts)]
+        labels = [self.label, None if self.label is None else 0.0]
         return [
-            Encoded(self.input_ids[start:end], self.supervised[start:end], length=end - start)
-            for start, end in pairwise(edges)
+            Encoded(self.input_ids[start:end], self.supervised[start:end], length=end - start, label=label)
+            for (start, end), label in zip(pairwise(edges), labels, strict=True)
         ]
 
 
@@ -103,6 +105,10 @@ class Drawn:
     apart: bool
     begin: int
     label: float | None = None
+
+    def given(self, label: float | None) -> Drawn:
+        """The document with a label, which then is all that is learnt of it."""
+        return self if label is None else replace(self, label=label, supervised=[False] * len(self.ids))
 
     def first(self, length: int) -> Drawn:
         """Cut to its first `length` tokens."""

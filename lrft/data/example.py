@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from lrft.registry.config import FormatConfig
 from lrft.registry.json import Json
 
 Row = dict[str, Json]
 Message = dict[str, Json]
+
+
+class OwnRow(Row):
+    """A row that is read by a format of its own, whatever the recipe's is."""
+
+    def __init__(self, row: Row, format: FormatConfig) -> None:
+        super().__init__(row)
+        self.format = format
+
+
+def with_columns(row: Row, columns: Row) -> Row:
+    """The row with some columns changed, of the format it was of."""
+    changed = {**row, **columns}
+    return OwnRow(changed, row.format) if isinstance(row, OwnRow) else changed
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,7 @@ class Example:
         learn: every assistant turn, or only the last one.
         tools: what the conversation may call, for the chat template.
         label: what the whole text is to be given; nothing of the text itself is learnt then.
+        margin: by how much more than the rejected one this is to be given, where pairs are scored.
         rejected: the same with the answer that this one is preferred to, in data of pairs.
     """
 
@@ -33,6 +49,7 @@ class Example:
     tools: tuple[Message, ...] = ()
     rejected: Example | None = None
     label: Json = None
+    margin: float = 0.0
 
     @property
     def learnt(self) -> list[int]:
@@ -44,3 +61,9 @@ class Example:
     def answers(self) -> tuple[Example, ...]:
         """This example, and the rejected one where there is one."""
         return (self,) if self.rejected is None else (self, self.rejected)
+
+    def texts(self, scored: bool) -> tuple[Example, ...]:
+        """The same; of a pair whose texts are `scored` as a whole, each with its part of the margin as its label."""
+        if self.rejected is None or not scored:
+            return self.answers()
+        return replace(self, label=self.margin), replace(self.rejected, label=0.0)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
+
+NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def label_of(value: Json, labels: Sequence[str]) -> float | None:
     """The number of the class, or with a single label the number itself; None of a row that gives none.
 
     A class may be given by its name or, as a whole number, by its place from 0 on; where a label's own name is such a
-    number, numbers are names.
+    number, numbers are names. A file that knows no numbers gives them as text.
 
     Raises:
         DataError: it is none of the labels, or no finite number; or there are no labels.
@@ -30,7 +33,7 @@ def _class(value: Json, labels: Sequence[str]) -> int:
     if name in labels:
         return labels.index(name)
     places = not any(label.lstrip("-").isdigit() for label in labels)
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = (isinstance(value, int) and not isinstance(value, bool)) or NUMBER.fullmatch(name)
     if places and whole and 0 <= int(name) < len(labels):
         return int(name)
     numbers = f", or a number below {len(labels)}" if places else ""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Generic, Protocol, TypeVar
 
-from lrft.data.example import Row
+from lrft.data.example import OwnRow, Row
+from lrft.registry.config import FormatConfig
 from lrft.registry.json import Json
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ class Rows:
         sources: names of the sources that the rows are of; empty where they are of one.
         source_of: place in `sources` of each row's.
         parts: origin and fingerprint of each file or set that they were joined from; empty where it is one.
+        format: that of these rows, where their source says its own.
     """
 
     rows: Indexed[Row]
@@ -50,6 +52,7 @@ class Rows:
     sources: tuple[str, ...] = ()
     source_of: Indexed[int] | None = None
     parts: tuple[tuple[str, str], ...] = ()
+    format: FormatConfig | None = None
 
     @property
     def sums(self) -> dict[str, str]:
@@ -61,11 +64,15 @@ class Rows:
 
     def __getitem__(self, index: int) -> Row:
         row = self.rows[index]
-        return _drop_nulls(row) if self.filled else row
+        return self._told(_drop_nulls(row) if self.filled else row)
 
     def __iter__(self) -> Iterator[Row]:
         found = iter(self.rows) if isinstance(self.rows, Iterable) else each(self.rows)
-        return map(_drop_nulls, found) if self.filled else found
+        found = map(_drop_nulls, found) if self.filled else found
+        return found if self.format is None else map(self._told, found)
+
+    def _told(self, row: Row) -> Row:
+        return row if self.format is None else OwnRow(row, self.format)
 
     def where(self, index: int) -> str:
         """`file:line`, or `origin row i` (from 0) where there are no lines."""
@@ -80,6 +87,7 @@ class Rows:
             self,
             rows=Picked(self, indices),
             filled=False,
+            format=None,  # which its rows bring
             lines=None,
             places=Picked(_Places(self), indices),
             source_of=source_of,

@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from lrft.data.order import permutation
 from lrft.data.parquet_rows import ParquetRows, finite
 from lrft.data.rows import Indexed, joined
 from lrft.data.rows import Rows as Rows
-from lrft.data.text_files import TEXT_READERS, read_plain_lines
+from lrft.data.text_files import TABLE_READERS, TEXT_READERS, Table, read_plain_lines
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError
+from lrft.registry.own_format import own_format
 from lrft.registry.secrets import masked
 from lrft.registry.source import MixedSource, each_source, source_keys
 
@@ -44,7 +46,7 @@ def read_sources(
     key = f"data.{role}"
     keys = source_keys(key, given)
     found = [
-        read_rows(_limited(source, limit), role, seed, at)
+        replace(read_rows(_limited(source, limit), role, seed, at), format=own_format(source))
         for at, source in zip(keys, each_source(given), strict=True)
     ]
     if len(found) == 1 and not _is_mixed(given):
@@ -115,7 +117,7 @@ def _read_files(files: Sequence[Path], source: Source, key: str) -> Rows:
     left = source.limit
     for path in files:
         stop.poll()
-        part = _read_file(path, key, left, source.row == "line")
+        part = _read_file(path, key, left, source)
         if not len(part) and len(files) == 1:
             raise DataError(f"{path}:1: the file has no rows")
         parts.append(part)
@@ -130,22 +132,53 @@ def _read_files(files: Sequence[Path], source: Source, key: str) -> Rows:
     return rows
 
 
-def _read_file(path: Path, key: str, limit: int | None, by_line: bool) -> Rows:
-    suffix = suffix_of(path)
+def _read_file(path: Path, key: str, limit: int | None, source: Source) -> Rows:
+    suffix, by_line = suffix_of(path), source.row == "line"
     if suffix is None:
         known = ", ".join((*TEXT_READERS, ".parquet"))
         raise DataError(f"{key}.source: {path} is of no known kind; files end in {known}")
     if by_line and not suffix.startswith(".txt"):
         raise DataError(f"{key}.row: line is about .txt files, and {path} is none; remove the key")
+    table = _table(path, suffix, source, key)
     try:
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         if suffix == ".parquet":
             return Rows(finite(_read_parquet(path, limit), path), str(path), fingerprint, filled=True)
-        rows, lines = (read_plain_lines if by_line else TEXT_READERS[suffix])(path, limit)
+        if by_line:
+            rows, lines = read_plain_lines(path, limit, table)
+        elif table is not None:
+            rows, lines = TABLE_READERS[suffix](path, limit, table)
+        else:
+            rows, lines = TEXT_READERS[suffix](path, limit)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
     return Rows(rows, str(path), fingerprint, lines)
+
+
+def _table(path: Path, suffix: str, source: Source, key: str) -> Table | None:
+    """How the columns of a file are read; None where nothing is said of them.
+
+    Raises:
+        DataError: something is said, and the file has no such columns.
+    """
+    table = Table(source.header, source.separator)
+    said = "header" if source.header is not True else "separator"
+    if not table.given:
+        return None
+    if not isinstance(source.header, bool) and len({*source.header}) < max(1, len(source.header)):
+        raise DataError(f"{key}.header: names are all different, and there is at least one")
+    lines = suffix.startswith(".txt") and source.row == "line"
+    if lines and (source.separator is None or isinstance(source.header, bool)):
+        raise DataError(
+            f"{key}.{said}: columns of a .txt file need both, header: [NAME, ...] and the separator between them"
+        )
+    if not lines and suffix not in TABLE_READERS:
+        remedy = "; a .txt file with a row a line has row: line" if suffix.startswith(".txt") else ""
+        raise DataError(
+            f"{key}.{said}: is about .csv and .tsv files, and {path} is none{remedy}; remove the key"
+        )
+    return table
 
 
 def _read_parquet(path: Path, limit: int | None) -> Indexed[Row]:
@@ -173,6 +206,10 @@ def _read_parquet(path: Path, limit: int | None) -> Indexed[Row]:
 def _read_hub(source: Source, role: Role, key: str) -> Rows:
     import datasets
 
+    if said := next((k for k in ("header", "separator") if k in source.model_fields_set), None):
+        raise DataError(
+            f"{key}.{said}: is about files, and {source.source} is a hub data set; remove the key"
+        )
     offline_if_unreachable()
     split = source.split or HUB_SPLIT[role]
     place, streams = (source.source, source.name), source.stream is not None

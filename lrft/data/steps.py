@@ -214,16 +214,24 @@ class TrainData:
 def eval_batches(encoded: Sequence[Encoded], batch_tokens: int, pad_id: int) -> Iterator[Batch]:
     """Every usable row once, one document a row, longest first so that too large a batch fails at once.
 
-    Of a pair this is the chosen answer, so that a loss on held-out pairs is how likely the preferred answers are.
+    Of a pair this is the chosen answer, so that a loss on held-out pairs is how likely the preferred answers are. Of
+    one that is scored both texts are, one after the other.
 
     Args:
         batch_tokens: most tokens of a batch, padding included; a longer row is a batch of its own.
     """
-    rows = {index: row.documents()[0] for index, row in enumerate(encoded) if row.targets}
-    usable = sorted(rows, key=lambda index: (-len(rows[index].input_ids), index))
+    texts = {
+        index: row.documents()[: None if row.label is not None else 1]
+        for index, row in enumerate(encoded)
+        if row.targets
+    }
+    longest = {index: max(len(text.input_ids) for text in row) for index, row in texts.items()}
+    usable = sorted(texts, key=lambda index: (-longest[index], index))
     start = 0
     while start < len(usable):
-        size = max(1, batch_tokens // len(rows[usable[start]].input_ids))
+        first = usable[start]
+        size = max(1, batch_tokens // (longest[first] * len(texts[first])))
         batch = usable[start : start + size]
-        yield collate([[rows[index]] for index in batch], pad_id, None, [[index] for index in batch])
+        rows = [[text] for index in batch for text in texts[index]]
+        yield collate(rows, pad_id, None, [[index] for index in batch])
         start += size

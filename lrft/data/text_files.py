@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,14 +22,32 @@ from lrft.registry.source import COMPRESSED
 COLUMN = "text"  # of the rows of a .txt file
 
 
-def read_csv(path: Path, limit: int | None = None) -> Read:
+@dataclass(frozen=True)
+class Table:
+    """How a file of columns is read.
+
+    Attributes:
+        header: the first line names the columns; else these are their names, or column_1, column_2, ...
+        separator: what stands between the columns; by default that of the kind of file.
+    """
+
+    header: bool | Sequence[str] = True
+    separator: str | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is said."""
+        return self != Table()
+
+
+def read_csv(path: Path, limit: int | None = None, table: Table = Table()) -> Read:
     """Comma-separated, fields quoted where needed, names in the first line. Every value is text."""
-    return _read_table(path, limit, delimiter=",")
+    return _read_table(path, limit, table, ",")
 
 
-def read_tsv(path: Path, limit: int | None = None) -> Read:
+def read_tsv(path: Path, limit: int | None = None, table: Table = Table()) -> Read:
     """Tab-separated, names in the first line. Quotes are ordinary characters, as in the GLUE files."""
-    return _read_table(path, limit, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _read_table(path, limit, table, "\t", quoting=csv.QUOTE_NONE)
 
 
 def read_document(path: Path, limit: int | None = None) -> Read:
@@ -36,10 +56,11 @@ def read_document(path: Path, limit: int | None = None) -> Read:
     return ([{COLUMN: text}], [1]) if text.strip() else ([], [])
 
 
-def read_plain_lines(path: Path, limit: int | None = None) -> Read:
-    """A row a line, without its end, in the column `text`; blank lines are skipped."""
+def read_plain_lines(path: Path, limit: int | None = None, table: Table | None = None) -> Read:
+    """A row a line, without its end, in the column `text`, or parted into the columns of a table; not of blank ones."""
+    parse = _plain_line if table is None else partial(_parted, table)
     if is_large(path):
-        indexed = IndexedLines(path, _plain_line, limit)
+        indexed = IndexedLines(path, parse, limit)
         return indexed, indexed.lines
     rows: list[Row] = []
     numbers: list[int] = []
@@ -47,7 +68,7 @@ def read_plain_lines(path: Path, limit: int | None = None) -> Read:
         if len(rows) == limit:
             break
         if line.strip():
-            rows.append(_plain_line(path, number, line))
+            rows.append(parse(path, number, line))
             numbers.append(number)
     return rows, numbers
 
@@ -59,17 +80,36 @@ _READERS: dict[str, Callable[[Path, int | None], Read]] = {
     ".tsv": read_tsv,
     ".txt": read_document,
 }
+_TABLES: dict[str, Callable[[Path, int | None, Table], Read]] = {".csv": read_csv, ".tsv": read_tsv}
 TEXT_READERS = {f"{kind}{packed}": read for kind, read in _READERS.items() for packed in ("", *COMPRESSED)}
+TABLE_READERS = {f"{kind}{packed}": read for kind, read in _TABLES.items() for packed in ("", *COMPRESSED)}
 
 
 def _plain_line(path: Path, number: int, line: str) -> Row:
     return {COLUMN: line.removesuffix("\n").removesuffix("\r")}
 
 
+def _parted(table: Table, path: Path, number: int, line: str) -> Row:
+    """A line in the columns that the table names."""
+    assert table.separator is not None and not isinstance(table.header, bool), "refused with the source"
+    parts = line.removesuffix("\n").removesuffix("\r").split(table.separator)
+    if len(parts) != len(table.header):
+        names = ", ".join(table.header)
+        fail(path, number, f"{len(parts)} columns between {table.separator!r} where header names {names}")
+    return dict(zip(table.header, parts, strict=True))
+
+
 def _read_table(
-    path: Path, limit: int | None, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+    path: Path, limit: int | None, table: Table, separator: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
 ) -> Read:
     csv.field_size_limit(2**31 - 1)
+    delimiter = table.separator or separator
+    if len(delimiter) > 1:
+        fail(
+            path,
+            1,
+            f"columns of such a file are parted by one character, not by {delimiter!r}; correct separator",
+        )
     reader = csv.reader(lines_of(path), strict=True, delimiter=delimiter, quoting=quoting)
     rows: list[Row] = []
     numbers: list[int] = []
@@ -81,8 +121,14 @@ def _read_table(
             if not fields:
                 continue
             if not names:
-                names = _header(path, begun, fields)
-            elif len(fields) != len(names):
+                names = (
+                    _header(path, begun, fields)
+                    if table.header is True
+                    else _named(path, begun, fields, table)
+                )
+                if table.header is True:
+                    continue
+            if len(fields) != len(names):
                 fail(path, begun, f"{len(fields)} fields where the header has {len(names)}")
             elif len(rows) == limit:
                 break
@@ -94,9 +140,25 @@ def _read_table(
     return rows, numbers
 
 
+def _named(path: Path, line: int, fields: list[str], table: Table) -> list[str]:
+    """The names of the columns of a file whose first row these fields are."""
+    if isinstance(table.header, bool):
+        return [f"column_{number}" for number in range(1, len(fields) + 1)]
+    names = list(table.header)
+    if len(fields) != len(names):
+        fail(path, line, f"{len(fields)} fields where header names {len(names)}: {', '.join(names)}")
+    if fields == names:
+        fail(path, line, "the file names its columns itself; write header: true, or leave it out")
+    return names
+
+
 def _header(path: Path, line: int, names: list[str]) -> list[str]:
     doubled = sorted(name for name, times in Counter(names).items() if times > 1)
     if doubled or "" in names:
         what = f"the column {doubled[0]!r} twice" if doubled and doubled[0] else "a column without a name"
-        fail(path, line, f"the header has {what}")
+        fail(
+            path,
+            line,
+            f"the header has {what}; where the first line is a row, write header: false or the names",
+        )
     return names

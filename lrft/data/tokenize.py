@@ -7,18 +7,20 @@ tokens are cut where it begins (`seam`). What is learnt follows, in training as 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 from lrft.data.chat import PROBE, ChatTemplate, Span
+from lrft.data.drafts import Draft, Ready, bounds_of, draft_of, through_last
 from lrft.data.encode import encode_all as encode_all
 from lrft.data.encoded import Drawn, Encoded, Notes, TooLong, fitted
 from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import Format
 from lrft.data.labels import label_of
 from lrft.data.question import Question
-from lrft.data.reached import Reached, leaves
-from lrft.data.row_size import check_size
+from lrft.data.reached import leaves
 from lrft.data.seam import Sewn, prefix_ids, sewn, token_ids
 from lrft.data.thoughts import marks, said, thought
 from lrft.data.windows import windows
@@ -58,6 +60,7 @@ class Renderer:
         self.too_long = too_long
         self.labels = labels
         self.stride = stride or max(1, max_length // 2)
+        self.ready: Any = Ready(tokenizer)
         self.prefix = prefix_ids(tokenizer)
         self.template = ChatTemplate(tokenizer, stop_ids, today or date.today())
         self._known_ids: dict[int, int] = {}
@@ -79,8 +82,8 @@ class Renderer:
         Raises:
             DataError: the format or the chat template cannot use the row. Which row it is, the caller knows.
         """
-        drawn, notes = self._documents(row)
-        return self._kept(fitted(drawn, self.max_length, self.too_long), notes)
+        draft = self.draft(row)
+        return self._kept(fitted(self._drawn(draft), self.max_length, self.too_long), draft.notes)
 
     def encodings(self, row: Row) -> list[Encoded]:
         """The same as a list, in which a document that is learnt in windows is one entry for each.
@@ -88,9 +91,22 @@ class Renderer:
         Raises:
             DataError: see `encode`.
         """
+        return self.finished(self.draft(row))
+
+    def draft(self, row: Row) -> Draft:
+        """The row as text (`lrft.data.drafts`)."""
+        # A document that is learnt in windows may be as long as it likes.
+        return draft_of(row, self.format, self.template, bool(self.labels), self.too_long != "windows")
+
+    def finished(self, draft: Draft) -> list[Encoded]:
+        """The same of a row that is text already.
+
+        Raises:
+            DataError: see `encode`.
+        """
+        drawn, notes = self._drawn(draft), draft.notes
         if self.too_long != "windows":
-            return [self.encode(row)]
-        drawn, notes = self._documents(row)
+            return [self._kept(fitted(drawn, self.max_length, self.too_long), notes)]
         if "documents" in self.format.provides:
             return [self._kept(one, notes) for one in windows(drawn[0], self.max_length, self.stride)]
         if sum(len(document.ids) for document in drawn) > self.max_length:
@@ -108,7 +124,7 @@ class Renderer:
         if not example.learnt:
             prompt = self.template.render(example.messages, example.tools, prompt=True)
             return Question(token_ids(self.tokenizer, prompt), [], "")
-        return self._chat_question(_through_last(example))
+        return self._chat_question(through_last(example))
 
     def asked(self, example: Example, at_once: bool = False) -> list[int]:
         """What generation starts from, of an example whose answer is still to come.
@@ -132,37 +148,24 @@ class Renderer:
         """The text of the (last, chosen) answer; empty for a conversation without one."""
         return self.question(row).reference
 
-    def _documents(self, row: Row) -> tuple[list[Drawn], Notes]:
-        """The row before any cut, one document or the two of a pair, and what of it they do not hold."""
-        example = self.format.completed(row)
-        if self.too_long != "windows":  # in which a document may be as long as it likes
-            check_size(example)
-        notes = self.format.unread(row)
-        drawn = []
-        for one in example.answers():
-            document, missing = self._drawn(one)
-            drawn.append(replace(document, label=label_of(one.label, self.labels)))
-            notes = notes.joined(missing)
-        return drawn, notes
+    def _drawn(self, draft: Draft) -> list[Drawn]:
+        """The row before any cut, one document or the two of a pair."""
+        found = []
+        for one in draft.documents:
+            plain = one.spans is None
+            drawn = self._plain(one.example) if plain else self._chat(one.example, one.text, one.spans or [])
+            found.append(drawn.given(label_of(one.example.label, self.labels)))
+        return found
 
     def _kept(self, encoded: Encoded, notes: Notes) -> Encoded:
         # One int object per distinct id: a list then costs 8 bytes a token instead of 36.
         ids = list(map(self._known_ids.setdefault, encoded.input_ids, encoded.input_ids))
         return replace(encoded, input_ids=ids, notes=self._known_notes.setdefault(notes, notes))
 
-    def _drawn(self, example: Example) -> tuple[Drawn, Notes]:
-        if not example.messages:
-            return self._plain(example), Notes()
-        if learns := bool(example.learnt) and example.label is None:
-            example = _through_last(example)
-        text = self.template.render(example.messages, example.tools)
-        spans = self.template.answers(example, text) if learns else []
-        return self._chat(example, text, spans), Reached(self.template, example, text, spans).notes()
-
     def _plain(self, example: Example) -> Drawn:
         text = example.prompt + example.completion
         bounds = [(len(example.prompt), True)] if example.prompt else []
-        made = sewn(self.tokenizer, text, bounds)
+        made = sewn(self.ready, text, bounds)
         lead, bos = self._lead(text), self.tokenizer.bos_token_id
         start = len(lead) + (made.at[0] if bounds else 0)
         ids = lead + made.ids
@@ -174,7 +177,7 @@ class Renderer:
         supervised = [k > 0 and k >= start for k in range(len(ids))]
         return Drawn(ids, supervised, front, extra, made.merged, made.apart, start)
 
-    def _chat(self, example: Example, text: str, spans: list[Span]) -> Drawn:
+    def _chat(self, example: Example, text: str, spans: Sequence[Span]) -> Drawn:
         made, places = self._cut(text, spans)
         supervised = [False] * len(made.ids)
         begin = places[-1][1] if places else len(made.ids)
@@ -189,12 +192,11 @@ class Renderer:
         front = _leading(made.ids, bos)
         return Drawn(made.ids, supervised, front, extra, made.merged, made.apart, begin)
 
-    def _cut(self, text: str, spans: list[Span]) -> tuple[Sewn, list[tuple[int, int, int]]]:
+    def _cut(self, text: str, spans: Sequence[Span]) -> tuple[Sewn, list[tuple[int, int, int]]]:
         """The tokens, and of each answer the first, the first of its own words, and one past the last."""
-        firm = {span.start for span in spans} | {span.words for span in spans}
-        bounds = sorted(firm | {span.end for span in spans})
-        made = sewn(self.tokenizer, text, [(bound, bound in firm) for bound in bounds])
-        at = [made.at[bisect_left(bounds, place)] for s in spans for place in (s.start, s.words, s.end)]
+        bounds = bounds_of(spans)
+        made = sewn(self.ready, text, bounds)
+        at = [made.at[bisect_left(bounds, (p, False))] for s in spans for p in (s.start, s.words, s.end)]
         return made, list(zip(at[::3], at[1::3], at[2::3], strict=True))
 
     def _stopped(self, ids: list[int], start: int, end: int) -> int:
@@ -240,11 +242,6 @@ class Renderer:
                 "model.name: the tokenizer has no end-of-text token, so plain text could never stop"
             )
         return int(self.tokenizer.eos_token_id)
-
-
-def _through_last(example: Example) -> Example:
-    """The conversation through its last learnt answer."""
-    return replace(example, messages=example.messages[: example.learnt[-1] + 1])
 
 
 def _leading(ids: list[int], bos: int | None) -> int:

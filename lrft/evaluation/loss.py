@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lrft.core import stop
 from lrft.core.batch import Batch
@@ -15,7 +16,8 @@ from lrft.core.team import ALONE, Team
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Progress, Watch
-from lrft.ops.loss import label_losses, linear_cross_entropy, target_logprobs
+from lrft.ops.label_loss import label_losses, pair_losses
+from lrft.ops.loss import linear_cross_entropy, target_logprobs
 from lrft.registry.errors import DataError, NumericalError
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LossResult:
     """Mean cross-entropy in nats per supervised token; of rows with labels per row, or the mean squared error.
+
+    Of pairs that are scored it is the mean of -log sigmoid(r_chosen - r_rejected - margin), per pair.
 
     Attributes:
         loss: sum over all tokens / `tokens`, so every token weighs the same.
@@ -66,7 +70,7 @@ def held_out_loss(
     """
 
     def score(batch: Batch) -> tuple[float, int, int]:
-        return _batch_sum(model, batch.to(model.device)), batch.targets.numel(), _documents(batch)
+        return _batch_sum(model, batch.to(model.device)), _targets(batch), _documents(batch)
 
     with scoring(model):
         found = divided(batches, score, Watch("loss", total, should_stop, progress), _documents, team)
@@ -124,12 +128,24 @@ def perplexity(loss: float) -> float:
 
 
 def _documents(batch: Batch) -> int:
-    return len(batch.documents)
+    return len(batch.examples if batch.pairs else batch.documents)
+
+
+def _targets(batch: Batch) -> int:
+    """What the sum of a batch's loss is divided by."""
+    return len(batch.examples) if batch.pairs else batch.targets.numel()
+
+
+def _label_losses(model: CausalLM, batch: Batch) -> Tensor:
+    """The loss of every text, or of every pair, of a batch with labels, float32."""
+    assert batch.labels is not None
+    losses = pair_losses if batch.pairs else label_losses
+    return losses(model.scores(batch), batch.labels)
 
 
 def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:
     if batch.labels is not None:
-        return [(loss, 1) for loss in label_losses(model.scores(batch), batch.labels).tolist()]
+        return [(loss, 1) for loss in _label_losses(model, batch).tolist()]
     supervised = model.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
     logprobs = target_logprobs(supervised, model.head, batch.targets)
     sums = batch.document_sums(-logprobs.double())
@@ -140,7 +156,7 @@ def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:
 def _batch_sum(model: CausalLM, batch: Batch) -> float:
     """Summed loss of one batch; reading it is the batch's only wait for the device."""
     if batch.labels is not None:
-        return float(label_losses(model.scores(batch), batch.labels).sum())
+        return float(_label_losses(model, batch).sum())
     hidden = model.hidden(batch)
     supervised = hidden.flatten(0, 1).index_select(0, batch.supervised)
     return float(linear_cross_entropy(supervised, model.head, batch.targets))

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from lrft.export.fidelity import Difference
-from lrft.ops.loss import label_losses
+from lrft.ops.label_loss import label_losses, pair_losses
 
 
-def compare_scores(ours: Tensor, theirs: Tensor, labels: Tensor) -> Difference:
+def compare_scores(ours: Tensor, theirs: Tensor, labels: Tensor, pairs: bool = False) -> Difference:
     """Errors of scores, KL divergence and loss difference over texts.
 
     Args:
         ours, theirs: (N, C) float32 scores of the run and of the files.
         labels: (N,) float32, what the rows say.
+        pairs: each two texts are a row, the chosen one first.
 
     Returns:
         as `lrft.export.fidelity.compare`, a text being a position. The divergence of classes is in nats per text; that
@@ -27,7 +28,8 @@ def compare_scores(ours: Tensor, theirs: Tensor, labels: Tensor) -> Difference:
         a, b = ours.log_softmax(-1), theirs.log_softmax(-1)
         kl = (a.exp() * (a - b)).sum(-1).mean()
         changed, spread = (ours.argmax(-1) != theirs.argmax(-1)).float().mean(), ours.std(dim=-1).mean()
-    before, after = (float(label_losses(scores, labels).mean()) for scores in (ours, theirs))
+    losses = pair_losses if pairs else label_losses
+    before, after = (float(losses(scores, labels).mean()) for scores in (ours, theirs))
     return {
         "positions": len(labels),
         "logit_error_mean": float(error.mean()),

@@ -58,21 +58,6 @@ class Head:
         )
 
 
-def label_losses(scores: Tensor, labels: Tensor) -> Tensor:
-    """What each text's scores cost: cross-entropy over its classes, or of a single score the squared error.
-
-    Args:
-        scores: (N, C) float32.
-        labels: (N,) float32, numbers of classes, or with C = 1 the numbers wanted.
-
-    Returns:
-        (N,) float32.
-    """
-    if scores.shape[1] == 1:
-        return (scores[:, 0] - labels) ** 2
-    return -scores.log_softmax(-1).gather(1, labels.long()[:, None])[:, 0]
-
-
 def linear_cross_entropy(
     hidden: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK, smoothing: float = 0.0
 ) -> Tensor:

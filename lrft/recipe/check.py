@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from lrft.recipe.clashes import CLASHES, Faulty, Settings
+from lrft.recipe.data_clashes import own_formats
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ANALYSES, AXES, FORMATS
 from lrft.registry.did_you_mean import listed
 from lrft.registry.errors import Problem
 from lrft.registry.json import Json
+from lrft.registry.own_format import own_format
+from lrft.registry.source import each_source
 from lrft.registry.traits import TRAITS
 
 # Traits that come from settings and not from methods, and what to write for them.
@@ -26,6 +29,19 @@ SET = {
 def check(recipe: Recipe) -> list[Problem]:
     """Every combination in a valid recipe that cannot work; empty when all is well."""
     return [*conflicts(recipe.model_dump()), *length_problems(recipe, recipe.train.max_steps)]
+
+
+def unfinished(recipe: Recipe) -> list[Problem]:
+    """What the chosen methods' own files still owe, with their lines; empty but for an author at work."""
+    chosen = [(AXES[axis], part.method) for axis, part in recipe.parts().items()]
+    chosen += [(ANALYSES, part.method) for part in recipe.analyse]
+    forms = [
+        recipe.data.format,
+        *map(own_format, each_source(recipe.data.train)),
+        *map(own_format, each_source(recipe.data.eval)),
+    ]
+    chosen += [(FORMATS, form.method) for form in forms if form is not None]
+    return [problem for registry, name in chosen for problem in registry.unfinished(name)]
 
 
 def conflicts(plain: Json, faulty: Collection[str] = ()) -> list[Problem]:
@@ -55,7 +71,8 @@ def _unmet_requirements(settings: Settings) -> Iterator[Problem]:
     # A format that is still to be guessed may be any; this is asked again when it is known.
     guessed = settings["data.format"] is None
     formats = FORMATS.names() if guessed else [settings.text("data.format.method")]
-    provided = provided.union(*(FORMATS.declared(name).provides for name in formats))
+    of_formats = frozenset[str]().union(*(FORMATS.declared(name).provides for name in formats))
+    provided |= of_formats.intersection(*(form.provides for form in own_formats(settings).values()))
     provided |= {"fixed_base" if settings["trainable.weights"] == "adapter" else "base_weights"}
     provided |= {"one_stage"} if settings["restart"] is None else set()
     adds = settings["adapter"] is None or "own_weights" not in chosen["adapter"].provides

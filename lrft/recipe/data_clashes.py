@@ -12,6 +12,7 @@ from lrft.registry.json import Json, to_section
 from lrft.registry.section import RecipeView
 from lrft.registry.source import READABLE, source_keys
 
+KINDS = {"pairs", "labels"}  # traits of formats whose rows no objective learns beside others
 SPLITS = ("data.train", "data.eval")
 TXT = tuple(suffix for suffix in READABLE if suffix.startswith(".txt"))
 
@@ -43,6 +44,37 @@ def _pairs_that_nobody_compares(settings: RecipeView) -> Iterator[Problem]:
             "that compares them, or a format that reads one answer"
         )
         yield Problem("data.format.method", message)
+
+
+def own_formats(settings: RecipeView) -> dict[str, Declaration]:
+    """Key of every format that a source says for itself -> what is declared of it."""
+    found = {}
+    for split in SPLITS:
+        if not isinstance(settings[split], list):
+            continue
+        for at, given in _sources(settings, split):
+            chosen = given.get("format")
+            name = chosen.get("method") if isinstance(chosen, dict) else chosen
+            if isinstance(name, str) and name in FORMATS.names():
+                found[f"{at}.format"] = FORMATS.declared(name)
+    return found
+
+
+def _rows_of_two_kinds(settings: RecipeView) -> Iterator[Problem]:
+    """Answers, pairs and labels beside one another, of which an objective learns one kind."""
+    form = _format(settings)
+    known = ({} if form is None else {"data.format": form}) | own_formats(settings)
+    first, *others = known or {"": None}
+    for key in others:
+        one, other = known[first], known[key]
+        if one.provides & KINDS != other.provides & KINDS:
+            beside = f"{first} {one.name} gives {_rows(one)}"
+            message = f"{other.name} gives {_rows(other)}, and {beside}; write formats of one kind"
+            yield Problem(key, message)
+
+
+def _rows(form: Declaration) -> str:
+    return next(iter(form.provides & KINDS), "answers")
 
 
 def _held_out_twice(settings: RecipeView) -> Iterator[Problem]:
@@ -115,6 +147,7 @@ def _windows(settings: RecipeView) -> Iterator[Problem]:
 
 DATA_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _pairs_that_nobody_compares,
+    _rows_of_two_kinds,
     _held_out_twice,
     _scores_without_rows,
     _keys_of_another_kind,

@@ -10,12 +10,12 @@ from lrft.registry.config import (
     Field,
     FormatConfig,
     Literal,
-    MixedSource,
     OneOrMore,
     Section,
     Source,
     model_validator,
 )
+from lrft.registry.own_format import HeldOutSource, TrainSource
 from lrft.registry.section import ADDED
 from lrft.registry.source import names_files
 
@@ -42,10 +42,10 @@ class DataSection(Section):
     A plain string is one source for both splits, or where it is a file the training rows alone.
     """
 
-    train: Annotated[Source | list[MixedSource], OneOrMore(MixedSource)] = Field(
+    train: Annotated[Source | list[TrainSource], OneOrMore(TrainSource)] = Field(
         description="rows that are trained on: a source, or a list of sources"
     )
-    eval: Annotated[Source | list[Source] | None, OneOrMore(Source, optional=True)] = Field(
+    eval: Annotated[Source | list[HeldOutSource] | None, OneOrMore(HeldOutSource, optional=True)] = Field(
         None,
         description="held-out rows, a source or a list of sources; scored every `train.eval_every` steps and by lrft "
         "eval",

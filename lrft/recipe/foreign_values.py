@@ -61,6 +61,6 @@ NOT_HERE = frozenset(
     ptuning pvera reft road rosa s2ft trainabletokens vblora waveft
     xadapter mica orthogonal spectral aqlm autoround awq bnb3bit compressedtensors eetq exl2 fp8 gptq hqq int2 int3
     marlin mxfp4 nvfp4 qat quanto quip squeezellm torchao vptq w4a16 w8a8 apo bco cpo gkd grpo ipo kto ktopair
-    minillm nash orm orpo ppo prm reinforce reward rewardmodel rlhf rloo rm simpo slic hinge xpo
+    minillm nash orm orpo ppo prm reinforce rlhf rloo simpo slic hinge xpo
     """.split()
 )

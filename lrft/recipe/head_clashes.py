@@ -10,6 +10,7 @@ from lrft.registry.json import Json
 from lrft.registry.section import RecipeView
 
 HEAD = "score_head"
+PAIRS = "pairs"
 ANY_MODEL = "any_model"  # of tasks
 
 
@@ -62,6 +63,35 @@ def _fits(task: str, scores: bool) -> bool:
     return ANY_MODEL in declared.provides or scores == (HEAD in declared.requires)
 
 
+def _tasks_of_other_rows(settings: RecipeView) -> Iterator[Problem]:
+    """Labels asked of pairs, or preferences of single texts, in tasks that score the recipe's own format."""
+    objective = settings.declared("objective")
+    if settings["model.head"] is None or objective is None or HEAD not in objective.requires:
+        return
+    tasks, pairs = settings["eval.tasks"], PAIRS in objective.requires
+    for place, one in enumerate(tasks if isinstance(tasks, list) else []):
+        name = str(_named(one))
+        own = isinstance(one, dict) and one.get("format") is not None
+        if name not in TASKS.names() or own or HEAD not in TASKS.declared(name).requires:
+            continue
+        if (PAIRS in TASKS.declared(name).requires) != pairs:
+            fit = [task for task in TASKS.names() if HEAD in TASKS.declared(task).requires]
+            fit = [task for task in fit if (PAIRS in TASKS.declared(task).requires) == pairs]
+            rows = "pairs" if pairs else "single texts"
+            message = (
+                f"{name} does not score {rows}, which {objective.name} learns; choose {' or '.join(fit)}"
+            )
+            yield Problem(f"eval.tasks.{place}", message)
+
+
+def _margin_that_nobody_learns(settings: RecipeView) -> Iterator[Problem]:
+    form = settings["data.format"]
+    margin = form.get("margin") if isinstance(form, dict) else None
+    if margin is not None and settings["model.head"] is None:
+        message = "is of pairs that a score head learns; write model.head: [NAME], or remove it"
+        yield Problem("data.format.margin", message)
+
+
 def _parts_of_another_model(settings: RecipeView) -> Iterator[Problem]:
     if settings["model.head"] is None:
         return
@@ -81,5 +111,7 @@ def _parts_of_another_model(settings: RecipeView) -> Iterator[Problem]:
 HEAD_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _labels_that_nobody_learns,
     _tasks_of_another_model,
+    _tasks_of_other_rows,
+    _margin_that_nobody_learns,
     _parts_of_another_model,
 )

@@ -213,7 +213,7 @@ _SENTENCES = (
         "precompute_ref_log_probs sync_ref_model force_use_ref_model",
     ),
     (
-        "not in lrft: nothing is learnt from rewards",
+        "not in lrft: what is preferred is learnt from pairs (data.format: preference), not from generated text",
         "reward_model reward_funcs reward_model_type ppo_epochs num_generations kl_coef target_kl "
         "reward_weights use_vllm",
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lrft.core import stop
 from lrft.recipe import library
-from lrft.recipe.check import conflicts
+from lrft.recipe.check import conflicts, unfinished
 from lrft.recipe.document import parse, read_text
 from lrft.recipe.explain import validated
 from lrft.recipe.length import length_problems
@@ -68,6 +68,8 @@ def load_recipe(
     root = _with_methods_named(root)
     recipe, found, meant = validated(root)
     problems += _new(found, problems)
+    if recipe is not None and not trained and (owed := unfinished(recipe)):
+        raise RecipeError(owed)  # what else is wrong may follow from it
     clashes = conflicts(root.plain(), {problem.key for problem in problems} | meant)
     if recipe is not None and not trained:
         clashes += length_problems(recipe, recipe.train.max_steps)

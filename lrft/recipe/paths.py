@@ -131,16 +131,18 @@ def _matched(written: str, candidates: list[str]) -> str:
 
 
 def _adapter(written: str, text: str, place: Place) -> str:
-    """A folder that holds an adapter: a run's, a checkpoint's, or PEFT's."""
+    """A folder that holds an adapter: a run's, a checkpoint's, or PEFT's; or else its name on the hub, as written."""
     here = "" if place.folder is None else str(place.folder)
     found = [os.path.abspath(os.path.join(folder, text)) for folder in (here, "", "runs")]
     for path in dict.fromkeys(found):
         if any(os.path.isfile(os.path.join(path, name)) for name in HOLDS_AN_ADAPTER):
             return path
-    where = _where(written, found)
+    name = text.partition("@")[0]
+    if "/" in name and HUB_ID.fullmatch(name) and not any(map(os.path.exists, found)):
+        return text
     raise _Nowhere(
-        f"{shown(written)} is no run, no checkpoint of one and no folder with an adapter_config.json "
-        f"(looked for {where})"
+        f"{shown(written)} is no run, no checkpoint of one, no folder with an adapter_config.json "
+        f"(looked for {_where(written, found)}) and no hub id (owner/name)"
     )
 
 

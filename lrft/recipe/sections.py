@@ -53,7 +53,8 @@ class ModelSection(Section):
     adapter: Annotated[str | None, ADDED] = Field(
         None,
         min_length=1,
-        description="run, one of its checkpoints, or folder of a PEFT adapter that a new training begins with; what "
+        description="run, one of its checkpoints, folder of a PEFT adapter, or hub id of one (owner/name, or "
+        "owner/name@revision), that a new training begins with; what "
         "trains from there on is said by `adapter`",
     )
     head: Annotated[ScoreHead | None, DECIDES_ROWS, ADDED] = Field(

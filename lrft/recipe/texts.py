@@ -36,6 +36,10 @@ def with_texts(root: Node) -> tuple[Node, list[Problem]]:
 def _keys(root: Node) -> Iterator[Keys]:
     yield ("data", "template")
     yield ("data", "format", "tools")
+    for split in ("train", "eval"):
+        sources = root.get("data", split)
+        if sources is not None and isinstance(sources.value, list):
+            yield from (("data", split, index, "format", "tools") for index in range(len(sources.value)))
     tasks = root.get("eval", "tasks")
     if tasks is not None and isinstance(tasks.value, list):
         yield from (("eval", "tasks", index, "format", "tools") for index in range(len(tasks.value)))

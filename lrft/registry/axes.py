@@ -3,13 +3,28 @@
 from lrft.registry.config import AdapterConfig, FormatConfig, OptimizerConfig, ScheduleConfig
 from lrft.registry.registry import Registry
 
-ADAPTERS = Registry("adapter", "lrft.methods.adapters", AdapterConfig)
+# What the contract of an axis cannot say for a method -> what its author writes.
+OF_ADAPTERS = {
+    "provides": 'provides = {"adapters"}, and "mergeable" in it where delta_weight says the change of the weight',
+    "count": "count(config, site) -> int as a @staticmethod, how many numbers train at a site",
+}
+OF_STORAGES = {
+    "encode": "def encode(self, weight), which keeps the weight in buffers of the layer",
+    "weight": "def weight(self), which gives it back as (out, in)",
+}
+
+ADAPTERS = Registry("adapter", "lrft.methods.adapters", AdapterConfig, OF_ADAPTERS)
 INITS = Registry("init", "lrft.methods.inits")
-QUANTIZERS = Registry("quantization", "lrft.methods.quant")
+QUANTIZERS = Registry("quantization", "lrft.methods.quant", owes=OF_STORAGES)
 ALLOCATORS = Registry("allocation", "lrft.methods.allocate")
 RESTARTS = Registry("restart", "lrft.methods.restart")
 SELECTORS = Registry("selection", "lrft.methods.select")
-OPTIMIZERS = Registry("optimizer", "lrft.methods.optim", OptimizerConfig)
+OPTIMIZERS = Registry(
+    "optimizer",
+    "lrft.methods.optim",
+    OptimizerConfig,
+    {"build": "build(cls, params, config) as a @classmethod, the optimizer over these parameters"},
+)
 SCHEDULES = Registry("schedule", "lrft.methods.schedules", ScheduleConfig)
 SIGNALS = Registry("signal", "lrft.methods.signals")
 OBJECTIVES = Registry("objective", "lrft.methods.objectives")

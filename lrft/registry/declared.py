@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from pydantic.errors import PydanticUserError
 
 from lrft.registry.config import MethodConfig
-from lrft.registry.errors import LrftError
+from lrft.registry.errors import Problem, RecipeError
 
 # Modules a `Config` may draw on. Anything else a method file imports (torch first of all) is not needed to check
 # a recipe and is not executed by `declared`.
@@ -40,6 +43,8 @@ class Declaration:
             `{"rank_stabilized rs": "adapter: {method: NAME, rslora: true}"}`. The method's own name may be among
             them, where more than its line is needed. A class has its own, and not its parent's.
         better: of a task, its metrics that say how good a model is -> `higher` or `lower`, whichever is better.
+        line: where the class stands in its file.
+        says: names that the class gives a value or a body, parents of its folder included.
     """
 
     name: str
@@ -51,6 +56,8 @@ class Declaration:
     path: Path
     aliases: dict[str, str] = field(default_factory=dict)
     better: dict[str, str] = field(default_factory=dict)
+    line: int = 1
+    says: frozenset[str] = frozenset()
 
     @property
     def summary(self) -> str:
@@ -60,8 +67,15 @@ class Declaration:
 
 @cache
 def declarations(module: str, path: Path, base_config: type[MethodConfig]) -> dict[str, Declaration]:
-    """Class name -> declaration, for every class in a method file that carries a `Config` or is registered."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    """Class name -> declaration, for every class in a method file that carries a `Config` or is registered.
+
+    Raises:
+        RecipeError: the file cannot be read so, with its line and what to write.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise _fault(path, error.lineno or 1, f"this is no Python ({error.msg}); mend the line") from None
     # A module of its own, so that pydantic resolves postponed annotations against its names.
     holder = ModuleType(f"{module}.__declared__")
     sys.modules[holder.__name__] = holder
@@ -128,39 +142,63 @@ def _declare(
     better = parents[0].better if parents else {}
     for item in node.body:
         if isinstance(item, ast.ClassDef) and item.name == "Config":
-            config = _config(item, path, holder)
+            config = _config(item, path, holder, base_config)
         target = _assigned(item)
         if target in traits:
-            traits[target] = frozenset(_literal_set(item.value))  # type: ignore[attr-defined]
+            traits[target] = frozenset(_literal(item, target, path))
         if target == "aliases":
-            aliases = ast.literal_eval(item.value)  # type: ignore[attr-defined]
+            aliases = _literal(item, target, path)
         if target == "better":
-            better = ast.literal_eval(item.value)  # type: ignore[attr-defined]
+            better = _literal(item, target, path)
     setattr(holder, node.name, _Parent(config))
     registered = any(isinstance(d, ast.Attribute) and d.attr == "register" for d in node.decorator_list)
     name = path.stem if registered else ""
     doc = ast.get_docstring(node) or ""
-    return Declaration(name, node.name, doc, config, path=path, aliases=aliases, better=better, **traits)
+    says = frozenset().union(*(parent.says for parent in parents), map(_said, node.body)) - {""}
+    more = {"aliases": aliases, "better": better, "line": node.lineno, "says": says}
+    return Declaration(name, node.name, doc, config, path=path, **traits, **more)
 
 
-def _config(node: ast.ClassDef, path: Path, holder: ModuleType) -> type[MethodConfig]:
+def _config(
+    node: ast.ClassDef, path: Path, holder: ModuleType, base_config: type[MethodConfig]
+) -> type[MethodConfig]:
     """The `Config` of a method's source.
 
     Raises:
-        LrftError: it rests on a name that only running the file would give.
+        RecipeError: it rests on a name that only running the file would give, or is no `base_config`.
     """
     try:
         _execute(node, path, holder)
         config: type[MethodConfig] = holder.__dict__.pop("Config")
+        if not issubclass(config, base_config):
+            base = base_config.__name__
+            written = f"derives from it; write class Config({base}), with {base} from lrft.registry.config"
+            raise _fault(
+                path, node.lineno, f"Config is no {base}, and the settings of every method here {written}"
+            )
         if not config.__pydantic_complete__:  # an annotation that pydantic could not look up yet
             config.model_rebuild()
     except NameError as error:
         message = (
-            f"{path}: Config uses {error.name}, which cannot be read without running the file; write the value itself, "
+            f"Config uses {error.name}, which cannot be read without running the file; write the value itself, "
             "make it a literal of this file, or import it from lrft.registry.config"
         )
-        raise LrftError(message) from error
+        raise _fault(path, node.lineno, message) from error
+    except (TypeError, ValueError, AttributeError, PydanticUserError) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _fault(
+            path, node.lineno, f"Config cannot be made ({what}); mend the field that is named"
+        ) from error
     return config
+
+
+def _fault(path: Path, line: int, message: str) -> RecipeError:
+    return RecipeError(Problem("", message, str(path), line))
+
+
+def _said(item: ast.stmt) -> str:
+    """The name that a line of a class gives a value or a body."""
+    return item.name if isinstance(item, ast.FunctionDef | ast.ClassDef) else _assigned(item)
 
 
 def _assigned(item: ast.stmt) -> str:
@@ -171,11 +209,22 @@ def _assigned(item: ast.stmt) -> str:
     return ""
 
 
-def _literal_set(value: ast.expr) -> set[str]:
-    """`{"a"}`, `set()` or `frozenset({"a"})`; anything cleverer belongs in the base class."""
+def _literal(item: ast.stmt, name: str, path: Path) -> Any:
+    """The value written: of traits `{"a"}`, `set()` or `frozenset({"a"})`; anything cleverer belongs in the base class.
+
+    Raises:
+        RecipeError: it is no literal.
+    """
+    value = item.value  # type: ignore[attr-defined]
     if isinstance(value, ast.Call):
-        return _literal_set(value.args[0]) if value.args else set()
-    return set(ast.literal_eval(value))
+        value = value.args[0] if value.args else ast.Tuple([])
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        message = (
+            f'{name} is read without running the file; write it as a literal, such as {name} = {{"adapters"}}'
+        )
+        raise _fault(path, item.lineno, message) from None
 
 
 def _execute(node: ast.stmt, path: Path, holder: ModuleType) -> None:

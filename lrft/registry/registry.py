@@ -8,13 +8,17 @@ recipe or listing the methods never imports torch; `get` imports the file. A con
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from lrft.registry.config import MethodConfig
 from lrft.registry.declared import Declaration, declarations
-from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.did_you_mean import a, did_you_mean
+from lrft.registry.errors import Problem, RecipeError
 
 __all__ = ["Declaration", "Registry"]
 
@@ -28,12 +32,20 @@ class Registry:
         kind: what one entry is called in messages ("adapter").
         package: dotted name of the folder that holds the files.
         config: base class of the entries' `Config`, used by an entry that declares none.
+        owes: what every entry says for itself -> what to write, of what its contract has no answer to.
     """
 
-    def __init__(self, kind: str, package: str, config: type[MethodConfig] = MethodConfig) -> None:
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        config: type[MethodConfig] = MethodConfig,
+        owes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.kind = kind
         self.package = package
         self.config = config
+        self.owes = owes
         self._classes: dict[str, type] = {}
 
     def names(self) -> list[str]:
@@ -65,12 +77,40 @@ class Registry:
         return self.declared(name).config(method=name, **values)
 
     def declared(self, name: str) -> Declaration:
-        """The declaration of `name`, read from its source without importing it."""
+        """The declaration of `name`, read from its source without importing it.
+
+        Raises:
+            RecipeError: the source cannot be read so; with its line and what to write.
+        """
         module, path = _files(self.package)[name]
         found = [d for d in declarations(module, path, self.config).values() if d.name == name]
         if not found:
-            raise TypeError(f"{path.name} registers no {self.kind}")
+            remedy = f"write @{self._constant()}.register above its class"
+            message = f"no class of this file is registered as {a(self.kind)}; {remedy}"
+            raise RecipeError(Problem("", message, str(path), 1))
         return found[0]
+
+    def unfinished(self, name: str) -> list[Problem]:
+        """What the source of `name` still owes, each with its line and what to write."""
+        declared = self.declared(name)
+        found = []
+        if not declared.summary:
+            found.append(
+                "has no docstring; write one under its class line, the first line a sentence that says what it is"
+            )
+        found += [
+            f"says no {owed}; write {remedy}"
+            for owed, remedy in self.owes.items()
+            if owed not in declared.says
+        ]
+        return [
+            Problem("", f"{declared.class_name} {text}", str(declared.path), declared.line) for text in found
+        ]
+
+    def _constant(self) -> str:
+        """The registry's name in `lrft.registry.axes`."""
+        axes = sys.modules.get("lrft.registry.axes")
+        return next((name for name, held in vars(axes).items() if held is self), "REGISTRY")
 
 
 @cache

@@ -59,6 +59,17 @@ class Source(Section):
     row: Annotated[Literal["file", "line"], ADDED] = Field(
         "file", description="what is a row of a .txt file: the whole of it, or every line that is not blank"
     )
+    header: Annotated[bool | list[Annotated[str, Field(min_length=1)]], ADDED] = Field(
+        True,
+        description="of a .csv or .tsv file, whether its first line names the columns; a list names those of a file "
+        "without such a line, and false calls them column_1, column_2, ...",
+    )
+    separator: Annotated[str | None, ADDED] = Field(
+        None,
+        min_length=1,
+        description="what stands between the columns of a .csv or .tsv file, by default a comma or tab; of a .txt file "
+        "with row: line and a header: [NAME, ...], what parts a line into these columns",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lrft.build.asked_once import Asked
 from lrft.core.adapted import Adapted, AdaptedBlock, adapters_off
 from lrft.core.adapter import Adapter, Additive, Shared
 from lrft.core.elastic import Elastic
@@ -426,6 +427,12 @@ def test_the_declared_count_is_the_counted_one(make, name, kind, shape):
     model = make(name, kind, shape=shape)
     counted = sum(p.numel() for p in model.adapter.parameters() if p.requires_grad)
     assert ADAPTERS.get(name).count(model.adapter.config, model.adapter.site) == counted
+
+
+@pytest.mark.parametrize("name", [name for name, kind in CASES if kind == "linear"])
+def test_a_dry_run_asks_it_nothing_that_it_cannot_answer(make, name):
+    adapter = make(name).adapter
+    Asked(type(adapter), adapter.config, adapter.config, adapter.site).all(WIDTH)
 
 
 @ALL_STORED

@@ -60,12 +60,12 @@ def run_of(model, step=0):
 
 
 def rows_for(name):
-    """Rows of the kind the objective learns: single answers, pairs of them, or whole texts with a label."""
+    """Rows of the kind the objective learns: answers, pairs of them, whole texts with a label, or pairs of those."""
     requires = OBJECTIVES.declared(name).requires
     documents = 2 if "pairs" in requires else 1
     draw = random.Random(1)
     rows = [row(documents, draw) for _ in range(ROWS)]
-    if "labels" not in requires:
+    if "score_head" not in requires:
         return rows
     return [
         replace(row, supervised=[False] * row.length, label=float(place % 3))

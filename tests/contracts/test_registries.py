@@ -55,6 +55,11 @@ def test_declarations_are_read_without_importing_torch():
 
 
 @every_method
+def test_nothing_is_owed(registry, name):
+    assert registry.unfinished(name) == []
+
+
+@every_method
 def test_traits_come_from_the_vocabulary(registry, name):
     declared = registry.declared(name)
     assert declared.provides | declared.requires <= TRAITS.keys()
@@ -111,7 +116,7 @@ def test_a_default_may_be_a_literal_constant_of_the_file(tmp_path, literal):
     ],
 )
 def test_what_only_running_the_file_would_tell_is_named_with_the_file(tmp_path, before, setting):
-    with pytest.raises(LrftError, match=r"strange\.py: Config uses DEFAULT, .*write the value itself"):
+    with pytest.raises(LrftError, match=r"strange\.py:5: Config uses DEFAULT, .*write the value itself"):
         declared_in(tmp_path, before, setting)
 
 

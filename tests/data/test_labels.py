@@ -26,6 +26,7 @@ def made(**settings):
         (2, NAMES, 2),
         (1, STARS, 0),  # numbers that are names are names
         ("3", STARS, 2),
+        ("2", NAMES, 2),  # of a file whose values are all text
         (True, ("false", "true"), 1),
         (3.5, ("stars",), 3.5),
         ("-2", ("stars",), -2),
@@ -45,7 +46,9 @@ def test_a_label_is_its_name_or_its_place_or_a_number(value, labels, expected):
         (0, STARS),
         (True, NAMES),
         (1.0, NAMES),
-        ("1", NAMES),
+        ("3", NAMES),
+        ("-1", NAMES),
+        ("1.0", NAMES),
         ([1], NAMES),
         (math.nan, ("stars",)),
         ("many", ("stars",)),

@@ -8,11 +8,12 @@ from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import CONVERSATION, Format
 from lrft.data.formats._turns import turns_of
 from lrft.registry.axes import FORMATS
-from lrft.registry.config import Field, FormatConfig, Literal
+from lrft.registry.config import ADDED, Annotated, Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 
 Turns = list[Message]
+MOST_MARGIN = 1e6  # of scores; what is beyond is a time or an id, and no margin
 
 
 @FORMATS.register
@@ -28,7 +29,8 @@ class Preference(Format):
     Text: text is joined as it is (`render: plain`, the setting `system` as a first paragraph) or rendered by the chat
     template (`render: chat`); messages always are. One text for each answer, both with the prompt.
     Learnt: both answers with their stop tokens. Scores on held-out rows are of the chosen answer, as if it were the
-    only one.
+    only one. With a score head (`model.head`) both texts are scored whole, without an end-of-text token behind plain
+    ones, and no token is learnt; `margin` names the column that says by how much the chosen one is to be the better.
     """
 
     aliases = {
@@ -48,6 +50,9 @@ class Preference(Format):
         system: str | None = Field(
             None, description="system message where there is none; in plain rendering a first paragraph"
         )
+        margin: Annotated[str | None, ADDED] = Field(
+            None, min_length=1, description="column of the margin of a pair that a score head learns"
+        )
 
     config: Config
 
@@ -61,17 +66,32 @@ class Preference(Format):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (self.config.chosen, self.config.rejected)
+        margin = () if self.config.margin is None else (self.config.margin,)
+        return (self.config.chosen, self.config.rejected, *margin)
 
     @property
     def answers(self) -> tuple[str, ...]:
-        return self.columns
+        return self.columns[:2]
 
     @property
     def questions(self) -> tuple[str, ...]:
         return (self.config.prompt,)
 
     def example(self, row: Row) -> Example:
+        return replace(self._pair(row), margin=self._margin(row))
+
+    def _margin(self, row: Row) -> float:
+        name = self.config.margin
+        if name is None:
+            return 0.0
+        value = self.value(row, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MOST_MARGIN:
+            raise DataError(
+                f"column {name!r} holds {value!r}; the margin of a pair is a number from 0 on, below {MOST_MARGIN:g}"
+            )
+        return float(value)
+
+    def _pair(self, row: Row) -> Example:
         names = (self.config.chosen, self.config.rejected)
         lists = [isinstance(self.value(row, name), list) for name in names]
         if not any(lists):

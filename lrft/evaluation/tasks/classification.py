@@ -64,6 +64,8 @@ class Classification(Task):
         rows = self.rows(subject, limit)
         encoded = encode_all(rows, self.renderer(subject, subject.renderer.too_long))
         subject.check_lengths([len(row.input_ids) for row in encoded], rows.where)
+        if any(row.parts for row in encoded):
+            raise DataError("the rows are pairs, which have no label; write eval.tasks: [pairwise]")
         kept = [index for index, row in enumerate(encoded) if row.label is not None]
         gold = [label for row in encoded if (label := row.label) is not None]
         if not kept:

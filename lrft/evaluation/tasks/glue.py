@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated
 
-from lrft.data.example import Row
+from lrft.data.example import Row, with_columns
 from lrft.data.sources import Rows
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.subject import Subject
@@ -137,7 +137,7 @@ class GLUE(Task):
         labels = LABELS[self.config.subset]
         numbers = str(row[self.config.column]).strip() not in labels
         words = self.config.words or [str(i) if numbers else label for i, label in enumerate(labels)]
-        return [{**row, self.config.column: word} for word in words]
+        return [with_columns(row, {self.config.column: word}) for word in words]
 
     def scores(self, subject: Subject, rows: Rows, candidates: Sequence[list[Row]]) -> list[list[float]]:
         """The log-probability of the answer of every candidate of every row.

@@ -30,7 +30,7 @@ class Loss(Task):
     counts. Of several sources the loss of each is beside that of all (`loss/NAME`). Of documents that `data.too_long`
     cuts into windows every token is scored once.
     Of rows with labels it is the mean cross-entropy of their classes, or squared error of their numbers, and there is
-    no perplexity.
+    no perplexity; of pairs that a score head learns the mean of -log sigmoid(r_chosen - r_rejected - margin).
     Source: standard.
     """
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from lrft.data.example import Row
+from lrft.data.example import Row, with_columns
 from lrft.data.rows import Rows
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.subject import Subject
@@ -165,12 +165,16 @@ def split_options(text: str, labels: Sequence[str]) -> tuple[str, tuple[str, ...
 def label_rows(row: Row, question: Question) -> list[Row]:
     """The row once per label, as if that label were its answer."""
     head, _, tail = str(row["output"]).rpartition(str(row["answer"]))
-    return [{**row, "output": f"{head}{label}{tail}", "answer": label} for label in question.labels]
+    return [
+        with_columns(row, {"output": f"{head}{label}{tail}", "answer": label}) for label in question.labels
+    ]
 
 
 def option_rows(row: Row, question: Question) -> list[Row]:
     """The row once per option, the options hidden from its instruction and one of them as its output."""
-    return [{**row, "instruction": question.stem, "output": option} for option in question.options]
+    return [
+        with_columns(row, {"instruction": question.stem, "output": option}) for option in question.options
+    ]
 
 
 def _best(scores: Sequence[float]) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
-from lrft.ops.loss import label_losses
+from lrft.ops.label_loss import label_losses
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import MethodConfig
 

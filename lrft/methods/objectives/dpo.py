@@ -13,6 +13,7 @@ from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
+from lrft.methods.objectives._rewards import record_rewards
 from lrft.ops.loss import target_logprobs
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, Literal, MethodConfig, model_validator
@@ -81,7 +82,7 @@ class DPO(Objective):
         reward = self.config.beta * (self._answers(model, batch) - reference)  # (2 pairs,), chosen first
         chosen, rejected = reward[0::2], reward[1::2]
         if run is not None:
-            _record(run, chosen.detach(), rejected.detach())
+            record_rewards(run, chosen.detach(), rejected.detach())
         return self._loss(chosen - rejected).sum()
 
     def divisor(self, batches: StepTotals) -> int:
@@ -132,18 +133,3 @@ def _reference(model: LanguageModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _record(run: Run, chosen: Tensor, rejected: Tensor) -> None:
-    """Means over the step so far, as tensors on the device: nothing here waits for it."""
-    margin = chosen - rejected
-    found = {
-        "reward_margin": margin,
-        "reward_accuracy": (margin > 0).float(),
-        "reward_chosen": chosen,
-    }
-    pairs = run.metrics.get("pairs", 0) + len(margin)
-    for name, values in found.items():
-        mean = run.metrics.get(name, 0.0)
-        found[name] = mean + (values.sum() - len(margin) * mean) / pairs
-    run.record(pairs=pairs, **found)

@@ -1,0 +1,118 @@
+"""Which of two answers the model's score head prefers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+from lrft.data.encode import encode_all
+from lrft.data.encoded import Encoded
+from lrft.data.steps import eval_batches
+from lrft.evaluation.batching import scoring
+from lrft.evaluation.divide import divided
+from lrft.evaluation.subject import Subject
+from lrft.evaluation.tasks._task import Task, TaskResult, share
+from lrft.registry.axes import FORMATS, TASKS
+from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.registry.errors import DataError, NumericalError
+from lrft.registry.json import Json
+
+
+@TASKS.register
+class Pairwise(Task):
+    """Whether the score head gives the chosen answer more than the rejected one.
+
+        accuracy = mean over pairs of [r_c > r_r]
+        margin   = mean over pairs of r_c - r_r
+        chosen   = mean over pairs of r_c           rejected = mean over pairs of r_r
+
+    Prompt: `pairwise-1`: both texts of the row in the recipe's format, or in the task's own `format`, encoded as for
+    training; r is the score of the last token. Rows are those of `data.eval`, or the task's own `data`.
+    Score: equal scores are no success. Rows that `data.too_long` drops are left out and counted (`left_out`), cut ones
+    are scored cut (`truncated`). margin, chosen and rejected have no standard error.
+    Source: standard; as TRL's RewardTrainer reports it.
+    """
+
+    aliases = {
+        "reward_accuracy preference_accuracy rewardbench": "tasks: [pairwise]",
+    }
+
+    version = "pairwise-1"
+    requires = {"score_head", "pairs"}
+    better = {"accuracy": "higher", "margin": "higher"}
+
+    class Config(MethodConfig):
+        data: Source | None = Field(None, description="rows to score; by default data.eval")
+        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
+            None, description="format of these rows; by default data.format"
+        )
+
+    config: Config
+
+    def run(self, subject: Subject, limit: int | None) -> TaskResult:
+        """Encode as for training, then score both texts of every row once.
+
+        Raises:
+            DataError: a row is no pair, or there is none to score.
+            NumericalError: a score is no finite number.
+        """
+        rows = self.rows(subject, limit)
+        renderer = self.renderer(subject, subject.renderer.too_long)
+        if "pairs" not in renderer.format.provides:
+            raise DataError(
+                f"the rows of the {renderer.format.name} format are no pairs; write format: preference"
+            )
+        encoded = encode_all(rows, renderer)
+        longest = [max(map(len, (text.input_ids for text in row.documents()))) for row in encoded]
+        subject.check_lengths(longest, rows.where)
+        kept = [index for index, row in enumerate(encoded) if row.targets]
+        if not kept:
+            raise DataError(
+                f"none of the {len(rows)} rows is a pair to score; check data.format and too_long"
+            )
+        scores = self._scores(subject, encoded)
+        for index in kept:
+            if not all(map(math.isfinite, scores[index])):
+                raise NumericalError(f"{rows.where(index)}: a score of the pair is no finite number")
+        metrics = _metrics([scores[index] for index in kept])
+        left_out = len(rows) - len(kept)
+        metrics |= {"left_out": left_out, "truncated": sum(row.truncated for row in encoded)}
+        samples = [_sample(subject, encoded[index], *scores[index]) for index in kept]
+        return self.result(subject, rows, metrics, samples, n=len(kept))
+
+    def _scores(self, subject: Subject, encoded: Sequence[Encoded]) -> dict[int, tuple[float, float]]:
+        """Row -> the scores of its chosen and of its rejected text."""
+        batches = list(eval_batches(encoded, subject.batch_tokens, subject.pad_id))
+        with scoring(subject.model):
+            found = divided(
+                batches,
+                lambda batch: subject.model.scores(batch.to(subject.model.device))[:, 0].tolist(),
+                subject.watch(self.name, len(encoded)),
+                lambda batch: len(batch.examples),
+                subject.team,
+            )
+        return {
+            index: (given[2 * k], given[2 * k + 1])
+            for batch, given in zip(batches, found, strict=True)
+            for k, index in enumerate(batch.examples)
+        }
+
+
+def _sample(subject: Subject, row: Encoded, chosen: float, rejected: float) -> dict[str, Json]:
+    texts = [str(subject.tokenizer.decode(text.input_ids)) for text in row.documents()]
+    return {
+        "prompt": texts[0],
+        "output": "chosen" if chosen > rejected else "rejected",
+        "reference": "chosen",
+        "correct": chosen > rejected,
+        "rejected": texts[1],
+        "scores": {"chosen": chosen, "rejected": rejected},
+    }
+
+
+def _metrics(scores: list[tuple[float, float]]) -> dict[str, float]:
+    n = len(scores)
+    chosen, rejected = (sum(column) / n for column in zip(*scores, strict=True))
+    accuracy = share("accuracy", [better > worse for better, worse in scores])
+    return {**accuracy, "margin": chosen - rejected, "chosen": chosen, "rejected": rejected}
