@@ -70,7 +70,7 @@ def merge(
     job = _job(folder, recipe, text, adaptation.model, out)
     named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
     named |= {} if rank is None else {"rank": rank}
-    with whole_folder(out, merged_bytes(adaptation.matrices.total, recipe)) as place:
+    with whole_folder(out, merged_bytes(adaptation.model, recipe)) as place:
         record: Fidelity = {**named, **job.write(place), **job.measure(place)}
         write_in(place / "fidelity.json", as_text(record))
         write_in(place / "README.md", merged_card(recipe, record, folder.path.name))

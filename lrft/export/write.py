@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lrft.files.failure import check_room
 from lrft.files.fresh_folder import fresh_folder
 from lrft.files.unchanging import Unchanging
 from lrft.model.causal_lm import CausalLM
@@ -19,7 +18,6 @@ def write_merged(dense: CausalLM, tokenizer: Tokenizer, folder: Path, shard_size
     """Fill a fresh folder as transformers has it: shards, config, generation config, tokenizer, chat template.
 
     Raises:
-        WriteError: there is no room for it.
         OSError: the disk is full or not writable.
     """
     write_classifier(dense.hf, tokenizer, folder, shard_size)
@@ -29,9 +27,8 @@ def write_classifier(hf: Any, tokenizer: Tokenizer, folder: Path, shard_size: st
     """The same of a sequence classifier of transformers, which generates nothing.
 
     Raises:
-        WriteError, OSError: as `write_merged`.
+        OSError: as `write_merged`.
     """
-    check_room(folder, sum(p.numel() * p.element_size() for p in hf.parameters()))
     hf.config._attn_implementation = "sdpa"
     hf.save_pretrained(folder, max_shard_size=shard_size)
     tokenizer.save_pretrained(folder)
