@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -73,7 +74,7 @@ def state_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
     return total
 
 
-def checkpoint_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
+def checkpoint_bytes(recipe: Recipe, infos: Sequence[ParamInfo]) -> int:
     """Bytes of a checkpoint at least: what trains, and the optimizer's state where it has a formula for it.
 
     Steps no optimizer, so the parameters may be those of a run.
