@@ -47,15 +47,16 @@ def merged_bytes(model: CausalLM, recipe: Recipe) -> int:
     """Bytes of the merged model's weights; 0 where the method is no change of a weight."""
     if recipe.adapter is not None and "mergeable" not in ADAPTERS.declared(recipe.adapter.method).provides:
         return 0
-    return _dense_numbers(model.hf) * DTYPES[recipe.export.dtype or recipe.model.dtype].itemsize
+    return dense_numbers(model.hf) * DTYPES[recipe.export.dtype or recipe.model.dtype].itemsize
 
 
-def _dense_numbers(hf: nn.Module) -> int:
+def dense_numbers(hf: nn.Module) -> int:
     """Numbers of the model without its adapters, whatever they are stored in; tied ones count once."""
     counted: set[int] = {id(p) for _, module in adapted(hf) for p in module.adapter.parameters()}
-    total = 0
+    total, inside = 0, set[int]()  # of frozen maps: what they keep their weight in may be frozen maps too
     for module in hf.modules():
-        if isinstance(module, FrozenLinear):
+        if isinstance(module, FrozenLinear) and id(module) not in inside:
+            inside |= {id(inner) for inner in module.modules()}
             counted |= {id(p) for p in module.parameters()}
             total += module.in_features * module.out_features
             total += 0 if module.bias is None else module.bias.numel()

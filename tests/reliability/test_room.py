@@ -7,9 +7,13 @@ import re
 import shutil
 
 import pytest
+import torch
+from torch import nn
 
-from lrft.api.merge import merged_bytes
 from lrft.api.open_run import open_run
+from lrft.api.room import dense_numbers, merged_bytes
+from lrft.core.frozen import Changed
+from lrft.registry.axes import QUANTIZERS
 from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder, latest
 from tests.reliability.faulty_disk import FaultyDisk
 from tests.reliability.full_disk import COMMANDS, call
@@ -95,3 +99,10 @@ def test_scores_at_the_end_of_a_training_are_told_too(bench, monkeypatch):
     (place / "run" / "eval").unlink()
     ended = call(place, COMMANDS["resume"].words)
     assert ended.code == 0 and (place / "run" / "result.json").is_file()
+
+
+def test_a_base_that_is_kept_in_another_counts_once():
+    """Restarts keep what they folded beside the stored weight, which is still one weight of the model."""
+    stored = QUANTIZERS.get("none")(torch.zeros(4, 3), torch.zeros(4))
+    model = nn.ModuleList([Changed(stored), nn.Linear(2, 2)])
+    assert dense_numbers(model) == 4 * 3 + 4 + 2 * 2 + 2
