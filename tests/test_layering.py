@@ -51,6 +51,42 @@ LIBRARIES = {
 }
 IMPORTED_INSIDE_FUNCTIONS = ("bitsandbytes", "datasets")
 
+# The room that writes files, and who else calls what would write one, with the reason.
+WRITING_ROOM = "lrft/files/"
+WRITERS = {
+    "lrft/cli.py": {"open": "os.devnull, where standard error is closed"},
+    "lrft/evaluation/tasks/_confined.py": dict.fromkeys(
+        ("open", "write_text", "mkdir", "TemporaryDirectory"),
+        "programs in a folder that goes with them",
+    ),
+    "lrft/data/sources.py": {"TemporaryDirectory": "a cache that a library wants, gone after the call"},
+    "lrft/api/export_form.py": {"save_pretrained": "within a fresh folder"},
+    "lrft/export/gguf_form.py": {"GGUFWriter": "within a fresh folder"},
+    "lrft/export/write.py": {"save_pretrained": "within a fresh folder", "chmod": "within a fresh folder"},
+    "lrft/model/gguf.py": dict.fromkeys(("save_pretrained", "copy", "rmtree"), "within a fresh folder"),
+    "lrft/model/on_disk.py": {"mkdir": "mapped files, within a fresh folder"},
+    "lrft/lab/report/png.py": {"savefig": "to a fresh file"},
+    "lrft/lab/sweep/report.py": {"savefig": "to a fresh file"},
+    "lrft/lab/compare/plot.py": {"savefig": "to a fresh file"},
+    "lrft/api/rate_plot.py": {"savefig": "to a fresh file"},
+    "lrft/training/trackers/tensorboard.py": {
+        "SummaryWriter": "files of the library's own, which it never ends"
+    },
+    "lrft/training/profile.py": {"export_chrome_trace": "to a fresh file"},
+    "lrft/training/folder.py": {"utime": "a run that is gone on with is the latest"},
+}
+# Calls that write whatever they are called on, and those that do where they are called on a module of the system.
+WRITE = set(
+    """write_text write_bytes touch mkdir makedirs rmdir unlink symlink_to hardlink_to save_file savefig save_pretrained
+    export_chrome_trace GGUFWriter SummaryWriter TemporaryDirectory NamedTemporaryFile mkstemp mkdtemp rmtree copyfile
+    copytree copy2 chmod utime""".split()
+)
+OF_SYSTEM = {
+    "os": set("open write replace rename remove link symlink truncate ftruncate removedirs".split()),
+    "shutil": set("copy move copyfileobj".split()),
+    "torch": {"save"},
+}
+
 BANNED_FILES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "engine", "handler"}
 LONGEST_FILE, LONGEST_FUNCTION = 250, 40  # lines
 
@@ -205,6 +241,84 @@ def test_a_heavy_library_is_imported_inside_the_function_that_needs_it(library):
             if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If):
                 for line, module, _ in imports(node):
                     assert module.partition(".")[0] != library, f"{relative(path)}:{line}"
+
+
+def writing_calls(module: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and name of every call that makes, changes or removes a file, as far as a name can tell."""
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func
+        name = getattr(called, "attr", getattr(called, "id", ""))
+        owner = ast.unparse(called.value) if isinstance(called, ast.Attribute) else ""
+        if name == "open" and owner != "os":
+            texts = [
+                arg.value
+                for arg in (*node.args, *(k.value for k in node.keywords))
+                if isinstance(arg, ast.Constant)
+            ]
+            if any(
+                isinstance(text, str) and re.fullmatch(r"[rwaxbt+]{1,4}", text) and set(text) & set("wax+")
+                for text in texts
+            ):
+                yield node.lineno, name
+        elif name in ("rename", "replace") and owner not in ("", "os") and len(node.args) == 1:
+            yield (
+                node.lineno,
+                name,
+            )  # of a path: that of a string takes two, that of a dataclass names its changes
+        elif name in WRITE or name in OF_SYSTEM.get(owner, ()):
+            yield node.lineno, name
+
+
+def test_files_are_written_in_one_room():
+    """No file of lrft opens for writing, renames or removes, or lets a library do so, but through `lrft/files/`."""
+    wrong = []
+    for path in FILES:
+        where = relative(path)
+        if not where.startswith(WRITING_ROOM):
+            allowed = WRITERS.get(where, {})
+            wrong += [f"{where}:{n}: {call}" for n, call in writing_calls(tree(path)) if call not in allowed]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_allowance_to_write_is_used():
+    for where, allowed in WRITERS.items():
+        assert allowed.keys() <= {name for _, name in writing_calls(tree(ROOT / where))}, where
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open(path, 'w')",
+        "path.open('ab')",
+        "open(path, mode='x')",
+        "os.replace(a, b)",
+        "a.rename(b)",
+        "path.write_text(text)",
+        "save_file(tensors, path)",
+        "model.save_pretrained(folder)",
+        "figure.savefig(path)",
+        "torch.save(x, path)",
+        "os.open(path, flags)",
+    ],
+)
+def test_a_file_written_elsewhere_would_be_found(code):
+    assert list(writing_calls(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "path.open()",
+        "open(path, 'rb')",
+        "text.replace('a', 'b')",
+        "replace(plan, rank=1)",
+        "file.open(about)",
+    ],
+)
+def test_reading_is_no_writing(code):
+    assert not list(writing_calls(ast.parse(code)))
 
 
 def method_names() -> set[str]:

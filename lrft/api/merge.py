@@ -75,7 +75,7 @@ def merge(
     job = _job(folder, recipe, text, adaptation.model, out)
     named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
     named |= {} if rank is None else {"rank": rank}
-    needed = merged_bytes(adaptation.matrices.total, recipe)
+    needed = merged_bytes(adaptation.model, recipe)
     as_before = f"{out} is as it was; the same command merges from the start"
     with stop.listening(as_before), whole_folder(out, needed) as place:
         record: Fidelity = {**named, **job.write(place), **job.measure(place)}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
 from lrft.build.at_rest import checkpoint_bytes
 from lrft.build.job import Job
+from lrft.core.adapted import adapted
+from lrft.core.frozen import FrozenLinear
 from lrft.core.notes import say
 from lrft.files.failure import check_room, free
+from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS
@@ -30,7 +35,7 @@ def check_disk(job: Job) -> None:
     needed = max(0, whole - _held(path))
     what = f"{path}: {CHECKPOINTS} checkpoints and the adapter beside them"
     check_room(path, needed, what, " or give another --out; nothing was written")
-    merged = merged_bytes(job.adaptation.matrices.total, run.recipe)
+    merged = merged_bytes(run.model, run.recipe)
     if merged and free(path) < needed + merged:
         say(
             f"{path}: its disk has room for the checkpoints and none for a merged model, {needed + merged:,} bytes are "
@@ -38,15 +43,24 @@ def check_disk(job: Job) -> None:
         )
 
 
-def merged_bytes(numbers: int, recipe: Recipe) -> int:
-    """Bytes of the merged model; 0 where the method is no change of a weight.
-
-    Args:
-        numbers: in the matrices of the base model.
-    """
+def merged_bytes(model: CausalLM, recipe: Recipe) -> int:
+    """Bytes of the merged model's weights; 0 where the method is no change of a weight."""
     if recipe.adapter is not None and "mergeable" not in ADAPTERS.declared(recipe.adapter.method).provides:
         return 0
-    return numbers * DTYPES[recipe.export.dtype or recipe.model.dtype].itemsize
+    return dense_numbers(model.hf) * DTYPES[recipe.export.dtype or recipe.model.dtype].itemsize
+
+
+def dense_numbers(hf: nn.Module) -> int:
+    """Numbers of the model without its adapters, whatever they are stored in; tied ones count once."""
+    counted: set[int] = {id(p) for _, module in adapted(hf) for p in module.adapter.parameters()}
+    total, inside = 0, set[int]()  # of frozen maps: what they keep their weight in may be frozen maps too
+    for module in hf.modules():
+        if isinstance(module, FrozenLinear) and id(module) not in inside:
+            inside |= {id(inner) for inner in module.modules()}
+            counted |= {id(p) for p in module.parameters()}
+            total += module.in_features * module.out_features
+            total += 0 if module.bias is None else module.bias.numel()
+    return total + sum(p.numel() for p in hf.parameters() if id(p) not in counted)
 
 
 def _held(folder: Path) -> int:

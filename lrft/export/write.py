@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lrft.core import stop
-from lrft.files.failure import check_room
 from lrft.files.fresh_folder import fresh_folder
 from lrft.files.sums import MANIFEST, folder_manifest
 from lrft.files.unchanging import Unchanging
@@ -21,7 +20,6 @@ def write_merged(dense: CausalLM, tokenizer: Tokenizer, folder: Path, shard_size
     """Fill a fresh folder as transformers has it: shards, config, generation config, tokenizer, chat template.
 
     Raises:
-        WriteError: there is no room for it.
         OSError: the disk is full or not writable.
     """
     write_classifier(dense.hf, tokenizer, folder, shard_size)
@@ -31,9 +29,8 @@ def write_classifier(hf: Any, tokenizer: Tokenizer, folder: Path, shard_size: st
     """The same of a sequence classifier of transformers, which generates nothing.
 
     Raises:
-        WriteError, OSError: as `write_merged`.
+        OSError: as `write_merged`.
     """
-    check_room(folder, sum(p.numel() * p.element_size() for p in hf.parameters()))
     hf.config._attn_implementation = "sdpa"
     with stop.at_once():
         hf.save_pretrained(folder, max_shard_size=shard_size)

@@ -86,7 +86,13 @@ def fresh_folder(
                 if final.exists():
                     final.rmdir()
                 os.rename(fresh.path, final)
-                sync(final.parent)
+                try:
+                    sync(final.parent)
+                except (
+                    OSError
+                ):  # nobody can tell whether it stays, and what is there would be refused next time
+                    shutil.rmtree(final, ignore_errors=True)
+                    raise
 
 
 def replace_folder(new: Path, final: Path, synced: set[str] | None = None) -> None:

@@ -64,7 +64,11 @@ def write_new_file(path: Path, content: str | bytes, name: str = "") -> None:
             os.fsync(descriptor)
             taken = not _take(scratch, path)
         if not taken:
-            sync(path.parent)
+            try:
+                sync(path.parent)
+            except OSError:  # nobody can tell whether it stays, and it would be refused next time
+                os.unlink(path)
+                raise
     if taken:
         raise FileExistsError(path)
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.reliability.faulty_disk import ERRORS, FaultyDisk
@@ -33,6 +34,7 @@ data:
 train: {{max_steps: 2, batch_size: 2, max_length: 160, save_every: 1, eval_every: 2, device: cpu}}
 eval: {{tasks: [loss]}}
 """
+PICTURES = ("--png", "curves") if find_spec("matplotlib") else ()
 LEFTOVER = re.compile(r"(\.[0-9a-f]{8})?\.tmp$|\.old$")
 TIMED = ("seconds", "tokens_per_second", "memory_bytes", "peak_memory_bytes")
 # Names whose content says when or how long, and is the same but for that.
@@ -66,7 +68,7 @@ COMMANDS = {
     "generate": Command(
         ("generate", "run", "prompts.txt", "--out", "answers.jsonl", "--max-new-tokens", "2")
     ),
-    "report": Command(("report", "run", "--out", "report.html")),
+    "report": Command(("report", "run", "--out", "report.html", *PICTURES)),
     "inspect": Command(("inspect", "run")),
     "recipes": Command(("recipes", "cp", "quickstart", "mine.yaml"), trained=False),
     **{

@@ -5,16 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.reliability.faulty_disk import ERRORS
-from tests.reliability.full_disk import COMMANDS, Bench, attack, everything
+from tests.reliability.full_disk import COMMANDS, attack, everything
 
 STRIDE = (
     7  # of the operations that are tried by `-m slow`; `python -m tests.reliability.full_disk` tries each
 )
-
-
-@pytest.fixture(scope="module")
-def bench(tiny, tmp_path_factory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("disk"), tiny())
 
 
 # Of every kind of operation one, in the command where it costs least: a share of the way, an errno, once or for good.
