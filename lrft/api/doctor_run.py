@@ -18,7 +18,8 @@ def check_run(folder: RunFolder) -> tuple[list[Check], list[str], list[str]]:
     path = folder.path
     recipe, records = _recipe(folder), _records(folder)
     steps = sorted(steps_in(folder.checkpoints), key=step_of)
-    broken = [f"{step.name}: {problem}" for step in steps if (problem := fault(step))]
+    damaged = {step: problem for step in steps if (problem := fault(step))}
+    broken = [f"{step.name}: {problem}" for step, problem in damaged.items()]
     odd = [name for name in remains(folder.checkpoints) if name not in {step.name for step in steps}]
     adapters = [folder.adapter, path / LAST, path / BEST]
     faults = [

@@ -87,10 +87,10 @@ def assemble(
         RecipeError: the optimizer cannot take these parameters, or the run is too short for a setting.
     """
     model, settings = adaptation.model, recipe.train
-    if recipe.optimizer.per_layer and accelerator.num_processes > 1:
-        message = "gradients that are freed at once cannot be summed over processes"
-        raise RecipeError(message, "optimizer.per_layer")
     processes, rank = accelerator.num_processes, accelerator.process_index
+    if recipe.optimizer.per_layer and processes > 1:
+        what = "gradients that are freed at once cannot be summed over processes"
+        raise RecipeError(what, "optimizer.per_layer")
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
     ends = schedule.ends_of(data.total_steps(settings.max_steps, settings.epochs), settings.extended)
@@ -113,12 +113,10 @@ def assemble(
         compiled=worth_compiling(recipe, adaptation, ends[0]),
         earlier_ends=tuple(ends[:-1]),
     )
-    began = how_it_began(run, text, adaptation, model.fingerprint, folder.processes)
+    began = how_it_began(run, text, adaptation, folder.processes)
     identity = Identity(recipe_hash, model.fingerprint, relied_on(run, adaptation, began))
-    reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
-    run.weights = ModelWeights(model, reload)
+    run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
-    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 
     def steps() -> Generator[StepBatches, None, None]:
         if not run.team.in_step:
@@ -126,7 +124,13 @@ def assemble(
         one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
         return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
+    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
     return Job(run, steps, objective, text, adaptation, identity, folder, began)
+
+
+def _loader(recipe: Recipe, trusted: bool) -> Callable[[], CausalLM]:
+    """Reads the base model again, for what looks at pretrained weights."""
+    return partial(load_model, recipe.model, trust_remote_code=trusted, seed=recipe.train.seed)
 
 
 def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
