@@ -18,7 +18,8 @@ def check_run(folder: RunFolder) -> tuple[list[Check], list[str], list[str]]:
     path = folder.path
     recipe, records = _recipe(folder), _records(folder)
     steps = sorted(steps_in(folder.checkpoints), key=step_of)
-    broken = [f"{step.name}: {problem}" for step in steps if (problem := fault(step))]
+    damaged = {step: problem for step in steps if (problem := fault(step))}
+    broken = [f"{step.name}: {problem}" for step, problem in damaged.items()]
     odd = [name for name in remains(folder.checkpoints) if name not in {step.name for step in steps}]
     adapters = [folder.adapter, path / LAST, path / BEST]
     faults = [
@@ -35,11 +36,10 @@ def check_run(folder: RunFolder) -> tuple[list[Check], list[str], list[str]]:
     told = [f"checkpoints/{name} is no checkpoint, and is left alone" for name in odd]
     if read_sums_or_none(folder) is None and not records:
         told.append(f"there is no {MANIFEST}, so the records are believed")
-    return (
-        checks,
-        told,
-        _next(folder, bool(recipe), bool(records or broken or faults), len(broken) < len(steps)),
-    )
+    then = _next(folder, bool(recipe), bool(records or faults), len(broken) < len(steps))
+    if len(broken) < len(steps):  # the others do without it
+        then += [f"rm -r {step}" for step in damaged]
+    return checks, told, then
 
 
 def read_sums_or_none(folder: RunFolder) -> object:
@@ -96,8 +96,8 @@ def _lines(folder: RunFolder) -> list[object]:
 def _next(folder: RunFolder, recipe: bool, damaged: bool, has_whole: bool) -> list[str]:
     """What to type; the recipe's own sentence says how it is put back."""
     path = folder.path
-    if recipe or not damaged:
+    if recipe:
         return []
-    if has_whole:
-        return [f"lrft train {path} --resume"]
-    return [f"lrft train {path / RECIPE} --out NEW"]
+    if not has_whole and remains(folder.checkpoints):
+        return [f"lrft train {path / RECIPE} --out NEW"]
+    return [f"lrft train {path} --resume"] if damaged else []

@@ -12,6 +12,7 @@ from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.registry.errors import DamagedFile, MissingFile, UsageError
 from lrft.registry.json import Json
+from lrft.training.adapter_folders import LAST
 from lrft.training.folder import PLAN, RESULT, RUN, RunFolder, places
 from lrft.training.relied import own_recipe
 from lrft.training.run_manifest import tell_once
@@ -93,8 +94,9 @@ def _result(folder: RunFolder, extensions: int) -> dict[str, Json] | None:
         raise DamagedFile(error.file, error.problem, remedy) from None
     if len(record.get("extended", [])) != extensions:
         return None
-    if problem := folder_fault(folder.adapter):
-        raise DamagedFile(folder.adapter, problem, remedy)
+    for one in (folder.adapter, folder.path / LAST):
+        if one.exists() and (problem := folder_fault(one)):
+            raise DamagedFile(one, problem, remedy)
     if is_covered(folder.adapter) and not folder.has(MANIFEST):
         raise MissingFile(folder.path / MANIFEST, "is missing", remedy)
     found: dict[str, Json] = result

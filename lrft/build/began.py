@@ -13,17 +13,14 @@ from lrft.training.trained_on import TrainedOn
 from lrft.training.versions import versions_of_numbers
 
 
-def how_it_began(
-    run: Run, text: Text, adaptation: Adaptation, base: str, processes: int | None
-) -> dict[str, Json]:
+def how_it_began(run: Run, text: Text, adaptation: Adaptation, processes: int | None) -> dict[str, Json]:
     """Values of run.json.
 
     Args:
-        base: the base model's fingerprint.
         processes: how many a run that is gone on with began with; None for a new one.
     """
     return {
-        "base_fingerprint": base,
+        "base_fingerprint": adaptation.model.fingerprint,
         "data": dict(text.fingerprints),
         "date": text.renderer.today.isoformat(),
         "total_steps": run.total_steps,

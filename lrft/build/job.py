@@ -93,8 +93,10 @@ def assemble(
         RecipeError: the optimizer cannot take these parameters, or the run is too short for a setting.
     """
     model, settings = adaptation.model, recipe.train
-    _check_processes(recipe, accelerator.num_processes)
     processes, rank = accelerator.num_processes, accelerator.process_index
+    if recipe.optimizer.per_layer and processes > 1:
+        what = "gradients that are freed at once cannot be summed over processes"
+        raise RecipeError(what, "optimizer.per_layer")
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
     ends = schedule.ends_of(data.total_steps(settings.max_steps, settings.epochs), settings.extended)
@@ -118,12 +120,10 @@ def assemble(
         earlier_ends=tuple(ends[:-1]),
         where="row {}".format if text.rows is None else text.rows.where,
     )
-    began = how_it_began(run, text, adaptation, model.fingerprint, folder.processes)
+    began = how_it_began(run, text, adaptation, folder.processes)
     identity = known_as(recipe_hash, run, adaptation, began, trained_on)
-    reload = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=settings.seed)
-    run.weights = ModelWeights(model, reload)
+    run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
-    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 
     def steps() -> Generator[StepBatches, None, None]:
         if not run.team.in_step:
@@ -131,13 +131,13 @@ def assemble(
         one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
         return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
+    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
     return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
 
 
-def _check_processes(recipe: Recipe, processes: int) -> None:
-    if recipe.optimizer.per_layer and processes > 1:
-        message = "gradients that are freed at once cannot be summed over processes"
-        raise RecipeError(message, "optimizer.per_layer")
+def _loader(recipe: Recipe, trusted: bool) -> Callable[[], CausalLM]:
+    """Reads the base model again, for what looks at pretrained weights."""
+    return partial(load_model, recipe.model, trust_remote_code=trusted, seed=recipe.train.seed)
 
 
 def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:

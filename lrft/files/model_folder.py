@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lrft.files.json import read_object
-from lrft.files.read import open_regular
-from lrft.files.records import AdapterConfig
+from lrft.files.read import leads_out, open_regular
+from lrft.files.records import AdapterConfig, Index
 from lrft.files.sums import folder_fault
 from lrft.files.tensors import check_tensor_file
 from lrft.registry.errors import DamagedFile
@@ -21,6 +21,7 @@ MOST = {
     ".jsonl": 512 * 2**20,
 }
 CONFIG = 16 * 2**20
+INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 SMALL = (
     "config.json",
@@ -50,6 +51,18 @@ def check_model_folder(folder: Path) -> None:
         elif path.suffix in MOST:
             most = CONFIG if path.name in SMALL else MOST[path.suffix]
             open_regular(path, most, root).close()
+    if (folder / INDEX).exists():
+        _check_index(folder, root)
+
+
+def _check_index(folder: Path, root: Path) -> None:
+    """Every shard that the index names is a file of the folder."""
+    names = set(read_object(folder / INDEX, Index, MOST[".json"], root)["weight_map"].values())
+    for name in sorted(names):
+        if leads_out(folder / name, root):
+            raise DamagedFile(
+                folder / INDEX, f"names {name!r}, which is no file of the folder", "name the folder of it"
+            )
 
 
 def _root(folder: Path) -> Path:

@@ -48,6 +48,8 @@ def _length(file: BufferedReader, path: Path) -> int:
     length = int.from_bytes(file.read(PREFIX), "little")
     if size < PREFIX or length > size - PREFIX:
         raise DamagedFile(path, f"is torn: its header would need {length:,} bytes, the file has {size:,}")
+    if length < len("{}"):
+        raise DamagedFile(path, "has no header, so it holds no tensors")
     if length > MOST:
         raise DamagedFile(path, f"has a header of {length:,} bytes, where at most {MOST:,} can be meant")
     return length

@@ -90,12 +90,14 @@ class KnownFiles:
         return os.path.lexists(self.path / name)
 
     def check_grown(self, name: str) -> None:
-        """Compare a file that grew while the run went on, once it is finished; nothing is known of it before.
+        """Compare a file that grew while the run went on, once that is finished; nothing is known of it before.
 
         Raises:
             MissingFile, DamagedFile: it is another by now.
         """
         path = self.path / name
+        if not self.has(RESULT):
+            return
         for entry in (read_sums(self.path) or {}).get(name, []):
             if problem := difference(path, entry, self.path):
                 raise DamagedFile(path, problem, f"remove {MANIFEST} to have it believed as it is")

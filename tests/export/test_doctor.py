@@ -79,9 +79,9 @@ def test_a_run_folder_passes_and_a_damaged_checkpoint_does_not(run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     with (copy / "checkpoints" / "step-3" / "optimizer.safetensors").open("ab") as file:
         file.write(b"x")
-    assert failed(copy) == [
-        "1 checkpoints are whole: step-3: optimizer.safetensors is damaged (its sha256 is not the manifest's)"
-    ]
+    (line,) = failed(copy)
+    assert line.startswith("1 checkpoints are whole: step-3: optimizer.safetensors is damaged (")
+    assert "longer than the" in line
     with pytest.raises(CheckpointError, match="1 of 6 checks failed; 1 checkpoints are whole"):
         judge(diagnose(copy))
 

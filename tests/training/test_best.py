@@ -57,6 +57,8 @@ def test_last_is_the_finished_adapter_and_best_that_of_the_best_step(whole):
     assert sums == [folder.keys() for folder in (last, best, adapter)]
     assert json.loads(last.pop("checkpoint.json")) == {"step": 8}
     assert json.loads(best.pop("checkpoint.json")) == {"step": 4, "eval_loss": 1.0}
+    said = [set(json.loads(one.pop("manifest.json"))["files"]) for one in (last, best, adapter)]
+    assert said == [{*last, "checkpoint.json"}, {*best, "checkpoint.json"}, set(adapter)]
     assert last == adapter and best.keys() == adapter.keys()
     assert best["adapter_model.safetensors"] != adapter["adapter_model.safetensors"]
     recipe, _, adaptation = open_run(find_checkpoint(whole, "step-4"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -17,9 +18,10 @@ from torch import nn
 from lrft.core.callback import Callback
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
-from lrft.registry.errors import LrftError
-from lrft.training import checkpoint, checkpoint_folder
+from lrft.registry.errors import DamagedFile, LrftError
+from lrft.training import checkpoint, checkpoint_folder, run_manifest
 from lrft.training.flatten import flatten, unflatten
+from lrft.training.folder import RunFolder
 from lrft.training.opened import OpenCheckpoint
 from tests.same_state import same
 
@@ -170,3 +172,26 @@ def test_two_callbacks_of_one_class_each_get_their_own_state_back(tmp_path):
     resumed = run_with(0, 0, 0)
     checkpoint.restore(resumed, OpenCheckpoint(folder))
     assert [callback.number for callback in resumed.callbacks] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_kill_between_the_records_and_their_sums_leaves_a_run_that_is_believed(tmp_path, monkeypatch, call):
+    """At whichever of the writes: old files and new ones are known until all are new."""
+    folder = RunFolder(tmp_path / "run")
+    folder.write_known({"plan.json": {}, "run.json": {"seed": 1}, "recipe.yaml": "seed: 1\n"})
+    real, calls = RunFolder.write, []
+
+    def write(self, name, content):
+        calls.append(name)
+        if len(calls) == call + 1:
+            raise KeyboardInterrupt
+        real(self, name, content)
+
+    monkeypatch.setattr(RunFolder, "write", write)
+    with contextlib.suppress(KeyboardInterrupt):
+        folder.write_known({"plan.json": {}, "run.json": {"seed": 2}, "recipe.yaml": "seed: 2\n"})
+    assert folder.read_whole("run.json")["seed"] in (1, 2)
+    assert run_manifest.read_checked(folder.path, "recipe.yaml") in (b"seed: 1\n", b"seed: 2\n")
+    (folder.path / "run.json").write_text('{"seed": 3}')
+    with pytest.raises(DamagedFile, match=r"run.json: is not what lrft wrote"):
+        folder.read_whole("run.json")

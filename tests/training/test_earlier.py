@@ -300,7 +300,8 @@ def test_another_adapter_in_the_same_place_is_refused_before_a_step_was_saved(ru
     loaded = written(f"model.adapter={tmp_path / 'first'}")
     train(loaded, tmp_path / "whole")
     (tmp_path / "whole" / "result.json").unlink()
-    shutil.rmtree(tmp_path / "whole" / "checkpoints")
+    for name in ("checkpoints", "last"):
+        shutil.rmtree(tmp_path / "whole" / name)
     shutil.rmtree(tmp_path / "first" / "checkpoints" / "step-3")
     with pytest.raises(UsageError, match=r"the adapter of model\.adapter changed"):
         train(loaded, tmp_path / "whole", resume=True)

@@ -80,21 +80,21 @@ def looked_at(trained) -> Path:
 
 @pytest.fixture
 def copied(tmp_path) -> Callable[..., Path]:
-    """`copied(run, "name")` -> a copy without its checkpoints, to be damaged."""
+    """`copied(run, "name")` -> a copy without its checkpoints and without sums, to be changed."""
 
     def copy(run: Path, name: str = "copy") -> Path:
-        return Path(shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints")))
+        return as_older(
+            Path(shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints")))
+        )
 
     return copy
 
 
 @pytest.fixture(scope="session")
 def edit() -> Callable[..., None]:
-    """`edit(file, key=value)` changes a JSON file, which has no sum then, as those of an older lrft."""
+    """`edit(file, key=value)` changes a JSON file."""
 
     def change(file: Path, **keys: object) -> None:
-        held = {**json.loads(file.read_text()), **keys}
-        file.write_text(json.dumps({key: value for key, value in held.items() if not key.endswith("sha256")}))
-        as_older(file.parent)
+        file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
 
     return change

@@ -122,7 +122,7 @@ def test_a_method_that_has_ranks_says_how_many(looked_at):
 def test_what_is_found_is_kept_in_the_run_folder_and_told_as_tables(looked_at):
     _, found, _ = looked_at
     kept = json.loads(find(found["of"]).path.joinpath("inspect", f"step-{found['step']}.json").read_text())
-    assert kept == json.loads(json.dumps(found))
+    assert kept.pop("sha256") and kept == json.loads(json.dumps(found))
     assert str(len(found["sites"])) in headline(found)
     assert of_modules(found).row_count == len({site["module"] for site in found["sites"]})
     assert of_sites(found).row_count == len(found["sites"]) and of_layers(found).row_count == 2

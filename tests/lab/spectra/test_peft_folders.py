@@ -10,7 +10,7 @@ import torch
 
 from lrft.lab.spectra.inspect import inspect
 from lrft.lab.spectra.measure import Look
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import DamagedFile, UsageError
 
 LINEAR = ["q_proj", "down_proj"]
 FOLDERS = {
@@ -190,10 +190,13 @@ def test_a_start_that_leaves_the_base_alone_is_read(plain, tmp_path, start):
 def test_damaged_files_are_refused_by_name(plain, tmp_path):
     copy = changed(plain, tmp_path)
     (copy / "adapter_model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(DamagedFile, match=r"adapter_model\.safetensors: is torn: its header would need"):
+        inspect(copy)
+    (copy / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
     with pytest.raises(UsageError, match=r"adapter_model\.safetensors: cannot be read"):
         inspect(copy)
     (copy / "adapter_config.json").write_text("{")
-    with pytest.raises(UsageError, match=r"adapter_config\.json: cannot be read"):
+    with pytest.raises(DamagedFile, match=r"adapter_config\.json: is torn: it ends in the middle"):
         inspect(copy)
 
 
