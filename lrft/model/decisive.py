@@ -61,7 +61,7 @@ def tokenizer_sums(tokenizer: Tokenizer, stops: set[int]) -> dict[str, str]:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts: dict[str, Json] = {}
-    if hasattr(backend, "to_str"):
+    if backend is not None and hasattr(backend, "to_str"):
         held = json.loads(backend.to_str())
         model = held.pop("model")
         parts = {key: value for key, value in held.items() if key not in OF_A_CALL}
