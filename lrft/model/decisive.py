@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from lrft.model import gguf
 from lrft.model.files import resolve, unloadable
@@ -32,7 +33,8 @@ DIGITS = 16  # of the sum of a part of a tokenizer
 def decisive_fields(section: ModelSection) -> dict[str, Json]:
     """The keys of the model's config.json that decide what it computes, dotted, as the file has them.
 
-    Of a GGUF file, whose configuration is derived from it, the digest of the file.
+    With them the sums of the files of a local model that brings its own code. Of a GGUF file, whose configuration is
+    derived from it, the digest of the file.
 
     Raises:
         RecipeError: it cannot be read.
@@ -46,11 +48,9 @@ def decisive_fields(section: ModelSection) -> dict[str, Json]:
         found, _ = PretrainedConfig.get_config_dict(name, **options)
     except (OSError, ValueError, KeyError) as error:
         raise unloadable(section.name, error) from None
-    return {
-        key: value
-        for key, value in _flat(found, "")
-        if not SAID_OTHERWISE & {*key.split(".")} and key[0] != "_"
-    }
+    plain = {key: value for key, value in _flat(found, "") if not key.startswith("_")}
+    fields = {key: value for key, value in plain.items() if not SAID_OTHERWISE & {*key.split(".")}}
+    return fields | (_code(Path(name)) if "auto_map" in found else {})
 
 
 def tokenizer_sums(tokenizer: Tokenizer, stops: set[int]) -> dict[str, str]:
@@ -61,7 +61,7 @@ def tokenizer_sums(tokenizer: Tokenizer, stops: set[int]) -> dict[str, str]:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts: dict[str, Json] = {}
-    if hasattr(backend, "to_str"):
+    if backend is not None and hasattr(backend, "to_str"):
         held = json.loads(backend.to_str())
         model = held.pop("model")
         parts = {key: value for key, value in held.items() if key not in OF_A_CALL}
@@ -88,6 +88,14 @@ def template_sum(tokenizer: Tokenizer) -> str | None:
 def sum_of(value: Json) -> str:
     """sha256 of a plain value."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _code(folder: Path) -> dict[str, Json]:
+    """The sum of every file of code in a folder, by its name; none of a model of the hub, whose revision says it."""
+    return {
+        f"code {path.name}": sum_of(path.read_text("utf-8", "replace"))
+        for path in sorted(folder.glob("*.py"))
+    }
 
 
 def _flat(value: Json, key: str) -> Iterator[tuple[str, Json]]:

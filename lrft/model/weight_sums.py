@@ -62,5 +62,5 @@ def sum_tensor(name: str, tensor: Tensor) -> str:
     """sha256 of one tensor, whose bytes are not copied where it lies on the CPU in one piece."""
     held = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{name} {tuple(held.shape)} {held.dtype}\n".encode())
-    digest.update(memoryview(held.reshape(-1).view(torch.uint8).numpy()))
+    digest.update(held.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -171,7 +171,7 @@ def test_changed_rows_are_refused(recipe_file, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         train(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=False)
     data.write_text("\n".join(rows[1:41]))
-    with pytest.raises(UsageError, match=r"the rows of data\.train or data.eval changed"):
+    with pytest.raises(UsageError, match=r"the rows of data\.train \(.*rows\.jsonl: \w+ -> \w+\) changed"):
         train(load_recipe(recipe_file(), overrides), tmp_path / "run", resume=True)
 
 
