@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import pty
 import shutil
 import signal
 import sys
@@ -354,3 +355,23 @@ def test_a_signal_in_the_final_evaluation_of_a_process_loses_no_score(given, tmp
     assert process.returncode == 143 and "Traceback" not in err
     said = "step 4 of 4 is saved, loss scored (in out/eval/adapter-unfinished.json), exact_match not; add --resume"
     assert said in err and out.startswith("loss: loss ")
+
+
+@SLOW
+def test_a_terminal_that_is_lost_does_not_cost_the_step(given, tmp_path):
+    """Its window is closed: every line that is still told would be an error."""
+    words = ["train", str(given / "tiny.yaml"), "train.max_steps=400", "--out", "out"]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(tmp_path)
+        os.environ |= {"PYTHONPATH": str(DATA.parents[2]), "OMP_NUM_THREADS": "1"}
+        os.execv(sys.executable, [sys.executable, "-m", "lrft", *words])
+    shown = b""
+    while b"step 2/400" not in shown:
+        shown += os.read(terminal, 1024)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    steps = [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()]
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert f"step-{len(lines)}" in steps and len(lines) < 400
