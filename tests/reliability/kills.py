@@ -65,12 +65,13 @@ class Trainings:
 
     Args:
         recipe: trains in seconds.
-        work: where runs go.
+        work: where runs go; what is there is removed.
         save_every: steps between checkpoints.
     """
 
     def __init__(self, recipe: Path, work: Path, save_every: int = 2) -> None:
         self.recipe, self.work, self.save_every = recipe, work, save_every
+        shutil.rmtree(work, ignore_errors=True)
         os.environ["OMP_NUM_THREADS"] = "1"
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(PRELOADED)
