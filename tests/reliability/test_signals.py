@@ -19,7 +19,7 @@ import pytest
 
 from lrft.cli import main
 from lrft.core import stop
-from tests.reliability.random_signals import started
+from tests.reliability.random_signals import listens, started
 from tests.reliability.struck import files_in, scratch_in, struck
 from tests.training.unbroken import same
 
@@ -331,18 +331,13 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks 
 @pytest.mark.parametrize("number", [INT, TERM, HUP])
 def test_a_signal_while_the_command_line_is_imported_is_one_sentence(number, tmp_path):
     process = started(["methods", "ls", "--json"], tmp_path)
-    while not _listens(process.pid):
+    while not listens(process):
         time.sleep(0.001)
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 128 + number
     assert err == f"error: {WORDS[number]}{stop.NOTHING}\n"
     assert json.loads(out)["error"]["exit_code"] == 128 + number
-
-
-def _listens(pid: int) -> bool:
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return bool(int(lines["SigCgt"], 16) >> (TERM - 1) & 1)
 
 
 @SLOW
