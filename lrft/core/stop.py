@@ -7,6 +7,7 @@ signal itself raises. A second signal is not waited for, and a third is the syst
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -51,6 +52,7 @@ class _State:
     at_once = 0
     handlers: dict[int, SignalHandler] | None = None  # those before ours; None where ours are not there
     hook: Callable[[Any], object] | None = None
+    terminals: tuple[int, ...] = ()  # of the standard streams
 
 
 def sentence(number: int, kept: str) -> str:
@@ -138,6 +140,7 @@ def listen() -> bool:
     _State.number = None
     _State.handlers = {}
     _State.hook, sys.unraisablehook = sys.unraisablehook, _unraisable
+    _State.terminals = tuple(stream for stream in (0, 1, 2) if os.isatty(stream))
     for number in SIGNALS:
         if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN:
             continue
@@ -193,8 +196,19 @@ def _handle(number: int, frame: FrameType | None) -> None:
         give_up()
         raise Stopped(_State.number)
     _State.number = number
+    _leave_lost_terminals()
     if not _State.held and (_State.at_once or _imports(frame)):
         raise Stopped(number)
+
+
+def _leave_lost_terminals() -> None:
+    """What is told to a terminal that is gone goes nowhere; else the error would come before the checkpoint."""
+    lost = [stream for stream in _State.terminals if not os.isatty(stream)]
+    if lost:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in lost:
+            os.dup2(nowhere, stream)
+        os.close(nowhere)
 
 
 def _imports(frame: FrameType | None) -> bool:

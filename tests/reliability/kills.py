@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,13 @@ class Trainings:
 
     Args:
         recipe: trains in seconds.
-        work: where runs go.
+        work: where runs go; what is there is removed.
         save_every: steps between checkpoints.
     """
 
     def __init__(self, recipe: Path, work: Path, save_every: int = 2) -> None:
         self.recipe, self.work, self.save_every = recipe, work, save_every
+        shutil.rmtree(work, ignore_errors=True)
         os.environ["OMP_NUM_THREADS"] = "1"
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(PRELOADED)
@@ -99,16 +101,20 @@ class Trainings:
         assert process.exitcode == 0, f"{out}: the training ended with {process.exitcode}"
         return int(synced.value)
 
-    def killed_anywhere(self, out: Path, draw: random.Random) -> bool:
-        """Kill a training at an instant drawn evenly from as long as one takes; False where it was over before."""
+    def killed_anywhere(self, out: Path, draw: random.Random, part: float = 1.0) -> bool:
+        """Kill a training at an instant drawn evenly from as long as one takes; False where it was over before.
+
+        Args:
+            part: of that time, from which the instant is drawn.
+        """
         process, _ = self.start(out)
-        time.sleep(draw.uniform(0.05, 1.0) * self.seconds)
+        time.sleep(draw.uniform(0.05, part) * self.seconds)
         return _killed(process)
 
-    def killed_in_a_save(self, out: Path, draw: random.Random) -> bool:
+    def killed_in_a_save(self, out: Path, draw: random.Random, part: float = 1.0) -> bool:
         """Kill a training while a checkpoint, or what follows it, is being written; False where it was over before."""
         process, synced = self.start(out, slow=True)
-        wanted = draw.randint(1, self.syncs)
+        wanted = draw.randint(1, max(1, round(part * self.syncs)))
         limit = time.monotonic() + PATIENCE
         while process.is_alive() and synced.value < wanted and time.monotonic() < limit:
             time.sleep(0.001)
@@ -136,7 +142,8 @@ def run_chains(
     trainings, draw, figures = Trainings(recipe, work), random.Random(seed), Figures()
     figures.save_every = trainings.save_every
     while figures.runs < count:
-        kills = [draw.choice((trainings.killed_in_a_save, trainings.killed_anywhere)) for _ in range(links)]
+        kinds = (trainings.killed_in_a_save, trainings.killed_anywhere)
+        kills = [partial(draw.choice(kinds), part=1 / links) for _ in range(links)]
         _one(trainings, figures, kills, False, draw, told)
     return figures
 
@@ -149,7 +156,7 @@ def _one(
     draw: random.Random,
     told: Callable[[str], object],
 ) -> None:
-    """One run killed so often and then ended; one that was over before a first kill met it counts nothing."""
+    """One run killed so often and then ended; one that was over before every kill had met it counts nothing."""
     out = trainings.work / "broken"
     shutil.rmtree(out, ignore_errors=True)
     met = 0
@@ -157,7 +164,7 @@ def _one(
         if kill(out, draw):
             met += 1
             figures.redone = max(figures.redone, _steps_to_redo(out))
-    if not met:
+    if met < len(kills):
         return
     figures.runs, figures.kills = figures.runs + 1, figures.kills + met
     figures.in_a_save += met if saving else 0

@@ -25,7 +25,6 @@ from tests.training.unbroken import same
 ROOT = Path(__file__).parents[2]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOON = 10.0  # seconds after the signal; a step of the tiny model is shorter
-STARTED = 0.25  # seconds in which an interpreter may not have come to lrft yet, which then has no say
 COMMANDS = {
     "train": ["train", "{recipe}", "--out", "out", "--resume"],
     "eval": ["eval", "run"],
@@ -79,6 +78,16 @@ def started(words: list[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
+def listens(process: subprocess.Popen[str]) -> bool:
+    """Whether it has come to lrft, which before has no say; where the system does not tell, after a moment."""
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():
+        time.sleep(0.3)
+        return True
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return bool(int(lines.get("SigCgt", "0"), 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def _as_from_a_terminal() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
@@ -99,7 +108,9 @@ def run_signals(
         seconds = references[name]
         folder = _folder(work, "broken", name)
         process, number = started(_words(name, recipe), folder), draw.choice(SIGNALS)
-        time.sleep(draw.uniform(STARTED, max(seconds, 2 * STARTED)))
+        while process.poll() is None and not listens(process):
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, seconds))
         if process.poll() is not None:
             process.communicate()
             continue
@@ -117,13 +128,15 @@ def run_signals(
 def _look(figures: Figures, where: str, code: int, number: int, err: str, folder: Path) -> None:
     """Note how a command that was signalled has ended."""
     said = [line for line in err.splitlines() if line.startswith("error: ")]
-    if code == 0:
+    if code == 0 or (
+        code == -number and not said
+    ):  # in the last moments of the process, which are the system's
         figures.finished += 1
     elif code == 128 + number:
         figures.stopped += 1
     else:
         figures.faults.append(f"{where}: exit code {code}: {err.strip()[-200:]}")
-    if "Traceback" in err or len(said) != (code != 0):
+    if "Traceback" in err or len(said) != (code > 0):
         figures.faults.append(f"{where}: said {err.strip()[-300:]!r}")
     if left := scratch_in(folder):
         figures.faults.append(f"{where}: left {', '.join(left)}")

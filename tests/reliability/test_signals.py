@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import pty
 import shutil
 import signal
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 from lrft.cli import main
 from lrft.core import stop
-from tests.reliability.random_signals import started
+from tests.reliability.random_signals import listens, started
 from tests.reliability.struck import files_in, scratch_in, struck
 from tests.training.unbroken import same
 
@@ -330,18 +331,13 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks 
 @pytest.mark.parametrize("number", [INT, TERM, HUP])
 def test_a_signal_while_the_command_line_is_imported_is_one_sentence(number, tmp_path):
     process = started(["methods", "ls", "--json"], tmp_path)
-    while not _listens(process.pid):
+    while not listens(process):
         time.sleep(0.001)
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 128 + number
     assert err == f"error: {WORDS[number]}{stop.NOTHING}\n"
     assert json.loads(out)["error"]["exit_code"] == 128 + number
-
-
-def _listens(pid: int) -> bool:
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return bool(int(lines["SigCgt"], 16) >> (TERM - 1) & 1)
 
 
 @SLOW
@@ -354,3 +350,23 @@ def test_a_signal_in_the_final_evaluation_of_a_process_loses_no_score(given, tmp
     assert process.returncode == 143 and "Traceback" not in err
     said = "step 4 of 4 is saved, loss scored (in out/eval/adapter-unfinished.json), exact_match not; add --resume"
     assert said in err and out.startswith("loss: loss ")
+
+
+@SLOW
+def test_a_terminal_that_is_lost_does_not_cost_the_step(given, tmp_path):
+    """Its window is closed: every line that is still told would be an error."""
+    words = ["train", str(given / "tiny.yaml"), "train.max_steps=400", "--out", "out"]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(tmp_path)
+        os.environ |= {"PYTHONPATH": str(DATA.parents[2]), "OMP_NUM_THREADS": "1"}
+        os.execv(sys.executable, [sys.executable, "-m", "lrft", *words])
+    shown = b""
+    while b"step 2/400" not in shown:
+        shown += os.read(terminal, 1024)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    steps = [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()]
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert f"step-{len(lines)}" in steps and len(lines) < 400
