@@ -16,6 +16,7 @@ from lrft.model.origin import hub_id
 from lrft.model.take_over import KEY, Trained, check_sites
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.errors import RecipeError
+from lrft.registry.foreign_folder import check_folder
 from lrft.registry.json import Json
 
 PREFIX = "base_model.model."
@@ -34,12 +35,17 @@ def read_peft(
     Raises:
         RecipeError: no method reads it, or it is of another model.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not (folder / FILE).is_file():
         raise RecipeError(f"{folder} has no {FILE}; save the adapter with safetensors", KEY)
-    keys: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    tensors = load_file(str(folder / FILE), device="cpu")
+    check_folder(folder, KEY)
+    try:
+        keys: dict[str, Any] = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        tensors = load_file(str(folder / FILE), device="cpu")
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
+        raise RecipeError(f"{folder} cannot be read ({error})", KEY) from None
     cls = _reader(folder, keys, wanted)
     form = cls.peft_form()
     assert form is not None and form.read is not None

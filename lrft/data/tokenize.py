@@ -125,7 +125,7 @@ class Renderer:
         return token_ids(self.tokenizer, self.template.render(example.messages, example.tools, prompt=True))
 
     def prompt_ids(self, row: Row) -> list[int]:
-        """What generation starts from; of raw text what the tokenizer puts in front, maybe nothing."""
+        """What generation starts from; of raw text, what the tokenizer puts in front."""
         return self.question(row).prompt
 
     def reference(self, row: Row) -> str:
@@ -135,8 +135,7 @@ class Renderer:
     def _documents(self, row: Row) -> tuple[list[Drawn], Notes]:
         """The row before any cut, one document or the two of a pair, and what of it they do not hold."""
         example = self.format.completed(row)
-        if self.too_long != "windows":  # in which a document may be as long as it likes
-            check_size(example)
+        check_size(example, self.too_long == "windows")
         notes = self.format.unread(row)
         drawn = []
         for one in example.answers():
@@ -191,7 +190,7 @@ class Renderer:
 
     def _cut(self, text: str, spans: list[Span]) -> tuple[Sewn, list[tuple[int, int, int]]]:
         """The tokens, and of each answer the first, the first of its own words, and one past the last."""
-        firm = {span.start for span in spans} | {span.words for span in spans}
+        firm = {place for span in spans for place in (span.start, span.words)}
         bounds = sorted(firm | {span.end for span in spans})
         made = sewn(self.tokenizer, text, [(bound, bound in firm) for bound in bounds])
         at = [made.at[bisect_left(bounds, place)] for s in spans for place in (s.start, s.words, s.end)]
@@ -216,8 +215,7 @@ class Renderer:
         prompt = drawn.ids[: drawn.begin]
         if drawn.merged:
             prompt = token_ids(self.tokenizer, text[: last.words])
-        answer = self._answer(drawn)
-        reference = thought(message)[1]
+        answer, reference = self._answer(drawn), thought(message)[1]
         if not isinstance(message["content"], str) or message.get("tool_calls"):
             reference = said(self.tokenizer, answer, between)  # as the template writes it
         return Question(prompt, answer, reference, given, between)

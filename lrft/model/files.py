@@ -9,6 +9,7 @@ from typing import TypedDict
 from lrft.data.hub import offline_if_unreachable
 from lrft.model import gguf
 from lrft.registry.errors import RecipeError
+from lrft.registry.foreign_folder import check_folder
 from lrft.registry.secrets import masked
 
 
@@ -27,7 +28,9 @@ def resolve(name: str, revision: str | None, dtype: str | None = None) -> tuple[
     path = gguf.locate(name)
     if path is not None:
         return str(gguf.described(path) if dtype is None else gguf.converted(path, dtype)), {}
-    if not Path(name).is_dir():
+    if Path(name).is_dir():
+        check_folder(Path(name), "model.name")
+    else:
         offline_if_unreachable()
     return name, {"revision": revision} if revision else {}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from lrft.core.adapter import Factors
 from lrft.registry.axes import INITS
 from lrft.registry.errors import UsageError
+from lrft.registry.foreign_folder import check_folder
 from lrft.registry.peft_pattern import value_at
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -134,6 +135,7 @@ def _keeps_the_base(start: object) -> bool:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    check_folder(path.parent, "inspect")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
