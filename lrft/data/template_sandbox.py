@@ -73,7 +73,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.optimized = False
         self.finalize = _written
         self.filters = _Filters(self, self.filters)
-        self.tests = {name: _stepped(self, test) for name, test in self.tests.items()}
+        tests: dict[str, Any] = dict(self.tests)
+        self.tests = {name: _stepped(self, test) for name, test in tests.items()}
         self._paid = threading.local()
 
     @property
@@ -224,10 +225,8 @@ class _Metered(NodeTransformer):
 
     def _counted(self, node: Body) -> Body:
         self.generic_visit(node)
-        texts = (*node.find_all(nodes.TemplateData), *node.find_all(nodes.Const))
-        own = sum(
-            len(text.data if isinstance(text, nodes.TemplateData) else str(text.value)) for text in texts
-        )
+        own = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
+        own += sum(len(str(text.value)) for text in node.find_all(nodes.Const))
         payment = nodes.ExprStmt(_call("step", nodes.Const(own)))
         node.body.insert(0, payment.set_lineno(node.lineno))
         return node
