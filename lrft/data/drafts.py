@@ -48,19 +48,18 @@ class Draft:
     notes: Notes
 
 
-def draft_of(row: Row, format: Format, template: ChatTemplate, scored: bool, bounded: bool = True) -> Draft:
+def draft_of(row: Row, format: Format, template: ChatTemplate, scored: bool, windows: bool = False) -> Draft:
     """The row as text.
 
     Args:
         scored: whole texts are given a label, or of a pair each a score.
-        bounded: refuse what no model could read at once, before it is rendered.
+        windows: the row is learnt in windows, so that it may be as long as it likes.
 
     Raises:
         DataError: the format or the chat template cannot use the row.
     """
     example = format.completed(row)
-    if bounded:
-        check_size(example)
+    check_size(example, windows)
     notes, documents = format.unread(row), []
     for one in example.texts(scored):
         document, missing = _written(one, template)

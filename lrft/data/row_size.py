@@ -10,8 +10,11 @@ LONGEST = 5_000_000  # characters, about a million tokens; a long novel has 3,00
 TURNS = 2_000  # messages; each answer is found by rendering the conversation up to it
 
 
-def check_size(example: Example) -> None:
+def check_size(example: Example, windows: bool = False) -> None:
     """Refuse an example that is far beyond what can be trained on.
+
+    Args:
+        windows: it is learnt in windows, so that a document may be as long as it likes.
 
     Raises:
         DataError: its text is too long, or its conversation has too many messages.
@@ -23,7 +26,7 @@ def check_size(example: Example) -> None:
                 "so divide it"
             )
         length = len(one.prompt) + len(one.completion) + sum(map(len, leaves([*one.messages])))
-        if length > LONGEST:
+        if length > LONGEST and not windows:
             raise DataError(
                 f"the row has {length:,} characters; at most {LONGEST:,} are taken as one row, so divide or remove it"
             )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Template, nodes, pass_context
 from jinja2.runtime import Context
@@ -30,6 +30,7 @@ from lrft.data.template_costs import (
     before_operator,
 )
 
+Body = TypeVar("Body", nodes.For, nodes.Macro, nodes.CallBlock)
 LONGEST = 400_000  # characters of a template; the longest that ship have some 30,000
 NO_METHODS = {"to_bytes", "from_bytes"}  # of numbers: bytes without end
 
@@ -72,7 +73,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.optimized = False
         self.finalize = _written
         self.filters = _Filters(self, self.filters)
-        self.tests = {name: _stepped(self, test) for name, test in self.tests.items()}
+        tests: dict[str, Any] = dict(self.tests)
+        self.tests = {name: _stepped(self, test) for name, test in tests.items()}
         self._paid = threading.local()
 
     @property
@@ -144,11 +146,11 @@ def _written(context: Context, value: Any) -> Any:
     return value
 
 
-def _stepped(environment: BoundedEnvironment, test: Callable[..., bool]) -> Callable[..., bool]:
+def _stepped(environment: BoundedEnvironment, test: Callable[..., Any]) -> Callable[..., Any]:
     """A test that counts as a step: `select` asks it of every item, without a loop of the template."""
 
     @functools.wraps(test)
-    def stepped(*args: Any, **kwargs: Any) -> bool:
+    def stepped(*args: Any, **kwargs: Any) -> Any:
         environment.step(0)
         return test(*args, **kwargs)
 
@@ -221,12 +223,10 @@ class _Metered(NodeTransformer):
         self.generic_visit(node)
         return _charged(node) if node.ctx == "load" else node
 
-    def _counted(self, node: Any) -> Any:
+    def _counted(self, node: Body) -> Body:
         self.generic_visit(node)
-        texts = (*node.find_all(nodes.TemplateData), *node.find_all(nodes.Const))
-        own = sum(
-            len(text.data if isinstance(text, nodes.TemplateData) else str(text.value)) for text in texts
-        )
+        own = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
+        own += sum(len(str(text.value)) for text in node.find_all(nodes.Const))
         payment = nodes.ExprStmt(_call("step", nodes.Const(own)))
         node.body.insert(0, payment.set_lineno(node.lineno))
         return node

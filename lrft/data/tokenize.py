@@ -95,8 +95,7 @@ class Renderer:
 
     def draft(self, row: Row) -> Draft:
         """The row as text (`lrft.data.drafts`)."""
-        # A document that is learnt in windows may be as long as it likes.
-        return draft_of(row, self.format, self.template, bool(self.labels), self.too_long != "windows")
+        return draft_of(row, self.format, self.template, bool(self.labels), self.too_long == "windows")
 
     def finished(self, draft: Draft) -> list[Encoded]:
         """The same of a row that is text already.
@@ -141,7 +140,7 @@ class Renderer:
         return token_ids(self.tokenizer, self.template.render(example.messages, example.tools, prompt=True))
 
     def prompt_ids(self, row: Row) -> list[int]:
-        """What generation starts from; of raw text what the tokenizer puts in front, maybe nothing."""
+        """What generation starts from; of raw text, what the tokenizer puts in front."""
         return self.question(row).prompt
 
     def reference(self, row: Row) -> str:
@@ -218,8 +217,7 @@ class Renderer:
         prompt = drawn.ids[: drawn.begin]
         if drawn.merged:
             prompt = token_ids(self.tokenizer, text[: last.words])
-        answer = self._answer(drawn)
-        reference = thought(message)[1]
+        answer, reference = self._answer(drawn), thought(message)[1]
         if not isinstance(message["content"], str) or message.get("tool_calls"):
             reference = said(self.tokenizer, answer, between)  # as the template writes it
         return Question(prompt, answer, reference, given, between)

@@ -12,15 +12,19 @@ from lrft.files.sums import folder_fault
 from lrft.files.tensors import check_tensor_file
 from lrft.registry.errors import DamagedFile
 
-# Ending -> bytes that such a file may have; what is not here, libraries do not read into memory.
+# Ending -> bytes that such a file may have; what is not here, libraries do not read into memory. The largest tokenizers
+# have 40 MB, the largest indexes of weights 10.
+MIB = 2**20
 MOST = {
-    ".json": 512 * 2**20,
-    ".jinja": 2**20,
-    ".model": 512 * 2**20,
-    ".txt": 512 * 2**20,
-    ".jsonl": 512 * 2**20,
+    ".json": 64 * MIB,
+    ".jinja": MIB,
+    ".model": 64 * MIB,
+    ".txt": 64 * MIB,
+    ".jsonl": 64 * MIB,
+    ".yaml": MIB,
 }
-CONFIG = 16 * 2**20
+TOKENIZER, LARGEST_TOKENIZER = "tokenizer.json", 256 * MIB
+CONFIG = 16 * MIB
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 SMALL = (
@@ -50,6 +54,7 @@ def check_model_folder(folder: Path) -> None:
             check_tensor_file(path, root)
         elif path.suffix in MOST:
             most = CONFIG if path.name in SMALL else MOST[path.suffix]
+            most = LARGEST_TOKENIZER if path.name == TOKENIZER else most
             open_regular(path, most, root).close()
     if (folder / INDEX).exists():
         _check_index(folder, root)

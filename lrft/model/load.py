@@ -158,7 +158,7 @@ def load_config(section: ModelSection, trust_remote_code: bool = False) -> Model
     name, options = resolve(section.name, section.revision)
     try:
         config: ModelConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever transformers makes of what a stranger wrote
         raise unloadable(section.name, error) from None
     check_config(section.name, config)
     stretch(config, section)

@@ -68,7 +68,7 @@ def _read(section: ModelSection, trusted: bool) -> tuple[str, tuple[str, Where],
     try:
         with stop.at_once():
             found = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever transformers makes of what a stranger wrote
         raise unloadable(source[0], error, key) from None
     # transformers finds names of special tokens when they are asked for
     return key, (name, options), cast(Tokenizer, found)
