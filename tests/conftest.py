@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,35 @@ def pytest_collection_finish() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and not torch.accelerator.is_available():
         torch.manual_seed = torch.default_generator.manual_seed
+
+
+@pytest.fixture(autouse=True)
+def nothing_reaches_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test opens a connection to another machine, or asks for its address: it fails, also where that was caught."""
+    tried: list[object] = []
+
+    def refuse(original: Callable[..., Any], host_of: Callable[..., object]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            host = host_of(*arguments)
+            if host in (None, "", b"") or _is_here(str(host)):
+                return original(*arguments, **named)
+            tried.append(host)
+            raise OSError(errno.ENETUNREACH, f"a test asked for {host}")
+
+        return call
+
+    def peer(sock: socket.socket, address: Any) -> object:
+        return address[0] if sock.family in (socket.AF_INET, socket.AF_INET6) else None
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse(socket.getaddrinfo, lambda host, *_: host))
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse(getattr(socket.socket, name), peer))
+    yield
+    assert not tried, f"reached for {tried} outside this machine"
+
+
+def _is_here(host: str) -> bool:
+    return host in ("localhost", "::1", "0.0.0.0", "::", socket.gethostname()) or host.startswith("127.")
 
 
 def _is_fast(item: pytest.Item) -> bool:

@@ -50,7 +50,7 @@ CASES = [
     ("  lr: 2e-4", "  rank: 4", "optimizer.rank", 8, "write it as adapter.rank"),
     ("  lr: 2e-4", "  ratio: 4", "optimizer.ratio", 8, "a setting of lora_plus"),
     ("  lr: 2e-4", "  lr: 1" + "0" * 400, "optimizer.lr", 8, "too many digits"),
-    ("  lr: 2e-4", "  weight_decay: -0.1", "optimizer.weight_decay", 8, "a number at least 0 and at most 1000000, not -0.1"),
+    ("  lr: 2e-4", "  weight_decay: -0.1", "optimizer.weight_decay", 8, "at least 0 and at most 1000000, not -0.1"),
     ("schedule: cosine", "schedule: cosin", "schedule.method", 9, "did you mean cosine?"),
     ("schedule: cosine", "schedule: cosine\ninit: null", "init", 10, "an adapter needs a start"),
     ("schedule: cosine", "schedule: 5", "schedule", 9, "not 5"),
