@@ -3,6 +3,8 @@
 The public names below are imported when they are asked for, so that importing lrft costs nothing.
 """
 
+from os import environ as _environ
+
 __version__ = "0.1.0"
 __all__ = ["Adapter", "Recipe", "__version__", "evaluate", "load_recipe", "merge", "train"]
 
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     from lrft.core.adapter import Adapter
     from lrft.recipe.load import load_recipe
     from lrft.recipe.schema import Recipe
+
+
+# Before any library that counts its users is imported; who wants to be counted sets them to 0.
+for _name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    _environ.setdefault(_name, "1")
 
 
 def __getattr__(name: str) -> object:

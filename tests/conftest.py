@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib.util
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ import pytest
 from tests.selected import ASIDE, KEPT, LONG, ON_DEMAND, STORAGES
 
 ROOT = Path(__file__).parents[1]
+OUTSIDE: list[object] = []  # other machines that the test at work asked for, also where that was caught
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.fsync = _no_power_is_cut
+    _stay_on_this_machine()
     if hasattr(config, "workerinput"):
         import torch
 
@@ -61,6 +65,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     notes = sys.modules.get("lrft.core.notes")
     assert notes is None or not notes.silent(), "notes stay silenced for the tests that come after"
+    reached, OUTSIDE[:] = list(OUTSIDE), []
+    assert not reached, f"reached for {reached} outside this machine"
 
 
 def pytest_collection_finish() -> None:
@@ -92,6 +98,31 @@ def _mark_on_demand(items: list[pytest.Item]) -> None:
     ]
     if unmet and not chosen:
         raise pytest.UsageError(f"tests/selected.py: no test begins with {', '.join(unmet)}")
+
+
+def _stay_on_this_machine() -> None:
+    """Refuse connections to other machines, and questions for their addresses, and remember them."""
+
+    def refuse(original: Callable[..., Any], host_of: Callable[..., object]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            host = host_of(*arguments)
+            if host in (None, "", b"") or _is_here(str(host)):
+                return original(*arguments, **named)
+            OUTSIDE.append(host)
+            raise OSError(errno.ENETUNREACH, f"a test asked for {host}")
+
+        return call
+
+    def peer(sock: socket.socket, address: Any) -> object:
+        return address[0] if sock.family in (socket.AF_INET, socket.AF_INET6) else None
+
+    socket.getaddrinfo = refuse(socket.getaddrinfo, lambda host, *_: host)
+    for name in ("connect", "connect_ex"):
+        setattr(socket.socket, name, refuse(getattr(socket.socket, name), peer))
+
+
+def _is_here(host: str) -> bool:
+    return host in ("localhost", "::1", "0.0.0.0", "::", socket.gethostname()) or host.startswith("127.")
 
 
 def _is_fast(item: pytest.Item) -> bool:

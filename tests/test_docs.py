@@ -16,6 +16,7 @@ import make_quickstart_data
 import methods_pages
 import performance_page
 import recipe_page
+import reliability_page
 from lrft.recipe.load import load_recipe
 from lrft.registry import axes
 from lrft.registry.axes import ANALYSES, AXES, FORMATS, SIGNALS, TASKS
@@ -153,7 +154,7 @@ def test_a_docstring_has_a_one_line_summary_and_no_filler(axis, name):
 
 @pytest.mark.parametrize(
     "script",
-    [methods_pages, recipe_page, data_page, choosing_page, performance_page],
+    [methods_pages, recipe_page, data_page, choosing_page, performance_page, reliability_page],
     ids=lambda s: s.__name__,
 )
 def test_what_a_script_writes_is_current(script):

@@ -7,6 +7,9 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from lrft.commands.output import Json, result
 from lrft.registry.json import Json as Value
@@ -28,8 +31,17 @@ PACKAGES = (
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
-def env_command(as_json: Json = False) -> None:
+def env_command(
+    sbom: Annotated[
+        bool, typer.Option("--sbom", help="Print all installed packages as CycloneDX JSON instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Print versions and hardware, to paste into a bug report."""
+    if sbom:
+        from lrft.commands.sbom import bill_of_materials
+
+        return result(bill_of_materials(), True, _show)
     result(system_facts(), as_json, _show)
 
 

@@ -66,7 +66,7 @@ OPTIONS = {
     "methods show": {"--json"},
     "data show": {"--rows", "--at", "--split", "--ids", "--packed", "--trust-remote-code", *TALK},
     "data check": {"--trust-remote-code", *TALK},
-    "env": {"--json"},
+    "env": {"--json", "--sbom"},
 }
 
 
