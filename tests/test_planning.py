@@ -207,6 +207,18 @@ def test_a_shape_found_here_is_the_one_that_torch_finds(keep):
         lambda x, y: y.clamp_min(1e-3),
         lambda x, y: torch.tanh(x / 2),
         lambda x, y: torch.log_softmax(y, -1),
+        lambda x, y: y.mT @ y,
+        lambda x, y: torch.mm(y, y.mT, out=y.new_empty(3, 3)),
+        lambda x, y: x.amax(-1, keepdim=keep),
+        lambda x, y: x.amax((0, 2), keepdim=keep),
+        lambda x, y: x.sum((0, -1), keepdim=keep),
+        lambda x, y: x.sum(-1, keepdim=keep, dtype=torch.float32),
+        lambda x, y: x.mean((1, 2), keepdim=keep),
+        lambda x, y: x.argmax(-1).sum(-1, keepdim=keep),
+        lambda x, y: torch.empty_like(x, dtype=torch.float32),
+        lambda x, y: torch.zeros_like(x.long()),
+        lambda x, y: y.gather(0, y[:2].long()),
+        lambda x, y: x.index_add(0, x[:, 0, 0].long(), x),
     ]
     for call in calls:
         real, meta = call(a, b), None

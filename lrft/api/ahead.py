@@ -102,6 +102,8 @@ def _assumptions(recipe: Recipe, undecided: bool, where: Device) -> list[str]:
         found.append("ranks are the recipe's, before a planner that looks at weights or data has had its say")
     if recipe.model.compile:
         found.append("the model is planned as it runs without torch.compile")
+    if settings.shard_base:
+        found.append("one process is planned, which holds the whole base; train.shard_base is left out")
     if where["kind"] == "cuda":
         found.append("what the allocator leaves unused between blocks is left out; a few percent are usual")
     return found

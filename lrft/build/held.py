@@ -14,8 +14,12 @@ from torch.utils._pytree import tree_leaves
 # Calls on each entry by itself whose result has the type that torch promotes their first two arguments to.
 SAME_TYPE = frozenset("add sub rsub mul div pow rsqrt sqrt neg tanh exp log silu clamp_min".split())
 # Calls whose result is like their first argument.
+# Calls on a dimension, or several, that are taken together.
+OVER_DIMENSIONS = {"amax", "sum", "mean"}
+PRODUCTS = {"mm", "addmm"}
+MADE_LIKE = {"empty_like", "zeros_like", "ones_like"}
 LIKE_FIRST = frozenset(
-    "_softmax_backward_data masked_fill silu_backward gelu_backward tanh_backward gelu _log_softmax".split()
+    "_softmax_backward_data masked_fill silu_backward gelu_backward tanh_backward gelu _log_softmax index_add scatter_add".split()
 )
 
 
@@ -89,32 +93,46 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     than a plan. So the commonest are found here; the others are left to torch.
     """
     given = list(_tensors(args))
-    if not given or kwargs.get("out") is not None or not all(value.is_meta for value in given):
+    name, out = function._schema.name.removeprefix("aten::"), kwargs.get("out")
+    if name in PRODUCTS and out is not None and out.is_meta:
+        return out
+    if not given or out is not None or not all(value.is_meta for value in given):
         return function(*args, **kwargs)
-    name = function._schema.name.removeprefix("aten::")
     if name.endswith("_") and function._schema.is_mutable:
         return args[0]
     shape, dtype = None, given[0].dtype
     if name == "nll_loss_forward":
         shape = list(given[1].shape) if args[3] == 0 else []
         return tuple(torch.empty(size, dtype=dtype, device="meta") for size in (shape, []))
-    if name in LIKE_FIRST:
+    if name in MADE_LIKE:
+        shape, dtype = list(given[0].shape), kwargs.get("dtype") or dtype
+    elif name in LIKE_FIRST:
         shape = list(given[0].shape)
     elif name in SAME_TYPE:
         shape = _broadcast([value.shape for value in given])
         dtype = dtype if len(args) == 1 else torch.result_type(*args[:2])
-    elif name == "mean" and len(args) == 3 and args[2] and args[1] == [-1]:
-        shape = [*given[0].shape[:-1], 1]
+    elif name in OVER_DIMENSIONS and len(args) > 1 and isinstance(args[1], list) and dtype.is_floating_point:
+        keeps = len(args) > 2 and args[2]
+        shape, dtype = _reduced(given[0].shape, args[1], keeps), kwargs.get("dtype") or dtype
     elif name == "cat" and all(value.ndim for value in given):
         axis = args[1] if len(args) > 1 else 0
         shape = list(given[0].shape)
         shape[axis] = sum(value.shape[axis] for value in given)
+    elif name == "gather":
+        shape = list(given[1].shape)
     elif name == "stack":
         shape = list(given[0].shape)
         shape.insert(args[1] if len(args) > 1 else 0, len(given))
-    elif name == "addmm":
-        shape = [given[1].shape[0], given[2].shape[1]]
+    elif name in PRODUCTS:
+        left, right = given[-2:]
+        shape = [left.shape[0], right.shape[1]]
     return function(*args, **kwargs) if shape is None else torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _reduced(shape: torch.Size, dimensions: list[int], keeps: bool) -> list[int]:
+    """What is left of a shape by a reduction over some dimensions; over all of them where none is named."""
+    gone = {k % len(shape) for k in dimensions or range(len(shape))}
+    return [1 if k in gone else size for k, size in enumerate(shape) if keeps or k not in gone]
 
 
 def _broadcast(shapes: list[torch.Size]) -> list[int]:

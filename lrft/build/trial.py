@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +163,7 @@ def _try(
             return Cost(output, most)
         seed = torch.empty_like(y)
         held.mark()
-        torch.autograd.backward(y, seed)
+        _pull(y, seed)
         # The output is held here by name, where training has let it go.
         peak = held.peak - output
     grads = [p.grad for p in module.parameters() if p.grad is not None]
@@ -171,6 +171,12 @@ def _try(
     for parameter in module.parameters():
         parameter.grad = None
     return Cost(kept, most, peak, size)
+
+
+def _pull(y: Tensor, seed: Tensor) -> None:
+    """`torch.autograd.backward(y, seed)` without its look at symbolic shapes, whose import takes longer than a plan."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.run_backward((y,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def _places(shape: Shape) -> tuple[tuple[int, int, int], ...]:

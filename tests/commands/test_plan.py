@@ -40,6 +40,25 @@ def test_a_plan_is_one_document_with_the_numbers_of_its_text(call, root):
     assert found["base_parameters"] == 8_030_261_248
 
 
+def test_what_a_plan_leaves_out_is_said_in_a_line(call, root):
+    found = call("plan", root / LORA, LLAMA, "--device", "80GiB", "train.shard_base=true").out
+    assert "- one process is planned, which holds the whole base; train.shard_base is left out" in found
+    found = call("plan", root / LORA, LLAMA, "--device", "80GiB", "model.compile=true").out
+    assert "- the model is planned as it runs without torch.compile" in found and "shard_base" not in found
+
+
+def test_a_plan_imports_no_compiler_and_no_transformers(root):
+    """Either takes longer than the plan itself."""
+    code = (
+        "import sys; from lrft.api.ahead import plan_ahead\n"
+        f"plan_ahead({str(root / LORA)!r}, '80GiB', overrides=[{LLAMA!r}])\n"
+        "found = {'sympy', 'torch._dynamo', 'torch._inductor', 'transformers', 'datasets'} & sys.modules.keys()\n"
+        "sys.exit(', '.join(found))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_size_that_is_none_is_a_usage_error(call, root):
     found = call("plan", root / LORA, LLAMA, "--device", "plenty", "--json")
     assert found.code == 2
