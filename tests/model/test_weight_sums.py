@@ -47,7 +47,13 @@ def no_hashing(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "tied"), [("llama", True), ("llama", False), ("gpt2", True), ("bamba", False)]
+    ("family", "tied"),
+    [
+        ("llama", True),
+        ("gpt2", True),
+        pytest.param("llama", False, marks=pytest.mark.slow),
+        pytest.param("bamba", False, marks=pytest.mark.slow),
+    ],
 )
 def test_read_one_by_one_they_are_those_of_the_whole(tiny, monkeypatch, family, tied):
     folder = tiny(family, tied=tied)

@@ -136,6 +136,7 @@ def test_an_edited_configuration_is_refused_by_its_key(bench, keys, match):
     bench.refused(match)
 
 
+@pytest.mark.slow
 def test_who_wrote_the_configuration_changes_nothing(bench):
     edit_config(bench, transformers_version="4.0.0", _name_or_path="elsewhere")
     bench.resume()
@@ -253,6 +254,7 @@ def test_a_checkpoint_of_other_versions_says_so_and_goes_on(bench, capsys):
     assert len(said) == 1 and "step-2 was made under other versions (torch 2.1.0 -> " in said[0]
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_other_versions_write_otherwise_is_told(bench, capsys):
     manifest = bench.run / "checkpoints" / "step-2" / "manifest.json"
     held = json.loads(manifest.read_text())
@@ -297,6 +299,7 @@ def test_a_report_says_what_it_scored_and_what_it_replaces(bench, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_read_or_gave_other_numbers_is_told(bench, capsys):
     evaluate(bench.run, limit=1)
     report = bench.run / "eval" / "adapter.json"
