@@ -37,7 +37,7 @@ class Figures:
 
     Attributes:
         runs: trainings that were killed at least once, and ended.
-        kills: processes that were killed, `in_a_save` of them between two fsyncs of a checkpoint.
+        kills: processes that were killed; `in_a_save`, where that was asked for, between two fsyncs of a checkpoint.
         identical: runs that ended with the bytes and the losses of the one that was never killed.
         redone: the most steps that a run took again after a kill, of `save_every` that are allowed.
         faults: one line for each run that did not.
