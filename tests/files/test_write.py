@@ -85,21 +85,20 @@ def test_whatever_operation_fails_there_is_the_old_or_the_new_and_nothing_else(t
     new = read(whole)
     assert made in new and disk.done
     for at in range(1, len(disk.done) + 1):
-        for number in ERRORS:
-            place = before(tmp_path / f"{at}-{number}")
-            broken = FaultyDisk(place, at, number, stays)
-            try:
-                with broken.at_work():
-                    work(place)
-            except WriteError as error:
-                assert os.strerror(number) in str(error) and "\n" not in str(error), broken.done
-                assert error.number == number and str(error).count("could not be written") == 1
-            else:
-                assert broken.done[at - 1].split()[0] in ("exchange", "link"), broken.done
-            assert read(place) in (old, new), broken.done
-            if read(place) == old:  # and the same again works
+        number, place = ERRORS[at % 4], before(tmp_path / str(at))
+        broken = FaultyDisk(place, at, number, stays)
+        try:
+            with broken.at_work():
                 work(place)
-                assert read(place) == new, broken.done
+        except WriteError as error:
+            assert os.strerror(number) in str(error) and "\n" not in str(error), broken.done
+            assert error.number == number and str(error).count("could not be written") == 1
+        else:
+            assert broken.done[at - 1].split()[0] in ("exchange", "link"), broken.done
+        assert read(place) in (old, new), broken.done
+        if read(place) == old:  # and the same again works
+            work(place)
+            assert read(place) == new, broken.done
 
 
 def test_the_sentence_has_the_file_the_cause_the_bytes_and_the_way_out(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ STRIDE = (
     [
         ("train", 0.02, 0, True),  # run.json, before the first step
         ("train", 0.2, 1, False),  # within a checkpoint
-        ("train", 0.99, 2, True),  # result.json
+        pytest.param("train", 0.99, 2, True, marks=pytest.mark.slow),  # result.json
         ("eval", 0.5, 0, True),  # the report of scores that were taken
         ("export-peft", 0.3, 3, False),  # what a library writes
     ],

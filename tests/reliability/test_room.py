@@ -56,6 +56,7 @@ def test_a_merge_that_does_not_fit_is_refused_before_it_is_made(bench, free):
     )
 
 
+@pytest.mark.slow
 def test_what_a_merge_takes_is_known_beforehand(bench):
     expected, _ = bench.whole("merge")
     recipe, _, adaptation = open_run(RunFolder(bench.place("merge", "counted") / "run"))
