@@ -44,10 +44,12 @@ class MetricsFile(Callback):
 
     def start(self, run: Run) -> None:
         self.began = time.perf_counter()
+        if self.line.get("step") == run.step:  # a score that a signal had cut short
+            self.line = {**self.line, **_without_clock(run.metrics)}
         if run.rank or not (run.step or os.path.lexists(self.path)):
             return
         kept = self._kept(run.step)
-        if kept and run.metrics and _step(kept[-1]) == run.step:  # a score that a signal had cut short
+        if kept and run.metrics and _step(kept[-1]) == run.step:
             kept[-1] = json.dumps({**json.loads(kept[-1]), **run.metrics})
         write_file(self.path, "".join(f"{line}\n" for line in kept), then=THEN)
 
@@ -88,10 +90,14 @@ class MetricsFile(Callback):
         run.record(
             seconds=round(seconds, 4), tokens_per_second=round(run.metrics.get("tokens", 0) / seconds, 1)
         )
-        self.line = {"step": run.step, **{k: v for k, v in run.metrics.items() if k not in CLOCK}}
+        self.line = {"step": run.step, **_without_clock(run.metrics)}
         if run.rank == 0:
             line = json.dumps({"step": run.step, **run.metrics}) + "\n"
             append(self.path, line, then=THEN)
+
+
+def _without_clock(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if key not in CLOCK}
 
 
 def _plain(value: object) -> object:
