@@ -125,7 +125,7 @@ class _Bounded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        found = self.unpacked.read(min(len(buffer), CHUNK))
+        found = self.unpacked.read1(min(len(buffer), CHUNK))  # what is there before a fault, too
         self.left -= len(found)
         if self.left < 0:
             raise DataError(

@@ -38,6 +38,11 @@ class Tokenizer(PreTrainedTokenizerFast):
 """
 
 
+def cases(every, quick):
+    """All of them, those that are not quick marked slow: each opens a run or calls a command several times."""
+    return [one if one in quick else pytest.param(one, marks=pytest.mark.slow) for one in every]
+
+
 def lrft(monkeypatch, capfd, *arguments):
     """Exit code and everything that was printed."""
     monkeypatch.setattr(sys, "argv", ["lrft", *map(str, arguments)])
@@ -98,7 +103,7 @@ OPENERS = {
 }
 
 
-@pytest.mark.parametrize("command", OPENERS)
+@pytest.mark.parametrize("command", cases(OPENERS, ("eval", "merge", "doctor", "resume")))
 def test_a_run_folder_that_says_it_is_trusted_runs_no_code(foreign, monkeypatch, capfd, tmp_path, command):
     folder, canary = foreign
     monkeypatch.chdir(tmp_path)
@@ -211,7 +216,7 @@ def found_in(folder):
     return [str(path) for path in folder.rglob("*") if path.is_file() and MARK.encode() in path.read_bytes()]
 
 
-@pytest.mark.parametrize("secret", LEAKY)
+@pytest.mark.parametrize("secret", cases(LEAKY, LEAKY[1:4]))
 def test_a_secret_in_a_recipe_or_on_the_command_line_is_refused_and_not_repeated(
     planted, run, monkeypatch, capfd, tmp_path, secret
 ):
@@ -252,6 +257,7 @@ def test_a_secret_of_the_environment_is_in_no_byte_that_is_written_or_said(
     assert (tmp_path / "merged" / "README.md").is_file() and (tmp_path / "new" / "adapter").is_dir()
 
 
+@pytest.mark.slow
 def test_a_variable_in_a_path_is_told_by_its_name(planted, run, monkeypatch, capfd):
     monkeypatch.setenv("FOLDER", "/nowhere/of-mine")
     for key in ("model.name", "data.train", "model.adapter", "data.template"):

@@ -26,6 +26,11 @@ eval: {{tasks: [loss]}}
 LONG = "n" * 300
 
 
+def cases(every, quick):
+    """All of them, those that are not quick marked slow: each opens a run or calls a command several times."""
+    return [one if one in quick else pytest.param(one, marks=pytest.mark.slow) for one in every]
+
+
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     from lrft.api.train import train
@@ -88,7 +93,10 @@ DEEPER = ("checkpoints/step-1", "checkpoints/step-1/state.json", "eval/adapter.j
 WRITERS = (["eval"], ["merge", "--out", "out"], ["train", "--resume", "--more-steps", "1"])
 
 
-@pytest.mark.parametrize("name", (*PLANTED, *SCRATCH, *DEEPER))
+QUICK = ("adapter", "eval", ".lock", ".run.json.tmp", "checkpoints/step-1")
+
+
+@pytest.mark.parametrize("name", cases((*PLANTED, *SCRATCH, *DEEPER), QUICK))
 def test_a_link_in_a_run_folder_is_refused_and_what_it_points_to_stays(run, call, tmp_path, name):
     outside, entry = tmp_path / "outside", run / name
     if entry.is_dir():
@@ -196,7 +204,7 @@ NAMED = (
 )
 
 
-@pytest.mark.parametrize("words", NAMED, ids=" ".join)
+@pytest.mark.parametrize("words", cases(NAMED, NAMED[:5]), ids=" ".join)
 def test_a_name_of_300_characters_is_one_sentence(call, tmp_path, words):
     code, said = call(*(word.replace("NAME", LONG) for word in words))
     assert code in (1, 2, 3) and "Traceback" not in said and "error: " in said, said[-600:]
