@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
-from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from lrft.api.begin import begin, rows_of
 from lrft.api.claim import claim
 from lrft.api.go_on import go_on
 from lrft.api.memory import memory_advice
@@ -20,37 +17,24 @@ from lrft.api.recorded import finished, to_train
 from lrft.api.resumable import checkpoint_to_resume
 from lrft.api.room import check_disk
 from lrft.api.run_record import write_end, write_start
-from lrft.api.same_start import check_same_start, check_same_text
 from lrft.api.scores import score_at_end
-from lrft.build.adapt import Adaptation, adapt
-from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
-from lrft.build.identify import identify
-from lrft.build.job import Job, assemble, subject
-from lrft.build.recomputing import settle
-from lrft.build.scoring import probe_tasks
-from lrft.build.steps import check_steps, possible_steps, train_data
-from lrft.build.text import Text, check_text
+from lrft.build.job import Job
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.core.plain import plain
-from lrft.evaluation.progress import EvaluationBar
-from lrft.evaluation.subject import silent
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe
-from lrft.recipe.resolved import recipe_hash
-from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.training import checkpoint_folder
 from lrft.training.device import make_accelerator
-from lrft.training.folder import RUN, RunFolder
+from lrft.training.folder import RunFolder
 from lrft.training.loop import train_steps
 from lrft.training.metrics import forget_peak_memory
 from lrft.training.numerics import numerics
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.profile import Profile
-from lrft.training.relied import plan_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -132,10 +116,10 @@ def _train_in(
             say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
         return done if lead else {}
     began = time.perf_counter()
-    text = _rows(folder, recipe, accelerator, trust_remote_code)
+    text = rows_of(folder, recipe, accelerator, trust_remote_code)
     saved = checkpoint_to_resume(folder, recipe)
     with memory_advice(recipe), nullcontext() if saved is None else saved:
-        job, tensors = _made(folder, recipe, text, saved, accelerator, trust_remote_code)
+        job, tensors = begin(folder, recipe, text, saved, accelerator, trust_remote_code)
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
         stop.poll()
@@ -152,52 +136,6 @@ def _train_in(
         return {}
     found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
     return write_end(job, seconds) | found
-
-
-def _made(
-    folder: RunFolder,
-    recipe: Recipe,
-    text: Text,
-    saved: OpenCheckpoint | None,
-    accelerator: Accelerator,
-    trust_remote_code: bool,
-) -> tuple[Job, dict[str, Tensor] | None]:
-    """The job, on what the run began on, and the tensors of the checkpoint that it goes on from."""
-    trained_on = identify(recipe, text)
-    if folder.started:
-        check_same_text(folder, saved, trained_on)
-    tensors = None if saved is None else saved.tensors()
-    planned = None if saved is None else plan_of(saved, folder)
-    adaptation = _adapted(recipe, text, tensors, planned, accelerator, trust_remote_code)
-    _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
-    known = recipe_hash(recipe), trust_remote_code, replace(trained_on, base=adaptation.model.weight_sums)
-    job = assemble(recipe, folder, text, adaptation, accelerator, *known)
-    if folder.started:
-        check_same_start(job, saved)
-    probe_tasks(recipe, subject(recipe, text, adaptation.model, team=adaptation.team))
-    return job, tensors
-
-
-def _adapted(
-    recipe: Recipe,
-    text: Text,
-    tensors: dict[str, Tensor] | None,
-    planned: dict[str, Any] | None,
-    accelerator: Accelerator,
-    trust_remote_code: bool,
-) -> Adaptation:
-    """The base with its adapter, every value of the base known; as planned where `tensors` of a checkpoint are."""
-    with EvaluationBar() as show:
-        return adapt(
-            recipe,
-            device=accelerator.device,
-            trust_remote_code=trust_remote_code,
-            text=text,
-            saved=tensors,
-            planned=planned,
-            sums=True,
-            progress=show if accelerator.is_main_process else silent,
-        )
 
 
 def _go_through(job: Job) -> None:
@@ -222,49 +160,3 @@ def _profile(job: Job, saved: OpenCheckpoint | None) -> Profile:
     found = Profile(job.folder.path, run.total_steps - done, run.recipe.model.compile)
     run.callbacks = [found, *run.callbacks]
     return found
-
-
-def _settle_memory(
-    folder: RunFolder,
-    recipe: Recipe,
-    text: Text,
-    adaptation: Adaptation,
-    accelerator: Accelerator,
-    trust_remote_code: bool,
-) -> None:
-    """Settle which layers are computed again, the model in its place; those of before in a run that is gone on with."""
-    processes, rank = accelerator.num_processes, accelerator.process_index
-    data = train_data(recipe, text, processes, rank, adaptation.packing, adaptation.joined, folder.processes)
-    before: int | None = folder.read(RUN).get("recomputed_layers") if folder.started else None
-    settle(recipe, adaptation, data, accelerator.device, before, trust_remote_code)
-
-
-def _rows(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_remote_code: bool) -> Text:
-    """The rows, from which the length of the run follows: what does not fit into it is refused before weights are read.
-
-    Raises:
-        DataError, RecipeError: the rows cannot be trained on, or are too few steps for a setting.
-    """
-    lead = accelerator.is_main_process
-    with EvaluationBar() as show:
-        text = read_text(
-            recipe,
-            trust_remote_code=trust_remote_code,
-            progress=show if lead else silent,
-            today=folder.day if folder.started else _today(recipe, accelerator),
-        )
-    if lead:
-        say("; ".join(f"{label} {value}" for label, value in text.facts()))
-    check_text(text, recipe)
-    check_steps(recipe, possible_steps(recipe, text, accelerator.num_processes, folder.processes))
-    return text
-
-
-def _today(recipe: Recipe, accelerator: Accelerator) -> str:
-    """The day that templates are told, one for all processes though midnight may pass between them."""
-    from accelerate.utils import broadcast_object_list
-
-    day = [recipe.data.date or date.today().isoformat()]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(day)
-    return day[0]

@@ -87,18 +87,8 @@ def adapt(
         RecipeError: the model cannot be loaded, or a pattern matches nothing.
     """
     heap.bound_caches()
-    build = partial(
-        _adapt,
-        recipe,
-        device=torch.device(device),
-        trusted=trust_remote_code,
-        text=text,
-        saved=saved,
-        planned=planned,
-        trains=trains,
-        sums=sums,
-        progress=progress,
-    )
+    of = partial(_adapt, recipe, text=text, saved=saved, planned=planned, trains=trains)
+    build = partial(of, device=torch.device(device), trusted=trust_remote_code, sums=sums, progress=progress)
     if not gains_by_streaming(recipe, torch.device(device), saved is not None):
         return build(streamed=False)
     try:

@@ -24,19 +24,17 @@ class GateReport:
         rows: all rows, whatever became of them.
         pairs: rows that are pairs of answers; their lengths are those of both answers, each with its prompt.
         tokens, supervised: tokens and targets of the rows that are used.
-        without_target: rows with nothing to learn.
-        empty_answers: rows whose only targets are stop tokens.
+        without_target, empty_answers: rows with nothing to learn; rows whose only targets are stop tokens.
         without_stop: whole rows whose last target is not a stop token.
         stops_cut: rows that lost their stop token to truncation on the right.
         wrong_bos: rows with too many or too few beginning-of-text tokens.
         merged: rows where one token spans the seam of prompt and answer, whose start is then not learnt.
-        lost: those of them of whose answer nothing is learnt.
-        apart: rows whose prompt and answer are encoded each for itself, as generation does.
+        lost: those of them of whose answer nothing is learnt; apart: rows whose prompt and answer are encoded each for
+            itself, as generation does.
         left_out: rows with a message whose text is missing from the rendered text, or altered in it.
         unwritten: column or field of a message -> rows in which it means something and reaches no text.
         unread: the same of those that mean nothing to a format, such as an id.
-        too_long: rows longer than max_length before any cut.
-        truncated, dropped: what happened to them.
+        too_long, truncated, dropped: rows longer than max_length before any cut, and what happened to them.
         duplicates: rows equal to an earlier one.
         equal_answers: pairs of two equal answers, which teach nothing.
         length_p50, length_p95, length_max: tokens before any cut.

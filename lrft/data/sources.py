@@ -20,7 +20,7 @@ from lrft.data.order import permutation
 from lrft.data.parquet_rows import ParquetRows, finite
 from lrft.data.rows import Indexed, joined
 from lrft.data.rows import Rows as Rows
-from lrft.data.text_files import TABLE_READERS, TEXT_READERS, Table, read_plain_lines
+from lrft.data.text_files import TABLE_READERS, TEXT_READERS, read_plain_lines, table_of
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError
 from lrft.registry.own_format import own_format
@@ -139,7 +139,7 @@ def _read_file(path: Path, key: str, limit: int | None, source: Source) -> Rows:
         raise DataError(f"{key}.source: {path} is of no known kind; files end in {known}")
     if by_line and not suffix.startswith(".txt"):
         raise DataError(f"{key}.row: line is about .txt files, and {path} is none; remove the key")
-    table = _table(path, suffix, source, key)
+    table = table_of(path, suffix, source, key)
     try:
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
@@ -154,31 +154,6 @@ def _read_file(path: Path, key: str, limit: int | None, source: Source) -> Rows:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
     return Rows(rows, str(path), fingerprint, lines)
-
-
-def _table(path: Path, suffix: str, source: Source, key: str) -> Table | None:
-    """How the columns of a file are read; None where nothing is said of them.
-
-    Raises:
-        DataError: something is said, and the file has no such columns.
-    """
-    table = Table(source.header, source.separator)
-    said = "header" if source.header is not True else "separator"
-    if not table.given:
-        return None
-    if not isinstance(source.header, bool) and len({*source.header}) < max(1, len(source.header)):
-        raise DataError(f"{key}.header: names are all different, and there is at least one")
-    lines = suffix.startswith(".txt") and source.row == "line"
-    if lines and (source.separator is None or isinstance(source.header, bool)):
-        raise DataError(
-            f"{key}.{said}: columns of a .txt file need both, header: [NAME, ...] and the separator between them"
-        )
-    if not lines and suffix not in TABLE_READERS:
-        remedy = "; a .txt file with a row a line has row: line" if suffix.startswith(".txt") else ""
-        raise DataError(
-            f"{key}.{said}: is about .csv and .tsv files, and {path} is none{remedy}; remove the key"
-        )
-    return table
 
 
 def _read_parquet(path: Path, limit: int | None) -> Indexed[Row]:

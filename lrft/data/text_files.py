@@ -17,7 +17,8 @@ from typing import Literal
 from lrft.data.example import Row
 from lrft.data.json_rows import is_large, read_json, read_json_lines
 from lrft.data.text_lines import IndexedLines, Read, fail, lines_of
-from lrft.registry.source import COMPRESSED
+from lrft.registry.errors import DataError
+from lrft.registry.source import COMPRESSED, Source
 
 COLUMN = "text"  # of the rows of a .txt file
 
@@ -162,3 +163,28 @@ def _header(path: Path, line: int, names: list[str]) -> list[str]:
             f"the header has {what}; where the first line is a row, write header: false or the names",
         )
     return names
+
+
+def table_of(path: Path, suffix: str, source: Source, key: str) -> Table | None:
+    """How the columns of a file are read; None where nothing is said of them.
+
+    Raises:
+        DataError: something is said, and the file has no such columns.
+    """
+    table = Table(source.header, source.separator)
+    said = "header" if source.header is not True else "separator"
+    if not table.given:
+        return None
+    if not isinstance(source.header, bool) and len({*source.header}) < max(1, len(source.header)):
+        raise DataError(f"{key}.header: names are all different, and there is at least one")
+    lines = suffix.startswith(".txt") and source.row == "line"
+    if lines and (source.separator is None or isinstance(source.header, bool)):
+        raise DataError(
+            f"{key}.{said}: columns of a .txt file need both, header: [NAME, ...] and the separator between them"
+        )
+    if not lines and suffix not in TABLE_READERS:
+        remedy = "; a .txt file with a row a line has row: line" if suffix.startswith(".txt") else ""
+        raise DataError(
+            f"{key}.{said}: is about .csv and .tsv files, and {path} is none{remedy}; remove the key"
+        )
+    return table

@@ -124,7 +124,7 @@ def test_a_template_that_asks_for_the_date_is_told_the_day_of_the_record(tiny, r
         def today(cls):
             return next(days)
 
-    monkeypatch.setattr("lrft.api.train.date", Clock)
+    monkeypatch.setattr("lrft.api.begin.date", Clock)
     loaded = recipe(rows("a", "b"), rows("c"), form, model=folder)
     train(loaded, tmp_path / "run", resume=False)
     run = RunFolder(tmp_path / "run")
@@ -142,7 +142,7 @@ def test_a_resumed_run_sees_the_day_of_its_first_sitting(tiny, recipe, tmp_path,
     form = "data.format={method: prompt_completion, render: chat}"
     loaded = recipe(rows("a", "b"), rows("c"), form, "train.save_every=1", "train.keep_last=9", model=folder)
     for day, name in ((date(2031, 3, 4), "whole"), (date(2031, 3, 4), "cut")):
-        monkeypatch.setattr("lrft.api.train.date", type("Clock", (date,), {"today": lambda d=day: d}))
+        monkeypatch.setattr("lrft.api.begin.date", type("Clock", (date,), {"today": lambda d=day: d}))
         train(loaded, tmp_path / name, resume=False)
     (tmp_path / "cut" / "result.json").unlink()
     shutil.rmtree(tmp_path / "cut" / "adapter")
