@@ -59,13 +59,16 @@ KINDS = {
     "accumulation": Kind(
         "R16", "gradients however rows are cut", "tests.reliability.accumulation:check", 200, 20
     ),
-    # "kills": Kind("R1, R2", "kill -9 at any instant, and chains", "tests.reliability.???:check", 120, 10),
-    # "signals": Kind("R3", "signals at any instant", "tests.reliability.???:check", 100, 10),
-    # "damage": Kind("R5", "damaged checkpoints and run folders", "tests.reliability.???:check", 1500, 100),
-    # "disk": Kind("R6", "errors at every operation on the disk", "tests.reliability.???:check", 1000, 50),
-    # "data": Kind("R9", "malformed rows and files", "tests.reliability.???:check", 500, 50),
-    # "names": Kind("R10, R11", "hostile names, links, artefacts", "tests.reliability.???:check", 250, 50),
-    # "secrets": Kind("R12", "planted secrets in everything written", "tests.reliability.???:check", 30, 10),
+    "kills": Kind(
+        "R1, R2", "kill -9 at any instant, and chains", "tests.reliability.connected:kills", 100, 12
+    ),
+    "signals": Kind("R3", "signals at any instant", "tests.reliability.connected:signals", 100, 10),
+    "damage": Kind(
+        "R5", "damaged checkpoints and run folders", "tests.reliability.connected:damaged", 1500, 300
+    ),
+    "disk": Kind(
+        "R6", "errors at every operation on the disk", "tests.reliability.connected:disk", 1000, 250
+    ),
 }
 
 

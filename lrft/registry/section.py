@@ -18,7 +18,7 @@ ADDED = "added"
 """Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
 
 MOST_COUNTED = 10**12  # of anything: tokens of a stream, steps, rows
-LARGEST, SMALLEST = 1e12, 1e-30  # of what is measured; a float32 holds them with room for a product
+LARGEST, SMALLEST = 1e30, 1e-30  # of what is measured; a float32 holds them with room for a product
 
 
 class Section(BaseModel):

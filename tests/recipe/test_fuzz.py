@@ -116,7 +116,7 @@ def test_any_text_as_override(folder, text):
 
 
 # What no machine can mean: where a number stands, none of these is taken, and what is said names a bound.
-ABSURD = ("1e299", "-1e299", "1e31", "1e-320", "-0.0", str(10**18), str(-(10**18)), str(10**40))
+ABSURD = ("1e299", "-1e299", "1e31", "1e-320", "-0.0", str(10**31), str(-(10**31)), str(10**40))
 PLAIN = yaml.safe_load(VALID)
 
 
@@ -137,3 +137,9 @@ def test_numbers_that_no_machine_can_mean_are_refused_by_key(folder, keys):
             load_recipe(path, [f"{'.'.join(keys)}={value}"])
         assert any(problem.key.startswith(".".join(keys[:1])) for problem in refused.value.problems), value
         assert "Traceback" not in str(refused.value) and len(str(refused.value)) < 2000
+
+
+@pytest.mark.parametrize("key", ["train.max_steps", "train.batch_size", "train.save_every", "eval.limit"])
+def test_counts_end_far_below_what_numbers_may_be(folder, key):
+    with pytest.raises(RecipeError, match=rf"{key}: must be .*at most 1[0,]+"):
+        load_recipe(write(folder, VALID.encode()), [f"{key}={10**18}"])

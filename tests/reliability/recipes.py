@@ -14,7 +14,7 @@ from lrft.registry.errors import RecipeError
 from tests.recipe.valid_recipe import VALID
 from tests.reliability.outcome import Outcome
 
-HUGE = ("1e299", "-1e299", str(10**18), "1e-320", "-0.0", str(10**40), ".inf", "-.inf", ".nan")
+HUGE = ("1e299", "-1e299", str(10**31), "1e-320", "-0.0", str(10**40), ".inf", "-.inf", ".nan")
 OTHER = (
     "null",
     "[]",
