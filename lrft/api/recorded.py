@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import yaml
 from lrft.recipe import library
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe, as_loaded, load_recipe
+from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
+from lrft.training import checkpoint_folder
 from lrft.training.folder import RECIPE, RESULT, ROOT, RUN, RunFolder
 
 
@@ -76,6 +79,24 @@ def finished_as_planned(folder: RunFolder) -> dict[str, Json] | None:
     return finished(folder, len(recorded.get("train", {}).get("extended", [])))
 
 
+def _check_patience(run: RunFolder, recipe: Recipe) -> None:
+    """Refuse to extend what `train.patience` ended: the longer recipe, trained from the start, would end there too.
+
+    Raises:
+        UsageError: says where it ended, and how to train on from there.
+    """
+    patience = recipe.train.patience
+    saved = None if patience is None else checkpoint_folder.newest(run.checkpoints)
+    if patience is None or saved is None:
+        return
+    state = json.loads((saved / "state.json").read_bytes())
+    if state["callbacks"].get("Scorer", {}).get("since", 0) >= patience:
+        raise UsageError(
+            f"--more-steps: train.patience ended {run.path} at step {state['step']}, and would end it there again; "
+            f"begin a new run with it (model.adapter={run.path}), or train anew with more patience"
+        )
+
+
 def _run_called(name: Path | str) -> RunFolder | None:
     """The run folder of that path, or of that name under runs/; None where a recipe is meant."""
     if Path(name).is_file() or library.has(str(name).removesuffix(".yaml")):
@@ -91,6 +112,7 @@ def _recorded(run: RunFolder, overrides: Sequence[str], added: Extension | None)
             raise UsageError(
                 f"--more-steps: {run.path} is not at its end yet; lrft train {run.path} --resume goes on with it"
             )
+        _check_patience(run, loaded.recipe)
         steps = [extension.model_dump_json() for extension in (*loaded.recipe.train.extended, added)]
         extended = f"train.extended=[{', '.join(steps)}]"
         loaded = load_recipe(run.path / RECIPE, [*overrides, extended], trained=True)
