@@ -10,8 +10,10 @@ from lrft.files.sums import MANIFEST, folder_fault, is_covered
 from lrft.recipe import library
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import LoadedRecipe, as_loaded
+from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DamagedFile, MissingFile, UsageError
 from lrft.registry.json import Json
+from lrft.training import checkpoint_folder
 from lrft.training.adapter_folders import LAST
 from lrft.training.folder import PLAN, RESULT, RUN, RunFolder, places
 from lrft.training.relied import own_recipe
@@ -103,6 +105,25 @@ def _result(folder: RunFolder, extensions: int) -> dict[str, Json] | None:
     return found
 
 
+def _check_patience(run: RunFolder, recipe: Recipe) -> None:
+    """Refuse to extend what `train.patience` ended: the longer recipe, trained from the start, would end there too.
+
+    Raises:
+        UsageError: says where it ended, and how to train on from there.
+    """
+    patience = recipe.train.patience
+    saved = None if patience is None else checkpoint_folder.open_newest(run.checkpoints)
+    if patience is None or saved is None:
+        return
+    with saved:
+        state = saved.state()
+    if state["callbacks"].get("Scorer", {}).get("since", 0) >= patience:
+        raise UsageError(
+            f"--more-steps: train.patience ended {run.path} at step {state['step']}, and would end it there again; "
+            f"begin a new run with it (model.adapter={run.path}), or train anew with more patience"
+        )
+
+
 def _run_called(name: Path | str) -> RunFolder | None:
     """The run folder of that path, or of that name under runs/; None where a recipe is meant."""
     if Path(name).is_file() or library.has(str(name).removesuffix(".yaml")):
@@ -118,6 +139,7 @@ def _recorded(run: RunFolder, overrides: Sequence[str], added: Extension | None)
             raise UsageError(
                 f"--more-steps: {run.path} is not at its end yet; lrft train {run.path} --resume goes on with it"
             )
+        _check_patience(run, loaded.recipe)
         steps = [extension.model_dump_json() for extension in (*loaded.recipe.train.extended, added)]
         extended = f"train.extended=[{', '.join(steps)}]"
         loaded = own_recipe(run.path, [*overrides, extended])

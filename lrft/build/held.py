@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 # Calls on each entry by itself whose result has the type that torch promotes their first two arguments to.
 SAME_TYPE = frozenset("add sub rsub mul div pow rsqrt sqrt neg tanh exp log silu clamp_min".split())
-# Calls whose result is like their first argument.
 # Calls on a dimension, or several, that are taken together.
 OVER_DIMENSIONS = {"amax", "sum", "mean"}
 PRODUCTS = {"mm", "addmm"}
-MADE_LIKE = {"empty_like", "zeros_like", "ones_like"}
+# Calls whose result is like their first argument.
 LIKE_FIRST = frozenset(
-    "_softmax_backward_data masked_fill silu_backward gelu_backward tanh_backward gelu _log_softmax index_add scatter_add".split()
+    "_softmax_backward_data masked_fill silu_backward gelu_backward tanh_backward gelu _log_softmax index_add "
+    "scatter_add empty_like zeros_like ones_like".split()
 )
 
 
@@ -96,37 +96,50 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name, out = function._schema.name.removeprefix("aten::"), kwargs.get("out")
     if name in PRODUCTS and out is not None and out.is_meta:
         return out
-    if not given or out is not None or not all(value.is_meta for value in given):
+    elsewhere = torch.device(kwargs.get("device") or "meta").type != "meta"
+    if not given or out is not None or elsewhere or not all(value.is_meta for value in given):
         return function(*args, **kwargs)
     if name.endswith("_") and function._schema.is_mutable:
         return args[0]
-    shape, dtype = None, given[0].dtype
     if name == "nll_loss_forward":
-        shape = list(given[1].shape) if args[3] == 0 else []
-        return tuple(torch.empty(size, dtype=dtype, device="meta") for size in (shape, []))
-    if name in MADE_LIKE:
-        shape, dtype = list(given[0].shape), kwargs.get("dtype") or dtype
-    elif name in LIKE_FIRST:
-        shape = list(given[0].shape)
-    elif name in SAME_TYPE:
-        shape = _broadcast([value.shape for value in given])
-        dtype = dtype if len(args) == 1 else torch.result_type(*args[:2])
-    elif name in OVER_DIMENSIONS and len(args) > 1 and isinstance(args[1], list) and dtype.is_floating_point:
-        keeps = len(args) > 2 and args[2]
-        shape, dtype = _reduced(given[0].shape, args[1], keeps), kwargs.get("dtype") or dtype
-    elif name == "cat" and all(value.ndim for value in given):
-        axis = args[1] if len(args) > 1 else 0
-        shape = list(given[0].shape)
+        sizes = (list(given[1].shape) if args[3] == 0 else [], [])
+        return tuple(torch.empty(size, dtype=given[0].dtype, device="meta") for size in sizes)
+    shape = _shape(name, args, given)
+    if shape is None:
+        return function(*args, **kwargs)
+    dtype = kwargs.get("dtype") or given[0].dtype
+    if name in SAME_TYPE and len(args) > 1:
+        dtype = torch.result_type(*args[:2])
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _shape(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[int] | None:
+    """The shape of what a call gives, of its tensors; None where torch has to say."""
+    first = list(given[0].shape)
+    if name in LIKE_FIRST:
+        return first
+    if name in SAME_TYPE:
+        return _broadcast([value.shape for value in given])
+    if name in OVER_DIMENSIONS and given[0].is_floating_point():
+        named = len(args) > 1 and isinstance(args[1], list)
+        return _reduced(given[0].shape, args[1], len(args) > 2 and args[2]) if named else None
+    if name == "gather":
+        return list(given[1].shape)
+    if name in PRODUCTS:
+        return [given[-2].shape[0], given[-1].shape[1]]
+    return _put_together(name, args, given)
+
+
+def _put_together(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[int] | None:
+    """The same of tensors one after another along an axis, or along a new one."""
+    axis, shape = args[1] if len(args) > 1 else 0, list(given[0].shape)
+    if name == "cat" and all(value.ndim for value in given):
         shape[axis] = sum(value.shape[axis] for value in given)
-    elif name == "gather":
-        shape = list(given[1].shape)
-    elif name == "stack":
-        shape = list(given[0].shape)
-        shape.insert(args[1] if len(args) > 1 else 0, len(given))
-    elif name in PRODUCTS:
-        left, right = given[-2:]
-        shape = [left.shape[0], right.shape[1]]
-    return function(*args, **kwargs) if shape is None else torch.empty(shape, dtype=dtype, device="meta")
+        return shape
+    if name == "stack":
+        shape.insert(axis, len(given))
+        return shape
+    return None
 
 
 def _reduced(shape: torch.Size, dimensions: list[int], keeps: bool) -> list[int]:

@@ -73,7 +73,7 @@ def damaged(n: int, seed: int) -> Outcome:
 
 
 def disk(n: int, seed: int) -> Outcome:
-    """R6: `n` of the failing operations of all commands, each error once and for good, drawn without regard to order."""
+    """R6: `n` operations of commands drawn at random fail, each with some error, once or for good."""
     draw, found = random.Random(seed), Outcome()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
 
 import reliability
 import reliability_page
-from tests.reliability import accumulation, exact, hostile_numbers, outcome, recipes, two_runs
+from tests.reliability import accumulation, connected, exact, hostile_numbers, outcome, recipes, two_runs
 
 
 @pytest.mark.parametrize("seed", [3])
@@ -88,3 +89,17 @@ def test_a_check_that_is_not_there_is_refused(capsys):
     with pytest.raises(SystemExit):
         reliability.main(["--kind", "floods"])
     assert "--kind floods: choose of exact, numbers" in capsys.readouterr().err
+
+
+def test_every_check_of_the_script_is_there_and_counts_as_the_others():
+    for kind in reliability.KINDS.values():
+        module, _, function = kind.function.partition(":")
+        assert callable(getattr(importlib.import_module(module), function)), kind
+        assert kind.full >= kind.part > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("check", "n"), [("kills", 2), ("signals", 2), ("damaged", 6), ("disk", 4)])
+def test_a_connected_check_holds(check, n):
+    found = getattr(connected, check)(n, 1)
+    assert found.failures == [] and found.held == found.tried >= n

@@ -13,6 +13,7 @@ import torch
 
 from lrft.api.evaluate import evaluate
 from lrft.api.train import train
+from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.registry.axes import TASKS
@@ -95,6 +96,30 @@ def test_an_interruption_does_not_move_the_end(ended, tiny_recipe, tmp_path, mon
     (tmp_path / "run" / "result.json").unlink()
     assert train(loaded, tmp_path / "run", resume=True)["stopped_early"] == result["stopped_early"]
     same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("length", [12, 8])
+def test_what_patience_ended_is_not_made_longer(ended, tiny_recipe, tmp_path, scores, length):
+    """Also where the step at which it ended was the last one anyway."""
+    folder = Path(shutil.copytree(ended[0], tmp_path / "run"))
+    if length == 8:
+        loaded = load_recipe(tiny_recipe(tmp_path), [*SHORT, "train.patience=2", "train.max_steps=8"])
+        assert "stopped_early" not in train(loaded, tmp_path / "whole")
+        folder = tmp_path / "whole"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(
+        UsageError, match=r"train\.patience ended .* at step 8, .*model\.adapter=.*more patience"
+    ):
+        train(folder, resume=True, added=Extension(steps=4))
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_whose_patience_lasted_is_made_longer_and_goes_on_counting(tiny_recipe, tmp_path, scores):
+    """To the bytes and the end of the longer recipe trained from the start."""
+    loaded = load_recipe(tiny_recipe(tmp_path), [*SHORT, "train.patience=2", "train.max_steps=6"])
+    assert train(loaded, tmp_path / "run")["step"] == 6
+    again = train(tmp_path / "run", resume=True, added=Extension(steps=6))
+    assert again["step"] == 8 and "eval_loss has not improved on 1 of step 4" in again["stopped_early"]
 
 
 def test_what_scores_are_taken_on_cannot_change_while_they_are_compared(ended, tiny_recipe, tmp_path, scores):
