@@ -7,7 +7,7 @@ from lrft.data.reached import leaves
 from lrft.registry.errors import DataError
 
 LONGEST = 5_000_000  # characters, about a million tokens; a long novel has 3,000,000
-TURNS = 2_000  # messages; each answer is found by rendering the conversation up to it
+TURNS = 1_000  # messages; each answer is found by rendering the conversation up to it
 
 
 def check_size(example: Example, windows: bool = False) -> None:

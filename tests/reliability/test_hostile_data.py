@@ -142,7 +142,7 @@ def test_a_row_of_ten_megabytes_and_a_talk_of_ten_thousand_turns_are_refused(bou
     check_size(huge, windows=True)
     talk = [{"role": ("user", "assistant")[turn % 2], "content": "hello"} for turn in range(10_000)]
     chat = Chat(Chat.Config(method="chat"))
-    with pytest.raises(DataError, match="10,000 messages; at most 2,000 are learnt from in one row"):
+    with pytest.raises(DataError, match="10,000 messages; at most 1,000 are learnt from in one row"):
         check_size(chat.example({"messages": talk}))
 
 
