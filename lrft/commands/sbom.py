@@ -41,10 +41,10 @@ def _component(name: str, distribution: metadata.Distribution) -> dict[str, Json
         "bom-ref": _purl(name, distribution),
     }
     given = distribution.metadata
-    expression = given.get("License-Expression")
-    if expression:
-        component["licenses"] = [{"expression": expression}]
-    elif (licence := (given.get("License") or "").strip()) and "\n" not in licence and len(licence) < 100:
+    licence = given["License"].strip() if "License" in given else ""
+    if "License-Expression" in given:
+        component["licenses"] = [{"expression": given["License-Expression"]}]
+    elif licence and "\n" not in licence and len(licence) < 100:  # some hold the whole text
         component["licenses"] = [{"license": {"name": licence}}]
     return component
 
