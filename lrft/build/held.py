@@ -102,7 +102,7 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name.endswith("_") and function._schema.is_mutable:
         return args[0]
     if name == "nll_loss_forward":
-        sizes = (list(given[1].shape) if args[3] == 0 else [], [])
+        sizes: tuple[list[int], ...] = (list(given[1].shape) if args[3] == 0 else [], [])
         return tuple(torch.empty(size, dtype=given[0].dtype, device="meta") for size in sizes)
     shape = _shape(name, args, given)
     if shape is None:

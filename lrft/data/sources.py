@@ -32,7 +32,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def read_sources(
-    given: Source | list[MixedSource] | list[Source], role: Role, seed: int = 0, limit: int | None = None
+    given: Source | Sequence[Source], role: Role, seed: int = 0, limit: int | None = None
 ) -> Rows:
     """The rows of `data.train` or `data.eval`: of one source, or of several, one after another.
 
@@ -54,7 +54,7 @@ def read_sources(
     return joined(found, key, labels([rows.origin for rows in found]))
 
 
-def _is_mixed(given: Source | list[MixedSource] | list[Source]) -> bool:
+def _is_mixed(given: Source | Sequence[Source]) -> bool:
     """Whether how much an epoch has of some source is said."""
     mixed = [source for source in each_source(given) if isinstance(source, MixedSource)]
     return any((source.weight, source.cap, source.repeat) != (None, None, None) for source in mixed)

@@ -64,8 +64,7 @@ def _rows_of_two_kinds(settings: RecipeView) -> Iterator[Problem]:
     """Answers, pairs and labels beside one another, of which an objective learns one kind."""
     form = _format(settings)
     known = ({} if form is None else {"data.format": form}) | own_formats(settings)
-    first, *others = known or {"": None}
-    for key in others:
+    for first, key in zip(list(known)[:1] * len(known), list(known)[1:], strict=False):
         one, other = known[first], known[key]
         if one.provides & KINDS != other.provides & KINDS:
             beside = f"{first} {one.name} gives {_rows(one)}"

@@ -154,9 +154,20 @@ def _declare(
     registered = any(isinstance(d, ast.Attribute) and d.attr == "register" for d in node.decorator_list)
     name = path.stem if registered else ""
     doc = ast.get_docstring(node) or ""
-    says = frozenset().union(*(parent.says for parent in parents), map(_said, node.body)) - {""}
-    more = {"aliases": aliases, "better": better, "line": node.lineno, "says": says}
-    return Declaration(name, node.name, doc, config, path=path, **traits, **more)
+    says = frozenset[str]().union(*(parent.says for parent in parents), map(_said, node.body)) - {""}
+    return Declaration(
+        name,
+        node.name,
+        doc,
+        config,
+        traits["provides"],
+        traits["requires"],
+        path,
+        aliases,
+        better,
+        node.lineno,
+        says,
+    )
 
 
 def _config(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -124,7 +125,7 @@ class OneOrMore:
         return {"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "array", "minItems": 1}]}
 
 
-def each_source(given: Source | list[MixedSource] | list[Source] | None) -> list[Source]:
+def each_source(given: Source | Sequence[Source] | None) -> list[Source]:
     """The sources of a key that holds one, several or none."""
     if given is None:
         return []
