@@ -16,7 +16,7 @@ from lrft.api.train import train
 from lrft.core.callback import Callback
 from lrft.core.run import Run
 from lrft.recipe.load import load_recipe
-from lrft.registry.errors import NumericalError
+from lrft.registry.errors import NumericalError, RecipeError
 from lrft.training import checkpoint_folder
 from lrft.training.finite import SHOWN, name_rows, non_finite
 from tests.training.conftest import tiny_recipe as tiny_recipe
@@ -143,3 +143,18 @@ def test_every_number_is_looked_at(dtype):
             bad = torch.zeros(3, 5, dtype=dtype)
             bad.view(-1)[place] = float("inf")
             assert non_finite({**fine, "b": bad, "c": torch.tensor(float("nan"))}) == ["b", "c"]
+
+
+@pytest.mark.parametrize(("method", "refused"), [("lora", True), ("dora", True), ("vera", False)])
+def test_a_rank_above_the_smaller_side_is_refused_by_the_layer(tiny_recipe, tmp_path, method, refused):
+    """VeRA's rank is of random matrices that all layers share, and may be larger."""
+    loaded = load_recipe(tiny_recipe(tmp_path), [*SHORT, f"adapter={{method: {method}, rank: 65}}"])
+    if not refused:
+        assert train(loaded, tmp_path / "run")["step"] == 4
+        return
+    with pytest.raises(
+        RecipeError, match=r"rank 65 is more than any change of .*layers\.0\.\S+ can have"
+    ) as e:
+        train(loaded, tmp_path / "run")
+    assert e.value.problems[0].key == "adapter.rank" and e.value.exit_code == 2
+    assert not (tmp_path / "run" / "checkpoints").exists()
