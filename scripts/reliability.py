@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
-RECORD = ROOT / "docs" / "measured" / "reliability.json"
+RECORD = ROOT / "docs" / "reliability.json"
 PACKAGES = ("torch", "transformers", "safetensors", "tokenizers")
 
 

@@ -54,6 +54,7 @@ IMPORTED_INSIDE_FUNCTIONS = ("bitsandbytes", "datasets")
 # The room that writes files, and who else calls what would write one, with the reason.
 WRITING_ROOM = "lrft/files/"
 WRITERS = {
+    "lrft/core/stop.py": {"open": "os.devnull, in the place of a terminal that is gone"},
     "lrft/cli.py": {"open": "os.devnull, where standard error is closed"},
     "lrft/evaluation/tasks/_confined.py": dict.fromkeys(
         ("open", "write_text", "mkdir", "TemporaryDirectory"),

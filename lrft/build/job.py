@@ -95,8 +95,7 @@ def assemble(
     model, settings = adaptation.model, recipe.train
     processes, rank = accelerator.num_processes, accelerator.process_index
     if recipe.optimizer.per_layer and processes > 1:
-        what = "gradients that are freed at once cannot be summed over processes"
-        raise RecipeError(what, "optimizer.per_layer")
+        raise RecipeError("gradients freed at once cannot be summed over processes", "optimizer.per_layer")
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
     ends = schedule.ends_of(data.total_steps(settings.max_steps, settings.epochs), settings.extended)

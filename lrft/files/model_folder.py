@@ -86,4 +86,4 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     check_model_folder(folder)
     if problem := folder_fault(folder):
         raise DamagedFile(folder, problem, "restore it from a copy, or name the run that wrote it")
-    return read_object(folder / ADAPTER_CONFIG, AdapterConfig, CONFIG, folder)
+    return read_object(folder / ADAPTER_CONFIG, AdapterConfig, CONFIG, _root(folder))

@@ -38,31 +38,31 @@ def make_plan(sites: dict[str, Site], config: AdapterConfig) -> Plan:
 
 
 def check_ranks(plan: Plan, adapter: type[Adapter]) -> None:
-    """Refuse factors A (rank, in) and B (out, rank) with more components than the weight beneath them can have.
+    """Refuse a rank of factors A (rank, in) and B (out, rank) that is above what every layer which has it could use.
 
-    Other methods have ranks that mean something else: of random matrices that are shared, or of what is multiplied with
-    the weight. They are asked nothing here.
+    A pattern such as all-linear also meets gates of one row, where the same rank is too much and does no harm. Other
+    methods have ranks that mean something else: of random matrices that are shared, or of what is multiplied with the
+    weight. They are asked nothing here.
 
     Raises:
-        RecipeError: names the layer that allows the lowest rank.
+        RecipeError: names the layer that allows the highest rank.
     """
     if "low_rank" not in adapter.provides:
         return
-    sides = {
-        name: min(e.site.in_features, e.site.out_features)
-        for name, e in plan.items()
-        if e.site.kind == "linear"
-    }
-    over = [name for name, side in sides.items() if (plan[name].rank or 0) > side]
-    if not over:
-        return
-    name = min(over, key=lambda name: sides[name])
-    shape = f"{plan[name].site.out_features} x {plan[name].site.in_features}"
-    raise RecipeError(
-        f"rank {plan[name].rank} is more than any change of {name} can have, which is {shape}; use at most "
-        f"{sides[name]} there ({len(over)} of {len(sides)} layers have too high a rank)",
-        "adapter.rank",
-    )
+    sides: dict[int, dict[str, int]] = {}
+    for name, entry in plan.items():
+        if entry.site.kind == "linear" and entry.rank is not None:
+            side = min(entry.site.in_features, entry.site.out_features)
+            sides.setdefault(entry.rank, {})[name] = side
+    for rank, layers in sides.items():
+        name = max(layers, key=layers.__getitem__)
+        if rank > layers[name]:
+            shape = f"{plan[name].site.out_features} x {plan[name].site.in_features}"
+            raise RecipeError(
+                f"rank {rank} is more than any change of {name} can have, which is {shape}; use at most "
+                f"{layers[name]} there ({len(layers)} of {sum(map(len, sides.values()))} layers have that rank)",
+                "adapter.rank",
+            )
 
 
 def attach(

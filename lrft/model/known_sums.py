@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from lrft.files.failure import WriteError
+from lrft.files.write import write_file
 from lrft.model import gguf
 from lrft.model.files import Where, resolve
 from lrft.model.weight_sums import WeightSums, stored_tensors, sum_tensor
@@ -58,17 +59,11 @@ class KnownSums:
             now - max(changed, inode_changed) < SETTLED for _, _, changed, inode_changed, _, _ in self.files
         ):
             return
-        scratch = self.entry.with_name(f".{self.entry.name}.{os.getpid()}.tmp")
-        with suppress(OSError):
+        with suppress(OSError, WriteError):
             if _standing(self.folder) != self.files:
                 return
             content = {"by": _by(), "files": self.files, "whole": sums.whole, "each": dict(sums.each)}
-            self.entry.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                scratch.write_text(json.dumps(content), encoding="utf-8")
-                os.replace(scratch, self.entry)
-            finally:
-                scratch.unlink(missing_ok=True)
+            write_file(self.entry, json.dumps(content))
 
 
 class Summing:

@@ -12,11 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from lrft import __version__
-from lrft.files.failure import tell_failures
+from lrft.files.failure import WriteError, tell_failures
+from lrft.files.fresh_folder import remove_folder
 from lrft.files.growing import Lock
 from lrft.files.json import read_object
 from lrft.files.records import RunRecord
-from lrft.files.write import write_changed, write_file
+from lrft.files.write import remove_file, write_changed, write_file
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import DamagedFile, UsageError
 from lrft.training import run_manifest
@@ -105,10 +106,10 @@ class RunFolder(KnownFiles):
             self._lock.give_back()
 
     def _leave_nothing(self) -> None:
-        with suppress(OSError):  # it holds something that is not ours
-            (self.path / ".lock").unlink()
-            if self.made:
-                self.path.rmdir()
+        with suppress(WriteError, OSError):
+            remove_file(self._lock.path)
+            if self.made and not any(self.path.iterdir()):  # else it holds something that is not ours
+                remove_folder(self.path)
 
     @property
     def is_locked(self) -> bool:

@@ -478,7 +478,7 @@ def test_a_dry_run_refuses_a_rank_that_cannot_start(tiny, name):
     with pytest.raises(RecipeError, match=r"rank 999 .*\d+ of 14 layers"):
         plan(rank=999)
     if "rank_pattern" in ADAPTERS.declared(adapter).config.model_fields:
-        with pytest.raises(RecipeError, match=r"rank 999 .* at model\.layers\.1\.self_attn\.v_proj.*1 of 14"):
+        with pytest.raises(RecipeError, match=r"rank 999 .* model\.layers\.1\.self_attn\.v_proj.*1 of 14"):
             plan(rank_pattern={"layers.1.self_attn.v_proj": 999})
 
 

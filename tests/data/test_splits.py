@@ -17,6 +17,7 @@ from lrft.build.text import check_text
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import DataError, RecipeError
 from lrft.training.folder import RUN, RunFolder
+from tests.older_run import as_older
 
 CLOCK = "{{ strftime_now('%d %b %Y') }}\n"
 
@@ -175,7 +176,7 @@ def test_a_run_that_was_packed_before_it_was_asked_is_still_scored(tiny, recipe,
     train(loaded, tmp_path / "run", resume=False)
     run = RunFolder(tmp_path / "run")
     assert run.read(RUN)["packing"] is False
-    written = tmp_path / "run" / "recipe.yaml"
+    written = as_older(run.path) / "recipe.yaml"
     written.write_text(written.read_text().replace("packing: null", "packing: true"))
     _, text, adaptation = open_run(run)
     assert adaptation.packing is False and text.held_out_encoded()

@@ -63,7 +63,7 @@ def test_a_signal_at_one_process_stops_all_in_the_same_place(found):
     for which in ("first", "second"):
         stopped = found[which]["met"]["stopped"]
         assert stopped["error"].startswith(
-            "EvaluationStopped: evaluation was asked to stop after 2 of 5 rows"
+            "EvaluationStopped: interrupted (SIGINT): stopped after 2 of 5 rows"
         )
         assert len(stopped["worked"]) == 1
 

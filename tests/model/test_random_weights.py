@@ -21,6 +21,7 @@ from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import CheckpointError, Interrupted, RecipeError, UsageError
 from lrft.training.folder import RECIPE, RunFolder
 from lrft.training.gradient_check import GradientCheck
+from tests.older_run import as_older
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 
@@ -190,6 +191,7 @@ def test_a_checkpoint_of_another_seed_is_refused(recipe, tmp_path):
     with pytest.raises(UsageError, match=r"train\.seed: 3 -> 4"):
         train(recipe(seed=4), tmp_path / "run", resume=True)
     path = tmp_path / "run" / RECIPE
+    as_older(path.parent)
     path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
     with pytest.raises(CheckpointError, match="another base model"):
         open_run(RunFolder(tmp_path / "run"))

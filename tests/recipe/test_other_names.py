@@ -43,6 +43,9 @@ def laid_over(recipe, fragment):
 SCORED = {"model": {"head": ["a", "b"]}, "objective": "classify", "data": {"format": "classify"}}
 
 
+PREFERRED = {"model": {"head": ["score"]}, "objective": "reward", "data": {"format": "preference"}}
+
+
 def with_lines(lines, key):
     fragment = yaml.safe_load(lines.replace("1e-6", "0.000001"))  # PyYAML itself reads 1e-6 as text
     section = key.rpartition(".")[0]
@@ -55,6 +58,8 @@ def with_lines(lines, key):
         {"tasks": ["classification"]},
     ):  # nor of the head that labels ask for
         base = laid_over(base, SCORED)
+    if fragment in ({"tasks": ["pairwise"]},):  # nor of pairs and the head that scores them
+        base = laid_over(base, PREFERRED)
     return yaml.safe_dump(laid_over(base, {section: fragment} if section else fragment))
 
 

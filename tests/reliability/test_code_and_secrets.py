@@ -13,6 +13,7 @@ import yaml
 from lrft.cli import main
 from lrft.registry.secrets import masked
 from lrft.training.commit import commit_of
+from tests.older_run import as_older
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
 RECIPE = """
@@ -80,7 +81,7 @@ def foreign(run, tiny, tmp_path):
     (base / "custom_generate").mkdir()
     (base / "custom_generate" / "generate.py").write_text(CODE.format(canary=str(canary)))
     folder = tmp_path / "run"
-    shutil.copytree(run, folder)
+    as_older(Path(shutil.copytree(run, folder)))  # a stranger can write sums, too
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["model"]["name"] = str(base)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -38,7 +38,7 @@ def test_a_run_whose_checkpoints_do_not_fit_is_refused_before_its_first_step(ben
         r"run: 3 checkpoints .* \(No space left on device; ([\d,]+) bytes are needed, 10 are free", said
     )
     assert ended.code == 1 and found
-    assert [path.name for path in (place / "run").iterdir()] == [".lock"]
+    assert not (place / "run").exists()
     # 512 numbers train: their weights and two moments, three times, and the weights of three folders beside them.
     assert int(found[1].replace(",", "")) == 3 * 512 * 4 * 3 + 3 * 512 * 4
     free(int(found[1].replace(",", "")))

@@ -53,8 +53,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_last_is_the_finished_adapter_and_best_that_of_the_best_step(whole):
     last, best, adapter = (contents(whole / name) for name in ("last", "best", "adapter"))
-    sums = [json.loads(folder.pop("manifest.json"))["files"].keys() for folder in (last, best, adapter)]
-    assert sums == [folder.keys() for folder in (last, best, adapter)]
     assert json.loads(last.pop("checkpoint.json")) == {"step": 8}
     assert json.loads(best.pop("checkpoint.json")) == {"step": 4, "eval_loss": 1.0}
     said = [set(json.loads(one.pop("manifest.json"))["files"]) for one in (last, best, adapter)]

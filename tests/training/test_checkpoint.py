@@ -181,11 +181,11 @@ def test_a_kill_between_the_records_and_their_sums_leaves_a_run_that_is_believed
     folder.write_known({"plan.json": {}, "run.json": {"seed": 1}, "recipe.yaml": "seed: 1\n"})
     real, calls = RunFolder.write, []
 
-    def write(self, name, content):
+    def write(self, name, *arguments, **named):
         calls.append(name)
         if len(calls) == call + 1:
             raise KeyboardInterrupt
-        real(self, name, content)
+        real(self, name, *arguments, **named)
 
     monkeypatch.setattr(RunFolder, "write", write)
     with contextlib.suppress(KeyboardInterrupt):

@@ -232,7 +232,7 @@ def test_what_would_be_left_behind_or_cannot_be_is_refused(run, written, tiny, t
     ):
         with pytest.raises(RecipeError, match=words):
             begun(written(lora, *overrides))
-    with pytest.raises(RecipeError, match="is no run, no checkpoint of one and no folder"):
+    with pytest.raises(RecipeError, match="is no run, no checkpoint of one, no folder"):
         written(f"model.adapter={tmp_path / 'nothing'}")
     with pytest.raises(RecipeError, match="which gets no adapter here"):
         recipe = written(lora, "adapter.targets=[q_proj]").recipe

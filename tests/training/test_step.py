@@ -233,7 +233,7 @@ def test_a_non_finite_loss_stops_before_the_weights_are_touched(recipe_file, tmp
 
 
 def test_a_non_finite_base_is_named_by_its_module(recipe_file, tmp_path, monkeypatch):
-    from lrft.api import train as jobs
+    from lrft.api import begin as jobs
 
     original = jobs.adapt
 

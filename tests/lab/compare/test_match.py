@@ -80,7 +80,7 @@ def test_steps_leave_ranks_alone(recipe):
 
 
 def test_an_arm_without_a_rank_can_only_be_the_first(recipe):
-    full = make_arm("full", recipe("full", "null", "trainable: full\n"))
+    full = make_arm("full", recipe("full", "null", "trainable: ['*layers.0.*_proj.weight']\n"))
     lora = make_arm("lora", recipe("lora"))
     with pytest.raises(UsageError, match=r"full has no adapter\.rank to change; give it first"):
         match([lora, full], "params")
