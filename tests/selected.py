@@ -151,9 +151,11 @@ ON_DEMAND = {
         "test_biases_that_train_resume_unbroken[trainable.update": "biases on none",
     },
     "tests/training/test_patience.py": {
+        "test_an_interruption_does_not_move_the_end[8": "[6]",
         "test_scoring_tasks_again_and_again": "tasks leave bytes alone, beside it",
     },
     "tests/training/test_stop_below.py": {
+        "test_an_interruption": "an interruption before patience ends a run",
         "test_a_target_that_is_not_reached": "the first step below, and an interruption",
     },
     "tests/test_composition.py": {
@@ -161,6 +163,7 @@ ON_DEMAND = {
         "test_what_passes_the_check_trains_resumes_and_merges_or_refuses[4": "0, 1 and 2",
     },
     "tests/test_attention.py": {
+        "test_no_tensor_of_an_8k_document_is_larger_than_a_block_of_scores[0": "[512]",
         "test_short_and_long_documents_share_a_row[100-2.0-F": "[100-2.0-True]",
         "test_short_and_long_documents_share_a_row[0-2.0": "[100-2.0-True]",
         "test_short_and_long_documents_share_a_row[100-None": "[0-None-True]",
@@ -183,5 +186,31 @@ ON_DEMAND = {
     },
     "tests/lab/report/test_page.py": {
         "test_a_hundred_thousand": "a finished run is told",
+    },
+    "tests/evaluation/test_divided.py": {
+        "test_two_processes_score": "test_gradient_sum.py has two processes; dividing has tests of its own",
+        "test_each_process_does": "test_gradient_sum.py has two processes; dividing has tests of its own",
+        "test_what_fails_in_one": "test_gradient_sum.py has two processes; dividing has tests of its own",
+        "test_a_signal_at_one": "test_gradient_sum.py has two processes; dividing has tests of its own",
+        "test_processes_that_go_in": "test_gradient_sum.py has two processes; dividing has tests of its own",
+        "test_processes_that_asked": "test_gradient_sum.py has two processes; dividing has tests of its own",
+    },
+    "tests/contracts/test_optimizers.py": {
+        "test_it_lowers_a_quadratic[mezo": "its own file",
+    },
+    "tests/training/test_recomputing.py": {
+        "test_a_run_says_and_records": "what is chosen, beside it",
+    },
+    "tests/training/test_going_on.py": {
+        "test_an_extended_run_resumes_unbroken[2": "[4]",
+        "test_an_extended_run_resumes_unbroken[6": "[4]",
+    },
+    "tests/training/test_reads.py": {
+        "test_a_step_is_read_once[dropout": "[lora]",
+        "test_a_step_is_read_once[no clipping": "[lora]",
+        "test_a_step_is_read_once[dora": "[lora]",
+    },
+    "tests/training/test_numerics.py": {
+        "test_on_a_cpu_a_deterministic_training_has_the_same_losses[dora": "[lora]",
     },
 }
