@@ -15,6 +15,10 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# As many programs of oneDNN as it keeps by itself: hundreds of small trainings in a process meet the same shapes again.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "1024")
+
 # Without bytecode every worker rewrites every file of tests anew, and every process that a test starts compiles lrft.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
