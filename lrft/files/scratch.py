@@ -75,10 +75,20 @@ def _made(final: Path, folder: bool) -> tuple[int, Path]:
                 raise
         else:
             descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        _hold(descriptor)
-        if path.exists():
+        if not _is_being_swept(descriptor) and path.exists():
             return descriptor, path
         os.close(descriptor)
+
+
+def _is_being_swept(descriptor: int) -> bool:
+    """Hold what was just made; True where a sweep, which took it for abandoned, has it and is about to remove it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system knows no locks, so no sweep removes anything
+        return False
+    return False
 
 
 def _hold(descriptor: int) -> bool:

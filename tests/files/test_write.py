@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import threading
@@ -329,3 +330,23 @@ def test_what_would_be_refused_next_time_is_not_there_after_a_failure(tmp_path, 
     assert not (place / made).exists()
     work(place)
     assert read(place) == read(whole)
+
+
+def test_what_a_sweep_takes_for_abandoned_before_it_is_held_is_made_again(tmp_path, monkeypatch):
+    """The sweep has the lock when the maker asks for it, and removes the file a moment later."""
+    flock, swept = fcntl.flock, []
+
+    def taken(descriptor, operation):
+        if not swept:
+            [path] = tmp_path.iterdir()
+            swept.append((path, os.open(path, os.O_RDONLY)))
+            flock(swept[0][1], operation)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", taken)
+    with scratch_file(tmp_path / "f") as (_, path):
+        assert path != swept[0][0]
+        swept[0][0].unlink()
+        assert path.exists()
+    os.close(swept[0][1])
+    assert not list(tmp_path.iterdir())
