@@ -58,7 +58,9 @@ class ParquetRows:
 
 
 def finite(rows: Indexed[Row], path: Path) -> Indexed[Row]:
-    """The rows of a Parquet file; one with NaN or an infinity is refused when it is asked for, as in JSON.
+    """The rows of a Parquet file; one with an infinity, or NaN inside a value, is refused when it is asked for.
+
+    A NaN that is all of a value is null: so a table with gaps is written, and what reads the column refuses the gap.
 
     Files without fractional numbers, which most are, are handed back as they are.
     """
@@ -91,6 +93,7 @@ class FiniteRows:
             yield self._checked(index, row)
 
     def _checked(self, index: int, row: Row) -> Row:
+        row = {name: None if value != value else value for name, value in row.items()}
         for name, value in row.items():
             if (found := _not_finite(value)) is not None:
                 raise DataError(

@@ -9,9 +9,10 @@ from typing import Any
 from lrft.files.read import RECORD, read_bytes
 from lrft.files.sums import MANIFEST, content_difference
 from lrft.recipe.load import LoadedRecipe, load_recipe
-from lrft.recipe.resolved import decisive_hash
+from lrft.recipe.resolved import FREE_SECTIONS, decisive_hash
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import DamagedFile
+from lrft.registry.errors import DamagedFile, RecipeError
+from lrft.training.checkpoint_folder import open_newest
 from lrft.training.folder import RunFolder
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.run_manifest import PLAN, RECIPE, RUN, read_checked, read_sums, tell_once
@@ -33,7 +34,12 @@ def own_recipe(run: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     except DamagedFile as error:
         if error.file != str(path):
             raise
-        raise DamagedFile(path, error.problem, _remedy(run)) from None
+        if not _decides_alike(path):
+            raise DamagedFile(path, error.problem, _remedy(run)) from None
+        tell_once(
+            f"{path}: was edited since lrft wrote it; what decides the weights is as it was, so its sections "
+            f"{', '.join(FREE_SECTIONS)} are believed as they are now"
+        )
     return load_recipe(path, overrides, trained=True)
 
 
@@ -66,6 +72,20 @@ def check_relied(saved: OpenCheckpoint, recipe: Recipe, record: Mapping[str, Any
             f"{run / MANIFEST}: is missing, so the sections eval, export and logging of {RECIPE} are believed; "
             f"lrft train {run} --resume writes it anew"
         )
+
+
+def _decides_alike(path: Path) -> bool:
+    """Whether an edited recipe is still the one that the newest checkpoint was trained with, but for what is free."""
+    try:
+        saved = open_newest(path.parent / "checkpoints", lambda line: None)
+        if saved is None:
+            return False
+        with saved:
+            return bool(
+                saved.manifest.get("decisive") == decisive_hash(load_recipe(path, trained=True).recipe)
+            )
+    except (RecipeError, DamagedFile):
+        return False
 
 
 def plan_of(saved: OpenCheckpoint, folder: RunFolder) -> dict[str, Any]:

@@ -60,8 +60,18 @@ def test_a_value_that_is_none_is_refused_with_its_line(tmp_path, bounded, value,
     assert f"{path}:2: {NUMBERS[value]}" in str(refused.value) and len(str(refused.value)) < 300
 
 
+def test_a_gap_in_a_parquet_column_of_numbers_is_null(tmp_path):
+    """As pandas writes it; a format that reads the column refuses the null."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"prompt": ["a", "b"], "x": [1.0, float("nan")]}), tmp_path / "rows.parquet")
+    rows = read_rows(Source(source=str(tmp_path / "rows.parquet")), "train")
+    assert [row["x"] for row in rows] == [1.0, None] == [rows[0]["x"], rows[1]["x"]]
+
+
 @pytest.mark.parametrize(
-    "values", [[1.0, float("nan")], [[1.0], [float("inf")]], [{"a": 0.5}, {"a": float("-inf")}]]
+    "values", [[1.0, float("inf")], [[1.0], [float("nan")]], [{"a": 0.5}, {"a": float("-inf")}]]
 )
 def test_a_number_that_is_none_is_refused_in_parquet(tmp_path, values):
     import pyarrow as pa

@@ -7,13 +7,15 @@ import json
 import pytest
 import torch
 
+from lrft.api.open_run import open_run
 from lrft.api.train import train
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from lrft.registry.axes import SCHEDULES
-from lrft.registry.errors import Interrupted, RecipeError, UsageError
+from lrft.registry.errors import DamagedFile, Interrupted, RecipeError, UsageError
 from lrft.training import schedule
+from lrft.training.folder import RunFolder
 from tests.training.unbroken import goes_on_unbroken, losses, same, stop_at
 
 SHORT = ["quantization=none", "train.max_steps=4", "train.save_every=2", "train.keep_last=9"]
@@ -151,3 +153,14 @@ def test_a_recipe_that_was_never_extended_keeps_its_hash(tiny_recipe, tmp_path):
     without = recipe_hash(plain)
     assert without != recipe_hash(extended)
     assert without == recipe_hash(load_recipe(tiny_recipe(tmp_path), ["train.extended=[]"]).recipe)
+
+
+def test_an_edited_recipe_is_believed_where_it_decides_nothing_and_refused_elsewhere(run, capsys):
+    path = run / "recipe.yaml"
+    written = path.read_text()
+    path.write_text(written.replace("fidelity_rows: 8", "fidelity_rows: 9"))
+    open_run(RunFolder(run), scores=True)
+    assert "was edited since lrft wrote it; what decides the weights is as it was" in capsys.readouterr().err
+    path.write_text(written.replace("  seed: 0\n", "  seed: 1\n"))
+    with pytest.raises(DamagedFile, match=r"recipe.yaml: is not what lrft wrote"):
+        open_run(RunFolder(run), scores=True)
