@@ -41,7 +41,7 @@ texts = words | tricky
 numbers = st.floats(min_value=1e-12, max_value=1e6)  # a rate and an alpha may be no larger
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     alpha=numbers,
     lr=numbers,

@@ -13,7 +13,7 @@ from lrft.recipe.load import load_recipe
 from lrft.registry.errors import Interrupted, RecipeError
 from lrft.training.gradient_check import GradientCheck
 
-QUICK = ["optimizer.lr=0.05", "schedule=constant", "train.max_steps=30", "train.eval_every=7"]
+QUICK = ["optimizer.lr=0.05", "schedule=constant", "train.max_steps=12", "train.eval_every=5"]
 
 
 def lines(folder: Path) -> list[dict]:
@@ -34,9 +34,9 @@ def whole(tiny_recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stop") / "whole"
     train(load_recipe(tiny_recipe(folder.parent), QUICK), folder, resume=False)
     curve = smoothed([line["loss"] for line in lines(folder)])
-    target = (curve[14] + curve[15]) / 2
+    target = (curve[6] + curve[7]) / 2
     last = next(step + 1 for step, value in enumerate(curve) if value <= target)
-    assert 3 < last < 30, "the loss falls"
+    assert 3 < last < 12, "the loss falls"
     return target, last, lines(folder)
 
 
@@ -54,7 +54,7 @@ def test_the_first_step_below_is_the_last_scored_and_saved(recipe_file, tmp_path
 
 def test_a_target_that_is_not_reached_changes_nothing(recipe_file, tmp_path, whole):
     loaded = load_recipe(recipe_file(), [*QUICK, "train.stop_below=1e-6"])
-    assert train(loaded, tmp_path / "run", resume=False)["step"] == 30
+    assert train(loaded, tmp_path / "run", resume=False)["step"] == 12
     assert lines(tmp_path / "run")[-1]["loss"] == whole[2][-1]["loss"]
 
 
