@@ -149,6 +149,10 @@ ON_DEMAND = {
         "test_stopped_twice": "stopped once",
         "test_biases_that_train_resume_unbroken[quantization=int8": "biases on none",
         "test_biases_that_train_resume_unbroken[trainable.update": "biases on none",
+        **{
+            f"test_updates_in_the_backward_pass_resume_unbroken[{name}": "the other optimizers"
+            for name in ("apollo", "fira", "lion", "paged", "sgd")
+        },
     },
     "tests/training/test_patience.py": {
         "test_an_interruption_does_not_move_the_end[8": "[6]",
@@ -209,6 +213,37 @@ ON_DEMAND = {
         "test_a_step_is_read_once[dropout": "[lora]",
         "test_a_step_is_read_once[no clipping": "[lora]",
         "test_a_step_is_read_once[dora": "[lora]",
+    },
+    "tests/training/test_trackers.py": {
+        "test_a_tracker_is_sent_every_step_and_goes_on_where_it_was[trackio": "[tensorboard]",
+        "test_a_tracker_is_sent_every_step_and_goes_on_where_it_was[mlflow": "[tensorboard]",
+        "test_a_tracker_that_raises_is_told_once_and_left[tensorboard-end": "[tensorboard-log]",
+    },
+    "tests/training/test_find_lr.py": {
+        f"test_any_recipe_can_be_swept[{name}": "the other recipes"
+        for name in ("dpo", "lisa", "relora", "paged")
+    },
+    "tests/training/test_step.py": {
+        f"test_a_short_last_step_is_the_same_on_two_processes_as_on_one[5-{name}": "[7]"
+        for name in ("dropout", "orthogonality", "hidden", "load")
+    },
+    "tests/reliability/test_numbers.py": {
+        "test_a_tensor_that_is_no_number_is_not_saved[weight-inf": "[weight-nan] and [moment--inf]",
+        "test_a_tensor_that_is_no_number_is_not_saved[weight--inf": "[weight-nan] and [moment--inf]",
+        "test_a_tensor_that_is_no_number_is_not_saved[moment-nan": "[weight-nan] and [moment--inf]",
+        "test_a_tensor_that_is_no_number_is_not_saved[moment-inf": "[weight-nan] and [moment--inf]",
+    },
+    "tests/test_bed.py": {
+        "test_a_model_learns_from_random_weights[fira": "[galore]",
+        "test_a_model_learns_from_random_weights[frugal": "[galore]",
+        "test_a_model_learns_from_random_weights[apollo": "[galore]",
+    },
+    "tests/test_models_page.py": {
+        "test_a_row_is_what_is_found[rwkv": "[gpt2]",
+    },
+    "tests/export/test_export_gguf.py": {
+        f"test_transformers_computes_the_run_from_the_merged_file[{name}": "[llama] and [gemma2]"
+        for name in ("mistral", "qwen2", "qwen3")
     },
     "tests/training/test_numerics.py": {
         "test_on_a_cpu_a_deterministic_training_has_the_same_losses[dora": "[lora]",
