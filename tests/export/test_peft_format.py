@@ -25,6 +25,7 @@ CASES = {
     "lora": {"method": "lora", "rank": 4},
     "rslora": {"method": "lora", "rank": 4, "rslora": True},
     "dora": {"method": "dora", "rank": 4},
+    "dora-magnitude": {"method": "dora", "rank": 4, "magnitude_only": ["o_proj", "*.mlp.up_proj"]},
     "patterns": {
         "method": "lora",
         "rank": 4,

@@ -35,6 +35,8 @@ train: {{max_steps: 2, batch_size: 2, max_length: 160, save_every: 1, eval_every
 eval: {{tasks: [loss]}}
 """
 PICTURES = ("--png", "curves") if find_spec("matplotlib") else ()
+RATES = ("--lr-grid", "1e-3")
+FIND_LR = ("find-lr", "recipe.yaml", "--steps", "12", "--from", "1e-4", "--to", "1e-1")
 LEFTOVER = re.compile(r"(\.[0-9a-f]{8})?\.tmp$|\.old$")
 TIMED = ("seconds", "tokens_per_second", "memory_bytes", "peak_memory_bytes")
 # Names whose content says when or how long, and is the same but for that.
@@ -70,6 +72,14 @@ COMMANDS = {
     ),
     "report": Command(("report", "run", "--out", "report.html", *PICTURES)),
     "inspect": Command(("inspect", "run")),
+    "profile": Command(("train", "recipe.yaml", "--out", "run", "--profile", "train.max_steps=6"), trained=False),
+    "sweep": Command(("sweep", "recipe.yaml", "adapter.rank=1,2", "--out", "out"), trained=False),
+    "compare": Command(
+        ("compare", "recipe.yaml", "recipe.yaml", "--match", "steps", *RATES, "--seeds", "1", "--out", "out"),
+        trained=False,
+    ),
+    "reproduce": Command(("reproduce", "dora", "--out", "out"), trained=False),
+    **({"find-lr": Command((*FIND_LR, "--plot", "rates.png"), trained=False)} if PICTURES else {}),
     "recipes": Command(("recipes", "cp", "quickstart", "mine.yaml"), trained=False),
     **{
         f"export-{target}": Command(("export", "run", "--for", target, "--out", "out", *more))
