@@ -45,9 +45,14 @@ def current_batch() -> Batch | None:
     return _batch
 
 
+def recomputing() -> bool:
+    """Whether this forward pass was made before, and is made again in the backward pass for its activations."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def is_first_pass() -> bool:
-    """Whether this forward pass is to be counted: not computed again in a backward pass, nor one beyond the step's."""
-    return _counts and torch._C._current_graph_task_id() == -1
+    """Whether what is counted in this forward pass counts: it is not made again, and is one of the step's."""
+    return _counts and not recomputing()
 
 
 def real_tokens(x: Tensor) -> Tensor | None:
