@@ -16,21 +16,23 @@ from lrft.core.batch import Batch
 
 _batch: Batch | None = None
 _seed: int | None = None
+_counts = True
 
 
 @contextmanager
-def computing(batch: Batch, seed: int | None = None) -> Iterator[None]:
+def computing(batch: Batch, seed: int | None = None, counts: bool = True) -> Iterator[None]:
     """Make `batch` the current one, until its backward pass has ended.
 
     Args:
         seed: of its draws, a number for every step and micro-batch of a run.
+        counts: whether it is one of the step's, and not there to go in step with other processes alone.
     """
-    global _batch, _seed
-    before, (_batch, _seed) = (_batch, _seed), (batch, seed)
+    global _batch, _seed, _counts
+    before, (_batch, _seed, _counts) = (_batch, _seed, _counts), (batch, seed, counts)
     try:
         yield
     finally:
-        _batch, _seed = before
+        _batch, _seed, _counts = before
 
 
 def current_seed() -> int | None:
@@ -41,6 +43,16 @@ def current_seed() -> int | None:
 def current_batch() -> Batch | None:
     """The micro-batch that is being computed; None in evaluation and generation."""
     return _batch
+
+
+def recomputing() -> bool:
+    """Whether this forward pass was made before, and is made again in the backward pass for its activations."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def is_first_pass() -> bool:
+    """Whether what is counted in this forward pass counts: it is not made again, and is one of the step's."""
+    return _counts and not recomputing()
 
 
 def real_tokens(x: Tensor) -> Tensor | None:
