@@ -54,9 +54,11 @@ class _CirculantMatmul(torch.autograd.Function):
 
 def _transform(x: Tensor, blocks: int) -> Tensor:
     """(..., width) -> (tokens, blocks, b // 2 + 1) complex."""
-    return torch.fft.rfft(x.reshape(-1, blocks, x.shape[-1] // blocks).float())
+    X: Tensor = torch.fft.rfft(x.reshape(-1, blocks, x.shape[-1] // blocks).float())
+    return X
 
 
 def _back(Y: Tensor, kernels: Tensor, dtype: torch.dtype) -> Tensor:
     """(tokens, blocks, b // 2 + 1) complex -> (tokens, width)."""
-    return torch.fft.irfft(Y, n=kernels.shape[2]).flatten(1).to(dtype)
+    y: Tensor = torch.fft.irfft(Y, n=kernels.shape[2]).flatten(1).to(dtype)
+    return y
