@@ -124,8 +124,12 @@ class Adapted(nn.Module):
 
         Raises:
             ValueError: only a part is asked for where the start is subtracted, or of a change that is not linear; or
-                the adapter is the weight itself.
+                the adapter is the weight itself, or cannot start anew from no change (trained in `one_stage`).
         """
+        if "one_stage" in self.adapter.requires:
+            raise ValueError(
+                f"{self.adapter.name} is trained in one stage; it cannot start anew from no change"
+            )
         if "own_weights" in self.adapter.provides:
             raise ValueError(f"{self.adapter.name} is the weight itself; there is no base to move it into")
         linear = "linear_delta" in self.adapter.provides

@@ -28,6 +28,7 @@ class Bases(Shared):
         for name, matrix in matrices.items():
             self.register_buffer(name, matrix)
         self._casts: dict[tuple[str, torch.dtype], tuple[tuple[int, torch.device], Tensor]] = {}
+        self._grams: dict[tuple[str, int], tuple[tuple[int, torch.device], Tensor]] = {}
 
     def cast(self, name: str, dtype: torch.dtype) -> Tensor:
         """The matrix called `name` in `dtype`; a copy in another precision than the stored one is kept."""
@@ -38,6 +39,16 @@ class Bases(Shared):
         known = self._casts.get((name, dtype))
         if known is None or known[0] != state:
             known = self._casts[name, dtype] = (state, matrix.to(dtype))
+        return known[1]
+
+    def gram(self, name: str, width: int) -> Tensor:
+        """M M^T in float32 for the leading `width` columns of the matrix called `name`, kept."""
+        matrix = self.get_buffer(name)
+        state = (matrix._version, matrix.device)
+        known = self._grams.get((name, width))
+        if known is None or known[0] != state:
+            part = matrix[:, :width].float()
+            known = self._grams[name, width] = (state, part @ part.mT)
         return known[1]
 
     def peft_tensors(self) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -14,13 +13,12 @@ from lrft.core.adapter import Adapter, Branch, PeftForm, Shared
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.core.peft import LORA_NAMES
+from lrft.methods.adapters._decomposed import TINY, Decomposed
 from lrft.methods.adapters.lora import LoRA
 from lrft.ops.low_rank import branch_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import ADDED, Field, Problem, RecipeView
 from lrft.registry.json import Json
-
-TINY = 1e-12  # a dead row of W has norm 0 and magnitude 0; its scale is then 0 instead of 0/0
 
 
 def dora_form_keys(config: DoRA.Config, with_start: bool) -> dict[str, Json]:
@@ -36,7 +34,7 @@ def dora_form_settings(keys: Mapping[str, Any], site: str) -> dict[str, Json] | 
 
 
 @ADAPTERS.register
-class DoRA(LoRA):
+class DoRA(Decomposed, LoRA):
     """Weight-decomposed low-rank adaptation: direction and magnitude of every output neuron are adapted apart.
 
         V  = W + s B A,  n = row norms of V,  g = m / n
@@ -96,53 +94,7 @@ class DoRA(LoRA):
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.m = nn.Parameter(torch.ones(site.out_features))
-        self.register_buffer("row_squares", torch.zeros(site.out_features), persistent=False)
-        self._norms: tuple[tuple[int, int], Tensor] | None = None
-
-    @torch.no_grad()
-    def start(self, weight: Tensor) -> None:
-        dense = weight.float()
-        self.row_squares = dense.square().sum(dim=1)
-        self.m.copy_((dense + self.scaling * self.B @ self.A).norm(dim=1))
-
-    def delta_weight(self, weight: Tensor) -> Tensor:
-        """The change g * V - W, its norm detached as in training, so that its derivatives are DoRA's."""
-        direction = weight.float() + self.scaling * self.B @ self.A
-        norms: Tensor = direction.norm(dim=1)
-        scale = self.m / norms.clamp_min(TINY).detach()
-        return (scale[:, None] * direction - weight).to(weight.dtype)
-
-    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        weight = base.weight()
-        branch = replace(self.branch(), gain=self.m / self.norms(weight))
-        return self.through(branch, x, base, weight)
-
-    @torch.no_grad()
-    def norms(self, weight: Tensor) -> Tensor:
-        """Row norms of W + s B A for the W (out, in) in use, (out,) float32, kept between forwards while evaluating."""
-        versions = (self.A._version, self.B._version)
-        if not self.training and self._norms is not None and self._norms[0] == versions:
-            return self._norms[1]
-        norms = self._direct(weight) if weight.dtype == torch.float32 else self._expanded(weight)
-        self._norms = None if self.training else (versions, norms)
-        return norms
-
-    def _direct(self, weight: Tensor) -> Tensor:
-        """In float32 the very sum that merging forms: thirty layers turn its last bit into 1e-3 of a logit."""
-        norms: Tensor = (weight + self.scaling * self.B @ self.A).norm(dim=1)
-        return norms.clamp_min(TINY)
-
-    def _expanded(self, weight: Tensor) -> Tensor:
-        projected = (weight @ self.A.to(weight.dtype).mT).float()  # (out, r): row i is A w_i
-        # 2 A w_i + s (A A^T) b_i, which meets b_i
-        meeting = torch.addmm(projected, self.B, self.A @ self.A.mT, beta=2, alpha=self.scaling)
-        squares = torch.add(self.row_squares, (self.B * meeting).sum(dim=1), alpha=self.scaling)
-        return squares.clamp_min(TINY**2).sqrt()
-
-    def train(self, mode: bool = True) -> DoRA:
-        self._norms = None  # an optimizer may write through raw pointers, which no version counter sees
-        return super().train(mode)
+        self.decompose()
 
     @staticmethod
     def count(config: Config, site: Site) -> int:
