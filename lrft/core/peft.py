@@ -41,6 +41,7 @@ class PeftForm:
         transposed: whether PEFT has the method on layers that store (in, out) too, as GPT-2's do.
         together: (adapters of all sites, transformers' model) -> PEFT's tensors and keys, where PEFT holds the method
             as one thing and not site by site; the other attributes then say nothing.
+        holds: adapter -> whether PEFT computes its function with its settings; where not, there is no form.
     """
 
     keys: Callable[[Any, bool], dict[str, Json]] = lambda config, with_start: {}
@@ -50,6 +51,7 @@ class PeftForm:
     read: Callable[[Mapping[str, Any], str], dict[str, Json] | None] | None = None
     transposed: bool = True
     together: Together | None = None
+    holds: Callable[[Any], bool] = lambda adapter: True
 
     def keys_of(self, adapter: Adapter, with_start: bool = False) -> dict[str, Json]:
         """The keys of this very adapter."""

@@ -192,6 +192,8 @@ def _site_form(module: Adapted) -> tuple[dict[str, Tensor], Keys] | None:
     if form is None:
         return None
     if not isinstance(module.base, Changed):
+        if not form.holds(adapter):
+            return None
         return form.tensors_of(adapter, module.start), form.keys_of(adapter, module.start is not None)
     factors = module.factors()
     if factors is None:
