@@ -59,10 +59,13 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     common_part = {} if model.shared is None else model.shared.peft_tensors()
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
-    takes_transposed = all(form.transposed for form in taking)
+    takes_transposed, takes_bias = (
+        all(getattr(form, of) for form in taking) for of in ("transposed", "bias")
+    )
     if (
         not whole
         or (model.transposed and not takes_transposed)
+        or (not takes_bias and any(name.endswith(".bias") for name, _ in base_parameters(model)))
         or taken_for_experts(model)
         or lacks_classifier(model)
     ):
@@ -86,6 +89,8 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     extra, said = beside(model, {name for name, _ in sites}, str(common["peft_type"]))
     extra, said = extra | rows[0], {**said, **rows[1]}
     config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
+    if not takes_bias:
+        del config["bias"]
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, config
