@@ -62,13 +62,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     takes_transposed, takes_bias = (
         all(getattr(form, of) for form in taking) for of in ("transposed", "bias")
     )
-    if (
-        not whole
-        or (model.transposed and not takes_transposed)
-        or (not takes_bias and any(name.endswith(".bias") for name, _ in base_parameters(model)))
-        or taken_for_experts(model)
-        or lacks_classifier(model)
-    ):
+    if not whole or not _taken(model, takes_transposed, takes_bias):
         return _own_form(model, dtype), None
     tensors = {
         f"{PREFIX}{site}.{name}": tensor
@@ -94,6 +88,13 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, config
+
+
+def _taken(model: CausalLM, transposed: bool, bias: bool) -> bool:
+    """Whether PEFT puts a method on this model that takes transposed layers, and biases that train, or not."""
+    if (model.transposed and not transposed) or taken_for_experts(model) or lacks_classifier(model):
+        return False
+    return bias or not any(name.endswith(".bias") for name, _ in base_parameters(model))
 
 
 def _form_of_all(
