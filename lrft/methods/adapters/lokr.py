@@ -53,7 +53,7 @@ class LoKr(Additive):
 
     with r = `rank`; out = a b and in = c d, a <= b and c <= d, as near to one another as divisors allow with `factor:
     -1`, else with a and c `factor`, or the largest divisor below it where it is none. w2 is one full matrix where r >=
-    max(b, d) / 2, and with `decompose_both` w1 = w1a w1b where r < max(a, c) / 2. s = `alpha` / r, but 1 where w1 and w2
+    max(b, d) / 2; with `decompose_both` w1 = w1a w1b where r < max(a, c) / 2. s = `alpha` / r, but 1 where w1 and w2
     are both full, unless `scale_full`. w1 kron w2 is never formed in training. In training an output of the change is
     dropped with probability `rank_dropout`; `rank_dropout_scale` divides the others by the share that is left.
 
