@@ -39,8 +39,10 @@ class PeftForm:
         read: (keys of an adapter_config.json, name of a site) -> the method's settings there, None where the file is of
             another method; a ValueError says what the file has that is not read. None where no file is.
         transposed: whether PEFT has the method on layers that store (in, out) too, as GPT-2's do.
+        bias: whether PEFT's configuration of the method can say that biases of the base train.
         together: (adapters of all sites, transformers' model) -> PEFT's tensors and keys, where PEFT holds the method
             as one thing and not site by site; the other attributes then say nothing.
+        holds: adapter -> whether PEFT computes its function with its settings; where not, there is no form.
     """
 
     keys: Callable[[Any, bool], dict[str, Json]] = lambda config, with_start: {}
@@ -49,7 +51,9 @@ class PeftForm:
     keys_here: Callable[[Any], dict[str, Json]] | None = None
     read: Callable[[Mapping[str, Any], str], dict[str, Json] | None] | None = None
     transposed: bool = True
+    bias: bool = True
     together: Together | None = None
+    holds: Callable[[Any], bool] = lambda adapter: True
 
     def keys_of(self, adapter: Adapter, with_start: bool = False) -> dict[str, Json]:
         """The keys of this very adapter."""

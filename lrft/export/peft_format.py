@@ -59,13 +59,10 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     common_part = {} if model.shared is None else model.shared.peft_tensors()
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
-    takes_transposed = all(form.transposed for form in taking)
-    if (
-        not whole
-        or (model.transposed and not takes_transposed)
-        or taken_for_experts(model)
-        or lacks_classifier(model)
-    ):
+    takes_transposed, takes_bias = (
+        all(getattr(form, of) for form in taking) for of in ("transposed", "bias")
+    )
+    if not whole or not _taken(model, takes_transposed, takes_bias):
         return _own_form(model, dtype), None
     tensors = {
         f"{PREFIX}{site}.{name}": tensor
@@ -86,9 +83,18 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     extra, said = beside(model, {name for name, _ in sites}, str(common["peft_type"]))
     extra, said = extra | rows[0], {**said, **rows[1]}
     config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
+    if not takes_bias:
+        del config["bias"]
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, config
+
+
+def _taken(model: CausalLM, transposed: bool, bias: bool) -> bool:
+    """Whether PEFT puts a method on this model that takes transposed layers, and biases that train, or not."""
+    if (model.transposed and not transposed) or taken_for_experts(model) or lacks_classifier(model):
+        return False
+    return bias or not any(name.endswith(".bias") for name, _ in base_parameters(model))
 
 
 def _form_of_all(
@@ -192,6 +198,8 @@ def _site_form(module: Adapted) -> tuple[dict[str, Tensor], Keys] | None:
     if form is None:
         return None
     if not isinstance(module.base, Changed):
+        if not form.holds(adapter):
+            return None
         return form.tensors_of(adapter, module.start), form.keys_of(adapter, module.start is not None)
     factors = module.factors()
     if factors is None:

@@ -142,6 +142,15 @@ def test_trained_biases_of_adapted_layers_reach_peft(tiny, tmp_path, monkeypatch
     assert config["bias"] in ("lora_only", "all") and "modules_to_save" not in config
 
 
+def test_biases_that_peft_cannot_name_for_a_method_ship_under_our_own_names(tiny, monkeypatch):
+    recipe = recipe_for(tiny("llama", tied=False, bias=True), CASES["loha"])
+    model = with_adapter(recipe)
+    assert "bias" not in json.loads(adapter_files(model, recipe, {})["adapter_config.json"])
+    moved = [("model.layers.0.self_attn.q_proj.bias", torch.ones(64))]
+    monkeypatch.setattr("lrft.export.peft_format.base_parameters", lambda model: moved)
+    assert "adapter.safetensors" in adapter_files(model, recipe, {})
+
+
 @pytest.mark.parametrize("case", ["lora", "bat"])
 def test_an_adapter_that_is_no_number_is_refused_by_name(tiny, case):
     recipe = recipe_for(tiny("gpt2" if case == "bat" else "llama"), CASES[case])

@@ -1,0 +1,20 @@
+"""Dropout of whole outputs of a change, as the methods of LyCORIS have it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def draw_rows(
+    adapter: nn.Module, probability: float, device: torch.device, rescaled: bool = True
+) -> Tensor | None:
+    """What the rows of the change at a site are multiplied with, (out,); None where none is dropped.
+
+    A row is 0 with `probability`; with `rescaled` the others are divided by the share of rows that is left, in this
+    very draw. A draw that leaves none is all 0.
+    """
+    if not adapter.training or probability == 0:
+        return None
+    rows = (torch.rand(adapter.site.out_features, device=device) > probability).float()
+    return rows / rows.mean().clamp_min(1 / len(rows)) if rescaled else rows
