@@ -48,6 +48,12 @@ class Plain(Form):
             raise UsageError(
                 f"{self.name}: {first.name} is the weight itself, and no change of it; use `lrft merge`"
             )
+        moved = [name for name, module in found.items() if module.merged_bias() is not None]
+        if moved:
+            raise UsageError(
+                f"{self.name}: {first.name} changes the bias of {moved[0]}, and a plain adapter has none; "
+                "use `lrft merge`"
+            )
         if names := taken_for_experts(self.model):
             raise UsageError(
                 f"{self.name}: {', '.join(names)} of a mixture of experts would be taken for the experts themselves; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.core.peft import PeftForm
+from lrft.core.shared import Shared
 from lrft.ops.branch_matmul import Formed
 from lrft.ops.formula import formula_linear
 from lrft.ops.low_rank import Branch, branch_linear
@@ -38,6 +39,7 @@ class Adapter(nn.Module):
         site_kinds: kinds of site the method adapts (`lrft.core.params.KINDS`).
         roles: parameter name -> role, read by optimizers that treat factors differently.
         scaling: s of the low-rank term, alpha / rank or what the method makes of it.
+        wide: its numbers are written in float32 where `dtype` says nothing, whatever the model's precision.
         peft: how PEFT holds the method. Read from the class itself and never inherited: a change of a method that
             PEFT has is another function, so a child says its own form, or has none.
     """
@@ -48,6 +50,7 @@ class Adapter(nn.Module):
     requires: ClassVar[set[str]] = set()
     roles: ClassVar[dict[str, str]] = {}
     peft: ClassVar[PeftForm | None] = None
+    wide: ClassVar[bool] = False
     compute_dtype: torch.dtype | None = None
     scaling: float = 1.0
 
@@ -75,6 +78,13 @@ class Adapter(nn.Module):
         form: PeftForm | None = cls.__dict__.get("peft")
         return form
 
+    @classmethod
+    def why_not_merged(cls, config: Any, site: Site) -> str:
+        """Why what trains at `site` cannot be merged, in one sentence; empty where it can. Asked before loading too."""
+        if "mergeable" in cls.provides:
+            return ""
+        return f"{cls.name} cannot be merged (site {site.name}); keep the adapter separate"
+
     def delta_weight(self, weight: Tensor) -> Tensor:
         """The change of the weight, (out, in) -> (out, in), in the dtype of `weight`.
 
@@ -84,6 +94,15 @@ class Adapter(nn.Module):
         raise NotMergeable(
             f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate"
         )
+
+    def delta_bias(self, bias: Tensor) -> Tensor | None:
+        """The change of the bias, (out,) -> (out,) float32, with a graph; None where the adapter leaves it alone.
+
+        Args:
+            bias: zeros where the map has none. An adapter that changes those brings a bias, and `why_not_merged` says
+                so of a site that has no place for one.
+        """
+        return None
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         """(..., in) -> (..., out): the adapted map, bias included."""
@@ -218,33 +237,6 @@ class LowRank(Additive):
         branch = self.branch() if start is None else self.branch_since(start)
         A, B = branch.pair()
         return A.float(), branch.scale * B.float()
-
-
-class Hosting(Protocol):
-    """A language model around transformers' own."""
-
-    @property
-    def hf(self) -> nn.Module:
-        """The model of transformers, adapters attached."""
-
-
-class Shared(nn.Module):
-    """What the adapters of all sites share: common bases, a router over whole adapters.
-
-    Its parameters train with the adapters' and are saved beside them under `shared.`.
-
-    Class attributes:
-        roles: parameter name -> role.
-    """
-
-    roles: ClassVar[dict[str, str]] = {}
-
-    def bind(self, model: Hosting) -> None:
-        """Called once when every site has its adapter, with the language model."""
-
-    def peft_tensors(self) -> dict[str, Tensor] | None:
-        """PEFT's name -> tensor, or None when PEFT has no such part, and so no form for the adapters either."""
-        return None
 
 
 __all__ = ["Adapter", "Additive", "Branch", "Factors", "Formed", "LowRank", "PeftForm", "Shared"]

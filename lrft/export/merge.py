@@ -102,15 +102,15 @@ def check_mergeable(model: CausalLM) -> None:
     Raises:
         NotMergeable: names the first site.
     """
-    for site, module in adapted(model.hf):
-        if "mergeable" not in module.adapter.provides:
-            raise NotMergeable(
-                f"{module.adapter.name} cannot be merged (site {site}); keep the adapter separate"
-            )
+    for _, module in adapted(model.hf):
+        adapter = module.adapter
+        if reason := type(adapter).why_not_merged(adapter.config, adapter.site):
+            raise NotMergeable(reason)
 
 
 def _changes(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> Iterator[Change]:
     """What the run may have changed: adapted and decoded layers, then base weights that trained."""
+    biases: set[str] = set()
     for name, base, wrapper in frozen_layers(model):
         if wrapper is None and (onto == "original" or "dense_base" in base.provides):
             continue
@@ -119,8 +119,13 @@ def _changes(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> Ite
         original = originals[f"{name}.weight"]
         weight = partial(_merged, base, wrapper, original if onto == "original" else None, transposed)
         yield Change(f"{name}.weight", site, transposed, weight)
+        if wrapper is not None and (bias := wrapper.merged_bias()) is not None:
+            biases.add(f"{name}.bias")
+            yield Change(f"{name}.bias", None, False, partial(bias.to, torch.float32))
     plain = linear_sites(model)
     for name, parameter in base_parameters(model):
+        if name in biases:  # it trains, and the adapter changes it too
+            continue
         layer = plain.get(name.removesuffix(".weight"))
         transposed = layer is not None and is_transposed(model.hf.get_submodule(layer.name))
         yield Change(name, layer, transposed, partial(parameter.detach().to, torch.float32))

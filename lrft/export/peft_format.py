@@ -51,7 +51,7 @@ def adapter_files(model: CausalLM, recipe: Recipe, record: Mapping[str, Json]) -
 def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys | None]:
     """The adapter's tensors under PEFT's names and PEFT's config, or under ours and None."""
     sites = list(adapted(model.hf))
-    dtype = DTYPES[(recipe.adapter.dtype if recipe.adapter is not None else None) or recipe.model.dtype]
+    dtype = written_dtype(recipe, sites)
     form = type(sites[0][1].adapter).peft_form() if sites else None
     if form is not None and form.together is not None:
         return _form_of_all(model, recipe, sites, form.together, dtype)
@@ -78,17 +78,26 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     section = taking[0].keys(recipe.adapter, any(module.start is not None for _, module in sites))
     common = section if section in keys.values() else next(iter(keys.values()))
     differing = patterns(keys, common)
-    if differing is None:
-        return _own_form(model, dtype), None
     rows = token_rows(model, str(common["peft_type"]), dtype)
-    if rows is None:
+    if differing is None or rows is None:
         return _own_form(model, dtype), None
     extra, said = beside(model, {name for name, _ in sites}, str(common["peft_type"]))
     extra, said = extra | rows[0], {**said, **rows[1]}
     config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
-    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, config
+    fitted = taking[0].fitted(config)
+    if fitted is None:
+        return _own_form(model, dtype), None
+    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, fitted
+
+
+def written_dtype(recipe: Recipe, sites: list[tuple[str, Adapted]]) -> torch.dtype:
+    """The precision that the adapter is written in."""
+    said = recipe.adapter.dtype if recipe.adapter is not None else None
+    if said is None and any(module.adapter.wide for _, module in sites):
+        return torch.float32
+    return DTYPES[said or recipe.model.dtype]
 
 
 def _form_of_all(
