@@ -135,6 +135,8 @@ def make(tmp_path: Path) -> Callable[..., Model]:
             "rank" in declared.model_fields
         ):  # divides every width here, and leaves methods that need that a choice
             settings.setdefault("rank", 8)
+        if "group_size" in declared.model_fields:
+            settings.setdefault("group_size", 8)
         if "adapters" in declared.model_fields:
             settings.setdefault("adapters", [write_lora(tmp_path, site, rank) for rank in (2, 3)])
         if kind == "linear":

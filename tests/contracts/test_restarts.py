@@ -39,7 +39,11 @@ def make(name, storage="none", adapter="lora", total=TOTAL, seed=0, dtype=torch.
     """A run over two adapted layers, with a restart as its only callback."""
     torch.manual_seed(1)
     declared = ADAPTERS.declared(adapter).config
-    known = {key: value for key, value in {"rank": 4, "alpha": 8.0}.items() if key in declared.model_fields}
+    known = {
+        key: value
+        for key, value in {"rank": 4, "alpha": 8.0, "group_size": 8}.items()
+        if key in declared.model_fields
+    }
     config = declared(method=adapter, **known)
     sites = []
     for index, (width, out) in enumerate([(32, 96), (96, 64)]):
