@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,11 @@ class Adapted(nn.Module):
 
     def __init__(self, base: FrozenLinear, adapter: Adapter) -> None:
         super().__init__()
+        self.register_parameter("bias", None)
         self.base = base
         self.adapter = adapter
         self.enabled = True
         self.siblings = None
-        self.register_parameter("bias", None)
 
     def train_bias(self, bias: nn.Parameter) -> None:
         """Let `bias` (out,), the base model's own parameter, be added to what a base without a bias gives."""
@@ -192,25 +192,6 @@ class Adapted(nn.Module):
         self.absorb()
         self.adapter.reset()
         self.adapter.start(self.base.weight())
-
-
-class AdaptedBlock(Adapted):
-    """An adapter around a whole module: a feed-forward block, an attention, the input embedding.
-
-    It is called as the module is, `adapter(*arguments, base=module)`, and answers for what the model's code asks of
-    the module by name (`weight` of an embedding, say).
-    """
-
-    def forward(self, *arguments: object, **named: object) -> Any:
-        """What the module gives, adapted."""
-        block: nn.Module = self.base
-        return self.adapter(*arguments, base=block, **named) if self.enabled else block(*arguments, **named)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
+from lrft.core.block import OfParameters
 from lrft.core.frozen import PARTS, Changed, FrozenLinear
 from lrft.core.less import changed, start_of
 from lrft.core.params import ParamInfo, Site
@@ -162,6 +163,7 @@ def _adapter_infos(model: CausalLM) -> list[ParamInfo]:
                         scaling=float(adapter.scaling),
                         partner=held.get({"A": "B", "B": "A"}.get(name, "")),
                         block=block.group(1) if block else "",
+                        sparse=isinstance(adapter, OfParameters) and adapter.vocabulary_rows() is not None,
                     )
                 )
     if model.shared is not None:
