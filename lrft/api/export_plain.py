@@ -9,6 +9,7 @@ from typing import ClassVar
 from lrft.api.export_form import Form
 from lrft.core import stop
 from lrft.core.adapted import Adapted, adapted
+from lrft.core.block import AdaptedBlock
 from lrft.evaluation.progress import EvaluationBar
 from lrft.export.fidelity import Comparable
 from lrft.export.merge import check_mergeable
@@ -47,6 +48,18 @@ class Plain(Form):
         if "own_weights" in first.provides:
             raise UsageError(
                 f"{self.name}: {first.name} is the weight itself, and no change of it; use `lrft merge`"
+            )
+        whole = [name for name, module in found.items() if isinstance(module, AdaptedBlock)]
+        if whole:
+            raise UsageError(
+                f"{self.name}: {first.name} changes {whole[0]}, which is no linear map as those of a plain adapter; "
+                "use `lrft merge`"
+            )
+        moved = [name for name, module in found.items() if module.merged_bias() is not None]
+        if moved:
+            raise UsageError(
+                f"{self.name}: {first.name} changes the bias of {moved[0]}, and a plain adapter has none; "
+                "use `lrft merge`"
             )
         if names := taken_for_experts(self.model):
             raise UsageError(

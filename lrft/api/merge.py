@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from lrft.api.compared import rows_to_compare
-from lrft.api.merge_options import with_options
+from lrft.api.merge_options import check_planned, with_options
 from lrft.api.merge_remedy import remedy
 from lrft.api.open_run import open_run
 from lrft.api.room import merged_bytes
@@ -21,7 +21,7 @@ from lrft.data.steps import eval_batches
 from lrft.export.card import merged_card, recipe_to_share
 from lrft.export.feedback import moments
 from lrft.export.fidelity import Fidelity, Nearest, compare
-from lrft.export.merge import Rounding, check_mergeable, merge_into, relative_change, truncate
+from lrft.export.merge import Rounding, merge_into, relative_change, truncate
 from lrft.export.write import check_free, whole_folder, write_merged
 from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
@@ -67,9 +67,9 @@ def merge(
     folder, out = find_checkpoint(run, checkpoint), Path(out)
     folder.trusted = trust_remote_code
     check_free(out)
+    check_planned(folder)
     recipe, text, adaptation = open_run(folder, scores=True)
     recipe = with_options(recipe, onto, rounding, dtype)
-    check_mergeable(adaptation.model)
     if rank is not None:
         truncate(adaptation.model, rank)
     job = _job(folder, recipe, text, adaptation.model, out)

@@ -111,7 +111,7 @@ def _notes(job: Job, trainable: int) -> Iterator[str]:
     if run.recipe.train.shard_base and not run.team.in_step:
         yield "train.shard_base: there is one process, which keeps the base whole"
     for row in adaptation.targets:
-        yield f"target {row.pattern}: {row.modules} linear layers, {row.share:.1%} of all matrices"
+        yield f"target {row.pattern}: {row.modules} modules, {row.share:.1%} of all matrices"
     shares = matrix_shares(adaptation, run.recipe)
     if shares["sentence"]:
         yield (

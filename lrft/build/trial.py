@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lrft.build.held import Held
-from lrft.core.adapted import Adapted, AdaptedBlock
+from lrft.core.adapted import Adapted
+from lrft.core.block import AdaptedBlock
 from lrft.core.frozen import FrozenLinear
 from lrft.core.less import Less
 from lrft.data.steps import Shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,11 @@ class Adapted(nn.Module):
 
     def __init__(self, base: FrozenLinear, adapter: Adapter) -> None:
         super().__init__()
+        self.register_parameter("bias", None)
         self.base = base
         self.adapter = adapter
         self.enabled = True
         self.siblings = None
-        self.register_parameter("bias", None)
 
     def train_bias(self, bias: nn.Parameter) -> None:
         """Let `bias` (out,), the base model's own parameter, be added to what a base without a bias gives."""
@@ -60,7 +60,16 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         y = self._without_bias(x)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self._moved(self.bias).to(y.dtype)
+
+    def _moved(self, bias: nn.Parameter) -> Tensor:
+        """A bias that trains, with what the adapter makes of it beside what it adds to a map without one."""
+        change = self.adapter.delta_bias(bias) if self.enabled else None
+        if change is None:
+            return bias
+        brought = self.adapter.delta_bias(torch.zeros_like(bias))
+        assert brought is not None, "an adapter that changes one bias changes every one"
+        return bias + (change - brought)
 
     def _without_bias(self, x: Tensor) -> Tensor:
         if self.siblings is not None and (y := self.siblings.product(self, x)) is not None:
@@ -77,9 +86,7 @@ class Adapted(nn.Module):
         Raises:
             NotMergeable: the method is not a change of the weight.
         """
-        if "mergeable" not in self.adapter.provides:
-            name, site = self.adapter.name, self.adapter.site.name
-            raise NotMergeable(f"{name} cannot be merged (site {site}); keep the adapter separate")
+        self._check_mergeable()
         original = self.base.original.weight().float() if weight is None else weight.float()
         change = self.base.change()
         dense = original if change is None else original + change
@@ -87,6 +94,33 @@ class Adapted(nn.Module):
         less = start_of(self.base)
         whole = less is not None and (less.anchored or weight is not None)
         return merged - less.start.delta_weight(dense) if less is not None and whole else merged
+
+    @torch.no_grad()
+    def merged_bias(self) -> Tensor | None:
+        """The bias (out,) to merge, float32; None where there is none, or where it is still the base model's own.
+
+        Raises:
+            NotMergeable: the adapter brings a bias, and the architecture has no place for one.
+        """
+        self._check_mergeable()
+        bias = self.held_bias
+        change = None if bias is None else self.adapter.delta_bias(bias.float())
+        if bias is None or change is not None:
+            return None if bias is None else bias.float() + change
+        return bias.float() if isinstance(self.base, Changed) and self.base.b is not None else None
+
+    @property
+    def held_bias(self) -> Tensor | None:
+        """The bias that is added, be it constant or one that trains."""
+        return self.bias if self.base.bias is None else self.base.bias
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.adapter.parameters()).device
+
+    def _check_mergeable(self) -> None:
+        if reason := type(self.adapter).why_not_merged(self.adapter.config, self.adapter.site):
+            raise NotMergeable(reason)
 
     @torch.no_grad()
     def pretrained_weight(self) -> Tensor:
@@ -142,8 +176,19 @@ class Adapted(nn.Module):
             scaled = (moved[0], share * moved[1]) if isinstance(moved, tuple) else share * moved
         else:
             scaled = self.merged_weight() - self.base.weight().float()
-        self.base = changed(self.base)
-        self.base.add(scaled)
+        base = self.base = changed(self.base)
+        self._absorb_bias(base)
+        base.add(scaled)
+
+    def _absorb_bias(self, base: Changed) -> None:
+        """Move the change of the bias into the one that trains, or beside the base's."""
+        bias = self.held_bias
+        given = torch.zeros(base.out_features, device=self._device) if bias is None else bias
+        change = self.adapter.delta_bias(given.float())
+        if change is not None and self.bias is not None:
+            self.bias.add_(change.to(self.bias.dtype))
+        elif change is not None and (bias is not None or bool(change.any())):
+            base.add_bias(change)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -151,25 +196,6 @@ class Adapted(nn.Module):
         self.absorb()
         self.adapter.reset()
         self.adapter.start(self.base.weight())
-
-
-class AdaptedBlock(Adapted):
-    """An adapter around a whole module: a feed-forward block, an attention, the input embedding.
-
-    It is called as the module is, `adapter(*arguments, base=module)`, and answers for what the model's code asks of
-    the module by name (`weight` of an embedding, say).
-    """
-
-    def forward(self, *arguments: object, **named: object) -> Any:
-        """What the module gives, adapted."""
-        block: nn.Module = self.base
-        return self.adapter(*arguments, base=block, **named) if self.enabled else block(*arguments, **named)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:

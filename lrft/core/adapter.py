@@ -40,6 +40,7 @@ class Adapter(nn.Module):
         site_kinds: kinds of site the method adapts (`lrft.core.params.KINDS`).
         roles: parameter name -> role, read by optimizers that treat factors differently.
         scaling: s of the low-rank term, alpha / rank or what the method makes of it.
+        wide: its numbers are written in float32 where `dtype` says nothing, whatever the model's precision.
         peft: how PEFT holds the method. Read from the class itself and never inherited: a change of a method that
             PEFT has is another function, so a child says its own form, or has none.
     """
@@ -50,6 +51,7 @@ class Adapter(nn.Module):
     requires: ClassVar[set[str]] = set()
     roles: ClassVar[dict[str, str]] = {}
     peft: ClassVar[PeftForm | None] = None
+    wide: ClassVar[bool] = False
     compute_dtype: torch.dtype | None = None
     scaling: float = 1.0
 
@@ -88,6 +90,13 @@ class Adapter(nn.Module):
         form: PeftForm | None = cls.__dict__.get("peft")
         return form
 
+    @classmethod
+    def why_not_merged(cls, config: Any, site: Site) -> str:
+        """Why what trains at `site` cannot be merged, in one sentence; empty where it can. Asked before loading too."""
+        if "mergeable" in cls.provides:
+            return ""
+        return f"{cls.name} cannot be merged (site {site.name}); keep the adapter separate"
+
     def delta_weight(self, weight: Tensor) -> Tensor:
         """The change of the weight, (out, in) -> (out, in), in the dtype of `weight`.
 
@@ -97,6 +106,15 @@ class Adapter(nn.Module):
         raise NotMergeable(
             f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate"
         )
+
+    def delta_bias(self, bias: Tensor) -> Tensor | None:
+        """The change of the bias, (out,) -> (out,) float32, with a graph; None where the adapter leaves it alone.
+
+        Args:
+            bias: zeros where the map has none. An adapter that changes those brings a bias, and `why_not_merged` says
+                so of a site that has no place for one.
+        """
+        return None
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         """(..., in) -> (..., out): the adapted map, bias included."""

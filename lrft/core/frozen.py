@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lrft.core.adapter_map import AdapterMap
-from lrft.ops.linalg import Context
+from lrft.ops.frozen_matmul import frozen_linear
 from lrft.registry.errors import UsageError
 
 
@@ -110,8 +109,7 @@ class FrozenLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        y: Tensor = _FrozenMatmul.apply(x, self, self.bias)  # type: ignore[no-untyped-call]
-        return y
+        return frozen_linear(x, self)
 
     def extra_repr(self) -> str:
         return (
@@ -143,30 +141,6 @@ class Absent(FrozenLinear):
         raise ValueError("the weight of this layer is its adapter's; nothing can be folded into it")
 
 
-class _Kept(Context):
-    layer: FrozenLinear
-
-
-class _FrozenMatmul(torch.autograd.Function):
-    """x W^T + b, decoding W again in the backward pass instead of keeping the dense copy alive between the two.
-
-    b may train: db is dy summed over the tokens.
-
-    Measured on CPU, decoding twice costs nothing that can be seen, and it is what makes a 4-bit base 4 bits.
-    """
-
-    @staticmethod
-    def forward(ctx: _Kept, x: Tensor, layer: FrozenLinear, bias: Tensor | None) -> Tensor:
-        ctx.layer = layer
-        return F.linear(x, layer.weight(), bias)
-
-    @staticmethod
-    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        (grad,) = grads
-        dx = grad @ ctx.layer.weight() if ctx.needs_input_grad[0] else None
-        return dx, None, grad.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
-
-
 class Quantizer(Protocol):
     """Makes the frozen layer from a dense weight (out, in) and an optional bias (out,)."""
 
@@ -174,11 +148,15 @@ class Quantizer(Protocol):
         """Store `weight`; keyword settings override the recipe's for this layer."""
 
 
+PARTS = ("A", "B", "D", "b")
+
+
 class Changed(FrozenLinear):
     """A frozen map and an exact change of it kept beside, so that what was trained is never rounded into a format.
 
     W + B A while the factors A (k, in) and B (out, k) hold fewer numbers than the weight, W + D with a dense
-    D (out, in) from then on; all in float32. The sum is rounded to the compute dtype only where it is used.
+    D (out, in) from then on; all in float32, as is b (out,), what the bias changed by. The sum is rounded to the
+    compute dtype only where it is used.
 
     Args:
         inner: the map as it was before.
@@ -187,6 +165,7 @@ class Changed(FrozenLinear):
     A: Tensor | None
     B: Tensor | None
     D: Tensor | None
+    b: Tensor | None
 
     def __init__(self, inner: FrozenLinear) -> None:
         nn.Module.__init__(self)
@@ -194,13 +173,15 @@ class Changed(FrozenLinear):
         self.compute_dtype = inner.compute_dtype
         self.edited = inner.edited
         self.inner = inner
-        for name in ("A", "B", "D"):
+        for name in PARTS:
             self.register_buffer(name, None)
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        """The inner map's bias."""
-        return self.inner.bias
+        """The inner map's bias and its change."""
+        if self.b is None:
+            return self.inner.bias
+        return (self.b if self.inner.bias is None else self.inner.bias + self.b).to(self.compute_dtype)
 
     @property
     def original(self) -> FrozenLinear:
@@ -238,13 +219,22 @@ class Changed(FrozenLinear):
         known = self.D is not None or self.A is not None
         return self.set_change(D=self.change() + dense if known else dense.clone())
 
+    def add_bias(self, change: Tensor) -> None:
+        """Add a change (out,) of the bias; what it has is known from then on."""
+        self.register_buffer("b", change.float() if self.b is None else self.b + change.float())
+
+    def parts(self) -> dict[str, Tensor]:
+        """What is kept beside the inner map, by name."""
+        found = {name: getattr(self, name) for name in PARTS}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     def set_change(self, **tensors: Tensor) -> None:
-        """Set A and B, or D, to copies of what is given: an adapter's factors move on."""
-        for name in ("A", "B", "D"):
+        """Set A and B, or D, and b where it is given, to copies: an adapter's factors move on."""
+        for name in PARTS:
             given = tensors.get(name)
-            self.register_buffer(name, None if given is None else given.detach().clone())
+            if given is not None or name != "b":
+                self.register_buffer(name, None if given is None else given.detach().clone())
 
     @property
     def stored_bytes(self) -> int:
-        own = sum(t.numel() * t.element_size() for t in (self.A, self.B, self.D) if t is not None)
-        return self.inner.stored_bytes + own
+        return self.inner.stored_bytes + sum(t.numel() * t.element_size() for t in self.parts().values())

@@ -12,6 +12,7 @@ KINDS = {
     "linear": "a linear map, seen as (out, in)",
     "mlp": "a whole feed-forward block: in and out are the hidden size, inner the width between",
     "embedding": "the input embedding: in is the vocabulary, out the hidden size",
+    "norm": "a norm with a weight for every channel: in and out are its width",
     "attention": "a whole attention: in is the hidden size, out the width of its keys and of its values",
 }
 HOLDERS = ("mlp",)  # kinds whose own linear layers are then no sites

@@ -39,7 +39,7 @@ class PeftForm:
         read: (keys of an adapter_config.json, name of a site) -> the method's settings there, None where the file is of
             another method; a ValueError says what the file has that is not read. None where no file is.
         transposed: whether PEFT has the method on layers that store (in, out) too, as GPT-2's do.
-        bias: whether PEFT's configuration of the method can say that biases of the base train.
+        lacks: keys of every configuration of PEFT's that it has not for this method.
         together: (adapters of all sites, transformers' model) -> PEFT's tensors and keys, where PEFT holds the method
             as one thing and not site by site; the other attributes then say nothing.
         holds: adapter -> whether PEFT computes its function with its settings; where not, there is no form.
@@ -51,9 +51,15 @@ class PeftForm:
     keys_here: Callable[[Any], dict[str, Json]] | None = None
     read: Callable[[Mapping[str, Any], str], dict[str, Json] | None] | None = None
     transposed: bool = True
-    bias: bool = True
+    lacks: tuple[str, ...] = ()
     together: Together | None = None
     holds: Callable[[Any], bool] = lambda adapter: True
+
+    def fitted(self, config: dict[str, Json]) -> dict[str, Json] | None:
+        """A configuration without the keys that PEFT has not for the method; None where they would say something."""
+        if any(config.get(key) not in (None, False, "none") for key in self.lacks):
+            return None
+        return {key: value for key, value in config.items() if key not in self.lacks}
 
     def keys_of(self, adapter: Adapter, with_start: bool = False) -> dict[str, Json]:
         """The keys of this very adapter."""

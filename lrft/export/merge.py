@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrft.core import stop
 from lrft.core.adapted import Adapted, adapted
+from lrft.core.block import AdaptedBlock
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.export.feedback import Feedback, groups, rounders
@@ -102,15 +103,15 @@ def check_mergeable(model: CausalLM) -> None:
     Raises:
         NotMergeable: names the first site.
     """
-    for site, module in adapted(model.hf):
-        if "mergeable" not in module.adapter.provides:
-            raise NotMergeable(
-                f"{module.adapter.name} cannot be merged (site {site}); keep the adapter separate"
-            )
+    for _, module in adapted(model.hf):
+        adapter = module.adapter
+        if reason := type(adapter).why_not_merged(adapter.config, adapter.site):
+            raise NotMergeable(reason)
 
 
 def _changes(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> Iterator[Change]:
     """What the run may have changed: adapted and decoded layers, then base weights that trained."""
+    biases: set[str] = set()
     for name, base, wrapper in frozen_layers(model):
         if wrapper is None and (onto == "original" or "dense_base" in base.provides):
             continue
@@ -119,11 +120,38 @@ def _changes(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> Ite
         original = originals[f"{name}.weight"]
         weight = partial(_merged, base, wrapper, original if onto == "original" else None, transposed)
         yield Change(f"{name}.weight", site, transposed, weight)
+        if wrapper is not None and (bias := wrapper.merged_bias()) is not None:
+            biases.add(f"{name}.bias")
+            yield Change(f"{name}.bias", None, False, partial(bias.to, torch.float32))
+    yield from _of_blocks(model, originals, onto)
     plain = linear_sites(model)
     for name, parameter in base_parameters(model):
+        if name in biases:  # it trains, and the adapter changes it too
+            continue
         layer = plain.get(name.removesuffix(".weight"))
         transposed = layer is not None and is_transposed(model.hf.get_submodule(layer.name))
         yield Change(name, layer, transposed, partial(parameter.detach().to, torch.float32))
+
+
+def _of_blocks(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> Iterator[Change]:
+    """Norms and embeddings with an adapter."""
+    for site, module in adapted(model.hf):
+        if not isinstance(module, AdaptedBlock):
+            continue
+        block: nn.Module = module.base
+        own = dict(block.named_parameters())
+        if onto == "original":
+            own = {name: originals[f"{site}.{name}"] for name in own}
+        for name, (_, after) in module.merged_parameters(own).items():
+            yield Change(f"{site}.{name}", None, False, partial(after.to, torch.float32))
+
+
+def _pairs(module: Adapted) -> Iterator[tuple[Tensor, Tensor]]:
+    """What an adapted site was before any training, and what it is merged, in float32."""
+    if isinstance(module, AdaptedBlock):
+        yield from module.merged_parameters().values()
+        return
+    yield module.pretrained_weight(), module.merged_weight()
 
 
 def _merged(base: FrozenLinear, wrapper: Adapted | None, original: Tensor | None, transposed: bool) -> Tensor:
@@ -170,7 +198,7 @@ def relative_change(model: CausalLM) -> float | None:
     change = total = 0.0
     for _, module in adapted(model.hf):
         stop.poll()
-        weight = module.pretrained_weight()
-        change += float((module.merged_weight() - weight).square().sum())
-        total += float(weight.square().sum())
+        for before, after in _pairs(module):
+            change += float((after - before).square().sum())
+            total += float(before.square().sum())
     return (change / total) ** 0.5 if total else None

@@ -51,7 +51,7 @@ def adapter_files(model: CausalLM, recipe: Recipe, record: Mapping[str, Json]) -
 def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys | None]:
     """The adapter's tensors under PEFT's names and PEFT's config, or under ours and None."""
     sites = list(adapted(model.hf))
-    dtype = DTYPES[(recipe.adapter.dtype if recipe.adapter is not None else None) or recipe.model.dtype]
+    dtype = written_dtype(recipe, sites)
     form = type(sites[0][1].adapter).peft_form() if sites else None
     if form is not None and form.together is not None:
         return _form_of_all(model, recipe, sites, form.together, dtype)
@@ -59,10 +59,8 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     common_part = {} if model.shared is None else model.shared.peft_tensors()
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
-    takes_transposed, takes_bias = (
-        all(getattr(form, of) for form in taking) for of in ("transposed", "bias")
-    )
-    if not whole or not _taken(model, takes_transposed, takes_bias):
+    takes_transposed = all(form.transposed for form in taking)
+    if not whole or not _taken(model, takes_transposed):
         return _own_form(model, dtype), None
     tensors = {
         f"{PREFIX}{site}.{name}": tensor
@@ -75,26 +73,31 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     section = taking[0].keys(recipe.adapter, any(module.start is not None for _, module in sites))
     common = section if section in keys.values() else next(iter(keys.values()))
     differing = patterns(keys, common)
-    if differing is None:
-        return _own_form(model, dtype), None
     rows = token_rows(model, str(common["peft_type"]), dtype)
-    if rows is None:
+    if differing is None or rows is None:
         return _own_form(model, dtype), None
     extra, said = beside(model, {name for name, _ in sites}, str(common["peft_type"]))
     extra, said = extra | rows[0], {**said, **rows[1]}
     config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
-    if not takes_bias:
-        del config["bias"]
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
-    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, config
+    fitted = taking[0].fitted(config)
+    if fitted is None:
+        return _own_form(model, dtype), None
+    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, fitted
 
 
-def _taken(model: CausalLM, transposed: bool, bias: bool) -> bool:
-    """Whether PEFT puts a method on this model that takes transposed layers, and biases that train, or not."""
-    if (model.transposed and not transposed) or taken_for_experts(model) or lacks_classifier(model):
-        return False
-    return bias or not any(name.endswith(".bias") for name, _ in base_parameters(model))
+def written_dtype(recipe: Recipe, sites: list[tuple[str, Adapted]]) -> torch.dtype:
+    """The precision that the adapter is written in."""
+    said = recipe.adapter.dtype if recipe.adapter is not None else None
+    if said is None and any(module.adapter.wide for _, module in sites):
+        return torch.float32
+    return DTYPES[said or recipe.model.dtype]
+
+
+def _taken(model: CausalLM, transposed: bool) -> bool:
+    """Whether PEFT puts a method on this model that takes transposed layers, or not."""
+    return (transposed or not model.transposed) and not (taken_for_experts(model) or lacks_classifier(model))
 
 
 def _form_of_all(

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from torch import nn
 
 from lrft.core import stop
-from lrft.core.adapted import Adapted, AdaptedBlock, adapted
+from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter, Shared
+from lrft.core.block import AdaptedBlock
 from lrft.core.params import Site
 from lrft.core.stages import Plan, SitePlan
 from lrft.model.builder import SiteBuilder, make_adapter
 from lrft.model.causal_lm import CausalLM
 from lrft.model.score_head import take_score_head
 from lrft.model.sites import is_transposed, linear_sites, matches
+from lrft.model.tied_rows import tie_rows
 from lrft.model.trained import trains
 from lrft.ops.draws import seed_generators
 from lrft.registry.config import AdapterConfig
@@ -105,6 +107,7 @@ def attach(
     model.to(builder.device)
     if builder.adapter is not None:
         model.give_virtual_tokens(builder.adapter.virtual_tokens(builder.config))
+    tie_rows(model.hf)
     if builder.shared is not None:
         builder.shared.bind(model)
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapted import AdaptedBlock, adapted
+from lrft.core.adapted import adapted
 from lrft.core.adapter import Shared
 from lrft.core.batch import Batch
+from lrft.core.block import AdaptedBlock
 from lrft.core.virtual import note, widen
 from lrft.model import varlen
 from lrft.model.hf import HF
 from lrft.model.new_rows import NewRows
+from lrft.model.tied_rows import tied_rows
 from lrft.ops.loss import Head
 
 if TYPE_CHECKING:
@@ -92,10 +94,11 @@ class CausalLM(nn.Module):
         """The map from hidden states to logits, as this architecture computes it."""
         head = self.hf.get_output_embeddings()
         assert head is not None, "a model without a head is refused when it is loaded"
-        rows = self.new_rows_now
-        if rows is None:
-            return Head(head, self.softcap, self.scale)
-        return Head(head, self.softcap, self.scale, rows.head, rows.first)
+        if (rows := self.new_rows_now) is not None:
+            return Head(head, self.softcap, self.scale, rows.head, rows.first)
+        if (tied := tied_rows(self.hf)) is not None:
+            return Head(head, self.softcap, self.scale, tied[0], tied[1])
+        return Head(head, self.softcap, self.scale)
 
     @property
     def body(self) -> nn.Module:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lrft.core.params import ParamInfo
+from lrft.core.rows import embedded_with, scored_with
 
 TOKENS = "tokens."  # goes before their names in a checkpoint
 
@@ -42,18 +42,15 @@ class NewRows(nn.Module):
 
     def embed(self, ids: Tensor, embedded: Tensor) -> Tensor:
         """(B, L) ids, (B, L, hidden) what the embedding gave -> the same with the new tokens' rows in their places."""
-        place = ids - self.first
-        new = (place >= 0) & (place < self.count)
-        # Looked up in float32, so that the gradients of a token that stands at many places are summed in it.
-        rows = F.embedding(place.clamp(0, self.count - 1), self.input.to(ids.device)).to(embedded.dtype)
-        return torch.where(new[..., None], rows * self.scale if self.scale != 1.0 else rows, embedded)
+        return embedded_with(self.input, self.places(ids.device), ids, embedded, self.scale)
 
     def score(self, hidden: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:
         """(..., hidden), (..., V) of the frozen head -> the same with the new tokens' logits in their places."""
-        end = self.first + self.count
-        own = None if bias is None else bias[self.first : end]
-        new = F.linear(hidden, self.head.to(hidden.device, hidden.dtype), own)
-        return torch.cat([logits[..., : self.first], new, logits[..., end:]], dim=-1)
+        return scored_with(self.head, self.places(logits.device), hidden, logits, bias)
+
+    def places(self, device: torch.device) -> Tensor:
+        """Ids of the new tokens, (k,)."""
+        return torch.arange(self.first, self.first + self.count, device=device)
 
     def infos(self) -> list[ParamInfo]:
         """The parameters with their roles; tied, they are an embedding."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrft.core.params import Site
+from lrft.core.rows import embedding_scale
 from lrft.data.seam import token_ids
 from lrft.model.causal_lm import CausalLM
 from lrft.model.new_rows import NewRows
@@ -18,7 +19,11 @@ from lrft.registry.errors import RecipeError
 from lrft.registry.protocols import Tokenizer
 
 KEY = "model.add_tokens"
-KINDS = ("linear", "mlp")  # of sites: others read the embedding, or put virtual tokens before the text
+KINDS = (
+    "linear",
+    "mlp",
+    "norm",
+)  # of sites: others read the embedding, or put virtual tokens before the text
 TOLERANCE = 0.05  # of the largest logit: what bfloat16 may cost
 
 
@@ -90,17 +95,11 @@ def extend(model: CausalLM, new: NewTokens, multiple: int | None = None) -> None
     embedding, head = hf.get_input_embeddings(), hf.get_output_embeddings()
     if head is None or (head.weight is embedding.weight) != tied:
         raise _unknown(model, "transformers does not keep its head tied as it was")
-    rows = NewRows(new.first, starts, own, _scale(embedding))
+    rows = NewRows(new.first, starts, own, embedding_scale(embedding))
     rows.write(embedding, head)
     if bias is not None:
         head.bias[new.first : new.first + rows.count] = bias.to(head.bias)
     model.give_new_rows(rows)
-
-
-def _scale(embedding: nn.Embedding) -> float:
-    """What an embedding multiplies its rows by, rounded as it rounds it; `_prove` finds out where that is wrong."""
-    said = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", 1.0))
-    return float(torch.tensor(said, dtype=embedding.weight.dtype)) if isinstance(said, int | float) else 1.0
 
 
 def _means(matrix: Tensor, pieces: list[list[int]]) -> Tensor:

@@ -125,6 +125,27 @@ def embedding_sites(model: CausalLM) -> dict[str, Site]:
     return {name: Site(name, size, hidden, kind="embedding")}
 
 
+def norm_sites(model: CausalLM) -> dict[str, Site]:
+    """Norms whose only parameters are a weight, and maybe a bias, for every channel.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {}
+    for name, module in model.hf.named_modules():
+        weight, own = (
+            module._parameters.get("weight"),
+            {k for k, p in module._parameters.items() if p is not None},
+        )
+        if "Norm" not in type(module).__name__ or weight is None or weight.ndim != 1 or module._modules:
+            continue
+        if own <= {"weight", "bias"}:
+            found[name] = Site(name, len(weight), len(weight), has_bias="bias" in own, kind="norm")
+    if not found:
+        raise ValueError("it has no norm with a weight for every channel")
+    return found
+
+
 def attention_sites(model: CausalLM) -> dict[str, Site]:
     """Whole attentions with a linear layer for the keys and one for the values, of the same width.
 
@@ -162,6 +183,7 @@ FINDERS: dict[str, Callable[[CausalLM], dict[str, Site]]] = {
     "mlp": mlp_sites,
     "embedding": embedding_sites,
     "attention": attention_sites,
+    "norm": norm_sites,
 }
 
 
@@ -213,8 +235,8 @@ def choose(
 
 def site_size(site: Site) -> int:
     """Numbers in the weights that an adapter acts on: a block's three maps, the keys and values of an attention."""
-    if site.kind == "embedding":
-        return 0  # a table, and no matrix that is multiplied
+    if site.kind in ("embedding", "norm"):
+        return 0  # a table or a vector, and no matrix that is multiplied
     if site.kind == "attention":
         return 2 * site.in_features * site.out_features
     return site.in_features * (3 * site.inner_features or site.out_features)

@@ -115,7 +115,7 @@ def _hand(name: str, trained: Trained, module: Adapted) -> str:
         part.load_state_dict(own.state_dict())
         return "same"
     takes = {"trained_pair", "low_rank"} <= type(part).provides
-    if not takes or "mergeable" not in own.provides:
+    if not takes or "mergeable" not in own.provides or _moves_bias(own, module):
         raise RecipeError(_refusal(name, own, part), KEY)
     weight = module.base.weight().float()
     held_A, held_B = part.get_parameter("A"), part.get_parameter("B")
@@ -132,6 +132,11 @@ def _hand(name: str, trained: Trained, module: Adapted) -> str:
     if exact:
         _prove(name, trained, part, weight)
     return "factors" if exact else "cut"
+
+
+def _moves_bias(own: Adapter, module: Adapted) -> bool:
+    """Whether what was trained changes the bias too, which no factors say."""
+    return module.held_bias is not None and own.delta_bias(torch.zeros(own.site.out_features)) is not None
 
 
 def _settings(part: Adapter) -> dict[str, object]:

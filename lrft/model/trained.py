@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.frozen import Changed, FrozenLinear
+from lrft.core.block import OfParameters
+from lrft.core.frozen import PARTS, Changed, FrozenLinear
 from lrft.core.less import changed, start_of
 from lrft.core.params import ParamInfo, Site
 from lrft.model.causal_lm import SCORE, CausalLM
@@ -162,6 +163,7 @@ def _adapter_infos(model: CausalLM) -> list[ParamInfo]:
                         scaling=float(adapter.scaling),
                         partner=held.get({"A": "B", "B": "A"}.get(name, "")),
                         block=block.group(1) if block else "",
+                        sparse=isinstance(adapter, OfParameters) and adapter.vocabulary_rows() is not None,
                     )
                 )
     if model.shared is not None:
@@ -176,7 +178,7 @@ def trained_tensors(model: CausalLM) -> dict[str, Tensor]:
     """Everything a checkpoint keeps of the model, by name.
 
     `SITE.NAME` the adapter's parameters and buffers, `SITE.start.NAME` its start that the base gave up,
-    `SITE.offset.A|B` what was taken off the weight before the base was stored, `SITE.change.A|B|D` what restarts
+    `SITE.offset.A|B` what was taken off the weight before the base was stored, `SITE.change.A|B|D|b` what restarts
     added to the base, `shared.NAME` what all sites share, `base.NAME` base weights that train, `tokens.NAME`
     rows of new tokens.
     """
@@ -189,7 +191,7 @@ def trained_tensors(model: CausalLM) -> dict[str, Tensor]:
         if less is not None and less.offset is not None:
             parts["offset."] = dict(zip("AB", less.offset, strict=True))
         if isinstance(module.base, Changed):
-            parts["change."] = {k: t for k in "ABD" if (t := getattr(module.base, k)) is not None}
+            parts["change."] = module.base.parts()
         for prefix, tensors in parts.items():
             found.update({f"{site}.{prefix}{key}": value.detach() for key, value in tensors.items()})
     if model.shared is not None:
@@ -208,7 +210,7 @@ def load_trained_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
         CheckpointError: a tensor is missing or unknown, or has another shape.
     """
     for site, module in adapted(model.hf):
-        change = {k: t for k in "ABD" if (t := tensors.get(f"{site}.change.{k}")) is not None}
+        change = {k: t for k in PARTS if (t := tensors.get(f"{site}.change.{k}")) is not None}
         if change:
             base = module.base = changed(module.base)
             base.set_change(**{k: t.to(model.device) for k, t in change.items()})

@@ -10,21 +10,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FrozenHead:
-    """The weight (V, d) and the bias of a frozen head, and k rows (k, d) in their dtype that stand in from `first` on.
+    """The weight (V, d) and the bias of a frozen head, and k rows (k, d) in their dtype that stand in for some.
 
     Attributes:
+        first: of the rows that they stand in for, or the place (k,) of each.
         scores: (N, k) float32, filled with the gradient of every loss with respect to the logits of those rows.
     """
 
     weight: Tensor
     bias: Tensor | None
     rows: Tensor | None
-    first: int
+    first: int | Tensor
     scores: Tensor | None
 
     @staticmethod
     def of(
-        hidden: Tensor, rows: Tensor | None, weight: Tensor, bias: Tensor | None, first: int
+        hidden: Tensor, rows: Tensor | None, weight: Tensor, bias: Tensor | None, first: int | Tensor
     ) -> FrozenHead:
         """For hidden states (N, d); rows (k, d) in any precision."""
         if rows is None:
@@ -57,9 +58,11 @@ class FrozenHead:
         out += own
 
     @property
-    def columns(self) -> slice:
+    def columns(self) -> slice | Tensor:
         """Where the rows stand among the logits."""
         assert self.rows is not None, "a head without rows of their own has no place for them"
+        if isinstance(self.first, Tensor):
+            return self.first
         return slice(self.first, self.first + self.rows.shape[0])
 
     def kept(self, hidden: Tensor) -> tuple[Tensor, ...]:

@@ -31,14 +31,14 @@ class Head:
         softcap: Gemma 2's final c * tanh(logits / c), or None.
         scale: multiplies the logits before the cap.
         rows: (k, d) float32, rows that train in the place of k of the module's own; `module` answers with them too.
-        first: which of the module's rows they begin at.
+        first: which of the module's rows they begin at, or the place (k,) of each.
     """
 
     module: nn.Module
     softcap: float | None = None
     scale: float = 1.0
     rows: Tensor | None = None
-    first: int = 0
+    first: int | Tensor = 0
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., V) in the hidden states' dtype."""
@@ -116,7 +116,7 @@ def target_logprobs(hidden: Tensor, head: Head, targets: Tensor, chunk: int = CH
     return torch.cat(parts)
 
 
-def _frozen(head: Head) -> tuple[Tensor, Tensor | None, int]:
+def _frozen(head: Head) -> tuple[Tensor, Tensor | None, int | Tensor]:
     weight: Tensor = head.module.get_parameter("weight")
     bias: Tensor | None = head.module._parameters.get("bias")
     return weight, bias, head.first
@@ -138,7 +138,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
-        first: int,
+        first: int | Tensor,
         targets: Tensor,
         scale: float,
         chunk: int,
@@ -170,7 +170,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         rows: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
-        first: int,
+        first: int | Tensor,
         targets: Tensor,
         scale: float,
         chunk: int,

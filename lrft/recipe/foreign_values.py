@@ -57,8 +57,8 @@ NOT_HERE = frozenset(
     adafactor adamwtorch4bit adamwtorchao4bit lion8bit adagrad adalomo adamax adamini adamwscheduler ademamix adopt
     badamratio came dion lamb lars lomo nadam pagedlion8bit pagedlion32bit pagedlion prodigy radam rmsprop
     rmspropbnb schedulefree schedulefreeadamw schedulefreesgd shampoo soap sophia stableadamw adaptionprompt boft
-    ia3 llamaadapter llamapro lntuning longlora longqlora lycoris neftune poly
-    ptuning pvera reft road rosa s2ft trainabletokens waveft
+    llamaadapter llamapro longlora longqlora lycoris neftune poly
+    ptuning pvera reft rosa s2ft waveft
     xadapter mica orthogonal spectral aqlm autoround awq bnb3bit compressedtensors eetq exl2 fp8 gptq hqq int2 int3
     marlin mxfp4 nvfp4 qat quanto quip squeezellm torchao vptq w4a16 w8a8 apo bco cpo gkd grpo ipo kto ktopair
     minillm nash orm orpo ppo prm reinforce rlhf rloo simpo slic hinge xpo

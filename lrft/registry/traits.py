@@ -12,6 +12,8 @@ TRAITS: dict[str, str] = {
     "linear_delta": "the change of the weight does not depend on W, so factors can be moved between bases",
     "undropped": "adapter.dropout is 0, because the adapter holds a part of the pretrained function",
     "own_weights": "the adapter is the weight of its layers itself, and the base's is given up",
+    "block_parameters": "the adapter stands for parameters of norms or of the embedding, beside linear maps or alone",
+    "foldable": "what the adapter changes are linear maps, so that the change can be moved into a base kept beside",
     "beside_base": "what trains adds to a base that is kept (no adapter that is the weight itself)",
     "elastic": "the adapter's rank components can be hidden and shown while it trains",
     "nested": "every prefix of the adapter's rank components is itself an adapter",

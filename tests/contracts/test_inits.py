@@ -100,7 +100,8 @@ def adapter_for(name: str) -> str:
         lacking += len({"rank", "alpha"} - d.config.model_fields.keys())
         return lacking, len(d.provides), adapter
 
-    possible = [adapter for adapter, d in declared.items() if wanted <= d.provides]
+    linear = {adapter for adapter in declared if "linear" in ADAPTERS.get(adapter).site_kinds}
+    possible = [adapter for adapter, d in declared.items() if adapter in linear and wanted <= d.provides]
     assert possible, f"{name} requires what no adapter has: {sorted(wanted)}"
     return min(possible, key=fit)
 

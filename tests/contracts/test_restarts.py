@@ -24,7 +24,7 @@ FOLDABLE = [
     name
     for name in ADAPTERS.names()
     if "mergeable" in ADAPTERS.declared(name).provides
-    and "own_weights" not in ADAPTERS.declared(name).provides
+    and not {"own_weights", "block_parameters"} & ADAPTERS.declared(name).provides
     and "one_stage" not in ADAPTERS.declared(name).requires
 ]
 foldable = pytest.mark.parametrize("adapter", FOLDABLE)
@@ -40,7 +40,7 @@ def make(name, storage="none", adapter="lora", total=TOTAL, seed=0, dtype=torch.
     """A run over two adapted layers, with a restart as its only callback."""
     torch.manual_seed(1)
     declared = ADAPTERS.declared(adapter).config
-    small = {"rank": 4, "alpha": 8.0, "block_size": 8}
+    small = {"rank": 4, "alpha": 8.0, "block_size": 8, "group_size": 8}
     known = {key: value for key, value in small.items() if key in declared.model_fields}
     config = declared(method=adapter, **known)
     sites = []

@@ -37,7 +37,7 @@ def test_an_adapter_is_plain_lora_or_says_that_it_cannot_be(on_tiny, tmp_path, n
 
     run = run_of(name, on_tiny, tmp_path / "run")
     provides = ADAPTERS.get(name).provides
-    if "mergeable" not in provides or "own_weights" in provides:
+    if "mergeable" not in provides or {"own_weights", "block_parameters"} & provides:
         with pytest.raises((NotMergeable, UsageError)):
             export(run, "lora", tmp_path / "out")
         assert not (tmp_path / "out").exists()

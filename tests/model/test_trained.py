@@ -18,6 +18,10 @@ from lrft.registry.errors import RecipeError
 BESIDE = [name for name in ADAPTERS.names() if "adapters" not in ADAPTERS.declared(name).config.model_fields]
 
 
+# Of settings: those that every width takes, those without a default.
+NEEDED = {"rank": 8, "group_size": 8, "ids": [3, 5]}
+
+
 def recipe_of(folder, trainable, adapter="lora", quantization="none", **more):
     section = {"name": str(folder), "dtype": "float32"}
     data = {"train": "x.jsonl", "format": "text"}
@@ -63,7 +67,7 @@ def test_biases_train_under_their_own_names_on_every_storage(tiny, family, quant
 @pytest.mark.parametrize("adapter", BESIDE)
 def test_biases_train_beside_every_adapter(tiny, adapter):
     declared = ADAPTERS.declared(adapter).config.model_fields
-    section = {"method": adapter, **({"rank": 8} if "rank" in declared else {})}
+    section = {"method": adapter, **{k: v for k, v in NEEDED.items() if k in declared}}
     recipe = recipe_of(tiny("llama", tied=False, bias=True), ["*.bias"], section)
     model = adapt(recipe).model
     assert moved(model) == biases_of(recipe)

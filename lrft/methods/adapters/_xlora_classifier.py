@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.adapter import Hosting, Shared
+from lrft.core.shared import Hosting, Shared
 from lrft.methods.adapters._given import Factors
 
 if TYPE_CHECKING:

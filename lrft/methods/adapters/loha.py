@@ -61,7 +61,7 @@ class LoHa(Additive):
         loha_form_keys,
         names={"A1": "hada_w1_b", "B1": "hada_w1_a", "A2": "hada_w2_b", "B2": "hada_w2_a"},
         transposed=False,
-        bias=False,
+        lacks=("bias",),
     )
 
     config: Config

@@ -89,7 +89,7 @@ class LoKr(Additive):
             "w2b": "lokr_w2_b",
         },
         transposed=False,
-        bias=False,
+        lacks=("bias",),
         holds=split_as_in_peft,
     )
 

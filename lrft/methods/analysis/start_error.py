@@ -29,7 +29,7 @@ class StartError(Analysis):
     arXiv 2311.12023, for the Frobenius norm.
     """
 
-    requires = {"mergeable", "beside_base"}
+    requires = {"mergeable", "beside_base", "foldable"}
 
     @torch.no_grad()
     def start(self, run: Run) -> None:

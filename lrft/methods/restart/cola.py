@@ -42,7 +42,7 @@ class COLA(TimedMethod):
     aliases = {
         "chain_of_lora": "restart: cola",
     }
-    requires = {"adapters", "mergeable", "beside_base"}
+    requires = {"adapters", "mergeable", "beside_base", "foldable"}
 
     config: Config
 

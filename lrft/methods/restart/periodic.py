@@ -52,7 +52,7 @@ class PeriodicLoRA(TimedMethod):
     aliases = {
         "periodic_lora plora": "restart: periodic",
     }
-    requires = {"adapters", "mergeable", "beside_base"}
+    requires = {"adapters", "mergeable", "beside_base", "foldable"}
 
     config: Config
 

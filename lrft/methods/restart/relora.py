@@ -48,7 +48,7 @@ class ReLoRA(TimedMethod):
         "relora_steps jagged_restart_steps": "restart: {method: relora, every: 1000}",
         "merge_and_reinit": "restart: relora",
     }
-    requires = {"adapters", "mergeable", "beside_base"}
+    requires = {"adapters", "mergeable", "beside_base", "foldable"}
 
     config: Config
 

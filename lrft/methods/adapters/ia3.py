@@ -1,0 +1,102 @@
+"""(IA)^3: one trained gain on every output of keys and values, and on every input of the last map of a block."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.activations import OnActivations
+from lrft.core.adapter import PeftForm
+from lrft.core.params import Site
+from lrft.ops.gains import scaled
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import AdapterConfig, Field
+
+LAST_MAPS = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj")  # of feed-forward blocks, by family
+
+
+def ia3_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+    """PEFT's keys of the method; the patterns as one regular expression, which it matches whole."""
+    either = "|".join(fnmatch.translate(pattern) for pattern in feedforward(config))
+    return {"peft_type": "IA3", "feedforward_modules": rf"(?:.*\.)?(?:{either})"}
+
+
+def ia3_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
+    """The gains as a column of the outputs or a row of the inputs."""
+    assert start is None, "no init takes a start off the base for this method"
+    return {"l": adapter.l[None] if adapter.on_inputs else adapter.l[:, None]}
+
+
+@ADAPTERS.register
+class IA3(OnActivations):
+    """Infused adapter by inhibiting and amplifying inner activations: a vector multiplies what a map gives or gets.
+
+        y = l * (x W^T + b),   W' = diag(l) W,  b' = l * b       elsewhere, so on keys and values
+        y = (l * x) W^T + b,   W' = W diag(l)                    at sites that `feedforward` names
+
+    `feedforward` holds patterns of site names, by default the last maps of feed-forward blocks (down_proj), whose input
+    is the inner activation that the paper scales.
+
+    Shapes: W (out, in); l (out), or (in) at a feed-forward site; l = 1, so y is the base's own at step 0, bit for bit.
+    Trains: out numbers per site, in at a feed-forward site. Kept of a token beside: what l multiplies, once.
+    Source: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+    NeurIPS 2022, arXiv 2205.05638; as in the authors' code (r-three/t-few) and PEFT's layer, whose bias is scaled too.
+    Departures: none in the function. T-Few's losses beside the language model's (unlikelihood, length-normalised
+    choices) are no part of the adapter.
+    Advice: a learning rate of 1e-3 to 3e-3 and no weight decay, which would pull l to 0 and not to 1. In a gated block
+    l on the input of down_proj is l on the output of up_proj.
+    """
+
+    aliases = {
+        "ia3 t_few tfew": "adapter: ia3",
+    }
+    provides = {"adapters", "mergeable"}
+    roles = {"l": "magnitude"}
+    peft = PeftForm(ia3_form_keys, ia3_form_tensors, names={"l": "ia3_l"}, lacks=("bias",))
+
+    config: Config
+
+    class Config(AdapterConfig):
+        targets: str | list[str] = Field(
+            ["k_proj", "v_proj", "down_proj"],
+            description="`all-linear`, or patterns matched against the end of module names",
+        )
+        feedforward: list[str] | None = Field(
+            None,
+            description="patterns of sites whose inputs are scaled; by default the last maps of feed-forward blocks",
+        )
+
+        def site_patterns(self) -> dict[str, list[str]]:
+            """The patterns of `feedforward`, where it is written."""
+            return {} if self.feedforward is None else {"feedforward": self.feedforward}
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.on_inputs = scales_inputs(config, site)
+        self.l = nn.Parameter(torch.ones(self.count(config, site)))
+
+    def reset(self) -> None:
+        nn.init.ones_(self.l)
+
+    def inputs(self) -> Tensor | None:
+        return self.at_use(self.l) if self.on_inputs else None
+
+    def outputs(self, y: Tensor) -> Tensor:
+        return y if self.on_inputs else scaled(y, self.at_use(self.l))
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return site.in_features if scales_inputs(config, site) else site.out_features
+
+
+def feedforward(config: Any) -> tuple[str, ...]:
+    """The patterns of sites whose inputs are scaled."""
+    return LAST_MAPS if config.feedforward is None else tuple(config.feedforward)
+
+
+def scales_inputs(config: Any, site: Site) -> bool:
+    """Whether the vector of a site multiplies its inputs."""
+    return any(fnmatch.fnmatchcase(f".{site.name}", f"*.{pattern}") for pattern in feedforward(config))
