@@ -35,7 +35,7 @@ from lrft.model.trained import parameter_infos, trained_tensors
 from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ALLOCATORS, ANALYSES, OBJECTIVES, OPTIMIZERS, RESTARTS, SELECTORS
+from lrft.registry.axes import ADAPTERS, ALLOCATORS, ANALYSES, OBJECTIVES, OPTIMIZERS, RESTARTS, SELECTORS
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 from lrft.training import schedule, updates
@@ -226,6 +226,8 @@ def _timed_methods(recipe: Recipe) -> list[Callback]:
     """The chosen methods that act over time; a static allocator has done its part in the plan."""
     chosen = [(registry, getattr(recipe, axis)) for axis, registry in TIMED.items()]
     made = [registry.get(config.method)(config) for registry, config in chosen if config is not None]
+    if recipe.adapter is not None:
+        made.append(ADAPTERS.get(recipe.adapter.method).over_time(recipe.adapter))
     return [method for method in made if isinstance(method, Callback)]
 
 

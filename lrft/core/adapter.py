@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrft.core.callback import Callback
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.core.peft import PeftForm
+from lrft.core.shared import Hosting, Shared
 from lrft.ops.branch_matmul import Formed
 from lrft.ops.formula import formula_linear
 from lrft.ops.low_rank import Branch, branch_linear
@@ -129,6 +131,11 @@ class Adapter(nn.Module):
         """How many virtual tokens go before every document while the adapter is on (`lrft.core.virtual`)."""
         return 0
 
+    @classmethod
+    def over_time(cls, config: Any) -> Callback | None:
+        """What acts on the adapters of all sites between steps, made once a training, or None."""
+        return None
+
     def extra_repr(self) -> str:
         return f"site={self.site.name!r}"
 
@@ -220,31 +227,4 @@ class LowRank(Additive):
         return A.float(), branch.scale * B.float()
 
 
-class Hosting(Protocol):
-    """A language model around transformers' own."""
-
-    @property
-    def hf(self) -> nn.Module:
-        """The model of transformers, adapters attached."""
-
-
-class Shared(nn.Module):
-    """What the adapters of all sites share: common bases, a router over whole adapters.
-
-    Its parameters train with the adapters' and are saved beside them under `shared.`.
-
-    Class attributes:
-        roles: parameter name -> role.
-    """
-
-    roles: ClassVar[dict[str, str]] = {}
-
-    def bind(self, model: Hosting) -> None:
-        """Called once when every site has its adapter, with the language model."""
-
-    def peft_tensors(self) -> dict[str, Tensor] | None:
-        """PEFT's name -> tensor, or None when PEFT has no such part, and so no form for the adapters either."""
-        return None
-
-
-__all__ = ["Adapter", "Additive", "Branch", "Factors", "Formed", "LowRank", "PeftForm", "Shared"]
+__all__ = ["Adapter", "Additive", "Branch", "Factors", "Formed", "Hosting", "LowRank", "PeftForm", "Shared"]
