@@ -39,7 +39,7 @@ class BlockLoRA(LowRank):
     """
 
     aliases = {
-        "blocklora one_head_eight_arms": "adapter: block_lora",
+        "one_head_eight_arms": "adapter: block_lora",
     }
     provides = {"adapters", "mergeable", "linear_delta"}
     roles = {"A": "lora_A", "B": "lora_B"}
