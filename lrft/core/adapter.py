@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.core.callback import TimedMethod
+from lrft.core.callback import Callback
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.core.peft import PeftForm
@@ -74,7 +74,7 @@ class Adapter(nn.Module):
         return None
 
     @classmethod
-    def timed(cls, config: Any) -> TimedMethod | None:
+    def timed(cls, config: Any) -> Callback | None:
         """What of the method happens between the steps of a run, over all its sites, or None.
 
         A recipe does not choose it beside the adapter, as it chooses a selection: without it the method is another one.
