@@ -45,9 +45,7 @@ def largest(scores: Tensor, count: int) -> Tensor:
     Raises:
         ValueError: a score is no number.
     """
-    flat = scores.flatten()
-    if flat.isnan().any():
-        raise ValueError("what its entries are chosen by is not finite; use more of the rows, or float32")
+    flat = _checked(scores)
     least = flat.topk(count).values[-1]
     above = (flat > least).nonzero().flatten()
     tied = (flat == least).nonzero().flatten()[: count - len(above)]
@@ -59,10 +57,13 @@ def shares(names: Sequence[str], scores: Callable[[str], Tensor], count: int) ->
 
     Args:
         scores: asked three times for every name, so that those of one name are held at a time.
+
+    Raises:
+        ValueError: a score is no number.
     """
     best = torch.empty(0)
     for name in names:
-        flat = scores(name).flatten().float()
+        flat = _checked(scores(name)).float()
         mine = flat.topk(min(count, len(flat))).values
         best = torch.cat([best.to(mine), mine])
         best = best.topk(min(count, len(best))).values
@@ -73,6 +74,13 @@ def shares(names: Sequence[str], scores: Callable[[str], Tensor], count: int) ->
         tied = min(left, int((scores(name) == least).sum()))
         found[name], left = found[name] + tied, left - tied
     return found
+
+
+def _checked(scores: Tensor) -> Tensor:
+    flat = scores.flatten()
+    if flat.isnan().any():
+        raise ValueError("what places are chosen by is not finite; use other rows (data.train), or float32")
+    return flat
 
 
 class _Kept(Context):

@@ -26,9 +26,15 @@ def dealt(plan: Plan, setting: str, scores: Callable[[str], Tensor], wanted: int
 
     Args:
         scores: of all places of a site.
+
+    Raises:
+        RecipeError: a score is no number.
     """
     names = [name for name, entry in plan.items() if entry.config is not None]
-    return _with(plan, setting, shares(names, scores, wanted))
+    try:
+        return _with(plan, setting, shares(names, scores, wanted))
+    except ValueError as error:
+        raise RecipeError(str(error), "init") from None
 
 
 def check_wanted(wanted: int, total: int, key: str) -> int:
