@@ -186,13 +186,16 @@ def _prove(recipe: Recipe, adaptation: Adaptation, device: torch.device, trains:
 
 
 def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
-    """What `adapt` plans, for a model without weights; planners that look at weights or data are not asked.
+    """What `adapt` plans, for a model without weights; planners that look at weights or data foresee.
 
     Raises:
         RecipeError: a pattern matches nothing.
     """
     adaptation, planners = _begun(recipe, model)
-    adaptation.undecided = bool(decide(adaptation.plan, planners, None))
+    left = decide(adaptation.plan, planners, None)
+    adaptation.undecided = bool(left)
+    for planner in left:
+        adaptation.plan.update(planner.foresee(adaptation.plan))
     if recipe.model.adapter is not None:
         check_earlier(recipe, adaptation.plan)
     return adaptation

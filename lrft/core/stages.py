@@ -97,7 +97,7 @@ class Planner:
     Attributes of the class, or of an instance where the settings decide:
         needs: statistics to measure first, by name; `name@label` is measured over the rows of `sources()[label]`
             instead of the training rows. A planner with needs has a setting `batches`, how many micro-batches.
-        reads_weights: `plan` looks at weights. Such a planner, and one with needs, is not asked by a dry run.
+        reads_weights: `plan` looks at weights. A dry run asks such a planner, and one with needs, `foresee`.
         objective: the objective whose gradients are measured, by name; by default the recipe's.
     """
 
@@ -116,6 +116,10 @@ class Planner:
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """The plan, changed or not. `evidence` is None only where neither needs nor weights were asked for."""
+        return plan
+
+    def foresee(self, plan: Plan) -> Plan:
+        """The plan as far as a dry run can tell, which looks at nothing: counts that sum to what they will."""
         return plan
 
     def sources(self) -> dict[str, Source]:

@@ -44,6 +44,17 @@ class AdapterConfig(MethodConfig):
         return self
 
 
+class PlacedConfig(AdapterConfig):
+    """What every adapter accepts whose places an init of the same name chooses."""
+
+    def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+        """Another init, which would leave the places where they do not belong."""
+        adapter, init = recipe.declared("adapter"), recipe.declared("init")
+        if adapter is not None and init is not None and init.name != adapter.name:
+            message = f"does not choose what trains of every weight, as {adapter.name} needs it; write init: "
+            yield Problem("init.method", message + adapter.name)
+
+
 class ResidualConfig(MethodConfig):
     """What every init accepts whose start the base gives up."""
 

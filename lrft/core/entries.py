@@ -1,0 +1,89 @@
+"""`Placed`: adapters of single entries or blocks of the weight, at places that an init of their own chooses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.adapter import Additive
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.ops.entries import entries_linear, filled
+
+
+class Placed(Additive):
+    """An additive change at places that do not move while it trains: the trait `placed`.
+
+    How many places there are is the adapter's business, which they are that of the init of the same name. Until it has
+    chosen, they lie evenly over the weight, for counting and for what knows no data.
+
+    Attributes:
+        places: flat indices of the entries, or numbers of the blocks, ascending; saved with the adapter.
+    """
+
+    places: Tensor
+
+    def lay(self, count: int, total: int) -> None:
+        """Make `count` places of `total`.
+
+        Raises:
+            ValueError: there are not so many, or none is asked for.
+        """
+        if not 0 < count <= total:
+            raise ValueError(f"asks for {count:,} places of {total:,}; ask for 1 to {total:,}")
+        kind = torch.int32 if total < 2**31 else torch.int64
+        even = torch.arange(count).mul_(total).div_(count, rounding_mode="floor")
+        self.register_buffer("places", even.to(kind))
+
+    @torch.no_grad()
+    def place(self, places: Tensor) -> None:
+        """Set the places, as many as there are, ascending and each once."""
+        assert places.shape == self.places.shape, "the count is the adapter's"
+        self.places.copy_(places)
+
+
+class Entries(Placed):
+    """W' = W + S with S = 0 outside k places, of which the values train; a subclass says `count`.
+
+    Memory: 4 k bytes of values, 4 k of places (8 k from 2^31 entries on), moments of k numbers. A pass forms S, or a
+    few columns at a time where S has less than one entry in 256, and keeps of it nothing. W is never written, so
+    weight decay pulls the differences to 0 and not the weights, entries without a place never move, and the norm that
+    gradients are clipped by is of the k entries alone.
+    """
+
+    roles = {"values": "sparse"}
+
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__(config, site)
+        many = self.count(config, site)
+        self.lay(many, site.in_features * site.out_features)
+        self.values = nn.Parameter(torch.zeros(many))
+
+    def reset(self) -> None:
+        nn.init.zeros_(self.values)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight, (out, in)."""
+        return self.site.out_features, self.site.in_features
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """The values, with a graph, and the places that they are at."""
+        return self.values, self.places
+
+    def change(self) -> Tensor:
+        return filled(*self.held(), self.shape)
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        return entries_linear(x, base, *self.held(), self.shape, self.compute_dtype or x.dtype)
+
+    def update(self, x: Tensor) -> Tensor:
+        return entries_linear(x, None, *self.held(), self.shape, self.compute_dtype or x.dtype)
+
+
+def budget(share: float, total: int) -> int:
+    """A share of `total`, rounded, and one at the least."""
+    return max(1, math.floor(share * total + 0.5))

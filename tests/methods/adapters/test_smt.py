@@ -1,0 +1,129 @@
+"""SMT's own statements, its blocks as slices of the dense gradient, and the choice of its init."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lrft.core.adapted import Adapted
+from lrft.core.params import Site
+from lrft.core.stages import Evidence, SitePlan
+from lrft.methods.adapters.smt import SMT
+from lrft.methods.inits.smt import SMTBlocks
+from lrft.methods.quant.none import Dense
+from lrft.recipe.load import load_recipe
+from lrft.registry.errors import RecipeError
+
+OUT, WIDTH, SIDE = 32, 24, 8
+
+
+def settings(**given):
+    return SMT.Config(method="smt", block=SIDE, **given)
+
+
+def make(**given):
+    torch.manual_seed(0)
+    weight = torch.randn(OUT, WIDTH) / WIDTH**0.5
+    adapter = SMT(settings(**given), Site("a", WIDTH, OUT))
+    torch.nn.init.normal_(adapter.D)
+    return Adapted(Dense(weight), adapter), weight
+
+
+def blocks(matrix):
+    """Every block of a matrix, row by row, cut by hand."""
+    rows, columns = matrix.shape[0] // SIDE, matrix.shape[1] // SIDE
+    return [
+        matrix[SIDE * i : SIDE * (i + 1), SIDE * j : SIDE * (j + 1)]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+
+
+def test_gradients_of_blocks_are_slices_of_the_dense_one():
+    site, _ = make(blocks=5)
+    site.adapter.place(torch.tensor([0, 1, 4, 10, 11]))  # two of one row, two of one column
+    weight = site.merged_weight().requires_grad_(True)
+    x, z = (torch.arange(7.0 * WIDTH).view(7, WIDTH).sin().requires_grad_(True) for _ in range(2))
+    site(x).square().sum().backward()
+    F.linear(z, weight).square().sum().backward()
+    wanted = torch.stack([blocks(weight.grad)[n] for n in (0, 1, 4, 10, 11)])
+    torch.testing.assert_close(site.adapter.D.grad, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(x.grad, z.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_other_entries_never_move_and_all_blocks_are_the_whole_weight():
+    site, weight = make(blocks=3)
+    site.adapter.place(torch.tensor([2, 5, 9]))
+    moved = [block.any().item() for block in blocks(site.merged_weight() - weight)]
+    assert [n for n, one in enumerate(moved) if one] == [2, 5, 9]
+    whole, weight = make(share=1.0)
+    with torch.no_grad():
+        whole.adapter.D.copy_(torch.stack(blocks(torch.ones(OUT, WIDTH) - weight)))
+    torch.testing.assert_close(whole.merged_weight(), torch.ones(OUT, WIDTH))
+
+
+def test_the_input_alone_is_kept_for_the_backward_pass():
+    site, _ = make(blocks=9)  # more columns than the input has
+    kept = []
+    x = torch.randn(40, WIDTH, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        site(x)
+    held = {t.data_ptr() for t in (x, site.adapter.D, site.base.weight())}
+    rows_and_columns = 2 * 9 * 4
+    assert sum(t.nbytes for t in kept if t.data_ptr() not in held) <= rows_and_columns
+
+
+@pytest.mark.parametrize("score", ["abs_mean", "mean_abs", "l1", "l2"])
+def test_blocks_are_chosen_by_the_score(score):
+    generator = torch.Generator().manual_seed(1)
+    gradient = torch.randn(OUT, WIDTH, generator=generator)
+    by_hand = {
+        "abs_mean": lambda b: b.abs().mean(),
+        "mean_abs": lambda b: b.mean().abs(),
+        "l1": lambda b: b.abs().sum(),
+        "l2": lambda b: b.norm(),
+    }[score]
+    order = torch.stack([by_hand(block) for block in blocks(gradient)]).argsort(descending=True)
+    site, weight = make(blocks=4)
+    init = SMTBlocks(SMTBlocks.Config(method="smt", score=score))
+    init.apply(site.adapter, weight, {"grad": gradient}, None)
+    assert site.adapter.places.tolist() == sorted(order[:4].tolist())
+
+
+def planned(signals, **given):
+    config = settings(share=0.25)  # 3 of 12 blocks
+    plan = {name: SitePlan(Site(name, WIDTH, OUT), config) for name in signals}
+    init = SMTBlocks(SMTBlocks.Config(method="smt", **given))
+    found = init.plan(plan, Evidence({n: {"grad": g} for n, g in signals.items()}, None, None))
+    counts = {name: entry.setting("blocks") for name, entry in found.items()}
+    foreseen = init.foresee(plan)
+    return counts, sum(entry.setting("blocks") or 0 for entry in foreseen.values())
+
+
+def test_one_budget_is_dealt_over_all_matrices_and_the_dry_run_counts_the_same():
+    strong, weak = torch.ones(OUT, WIDTH), torch.full((OUT, WIDTH), 0.1)
+    weak[:SIDE, :SIDE] = 5.0
+    none = torch.zeros(OUT, WIDTH)
+    counts, foreseen = planned({"weak": weak, "none": none, "strong": strong})
+    assert counts == {"weak": 1, "none": None, "strong": 8} and foreseen == 9
+    counts, foreseen = planned({"weak": weak, "none": none, "strong": strong}, blocks=5)
+    assert counts == {"weak": 1, "none": None, "strong": 4} and foreseen == 5
+    with pytest.raises(RecipeError, match=r"init\.blocks: 37 are more than the 36"):
+        planned({"weak": weak, "none": none, "strong": strong}, blocks=37)
+
+
+def test_890_blocks_of_256_are_the_numbers_of_the_authors_script():
+    config = SMT.Config(method="smt", blocks=89)
+    assert 10 * SMT.count(config, Site("q", 4096, 4096)) == 58_327_040
+    assert SMT.Config(method="smt").side(4096, 11008) == SMT.Config(method="smt").side(14336, 4096) == 256
+
+
+def test_sides_without_a_common_block_are_refused():
+    with pytest.raises(ValueError, match="30 x 7 has no blocks"):
+        SMT(settings(), Site("a", 7, 30))
+
+
+def test_another_init_is_refused_in_one_sentence():
+    with pytest.raises(RecipeError, match=r"init\.method: does not choose .* write init: smt"):
+        load_recipe("smoke/smt", ["model.name=x/y", "init=default"])
