@@ -16,6 +16,7 @@ from lrft.training.flatten import flatten, unflatten
 
 LAYERS, EVERY, TOTAL = 4, 3, 24
 SMALL = {
+    "share": 0.6,
     "budget_rank": 1,
     "filter_rank": 2,
 }  # settings, where there are such, that leave matrices of 8 x 8 a choice
@@ -77,6 +78,7 @@ def make(name, seed=0, dtype=torch.float32, update="in_place", layers=LAYERS, pe
 
 def step(run, summed=False):
     """One step in the loop's order of events; `summed` as a sum over processes leaves the gradients."""
+
     def closure():
         ids = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(run.step))
         logits = run.model(ids[:, :-1]).float()
