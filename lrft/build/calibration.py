@@ -16,6 +16,7 @@ from lrft.core.stages import Plan, Planner, Signals, Statistic
 from lrft.data.encoded import Encoded
 from lrft.data.steps import TrainData
 from lrft.evaluation.subject import Progress
+from lrft.model.along_path import measure_along_path
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
 from lrft.ops.draws import seed_generators
@@ -63,7 +64,9 @@ def _calibrated(
 ) -> Signals:
     wanted = planner.config.batches
     rows = text.encoded(planner.sources()[label], f"init.{label}") if label else text.train
-    single = any(SIGNALS.get(name).per_document for name in names)
+    along = [name for name in names if SIGNALS.get(name).path]
+    assert not along or along == names, "statistics along a path are measured by themselves"
+    single = bool(along) or any(SIGNALS.get(name).per_document for name in names)
     data = _calibration_data(recipe, text, rows, single) if label or single else train_data(recipe, text)
     config = parse_choice(OBJECTIVES, planner.objective) if planner.objective else recipe.objective
     objective = OBJECTIVES.get(config.method)(config)
@@ -78,10 +81,14 @@ def _calibrated(
         statistic: Statistic = SIGNALS.get(name)(**planner.signal_options(name, config))
         return statistic
 
+    sites = {name: entry.site for name, entry in plan.items() if entry.config is not None}
+    batches = islice(_micro_batches(data), wanted)
+    if along:
+        return measure_along_path(model, sites, batches, make, names, lambda done: show(done, wanted))
     return calibrate(
         model,
-        {name: entry.site for name, entry in plan.items() if entry.config is not None},
-        islice(_micro_batches(data), wanted),
+        sites,
+        batches,
         objective,
         make,
         names,

@@ -108,6 +108,8 @@ class Run:
         rows: places in the data of the rows of the step that is taken, as far as this process has them.
         where: names such a row, `file:line` where files have lines.
         compiled: whether what is elementwise is compiled in the loss and its gradients.
+        closure: the mean loss of the step that begins, with gradients where they are on, for callbacks that try
+            something on its rows; draws are those of the step itself. None before the first step.
     """
 
     model: Any
@@ -129,6 +131,7 @@ class Run:
     earlier_ends: tuple[int, ...] = field(default=(), kw_only=True)
     where: Callable[[int], str] = field(default="row {}".format, kw_only=True)
     rows: tuple[int, ...] = field(init=False, default=())
+    closure: Callable[[], Tensor] | None = field(init=False, default=None)
     sites: list[tuple[str, Adapted]] = field(init=False)
     penalized: list[Adapter] = field(init=False)
     generator: torch.Generator = field(init=False, default_factory=torch.Generator)

@@ -212,6 +212,10 @@ class Statistic:
         backward: needs the gradient of the output; without it only forward passes are run.
         per_document: every micro-batch is one document.
         of_input: depends on the input alone, so layers that share an input share the statistic.
+        of_output: is given the outputs (T, out) in the place of the inputs.
+        path: where it is not 0, what a document is given is one row, of the last token of its prompt: the output there,
+            and the mean gradient of the score of the model's own answer along the path from no output of the site to
+            all of it, by the trapezoidal rule over so many points. Every micro-batch is one document.
     """
 
     name: ClassVar[str]
@@ -221,11 +225,13 @@ class Statistic:
     backward: ClassVar[bool] = True
     per_document: ClassVar[bool] = False
     of_input: ClassVar[bool] = False
+    of_output: ClassVar[bool] = False
+    path: ClassVar[int] = 0
 
     def update(self, x: Tensor, dy: Tensor | None, tokens: Tokens) -> None:
         """Take one micro-batch: inputs (T, in) and gradients of the outputs (T, out), padding included.
 
-        The loss behind `dy` is the mean over the micro-batch's target tokens.
+        The loss behind `dy` is the mean over the micro-batch's target tokens, unless it is taken along a `path`.
         """
         raise NotImplementedError(f"{type(self).__name__} declares no update")
 

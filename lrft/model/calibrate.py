@@ -161,7 +161,7 @@ class _Watch:
                 return  # a pass for reference alone
             if self.first:
                 self._share(site, inputs[0])
-            x = inputs[0].detach().flatten(0, -2)
+            x, y = (tensor.detach().flatten(0, -2) for tensor in (inputs[0], output))
             later = []
             for name, statistic in self.statistics[site].items():
                 if (site, name) not in self.live or (site, name) in self._followers:
@@ -169,12 +169,13 @@ class _Watch:
                 if statistic.backward:
                     later.append((name, statistic))
                 else:
-                    self._update(site, name, statistic, x, None)
+                    self._update(site, name, statistic, y if statistic.of_output else x, None)
             if later:
 
                 def take(dy: Tensor) -> None:
                     for name, statistic in later:
-                        self._update(site, name, statistic, x, dy.detach().flatten(0, -2))
+                        seen = y if statistic.of_output else x
+                        self._update(site, name, statistic, seen, dy.detach().flatten(0, -2))
 
                 output.register_hook(take)
 

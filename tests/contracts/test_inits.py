@@ -153,10 +153,13 @@ def measured(init, out: int = 48, width: int = 32, rank: int = 4, site: int = 0)
     found = {}
     for need in init.needs:
         name, _, label = need.partition("@")
-        statistic = SIGNALS.get(name)(**init.signal_options(name, SimpleNamespace(rank=rank)))
+        cls, asked = SIGNALS.get(name), SimpleNamespace(rank=rank, percent=25.0)
+        statistic = cls(**init.signal_options(name, asked))
         for batch in range(3):
             x, dy = passed(out, width, zlib.crc32(label.encode()) + 100 * site + batch)
-            statistic.update(x, dy, Tokens(torch.arange(40), torch.arange(39)))
+            statistic.update(
+                dy.roll(1, 0) if cls.of_output else x, dy, Tokens(torch.arange(40), torch.arange(39))
+            )
         found[need] = statistic.result()
     return found
 
@@ -422,8 +425,7 @@ HIGH = pytest.mark.parametrize("rank", [10, 24, 40])
 
 
 def plan_at(name, rank, out, width):
-    adapter = adapter_for(name)
-    config = settings_for(adapter, rank, 8.0)
+    config = settings_for(adapter_for(name), rank, alpha=8.0)
     return {"layer": SitePlan(Site("layer", width, out), config)}
 
 

@@ -30,7 +30,8 @@ def measured(name, batches, **options):
     cls = SIGNALS.get(name)
     statistic = cls(**options)
     for x, dy, tokens in batches:
-        statistic.update(x, dy if cls.backward else None, tokens)
+        seen = x[:, :OUT] if cls.of_output else x  # as wide as the outputs
+        statistic.update(seen, dy if cls.backward else None, tokens)
     return statistic.result()
 
 
