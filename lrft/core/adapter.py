@@ -77,8 +77,6 @@ class Adapter(nn.Module):
     def timed(cls, config: Any) -> Callback | None:
         """What of the method happens between the steps of a run, over all its sites, or None.
 
-        A recipe does not choose it beside the adapter, as it chooses a selection: without it the method is another one.
-
         Args:
             config: the recipe's settings; those of a site are its adapter's.
         """
@@ -103,16 +101,14 @@ class Adapter(nn.Module):
         Raises:
             NotMergeable: the method is not a change of the weight.
         """
-        raise NotMergeable(
-            f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate"
-        )
+        message = f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate"
+        raise NotMergeable(message)
 
     def delta_bias(self, bias: Tensor) -> Tensor | None:
         """The change of the bias, (out,) -> (out,) float32, with a graph; None where the adapter leaves it alone.
 
         Args:
-            bias: zeros where the map has none. An adapter that changes those brings a bias, and `why_not_merged` says
-                so of a site that has no place for one.
+            bias: zeros where the map has none; `why_not_merged` says which site has no place for one.
         """
         return None
 
