@@ -32,7 +32,7 @@ NO_SPACES = (
     "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"  # scripts of which each character is a word
 )
 WORD = re.compile(rf"[{NO_SPACES}]|[^\W_{NO_SPACES}]+")
-GAMMA = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
 Least = NDArray[np.uint32]
@@ -166,6 +166,6 @@ def _share(a: Hashes, b: Hashes) -> float:
 
 def _mixed(values: Hashes) -> Hashes:
     """Numbers that look random, equal ones for equal ones (the finish of SplitMix64)."""
-    values = (values + GAMMA) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values + GOLDEN) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(29))
