@@ -139,6 +139,8 @@ def make(tmp_path: Path) -> Callable[..., Model]:
             settings.setdefault("rank", 8)
         if "group_size" in declared.model_fields:
             settings.setdefault("group_size", 8)
+        if "shift" in declared.model_fields:  # merges into a bias
+            settings.setdefault("shift", bias)
         if "adapters" in declared.model_fields:
             settings.setdefault("adapters", [write_lora(tmp_path, site, rank) for rank in (2, 3)])
         if kind == "linear":
@@ -211,6 +213,9 @@ def test_the_start_changes_nothing(make, name, kind, storage, shape):
             model(x), F.linear(x, model.adapter.own_weight(), bias), atol=1e-5, rtol=1e-5
         )
         return
+    if "moved_start" in model.adapter.provides:
+        assert not torch.allclose(model(x), model.site.base(x), atol=1e-5, rtol=1e-5)
+        model.adapter.reset()
     torch.testing.assert_close(model(x), model.site.base(x), atol=1e-5, rtol=1e-5)
 
 

@@ -39,7 +39,7 @@ class LNTuning(OfParameters):
     """
 
     aliases = {
-        "layernorm_tuning norm_tuning lntuning": "adapter: ln_tuning",
+        "layernorm_tuning norm_tuning": "adapter: ln_tuning",
     }
     site_kinds = ("norm",)
     provides = {"adapters", "mergeable", "block_parameters"}

@@ -40,7 +40,7 @@ class TrainableTokens(OfParameters):
     """
 
     aliases = {
-        "trainabletokens token_embeddings": "adapter: {method: trainable_tokens, ids: [ID, ...]}",
+        "token_embeddings": "adapter: {method: trainable_tokens, ids: [1, 2]}",
     }
     site_kinds = ("embedding",)
     provides = {"adapters", "mergeable", "block_parameters"}
