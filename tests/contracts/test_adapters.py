@@ -137,6 +137,8 @@ def make(tmp_path: Path) -> Callable[..., Model]:
             "rank" in declared.model_fields
         ):  # divides every width here, and leaves methods that need that a choice
             settings.setdefault("rank", 8)
+        if "noise" in declared.model_fields:
+            settings.setdefault("noise", 0.0)
         if "group_size" in declared.model_fields:
             settings.setdefault("group_size", 8)
         if "shift" in declared.model_fields:  # merges into a bias
@@ -192,10 +194,12 @@ def merged_bias(model: Model) -> Tensor | None:
 
 
 def jiggle(model: Model, size: float = 0.1) -> None:
+    """Move everything by noise; what a clip holds at the start goes to where it does not."""
     torch.manual_seed(2)
+    held = "saturated" in model.adapter.provides
     with torch.no_grad():
         for _, parameter in model.changeable():
-            parameter.add_(size * torch.randn_like(parameter))
+            parameter.mul_(0 if held else 1).add_(size * torch.randn_like(parameter))
 
 
 def tokens(model: Model, *shape: int, dtype=torch.float32) -> Tensor:

@@ -42,7 +42,7 @@ class LNTuning(OfParameters):
         "layernorm_tuning norm_tuning": "adapter: ln_tuning",
     }
     site_kinds = ("norm",)
-    provides = {"adapters", "mergeable", "block_parameters"}
+    provides = {"adapters", "mergeable", "block_parameters", "unfolded"}
     roles = {"weight": "vector", "bias": "vector"}
     peft = PeftForm(
         ln_form_keys,

@@ -42,7 +42,7 @@ class SSF(OnActivations):
         "scale_shift scaling_and_shifting": "adapter: ssf",
     }
     site_kinds = ("linear", "norm")
-    provides = {"adapters", "mergeable", "block_parameters", "moved_start"}
+    provides = {"adapters", "mergeable", "block_parameters", "unfolded", "moved_start"}
     roles = {"gamma": "magnitude", "beta": "vector"}
 
     config: Config
@@ -91,7 +91,7 @@ class SSFNorm(OfParameters):
     name = "ssf"
     wide = True
     site_kinds = ("norm",)
-    provides = {"adapters", "mergeable", "block_parameters", "moved_start"}
+    provides = {"adapters", "mergeable", "block_parameters", "unfolded", "moved_start"}
     roles = {"gamma": "magnitude", "beta": "vector"}
     count = staticmethod(SSF.count)
     why_not_merged = SSF.why_not_merged

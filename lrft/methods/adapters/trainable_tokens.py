@@ -43,7 +43,7 @@ class TrainableTokens(OfParameters):
         "token_embeddings": "adapter: {method: trainable_tokens, ids: [1, 2]}",
     }
     site_kinds = ("embedding",)
-    provides = {"adapters", "mergeable", "block_parameters"}
+    provides = {"adapters", "mergeable", "block_parameters", "unfolded"}
     roles = {"rows": "embedding"}
     peft = PeftForm(
         tokens_form_keys,
