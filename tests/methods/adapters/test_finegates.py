@@ -84,8 +84,8 @@ def test_the_open_share_grows_with_the_logits_and_passes_a_gradient_where_the_cl
 
 def test_the_penalty_alone_shuts_the_share_that_was_asked_for():
     site = make(width=400, out=400, target=0.4)
-    optimizer = torch.optim.Adam(site.adapter.parameters(), lr=0.02)
-    for _ in range(200):
+    optimizer = torch.optim.Adam(site.adapter.parameters(), lr=0.05)
+    for _ in range(60):
         optimizer.zero_grad()
         site.adapter.penalty().backward()
         optimizer.step()
