@@ -33,4 +33,4 @@ def embedding_scale(embedding: nn.Module) -> float:
     """What an embedding says that it multiplies its rows by, rounded as it rounds it; a trial has to prove it."""
     said = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", 1.0))
     dtype = embedding.get_parameter("weight").dtype
-    return float(torch.tensor(said, dtype=dtype)) if isinstance(said, int | float) else 1.0
+    return float(torch.tensor(said, dtype=dtype, device="cpu")) if isinstance(said, int | float) else 1.0

@@ -77,8 +77,8 @@ def _unmet_requirements(settings: Settings) -> Iterator[Problem]:
     provided |= {"one_stage"} if settings["restart"] is None else set()
     adds = settings["adapter"] is None or "own_weights" not in chosen["adapter"].provides
     provided |= {"beside_base"} if adds else set()
-    whole = settings["adapter"] is not None and "block_parameters" in chosen["adapter"].provides
-    provided |= set() if whole else {"foldable"}
+    stays = settings["adapter"] is not None and "unfolded" in chosen["adapter"].provides
+    provided |= set() if stays else {"foldable"}
     provided |= {"eager"} if settings["model.compile"] is not True else set()
     provided |= {"score_head"} if settings["model.head"] is not None else set()
     looking = {f"analyse.{place}": ANALYSES.declared(name) for place, name in _analyses(settings)}

@@ -83,7 +83,11 @@ _SENTENCES = (
     (
         "name new tokens by their texts, model.add_tokens: ['<|call|>'], or model.add_tokens: {special: [...], plain: "
         "[...]}; the rows for them train, and no others",
-        "tokens added_tokens new_tokens new_special_tokens add_special_tokens additional_special_tokens "
+        "tokens added_tokens new_tokens new_special_tokens add_special_tokens additional_special_tokens",
+    ),
+    (
+        "rows of new tokens train beside any adapter, model.add_tokens: [TEXT]; those of tokens that are there train "
+        "alone, adapter: {method: trainable_tokens, ids: [ID]}",
         "trainable_token_indices",
     ),
     (

@@ -24,7 +24,7 @@ FOLDABLE = [
     name
     for name in ADAPTERS.names()
     if "mergeable" in ADAPTERS.declared(name).provides
-    and not {"own_weights", "block_parameters"} & ADAPTERS.declared(name).provides
+    and not {"own_weights", "unfolded"} & ADAPTERS.declared(name).provides
     and "one_stage" not in ADAPTERS.declared(name).requires
 ]
 foldable = pytest.mark.parametrize("adapter", FOLDABLE)

@@ -51,7 +51,7 @@ class IA3(OnActivations):
     """
 
     aliases = {
-        "ia3 t_few tfew": "adapter: ia3",
+        "t_few": "adapter: ia3",
     }
     provides = {"adapters", "mergeable"}
     roles = {"l": "magnitude"}

@@ -39,10 +39,10 @@ class LNTuning(OfParameters):
     """
 
     aliases = {
-        "layernorm_tuning norm_tuning lntuning": "adapter: ln_tuning",
+        "layernorm_tuning norm_tuning": "adapter: ln_tuning",
     }
     site_kinds = ("norm",)
-    provides = {"adapters", "mergeable", "block_parameters"}
+    provides = {"adapters", "mergeable", "block_parameters", "unfolded"}
     roles = {"weight": "vector", "bias": "vector"}
     peft = PeftForm(
         ln_form_keys,

@@ -40,10 +40,10 @@ class TrainableTokens(OfParameters):
     """
 
     aliases = {
-        "trainabletokens token_embeddings": "adapter: {method: trainable_tokens, ids: [ID, ...]}",
+        "token_embeddings": "adapter: {method: trainable_tokens, ids: [1, 2]}",
     }
     site_kinds = ("embedding",)
-    provides = {"adapters", "mergeable", "block_parameters"}
+    provides = {"adapters", "mergeable", "block_parameters", "unfolded"}
     roles = {"rows": "embedding"}
     peft = PeftForm(
         tokens_form_keys,

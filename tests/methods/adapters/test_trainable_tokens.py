@@ -107,5 +107,5 @@ def test_it_refuses_what_it_cannot_do(kind, ids, said):
 
 
 def test_the_published_count_on_llama_3_2_3b():
-    config = TrainableTokens.Config(method="trainable_tokens", ids=[128000, 128009])
+    config = TrainableTokens.Config(method="trainable_tokens", ids=[128000, 128001])
     assert TrainableTokens.count(config, Site("e", 128256, 3072, kind="embedding")) == 6_144
