@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.core.adapter import Additive, Branch, Factors, LowRank, PeftForm, Shared
+from lrft.core.adapter import Additive, Branch, Factors, PeftForm, Shared
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.core.peft import LORA_NAMES, lora_keys
+from lrft.ops.low_rank import branch_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
@@ -42,7 +43,7 @@ def kasa_form_tensors(adapter: KaSA, start: KaSA | None) -> dict[str, Tensor]:
 
 
 @ADAPTERS.register
-class KaSA(LowRank):
+class KaSA(Additive):
     """Knowledge-aware singular-value adaptation: minor directions of W go, a change in the form of an SVD comes.
 
         W' = W - W_minor + s B diag(sigma) A
@@ -108,7 +109,7 @@ class KaSA(LowRank):
         self.B = nn.Parameter(torch.empty(site.out_features, r))
         self.register_buffer("D", torch.zeros(r, site.in_features))
         self.register_buffer("E", torch.zeros(site.out_features, r))
-        self.register_buffer("taken", torch.tensor(False))
+        self.taken = False
         self.reset()
 
     def reset(self) -> None:
@@ -120,37 +121,39 @@ class KaSA(LowRank):
 
     @torch.no_grad()
     def start(self, weight: Tensor) -> None:
-        taken = self.get_buffer("taken")
-        if not taken:
-            for name, factor in zip("DE", minor_part(weight, self.config.rank), strict=True):
-                self.get_buffer(name).copy_(factor)
-            taken.fill_(True)
-
-    def branch(self) -> Branch:
-        """The part that trains."""
-        return Branch(self.sigma[:, None] * self.A, self.B, self.scaling, dropout=self.config.dropout)
+        if self.taken:  # a restart brings the weight that was trained, of which nothing is minor
+            return
+        for name, factor in zip("DE", minor_part(weight, self.config.rank), strict=True):
+            self.get_buffer(name).copy_(factor)
+        self.taken = True
 
     def change(self) -> Tensor:
-        return self.branch().dense() - self.get_buffer("E") @ self.get_buffer("D")
+        return self._trained().dense() - self.get_buffer("E") @ self.get_buffer("D")
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        return self.through(self.branch(), x, base) - self._minor(x)
+        dtype, training = self.compute_dtype, self.training
+        return branch_linear(x, base, self._trained(), dtype=dtype, training=training) - self._minor(x)
 
     def update(self, x: Tensor) -> Tensor:
-        return super().update(x) - self._minor(x)
+        return branch_linear(x, None, self._trained(), dtype=self.compute_dtype) - self._minor(x)
 
     @torch.no_grad()
     def factors(self, start: Additive | None = None) -> Factors:
         """Both parts side by side, of rank 2 r."""
         assert start is None, "nothing is a start of this change"
-        A, B = super().factors()
-        return torch.cat([A, self.get_buffer("D")]), torch.cat([B, -self.get_buffer("E")], dim=1)
+        A, B = self._trained().pair()
+        return torch.cat([A, self.get_buffer("D")]), torch.cat(
+            [self.scaling * B, -self.get_buffer("E")], dim=1
+        )
 
     def penalty(self) -> Tensor:
         eye = torch.eye(len(self.A), device=self.A.device)
         apart = (self.B.mT @ self.B - eye).norm() + (self.A @ self.A.mT - eye).norm()
         total: Tensor = self.config.beta * self.sigma.square().sum() + self.config.gamma * apart
         return total / self.many
+
+    def _trained(self) -> Branch:
+        return Branch(self.sigma[:, None] * self.A, self.B, self.scaling, dropout=self.config.dropout)
 
     def _minor(self, x: Tensor) -> Tensor:
         dtype = self.compute_dtype or x.dtype
