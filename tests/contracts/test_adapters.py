@@ -219,7 +219,7 @@ def test_the_start_changes_nothing(make, name, kind, storage, shape):
     if "moved_start" in model.adapter.provides:  # its authors draw the change too
         moved = (model(x) - model.site.base(x)).norm()
         assert moved.isfinite() and moved > 0
-        model.adapter.reset()
+        return
     torch.testing.assert_close(model(x), model.site.base(x), atol=1e-5, rtol=1e-5)
 
 

@@ -50,6 +50,8 @@ CASES = {
     "lokr": {"method": "lokr", "rank": 2, "alpha": 16.0, "factor": 4, "zero": "w1"},
     "hra": {"method": "hra", "rank": 4},
     "delora": {"method": "delora", "rank": 4, "bound": 4.0},
+    "boft": {"method": "boft", "block_size": 4, "butterfly_factor": 1},
+    "kasa": {"method": "kasa", "rank": 4},
     "lokr-full": {"method": "lokr", "rank": 64, "alpha": 8.0, "factor": 4},
 }
 
@@ -129,7 +131,9 @@ def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path, case):
         torch.testing.assert_close(our_logits(model, ids), peft(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["miss", "bat", "oft", "shira", "loha", "lokr", "hra", "delora"])
+@pytest.mark.parametrize(
+    "case", ["miss", "bat", "oft", "shira", "loha", "lokr", "hra", "delora", "boft", "kasa"]
+)
 def test_what_peft_has_not_on_transposed_layers_ships_under_our_own_names(tiny, case):
     recipe = recipe_for(tiny("gpt2"), CASES[case])
     files = adapter_files(adapted_model(recipe), recipe, {"step": 1})
