@@ -12,6 +12,7 @@ from torch import Tensor
 from lrft.core.objective import Objective
 from lrft.core.optimizer import contract_of
 from lrft.core.run import Run
+from lrft.core.settling import settle
 from lrft.core.stop import sentence
 from lrft.model import heap
 from lrft.registry.errors import Interrupted, NumericalError
@@ -49,6 +50,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
             run.model.train()
             if not math.isfinite(loss):
                 raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
+            settle(run.settling, run.optimizer)
         else:
             total = closure()
             unscale_gradients(run)  # float16 only
@@ -57,6 +59,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
             loss, norm = read_numbers(total, clip_gradients(run))
             if math.isfinite(loss) and math.isfinite(norm):
                 run.optimizer.step()
+                settle(run.settling, run.optimizer)
             elif not overflowed(run, loss):
                 raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
         run.step += 1
