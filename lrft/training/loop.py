@@ -69,10 +69,13 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         run.optimizer.zero_grad(set_to_none=True)
         if run.step % heap.EVERY == 0:
             heap.give_back()
-        if run.stopping and run.stop_signal is not None:  # after the last step too, whose scores may be owed
-            kept = (
-                f"stopped after step {run.step} of {run.total_steps}, which is saved; add --resume to go on"
-            )
-            raise Interrupted(run.stop_signal, sentence(run.stop_signal, kept))
+        _stop_if_asked(run)  # after the last step too, whose scores may be owed
     run.fire("finish")
     return run
+
+
+def _stop_if_asked(run: Run) -> None:
+    """Raise `Interrupted` where the step just saved is to be the last."""
+    if run.stopping and run.stop_signal is not None:
+        kept = f"stopped after step {run.step} of {run.total_steps}, which is saved; add --resume to go on"
+        raise Interrupted(run.stop_signal, sentence(run.stop_signal, kept))
