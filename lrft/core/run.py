@@ -18,6 +18,7 @@ from lrft.core.analysis import Weights
 from lrft.core.batch import Batch
 from lrft.core.callback import EVENTS, Callback
 from lrft.core.params import ParamInfo
+from lrft.core.settling import Settling
 from lrft.core.team import ALONE, Team
 from lrft.ops.draws import seed_generators
 from lrft.ops.loss import Head
@@ -99,6 +100,7 @@ class Run:
         metrics: what the last step recorded; loggers read it.
         summary: plain values for result.json, such as the ranks an allocation ended with.
         penalized: adapters that add a penalty to the loss.
+        settling: adapters that take a step of their own after every update.
         stopping: decided once a step, so that what is saved and what stops are the same step on every process.
         team: the processes that train together, as what is scored or cut into parts sees them.
         earlier_ends: steps after which the run was to end before it was extended, rising.
@@ -134,6 +136,7 @@ class Run:
     closure: Callable[[], Tensor] | None = field(init=False, default=None)
     sites: list[tuple[str, Adapted]] = field(init=False)
     penalized: list[Adapter] = field(init=False)
+    settling: list[Settling] = field(init=False)
     generator: torch.Generator = field(init=False, default_factory=torch.Generator)
     step: int = field(init=False, default=0)
     metrics: dict[str, Any] = field(init=False, default_factory=dict)
@@ -144,6 +147,7 @@ class Run:
     def __post_init__(self) -> None:
         self.sites = list(adapted(self.model))  # walking a deep model costs milliseconds, so it is done once
         self.penalized = [m.adapter for _, m in self.sites if type(m.adapter).penalty is not Adapter.penalty]
+        self.settling = [m.adapter for _, m in self.sites if isinstance(m.adapter, Settling)]
         self.parameters = list(self.parameters)
         self.callbacks = list(self.callbacks)
 

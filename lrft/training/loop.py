@@ -12,6 +12,7 @@ from torch import Tensor
 from lrft.core.objective import Objective
 from lrft.core.optimizer import contract_of
 from lrft.core.run import Run
+from lrft.core.settling import settle
 from lrft.core.stop import sentence
 from lrft.model import heap
 from lrft.registry.errors import Interrupted, NumericalError
@@ -50,6 +51,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
             run.model.train()
             if not math.isfinite(loss):
                 raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
+            settle(run.settling, run.optimizer)
         else:
             total = closure()
             unscale_gradients(run)  # float16 only
@@ -58,6 +60,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
             loss, norm = read_numbers(total, clip_gradients(run))
             if math.isfinite(loss) and math.isfinite(norm):
                 run.optimizer.step()
+                settle(run.settling, run.optimizer)
             elif not overflowed(run, loss):
                 raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
         run.step += 1
@@ -67,10 +70,13 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         run.optimizer.zero_grad(set_to_none=True)
         if run.step % heap.EVERY == 0:
             heap.give_back()
-        if run.stopping and run.stop_signal is not None:  # after the last step too, whose scores may be owed
-            kept = (
-                f"stopped after step {run.step} of {run.total_steps}, which is saved; add --resume to go on"
-            )
-            raise Interrupted(run.stop_signal, sentence(run.stop_signal, kept))
+        _stop_if_asked(run)  # after the last step too, whose scores may be owed
     run.fire("finish")
     return run
+
+
+def _stop_if_asked(run: Run) -> None:
+    """Raise `Interrupted` where the step just saved is to be the last."""
+    if run.stopping and run.stop_signal is not None:
+        kept = f"stopped after step {run.step} of {run.total_steps}, which is saved; add --resume to go on"
+        raise Interrupted(run.stop_signal, sentence(run.stop_signal, kept))
