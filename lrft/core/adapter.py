@@ -131,6 +131,11 @@ class Adapter(nn.Module):
         """How many virtual tokens go before every document while the adapter is on (`lrft.core.virtual`)."""
         return 0
 
+    @staticmethod
+    def row_features(config: Any) -> tuple[str, ...]:
+        """Features of rows, as `column=value`, that the adapter goes by (`lrft.core.features`): trait `features`."""
+        return ()
+
     @classmethod
     def over_time(cls, config: Any) -> Callback | None:
         """What acts on the adapters of all sites between steps, made once a training, or None."""

@@ -162,6 +162,7 @@ def _adapter_infos(model: CausalLM) -> list[ParamInfo]:
                         scaling=float(adapter.scaling),
                         partner=held.get({"A": "B", "B": "A"}.get(name, "")),
                         block=block.group(1) if block else "",
+                        sparse=bool(model.features),
                     )
                 )
     if model.shared is not None:

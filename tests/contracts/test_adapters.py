@@ -25,6 +25,7 @@ from lrft.build.asked_once import Asked
 from lrft.core.adapted import Adapted, AdaptedBlock, adapters_off
 from lrft.core.adapter import Adapter, Additive, Shared
 from lrft.core.elastic import Elastic
+from lrft.core.features import passing
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import KINDS, Site
 from lrft.registry.axes import ADAPTERS, QUANTIZERS
@@ -102,7 +103,13 @@ class Model(nn.Module):
         return self.site.adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_model(inputs_embeds=x).last_hidden_state
+        """Of rows that have every feature the adapter goes by; tokens alone are a row."""
+        features = self.adapter.row_features(self.adapter.config)
+        if not features:
+            return self.base_model(inputs_embeds=x).last_hidden_state
+        rows = x if x.ndim > 2 else x[None]
+        with passing([features] * len(rows)):
+            return self.base_model(inputs_embeds=rows).last_hidden_state.view(*x.shape[:-1], -1)
 
     def changeable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter of the adapter and of what sites share, frozen ones too."""
@@ -135,6 +142,8 @@ def make(tmp_path: Path) -> Callable[..., Model]:
             "rank" in declared.model_fields
         ):  # divides every width here, and leaves methods that need that a choice
             settings.setdefault("rank", 8)
+        if "features" in declared.model_fields:
+            settings.setdefault("features", {"task": ["a", "b"]})
         if "adapters" in declared.model_fields:
             settings.setdefault("adapters", [write_lora(tmp_path, site, rank) for rank in (2, 3)])
         if kind == "linear":
@@ -298,8 +307,9 @@ def test_recomputed_activations_give_the_same_gradients_penalty_included(make, n
     for model in (plain, make(name, kind)):
         model.load_state_dict(plain.state_dict())
         model.base_model.recomputed = model is not plain
-        loss, penalty = model(x).square().mean(), model.adapter.penalty()
-        (loss if penalty is None else loss + penalty).backward()
+        with passing([model.adapter.row_features(model.adapter.config)] * len(x)):  # until it has ended
+            loss, penalty = model(x).square().mean(), model.adapter.penalty()
+            (loss if penalty is None else loss + penalty).backward()
         if "experts" in model.adapter.provides:  # nothing of the pass is kept, nor of the one recomputed
             assert model.adapter.penalty() is None
         gradients.append([parameter.grad for _, parameter in model.trained()])
