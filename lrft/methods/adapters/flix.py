@@ -110,10 +110,9 @@ class FLix(Adapter):
         having = token_features(x, self.names, self.site.name, drop)
         if having is None or not having.present:
             return (0 * (self.A.sum() + self.B.sum())).to(x.dtype)  # a step of such rows has gradients, of 0
-        ranks = torch.tensor([self.ranks[k] for k in having.present])
+        components = [k for k in having.present for _ in range(self.ranks[k])]
         A, B = self._of(having.present)
-        gates = having.mask[..., list(having.present)].repeat_interleave(ranks.to(x.device), dim=-1)
-        return gated_low_rank(x, A, B, gates, self.compute_dtype)
+        return gated_low_rank(x, A, B, having.mask[..., components], self.compute_dtype)
 
     def _of(self, present: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """A (r, in), the scales included, and B (out, r) of these features alone."""
