@@ -174,6 +174,7 @@ def open_conversation(
             yield
 
     target = subject(recipe, text, model)
+    target.check_features(None, "lrft chat")
     asker = Asker(text.renderer, sample_row(recipe, text))
     talk = Conversation(target, asker, bare, sampling, max_new_tokens)
     with decoded(model.hf):  # once, instead of for every answer

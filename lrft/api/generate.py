@@ -13,6 +13,7 @@ from lrft.api.open_run import bare_base, check_base, open_run, sample_row
 from lrft.build.job import subject
 from lrft.core import stop
 from lrft.core.team import Team
+from lrft.data.features import Features, placed_features
 from lrft.data.prompts import Asker, read_prompts
 from lrft.data.sources import Rows
 from lrft.evaluation.answering import Given, answer_all
@@ -95,20 +96,23 @@ def _answer(
     team = adaptation.team
     asker = Asker(text.renderer, sample_row(recipe, text))
     rows, ids = _ids(prompts, asker)
+    features = None if base else placed_features(rows, text.renderer.features)
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
     about: dict[str, Json] = {
         "run": folder.path.name,
         "checkpoint": folder.opened.path.name,
         "checkpoint_sha256": folder.opened.manifest_sha256,
         "model": "base" if base else "adapter",
-        "prompts_sha256": hashlib.sha256(repr(ids).encode()).hexdigest(),
+        "prompts_sha256": hashlib.sha256(
+            repr([ids, features] if any(features or ()) else ids).encode()
+        ).hexdigest(),
         "max_new_tokens": max_new_tokens,
         "sampling": asdict(sampling),
         "stop_ids": sorted(target.stop_ids),
         "batch_tokens": target.batch_tokens,
     }
     with bare_base(recipe, folder, adaptation.model) if base else nullcontext():
-        return _write(target, rows, ids, file, about, max_new_tokens, sampling)
+        return _write(target, rows, ids, file, about, max_new_tokens, sampling, features)
 
 
 def _ids(path: Path, asker: Asker) -> tuple[Rows, list[list[int]]]:
@@ -133,6 +137,7 @@ def _write(
     about: Mapping[str, Json],
     max_new_tokens: int,
     sampling: Sampling,
+    features: list[Features] | None,
 ) -> Generated:
     leads = subject.team.rank == 0
     fault: LrftError | None = None
@@ -145,7 +150,7 @@ def _write(
     try:
         done = _agree(subject.team, file.done, fault)
         unstopped = 0
-        for answers in answer_all(subject, ids, max_new_tokens, sampling, done, rows.where):
+        for answers in answer_all(subject, ids, max_new_tokens, sampling, done, rows.where, features):
             unstopped += sum(not one.stopped for one in answers)
             if leads:
                 with stop.held():

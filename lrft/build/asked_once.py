@@ -15,6 +15,7 @@ from lrft.build.adapt import Adaptation
 from lrft.build.source_lines import files_of, inside, place
 from lrft.build.trial import Hollow, Storage
 from lrft.core.adapter import Adapter, Branch, LowRank
+from lrft.core.features import passing
 from lrft.core.params import Site
 from lrft.core.stages import Plan
 from lrft.recipe.schema import Recipe
@@ -149,7 +150,8 @@ class Asked:
         layer.weight = nn.Parameter(weight, requires_grad=False)
         layer.requires_grad_(False)
         x = torch.randn(1, TOKENS, self.site.in_features, requires_grad=True)
-        y = self.call("forward", lambda: part(x, Hollow(layer, Storage(True))))
+        with passing([self.kind.row_features(self.config)]):
+            y = self.call("forward", lambda: part(x, Hollow(layer, Storage(True))))
         self.shape(y, (1, TOKENS, self.site.out_features), "forward", "(..., out)")
         trained = {name: p for name, p in part.named_parameters() if p.requires_grad}
         if y.requires_grad:

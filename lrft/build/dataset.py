@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from functools import partial
 
-from lrft.build.rows import both_splits, format_config, held_out_rows, made_format, mixture
+from lrft.build.rows import both_splits, feature_columns, format_config, held_out_rows, made_format, mixture
 from lrft.build.text import Text
 from lrft.data.gate import SHOWN
 from lrft.data.prepare import prepare
@@ -92,6 +92,7 @@ def _without_rows(recipe: Recipe, config: TextConfig, trust_remote_code: bool, t
         today=date.today() if day is None else date.fromisoformat(day),
         stride=recipe.data.stride,
         labels=() if recipe.model.head is None else tuple(recipe.model.head.labels),
+        features=feature_columns(recipe),
     )
     return Text(tokenizer, stops, pad_id(tokenizer, stops), renderer, seed=recipe.data.seed)
 

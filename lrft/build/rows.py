@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrft.data.encoded import Encoded
+from lrft.data.features import FeatureColumns
 from lrft.data.formats._each import OfEachRow
 from lrft.data.formats._format import Format
 from lrft.data.mix import Mixture, Wanted
@@ -13,7 +14,7 @@ from lrft.data.rows import Rows
 from lrft.data.sources import read_sources
 from lrft.data.split import split_rows
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import FORMATS
+from lrft.registry.axes import ADAPTERS, FORMATS
 from lrft.registry.config import FormatConfig, MixedSource, Source
 from lrft.registry.errors import DataError, RecipeError
 from lrft.registry.own_format import own_format
@@ -100,6 +101,13 @@ def made_format(recipe: Recipe) -> Format:
     sources = [*each_source(recipe.data.train), *each_source(recipe.data.eval)]
     own = [given for source in sources if (given := own_format(source)) is not None]
     return OfEachRow(form, own) if own else form
+
+
+def feature_columns(recipe: Recipe) -> FeatureColumns:
+    """What of a row is its features, and which of them the adapter knows."""
+    columns, chosen = tuple(recipe.data.features), recipe.adapter
+    known = ADAPTERS.get(chosen.method).row_features(chosen) if columns and chosen is not None else ()
+    return FeatureColumns(columns, known)
 
 
 def format_config(recipe: Recipe) -> FormatConfig:

@@ -8,6 +8,7 @@ from itertools import islice
 
 from lrft.data.encode import encode_each
 from lrft.data.encoded import Encoded
+from lrft.data.features import counted
 from lrft.data.gate import SCORED_WHOLE, GateReport
 from lrft.data.mix import Mixture
 from lrft.data.show import recorded_facts, share_fact
@@ -109,6 +110,11 @@ class Text:
             **(
                 {} if self.mixture is None else {"sources": [share.record() for share in self.mixture.shares]}
             ),
+            **(
+                {"features": counted(row.features for row in self.train)}
+                if self.renderer.features.columns
+                else {}
+            ),
         }
 
     def encoded(self, source: Source, key: str) -> list[Encoded]:
@@ -155,6 +161,8 @@ def fact_lines(record: Mapping[str, Json]) -> list[tuple[str, str]]:
     found += [share_fact(to_section(share)) for share in to_list(record.get("sources"))]
     if held_out := to_section(record["held_out"]):
         found += [(f"held-out {label}", value) for label, value in recorded_facts(held_out)]
+    if features := to_section(record.get("features")):
+        found.append(("features", ", ".join(f"{name} ({rows:,} rows)" for name, rows in features.items())))
     if record["asks_for_the_date"]:
         found.append(("date the template writes", str(record["date"])))
     if isinstance(both := record["rows_in_both_splits"], int) and both:

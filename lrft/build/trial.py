@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lrft.build.held import Held
 from lrft.core.adapted import Adapted
 from lrft.core.block import AdaptedBlock
+from lrft.core.features import passing
 from lrft.core.frozen import FrozenLinear
 from lrft.core.less import Less
 from lrft.data.steps import Shape
@@ -115,7 +116,12 @@ def try_layer(
     )
     documents = _places(shape)
     layer.train(trains)
-    return _try(lambda: layer(x, angles, documents), layer, trains=trains, device=device)
+    adapters = [module.adapter for module in layer.modules() if isinstance(module, Adapted)]
+    features = (
+        adapters[0].row_features(adapters[0].config) if adapters else ()
+    )  # all of them, where some may be
+    with passing([features] * shape.rows) if features else nullcontext():
+        return _try(lambda: layer(x, angles, documents), layer, trains=trains, device=device)
 
 
 def try_loss(hf: Skeleton, tokens: int, *, device: str, trains: bool = True) -> Cost:

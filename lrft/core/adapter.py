@@ -156,6 +156,11 @@ class Adapter(nn.Module):
         """How many virtual tokens go before every document while the adapter is on (`lrft.core.virtual`)."""
         return 0
 
+    @staticmethod
+    def row_features(config: Any) -> tuple[str, ...]:
+        """Features of rows, as `column=value`, that the adapter goes by (`lrft.core.features`): trait `features`."""
+        return ()
+
     def extra_repr(self) -> str:
         return f"site={self.site.name!r}"
 

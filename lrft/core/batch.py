@@ -26,6 +26,7 @@ class Batch:
         labels: (N,) float32, what each document as a whole is to be given, of data with labels: numbers of classes, or
             numbers. Its `supervised` position is then its last token, and its target 0 says nothing. Of scored `pairs`
             the first of each two is the margin by which it is to be the better one, the other 0.
+        features: of each document what `data.features` names (`lrft.core.features`); empty where that is nothing.
 
     `supervised` and `targets` are built on the host, so that selecting them never waits for the device.
     """
@@ -37,6 +38,7 @@ class Batch:
     targets: Tensor
     examples: tuple[int, ...] = ()
     labels: Tensor | None = None
+    features: tuple[tuple[str, ...], ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -41,7 +41,8 @@ class ParamInfo:
         scaling: s of the low-rank term s B A that the parameter is a factor of.
         partner: the other factor of that term, trained or frozen: A of a B, B of an A.
         block: path of the decoder layer the parameter stands in (`model.layers.3`), empty outside of them.
-        sparse: it is of tokens that the first steps may not hold, and then has no gradient in them.
+        sparse: it is of tokens, or of features of rows, that the first steps may not hold, and then has no gradient in
+            them.
     """
 
     name: str

@@ -9,6 +9,7 @@ from typing import Any
 from lrft.data.chat import ChatTemplate, Span
 from lrft.data.encoded import Notes
 from lrft.data.example import Example, Row
+from lrft.data.features import FeatureColumns, Features
 from lrft.data.formats._format import Format
 from lrft.data.reached import Reached
 from lrft.data.row_size import check_size
@@ -42,13 +43,21 @@ class Written:
 
 @dataclass(frozen=True)
 class Draft:
-    """A row as text: its document or the two of a pair, and what of it the text does not hold."""
+    """A row as text: its document or the two of a pair, what of it the text does not hold, and its features."""
 
     documents: Sequence[Written]
     notes: Notes
+    features: Features = ()
 
 
-def draft_of(row: Row, format: Format, template: ChatTemplate, scored: bool, windows: bool = False) -> Draft:
+def draft_of(
+    row: Row,
+    format: Format,
+    template: ChatTemplate,
+    features: FeatureColumns,
+    scored: bool,
+    windows: bool = False,
+) -> Draft:
     """The row as text.
 
     Args:
@@ -60,12 +69,12 @@ def draft_of(row: Row, format: Format, template: ChatTemplate, scored: bool, win
     """
     example = format.completed(row)
     check_size(example, windows)
-    notes, documents = format.unread(row), []
+    notes, documents = features.read(format.unread(row)), []
     for one in example.texts(scored):
         document, missing = _written(one, template)
         documents.append(document)
         notes = notes.joined(missing)
-    return Draft(documents, notes)
+    return Draft(documents, notes, features.of(row))
 
 
 def _written(example: Example, template: ChatTemplate) -> tuple[Written, Notes]:

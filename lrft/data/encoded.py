@@ -56,6 +56,7 @@ class Encoded:
         read_again: tokens at its front that windows before it learn.
         label: number of the class of the whole text, or the number that is learnt of it; then it is the one target. Of
             a pair, the margin by which the chosen text is to be scored higher; then each text is a target.
+        features: what `data.features` names of the row, as `column=value`.
     """
 
     input_ids: list[int]
@@ -71,6 +72,7 @@ class Encoded:
     goes_on: bool = False
     read_again: int = 0
     label: float | None = None
+    features: tuple[str, ...] = ()
 
     @property
     def targets(self) -> int:
@@ -84,7 +86,13 @@ class Encoded:
         edges = [0, *accumulate(self.parts)]
         labels = [self.label, None if self.label is None else 0.0]
         return [
-            Encoded(self.input_ids[start:end], self.supervised[start:end], length=end - start, label=label)
+            Encoded(
+                self.input_ids[start:end],
+                self.supervised[start:end],
+                length=end - start,
+                label=label,
+                features=self.features,
+            )
             for (start, end), label in zip(pairwise(edges), labels, strict=True)
         ]
 

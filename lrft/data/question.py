@@ -16,6 +16,7 @@ class Question:
         answer: its tokens, without what ends it.
         reference: its text; of an answer that thinks, what it says afterwards.
         given: what the chat template writes of itself before such an answer, such as an empty block of thoughts.
+        features: what `data.features` names of the row, as `column=value`.
         marks: what the answer's thoughts stand between, such as `<think>` and `</think>`; None where it has none.
     """
 
@@ -24,3 +25,4 @@ class Question:
     reference: str
     given: str = ""
     marks: Marks | None = None
+    features: tuple[str, ...] = ()

@@ -135,3 +135,8 @@ def prefix_ids(tokenizer: Tokenizer) -> list[int]:
     full = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
     found = next((k for k in range(len(full)) if full[k : k + len(bare)] == bare), 0)
     return full[:found]
+
+
+def leading(ids: list[int], bos: int | None) -> int:
+    """How many BOS tokens the row begins with."""
+    return next((k for k, token in enumerate(ids) if token != bos), len(ids))

@@ -17,11 +17,12 @@ from lrft.data.drafts import Draft, Ready, bounds_of, draft_of, through_last
 from lrft.data.encode import encode_all as encode_all
 from lrft.data.encoded import Drawn, Encoded, Notes, TooLong, fitted
 from lrft.data.example import Example, Message, Row
+from lrft.data.features import NO_FEATURES, FeatureColumns
 from lrft.data.formats._format import Format
 from lrft.data.labels import label_of
 from lrft.data.question import Question
 from lrft.data.reached import leaves
-from lrft.data.seam import Sewn, prefix_ids, sewn, token_ids
+from lrft.data.seam import Sewn, leading, prefix_ids, sewn, token_ids
 from lrft.data.thoughts import marks, said, thought
 from lrft.data.windows import windows
 from lrft.registry.errors import DataError
@@ -40,6 +41,7 @@ class Renderer:
         today: the day that chat templates which ask for the date are told; by default the day it is.
         stride: tokens by which windows begin after one another; by default half of `max_length`.
         labels: of the model's score head, where it has one.
+        features: what of a row is its features.
     """
 
     def __init__(
@@ -52,13 +54,14 @@ class Renderer:
         today: date | None = None,
         stride: int | None = None,
         labels: tuple[str, ...] = (),
+        features: FeatureColumns = NO_FEATURES,
     ) -> None:
         self.tokenizer = tokenizer
         self.format = format
         self.stop_ids = stop_ids
         self.max_length = max_length
         self.too_long = too_long
-        self.labels = labels
+        self.labels, self.features = labels, features
         self.stride = stride or max(1, max_length // 2)
         self.ready: Any = Ready(tokenizer)
         self.prefix = prefix_ids(tokenizer)
@@ -83,7 +86,7 @@ class Renderer:
             DataError: the format or the chat template cannot use the row. Which row it is, the caller knows.
         """
         draft = self.draft(row)
-        return self._kept(fitted(self._drawn(draft), self.max_length, self.too_long), draft.notes)
+        return self._kept(fitted(self._drawn(draft), self.max_length, self.too_long), draft)
 
     def encodings(self, row: Row) -> list[Encoded]:
         """The same as a list, in which a document that is learnt in windows is one entry for each.
@@ -95,7 +98,8 @@ class Renderer:
 
     def draft(self, row: Row) -> Draft:
         """The row as text (`lrft.data.drafts`)."""
-        return draft_of(row, self.format, self.template, bool(self.labels), self.too_long == "windows")
+        wide = self.too_long == "windows"
+        return draft_of(row, self.format, self.template, self.features, bool(self.labels), wide)
 
     def finished(self, draft: Draft) -> list[Encoded]:
         """The same of a row that is text already.
@@ -103,21 +107,23 @@ class Renderer:
         Raises:
             DataError: see `encode`.
         """
-        drawn, notes = self._drawn(draft), draft.notes
+        drawn = self._drawn(draft)
         if self.too_long != "windows":
-            return [self._kept(fitted(drawn, self.max_length, self.too_long), notes)]
+            return [self._kept(fitted(drawn, self.max_length, self.too_long), draft)]
         if "documents" in self.format.provides:
-            return [self._kept(one, notes) for one in windows(drawn[0], self.max_length, self.stride)]
+            return [self._kept(one, draft) for one in windows(drawn[0], self.max_length, self.stride)]
         if sum(len(document.ids) for document in drawn) > self.max_length:
             raise DataError(
                 "data.too_long: windows are for formats whose rows are whole texts, and this row, which has a prompt, "
                 f"is longer than {self.max_length} tokens"
             )
-        return [self._kept(fitted(drawn, self.max_length, "error"), notes)]
+        return [self._kept(fitted(drawn, self.max_length, "error"), draft)]
 
     def question(self, row: Row) -> Question:
         """The row as it is scored; of what the prompt and the answer are made in training, so they are here."""
-        example = self.format.completed(row)
+        return replace(self._question(self.format.completed(row)), features=self.features.of(row))
+
+    def _question(self, example: Example) -> Question:
         if not example.messages:
             return self._plain_question(example)
         if not example.learnt:
@@ -156,10 +162,11 @@ class Renderer:
             found.append(drawn.given(label_of(one.example.label, self.labels)))
         return found
 
-    def _kept(self, encoded: Encoded, notes: Notes) -> Encoded:
+    def _kept(self, encoded: Encoded, draft: Draft) -> Encoded:
         # One int object per distinct id: a list then costs 8 bytes a token instead of 36.
         ids = list(map(self._known_ids.setdefault, encoded.input_ids, encoded.input_ids))
-        return replace(encoded, input_ids=ids, notes=self._known_notes.setdefault(notes, notes))
+        notes = self._known_notes.setdefault(draft.notes, draft.notes)
+        return replace(encoded, input_ids=ids, notes=notes, features=draft.features)
 
     def _plain(self, example: Example) -> Drawn:
         text = example.prompt + example.completion
@@ -168,7 +175,7 @@ class Renderer:
         lead, bos = self._lead(text), self.tokenizer.bos_token_id
         start = len(lead) + (made.at[0] if bounds else 0)
         ids = lead + made.ids
-        front = _leading(ids, bos)
+        front = leading(ids, bos)
         # A tokenizer that adds none leaves the beginning to the text.
         extra = front - self.prefix.count(bos) if self.prefix and bos is not None else 0
         if example.label is None and (not made.ids or ids[-1] not in self.stop_ids):
@@ -186,9 +193,9 @@ class Renderer:
         bos, mark, extra = self.tokenizer.bos_token_id, self.tokenizer.bos_token, 0
         if bos is not None and mark is not None:
             said = sum(leaf.count(mark) for leaf in leaves([*example.messages, *example.tools]))
-            twice = max(_leading(made.ids, bos) - 1, 0)
+            twice = max(leading(made.ids, bos) - 1, 0)
             extra = made.ids.count(bos) - (text.count(mark) - said) + twice
-        front = _leading(made.ids, bos)
+        front = leading(made.ids, bos)
         return Drawn(made.ids, supervised, front, extra, made.merged, made.apart, begin)
 
     def _cut(self, text: str, spans: Sequence[Span]) -> tuple[Sewn, list[tuple[int, int, int]]]:
@@ -240,8 +247,3 @@ class Renderer:
                 "model.name: the tokenizer has no end-of-text token, so plain text could never stop"
             )
         return int(self.tokenizer.eos_token_id)
-
-
-def _leading(ids: list[int], bos: int | None) -> int:
-    """How many BOS tokens the row begins with."""
-    return next((k for k, token in enumerate(ids) if token != bos), len(ids))

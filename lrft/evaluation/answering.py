@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from lrft.core.features import Features
 from lrft.evaluation.generate import generate
 from lrft.evaluation.sampling import Sampling
 from lrft.evaluation.subject import Progress, Subject
@@ -35,6 +36,7 @@ def answer_all(
     sampling: Sampling,
     done: int = 0,
     where: Callable[[int], str] = "row {}".format,
+    features: Sequence[Features] | None = None,
 ) -> Iterator[list[Given]]:
     """The answers from row `done` on, a window of consecutive rows at a time.
 
@@ -58,6 +60,7 @@ def answer_all(
             where=[where(row) for row in window].__getitem__,
             sampling=sampling,
             first=window.start,
+            features=None if features is None else [features[row] for row in window],
         )
         given = [
             Given(row, tokens, len(tokens) < max_new_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from lrft.core.features import Features, passing
 from lrft.core.team import ALONE
 from lrft.core.virtual import virtual_ids
 from lrft.evaluation.batching import scoring, token_batches
@@ -47,6 +49,7 @@ def generate(
     where: Callable[[int], str] = "row {}".format,
     sampling: Sampling | None = None,
     first: int = 0,
+    features: Sequence[Features] | None = None,
 ) -> list[list[int]]:
     """The most likely next token, or one drawn, again and again, for every prompt.
 
@@ -57,17 +60,19 @@ def generate(
         where: names a prompt in an error.
         sampling: how tokens are drawn; greedy without it.
         first: the number of the first prompt; number and seed decide what is drawn, and nothing else does.
+        features: of the row of each prompt, for adapters that go by them.
 
     Returns:
         Generated ids per prompt, cut before the first stop token: a row of `max_new_tokens` never stopped.
 
     Raises:
         DataError: an empty prompt, or one that with its answer needs more positions than the model has.
-        UsageError: the model cannot generate.
+        UsageError: the model cannot generate, or its adapter goes by features that are not given.
         NumericalError: logits are no numbers, so the likeliest token means nothing.
         EvaluationStopped: a signal came, also in the middle of a batch.
     """
     stops = sorted(subject.stop_ids if stop_ids is None else stop_ids)
+    subject.check_features(features, what)
     before = virtual_ids(subject.model.virtual_now)
     lengths = [len(before) + len(prompt) + max_new_tokens for prompt in prompts]
     subject.check_lengths(lengths, where)
@@ -85,7 +90,8 @@ def generate(
 
     def answer(indices: list[int]) -> list[list[int]]:
         drawn = Drawn(sampling, [first + i for i in indices]) if sampling and not sampling.greedy else None
-        new, bad = generate_batch(subject, [[*before, *prompts[i]] for i in indices], config, drawn)
+        with nullcontext() if features is None else passing([features[i] for i in indices]):
+            new, bad = generate_batch(subject, [[*before, *prompts[i]] for i in indices], config, drawn)
         if bad is not None:
             raise no_numbers(where(indices[bad]))
         subject.poll(0, len(prompts))  # the batch may have been cut short

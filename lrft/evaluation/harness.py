@@ -75,6 +75,7 @@ def _check(subject: Subject) -> None:
         raise UsageError(
             "--harness: lm-eval does not know the virtual tokens that this adapter puts before every text; use --task"
         )
+    subject.check_features(None, "--harness")
     if subject.team.size > 1:
         raise UsageError("--harness: lm-eval scores in one process; start it without a launcher")
 

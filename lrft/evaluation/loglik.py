@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from lrft.core.features import Features
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
 from lrft.evaluation.batching import scoring, token_batches
@@ -20,6 +21,7 @@ def continuation_logprobs(
     continuations: Sequence[list[int]],
     what: str = "options",
     where: Callable[[int], str] = "row {}".format,
+    features: Sequence[Features] | None = None,
 ) -> list[tuple[float, int]]:
     """Sum of log p(token | all before it) over every continuation, and the number of its tokens.
 
@@ -27,8 +29,10 @@ def continuation_logprobs(
         prompts, continuations: token ids, one of each per pair; batched by tokens here, order kept.
         what: the name the progress display shows.
         where: names a pair in an error.
+        features: of the row of each pair, for adapters that go by them.
 
     Raises:
+        UsageError: the adapter goes by features, and none are given.
         DataError: an empty prompt or continuation, or a pair longer than the model's positions.
         NumericalError: a log-probability is no finite number.
         EvaluationStopped: a signal came.
@@ -39,11 +43,13 @@ def continuation_logprobs(
             raise DataError(
                 f"{where(index)}: the {empty} has no token; give it a text, or use a format that writes one"
             )
+    subject.check_features(features, what)
     lengths = [len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)]
     subject.check_lengths([subject.model.virtual_now + length for length in lengths], where)
 
     def score(indices: list[int]) -> list[float]:
-        sums = _sums(subject, [prompts[i] for i in indices], [continuations[i] for i in indices])
+        rows = [_row(prompts[i], continuations[i], () if features is None else features[i]) for i in indices]
+        sums = _sums(subject, rows)
         for index, total in zip(indices, sums, strict=True):
             if not math.isfinite(total):
                 raise NumericalError(
@@ -62,15 +68,16 @@ def continuation_logprobs(
     return scores
 
 
-def _sums(subject: Subject, prompts: list[list[int]], continuations: list[list[int]]) -> list[float]:
+def _row(prompt: list[int], continuation: list[int], features: Features) -> Encoded:
+    supervised = [False] * len(prompt) + [True] * len(continuation)
+    return Encoded(prompt + continuation, supervised, features=features)
+
+
+def _sums(subject: Subject, rows: list[Encoded]) -> list[float]:
     """One number per pair, summed in double precision on the host after one transfer."""
-    rows = [
-        Encoded(prompt + continuation, [False] * len(prompt) + [True] * len(continuation))
-        for prompt, continuation in zip(prompts, continuations, strict=True)
-    ]
     batch = collate([[row] for row in rows], subject.pad_id, None, [[index] for index in range(len(rows))])
     batch = batch.to(subject.model.device)
     hidden = subject.model.hidden(batch)
     supervised = hidden.flatten(0, 1).index_select(0, batch.supervised)
     logprobs = target_logprobs(supervised, subject.model.head, batch.targets).double().cpu()
-    return [float(part.sum()) for part in logprobs.split([len(c) for c in continuations])]
+    return [float(part.sum()) for part in logprobs.split([row.targets for row in rows])]

@@ -42,9 +42,10 @@ def stream(
         Generated ids before the stop token, and whether there was one; `subject.should_stop` cuts an answer without.
 
     Raises:
-        UsageError: the model cannot generate.
+        UsageError: the model cannot generate, or its adapter goes by features, of which a text has none.
         NumericalError: logits are no numbers.
     """
+    subject.check_features(None, "lrft chat")
     stops, hf = sorted(subject.stop_ids), subject.hf
     config = greedy_settings(max_new_tokens, batching_of(subject) != "uncached", stops, subject.pad_id)
     drawn = None if sampling is None or sampling.greedy else Drawn(sampling, [number])

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrft.core import stop
+from lrft.core.adapted import adapted
+from lrft.core.features import Features
 from lrft.core.plain import plain
 from lrft.core.team import ALONE, Team
-from lrft.registry.errors import DataError, Interrupted
+from lrft.registry.errors import DataError, Interrupted, UsageError
 from lrft.registry.protocols import Tokenizer
 
 if TYPE_CHECKING:
@@ -133,6 +135,23 @@ class Subject:
     def watch(self, what: str, total: int) -> Watch:
         """The display and the stop signal for so many rows of `what`."""
         return Watch(what, total, self.asked_to_stop, self.progress)
+
+    def check_features(self, given: Sequence[Features] | None, what: str) -> None:
+        """Refuse to pass rows through the adapters whose features nobody can say, where they go by them.
+
+        Args:
+            given: of every row.
+            what: has no rows.
+
+        Raises:
+            UsageError: names the columns.
+        """
+        if given is None and self.model.features and next(adapted(self.hf))[1].enabled:
+            columns = ", ".join(dict.fromkeys(one.partition("=")[0] for one in self.model.features))
+            raise UsageError(
+                f"{what}: the adapter goes by {columns} of a row, which are not given there; use lrft generate with a "
+                "file of rows that have them, or tasks on such rows"
+            )
 
     @property
     def positions(self) -> int | None:

@@ -15,6 +15,7 @@ from lrft.core.adapted import adapted
 from lrft.core.adapter import Shared
 from lrft.core.batch import Batch
 from lrft.core.block import AdaptedBlock
+from lrft.core.features import Features, passing
 from lrft.core.virtual import note, widen
 from lrft.model import varlen
 from lrft.model.hf import HF
@@ -63,6 +64,7 @@ class CausalLM(nn.Module):
         shared: what the adapters of all sites share, or None.
         softcap, scale: of the head, as `lrft.model.head` found them.
         new_rows: what trains for tokens that the model did not have (`lrft.model.new_tokens`), or None.
+        features: those of rows that the adapters go by (`lrft.core.features`).
         virtual: virtual tokens before every document while the adapters are on (`lrft.core.virtual`).
         labels: of the score head, `hf.score`; empty where the model has none (`lrft.model.score_head`).
         batching: how prompts may be put together for generation (`lrft.model.batching`), once it was asked.
@@ -83,6 +85,7 @@ class CausalLM(nn.Module):
         self.softcap: float | None = None
         self.scale = 1.0
         self.new_rows: NewRows | None = None
+        self.features: Features = ()
         self.virtual = 0
         self.labels: tuple[str, ...] = ()
         self.batching: str | None = None
@@ -201,7 +204,8 @@ class CausalLM(nn.Module):
         body = self._compiled if self._compiled is not None and torch.is_grad_enabled() else self.body
         if self.takes_positions:
             extra["position_ids"] = positions
-        output = body(input_ids=ids, use_cache=False, **extra)
+        with passing(batch):
+            output = body(input_ids=ids, use_cache=False, **extra)
         return output.last_hidden_state.view(*batch.input_ids.shape, -1)
 
     def scores(self, batch: Batch) -> Tensor:

@@ -163,7 +163,8 @@ def _adapter_infos(model: CausalLM) -> list[ParamInfo]:
                         scaling=float(adapter.scaling),
                         partner=held.get({"A": "B", "B": "A"}.get(name, "")),
                         block=block.group(1) if block else "",
-                        sparse=isinstance(adapter, OfParameters) and adapter.vocabulary_rows() is not None,
+                        sparse=bool(model.features)
+                        or (isinstance(adapter, OfParameters) and adapter.vocabulary_rows() is not None),
                     )
                 )
     if model.shared is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from lrft.registry.axes import AXES, FORMATS
 from lrft.registry.declared import Declaration
+from lrft.registry.did_you_mean import listed
 from lrft.registry.errors import Problem
 from lrft.registry.json import Json, to_section
 from lrft.registry.section import RecipeView
@@ -144,6 +145,20 @@ def _windows(settings: RecipeView) -> Iterator[Problem]:
         yield Problem("data.stride", message)
 
 
+def _features_that_nobody_reads(settings: RecipeView) -> Iterator[Problem]:
+    columns = settings["data.features"]
+    if not isinstance(columns, list) or not columns:
+        return
+    adapter = settings.declared("adapter")
+    if adapter is None or "features" not in adapter.provides:
+        name = "no adapter" if adapter is None else f"adapter {adapter.name}"
+        others = listed(settings.that_provide("adapter", "features"), "or")
+        message = f"{name} goes by no feature of a row; remove it, or choose adapter {others}"
+        yield Problem("data.features", message)
+    if twice := sorted({str(column) for column in columns if columns.count(column) > 1}):
+        yield Problem("data.features", f"names {', '.join(twice)} twice; remove one")
+
+
 DATA_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _pairs_that_nobody_compares,
     _rows_of_two_kinds,
@@ -152,4 +167,5 @@ DATA_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _keys_of_another_kind,
     _shares,
     _windows,
+    _features_that_nobody_reads,
 )

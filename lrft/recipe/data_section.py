@@ -92,6 +92,11 @@ class DataSection(Section):
         description="tokens by which each of the windows begins after the one before; by default half of "
         "train.max_length",
     )
+    features: Annotated[list[Annotated[str, Field(min_length=1)]], ADDED] = Field(
+        [],
+        description="columns that say the features of a row, such as its language and its task, for adapters that go "
+        "by them; every row has each, null for none",
+    )
     allow_empty_targets: bool = Field(
         False, description="skip rows without a supervised token instead of stopping"
     )

@@ -26,6 +26,7 @@ from lrft.core.adapted import Adapted, adapters_off
 from lrft.core.adapter import Adapter, Additive, Shared
 from lrft.core.block import AdaptedBlock
 from lrft.core.elastic import Elastic
+from lrft.core.features import passing
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import KINDS, Site
 from lrft.registry.axes import ADAPTERS, QUANTIZERS
@@ -52,6 +53,7 @@ SMALL = {  # the sizes divide every width here, and leave methods that need that
     "block_size": 8,
     "group_size": 8,
     "noise": 0.0,
+    "features": {"task": ["a", "b"]},
     "vector_length": 8,
 }
 FEW, ON_EVERY = ("none", "nf4_reference", "int8"), ("lora", "dora")
@@ -112,7 +114,13 @@ class Model(nn.Module):
         return self.site.adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_model(inputs_embeds=x).last_hidden_state
+        """Of rows that have every feature the adapter goes by; tokens alone are a row."""
+        features = self.adapter.row_features(self.adapter.config)
+        if not features:
+            return self.base_model(inputs_embeds=x).last_hidden_state
+        rows = x if x.ndim > 2 else x[None]
+        with passing([features] * len(rows)):
+            return self.base_model(inputs_embeds=rows).last_hidden_state.view(*x.shape[:-1], -1)
 
     def changeable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter of the adapter and of what sites share, frozen ones too."""
@@ -333,8 +341,9 @@ def test_recomputed_activations_give_the_same_gradients_penalty_included(make, n
     for model in (plain, make(name, kind)):
         model.load_state_dict(plain.state_dict())
         model.base_model.recomputed = model is not plain
-        loss, penalty = model(x).square().mean(), model.adapter.penalty()
-        (loss if penalty is None else loss + penalty).backward()
+        with passing([model.adapter.row_features(model.adapter.config)] * len(x)):  # until it has ended
+            loss, penalty = model(x).square().mean(), model.adapter.penalty()
+            (loss if penalty is None else loss + penalty).backward()
         if "experts" in model.adapter.provides:  # nothing of the pass is kept, nor of the one recomputed
             assert model.adapter.penalty() is None
         gradients.append([parameter.grad for _, parameter in model.trained()])

@@ -60,7 +60,8 @@ def greedy_answers(
     """
     questions = each(rows, lambda row: _question(renderer, row))
     prompts = [question.prompt for question in questions]
-    outputs = generate(subject, prompts, max_new_tokens, what=what, where=rows.where)
+    features = [question.features for question in questions]
+    outputs = generate(subject, prompts, max_new_tokens, what=what, where=rows.where, features=features)
     return [
         Answer(
             question=question,

@@ -94,6 +94,7 @@ class Task:
             ours.today,
             ours.stride,
             ours.labels,
+            ours.features,
         )
 
     def result(

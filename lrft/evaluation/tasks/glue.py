@@ -146,7 +146,7 @@ class GLUE(Task):
             DataError: the answers or the prompts show that the format does not write the label into the answer.
         """
         renderer = self.renderer(subject)
-        prompts, answers, places = [], [], []
+        prompts, answers, features, places = [], [], [], []
         for index, group in enumerate(candidates):
             asked = [renderer.question(candidate) for candidate in group]
             apart = len({tuple(one.answer) for one in asked}) == len(asked)
@@ -158,8 +158,11 @@ class GLUE(Task):
                 )
             prompts += [one.prompt for one in asked]
             answers += [one.answer for one in asked]
+            features += [one.features for one in asked]
             places += [rows.where(index)] * len(asked)
-        found = iter(continuation_logprobs(subject, prompts, answers, self.name, places.__getitem__))
+        found = iter(
+            continuation_logprobs(subject, prompts, answers, self.name, places.__getitem__, features)
+        )
         return [[next(found)[0] for _ in group] for group in candidates]
 
 

@@ -77,10 +77,11 @@ class HumanEval(Task):
         """Generate, put programs together, and run them where that is allowed."""
         rows = self.rows(subject, limit)
         problems = each(rows, read_problem)
-        asker = Asker(self.renderer(subject), self.sample(subject))
+        renderer = self.renderer(subject)
+        asker, features = Asker(renderer, self.sample(subject)), each(rows, renderer.features.of)
         prompts = each(rows, lambda row: asker.ids(asker.text(str(row["prompt"]))))
         limit_tokens = self.config.max_new_tokens
-        tokens = generate(subject, prompts, limit_tokens, what=self.name, where=rows.where)
+        tokens = generate(subject, prompts, limit_tokens, what=self.name, where=rows.where, features=features)
         outputs = [subject.decode(one) for one in tokens]
         programs = [program(p, output) for p, output in zip(problems, outputs, strict=True)]
         stands = [defines(text, p.entry_point) for text, p in zip(programs, problems, strict=True)]

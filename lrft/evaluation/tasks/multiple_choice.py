@@ -107,7 +107,12 @@ class MultipleChoice(Task):
         asked = [renderer.question(candidate) for candidate in listed]
         found = iter(
             continuation_logprobs(
-                subject, [q.prompt for q in asked], [q.answer for q in asked], self.name, places.__getitem__
+                subject,
+                [q.prompt for q in asked],
+                [q.answer for q in asked],
+                self.name,
+                places.__getitem__,
+                [q.features for q in asked],
             )
         )
         return [[next(found) for _ in group] for group in candidates]
