@@ -19,6 +19,7 @@ TRAITS: dict[str, str] = {
     "moved_start": "the model at step 0 is not the pretrained one, by design",
     "core_matrix": "the adapter trains a matrix (rank, rank) between two frozen factors",
     "placed": "single entries or blocks of the weight train, at places that an init of the adapter's name chooses",
+    "renewable": "the adapter's entries are chosen by the weight, and can be others while it trains",
     "frozen_A": "the factor A of the adapter is frozen",
     "experts": "the adapter holds several experts a site and a router",
     "expert_count": "the adapter takes a number of experts at every site",
