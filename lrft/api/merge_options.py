@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrft.api.merge_added import add_all
+from lrft.api.open_run import open_run
+from lrft.build.text import Text
+from lrft.export.fidelity import Fidelity
+from lrft.export.merge import check_mergeable, truncate
+from lrft.model.causal_lm import CausalLM
 from lrft.recipe.schema import Recipe
+from lrft.training.folder import RunFolder
+
+
+def opened(
+    folder: RunFolder, rank: int | None, add: Sequence[Path | str]
+) -> tuple[Recipe, Text, CausalLM, Fidelity]:
+    """A run's recipe, data and model, cut to `rank`, with what is to be added; and what of that a record says."""
+    recipe, text, adaptation = open_run(folder, scores=True)
+    model = adaptation.model
+    check_mergeable(model)
+    if rank is not None:
+        truncate(model, rank)
+    add_all(recipe, model, add)
+    named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
+    named |= {} if rank is None else {"rank": rank}
+    named |= {"added": [str(other) for other in add]} if add else {}
+    return recipe, text, model, named
 
 
 def with_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:

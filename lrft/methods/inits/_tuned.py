@@ -65,7 +65,9 @@ class Tuned:
             raise RecipeError(f"{self.folder} is no folder; name the one that lrft merge wrote", KEY)
         check_model_folder(self.folder)
         if (self.folder / INDEX).is_file():
-            return read_object(self.folder / INDEX, Index, MOST[".json"], self.folder)["weight_map"]
+            index = read_object(self.folder / INDEX, Index, MOST[".json"], self.folder)
+            where: dict[str, str] = index["weight_map"]
+            return where
         if not (self.folder / WHOLE).is_file():
             raise RecipeError(f"{self.folder} holds no {WHOLE}; name the folder that lrft merge wrote", KEY)
         return dict.fromkeys(read_header(self.folder / WHOLE), WHOLE)
