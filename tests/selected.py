@@ -185,6 +185,9 @@ ON_DEMAND = {
     "tests/export/test_merge.py": {
         "test_the_record_shows_nearest": "the record of each rounding, beside it",
     },
+    "tests/export/test_merge_added.py": {
+        "test_two_runs": "its parts: the sums of two models, beside it",
+    },
     "tests/commands/test_cli.py": {
         "test_merging_onto_the_original_weights_misses": "export/test_merge.py",
     },

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
 from lrft.api.compared import rows_to_compare
-from lrft.api.merge_options import check_planned, with_options
+from lrft.api.merge_options import opened, with_options
 from lrft.api.merge_remedy import remedy
-from lrft.api.open_run import open_run
 from lrft.api.room import merged_bytes
 from lrft.api.stopping import check_stops
 from lrft.build.rows import training_rows
@@ -21,7 +21,7 @@ from lrft.data.steps import eval_batches
 from lrft.export.card import merged_card, recipe_to_share
 from lrft.export.feedback import moments
 from lrft.export.fidelity import Fidelity, Nearest, compare
-from lrft.export.merge import Rounding, merge_into, relative_change, truncate
+from lrft.export.merge import Rounding, merge_into, relative_change
 from lrft.export.write import check_free, whole_folder, write_merged
 from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
@@ -45,6 +45,7 @@ def merge(
     dtype: str | None = None,
     checkpoint: str | None = None,
     trust_remote_code: bool = False,
+    add: Sequence[Path | str] = (),
 ) -> Fidelity:
     """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
 
@@ -55,6 +56,7 @@ def merge(
         onto, rounding, dtype: by default what the run's recipe says under `export`.
         checkpoint: `best`, `last` or `step-N`; by default the newest.
         trust_remote_code: let code run that comes with the base model.
+        add: runs or PEFT folders of the same base whose changes are added; the recipe written beside is the run's.
 
     Raises:
         WriteError: the disk has no room for it, or failed; nothing is left at `out`.
@@ -67,20 +69,16 @@ def merge(
     folder, out = find_checkpoint(run, checkpoint), Path(out)
     folder.trusted = trust_remote_code
     check_free(out)
-    check_planned(folder)
-    recipe, text, adaptation = open_run(folder, scores=True)
+    recipe, text, model, named = opened(folder, rank, add)
     recipe = with_options(recipe, onto, rounding, dtype)
-    if rank is not None:
-        truncate(adaptation.model, rank)
-    job = _job(folder, recipe, text, adaptation.model, out)
-    named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
-    named |= {} if rank is None else {"rank": rank}
-    needed = merged_bytes(adaptation.model, recipe)
+    job = _job(folder, recipe, text, model, out)
+    needed = merged_bytes(model, recipe)
+    title = " + ".join([folder.path.name, *(Path(other).name for other in add)])
     as_before = f"{out} is as it was; the same command merges from the start"
     with stop.listening(as_before), whole_folder(out, needed) as place:
         record: Fidelity = {**named, **job.write(place), **job.measure(place)}
         write_in(place / "fidelity.json", text_of(record))
-        write_in(place / "README.md", merged_card(recipe, record, folder.path.name))
+        write_in(place / "README.md", merged_card(recipe, record, title))
         write_in(place / RECIPE, recipe_to_share(recipe))
     job.judge(record)
     return record

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrft.api.merge_added import add_all
+from lrft.api.open_run import open_run
+from lrft.build.text import Text
 from lrft.core.stages import SitePlan
+from lrft.export.fidelity import Fidelity
+from lrft.export.merge import check_mergeable, truncate
+from lrft.model.causal_lm import CausalLM
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.errors import NotMergeable
@@ -24,13 +33,27 @@ def check_planned(folder: RunFolder) -> None:
         planned = plan_of(saved, folder)
     for record in planned.values():
         entry = SitePlan.of(record, type(section))
-        reason = (
-            ""
-            if entry.config is None
-            else ADAPTERS.get(section.method).why_not_merged(entry.config, entry.site)
-        )
-        if reason:
+        if entry.config is not None and (
+            reason := ADAPTERS.get(section.method).why_not_merged(entry.config, entry.site)
+        ):
             raise NotMergeable(reason)
+
+
+def opened(
+    folder: RunFolder, rank: int | None, add: Sequence[Path | str]
+) -> tuple[Recipe, Text, CausalLM, Fidelity]:
+    """A run's recipe, data and model, cut to `rank`, with what is to be added; and what of that a record says."""
+    check_planned(folder)
+    recipe, text, adaptation = open_run(folder, scores=True)
+    model = adaptation.model
+    check_mergeable(model)
+    if rank is not None:
+        truncate(model, rank)
+    add_all(recipe, model, add)
+    named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
+    named |= {} if rank is None else {"rank": rank}
+    named |= {"added": [str(other) for other in add]} if add else {}
+    return recipe, text, model, named
 
 
 def with_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype: str | None) -> Recipe:

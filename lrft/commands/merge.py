@@ -43,6 +43,13 @@ def merge_command(
         str | None,
         typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
     ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Add what another run or PEFT folder of the same base learnt; may be given again.",
+            metavar="RUN",
+        ),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -62,7 +69,8 @@ def merge_command(
         if value is not None and value not in known:
             raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
     silence(quiet)
-    result(merge(run, out, onto, rank, rounding, dtype, checkpoint, trust_remote_code), as_json, _show)
+    merged = merge(run, out, onto, rank, rounding, dtype, checkpoint, trust_remote_code, add or [])
+    result(merged, as_json, _show)
 
 
 def _show(record: Fidelity) -> None:

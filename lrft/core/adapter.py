@@ -120,11 +120,10 @@ class Adapter(nn.Module):
         """Set parameters that start from the base weight (out, in), such as magnitudes. Called once, on attaching."""
 
     def fit(self, block: nn.Module) -> None:
-        """Look at the block that an adapter of a whole block is put around. Called once, on attaching.
+        """Look at the block that an adapter of a whole block is put around; a ValueError says which forms it knows."""
 
-        Raises:
-            ValueError: the block is not of a form the method knows; the message says which it knows.
-        """
+    def make_room(self, prefix: str, saved: Mapping[str, Tensor]) -> None:
+        """Give buffers that grow in training the sizes that they have in `saved`, by names after `prefix`."""
 
     def reset(self) -> None:
         """Back to no change of the base, in place; random draws come from the ambient torch generator."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -82,6 +83,61 @@ class Entries(Placed):
 
     def update(self, x: Tensor) -> Tensor:
         return entries_linear(x, None, *self.held(), self.shape, self.compute_dtype or x.dtype)
+
+
+class Renewable(Entries):
+    """Entries that are chosen by the weight as it then is, and may be others later: the trait `renewable`.
+
+    What an entry had learnt when it lost its place stays in the change and does not train, until it has one again.
+
+    Attributes:
+        left_places, left_values: of entries that moved and have no place now, as many as there are; saved with the
+            adapter.
+    """
+
+    left_places: Tensor
+    left_values: Tensor
+
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__(config, site)
+        self._leave(self.places[:0], self.values.detach()[:0])
+
+    def wanted(self, weight: Tensor) -> Tensor:
+        """The places that the weight (out, in) asks for, as many as there are, ascending."""
+        raise NotImplementedError(f"{type(self).__name__} declares no wanted places")
+
+    @torch.no_grad()
+    def renew(self, places: Tensor) -> None:
+        """Move to these places; the change of the weight stays what it is."""
+        whole = self.change().flatten()
+        self.place(places)
+        self.values.copy_(whole[places])
+        whole[places] = 0
+        left = whole.nonzero().flatten()
+        self._leave(left.to(self.places.dtype), whole[left])
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        if not len(self.left_places):
+            return self.values, self.places
+        return torch.cat([self.values, self.left_values]), torch.cat([self.places, self.left_places])
+
+    def reset(self) -> None:
+        super().reset()
+        self._leave(self.left_places[:0], self.left_values[:0])
+
+    def make_room(self, prefix: str, saved: Mapping[str, Tensor]) -> None:
+        """As many entries without a place as there were."""
+        if (places := saved.get(f"{prefix}left_places")) is not None:
+            like = places.to(self.places)
+            self._leave(torch.empty_like(like), self.values.new_empty(like.shape).detach())
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        self.make_room(prefix, state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _leave(self, places: Tensor, values: Tensor) -> None:
+        self.register_buffer("left_places", places.clone())
+        self.register_buffer("left_values", values.clone())
 
 
 def budget(share: float, total: int) -> int:

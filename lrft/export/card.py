@@ -52,7 +52,7 @@ All figures are in `fidelity.json`. The recipe, without the paths of the machine
 """
 
 
-PATHS = ("name", "tokenizer", "adapter", "source", "adapters")  # keys of a recipe that hold paths
+PATHS = ("name", "tokenizer", "adapter", "source", "adapters", "tuned")  # keys of a recipe that hold paths
 
 
 def adapter_card(recipe: Recipe, record: Mapping[str, Json], config: Mapping[str, Json] | None) -> str:

@@ -211,6 +211,7 @@ def load_trained_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
         CheckpointError: a tensor is missing or unknown, or has another shape.
     """
     for site, module in adapted(model.hf):
+        module.adapter.make_room(f"{site}.", tensors)
         change = {k: t for k in PARTS if (t := tensors.get(f"{site}.change.{k}")) is not None}
         if change:
             base = module.base = changed(module.base)

@@ -138,7 +138,8 @@ def test_an_allocator_is_asked_for_a_plan_and_is_heard_in_the_events_that_it_ove
     cls = ALLOCATORS.get(name)
     assert issubclass(cls, Planner)
     acts = any(
-        getattr(cls, event, None) not in (None, getattr(Callback, event)) for event in ("start", "after_step")
+        getattr(cls, event, None) not in (None, getattr(Callback, event))
+        for event in ("start", "before_step", "after_step")
     )
     assert acts == issubclass(cls, TimedMethod)
 

@@ -190,7 +190,7 @@ def make(
     adapter = adapter_for(name)
     config = settings_for(adapter, rank, alpha)
     torch.manual_seed(seed)
-    part = ADAPTERS.get(adapter)(config, Site("a", width, out))
+    part = ADAPTERS.get(adapter).at(config, Site("a", width, out))
     signal = measured(init, out, width, rank) if saved is None else {}
     quantize = storing(storage or storage_for(name))
     if saved is not None:
@@ -344,7 +344,7 @@ def test_what_trains_is_the_adapters_business(name):
     site, _ = make(name)
     adapter = adapter_for(name)
     config = settings_for(adapter, 4, 8.0)
-    fresh = ADAPTERS.get(adapter)(config, Site("a", 32, 48))
+    fresh = ADAPTERS.get(adapter).at(config, Site("a", 32, 48))
     flags = [(key, p.requires_grad, p.dtype) for key, p in site.adapter.named_parameters()]
     assert flags == [(key, p.requires_grad, p.dtype) for key, p in fresh.named_parameters()]
 

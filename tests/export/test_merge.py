@@ -226,7 +226,7 @@ def test_weights_that_are_no_numbers_leave_nothing_behind(trained, tmp_path, mon
             site.adapter.B[0, 0] = float("nan")
         return recipe, text, adaptation
 
-    monkeypatch.setattr("lrft.api.merge.open_run", poisoned)
+    monkeypatch.setattr("lrft.api.merge_options.open_run", poisoned)
     with pytest.raises(NumericalError, match=r"q_proj\.weight: .*not finite.*nothing was written") as caught:
         merge(trained(), tmp_path / "merged")
     assert caught.value.exit_code == 4

@@ -1,0 +1,54 @@
+"""LT-SFT: the entries that full fine-tuning moved furthest train again, from the pretrained weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrft.core.entries import Entries, budget
+from lrft.core.params import Site
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import Field, PlacedConfig
+
+
+@ADAPTERS.register
+class LTSFT(Entries):
+    """Lottery-ticket sparse fine-tuning: a sparse difference, at the entries that matter when everything may move.
+
+        phase 1:  W1 = the weight after full fine-tuning
+        phase 2:  W' = W + S,  S = 0 outside the k largest entries of |W1 - W|
+        y  = x W'^T + b
+
+    Phase 1 is a run of its own, whose merged model `init: lt_sft` is told. Phase 2 is this run: it begins at W, with an
+    optimizer and a schedule of its own, as W' = W at step 0. k = `entries` or, without it, `share` of the entries of W,
+    rounded, one at the least; the init deals them out over all weights. Differences of one base add up,
+    W + S_task + S_language, which `lrft merge --add` does with two runs.
+
+    Shapes: the values of S (k) = 0; `places` (k).
+    Trains: k numbers per site. Memory: of phase 2 as of `adapter: gps`; phase 1 is full fine-tuning.
+    Source: Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2022, and the authors' code
+    (cambridgeltl/composable-sft), known here by a description; `share: 0.01` is its default.
+    Departures: S is beside a base of any storage, where the code masks the gradients of W with dense moments; there the
+    trainer clips by the norm of all of W, here by that of the entries, and weight decay pulls S to 0, where there it
+    would move every entry. Parameters that the code trains dense beside S, heads say, are what `trainable` names. One
+    iteration, and no pull of phase 1 to W by the sum of absolute values.
+    """
+
+    aliases = {
+        "lottery_ticket_sft composable_sft": "adapter: lt_sft\ninit: {method: lt_sft, tuned: MERGED_MODEL_FOLDER}",
+        "ft_params_proportion": "adapter: {method: lt_sft, share: 0.01}\n"
+        "init: {method: lt_sft, tuned: MERGED_MODEL_FOLDER}",
+    }
+    provides = {"adapters", "mergeable", "linear_delta", "placed"}
+    roles = {"values": "sparse"}
+
+    config: Config
+
+    class Config(PlacedConfig):
+        share: float = Field(0.01, gt=0, le=1, description="share of the entries that train")
+        entries: int | None = Field(
+            None, gt=0, description="entries of every matrix that train, instead of the share"
+        )
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return int(config.entries or budget(config.share, site.in_features * site.out_features))

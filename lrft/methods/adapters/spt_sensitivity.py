@@ -1,0 +1,87 @@
+"""SPT: where many entries of a weight matter a low-rank module trains, elsewhere the entries themselves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrft.core.adapter import Adapter, Branch, LowRank, Shared
+from lrft.core.entries import Entries
+from lrft.core.params import Site
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import Field, PlacedConfig
+
+
+@ADAPTERS.register
+class SPT(Entries):
+    """Sensitivity-aware tuning: a weight gets either a LoRA or a few entries that train, as its sensitivity has it.
+
+        W' = W + s B A      where `init: spt_sensitivity` counts many sensitive entries
+        W' = W + S          where it counts few: S is 0 outside them
+        y  = x W'^T + b
+
+    with r = `rank`, s = `alpha` / r; `entries` is what the init says at a weight, null for the low-rank form. A weight
+    without a sensitive entry is frozen whole.
+
+    Shapes: A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) = 0; or the values of S (k) = 0, at `places` (k). W' = W
+    at step 0.
+    Trains: r (in + out) or k numbers per site. Memory: of entries as of `adapter: gps`.
+    Source: He et al., "Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning", ICCV 2023, and the authors' code
+    (ziplab/SPT, its variant with LoRA of rank 8), known here by a description.
+    Departures: carried from vision transformers to the linear layers of a language model. The module's scale is not in
+    the description; settled here: 1, `alpha` as large as `rank`. Norms and biases, which the paper tunes whole or by
+    entries, are what `trainable` names. Entries are differences beside a base of any storage and no masked weights, so
+    moments, weight decay and the norm for clipping are of what trains alone.
+    """
+
+    aliases = {
+        "sensitivity_aware spt_lora": "adapter: spt_sensitivity\ninit: spt_sensitivity",
+    }
+    provides = {"adapters", "mergeable", "linear_delta", "placed"}
+    roles = {"values": "sparse"}
+
+    config: Config
+
+    class Config(PlacedConfig):
+        rank: int = Field(8, gt=0, le=65_536, description="of the low-rank form")
+        alpha: float = Field(8.0, gt=0, le=1_000_000)
+        entries: int | None = Field(None, gt=0, description="entries that train, null for the low-rank form")
+
+    @classmethod
+    def at(cls, config: Config, site: Site, shared: Shared | None = None) -> Adapter:
+        return SPTModule(config, site) if config.entries is None else cls(config, site)
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        if config.entries is not None:
+            return int(config.entries)
+        return SPTModule.count(config, site)
+
+
+class SPTModule(LowRank):
+    """The low-rank form."""
+
+    name = "spt_sensitivity"
+    provides = {"adapters", "mergeable", "linear_delta", "placed"}
+    roles = {"A": "lora_A", "B": "lora_B"}
+
+    def __init__(self, config: SPT.Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.scaling = config.alpha / config.rank
+        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
+        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.reset()
+
+    def reset(self) -> None:
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        nn.init.zeros_(self.B)
+
+    def branch(self) -> Branch:
+        return Branch(self.A, self.B, self.scaling)
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return int(config.rank * (site.in_features + site.out_features))
