@@ -19,6 +19,7 @@ TRAITS: dict[str, str] = {
     "moved_start": "the model at step 0 is not the pretrained one, by design",
     "core_matrix": "the adapter trains a matrix (rank, rank) between two frozen factors",
     "chosen_rows": "the adapter trains some rows of the weight, which an init may choose",
+    "chosen_channels": "the adapter changes some outputs of a layer, which an init may choose",
     "frozen_A": "the factor A of the adapter is frozen",
     "experts": "the adapter holds several experts a site and a router",
     "expert_count": "the adapter takes a number of experts at every site",
