@@ -16,21 +16,28 @@ from lrft.core.batch import Batch
 
 _batch: Batch | None = None
 _seed: int | None = None
+_done: float | None = None
 
 
 @contextmanager
-def computing(batch: Batch, seed: int | None = None) -> Iterator[None]:
+def computing(batch: Batch, seed: int | None = None, done: float | None = None) -> Iterator[None]:
     """Make `batch` the current one, until its backward pass has ended.
 
     Args:
         seed: of its draws, a number for every step and micro-batch of a run.
+        done: share of the run's steps that are finished.
     """
-    global _batch, _seed
-    before, (_batch, _seed) = (_batch, _seed), (batch, seed)
+    global _batch, _seed, _done
+    before, (_batch, _seed, _done) = (_batch, _seed, _done), (batch, seed, done)
     try:
         yield
     finally:
-        _batch, _seed = before
+        _batch, _seed, _done = before
+
+
+def share_done() -> float | None:
+    """The share of the run's steps that were finished before the one that is computed; None outside of a step."""
+    return _done
 
 
 def current_seed() -> int | None:
