@@ -26,8 +26,8 @@ class SparseLoRA(LoRA):
         y  = x_I W_I^T + b + s (drop(x) A^T) B^T                        o, down there
         W' = W + s B A
 
-    I are the floor(C (1 - p)) channels of largest score, of C; p = `feed_forward` or `attention`. All tokens of the
-    micro-batch share I, and all have a say in it:
+    with r = `rank`, s and drop of `alpha` and `dropout` as in LoRA. I are the floor(C (1 - p)) channels of largest
+    score, of C; p = `feed_forward` or `attention`. All tokens of the micro-batch share I, and all have a say in it:
 
         feed-forward block:  |act(x G) * (x U)|, the L2 norm over the tokens
         q and k:             |q| |k|, the norms of queries averaged over the heads that read one head of keys

@@ -20,7 +20,7 @@ class SCTChannels(Init):
 
     with N the number of channels that the adapter tunes at a site. Of channels of one norm the first are taken.
 
-    Shapes: R (N). The matrix of the adapter keeps its start.
+    Shapes: R (N). The matrix keeps the small random start of the adapter, so W' is near W at step 0 and not W.
     Trains: what the adapter trains. The base gives up nothing.
     Source: Zhao et al., "SCT: A Simple Baseline for Parameter-Efficient Fine-Tuning via Salient Channels", IJCV 2023,
     arXiv 2309.08513, and the authors' code, in which the frozen model runs over the training images once.
