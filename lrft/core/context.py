@@ -17,22 +17,32 @@ from lrft.core.batch import Batch
 _batch: Batch | None = None
 _seed: int | None = None
 _counts = True
+_done: float | None = None
 
 
 @contextmanager
-def computing(batch: Batch, seed: int | None = None, counts: bool = True) -> Iterator[None]:
+def computing(
+    batch: Batch, seed: int | None = None, counts: bool = True, done: float | None = None
+) -> Iterator[None]:
     """Make `batch` the current one, until its backward pass has ended.
 
     Args:
         seed: of its draws, a number for every step and micro-batch of a run.
         counts: whether it is one of the step's, and not there to go in step with other processes alone.
+        done: share of the run's steps that are finished.
     """
-    global _batch, _seed, _counts
-    before, (_batch, _seed, _counts) = (_batch, _seed, _counts), (batch, seed, counts)
+    global _batch, _seed, _counts, _done
+    before = _batch, _seed, _counts, _done
+    _batch, _seed, _counts, _done = batch, seed, counts, done
     try:
         yield
     finally:
-        _batch, _seed, _counts = before
+        _batch, _seed, _counts, _done = before
+
+
+def share_done() -> float | None:
+    """The share of the run's steps that were finished before the one that is computed; None outside of a step."""
+    return _done
 
 
 def current_seed() -> int | None:

@@ -25,6 +25,7 @@ TRAITS: dict[str, str] = {
     "placed": "single entries or blocks of the weight train, at places that an init of the adapter's name chooses",
     "chosen_rows": "the adapter trains some rows of the weight, which an init may choose",
     "renewable": "the adapter's entries are chosen by the weight, and can be others while it trains",
+    "chosen_channels": "the adapter changes some outputs of a layer, which an init may choose",
     "frozen_A": "the factor A of the adapter is frozen",
     "experts": "the adapter holds several experts a site and a router",
     "features": "what the adapter does depends on the features of a row (data.features)",

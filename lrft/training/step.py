@@ -59,13 +59,14 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     penalized = run.penalized
     share = 1.0 / batches.micro_batch_count
     divisor = objective.divisor(batches)
+    done = run.step / run.planned_steps
     gradients = _gradient_sum(run)
     for index, micro_batch in enumerate(batches.micro_batches):
         stop.poll()  # of a trial that keeps nothing; a training finishes its step
         place = index * run.processes + run.rank
         counts = place < batches.micro_batch_count  # one beyond is there to go in step, and adds zeros
         run.seed_draws(place)
-        with computing(micro_batch, run.seed_of_draws(place), counts), compiling(run.compiled):
+        with computing(micro_batch, run.seed_of_draws(place), counts, done), compiling(run.compiled):
             loss = objective(run.model, micro_batch.to(run.device), run) / divisor
             total += loss.detach() if counts else 0
             for part in penalized:

@@ -249,7 +249,8 @@ def test_a_moved_start_is_a_finite_low_rank_shift_of_an_untouched_base(name, sto
     shift = site.merged_weight() - plain
     assert shift.isfinite().all() and shift.norm() > 0
     values = torch.linalg.svdvals(site.adapter.delta_weight(plain))
-    assert (values[4:] < 1e-5 * values[0]).all()
+    rank = getattr(site.adapter.config, "rank", len(values) // 4)
+    assert (values[rank:] < 1e-5 * values[0]).all()
     x = torch.randn(7, 32)
     close(site(x), F.linear(x, plain + shift))
 

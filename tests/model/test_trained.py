@@ -15,7 +15,11 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 
-BESIDE = [name for name in ADAPTERS.names() if "adapters" not in ADAPTERS.declared(name).config.model_fields]
+BESIDE = [
+    name
+    for name, declared in ((name, ADAPTERS.declared(name)) for name in ADAPTERS.names())
+    if "adapters" not in declared.config.model_fields and "fixed_base" not in declared.requires
+]
 
 
 # Of settings: those that every width takes, those without a default.

@@ -33,10 +33,13 @@ class LoKI(Additive):
     Source: Wang et al., "LoKI: Low-damage Knowledge Implanting of Large Language Models", AAAI 2026, and the authors'
     code (Nexround/LoKI); counts of Llama-3.1-8B as published.
     Departures: D is float32 whatever the base; the code trains the rows themselves in the model's precision. A bias
-    stays, which the code lets train at R.
+    stays as it is (the code parts it with the rows).
     Advice: learning rate 1e-5, cosine, warm-up 0.1, 3 epochs in the authors' scripts; `percent` 10 to 30.
     """
 
+    aliases = {
+        "low_damage_knowledge_implanting knowledge_implanting": "adapter: loki\ninit: loki",
+    }
     provides = {"adapters", "mergeable", "linear_delta", "chosen_rows"}
     roles = {"D": "core"}
 

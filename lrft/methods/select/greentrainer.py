@@ -163,7 +163,7 @@ def importances(run: Run) -> tuple[list[ParamInfo], list[float]]:
     _put_back(run, before, state)
     places = {info: place for place, info in reversed(list(enumerate(order)))}
     late = len(run.parameters)  # what these rows did not reach
-    sums = [torch.tensor([places.get(i, late), found[i.param]], dtype=torch.float64) for i in run.parameters]
+    sums = [torch.tensor([places.get(i, late), found[i.param]], dtype=torch.float32) for i in run.parameters]
     seen = torch.stack(sums).to(run.device)
     if run.accelerator is not None and run.processes > 1:
         seen = run.accelerator.reduce(seen, reduction="sum")
