@@ -104,9 +104,11 @@ class Adapted(nn.Module):
         """
         self._check_mergeable()
         bias = self.held_bias
-        change = None if bias is None else self.adapter.delta_bias(bias.float())
-        if bias is None or change is not None:
-            return None if bias is None else bias.float() + change
+        if bias is None:
+            return None
+        change = self.adapter.delta_bias(bias.float())
+        if change is not None:
+            return bias.float() + change
         return bias.float() if isinstance(self.base, Changed) and self.base.b is not None else None
 
     @property

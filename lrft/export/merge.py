@@ -139,9 +139,10 @@ def _of_blocks(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> I
         if not isinstance(module, AdaptedBlock):
             continue
         block: nn.Module = module.base
-        own = dict(block.named_parameters())
-        if onto == "original":
-            own = {name: originals[f"{site}.{name}"] for name in own}
+        own = {
+            name: originals[f"{site}.{name}"] if onto == "original" else p
+            for name, p in block.named_parameters()
+        }
         for name, (_, after) in module.merged_parameters(own).items():
             yield Change(f"{site}.{name}", None, False, partial(after.to, torch.float32))
 

@@ -113,7 +113,11 @@ def _norm_forward(kind: type[nn.Module], offset: float | None, scale_first: bool
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         weight, eps = self._parameters["weight"], _eps(self)  # which an adapter may stand in for
         assert weight is not None, "a norm without a weight is of another form"
-        if weight.requires_grad or weight.dtype != x.dtype or eps is None:
+        if (
+            (isinstance(weight, nn.Parameter) and weight.requires_grad)
+            or weight.dtype != x.dtype
+            or eps is None
+        ):
             y: Tensor = kind.forward(self, x)
             return y
         return rms_norm(x, weight if offset is None else weight.float() + offset, eps, scale_first)

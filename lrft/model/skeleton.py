@@ -103,7 +103,7 @@ class _Body(nn.Module):
 
 
 class Norm(nn.Module):
-    """A norm by the root mean square: one node while its weight is frozen, else as transformers writes it."""
+    """A norm by the root mean square: one node while its own weight is frozen, else as transformers writes it."""
 
     def __init__(self, width: int, dtype: torch.dtype, offset: bool) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
-        if not self.weight.requires_grad:
+        if not (isinstance(self.weight, nn.Parameter) and self.weight.requires_grad):
             weight = self.weight.float() + 1 if self.offset else self.weight
             return rms_norm(x, weight, 1e-6, self.offset)
         wide = x.float()

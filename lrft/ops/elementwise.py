@@ -39,7 +39,7 @@ class _Kept(Context):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Saves x and 1 / rms(x); the weight takes no gradient here."""
+    """Saves x and 1 / rms(x), of which a weight that takes a gradient gets its own too."""
 
     @staticmethod
     def forward(ctx: _Kept, x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> Tensor:
@@ -49,9 +49,10 @@ class _RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, r, weight = ctx.saved_tensors
-        return _normalize_back(grads[0], x, r, weight, ctx.scale_first), None, None, None
+        dw = _weight_back(grads[0], x, r, ctx.scale_first) if ctx.needs_input_grad[1] else None
+        return _normalize_back(grads[0], x, r, weight, ctx.scale_first), dw, None, None
 
 
 class _Gated(torch.autograd.Function):
@@ -96,6 +97,14 @@ def _normalize_back(dy: Tensor, x: Tensor, r: Tensor, weight: Tensor, scale_firs
     n = x.float() * r
     dot = (g * n).mean(-1, keepdim=True)
     return g.sub_(n.mul_(dot)).mul_(r).to(x.dtype)
+
+
+@fusible
+def _weight_back(dy: Tensor, x: Tensor, r: Tensor, scale_first: bool) -> Tensor:
+    """The sum over the tokens of dy * n, with n = x r as it meets the weight, (d,) float32."""
+    n = x.float() * r
+    n = n if scale_first else n.to(x.dtype).float()
+    return (dy.float() * n).flatten(0, -2).sum(0)
 
 
 @fusible

@@ -86,8 +86,8 @@ _SENTENCES = (
         "tokens added_tokens new_tokens new_special_tokens add_special_tokens additional_special_tokens",
     ),
     (
-        "rows of new tokens train beside any adapter, model.add_tokens: [TEXT]; those of tokens that are there train "
-        "alone, adapter: {method: trainable_tokens, ids: [ID]}",
+        "rows of new tokens train beside any adapter, model.add_tokens: [TEXT]; those of tokens that are there already "
+        "train alone, as an adapter of their own",
         "trainable_token_indices",
     ),
     (

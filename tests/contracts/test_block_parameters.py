@@ -131,11 +131,17 @@ def test_counts_and_roles_are_the_declared_ones(make, name):
 
 
 @ALL
-def test_norms_in_one_node_read_the_same_numbers(make, name):
-    model = make(name)
-    expected = logits(model)
-    fuse(model.hf)
-    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_norms_in_one_node_give_the_same_and_its_gradients(make, name, family):
+    found = []
+    for fused in (False, True):
+        model = make(name, family).train()
+        if fused:
+            assert fuse(model.hf)["norms"] > 0
+        hidden = model.hidden(batch())
+        hidden.square().sum().backward()
+        found.append([hidden, *(info.param.grad for info in parameter_infos(model))])
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
 
 @ALL

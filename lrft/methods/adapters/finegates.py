@@ -98,8 +98,8 @@ class FineGates(OnActivations):
 
     def penalty(self) -> Tensor:
         kept = 1 - self.config.target
-        off = sum((open_share(logits) - kept).abs() for logits in (self.columns, self.rows))
-        return self.config.strength / self.sites * 0.5 * torch.as_tensor(off)
+        off = (open_share(self.columns) - kept).abs() + (open_share(self.rows) - kept).abs()
+        return self.config.strength / self.sites * 0.5 * off
 
     @staticmethod
     def count(config: Any, site: Site) -> int:

@@ -30,7 +30,8 @@ class LNTuning(OfParameters):
     pretrained model.
 
     Shapes: w, b (d), d the norm's width; at step 0 the model's own, so nothing changes.
-    Trains: d numbers per norm, 2 d with a bias. `targets: all-linear` means all norms, those of queries and keys too.
+    Trains: d numbers per norm, 2 d with a bias. `targets: all-linear` means all norms, those of queries and keys too. A
+    norm by the root mean square keeps its input of a token, as the frozen one does.
     Source: Zhao et al., "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning", ICLR 2024,
     arXiv 2312.11420, as in PEFT's layer, checked on the same numbers; the paper was not read.
     Departures: carried from a multi-modal model to a language model. `trainable: ['*norm.weight']` trains the same
@@ -74,7 +75,8 @@ class LNTuning(OfParameters):
 
     def forward(self, *arguments: Any, base: nn.Module, **named: Any) -> Any:  # type: ignore[override]
         """What the norm gives with the trained numbers, in the precision of its own."""
-        own = {name: p.to(base.get_parameter(name).dtype) for name, p in self.named_parameters()}
+        # Views, which no module holds as its own: a norm in one node then keeps its input alone of a token.
+        own = {name: p.to(base.get_parameter(name).dtype).view(-1) for name, p in self.named_parameters()}
         return functional_call(base, own, arguments, named)
 
     def merged_parameters(self, own: Any) -> dict[str, Tensor]:

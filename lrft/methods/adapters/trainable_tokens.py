@@ -92,7 +92,7 @@ class TrainableTokens(OfParameters):
         if not torch.allclose(self(places[None], block).float(), given.float(), rtol=1e-2, atol=1e-6):
             raise ValueError("it reads its rows in a way that is not known; choose another adapter")
 
-    def forward(self, ids: Tensor, base: nn.Module) -> Tensor:  # type: ignore[override]
+    def forward(self, ids: Tensor, base: nn.Module) -> Tensor:
         """(B, L) token ids -> (B, L, hidden)."""
         return embedded_with(self.rows, self.places, ids, base(ids), self.scale)
 

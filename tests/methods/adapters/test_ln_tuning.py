@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lrft.core.block import AdaptedBlock
 from lrft.core.params import Site
 from lrft.methods.adapters.ln_tuning import LNTuning
+from lrft.model.fused import _norm_forward
+from tests.kept import keeping
 
 NORMS = pytest.mark.parametrize(
     "norm", [lambda: LlamaRMSNorm(16), lambda: nn.LayerNorm(16)], ids=["rms", "layer"]
@@ -54,6 +57,26 @@ def test_the_master_is_float32_and_the_norm_stays_in_its_precision():
     y.sum().backward()
     assert y.dtype == torch.bfloat16 and site.adapter.weight.dtype == torch.float32
     assert site.adapter.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("norm", "offset", "first"), [(LlamaRMSNorm, None, False), (Gemma2RMSNorm, 1.0, True)]
+)
+def test_in_one_node_a_norm_keeps_its_input_alone_and_has_the_gradients_of_its_own_code(norm, offset, first):
+    site, block = make(lambda: norm(16), torch.bfloat16)
+    x, seed = torch.randn(512, 16).bfloat16(), torch.randn(512, 16).bfloat16()
+    gradients = []
+    for kind in (norm, type("Fused", (norm,), {"forward": _norm_forward(norm, offset, first)})):
+        block.__class__ = kind
+        site.adapter.weight.grad, given = None, x.clone().requires_grad_()
+        with keeping() as kept:
+            y = site(given)
+        (y * seed).sum().backward()
+        gradients.append([given.grad, site.adapter.weight.grad])
+    torch.testing.assert_close(*gradients, atol=0.05, rtol=0.02)
+    assert (
+        512 * (16 * 2 + 4) <= sum(kept.values()) <= 512 * (16 * 2 + 4) + 200
+    )  # x, 1 / rms(x), and the weight
 
 
 def test_the_published_count_on_llama_3_2_3b():
