@@ -82,7 +82,8 @@ def _back(X: Tensor, c: Tensor, source: _Bins, target: _Bins) -> Tensor:
         source.places.split(CHUNK), target.places.split(CHUNK), factors.split(CHUNK), strict=True
     ):
         Y.index_add_(0, parts[1], X[parts[0]].mul_(parts[2]))
-    return torch.fft.irfft(torch.view_as_complex(Y), n=target.size, dim=0, norm="forward").mT
+    y: Tensor = torch.fft.irfft(torch.view_as_complex(Y), n=target.size, dim=0, norm="forward")
+    return y.mT
 
 
 def _products(X: Tensor, D: Tensor, source: _Bins, target: _Bins) -> Tensor:

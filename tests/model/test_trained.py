@@ -71,7 +71,8 @@ def test_biases_train_under_their_own_names_on_every_storage(tiny, family, quant
 @pytest.mark.parametrize("adapter", BESIDE)
 def test_biases_train_beside_every_adapter(tiny, adapter):
     declared = ADAPTERS.declared(adapter).config.model_fields
-    section = {"method": adapter, **{k: v for k, v in NEEDED.items() if k in declared}}
+    sizes = {"rank": 8, "block_size": 8, "vector_length": 8, **NEEDED}
+    section = {"method": adapter, **{key: size for key, size in sizes.items() if key in declared}}
     recipe = recipe_of(tiny("llama", tied=False, bias=True), ["*.bias"], section)
     model = adapt(recipe).model
     assert moved(model) == biases_of(recipe)

@@ -40,7 +40,8 @@ class C3A(Additive):
     factor and starts are those of PEFT's layer, which is the authors', checked on the same numbers; the paper was not
     read.
     Departures: none.
-    Advice: for the factor 1 / in, learning rates are some thousand times those of LoRA (PEFT's own run: 0.3).
+    Advice: for the factor 1 / in, learning rates are some thousand times those of LoRA (PEFT's own run has 0.3, and
+    1e-4 for LoRA).
     """
 
     aliases = {"circular_convolution": "adapter: c3a"}

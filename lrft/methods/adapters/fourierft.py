@@ -65,8 +65,8 @@ class FourierFT(Additive):
     Source: Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform", ICML 2024, arXiv 2405.03003;
     formula, places and start are those of PEFT's layer, checked on the same numbers; the paper was not read.
     Departures: none in the function. Places that favour a band of frequencies are left out.
-    Advice: entries of the change are of the size s sqrt(n) / out / in, so narrow models want a smaller `scale`;
-    learning rates are some hundred times those of LoRA.
+    Advice: entries of the change are of the size s sqrt(n) / (out in), so narrow models want a smaller `scale`; the
+    coefficients are of size 1, so learning rates are far above those of LoRA.
     """
 
     aliases = {"fourier": "adapter: fourierft"}

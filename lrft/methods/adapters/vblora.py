@@ -84,7 +84,7 @@ class VBLoRA(LowRank):
     Departures: none. The finished adapter holds the bank and, with k up to 2, which vectors each piece chose with all
     weights but the last: PEFT's `save_only_topk_weights`, some 1 number and a half a piece. Checkpoints hold all
     logits.
-    Advice: the bank and the logits want higher rates than LoRA; a larger model a larger bank.
+    Advice: a larger model wants a larger bank; `top_k: 2` is usual.
     """
 
     aliases = {"vector_bank vector_bank_lora": "adapter: vblora"}

@@ -107,6 +107,14 @@ def test_gradient_descent_ends_where_the_penalised_loss_has_its_least():
     torch.testing.assert_close(gradient[~zero], -0.3 * e[~zero].sign(), atol=1e-3, rtol=0)
 
 
+def test_of_what_is_made_of_the_factors_nothing_is_kept():
+    site, kept = make()[0][0], []
+    nn.init.ones_(site.adapter.e)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        site(torch.randn(5, 16))
+    assert kept.count((6, 16)) == kept.count((24, 6)) == 1  # A and B themselves
+
+
 @pytest.mark.parametrize("live", [0, 3])
 def test_the_form_for_peft_is_a_lora_of_the_components_that_are_left(live):
     site = make()[0][0]

@@ -18,7 +18,12 @@ from lrft.training import schedule
 X = torch.randn(6, 24, generator=torch.Generator().manual_seed(1))
 
 
-LINEAR = [name for name in ADAPTERS.names() if "linear_delta" in ADAPTERS.declared(name).provides]
+LINEAR = [
+    name
+    for name in ADAPTERS.names()
+    if "linear_delta" in ADAPTERS.declared(name).provides
+    and "one_stage" not in ADAPTERS.declared(name).requires
+]
 
 
 def make_site(adapter="lora", storage="none", **settings):
