@@ -98,7 +98,7 @@ class LaMDA(LoRA):
         return Branch(self.get_buffer("A"), self.B @ self.S, self.scaling, dropout=self.config.dropout)
 
     @staticmethod
-    def count(config: Config, site: Site) -> int:
+    def count(config: LoRA.Config, site: Site) -> int:
         return int(config.rank * (config.rank + site.out_features))
 
 

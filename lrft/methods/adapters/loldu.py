@@ -36,7 +36,7 @@ class LoLDU(LowRank):
     """
 
     provides = {"adapters", "mergeable", "linear_delta"}
-    roles = {"z": "core"}
+    roles = {"z": "magnitude"}
 
     config: Config
 

@@ -40,7 +40,7 @@ class SALT(LowRank):
     """
 
     provides = {"adapters", "mergeable", "linear_delta"}
-    roles = {"a": "magnitude", "b": "magnitude", "X": "lora_B", "Y": "lora_A"}
+    roles = {"a": "magnitude", "b": "magnitude", "X": "matrix", "Y": "matrix"}
 
     config: Config
 
