@@ -15,7 +15,12 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 
-BESIDE = [name for name in ADAPTERS.names() if "adapters" not in ADAPTERS.declared(name).config.model_fields]
+NEEDY = [
+    name
+    for name in ADAPTERS.names()
+    if any(field.is_required() for field in ADAPTERS.declared(name).config.model_fields.values())
+]
+BESIDE = [name for name in ADAPTERS.names() if name not in NEEDY]  # those that need no setting
 
 
 def recipe_of(folder, trainable, adapter="lora", quantization="none", **more):
