@@ -15,15 +15,25 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 
+# Of settings: those that every width takes, those without a default.
+NEEDED = {
+    "rank": 8,
+    "group_size": 8,
+    "block_size": 8,
+    "vector_length": 8,
+    "ids": [3, 5],
+    "features": {"task": ["a", "b"]},
+}
 BESIDE = [
     name
     for name, declared in ((name, ADAPTERS.declared(name)) for name in ADAPTERS.names())
     if "adapters" not in declared.config.model_fields and "fixed_base" not in declared.requires
 ]
-
-
-# Of settings: those that every width takes, those without a default.
-NEEDED = {"rank": 8, "group_size": 8, "ids": [3, 5]}
+NEEDY = [
+    name
+    for name in ADAPTERS.names()
+    if any(field.is_required() for field in ADAPTERS.declared(name).config.model_fields.values())
+]
 
 
 def recipe_of(folder, trainable, adapter="lora", quantization="none", **more):
@@ -71,8 +81,7 @@ def test_biases_train_under_their_own_names_on_every_storage(tiny, family, quant
 @pytest.mark.parametrize("adapter", BESIDE)
 def test_biases_train_beside_every_adapter(tiny, adapter):
     declared = ADAPTERS.declared(adapter).config.model_fields
-    sizes = {"rank": 8, "block_size": 8, "vector_length": 8, **NEEDED}
-    section = {"method": adapter, **{key: size for key, size in sizes.items() if key in declared}}
+    section = {"method": adapter, **{key: value for key, value in NEEDED.items() if key in declared}}
     recipe = recipe_of(tiny("llama", tied=False, bias=True), ["*.bias"], section)
     model = adapt(recipe).model
     assert moved(model) == biases_of(recipe)
