@@ -18,7 +18,7 @@ class GPSPlaces(Init):
     """Gradient-based selection: in every row of the weight the entries of the largest gradient.
 
         G = dL/dW averaged over micro-batches
-        (i, j) is chosen where |G_ij| is among the K largest of row i
+        places = the K largest entries of |G| in every row
 
     with G averaged over `batches` micro-batches of the training rows, K the adapter's `per_row`. A factor on the loss
     changes nothing.

@@ -16,7 +16,7 @@ from lrft.registry.axes import INITS
 class LIFTPlaces(Init):
     """Principal weights: the adapter's entries begin where the rank-reduced weight is largest.
 
-        (i, j) is chosen where |W_f|_ij is among the k largest,  W_f the best approximation of rank f of W
+        places = the k largest entries of |W_f|,  W_f = the best approximation of rank f of W
 
     with f = `filter_rank` and k of the adapter, W the weight before it is quantized. No data is looked at.
 

@@ -22,7 +22,7 @@ from lrft.registry.errors import RecipeError
 class LTSFTPlaces(Init):
     """Lottery-ticket choice: entries that full fine-tuning moved furthest, over all weights together.
 
-        (i, j) of a weight is chosen where |W1 - W|_ij is among the K largest of all weights
+        places = the K largest entries of |W1 - W| in all weights
 
     with W the pretrained weight and W1 that of the model in the folder `tuned`, such as `lrft merge` writes it of a run
     with `trainable: full`. K is `entries` or what the adapter's `share` makes of all weights; of equal differences the

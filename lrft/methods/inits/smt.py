@@ -30,7 +30,7 @@ class SMTBlocks(Init):
     """Sparse matrix tuning's choice: blocks of the largest gradient, over all matrices together.
 
         G = dL/dW averaged over micro-batches
-        n is chosen where s(G_n) is among the N largest
+        places = the N blocks of the largest s(G_n)
 
     with G averaged over `batches` micro-batches, G_n its blocks of side b, s by `score`: `abs_mean` the mean of |g|,
     `mean_abs` the absolute value of the mean, `l1` the sum of |g|, `l2` the norm. `scope: global` compares all

@@ -8,6 +8,7 @@ from torch import Tensor
 from lrft.core.adapter import Adapter
 from lrft.core.entries import Placed, budget
 from lrft.core.frozen import Quantizer
+from lrft.core.notes import say
 from lrft.core.stages import Evidence, Init, Plan, SitePlan
 from lrft.methods.inits._shares import check_wanted, in_proportion
 from lrft.ops.entries import largest
@@ -16,6 +17,8 @@ from lrft.registry.config import Field, MethodConfig
 from lrft.registry.errors import RecipeError
 
 GRID, STEPS = 50, 79  # budgets of 1e6 of the paper: tau = 0.02e6, 0.04e6, ..., 1.58e6
+
+FAR = 0.05  # of the budget; what is nearer is not told
 
 
 @INITS.register
@@ -81,7 +84,8 @@ class SPTChoice(Init):
 
         taus = sorted({min(len(order), max(1, wanted * step // GRID)) for step in range(1, STEPS + 1)})
         best = min(taus, key=lambda tau: (abs(int(numbers(tau)[1].sum()) - wanted), tau))
-        counts = numbers(best)[0]
+        counts, there = numbers(best)
+        _tell(int(there.sum()), wanted)
         modules = self.structured(counts, costs)
         found = dict(plan)
         for name, count, module in zip(names, counts.tolist(), modules.tolist(), strict=True):
@@ -124,6 +128,14 @@ def ranked(scores: list[Tensor], count: int) -> Tensor:
         owners.append(torch.full_like(best, index, dtype=torch.int64))
     order = torch.cat(values).sort(descending=True, stable=True).indices[:count]
     return torch.cat(owners)[order]
+
+
+def _tell(found: int, wanted: int) -> None:
+    """Say so where modules leave a gap at the budget."""
+    if abs(found - wanted) > FAR * wanted:
+        say(
+            f"init: {found:,} numbers train, the nearest to the budget of {wanted:,} that modules and entries make"
+        )
 
 
 def _module(entry: SitePlan) -> int:

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lrft.build.measure import measure
 from lrft.core.adapted import Adapted
 from lrft.core.params import Site
 from lrft.core.stages import Evidence, SitePlan
 from lrft.methods.adapters.smt import SMT
 from lrft.methods.inits.smt import SMTBlocks
 from lrft.methods.quant.none import Dense
+from lrft.model.load import load_model
+from lrft.model.sites import linear_sites
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
 
@@ -111,6 +114,15 @@ def test_one_budget_is_dealt_over_all_matrices_and_the_dry_run_counts_the_same()
     assert counts == {"weak": 1, "none": None, "strong": 4} and foreseen == 5
     with pytest.raises(RecipeError, match=r"init\.blocks: 37 are more than the 36"):
         planned({"weak": weak, "none": none, "strong": strong}, blocks=37)
+
+
+@pytest.mark.parametrize("changed", [[], ["init.blocks=7"], ["init.scope=matrix"]])
+def test_a_dry_run_counts_the_numbers_that_will_train(tiny, changed):
+    recipe = load_recipe("smoke/smt", [f"model.name={tiny()}", *changed]).recipe
+    sites = list(linear_sites(load_model(recipe.model, meta=True)).values())
+    blocks = sum(max(1, round(0.1 * s.in_features * s.out_features / 32**2)) for s in sites)
+    wanted = 7 if "init.blocks=7" in changed else blocks
+    assert measure(recipe, optimizer=False)["trainable"] == wanted * 32**2
 
 
 def test_890_blocks_of_256_are_the_numbers_of_the_authors_script():

@@ -77,6 +77,20 @@ def test_the_rule_is_the_papers(budget, threshold):
     assert found["d"].config is None  # no entry of it matters
 
 
+def test_a_budget_that_modules_jump_over_is_told(capsys):
+    even = {
+        name: torch.rand(shape, generator=torch.Generator().manual_seed(3)) for name, shape in SHAPES.items()
+    }
+    found, _ = planned(init(budget=150, threshold=10.0), even)
+    off = count(found)
+    assert (
+        abs(off - 150) > 15
+        and f"init: {off} numbers train, the nearest to the budget of 150" in capsys.readouterr().err
+    )
+    planned(init(budget=20, threshold=1.0), even)
+    assert not capsys.readouterr().err
+
+
 def test_a_higher_threshold_makes_more_modules_of_the_same_entries():
     counts = torch.tensor([1, 9, 15, 40, 80])
     costs = torch.full((5,), 80)
