@@ -19,6 +19,7 @@ from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
 from lrft.build.job import assemble
 from lrft.core.callback import TimedMethod
+from lrft.core.context import share_done
 from lrft.ops import compiled, elementwise
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
@@ -27,6 +28,7 @@ from lrft.training import gradient_sum
 from lrft.training.device import make_accelerator
 from lrft.training.folder import RunFolder
 from lrft.training.gradient_sum import GradientSum
+from lrft.training.loop import train_steps
 from lrft.training.step import clip_gradients, overflowed, step_loss, unscale_gradients
 
 
@@ -194,6 +196,30 @@ def test_the_loss_is_transformers_own_over_the_labels(recipe_file, tmp_path):
     torch.testing.assert_close(step_loss(job.run, batches, job.objective), theirs.detach())
 
 
+def test_whoever_computes_a_step_may_ask_how_much_of_the_run_is_done(recipe_file, tmp_path):
+    job, seen = job_of(recipe_file, tmp_path, "data.train.limit=8"), []
+    job.run.model.hf.get_input_embeddings().register_forward_pre_hook(lambda *_: seen.append(share_done()))
+    job.run.step = job.run.planned_steps // 2
+    loss_and_gradients(job)
+    assert set(seen) == {job.run.step / job.run.planned_steps} and share_done() is None
+
+
+def test_a_callback_may_compute_the_loss_of_the_step_that_begins(recipe_file, tmp_path):
+    class Asks(TimedMethod):
+        def before_step(self, run):
+            asked.append(float(run.closure()))
+            run.optimizer.zero_grad(set_to_none=True)
+
+        def after_step(self, run):
+            taken.append(run.metrics["loss"])
+
+    asked, taken = [], []
+    job = job_of(recipe_file, tmp_path, "data.train.limit=8", "train.max_steps=2")
+    job.run.callbacks = [Asks(None)]
+    train_steps(job.run, job.steps(), job.objective)
+    assert asked == taken and len(set(taken)) == len(taken) == 2
+
+
 def test_clipping_scales_to_the_limit_and_reports_the_norm_before(recipe_file, tmp_path):
     job = job_of(recipe_file, tmp_path, "train.clip=0.01")
     loss_and_gradients(job)
@@ -311,6 +337,7 @@ DIVIDED = [
 ]
 DIVIDED += ["mezo", "mola", "mixlora", "loramoe", "dpo", "dylora", "lora_ga", "eva", "corda", "loftq"]
 DIVIDED += ["codyra", "gated_lora", "masked_thought", "xlora", "cola", "spafit"]
+DIVIDED += ["greentrainer", "sparselora"]
 
 
 @pytest.mark.slow
