@@ -96,7 +96,7 @@ class Adapter(nn.Module):
         return f"{cls.name} cannot be merged (site {site.name}); keep the adapter separate"
 
     def delta_weight(self, weight: Tensor) -> Tensor:
-        """The change of the weight, (out, in) -> (out, in), in the dtype of `weight`; NotMergeable where there is none."""
+        """The change of the weight, (out, in), in the dtype of `weight`; a NotMergeable where there is none."""
         message = f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate"
         raise NotMergeable(message)
 

@@ -29,11 +29,6 @@ BESIDE = [
     for name, declared in ((name, ADAPTERS.declared(name)) for name in ADAPTERS.names())
     if "adapters" not in declared.config.model_fields and "fixed_base" not in declared.requires
 ]
-NEEDY = [
-    name
-    for name in ADAPTERS.names()
-    if any(field.is_required() for field in ADAPTERS.declared(name).config.model_fields.values())
-]
 
 
 def recipe_of(folder, trainable, adapter="lora", quantization="none", **more):

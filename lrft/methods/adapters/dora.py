@@ -97,7 +97,7 @@ class DoRA(Decomposed, LoRA):
         self.decompose()
 
     @staticmethod
-    def count(config: Config, site: Site) -> int:
+    def count(config: Any, site: Site) -> int:
         return site.out_features + (LoRA.count(config, site) if config.has_direction(site.name) else 0)
 
 
@@ -137,10 +137,12 @@ class Magnitude(Adapter):
             self.m.copy_(self.norms)
 
     def delta_weight(self, weight: Tensor) -> Tensor:
-        scale = self.m / self.norms.clamp_min(TINY)
+        scale = self.m / self.get_buffer("norms").clamp_min(TINY)
         return ((scale[:, None] - 1) * weight.float()).to(weight.dtype)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        gain = self.m / self.norms.clamp_min(TINY)
-        branch = Branch(self.down, self.up, gain=gain, dropout=self.config.dropout)
+        gain = self.m / self.get_buffer("norms").clamp_min(TINY)
+        branch = Branch(
+            self.get_buffer("down"), self.get_buffer("up"), gain=gain, dropout=self.config.dropout
+        )
         return branch_linear(x, base, branch, dtype=self.compute_dtype, training=self.training)

@@ -116,4 +116,5 @@ def gates(logits: Tensor, noise: float = 0.0) -> Tensor:
 
 def open_share(logits: Tensor) -> Tensor:
     """The expected share of open gates, as the penalty counts it."""
-    return torch.special.ndtr((torch.tanh(logits) + MIDDLE) / WIDTH).mean()
+    share: Tensor = torch.special.ndtr((torch.tanh(logits) + MIDDLE) / WIDTH).mean()
+    return share

@@ -1,4 +1,4 @@
-"""GreenTrainer's own statements: the choice against every subset, costs against counted products."""
+"""GreenTrainer: the choice against every subset, costs against counted products, importance by hand."""
 
 from __future__ import annotations
 
