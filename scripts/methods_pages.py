@@ -98,7 +98,7 @@ base stays what it was, `adapter/` is a LoRA of the summed rank, and the pretrai
 def grid(link: str) -> str:
     """One row an axis: its key, its names, what it chooses; `link` is where the pages lie."""
     rows = [
-        (f"[`{axis}`]({link}{page_name(axis)})", " ".join(f"`{name}`" for name in registry.names()))
+        (f"[`{axis}`]({link}{page_name(axis)})", "`" + " ".join(registry.names()) + "`")
         for axis, registry in EVERY.items()
         if axis != "signals"
     ]
