@@ -52,7 +52,7 @@ class FineGates(OnActivations):
     """
 
     aliases = {
-        "fine_gates stochastic_gates": "adapter: finegates",
+        "stochastic_gates": "adapter: finegates",
     }
     provides = {"adapters", "mergeable", "saturated", "unfolded"}
     roles = {"columns": "magnitude", "rows": "magnitude"}
@@ -116,5 +116,5 @@ def gates(logits: Tensor, noise: float = 0.0) -> Tensor:
 
 def open_share(logits: Tensor) -> Tensor:
     """The expected share of open gates, as the penalty counts it."""
-    share: Tensor = torch.special.ndtr((torch.tanh(logits) + MIDDLE) / WIDTH).mean()
-    return share
+    each: Tensor = torch.special.ndtr((torch.tanh(logits) + MIDDLE) / WIDTH)
+    return each.mean()
