@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lrft.core.adapter import Additive, Branch, LowRank, PeftForm, Shared
+from lrft.core.adapter import Additive, Branch, LowRank, Shared
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters._contextual import Contextual
-from lrft.methods.adapters.lora import LoRA, lora_form_keys, lora_form_tensors
+from lrft.methods.adapters.lora import LoRA
 from lrft.ops.channel_matmul import channel_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import Field
@@ -56,7 +56,7 @@ class SparseLoRA(LoRA):
     }
     provides = {"adapters", "mergeable", "low_rank", "linear_delta", "trained_pair"}
     requires = {"eager", "backward", "fixed_base", "one_stage"}
-    peft = PeftForm(lora_form_keys, lora_form_tensors)
+    peft = LoRA.peft
 
     config: Config
 
