@@ -214,8 +214,8 @@ class Statistic:
         of_input: depends on the input alone, so layers that share an input share the statistic.
         of_output: is given the outputs (T, out) in the place of the inputs.
         path: where it is not 0, what a document is given is one row, of the last token of its prompt: the output there,
-            and the mean gradient of the score of the model's own answer along the path from no output of the site to
-            all of it, by the trapezoidal rule over so many points. Every micro-batch is one document.
+            and the mean gradient of the score of the model's own answer along the path from 0 to that output, by the
+            trapezoidal rule over so many points. Every micro-batch is one document.
     """
 
     name: ClassVar[str]

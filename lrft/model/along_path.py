@@ -29,8 +29,8 @@ def measure_along_path(
     """The statistics with a `path`, over micro-batches of one document each; without dropout, site by site.
 
     One forward pass a document says the answer: the most likely token, or label, after the prompt. Then every site has
-    one of as many rows as its statistic has points, in each of which its output alone is scaled. Every token's output
-    is scaled; the gradient is that at the last token of the prompt.
+    one of as many rows as its statistic has points, in each of which its output at the last token of the prompt is
+    scaled, and nothing else.
 
     Raises:
         DataError: a statistic could not be measured at a site.
@@ -75,9 +75,9 @@ def _along(model: CausalLM, site: str, prompt: Batch, answer: int, points: int) 
 
     def scale(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         rows = output.detach().view(points, -1, output.shape[-1])  # also where all rows were put into one
-        scaled = (rows * shares.to(output.dtype)[:, None, None]).requires_grad_()
+        scaled = (rows[:, -1] * shares.to(output.dtype)[:, None]).requires_grad_()
         held[:] = [rows[0, -1:], scaled]
-        return scaled.view(output.shape)
+        return torch.cat([rows[:, :-1], scaled[:, None]], dim=1).view(output.shape)
 
     handle = model.hf.get_submodule(site).register_forward_hook(scale)
     try:
@@ -89,7 +89,7 @@ def _along(model: CausalLM, site: str, prompt: Batch, answer: int, points: int) 
     (gradient,) = torch.autograd.grad(scores.float().sum(), scaled)
     weights = torch.full_like(shares, 1 / (points - 1))
     weights[[0, -1]] /= 2
-    return output.float(), (weights[:, None] * gradient[:, -1].float()).sum(0, keepdim=True)
+    return output.float(), (weights[:, None] * gradient.float()).sum(0, keepdim=True)
 
 
 def _scores(model: CausalLM, batch: Batch) -> Tensor:

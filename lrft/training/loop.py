@@ -42,8 +42,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         run.metrics = {}
         run.rows = tuple(row for batch in batches.micro_batches for row in batch.examples)
         run.seed_step()
-        # Forward, and backward if gradients are on.
-        run.closure = closure = partial(step_loss, run, batches, objective)
+        run.closure = closure = partial(step_loss, run, batches, objective)  # and backward where there is one
         run.fire("before_step")
         if contract_of(run.optimizer).calls_closure:  # zeroth-order methods decide how often
             run.model.eval()  # two losses are compared, so dropout must not differ between them

@@ -71,8 +71,8 @@ class S2LoRA(Settling, LowRank):
     t |e|_1, taken beside the optimizer and not through its moments: what it brings to 0 is exactly 0, and comes back
     when a gradient moves it by more than lr t.
 
-    Shapes: A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) ~ U(-1/sqrt(r), 1/sqrt(r)), e (r) = 0, so W' = W at step
-    0 and the first step moves e alone.
+    Shapes: A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) ~ U(-1/sqrt(r), 1/sqrt(r)), e (r) = 0, so W' = W
+    at step 0, and the first step moves e alone.
     Trains: r numbers per site, and r (in + out) once for every shape. diag(e) A is formed in the forward and again in
     the backward pass. Exported as a plain LoRA of the components with e != 0, rank by rank.
     Source: Liu et al., "Sparsely Shared LoRA on Whisper for Child Speech Recognition", 2023, arXiv 2309.11756, of which

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lrft.core.adapter import Additive, Branch, LowRank, PeftForm, Shared
+from lrft.core.adapter import Additive, Branch, LowRank, Shared
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters._contextual import Contextual
-from lrft.methods.adapters.lora import LoRA, lora_form_keys, lora_form_tensors
+from lrft.methods.adapters.lora import LoRA
 from lrft.ops.channel_matmul import channel_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import Field
@@ -44,9 +44,11 @@ class SparseLoRA(LoRA):
     five layers of a sparse block, and are made at the first sparse step.
     Source: Khaki et al., "SparseLoRA: Accelerating LLM Fine-Tuning with Contextual Sparsity", ICML 2025, and the
     authors' code (z-lab/sparselora).
-    Departures: settled here: queries and keys are chosen before their rotation, channel by channel; a channel that is
-    not computed has no bias; padding has no say. One sparsity for the attentions and one for the feed-forward blocks of
-    all sparse layers, where the authors' files name one for each layer.
+    Departures: heads of queries go with the head of keys that they read (the code's indices of grouped heads do not
+    meet, and its o reads channels of the keys); gradients pass through what was computed (the code cuts them where it
+    gathers and scatters, and leaves biases out everywhere); a channel that is not computed has no bias; padding has no
+    say. As in the code, queries and keys are chosen before their rotation, channel by channel. One sparsity for the
+    attentions and one for the feed-forward blocks of all sparse layers, where the authors' files name one for each.
     Advice: rank 32, alpha 64, no dropout, learning rate 3e-4 in the authors' runs; for Llama-3-8B and math 0.99 in 28
     feed-forward blocks (layers 3 to 30), 0.75 in 14 attentions.
     """
@@ -56,7 +58,7 @@ class SparseLoRA(LoRA):
     }
     provides = {"adapters", "mergeable", "low_rank", "linear_delta", "trained_pair"}
     requires = {"eager", "backward", "fixed_base", "one_stage"}
-    peft = PeftForm(lora_form_keys, lora_form_tensors)
+    peft = LoRA.peft
 
     config: Config
 

@@ -26,8 +26,8 @@ class LoKIRows(Init):
 
     Shapes: R (k). The model is the pretrained one at step 0.
     Trains: what the adapter trains. The base gives up nothing.
-    Source: Wang et al., "LoKI: Low-damage Knowledge Implanting of Large Language Models", AAAI 2026, and the authors'
-    code, which counts over the prompts of MMLU.
+    Source: Wang et al., "LoKI: Low-damage Knowledge Implanting of Large Language Models", AAAI 2026, arXiv
+    2505.22120, and the authors' code, which counts over the prompts of MMLU.
     Departures: those of the signal. Ties are left open there.
     Advice: `data` are questions about what is to be kept, such as MMLU's; the training rows are what is new. A document
     costs one forward and backward pass of 7 rows for every site.

@@ -20,7 +20,7 @@ from lrft.registry.axes import SELECTORS
 from lrft.registry.config import Field, Iterator, MethodConfig, Problem, RecipeView, Sequence
 from lrft.registry.errors import NumericalError, RecipeError
 
-LEAST = 0.05  # of the backward pass, however small the share of the whole
+LEAST = 0.05  # of the backward pass, where the share of the whole leaves none
 
 
 @SELECTORS.register
@@ -30,7 +30,7 @@ class GreenTrainer(TimedMethod):
         before steps 0, K, 2 K, ...:  w1 = w0 + dw by one step of the optimizer, g1 = dL/dw at w1, back to w0
                                       I_k = -sum(g1_k dw_k) / max |I|
                                       M = argmax sum of I_k  with  reach(M) + sum of w_k <= b T,  k in M
-                                      b = max(0.05, s + (s - 1) F / T)
+                                      b = s + (s - 1) F / T, or 0.05 where that is not above 0
 
     with K = `every`, s = `share` of the operations of full training; F and T are those of a forward and of a full
     backward pass, w_k those of the gradient of tensor k, reach those of passing the gradient down to the deepest tensor
@@ -111,13 +111,16 @@ class GreenTrainer(TimedMethod):
             RecipeError: none can.
         """
         share, ratio = self.config.share, costs.forward / costs.backward
-        least = max(LEAST, share + (share - 1) * ratio)
-        if least == LEAST and not self.told:
-            self.told = True
-            say(
-                f"select: {share:g} of the operations leaves a backward pass {LEAST:g} of its own at most; it has that"
-            )
-        chosen = choose(costs, worth, least * costs.backward, self.config.units)
+        budget = share + (share - 1) * ratio
+        if budget <= 0:
+            budget = LEAST
+            if not self.told:
+                self.told = True
+                least = (LEAST + ratio) / (1 + ratio)
+                say(
+                    f"select: {share:g} of the operations leaves no backward pass; {least:.3f} is taken instead"
+                )
+        chosen = choose(costs, worth, budget * costs.backward, self.config.units)
         if not any(chosen):
             raise RecipeError(
                 f"{share:g} is too small for any tensor that lowers the loss; write more", "select.share"

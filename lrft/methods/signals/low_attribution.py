@@ -17,17 +17,19 @@ class LowAttribution(Statistic):
         s_j = (a_j - min a) / (max a - min a)
         c_j = number of prompts in which s_j is among the k lowest,  k = floor(out p / 100)
 
-    with y the layer's outputs, of which the last token's count; F the logit of the token, or label, that the model
-    finds most likely after the prompt; p = `percent`. The integral is the trapezoidal rule over 7 points. The lowest
-    are those of the least signed score: what speaks most against the answer, not what is smallest.
+    with y the layer's outputs at the last token of the prompt, which alone are scaled; F the logit of the token, or
+    label, that the model finds most likely then; p = `percent`. The integral is the trapezoidal rule over 7 points. The
+    lowest are those of the least signed score: what speaks most against the answer, not what is smallest.
 
     Shapes: y, a, s, c (out), c in float32.
     Keeps: the counts, out numbers. One forward pass a prompt, and one forward and backward pass of 7 rows for each
     site.
-    Source: Wang et al., "LoKI: Low-damage Knowledge Implanting of Large Language Models", AAAI 2026, and the authors'
-    code.
-    Departures: settled here: F is the logit and the path begins at 0, as in the paper (the code takes the probability,
-    and the activations of a text of zeros). Normalising changes no order within a prompt, and is left out.
+    Source: Wang et al., "LoKI: Low-damage Knowledge Implanting of Large Language Models", AAAI 2026, arXiv 2505.22120,
+    and the authors' code (Nexround/LoKI).
+    Departures: settled here: F is the logit, as in the paper (the code takes the probability); the factor y_j is that
+    of integrated gradients and of the code (equation 4 of the paper leaves it out); the last token alone is scaled,
+    from 0, as in the authors' first code (the later one scales all tokens, from the activations of a text of zeros).
+    Normalising changes no order within a prompt, and is left out.
     """
 
     per_document = True
