@@ -88,7 +88,13 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
     if takes_transposed:
         config["fan_in_fan_out"] = bool(model.transposed)
-    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, config
+    unrounded = tuple(f".{form.names[name]}" for form in taking for name in form.unrounded)
+    return _written(tensors, dtype, unrounded) | extra, config
+
+
+def _written(tensors: dict[str, Tensor], dtype: torch.dtype, unrounded: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors in `dtype`, those whose names end in one of `unrounded` in their own."""
+    return {n: _cast(n, t, t.dtype if n.endswith(unrounded) else dtype) for n, t in tensors.items()}
 
 
 def _form_of_all(
