@@ -38,6 +38,7 @@ class PeftForm:
         keys_here: adapter -> its keys, where training changes what the settings say.
         read: (keys of an adapter_config.json, name of a site) -> the method's settings there, None where the file is of
             another method; a ValueError says what the file has that is not read. None where no file is.
+        unrounded: those names whose tensors PEFT reads in float32 alone; others are written in the adapter's precision.
         transposed: whether PEFT has the method on layers that store (in, out) too, as GPT-2's do.
         lacks: keys of every configuration of PEFT's that it has not for this method.
         together: (adapters of all sites, transformers' model) -> PEFT's tensors and keys, where PEFT holds the method
@@ -50,6 +51,7 @@ class PeftForm:
     names: Mapping[str, str] = field(default_factory=lambda: dict(LORA_NAMES))
     keys_here: Callable[[Any], dict[str, Json]] | None = None
     read: Callable[[Mapping[str, Any], str], dict[str, Json] | None] | None = None
+    unrounded: tuple[str, ...] = ()
     transposed: bool = True
     lacks: tuple[str, ...] = ()
     together: Together | None = None

@@ -84,7 +84,13 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     fitted = taking[0].fitted(config)
     if fitted is None:
         return _own_form(model, dtype), None
-    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, fitted
+    unrounded = tuple(f".{form.names[name]}" for form in taking for name in form.unrounded)
+    return _written(tensors, dtype, unrounded) | extra, fitted
+
+
+def _written(tensors: dict[str, Tensor], dtype: torch.dtype, unrounded: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors in `dtype`, those whose names end in one of `unrounded` in their own."""
+    return {n: _cast(n, t, t.dtype if n.endswith(unrounded) else dtype) for n, t in tensors.items()}
 
 
 def written_dtype(recipe: Recipe, sites: list[tuple[str, Adapted]]) -> torch.dtype:

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from lrft.core.batch import Batch
 from lrft.export.peft_format import adapter_files, why_own_form
@@ -53,6 +54,13 @@ CASES = {
     "boft": {"method": "boft", "block_size": 4, "butterfly_factor": 1},
     "kasa": {"method": "kasa", "rank": 4},
     "lokr-full": {"method": "lokr", "rank": 64, "alpha": 8.0, "factor": 4},
+    "fourierft": {"method": "fourierft", "frequencies": 100, "scale": 30.0},
+    "c3a": {"method": "c3a", "block_size": 8, "start": "gaussian"},
+    "vblora": {"method": "vblora", "vectors": 40, "vector_length": 8, "bound": 0.5},
+    "vblora-3": {"method": "vblora", "vectors": 300, "vector_length": 8, "bound": 0.5, "top_k": 3},
+    "asymmetry": {"method": "asymmetry", "train": "A"},
+    "allora": {"method": "allora", "rank": 4},
+    "s2_lora": {"method": "s2_lora", "rank": 8},
 }
 
 
@@ -117,7 +125,7 @@ def test_peft_computes_our_logits(tiny, tmp_path, case, quantization):
     assert (bare - theirs).abs().max() > 1e-2  # the adapter does something, so equality says something
 
 
-@pytest.mark.parametrize("case", ["lora", "gralora", "randlora", "vera", "hira"])
+@pytest.mark.parametrize("case", ["lora", "gralora", "randlora", "vera", "hira", "fourierft", "vblora"])
 def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path, case):
     from peft import PeftModel
 
@@ -132,12 +140,32 @@ def test_peft_computes_our_logits_on_transposed_layers(tiny, tmp_path, case):
 
 
 @pytest.mark.parametrize(
-    "case", ["miss", "bat", "oft", "shira", "loha", "lokr", "hra", "delora", "boft", "kasa"]
+    "case", ["miss", "bat", "oft", "shira", "c3a", "loha", "lokr", "hra", "delora", "boft", "kasa"]
 )
 def test_what_peft_has_not_on_transposed_layers_ships_under_our_own_names(tiny, case):
     recipe = recipe_for(tiny("gpt2"), CASES[case])
     files = adapter_files(adapted_model(recipe), recipe, {"step": 1})
     assert "adapter.safetensors" in files and "adapter_config.json" not in files
+
+
+def test_what_peft_reads_in_float32_alone_is_written_so(tiny, tmp_path):
+    """Its compact form of a vector bank: the shares of the vectors, beside a bank in the model's precision."""
+    from peft import PeftModel
+
+    recipe = recipe_for(tiny("llama"), CASES["vblora"])
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
+    model = adapted_model(recipe)
+    files = adapter_files(model, recipe, {"step": 1})
+    kinds = {name.rpartition(".")[2]: t.dtype for name, t in load(files["adapter_model.safetensors"]).items()}
+    assert kinds["vblora_vector_bank"] == torch.bfloat16
+    assert kinds["vblora_logits_A_topk_weights"] == kinds["vblora_logits_B_topk_weights"] == torch.float32
+    tokenizer, _ = load_tokenizer(recipe.model)
+    write_adapter_folder(tmp_path / "adapter", files, tokenizer)
+    peft = PeftModel.from_pretrained(dequantized_base(recipe, model), tmp_path / "adapter").eval()
+    ids = torch.randint(3, 400, (1, 12))
+    with torch.no_grad():
+        theirs = peft(input_ids=ids).logits.float()
+    torch.testing.assert_close(our_logits(model, ids).float(), theirs, atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

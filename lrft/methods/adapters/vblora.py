@@ -99,6 +99,7 @@ class VBLoRA(LowRank):
             for factor in "AB"
             for part, theirs in (("", ""), ("_places", "_topk_indices"), ("_weights", "_topk_weights"))
         },
+        unrounded=("logits_A_weights", "logits_B_weights"),
     )
 
     config: Config
