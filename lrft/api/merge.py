@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from lrft.api.compared import rows_to_compare
-from lrft.api.merge_options import with_options
+from lrft.api.merge_options import as_asked, with_options
 from lrft.api.merge_remedy import remedy
 from lrft.api.open_run import open_run
 from lrft.api.room import merged_bytes
@@ -21,7 +21,7 @@ from lrft.data.steps import eval_batches
 from lrft.export.card import merged_card, recipe_to_share
 from lrft.export.feedback import moments
 from lrft.export.fidelity import Fidelity, Nearest, compare
-from lrft.export.merge import Rounding, check_mergeable, merge_into, relative_change, truncate
+from lrft.export.merge import Rounding, merge_into, relative_change
 from lrft.export.write import check_free, whole_folder, write_merged
 from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
@@ -45,6 +45,7 @@ def merge(
     dtype: str | None = None,
     checkpoint: str | None = None,
     trust_remote_code: bool = False,
+    features: str | None = None,
 ) -> Fidelity:
     """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
 
@@ -55,6 +56,7 @@ def merge(
         onto, rounding, dtype: by default what the run's recipe says under `export`.
         checkpoint: `best`, `last` or `step-N`; by default the newest.
         trust_remote_code: let code run that comes with the base model.
+        features: of adapters that go by them, those of the rows that the merged model is for, commas between.
 
     Raises:
         WriteError: the disk has no room for it, or failed; nothing is left at `out`.
@@ -69,16 +71,13 @@ def merge(
     check_free(out)
     recipe, text, adaptation = open_run(folder, scores=True)
     recipe = with_options(recipe, onto, rounding, dtype)
-    check_mergeable(adaptation.model)
-    if rank is not None:
-        truncate(adaptation.model, rank)
+    asked = as_asked(adaptation.model, rank, features)
     job = _job(folder, recipe, text, adaptation.model, out)
     named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
-    named |= {} if rank is None else {"rank": rank}
     needed = merged_bytes(adaptation.model, recipe)
     as_before = f"{out} is as it was; the same command merges from the start"
     with stop.listening(as_before), whole_folder(out, needed) as place:
-        record: Fidelity = {**named, **job.write(place), **job.measure(place)}
+        record: Fidelity = {**named, **asked, **job.write(place), **job.measure(place)}
         write_in(place / "fidelity.json", text_of(record))
         write_in(place / "README.md", merged_card(recipe, record, folder.path.name))
         write_in(place / RECIPE, recipe_to_share(recipe))

@@ -29,6 +29,13 @@ def merge_command(
             help="Merge only the leading ranks, of adapters whose ranks are nested.", min=1, metavar="K"
         ),
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Of an adapter that goes by features of rows: those the merged model is for.",
+            metavar="A=B,...",
+        ),
+    ] = None,
     rounding: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +69,8 @@ def merge_command(
         if value is not None and value not in known:
             raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
     silence(quiet)
-    result(merge(run, out, onto, rank, rounding, dtype, checkpoint, trust_remote_code), as_json, _show)
+    record = merge(run, out, onto, rank, rounding, dtype, checkpoint, trust_remote_code, features)
+    result(record, as_json, _show)
 
 
 def _show(record: Fidelity) -> None:

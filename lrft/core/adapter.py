@@ -136,6 +136,10 @@ class Adapter(nn.Module):
         """Features of rows, as `column=value`, that the adapter goes by (`lrft.core.features`): trait `features`."""
         return ()
 
+    def of_features(self, features: tuple[str, ...]) -> Adapter:
+        """The adapter that rows with these of its `row_features`, and no others, go through: one that merges."""
+        raise NotMergeable(f"{self.name} goes by no features of rows (site {self.site.name})")
+
     @classmethod
     def over_time(cls, config: Any) -> Callback | None:
         """What acts on the adapters of all sites between steps, made once a training, or None."""

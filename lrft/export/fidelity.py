@@ -86,6 +86,7 @@ class Fidelity(Compared, total=False):
 
     checkpoint: str
     rank: int
+    features: str
     run: str
     onto: str
     dtype: str | None

@@ -104,9 +104,25 @@ def check_mergeable(model: CausalLM) -> None:
     """
     for site, module in adapted(model.hf):
         if "mergeable" not in module.adapter.provides:
-            raise NotMergeable(
-                f"{module.adapter.name} cannot be merged (site {site}); keep the adapter separate"
-            )
+            remedy = "keep the adapter separate"
+            if model.features:
+                remedy = f"name one kind of row, such as --features {model.features[0]}, or {remedy}"
+            raise NotMergeable(f"{module.adapter.name} cannot be merged (site {site}); {remedy}")
+
+
+def only_rows_with(model: CausalLM, features: tuple[str, ...]) -> None:
+    """Make every adapter that of the rows which have these features, and no others.
+
+    Raises:
+        UsageError: the adapters do not go by one of them.
+    """
+    others = [name for name in features if name not in model.features]
+    if others or not features:
+        known = ", ".join(model.features) or "none"
+        raise UsageError(f"--features {','.join(others)}: the adapter goes by {known}; write some of these")
+    for _, module in adapted(model.hf):
+        module.adapter = module.adapter.of_features(features)
+    model.features = ()
 
 
 def _changes(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> Iterator[Change]:
