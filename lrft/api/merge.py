@@ -46,6 +46,7 @@ def merge(
     checkpoint: str | None = None,
     trust_remote_code: bool = False,
     add: Sequence[Path | str] = (),
+    features: str | None = None,
 ) -> Fidelity:
     """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
 
@@ -57,6 +58,7 @@ def merge(
         checkpoint: `best`, `last` or `step-N`; by default the newest.
         trust_remote_code: let code run that comes with the base model.
         add: runs or PEFT folders of the same base whose changes are added; the recipe written beside is the run's.
+        features: of adapters that go by them, those of the rows that the merged model is for, commas between.
 
     Raises:
         WriteError: the disk has no room for it, or failed; nothing is left at `out`.
@@ -69,7 +71,7 @@ def merge(
     folder, out = find_checkpoint(run, checkpoint), Path(out)
     folder.trusted = trust_remote_code
     check_free(out)
-    recipe, text, model, named = opened(folder, rank, add)
+    recipe, text, model, named = opened(folder, rank, add, features)
     recipe = with_options(recipe, onto, rounding, dtype)
     job = _job(folder, recipe, text, model, out)
     needed = merged_bytes(model, recipe)

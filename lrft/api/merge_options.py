@@ -10,7 +10,7 @@ from lrft.api.open_run import open_run
 from lrft.build.text import Text
 from lrft.core.stages import SitePlan
 from lrft.export.fidelity import Fidelity
-from lrft.export.merge import check_mergeable, truncate
+from lrft.export.merge import check_mergeable, only_rows_with, truncate
 from lrft.model.causal_lm import CausalLM
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS
@@ -40,18 +40,32 @@ def check_planned(folder: RunFolder) -> None:
 
 
 def opened(
-    folder: RunFolder, rank: int | None, add: Sequence[Path | str]
+    folder: RunFolder, rank: int | None, add: Sequence[Path | str], features: str | None
 ) -> tuple[Recipe, Text, CausalLM, Fidelity]:
-    """A run's recipe, data and model, cut to `rank`, with what is to be added; and what of that a record says."""
-    check_planned(folder)
+    """A run's recipe, data and model, reduced to what is to be merged; and what of that the record says.
+
+    Args:
+        rank: keep only so many leading rank components.
+        add: runs or PEFT folders whose changes are added.
+        features: of the rows that the merged model is for, with commas between them.
+
+    Raises:
+        NotMergeable: adapters are no change of the weight.
+        UsageError: there is no such feature, or rank.
+    """
+    if features is None:
+        check_planned(folder)
     recipe, text, adaptation = open_run(folder, scores=True)
     model = adaptation.model
+    if features is not None:
+        only_rows_with(model, tuple(name.strip() for name in features.split(",") if name.strip()))
     check_mergeable(model)
     if rank is not None:
         truncate(model, rank)
     add_all(recipe, model, add)
     named: Fidelity = {} if folder.chosen is None else {"checkpoint": folder.chosen.name}
     named |= {} if rank is None else {"rank": rank}
+    named |= {} if features is None else {"features": features}
     named |= {"added": [str(other) for other in add]} if add else {}
     return recipe, text, model, named
 

@@ -29,6 +29,13 @@ def merge_command(
             help="Merge only the leading ranks, of adapters whose ranks are nested.", min=1, metavar="K"
         ),
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Of an adapter that goes by features of rows: those the merged model is for.",
+            metavar="A=B,...",
+        ),
+    ] = None,
     rounding: Annotated[
         str | None,
         typer.Option(
@@ -69,7 +76,7 @@ def merge_command(
         if value is not None and value not in known:
             raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
     silence(quiet)
-    merged = merge(run, out, onto, rank, rounding, dtype, checkpoint, trust_remote_code, add or [])
+    merged = merge(run, out, onto, rank, rounding, dtype, checkpoint, trust_remote_code, add or [], features)
     result(merged, as_json, _show)
 
 

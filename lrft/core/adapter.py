@@ -93,7 +93,10 @@ class Adapter(nn.Module):
         """Why what trains at `site` cannot be merged, in one sentence; empty where it can. Asked before loading too."""
         if "mergeable" in cls.provides:
             return ""
-        return f"{cls.name} cannot be merged (site {site.name}); keep the adapter separate"
+        kinds = "".join(
+            f"name one kind of row, such as --features {f}, or " for f in cls.row_features(config)[:1]
+        )
+        return f"{cls.name} cannot be merged (site {site.name}); {kinds}keep the adapter separate"
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """The change of the weight, (out, in), in the dtype of `weight`; a NotMergeable where there is none."""
@@ -101,11 +104,7 @@ class Adapter(nn.Module):
         raise NotMergeable(message)
 
     def delta_bias(self, bias: Tensor) -> Tensor | None:
-        """The change of the bias, (out,) -> (out,) float32, with a graph; None where the adapter leaves it alone.
-
-        Args:
-            bias: zeros where the map has none; `why_not_merged` says which site has no place for one.
-        """
+        """The change of the bias (zeros where there is none), (out,) float32 with a graph; None for none."""
         return None
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
@@ -126,11 +125,7 @@ class Adapter(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} declares no reset")
 
     def truncate(self, rank: int) -> None:
-        """Keep the leading `rank` components, for good; for adapters that are `nested`.
-
-        Raises:
-            ValueError: there are fewer.
-        """
+        """Keep the leading `rank` components for good, where there are as many; for adapters that are `nested`."""
         raise NotImplementedError(f"{type(self).__name__} is not nested")
 
     def penalty(self) -> Tensor | None:
@@ -155,6 +150,10 @@ class Adapter(nn.Module):
     def row_features(config: Any) -> tuple[str, ...]:
         """Features of rows, as `column=value`, that the adapter goes by (`lrft.core.features`): trait `features`."""
         return ()
+
+    def of_features(self, features: tuple[str, ...]) -> Adapter:
+        """The adapter that rows with these of its `row_features`, and no others, go through: one that merges."""
+        raise NotMergeable(f"{self.name} goes by no features of rows (site {self.site.name})")
 
     def extra_repr(self) -> str:
         return f"site={self.site.name!r}"

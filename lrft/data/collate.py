@@ -32,7 +32,6 @@ def collate(
     supervised: list[int] = []
     targets: list[int] = []
     labels: list[float] = []
-    features: list[tuple[str, ...]] = []
     for number, row in enumerate(rows):
         ids: list[int] = []
         places: list[int] = []
@@ -41,7 +40,6 @@ def collate(
             ids.extend(document.input_ids)
             places.extend(range(len(document.input_ids)))
             documents.append((number, start, len(ids)))
-            features.append(document.features)
             if document.label is not None:
                 supervised.append(number * length + len(ids) - 1)
                 targets.append(0)
@@ -62,5 +60,11 @@ def collate(
         targets=torch.tensor(targets, dtype=torch.int64),
         examples=tuple(index for row in examples for index in row),
         labels=torch.tensor(labels, dtype=torch.float32) if labels else None,
-        features=tuple(features) if any(features) else (),
+        features=_features(rows),
     )
+
+
+def _features(rows: Sequence[Sequence[Encoded]]) -> tuple[tuple[str, ...], ...]:
+    """Those of every document; empty where no row has any."""
+    found = tuple(one.features for row in rows for one in row for _ in one.parts or (0,))
+    return found if any(found) else ()

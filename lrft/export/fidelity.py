@@ -87,6 +87,7 @@ class Fidelity(Compared, total=False):
     checkpoint: str
     rank: int
     added: list[str]
+    features: str
     run: str
     onto: str
     dtype: str | None

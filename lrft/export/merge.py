@@ -109,6 +109,21 @@ def check_mergeable(model: CausalLM) -> None:
             raise NotMergeable(reason)
 
 
+def only_rows_with(model: CausalLM, features: tuple[str, ...]) -> None:
+    """Make every adapter that of the rows which have these features, and no others.
+
+    Raises:
+        UsageError: the adapters do not go by one of them.
+    """
+    others = [name for name in features if name not in model.features]
+    if others or not features:
+        known = ", ".join(model.features) or "none"
+        raise UsageError(f"--features {','.join(others)}: the adapter goes by {known}; write some of these")
+    for _, module in adapted(model.hf):
+        module.adapter = module.adapter.of_features(features)
+    model.features = ()
+
+
 def _changes(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> Iterator[Change]:
     """What the run may have changed: adapted and decoded layers, then base weights that trained."""
     biases: set[str] = set()

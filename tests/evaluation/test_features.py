@@ -11,12 +11,13 @@ from lrft.data.encoded import Encoded
 from lrft.evaluation.generate import generate
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.stream import stream
+from lrft.export.merge import check_mergeable, only_rows_with
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
 from lrft.model.sites import linear_sites
 from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.registry.config import parse_choice
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import NotMergeable, UsageError
 
 ADAPTER = {"method": "flix", "features": {"task": ["a", "b"]}, "rank": 4}
 FEATURES = [("task=a",), ("task=b",), (), ("task=a", "task=b")]
@@ -78,3 +79,30 @@ def test_who_has_no_rows_is_refused_while_the_adapter_is_on(featured, random_pro
         continuation_logprobs(featured, [prompt], [prompt])
     with pytest.raises(UsageError, match="lrft chat: the adapter goes by task of a row"):
         stream(featured, prompt, 2, print)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("features", [("task=b",), ("task=a", "task=b")])
+def test_the_model_of_one_kind_of_row_is_merged(featured, random_prompts, features):
+    model, (prompt,) = featured.model.eval(), random_prompts([9])
+    with pytest.raises(
+        NotMergeable, match=r"flix cannot be merged .*name one kind of row, such as --features task=a"
+    ):
+        check_mergeable(model)
+    batch = collate([[Encoded(prompt, [True] * 9, features=features)]], 0, None, [[0]])
+    before = model.hidden(batch)
+    only_rows_with(model, features)
+    check_mergeable(model)
+    torch.testing.assert_close(model.hidden(batch), before, atol=1e-3, rtol=1e-3)
+    for _, site in adapted(model):
+        site.base.write(site.merged_weight())
+    with adapters_off(model):
+        torch.testing.assert_close(model.hidden(batch), before, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("features", "named"), [(("task=c",), "task=c"), ((), "")])
+def test_a_kind_of_row_that_the_adapter_does_not_know_is_not_merged(featured, features, named):
+    with pytest.raises(
+        UsageError, match=f"--features {named}: the adapter goes by task=a, task=b; write some"
+    ):
+        only_rows_with(featured.model, features)

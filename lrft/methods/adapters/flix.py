@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter
+from lrft.core.adapter import Adapter, Branch, LowRank
 from lrft.core.features import token_features
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
@@ -38,8 +38,8 @@ class FLix(Adapter):
     abstract and summaries alone could be read; there is no public code. Settled here: the sum is plain, factors start
     as LoRA's, and a feature is dropped for a whole row; ranks and the rate of dropping were not to be had.
     Departures: what could not be read is assumed, see above; ranks are set by column.
-    Advice: the change is one of the row's features, so it cannot be merged into one weight. A feature that no row of
-    training has stays at its start.
+    Advice: a merged model is one for rows of a certain set of features: `lrft merge --features language=sw,task=qa`.
+    A feature that no row of training has stays at its start.
     """
 
     aliases = {
@@ -121,9 +121,29 @@ class FLix(Adapter):
         scaled = [rows[k] if s == 1 else s * rows[k] for k, s in zip(present, scales, strict=True)]
         return torch.cat(scaled), torch.cat([columns[k] for k in present], dim=1)
 
+    @torch.no_grad()
+    def of_features(self, features: tuple[str, ...]) -> Adapter:
+        return OfFeatures(self, *self._of(tuple(k for k, name in enumerate(self.names) if name in features)))
+
     @staticmethod
     def count(config: Any, site: Site) -> int:
         return sum(ranks_of(config)) * (site.in_features + site.out_features)
+
+
+class OfFeatures(LowRank):
+    """What rows with a certain set of features go through: a low-rank change like any other."""
+
+    name = "flix"
+    provides = {"adapters", "mergeable", "linear_delta"}
+    roles = {"A": "lora_A", "B": "lora_B"}
+
+    def __init__(self, whole: FLix, A: Tensor, B: Tensor) -> None:
+        super().__init__(whole.config, whole.site)
+        self.compute_dtype = whole.compute_dtype
+        self.A, self.B = nn.Parameter(A.clone()), nn.Parameter(B.clone())
+
+    def branch(self) -> Branch:
+        return Branch(self.A, self.B)
 
 
 def ranks_of(config: Any) -> list[int]:
