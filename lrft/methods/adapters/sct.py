@@ -27,17 +27,18 @@ class SCT(Adapter):
 
     with R the N = floor(out `share`) channels that are tuned, P (out, N) the columns of the identity at R, s = `scale`.
     Which channels are R is the init's to say: `init: sct` takes the largest on the training rows; with
-    `channels: random` they are drawn once. R is saved beside L. With `bias: true` it is the layer of the paper,
+    `channels: random` they are drawn once. R is saved beside L. With `bias: true` the module is the authors',
     y[R] += s (y[R] L^T + l), with b seen and a bias l of its own, which a layer without one cannot hold: it is not
     merged.
 
     Shapes: L (N, N) ~ truncated normal of deviation 0.02, l (N) = 0: W' is near W at step 0 and not W, as published.
     Trains: N^2 numbers per site, and N with `bias`. z[R] is kept for the backward pass, not the input.
     Source: Zhao et al., "SCT: A Simple Baseline for Parameter-Efficient Fine-Tuning via Salient Channels", IJCV 2023,
-    arXiv 2309.08513, and the authors' code (96 of 768 channels after the attention of a ViT).
-    Departures: carried over from images to the attention's last linear layer, before its output joins the residual
-    stream; L does not see b unless `bias` asks for it, so that it merges; a restart begins with L = 0. The scale of the
-    code's training (0.4 in its settings) is commented out there, so it is 1 here.
+    arXiv 2309.08513, and the authors' code (96 of 768 channels of a ViT; its Swin model was read).
+    Departures: carried over from images. Settled here: the output of the attention's last linear layer is mixed, so
+    that L merges into that layer; the code mixes the residual stream which that output has joined, and no weight could
+    hold that. L does not see b unless `bias` asks for it; a restart begins with L = 0.
+    Advice: the authors' settings name scales such as 0.4, and tune rate and weight decay for every task.
     """
 
     aliases = {

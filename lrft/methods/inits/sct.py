@@ -25,7 +25,7 @@ class SCTChannels(Init):
     Source: Zhao et al., "SCT: A Simple Baseline for Parameter-Efficient Fine-Tuning via Salient Channels", IJCV 2023,
     arXiv 2309.08513, and the authors' code, in which the frozen model runs over the training images once.
     Departures: carried over from images: one class instead of a mean over classes, all tokens instead of all but the
-    class token (signal `output_norm`).
+    class token, outputs of the layer instead of the residual stream that they join (signal `output_norm`).
     """
 
     provides = {"kept_base", "moved_start"}

@@ -1,4 +1,4 @@
-"""SCT's own statements: the published count, the paper's layer on the same numbers, what merges and what does not."""
+"""SCT's own statements: the published count, the authors' module on the same numbers, what merges and what does not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make(out=16, width=12, base_bias=True, **settings):
 
 
 def published(site, x):
-    """The paper's module behind the layer: a linear layer with a bias on the chosen channels."""
+    """The authors' module behind the layer: a linear layer with a bias on the chosen channels."""
     adapter, y = site.adapter, F.linear(x, site.base.weight(), site.base.bias)
     linear, channels = nn.Linear(len(adapter.channels), len(adapter.channels)), adapter.channels.long()
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_the_count_of_a_vit_b_is_the_published_one():
 
 @pytest.mark.parametrize(("base_bias", "bias"), [(False, False), (True, True), (False, True)])
 @pytest.mark.parametrize("scale", [1.0, 0.4])
-def test_it_is_the_papers_layer(base_bias, bias, scale):
+def test_it_is_the_authors_module(base_bias, bias, scale):
     site = make(base_bias=base_bias, bias=bias, scale=scale)
     with torch.no_grad():
         for parameter in site.adapter.parameters():
