@@ -197,6 +197,39 @@ def test_numbers_of_methods_to_come_follow_from_their_formula(name, label, names
     assert exact.published == sum(count(i, o) for i, o in widths(config_of(name, one), names))
 
 
+@pytest.mark.parametrize(
+    ("table_of", "lora", "other", "times"),
+    [
+        ("lora_xs", "LLaMA-3.2-3B LoRA r32", "LLaMA-3.2-3B LoRA-SB r96", 26.9),
+        ("lora_xs", "Gemma-2 9B LoRA r32", "Gemma-2 9B LoRA-SB r96", 39.9),
+        ("lora_xs", "Mistral-7B LoRA r32", "Mistral-7B LoRA-SB r96", 40.6),
+        ("lora_xs", "Gemma-2 9B LoRA r32", "Gemma-2 9B LoRA-SB r64", 89.7),
+        ("lora_xs", "Mistral-7B LoRA r32", "Mistral-7B LoRA-SB r64", 91.4),
+        ("randlora_nola", "NOLA: LLaMA-2-70B LoRA r1", "NOLA: LLaMA-2-70B NOLA 512 bases", 22.6),
+    ],
+)
+def test_how_many_times_fewer_than_lora(table_of, lora, other, times):
+    """Abstracts say 27 to 90 times of LoRA-SB, almost 20 of NOLA; that modules count these is seen elsewhere."""
+    few, many = (row(table_of, label).cells["count"].published for label in (other, lora))
+    assert round(many / few, 1) == times
+
+
+def test_the_count_that_miss_prints_for_13b_is_of_rank_120():
+    one = row("miss", "LLaMA-2-13B MiSS r128")
+    outputs = sum(o for _, o in widths(config_of("miss", one), LLAMA_NAMES))
+    assert (one.cells["count"].published, 120 * outputs) == (128 * outputs, 255_590_400)
+    assert int(120 * outputs / 1e6) == one.cells["million"].published
+
+
+def test_what_nola_prints_of_gpt2_large_is_1000_bases_and_not_1024():
+    one = row("randlora_nola", "NOLA: GPT-2 large q, v NOLA r8, 1000 bases")
+    more = [text.replace("=1000", "=1024") for text in one.overrides]
+    assert more != one.overrides
+    at_1024 = load.row_recipe(table("randlora_nola"), one.model_copy(update={"overrides": more}))
+    assert measure(at_1024.recipe, MODELS.get(at_1024.recipe.model), optimizer=False)["trainable"] == 147_456
+    assert one.cells["count"].published == 144_000
+
+
 def test_the_partial_dora_row_is_lora_on_three_layers_and_a_magnitude_on_seven():
     one = row("dora", "Table 6: LLaMA-13B DoRA r32")
     config = config_of("dora", one)
