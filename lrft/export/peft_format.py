@@ -60,7 +60,8 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
     takes_transposed = all(form.transposed for form in taking)
-    if not whole or not _taken(model, takes_transposed):
+    refused = taken_for_experts(model) or lacks_classifier(model) or (model.transposed and not takes_transposed)
+    if not whole or refused:
         return _own_form(model, dtype), None
     tensors = {
         f"{PREFIX}{site}.{name}": tensor
@@ -99,11 +100,6 @@ def written_dtype(recipe: Recipe, sites: list[tuple[str, Adapted]]) -> torch.dty
     if said is None and any(module.adapter.wide for _, module in sites):
         return torch.float32
     return DTYPES[said or recipe.model.dtype]
-
-
-def _taken(model: CausalLM, transposed: bool) -> bool:
-    """Whether PEFT puts a method on this model that takes transposed layers, or not."""
-    return (transposed or not model.transposed) and not (taken_for_experts(model) or lacks_classifier(model))
 
 
 def _form_of_all(
