@@ -41,7 +41,11 @@ OPTIONS = {
     "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TRUST, *TALK},
     "chat": {"--base", *SAMPLING, *TRUST, *TALK},
     "generate": {"--out", "--base", *SAMPLING, *TRUST, *TALK},
-    "merge": {"--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", *TRUST, *TALK},
+    "merge": {
+        *("--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", "--add", "--features"),
+        *TRUST,
+        *TALK,
+    },
     "export": {
         *("--out", "--for", "--error", "--rank", "--dtype", "--merged"),
         *("--from", "--push", "--public", *TRUST, *TALK),
