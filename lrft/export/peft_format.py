@@ -84,9 +84,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     extra, said = beside(model, {name for name, _ in sites}, str(common["peft_type"]))
     extra, said = extra | rows[0], {**said, **rows[1]}
     config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
-    if takes_transposed:
-        config["fan_in_fan_out"] = bool(model.transposed)
-    fitted = taking[0].fitted(config)
+    fitted = taking[0].fitted(config, bool(model.transposed))
     if fitted is None:
         return _own_form(model, dtype), None
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()} | extra, fitted
