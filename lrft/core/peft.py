@@ -57,11 +57,16 @@ class PeftForm:
     together: Together | None = None
     holds: Callable[[Any], bool] = lambda adapter: True
 
-    def fitted(self, config: dict[str, Json]) -> dict[str, Json] | None:
-        """A configuration without the keys that PEFT has not for the method; None where they would say something."""
+    def fitted(self, config: dict[str, Json], transposed: bool) -> dict[str, Json] | None:
+        """A configuration with the keys that PEFT has for the method; None where the others would say something.
+
+        Args:
+            transposed: whether the model's layers store (in, out), which says nothing of a method without the key.
+        """
         if any(config.get(key) not in (None, False, "none") for key in self.lacks):
             return None
-        return {key: value for key, value in config.items() if key not in self.lacks}
+        whole = {**config, "fan_in_fan_out": transposed} if self.transposed else config
+        return {key: value for key, value in whole.items() if key not in self.lacks}
 
     def keys_of(self, adapter: Adapter, with_start: bool = False) -> dict[str, Json]:
         """The keys of this very adapter."""

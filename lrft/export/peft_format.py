@@ -80,9 +80,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     extra, said = beside(model, {name for name, _ in sites}, str(common["peft_type"]))
     extra, said = extra | rows[0], {**said, **rows[1]}
     config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
-    if takes_transposed:
-        config["fan_in_fan_out"] = bool(model.transposed)
-    fitted = taking[0].fitted(config)
+    fitted = taking[0].fitted(config, bool(model.transposed))
     if fitted is None:
         return _own_form(model, dtype), None
     unrounded = tuple(f".{form.names[name]}" for form in taking for name in form.unrounded)
