@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from lrft.core.adapter import Adapter
 
 
 def draw_rows(
-    adapter: nn.Module, probability: float, device: torch.device, rescaled: bool = True
+    adapter: Adapter, probability: float, device: torch.device, rescaled: bool = True
 ) -> Tensor | None:
     """What the rows of the change at a site are multiplied with, (out,); None where none is dropped.
 
