@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+WRITTEN = re.compile(r"^Written by `python scripts/\w+\.py`", re.MULTILINE)
 
 
 def write_or_check(fresh: Mapping[Path, str], arguments: Sequence[str], owned: Sequence[Path] = ()) -> int:
@@ -20,7 +21,7 @@ def write_or_check(fresh: Mapping[Path, str], arguments: Sequence[str], owned: S
     Returns:
         the exit code: 1 where `--check` found something out of date.
     """
-    left = [path for folder in owned for path in sorted(folder.glob("*.md")) if path not in fresh]
+    left = _left_over(fresh, owned)
     stale = out_of_date(fresh, owned)
     if list(arguments) == ["--check"]:
         for path in stale:
@@ -36,10 +37,15 @@ def write_or_check(fresh: Mapping[Path, str], arguments: Sequence[str], owned: S
 
 def out_of_date(fresh: Mapping[Path, str], owned: Sequence[Path] = ()) -> list[Path]:
     """Files that are missing, differ, or belong to nothing any more."""
-    left = [path for folder in owned for path in sorted(folder.glob("*.md")) if path not in fresh]
-    return left + [
+    return _left_over(fresh, owned) + [
         path for path, text in fresh.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
+
+
+def _left_over(fresh: Mapping[Path, str], owned: Sequence[Path]) -> list[Path]:
+    """Pages of owned folders that are not written any more; one that names the script that writes it is that one's."""
+    pages = [path for folder in owned for path in sorted(folder.glob("*.md")) if path not in fresh]
+    return [page for page in pages if not WRITTEN.search(page.read_text(encoding="utf-8"))]
 
 
 def with_block(page: str, name: str, block: str) -> str:

@@ -61,7 +61,9 @@ EQUATION = re.compile(r" = |<-|~ |\{\"")
 INDEX = """# Methods
 
 Written by `python scripts/methods_pages.py` from the methods' own files; a test keeps these pages current. `lrft
-methods ls` lists the same on a terminal, `lrft methods show NAME` prints one.
+methods ls` lists the same on a terminal, `lrft methods show NAME` prints one. What each adapter does on each storage
+was tried, cell by cell: [adapters by storage](grid.md). What each method learns on one task, and what it costs, is on
+the [board](board.md).
 
 {grid}
 

@@ -77,6 +77,8 @@ ASIDE = (
     "tests/data/test_order_and_pack.py",
     "tests/methods/adapters/test_xlora.py",
     "tests/methods/allocate/test_dylora.py",
+    "tests/test_grid.py::test_a_cell_is_what_happened",
+    "tests/test_board.py::test_the_board_runs",
 )
 # Of those, what --fast runs all the same: one recipe from training to merge, and what no training is needed for.
 KEPT = (
