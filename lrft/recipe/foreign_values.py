@@ -62,6 +62,6 @@ NOT_HERE = frozenset(
     xadapter mica orthogonal spectral aqlm autoround awq bnb3bit compressedtensors eetq exl2 fp8 gptq hqq int2 int3
     marlin mxfp4 nvfp4 qat quanto quip squeezellm torchao vptq w4a16 w8a8 apo bco cpo gkd grpo ipo kto ktopair
     minillm nash orm orpo ppo prm reinforce rlhf rloo simpo slic hinge xpo
-    hut soka
+    blocklora hut soka
     """.split()
 )
