@@ -133,14 +133,11 @@ def norm_sites(model: CausalLM) -> dict[str, Site]:
     """
     found = {}
     for name, module in model.hf.named_modules():
-        weight, own = (
-            module._parameters.get("weight"),
-            {k for k, p in module._parameters.items() if p is not None},
-        )
-        if "Norm" not in type(module).__name__ or weight is None or weight.ndim != 1 or module._modules:
-            continue
-        if own <= {"weight", "bias"}:
-            found[name] = Site(name, len(weight), len(weight), has_bias="bias" in own, kind="norm")
+        held = {key: p for key, p in module._parameters.items() if p is not None}
+        plain = "weight" in held and held.keys() <= {"weight", "bias"} and not module._modules
+        if plain and "Norm" in type(module).__name__ and held["weight"].ndim == 1:
+            width = len(held["weight"])
+            found[name] = Site(name, width, width, has_bias="bias" in held, kind="norm")
     if not found:
         raise ValueError("it has no norm with a weight for every channel")
     return found
@@ -222,8 +219,13 @@ def choose(
             ends = {part for name in sites for part in (name.rpartition(".")[2], name)}
             leaves = {name.rpartition(".")[2] for name in sites}
             known = leaves if "." not in pattern else ends
+            what = (
+                "linear layer"
+                if any(site.kind == "linear" for site in sites.values())
+                else "site of the adapter"
+            )
             raise RecipeError(
-                f"pattern {pattern!r} matches no linear layer{did_you_mean(pattern, known)}",
+                f"pattern {pattern!r} matches no {what}{did_you_mean(pattern, known)}",
                 "adapter.targets",
             )
         hits = [name for name in hits if name not in left_out]

@@ -15,7 +15,7 @@ from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
 from lrft.model.fused import fuse
 from lrft.model.load import load_model
-from lrft.model.sites import sites_of
+from lrft.model.sites import choose, sites_of
 from lrft.model.trained import load_trained_tensors, parameter_infos, trained_tensors
 from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
@@ -162,3 +162,22 @@ def test_it_stands_around_blocks_and_is_mergeable(make, name):
     model = make(name)
     assert any(isinstance(module, AdaptedBlock) for _, module in adapted(model.hf))
     check_mergeable(model)
+
+
+def test_norms_are_found_by_what_they_hold(tiny):
+    found = {family: sites_of(base_of(tiny, family), ("norm",)) for family in ("llama", "qwen3", "gpt2")}
+    of_a_block = {"llama": 2, "qwen3": 4, "gpt2": 2}  # those of queries and keys too
+    assert {family: len(sites) for family, sites in found.items()} == {
+        f: 2 * n + 1 for f, n in of_a_block.items()
+    }
+    assert (
+        found["qwen3"]["model.layers.0.self_attn.q_norm"].out_features
+        < found["qwen3"]["model.norm"].out_features
+    )
+    assert all(
+        site.has_bias == (family == "gpt2") for family, sites in found.items() for site in sites.values()
+    )
+    with pytest.raises(
+        RecipeError, match=r"'input_layernrm' matches no site of the adapter; did you mean input_layernorm"
+    ):
+        choose(found["llama"], ["input_layernrm"])
