@@ -44,13 +44,18 @@ from lrft.lab.runs.local import Progress, run_all  # noqa: E402
 from lrft.lab.runs.outcome import DIVERGED, finished, result, value  # noqa: E402
 from lrft.lab.runs.planned import TUNING_SEED, PlannedRun, plan_run  # noqa: E402
 from lrft.registry.did_you_mean import did_you_mean  # noqa: E402
-from lrft.registry.errors import LrftError, NumericalError  # noqa: E402
+from lrft.registry.errors import DataError, Interrupted, LrftError, NumericalError, RecipeError  # noqa: E402
 from lrft.training.folder import RunFolder  # noqa: E402
 
 RECORD = ROOT / "docs" / "methods" / "board.jsonl"
 SEEDS = (0, 1)
 EXACT = "exact_match.exact_match"
 PAIRS, FOREIGN = 7, 0.1
+REFUSALS = (
+    RecipeError.exit_code,
+    DataError.exit_code,
+    NumericalError.exit_code,
+)  # the same whenever it is tried
 GUESS = 300.0  # seconds of a run before any has been seen
 QUIET = ["train.eval_every=1000000000", "train.save_every=1000000000"]
 TINY = ["model.dtype=float32", "data.train.limit=16", "data.eval.limit=2", "train.device=cpu", "train.max_length=160",
@@ -132,17 +137,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     board.ends = time.monotonic() + 60 * chosen.budget_minutes
     board.lines = read(board.record)
     silence(True)
+    code = 0
     try:
         for name in names:
             fill(board, name)
     except OutOfTime:
         print(f"no room for another run of {board.longest:.0f} s; the same command goes on", flush=True)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
     finally:
         silence(False)
     pages = fresh(board.record, board.out) if chosen.smoke else fresh()
     for path, text in pages.items():
         path.write_text(text, encoding="utf-8")
-    return 0
+    return code
 
 
 def fresh(record: Path = RECORD, folder: Path | None = None) -> dict[Path, str]:
@@ -182,10 +191,13 @@ def fill(board: Board, key: str) -> None:
         rate = _tune(board, found)
         _score(board, found, rate)
         _time(board, found, rate)
-    except NumericalError as error:
-        board.add(_line(found, "refused", said=f"diverged: {error}"))
+    except Interrupted:
+        raise
     except LrftError as error:
-        board.add(_line(found, "refused", said=" ".join(str(error).split())))
+        if error.exit_code in REFUSALS:
+            board.add(_line(found, "refused", said=" ".join(str(error).split())))
+        else:  # killed, out of memory, no disk: tried again by the same command
+            print(f"{key}: {error}", flush=True)
 
 
 def _tune(board: Board, found: Entry) -> float:

@@ -14,7 +14,7 @@ from board_steps import Stepped
 from lrft.api.train import train
 from lrft.core.notes import restored
 from lrft.recipe.load import load_recipe
-from lrft.registry.errors import NumericalError
+from lrft.registry.errors import Interrupted, LrftError, NumericalError
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +110,30 @@ def test_what_a_step_raises_reaches_whoever_asked_for_it(tiny, tmp_path, monkeyp
     with pytest.raises(NumericalError, match="no number"):
         side.step(None)
     side.leave()
+
+
+@pytest.mark.parametrize(
+    ("error", "recorded"),
+    [(NumericalError("loss nan"), True), (LrftError("ended with signal 9"), False)],
+)
+def test_what_would_happen_again_is_recorded_and_what_was_killed_is_tried_again(
+    tmp_path, capsys, error, recorded
+):
+    made = board._board(True, tmp_path)
+
+    def fail(_: object) -> None:
+        raise error
+
+    made.finish = fail
+    board.fill(made, "restart=relora")
+    assert [line["said"] for line in board.read(made.record)] == ([str(error)] if recorded else [])
+    assert str(error) in capsys.readouterr().out
+
+
+def test_an_interruption_leaves_no_line_and_the_page_is_written(tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise Interrupted(2, "stopped")
+
+    monkeypatch.setattr(board, "fill", stop)
+    assert board.main(["--smoke", "--out", str(tmp_path), "--methods", "adapter=lora"]) == 130
+    assert (tmp_path / "board.md").is_file() and not (tmp_path / "board.jsonl").exists()
