@@ -79,8 +79,8 @@ class FiniteRows:
         DataError: a row holds a number that is none, when it is asked for.
     """
 
-    def __init__(self, rows: Indexed[Row], path: Path) -> None:
-        self.rows, self.path = rows, path
+    def __init__(self, rows: Indexed[Row], name: Path | str) -> None:
+        self.rows, self.name = rows, name
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,7 +97,7 @@ class FiniteRows:
         for name, value in row.items():
             if (found := _not_finite(value)) is not None:
                 raise DataError(
-                    f"{self.path} row {index}: column {name!r} holds {found}, which is no number; correct it"
+                    f"{self.name} row {index}: column {name!r} holds {found}, which is no number; correct it"
                 )
         return row
 

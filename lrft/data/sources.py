@@ -17,7 +17,7 @@ from lrft.data.files import Role, locate_files, near_files, suffix_of
 from lrft.data.hub import offline_if_unreachable
 from lrft.data.json_rows import is_large
 from lrft.data.order import permutation
-from lrft.data.parquet_rows import ParquetRows, finite
+from lrft.data.parquet_rows import FiniteRows, ParquetRows, finite
 from lrft.data.rows import Indexed, joined
 from lrft.data.rows import Rows as Rows
 from lrft.data.text_files import TABLE_READERS, TEXT_READERS, read_plain_lines, table_of
@@ -205,7 +205,10 @@ def _read_hub(source: Source, role: Role, key: str) -> Rows:
         raise DataError(f"{key}.source: {source.source}, split {split!r}, has no rows")
     fingerprint = _digest(rows) if streams else rows._fingerprint
     revision = f"@{source.revision}" if source.revision else ""
-    return Rows(rows, f"{source.source}:{split}", f"{fingerprint}{revision}", filled=True)
+    name = f"{source.source}:{split}"
+    if streams or "float" in str(rows.features):
+        rows = FiniteRows(rows, name)
+    return Rows(rows, name, f"{fingerprint}{revision}", filled=True)
 
 
 def _digest(rows: Sequence[Row]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import datasets
 import pytest
 
@@ -107,3 +109,20 @@ def test_another_source_does_not_inherit_the_stream(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {name: x/y}\ndata: {train: {source: a/b, stream: 3}, format: text}\n")
     assert load_recipe(recipe, [f"data.train.source={path}"]).recipe.data.train.stream is None
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_number_of_the_hub_that_is_none_is_refused_by_row_and_column(monkeypatch, streams):
+    rows = [
+        {"text": "a", "score": 1.5},
+        {"text": "b", "score": float("nan")},
+        {"text": "c", "score": -math.inf},
+    ]
+    whole = datasets.Dataset.from_list(rows)
+    given = whole.to_iterable_dataset() if streams else whole
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: given)
+    found = read_rows(Source(source="owner/rows", stream=3 if streams else None), "train")
+    assert found[0]["score"] == 1.5
+    assert found[1]["score"] is None  # all of a value: a gap, as in a Parquet file
+    with pytest.raises(DataError, match=r"owner/rows:train row 2: column 'score' holds -inf"):
+        found[2]
