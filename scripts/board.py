@@ -271,7 +271,7 @@ def _time(board: Board, found: Entry, rate: float) -> None:
                 side.leave()
     told = summary(sides[0], sides[1], pairs, discarded, [1])
     ratio = None if told["ratio"] is None else 1 / told["ratio"]["median"]
-    seconds = None if ratio is None else told["seconds"][found.key]
+    seconds = None if ratio is None else [told["seconds"][side.name] for side in sides]
     board.add(_line(found, "time", ratio=ratio, seconds=seconds, pairs=len(pairs), said=told["missed"] or ""))
 
 

@@ -76,7 +76,7 @@ def entry(key: str, base: list[str], given: list[str], steps: int = STEPS) -> En
     axis, _, name = key.partition("=")
     said = ""
     for storage, settings, overrides in _candidates(axis, name, given, steps):
-        together = (*base, f"quantization={storage}", f"train.max_steps={steps}", *overrides)
+        together = (*base, f"quantization={storage}", f"train.max_steps={steps}", "~train.epochs", *overrides)
         try:
             arm = Arm(key, str(TASK), together, load_recipe(TASK, together).recipe, key)
         except RecipeError as error:

@@ -93,11 +93,16 @@ class Row:
 
     def _costs(self) -> list[str]:
         step = NOT_RUN if self.timed is None else self.timed.get("said", "")
-        step = step if self.ratio is None else f"{self.ratio:.2f}"
+        step = step if self.ratio is None else f"{self.ratio:.2f}{self._seconds()}"
         trained, adapter = (
             _most(self.scores, key, unit) for key, unit in (("trainable", 1), ("adapter_bytes", 2**10))
         )
         return [step, *("" if x is None else f"{x:,.0f}" for x in (self.memory, trained, adapter))]
+
+    def _seconds(self) -> str:
+        """Medians of the method's step and of LoRA's beside it, which on another day are other ones."""
+        seconds = None if self.timed is None else self.timed.get("seconds")
+        return "" if not seconds else f" ({seconds[0]:.2f} and {seconds[1]:.2f} s)"
 
 
 def page(rows: Mapping[str, Row], version: str, plots: Sequence[str]) -> str:

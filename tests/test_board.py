@@ -66,11 +66,14 @@ def test_the_board_page_says_what_was_not_run_and_plots_what_was():
     lines += [
         {**made, **costs, "seed": s, "loss": 0.5 + s, "exact_match": 0.25, "version": "1"} for s in (0, 1)
     ]
-    lines.append({**made, "kind": "time", "ratio": 1.5, "version": "1"})
+    lines.append({**made, "kind": "time", "ratio": 1.5, "seconds": [0.3, 0.2], "version": "1"})
     lines.append({"key": "init=b", "kind": "refused", "said": "it cannot", "version": "1"})
     files = board_page.files(lines, ["adapter=lora", "adapter=a", "init=b"], "1")
     page = files["board.md"]
-    assert "| `lora` | nf4\\* | 4! | 0.25, 0.25 | 0.500, 1.500 | 1.50 | 2 | 1,000 | 4 |" in page
+    assert (
+        "| `lora` | nf4\\* | 4! | 0.25, 0.25 | 0.500, 1.500 | 1.50 (0.30 and 0.20 s) | 2 | 1,000 | 4 |"
+        in page
+    )
     assert "| `a` | not run yet |" in page and "| `b` | refused: it cannot |" in page
     assert "1 of 3 methods" in page and set(files) == {"board.md", "board-memory.svg", "board-time.svg"}
     assert files["board-time.svg"].count("<circle") == 1 and ">lora<" in files["board-time.svg"]
