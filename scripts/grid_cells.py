@@ -49,8 +49,12 @@ WHATS = ("train", "merge", "export", "resume", "compile")
 REFUSALS = (RecipeError, UsageError, NotMergeable)  # what a user can mend, or is told to do in another way
 DONE, PEFT, PLAIN, REFUSED, FAULT = "done", "peft", "lora", "refused", "fault"
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+RAISED = re.compile(
+    r"\b[A-Z][a-z]\w*(Error|Exception)\b"
+)  # no sentence for a user: the code's own fault, passed on
 CUT = 2  # the step after which a run is cut off
 RATE = 0.02  # or what the smoke recipe has, where that is more: three steps have to move the logits
+STILL = 0.002  # where losses are compared, so that what rounding tips over, such as a choice of experts, stays small
 SMALL = [
     *("model.dtype=float32", "schedule=constant", "train.max_steps=3", "train.save_every=1"),
     *("train.keep_last=9", "train.packing=true", "train.device=cpu", "data.train.limit=30", "data.eval.limit=2"),
@@ -181,7 +185,8 @@ class Row:
         except Interrupted:  # by whoever runs the script, and nothing that happened to the cell
             raise
         except REFUSALS as error:
-            outcome, said = REFUSED, self._sentence(error)
+            said = self._sentence(error)
+            outcome = FAULT if RAISED.search(said) else REFUSED
         except Exception as error:  # whatever else is no answer to a user
             outcome, said = FAULT, f"{type(error).__name__}: {self._sentence(error)}"
         seconds = round(time.perf_counter() - began, 1)
@@ -241,7 +246,7 @@ class Row:
 
         found = []
         for compiled in ("false", "true"):
-            more = [f"model.compile={compiled}", *self._two_layers()]
+            more = [f"model.compile={compiled}", f"optimizer.lr={STILL}", *self._two_layers()]
             recipe = self.bench.recipe(self.adapter, self.storage, self.bench.shallow, *more)
             folder = self.folder / f"compile-{compiled}"
             dynamo.reset()  # or what one adapter has used up of torch's patience the next one goes without

@@ -66,7 +66,11 @@ def test_a_refusal_is_its_sentence_and_anything_else_is_a_fault(bench, monkeypat
     def fail():
         raise ValueError("a shape\nand more")
 
-    row.asked |= {"train": refuse, "merge": fail}
+    def pass_on():
+        raise RecipeError("cannot run it (NameError: x is not defined); name another")
+
+    row.asked |= {"train": refuse, "merge": fail, "export": pass_on}
+    assert row.cell("export", "1").outcome == "fault"
     refused, fault = row.cell("train", "1"), row.cell("merge", "1")
     assert (refused.outcome, refused.said) == ("refused", "adapter.rank: no such thing in SCRATCH/x")
     assert (fault.outcome, fault.said) == ("fault", "ValueError: a shape")
