@@ -62,7 +62,7 @@ def _without_added(section: BaseModel) -> dict[str, Json]:
     plain: dict[str, Json] = section.model_dump(mode="json")
     for name, slot in type(section).model_fields.items():
         value = getattr(section, name)
-        if ADDED in slot.metadata and value == slot.default:
+        if ADDED in slot.metadata and value == slot.get_default(call_default_factory=True):
             del plain[name]
         elif isinstance(value, BaseModel):
             plain[name] = _without_added(value)

@@ -36,7 +36,7 @@ CASES = [
     ("  rank: 8", "  dtype: fp32", "adapter.dtype", 5, "one of bfloat16 or float32, or null, not 'fp32'"),
     ("  rank: 8", "  rank_pattern: {q_proj: x}", "adapter.rank_pattern.q_proj", 5, "an integer greater than 0"),
     ("  rank: 8", "  rank_pattern: 8", "adapter.rank_pattern", 5, "a section whose values are integers"),
-    ("  method: lora", "  method: lroa", "adapter.method", 4, "did you mean lora"),
+    ("  method: lora", "  method: lroa", "adapter.method", 4, "did you mean road or lora"),
     ("  method: lora", "  method: 5", "adapter.method", 4, "or xlora, not 5"),
     ("  method: lora", "  method:", "adapter.method", 4, "or xlora, not null"),
     ("  method: lora", "  name: lora", "adapter.name", 4, "did you mean method?"),

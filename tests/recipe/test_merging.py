@@ -152,7 +152,7 @@ def test_overrides_apply_in_order(write):
     [
         ("adapter.rnak=4", "adapter.rnak", "did you mean rank?"),
         ("adapter.rank=x", "adapter.rank", "an integer greater than 0 and at most 65536, not 'x'"),
-        ("adapter=dorra", "adapter.method", "did you mean dora or dylora?"),
+        ("adapter=dorra", "adapter.method", "did you mean dora or dvora?"),
         ("trian.seed=1", "trian", "did you mean train?"),
         ("train.seed.deep=1", "train.seed", "not a section"),
         ("train={seed: 1, seed: 2}", "train.seed", "is written twice; keep one of them"),

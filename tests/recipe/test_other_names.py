@@ -138,7 +138,7 @@ VALUES_OF_OTHERS = [
     (ADAPTER, "  method: LoRA+", "it is an optimizer: write optimizer: lora_plus"),
     (ADAPTER, "  method: adalora", "it is an allocation: write adapter: svd_lora and allocate: adalora"),
     (ADAPTER, "  method: LoRA", "did you mean lora?"),
-    (ADAPTER, "  method: lroa", "did you mean lora or "),
+    (ADAPTER, "  method: lroa", "did you mean road or lora?"),
     (ADAPTER, "  method: pisa", "did you mean pissa? It is an init: write init: pissa"),
     (ADAPTER, "  method: full", "write trainable: full"),
     (ADAPTER, "  method: hut", "lrft does not have hut; known: allora"),
