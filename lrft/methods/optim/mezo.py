@@ -84,19 +84,28 @@ class MeZO(Optimizer):
                 parameters it gives the same number, so dropout is off.
         """
         settings = self.param_groups[0]
-        eps, samples = settings["eps"], settings["samples"]
+        samples = settings["samples"]
         origin = [param.clone() for param, _, _ in self._moving()] if settings["restore"] == "exact" else None
         slopes, losses = [], []
         for sample in range(samples):
+            eps = self._distance(settings, sample)
             ahead, behind = self._two_points(closure, sample, eps, origin)
             slopes.append(float(ahead - behind) / (2 * eps))
             losses.append(ahead)
             if not math.isfinite(slopes[-1]):
                 return ahead - behind
-        self._update([slope / samples for slope in slopes])
+        self._move_along(slopes)
         for group in self.param_groups:
             group["steps"] += 1
         return torch.stack(losses).mean()
+
+    def _distance(self, settings: Group, sample: int) -> float:
+        """How far the two points of a sample lie from the parameters."""
+        return float(settings["eps"])
+
+    def _move_along(self, slopes: list[float]) -> None:
+        """The update by the slopes of all samples."""
+        self._update([slope / len(slopes) for slope in slopes])
 
     def _two_points(
         self, closure: Callable[[], Tensor], sample: int, eps: float, origin: list[Tensor] | None
