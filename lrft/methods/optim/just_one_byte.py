@@ -50,7 +50,7 @@ class JustOneByte(MeZO):
     """
 
     aliases = {
-        "justonebyte one_byte shared_randomness": "optimizer: just_one_byte\ntrain: {clip: null}",
+        "one_byte shared_randomness": "optimizer: just_one_byte\ntrain: {clip: null}",
     }
 
     class Config(MeZO.Config):

@@ -3,17 +3,24 @@
 import copy
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from lrft.api.train import train
+from lrft.build.adapt import adapt
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._directions import seeded
 from lrft.methods.optim.just_one_byte import coded, decoded
+from lrft.model.trained import parameter_infos
+from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
 from lrft.training.flatten import flatten, unflatten
+
+SMOKE = Path(__file__).parents[3] / "recipes" / "smoke" / "just_one_byte.yaml"
 
 
 def tensor(*shape, seed=0):
@@ -96,7 +103,7 @@ def read(files):
     return unflatten(load(files[0]), json.loads(files[1]))
 
 
-def train(steps, infos, **settings):
+def descend(steps, infos, **settings):
     optimizer = build(infos, lr=0.002, **settings)
     for t in range(steps):
         for group in optimizer.param_groups:
@@ -110,7 +117,7 @@ def test_a_run_is_done_again_to_the_bit_from_its_record_alone(dtype):
     settings = {"samples": 2, "weight_decay": 0.1, "seed": 3}
     infos, again = parameters(dtype), parameters(dtype)
     before = values(infos)
-    optimizer = train(12, infos, **settings)
+    optimizer = descend(12, infos, **settings)
     other = build(again, lr=0.5, **settings)
     other.replay(read(stored(optimizer))["record"])
     for one, two, old in zip(infos, again, before, strict=True):
@@ -118,6 +125,27 @@ def test_a_run_is_done_again_to_the_bit_from_its_record_alone(dtype):
     for part in (optimizer, other):
         part.step(quadratic(infos if part is optimizer else again))
     assert all(torch.equal(a.param, b.param) for a, b in zip(infos, again, strict=True))
+
+
+def test_what_a_run_trained_comes_of_its_start_and_the_record_in_its_checkpoint(on_tiny, tmp_path):
+    """A schedule, an adapter and a checkpoint as `lrft train` has them; no data and no loss in the replay."""
+    settings = [*on_tiny(SMOKE), "data.train.limit=30", "train.device=cpu", "~eval.tasks"]
+    loaded = load_recipe(SMOKE, [*settings, "optimizer.samples=2", "optimizer.lr=0.01"])
+    train(loaded, tmp_path / "run", resume=False)
+    step = tmp_path / "run" / "checkpoints" / "step-3"
+    tensors = load((step / "optimizer.safetensors").read_bytes())
+    kept = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+    record = unflatten(kept, json.loads((step / "state.json").read_text())["optimizer"])["record"]
+    with torch.random.fork_rng():
+        model = adapt(loaded.recipe).model
+    infos = parameter_infos(model)
+    before = values(infos)
+    build(infos, lr=1.0, samples=2, eps=0.01).replay(record)
+    trained = load((step / "adapter.safetensors").read_bytes())
+    found = {info.name: info.param.detach() for info in infos}
+    assert len(record["codes"]) == 3 and found.keys() <= trained.keys()
+    assert all(torch.equal(found[name], trained[name]) for name in found)
+    assert any(not torch.equal(info.param, old) for info, old in zip(infos, before, strict=True))
 
 
 def test_a_thousand_steps_under_a_schedule_take_less_than_20_kilobytes():
@@ -139,7 +167,7 @@ def test_rates_that_differ_between_groups_are_kept_apart():
 
 def test_the_record_goes_on_after_a_resume():
     infos, others = parameters(), parameters()
-    optimizer = train(3, infos)
+    optimizer = descend(3, infos)
     resumed = build(others, lr=0.002)
     for own, other in zip(infos, others, strict=True):
         other.param.data.copy_(own.param.data)
