@@ -90,10 +90,11 @@ class OSF(Settling, LowRank):
             raise ValueError(
                 f"{r} directions of {d} would train and none rest; keep more, or train {d - 1} at most"
             )
-        shapes = {"U": (site.out_features, r), "S": (r,), "V": (r, site.in_features)}
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
-            self.register_buffer(f"{name}_0", torch.zeros(shape))
+        self.U = nn.Parameter(torch.zeros(site.out_features, r))
+        self.S = nn.Parameter(torch.zeros(r))
+        self.V = nn.Parameter(torch.zeros(r, site.in_features))
+        for name in "USV":
+            self.register_buffer(f"{name}_0", torch.zeros_like(self.get_parameter(name)))
         tall, wide = site.out_features > site.in_features, site.out_features < site.in_features
         self.register_buffer("U_h", torch.zeros(site.out_features, (d - r) * tall))
         self.register_buffer("V_h", torch.zeros((d - r) * wide, site.in_features))
