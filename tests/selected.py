@@ -61,6 +61,8 @@ LONG = (
 ASIDE = (
     "tests/test_docs.py::test_what_a_script_writes_is_current",
     "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[mezo]",
+    "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[quzo]",
+    "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[just_one_byte]",
     "tests/lab/",
     "tests/reliability/",
     "tests/evaluation/",
@@ -206,6 +208,8 @@ ON_DEMAND = {
     },
     "tests/contracts/test_optimizers.py": {
         "test_it_lowers_a_quadratic[mezo": "its own file",
+        "test_it_lowers_a_quadratic[quzo": "its own file",
+        "test_it_lowers_a_quadratic[just_one_byte": "its own file",
     },
     "tests/training/test_recomputing.py": {
         "test_a_run_says_and_records": "what is chosen, beside it",

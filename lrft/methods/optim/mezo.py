@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
@@ -12,12 +11,10 @@ from torch import Tensor
 
 from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
+from lrft.methods.optim._directions import Draw, seeded
 from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
-
-Draw = Callable[[Tensor, str, int, int], Tensor]
-"""(parameter, its name, finished steps, sample) -> z. It is called three times a step, to perturb and to update."""
 
 
 @OPTIMIZERS.register
@@ -87,19 +84,28 @@ class MeZO(Optimizer):
                 parameters it gives the same number, so dropout is off.
         """
         settings = self.param_groups[0]
-        eps, samples = settings["eps"], settings["samples"]
+        samples = settings["samples"]
         origin = [param.clone() for param, _, _ in self._moving()] if settings["restore"] == "exact" else None
         slopes, losses = [], []
         for sample in range(samples):
+            eps = self._distance(settings, sample)
             ahead, behind = self._two_points(closure, sample, eps, origin)
             slopes.append(float(ahead - behind) / (2 * eps))
             losses.append(ahead)
             if not math.isfinite(slopes[-1]):
                 return ahead - behind
-        self._update([slope / samples for slope in slopes])
+        self._move_along(slopes)
         for group in self.param_groups:
             group["steps"] += 1
         return torch.stack(losses).mean()
+
+    def _distance(self, settings: Group, sample: int) -> float:
+        """How far the two points of a sample lie from the parameters."""
+        return float(settings["eps"])
+
+    def _move_along(self, slopes: list[float]) -> None:
+        """The update by the slopes of all samples."""
+        self._update([slope / len(slopes) for slope in slopes])
 
     def _two_points(
         self, closure: Callable[[], Tensor], sample: int, eps: float, origin: list[Tensor] | None
@@ -135,18 +141,6 @@ class MeZO(Optimizer):
             for sample, slope in enumerate(slopes):
                 step.add_(self.draw(param, name, group["steps"], sample), alpha=slope)
             param.copy_(step.mul_(-group["lr"]).add_(param))
-
-
-def seeded(seed: int) -> Draw:
-    """Standard normal z in the parameter's dtype, from a generator on its device: other devices draw other numbers."""
-
-    def draw(param: Tensor, name: str, step: int, sample: int) -> Tensor:
-        key = f"{seed} {step} {sample} {name}".encode()
-        mixed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) % 2**63
-        generator = torch.Generator(device=param.device).manual_seed(mixed)
-        return torch.randn(param.shape, generator=generator, dtype=param.dtype, device=param.device)
-
-    return draw
 
 
 def _decays(info: ParamInfo) -> bool:

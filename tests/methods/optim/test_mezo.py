@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lrft.core.params import ParamInfo
-from lrft.methods.optim.mezo import seeded
+from lrft.methods.optim._directions import seeded
 from lrft.registry.axes import OPTIMIZERS
 
 
