@@ -9,6 +9,7 @@ TRAITS: dict[str, str] = {
     "mergeable": "the adapter is a change of the weight: W' = W + delta(W)",
     "low_rank": "the adapter holds factors A (rank, in) and B (out, rank)",
     "trained_pair": "both factors of the adapter train",
+    "decomposed": "the adapter trains a magnitude of every output beside the direction of its weights",
     "linear_delta": "the change of the weight does not depend on W, so factors can be moved between bases",
     "undropped": "adapter.dropout is 0, because the adapter holds a part of the pretrained function",
     "own_weights": "the adapter is the weight of its layers itself, and the base's is given up",
