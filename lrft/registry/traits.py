@@ -10,6 +10,7 @@ TRAITS: dict[str, str] = {
     "low_rank": "the adapter holds factors A (rank, in) and B (out, rank)",
     "trained_pair": "both factors of the adapter train",
     "decomposed": "the adapter trains a magnitude of every output beside the direction of its weights",
+    "factor_product": "the factors A and B act by their product alone, so others of one product are the same function",
     "linear_delta": "the change of the weight does not depend on W, so factors can be moved between bases",
     "undropped": "adapter.dropout is 0, because the adapter holds a part of the pretrained function",
     "own_weights": "the adapter is the weight of its layers itself, and the base's is given up",
