@@ -82,7 +82,7 @@ def test_rows_of_the_weight_are_as_long_as_their_magnitude_after_every_step():
 
 
 def test_state_is_that_of_its_formula():
-    site, infos, optimizer = make()
+    site, _, optimizer = make()
     step(site, optimizer, 0)
     tensors = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
     numbers = sum(t.numel() for t in tensors)
