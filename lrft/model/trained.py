@@ -16,13 +16,14 @@ from lrft.core.less import changed, start_of
 from lrft.core.params import ParamInfo, Site
 from lrft.model.causal_lm import SCORE, CausalLM
 from lrft.model.new_rows import TOKENS
-from lrft.model.sites import linear_shape, linear_sites, matches
+from lrft.model.sites import is_transposed, linear_shape, linear_sites, matches
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import CheckpointError, RecipeError
 
 BASE = "base."  # goes before the names of base weights in a checkpoint
 SHARED = "shared."
 BLOCK = re.compile(r"^(.*?\.\d+)\.")
+QUERIES_OR_KEYS = re.compile(r"\.[qk]_proj\.weight$")
 
 
 def choose_base_weights(model: CausalLM, weights: str | list[str]) -> None:
@@ -137,13 +138,32 @@ def _base_infos(model: CausalLM) -> list[ParamInfo]:
     roles |= {id(model.hf.get_parameter(f"{SCORE}.weight")): "head"} if model.labels else {}
     linear = [module for module in model.hf.modules() if linear_shape(module)]
     matrices = {id(parameter) for module in linear for parameter in module.parameters(recurse=False)}
+    transposed = {id(module.get_parameter("weight")) for module in linear if is_transposed(module)}
     found = []
     for name, parameter in trained:
         is_matrix = id(parameter) in matrices and parameter.ndim == 2
         role = roles.get(id(parameter)) or ("matrix" if is_matrix else "vector")
         block = BLOCK.match(name)
-        found.append(ParamInfo(name, parameter, role, block=block.group(1) if block else ""))
+        found.append(
+            ParamInfo(
+                name,
+                parameter,
+                role,
+                block=block.group(1) if block else "",
+                head_rows=_head_rows(model, name, parameter),
+                transposed=id(parameter) in transposed,
+            )
+        )
     return found
+
+
+def _head_rows(model: CausalLM, name: str, parameter: nn.Parameter) -> int:
+    """Rows of a head of queries or keys; 0 of what is neither, or holds them beside other rows."""
+    if not QUERIES_OR_KEYS.search(name) or parameter.ndim != 2:
+        return 0
+    config = model.hf.config.get_text_config()
+    rows = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(rows) if len(parameter) % rows == 0 else 0
 
 
 def _adapter_infos(model: CausalLM) -> list[ParamInfo]:
