@@ -60,7 +60,9 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
     takes_transposed = all(form.transposed for form in taking)
-    refused = taken_for_experts(model) or lacks_classifier(model) or (model.transposed and not takes_transposed)
+    refused = (
+        taken_for_experts(model) or lacks_classifier(model) or (model.transposed and not takes_transposed)
+    )
     if not whole or refused:
         return _own_form(model, dtype), None
     tensors = {
