@@ -41,6 +41,7 @@ TRAITS: dict[str, str] = {
     "backward": "gradients are computed by backpropagation",
     "first_order": "the optimizer moves along gradients, so that choosing which are computed chooses what moves",
     "entry_moments": "the optimizer keeps its moments entry by entry, so that some of them can be zeroed",
+    "averaged": "what is scored and saved is an average of the steps, which the optimizer leaves to take gradients",
     "clippable": "all gradients exist together before the update, so that their global norm can be clipped",
     "per_parameter": "the update of a parameter depends on its own gradient alone",
     "documents": "every row of the data is a whole text, of which every token is learnt",
