@@ -10,7 +10,7 @@ from typing import cast
 from torch import Tensor
 
 from lrft.core.objective import Objective
-from lrft.core.optimizer import contract_of, lead, rejoin
+from lrft.core.optimizer import contract_of, lead
 from lrft.core.run import Run
 from lrft.core.settling import settle
 from lrft.core.stop import sentence
@@ -61,9 +61,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
             if math.isfinite(loss) and math.isfinite(norm):
                 run.optimizer.step()
                 settle(run.settling, run.optimizer)
-            elif overflowed(run, loss):
-                rejoin(run.optimizer)
-            else:
+            elif not overflowed(run, loss):
                 raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
         run.step += 1
         run.record(loss=loss, grad_norm=norm, lr=run.optimizer.param_groups[0]["lr"])

@@ -17,7 +17,7 @@ from lrft.registry.errors import RecipeError
 
 @OPTIMIZERS.register
 class ScheduleFree(Optimizer):
-    """AdamW without a schedule: an average x of the steps is kept, and gradients are taken between x and the last step.
+    """AdamW without a schedule: an average x of the steps is kept, gradients are taken beside it.
 
         y  = (1 - b1) z + b1 x                       before the gradient g of the step, which is that at y
         v <- b2 v + (1 - b2) g^2
