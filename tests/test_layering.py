@@ -100,7 +100,7 @@ TORCH = {"torch.int8", "F.cross_entropy"}
 NAMING = {
     "lrft/recipe/schema.py": {"lora", "adamw", "cross_entropy"},
     "lrft/export/targets.py": {"lora", "LoRA"},
-    "lrft/evaluation/tasks/glue.py": {"cola"},
+    "lrft/evaluation/tasks/glue.py": {"cola", "sst"},
     "lrft/data/formats/classify.py": {"classify", "Classify"},
 }
 

@@ -160,14 +160,13 @@ def bytes_per_weight(recipe: Recipe) -> float:
 def optimizer_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
     """Bytes of state after one step of the very optimizer that training builds, on tensors without storage.
 
-    Where the update of a parameter depends on its own gradient alone, one of each shape, role and dtype is stepped and
-    stands for all.
+    Where the update of a parameter depends on its own gradient alone, one of each kind is stepped and stands for all.
     """
     together = recipe.optimizer.model_copy(update={"per_layer": False})  # the same state, in one step
     optimizer = build_optimizer(recipe.model_copy(update={"optimizer": together}), infos)
     if contract_of(optimizer).calls_closure:
         return updates.state_bytes(optimizer)
-    kinds = [(tuple(info.param.shape), info.role, info.param.dtype) for info in infos]
+    kinds = [_kind(info) for info in infos]
     one_each = dict(zip(kinds, infos, strict=True))
     alone = "per_parameter" in OPTIMIZERS.declared(recipe.optimizer.method).provides
     for info in one_each.values() if alone else infos:
@@ -181,3 +180,9 @@ def optimizer_bytes(recipe: Recipe, infos: list[ParamInfo]) -> int:
         found = updates.state_bytes(optimizer)
     optimizer.zero_grad()
     return found
+
+
+def _kind(info: ParamInfo) -> tuple[object, ...]:
+    """What decides how much an optimizer keeps of a parameter."""
+    bias = info.name.endswith("bias")
+    return tuple(info.param.shape), info.role, info.param.dtype, info.head_rows, info.transposed, bias

@@ -53,6 +53,15 @@ class Optimizer(torch.optim.Optimizer):
         """Bytes of state of one parameter; None where only a step tells. Tests compare it with a step."""
         return None
 
+    def lead(self) -> None:
+        """Before a step's loss: move the parameters to where its gradients are to be taken, where that is elsewhere.
+
+        `step` brings them back, so that between two steps they are what is scored and saved.
+        """
+
+    def rejoin(self) -> None:
+        """Bring the parameters back without a step, where one is left out after `lead`."""
+
     def take_norm(self) -> Tensor | None:
         """The global L2 norm of the gradients consumed since the last call, 0-d; None where there were none."""
         return None
@@ -65,6 +74,18 @@ class Optimizer(torch.optim.Optimizer):
 def contract_of(optimizer: torch.optim.Optimizer) -> Optimizer | type[Optimizer]:
     """The optimizer as one of ours; of a plain one of torch's, the defaults."""
     return optimizer if isinstance(optimizer, Optimizer) else Optimizer
+
+
+def lead(optimizer: torch.optim.Optimizer) -> None:
+    """`Optimizer.lead`, of one of ours."""
+    if isinstance(optimizer, Optimizer):
+        optimizer.lead()
+
+
+def rejoin(optimizer: torch.optim.Optimizer) -> None:
+    """`Optimizer.rejoin`, of one of ours."""
+    if isinstance(optimizer, Optimizer):
+        optimizer.rejoin()
 
 
 def loss_of(closure: Callable[[], float] | None) -> float | None:

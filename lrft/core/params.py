@@ -43,6 +43,8 @@ class ParamInfo:
         block: path of the decoder layer the parameter stands in (`model.layers.3`), empty outside of them.
         sparse: it is of tokens, or of features of rows, that the first steps may not hold, and then has no gradient in
             them.
+        head_rows: of a base weight whose rows are queries or keys, how many rows a head has; 0 elsewhere.
+        transposed: it is a base weight that the model stores as (in, out).
     """
 
     name: str
@@ -53,6 +55,8 @@ class ParamInfo:
     partner: Tensor | None = None
     block: str = ""
     sparse: bool = False
+    head_rows: int = 0
+    transposed: bool = False
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:

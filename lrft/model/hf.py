@@ -23,6 +23,7 @@ class TextConfig(Protocol):
 
     hidden_size: int
     num_hidden_layers: int
+    num_attention_heads: int
     max_position_embeddings: int
     tie_word_embeddings: bool
     vocab_size: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,15 +13,15 @@ from lrft.core.block import OfParameters
 from lrft.core.frozen import PARTS, Changed, FrozenLinear
 from lrft.core.less import changed, start_of
 from lrft.core.params import ParamInfo, Site
-from lrft.model.causal_lm import SCORE, CausalLM
+from lrft.model.base_infos import BLOCK, base_infos
+from lrft.model.causal_lm import CausalLM
 from lrft.model.new_rows import TOKENS
-from lrft.model.sites import linear_shape, linear_sites, matches
+from lrft.model.sites import linear_sites, matches
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import CheckpointError, RecipeError
 
 BASE = "base."  # goes before the names of base weights in a checkpoint
 SHARED = "shared."
-BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
 
 def choose_base_weights(model: CausalLM, weights: str | list[str]) -> None:
@@ -89,7 +88,7 @@ def check_storage(model: CausalLM, storage: str) -> None:
 def parameter_infos(model: CausalLM) -> list[ParamInfo]:
     """Every trainable parameter with its role: base weights, adapters site by site, what they share, new rows."""
     new = [] if model.new_rows is None else model.new_rows.infos()
-    return [*_base_infos(model), *_adapter_infos(model), *new]
+    return [*base_infos(model, list(base_parameters(model))), *_adapter_infos(model), *new]
 
 
 def base_parameters(model: CausalLM) -> Iterator[tuple[str, nn.Parameter]]:
@@ -123,27 +122,6 @@ def put_back(model: CausalLM, pretrained: CausalLM) -> Iterator[None]:
 def _write(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(values[name])
-
-
-def _base_infos(model: CausalLM) -> list[ParamInfo]:
-    trained = list(base_parameters(model))
-    if not trained:
-        return []
-    embedding = model.hf.get_input_embeddings().get_parameter("weight")
-    output = model.hf.get_output_embeddings()
-    assert output is not None, "a model without a head is refused when it is loaded"
-    head = output.get_parameter("weight")
-    roles = {id(head): "head", id(embedding): "embedding"}  # tied, it is an embedding
-    roles |= {id(model.hf.get_parameter(f"{SCORE}.weight")): "head"} if model.labels else {}
-    linear = [module for module in model.hf.modules() if linear_shape(module)]
-    matrices = {id(parameter) for module in linear for parameter in module.parameters(recurse=False)}
-    found = []
-    for name, parameter in trained:
-        is_matrix = id(parameter) in matrices and parameter.ndim == 2
-        role = roles.get(id(parameter)) or ("matrix" if is_matrix else "vector")
-        block = BLOCK.match(name)
-        found.append(ParamInfo(name, parameter, role, block=block.group(1) if block else ""))
-    return found
 
 
 def _adapter_infos(model: CausalLM) -> list[ParamInfo]:

@@ -54,9 +54,9 @@ VALUES = {key: each_word(answers) for key, answers in each_word(_VALUES).items()
 # Methods of other toolkits that lrft does not have, squeezed.
 NOT_HERE = frozenset(
     """
-    adafactor adamwtorch4bit adamwtorchao4bit lion8bit adagrad adalomo adamax adamini adamwscheduler ademamix adopt
+    adafactor adamwtorch4bit adamwtorchao4bit lion8bit adagrad adalomo adamax adamwscheduler ademamix adopt
     badamratio came dion lamb lars lomo nadam pagedlion8bit pagedlion32bit pagedlion prodigy radam rmsprop
-    rmspropbnb schedulefree schedulefreeadamw schedulefreesgd shampoo soap sophia stableadamw adaptionprompt
+    rmspropbnb schedulefreesgd shampoo soap sophia stableadamw adaptionprompt
     llamaadapter llamapro longlora longqlora lycoris neftune poly
     ptuning pvera reft rosa s2ft waveft
     xadapter mica orthogonal spectral aqlm autoround awq bnb3bit compressedtensors eetq exl2 fp8 gptq hqq int2 int3

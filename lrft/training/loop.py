@@ -10,7 +10,7 @@ from typing import cast
 from torch import Tensor
 
 from lrft.core.objective import Objective
-from lrft.core.optimizer import contract_of
+from lrft.core.optimizer import contract_of, lead
 from lrft.core.run import Run
 from lrft.core.settling import settle
 from lrft.core.stop import sentence
@@ -52,6 +52,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
                 raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
             settle(run.settling, run.optimizer)
         else:
+            lead(run.optimizer)
             total = closure()
             unscale_gradients(run)  # float16 only
             run.fire("after_backward")  # gradients are complete and unclipped

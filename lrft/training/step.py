@@ -15,7 +15,7 @@ from lrft.core.batch import Batch
 from lrft.core.context import computing
 from lrft.core.notes import say
 from lrft.core.objective import Objective
-from lrft.core.optimizer import Optimizer, contract_of
+from lrft.core.optimizer import Optimizer, contract_of, rejoin
 from lrft.core.run import Run
 from lrft.ops.compiled import FAILURES, compiling
 from lrft.training.gradient_sum import GradientSum
@@ -105,6 +105,7 @@ def overflowed(run: Run, loss: float) -> bool:
     """
     if run.scaler is None or not math.isfinite(loss) or run.scaler.get_scale() < 1:
         return False
+    rejoin(run.optimizer)
     run.record(skipped=1)
     return True
 

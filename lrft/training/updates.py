@@ -77,6 +77,10 @@ class Float32(_Wrapper):
             raise ValueError(
                 "computes its own losses, which float32 copies would not reach; write update: in_place"
             )
+        if "averaged" in contract_of(self.inner).provides:
+            raise ValueError(
+                "takes gradients ahead of the weights, where float32 copies would not follow; write update: in_place"
+            )
         super().__init__(infos, self.inner, self.inner.param_groups)
         self.state = HeldStates(  # type: ignore[assignment]
             {info.param: (self, copy) for info, copy in zip(infos, self.copies, strict=True)}

@@ -27,7 +27,25 @@ FOLDABLE = [
     and not {"own_weights", "unfolded"} & ADAPTERS.declared(name).provides
     and "one_stage" not in ADAPTERS.declared(name).requires
 ]
-foldable = pytest.mark.parametrize("adapter", FOLDABLE)
+FOLDING = [name for name in RESTARTS.names() if "foldable" in RESTARTS.declared(name).requires]
+every_folding = pytest.mark.parametrize(
+    "name", FOLDING
+)  # the change moves into the base and the adapter starts anew
+
+
+def adapters_of(name):
+    """Adapters that the restart takes; those that it folds take no part of the base model's place."""
+    wants = RESTARTS.declared(name).requires
+    return (
+        FOLDABLE
+        if name in FOLDING
+        else [n for n in ADAPTERS.names() if wants <= ADAPTERS.declared(n).provides]
+    )
+
+
+together = pytest.mark.parametrize(
+    ("name", "adapter"), [(name, adapter) for name in RESTARTS.names() for adapter in adapters_of(name)]
+)
 
 
 def short(name):
@@ -118,9 +136,8 @@ def same(a, b):
     return pa == pb and ta.keys() == tb.keys() and all(torch.equal(ta[k], tb[k]) for k in ta)
 
 
-@every_restart
 @storages
-@foldable
+@together
 def test_a_restart_leaves_the_function_unchanged(name, storage, adapter):
     run = make(name, storage, adapter)
     run.fire("start")
@@ -142,7 +159,7 @@ def test_a_restart_leaves_the_function_unchanged(name, storage, adapter):
     assert not torch.allclose(start, outputs[4], atol=1e-3), "nothing was trained, so nothing was shown"
 
 
-@every_restart
+@every_folding
 def test_the_stored_weight_is_never_rounded_anew(name):
     run = make(name, "nf4_reference")
     stored = [site.base.weight().clone() for _, site in run.adapted()]
@@ -152,7 +169,7 @@ def test_the_stored_weight_is_never_rounded_anew(name):
         assert site.base.change().abs().max() > 1e-4
 
 
-@every_restart
+@every_folding
 @storages
 def test_the_change_outgrows_the_rank_of_the_adapter(name, storage):
     run = train(make(name, storage))
@@ -192,7 +209,7 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(name, storage, cut):
     assert same(whole.optimizer.state_dict(), second.optimizer.state_dict())
 
 
-@every_restart
+@every_folding
 def test_the_new_start_depends_on_seed_and_step_and_not_on_other_draws(name):
     def run(seed, draws):
         made = make(name, seed=seed)

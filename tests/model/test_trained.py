@@ -139,3 +139,20 @@ def test_what_stands_in_an_adapted_block_trains_under_its_own_name(tiny):
     assert moved(model) == {n for n in known if ".mlp." in n or n.endswith("norm.weight")}
     roles = {info.name: info.role for info in parameter_infos(model)}
     assert {roles[name] for name in moved(model) if name.endswith("_proj.weight")} == {"matrix"}
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_a_base_weight_says_how_it_is_stored_and_which_of_its_rows_are_a_head(tiny, family):
+    model = adapt(recipe_of(tiny(family), "full", None)).model
+    config = model.hf.config
+    infos = {info.name: info for info in parameter_infos(model)}
+    heads = {name: len(info.param) // info.head_rows for name, info in infos.items() if info.head_rows}
+    expected = {
+        f"model.layers.{layer}.self_attn.{name}_proj.weight": count
+        for layer in range(config.num_hidden_layers if family == "qwen2" else 0)
+        for name, count in (("q", config.num_attention_heads), ("k", config.num_key_value_heads))
+    }
+    assert heads == expected
+    stored = {name for name, info in infos.items() if info.transposed}
+    conv = {name for name in infos if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))}
+    assert stored == conv and bool(conv) == (family == "gpt2")

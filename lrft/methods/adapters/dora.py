@@ -59,7 +59,7 @@ class DoRA(Decomposed, LoRA):
         "weight_decomposed_lora": "adapter: dora",
         "qdora": "quantization: nf4\nadapter: dora",
     }
-    provides = {"adapters", "mergeable", "low_rank", "trained_pair"}
+    provides = {"adapters", "mergeable", "low_rank", "trained_pair", "decomposed", "factor_product"}
     roles = {"A": "lora_A", "B": "lora_B", "m": "magnitude"}
     peft = PeftForm(
         dora_form_keys, names={**LORA_NAMES, "m": "lora_magnitude_vector"}, read=dora_form_settings

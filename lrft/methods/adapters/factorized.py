@@ -38,7 +38,7 @@ class Factorized(Adapter):
     Departures: none; weight decay of the product (Frobenius decay) is not here.
     """
 
-    provides = {"adapters", "mergeable", "own_weights", "moved_start"}
+    provides = {"adapters", "mergeable", "own_weights", "moved_start", "factor_product"}
     roles = {"A": "lora_A", "B": "lora_B"}
 
     config: Config

@@ -38,7 +38,7 @@ class HiRA(Adapter):
     Advice: learning rates some ten times those of LoRA, as entries of W are small (PEFT's own run: 4.5e-3).
     """
 
-    provides = {"adapters", "mergeable"}
+    provides = {"adapters", "mergeable", "factor_product"}
     roles = {"A": "lora_A", "B": "lora_B"}
     peft = PeftForm(hira_form_keys, names={"A": "hira_A", "B": "hira_B"})
 

@@ -62,7 +62,7 @@ class LoRA(LowRank):
         "qlora": "quantization: nf4\nadapter: lora",
         "rsqlora": "quantization: nf4\nadapter: {method: lora, rslora: true}",
     }
-    provides = {"adapters", "mergeable", "low_rank", "linear_delta", "trained_pair"}
+    provides = {"adapters", "mergeable", "low_rank", "linear_delta", "trained_pair", "factor_product"}
     roles = {"A": "lora_A", "B": "lora_B"}
     peft = PeftForm(lora_form_keys, lora_form_tensors, read=lora_form_settings)
 
