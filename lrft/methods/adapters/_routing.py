@@ -22,8 +22,13 @@ from lrft.ops.linalg import Context
 
 def route(x: Tensor, router: Tensor) -> Tensor:
     """Softmax of the router's logits, (..., in) and (E, in) -> (..., E) float32."""
+    return torch.softmax(logits_of(x, router), dim=-1)
+
+
+def logits_of(x: Tensor, router: Tensor) -> Tensor:
+    """Logits x R^T in float32, (..., in) and (E, in) -> (..., E); x is kept for the backward pass as it is."""
     logits: Tensor = _Logits.apply(x, router)  # type: ignore[no-untyped-call]
-    return torch.softmax(logits, dim=-1)
+    return logits
 
 
 def choose(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
