@@ -110,11 +110,14 @@ def measure(x: Tensor, probabilities: Tensor, chosen: Tensor) -> Load:
 
     Args:
         x: (..., in), the router's input, by whose shape the current micro-batch is recognised.
-        probabilities: (..., E) with a graph, and `chosen`: (..., k).
+        probabilities: (..., E) with a graph, and `chosen`: (..., k); (..., n, E) and (..., n, k) where a token is
+            sent n times, each of which counts as a token.
     """
     experts = probabilities.shape[-1]
     real = real_tokens(x)
-    counted = torch.ones_like(probabilities[..., 0]) if real is None else real.to(probabilities)
+    counted = torch.ones_like(probabilities[..., 0])
+    if real is not None:
+        counted = counted * real.view(*real.shape, *[1] * (counted.ndim - real.ndim))
     counted = counted.reshape(-1, 1)
     hits = F.one_hot(chosen, experts).sum(-2).reshape(-1, experts)
     return Load((hits * counted).sum(0), (probabilities.reshape(-1, experts) * counted).sum(0), counted.sum())

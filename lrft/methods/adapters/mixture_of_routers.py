@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -54,9 +56,10 @@ class MixtureOfRouters(MoLA):
         wide = config.routers * config.experts
         proposed, weighed = logits_of(x, self.router).tensor_split([wide], dim=-1)
         probabilities = proposed.unflatten(-1, (config.routers, config.experts)).softmax(-1)
-        return (weighed.softmax(-1)[..., None] * probabilities).sum(-2)
+        joint: Tensor = (weighed.softmax(-1)[..., None] * probabilities).sum(-2)
+        return joint
 
     @staticmethod
-    def count(config: Config, site: Site) -> int:
+    def count(config: Any, site: Site) -> int:
         each = config.rank * (site.in_features + site.out_features)
         return int(config.experts * each + config.routers * (config.experts + 1) * site.in_features)
