@@ -136,6 +136,13 @@ class Adapter(nn.Module):
         """
         return None
 
+    def take_load(self) -> dict[str, Tensor]:
+        """What each expert got of the real tokens since this was asked last, (E,) by router: trait `routed`.
+
+        The first call begins the count, and gives nothing. Asked once a step, after it.
+        """
+        return {}
+
     @staticmethod
     def count(config: Any, site: Site) -> int:
         """How many numbers train at `site`, as the docstring's formula says."""

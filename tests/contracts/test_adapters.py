@@ -352,6 +352,26 @@ def test_recomputed_activations_give_the_same_gradients_penalty_included(make, n
 
 
 @ALL
+def test_what_its_experts_got_is_told(make, name, kind):
+    model = make(name, kind)
+    if "routed" not in model.adapter.provides:
+        assert model.adapter.take_load() == {}
+        return
+    model.adapter.take_load()  # begins the count
+    model(tokens(model, 2, 5))
+    loads = model.adapter.take_load()
+    assert loads and all(load.ndim == 1 and load.min() >= 0 for load in loads.values())
+    assert all(
+        10 <= load.sum() <= 10 * len(load) for load in loads.values()
+    )  # 10 tokens, each to one or more
+    again = make(name, kind)
+    again.adapter.take_load()
+    for _ in range(2):
+        again(tokens(again, 2, 5))
+    assert all(twice.sum() == 2 * loads[router].sum() for router, twice in again.adapter.take_load().items())
+
+
+@ALL
 def test_masters_are_float32_whatever_the_base(make, name, kind):
     model = make(name, kind, dtype=torch.bfloat16)
     assert {parameter.dtype for _, parameter in model.changeable()} == {torch.float32}

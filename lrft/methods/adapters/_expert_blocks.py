@@ -47,7 +47,7 @@ class ExpertBlocks(Adapter):
     """
 
     site_kinds = ("linear", "mlp")
-    provides = {"adapters", "experts", "expert_count"}
+    provides = {"adapters", "experts", "expert_count", "routed"}
     roles = {
         "router": "router",
         "A_gate": "lora_A",
@@ -130,6 +130,9 @@ class ExpertBlocks(Adapter):
         A, B = self.get_parameter(f"A_{name}"), self.get_parameter(f"B_{name}")
         wide = (self.scaling * gates).repeat_interleave(self.config.rank, dim=-1)
         return gated_low_rank(dropped, A, B, wide, self.compute_dtype)
+
+    def take_load(self) -> dict[str, Tensor]:
+        return self.routing.take_load()
 
     @staticmethod
     def count(config: Any, site: Site) -> int:

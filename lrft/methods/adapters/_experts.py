@@ -21,7 +21,7 @@ class Experts(Adapter):
     are scored (`scores`).
     """
 
-    provides = {"adapters", "experts", "expert_count"}
+    provides = {"adapters", "experts", "expert_count", "routed"}
     roles = {"A": "lora_A", "B": "lora_B", "router": "router"}
 
     config: Config
@@ -74,6 +74,9 @@ class Experts(Adapter):
             self.compute_dtype,
             [(config.rank, config.dropout)] * config.experts if dropped else (),
         )
+
+    def take_load(self) -> dict[str, Tensor]:
+        return self.routing.take_load()
 
     @staticmethod
     def count(config: Config, site: Site) -> int:

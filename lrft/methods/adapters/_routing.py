@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.core.adapter import Shared
-from lrft.core.context import current_batch, real_tokens
+from lrft.core.context import current_batch, is_first_pass, real_tokens
 from lrft.ops.linalg import Context
 
 
@@ -159,16 +159,18 @@ class Routing:
 
     Attributes:
         group: the routings that are balanced together; the first speaks for all.
-        share: (E,) of token slots each expert got in the last training pass, for whoever watches; None before.
+        watched: whether what the experts get is counted, since `take_load` was asked for.
+        slots: (E,) what each got since then.
     """
 
     def __init__(self, group: list[Routing] | None = None) -> None:
         self.group = [] if group is None else group
         self.group.append(self)
-        self.share: Tensor | None = None
+        self.slots: Tensor | None = None
+        self.watched = False
         self._left: object = None
 
-    def leave(self, what: object) -> None:
+    def leave(self, what: Load | Tensor) -> None:
         """Keep what the penalty needs of this pass; a pass recomputed inside a backward pass leaves nothing.
 
         Under activation checkpointing the first pass is the one whose graph reaches the loss, and what the second
@@ -176,8 +178,9 @@ class Routing:
         """
         if torch._C._current_graph_task_id() == -1:
             self._left = what
-            if isinstance(what, Load):
-                self.share = (what.slots / what.slots.sum()).detach()
+        if self.watched and is_first_pass():
+            got = what.slots if isinstance(what, Load) else what.detach().sum(0)
+            self.slots = got if self.slots is None else self.slots + got
 
     def take(self) -> list[Any]:
         """What the group left, forgotten here; empty for all but the group's first, and where nothing was left."""
@@ -188,6 +191,11 @@ class Routing:
             member._left = None
         return found
 
+    def take_load(self, name: str = "") -> dict[str, Tensor]:
+        """What the experts got since the last call, as `Adapter.take_load`, under the router's name."""
+        found, self.slots, self.watched = self.slots, None, True
+        return {} if found is None else {name: found}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
         """A copy without what was left: tensors with a graph cannot be copied."""
         new = Routing.__new__(Routing)
@@ -196,7 +204,8 @@ class Routing:
         if known is None:
             known = memo[id(self.group)] = []
             known.extend(new if member is self else member.__deepcopy__(memo) for member in self.group)
-        new.group, new.share, new._left = known, self.share, None
+        new.group, new._left = known, None
+        new.slots, new.watched = self.slots, self.watched
         return new
 
 

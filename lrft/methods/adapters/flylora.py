@@ -42,7 +42,7 @@ class FlyLoRA(Adapter):
     change depends on the token, so it cannot be merged.
     """
 
-    provides = {"adapters"}
+    provides = {"adapters", "routed"}
     requires = {"backward"}
     roles = {"B": "lora_B"}
 
@@ -100,6 +100,9 @@ class FlyLoRA(Adapter):
         real = real_tokens(x)
         seen = used.float() if real is None else used.float() * real[..., None]
         return seen.reshape(-1, used.shape[-1]).sum(0)
+
+    def take_load(self) -> dict[str, Tensor]:
+        return {"": self.get_buffer("counts").clone()}
 
     @staticmethod
     def count(config: Config, site: Site) -> int:

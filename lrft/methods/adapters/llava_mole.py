@@ -44,7 +44,7 @@ class LLaVAMoLE(ExpertBlocks):
     """
 
     aliases = {"llava-mole": "adapter: llava_mole"}
-    provides = {"adapters", "experts", "expert_count"}
+    provides = {"adapters", "experts", "expert_count", "routed"}
 
     config: Config
 

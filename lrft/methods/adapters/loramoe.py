@@ -45,7 +45,7 @@ class LoRAMoE(Experts):
     the token, so it cannot be merged.
     """
 
-    provides = {"adapters", "experts", "expert_count", "features"}
+    provides = {"adapters", "experts", "expert_count", "features", "routed"}
 
     config: Config
 
@@ -91,13 +91,13 @@ class LoRAMoE(Experts):
         super().__init__(config, site)
 
     def gates(self, x: Tensor, probabilities: Tensor) -> Tensor:
-        if self.training and self.config.beta > 0:
+        if self.training and (self.config.beta > 0 or self.routing.watched):
             self.routing.leave(document_sums(probabilities, x))
         return probabilities
 
     def penalty(self) -> Tensor | None:
         left = self.routing.take()
-        if not left:
+        if not left or self.config.beta == 0:
             return None
         (sums,) = left
         if self.config.delta:

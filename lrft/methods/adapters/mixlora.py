@@ -41,7 +41,7 @@ class MixLoRA(ExpertBlocks):
     they cannot be merged.
     """
 
-    provides = {"adapters", "experts", "expert_count"}
+    provides = {"adapters", "experts", "expert_count", "routed"}
 
     config: Config
 

@@ -72,7 +72,7 @@ class SMoRE(Adapter):
     """
 
     aliases = {"s_more hier_moe": "adapter: smore"}
-    provides = {"adapters", "experts"}
+    provides = {"adapters", "experts", "routed"}
     roles = {
         "D": "router",
         "d": "router",
@@ -196,6 +196,10 @@ class SMoRE(Adapter):
             return None
         terms = [k * switch_balance(load) for k, load in zip(self.config.top_k, loads, strict=True)]
         return self.config.balance * torch.stack(terms).sum()
+
+    def take_load(self) -> dict[str, Tensor]:
+        loads = [routing.take_load(f"layer {layer}") for layer, routing in enumerate(self.routings)]
+        return {name: slots for load in loads for name, slots in load.items()}
 
     @staticmethod
     def count(config: Config, site: Site) -> int:
