@@ -94,7 +94,7 @@ class Adapter(nn.Module):
         if "mergeable" in cls.provides:
             return ""
         kinds = "".join(
-            f"name one kind of row, such as --features {f}, or " for f in cls.mapped_features(config)[:1]
+            f"name one kind of row, such as --features {f}, or " for f in cls.row_features(config)[:1]
         )
         return f"{cls.name} cannot be merged (site {site.name}); {kinds}keep the adapter separate"
 
@@ -136,13 +136,6 @@ class Adapter(nn.Module):
         """
         return None
 
-    def take_load(self) -> dict[str, Tensor]:
-        """What each expert got of the real tokens since this was asked last, (E,) by router: trait `routed`.
-
-        The first call begins the count, and gives nothing. Asked once a step, after it.
-        """
-        return {}
-
     @staticmethod
     def count(config: Any, site: Site) -> int:
         """How many numbers train at `site`, as the docstring's formula says."""
@@ -157,14 +150,6 @@ class Adapter(nn.Module):
     def row_features(config: Any) -> tuple[str, ...]:
         """Features of rows, as `column=value`, that the adapter goes by (`lrft.core.features`): trait `features`."""
         return ()
-
-    @classmethod
-    def mapped_features(cls, config: Any) -> tuple[str, ...]:
-        """Those of `row_features` that the map itself depends on, so that scores and generation need them too.
-
-        All of them, unless the method goes by features in training alone.
-        """
-        return cls.row_features(config)
 
     def of_features(self, features: tuple[str, ...]) -> Adapter:
         """The adapter that rows with these of its `row_features`, and no others, go through: one that merges."""

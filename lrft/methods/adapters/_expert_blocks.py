@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lrft.core.adapter import Adapter, Shared
 from lrft.core.params import Site
+from lrft.core.routed import Routed
 from lrft.methods.adapters._routing import Balance, Routing, gated_low_rank
 from lrft.methods.adapters.lora import LoRA
 from lrft.registry.config import Field
@@ -39,7 +40,7 @@ class AttentionLoRA(LoRA):
     """The LoRA of a linear layer outside of feed-forward blocks; no part of PEFT's files, which know no experts."""
 
 
-class ExpertBlocks(Adapter):
+class ExpertBlocks(Routed, Adapter):
     """E LoRAs for each of a block's three maps, a router over them, and a plain LoRA at other linear layers.
 
     A subclass says its forward pass and its penalty. Changes of a map are `change`, stacked by expert: A (E r, in) and

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from lrft.core.adapter import Adapter
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.core.routed import Routed
 from lrft.methods.adapters._routing import Routing, gated_low_rank, route
 from lrft.registry.config import AdapterConfig, Field
 
 
-class Experts(Adapter):
+class Experts(Routed, Adapter):
     """y = x W^T + b + s sum_e g_e(x) (drop(x) A_e^T) B_e^T with A (E r, in) and B (out, E r) stacked by expert.
 
     A subclass says what the gates are (`gates`) and what its penalty is; one with more than a router also how tokens

@@ -192,7 +192,7 @@ class Routing:
         return found
 
     def take_load(self, name: str = "") -> dict[str, Tensor]:
-        """What the experts got since the last call, as `Adapter.take_load`, under the router's name."""
+        """What the experts got since the last call, as `Routed.take_load`, under the router's name."""
         found, self.slots, self.watched = self.slots, None, True
         return {} if found is None else {name: found}
 

@@ -11,13 +11,14 @@ from lrft.core.callback import TimedMethod
 from lrft.core.context import is_first_pass, real_tokens
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.core.routed import Routed
 from lrft.core.run import Run
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, model_validator
 
 
 @ADAPTERS.register
-class FlyLoRA(Adapter):
+class FlyLoRA(Routed, Adapter):
     """Implicit rank-wise mixture of experts: a frozen sparse projection chooses rank components, token by token.
 
         h = drop(x) A^T

@@ -45,7 +45,7 @@ class LoRAMoE(Experts):
     the token, so it cannot be merged.
     """
 
-    provides = {"adapters", "experts", "expert_count", "features", "routed"}
+    provides = {"adapters", "experts", "expert_count", "features", "training_features", "routed"}
 
     config: Config
 
@@ -120,8 +120,9 @@ class LoRAMoE(Experts):
         )
 
     @classmethod
-    def mapped_features(cls, config: Any) -> tuple[str, ...]:
-        return ()
+    def why_not_merged(cls, config: Any, site: Site) -> str:
+        """The change depends on the token, whatever the types of its row."""
+        return f"{cls.name} cannot be merged (site {site.name}); keep the adapter separate"
 
 
 def importance(types: Tensor, delta: float, experts: int) -> Tensor:

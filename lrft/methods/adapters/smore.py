@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lrft.core.adapter import Adapter
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.core.routed import Routed
 from lrft.methods.adapters._routing import Routing, logits_of, measure, switch_balance
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, model_validator
@@ -39,7 +40,7 @@ OF_A_LAYER = {
 
 
 @ADAPTERS.register
-class SMoRE(Adapter):
+class SMoRE(Routed, Adapter):
     """Structural mixture of residual experts: layers of low-rank experts, joined along a tree that a token chooses.
 
         y   = x W^T + b + U y_(L-1) + u

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from statistics import fmean
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from lrft.core.analysis import Analysis, State
+from lrft.core.routed import Routed
 from lrft.core.run import Run
 from lrft.registry.axes import ANALYSES
 from lrft.registry.config import MethodConfig
@@ -46,15 +47,15 @@ class ExpertLoad(Analysis):
         self.totals: dict[str, list[float]] = {}
 
     def start(self, run: Run) -> None:
-        for _, site in run.adapted():
-            site.adapter.take_load()  # counting begins
+        for adapter in routed(run):
+            adapter.take_load()  # counting begins
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
         loads = {
-            f"{site.adapter.site.name} {router}".rstrip(): load
-            for _, site in run.adapted()
-            for router, load in site.adapter.take_load().items()
+            f"{adapter.site.name} {router}".rstrip(): load
+            for adapter in routed(run)
+            for router, load in adapter.take_load().items()
         }
         if not loads:
             return
@@ -81,6 +82,11 @@ class ExpertLoad(Analysis):
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         self.totals = cast(Totals, state)["totals"]
+
+
+def routed(run: Run) -> list[Any]:
+    """The adapters that have experts; beside them others may stand, as on the attention."""
+    return [site.adapter for _, site in run.adapted() if isinstance(site.adapter, Routed)]
 
 
 def balance(counts: list[float]) -> dict[str, float]:

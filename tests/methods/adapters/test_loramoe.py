@@ -12,6 +12,8 @@ from lrft.core.params import Site
 from lrft.methods.adapters._routing import squared_variation
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.adapters.loramoe import LoRAMoE, importance
+from lrft.methods.quant.none import Dense
+from lrft.model.builder import SiteBuilder
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import QUANTIZERS
 from lrft.registry.errors import RecipeError
@@ -112,7 +114,7 @@ def test_two_types_end_in_different_halves_of_the_experts():
 def test_evaluation_needs_no_types_and_a_layer_of_some_tokens_is_refused():
     adapter, base = make(experts=4, delta=0.4, types={"kind": ["facts", "other"]})
     assert LoRAMoE.row_features(adapter.config) == ("kind=facts", "kind=other")
-    assert LoRAMoE.mapped_features(adapter.config) == ()
+    assert SiteBuilder(Dense, LoRAMoE, adapter.config).features == ()
     assert "--features" not in LoRAMoE.why_not_merged(adapter.config, SITE)
     adapter.eval()(torch.randn(2, 3, 24), base)
     adapter.train()(torch.randn(2, 3, 24), base)
