@@ -64,7 +64,7 @@ class FeatureColumns:
         if listed and name not in listed:
             values = ", ".join(one.partition("=")[2] for one in listed)
             raise DataError(
-                f"column {column!r} holds {value!r}, and adapter.features has {values}; name it there, or write null"
+                f"column {column!r} holds {value!r}, and the adapter goes by {values}; name it there, or write null"
             )
         return name
 

@@ -107,7 +107,7 @@ def attach(
     model.to(builder.device)
     if builder.adapter is not None:
         model.give_virtual_tokens(builder.adapter.virtual_tokens(builder.config))
-        model.features = builder.adapter.row_features(builder.config)
+        model.features = builder.features
     tie_rows(model.hf)
     if builder.shared is not None:
         builder.shared.bind(model)

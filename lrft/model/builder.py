@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted
 from lrft.core.adapter import Adapter, Additive, Factors, Shared
+from lrft.core.features import Features
 from lrft.core.frozen import Absent, FrozenLinear, Quantizer
 from lrft.core.less import Less
 from lrft.core.params import Site
@@ -52,6 +53,13 @@ class SiteBuilder:
     shared: Shared | None = None
     team: Team = ALONE
     built: int = 0
+
+    @property
+    def features(self) -> Features:
+        """Features of rows that the maps depend on; none where the adapter goes by them in training alone."""
+        if self.adapter is None or "training_features" in self.adapter.provides:
+            return ()
+        return self.adapter.row_features(self.config)
 
     def part(self, entry: SitePlan | None) -> Adapter | None:
         """The adapter of a site, if the plan has one there.

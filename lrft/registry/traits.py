@@ -31,6 +31,8 @@ TRAITS: dict[str, str] = {
     "frozen_A": "the factor A of the adapter is frozen",
     "experts": "the adapter holds several experts a site and a router",
     "features": "what the adapter does depends on the features of a row (data.features)",
+    "routed": "the adapter sends tokens to parts of it, and says how much each part got",
+    "training_features": "features of a row act in training alone: scores and generation need none",
     "expert_count": "the adapter takes a number of experts at every site",
     "one_stage": "the adapter is trained in one go (restart: null)",
     "eager": "the model is not compiled (model.compile: false)",

@@ -29,6 +29,7 @@ from lrft.core.elastic import Elastic
 from lrft.core.features import passing
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import KINDS, Site
+from lrft.core.routed import Routed
 from lrft.registry.axes import ADAPTERS, QUANTIZERS
 from lrft.registry.errors import NotMergeable
 
@@ -277,7 +278,8 @@ def test_gradients_are_those_of_the_formula(make, name, storage):
 def test_every_trainable_parameter_gets_a_gradient_and_no_other_one_does(make, name, kind, storage):
     model = make(name, kind, storage)
     jiggle(model)
-    model(tokens(model, 3)).square().sum().backward()
+    loss, penalty = model(tokens(model, 3)).square().sum(), model.adapter.penalty()
+    (loss if penalty is None else loss + penalty).backward()  # which may be all that trains a router
     assert list(model.trained())
     for key, parameter in model.trained():
         assert parameter.grad.abs().sum() > 0, key
@@ -348,6 +350,26 @@ def test_recomputed_activations_give_the_same_gradients_penalty_included(make, n
             assert model.adapter.penalty() is None
         gradients.append([parameter.grad for _, parameter in model.trained()])
     torch.testing.assert_close(*gradients)
+
+
+@ALL
+def test_what_its_experts_got_is_told(make, name, kind):
+    model = make(name, kind)
+    assert isinstance(model.adapter, Routed) == ("routed" in model.adapter.provides)
+    if not isinstance(model.adapter, Routed):
+        return
+    model.adapter.take_load()  # begins the count
+    model(tokens(model, 2, 5))
+    loads = model.adapter.take_load()
+    assert loads and all(load.ndim == 1 and load.min() >= 0 for load in loads.values())
+    assert all(
+        10 <= load.sum() <= 10 * len(load) for load in loads.values()
+    )  # 10 tokens, each to one or more
+    again = make(name, kind)
+    again.adapter.take_load()
+    for _ in range(2):
+        again(tokens(again, 2, 5))
+    assert all(twice.sum() == 2 * loads[router].sum() for router, twice in again.adapter.take_load().items())
 
 
 @ALL

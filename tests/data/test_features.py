@@ -43,7 +43,7 @@ def test_equal_rows_share_one_tuple():
     ("row", "message"),
     [
         ({"task": "qa"}, r"made.jsonl row 1: data\.features names column 'language', and the row has task"),
-        ({"language": "en", "task": "qa"}, r"holds 'en', and adapter\.features has sw, yo; name it there"),
+        ({"language": "en", "task": "qa"}, r"holds 'en', and the adapter goes by sw, yo; name it there"),
         ({"language": {"a": 1}, "task": "qa"}, r"holds \{'a': 1\}; a feature is a text"),
     ],
 )

@@ -337,7 +337,7 @@ DIVIDED = [
 ]
 DIVIDED += ["mezo", "mola", "mixlora", "loramoe", "dpo", "dylora", "lora_ga", "eva", "corda", "loftq"]
 DIVIDED += ["codyra", "gated_lora", "masked_thought", "xlora", "cola", "spafit"]
-DIVIDED += ["greentrainer", "sparselora"]
+DIVIDED += ["greentrainer", "sparselora", "loramoe_types", "smore", "llava_mole"]
 
 
 @pytest.mark.slow

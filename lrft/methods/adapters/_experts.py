@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from lrft.core.adapter import Adapter
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.core.routed import Routed
 from lrft.methods.adapters._routing import Routing, gated_low_rank, route
 from lrft.registry.config import AdapterConfig, Field
 
 
-class Experts(Adapter):
+class Experts(Routed, Adapter):
     """y = x W^T + b + s sum_e g_e(x) (drop(x) A_e^T) B_e^T with A (E r, in) and B (out, E r) stacked by expert.
 
-    A subclass says what the gates are (`gates`) and what its penalty is.
+    A subclass says what the gates are (`gates`) and what its penalty is; one with more than a router also how tokens
+    are scored (`scores`).
     """
 
-    provides = {"adapters", "experts", "expert_count"}
+    provides = {"adapters", "experts", "expert_count", "routed"}
     roles = {"A": "lora_A", "B": "lora_B", "router": "router"}
 
     config: Config
@@ -50,6 +52,10 @@ class Experts(Adapter):
             nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
         nn.init.zeros_(self.B)
 
+    def scores(self, x: Tensor) -> Tensor:
+        """Probabilities (..., E) float32 of the experts, by the router."""
+        return route(x, self.router)
+
     def gates(self, x: Tensor, probabilities: Tensor) -> Tensor:
         """Weights (..., E) of the experts from the router's probabilities (..., E), both float32."""
         raise NotImplementedError(f"{type(self).__name__} declares no gates")
@@ -59,7 +65,7 @@ class Experts(Adapter):
 
     def update(self, x: Tensor) -> Tensor:
         config = self.config
-        gates = self.scaling * self.gates(x, route(x, self.router))
+        gates = self.scaling * self.gates(x, self.scores(x))
         dropped = self.training and config.dropout > 0
         return gated_low_rank(
             x,
@@ -69,6 +75,9 @@ class Experts(Adapter):
             self.compute_dtype,
             [(config.rank, config.dropout)] * config.experts if dropped else (),
         )
+
+    def take_load(self) -> dict[str, Tensor]:
+        return self.routing.take_load()
 
     @staticmethod
     def count(config: Config, site: Site) -> int:

@@ -16,14 +16,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.core.adapter import Shared
-from lrft.core.context import current_batch, real_tokens
+from lrft.core.context import current_batch, is_first_pass, real_tokens
 from lrft.ops.linalg import Context
 
 
 def route(x: Tensor, router: Tensor) -> Tensor:
     """Softmax of the router's logits, (..., in) and (E, in) -> (..., E) float32."""
+    return torch.softmax(logits_of(x, router), dim=-1)
+
+
+def logits_of(x: Tensor, router: Tensor) -> Tensor:
+    """Logits x R^T in float32, (..., in) and (E, in) -> (..., E); x is kept for the backward pass as it is."""
     logits: Tensor = _Logits.apply(x, router)  # type: ignore[no-untyped-call]
-    return torch.softmax(logits, dim=-1)
+    return logits
 
 
 def choose(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -105,11 +110,14 @@ def measure(x: Tensor, probabilities: Tensor, chosen: Tensor) -> Load:
 
     Args:
         x: (..., in), the router's input, by whose shape the current micro-batch is recognised.
-        probabilities: (..., E) with a graph, and `chosen`: (..., k).
+        probabilities: (..., E) with a graph, and `chosen`: (..., k); (..., n, E) and (..., n, k) where a token is
+            sent n times, each of which counts as a token.
     """
     experts = probabilities.shape[-1]
     real = real_tokens(x)
-    counted = torch.ones_like(probabilities[..., 0]) if real is None else real.to(probabilities)
+    counted = torch.ones_like(probabilities[..., 0])
+    if real is not None:
+        counted = counted * real.view(*real.shape, *[1] * (counted.ndim - real.ndim))
     counted = counted.reshape(-1, 1)
     hits = F.one_hot(chosen, experts).sum(-2).reshape(-1, experts)
     return Load((hits * counted).sum(0), (probabilities.reshape(-1, experts) * counted).sum(0), counted.sum())
@@ -151,16 +159,18 @@ class Routing:
 
     Attributes:
         group: the routings that are balanced together; the first speaks for all.
-        share: (E,) of token slots each expert got in the last training pass, for whoever watches; None before.
+        watched: whether what the experts get is counted, since `take_load` was asked for.
+        slots: (E,) what each got since then.
     """
 
     def __init__(self, group: list[Routing] | None = None) -> None:
         self.group = [] if group is None else group
         self.group.append(self)
-        self.share: Tensor | None = None
+        self.slots: Tensor | None = None
+        self.watched = False
         self._left: object = None
 
-    def leave(self, what: object) -> None:
+    def leave(self, what: Load | Tensor) -> None:
         """Keep what the penalty needs of this pass; a pass recomputed inside a backward pass leaves nothing.
 
         Under activation checkpointing the first pass is the one whose graph reaches the loss, and what the second
@@ -168,8 +178,9 @@ class Routing:
         """
         if torch._C._current_graph_task_id() == -1:
             self._left = what
-            if isinstance(what, Load):
-                self.share = (what.slots / what.slots.sum()).detach()
+        if self.watched and is_first_pass():
+            got = what.slots if isinstance(what, Load) else what.detach().sum(0)
+            self.slots = got if self.slots is None else self.slots + got
 
     def take(self) -> list[Any]:
         """What the group left, forgotten here; empty for all but the group's first, and where nothing was left."""
@@ -180,6 +191,11 @@ class Routing:
             member._left = None
         return found
 
+    def take_load(self, name: str = "") -> dict[str, Tensor]:
+        """What the experts got since the last call, as `Routed.take_load`, under the router's name."""
+        found, self.slots, self.watched = self.slots, None, True
+        return {} if found is None else {name: found}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
         """A copy without what was left: tensors with a graph cannot be copied."""
         new = Routing.__new__(Routing)
@@ -188,7 +204,8 @@ class Routing:
         if known is None:
             known = memo[id(self.group)] = []
             known.extend(new if member is self else member.__deepcopy__(memo) for member in self.group)
-        new.group, new.share, new._left = known, self.share, None
+        new.group, new._left = known, None
+        new.slots, new.watched = self.slots, self.watched
         return new
 
 

@@ -11,13 +11,14 @@ from lrft.core.callback import TimedMethod
 from lrft.core.context import is_first_pass, real_tokens
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.core.routed import Routed
 from lrft.core.run import Run
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, model_validator
 
 
 @ADAPTERS.register
-class FlyLoRA(Adapter):
+class FlyLoRA(Routed, Adapter):
     """Implicit rank-wise mixture of experts: a frozen sparse projection chooses rank components, token by token.
 
         h = drop(x) A^T
@@ -42,7 +43,7 @@ class FlyLoRA(Adapter):
     change depends on the token, so it cannot be merged.
     """
 
-    provides = {"adapters"}
+    provides = {"adapters", "routed"}
     requires = {"backward"}
     roles = {"B": "lora_B"}
 
@@ -100,6 +101,9 @@ class FlyLoRA(Adapter):
         real = real_tokens(x)
         seen = used.float() if real is None else used.float() * real[..., None]
         return seen.reshape(-1, used.shape[-1]).sum(0)
+
+    def take_load(self) -> dict[str, Tensor]:
+        return {"": self.get_buffer("counts").clone()}
 
     @staticmethod
     def count(config: Config, site: Site) -> int:

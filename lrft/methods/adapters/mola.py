@@ -42,7 +42,7 @@ class MoLA(Experts):
     cannot be merged.
     """
 
-    provides = {"adapters", "experts", "expert_count"}
+    provides = {"adapters", "experts", "expert_count", "routed"}
 
     config: Config
 

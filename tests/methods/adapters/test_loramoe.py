@@ -12,7 +12,11 @@ from lrft.core.params import Site
 from lrft.methods.adapters._routing import squared_variation
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.adapters.loramoe import LoRAMoE, importance
+from lrft.methods.quant.none import Dense
+from lrft.model.builder import SiteBuilder
+from lrft.recipe.load import load_recipe
 from lrft.registry.axes import QUANTIZERS
+from lrft.registry.errors import RecipeError
 
 SITE = Site("layers.0.mlp.up_proj", 24, 40)
 
@@ -57,21 +61,93 @@ def test_the_map_and_the_plain_constraint_are_the_authors():
 def test_the_localized_constraint_is_the_authors(delta):
     torch.manual_seed(0)
     weights, types = torch.softmax(torch.randn(4, 7, 6), -1), torch.tensor([1, 0, 0, 1])
-    got = squared_variation(weights.sum(1) * importance(types, delta, 6))
+    got = squared_variation(weights.sum(1) * importance(2.0 * types - 1, delta, 6))
     torch.testing.assert_close(got, authors_constraint(weights, types, 6, delta, 1.0))
 
 
 def test_types_and_halves_swapped_together_give_the_same_constraint():
     torch.manual_seed(0)
-    Q, types = torch.rand(4, 6), torch.tensor([1, 0, 0, 1])
+    Q, types = torch.rand(4, 6), torch.tensor([1.0, -1.0, 0.0, 1.0])
     swapped = torch.cat([Q[:, 3:], Q[:, :3]], dim=1)
     one = squared_variation(Q * importance(types, 0.3, 6))
-    torch.testing.assert_close(squared_variation(swapped * importance(1 - types, 0.3, 6)), one)
+    torch.testing.assert_close(squared_variation(swapped * importance(-types, 0.3, 6)), one)
 
 
-def test_types_are_refused_while_no_data_carries_them():
-    with pytest.raises(ValueError, match=r"task types, which no data format carries yet; write delta: 0"):
-        make(delta=0.1)
+def featured(documents, features, length):
+    ids, none = torch.zeros(1, length, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    return Batch(ids, ids, tuple(documents), none, none, features=tuple(features))
+
+
+def test_documents_favour_the_experts_of_their_own_type_packed_as_alone():
+    adapter, base = make(experts=4, delta=0.4, types={"kind": ["facts", "other"]})
+    x = torch.randn(1, 9, 24)
+    documents = [(0, 0, 3), (0, 3, 5), (0, 5, 8)]
+    with computing(featured(documents, [("kind=other",), ("kind=facts",), ()], 9)):
+        adapter(x, base)
+        got = adapter.penalty()
+    g = torch.softmax(x[0] @ adapter.router.mT, -1)
+    Q = torch.stack([g[start:end].sum(0) for _, start, end in documents])
+    less, more = torch.full((2,), 0.6), torch.full((2,), 1.4)
+    Z = Q * torch.stack([torch.cat([less, more]), torch.cat([more, less]), torch.ones(4)])
+    torch.testing.assert_close(got, 0.1 * Z.var() / Z.mean() ** 2)
+
+
+def test_two_types_end_in_different_halves_of_the_experts():
+    """Z is constant where the half with I = 1 + delta has the share (1 - delta) / 2 of a document."""
+    adapter, base = make(experts=4, delta=0.5, beta=1.0, types={"kind": ["facts", "other"]})
+    torch.nn.init.zeros_(adapter.router)
+    x = torch.cat([torch.randn(1, 4, 24) + 1, torch.randn(1, 4, 24) - 1], dim=1)
+    rows = featured([(0, 0, 4), (0, 4, 8)], [("kind=facts",), ("kind=other",)], 8)
+    optimizer = torch.optim.SGD([adapter.router], lr=0.5)
+    for _ in range(40):
+        optimizer.zero_grad()
+        with computing(rows):
+            adapter(x, base)
+            loss = adapter.penalty()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.02
+    first = torch.softmax(x[0] @ adapter.router.mT, -1).view(2, 4, 4)[..., :2].sum(-1).mean(1)
+    torch.testing.assert_close(first, torch.tensor([0.25, 0.75]), atol=0.05, rtol=0)
+
+
+def test_evaluation_needs_no_types_and_a_layer_of_some_tokens_is_refused():
+    adapter, base = make(experts=4, delta=0.4, types={"kind": ["facts", "other"]})
+    assert LoRAMoE.row_features(adapter.config) == ("kind=facts", "kind=other")
+    assert SiteBuilder(Dense, LoRAMoE, adapter.config).features == ()
+    assert "--features" not in LoRAMoE.why_not_merged(adapter.config, SITE)
+    adapter.eval()(torch.randn(2, 3, 24), base)
+    adapter.train()(torch.randn(2, 3, 24), base)
+    with pytest.raises(RecipeError, match=r"layers\.0\.mlp\.up_proj is given some tokens"):
+        adapter.penalty()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"delta": 0.1}, r"write types: \{COLUMN: \[ONE, OTHER\]\}, or delta: 0"),
+        ({"types": {"kind": ["a", "b"]}}, "write both above 0, or leave types out"),
+        ({"types": {"kind": ["a", "b"]}, "delta": 0.1, "beta": 0.0}, "write both above 0"),
+        ({"types": {"kind": ["a", "a"]}, "delta": 0.1}, "name one value twice"),
+        ({"types": {"kind": ["a", "b", "c"]}, "delta": 0.1}, "at most 2 items"),
+        ({"types": {"kind": ["a", "b"]}, "delta": 0.1, "experts": 3}, "two task types; 3 is odd"),
+    ],
+)
+def test_types_that_say_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_the_column_of_types_is_the_one_that_is_read(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    adapter = "{method: loramoe, delta: 0.1, types: {kind: [a, b]}}"
+    recipe.write_text(f"{{model: {{name: x/y}}, adapter: {adapter}, data: {{train: x/y}}}}", encoding="utf-8")
+    load_recipe(recipe, ["data.features=[kind]"])
+    for read in ("[task]", "[]", "[kind, task]"):
+        with pytest.raises(RecipeError, match=r"data\.features: adapter\.types is of kind; write \[kind\]"):
+            load_recipe(recipe, [f"data.features={read}"])
+    with pytest.raises(RecipeError, match=r"data\.features: adapter\.types is left out; write \[\]"):
+        load_recipe(recipe, ["adapter.types=null", "adapter.delta=0", "data.features=[kind]"])
 
 
 def test_one_expert_is_lora():

@@ -152,7 +152,16 @@ def test_only_the_first_of_a_group_speaks_and_all_forget():
     assert two.take() == []
     assert len(one.take()) == 2 and one.take() == []
     assert len(other.take()) == 1
-    torch.testing.assert_close(one.share, torch.tensor([0.25, 0.75]))
+
+
+def test_what_experts_got_is_summed_once_it_is_asked_for():
+    routing = Routing()
+    routing.leave(load([9.0, 9], [1.0, 1], 2.0))
+    assert routing.take_load("up") == {}
+    routing.leave(load([1.0, 3], [1.0, 1], 2.0))
+    routing.leave(torch.tensor([[0.5, 0.5], [0.25, 0.75]]))
+    torch.testing.assert_close(routing.take_load("up"), {"up": torch.tensor([1.75, 4.25])})
+    assert routing.take_load("up") == {}
 
 
 def test_a_copied_group_is_a_group_of_copies_without_what_was_left():
