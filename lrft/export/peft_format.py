@@ -60,7 +60,9 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
     takes_transposed = all(form.transposed for form in taking)
-    refused = taken_for_experts(model) or lacks_classifier(model) or (model.transposed and not takes_transposed)
+    refused = (
+        taken_for_experts(model) or lacks_classifier(model) or (model.transposed and not takes_transposed)
+    )
     if not whole or refused:
         return _own_form(model, dtype), None
     tensors = {
@@ -219,11 +221,11 @@ def shared_keys(model: CausalLM, recipe: Recipe, sites: list[tuple[str, Adapted]
         "task_type": "SEQ_CLS" if model.labels else "CAUSAL_LM",
         "bias": "none",
         "inference_mode": True,
-        "target_modules": _target_modules(model, [name for name, _ in sites]),
+        "target_modules": target_modules(model, [name for name, _ in sites]),
     }
 
 
-def _target_modules(model: CausalLM, names: list[str]) -> list[str]:
+def target_modules(model: CausalLM, names: list[str]) -> list[str]:
     """Last parts of the module names where they say it all (what servers read), full paths otherwise; sorted."""
     leaves = {name.rpartition(".")[2] for name in names}
     linear = {name for name, _, _ in frozen_layers(model)} | linear_sites(model).keys() | model.direct
