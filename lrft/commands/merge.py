@@ -89,8 +89,8 @@ def merge_command(
         if value is not None and value not in known:
             raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
     silence(quiet)
-    options = {"add": add or [], "features": features, "requantize": requantize, "keep_rank": keep_rank}
-    merged = merge(run, out, onto, rank, rounding, dtype, checkpoint, trust_remote_code, **options)
+    how = (onto, rank, rounding, dtype, checkpoint, trust_remote_code)
+    merged = merge(run, out, *how, add or [], features, requantize, keep_rank)
     result(merged, as_json, _show)
 
 

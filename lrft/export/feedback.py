@@ -21,6 +21,7 @@ from lrft.core.stages import Statistic, Tokens
 from lrft.export.rounding import check_finite, check_range
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
+from lrft.ops.linalg import truncated_svd
 
 Nearest: TypeAlias = Callable[[int, Tensor], Tensor]
 """(index of a column, the column (out,) float32) -> the nearest one of the grid."""
@@ -136,13 +137,14 @@ class Feedback:
         |(D - B A) X^T|^2 = |(D - B A) U^-1|^2, so they are the leading part of the SVD of D U^-1, times U.
         """
         D = missing[:, self.order]
-        P, S, V = torch.linalg.svd(
-            torch.linalg.solve_triangular(self.U, D, upper=True, left=False), full_matrices=False
-        )
-        root = S[:rank].sqrt()
+        whitened = torch.linalg.solve_triangular(self.U, D, upper=True, left=False)
+        with torch.random.fork_rng(devices=[]):  # a large layer's is a randomised one
+            torch.manual_seed(0)
+            P, S, V = truncated_svd(whitened, min(rank, *D.shape), niter=None)
+        root = S.sqrt()
         A = torch.empty(len(root), D.shape[1])
-        A[:, self.order] = (root[:, None] * V[:rank]) @ self.U
-        return A, P[:, :rank] * root
+        A[:, self.order] = (root[:, None] * V) @ self.U
+        return A, P * root
 
     def _block(self, W: Tensor, Q: Tensor, nearest: Nearest, start: int, end: int) -> None:
         """Round rows `start` to `end` of W into Q and push their errors onto the rows after them."""

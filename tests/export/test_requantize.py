@@ -165,6 +165,7 @@ def test_feedback_is_closer_in_loss_than_nearest_rounding_and_closer_still_with_
     assert record["kl_mean"] < 0.5 * without["kl_mean"] < 0.2 * nearest["kl_mean"]
     away = [abs(one["loss_difference"]) for one in (record, without, nearest)]
     assert away == sorted(away)
+    assert "14 layers in nf4" in (written / "README.md").read_text()
     kept = read_pairs(written / "remainder")
     assert record["remainder_bytes"] == sum(pair.A.nbytes + pair.B.nbytes for pair in kept.values())
 
