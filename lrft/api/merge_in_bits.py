@@ -12,8 +12,8 @@ from lrft.core.notes import say
 from lrft.export.fidelity import Fidelity, Nearest, compare
 from lrft.export.merge import merge_into
 from lrft.export.plain_form import read_pairs
-from lrft.export.remainder import REMAINDER, remainder_files
-from lrft.export.requantize import Bits, InBits, cast, round_in_turn, round_to_nearest, said
+from lrft.export.remainder import REMAINDER, check_remainder, remainder_files
+from lrft.export.requantize import Bits, InBits, cast, layers_to_round, round_in_turn, round_to_nearest, said
 from lrft.export.served import with_pairs
 from lrft.files.scratch import scratch_folder
 from lrft.files.write import make_folder, write_in
@@ -65,15 +65,17 @@ class MergeInBits(Merge):
 
     def write(self, place: Path) -> Fidelity:
         dense = self._in_float32()
-        objective = OBJECTIVES.get(self.recipe.objective.method)(self.recipe.objective)
-        found = round_in_turn(dense, self._batches(self.calibration), objective, self.bits)
-        if not found.layers:
+        self.layers = layers_to_round(dense, self.bits)
+        if not self.layers:
             raise NotMergeable(
                 f"--requantize {self.storage}: no layer of this model fits its blocks; merge without it"
             )
+        if self.bits.rank:
+            check_remainder(dense, self.layers)
+        objective = OBJECTIVES.get(self.recipe.objective.method)(self.recipe.objective)
+        found = round_in_turn(dense, self._batches(self.calibration), objective, self.bits)
         self._tell(found)
         self._write_in_bits(dense, found, place)
-        self.layers = list(found.layers)
         if found.pairs:
             make_folder(place / REMAINDER)
             for name, content in remainder_files(dense, found.pairs, self.bits.dtype).items():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
 from lrft.export.pairs import Pair
-from lrft.export.peft_format import Keys, target_modules
+from lrft.export.peft_format import EXPERT_NAMES, Keys, target_modules
 from lrft.export.plain_form import files_of, pair_form
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.errors import UsageError
@@ -15,17 +15,23 @@ from lrft.registry.errors import UsageError
 REMAINDER = "remainder"  # folder, within that of the rounded model
 
 
-def remainder_files(dense: CausalLM, pairs: Mapping[str, Pair], dtype: torch.dtype) -> dict[str, bytes]:
-    """File name -> content of the adapter with these pairs, by layer. Its base is the folder that it lies in.
+def check_remainder(dense: CausalLM, layers: Collection[str]) -> None:
+    """Refuse layers that PEFT would look for in the experts of a mixture.
 
     Raises:
-        UsageError: PEFT would take layers for the experts of a mixture.
+        UsageError: names them.
     """
     fused = any(p.ndim == 3 and ".experts." in name for name, p in dense.hf.named_parameters())
-    if fused:
+    taken = sorted({name.rpartition(".")[2] for name in layers} & EXPERT_NAMES) if fused else []
+    if taken:
         raise UsageError(
-            f"--keep-rank: PEFT would take layers of {type(dense.hf).__name__} for its experts; leave it out"
+            f"--keep-rank: PEFT takes {', '.join(taken)} of a mixture of experts for the experts themselves; "
+            "leave it out"
         )
+
+
+def remainder_files(dense: CausalLM, pairs: Mapping[str, Pair], dtype: torch.dtype) -> dict[str, bytes]:
+    """File name -> content of the adapter with these pairs, by layer. Its base is the folder that it lies in."""
     tensors, said = pair_form(pairs, dtype)
     config: Keys = {
         "base_model_name_or_path": None,

@@ -69,6 +69,11 @@ class InBits:
     unmeasured: list[str] = field(default_factory=list)
 
 
+def layers_to_round(dense: CausalLM, bits: Bits) -> list[str]:
+    """Paths of the layers that are stored in few bits, in the order of the model."""
+    return [site.name for sites in _open(dense, bits)[0].values() for site in sites]
+
+
 @torch.no_grad()
 def round_in_turn(dense: CausalLM, batches: Sequence[Batch], objective: Objective, bits: Bits) -> InBits:
     """Round the layers of a merged model in float32, in place: `dense` then computes with what is stored.

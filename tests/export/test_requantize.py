@@ -17,6 +17,7 @@ from lrft.api.train import train
 from lrft.data.steps import eval_batches
 from lrft.export.feedback import Feedback
 from lrft.export.plain_form import read_pairs
+from lrft.export.remainder import check_remainder
 from lrft.export.requantize import Bits, _choose, cast, round_to_nearest
 from lrft.export.served import with_pairs
 from lrft.model.in_bits import load_in_bits
@@ -286,3 +287,10 @@ def test_a_missing_reader_is_named_before_anything_is_loaded(trained, tmp_path, 
 def test_layers_that_are_stored_transposed_are_refused(trained, tiny, tmp_path):
     with pytest.raises(NotMergeable, match="GPT2LMHeadModel stores its layers as"):
         merge(RunFolder(trained("none", model=tiny("gpt2"))), tmp_path / "model", requantize="nf4")
+
+
+def test_a_remainder_that_peft_would_take_for_experts_is_refused(tiny):
+    model = load_model(ModelSection(name=str(tiny("gpt_oss")), dtype="float32"))
+    check_remainder(model, ["model.layers.0.self_attn.q_proj"])
+    with pytest.raises(UsageError, match="--keep-rank: PEFT takes down_proj of a mixture of experts"):
+        check_remainder(model, ["model.layers.0.self_attn.q_proj", "model.layers.0.shared.down_proj"])
