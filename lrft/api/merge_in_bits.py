@@ -98,7 +98,7 @@ class MergeInBits(Merge):
         """What transformers computes from the files: nearest rounding, feedback, and feedback with the remainder."""
         record: Fidelity = {"rows": len(self.rows), "rows_from": self._compared[1]}
         if self.rows:
-            record["nearest"] = self._nearest()
+            record["nearest"] = self._nearest_in(place)
         merged = self._read(place)
         pairs = read_pairs(place / REMAINDER) if self.bits.rank else {}
         if self.rows and pairs:
@@ -109,11 +109,11 @@ class MergeInBits(Merge):
             record["generation"] = check_stops(self.recipe, self.text, merged, place, self.folder.trusted)
         return record
 
-    def _nearest(self) -> Nearest:
-        """The merged weights as the storage itself rounds them, by way of files that do not stay."""
+    def _nearest_in(self, folder: Path) -> Nearest:
+        """The merged weights as the storage itself rounds them, by way of files in `folder` that do not stay."""
         dense = self._in_float32()
         found = round_to_nearest(dense, self.bits)
-        with scratch_folder(self.out.resolve()) as place:
+        with scratch_folder(folder / "nearest") as place:
             self._write_in_bits(dense, found, place)
             return self._figures(self._read(place))
 

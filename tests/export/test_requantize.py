@@ -219,6 +219,7 @@ def test_eight_bits_of_a_bfloat16_run_are_held_to_its_tolerance(trained, tmp_pat
     assert config["dtype"] == "bfloat16" and config["quantization_config"]["load_in_8bit"]
     assert not (tmp_path / "model" / "remainder").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert not [p for p in (tmp_path / "model").iterdir() if p.is_dir()]  # the nearest rounding is gone
 
 
 def test_rows_that_are_no_whole_number_of_blocks_leave_a_layer_dense(dense):
