@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
+from torch import Tensor
+
 from lrft.api.compared import rows_to_compare
-from lrft.api.merge_options import opened, with_options
+from lrft.api.merge_options import as_written, check_bits, opened, with_options
 from lrft.api.merge_remedy import remedy
 from lrft.api.room import merged_bytes
 from lrft.api.stopping import check_stops
@@ -33,6 +35,7 @@ from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import ToleranceError
 from lrft.training.chosen import find_checkpoint
 from lrft.training.folder import RECIPE, RunFolder
+from lrft.training.relied import own_recipe
 from lrft.training.run_manifest import text_of
 
 
@@ -47,6 +50,8 @@ def merge(
     trust_remote_code: bool = False,
     add: Sequence[Path | str] = (),
     features: str | None = None,
+    requantize: str | None = None,
+    keep_rank: int | None = None,
 ) -> Fidelity:
     """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
 
@@ -59,6 +64,8 @@ def merge(
         trust_remote_code: let code run that comes with the base model.
         add: runs or PEFT folders of the same base whose changes are added; the recipe written beside is the run's.
         features: of adapters that go by them, those of the rows that the merged model is for, commas between.
+        requantize: storage in few bits that the layers are rounded into, with error feedback.
+        keep_rank: of an adapter in `out`/remainder with what that rounding left.
 
     Raises:
         WriteError: the disk has no room for it, or failed; nothing is left at `out`.
@@ -71,9 +78,10 @@ def merge(
     folder, out = find_checkpoint(run, checkpoint), Path(out)
     folder.trusted = trust_remote_code
     check_free(out)
+    check_bits(own_recipe(folder.path).recipe, requantize, keep_rank, rounding)
     recipe, text, model, named = opened(folder, rank, add, features)
     recipe = with_options(recipe, onto, rounding, dtype)
-    job = _job(folder, recipe, text, model, out)
+    job = _job(folder, recipe, text, model, out, requantize, keep_rank or 0)
     needed = merged_bytes(model, recipe)
     title = " + ".join([folder.path.name, *(Path(other).name for other in add)])
     as_before = f"{out} is as it was; the same command merges from the start"
@@ -86,9 +94,14 @@ def merge(
     return record
 
 
-def _job(folder: RunFolder, recipe: Recipe, text: Text, model: CausalLM, out: Path) -> Merge:
+def _job(
+    folder: RunFolder, recipe: Recipe, text: Text, model: CausalLM, out: Path, storage: str | None, rank: int
+) -> Merge:
+    from lrft.api.merge_in_bits import MergeInBits
     from lrft.api.merge_scored import ScoredMerge
 
+    if storage is not None:
+        return MergeInBits(folder, recipe, text, model, out, storage, rank)
     kind = ScoredMerge if model.labels else Merge
     return kind(folder, recipe, text, model, out)
 
@@ -121,7 +134,14 @@ class Merge:
         dense = self._base()
         drawn = self._merge_into(dense, export.rounding)
         self._write(dense, place)
-        done: Fidelity = {
+        done = self._done()
+        if export.rounding == "feedback":
+            done |= {"calibration_rows": len(self.calibration), "rounded_stochastically": drawn}
+        return done
+
+    def _done(self) -> Fidelity:
+        export = self.recipe.export
+        return {
             "run": self.folder.path.name,
             "onto": export.onto,
             "dtype": export.dtype,
@@ -129,11 +149,8 @@ class Merge:
             "relative_change": relative_change(self.model),
             "tolerance": export.tolerance,
         }
-        if export.rounding == "feedback":
-            done |= {"calibration_rows": len(self.calibration), "rounded_stochastically": drawn}
-        return done
 
-    def _write(self, dense: CausalLM, place: Path) -> None:
+    def _write(self, dense: CausalLM, place: Path, held: Mapping[str, Tensor] | None = None) -> None:
         text = self.text
         foreign = self.recipe.model.tokenizer is not None
         dropped = stops_as_trained(dense.hf, text.tokenizer, text.stop_ids, text.pad_id, foreign)
@@ -141,15 +158,11 @@ class Merge:
             say(
                 f"generation_config.json: left out {', '.join(dropped)}, which transformers ignores and refuses to save"
             )
-        write_merged(dense, text.tokenizer, place, self.recipe.export.shard_size)
+        write_merged(dense, text.tokenizer, place, self.recipe.export.shard_size, held)
 
     def measure(self, place: Path) -> Fidelity:
         """The merged model on disk beside the adapter, and what nearest rounding would have given."""
-        merged = load_model(
-            self._merged_section(place),
-            device=self.model.device,
-            trust_remote_code=self.folder.trusted,
-        )
+        merged = self._load(as_written(self._section(), place, self.recipe.export.dtype))
         merged.hf.to(self.model.device)
         record: Fidelity = {"rows": len(self.rows), "rows_from": self._compared[1]}
         if self.rows:
@@ -186,12 +199,11 @@ class Merge:
             )
 
     def _base(self) -> CausalLM:
-        return load_model(
-            self._section(),
-            device=self.model.device,
-            trust_remote_code=self.folder.trusted,
-            seed=self.recipe.train.seed,
-        )
+        return self._load(self._section())
+
+    def _load(self, section: ModelSection) -> CausalLM:
+        trusted, seed = self.folder.trusted, self.recipe.train.seed
+        return load_model(section, device=self.model.device, trust_remote_code=trusted, seed=seed)
 
     def _merge_into(self, dense: CausalLM, method: str | None) -> list[str]:
         export, objective = self.recipe.export, self.recipe.objective
@@ -225,21 +237,6 @@ class Merge:
         dense.hf.to(self.model.device)
         found = compare(self.model, dense, self._batches(self.rows))
         return {"kl_mean": found["kl_mean"], "loss_difference": found["loss_difference"]}
-
-    def _merged_section(self, place: Path) -> ModelSection:
-        update = {
-            "name": str(place),
-            "revision": None,
-            "weights": "pretrained",
-            "tokenizer": None,
-            "adapter": None,
-            "add_tokens": None,  # its tokenizer has them
-            "resize": None,
-            "rope_scaling": None,  # its own configuration says these
-            "context": None,
-            "dtype": self.recipe.export.dtype,
-        }
-        return self._section().model_copy(update=update)
 
     def _section(self) -> ModelSection:
         """The model section with the attention that the run's model was found to compute rightly with."""

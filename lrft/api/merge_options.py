@@ -12,9 +12,11 @@ from lrft.core.stages import SitePlan
 from lrft.export.fidelity import Fidelity
 from lrft.export.merge import check_mergeable, only_rows_with, truncate
 from lrft.model.causal_lm import CausalLM
+from lrft.model.in_bits import check_reader
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS
-from lrft.registry.errors import NotMergeable
+from lrft.recipe.sections import ModelSection
+from lrft.registry.axes import ADAPTERS, QUANTIZERS
+from lrft.registry.errors import NotMergeable, UsageError
 from lrft.training.chosen import open_chosen
 from lrft.training.folder import RunFolder
 from lrft.training.relied import own_recipe, plan_of
@@ -37,6 +39,34 @@ def check_planned(folder: RunFolder) -> None:
             reason := ADAPTERS.get(section.method).why_not_merged(entry.config, entry.site)
         ):
             raise NotMergeable(reason)
+
+
+def check_bits(recipe: Recipe, storage: str | None, rank: int | None, rounding: str | None) -> None:
+    """Refuse, before anything is loaded, what `--requantize` and `--keep-rank` cannot do.
+
+    Raises:
+        UsageError: names the option.
+        NotMergeable: the run scores texts.
+    """
+    if storage is None:
+        if rank is not None:
+            raise UsageError(
+                f"--keep-rank {rank}: is what --requantize leaves; add --requantize, or leave it out"
+            )
+        return
+    known = [name for name in QUANTIZERS.names() if "levels" in QUANTIZERS.declared(name).provides]
+    if storage not in known:
+        raise UsageError(f"--requantize {storage}: choose {', '.join(known[:-1])} or {known[-1]}")
+    if rounding is not None:
+        raise UsageError(
+            f"--rounding {rounding}: with --requantize layers are rounded by feedback, everything else stochastically; "
+            "leave it out"
+        )
+    if recipe.model.head is not None:
+        raise NotMergeable(
+            "--requantize: a model with a score head is not read back in few bits here; merge without it"
+        )
+    check_reader()
 
 
 def opened(
@@ -77,3 +107,20 @@ def with_options(recipe: Recipe, onto: str | None, rounding: str | None, dtype: 
     chosen = None if precision == "float32" else rounding or section.rounding or "stochastic"
     update = {"onto": onto or section.onto, "dtype": precision, "rounding": chosen}
     return recipe.model_copy(update={"export": section.model_copy(update=update)})
+
+
+def as_written(section: ModelSection, place: Path, dtype: str | None) -> ModelSection:
+    """The model section of what a merge wrote to `place`, whose own files say the rest."""
+    update = {
+        "name": str(place),
+        "revision": None,
+        "weights": "pretrained",
+        "tokenizer": None,
+        "adapter": None,
+        "add_tokens": None,  # its tokenizer has them
+        "resize": None,
+        "rope_scaling": None,  # its own configuration says these
+        "context": None,
+        "dtype": dtype,
+    }
+    return section.model_copy(update=update)

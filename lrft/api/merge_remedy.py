@@ -16,6 +16,9 @@ def remedy(
 ) -> str:
     """The setting that stays closer, of those that are not in use already."""
     export = recipe.export
+    if "requantized" in record:
+        rank = 2 * record["kept_rank"] or 16
+        return f"`--keep-rank {rank}`, a storage of more bits, or a merge without --requantize stays closer"
     bases = [base for _, base, _ in frozen_layers(model)]
     if export.onto == "original" and any("dense_base" not in base.original.provides for base in bases):
         return "the adapter was trained on the rounded base, so `--onto dequantized` stays closer"

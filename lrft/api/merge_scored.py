@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lrft.api.merge import Merge
 from lrft.core import stop
@@ -62,7 +64,7 @@ class ScoredMerge(Merge):
         give_score_head(dense, self.recipe.model.head, self.recipe.train.seed)
         return dense
 
-    def _write(self, dense: CausalLM, place: Path) -> None:
+    def _write(self, dense: CausalLM, place: Path, held: Mapping[str, Tensor] | None = None) -> None:
         text = self.text
         pad = text.tokenizer.pad_token_id
         made = classifier(dense, text.pad_id if pad is None else pad)

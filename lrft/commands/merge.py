@@ -57,6 +57,19 @@ def merge_command(
             metavar="RUN",
         ),
     ] = None,
+    requantize: Annotated[
+        str | None,
+        typer.Option(
+            help="Storage that the merged layers are rounded into, with error feedback; transformers reads it.",
+            metavar="STORAGE",
+        ),
+    ] = None,
+    keep_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Write what --requantize leaves as an adapter of this rank beside.", min=1, metavar="K"
+        ),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -76,7 +89,8 @@ def merge_command(
         if value is not None and value not in known:
             raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
     silence(quiet)
-    merged = merge(run, out, onto, rank, rounding, dtype, checkpoint, trust_remote_code, add or [], features)
+    how = (onto, rank, rounding, dtype, checkpoint, trust_remote_code)
+    merged = merge(run, out, *how, add or [], features, requantize, keep_rank)
     result(merged, as_json, _show)
 
 

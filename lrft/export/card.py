@@ -82,7 +82,7 @@ def merged_card(recipe: Recipe, record: Fidelity, title: str) -> str:
         version=__version__,
         quantization=recipe.quantization.method,
         onto=record["onto"],
-        dtype=record["dtype"],
+        dtype=_precision(record),
         rounding=record["rounding"] or "none",
         rows=record["rows"],
         rows_from=record["rows_from"] or "no data",
@@ -154,6 +154,17 @@ def _tokens(recipe: Recipe, config: Mapping[str, Json] | None) -> str:
     rows = int(str(ids[-1])) + 1
     resize = f"`model.resize_token_embeddings({rows}, mean_resizing=False)`"
     return f"{said}\n- a base with fewer rows than {rows} takes {resize} before it takes the adapter\n"
+
+
+def _precision(record: Fidelity) -> str:
+    """What the weights of a merged model are in."""
+    if (storage := record.get("requantized")) is None:
+        return str(record["dtype"])
+    rank = record["kept_rank"]
+    kept = (
+        f"; with the adapter of rank {rank} in `remainder/`, which the figures below include" if rank else ""
+    )
+    return f"{record['layers_in_bits']} layers in {storage}, everything else in {record['dtype']}{kept}"
 
 
 def _method(recipe: Recipe) -> str:

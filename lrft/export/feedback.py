@@ -2,13 +2,14 @@
 
 H = X^T X + lambda I (in, in), lambda = 1 % of the mean diagonal, X the layer's inputs; U the upper Cholesky factor of
 H^-1. Columns in the order of falling diagonal: q_k = nearest(w_k), then w_j -= (w_k - q_k) U_kj / U_kk for j > k.
-Source: Frantar et al., "GPTQ", ICLR 2023, arXiv 2210.17323, algorithm 1. Departure: the grid is that of a floating
-point format, so there are no scales.
+Source: Frantar et al., "GPTQ", ICLR 2023, arXiv 2210.17323, algorithm 1. Departure: the grid is any whose
+scales are settled before; that of a floating point format has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from lrft.core.stages import Statistic, Tokens
 from lrft.export.rounding import check_finite, check_range
 from lrft.model.calibrate import calibrate
 from lrft.model.causal_lm import CausalLM
+from lrft.ops.linalg import truncated_svd
+
+Nearest: TypeAlias = Callable[[int, Tensor], Tensor]
+"""(index of a column, the column (out,) float32) -> the nearest one of the grid."""
 
 DAMPING = 0.01
 BLOCK = 128  # columns whose effect on all the later ones is one product
@@ -82,6 +87,10 @@ class Feedback:
 
     Args:
         moment: (in, in), X^T X.
+
+    Attributes:
+        order: of the columns.
+        U: upper factor of H^-1 = U^T U, in that order.
     """
 
     def __init__(self, moment: Tensor) -> None:
@@ -92,6 +101,13 @@ class Feedback:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
         self.U = torch.linalg.cholesky(inverse, upper=True).float()
 
+    @property
+    def cost(self) -> Tensor:
+        """(in,) what a squared rounding error of 1 in a column costs in the output, later columns at their best."""
+        found = torch.empty(len(self.order))
+        found[self.order] = self.U.diagonal().square().reciprocal()
+        return found
+
     def __call__(self, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """(out, in) in float32 -> (out, in) in `dtype`.
 
@@ -99,23 +115,44 @@ class Feedback:
             NumericalError: a value is not finite, or larger than `dtype` can say.
         """
         check_finite(name, weight)
+        found = self.round(weight, lambda k, column: column.to(dtype).float()).to(dtype)
+        check_range(name, weight, found)
+        return found
+
+    def round(self, weight: Tensor, nearest: Nearest) -> Tensor:
+        """(out, in) -> (out, in) float32 on the grid of `nearest`."""
         W = (
             weight.detach().float().cpu()[:, self.order].mT.contiguous()
         )  # (in, out): a column is one piece of memory
-        Q = torch.empty(W.shape, dtype=dtype)
+        Q = torch.empty_like(W)
         for start in range(0, W.shape[0], BLOCK):
-            self._block(W, Q, start, min(start + BLOCK, W.shape[0]))
-        check_range(name, weight, Q)
+            self._block(W, Q, nearest, start, min(start + BLOCK, W.shape[0]))
         found = torch.empty_like(Q)
         found[self.order] = Q
         return found.mT.contiguous()
 
-    def _block(self, W: Tensor, Q: Tensor, start: int, end: int) -> None:
+    def remainder(self, missing: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank) whose product leaves the least of `missing` (out, in) in the output.
+
+        |(D - B A) X^T|^2 = |(D - B A) U^-1|^2, so they are the leading part of the SVD of D U^-1, times U.
+        """
+        D = missing[:, self.order]
+        whitened = torch.linalg.solve_triangular(self.U, D, upper=True, left=False)
+        with torch.random.fork_rng(devices=[]):  # a large layer's is a randomised one
+            torch.manual_seed(0)
+            P, S, V = truncated_svd(whitened, min(rank, *D.shape), niter=None)
+        root = S.sqrt()
+        A = torch.empty(len(root), D.shape[1])
+        A[:, self.order] = (root[:, None] * V) @ self.U
+        return A, P * root
+
+    def _block(self, W: Tensor, Q: Tensor, nearest: Nearest, start: int, end: int) -> None:
         """Round rows `start` to `end` of W into Q and push their errors onto the rows after them."""
         errors = torch.empty_like(W[start:end])
+        places = self.order[start:end].tolist()
         for k in range(start, end):
-            Q[k] = W[k].to(Q.dtype)
-            errors[k - start] = (W[k] - Q[k].float()) / self.U[k, k]
+            Q[k] = nearest(places[k - start], W[k])
+            errors[k - start] = (W[k] - Q[k]) / self.U[k, k]
             W[k + 1 : end].addr_(self.U[k, k + 1 : end], errors[k - start], alpha=-1)
         W[end:].addmm_(self.U[start:end, end:].mT, errors, alpha=-1)
 

@@ -97,6 +97,14 @@ class Fidelity(Compared, total=False):
     rounded_stochastically: list[str]
     generation: Generation
     nearest: Nearest
+    without_remainder: Nearest
+    requantized: str
+    layers_in_bits: int
+    layers_dense: list[str]
+    bytes_in_bits: int
+    rounded_to_nearest: list[str]
+    kept_rank: int
+    remainder_bytes: int
 
 
 @torch.no_grad()

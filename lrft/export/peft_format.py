@@ -221,11 +221,11 @@ def shared_keys(model: CausalLM, recipe: Recipe, sites: list[tuple[str, Adapted]
         "task_type": "SEQ_CLS" if model.labels else "CAUSAL_LM",
         "bias": "none",
         "inference_mode": True,
-        "target_modules": _target_modules(model, [name for name, _ in sites]),
+        "target_modules": target_modules(model, [name for name, _ in sites]),
     }
 
 
-def _target_modules(model: CausalLM, names: list[str]) -> list[str]:
+def target_modules(model: CausalLM, names: list[str]) -> list[str]:
     """Last parts of the module names where they say it all (what servers read), full paths otherwise; sorted."""
     leaves = {name.rpartition(".")[2] for name in names}
     linear = {name for name, _, _ in frozen_layers(model)} | linear_sites(model).keys() | model.direct

@@ -33,6 +33,20 @@ def plain_form(
     Raises:
         NumericalError: a number is not finite, or beyond `dtype`.
     """
+    tensors, said = pair_form(pairs, dtype)
+    sites = list(adapted(model.hf))
+    extra, more = beside(model, set(pairs), str(said["peft_type"]))
+    config = {**shared_keys(model, recipe, sites), **said, **more}
+    config["fan_in_fan_out"] = bool(model.transposed)
+    return files_of(tensors | extra, config), config
+
+
+def pair_form(pairs: Mapping[str, Pair], dtype: torch.dtype) -> tuple[dict[str, Tensor], Keys]:
+    """Tensors by PEFT's names, and what its configuration says of ranks and scales.
+
+    Raises:
+        NumericalError: a number is not finite, or beyond `dtype`.
+    """
     tensors: dict[str, Tensor] = {}
     for site, pair in pairs.items():
         for leaf, value in (("A", pair.A), ("B", pair.B)):
@@ -41,16 +55,15 @@ def plain_form(
             tensors[f"{PREFIX}{name}"] = rounded(name, value, dtype, stochastic=False).contiguous().clone()
     keys = {site: lora_keys(pair.rank, pair.scale * pair.rank) for site, pair in pairs.items()}
     common = max(keys.values(), key=lambda one: int(str(one["r"])))
-    sites = list(adapted(model.hf))
-    extra, said = beside(model, set(pairs), str(common["peft_type"]))
-    differing = patterns(keys, common) or {}
-    config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
-    config["fan_in_fan_out"] = bool(model.transposed)
-    files = {
-        TENSORS: save(dict(sorted((tensors | extra).items())), metadata={"format": "pt"}),
+    return tensors, {**common, **(patterns(keys, common) or {})}
+
+
+def files_of(tensors: Mapping[str, Tensor], config: Keys) -> dict[str, bytes]:
+    """File name -> content."""
+    return {
+        TENSORS: save(dict(sorted(tensors.items())), metadata={"format": "pt"}),
         CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
     }
-    return files, config
 
 
 def read_pairs(folder: Path) -> dict[str, Pair]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -28,9 +28,7 @@ class Served:
 
     def __init__(self, model: CausalLM, pairs: Mapping[str, Pair]) -> None:
         self.model = model
-        self.pairs = {
-            name: (p.A.to(model.device), p.B.to(model.device), p.scale) for name, p in pairs.items()
-        }
+        self.pairs = pairs
 
     @property
     def head(self) -> Head:
@@ -44,21 +42,27 @@ class Served:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states (B, L, d), final norm included."""
-        with adapters_off(self.model.hf), self._beside():
+        with (
+            adapters_off(self.model.hf),
+            with_pairs(adapted(self.model.hf), self.pairs, self.model.device),
+        ):
             return self.model.hidden(batch)
 
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        handles = [
-            module.register_forward_hook(partial(_add, self.pairs[name]))
-            for name, module in adapted(self.model.hf)
-            if name in self.pairs
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+
+@contextmanager
+def with_pairs(
+    modules: Iterable[tuple[str, nn.Module]], pairs: Mapping[str, Pair], device: torch.device
+) -> Iterator[None]:
+    """Let the modules that have a pair add it: y + scale (x A^T) B^T."""
+    given = {name: (pair.A.to(device), pair.B.to(device), pair.scale) for name, pair in pairs.items()}
+    handles = [
+        module.register_forward_hook(partial(_add, given[name])) for name, module in modules if name in given
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _add(pair: tuple[Tensor, Tensor, float], module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lrft.core import stop
 from lrft.files.fresh_folder import fresh_folder
 from lrft.files.sums import MANIFEST, folder_manifest
@@ -16,16 +18,31 @@ from lrft.registry.errors import UsageError
 from lrft.registry.protocols import Tokenizer
 
 
-def write_merged(dense: CausalLM, tokenizer: Tokenizer, folder: Path, shard_size: str) -> None:
+def write_merged(
+    dense: CausalLM,
+    tokenizer: Tokenizer,
+    folder: Path,
+    shard_size: str,
+    held: Mapping[str, Tensor] | None = None,
+) -> None:
     """Fill a fresh folder as transformers has it: shards, config, generation config, tokenizer, chat template.
+
+    Args:
+        held: what the shards hold, where that is not the model's own tensors.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    write_classifier(dense.hf, tokenizer, folder, shard_size)
+    write_classifier(dense.hf, tokenizer, folder, shard_size, held)
 
 
-def write_classifier(hf: Any, tokenizer: Tokenizer, folder: Path, shard_size: str) -> None:
+def write_classifier(
+    hf: Any,
+    tokenizer: Tokenizer,
+    folder: Path,
+    shard_size: str,
+    held: Mapping[str, Tensor] | None = None,
+) -> None:
     """The same of a sequence classifier of transformers, which generates nothing.
 
     Raises:
@@ -33,7 +50,7 @@ def write_classifier(hf: Any, tokenizer: Tokenizer, folder: Path, shard_size: st
     """
     hf.config._attn_implementation = "sdpa"
     with stop.at_once():
-        hf.save_pretrained(folder, max_shard_size=shard_size)
+        hf.save_pretrained(folder, max_shard_size=shard_size, state_dict=held)
     tokenizer.save_pretrained(folder)
 
 

@@ -38,6 +38,7 @@ class ModelConfig(TextConfig, Protocol):
     architectures: list[str] | None
     name_or_path: str
     dtype: torch.dtype
+    quantization_config: Mapping[str, Json]
 
     def get_text_config(self) -> TextConfig: ...
 

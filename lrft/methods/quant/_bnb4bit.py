@@ -11,11 +11,15 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from lrft.core.levels import Levelled
 from lrft.methods.quant._bnb import QuantState, bitsandbytes_functional
 from lrft.methods.quant._encoded import Encoded
+from lrft.ops.levels import Levels, search_scales
 from lrft.registry.config import Field, Literal, MethodConfig
 from lrft.registry.errors import UsageError
+from lrft.registry.json import Json
 
+OUTPUTS = 32  # bitsandbytes' kernel for CPUs takes whole groups of so many (0.50.2)
 SCALES_PER_BLOCK = 256  # double quantization: blocks of scales that share a second scale
 
 
@@ -35,7 +39,7 @@ class Held:
     quant_state: QuantState
 
 
-class BitsAndBytes4bit(Encoded):
+class BitsAndBytes4bit(Encoded, Levelled):
     """Two codes a byte and one scale a block, the scales themselves in 8 bits with double quantization.
 
     Buffers, for n = out * in weights in k = ceil(n / block_size) blocks:
@@ -49,6 +53,7 @@ class BitsAndBytes4bit(Encoded):
     the backward pass of a training that follows included.
     """
 
+    provides: ClassVar[set[str]] = {"rounded_base", "levels"}
     quant_type: ClassVar[str]
     codes: Tensor
     absmax: Tensor
@@ -139,6 +144,66 @@ class BitsAndBytes4bit(Encoded):
         if not same_scales or not torch.allclose(state.code, table, atol=1e-6):
             raise UsageError(f"its 4-bit codes are not those of {cls.quant_type}")
         return cls.adopt(Held(codes, bias, state), dtype)
+
+    def search(self, weight: Tensor, cost: Tensor) -> None:
+        size = self.config.block_size
+        blocks = weight.float().view(self.out_features, -1, size)
+        absmax = search_scales(blocks, cost.view(-1, size), Levels(self._levels())).flatten()
+        if not self.config.double_quant:
+            return self._store(self.codes, absmax, None, None)
+        offset = absmax.mean()
+        functional = bitsandbytes_functional()
+        codes, second = functional.quantize_blockwise(absmax - offset, blocksize=SCALES_PER_BLOCK)
+        return self._store(self.codes, codes, offset, second.absmax)
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        scales = self._scales().view(self.out_features, -1)
+        return scales.repeat_interleave(self.config.block_size, 1), self._levels()
+
+    def take(self, codes: Tensor) -> None:
+        pairs = codes.to(torch.uint8).view(-1, 2)
+        self.register_buffer("codes", (pairs[:, :1] << 4) | pairs[:, 1:])
+
+    def stored(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        functional = bitsandbytes_functional()
+        second = None
+        if self.absmax2 is not None:
+            table = functional.create_dynamic_map().to(self.absmax2.device)
+            second = functional.QuantState(
+                self.absmax2, code=table, blocksize=SCALES_PER_BLOCK, dtype=torch.float32
+            )
+        state = functional.QuantState(
+            self.absmax,
+            shape=(self.out_features, self.in_features),
+            code=self._levels(),
+            blocksize=self.config.block_size,
+            quant_type=self.quant_type,
+            dtype=dtype,
+            offset=self.offset,
+            state2=second,
+        )
+        beside = {f"weight.{key}": part for key, part in state.as_dict(packed=True).items()}
+        return {"weight": self.codes, **beside}
+
+    @classmethod
+    def fits(cls, config: Config, out_features: int, in_features: int) -> bool:
+        return in_features % config.block_size == 0 and out_features % OUTPUTS == 0
+
+    @classmethod
+    def said(cls, config: Config, dtype: torch.dtype, kept: list[str]) -> dict[str, Json]:
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": cls.quant_type,
+            "bnb_4bit_use_double_quant": config.double_quant,
+            "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": [*kept],
+        }
+
+    def _levels(self) -> Tensor:
+        table: Tensor = bitsandbytes_functional().get_4bit_type(self.quant_type, device=self.codes.device)
+        return table.float()
 
     def _store(self, codes: Tensor, absmax: Tensor, offset: Tensor | None, absmax2: Tensor | None) -> None:
         self.register_buffer("codes", codes)

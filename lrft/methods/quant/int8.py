@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+import torch
 from torch import Tensor
 
+from lrft.core.levels import Levelled
 from lrft.methods.quant._bnb import bitsandbytes_functional
 from lrft.methods.quant._encoded import Encoded
+from lrft.ops.levels import Levels, search_scales
 from lrft.registry.axes import QUANTIZERS
 from lrft.registry.config import MethodConfig
+from lrft.registry.json import Json
+
+LARGEST = 127  # code
 
 
 @QUANTIZERS.register
-class Int8(Encoded):
+class Int8(Encoded, Levelled):
     """8-bit integers with one scale per output row, weights only, decoded before the matmul.
 
         c = round(W * 127 / absmax(row)) in -127 ... 127
@@ -33,6 +41,7 @@ class Int8(Encoded):
     }
 
     on_cpu = "decoding int8 makes a step on a CPU several times slower; nf4 is the faster one here, in half the memory"
+    provides: ClassVar[set[str]] = {"rounded_base", "levels"}
     lighter = "nf4"
     scales = ("absmax",)
     codes: Tensor
@@ -56,3 +65,28 @@ class Int8(Encoded):
     def weight(self) -> Tensor:
         dense: Tensor = bitsandbytes_functional().int8_vectorwise_dequant(self.codes, self.absmax)
         return dense.to(self.compute_dtype)
+
+    def search(self, weight: Tensor, cost: Tensor) -> None:
+        scales = search_scales(weight.float()[:, None], cost[None], Levels(self._levels()))
+        self.register_buffer("absmax", scales[:, 0])
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        return self.absmax[:, None].expand(self.out_features, self.in_features), self._levels()
+
+    def take(self, codes: Tensor) -> None:
+        self.register_buffer("codes", (codes - LARGEST).to(torch.int8))
+
+    def stored(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        row_major = torch.tensor(0, dtype=torch.uint8)  # bitsandbytes' number of the layout
+        return {"weight": self.codes, "SCB": self.absmax, "weight_format": row_major}
+
+    @classmethod
+    def fits(cls, config: Config, out_features: int, in_features: int) -> bool:
+        return True
+
+    @classmethod
+    def said(cls, config: Config, dtype: torch.dtype, kept: list[str]) -> dict[str, Json]:
+        return {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_skip_modules": [*kept]}
+
+    def _levels(self) -> Tensor:
+        return torch.arange(-LARGEST, LARGEST + 1, device=self.codes.device) / LARGEST
