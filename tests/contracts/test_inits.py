@@ -94,11 +94,11 @@ def adapter_for(name: str) -> str:
     declared = {adapter: ADAPTERS.declared(adapter) for adapter in ADAPTERS.names()}
     wanted = INITS.declared(name).requires & frozenset().union(*(d.provides for d in declared.values()))
 
-    def fit(adapter: str) -> tuple[int, int, int, str]:
+    def fit(adapter: str) -> tuple[int, bool, int, str]:
         d = declared[adapter]
         lacking = len({"mergeable", "linear_delta"} - d.provides)
         lacking += len({"rank", "alpha"} - d.config.model_fields.keys())
-        return lacking, len(d.provides), len(d.config.model_fields), adapter
+        return lacking, "low_rank" not in d.provides, len(d.provides), adapter
 
     linear = {adapter for adapter in declared if "linear" in ADAPTERS.get(adapter).site_kinds}
     possible = [adapter for adapter, d in declared.items() if adapter in linear and wanted <= d.provides]

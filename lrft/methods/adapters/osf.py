@@ -54,8 +54,8 @@ class OSF(Settling, LowRank):
     is not square, U_h (out, k) or V_h (k, in): that of the longer side, as the projection of the other is U_0 U_0^T or
     V_0^T V_0.
     Trains: r (in + out + 1) numbers per site, of a square W as many as it has or more where r is half of d or more.
-    Memory: 4 bytes a number for the start, and the optimizer's state: this guards what was learnt and saves no memory.
-    The pass keeps its input and 2 r numbers a token; factors are formed again in the backward pass.
+    They take 4 bytes a number more for the start, and the optimizer's state: this guards what was learnt and saves no
+    memory. The pass keeps its input and 2 r numbers a token; factors are formed again in the backward pass.
     Source: Nayak et al., "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning", 2025,
     arXiv 2504.07097, and descriptions of the authors' code; function, merge and first projection checked against PEFT's
     OSF, which has no second one, so that drift adds up there.

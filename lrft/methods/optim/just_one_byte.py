@@ -32,14 +32,14 @@ class JustOneByte(MeZO):
         h_i = sign(g_i) exp(c_i / 16),  0 where g_i is
         p <- p - lr (sum of h_i z_i / sqrt(n) + wd p)
 
-    with p, L, z_i, wd as of `mezo`, n = `samples`, eps = `eps`, jitter = `jitter`. What is sent, sign and c_i, is
+    with p, L, z_i (from `seed`), wd as of `mezo`, n = `samples`, eps = `eps`, jitter = `jitter`. What is sent, sign and c_i, is
     what is done: h_i is at most 3.2 % from g_i between e^-7.94 and e^7.94, and beyond them it is the nearer end. So
     everybody who has p at step 0 has p at every step by the settings, the codes and the rates: `replay` does all
     updates again, without a loss, to the bit in the same dtype on the same kind of device.
 
     Shapes: z as p; e, g, c, h one number a direction.
     State: 0 bytes per number; of a run the codes, 2 bytes a direction, and the rates, 12 bytes for each change of them.
-    During a step one copy of what trains, from which p is restored to the bit.
+    During a step one copy of what trains, from which p is restored to the bit (`restore: exact`).
     Source: "Just One Byte (per gradient): A Note on Low-Bandwidth Decentralized Language Model Finetuning Using Shared
     Randomness", 2023, arXiv 2306.10015, and the authors' code (ezelikman/justonebyte), known here by a description.
     Departures: settled here: sign and logarithm are nine bits there too and are kept in two bytes; the code sends the

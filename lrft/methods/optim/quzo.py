@@ -34,11 +34,12 @@ class QuZO(MeZO):
     used twice would add its variance. R rounds onto the grid that p is stored on, in the same way: with
     `weight_bits: b` the 2^b evenly spaced numbers from the smallest to the largest of the tensor as it is at the first
     step, which rounds p to the nearest of them and does not leave them later; without it bfloat16 or float16 for
-    weights in these, and in float32 nothing is rounded. All n slopes are taken at one p.
+    weights in these, and in float32 nothing is rounded. All n slopes are taken at one p. Draws come
+    from `seed`.
 
     Shapes: u, u1, u2 as p; g one number.
     State: 0 bytes per number, a step count; with `weight_bits` the two ends of each tensor. During a step one copy of
-    what trains, as `restore` says (`mezo`).
+    what trains with `restore: exact`, none with `restore: in_place` (`mezo`).
     Source: Zhou et al., "QuZO: Quantized Zeroth-Order Fine-Tuning for Large Language Models", EMNLP 2025, arXiv
     2502.12346: the estimator and the update, known here by a transcription of the formulas.
     Departures: settled here: uniform grids from end to end and 4 bits of the direction, as the released scripts have
