@@ -41,9 +41,7 @@ class ScheduleFree(Optimizer):
     """
 
     aliases = {
-        "schedulefree schedulefreeadamw schedule_free_adamw adamw_schedulefree schedule_free_radam": (
-            "optimizer: schedule_free\nschedule: constant"
-        ),
+        "schedulefreeadamw schedule_free_adamw": "optimizer: schedule_free\nschedule: constant",
     }
     provides = {"clippable", "averaged"}
     requires = {"backward"}
