@@ -146,7 +146,7 @@ VALUES_OF_OTHERS = [
     (OPTIMIZER, "  method: adamw_torch_fused", "write optimizer: adamw"),
     (OPTIMIZER, "  method: paged_adamw_8bit", "did you mean paged_adamw8bit?"),
     (OPTIMIZER, "  method: adamw_bnb_8bit", "write optimizer: adamw8bit"),
-    (OPTIMIZER, "  method: adafactor", "lrft does not have adafactor; known: adamw"),
+    (OPTIMIZER, "  method: adafactor", "lrft does not have adafactor; known: adam_mini, adamw"),
     (SCHEDULE, "quantization: 8bit", "write quantization: int8"),
     (SCHEDULE, "quantization: 4", "write quantization: nf4"),
     (SCHEDULE, "quantization: bitsandbytes", "write quantization: nf4"),

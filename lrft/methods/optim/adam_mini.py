@@ -50,7 +50,7 @@ class AdamMini(Optimizer):
     """
 
     aliases = {
-        "adam-mini adamini use_adam_mini": "optimizer: adam_mini",
+        "adamini use_adam_mini": "optimizer: adam_mini",
     }
     provides = {"clippable", "first_order", "per_parameter"}
     requires = {"backward"}

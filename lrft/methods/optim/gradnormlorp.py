@@ -38,7 +38,7 @@ class GradNormLoRP(GaLore):
     """
 
     aliases = {
-        "gradnorm_lorp gradnormlorp_adamw": "adapter: dora\noptimizer: gradnormlorp",
+        "gradient_weight_normalized_low_rank_projection": "adapter: dora\noptimizer: gradnormlorp",
     }
     requires: ClassVar[set[str]] = {"backward", "low_rank", "trained_pair", "decomposed"}
 

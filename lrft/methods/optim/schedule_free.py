@@ -41,9 +41,7 @@ class ScheduleFree(Optimizer):
     """
 
     aliases = {
-        "schedulefree schedulefreeadamw schedule_free_adamw adamw_schedulefree schedule_free_radam": (
-            "optimizer: schedule_free\nschedule: constant"
-        ),
+        "schedulefreeadamw schedule_free_adamw": "optimizer: schedule_free\nschedule: constant",
     }
     provides = {"clippable", "averaged"}
     requires = {"backward"}
@@ -55,7 +53,10 @@ class ScheduleFree(Optimizer):
         eps: float = Field(1e-8, gt=0)
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
-            """A schedule beside what does without one."""
+            """A schedule beside what does without one, and updates before all gradients are taken."""
+            if recipe["optimizer.per_layer"]:
+                message = "would step before all gradients are taken at one point; write false"
+                yield Problem("optimizer.per_layer", message)
             if recipe["schedule.method"] != "constant":
                 message = "goes down, which optimizer schedule_free is there to replace; write constant"
                 yield Problem("schedule.method", message)

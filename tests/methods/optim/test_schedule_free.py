@@ -128,6 +128,8 @@ def test_a_run_goes_on_from_its_state_to_the_bit():
 def test_a_falling_schedule_is_refused():
     with pytest.raises(RecipeError, match=r"schedule\.method: .*write constant"):
         load_recipe("smoke/schedule_free", ["schedule=cosine", "model.name=x/y"])
+    with pytest.raises(RecipeError, match=r"optimizer\.per_layer: .*write false"):
+        load_recipe("smoke/schedule_free", ["optimizer.per_layer=true", "train.clip=null", "model.name=x/y"])
 
 
 def test_weights_in_half_precision_are_refused():
