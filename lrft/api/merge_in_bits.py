@@ -32,7 +32,7 @@ LAYERS_TOLD = 3
 
 
 class MergeInBits(Merge):
-    """One merge into few bits: three checkpoints are read back by transformers, of which the last is kept."""
+    """One merge into few bits, read back by transformers, and nearest rounding beside it, which does not stay."""
 
     def __init__(
         self,

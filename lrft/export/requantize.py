@@ -57,8 +57,8 @@ class InBits:
 
     Attributes:
         layers: those layers, by path.
-        dense: linear layers that are not, the head among them: whose rows are no whole number of blocks, that stand
-            outside the blocks of the model, or that the model's own code reads.
+        dense: linear layers that are not, the head among them: whose shape the format does not fit, that stand outside
+            the blocks of the model, that the model's own code reads, or that transformers does not replace.
         pairs: the remainder of every layer, in the precision of its file.
         unmeasured: layers that no calibration token reached, which are rounded to nearest.
     """
