@@ -32,8 +32,8 @@ class JustOneByte(MeZO):
         h_i = sign(g_i) exp(c_i / 16),  0 where g_i is
         p <- p - lr (sum of h_i z_i / sqrt(n) + wd p)
 
-    with p, L, z_i (from `seed`), wd as of `mezo`, n = `samples`, eps = `eps`, jitter = `jitter`. What is sent, sign and c_i, is
-    what is done: h_i is at most 3.2 % from g_i between e^-7.94 and e^7.94, and beyond them it is the nearer end. So
+    with p, L, z_i (drawn from `seed`), wd as of `mezo`, n = `samples`, eps = `eps`, jitter = `jitter`. What is sent,
+    sign and c_i, is what is done: h_i is at most 3.2 % from g_i between e^-7.94 and e^7.94, beyond them an end. So
     everybody who has p at step 0 has p at every step by the settings, the codes and the rates: `replay` does all
     updates again, without a loss, to the bit in the same dtype on the same kind of device.
 
