@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lrft.core.adapted import AdaptedBlock
+from lrft.core.block import AdaptedBlock
 from lrft.core.params import Site
 from lrft.methods.adapters.compacter import Compacter
 
