@@ -12,7 +12,7 @@ of scales taken block by block with the columns in their own order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,10 +26,10 @@ from lrft.core.params import Site
 from lrft.export.feedback import Feedback, moments, rounders
 from lrft.export.pairs import Pair
 from lrft.export.rounding import check_finite, rounded
+from lrft.model.base_infos import BLOCK
 from lrft.model.causal_lm import CausalLM
 from lrft.model.in_turn import InTurn
 from lrft.model.sites import linear_sites
-from lrft.model.trained import BLOCK
 from lrft.ops.levels import Levels
 from lrft.registry.config import MethodConfig
 from lrft.registry.json import Json
@@ -49,6 +49,11 @@ class Bits:
     config: MethodConfig
     dtype: torch.dtype
     rank: int = 0
+
+    def stored(self, weight: Tensor) -> Levelled:
+        """A weight (out, in) as the format itself stores it."""
+        make: Callable[..., Levelled] = self.storage
+        return make(weight, None, self.config)
 
 
 @dataclass
@@ -101,7 +106,7 @@ def round_to_nearest(dense: CausalLM, bits: Bits) -> InBits:
     blocks, found = _open(dense, bits)
     for site in (site for sites in blocks.values() for site in sites):
         stop.poll()
-        found.layers[site.name] = bits.storage(_weight(dense, site), None, bits.config)
+        found.layers[site.name] = bits.stored(_weight(dense, site))
     return found
 
 
@@ -145,7 +150,7 @@ def _weight(dense: CausalLM, site: Site) -> Tensor:
 
 def _round(dense: CausalLM, site: Site, feedback: Feedback | None, bits: Bits, found: InBits) -> None:
     weight = _weight(dense, site).cpu()
-    layer = bits.storage(weight, None, bits.config)
+    layer = bits.stored(weight)
     if feedback is None:
         found.unmeasured.append(site.name)
     else:
