@@ -25,7 +25,7 @@ SMOKE = ROOT / "recipes" / "smoke"
 TASK = ROOT / "recipes" / "quickstart.yaml"
 BOARDED = ("adapter", "init", "allocate", "restart", "optimizer", "select")
 REFERENCE = ("adapter", "lora")
-COMPANIONS = (*BOARDED, "trainable")
+COMPANIONS = (*BOARDED, "trainable", "schedule")
 STORAGES = ("nf4", "none")
 RANK, ALPHA = 16, 32  # of the quickstart; smoke recipes have a quarter of them
 TIMES = 4
@@ -108,7 +108,7 @@ def _candidates(axis: str, name: str, given: list[str], steps: int) -> Iterator[
     for settings, chosen in tries:
         for storage in STORAGES:
             every = {**sections, axis: chosen}
-            overrides = [f"~{key}" for key in ("adapter", "optimizer") if key in every]
+            overrides = [f"~{key}" for key in ("adapter", "optimizer", "schedule") if key in every]
             overrides += [f"{key}={json.dumps(value)}" for key, value in every.items()]
             yield storage, settings, [*overrides, *clip, f"optimizer.lr={lr!r}"]
 

@@ -47,13 +47,14 @@ def test_the_board_runs_rates_seeds_and_time_and_goes_on_where_it_stopped(tmp_pa
 
 
 def test_every_method_of_the_board_has_a_recipe_on_the_task():
-    """On NF4 where that is possible; what mixes adapters is given some first."""
+    """On NF4 where that is possible; what mixes adapters is given some first; the task has no features of rows."""
     found = {key: board_entries.entry(key, [], ["a", "b"]) for key in board_entries.methods()}
-    assert {key: one.said for key, one in found.items() if one.arm is None} == {}
+    assert {key for key, one in found.items() if one.arm is None} == {"adapter=flix"}
+    assert "data.features" in found["adapter=flix"].said
     assert found["adapter=lora"].storage == "nf4" and found["optimizer=galore"].storage == "none"
     assert found["adapter=lora"].arm.recipe.adapter.rank == 16 and found["adapter=lora"].rates[1] == 1e-3
     assert found["allocate=adalora"].arm.recipe.adapter.method == "svd_lora"
-    assert all(one.arm.recipe.train.max_steps == 54 for one in found.values())
+    assert all(one.arm.recipe.train.max_steps == 54 for one in found.values() if one.arm is not None)
 
 
 def test_the_board_page_says_what_was_not_run_and_plots_what_was():

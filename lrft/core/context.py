@@ -22,7 +22,7 @@ _done: float | None = None
 
 @contextmanager
 def computing(
-    batch: Batch, seed: int | None = None, counts: bool = True, done: float | None = None
+    batch: Batch, seed: int | None = None, *, counts: bool = True, done: float | None = None
 ) -> Iterator[None]:
     """Make `batch` the current one, until its backward pass has ended.
 

@@ -66,7 +66,10 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
         place = index * run.processes + run.rank
         counts = place < batches.micro_batch_count  # one beyond is there to go in step, and adds zeros
         run.seed_draws(place)
-        with computing(micro_batch, run.seed_of_draws(place), counts, done), compiling(run.compiled):
+        with (
+            computing(micro_batch, run.seed_of_draws(place), counts=counts, done=done),
+            compiling(run.compiled),
+        ):
             loss = objective(run.model, micro_batch.to(run.device), run) / divisor
             total += loss.detach() if counts else 0
             for part in penalized:

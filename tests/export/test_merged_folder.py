@@ -131,10 +131,10 @@ def another_template(hf, tokenizer):
 def test_a_folder_that_would_stop_elsewhere_is_an_error(retargeted, tmp_path, monkeypatch, spoil):
     original = write.write_merged
 
-    def spoiled(dense, tokenizer, folder, shard_size):
+    def spoiled(dense, tokenizer, folder, shard_size, held=None):
         tokenizer = copy.deepcopy(tokenizer)
         spoil(dense.hf, tokenizer)
-        original(dense, tokenizer, folder, shard_size)
+        original(dense, tokenizer, folder, shard_size, held)
 
     monkeypatch.setattr("lrft.api.merge.write_merged", spoiled)
     with pytest.raises(ToleranceError, match=r"stops elsewhere than the run does.*generation_config\.json"):

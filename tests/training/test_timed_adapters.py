@@ -37,6 +37,6 @@ def test_a_pass_is_counted_once_and_not_one_beyond_the_step():
 
     batch = Batch(torch.zeros(1, 1), torch.zeros(1, 1), ((0, 0, 1),), torch.zeros(0), torch.zeros(0))
     for counts in (True, False):
-        with computing(batch, 0, counts):
+        with computing(batch, 0, counts=counts):
             checkpoint(forward, torch.ones(1, requires_grad=True), use_reentrant=False).backward()
     assert seen == [True, False, False, False] and is_first_pass()

@@ -49,7 +49,7 @@ class DeLoRA(LowRank):
     """
 
     aliases = {"decoupled_lora": "adapter: delora"}
-    provides = {"adapters", "mergeable", "linear_delta"}
+    provides = {"adapters", "mergeable", "linear_delta", "undivided"}
     roles = {"A": "lora_A", "B": "lora_B", "strength": "magnitude"}
     peft = PeftForm(
         delora_form_keys,

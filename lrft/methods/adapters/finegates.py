@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +73,11 @@ class FineGates(OnActivations):
         self.reset()
 
     @classmethod
-    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+    def shared(cls, config: FineGates.Config, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
         return Sites(len(sites))
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> Adapter:
+    def at(cls, config: FineGates.Config, site: Site, shared: Shared | None = None) -> Adapter:
         return cls(config, site, shared.count if isinstance(shared, Sites) else 1)
 
     def reset(self) -> None:
@@ -102,7 +101,7 @@ class FineGates(OnActivations):
         return self.config.strength / self.sites * 0.5 * off
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: FineGates.Config, site: Site) -> int:
         return site.in_features + site.out_features
 
 

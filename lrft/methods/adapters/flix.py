@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class FLix(Adapter):
         self.reset()
 
     @staticmethod
-    def row_features(config: Any) -> tuple[str, ...]:
+    def row_features(config: FLix.Config) -> tuple[str, ...]:
         return tuple(f"{column}={value}" for column, values in config.features.items() for value in values)
 
     def reset(self) -> None:
@@ -126,7 +126,7 @@ class FLix(Adapter):
         return OfFeatures(self, *self._of(tuple(k for k, name in enumerate(self.names) if name in features)))
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: FLix.Config, site: Site) -> int:
         return sum(ranks_of(config)) * (site.in_features + site.out_features)
 
 
@@ -146,7 +146,7 @@ class OfFeatures(LowRank):
         return Branch(self.A, self.B)
 
 
-def ranks_of(config: Any) -> list[int]:
+def ranks_of(config: FLix.Config) -> list[int]:
     """The rank of every feature, in the order of `row_features`."""
     return [
         config.ranks.get(column, config.rank) for column, values in config.features.items() for _ in values

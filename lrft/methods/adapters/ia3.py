@@ -14,11 +14,12 @@ from lrft.core.params import Site
 from lrft.ops.gains import scaled
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
+from lrft.registry.json import Json
 
 LAST_MAPS = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj")  # of feed-forward blocks, by family
 
 
-def ia3_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def ia3_form_keys(config: IA3.Config, with_start: bool) -> dict[str, Json]:
     """PEFT's keys of the method; the patterns as one regular expression, which it matches whole."""
     either = "|".join(fnmatch.translate(pattern) for pattern in feedforward(config))
     return {"peft_type": "IA3", "feedforward_modules": rf"(?:.*\.)?(?:{either})"}
@@ -88,15 +89,15 @@ class IA3(OnActivations):
         return y if self.on_inputs else scaled(y, self.at_use(self.l))
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: IA3.Config, site: Site) -> int:
         return site.in_features if scales_inputs(config, site) else site.out_features
 
 
-def feedforward(config: Any) -> tuple[str, ...]:
+def feedforward(config: IA3.Config) -> tuple[str, ...]:
     """The patterns of sites whose inputs are scaled."""
     return LAST_MAPS if config.feedforward is None else tuple(config.feedforward)
 
 
-def scales_inputs(config: Any, site: Site) -> bool:
+def scales_inputs(config: IA3.Config, site: Site) -> bool:
     """Whether the vector of a site multiplies its inputs."""
     return any(fnmatch.fnmatchcase(f".{site.name}", f"*.{pattern}") for pattern in feedforward(config))

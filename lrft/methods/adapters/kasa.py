@@ -69,7 +69,7 @@ class KaSA(Additive):
     """
 
     aliases = {"knowledge_aware_singular_value_adaptation": "adapter: kasa"}
-    provides = {"adapters", "mergeable", "linear_delta", "moved_start"}
+    provides = {"adapters", "mergeable", "linear_delta", "undivided", "moved_start"}
     roles = {"A": "lora_A", "sigma": "core", "B": "lora_B"}
     peft = PeftForm(
         kasa_form_keys,

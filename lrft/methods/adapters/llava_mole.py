@@ -43,7 +43,6 @@ class LLaVAMoLE(ExpertBlocks):
     they cannot be merged.
     """
 
-    aliases = {"llava-mole": "adapter: llava_mole"}
     provides = {"adapters", "experts", "expert_count", "routed"}
 
     config: Config

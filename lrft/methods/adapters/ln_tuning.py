@@ -13,9 +13,10 @@ from lrft.core.block import OfParameters
 from lrft.core.params import Site
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig
+from lrft.registry.json import Json
 
 
-def ln_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def ln_form_keys(config: AdapterConfig, with_start: bool) -> dict[str, Json]:
     """PEFT's keys of the method."""
     return {"peft_type": "LN_TUNING"}
 
@@ -83,5 +84,5 @@ class LNTuning(OfParameters):
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: AdapterConfig, site: Site) -> int:
         return site.out_features * (2 if site.has_bias else 1)

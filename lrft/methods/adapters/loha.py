@@ -55,7 +55,7 @@ class LoHa(Additive):
     """
 
     aliases = {"low_rank_hadamard fedpara": "adapter: loha"}
-    provides = {"adapters", "mergeable", "linear_delta"}
+    provides = {"adapters", "mergeable", "linear_delta", "undivided"}
     roles = {"A1": "lora_A", "B1": "lora_B", "A2": "lora_A", "B2": "lora_B"}
     peft = PeftForm(
         loha_form_keys,

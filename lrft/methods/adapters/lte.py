@@ -23,7 +23,7 @@ from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 
 
-def lte_form_keys(config: Any, with_start: bool) -> dict[str, Json]:
+def lte_form_keys(config: LTE.Config, with_start: bool) -> dict[str, Json]:
     """The mean of the heads as one LoRA: its scale is alpha / (H r)."""
     return lora_keys(config.heads * config.rank, config.alpha)
 
@@ -103,7 +103,7 @@ class LTE(MHLoRA):
         self.get_buffer("B0").copy_(self.B)
 
     @classmethod
-    def timed(cls, config: Any) -> Callback:
+    def timed(cls, config: LTE.Config) -> Callback:
         return Merges(config)
 
     def branch(self) -> Branch:

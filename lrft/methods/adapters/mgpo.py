@@ -24,7 +24,7 @@ MOST = 10.0  # that the perturbation is enlarged by where gradients are small
 TINY = 1e-12
 
 
-def mgpo_form_keys(config: Any, with_start: bool) -> dict[str, Json]:
+def mgpo_form_keys(config: MGPO.Config, with_start: bool) -> dict[str, Json]:
     """Those of LoRA, which it is outside of training."""
     assert LoRA.peft is not None
     return LoRA.peft.keys(config, with_start)
@@ -94,7 +94,7 @@ class MGPO(LoRA):
         self.register_buffer("ahead_B", torch.zeros(site.out_features, 2 * config.rank), persistent=False)
 
     @classmethod
-    def timed(cls, config: Any) -> Callback:
+    def timed(cls, config: MGPO.Config) -> Callback:
         return Perturbations(config)
 
     def reset(self) -> None:

@@ -72,7 +72,7 @@ class SMoRE(Routed, Adapter):
     be merged.
     """
 
-    aliases = {"s_more hier_moe": "adapter: smore"}
+    aliases = {"hier_moe": "adapter: smore"}
     provides = {"adapters", "experts", "routed"}
     roles = {
         "D": "router",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,12 +99,12 @@ class SMT(Placed):
         return y.to(x.dtype)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: SMT.Config, site: Site) -> int:
         side, _, many = blocks_of(config, site)
         return many * side * side
 
 
-def blocks_of(config: Any, site: Site) -> tuple[int, int, int]:
+def blocks_of(config: SMT.Config, site: Site) -> tuple[int, int, int]:
     """Side of a block, how many the weight has, and how many of them train."""
     side = config.side(site.in_features, site.out_features)
     total = site.in_features * site.out_features // side**2

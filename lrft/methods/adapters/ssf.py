@@ -52,12 +52,12 @@ class SSF(OnActivations):
         std: float = Field(0.02, ge=0, le=1, description="standard deviation of gamma and beta at step 0")
 
     @classmethod
-    def at(cls, config: Any, site: Site, shared: Shared | None = None) -> Adapter:
+    def at(cls, config: SSF.Config, site: Site, shared: Shared | None = None) -> Adapter:
         """Around a norm it is a change of the norm's own parameters."""
         return SSFNorm(config, site) if site.kind == "norm" else cls(config, site)
 
     @classmethod
-    def why_not_merged(cls, config: Any, site: Site) -> str:
+    def why_not_merged(cls, config: SSF.Config, site: Site) -> str:
         if not config.shift or site.has_bias:
             return ""
         return (
@@ -81,7 +81,7 @@ class SSF(OnActivations):
         return scaled(y, self.at_use(self.gamma), self.at_use(self.beta) if self.config.shift else None)
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: SSF.Config, site: Site) -> int:
         return site.out_features * (2 if config.shift else 1)
 
 

@@ -14,9 +14,10 @@ from lrft.core.params import Site
 from lrft.core.rows import embedded_with, embedding_scale
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Annotated, Field
+from lrft.registry.json import Json
 
 
-def tokens_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
+def tokens_form_keys(config: TrainableTokens.Config, with_start: bool) -> dict[str, Json]:
     """PEFT's keys of the method."""
     return {"peft_type": "TRAINABLE_TOKENS", "token_indices": sorted(config.ids)}
 
@@ -105,5 +106,5 @@ class TrainableTokens(OfParameters):
         return {"weight": weight.index_copy(0, places, self.rows.detach().to(weight.device))}
 
     @staticmethod
-    def count(config: Any, site: Site) -> int:
+    def count(config: TrainableTokens.Config, site: Site) -> int:
         return len(config.ids) * site.out_features

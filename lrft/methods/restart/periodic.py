@@ -79,7 +79,7 @@ class PeriodicLoRA(TimedMethod):
             adapter, init = recipe.declared("adapter"), recipe.declared("init")
             if self.share in (None, 1) or adapter is None or init is None:
                 return
-            if "linear_delta" not in adapter.provides:
+            if "linear_delta" not in adapter.provides or "undivided" in adapter.provides:
                 message = f"only the whole change of {adapter.name} can be unloaded; write null"
                 yield Problem("restart.share", message)
             elif "kept_base" not in init.provides:
@@ -152,7 +152,8 @@ def _check_divisible(site: Adapted) -> None:
     Raises:
         RecipeError: the change is not linear, or has a start that belongs to the base.
     """
-    if "linear_delta" not in site.adapter.provides or not _scaled(site)[0]:
+    provided = site.adapter.provides
+    if "linear_delta" not in provided or "undivided" in provided or not _scaled(site)[0]:
         message = f"only the whole change of {site.adapter.name} can be unloaded; write share: null"
         raise RecipeError(message, "restart.share")
     if site.start is not None:

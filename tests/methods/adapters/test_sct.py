@@ -77,7 +77,7 @@ def test_a_zeroed_matrix_is_the_base():
 
 def test_with_its_own_bias_it_is_refused_at_merge():
     site = make(bias=True)
-    with pytest.raises(NotMergeable, match="site a"):
+    with pytest.raises(NotMergeable, match="no change of the weight at a"):
         site.merged_weight()
     with pytest.raises(NotMergeable, match="keep it apart"):
         site.adapter.delta_weight(torch.zeros(16, 12))

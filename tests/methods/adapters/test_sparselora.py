@@ -71,7 +71,7 @@ def passed(model, done=LATE):
     whole = batch()
     for parameter in model.parameters():
         parameter.grad = None
-    with computing(whole, 0, done):
+    with computing(whole, 0, done=done):
         hidden = model.hidden(whole)
         hidden = torch.cat([hidden[row, start:end] for row, start, end in whole.documents])
         (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
@@ -130,7 +130,7 @@ def test_it_is_lora_in_evaluation_in_the_first_steps_and_outside_of_a_step(made)
     assert torch.equal(sparse.eval()(batch()), plain.eval()(batch()))
     assert torch.equal(sparse.train()(batch()), plain.train()(batch()))
     same(passed(sparse, 0.29), passed(plain, 0.29))
-    with computing(batch(), 0, LATE):
+    with computing(batch(), 0, done=LATE):
         assert torch.equal(sparse.eval()(batch()), plain.eval()(batch()))
         with torch.no_grad():  # a reference
             assert torch.equal(sparse.train()(batch()), plain.train()(batch()))
@@ -153,7 +153,7 @@ def test_tokens_that_are_learnt_see_every_channel_of_a_block(made):
     sparse, plain = made(HALF), made(PLAIN)
     paths = "model.layers.0.mlp"
     x = torch.randn(2, LENGTH, sparse.hf.get_submodule(f"{paths}.gate_proj").in_features)
-    with computing(batch(), 0, LATE):
+    with computing(batch(), 0, done=LATE):
         given, dense = (model.hf.get_submodule(paths)(x).flatten(0, 1) for model in (sparse, plain))
     learnt = batch().supervised
     torch.testing.assert_close(given[learnt], dense[learnt])
