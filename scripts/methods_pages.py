@@ -230,7 +230,10 @@ def _line(axis: str, name: str) -> str:
             word: line for words, line in TASKS.declared(name).aliases.items() for word in words.split()
         }
         return f"eval:\n  {written.get(name, f'tasks: [{name}]')}"
-    return f"analyse: [{name}]" if axis == "analyse" else f"{axis}: {name}"
+    if axis == "analyse":
+        routed = "adapter: loramoe\n\n" if "routed" in ANALYSES.declared(name).requires else ""
+        return f"{routed}analyse: [{name}]"
+    return f"{axis}: {name}"
 
 
 def _yaml(text: str) -> str:
