@@ -6,6 +6,7 @@ import errno
 import gc
 import importlib.util
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.fsync = _no_power_is_cut
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite that nohup started would ignore it
     _stay_on_this_machine()
     if hasattr(config, "workerinput"):
         import torch
