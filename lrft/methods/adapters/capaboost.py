@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,9 @@ from lrft.core.adapter import Branch, Formed, LowRank
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import AdapterConfig, Field
+from lrft.registry.config import ADDED, AdapterConfig, Field, Literal, model_validator
+
+GROUP = 4  # entries, of which 2:4 masks keep two
 
 
 @ADAPTERS.register
@@ -21,9 +24,10 @@ class CapaBoost(LowRank):
         y  = x W^T + b + s sum_i (drop_i(x) (M_i * A)^T) (N_i * B)^T,  i = 1 ... d
         W' = W + s sum_i (N_i * B) (M_i * A)      * entry by entry
 
-    with d = `copies`, r = `rank`, s = `alpha` / r; M_i and N_i hold 0 and 1, exactly floor(`density` entries) ones
-    each, drawn without replacement, once. Each copy draws a dropout of its own, of probability `dropout`. The change
-    can have rank d r.
+    with d = `copies`, r = `rank`, s = `alpha` / r; M_i and N_i hold 0 and 1, drawn once without replacement: exactly
+    floor(`density` entries) ones each, or with `masks: 2_of_4` two ones in every four entries that follow one another,
+    row by row, which graphics cards can skip. Each copy draws a dropout of its own, of probability `dropout`. The
+    change can have rank d r.
 
     Shapes: A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) = 0, so W' = W at step 0; M (d, r, in), N (d, out, r),
     saved with them, a byte an entry.
@@ -32,7 +36,8 @@ class CapaBoost(LowRank):
     arXiv 2407.01320, and the authors' code (LINs-lab/CapaBoost), whose defaults these are.
     Departures: masks come from the run's seed, site by site, where the code draws those of all layers from one stream.
     Copies share both factors from the start; in the code only A is copied when it is made, so B of the copies is random
-    until its first update. 2:4 structured masks, and adapters and prefixes built the same way, are left out.
+    until its first update. 2:4 masks are stored and multiplied as any other. Adapters and prefixes built the same way
+    are left out.
     """
 
     provides = {"adapters", "mergeable", "linear_delta"}
@@ -46,6 +51,15 @@ class CapaBoost(LowRank):
         copies: int = Field(2, gt=0, le=64, description="times that the masked factors are used")
         density: float = Field(0.5, gt=0, le=1, description="share of ones in every mask")
         dropout: float = Field(0.0, ge=0, lt=1)
+        masks: Annotated[Literal["random", "2_of_4"], ADDED] = Field(
+            "random", description="ones anywhere, or two in every four entries that follow one another"
+        )
+
+        @model_validator(mode="after")
+        def _check_density(self) -> CapaBoost.Config:
+            if self.masks == "2_of_4" and self.density != 0.5:
+                raise ValueError(f"density is {self.density}, and of masks 2_of_4 it is 0.5; leave it out")
+            return self
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
@@ -53,9 +67,8 @@ class CapaBoost(LowRank):
         self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
         self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
         for name, factor in (("M", self.A), ("N", self.B)):
-            self.register_buffer(
-                name, torch.stack([mask(factor, config.density) for _ in range(config.copies)])
-            )
+            drawn = [draw(factor, config) for _ in range(config.copies)]
+            self.register_buffer(name, torch.stack(drawn))
         self.reset()
 
     def reset(self) -> None:
@@ -94,6 +107,24 @@ class CapaBoost(LowRank):
     @staticmethod
     def count(config: Config, site: Site) -> int:
         return int(config.rank * (site.in_features + site.out_features))
+
+
+def draw(like: Tensor, config: CapaBoost.Config) -> Tensor:
+    """One mask of the shape of `like`."""
+    if config.masks == "random":
+        return mask(like, config.density)
+    if like.numel() % GROUP:
+        shape = " x ".join(map(str, like.shape))
+        raise ValueError(f"masks 2_of_4 need entries by fours, and a factor is {shape}; use another rank")
+    return two_of_four(like)
+
+
+def two_of_four(like: Tensor) -> Tensor:
+    """Bool of the shape of `like` with two ones, at places that were drawn, in every group of four, row by row."""
+    groups = torch.rand(like.numel() // GROUP, GROUP, device=like.device)
+    return (
+        torch.zeros_like(groups, dtype=torch.bool).scatter_(1, groups.topk(2).indices, True).view(like.shape)
+    )
 
 
 def mask(like: Tensor, density: float) -> Tensor:

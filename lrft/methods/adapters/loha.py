@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from lrft.methods.adapters._row_dropout import draw_rows
 from lrft.ops.formula import formula_linear
 from lrft.ops.low_rank import branch_linear
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import AdapterConfig, Field, Literal
+from lrft.registry.config import ADDED, AdapterConfig, Field, Literal
 from lrft.registry.json import Json
 
 SHARE = 4  # up to 1 / SHARE of the shorter side, r^2 components are cheaper than the dense change
@@ -27,6 +28,7 @@ def loha_form_keys(config: LoHa.Config, with_start: bool) -> dict[str, Json]:
         "r": config.rank,
         "alpha": config.alpha,
         "rank_dropout": config.rank_dropout,
+        "module_dropout": config.module_dropout,
     }
 
 
@@ -41,7 +43,8 @@ class LoHa(Additive):
     with r = `rank`, s = `alpha` / r; the change has rank up to r^2. Where r^2 is at most a quarter of the shorter side
     of W it is computed by the r^2 components of the second line, elsewhere as a dense matrix; both are formed in the
     forward pass and again in the backward pass, and are not kept. In training a row of the change, an output, is
-    dropped with probability `rank_dropout`, and what is left is scaled by the share that is.
+    dropped with probability `rank_dropout`, and what is left is divided by the share that is; all of the change at a
+    site is dropped with probability `module_dropout`, and nothing divided.
 
     Shapes: A1, A2 (r, in), B1, B2 (out, r). With `draw: kaiming` A1, A2 ~ U(-1/sqrt(in), 1/sqrt(in)), B1, B2 ~
     U(-1/sqrt(r), 1/sqrt(r)) but A2 = 0, as in PEFT; with `draw: normal` A1, A2 ~ N(0, 1), B1 ~ N(0, 0.1^2), B2 = 0, as
@@ -51,7 +54,8 @@ class LoHa(Additive):
     2022, arXiv 2108.06098; Yeh et al., "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model
     Evaluation", ICLR 2024, arXiv 2309.14859, and the authors' code; checked against PEFT's layer.
     Departures: carried from convolutions to linear layers. The dropped rows are scaled as in PEFT, which LyCORIS leaves
-    to an option; no dropout of whole layers; no DoRA on top, no trained scalar.
+    to an option. Where all of a change was dropped its gradient is 0, where in PEFT there is none. No DoRA on top, no
+    trained scalar.
     """
 
     aliases = {"low_rank_hadamard fedpara": "adapter: loha"}
@@ -74,6 +78,9 @@ class LoHa(Additive):
         )
         rank_dropout: float = Field(
             0.0, ge=0, lt=1, description="probability that an output of the change is dropped"
+        )
+        module_dropout: Annotated[float, ADDED] = Field(
+            0.0, ge=0, lt=1, description="probability that the whole change of a site is dropped"
         )
 
     def __init__(self, config: Config, site: Site) -> None:
@@ -101,7 +108,7 @@ class LoHa(Additive):
         return self._dense(None)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        rows = draw_rows(self, self.config.rank_dropout, x.device)
+        rows = draw_rows(self, self.config.rank_dropout, x.device, whole=self.config.module_dropout)
         if self.thin:
             return branch_linear(x, base, self._branch(rows), dtype=self.compute_dtype)
         return formula_linear(x, base, lambda weight: self._dense(rows), self.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from lrft.core.params import Site
 from lrft.methods.adapters._row_dropout import draw_rows
 from lrft.ops.kron import kron_linear
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import AdapterConfig, Field, Literal, model_validator
+from lrft.registry.config import ADDED, AdapterConfig, Field, Literal, model_validator
 from lrft.registry.json import Json
 
 
@@ -25,6 +26,7 @@ def lokr_form_keys(config: LoKr.Config, with_start: bool) -> dict[str, Json]:
         "alpha": config.alpha,
         "rank_dropout": config.rank_dropout,
         "rank_dropout_scale": config.rank_dropout_scale,
+        "module_dropout": config.module_dropout,
         "decompose_both": config.decompose_both,
         "decompose_factor": config.factor,
         "init_weights": "lycoris" if config.zero == "w2" else True,
@@ -55,7 +57,8 @@ class LoKr(Additive):
     -1`, else with a and c `factor`, or the largest divisor below it where it is none. w2 is one full matrix where r >=
     max(b, d) / 2; with `decompose_both` w1 = w1a w1b where r < max(a, c) / 2. s = `alpha` / r, but 1 where w1 and w2
     are both full, unless `scale_full`. w1 kron w2 is never formed in training. In training an output of the change is
-    dropped with probability `rank_dropout`; `rank_dropout_scale` divides the others by the share that is left.
+    dropped with probability `rank_dropout`; `rank_dropout_scale` divides the others by the share that is left. All of
+    the change at a site is dropped with probability `module_dropout`, and nothing divided.
 
     Shapes: w1 (a, c), or w1a (a, r), w1b (r, c); w2a (b, r), w2b (r, d), or w2 (b, d). All are uniform on +-1 / sqrt of
     their columns but w2b (or w2) = 0, or with `zero: w1` w1 (or w1a) = 0, as in PEFT; so W' = W at step 0.
@@ -64,7 +67,8 @@ class LoKr(Additive):
     Source: Yeh et al., "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation", ICLR
     2024, arXiv 2309.14859, and the authors' code, whose start, scale and order of divisors are the defaults; checked
     against PEFT's layer.
-    Departures: carried from convolutions to linear layers; no dropout of whole layers, no DoRA, no trained scalar.
+    Departures: carried from convolutions to linear layers. Where all of a change was dropped its gradient is 0, and in
+    PEFT there is none. No DoRA, no trained scalar.
     """
 
     aliases = {"low_rank_kronecker": "adapter: lokr"}
@@ -112,6 +116,9 @@ class LoKr(Additive):
             0.0, ge=0, lt=1, description="probability that an output of the change is dropped"
         )
         rank_dropout_scale: bool = Field(False, description="divide by the share of the outputs that is left")
+        module_dropout: Annotated[float, ADDED] = Field(
+            0.0, ge=0, lt=1, description="probability that the whole change of a site is dropped"
+        )
 
         @model_validator(mode="after")
         def _check_factor(self) -> LoKr.Config:
@@ -142,7 +149,10 @@ class LoKr(Additive):
         return self.scaling * torch.kron(self._first(), up if down is None else up @ down)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        rows = draw_rows(self, self.config.rank_dropout, x.device, self.config.rank_dropout_scale)
+        config = self.config
+        rows = draw_rows(
+            self, config.rank_dropout, x.device, config.rank_dropout_scale, config.module_dropout
+        )
         if self.compute_dtype in (None, x.dtype):
             return kron_linear(x, base, self._first(), *self._second(), self.scaling, rows)
         return base(x) + self._term(x, rows)

@@ -57,6 +57,25 @@ def test_every_mask_has_its_number_of_ones_and_masks_differ(density, ones):
     assert density == 1 or not torch.equal(M[0], M[1])
 
 
+def test_two_of_every_four_that_follow_one_another_are_kept_and_every_pair_is_drawn():
+    site, _ = make(rank=6, width=64, copies=4, masks="2_of_4")
+    seen = set()
+    for name in "MN":
+        masks = site.adapter.get_buffer(name)
+        groups = masks.reshape(-1, 4)
+        assert groups.sum(1).eq(2).all() and not torch.equal(masks[0], masks[1])
+        seen |= {tuple(group) for group in groups.tolist()}
+    assert len(seen) == 6
+    torch.testing.assert_close(site.adapter.change(), written_out(site.adapter), atol=1e-5, rtol=1e-5)
+
+
+def test_masks_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="masks 2_of_4 need entries by fours, and a factor is 3 x 6"):
+        make(rank=3, width=6, masks="2_of_4")
+    with pytest.raises(ValueError, match=r"density is 0.3, and of masks 2_of_4 it is 0.5; leave it out"):
+        make(density=0.3, masks="2_of_4")
+
+
 def test_an_entry_that_no_mask_holds_does_not_move():
     site, _ = make()
     site(torch.randn(5, 16)).square().sum().backward()

@@ -68,6 +68,28 @@ def test_two_small_products_have_the_gradients_of_the_kronecker_product(kind, ro
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
 
+def test_the_whole_change_is_dropped_or_left_as_it_is():
+    site, weight = make(module_dropout=0.3)
+    x = torch.randn(3, 32)
+    base, whole = F.linear(x, weight), F.linear(x, site.merged_weight())
+    kept = []
+    for _ in range(100):
+        site.zero_grad()
+        y = site(x)
+        kept.append(not torch.allclose(y, base))
+        torch.testing.assert_close(y, whole if kept[-1] else base, atol=1e-3, rtol=1e-4)
+        y.square().sum().backward()
+        assert all(bool(p.grad.any()) == kept[-1] for p in site.adapter.parameters())
+    assert 55 <= sum(kept) <= 85
+    torch.testing.assert_close(site.eval()(x), whole, atol=1e-3, rtol=1e-4)
+
+
+def test_pefts_file_has_the_dropout_of_the_whole_change(in_peft):
+    site, weight = make(module_dropout=0.3)
+    layer = in_peft(site, weight, "LoKrConfig").base_model.model[0]
+    assert layer.module_dropout["default"] == 0.3
+
+
 @kinds
 def test_only_x_is_kept_of_what_grows_with_the_tokens(kind):
     site, _ = make(kind)
