@@ -8,8 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lrft.core.adapted import Adapted
+from lrft.core.batch import Batch
+from lrft.core.context import computing
 from lrft.core.params import Site
-from lrft.methods.adapters.finegates import FineGates, gates, open_share
+from lrft.methods.adapters.finegates import FineGates, gates, kurtosis_of, open_share
 from lrft.methods.quant.none import Dense
 from lrft.registry.axes import ADAPTERS, INITS, RESTARTS
 
@@ -71,6 +73,55 @@ def test_the_penalty_is_the_distance_of_open_shares_from_the_target_by_hand():
     shares = [cdf(logits.tanh() + 0.5).mean() for logits in (site.adapter.columns, site.adapter.rows)]
     expected = 50 / 3 * sum((share - 0.6).abs() for share in shares) / 2
     torch.testing.assert_close(site.adapter.penalty(), expected)
+
+
+def test_by_kurtosis_what_is_not_shut_counts_by_the_fourth_moment_of_what_it_lets_pass():
+    """The weights by hand, entry by entry; with a temperature that makes them differ."""
+    site, x = make(shares="kurtosis", temperature=0.5), torch.randn(2, 5, 16)
+    adapter = site.adapter
+    with torch.no_grad():
+        adapter.rows[::5], adapter.columns[1::3] = -2, -3
+    assert adapter.penalty() is None  # before anything passed
+    site(x)
+    live = [(gates(logits) > 0).nonzero().flatten().tolist() for logits in (adapter.columns, adapter.rows)]
+    mean, weight = x.mean((0, 1)), site.base.weight()
+
+    def by_hand(lines):
+        roots = []
+        for line in lines:
+            values = torch.stack(line)
+            roots.append((((values - values.mean()) / values.var().sqrt()) ** 4).mean().sqrt())
+        shares = [2.718281828 ** (-float(root) / 0.5) for root in roots]
+        return [share / sum(shares) for share in shares]
+
+    found = {}
+    for name, along, across in (("columns", 0, 1), ("rows", 1, 0)):
+        at = (
+            (lambda i, j: weight[j, i] * mean[i])
+            if name == "columns"
+            else lambda i, j: weight[i, j] * mean[j]
+        )
+        found[name] = by_hand([[at(i, j) for j in live[across]] for i in live[along]])
+    expected = 0.0
+    for weights, logits, own in zip(found.values(), (adapter.columns, adapter.rows), live, strict=True):
+        opened = torch.distributions.Normal(0.0, 0.5).cdf(logits.tanh() + 0.5)[own]
+        expected = expected + ((torch.tensor(weights) * opened).sum() - 0.6).abs()
+        assert max(weights) > 1.2 * min(weights)
+    torch.testing.assert_close(adapter.penalty(), 50 * expected / 2, atol=1e-4, rtol=1e-4)
+    assert adapter.penalty() is None and site.eval()(x) is not None and adapter.weights is None
+
+
+def test_a_constant_column_has_no_kurtosis_and_padding_no_say():
+    assert kurtosis_of(torch.ones(4, 3)).eq(0).all()
+    site, x = make(shares="kurtosis"), torch.randn(1, 4, 16)
+    padded = torch.cat([x, 100 * torch.ones(1, 2, 16)], dim=1)
+    none = torch.empty(0, dtype=torch.int64)
+    batch = Batch(none.new_zeros(1, 6), none.new_zeros(1, 6), ((0, 0, 4),), none, none)
+    with computing(batch):
+        weights = site.adapter.weigh(padded, site.base)
+    for one, other in zip(weights, site.adapter.weigh(x, site.base), strict=True):
+        torch.testing.assert_close(one, other)
+        assert float(one.sum()) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_open_share_grows_with_the_logits_and_passes_a_gradient_where_the_clip_does_not():
