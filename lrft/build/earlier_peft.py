@@ -57,10 +57,13 @@ def read_peft(
         site = name.removeprefix(PREFIX).removesuffix(ending)
         found.setdefault(site, {})[endings[ending]] = tensor.float()
     check_sites(found, sites)
-    given = {
-        name: _of_tensors(folder, cls, sites[name], form.read(keys, name) or {}, held)
-        for name, held in found.items()
-    }
+    given = {}
+    for name, held in found.items():
+        try:
+            settings, own = form.taken(form.read(keys, name) or {}, name, held)
+        except ValueError as error:
+            raise RecipeError(f"{folder}: {error}", KEY) from None
+        given[name] = _of_tensors(folder, cls, sites[name], settings, own)
     return given, cls.name, _said(keys)
 
 

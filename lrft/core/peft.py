@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # What a method's own functions take is its own class and its own settings, which nothing here knows.
 Together = Callable[[list[Any], Any], tuple[dict[str, Tensor], dict[str, Json]]]
 
+Settings, Tensors = dict[str, Json], dict[str, Tensor]
+Taken = Callable[[Settings, str, Tensors], tuple[Settings, Tensors]]
+
 LORA_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}
 
 
@@ -38,6 +41,8 @@ class PeftForm:
         keys_here: adapter -> its keys, where training changes what the settings say.
         read: (keys of an adapter_config.json, name of a site) -> the method's settings there, None where the file is of
             another method; a ValueError says what the file has that is not read. None where no file is.
+        taken: (those settings, name of the site, what a file holds there by our names) -> settings and tensors as the
+            method has them, where the tensors say more than the keys, or in another shape.
         unrounded: those names whose tensors PEFT reads in float32 alone; others are written in the adapter's precision.
         transposed: whether PEFT has the method on layers that store (in, out) too, as GPT-2's do.
         lacks: keys of every configuration of PEFT's that it has not for this method.
@@ -51,6 +56,7 @@ class PeftForm:
     names: Mapping[str, str] = field(default_factory=lambda: dict(LORA_NAMES))
     keys_here: Callable[[Any], dict[str, Json]] | None = None
     read: Callable[[Mapping[str, Any], str], dict[str, Json] | None] | None = None
+    taken: Taken = lambda settings, site, held: (settings, held)
     unrounded: tuple[str, ...] = ()
     transposed: bool = True
     lacks: tuple[str, ...] = ()

@@ -11,14 +11,9 @@ from torch import Tensor
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import Adapter, Additive, Factors, LowRank
 from lrft.model.causal_lm import CausalLM
-from lrft.registry.config import AdapterConfig
 from lrft.registry.errors import RecipeError
 
 KEY = "model.adapter"
-TRAINING_ONLY = {
-    *AdapterConfig.model_fields,
-    "dropout",
-}  # settings that change no function of a trained adapter
 EXACT = 1e-4  # relative; factors are multiplied in float32
 
 
@@ -140,7 +135,7 @@ def _moves_bias(own: Adapter, module: Adapted) -> bool:
 
 
 def _settings(part: Adapter) -> dict[str, object]:
-    return {k: v for k, v in part.config.model_dump().items() if k not in TRAINING_ONLY}
+    return {**part.config.deciding(part.site.name)}
 
 
 def _pair(trained: Trained, twins: bool) -> Factors | None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from lrft.registry.did_you_mean import listed
 from lrft.registry.errors import Problem, RecipeError
+from lrft.registry.json import Json
 from lrft.registry.section import ADDED, MethodConfig, RecipeView
 
 Layers = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(-\d*)?$")]
@@ -42,6 +43,13 @@ class AdapterConfig(MethodConfig):
     def for_site(self, name: str) -> AdapterConfig:
         """The settings used at the site called `name`; patterned settings override this."""
         return self
+
+    def deciding(self, name: str) -> dict[str, Json]:
+        """The settings that decide what an adapter computes at the site called `name`, the same in other words too."""
+        return {key: value for key, value in self.model_dump().items() if key not in TRAINING_ONLY}
+
+
+TRAINING_ONLY = {*AdapterConfig.model_fields, "dropout"}  # change no function of a trained adapter
 
 
 class PlacedConfig(AdapterConfig):

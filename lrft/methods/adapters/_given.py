@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar, cast
@@ -23,19 +23,15 @@ PREFIX = "base_model.model."
 TENSOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")
 # Starts that took a part of the base's weight away, which the factors alone do not bring back.
 RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Keys of an adapter_config.json that say nothing of what the adapter computes, or are read here.
-READ = {
+# Keys of an adapter_config.json that say nothing of what the adapter computes, or are read here: of every method,
+OF_ALL = {
     *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type"),
-    *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "r"),
-    *(
-        "lora_alpha",
-        "lora_dropout",
-        "fan_in_fan_out",
-        "use_rslora",
-        "use_dora",
-        "init_lora_weights",
-        "rank_pattern",
-    ),
+    *("inference_mode", "target_modules", "exclude_modules", "fan_in_fan_out"),
+}
+# and of LoRA and DoRA.
+READ = OF_ALL | {
+    *("layers_to_transform", "layers_pattern", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"),
+    *("init_lora_weights", "rank_pattern"),
     *("alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     *("qalora_group_size", "runtime_config", "ephemeral_gpu_offload", "ensure_weight_tying", "velora_config"),
 }
@@ -120,16 +116,24 @@ def read_keys(config: Mapping[str, Any], site: str) -> dict[str, Json] | None:
             f"init_lora_weights: {start} says that it fits a base that the start changed; save it with PEFT's "
             "path_initial_model_for_weight_conversion"
         )
-    unread = [
-        key for key, value in config.items() if key not in READ and value not in (None, False, [], {}, "none")
-    ]
-    if unread:
-        raise ValueError(f"has {unread[0]}: {config[unread[0]]!r}, which is not read")
+    refuse_unread(config, READ)
     return {
         "rank": value_at(config.get("rank_pattern"), site, config["r"]),
         "alpha": float(value_at(config.get("alpha_pattern"), site, config["lora_alpha"])),
         "rslora": bool(config.get("use_rslora")),
     }
+
+
+def refuse_unread(config: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse keys that say something and are not read.
+
+    Raises:
+        ValueError: names the first.
+    """
+    silent = (None, False, [], {}, "none")
+    unread = [key for key, value in config.items() if key not in known and value not in silent]
+    if unread:
+        raise ValueError(f"has {unread[0]}: {config[unread[0]]!r}, which is not read")
 
 
 def _check_plain(config: LoraConfig, folder: str, key: str) -> None:
