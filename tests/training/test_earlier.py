@@ -116,6 +116,57 @@ def test_the_first_logits_are_those_of_peft(case, written, tiny, tmp_path):
     assert adaptation.origin["kind"] == "peft" and adaptation.origin["relative_error"] == 0
 
 
+def ia3_saved_by_peft(base, folder, targets, feedforward):
+    """What PEFT saves of an (IA)^3 with random gains, and the logits it computes."""
+    from peft import IA3Config, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    keys = {"target_modules": targets, "feedforward_modules": feedforward, "task_type": "CAUSAL_LM"}
+    model = get_peft_model(hf, IA3Config(**keys)).eval()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "ia3_l" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        found = model(IDS).logits
+    model.save_pretrained(folder)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("targets", "feedforward", "adapter"),
+    [
+        (["k_proj", "v_proj", "down_proj"], ["down_proj"], {}),
+        (["q_proj", "up_proj", "down_proj"], r".*\.(up|down)_proj", {"feedforward": ["up_proj", "down_proj"]}),
+        (["k_proj", "down_proj"], [], {"feedforward": ["o_proj"], "targets": ["k_proj", "down_proj", "o_proj"]}),
+    ],
+)  # fmt: skip
+def test_a_folder_of_ia3_is_read_and_its_first_logits_are_pefts(
+    written, tiny, tmp_path, targets, feedforward, adapter
+):
+    """Which gains are on inputs is what the tensors say, and no expression of a stranger's is matched."""
+    theirs = ia3_saved_by_peft(tiny(), tmp_path / "given", targets, feedforward)
+    section = {"method": "ia3", "targets": targets, **adapter}
+    told = [f"adapter={json.dumps(section)}", f"model.adapter={tmp_path / 'given'}"]
+    adaptation = begun(written(*told))
+    error = (logits(adaptation.model) - theirs).abs().max() / theirs.abs().max()
+    assert error < 2e-6
+    assert adaptation.origin["method"] == "ia3" and adaptation.origin["relative_error"] == 0
+    assert sum(part.adapter.l.ne(1).any() for _, part in adapted(adaptation.model.hf)) == 2 * len(targets)
+
+
+def test_ia3_elsewhere_or_with_more_is_refused(written, tiny, tmp_path):
+    ia3_saved_by_peft(tiny(), tmp_path / "given", ["up_proj"], ["up_proj"])
+    given, section = f"model.adapter={tmp_path / 'given'}", {"method": "ia3", "targets": ["up_proj"]}
+    with pytest.raises(RecipeError, match=r"only as it is; write adapter\.feedforward: \['model.*up_proj'\]"):
+        begun(written(f"adapter={json.dumps(section)}", given))
+    path = tmp_path / "given" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modules_to_save": ["lm_head"]}))
+    with pytest.raises(RecipeError, match="has modules_to_save"):
+        begun(written(f"adapter={json.dumps({**section, 'feedforward': ['up_proj']})}", given))
+
+
 @pytest.mark.parametrize(
     ("given", "adapter"),
     [

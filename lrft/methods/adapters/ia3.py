@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from lrft.core.activations import OnActivations
 from lrft.core.adapter import PeftForm
 from lrft.core.params import Site
+from lrft.core.peft import Settings, Tensors
+from lrft.methods.adapters._given import OF_ALL, refuse_unread
 from lrft.ops.gains import scaled
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
@@ -29,6 +32,27 @@ def ia3_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
     """The gains as a column of the outputs or a row of the inputs."""
     assert start is None, "no init takes a start off the base for this method"
     return {"l": adapter.l[None] if adapter.on_inputs else adapter.l[:, None]}
+
+
+def ia3_form_settings(keys: Mapping[str, Any], site: str) -> dict[str, Json] | None:
+    """Of what PEFT wrote; the tensor of a site says whether it is on inputs or on outputs."""
+    if keys.get("peft_type") != "IA3":
+        return None
+    refuse_unread(keys, OF_ALL | {"feedforward_modules", "init_ia3_weights"})
+    return {}
+
+
+def ia3_form_taken(settings: Settings, site: str, held: Tensors) -> tuple[Settings, Tensors]:
+    """A row is of the inputs, a column of the outputs: `feedforward` where the default patterns say otherwise."""
+    gains = held["l"]
+    if gains.ndim != 2 or 1 not in gains.shape or gains.numel() == 1:
+        raise ValueError(
+            f"{site}.ia3_l is {tuple(gains.shape)}, neither a row nor a column; save it with PEFT"
+        )
+    on_inputs = gains.shape[0] == 1
+    if on_inputs != named(site, LAST_MAPS):
+        settings = {**settings, "feedforward": [site] if on_inputs else []}
+    return settings, {"l": gains.flatten()}
 
 
 @ADAPTERS.register
@@ -56,7 +80,14 @@ class IA3(OnActivations):
     }
     provides = {"adapters", "mergeable"}
     roles = {"l": "magnitude"}
-    peft = PeftForm(ia3_form_keys, ia3_form_tensors, names={"l": "ia3_l"}, lacks=("bias",))
+    peft = PeftForm(
+        ia3_form_keys,
+        ia3_form_tensors,
+        names={"l": "ia3_l"},
+        read=ia3_form_settings,
+        taken=ia3_form_taken,
+        lacks=("bias",),
+    )
 
     config: Config
 
@@ -73,6 +104,12 @@ class IA3(OnActivations):
         def site_patterns(self) -> dict[str, list[str]]:
             """The patterns of `feedforward`, where it is written."""
             return {} if self.feedforward is None else {"feedforward": self.feedforward}
+
+        def deciding(self, name: str) -> dict[str, Json]:
+            """The patterns that say the same of this site alone."""
+            patterns = LAST_MAPS if self.feedforward is None else self.feedforward
+            here = any(fnmatch.fnmatchcase(f".{name}", f"*.{pattern}") for pattern in patterns)
+            return {"feedforward": [name] if here else []}
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
@@ -100,4 +137,9 @@ def feedforward(config: IA3.Config) -> tuple[str, ...]:
 
 def scales_inputs(config: IA3.Config, site: Site) -> bool:
     """Whether the vector of a site multiplies its inputs."""
-    return any(fnmatch.fnmatchcase(f".{site.name}", f"*.{pattern}") for pattern in feedforward(config))
+    return named(site.name, feedforward(config))
+
+
+def named(site: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a pattern matches the end of a site's name, from a dot on."""
+    return any(fnmatch.fnmatchcase(f".{site}", f"*.{pattern}") for pattern in patterns)
