@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrft.core.adapter import Branch, LowRank, PeftForm
 from lrft.core.frozen import FrozenLinear
-from lrft.core.params import Site
 from lrft.core.peft import lora_keys
+from lrft.methods.adapters._pair import Pair
 from lrft.ops.linalg import Context, in_shape_of
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
@@ -23,7 +21,7 @@ def allora_form_keys(config: ALLoRA.Config, with_start: bool) -> dict[str, Json]
 
 
 @ADAPTERS.register
-class ALLoRA(LowRank):
+class ALLoRA(Pair, LowRank):
     """Adaptive-learning-rate LoRA: gradients of an output's row of B A are weighed by the inverse root of its norm.
 
         y   = x W^T + b + (x A^T) B^T
@@ -49,7 +47,6 @@ class ALLoRA(LowRank):
 
     aliases = {"adaptive_lr_lora": "adapter: allora"}
     provides = {"adapters", "mergeable", "linear_delta"}
-    roles = {"A": "lora_A", "B": "lora_B"}
     peft = PeftForm(allora_form_keys)
 
     config: Config
@@ -59,16 +56,6 @@ class ALLoRA(LowRank):
         eta: float = Field(
             2.0, gt=0, le=1_000_000, description="weight of the gradient of a row that is still 0"
         )
-
-    def __init__(self, config: Config, site: Site) -> None:
-        super().__init__(config, site)
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
-        self.reset()
-
-    def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
 
     def branch(self) -> Branch:
         return Branch(self.A, self.B, self.scaling)
@@ -86,10 +73,6 @@ class ALLoRA(LowRank):
         dtype = self.compute_dtype or x.dtype
         term: Tensor = _Weighed.apply(x.to(dtype), self.A, self.B, self.config.eta)  # type: ignore[no-untyped-call]
         return term.to(x.dtype)
-
-    @staticmethod
-    def count(config: Config, site: Site) -> int:
-        return int(config.rank * (site.in_features + site.out_features))
 
 
 def weights(A: Tensor, B: Tensor, eta: float) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lrft.core.adapter import Adapter, PeftForm
-from lrft.core.params import Site
+from lrft.core.adapter import PeftForm
+from lrft.methods.adapters._pair import Pair
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 
@@ -20,7 +18,7 @@ def hira_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
 
 
 @ADAPTERS.register
-class HiRA(Adapter):
+class HiRA(Pair):
     """Hadamard high-rank adaptation: a low-rank matrix multiplies the weight entry by entry.
 
         W' = W + W * (B A)      * entry by entry
@@ -39,7 +37,6 @@ class HiRA(Adapter):
     """
 
     provides = {"adapters", "mergeable", "factor_product"}
-    roles = {"A": "lora_A", "B": "lora_B"}
     peft = PeftForm(hira_form_keys, names={"A": "hira_A", "B": "hira_B"})
 
     config: Config
@@ -47,19 +44,5 @@ class HiRA(Adapter):
     class Config(AdapterConfig):
         rank: int = Field(32, gt=0, le=65_536)
 
-    def __init__(self, config: Config, site: Site) -> None:
-        super().__init__(config, site)
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
-        self.reset()
-
-    def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
-
     def delta_weight(self, weight: Tensor) -> Tensor:
         return (weight.float() * (self.B @ self.A)).to(weight.dtype)
-
-    @staticmethod
-    def count(config: Any, site: Site) -> int:
-        return int(config.rank * (site.in_features + site.out_features))

@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrft.core.adapter import Branch, LowRank, PeftForm
 from lrft.core.params import Site
 from lrft.core.peft import lora_keys
 from lrft.methods.adapters._given import read_keys
+from lrft.methods.adapters._pair import Pair
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
@@ -39,7 +39,7 @@ def lora_form_settings(keys: Mapping[str, Any], site: str) -> dict[str, Json] | 
 
 
 @ADAPTERS.register
-class LoRA(LowRank):
+class LoRA(Pair, LowRank):
     """Low-rank adaptation: a trained product of two thin factors beside the frozen weight.
 
         y  = x W^T + b + s (drop(x) A^T) B^T
@@ -63,7 +63,6 @@ class LoRA(LowRank):
         "rsqlora": "quantization: nf4\nadapter: {method: lora, rslora: true}",
     }
     provides = {"adapters", "mergeable", "low_rank", "linear_delta", "trained_pair", "factor_product"}
-    roles = {"A": "lora_A", "B": "lora_B"}
     peft = PeftForm(lora_form_keys, lora_form_tensors, read=lora_form_settings)
 
     config: Config
@@ -98,17 +97,6 @@ class LoRA(LowRank):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.scaling = config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
-        self.reset()
-
-    def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
 
     def branch(self) -> Branch:
         return Branch(self.A, self.B, self.scaling, dropout=self.config.dropout)
-
-    @staticmethod
-    def count(config: Config, site: Site) -> int:
-        return int(config.rank * (site.in_features + site.out_features))

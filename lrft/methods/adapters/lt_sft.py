@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lrft.core.entries import Entries, budget
-from lrft.core.params import Site
+from lrft.methods.adapters._share_of_entries import ShareOfEntries
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import Field, PlacedConfig
 
 
 @ADAPTERS.register
-class LTSFT(Entries):
+class LTSFT(ShareOfEntries):
     """Lottery-ticket sparse fine-tuning: a sparse difference, at the entries that matter when everything may move.
 
         phase 1:  W1 = the weight after full fine-tuning
@@ -39,16 +35,3 @@ class LTSFT(Entries):
         "init: {method: lt_sft, tuned: MERGED_MODEL_FOLDER}",
     }
     provides = {"adapters", "mergeable", "linear_delta", "placed"}
-    roles = {"values": "sparse"}
-
-    config: Config
-
-    class Config(PlacedConfig):
-        share: float = Field(0.01, gt=0, le=1, description="share of the entries that train")
-        entries: int | None = Field(
-            None, gt=0, description="entries of every matrix that train, instead of the share"
-        )
-
-    @staticmethod
-    def count(config: Any, site: Site) -> int:
-        return int(config.entries or budget(config.share, site.in_features * site.out_features))

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from lrft.core.adapter import Additive
-from lrft.core.entries import Entries, budget
 from lrft.core.frozen import FrozenLinear
-from lrft.core.params import Site
+from lrft.methods.adapters._share_of_entries import ShareOfEntries
 from lrft.ops.entries import entries_linear
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import Field, PlacedConfig
+from lrft.registry.config import Field
 
 
 @ADAPTERS.register
-class SensZOQ(Entries):
+class SensZOQ(ShareOfEntries):
     """Sensitive entries for zeroth-order descent: one entry in a thousand trains beside a quantized rest.
 
         W' = Q(W - S_0) + S,  S_0 = W where M, else 0
@@ -46,22 +43,14 @@ class SensZOQ(Entries):
         "init: {method: senszoq, residual: rewrite}\noptimizer: mezo\ntrain: {clip: null}",
     }
     provides = {"adapters", "mergeable", "linear_delta", "placed"}
-    roles = {"values": "sparse"}
 
     config: Config
 
-    class Config(PlacedConfig):
+    class Config(ShareOfEntries.Config):
         share: float = Field(0.001, gt=0, le=1, description="share of the entries that train")
-        entries: int | None = Field(
-            None, gt=0, description="entries of every matrix that train, instead of the share"
-        )
 
     def forward_since(self, start: Additive, x: Tensor, base: FrozenLinear) -> Tensor:
         """The difference of the values is formed in float32: two products in bfloat16 would drown a small one."""
         assert isinstance(start, SensZOQ)
         values, dtype = self.values - start.values, self.compute_dtype or x.dtype
         return entries_linear(x, base, values, self.places, self.shape, dtype)
-
-    @staticmethod
-    def count(config: Any, site: Site) -> int:
-        return int(config.entries or budget(config.share, site.in_features * site.out_features))

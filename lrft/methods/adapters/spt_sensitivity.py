@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
-
-import torch
-from torch import nn
 
 from lrft.core.adapter import Adapter, Branch, LowRank, Shared
 from lrft.core.entries import Entries
 from lrft.core.params import Site
+from lrft.methods.adapters._pair import Pair
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import Field, PlacedConfig
 
@@ -61,27 +58,15 @@ class SPT(Entries):
         return SPTModule.count(config, site)
 
 
-class SPTModule(LowRank):
+class SPTModule(Pair, LowRank):
     """The low-rank form."""
 
     name = "spt_sensitivity"
     provides = {"adapters", "mergeable", "linear_delta", "placed"}
-    roles = {"A": "lora_A", "B": "lora_B"}
 
     def __init__(self, config: SPT.Config, site: Site) -> None:
         super().__init__(config, site)
         self.scaling = config.alpha / config.rank
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
-        self.reset()
-
-    def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
 
     def branch(self) -> Branch:
         return Branch(self.A, self.B, self.scaling)
-
-    @staticmethod
-    def count(config: Any, site: Site) -> int:
-        return int(config.rank * (site.in_features + site.out_features))

@@ -6,15 +6,29 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from lrft.core.entries import budget
 from lrft.core.stages import Plan, SitePlan
 from lrft.ops.entries import shares
 from lrft.registry.errors import RecipeError
 
 
-def in_proportion(plan: Plan, setting: str, sizes: Mapping[str, int], wanted: int) -> Plan:
-    """The plan with `wanted` places in all, each site's share by its size, and no adapter where that is none."""
-    found, given, passed, total = {}, 0, 0, sum(sizes.values())
-    for name, size in sizes.items():
+def sizes(plan: Plan) -> dict[str, int]:
+    """Entries of every adapted weight."""
+    sites = {name: entry.site for name, entry in plan.items() if entry.config is not None}
+    return {name: site.in_features * site.out_features for name, site in sites.items()}
+
+
+def asked(plan: Plan, setting: str, totals: Mapping[str, int]) -> int:
+    """The places that the adapters of all sites ask for: by `setting` where it is set, else a share of the totals."""
+    return sum(
+        plan[name].setting(setting) or budget(plan[name].setting("share"), n) for name, n in totals.items()
+    )
+
+
+def in_proportion(plan: Plan, setting: str, totals: Mapping[str, int], wanted: int) -> Plan:
+    """The plan with `wanted` places in all, each site's share by its total, and no adapter where that is none."""
+    found, given, passed, total = {}, 0, 0, sum(totals.values())
+    for name, size in totals.items():
         passed += size
         upto = wanted * passed // total
         found[name], given = upto - given, upto

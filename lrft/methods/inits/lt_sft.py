@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.entries import Placed, budget
+from lrft.core.entries import Placed
 from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
 from lrft.core.stages import Evidence, Init, Plan
-from lrft.methods.inits._shares import check_wanted, dealt, in_proportion
+from lrft.methods.inits._shares import asked, check_wanted, dealt, in_proportion, sizes
 from lrft.methods.inits._tuned import Tuned
 from lrft.ops.entries import largest
 from lrft.registry.axes import INITS
@@ -59,21 +59,15 @@ class LTSFTPlaces(Init):
 
     def wanted(self, plan: Plan) -> int:
         """Entries of all weights together."""
-        sites = adapted_sites(plan)
-        sizes = {name: site.in_features * site.out_features for name, site in sites.items()}
-        of_each = (
-            plan[name].setting("entries") or budget(plan[name].setting("share"), size)
-            for name, size in sizes.items()
-        )
-        return check_wanted(self.config.entries or sum(of_each), sum(sizes.values()), "init.entries")
+        totals = sizes(plan)
+        wanted = self.config.entries or asked(plan, "entries", totals)
+        return check_wanted(wanted, sum(totals.values()), "init.entries")
 
     def foresee(self, plan: Plan) -> Plan:
         """In proportion to the sizes of the weights; a folder that will not do is refused now."""
-        sites = adapted_sites(plan)
         if self.config.tuned is not None:
-            Tuned(self.config.tuned, sites)
-        sizes = {name: site.in_features * site.out_features for name, site in sites.items()}
-        return in_proportion(plan, "entries", sizes, self.wanted(plan))
+            Tuned(self.config.tuned, adapted_sites(plan))
+        return in_proportion(plan, "entries", sizes(plan), self.wanted(plan))
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """Deal the entries out by how far they were moved."""

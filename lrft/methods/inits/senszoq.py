@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.entries import Entries, budget
+from lrft.core.entries import Entries
 from lrft.core.frozen import Quantizer
 from lrft.core.stages import Evidence, Init, Plan
-from lrft.methods.inits._shares import check_wanted, dealt, in_proportion
+from lrft.methods.inits._shares import asked, check_wanted, dealt, in_proportion, sizes
 from lrft.ops.entries import largest
 from lrft.registry.axes import INITS
 from lrft.registry.config import Field, Literal, ResidualConfig, Source
@@ -65,8 +65,7 @@ class SensZOQPlaces(Init):
         """In proportion to the sizes of the weights."""
         if self.config.scope == "layer":
             return plan
-        sizes = _sizes(plan)
-        return in_proportion(plan, "entries", sizes, _wanted(plan, sizes))
+        return in_proportion(plan, "entries", sizes(plan), _wanted(plan))
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """Deal the entries out by their sensitivity."""
@@ -74,7 +73,7 @@ class SensZOQPlaces(Init):
             return plan
         assert evidence is not None
         signals = evidence.signals
-        return dealt(plan, "entries", lambda name: signals[name][self.need], _wanted(plan, _sizes(plan)))
+        return dealt(plan, "entries", lambda name: signals[name][self.need], _wanted(plan))
 
     @torch.no_grad()
     def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
@@ -84,15 +83,7 @@ class SensZOQPlaces(Init):
         adapter.values.copy_(weight.flatten()[places.to(weight.device)])
 
 
-def _sizes(plan: Plan) -> dict[str, int]:
-    """Entries of every adapted weight."""
-    entries = {name: entry for name, entry in plan.items() if entry.config is not None}
-    return {name: entry.site.in_features * entry.site.out_features for name, entry in entries.items()}
-
-
-def _wanted(plan: Plan, sizes: dict[str, int]) -> int:
+def _wanted(plan: Plan) -> int:
     """Entries of all weights together."""
-    each = (
-        plan[name].setting("entries") or budget(plan[name].setting("share"), n) for name, n in sizes.items()
-    )
-    return check_wanted(sum(each), sum(sizes.values()), "adapter.entries")
+    totals = sizes(plan)
+    return check_wanted(asked(plan, "entries", totals), sum(totals.values()), "adapter.entries")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.entries import Placed, budget
+from lrft.core.entries import Placed
 from lrft.core.frozen import Quantizer
 from lrft.core.stages import Evidence, Init, Plan, SitePlan
-from lrft.methods.inits._shares import check_wanted, dealt, in_proportion
+from lrft.methods.inits._shares import asked, check_wanted, dealt, in_proportion, sizes
 from lrft.ops.entries import largest
 from lrft.registry.axes import INITS
 from lrft.registry.config import Field, Literal, MethodConfig
@@ -63,10 +63,9 @@ class SMTBlocks(Init):
 
     def foresee(self, plan: Plan) -> Plan:
         """As many blocks as there will be, in proportion to the sizes of the matrices."""
-        sizes = totals(plan)
-        return (
-            plan if self.config.scope == "matrix" else in_proportion(plan, "blocks", sizes, self.wanted(plan))
-        )
+        if self.config.scope == "matrix":
+            return plan
+        return in_proportion(plan, "blocks", totals(plan), self.wanted(plan))
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """Deal the blocks out by their scores."""
@@ -83,12 +82,9 @@ class SMTBlocks(Init):
 
     def wanted(self, plan: Plan) -> int:
         """Blocks of all matrices together."""
-        sizes = totals(plan)
-        of_each = (
-            plan[name].setting("blocks") or budget(plan[name].setting("share"), size)
-            for name, size in sizes.items()
-        )
-        return check_wanted(self.config.blocks or sum(of_each), sum(sizes.values()), "init.blocks")
+        found = totals(plan)
+        wanted = self.config.blocks or asked(plan, "blocks", found)
+        return check_wanted(wanted, sum(found.values()), "init.blocks")
 
     def scores(self, gradient: Tensor, side: int) -> Tensor:
         """The score of every block, row by row."""
@@ -111,8 +107,4 @@ def side(entry: SitePlan) -> int:
 
 def totals(plan: Plan) -> dict[str, int]:
     """How many blocks every adapted weight has."""
-    return {
-        name: entry.site.in_features * entry.site.out_features // side(entry) ** 2
-        for name, entry in plan.items()
-        if entry.config is not None
-    }
+    return {name: size // side(plan[name]) ** 2 for name, size in sizes(plan).items()}

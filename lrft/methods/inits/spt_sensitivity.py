@@ -10,7 +10,7 @@ from lrft.core.entries import Placed, budget
 from lrft.core.frozen import Quantizer
 from lrft.core.notes import say
 from lrft.core.stages import Evidence, Init, Plan, SitePlan
-from lrft.methods.inits._shares import check_wanted, in_proportion
+from lrft.methods.inits._shares import check_wanted, in_proportion, sizes
 from lrft.ops.entries import largest
 from lrft.registry.axes import INITS
 from lrft.registry.config import Field, MethodConfig
@@ -101,15 +101,6 @@ class SPTChoice(Init):
     def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
         if isinstance(adapter, Placed):
             adapter.place(largest(signal["batch_fisher"], len(adapter.places)))
-
-
-def sizes(plan: Plan) -> dict[str, int]:
-    """Entries of every adapted weight."""
-    return {
-        name: entry.site.in_features * entry.site.out_features
-        for name, entry in plan.items()
-        if entry.config is not None
-    }
 
 
 def ranked(scores: list[Tensor], count: int) -> Tensor:
