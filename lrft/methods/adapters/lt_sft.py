@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated
+
+from torch import Tensor
+
+from lrft.core.adapter import Shared
+from lrft.core.params import Site
 from lrft.methods.adapters._share_of_entries import ShareOfEntries
 from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import ADDED, Field
+
+
+class Total(Shared):
+    """How many entries the weights have in all of which some train."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
 
 
 @ADAPTERS.register
@@ -13,11 +29,13 @@ class LTSFT(ShareOfEntries):
         phase 1:  W1 = the weight after full fine-tuning
         phase 2:  W' = W + S,  S = 0 outside the k largest entries of |W1 - W|
         y  = x W'^T + b
+        loss += `pull` * sum over sites of |S| / N         with `pull` > 0, |S| the sum of absolute values
 
     Phase 1 is a run of its own, whose merged model `init: lt_sft` is told. Phase 2 is this run: it begins at W, with an
     optimizer and a schedule of its own. k = `entries` or, without it, `share` of the entries of W, rounded, one at the
-    least; the init deals them out over all weights. Differences of one base add up, W + S_task + S_language, which
-    `lrft merge --add` does with two runs.
+    least; the init deals them out over all weights. N is the number of entries of the weights that train some. Several
+    iterations, in each of which a part of the entries joins, are `init: {original: ...}`. Differences of one base add
+    up, W + S_task + S_language, which `lrft merge --add` does with two runs.
 
     Shapes: the values of S (k) = 0, so W' = W at step 0; `places` (k).
     Trains: k numbers per site. Memory: of phase 2 as of `adapter: gps`; phase 1 is full fine-tuning.
@@ -26,7 +44,8 @@ class LTSFT(ShareOfEntries):
     Departures: S is beside a base of any storage, where the code masks the gradients of W and keeps dense moments. The
     norm that gradients are clipped by is of the entries, as there, where the mask comes first; weight decay pulls S to
     0, where there it would shrink every weight. Parameters that the code trains dense beside S, heads say, are what
-    `trainable` names. One iteration, and no pull of phase 1 to W by the sum of absolute values.
+    `trainable` names. The pull to the start is off by default, and commented out in the code's last version, where N
+    counts all numbers of the model; phase 1 has none here.
     """
 
     aliases = {
@@ -35,3 +54,29 @@ class LTSFT(ShareOfEntries):
         "init: {method: lt_sft, tuned: MERGED_MODEL_FOLDER}",
     }
     provides = {"adapters", "mergeable", "linear_delta", "placed"}
+
+    config: Config
+
+    class Config(ShareOfEntries.Config):
+        pull: Annotated[float, ADDED] = Field(
+            0.0, ge=0, le=1_000_000, description="weight of the pull to the start by absolute differences"
+        )
+
+    def __init__(self, config: Config, site: Site, total: int | None = None) -> None:
+        super().__init__(config, site)
+        self.total = site.in_features * site.out_features if total is None else total
+
+    @classmethod
+    def shared(cls, config: Config, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
+        if config.pull == 0:
+            return None
+        return Total(sum(site.in_features * site.out_features for site in sites.values()))
+
+    @classmethod
+    def at(cls, config: Config, site: Site, shared: Shared | None = None) -> LTSFT:
+        return cls(config, site, shared.count if isinstance(shared, Total) else None)
+
+    def penalty(self) -> Tensor | None:
+        if self.config.pull == 0:
+            return None
+        return self.config.pull / self.total * self.values.abs().sum()

@@ -21,12 +21,13 @@ KEY = "init.tuned"
 class Tuned:
     """A folder of safetensors as transformers and `lrft merge` write it."""
 
-    def __init__(self, folder: str, sites: Mapping[str, Site]) -> None:
+    def __init__(self, folder: str, sites: Mapping[str, Site], setting: str = KEY) -> None:
         """Look for the weights of the sites.
 
         Raises:
-            RecipeError: at `init.tuned`: there is no such folder, or one of another model.
+            RecipeError: at `setting`: there is no such folder, or one of another model.
         """
+        self.setting = setting
         self.folder = Path(folder).expanduser()
         try:
             self.files = self._files()
@@ -34,16 +35,16 @@ class Tuned:
             wanted = sorted({self.files[key] for key in keys if key in self.files})
             held = {key: entry for file in wanted for key, entry in read_header(self.folder / file).items()}
         except DamagedFile as error:
-            raise RecipeError(str(error), KEY) from error
+            raise RecipeError(str(error), self.setting) from error
         for key, site in zip(keys, sites.values(), strict=True):
             if key not in held:
-                raise RecipeError(f"{folder} holds no {key}; name a tuned model of model.name", KEY)
+                raise RecipeError(f"{folder} holds no {key}; name a tuned model of model.name", self.setting)
             shape, own = tuple(held[key]["shape"]), (site.out_features, site.in_features)
             if shape not in (own, own[::-1]):
                 message = (
                     f"{folder} holds {key} of shape {shape}, and the model's is {own}; name a tuned model of "
                 )
-                raise RecipeError(f"{message}model.name", KEY)
+                raise RecipeError(f"{message}model.name", self.setting)
 
     def distance(self, name: str, weight: Tensor) -> Tensor:
         """How far every entry of a site was moved from `weight`, (out, in) float32 on the CPU.
@@ -62,12 +63,14 @@ class Tuned:
     def _files(self) -> dict[str, str]:
         """Name of every tensor -> the file that holds it."""
         if not self.folder.is_dir():
-            raise RecipeError(f"{self.folder} is no folder; name the one that lrft merge wrote", KEY)
+            raise RecipeError(f"{self.folder} is no folder; name the one that lrft merge wrote", self.setting)
         check_model_folder(self.folder)
         if (self.folder / INDEX).is_file():
             index = read_object(self.folder / INDEX, Index, MOST[".json"], self.folder)
             where: dict[str, str] = index["weight_map"]
             return where
         if not (self.folder / WHOLE).is_file():
-            raise RecipeError(f"{self.folder} holds no {WHOLE}; name the folder that lrft merge wrote", KEY)
+            raise RecipeError(
+                f"{self.folder} holds no {WHOLE}; name the folder that lrft merge wrote", self.setting
+            )
         return dict.fromkeys(read_header(self.folder / WHOLE), WHOLE)

@@ -97,6 +97,50 @@ def test_more_entries_than_moved_are_refused(tmp_path):
         planned(base, tuned=folder, entries=6)
 
 
+def test_a_later_iteration_keeps_what_was_moved_and_adds_the_furthest_of_the_rest(tmp_path):
+    """The second of two iterations by hand: 40 entries were moved before, 30 join, and all begin at the model's own."""
+    pretrained, moved = weights(), movements()
+    now = {name: tensor.clone() for name, tensor in pretrained.items()}
+    generator = torch.Generator().manual_seed(5)
+    earlier = torch.randperm(24 * 16, generator=generator)[:40]
+    now["a"].view(-1)[earlier] += 0.5
+    folders = {
+        "tuned": tuned_folder(tmp_path / "tuned", now, moved),
+        "original": tuned_folder(tmp_path / "original", pretrained, {n: 0 * t for n, t in moved.items()}),
+    }
+    init, plan, foreseen = planned(now, **folders, entries=70)
+    assert count(plan) == count(foreseen) == 70
+    differences = {name: (now[name] + moved[name] - now[name]).abs() for name in now}
+    differences["a"].view(-1)[earlier] = -1
+    least = torch.cat([d.flatten() for d in differences.values()]).sort().values[-30]
+    for name in "ab":
+        adapter = start(init, plan[name], now[name])
+        wanted = (differences[name] >= least).flatten().nonzero().flatten().tolist()
+        assert adapter.places.tolist() == sorted(wanted + (earlier.tolist() if name == "a" else []))
+        assert torch.equal(Adapted(Dense(now[name]), adapter).merged_weight(), now[name])
+    with pytest.raises(RecipeError, match=r"init\.entries: 39 entries are fewer than the 40 .* write more"):
+        planned(now, **folders, entries=39)
+    with pytest.raises(RecipeError, match=r"init\.original: .*nothing is no folder"):
+        planned(now, tuned=folders["tuned"], original=str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="write tuned, or leave original out"):
+        LTSFTPlaces.Config(method="lt_sft", original="x")
+
+
+def test_the_pull_is_the_mean_absolute_difference_over_the_weights_that_train():
+    config = LTSFT.Config(method="lt_sft", share=0.1, pull=0.3)
+    sites = {name: Site(name, width, out) for name, (out, width) in SHAPES.items()}
+    parts = [LTSFT.at(config, site, LTSFT.shared(config, sites, 16)) for site in sites.values()]
+    for part in parts:
+        torch.nn.init.normal_(part.values)
+    absolute = torch.cat([part.change().flatten() for part in parts]).abs()
+    total = sum(part.penalty() for part in parts)
+    torch.testing.assert_close(total, 0.3 * absolute.mean())
+    total.backward()
+    torch.testing.assert_close(parts[0].values.grad, 0.3 / len(absolute) * parts[0].values.detach().sign())
+    plain = LTSFT.Config(method="lt_sft")
+    assert LTSFT.shared(plain, sites, 16) is None and LTSFT.at(plain, sites["a"]).penalty() is None
+
+
 def test_without_a_tuned_model_places_are_drawn_and_follow_the_seed():
     base = weights()
     init, plan, foreseen = planned(base)
