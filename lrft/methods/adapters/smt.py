@@ -36,13 +36,15 @@ class SMT(Placed):
     setting for Llama 3 8B.
     Departures: the blocks are differences beside a base of any storage, not copies that are written into W in every
     pass, so weight decay would pull to the pretrained weight and not to 0, and a bfloat16 W never rounds them. Queries,
-    keys and values alone, as in the paper, are `targets: [q_proj, k_proj, v_proj]`; a budget of its own for other
-    layers is left out.
+    keys and values alone, as in the paper, are `targets: [q_proj, k_proj, v_proj]`; budgets of their own for attention
+    and the rest are `shares` of the init.
     """
 
     aliases = {
         "sparse_matrix_tuning": "adapter: smt\ninit: smt",
-        "num_submatrix_attn num_submatrix_mlp": "adapter: smt\ninit: {method: smt, blocks: 890}",
+        "num_submatrix_attn": "adapter: smt\ninit: {method: smt, blocks: 890}",
+        "num_submatrix_mlp": "adapter: smt\ninit: {method: smt, shares: {'self_attn.*': 0.0084, 'mlp.*': 0.0084}}",
+        "full_ft_steps": "adapter: smt\ninit: {method: smt, batches: 100, warmup_rate: 9.65e-6}",
     }
     provides = {"adapters", "mergeable", "linear_delta", "placed"}
     roles = {"D": "core"}

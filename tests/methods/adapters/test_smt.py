@@ -116,6 +116,39 @@ def test_one_budget_is_dealt_over_all_matrices_and_the_dry_run_counts_the_same()
         planned({"weak": weak, "none": none, "strong": strong}, blocks=37)
 
 
+def test_groups_of_matrices_have_budgets_of_their_own():
+    """However large its gradients, one group takes nothing of the other's; the rest has the adapter's share."""
+    strong, weak = torch.ones(OUT, WIDTH), torch.full((OUT, WIDTH), 0.1)
+    odd = torch.full((OUT, WIDTH), 0.01)
+    odd[:SIDE, :SIDE] = 0.5
+    signals = {"0.attn.q": strong, "0.attn.v": odd, "0.mlp.up": weak, "0.mlp.down": 2 * weak, "head": odd}
+    counts, foreseen = planned(signals, shares={"mlp.*": 0.5, "attn.*": 0.25})
+    assert counts == {"0.attn.q": 6, "0.attn.v": None, "0.mlp.up": None, "0.mlp.down": 12, "head": 3}
+    assert foreseen == 6 + 12 + 3
+    counts, _ = planned(signals, shares={"*.v": 0.01, "attn.*": 0.25, "*": 0.5})
+    assert counts == {"0.attn.q": 3, "0.attn.v": 1, "0.mlp.up": 5, "0.mlp.down": 12, "head": 1}
+    with pytest.raises(
+        RecipeError, match=r"init\.shares: \*\.k names no layer that no pattern before it names"
+    ):
+        planned(signals, shares={"*.k": 0.1})
+    for clash in ({"scope": "matrix"}, {"blocks": 4}):
+        with pytest.raises(ValueError, match="and shares are of groups of them; write one of the two"):
+            SMTBlocks.Config(method="smt", shares={"attn.*": 0.1}, **clash)
+
+
+def test_a_warm_up_asks_for_gradients_of_weights_that_move():
+    assert SMTBlocks(SMTBlocks.Config(method="smt")).warm_up is None
+    init, weights = (
+        SMTBlocks(SMTBlocks.Config(method="smt", warmup_rate=0.01)),
+        [torch.ones(3), torch.ones(2)],
+    )
+    step = init.warm_up(weights)
+    weights[0].grad = torch.tensor([5.0, -5.0, 0.0])
+    step()
+    torch.testing.assert_close(weights[0], torch.tensor([0.99, 1.01, 1.0]))
+    assert weights[1].eq(1).all()  # no gradient, and no decay
+
+
 @pytest.mark.parametrize("changed", [[], ["init.blocks=7"], ["init.scope=matrix"]])
 def test_a_dry_run_counts_the_numbers_that_will_train(tiny, changed):
     recipe = load_recipe("smoke/smt", [f"model.name={tiny()}", *changed]).recipe
