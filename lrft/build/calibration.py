@@ -93,6 +93,7 @@ def _calibrated(
         make,
         names,
         lambda done: show(done, wanted),
+        planner.warm_up,
     )
 
 

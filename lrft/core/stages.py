@@ -55,11 +55,8 @@ class SitePlan:
         names = {field.name for field in fields(Site)}
         site = Site(**{key: value for key, value in record.items() if key in names})
         settings = record["settings"]
-        return cls(
-            site,
-            None if settings is None else config.model_validate(settings),
-            record.get("quantization", {}),
-        )
+        chosen = None if settings is None else config.model_validate(settings)
+        return cls(site, chosen, record.get("quantization", {}))
 
 
 Plan = dict[str, SitePlan]
@@ -70,6 +67,7 @@ def ranks_of(plan: Plan) -> list[int]:
     return [entry.rank for entry in plan.values() if entry.rank is not None]
 
 
+WarmUp = Callable[[list[Tensor]], Callable[[], None]]
 Signals = dict[str, dict[str, Tensor]]
 """Site name -> statistic name -> tensor, measured by calibration."""
 
@@ -94,11 +92,12 @@ class Evidence:
 class Planner:
     """Decides about all sites at once: ranks, bits.
 
-    Attributes of the class, or of an instance where the settings decide:
+    Attributes of the class, or of an instance:
         needs: statistics to measure first, by name; `name@label` is measured over the rows of `sources()[label]`
             instead of the training rows. A planner with needs has a setting `batches`, how many micro-batches.
         reads_weights: `plan` looks at weights. A dry run asks such a planner, and one with needs, `foresee`.
         objective: the objective whose gradients are measured, by name; by default the recipe's.
+        warm_up: all weights -> what steps with their gradients while they are measured; they are put back after.
     """
 
     name: ClassVar[str]
@@ -107,6 +106,7 @@ class Planner:
     needs: tuple[str, ...] = ()
     reads_weights: bool = False
     objective: str | None = None
+    warm_up: WarmUp | None = None
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     config: Any  # its own `Config`; `needs` asks for a setting that not all have

@@ -14,8 +14,9 @@ from lrft.core import stop
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.params import Site
-from lrft.core.stages import Signals, Statistic, Tokens
+from lrft.core.stages import Signals, Statistic, Tokens, WarmUp
 from lrft.model.causal_lm import CausalLM
+from lrft.model.moving import moving
 from lrft.registry.errors import DataError
 
 Make = Callable[[str, str], Statistic]
@@ -30,6 +31,7 @@ def calibrate(
     make: Make,
     wants: Iterable[str],
     progress: Callable[[int], None] | None = None,
+    warm_up: WarmUp | None = None,
 ) -> Signals:
     """The statistics `wants` of every site, over the micro-batches or until all have converged.
 
@@ -42,6 +44,7 @@ def calibrate(
     Args:
         batches: micro-batches; of one document each where a statistic is `per_document`.
         progress: hears how many micro-batches are done.
+        warm_up: how all weights train meanwhile, a step a micro-batch, to be put back at the end.
 
     Returns:
         Site name -> statistic name -> tensor on the CPU; shared statistics are one tensor.
@@ -51,13 +54,14 @@ def calibrate(
     """
     names = list(wants)
     watch = _Watch({site: {name: make(site, name) for name in names} for site in sites})
-    with watch.attached(model):
+    with watch.attached(model), moving(model.hf, warm_up) as step:
         for done, batch in enumerate(batches):
             stop.poll()
             watch.expect(batch, model.device)
             if not watch.live:
                 break
             _run(model, batch.to(model.device), objective, watch.backward)
+            step()
             watch.first = False
             if progress is not None:
                 progress(done + 1)

@@ -8,6 +8,7 @@ import torch
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.stages import Statistic
+from lrft.methods.inits.smt import SMTBlocks
 from lrft.methods.objectives.cross_entropy import CrossEntropy
 from lrft.methods.signals.grad import Grad
 from lrft.model.calibrate import calibrate
@@ -17,8 +18,8 @@ from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import DataError
 
 
-def loaded(tiny, targets="all-linear", family="llama"):
-    model = load_model(ModelSection(name=str(tiny(family)), dtype="float32"))
+def loaded(tiny, targets="all-linear", family="llama", dtype="float32"):
+    model = load_model(ModelSection(name=str(tiny(family)), dtype=dtype))
     return model, choose(linear_sites(model), targets)[0]
 
 
@@ -120,6 +121,52 @@ def test_the_gradient_is_autograds_of_the_mean_loss(tiny, family):
     for name, weight in names.items():
         expected = weight.grad.mT if family == "gpt2" else weight.grad
         torch.testing.assert_close(found[name]["it"], expected, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("llama", "float32"), ("llama", "bfloat16"), ("gpt2", "float32")]
+)
+def test_gradients_are_measured_along_a_full_training_whose_weights_are_put_back(tiny, family, dtype):
+    """The same steps by hand, on a copy: AdamW on float32 masters, after clipping, and no decay."""
+    model, sites = loaded(tiny, family=family, dtype=dtype)
+    mine, _ = loaded(tiny, family=family, dtype=dtype)
+    before = {name: (p.data_ptr(), p.detach().clone()) for name, p in model.hf.named_parameters()}
+    batches = [batch_of(seed=seed) for seed in range(3)]
+    make = lambda site, name: Grad()  # noqa: E731
+    warm_up = SMTBlocks(SMTBlocks.Config(method="smt", warmup_rate=0.01)).warm_up
+    found = calibrate(model, sites, batches, CrossEntropy(None), make, ["it"], warm_up=warm_up)
+    for name, parameter in model.hf.named_parameters():
+        assert (parameter.data_ptr(), parameter.requires_grad, parameter.grad) == (
+            before[name][0],
+            False,
+            None,
+        )
+        assert torch.equal(parameter, before[name][1])
+    weights = [p.requires_grad_(True) for p in mine.hf.parameters()]
+    masters = [p.detach().float().clone() for p in weights]
+    optimizer = torch.optim.AdamW(masters, lr=0.01, weight_decay=0)
+    total = dict.fromkeys(sites, 0.0)
+    mine.train()
+    for batch in batches:
+        (CrossEntropy(None)(mine, batch) / batch.targets.numel()).backward()
+        for name in sites:
+            gradient = mine.hf.get_submodule(name).weight.grad.float()
+            total[name] = total[name] + (gradient.mT if family == "gpt2" else gradient) / 3
+        for master, weight in zip(masters, weights, strict=True):
+            master.grad, weight.grad = weight.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        optimizer.step()
+        for master, weight in zip(masters, weights, strict=True):
+            weight.data.copy_(master)
+    still = run(model, sites, batches, Grad)
+    for name in sites:
+        size = total[name].norm()
+        exact = 1e-3 if dtype == "float32" else 0.05
+        assert (
+            (found[name]["it"] - total[name]).norm()
+            < exact * size
+            < 0.5 * (still[name]["it"] - total[name]).norm()
+        )
 
 
 def test_sites_that_read_one_tensor_share_a_statistic_of_the_input(tiny):
