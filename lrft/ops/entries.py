@@ -23,7 +23,8 @@ def entries_linear(
     """X (W + S)^T + b, or X S^T without a base, (..., in) -> (..., out) in the dtype of x.
 
     S is 0 outside `places`. Nothing as large as S is kept between the two passes, and of the gradient dy^T x its
-    entries at the places alone.
+    entries at the places alone. In float32 W + S is formed and multiplied once; in half precision the sum would round
+    away what is far smaller than a weight, so there are two products.
 
     Args:
         values: (k,) float32.
@@ -105,9 +106,13 @@ class _EntriesMatmul(torch.autograd.Function):
         ctx.base, ctx.shape, ctx.dtype = base, shape, dtype
         flat = x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(flat, values, places)
+        if base is None:
+            return in_shape_of(_product(flat.to(dtype), values, places, shape).to(x.dtype), x)
+        weight = base.weight()
+        if _is_summed(weight, values, shape, dtype):
+            return in_shape_of(F.linear(flat, _sum(weight, values, places), base.bias), x)
         y = _product(flat.to(dtype), values, places, shape).to(x.dtype)
-        if base is not None:
-            y += F.linear(flat, base.weight(), base.bias)
+        y += F.linear(flat, weight, base.bias)
         return in_shape_of(y, x)
 
     @staticmethod
@@ -116,9 +121,12 @@ class _EntriesMatmul(torch.autograd.Function):
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         dx = dvalues = None
         if ctx.needs_input_grad[0]:
-            dx = _product(dy.to(ctx.dtype), values, places, ctx.shape, turned=True).to(dy.dtype)
-            if ctx.base is not None:
-                dx += dy @ ctx.base.weight()
+            weight = None if ctx.base is None else ctx.base.weight()
+            if weight is not None and _is_summed(weight, values, ctx.shape, ctx.dtype):
+                dx = dy @ _sum(weight, values, places)
+            else:
+                dx = _product(dy.to(ctx.dtype), values, places, ctx.shape, turned=True).to(dy.dtype)
+                dx = dx if weight is None else dx.add_(dy @ weight)
             dx = dx.view(*grads[0].shape[:-1], dx.shape[-1])
         if ctx.needs_input_grad[2]:
             dvalues = _gathered(dy.to(ctx.dtype), x.to(ctx.dtype), places, ctx.shape).to(values.dtype)
@@ -135,6 +143,16 @@ def _product(x: Tensor, values: Tensor, places: Tensor, shape: Shape, turned: bo
         source, target = (rows, columns) if turned else (columns, rows)
         y.index_add_(1, target, x.index_select(1, source).float().mul_(values[part]))
     return y
+
+
+def _is_summed(weight: Tensor, values: Tensor, shape: Shape, dtype: torch.dtype) -> bool:
+    """Whether S is added to the weight before the product."""
+    return dtype == weight.dtype == torch.float32 and not _is_rare(values, shape)
+
+
+def _sum(weight: Tensor, values: Tensor, places: Tensor) -> Tensor:
+    """W + S, (out, in)."""
+    return weight.flatten().index_add(0, places, values).view(weight.shape)
 
 
 def _gathered(dy: Tensor, x: Tensor, places: Tensor, shape: Shape) -> Tensor:

@@ -33,9 +33,10 @@ class LIFTEntries(Renewable):
     Reasoning-Focused Supervised Fine-Tuning", ICML 2025. The rule is the paper's; every released configuration of the
     authors' code takes the smallest entries instead.
     Departures: S stands beside a base of any storage, where the code writes into W and makes its whole gradient
-    (`select: lift` does that here): so moments and the norm that gradients are clipped by are of k entries, and weight
-    decay, 0 in the paper, pulls differences to 0. W_f is by an exact SVD up to 2,048 rows or columns and by a
-    randomised one of 2 f directions above; the code's is exact.
+    (`select: lift` does that here), 4 in out bytes in float32 beside 12 a number for moments and place. Here it is 20 a
+    number in all, less up to a quarter of the entries, so on dense bases too. So moments and the norm that gradients
+    are clipped by are of k entries, and weight decay, 0 in the paper, pulls differences to 0. W_f is by an exact SVD up
+    to 2,048 rows or columns and by a randomised one of 2 f directions above; the code's is exact.
     Advice: `rank: 128`, betas 0.9 and 0.95, learning rate 1e-4 to 2e-4 in the authors' scripts.
     """
 

@@ -30,8 +30,9 @@ class SPT(Entries):
     (ziplab/SPT, its variant with LoRA of rank 8), known here by a description.
     Departures: carried from vision transformers to the linear layers of a language model. The module's scale is not in
     the description; settled here: 1, `alpha` as large as `rank`. Norms and biases, which the paper tunes whole or by
-    entries, are what `trainable` names. Entries are differences beside a base of any storage and no masked weights, so
-    moments, weight decay and the norm for clipping are of what trains alone.
+    entries, are what `trainable` names. Entries are differences beside a base of any storage and no masked weights,
+    which is less memory on a dense base too (as of `adapter: gps`), so moments, weight decay and the norm for clipping
+    are of what trains alone.
     """
 
     aliases = {
