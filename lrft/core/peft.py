@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # What a method's own functions take is its own class and its own settings, which nothing here knows.
 Together = Callable[[list[Any], Any], tuple[dict[str, Tensor], dict[str, Json]]]
 
-Settings, Tensors = dict[str, Json], dict[str, Tensor]
+Settings = dict[str, Json]
+Tensors = dict[str, Tensor]
 Taken = Callable[[Settings, str, Tensors], tuple[Settings, Tensors]]
 
 LORA_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}

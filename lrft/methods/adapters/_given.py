@@ -130,8 +130,11 @@ def refuse_unread(config: Mapping[str, Any], known: Collection[str]) -> None:
     Raises:
         ValueError: names the first.
     """
-    silent = (None, False, [], {}, "none")
-    unread = [key for key, value in config.items() if key not in known and value not in silent]
+    unread = [
+        key
+        for key, value in config.items()
+        if key not in known and value not in (None, False, [], {}, "none")
+    ]
     if unread:
         raise ValueError(f"has {unread[0]}: {config[unread[0]]!r}, which is not read")
 
