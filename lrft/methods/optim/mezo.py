@@ -48,7 +48,7 @@ class MeZO(Optimizer):
 
     calls_closure: ClassVar[bool] = True
     provides: ClassVar[set[str]] = {"entry_moments"}
-    requires: ClassVar[set[str]] = set()
+    requires: ClassVar[set[str]] = {"eager"}  # what takes no gradients is not compiled
 
     class Config(OptimizerConfig):
         lr: float = Field(1e-4, gt=0, le=1_000_000)

@@ -9,7 +9,9 @@ from torch import nn
 
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._directions import seeded
+from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.errors import RecipeError
 
 
 def tensor(*shape, seed=0, dtype=torch.float32):
@@ -273,3 +275,13 @@ def test_given_their_directions_it_follows_the_authors_code(weight_decay):
         assert loss1.item() == pytest.approx(losses[0].item(), rel=1e-5)
     for one, other in zip(infos, theirs, strict=True):
         torch.testing.assert_close(one.param, other.param, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mezo", "quzo"])
+def test_compiling_passes_that_take_no_gradients_is_refused(name):
+    """Only passes with gradients are compiled, so it would change nothing without a word."""
+    section = f"optimizer={{method: {name}}}"
+    with pytest.raises(
+        RecipeError, match=rf"optimizer\.method: {name} requires .* write model\.compile: false"
+    ):
+        load_recipe("smoke/lora", ["model.name=x/y", section, "train.clip=null", "model.compile=true"])
