@@ -54,6 +54,7 @@ class Adapter(nn.Module):
     wide: ClassVar[bool] = False
     compute_dtype: torch.dtype | None = None
     scaling: float = 1.0
+    skipped: bool = False  # some micro-batches may pass it by, so that first steps may give it no gradient
 
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
     config: AdapterConfig
@@ -190,8 +191,7 @@ class Additive(Adapter):
     @torch.no_grad()
     def moved(self, start: Additive | None = None) -> Tensor | Factors:
         """The change less that of `start`, as factors where there are any, else dense (out, in) float32."""
-        factors = self.factors(start)
-        if factors is not None:
+        if (factors := self.factors(start)) is not None:
             return factors
         return self.change() if start is None else self.change() - start.change()
 

@@ -41,8 +41,8 @@ class ParamInfo:
         scaling: s of the low-rank term s B A that the parameter is a factor of.
         partner: the other factor of that term, trained or frozen: A of a B, B of an A.
         block: path of the decoder layer the parameter stands in (`model.layers.3`), empty outside of them.
-        sparse: it is of tokens, or of features of rows, that the first steps may not hold, and then has no gradient in
-            them.
+        sparse: it is of tokens, or of features of rows, that the first steps may not hold, or of an adapter that they
+            may pass by, and then has no gradient in them.
         head_rows: of a base weight whose rows are queries or keys, how many rows a head has; 0 elsewhere.
         transposed: it is a base weight that the model stores as (in, out).
     """

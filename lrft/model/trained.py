@@ -142,6 +142,7 @@ def _adapter_infos(model: CausalLM) -> list[ParamInfo]:
                         partner=held.get({"A": "B", "B": "A"}.get(name, "")),
                         block=block.group(1) if block else "",
                         sparse=bool(model.features)
+                        or adapter.skipped
                         or (isinstance(adapter, OfParameters) and adapter.vocabulary_rows() is not None),
                     )
                 )

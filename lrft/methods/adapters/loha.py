@@ -86,6 +86,7 @@ class LoHa(Additive):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.scaling = config.alpha / config.rank
+        self.skipped = config.module_dropout > 0
         for k in "12":
             self.register_parameter(f"A{k}", nn.Parameter(torch.empty(config.rank, site.in_features)))
             self.register_parameter(f"B{k}", nn.Parameter(torch.empty(site.out_features, config.rank)))

@@ -133,6 +133,7 @@ class LoKr(Additive):
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
         full = {"w1", "w2"} <= shapes.keys() and not config.scale_full
         self.scaling = 1.0 if full else config.alpha / config.rank
+        self.skipped = config.module_dropout > 0
         self.reset()
 
     def reset(self) -> None:
