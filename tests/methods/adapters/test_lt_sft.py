@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lrft.api.merge import merge
+from lrft.api.train import train
 from lrft.build.adapt import adapt
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.params import Site
@@ -16,6 +19,7 @@ from lrft.core.stages import Evidence, SitePlan
 from lrft.methods.adapters.lt_sft import LTSFT
 from lrft.methods.inits.lt_sft import LTSFTPlaces
 from lrft.methods.quant.none import Dense
+from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import RecipeError
 
@@ -214,3 +218,39 @@ def test_a_folder_that_is_none_of_the_models_is_refused(tmp_path, fault, message
         (folder / "model.safetensors").write_bytes(b"\xff" * 9)
     with pytest.raises(RecipeError, match=rf"init\.tuned: .*{message}"):
         planned(weights(), tuned=str(folder))
+
+
+@pytest.mark.slow
+def test_two_iterations_of_full_and_sparse_runs_move_what_each_chose_and_nothing_else(tiny, tmp_path):
+    """Runs and merges as a user makes them: the second keeps the first's entries, and adds as many."""
+    common = [
+        "model.dtype=float32",
+        "train.max_steps=3",
+        "data.train.limit=30",
+        "data.eval.limit=2",
+        "eval.tasks=[]",
+    ]
+    full = ["adapter=null", "init=null", "trainable=full"]
+    base, moved, targets = str(tiny()), [], "adapter.targets=[q_proj, down_proj]"
+    for iteration in (1, 2):
+        more = ["init.original=" + str(tiny())] if iteration == 2 else []
+        for kind, settings in (
+            ("full", full),
+            (
+                "sparse",
+                [
+                    targets,
+                    f"init.tuned={tmp_path / f'full-{iteration}-merged'}",
+                    f"init.entries={200 * iteration}",
+                    *more,
+                ],
+            ),
+        ):
+            folder = tmp_path / f"{kind}-{iteration}"
+            train(load_recipe("smoke/lt_sft", [f"model.name={base}", *common, *settings]), folder)
+            merge(folder, tmp_path / f"{kind}-{iteration}-merged", None, dtype="float32")
+        base = str(tmp_path / f"sparse-{iteration}-merged")
+        now, before = (load_file(Path(place) / "model.safetensors") for place in (base, tiny()))
+        moved.append({name: (now[name] != tensor).flatten() for name, tensor in before.items()})
+        assert sum(int(one.sum()) for one in moved[-1].values()) == 200 * iteration
+    assert all(bool(second[first].all()) for first, second in zip(*(m.values() for m in moved), strict=True))
