@@ -103,6 +103,10 @@ class Adapter(nn.Module):
         message = f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate"
         raise NotMergeable(message)
 
+    def merged(self, weight: Tensor) -> Tensor:
+        """W', (out, in) in the dtype of `weight`; overridden where adding up would move what lies on a grid off it."""
+        return weight + self.delta_weight(weight)
+
     def delta_bias(self, bias: Tensor) -> Tensor | None:
         """The change of the bias (zeros where there is none), (out,) float32 with a graph; None for none."""
         return None
