@@ -75,11 +75,7 @@ class Adapter(nn.Module):
 
     @classmethod
     def timed(cls, config: Any) -> Callback | None:
-        """What of the method happens between the steps of a run, over all its sites, or None.
-
-        Args:
-            config: the recipe's settings; those of a site are its adapter's.
-        """
+        """What of the method happens between steps, over all sites, or None; `config` is the recipe's, of no site."""
         return None
 
     @classmethod
@@ -104,7 +100,7 @@ class Adapter(nn.Module):
         raise NotMergeable(message)
 
     def merged(self, weight: Tensor) -> Tensor:
-        """W', (out, in) in the dtype of `weight`; overridden where adding up would move what lies on a grid off it."""
+        """W', (out, in) in the dtype of `weight`; overridden where a sum would leave the grid that W' lies on."""
         return weight + self.delta_weight(weight)
 
     def delta_bias(self, bias: Tensor) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,17 +12,22 @@ from lrft.ops.linalg import Context
 
 def round_through(values: Tensor) -> Tensor:
     """The nearest integers, halves to even; the gradient is that of the values themselves."""
-    rounded: Tensor = _Round.apply(values)  # type: ignore[no-untyped-call]
+    return straight_through(values, torch.round)
+
+
+def straight_through(values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """`rounding(values)`, of the shape of `values`; the gradient is that of the values themselves."""
+    rounded: Tensor = _StraightThrough.apply(values, rounding)  # type: ignore[no-untyped-call]
     return rounded
 
 
-class _Round(torch.autograd.Function):
-    """A sum of the values and a detached difference would miss the integer by a unit in the last place."""
+class _StraightThrough(torch.autograd.Function):
+    """A sum of the values and a detached difference would miss the grid by a unit in the last place."""
 
     @staticmethod
-    def forward(ctx: Context, values: Tensor) -> Tensor:
-        return values.round()
+    def forward(ctx: Context, values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        return rounding(values)
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> Tensor:
-        return grads[0]
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None

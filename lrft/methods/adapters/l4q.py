@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lrft.core.adapter import Adapter
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.methods.adapters._groups import check_groups
 from lrft.ops.merged_matmul import merged_linear
 from lrft.ops.straight_through import round_through
 from lrft.registry.axes import ADAPTERS
@@ -43,12 +44,12 @@ class L4Q(Adapter):
     in the backward pass, layer by layer, and freed.
     Source: Jeon et al., "L4Q: Parameter Efficient Quantization-Aware Training on Large Language Models via LoRA-wise
     LSQ", 2024, arXiv 2402.04902, known here by two descriptions of its text that agree; no code is published.
-    Departures: settled here: LSQ's factor 1 / sqrt(N P) on dq is left out, as the formulas have none and Adam's steps do
-    not depend on it; `alpha` is that of LoRA here, the paper's is not known. b begins to move where weights are cut off.
-    No dropout, which has no place in a merged weight; no warm-up of the factors before the rounding, which the paper
-    found to change little.
-    Advice: 4 and 3 bits are the paper's, with groups of 128. `lrft merge` writes W' as dense weights, on the grid to the
-    last bit with `--dtype float32`. No weight decay, which would pull the steps to 0.
+    Departures: settled here: LSQ's factor 1 / sqrt(N P) on dq is left out, as the formulas have none and Adam's steps
+    do not depend on it; `alpha` is that of LoRA here, the paper's is not known. b begins to move where weights are cut
+    off. No dropout, which has no place in a merged weight; no warm-up of the factors before the rounding, which the
+    paper found to change little.
+    Advice: 4 and 3 bits are the paper's, with groups of 128. `lrft merge` writes W' as dense weights, on the grid to
+    the last bit with `--dtype float32`. No weight decay, which would pull the steps to 0.
     """
 
     aliases = {
@@ -111,19 +112,6 @@ class L4Q(Adapter):
     def count(config: Any, site: Site) -> int:
         groups = site.out_features * site.in_features // config.group_size
         return int(config.rank * (site.in_features + site.out_features) + 2 * groups)
-
-
-def check_groups(size: int, site: Site) -> None:
-    """Refuse groups that do not end where rows do.
-
-    Raises:
-        ValueError: with a size that would.
-    """
-    if site.in_features % size:
-        fitting = math.gcd(size, site.in_features)
-        raise ValueError(
-            f"group_size {size} does not divide the {site.in_features} inputs; use a divisor of them, such as {fitting}"
-        )
 
 
 def _away_from_zero(step: Tensor) -> Tensor:
