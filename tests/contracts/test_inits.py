@@ -29,10 +29,8 @@ from lrft.registry.errors import RecipeError
 ROUNDED = ["nf4_reference", "int8_reference", "nf_blocks"]
 
 
-WHOLE = {
-    "chosen_entries",
-    "chosen_rotation",
-}  # adapters whose own start prunes or rounds the weight, at every rank
+# Adapters whose own start prunes or rounds the weight, at every rank.
+WHOLE = {"chosen_entries", "chosen_rotation", "smoothed"}
 
 
 def declares(name: str, trait: str) -> bool:
@@ -115,9 +113,10 @@ def adapter_for(name: str) -> str:
 
 
 def settings_for(adapter: str, rank: int, alpha: float):
-    """Its settings, with a rank and an alpha where it has them."""
+    """Its settings, with a rank and an alpha where it has them, and inputs unrounded, which no weight could say."""
     declared = ADAPTERS.declared(adapter).config
-    held = {key: value for key, value in (("rank", rank), ("alpha", alpha)) if key in declared.model_fields}
+    given = {"rank": rank, "alpha": alpha, "activation_bits": None}
+    held = {key: value for key, value in given.items() if key in declared.model_fields}
     return declared(method=adapter, **held)
 
 
@@ -159,7 +158,7 @@ def measured(init, out: int = 48, width: int = 32, rank: int = 4, site: int = 0)
     found = {}
     for need in init.needs:
         name, _, label = need.partition("@")
-        cls, asked = SIGNALS.get(name), SimpleNamespace(rank=rank, percent=25.0)
+        cls, asked = SIGNALS.get(name), SimpleNamespace(rank=rank, percent=25.0, activation_bits=4, clip=1.0)
         statistic = cls(**init.signal_options(name, asked))
         for batch in range(3):
             x, dy = passed(out, width, zlib.crc32(label.encode()) + 100 * site + batch)
