@@ -60,7 +60,7 @@ def merge_command(
     requantize: Annotated[
         str | None,
         typer.Option(
-            help="Storage that the merged layers are rounded into, with error feedback; transformers reads it.",
+            help="Storage that merged layers are rounded into, with error feedback: q4_0 for llama.cpp, else transformers.",
             metavar="STORAGE",
         ),
     ] = None,

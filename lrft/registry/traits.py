@@ -43,6 +43,7 @@ TRAITS: dict[str, str] = {
     "dense_base": "base weights stay in floating point, so that they can be trained",
     "rounded_base": "base weights are rounded into few bits",
     "levels": "frozen weights are a scale times one of a few levels, in a form that transformers reads",
+    "file_levels": "frozen weights are a scale times one of a few levels, as a GGUF file holds them",
     "base_weights": "weights of the base model train (trainable: full, or patterns)",
     "fixed_base": "no weight of the base model trains",
     "backward": "gradients are computed by backpropagation",
