@@ -15,6 +15,7 @@ from lrft.api.merge import merge
 from lrft.api.open_run import open_run
 from lrft.api.train import train
 from lrft.build.steps import check_steps
+from lrft.core.params import Site
 from lrft.model.trained import trained_tensors
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.registry.axes import ADAPTERS, AXES
@@ -121,7 +122,7 @@ def test_a_finished_adapter_is_the_trained_function(trained, path):
 def test_every_method_merges_or_says_that_it_cannot(trained, tmp_path, path):
     run = trained(path)
     adapter = run.loaded.recipe.adapter
-    if adapter is not None and "mergeable" not in ADAPTERS.declared(adapter.method).provides:
+    if adapter is not None and ADAPTERS.get(adapter.method).why_not_merged(adapter, Site("any", 64, 64)):
         with pytest.raises(NotMergeable, match=adapter.method):
             merge(RunFolder(run.folder), tmp_path / "model", None)
         assert not (tmp_path / "model").exists()

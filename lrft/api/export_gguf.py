@@ -9,12 +9,11 @@ from typing import ClassVar
 from lrft.api.export_plain import Plain
 from lrft.api.merge import Merge
 from lrft.api.merge_options import with_options
-from lrft.core.notes import say
 from lrft.export.fidelity import Comparable
 from lrft.export.gguf_form import read_adapter, read_model, refuse_early, write_adapter, write_model
 from lrft.export.gguf_names import Names
 from lrft.export.gguf_tensors import Q8_0
-from lrft.export.gguf_tokenizer import Spoken
+from lrft.export.gguf_tokenizer import Spoken, in_order, spoken_of
 from lrft.export.merge import check_mergeable
 from lrft.export.modelfile import MODELFILE, RAW, modelfile, translate
 from lrft.export.record import Exported
@@ -106,22 +105,12 @@ class GgufFile(Plain):
     @property
     def stop_ids(self) -> list[int]:
         """Ids of the same."""
-        first = self.text.tokenizer.eos_token_id
-        return sorted(self.text.stop_ids, key=lambda stop: (stop != first, stop))
+        return in_order(self.text.tokenizer, self.text.stop_ids)
 
     def spoken(self) -> Spoken:
         """What the file says of the tokens."""
-        text = self.text
-        tokenizer, bos = text.tokenizer, text.tokenizer.bos_token_id
-        # A template writes the token itself, and servers would put a second one before it.
-        begins = not self.rendered["messages"] and bos in text.renderer.prefix
-        template = tokenizer.chat_template
-        if isinstance(template, dict):
-            say(
-                f"{self.name}: the tokenizer has {len(template)} chat templates; the one called default is written"
-            )
-            template = template.get("default")
-        return Spoken(tokenizer, self.stop_ids, text.pad_id, bos is not None and begins, template)
+        text, chat = self.text, bool(self.rendered["messages"])
+        return spoken_of(text.renderer, text.stop_ids, text.pad_id, chat, self.name)
 
     def _write_model(self, path: Path, title: str) -> Exported:
         if self._rounding == "feedback":

@@ -31,7 +31,7 @@ from lrft.model.load import DTYPES, load_model
 from lrft.model.stopping import stops_as_trained
 from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
-from lrft.registry.axes import OBJECTIVES
+from lrft.registry.axes import OBJECTIVES, QUANTIZERS
 from lrft.registry.errors import ToleranceError
 from lrft.training.chosen import find_checkpoint
 from lrft.training.folder import RECIPE, RunFolder
@@ -98,10 +98,12 @@ def _job(
     folder: RunFolder, recipe: Recipe, text: Text, model: CausalLM, out: Path, storage: str | None, rank: int
 ) -> Merge:
     from lrft.api.merge_in_bits import MergeInBits
+    from lrft.api.merge_in_gguf import MergeInGguf
     from lrft.api.merge_scored import ScoredMerge
 
     if storage is not None:
-        return MergeInBits(folder, recipe, text, model, out, storage, rank)
+        in_bits = MergeInGguf if "file_levels" in QUANTIZERS.declared(storage).provides else MergeInBits
+        return in_bits(folder, recipe, text, model, out, storage, rank)
     kind = ScoredMerge if model.labels else Merge
     return kind(folder, recipe, text, model, out)
 

@@ -10,6 +10,7 @@ from lrft.api.open_run import open_run
 from lrft.build.text import Text
 from lrft.core.stages import SitePlan
 from lrft.export.fidelity import Fidelity
+from lrft.export.gguf_names import import_gguf
 from lrft.export.merge import check_mergeable, only_rows_with, truncate
 from lrft.model.causal_lm import CausalLM
 from lrft.model.in_bits import check_reader
@@ -20,6 +21,8 @@ from lrft.registry.errors import NotMergeable, UsageError
 from lrft.training.chosen import open_chosen
 from lrft.training.folder import RunFolder
 from lrft.training.relied import own_recipe, plan_of
+
+LEVELS = {"levels", "file_levels"}  # what a storage provides that merged weights can be rounded into
 
 
 def check_planned(folder: RunFolder) -> None:
@@ -54,9 +57,15 @@ def check_bits(recipe: Recipe, storage: str | None, rank: int | None, rounding: 
                 f"--keep-rank {rank}: is what --requantize leaves; add --requantize, or leave it out"
             )
         return
-    known = [name for name in QUANTIZERS.names() if "levels" in QUANTIZERS.declared(name).provides]
-    if storage not in known:
-        raise UsageError(f"--requantize {storage}: choose {', '.join(known[:-1])} or {known[-1]}")
+    known = {name: LEVELS & QUANTIZERS.declared(name).provides for name in QUANTIZERS.names()}
+    names = [name for name, traits in known.items() if traits]
+    if storage not in names:
+        raise UsageError(f"--requantize {storage}: choose {', '.join(names[:-1])} or {names[-1]}")
+    in_file = "file_levels" in known[storage]
+    if in_file and rank is not None:
+        raise UsageError(
+            f"--keep-rank {rank}: llama.cpp reads no adapter beside a {storage} file as it was measured; leave it out"
+        )
     if rounding is not None:
         raise UsageError(
             f"--rounding {rounding}: with --requantize layers are rounded by feedback, everything else stochastically; "
@@ -66,7 +75,10 @@ def check_bits(recipe: Recipe, storage: str | None, rank: int | None, rounding: 
         raise NotMergeable(
             "--requantize: a model with a score head is not read back in few bits here; merge without it"
         )
-    check_reader()
+    if in_file:
+        import_gguf(f"--requantize {storage}")
+    else:
+        check_reader()
 
 
 def opened(

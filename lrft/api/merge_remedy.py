@@ -9,6 +9,7 @@ from lrft.export.fidelity import Fidelity, Nearest
 from lrft.model.causal_lm import CausalLM
 from lrft.model.trained import frozen_layers
 from lrft.recipe.schema import Recipe
+from lrft.registry.axes import QUANTIZERS
 
 
 def remedy(
@@ -17,6 +18,8 @@ def remedy(
     """The setting that stays closer, of those that are not in use already."""
     export = recipe.export
     if "requantized" in record:
+        if "file_levels" in QUANTIZERS.declared(record["requantized"]).provides:
+            return "a merge without --requantize, or `lrft export` in q8_0, stays closer"
         rank = 2 * record["kept_rank"] or 16
         return f"`--keep-rank {rank}`, a storage of more bits, or a merge without --requantize stays closer"
     bases = [base for _, base, _ in frozen_layers(model)]

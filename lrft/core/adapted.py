@@ -90,7 +90,7 @@ class Adapted(nn.Module):
         original = self.base.original.weight().float() if weight is None else weight.float()
         change = self.base.change()
         dense = original if change is None else original + change
-        merged = dense + self.adapter.delta_weight(dense)
+        merged = self.adapter.merged(dense)
         less = start_of(self.base)
         whole = less is not None and (less.anchored or weight is not None)
         return merged - less.start.delta_weight(dense) if less is not None and whole else merged

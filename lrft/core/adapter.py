@@ -76,11 +76,7 @@ class Adapter(nn.Module):
 
     @classmethod
     def timed(cls, config: Any) -> Callback | None:
-        """What of the method happens between the steps of a run, over all its sites, or None.
-
-        Args:
-            config: the recipe's settings; those of a site are its adapter's.
-        """
+        """What of the method happens between steps, over all sites, or None; `config` is the recipe's, of no site."""
         return None
 
     @classmethod
@@ -103,6 +99,10 @@ class Adapter(nn.Module):
         """The change of the weight, (out, in), in the dtype of `weight`; a NotMergeable where there is none."""
         message = f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate"
         raise NotMergeable(message)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """W', (out, in) in the dtype of `weight`; overridden where a sum would leave the grid that W' lies on."""
+        return weight + self.delta_weight(weight)
 
     def delta_bias(self, bias: Tensor) -> Tensor | None:
         """The change of the bias (zeros where there is none), (out,) float32 with a graph; None for none."""

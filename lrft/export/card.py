@@ -29,7 +29,7 @@ The exact recipe is in `recipe.yaml`.
 """
 MERGED = """# {title}
 
-`{base}` with a trained {method} merged into its weights by lrft {version}: a plain transformers model.
+`{base}` with a trained {method} merged into its weights by lrft {version}: {what}.
 
 - quantization of the base in training: {quantization}
 - merged onto: the {onto} weights
@@ -75,8 +75,12 @@ def adapter_card(recipe: Recipe, record: Mapping[str, Json], config: Mapping[str
 
 def merged_card(recipe: Recipe, record: Fidelity, title: str) -> str:
     """The card of a merged model with this fidelity record."""
-    return _front(recipe, "transformers", "finetune", []) + MERGED.format(
+    library, what = "transformers", "a plain transformers model"
+    if "file" in record:
+        library, what = GGUF, f"`{record['file']}`, for llama.cpp and what is made of it"
+    return _front(recipe, library, "finetune", []) + MERGED.format(
         title=title,
+        what=what,
         base=public_name(recipe.model.name),
         method=_method(recipe),
         version=__version__,

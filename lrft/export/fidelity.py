@@ -105,6 +105,7 @@ class Fidelity(Compared, total=False):
     rounded_to_nearest: list[str]
     kept_rank: int
     remainder_bytes: int
+    file: str
 
 
 @torch.no_grad()

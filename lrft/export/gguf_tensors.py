@@ -16,7 +16,8 @@ from lrft.registry.errors import LrftError
 
 Q8_0 = "q8_0"
 BLOCK = 32  # numbers of a q8_0 block, which share one scale
-FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", Q8_0: "Q8_0"}
+Q4_0 = "q4_0"
+FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", Q8_0: "Q8_0", Q4_0: "Q4_0"}
 STEPS = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of a number, to the next one
 TINY = 2.0**-24  # the smallest float16, where numbers have no relative precision any more
 
@@ -28,11 +29,13 @@ class Entry:
     Attributes:
         name: in the file, and `values`: as the file keeps them, float32.
         dtype: one of `FORMATS`.
+        blocks: the bytes (rows, n) of `values`, where they were chosen already.
     """
 
     name: str
     values: Tensor
     dtype: str
+    blocks: Tensor | None = None
 
     @property
     def format(self) -> str:
@@ -96,6 +99,8 @@ def check_file(path: Path, entries: Iterable[Entry], found: dict[str, Tensor]) -
 
 def allowed(entry: Entry) -> Tensor:
     """The largest error of each number of a tensor, or one for all."""
+    if entry.blocks is not None:
+        return torch.zeros(())
     if entry.format != Q8_0:
         step = STEPS[entry.format]
         return entry.values.abs() * step + (TINY if step else 0.0)
@@ -106,6 +111,8 @@ def allowed(entry: Entry) -> Tensor:
 
 
 def _bytes(gguf: Any, entry: Entry, stochastic: bool) -> Any:
+    if entry.blocks is not None:
+        return entry.blocks.cpu().contiguous().numpy()
     values = entry.values.detach().cpu().float().contiguous()
     if entry.format == Q8_0:
         check_finite(entry.name, values)

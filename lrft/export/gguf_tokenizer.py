@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lrft.core.notes import say
+from lrft.data.tokenize import Renderer
 from lrft.model.gguf_tokens import CONTROL, DIGITS, SPLITS, USER_DEFINED
 from lrft.registry.errors import UsageError
 from lrft.registry.protocols import Tokenizer
@@ -29,6 +31,31 @@ class Spoken:
     pad_id: int
     add_bos: bool
     template: str | None
+
+
+def spoken_of(renderer: Renderer, stop_ids: set[int], pad_id: int, chat: bool, command: str) -> Spoken:
+    """What training's own tokenizer and template say.
+
+    Args:
+        chat: whether rows are rendered by the template.
+        command: what to call the command in notes.
+    """
+    tokenizer = renderer.tokenizer
+    bos = tokenizer.bos_token_id
+    # A template writes the token itself, and servers would put a second one before it.
+    begins = not chat and bos in renderer.prefix
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        say(f"{command}: the tokenizer has {len(template)} chat templates; the one called default is written")
+        template = template.get("default")
+    stops = in_order(tokenizer, stop_ids)
+    return Spoken(tokenizer, stops, pad_id, bos is not None and begins, template)
+
+
+def in_order(tokenizer: Tokenizer, stop_ids: Iterable[int]) -> list[int]:
+    """The ids that end an answer, the tokenizer's own eos first."""
+    first = tokenizer.eos_token_id
+    return sorted(stop_ids, key=lambda stop: (stop != first, stop))
 
 
 def write_tokenizer(writer: Any, spoken: Spoken, rows: int, command: str) -> list[str]:

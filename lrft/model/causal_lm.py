@@ -24,7 +24,8 @@ from lrft.model.tied_rows import tied_rows
 from lrft.ops.loss import Head
 
 if TYPE_CHECKING:
-    from lrft.model.packed import Packed, Packing
+    from lrft.model.packed import Packed
+    from lrft.model.packing import Packing
     from lrft.model.stored import Unread
     from lrft.model.weight_sums import WeightSums
 

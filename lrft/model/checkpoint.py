@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from lrft.registry.errors import RecipeError
+from lrft.model.packing import packing_said
+from lrft.registry.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     from lrft.model.hf import ModelConfig
@@ -30,21 +31,15 @@ class LoadingReport(TypedDict):
 
 
 def check_config(name: str, config: ModelConfig) -> None:
-    """Refuse what the configuration already says cannot be trained. Layers that bitsandbytes stored in 4 bits can.
+    """Refuse what the configuration already says cannot be trained. Layers in few bits that a storage takes over can.
 
     Raises:
         RecipeError: the weights are quantized, or the head is not that of a language model.
     """
     stored = getattr(config, "quantization_config", None)
     plain = stored if isinstance(stored, dict) or stored is None else stored.to_dict()
-    if plain is not None and not (plain.get("quant_method") == "bitsandbytes" and plain.get("load_in_4bit")):
-        method = plain.get("quant_method") or "an unnamed method"
-        bits = "8 bits" if plain.get("load_in_8bit") else ""
-        raise RecipeError(
-            f"{name!r} holds weights that {method} has quantized already{f' ({bits})' if bits else ''}; name the "
-            "unquantized checkpoint, whose layers the quantization section of the recipe stores in few bits",
-            "model.name",
-        )
+    if plain is not None:
+        _check_packed(name, plain)
     for architecture in getattr(config, "architectures", None) or ():
         _, _, purpose = architecture.partition("For")
         if purpose in OTHER_HEADS:
@@ -52,6 +47,23 @@ def check_config(name: str, config: ModelConfig) -> None:
                 f"{name!r} is a {architecture}, which gives no next token; name the language model it was made from",
                 "model.name",
             )
+
+
+def _check_packed(name: str, said: Mapping[str, Any]) -> None:
+    """Refuse a `quantization_config` that no storage here takes over."""
+    reason = ""
+    try:
+        if packing_said(said) is not None:
+            return
+    except UsageError as error:
+        reason = f", and {error}"
+    method = said.get("quant_method") or "an unnamed method"
+    bits = " (8 bits)" if said.get("load_in_8bit") else ""
+    raise RecipeError(
+        f"{name!r} holds weights that {method} has quantized already{bits}{reason}; name the unquantized checkpoint, "
+        "whose layers the quantization section of the recipe stores in few bits",
+        "model.name",
+    )
 
 
 def check_loaded(name: str, report: LoadingReport) -> None:

@@ -205,13 +205,13 @@ def _promised(section: ModelSection, skeleton: HF) -> HF:
 
 
 def _unpacked(section: ModelSection, config: ModelConfig, trusted: bool) -> tuple[HF, dict[str, Packed]]:
-    """The dense model of a checkpoint in 4 bits, and its layers as they are stored."""
+    """The dense model of a checkpoint in few bits, and its layers as they are stored."""
     skeleton = _build(section, config, trusted, meta=True, seed=None)
     try:
         hf = _promised(section, skeleton)
     except NotStreamed as reason:
         raise RecipeError(
-            f"{section.name!r} holds layers in 4 bits that cannot be taken over ({reason}); name the unquantized "
+            f"{section.name!r} holds layers in few bits that cannot be taken over ({reason}); name the unquantized "
             "checkpoint",
             "model.name",
         ) from None

@@ -1,7 +1,8 @@
-"""Checkpoints whose linear layers bitsandbytes has stored in 4 bits already: their codes are taken over as they are.
+"""Checkpoints whose linear layers are stored in few bits already: their codes are taken over as they are.
 
-A layer is `NAME.weight`, its codes, and beside it `NAME.weight.absmax`, `.quant_map` and others, of which
-`.quant_state.bitsandbytes__TYPE` holds the shape and the settings as JSON.
+Of bitsandbytes, a layer is `NAME.weight`, its codes, and beside it `NAME.weight.absmax`, `.quant_map` and others, of
+which `.quant_state.bitsandbytes__TYPE` holds the shape and the settings as JSON. Other checkpoints hold no
+`NAME.weight`; a storage says which tensors a layer is then (`FrozenLinear.layer_keys`).
 """
 
 from __future__ import annotations
@@ -15,33 +16,29 @@ from torch import Tensor, nn
 
 from lrft.core.frozen import FrozenLinear
 from lrft.model.hf import HF, ModelConfig
-from lrft.model.stored import Stored, read_tensor, stored_at
+from lrft.model.packing import Packing, packing_said, that_others_hold
+from lrft.model.stored import Stored, read_tensor, shape_of, stored_at
 from lrft.registry.axes import QUANTIZERS
 from lrft.registry.config import MethodConfig
 from lrft.registry.errors import RecipeError, UsageError
+from lrft.registry.json import Json
 
 STATE = "quant_state.bitsandbytes__"
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How the configuration says that the layers are stored: a storage of recipes by its name, and its setting."""
-
-    method: str
-    double_quant: bool
-
-
-@dataclass(frozen=True)
 class Packed(Stored):
-    """A weight that is still in its files, in 4 bits; `shape` and `dtype` are those of the dense one.
+    """A weight that is still in its files, in few bits; `shape` and `dtype` are those of the dense one.
 
     Attributes:
-        parts: what stands beside the codes, and the codes as `weight` -> file.
+        parts: key of what the layer is stored as -> file.
+        prefix: of these keys, which the storage does not want to know.
     """
 
     method: str = ""
-    block_size: int = 0
+    block_size: int | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
 
     def read(self, dtype: torch.dtype) -> Tensor:
         return self.layer(dtype).weight()
@@ -52,9 +49,8 @@ class Packed(Stored):
         Raises:
             RecipeError: the codes are not those that this storage makes.
         """
-        prefix = f"{self.key}."
         tensors = {
-            key.removeprefix(prefix) if key != self.key else "weight": read_tensor(file, key)
+            key.removeprefix(self.prefix) if key != self.key else "weight": read_tensor(file, key)
             for key, file in self.parts.items()
         }
         try:
@@ -73,24 +69,22 @@ def take_packing(config: ModelConfig) -> Packing | None:
     stored = getattr(config, "quantization_config", None)
     if stored is None:
         return None
-    from transformers import BitsAndBytesConfig
-
-    plain = stored if isinstance(stored, dict) else stored.to_dict()
     delattr(config, "quantization_config")
-    default = BitsAndBytesConfig(load_in_4bit=True)
-    return Packing(
-        str(plain.get("bnb_4bit_quant_type", default.bnb_4bit_quant_type)),
-        bool(plain.get("bnb_4bit_use_double_quant", default.bnb_4bit_use_double_quant)),
-    )
+    return packing_said(stored if isinstance(stored, dict) else stored.to_dict())
 
 
 def find_packed(files: Mapping[str, str]) -> dict[str, Packed]:
-    """The weights that are stored in 4 bits, by key.
+    """The weights that are stored in few bits, by the key that a dense one would have.
 
     Args:
         files: key of a tensor -> the file it is in.
     """
     found = {}
+    for method, kind in that_others_hold() if any(not key.endswith(".weight") for key in files) else ():
+        for key in files:
+            layer, _, leaf = key.rpartition(".")
+            if leaf == kind.layer_keys[0]:
+                found[f"{layer}.weight"] = _of_others(method, kind, layer, files)
     for key, file in files.items():
         name, _, method = key.partition(f".{STATE}")
         if method:
@@ -98,9 +92,32 @@ def find_packed(files: Mapping[str, str]) -> dict[str, Packed]:
             dtype = getattr(torch, state["dtype"])
             parts = {k: f for k, f in files.items() if k == name or k.startswith(f"{name}.")}
             found[name] = Packed(
-                files[name], name, tuple(state["shape"]), dtype, method, state["blocksize"], parts
+                files[name],
+                name,
+                tuple(state["shape"]),
+                dtype,
+                method,
+                state["blocksize"],
+                parts,
+                f"{name}.",
             )
     return found
+
+
+def _of_others(method: str, kind: type[FrozenLinear], layer: str, files: Mapping[str, str]) -> Packed:
+    keys = {leaf: f"{layer}.{leaf}" for leaf in kind.layer_keys if f"{layer}.{leaf}" in files}
+    parts = {key: files[key] for key in keys.values()}
+    weight = f"{layer}.weight"
+    try:
+        shape = kind.dense_shape({leaf: shape_of(files[key], key) for leaf, key in keys.items()})
+    except (KeyError, ValueError, ZeroDivisionError):
+        raise RecipeError(
+            f"{weight}: what the checkpoint holds of it is no whole layer in few bits; give one that is whole",
+            "model.name",
+        ) from None
+    return Packed(
+        parts[f"{layer}.{kind.layer_keys[0]}"], weight, shape, torch.float16, method, None, parts, f"{layer}."
+    )
 
 
 def packed_layers(hf: HF) -> dict[str, Packed]:
@@ -116,7 +133,7 @@ def packed_layers(hf: HF) -> dict[str, Packed]:
             layer = name.removesuffix(".weight")
             if not isinstance(hf.get_submodule(layer), nn.Linear):
                 raise RecipeError(
-                    f"{name} is stored in 4 bits and is transposed; name the unquantized checkpoint",
+                    f"{name} is stored in few bits and is transposed; name the unquantized checkpoint",
                     "model.name",
                 )
             found[layer] = stored
@@ -138,14 +155,18 @@ def check_packing(
     """
     if packing is None:
         return
-    sizes = sorted({layer.block_size for layer in packed.values()})
-    wanted = {"method": packing.method, "double_quant": packing.double_quant}
+    sizes = sorted({layer.block_size for layer in packed.values() if layer.block_size is not None})
+    wanted: dict[str, Json] = {"method": packing.method, **packing.settings}
     wanted |= {"block_size": sizes[0]} if len(sizes) == 1 else {}
     given = storage.model_dump()
     if len(sizes) > 1 or any(given.get(key) != value for key, value in wanted.items()):
-        written = ", ".join(f"{key}: {str(value).lower()}" for key, value in wanted.items())
+        written = ", ".join(f"{key}: {_in_yaml(value)}" for key, value in wanted.items())
         raise RecipeError(
-            f"{name!r} holds layers that are stored in 4 bits already, and are taken as they are; write "
+            f"{name!r} holds layers that are stored in few bits already, and are taken as they are; write "
             f"{{{written}}}, or name the unquantized checkpoint",
             "quantization",
         )
+
+
+def _in_yaml(value: Json) -> str:
+    return "null" if value is None else str(value).lower()

@@ -108,6 +108,14 @@ def read_tensor(file: str, key: str) -> Tensor:
     return tensor
 
 
+def shape_of(file: str, key: str) -> tuple[int, ...]:
+    """The shape of one tensor of a safetensors file, from its header."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return tuple(opened.get_slice(key).get_shape())
+
+
 def stored_at(parameter: Tensor) -> Stored | None:
     """Where the values of a parameter without storage are; None where it has its own, or they are nowhere."""
     found: Stored | None = getattr(parameter, "stored", None)

@@ -59,8 +59,8 @@ NOT_HERE = frozenset(
     rmspropbnb schedulefreesgd shampoo soap sophia stableadamw adaptionprompt
     llamaadapter llamapro longlora longqlora lycoris neftune poly
     ptuning pvera reft rosa s2ft waveft
-    xadapter mica orthogonal spectral aqlm autoround awq bnb3bit compressedtensors eetq exl2 fp8 gptq hqq int2 int3
-    marlin mxfp4 nvfp4 qat quanto quip squeezellm torchao vptq w4a16 w8a8 apo bco cpo gkd grpo ipo kto ktopair
+    xadapter mica orthogonal spectral aqlm autoround awq bnb3bit compressedtensors eetq exl2 fp8 gptq int2 int3
+    marlin mxfp4 nvfp4 quanto quip squeezellm torchao vptq w4a16 w8a8 apo bco cpo gkd grpo ipo kto ktopair
     minillm nash orm orpo ppo prm reinforce rlhf rloo simpo slic hinge xpo
     blocklora hut soka
     """.split()

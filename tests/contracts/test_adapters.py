@@ -56,6 +56,7 @@ SMALL = {  # the sizes divide every width here, and leave methods that need that
     "noise": 0.0,
     "features": {"task": ["a", "b"]},
     "vector_length": 8,
+    "activation_bits": None,  # no weight says how inputs are rounded
 }
 FEW, ON_EVERY = ("none", "nf4_reference", "int8"), ("lora", "dora")
 

@@ -29,6 +29,10 @@ from lrft.registry.errors import RecipeError
 ROUNDED = ["nf4_reference", "int8_reference", "nf_blocks"]
 
 
+# Adapters whose own start prunes or rounds the weight, at every rank.
+WHOLE = {"chosen_entries", "chosen_rotation", "smoothed"}
+
+
 def declares(name: str, trait: str) -> bool:
     declared = INITS.declared(name)
     return trait in declared.provides | declared.requires
@@ -109,9 +113,10 @@ def adapter_for(name: str) -> str:
 
 
 def settings_for(adapter: str, rank: int, alpha: float):
-    """Its settings, with a rank and an alpha where it has them."""
+    """Its settings, with a rank and an alpha where it has them, and inputs unrounded, which no weight could say."""
     declared = ADAPTERS.declared(adapter).config
-    held = {key: value for key, value in (("rank", rank), ("alpha", alpha)) if key in declared.model_fields}
+    given = {"rank": rank, "alpha": alpha, "activation_bits": None}
+    held = {key: value for key, value in given.items() if key in declared.model_fields}
     return declared(method=adapter, **held)
 
 
@@ -153,7 +158,7 @@ def measured(init, out: int = 48, width: int = 32, rank: int = 4, site: int = 0)
     found = {}
     for need in init.needs:
         name, _, label = need.partition("@")
-        cls, asked = SIGNALS.get(name), SimpleNamespace(rank=rank, percent=25.0)
+        cls, asked = SIGNALS.get(name), SimpleNamespace(rank=rank, percent=25.0, activation_bits=4, clip=1.0)
         statistic = cls(**init.signal_options(name, asked))
         for batch in range(3):
             x, dy = passed(out, width, zlib.crc32(label.encode()) + 100 * site + batch)
@@ -248,6 +253,8 @@ def test_a_moved_start_is_a_finite_low_rank_shift_of_an_untouched_base(name, sto
     assert torch.equal(site.base.weight(), plain) and less(site) is None
     shift = site.merged_weight() - plain
     assert shift.isfinite().all() and shift.norm() > 0
+    if WHOLE & site.adapter.provides:
+        return
     values = torch.linalg.svdvals(site.adapter.delta_weight(plain))
     rank = getattr(site.adapter.config, "rank", len(values) // 4)
     assert (values[rank:] < 1e-5 * values[0]).all()

@@ -41,7 +41,8 @@ def test_the_weight_read_back_is_the_weight_stored_up_to_the_rounding_of_the_for
     assert (read.shape, read.dtype) == (weight.shape, dtype)
     assert relative(read, weight) < 0.2
     largest = weight.float().abs().max()
-    assert read.float().abs().max() == pytest.approx(largest.item(), rel=0.02)
+    # Nearly all keep the largest weight itself; a fitted zero point moves it by a part of a step.
+    assert read.float().abs().max() == pytest.approx(largest.item(), rel=0.04)
 
 
 @every_format

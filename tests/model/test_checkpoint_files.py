@@ -68,7 +68,10 @@ def test_tensors_that_are_not_the_models_are_refused_by_name(altered, edit, tied
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
             r"bitsandbytes .*\(8 bits\)",
         ),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq has quantized already"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 3, "group_size": 128}},
+            "gptq has quantized already, and its 3 bits are not read",
+        ),
         ({"quantization_config": {"quant_method": "fp8"}}, "fp8 has quantized already"),
     ],
 )

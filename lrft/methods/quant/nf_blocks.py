@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lrft.methods.quant._codes import pack, unpack
 from lrft.methods.quant._encoded import Encoded
 from lrft.registry.axes import QUANTIZERS
 from lrft.registry.config import Field, Literal, MethodConfig
 
 TAIL = 0.9677083  # the outermost quantiles, as in NF4
-CODES_PER_GROUP = 8  # eight codes of b bits are b bytes
 SMALLEST = 2.0**-100  # keeps the step of a block of equal scales finite
 SECOND_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -128,26 +128,6 @@ def nearest_levels(flat: Tensor, scales: Tensor, config: NFBlocks.Config) -> Ten
     each = scales.repeat_interleave(config.block_size)[: len(flat)]
     scaled = torch.where(each > 0, flat / each, 0.0)
     return torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """(n,) uint8 codes below 2^bits -> (ceil(n / 8) * bits,) bytes: eight codes a group, the first in the low bits."""
-    if bits == 8:
-        return codes
-    groups = F.pad(codes, (0, -len(codes) % CODES_PER_GROUP)).view(-1, CODES_PER_GROUP).long()
-    words = (groups << (bits * torch.arange(CODES_PER_GROUP, device=codes.device))).sum(1, keepdim=True)
-    return (words >> (8 * torch.arange(bits, device=codes.device)) & 255).to(torch.uint8).reshape(-1)
-
-
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` codes, (count,) uint8."""
-    if bits == 8:
-        return packed[:count]
-    places = 8 * torch.arange(bits, device=packed.device)
-    words = (packed.view(-1, bits).int() << places).sum(1, keepdim=True)
-    shifts = bits * torch.arange(CODES_PER_GROUP, device=packed.device)
-    codes: Tensor = (words >> shifts & 2**bits - 1).to(torch.uint8).reshape(-1)[:count]
-    return codes
 
 
 def _codes_per_unit(absmax2: Tensor, bits: int) -> Tensor:

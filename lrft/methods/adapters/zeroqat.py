@@ -1,0 +1,137 @@
+"""ZeroQAT: weights behind a rounding of weights and inputs that no gradient has to pass, trained by forward passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrft.core.adapter import Adapter
+from lrft.core.frozen import FrozenLinear
+from lrft.core.params import Site
+from lrft.methods.adapters._groups import check_groups
+from lrft.ops.straight_through import straight_through
+from lrft.ops.uniform import rounded_rows
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.config import AdapterConfig, Field, Iterator, Literal, Problem, RecipeView
+
+SMALLEST = 1e-5  # of a largest magnitude that smoothing divides by
+
+
+@ADAPTERS.register
+class ZeroQAT(Adapter):
+    """Zeroth-order quantization-aware training: smoothed and rounded anew at both points of every step.
+
+        y = Qx(x / v) Qw((W + D) v)^T + b
+        v_j = a_j^t / w_j^(1 - t),  a_j = max |x_j|,  w_j = max over rows of |W_ij + D_ij|
+        g = (L(D + eps z) - L(D - eps z)) / (2 eps),  D <- D - lr g z                     `optimizer: mezo`
+
+    with t = `smoothing`, v = 1 where it is null. Qw rounds every row of weights, or each `group_size` of a row, to
+    `bits`, Qx every token to `activation_bits`, both onto evenly spaced numbers from the smallest, or 0, to the
+    largest, or 0, an exact 0 among them. a is measured once, by `init: smoothquant`; v and both grids follow D, so they
+    are others at D + eps z and D - eps z. D itself is never rounded. `activation_bits: null` rounds weights alone; then
+
+        W' = Qw((W + D) v) / v
+
+    Shapes: D (out, in) = 0; v, a, w (in). At step 0 it is the pretrained model smoothed and rounded.
+    Trains: out in numbers per site in float32, in files as large as the model. With `optimizer: mezo` no gradient, no
+    moments and no activation of a backward pass: a pass has one layer's rounded weight at a time.
+    Source: ZeroQAT, "End-to-End On-Device Quantization-Aware Training for LLMs at Inference Cost", 2025, and its code
+    (Skilteee/ZeroQAT), known here by a description of the main loop.
+    Departures: D is beside a frozen W and float32, where the code moves W in half precision, which loses updates far
+    below it. Exponents t do not train. The lightweight variant, in which most weights are rounded once and rest, is
+    `targets` or `layers` with `quantization: nf4`; memory as in the paper is not promised.
+    Advice: the scripts have `eps: 1e-3`, `lr: 1e-7`, 8,000 steps at a constant rate. A step of the grid must not be far
+    larger than eps, or both points round to one model. `optimizer: mezo` with `adapter: l4q` trains the steps of the
+    grid and low-rank factors in the same way.
+    """
+
+    aliases = {
+        "zo_qat zeroth_order_qat": "adapter: zeroqat\ninit: smoothquant\noptimizer: mezo\ntrain: {clip: null}",
+    }
+    provides = {"adapters", "mergeable", "moved_start", "smoothed"}
+    requires = {"one_stage"}
+    roles = {"D": "matrix"}
+
+    config: Config
+    a: Tensor
+
+    class Config(AdapterConfig):
+        bits: Literal[2, 3, 4, 5, 6, 7, 8] = Field(4, description="bits of a weight")
+        activation_bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = Field(
+            4,
+            description="bits of an input of a layer; null leaves them as they are, and the change can be merged",
+        )
+        group_size: int | None = Field(
+            None, gt=0, description="weights of a row that share a step; by default the whole row"
+        )
+        smoothing: float | None = Field(
+            0.5, ge=0, le=1, description="how much of the inputs' range weights take over; null for none"
+        )
+
+        def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+            """A gradient through roundings that have none, and ranges that nobody measured."""
+            optimizer, init = recipe.declared("optimizer"), recipe.declared("init")
+            if optimizer is not None and "backward" in optimizer.requires:
+                message = f"{optimizer.name} asks for gradients, and zeroqat rounds in every pass; write mezo"
+                yield Problem("optimizer.method", message)
+            measured = init is not None and init.name == "smoothquant"
+            if self.smoothing is not None and not measured:
+                message = "does not measure the ranges that adapter.smoothing goes by; write smoothquant, or "
+                yield Problem("init.method", f"{message}adapter.smoothing: null")
+            if self.smoothing is None and measured:
+                yield Problem(
+                    "adapter.smoothing", "null smooths nothing, and init: smoothquant measures for it"
+                )
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        if config.group_size is not None:
+            check_groups(config.group_size, site)
+        self.D = nn.Parameter(torch.zeros(site.out_features, site.in_features))
+        self.register_buffer("a", torch.ones(site.in_features))
+
+    def reset(self) -> None:
+        nn.init.zeros_(self.D)
+
+    @torch.no_grad()
+    def smooth(self, V: Tensor) -> Tensor:
+        """The factors v (in,) of a weight V (out, in); training sees constants."""
+        if self.config.smoothing is None:
+            return V.new_ones(V.shape[1])
+        widest = V.abs().amax(0).clamp_min(SMALLEST)
+        t = self.config.smoothing
+        return (self.a.clamp_min(SMALLEST) ** t / widest ** (1 - t)).clamp_min(SMALLEST)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        V = weight.float() + self.D
+        v = self.smooth(V)
+        return (self._rounded(V * v) / v).to(weight.dtype)
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        return (self.merged(weight.float()) - weight).to(weight.dtype)
+
+    @classmethod
+    def why_not_merged(cls, config: Any, site: Site) -> str:
+        if config.activation_bits is None:
+            return ""
+        return (
+            f"zeroqat rounds the inputs of {site.name}, which no weight says; keep the adapter separate, or train with "
+            "adapter.activation_bits: null"
+        )
+
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        V = base.weight().float() + self.D
+        v = self.smooth(V)
+        seen = straight_through(x.float() / v, lambda u: rounded_rows(u, self.config.activation_bits))
+        return F.linear(seen.to(x.dtype), self._rounded(V * v).to(x.dtype), base.bias)
+
+    def _rounded(self, weight: Tensor) -> Tensor:
+        groups = weight.unflatten(1, (-1, self.config.group_size or weight.shape[1]))
+        return straight_through(groups, lambda rows: rounded_rows(rows, self.config.bits)).view(weight.shape)
+
+    @staticmethod
+    def count(config: Any, site: Site) -> int:
+        return site.in_features * site.out_features

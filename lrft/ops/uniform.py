@@ -1,0 +1,43 @@
+"""Evenly spaced numbers with an exact 0: a step, an integer zero point, and rounding onto them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+TINY = 1e-8  # the step of numbers that are all 0
+
+
+class Grid(NamedTuple):
+    """step * (n - zero) for n = 0 ... most; step and zero hold 1 where the last dimension of the numbers is."""
+
+    step: Tensor
+    zero: Tensor
+    most: int
+
+    @classmethod
+    def over(cls, numbers: Tensor, bits: int, clip: float = 1.0) -> Grid:
+        """From the smallest of each last dimension, or 0, to the largest, or 0, both times `clip`."""
+        low = numbers.amin(-1, keepdim=True).clamp_max(0) * clip
+        high = numbers.amax(-1, keepdim=True).clamp_min(0) * clip
+        most = 2**bits - 1
+        step = ((high - low) / most).clamp_min(TINY)
+        return cls(step, (-low / step).round(), most)
+
+    def codes(self, numbers: Tensor) -> Tensor:
+        """The nearest n, cut off at both ends."""
+        return ((numbers / self.step).round() + self.zero).clamp(0, self.most)
+
+    def decoded(self, codes: Tensor) -> Tensor:
+        """The numbers of some n."""
+        return (codes - self.zero) * self.step
+
+    def nearest(self, numbers: Tensor) -> Tensor:
+        """The numbers rounded onto the grid."""
+        return self.decoded(self.codes(numbers))
+
+
+def rounded_rows(numbers: Tensor, bits: int | None, clip: float = 1.0) -> Tensor:
+    """Every last dimension on a grid of its own; None leaves the numbers as they are."""
+    return numbers if bits is None else Grid.over(numbers, bits, clip).nearest(numbers)
