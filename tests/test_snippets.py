@@ -24,6 +24,9 @@ import yaml
 
 import lrft
 from lrft.cli import app
+from lrft.lab.search.arms import Arms
+from lrft.lab.search.settings import parse_method
+from lrft.lab.search.space import read_space
 from lrft.lab.sweep.points import points_of
 from lrft.lab.tables import library
 from lrft.lab.tables.exact.load import load_table
@@ -42,7 +45,7 @@ FENCE = re.compile(
 )
 LANGUAGES = {"bash", "console", "csv", "json", "jsonl", "python", "text", "yaml"}
 # Commands whose arguments are recipes and overrides.
-READ = {"train", "plan", "find-lr", "data", "recipes", "compare"}
+READ = {"train", "plan", "find-lr", "data", "recipes", "compare", "search"}
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,9 @@ def parse(words: list[str]) -> None:
         assert name == "ls" or any(given)
     elif top == "sweep":
         assert len(points_of(given[0], overrides, None, parsed.params["metric"])) > 1
-    elif top in READ:
+    elif top == "search":
+        parse_method(parsed.params["method"])
+    if top in READ:
         recipes = [one for one in given if "=" not in one and not one.startswith("~")]
         overrides += [one for one in given if one not in recipes]
         for recipe in recipes:
@@ -229,6 +234,11 @@ def test_a_command_named_in_a_sentence_is_there(page):
 def test_a_recipe_or_a_part_of_one_is_valid(snippet, here):
     written = yaml.safe_load(snippet.body)
     assert isinstance(written, dict)
+    if any("." in key for key in written):  # a space of `lrft search`
+        path = here / "space.yaml"
+        path.write_text(snippet.body)
+        Arms("quickstart", (), read_space(path), "eval_loss").check()
+        return
     # The pages of methods quote recipes of a folder beside the data.
     path = here / ("smoke" if snippet.page.startswith("docs/methods/") else "") / "snippet.yaml"
     if "tier" in written:
