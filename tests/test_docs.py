@@ -49,7 +49,14 @@ NUMBERS = {
     "quantization": r"\d|dtype",
     "init": r"[Tt]he base (gives up|stores|keeps)",
 }
-REGISTRIES = {**AXES, "signal": SIGNALS, "analysis": ANALYSES, "format": FORMATS, "task": TASKS, "search": SEARCHES}
+REGISTRIES = {
+    **AXES,
+    "signal": SIGNALS,
+    "analysis": ANALYSES,
+    "format": FORMATS,
+    "task": TASKS,
+    "search": SEARCHES,
+}
 DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]
 
 

@@ -46,6 +46,8 @@ FENCE = re.compile(
 LANGUAGES = {"bash", "console", "csv", "json", "jsonl", "python", "text", "yaml"}
 # Commands whose arguments are recipes and overrides.
 READ = {"train", "plan", "find-lr", "data", "recipes", "compare", "search"}
+# What else of a command's parameters is looked at.
+MORE = {"search": lambda given: parse_method(given["method"])}
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ def parse(words: list[str]) -> None:
         overrides = listed(parsed.params.get("overrides"))
         if parsed.params.get("resume"):  # of a run, whose own recipe is meant
             given = [f"{one}/recipe.yaml" if Path(one, "recipe.yaml").is_file() else one for one in given]
+    MORE.get(top, len)(parsed.params)
     if top == "reproduce":
         for table in listed(parsed.params.get("names")):
             assert table == "ls" or table in library.packaged() or Path(table).name == "mine.yaml", table
@@ -199,9 +202,7 @@ def parse(words: list[str]) -> None:
         assert name == "ls" or any(given)
     elif top == "sweep":
         assert len(points_of(given[0], overrides, None, parsed.params["metric"])) > 1
-    elif top == "search":
-        parse_method(parsed.params["method"])
-    if top in READ:
+    elif top in READ:
         recipes = [one for one in given if "=" not in one and not one.startswith("~")]
         overrides += [one for one in given if one not in recipes]
         for recipe in recipes:

@@ -1,4 +1,4 @@
-"""The reports of sweeps, searches and comparisons on a failing disk; their runs are trainings, which have tests of their own."""
+"""Reports of sweeps, searches and comparisons on a failing disk; their runs are trainings, with tests of their own."""
 
 from __future__ import annotations
 
