@@ -27,6 +27,7 @@ from lrft.commands.output import OneDocument, asks_for_json
 from lrft.commands.plan import plan_command
 from lrft.commands.report import report_command
 from lrft.commands.reproduce import reproduce_command
+from lrft.commands.search import search_command
 from lrft.commands.sweep import sweep_command
 from lrft.commands.train import train_command
 from lrft.core import stop
@@ -57,6 +58,7 @@ app.command("report")(report_command)
 app.command("find-lr")(find_lr_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
+app.command("search")(search_command)
 app.command("reproduce")(reproduce_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(methods.app, name="methods")

@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python  # noqa: E402
 from generated import plain, table, with_block, write_or_check  # noqa: E402
 from lrft.recipe.fields import slot_of  # noqa: E402
 from lrft.recipe.schema import Recipe  # noqa: E402
-from lrft.registry.axes import ANALYSES, AXES, FORMATS, SIGNALS, TASKS  # noqa: E402
+from lrft.registry.axes import ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS  # noqa: E402
 from lrft.registry.registry import Declaration, Registry  # noqa: E402
 from lrft.registry.traits import TRAITS  # noqa: E402
 
@@ -38,6 +38,7 @@ EVERY: dict[str, Registry] = {
     "eval.tasks": TASKS,
     "analyse": ANALYSES,
     "signals": SIGNALS,
+    "search": SEARCHES,
 }
 # What each axis chooses; an axis that is new here is told by its registry's own word.
 CHOOSES = {
@@ -54,6 +55,7 @@ CHOOSES = {
     "eval.tasks": "what `lrft eval` scores",
     "analyse": "what is measured of weights and gradients while a recipe trains",
     "signals": "statistics that some starts measure before training; no recipe key, an `init` asks for them",
+    "search": "which arm `lrft search` trains next; no recipe key, `--method` names it",
 }
 LABEL = r"[A-Z][a-z]+: "  # begins a named paragraph
 EQUATION = re.compile(r" = |<-|~ |\{\"")

@@ -19,7 +19,7 @@ import recipe_page
 import reliability_page
 from lrft.recipe.load import load_recipe
 from lrft.registry import axes
-from lrft.registry.axes import ANALYSES, AXES, FORMATS, SIGNALS, TASKS
+from lrft.registry.axes import ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS
 from lrft.registry.registry import Declaration, Registry
 from tests.each import each
 
@@ -35,6 +35,7 @@ PARAGRAPHS = {
     "optimizer": "Shapes State Source Departures [Advice]",
     "schedule": "Shapes State Source Departures [Advice]",
     "signal": "Shapes Keeps Source Departures",
+    "search": "Space State Source Departures [Advice]",
     "analysis": "Shapes Found Source [Departures] [Advice]",
     "format": "Columns Text Learnt",
     "task": "Prompt Score Source",
@@ -48,7 +49,14 @@ NUMBERS = {
     "quantization": r"\d|dtype",
     "init": r"[Tt]he base (gives up|stores|keeps)",
 }
-REGISTRIES = {**AXES, "signal": SIGNALS, "analysis": ANALYSES, "format": FORMATS, "task": TASKS}
+REGISTRIES = {
+    **AXES,
+    "signal": SIGNALS,
+    "analysis": ANALYSES,
+    "format": FORMATS,
+    "task": TASKS,
+    "search": SEARCHES,
+}
 DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]
 
 

@@ -34,6 +34,7 @@ FLOORS = {
     "lab.spectra": 8,
     "lab.compare": 9,
     "lab.sweep": 9,
+    "lab.search": 9,
     "lab.report": 9,
     "lab.tables": 10,
     "commands": 11,
@@ -68,6 +69,7 @@ WRITERS = {
     "lrft/model/on_disk.py": {"mkdir": "mapped files, within a fresh folder"},
     "lrft/lab/report/png.py": {"savefig": "to a fresh file"},
     "lrft/lab/sweep/report.py": {"savefig": "to a fresh file"},
+    "lrft/lab/search/report.py": {"savefig": "to a fresh file"},
     "lrft/lab/compare/plot.py": {"savefig": "to a fresh file"},
     "lrft/api/rate_plot.py": {"savefig": "to a fresh file"},
     "lrft/training/trackers/tensorboard.py": {

@@ -24,6 +24,9 @@ import yaml
 
 import lrft
 from lrft.cli import app
+from lrft.lab.search.arms import Arms
+from lrft.lab.search.settings import parse_method
+from lrft.lab.search.space import read_space
 from lrft.lab.sweep.points import points_of
 from lrft.lab.tables import library
 from lrft.lab.tables.exact.load import load_table
@@ -42,7 +45,9 @@ FENCE = re.compile(
 )
 LANGUAGES = {"bash", "console", "csv", "json", "jsonl", "python", "text", "yaml"}
 # Commands whose arguments are recipes and overrides.
-READ = {"train", "plan", "find-lr", "data", "recipes", "compare"}
+READ = {"train", "plan", "find-lr", "data", "recipes", "compare", "search"}
+# What else of a command's parameters is looked at.
+MORE = {"search": lambda given: parse_method(given["method"])}
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,7 @@ def parse(words: list[str]) -> None:
         overrides = listed(parsed.params.get("overrides"))
         if parsed.params.get("resume"):  # of a run, whose own recipe is meant
             given = [f"{one}/recipe.yaml" if Path(one, "recipe.yaml").is_file() else one for one in given]
+    MORE.get(top, len)(parsed.params)
     if top == "reproduce":
         for table in listed(parsed.params.get("names")):
             assert table == "ls" or table in library.packaged() or Path(table).name == "mine.yaml", table
@@ -229,6 +235,11 @@ def test_a_command_named_in_a_sentence_is_there(page):
 def test_a_recipe_or_a_part_of_one_is_valid(snippet, here):
     written = yaml.safe_load(snippet.body)
     assert isinstance(written, dict)
+    if any("." in key for key in written):  # a space of `lrft search`
+        path = here / "space.yaml"
+        path.write_text(snippet.body)
+        Arms("quickstart", (), read_space(path), "eval_loss").check()
+        return
     # The pages of methods quote recipes of a folder beside the data.
     path = here / ("smoke" if snippet.page.startswith("docs/methods/") else "") / "snippet.yaml"
     if "tier" in written:

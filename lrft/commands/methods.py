@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, help="List and describe the methods a re
 
 
 def _axes(incomplete: str) -> list[str]:
-    from lrft.recipe.meant import CATALOG
+    from lrft.recipe.catalog import CATALOG
 
     return [axis for axis in CATALOG if axis.startswith(incomplete)]
 

@@ -1,4 +1,4 @@
-"""The registries: one per axis of a recipe, and those of formats, tasks and analyses."""
+"""The registries: one per axis of a recipe, and those of formats, tasks, analyses and searches."""
 
 from lrft.registry.config import AdapterConfig, FormatConfig, OptimizerConfig, ScheduleConfig
 from lrft.registry.registry import Registry
@@ -31,6 +31,7 @@ OBJECTIVES = Registry("objective", "lrft.methods.objectives")
 ANALYSES = Registry("analysis", "lrft.methods.analysis")
 FORMATS = Registry("format", "lrft.data.formats", FormatConfig)
 TASKS = Registry("task", "lrft.evaluation.tasks")
+SEARCHES = Registry("search", "lrft.methods.search")
 
 # Section of a recipe -> the registry its `method` is looked up in.
 AXES: dict[str, Registry] = {

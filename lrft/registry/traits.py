@@ -20,6 +20,7 @@ TRAITS: dict[str, str] = {
     "foldable": "what trains can be moved into the linear maps of the base (no norms, embeddings or gates)",
     "beside_base": "what trains adds to a base that is kept (no adapter that is the weight itself)",
     "elastic": "the adapter's rank components can be hidden and shown while it trains",
+    "sub_ranks": "every prefix of the adapter's rank components is an adapter of its own at the scale of the whole",
     "nested": "every prefix of the adapter's rank components is itself an adapter",
     "kept_base": "the base keeps the pretrained weight (the init takes nothing off it)",
     "moved_start": "the model at step 0 is not the pretrained one, by design",

@@ -59,6 +59,10 @@ OPTIONS = {
         *("--cluster", "--cluster-set", *TALK),
     },
     "sweep": {"--out", "--arms", "--metric", "--jobs", "--keep-checkpoints", *TALK},
+    "search": {
+        *("--space", "--budget", "--out", "--method", "--metric", "--against", "--jobs", "--seed"),
+        *("--keep-checkpoints", "--cluster", "--cluster-set", *TALK),
+    },
     "reproduce": {"--out", *TALK, "--tier", "--seeds", "--jobs", "--device", "--fresh", "--dry-run"},
     "recipes ls": {"--json"},
     "recipes show": {"--origins", "--json"},

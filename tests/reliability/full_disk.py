@@ -83,6 +83,11 @@ COMMANDS = {
         trained=False,
         compared="out/runs/.*/last/",
     ),
+    "search": Command(
+        ("search", "recipe.yaml", "--space", "space.yaml", "--budget", "2", "--out", "out"),
+        trained=False,
+        compared="out/runs/.*/last/",
+    ),
     "compare": Command(
         ("compare", "recipe.yaml", "recipe.yaml", "--match", "steps", *RATES, "--seeds", "1", "--out", "out"),
         trained=False,
@@ -127,6 +132,7 @@ class Bench:
         self.start.mkdir(parents=True)
         data = ROOT / "recipes" / "data" / "quickstart"
         (self.start / "recipe.yaml").write_text(RECIPE.format(model=model, data=data))
+        (self.start / "space.yaml").write_text("adapter.rank: [1, 2]\n")
         (self.start / "prompts.txt").write_text("How many apples?\nAnd pears?\n")
         self._whole: dict[str, tuple[dict[str, bytes], int]] = {}
 

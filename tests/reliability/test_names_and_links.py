@@ -201,6 +201,8 @@ NAMED = (
     ["reproduce", "NAME"],
     ["compare", "NAME", "NAME", "--out", "NAME"],
     ["sweep", "NAME", "optimizer.lr=1e-4,1e-3", "--out", "NAME"],
+    ["search", "NAME", "--space", "NAME", "--budget", "2", "--out", "NAME"],
+    ["search", "quickstart", "--space", "NAME", "--budget", "2", "--out", "NAME"],
 )
 
 

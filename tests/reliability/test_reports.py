@@ -1,4 +1,4 @@
-"""The reports of sweeps and comparisons on a failing disk; their runs are trainings, which have tests of their own."""
+"""Reports of sweeps, searches and comparisons on a failing disk; their runs are trainings, with tests of their own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from lrft.files.failure import WriteError
 from lrft.lab.compare import report as compared
+from lrft.lab.search import report as searched
 from lrft.lab.sweep import report as swept
 from tests.reliability.faulty_disk import ERRORS, FaultyDisk
 
@@ -33,8 +34,28 @@ SWEEP = {
 }
 
 
+SEARCH = {
+    **SWEEP,
+    "method": {"method": "random"},
+    "seed": 0,
+    "budget": 2,
+    "best": 0,
+    "best_recipe": "best.yaml",
+    "refused": 0,
+    "exhausted": False,
+    "rows": [
+        {**row, "arm": arm, "bytes": 8, "step_seconds": 0.5, "outcome": "done", "front": ["bytes"]}
+        for arm, row in enumerate(SWEEP["rows"])
+    ],
+}
+
+
 def sweep(place: Path) -> None:
     swept.write_report(SWEEP, place / "out")
+
+
+def search(place: Path) -> None:
+    searched.write_report(SEARCH, place / "out")
 
 
 def comparison(place: Path) -> None:
@@ -46,11 +67,11 @@ def plain(monkeypatch):
     """A comparison has a long record, of which only the writing is looked at here."""
     monkeypatch.setattr(compared, "body", lambda record: ["- nothing"])
     monkeypatch.setattr(compared, "seeds_table", lambda record: [["arm", "seed"], ["a", 1]])
-    for module in (compared, swept):
+    for module in (compared, searched, swept):
         monkeypatch.setattr(module, "draw", lambda record, path: False)
 
 
-@pytest.mark.parametrize(("write", "files"), [(sweep, 3), (comparison, 3)])
+@pytest.mark.parametrize(("write", "files"), [(sweep, 3), (search, 3), (comparison, 3)])
 def test_every_file_is_there_or_said_not_to_be(tmp_path, write, files):
     (tmp_path / "whole").mkdir()
     with FaultyDisk(tmp_path / "whole").at_work() as disk:

@@ -107,6 +107,7 @@ OTHERS = [
     Case("doctor", "lines_of", 2, INT),
     Case("reproduce", "count_table", 1, TERM, "is kept; the same command goes on"),
     Case("sweep", "weigh", 2, INT, "is kept; the same command goes on"),
+    Case("search", "weigh", 2, INT, "is kept; the same command goes on"),
     Case("compare", "weigh", 1, HUP, "is kept; the same command goes on"),
 ]
 QUICK = {
@@ -132,9 +133,10 @@ COMMANDS = {
     "doctor": "doctor run",
     "reproduce": "reproduce {table} --out out",
     "sweep": "sweep {recipe} train.seed=0,1 --out out",
+    "search": "search {recipe} --space space.yaml --budget 2 --out out",
     "compare": "compare {recipe} {other} --match steps --out out",
 }
-TRAINS = {"sweep", "compare"}  # for minutes: that the same command goes on has tests of its own
+TRAINS = {"sweep", "search", "compare"}  # for minutes: that the same command goes on has tests of its own
 
 
 class Called(NamedTuple):
@@ -168,6 +170,7 @@ def given(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("signals")
     (folder / "tiny.yaml").write_text(RECIPE.format(model=tiny(), data=DATA))
     (folder / "other.yaml").write_text("extends: tiny.yaml\ninit: default\n")
+    (folder / "space.yaml").write_text("optimizer.lr: [1e-3, 1e-2, 1e-1]\n")
     (folder / "prompts.txt").write_text("Ship 5 brushes to Yuki.\nHello\n")
     (folder / "table.yaml").write_text(
         f"title: A table\npaper: Nobody, 2026.\nrecipe: {folder}/tiny.yaml\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Literal, cast
 
 from lrft.files.json import parse_object
@@ -82,6 +83,14 @@ def result(run: PlannedRun) -> dict[str, Json]:
     sizes |= {"checkpoint_bytes": _size(newest)} if newest is not None else {}
     steps = math.fsum(_seconds(line) for line in _lines(run))
     return {**folder.read(RESULT), **sizes, "step_seconds": steps}
+
+
+def seconds_a_step(run: PlannedRun) -> float | None:
+    """The median over the steps of a finished run; None where it diverged."""
+    if (run.folder / DIVERGED).is_file():
+        return None
+    found = [_seconds(line) for line in _lines(run)]
+    return median(found) if found else None
 
 
 def set_ups_of(runs: Iterable[PlannedRun]) -> list[SetUp]:

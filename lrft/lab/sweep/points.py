@@ -9,23 +9,13 @@ from pathlib import Path
 
 import yaml
 
-from lrft.lab.runs.planned import AT_THE_END, Arm
-from lrft.recipe.load import load_recipe
+from lrft.lab.runs import judged
+from lrft.lab.runs.judged import Metric
+from lrft.lab.runs.planned import Arm
 from lrft.recipe.merge import is_override
-from lrft.recipe.scores import directions
-from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import RecipeError, UsageError
 
-LOSSES = ("eval_loss", "loss")
 OPENING, CLOSING, QUOTES = "[{(", "]})", "\"'"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What the points are ordered by: a key of the last line of metrics.jsonl."""
-
-    name: str
-    higher: bool
 
 
 @dataclass(frozen=True)
@@ -77,19 +67,7 @@ def metric_of(points: Sequence[Point], name: str) -> Metric:
     Raises:
         UsageError: a point does not take it.
     """
-    if name in LOSSES:
-        return Metric(name, higher=False)
-    found = {directions(_tasks(point)).get(name) for point in points}
-    if len(found) > 1 or None in found:
-        known = [*LOSSES, *directions(_tasks(points[0]))]
-        raise UsageError(
-            f"--metric {name}: not every point has this score{did_you_mean(name, known)}; there are {', '.join(known)}"
-        )
-    return Metric(name, higher=found == {"higher"})
-
-
-def _tasks(point: Point) -> list[dict[str, str]]:
-    return [{"method": task.method} for task in point.arm.recipe.eval.tasks]
+    return judged.metric_of([point.arm.recipe for point in points], name)
 
 
 def _arm(source: str, values: dict[str, str], overrides: Sequence[str], metric: str) -> Arm:
@@ -98,20 +76,9 @@ def _arm(source: str, values: dict[str, str], overrides: Sequence[str], metric: 
         f"{key.rpartition('.')[2]}={value}" if key != "arm" else value for key, value in values.items()
     )
     try:
-        recipe = load_recipe(source, overrides).recipe
-        due = []
-        if recipe.data.eval is not None and recipe.train.eval_every is None:
-            due.append(f"train.eval_every={AT_THE_END}")
-        if metric not in LOSSES and recipe.eval.tasks and recipe.train.eval_tasks_every is None:
-            due.append(f"train.eval_tasks_every={AT_THE_END}")
-        if metric == LOSSES[0] and recipe.data.eval is None:
-            message = "a sweep is judged by held-out rows; add data.eval=FILE, or choose --metric loss"
-            raise RecipeError(message, "data.eval")
-        together = (*overrides, *due)
-        recipe = load_recipe(source, together).recipe if due else recipe
+        return judged.judged_arm(label, source, overrides, metric)
     except RecipeError as error:
         raise UsageError(f"{label}: {error}") from None
-    return Arm(label, source, together, recipe, label)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

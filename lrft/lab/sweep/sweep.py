@@ -12,10 +12,11 @@ from lrft.core import stop
 from lrft.core.notes import say
 from lrft.files.fresh_folder import remove_folder
 from lrft.lab.models import Models
+from lrft.lab.runs.judged import Metric
 from lrft.lab.runs.local import Progress, run_all
 from lrft.lab.runs.outcome import result, value
 from lrft.lab.runs.planned import PlannedRun, plan_run
-from lrft.lab.sweep.points import Metric, Point, metric_of, points_of
+from lrft.lab.sweep.points import Point, metric_of, points_of
 
 Kept = Literal["adapter", "checkpoints"]
 
@@ -132,7 +133,7 @@ def _row(point: Point, run: PlannedRun, trainable: int, metric: Metric, out: Pat
         "values": point.values,
         "score": last(metric.name),
         "loss": last("loss"),
-        "eval_loss": last("eval_loss") if point.arm.recipe.data.eval is not None else None,
+        "eval_loss": last("eval_loss") if point.arm.recipe.data.holds_out else None,
         "trainable": trainable,
         "seconds": float(seconds) if isinstance(seconds, int | float) else None,
         "run": str(run.folder.relative_to(out)),

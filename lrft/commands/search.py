@@ -1,0 +1,104 @@
+"""`lrft search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrft.commands.complete import recipe_names
+from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.core.notes import say, silence
+
+if TYPE_CHECKING:
+    from lrft.lab.search.record import Found
+
+
+def _methods(incomplete: str) -> list[str]:
+    from lrft.registry.axes import SEARCHES
+
+    return [name for name in SEARCHES.names() if name.startswith(incomplete)]
+
+
+def search_command(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
+    ],
+    space: Annotated[
+        Path, typer.Option(metavar="FILE", help="What arms differ in, as `adapter.rank: [4, 8, 16]`.")
+    ],
+    budget: Annotated[int, typer.Option(min=1, help="Arms in all; a larger one goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder of runs and report; the same one goes on.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE...]", help="Overrides that hold for every arm.")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How arms are proposed, or {method: NAME, ...} with settings: `lrft methods ls search`.",
+            autocompletion=_methods,
+        ),
+    ] = "random",
+    metric: Annotated[
+        str, typer.Option(help="What is sought: eval_loss, loss, or TASK.SCORE of the recipe's eval.tasks.")
+    ] = "eval_loss",
+    against: Annotated[
+        str, typer.Option(metavar="COST", help="What is traded for it: trainable, bytes or step_seconds.")
+    ] = "trainable",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with --cluster, queued ones count.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search; that of the arms is train.seed.")] = 0,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Of every run, and not its adapter alone.")
+    ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Submit the runs: `slurm`, or `local` for jobs on this machine.", metavar="NAME"),
+    ] = None,
+    cluster_set: Annotated[
+        list[str] | None,
+        typer.Option(help="Of every job, as with `lrft compare`. Repeat for more.", metavar="KEY=VALUE"),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for the settings of a recipe that score best, and for those worth their cost.
+
+    Example: lrft search quickstart --space space.yaml --budget 20 --method evolution --out searched
+    """
+    from lrft.lab.runs.typed import command_line
+    from lrft.lab.search.report import sentences, write_report
+    from lrft.lab.search.search import search
+    from lrft.lab.search.settings import parse_settings
+
+    silence(quiet)
+    settings = parse_settings(
+        out,
+        budget=budget,
+        method=method,
+        metric=metric,
+        against=against,
+        seed=seed,
+        jobs=jobs,
+        keep_checkpoints=keep_checkpoints,
+        cluster=cluster,
+        cluster_settings=cluster_set or (),
+    )
+    record = search(recipe, overrides or [], space, settings, command_line())
+    for sentence in sentences(record):
+        say(sentence)
+    say(f"report: {write_report(record, out)}")
+    result(record, as_json, _show)
+
+
+def _show(record: Found) -> None:
+    from rich.table import Table
+
+    from lrft.lab.search.report import cells
+
+    heads, *rows = cells(record)
+    shown = Table(*heads)
+    for row in rows:
+        shown.add_row(*row)
+    show_table(shown)
