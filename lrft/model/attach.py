@@ -53,7 +53,7 @@ def check_ranks(plan: Plan, adapter: type[Adapter]) -> None:
         return
     sides: dict[int, dict[str, int]] = {}
     for name, entry in plan.items():
-        if entry.site.kind == "linear" and entry.rank is not None:
+        if entry.site.is_matrix and entry.rank is not None:
             side = min(entry.site.in_features, entry.site.out_features)
             sides.setdefault(entry.rank, {})[name] = side
     for rank, layers in sides.items():
@@ -84,7 +84,7 @@ def attach(
         RecipeError: the adapter cannot take the shape of a site.
     """
     names = [name for name in linear_sites(model) if not trains(model, name)]
-    blocks = [name for name, entry in plan.items() if entry.site.kind != "linear"]
+    blocks = [name for name, entry in plan.items() if not entry.site.is_matrix]
     if builder.adapter is not None:
         seed_generators(seed)
         builder.shared = _shared_part(model, plan, builder.adapter, builder.config)
@@ -132,7 +132,7 @@ def attach_without_weights(
     for name, entry in plan.items():
         if entry.config is not None:
             part = make_adapter(adapter, entry.config, entry.site, shared)
-            if entry.site.kind == "linear":
+            if entry.site.is_matrix:
                 _replace(model.hf, name, Adapted(model.hf.get_submodule(name), part))  # type: ignore[arg-type]
             else:
                 _wrap(model.hf, name, part)

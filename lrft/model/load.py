@@ -15,6 +15,7 @@ from lrft.model.causal_lm import CausalLM
 from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
 from lrft.model.direct import find_direct
 from lrft.model.drawn import draw
+from lrft.model.experts import split
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
@@ -68,6 +69,8 @@ def load_model(
         raise unloadable(section.name, error) from None
     hf.requires_grad_(False)
     hf.eval()
+    if section.experts == "split":
+        split(hf)
     model = CausalLM(hf)
     model.packing, model.packed = packing, packed
     if not meta:
@@ -108,6 +111,8 @@ def open_model(section: ModelSection, trust_remote_code: bool = False, sums: boo
         if not type(skeleton).__module__.startswith("transformers."):
             raise NotStreamed("its code is its own, and may read them in other ways")
         hf = _promised(section, skeleton)
+        if section.experts == "split":
+            split(hf)
         with answering_zeros(hf):
             direct = find_direct(hf)
     except (NotStreamed, RecipeError):

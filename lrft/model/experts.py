@@ -1,0 +1,153 @@
+"""The experts of a mixture taken apart: every matrix of every expert is a linear layer, `EXPERTS.NUMBER.MATRIX`.
+
+transformers holds the matrices of all experts of a block as tensors of three dimensions, and the classes that do so say
+how they are stored and what comes between. Apart, each is a layer as any other: adapters go on it, storages of few
+bits hold it, and one matrix of an expert that some token chose is decoded at a time. The matrices are views of the
+tensors that were loaded, and become one again when the model is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.model.hf import HF
+from lrft.ops.by_expert import ByExpert
+from lrft.registry.errors import RecipeError
+
+DOWN = "down_proj"
+SAID = ("num_experts", "has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "_apply_gate")
+
+
+class Apart(nn.Module):
+    """What a class of experts becomes: the tensors gone, a child for every expert in their place.
+
+    The tokens of each expert go through its layers together, and experts that no token chose are passed over.
+    """
+
+    num_experts: int
+    has_gate: bool
+    is_transposed: bool
+    has_post_expert_norm: bool
+
+    @torch.compiler.disable
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """(tokens, d), the experts (tokens, k) of each, and their weights -> (tokens, d)."""
+        by = ByExpert.of(top_k_index, self.num_experts)
+        parts = by.spread(hidden_states).split(by.counts)
+        y = torch.cat([self._expert(number, x) for number, x in enumerate(parts) if len(x)])
+        if self.has_post_expert_norm:
+            y = self.get_submodule("post_expert_norm")(y)
+        weights = top_k_weights.reshape(-1, 1).index_select(0, by.order)
+        return by.gathered(y * weights).to(hidden_states.dtype)
+
+    def _expert(self, number: int, x: Tensor) -> Tensor:
+        own = self.get_submodule(str(number))
+        first: Tensor = own.get_submodule(first_name(self))(x)
+        inner: Any = self._apply_gate if self.has_gate else self.act_fn
+        y: Tensor = own.get_submodule(DOWN)(inner(first))
+        return y
+
+
+def split(hf: HF) -> None:
+    """Take the experts of every mixture apart, in place.
+
+    Raises:
+        RecipeError: the model has none that are known.
+    """
+    found = [module for module in hf.modules() if _is_whole(module)]
+    if not found:
+        message = f"{type(hf).__name__} has no experts that are held as one tensor; write whole"
+        raise RecipeError(message, "model.experts")
+    for module in found:
+        _split(module)
+
+
+def join(hf: HF) -> None:
+    """Put the experts of every mixture together again, in place, as transformers has them."""
+    for module in list(hf.modules()):
+        if isinstance(module, Apart):
+            _join(module)
+
+
+def splits(hf: nn.Module) -> list[str]:
+    """Paths of the tensors that `split` takes apart."""
+    return [
+        f"{path}.{name}"
+        for path, module in hf.named_modules()
+        if _is_whole(module)
+        for name in (first_name(module), DOWN)
+    ]
+
+
+def paths_apart(hf: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the paths of all layers of experts that were taken apart."""
+    return tuple(f"{path}." for path, module in hf.named_modules() if isinstance(module, Apart))
+
+
+def first_name(module: nn.Module) -> str:
+    """What the matrix is called that the hidden states of an expert meet."""
+    return "gate_up_proj" if module.has_gate else "up_proj"
+
+
+def _is_whole(module: nn.Module) -> bool:
+    """Whether the module is of a class that says how it holds its experts, all in tensors of three dimensions."""
+    if isinstance(module, Apart) or not all(hasattr(module, name) for name in SAID):
+        return False
+    held = [module._parameters.get(name) for name in (first_name(module), DOWN)]
+    return all(tensor is not None and tensor.ndim == 3 for tensor in held)
+
+
+def _split(module: nn.Module) -> None:
+    matrices = {name: module._parameters.pop(name) for name in (first_name(module), DOWN)}
+    biases = {name: module._parameters.pop(f"{name}_bias", None) for name in matrices}
+    for number in range(module.num_experts):
+        expert = nn.Module()
+        for name, tensor in matrices.items():
+            assert tensor is not None, "it was found whole"
+            bias = biases[name]
+            weight = tensor.detach()[number]
+            weight = weight.mT if module.is_transposed else weight
+            expert.add_module(name, _layer(weight, None if bias is None else bias.detach()[number]))
+        module.add_module(str(number), expert)
+    module.__class__ = _apart(type(module))
+
+
+def _layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    out, into = weight.shape
+    layer = nn.Linear(into, out, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
+    return layer.eval()
+
+
+def _join(module: Apart) -> None:
+    for name in (first_name(module), DOWN):
+        layers = [module.get_submodule(f"{number}.{name}") for number in range(module.num_experts)]
+        for leaf, whole in (("weight", name), ("bias", f"{name}_bias")):
+            tensors = list(_taken(layers, leaf))
+            if tensors:
+                turned = module.is_transposed and leaf == "weight"
+                stack = torch.stack([tensor.mT if turned else tensor for tensor in tensors])
+                module.register_parameter(whole, nn.Parameter(stack, requires_grad=False))
+    for number in range(module.num_experts):
+        del module._modules[str(number)]
+    module.__class__ = type(module).__bases__[1]
+
+
+def _taken(layers: list[nn.Module], leaf: str) -> Iterator[Tensor]:
+    """The tensors called `leaf`, each detached from its layer, so that none is held twice for long."""
+    for layer in layers:
+        tensor = layer._parameters.pop(leaf, None)
+        if tensor is not None:
+            yield tensor.detach()
+
+
+@cache
+def _apart(kind: type[nn.Module]) -> type[nn.Module]:
+    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (Apart, kind), named)
