@@ -69,7 +69,7 @@ class Plain(Form):
         if on_experts(self.model):
             raise UsageError(
                 f"{self.name}: no server reads experts of a plain adapter; use `lrft merge`, or for PEFT the adapter "
-                "folder of a run of plain LoRA"
+                "folder of the run"
             )
         return found
 

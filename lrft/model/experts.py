@@ -8,7 +8,7 @@ tensors that were loaded, and become one again when the model is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.model.hf import HF
+from lrft.model.promised import Turned, promise, stored_at
 from lrft.ops.by_expert import ByExpert
 from lrft.registry.errors import RecipeError
 
@@ -27,7 +28,12 @@ class Apart(nn.Module):
     """What a class of experts becomes: the tensors gone, a child for every expert in their place.
 
     The tokens of each expert go through its layers together, and experts that no token chose are passed over.
+
+    Attributes:
+        by: which token goes where, while the layers are called.
     """
+
+    by: ByExpert | None
 
     num_experts: int
     has_gate: bool
@@ -37,9 +43,10 @@ class Apart(nn.Module):
     @torch.compiler.disable
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """(tokens, d), the experts (tokens, k) of each, and their weights -> (tokens, d)."""
-        by = ByExpert.of(top_k_index, self.num_experts)
+        by = self.by = ByExpert.of(top_k_index, self.num_experts)
         parts = by.spread(hidden_states).split(by.counts)
         y = torch.cat([self._expert(number, x) for number, x in enumerate(parts) if len(x)])
+        self.by = None
         if self.has_post_expert_norm:
             y = self.get_submodule("post_expert_norm")(y)
         weights = top_k_weights.reshape(-1, 1).index_select(0, by.order)
@@ -54,14 +61,14 @@ class Apart(nn.Module):
 
 
 def split(hf: HF) -> None:
-    """Take the experts of every mixture apart, in place.
+    """Take the experts of every mixture apart, in place; those that are apart stay so.
 
     Raises:
-        RecipeError: the model has none that are known.
+        RecipeError: the model has none whose class says how it holds them.
     """
     found = [module for module in hf.modules() if _is_whole(module)]
-    if not found:
-        message = f"{type(hf).__name__} has no experts that are held as one tensor; write whole"
+    if not found and not paths_apart(hf):
+        message = f"{type(hf).__name__} has no experts that transformers can compute in groups; write whole"
         raise RecipeError(message, "model.experts")
     for module in found:
         _split(module)
@@ -89,6 +96,20 @@ def paths_apart(hf: nn.Module) -> tuple[str, ...]:
     return tuple(f"{path}." for path, module in hf.named_modules() if isinstance(module, Apart))
 
 
+def tokens_of(hf: nn.Module, name: str) -> Callable[[], Tensor] | None:
+    """Asks which tokens the expert of the layer called `name` is given, while it is called; None of another layer."""
+    path, number, _ = f"..{name}".rsplit(".", 2)
+    parent = hf.get_submodule(path.lstrip(".")) if number.isdigit() else None
+    if not isinstance(parent, Apart):
+        return None
+
+    def tokens() -> Tensor:
+        assert parent.by is not None, "asked while no token goes anywhere"
+        return parent.by.tokens(int(number))
+
+    return tokens
+
+
 def first_name(module: nn.Module) -> str:
     """What the matrix is called that the hidden states of an expert meet."""
     return "gate_up_proj" if module.has_gate else "up_proj"
@@ -104,23 +125,40 @@ def _is_whole(module: nn.Module) -> bool:
 
 def _split(module: nn.Module) -> None:
     matrices = {name: module._parameters.pop(name) for name in (first_name(module), DOWN)}
-    biases = {name: module._parameters.pop(f"{name}_bias", None) for name in matrices}
+    biases = {name: _values(module._parameters.pop(f"{name}_bias", None)) for name in matrices}
     for number in range(module.num_experts):
         expert = nn.Module()
         for name, tensor in matrices.items():
             assert tensor is not None, "it was found whole"
             bias = biases[name]
-            weight = tensor.detach()[number]
-            weight = weight.mT if module.is_transposed else weight
-            expert.add_module(name, _layer(weight, None if bias is None else bias.detach()[number]))
+            weight = _matrix(tensor, number, module.is_transposed)
+            expert.add_module(name, _layer(weight, None if bias is None else bias[number].clone()))
         module.add_module(str(number), expert)
     module.__class__ = _apart(type(module))
+    module.by = None
 
 
-def _layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def _matrix(tensor: nn.Parameter, number: int, turned: bool) -> nn.Parameter:
+    """One expert's matrix (out, in), a view of the tensor; of a promise, the promise of that matrix alone."""
+    if (stored := stored_at(tensor)) is None:
+        matrix = tensor.detach()[number]
+        return nn.Parameter(matrix.mT if turned else matrix, requires_grad=False)
+    part = stored.part(number)
+    if turned:
+        part = Turned(part.file, part.key, part.shape[::-1], part.dtype, part)
+    return promise(part, tensor.dtype)
+
+
+def _values(tensor: nn.Parameter | None) -> Tensor | None:
+    if tensor is None or (stored := stored_at(tensor)) is None:
+        return None if tensor is None else tensor.detach()
+    return stored.read(tensor.dtype)
+
+
+def _layer(weight: nn.Parameter, bias: Tensor | None) -> nn.Linear:
     out, into = weight.shape
     layer = nn.Linear(into, out, bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.weight = weight
     layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
     return layer.eval()
 
@@ -136,6 +174,7 @@ def _join(module: Apart) -> None:
                 module.register_parameter(whole, nn.Parameter(stack, requires_grad=False))
     for number in range(module.num_experts):
         del module._modules[str(number)]
+    del module.by
     module.__class__ = type(module).__bases__[1]
 
 

@@ -111,8 +111,6 @@ def open_model(section: ModelSection, trust_remote_code: bool = False, sums: boo
         if not type(skeleton).__module__.startswith("transformers."):
             raise NotStreamed("its code is its own, and may read them in other ways")
         hf = _promised(section, skeleton)
-        if section.experts == "split":
-            split(hf)
         with answering_zeros(hf):
             direct = find_direct(hf)
     except (NotStreamed, RecipeError):
@@ -204,7 +202,8 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
 def _promised(section: ModelSection, skeleton: HF) -> HF:
     """The model, frozen, that waits for the weights of its linear layers."""
     name, options = resolve(section.name, section.revision, section.dtype)
-    hf = load_promised(skeleton, section.name, name, options, DTYPES[section.dtype])
+    apart = section.experts == "split"
+    hf = load_promised(skeleton, section.name, name, options, DTYPES[section.dtype], apart)
     hf.requires_grad_(False)
     return _untied_as_stored(hf.eval())
 

@@ -37,6 +37,11 @@ class ByExpert:
             counts = torch.bincount(flat, minlength=experts).tolist()
         return cls(order, torch.argsort(order), counts, chosen.shape[-1])
 
+    def tokens(self, expert: int) -> Tensor:
+        """The tokens that an expert is given, in its order."""
+        first = sum(self.counts[:expert])
+        return self.order[first : first + self.counts[expert]] // self.copies
+
     def spread(self, x: Tensor) -> Tensor:
         """(tokens, d) -> (tokens * k, d): every token once for each of its experts."""
         y: Tensor = _Spread.apply(x, self)  # type: ignore[no-untyped-call]
