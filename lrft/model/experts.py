@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrft.core.grouped import Grouped
 from lrft.model.hf import HF
 from lrft.model.promised import Turned, promise, stored_at
 from lrft.ops.by_expert import ByExpert
@@ -31,33 +32,55 @@ class Apart(nn.Module):
 
     Attributes:
         by: which token goes where, while the layers are called.
+        groups: the matrices whose products may be one for all experts, by name.
     """
 
     by: ByExpert | None
+    groups: dict[str, Grouped]
 
     num_experts: int
     has_gate: bool
     is_transposed: bool
     has_post_expert_norm: bool
 
-    @torch.compiler.disable
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """(tokens, d), the experts (tokens, k) of each, and their weights -> (tokens, d)."""
+        y: Tensor = self.mix(hidden_states, top_k_index, top_k_weights, self.inner)
+        return y
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def mix(
+        self,
+        hidden_states: Tensor,
+        top_k_index: Tensor,
+        top_k_weights: Tensor,
+        inner: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """The same, with what comes between the two matrices of an expert, (rows, width of the first) -> (rows, inner)."""
         by = self.by = ByExpert.of(top_k_index, self.num_experts)
-        parts = by.spread(hidden_states).split(by.counts)
-        y = torch.cat([self._expert(number, x) for number, x in enumerate(parts) if len(x)])
+        first = self._through(first_name(self), by.spread(hidden_states), by)
+        y = self._through(DOWN, inner(first), by)
         self.by = None
         if self.has_post_expert_norm:
             y = self.get_submodule("post_expert_norm")(y)
         weights = top_k_weights.reshape(-1, 1).index_select(0, by.order)
         return by.gathered(y * weights).to(hidden_states.dtype)
 
-    def _expert(self, number: int, x: Tensor) -> Tensor:
-        own = self.get_submodule(str(number))
-        first: Tensor = own.get_submodule(first_name(self))(x)
-        inner: Any = self._apply_gate if self.has_gate else self.act_fn
-        y: Tensor = own.get_submodule(DOWN)(inner(first))
+    def inner(self, first: Tensor) -> Tensor:
+        """What the model's own code has between the two matrices."""
+        own: Any = self._apply_gate if self.has_gate else self.act_fn
+        y: Tensor = own(first)
         return y
+
+    def _through(self, name: str, x: Tensor, by: ByExpert) -> Tensor:
+        """The rows of every expert through its layer called `name`: in one product, or one expert after another."""
+        group = self.groups.get(name)
+        if group is not None and (y := group.product(x, by)) is not None:
+            return y
+        layers = layers_of(self, name)
+        return torch.cat(
+            [layers[number](rows) for number, rows in enumerate(x.split(by.counts)) if len(rows)]
+        )
 
 
 def split(hf: HF) -> None:
@@ -79,6 +102,15 @@ def join(hf: HF) -> None:
     for module in list(hf.modules()):
         if isinstance(module, Apart):
             _join(module)
+
+
+def group(hf: HF) -> None:
+    """Let the experts of a model whose layers are in their storages be multiplied together, where that is possible."""
+    for module in hf.modules():
+        if isinstance(module, Apart):
+            for name in (first_name(module), DOWN):
+                if (found := Grouped.of(layers_of(module, name))) is not None:
+                    module.groups[name] = found
 
 
 def splits(hf: nn.Module) -> list[str]:
@@ -110,6 +142,11 @@ def tokens_of(hf: nn.Module, name: str) -> Callable[[], Tensor] | None:
     return tokens
 
 
+def layers_of(module: Any, name: str) -> list[nn.Module]:
+    """The layers called `name` of all experts, in their order."""
+    return [module.get_submodule(f"{number}.{name}") for number in range(module.num_experts)]
+
+
 def first_name(module: nn.Module) -> str:
     """What the matrix is called that the hidden states of an expert meet."""
     return "gate_up_proj" if module.has_gate else "up_proj"
@@ -123,7 +160,7 @@ def _is_whole(module: nn.Module) -> bool:
     return all(tensor is not None and tensor.ndim == 3 for tensor in held)
 
 
-def _split(module: nn.Module) -> None:
+def _split(module: Any) -> None:
     matrices = {name: module._parameters.pop(name) for name in (first_name(module), DOWN)}
     biases = {name: _values(module._parameters.pop(f"{name}_bias", None)) for name in matrices}
     for number in range(module.num_experts):
@@ -134,8 +171,8 @@ def _split(module: nn.Module) -> None:
             weight = _matrix(tensor, number, module.is_transposed)
             expert.add_module(name, _layer(weight, None if bias is None else bias[number].clone()))
         module.add_module(str(number), expert)
-    module.__class__ = _apart(type(module))
-    module.by = None
+    module.__class__ = _apart(type(module))  # type: ignore[arg-type]
+    module.by, module.groups = None, {}
 
 
 def _matrix(tensor: nn.Parameter, number: int, turned: bool) -> nn.Parameter:
@@ -165,7 +202,7 @@ def _layer(weight: nn.Parameter, bias: Tensor | None) -> nn.Linear:
 
 def _join(module: Apart) -> None:
     for name in (first_name(module), DOWN):
-        layers = [module.get_submodule(f"{number}.{name}") for number in range(module.num_experts)]
+        layers = layers_of(module, name)
         for leaf, whole in (("weight", name), ("bias", f"{name}_bias")):
             tensors = list(_taken(layers, leaf))
             if tensors:
@@ -174,8 +211,8 @@ def _join(module: Apart) -> None:
                 module.register_parameter(whole, nn.Parameter(stack, requires_grad=False))
     for number in range(module.num_experts):
         del module._modules[str(number)]
-    del module.by
-    module.__class__ = type(module).__bases__[1]
+    del module.by, module.groups
+    module.__class__ = next(kind for kind in type(module).__mro__ if not issubclass(kind, Apart))
 
 
 def _taken(layers: list[nn.Module], leaf: str) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,12 +18,14 @@ class ByExpert:
     Attributes:
         order: (tokens * k,) the copy at each place; copy c is of token c // k.
         places: (tokens * k,) the place of each copy.
+        experts: (tokens * k,) the expert at each place.
         counts: copies of each expert; a list, so that the device is waited for once.
         copies: k.
     """
 
     order: Tensor
     places: Tensor
+    experts: Tensor
     counts: list[int]
     copies: int
 
@@ -35,7 +38,11 @@ class ByExpert:
             counts = [len(part) for part in torch.arange(len(flat)).tensor_split(experts)]
         else:
             counts = torch.bincount(flat, minlength=experts).tolist()
-        return cls(order, torch.argsort(order), counts, chosen.shape[-1])
+        return cls(order, torch.argsort(order), flat[order], counts, chosen.shape[-1])
+
+    def ends(self, device: torch.device) -> Tensor:
+        """Where the rows of each expert end, (experts,) int32."""
+        return torch.tensor(list(accumulate(self.counts)), dtype=torch.int32, device=device)
 
     def tokens(self, expert: int) -> Tensor:
         """The tokens that an expert is given, in its order."""
