@@ -56,7 +56,7 @@ class Apart(nn.Module):
         top_k_weights: Tensor,
         inner: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """The same, with what comes between the two matrices of an expert, (rows, width of the first) -> (rows, inner)."""
+        """The same, with another function between the two matrices of an expert than `inner`."""
         by = self.by = ByExpert.of(top_k_index, self.num_experts)
         first = self._through(first_name(self), by.spread(hidden_states), by)
         y = self._through(DOWN, inner(first), by)
@@ -212,7 +212,8 @@ def _join(module: Apart) -> None:
     for number in range(module.num_experts):
         del module._modules[str(number)]
     del module.by, module.groups
-    module.__class__ = next(kind for kind in type(module).__mro__ if not issubclass(kind, Apart))
+    own = next(kind for kind in type(module).__mro__ if not issubclass(kind, Apart))
+    module.__class__ = own  # type: ignore[assignment]
 
 
 def _taken(layers: list[nn.Module], leaf: str) -> Iterator[Tensor]:

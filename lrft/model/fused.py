@@ -177,7 +177,7 @@ class _MixedGate:
     def key(self, module: nn.Module) -> object:
         if not isinstance(module, Apart) or not module.has_gate:
             return None
-        return type(module), type(module.get_submodule("act_fn"))
+        return type(module), type(module._modules.get("act_fn"))
 
     def forward(self, module: nn.Module, mode: bool) -> Forward | None:
         assert isinstance(module, Apart), "its key says so"
