@@ -11,10 +11,10 @@ from lrft.core import stop
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.block import AdaptedBlock
 from lrft.evaluation.progress import EvaluationBar
+from lrft.export.expert_form import on_experts, taken_for_experts
 from lrft.export.fidelity import Comparable
 from lrft.export.merge import check_mergeable
 from lrft.export.pairs import ERROR, Pair, SiteRecord, Wanted, pair_of, site_records
-from lrft.export.peft_format import taken_for_experts
 from lrft.export.plain_form import plain_form, read_pairs
 from lrft.export.record import Exported
 from lrft.export.served import Served
@@ -65,6 +65,11 @@ class Plain(Form):
             raise UsageError(
                 f"{self.name}: {', '.join(names)} of a mixture of experts would be taken for the experts themselves; "
                 "use `lrft merge`"
+            )
+        if on_experts(self.model):
+            raise UsageError(
+                f"{self.name}: no server reads experts of a plain adapter; use `lrft merge`, or for PEFT the adapter "
+                "folder of the run"
             )
         return found
 

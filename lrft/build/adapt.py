@@ -21,14 +21,15 @@ from lrft.model.attach import attach, check_ranks, make_plan
 from lrft.model.backend import check_runs
 from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
-from lrft.model.chosen import choose_sites
+from lrft.model.chosen import check_experts, choose_sites
 from lrft.model.load import configure, load_model, open_model, prove
+from lrft.model.matrices import Matrices, matrices
 from lrft.model.new_tokens import check_vocabulary, prove_rows
 from lrft.model.packed import check_packing
 from lrft.model.recompute import with_layers_kept
 from lrft.model.rope import longer
 from lrft.model.score_head import give_score_head
-from lrft.model.sites import Matrices, TargetRow, matrices, sites_of
+from lrft.model.sites import TargetRow, sites_of
 from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
@@ -223,6 +224,7 @@ def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptat
     except ValueError as error:
         raise RecipeError(f"{method} cannot go on this model: {error}", "adapter.method") from None
     sites, table = choose_sites(there, recipe.adapter, held.total, model.direct)
+    check_experts(sites, ADAPTERS.get(method))
     check_vocabulary(model, sites)
     plan = make_plan(sites, recipe.adapter)
     if check:

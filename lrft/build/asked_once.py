@@ -48,9 +48,7 @@ def ask_adapter(recipe: Recipe, adaptation: Adaptation) -> None:
 
 def _smallest(plan: Plan) -> Site | None:
     """The linear site of fewest numbers; None where the adapter goes on whole blocks alone."""
-    sites = [
-        entry.site for entry in plan.values() if entry.config is not None and entry.site.kind == "linear"
-    ]
+    sites = [entry.site for entry in plan.values() if entry.config is not None and entry.site.is_matrix]
     return min(sites, key=lambda site: (site.in_features * site.out_features, site.name), default=None)
 
 

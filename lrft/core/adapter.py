@@ -40,6 +40,7 @@ class Adapter(nn.Module):
         site_kinds: kinds of site the method adapts (`lrft.core.params.KINDS`).
         roles: parameter name -> role, read by optimizers that treat factors differently.
         scaling: s of the low-rank term, alpha / rank or what the method makes of it.
+        by_position: what it does to a token depends on where in the batch that stands, which an expert does not know.
         wide: its numbers are written in float32 where `dtype` says nothing, whatever the model's precision.
         peft: how PEFT holds the method. Read from the class itself and never inherited: a change of a method that
             PEFT has is another function, so a child says its own form, or has none.
@@ -51,6 +52,7 @@ class Adapter(nn.Module):
     requires: ClassVar[set[str]] = set()
     roles: ClassVar[dict[str, str]] = {}
     peft: ClassVar[PeftForm | None] = None
+    by_position: ClassVar[bool] = False
     wide: ClassVar[bool] = False
     compute_dtype: torch.dtype | None = None
     scaling: float = 1.0
@@ -97,8 +99,9 @@ class Adapter(nn.Module):
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """The change of the weight, (out, in), in the dtype of `weight`; a NotMergeable where there is none."""
-        message = f"{self.name} is not a change of the weight at {self.site.name}; keep the adapter separate"
-        raise NotMergeable(message)
+        raise NotMergeable(
+            f"{self.name}: no change of the weight at {self.site.name}; keep the adapter separate"
+        )
 
     def merged(self, weight: Tensor) -> Tensor:
         """W', (out, in) in the dtype of `weight`; overridden where a sum would leave the grid that W' lies on."""

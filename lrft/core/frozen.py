@@ -28,12 +28,14 @@ class FrozenLinear(nn.Module):
         lighter: the format to try where this one takes too much memory, or None.
         on_cpu: what a training on a CPU is told of the format, or empty.
         layer_keys: what follows the path of a layer that a checkpoint of others holds in this format, the first always.
+        movable: the weight is stored as `weight` gives it, and may stand in a larger tensor: `move_to`.
     """
 
     provides: ClassVar[set[str]] = set()
     lighter: ClassVar[str | None] = None
     on_cpu: ClassVar[str] = ""
     layer_keys: ClassVar[tuple[str, ...]] = ()
+    movable: ClassVar[bool] = False
     in_features: int
     out_features: int
     bias: Tensor | None
@@ -93,6 +95,10 @@ class FrozenLinear(nn.Module):
         """Replace the weight: re-encode `weight` (out, in) and remember that the base was edited."""
         self.encode(weight.detach().to(self.compute_dtype))
         self.edited = True
+
+    def move_to(self, place: Tensor) -> None:
+        """Keep the weight in `place` (out, in), a part of a larger tensor, from now on."""
+        raise NotImplementedError(f"{type(self).__name__} is not movable")
 
     @property
     def original(self) -> FrozenLinear:

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 # Kinds of site -> what they are. An adapter that asks for another one is refused by name.
 KINDS = {
     "linear": "a linear map, seen as (out, in)",
+    "expert": "a matrix of one expert of a mixture, seen as (out, in); its inputs are the tokens that chose the expert",
     "mlp": "a whole feed-forward block: in and out are the hidden size, inner the width between",
     "embedding": "the input embedding: in is the vocabulary, out the hidden size",
     "norm": "a norm with a weight for every channel: in and out are its width",
     "attention": "a whole attention: in is the hidden size, out the width of its keys and of its values",
 }
 HOLDERS = ("mlp",)  # kinds whose own linear layers are then no sites
+MATRICES = ("linear", "expert")  # kinds that are one linear layer
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Site:
     kind: str = "linear"
     inner_features: int = 0
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is one linear layer."""
+        return self.kind in MATRICES
+
 
 @dataclass(frozen=True)
 class ParamInfo:
@@ -41,8 +48,8 @@ class ParamInfo:
         scaling: s of the low-rank term s B A that the parameter is a factor of.
         partner: the other factor of that term, trained or frozen: A of a B, B of an A.
         block: path of the decoder layer the parameter stands in (`model.layers.3`), empty outside of them.
-        sparse: it is of tokens, or of features of rows, that the first steps may not hold, or of an adapter that they
-            may pass by, and then has no gradient in them.
+        sparse: it is of tokens, or of features of rows, that the first steps may not hold, or of an expert or another
+            adapter that they may pass by, and then has no gradient in them.
         head_rows: of a base weight whose rows are queries or keys, how many rows a head has; 0 elsewhere.
         transposed: it is a base weight that the model stores as (in, out).
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 from lrft.core.adapter import Adapter, Factors
 from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
+from lrft.core.tokens import Tokens as Tokens
 from lrft.registry.config import AdapterConfig, MethodConfig, Source
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
@@ -190,19 +191,6 @@ class Init(Planner):
             otherwise. Factors are kept in the checkpoint, so that the base can be stored again on a resume.
         """
         return None  # the start that the adapter's own constructor drew
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Which of a micro-batch's flattened tokens count.
-
-    Attributes:
-        real: flat indices of tokens that are not padding.
-        supervised: flat indices of the positions whose next token is a target.
-    """
-
-    real: Tensor
-    supervised: Tensor
 
 
 class Statistic:

@@ -17,6 +17,7 @@ from lrft.core.params import Site
 from lrft.export.feedback import Feedback, groups, rounders
 from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
+from lrft.model.experts import join
 from lrft.model.new_tokens import take_in
 from lrft.model.sites import is_transposed, linear_sites
 from lrft.model.trained import base_parameters, frozen_layers
@@ -92,6 +93,7 @@ def merge_into(
         stop.poll()
         if parameter.is_floating_point():
             parameter.data = rounded(name, parameter, dtype, stochastic=False)
+    join(dense.hf)
     if model.new_rows is not None:
         take_in(dense, model.new_rows)
     return drawn

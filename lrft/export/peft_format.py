@@ -14,6 +14,7 @@ from lrft.core.adapted import Adapted, adapted
 from lrft.core.frozen import Changed
 from lrft.core.peft import LORA_NAMES, Together, lora_keys
 from lrft.export.card import adapter_card
+from lrft.export.expert_form import SiteForm, on_experts, stacked, taken_for_experts, target_parameters
 from lrft.export.rounding import rounded
 from lrft.export.token_rows import token_rows
 from lrft.model.batching import stock_attention
@@ -30,7 +31,6 @@ Keys: TypeAlias = dict[str, Json]
 """Of a PEFT configuration."""
 
 PREFIX = "base_model.model."
-EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
 def adapter_files(model: CausalLM, recipe: Recipe, record: Mapping[str, Json]) -> dict[str, bytes]:
@@ -55,24 +55,21 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     form = type(sites[0][1].adapter).peft_form() if sites else None
     if form is not None and form.together is not None:
         return _form_of_all(model, recipe, sites, form.together, dtype)
-    forms = {name: _site_form(module) for name, module in sites}
+    forms = _forms(model, sites)
     common_part = {} if model.shared is None else model.shared.peft_tensors()
-    whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
-    takes_transposed = all(form.transposed for form in taking)
-    refused = (
-        taken_for_experts(model) or lacks_classifier(model) or (model.transposed and not takes_transposed)
-    )
-    if not whole or refused:
+    turned = model.transposed and not all(form.transposed for form in taking)
+    refused = turned or taken_for_experts(model) or lacks_classifier(model)
+    if forms is None or common_part is None or refused:
         return _own_form(model, dtype), None
+    by_site, places = forms
     tensors = {
-        f"{PREFIX}{site}.{name}": tensor
-        for site, form in forms.items()
-        if form is not None
+        f"{PREFIX}{places.get(site, site)}.{name}": tensor
+        for site, form in by_site.items()
         for name, tensor in form[0].items()
     }
-    tensors |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in (common_part or {}).items()}
-    keys = {site: form[1] for site, form in forms.items() if form is not None}
+    tensors |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in common_part.items()}
+    keys = {site: form[1] for site, form in by_site.items()}
     section = taking[0].keys(recipe.adapter, any(module.start is not None for _, module in sites))
     common = section if section in keys.values() else next(iter(keys.values()))
     differing = patterns(keys, common)
@@ -81,12 +78,23 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
         return _own_form(model, dtype), None
     extra, said = beside(model, {name for name, _ in sites}, str(common["peft_type"]))
     extra, said = extra | rows[0], {**said, **rows[1]}
+    if places:
+        sites = [(name, module) for name, module in sites if name in by_site]
+        said["target_parameters"] = target_parameters(model, list(places))
     config = {**shared_keys(model, recipe, sites), **common, **differing, **said}
     fitted = taking[0].fitted(config, bool(model.transposed))
     if fitted is None:
         return _own_form(model, dtype), None
     unrounded = tuple(f".{form.names[name]}" for form in taking for name in form.unrounded)
     return _written(tensors, dtype, unrounded) | extra, fitted
+
+
+def _forms(
+    model: CausalLM, sites: list[tuple[str, Adapted]]
+) -> tuple[dict[str, SiteForm], dict[str, str]] | None:
+    """The form of every site, and the paths of those that PEFT has elsewhere; None where it has not all of them."""
+    forms = {name: form for name, module in sites if (form := _site_form(module)) is not None}
+    return stacked(model, forms) if len(forms) == len(sites) > 0 else None
 
 
 def _written(tensors: dict[str, Tensor], dtype: torch.dtype, unrounded: tuple[str, ...]) -> dict[str, Tensor]:
@@ -124,14 +132,8 @@ def why_own_form(model: CausalLM, recipe: Recipe) -> str:
         return "PEFT has no form for base weights without an adapter"
     if names := taken_for_experts(model):
         return f"PEFT takes {', '.join(names)} of a mixture of experts for the experts themselves"
-    beside = " with rows of new tokens" if recipe.model.add_tokens is not None else ""
+    beside = " with rows of new tokens" if recipe.model.add_tokens is not None else on_experts(model)
     return f"PEFT has no form for {recipe.adapter.method}{beside} as it was trained here"
-
-
-def taken_for_experts(model: CausalLM) -> list[str]:
-    """Adapted layers by last name that PEFT would look for in the experts: it maps their names onto fused tensors."""
-    fused = any(p.ndim == 3 and ".experts." in name for name, p in model.hf.named_parameters())
-    return sorted({name.rpartition(".")[2] for name, _ in adapted(model.hf)} & EXPERT_NAMES) if fused else []
 
 
 def _own_form(model: CausalLM, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -193,7 +195,7 @@ def _tied(model: CausalLM) -> tuple[str, str] | None:
     return paths[id(embedding)], paths[id(head)]
 
 
-def _site_form(module: Adapted) -> tuple[dict[str, Tensor], Keys] | None:
+def _site_form(module: Adapted) -> SiteForm | None:
     """PEFT's tensor names and values and the config's keys at one site; None where PEFT has no such form.
 
     What restarts added to the base goes along as further rows of A and columns of B.

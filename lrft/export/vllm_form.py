@@ -9,8 +9,9 @@ from safetensors import safe_open
 
 from lrft.core.peft import LORA_NAMES
 from lrft.export.checks import Check, check
+from lrft.export.expert_form import EXPERT_NAMES
 from lrft.export.pairs import Pair
-from lrft.export.peft_format import EXPERT_NAMES, PREFIX
+from lrft.export.peft_format import PREFIX
 from lrft.export.plain_form import CONFIG, TENSORS
 from lrft.export.targets import VLLM
 from lrft.files.json import read_object

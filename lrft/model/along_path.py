@@ -35,6 +35,11 @@ def measure_along_path(
     Raises:
         DataError: a statistic could not be measured at a site.
     """
+    if expert := next((name for name, site in sites.items() if site.kind == "expert"), None):
+        raise DataError(
+            f"{expert}: {names[0]} is measured at the last token of a row, which an expert may not be given; leave "
+            "experts out of adapter.targets"
+        )
     statistics = {site: {name: make(site, name) for name in names} for site in sites}
     was_training = model.training
     model.eval()

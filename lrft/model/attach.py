@@ -15,6 +15,7 @@ from lrft.core.params import Site
 from lrft.core.stages import Plan, SitePlan
 from lrft.model.builder import SiteBuilder, make_adapter
 from lrft.model.causal_lm import CausalLM
+from lrft.model.experts import group
 from lrft.model.score_head import take_score_head
 from lrft.model.sites import is_transposed, linear_sites, matches
 from lrft.model.tied_rows import tie_rows
@@ -53,7 +54,7 @@ def check_ranks(plan: Plan, adapter: type[Adapter]) -> None:
         return
     sides: dict[int, dict[str, int]] = {}
     for name, entry in plan.items():
-        if entry.site.kind == "linear" and entry.rank is not None:
+        if entry.site.is_matrix and entry.rank is not None:
             side = min(entry.site.in_features, entry.site.out_features)
             sides.setdefault(entry.rank, {})[name] = side
     for rank, layers in sides.items():
@@ -84,7 +85,7 @@ def attach(
         RecipeError: the adapter cannot take the shape of a site.
     """
     names = [name for name in linear_sites(model) if not trains(model, name)]
-    blocks = [name for name, entry in plan.items() if entry.site.kind != "linear"]
+    blocks = [name for name, entry in plan.items() if not entry.site.is_matrix]
     if builder.adapter is not None:
         seed_generators(seed)
         builder.shared = _shared_part(model, plan, builder.adapter, builder.config)
@@ -108,6 +109,7 @@ def attach(
     if builder.adapter is not None:
         model.give_virtual_tokens(builder.adapter.virtual_tokens(builder.config))
         model.features = builder.features
+    group(model.hf)
     tie_rows(model.hf)
     if builder.shared is not None:
         builder.shared.bind(model)
@@ -132,7 +134,7 @@ def attach_without_weights(
     for name, entry in plan.items():
         if entry.config is not None:
             part = make_adapter(adapter, entry.config, entry.site, shared)
-            if entry.site.kind == "linear":
+            if entry.site.is_matrix:
                 _replace(model.hf, name, Adapted(model.hf.get_submodule(name), part))  # type: ignore[arg-type]
             else:
                 _wrap(model.hf, name, part)

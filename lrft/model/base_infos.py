@@ -8,6 +8,7 @@ from torch import nn
 
 from lrft.core.params import ParamInfo
 from lrft.model.causal_lm import SCORE, CausalLM
+from lrft.model.experts import paths_apart
 from lrft.model.sites import is_transposed, linear_shape
 
 BLOCK = re.compile(r"^(.*?\.\d+)\.")
@@ -27,7 +28,7 @@ def base_infos(model: CausalLM, trained: list[tuple[str, nn.Parameter]]) -> list
     linear = [module for module in model.hf.modules() if linear_shape(module)]
     matrices = {id(parameter) for module in linear for parameter in module.parameters(recurse=False)}
     transposed = {id(module.get_parameter("weight")) for module in linear if is_transposed(module)}
-    found = []
+    experts, found = paths_apart(model.hf), []
     for name, parameter in trained:
         is_matrix = id(parameter) in matrices and parameter.ndim == 2
         role = roles.get(id(parameter)) or ("matrix" if is_matrix else "vector")
@@ -38,6 +39,7 @@ def base_infos(model: CausalLM, trained: list[tuple[str, nn.Parameter]]) -> list
                 parameter,
                 role,
                 block=block.group(1) if block else "",
+                sparse=bool(experts) and name.startswith(experts),
                 head_rows=_head_rows(model, name, parameter),
                 transposed=id(parameter) in transposed,
             )

@@ -16,6 +16,7 @@ from lrft.core.objective import Objective
 from lrft.core.params import Site
 from lrft.core.stages import Signals, Statistic, Tokens, WarmUp
 from lrft.model.causal_lm import CausalLM
+from lrft.model.experts import tokens_of
 from lrft.model.moving import moving
 from lrft.registry.errors import DataError
 
@@ -113,7 +114,8 @@ class _Watch:
     def attached(self, model: CausalLM) -> Iterator[None]:
         """Hooks on the sites, the model in the mode it is measured in."""
         handles = [
-            model.hf.get_submodule(name).register_forward_hook(self._hook(name)) for name in self.statistics
+            model.hf.get_submodule(name).register_forward_hook(self._hook(name, tokens_of(model.hf, name)))
+            for name in self.statistics
         ]
         if self.backward:
             handles.append(model.hf.get_input_embeddings().register_forward_hook(_track))
@@ -159,13 +161,16 @@ class _Watch:
                 found.setdefault(site, {})[name] = tensors[id(statistic)]
         return found
 
-    def _hook(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def _hook(
+        self, site: str, chosen: Callable[[], Tensor] | None
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self.backward and not output.requires_grad:
                 return  # a pass for reference alone
             if self.first:
                 self._share(site, inputs[0])
             x, y = (tensor.detach().flatten(0, -2) for tensor in (inputs[0], output))
+            tokens = self.tokens if chosen is None else self.tokens.of_expert(chosen())
             later = []
             for name, statistic in self.statistics[site].items():
                 if (site, name) not in self.live or (site, name) in self._followers:
@@ -173,21 +178,23 @@ class _Watch:
                 if statistic.backward:
                     later.append((name, statistic))
                 else:
-                    self._update(site, name, statistic, y if statistic.of_output else x, None)
+                    self._update(site, name, statistic, y if statistic.of_output else x, None, tokens)
             if later:
 
                 def take(dy: Tensor) -> None:
                     for name, statistic in later:
                         seen = y if statistic.of_output else x
-                        self._update(site, name, statistic, seen, dy.detach().flatten(0, -2))
+                        self._update(site, name, statistic, seen, dy.detach().flatten(0, -2), tokens)
 
                 output.register_hook(take)
 
         return hook
 
-    def _update(self, site: str, name: str, statistic: Statistic, x: Tensor, dy: Tensor | None) -> None:
+    def _update(
+        self, site: str, name: str, statistic: Statistic, x: Tensor, dy: Tensor | None, tokens: Tokens
+    ) -> None:
         try:
-            statistic.update(x, dy, self.tokens)
+            statistic.update(x, dy, tokens)
         except ValueError as error:
             raise DataError(f"{site}: {name} cannot be measured: {error}") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
+from lrft.core.adapter import Adapter
 from lrft.core.params import Site
 from lrft.model.sites import TargetRow, choose, matches
 from lrft.registry.config import AdapterConfig
@@ -36,6 +37,21 @@ def choose_sites(
         key = "adapter.exclude" if config.layers is None else "adapter.layers"
         raise RecipeError("leaves none of the layers that adapter.targets names; leave fewer out", key)
     return choose(sites, config.targets, total, direct, left_out)
+
+
+def check_experts(sites: dict[str, Site], adapter: type[Adapter]) -> None:
+    """Refuse matrices of experts to an adapter that is more than a change of each, or asks where in a batch tokens are.
+
+    Raises:
+        RecipeError: names the first.
+    """
+    expert = next((name for name, site in sites.items() if site.kind == "expert"), None)
+    if expert is not None and ("mergeable" not in adapter.provides or adapter.by_position):
+        raise RecipeError(
+            f"{adapter.name} is more than a change of single matrices, so experts ({expert}) cannot have it; name "
+            "other layers, or write adapter.exclude: ['experts.*']",
+            "adapter.targets",
+        )
 
 
 def _excluded(targeted: Collection[str], patterns: Iterable[str]) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lrft.model.experts import Apart
 from lrft.model.hf import HF
 from lrft.ops.elementwise import gated, rms_norm, rotated
 
@@ -32,11 +33,16 @@ def fuse(hf: HF) -> dict[str, int]:
     """
     counts = {"norms": 0, "gates": 0, "rotations": 0}
     gate = _Gate(hf.get_input_embeddings().weight)
-    finders: dict[str, _Finder] = {"norms": _Norm(), "gates": gate, "rotations": _Turn()}
+    finders: list[tuple[str, _Finder]] = [
+        ("norms", _Norm()),
+        ("gates", gate),
+        ("gates", _MixedGate(gate.like)),
+        ("rotations", _Turn()),
+    ]
     proven: dict[object, type[nn.Module] | None] = {}
     with torch.random.fork_rng(devices=[]):
         for module in list(hf.modules()):
-            for name, finder in finders.items():
+            for name, finder in finders:
                 key = finder.key(module)
                 if key is None:
                     continue
@@ -155,6 +161,36 @@ class _Gate:
 def _gate_forward(self: nn.Module, x: Tensor) -> Tensor:
     gate, up, down = (self.get_submodule(name) for name in ("gate_proj", "up_proj", "down_proj"))
     y: Tensor = down(gated(gate(x), up(x)))
+    return y
+
+
+class _MixedGate:
+    """Experts taken apart that gate by SiLU.
+
+    Args:
+        like: as of `_Gate`.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+
+    def key(self, module: nn.Module) -> object:
+        if not isinstance(module, Apart) or not module.has_gate:
+            return None
+        return type(module), type(module._modules.get("act_fn"))
+
+    def forward(self, module: nn.Module, mode: bool) -> Forward | None:
+        assert isinstance(module, Apart), "its key says so"
+        first = torch.randn(TOKENS, 16, device=self.like.device).to(self.like.dtype)
+        return _mixed_forward if torch.equal(_gated_halves(first), module.inner(first)) else None
+
+
+def _gated_halves(first: Tensor) -> Tensor:
+    return gated(*first.chunk(2, dim=-1))
+
+
+def _mixed_forward(self: Apart, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    y: Tensor = self.mix(x, experts, weights, _gated_halves)
     return y
 
 

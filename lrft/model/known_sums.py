@@ -109,7 +109,8 @@ def look_up(section: ModelSection) -> KnownSums | None:
         return None
     if folder is None or sum(file[1] for file in files) < WORTH:
         return None
-    name = hashlib.sha256(f"{folder.resolve()} {section.dtype}".encode()).hexdigest()[:32]
+    apart = "" if section.experts == "whole" else f" {section.experts}"  # whose tensors have other names
+    name = hashlib.sha256(f"{folder.resolve()} {section.dtype}{apart}".encode()).hexdigest()[:32]
     return KnownSums(gguf.cache_root().with_name("sums") / f"{name}.json", folder, files)
 
 

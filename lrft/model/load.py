@@ -15,6 +15,7 @@ from lrft.model.causal_lm import CausalLM
 from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
 from lrft.model.direct import find_direct
 from lrft.model.drawn import draw
+from lrft.model.experts import split
 from lrft.model.files import quiet, resolve, unloadable
 from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
@@ -68,6 +69,8 @@ def load_model(
         raise unloadable(section.name, error) from None
     hf.requires_grad_(False)
     hf.eval()
+    if section.experts == "split":
+        split(hf)
     model = CausalLM(hf)
     model.packing, model.packed = packing, packed
     if not meta:
@@ -199,7 +202,8 @@ def _build(section: ModelSection, config: ModelConfig, trusted: bool, meta: bool
 def _promised(section: ModelSection, skeleton: HF) -> HF:
     """The model, frozen, that waits for the weights of its linear layers."""
     name, options = resolve(section.name, section.revision, section.dtype)
-    hf = load_promised(skeleton, section.name, name, options, DTYPES[section.dtype])
+    apart = section.experts == "split"
+    hf = load_promised(skeleton, section.name, name, options, DTYPES[section.dtype], apart)
     hf.requires_grad_(False)
     return _untied_as_stored(hf.eval())
 

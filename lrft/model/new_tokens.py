@@ -21,6 +21,7 @@ from lrft.registry.protocols import Tokenizer
 KEY = "model.add_tokens"
 KINDS = (
     "linear",
+    "expert",
     "mlp",
     "norm",
 )  # of sites: others read the embedding, or put virtual tokens before the text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from lrft.core.params import HOLDERS, Site
 from lrft.model.causal_lm import SCORE, CausalLM
+from lrft.model.experts import paths_apart
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import RecipeError
 
@@ -26,72 +26,25 @@ class TargetRow:
     share: float
 
 
-@dataclass(frozen=True)
-class Matrices:
-    """The numbers in a model's matrices: parameters of two dimensions or more, embeddings and head left out.
-
-    Attributes:
-        linear: numbers in linear layers, which adapters can go on and few bits can hold.
-        others: parameter -> numbers, of those that are no linear layer's (experts held as one tensor of three
-            dimensions, convolutions), or whose layer nothing can stand in for.
-    """
-
-    linear: int
-    others: dict[str, int]
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.linear + sum(self.others.values())
-
-    @property
-    def unreached(self) -> float:
-        """The share that neither an adapter nor the quantization section can reach."""
-        return 1 - self.linear / self.total if self.total else 0.0
-
-    def sentence(self) -> str:
-        """What is not reached, for the user; empty where it is next to nothing."""
-        if self.unreached < 0.001:
-            return ""
-        largest = sorted(self.others, key=lambda name: -self.others[name])
-        kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in largest))
-        return (
-            f"{self.unreached:.1%} get neither, being no linear layers or read by the model's own code: "
-            f"{', '.join(kinds[:3])}{', ...' if len(kinds) > 3 else ''}"
-        )
-
-
-def matrices(model: CausalLM) -> Matrices:
-    """Where the numbers of a model's matrices are, before adapters are put on it."""
-    embeddings = [module for module in model.hf.modules() if isinstance(module, nn.Embedding)]
-    outside = [*embeddings, model.hf.get_output_embeddings()]
-    skipped = {id(parameter) for module in outside if module is not None for parameter in module.parameters()}
-    linear = {
-        id(module.weight) for module in model.hf.modules() if linear_shape(module) is not None
-    } - skipped
-    sizes = {name: p for name, p in model.hf.named_parameters() if p.ndim >= 2 and id(p) not in skipped}
-    return Matrices(
-        sum(p.numel() for p in sizes.values() if id(p) in linear),
-        {name: p.numel() for name, p in sizes.items() if id(p) not in linear},
-    )
-
-
 def linear_sites(model: CausalLM) -> dict[str, Site]:
     """Module path -> site, for every linear map that something can stand in for, less the heads.
 
     GPT-2's transposed Conv1D counts as (out, in).
     """
     head = model.hf.get_output_embeddings()
-    found = {}
+    experts, found = paths_apart(model.hf), {}
     for name, module in model.hf.named_modules():
         shape = linear_shape(module)
         if shape is not None and module is not head and name != SCORE and name not in model.direct:
-            found[name] = Site(name, shape[1], shape[0], has_bias=module.bias is not None)
+            kind = "expert" if experts and name.startswith(experts) else "linear"
+            found[name] = Site(name, shape[1], shape[0], has_bias=module.bias is not None, kind=kind)
     return found
 
 
 def sites_of(model: CausalLM, kinds: tuple[str, ...]) -> dict[str, Site]:
     """The sites of some kinds, in model order; the linear layers inside a block that is a site are then none.
+
+    Matrices of experts are there wherever linear maps are asked for.
 
     Raises:
         ValueError: there is no such kind of site.
@@ -111,7 +64,7 @@ def mlp_sites(model: CausalLM) -> dict[str, Site]:
     hidden = model.hf.config.get_text_config().hidden_size
     widths: dict[str, int] = {}
     for name, site in linear_sites(model).items():
-        if ".mlp." in name:
+        if ".mlp." in name and site.kind == "linear":
             block = name.rpartition(".mlp.")[0] + ".mlp"
             widths[block] = max(widths.get(block, 0), site.in_features, site.out_features)
     return {block: Site(block, hidden, hidden, kind="mlp", inner_features=w) for block, w in widths.items()}
@@ -175,8 +128,14 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
+def expert_sites(model: CausalLM) -> dict[str, Site]:
+    """Matrices of single experts, of mixtures that were taken apart."""
+    return {name: site for name, site in linear_sites(model).items() if site.kind == "expert"}
+
+
 FINDERS: dict[str, Callable[[CausalLM], dict[str, Site]]] = {
     "linear": linear_sites,
+    "expert": expert_sites,
     "mlp": mlp_sites,
     "embedding": embedding_sites,
     "attention": attention_sites,
@@ -219,11 +178,7 @@ def choose(
             ends = {part for name in sites for part in (name.rpartition(".")[2], name)}
             leaves = {name.rpartition(".")[2] for name in sites}
             known = leaves if "." not in pattern else ends
-            what = (
-                "linear layer"
-                if any(site.kind == "linear" for site in sites.values())
-                else "site of the adapter"
-            )
+            what = "linear layer" if any(site.is_matrix for site in sites.values()) else "site of the adapter"
             raise RecipeError(
                 f"pattern {pattern!r} matches no {what}{did_you_mean(pattern, known)}",
                 "adapter.targets",

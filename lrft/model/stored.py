@@ -5,49 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from lrft.core import stop
 from lrft.model.hf import HF
 from lrft.model.known_sums import Summing
+from lrft.model.promised import NotStreamed as NotStreamed
+from lrft.model.promised import Stored as Stored
+from lrft.model.promised import read_tensor as read_tensor
+from lrft.model.promised import shape_of as shape_of
+from lrft.model.promised import stored_at as stored_at
 from lrft.model.sites import linear_shape
 from lrft.model.weight_sums import WeightSums, stored_tensors
 
 SAMPLES = 1024  # values of a parameter that its fingerprint looks at
-
-
-class NotStreamed(Exception):
-    """The model has to be read whole; the message is why, and empty where nobody needs to be told."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor that is still in its safetensors file, as far as transformers looks at one: `[...]`, then `to`."""
-
-    file: str
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def __getitem__(self, index: object) -> Stored:
-        if index is not Ellipsis:
-            raise NotStreamed("transformers takes its tensors apart while it loads them")
-        return self
-
-    def to(self, device: object = None, dtype: torch.dtype | None = None) -> nn.Parameter:
-        """A parameter without storage that remembers where its values are."""
-        empty = torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
-        promise = nn.Parameter(empty, requires_grad=False)
-        promise.stored = self  # type: ignore[attr-defined]
-        return promise
-
-    def read(self, dtype: torch.dtype) -> Tensor:
-        """The values, rounded to `dtype` once."""
-        return read_tensor(self.file, self.key).to(dtype)
 
 
 class Unread:
@@ -97,29 +70,6 @@ class Unread:
     def _add(self, name: str, tensor: Tensor) -> None:
         if self.summing is not None:
             self.summing.add(name, tensor)
-
-
-def read_tensor(file: str, key: str) -> Tensor:
-    """One tensor of a safetensors file, which is mapped only as long as the tensor lives."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        tensor: Tensor = opened.get_tensor(key)
-    return tensor
-
-
-def shape_of(file: str, key: str) -> tuple[int, ...]:
-    """The shape of one tensor of a safetensors file, from its header."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        return tuple(opened.get_slice(key).get_shape())
-
-
-def stored_at(parameter: Tensor) -> Stored | None:
-    """Where the values of a parameter without storage are; None where it has its own, or they are nowhere."""
-    found: Stored | None = getattr(parameter, "stored", None)
-    return found
 
 
 def read_parameter(hf: nn.Module, path: str) -> None:

@@ -16,9 +16,11 @@ from torch import nn
 
 from lrft.core import stop
 from lrft.model.checkpoint import LoadingReport, check_loaded
+from lrft.model.experts import split
 from lrft.model.files import Where
 from lrft.model.hf import HF, ModelConfig
 from lrft.model.packed import find_packed
+from lrft.model.promised import Joined, Joining
 from lrft.model.sites import is_transposed
 from lrft.model.stored import NotStreamed, Stored, read_parameter, stored_at
 
@@ -30,25 +32,31 @@ OTHER_FILES = ("transformers_weights", "extra_files")
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def load_promised(skeleton: HF, name: str, source: str, options: Where, dtype: torch.dtype) -> HF:
+def load_promised(
+    skeleton: HF, name: str, source: str, options: Where, dtype: torch.dtype, apart: bool = False
+) -> HF:
     """The model with everything but the weights of its linear layers, which are promises (`stored_at`).
 
     Args:
         skeleton: the architecture without weights.
         name: of the recipe, for messages.
         source, options: where transformers finds the files.
+        apart: take experts apart, whose matrices then wait one by one.
 
     Raises:
         NotStreamed: a tensor is not stored as the architecture has it.
         RecipeError: tensors are missing, unexpected or of another shape.
     """
     files = _shards(source, options, skeleton.config)
-    hf, report = _load(skeleton, files, dtype)
-    kept = {at.key for p in hf.parameters() if (at := stored_at(p)) is not None}
+    hf, report = _load(skeleton, files, dtype, apart=apart)
+    places = [at for p in hf.parameters() if (at := stored_at(p)) is not None]
+    kept = {at.key for at in places if not isinstance(at, Joined)}
     if any(p.is_meta and stored_at(p) is None for p in hf.parameters()):
         # Tensors that become one, as those of experts: transformers makes it, of values, when it is given some.
         hf, report = _load(skeleton, files, dtype, kept)
     check_loaded(name, report)
+    if apart:
+        split(hf)
     _check_promises(hf)
     hf.generation_config = _generation(source, options)
     hf.name_or_path = hf.config.name_or_path = source
@@ -56,13 +64,23 @@ def load_promised(skeleton: HF, name: str, source: str, options: Where, dtype: t
 
 
 def _load(
-    skeleton: HF, files: list[str], dtype: torch.dtype, promised: set[str] | None = None
+    skeleton: HF,
+    files: list[str],
+    dtype: torch.dtype,
+    promised: set[str] | None = None,
+    apart: bool = False,
 ) -> tuple[HF, LoadingReport]:
-    """The model and transformers' report, with promises for all matrices or those `promised` by key."""
+    """The model and transformers' report, with promises for all matrices or those `promised` by key.
+
+    Args:
+        apart: promise experts too, in one tensor or in many.
+    """
     with ExitStack() as stack:
         vocabulary = skeleton.get_input_embeddings().num_embeddings
-        tensors = dict(_tensors(files, vocabulary, promised, stack))
+        tensors = dict(_tensors(files, vocabulary, promised, stack, (2, 3) if apart else (2,)))
         stack.enter_context(stop.at_once())
+        if apart:
+            stack.enter_context(Joining())
         loaded = type(skeleton).from_pretrained(  # type: ignore[attr-defined]
             None,
             config=skeleton.config,
@@ -95,7 +113,11 @@ def _shards(source: str, options: Where, config: ModelConfig) -> list[str]:
 
 
 def _tensors(
-    files: list[str], vocabulary: int, promised: set[str] | None, stack: ExitStack
+    files: list[str],
+    vocabulary: int,
+    promised: set[str] | None,
+    stack: ExitStack,
+    dimensions: tuple[int, ...],
 ) -> Iterator[tuple[str, object]]:
     """Every tensor of the files: matrices as promises; the others as transformers reads them, embeddings and heads too.
 
@@ -114,7 +136,7 @@ def _tensors(
             continue
         part = opened[file].get_slice(key)
         shape, dtype = tuple(part.get_shape()), STORED_DTYPES.get(part.get_dtype())
-        waits = len(shape) == 2 and vocabulary not in shape and (promised is None or key in promised)
+        waits = len(shape) in dimensions and vocabulary not in shape and (promised is None or key in promised)
         yield key, Stored(file, key, shape, dtype) if waits and dtype is not None else part
 
 

@@ -68,7 +68,7 @@ def check_sites(model: CausalLM, sites: dict[str, Site]) -> None:
         RecipeError: names the first.
     """
     for name, site in sites.items():
-        if site.kind == "linear" and trains(model, name):
+        if site.is_matrix and trains(model, name):
             message = f"{name}.weight would train itself, so the layer could bear no adapter"
             remedy = "leave it out of these patterns, or out of adapter.targets"
             raise RecipeError(f"{message}; {remedy}", "trainable.weights")
@@ -143,6 +143,7 @@ def _adapter_infos(model: CausalLM) -> list[ParamInfo]:
                         block=block.group(1) if block else "",
                         sparse=bool(model.features)
                         or adapter.skipped
+                        or adapter.site.kind == "expert"
                         or (isinstance(adapter, OfParameters) and adapter.vocabulary_rows() is not None),
                     )
                 )

@@ -161,6 +161,9 @@ def _shards_of_nothing(settings: Settings) -> Iterator[Problem]:
         yield Problem("train.shard_base", message)
     if settings["model.compile"] is True:
         yield Problem("model.compile", "cannot gather weights of several processes; write false")
+    if settings["model.experts"] == "split":
+        message = "its experts would be gathered by processes whose tokens chose others; write whole"
+        yield Problem("model.experts", f"{message}, or train.shard_base: false")
 
 
 def _of_methods(settings: Settings) -> Iterator[Problem]:

@@ -62,6 +62,11 @@ class ModelSection(Section):
         description="labels that whole texts are given, by a head that trains from a random start in the place of the "
         "vocabulary's: a list of classes, or one name for a number; null for a language model",
     )
+    experts: Annotated[Literal["whole", "split"], ADDED] = Field(
+        "whole",
+        description="split: every matrix of every expert of a mixture is a linear layer, which adapters can go on and "
+        "few bits can hold; whole: they stay as they are loaded, which neither reaches",
+    )
     dtype: Literal["bfloat16", "float32", "float16"] = Field(
         "bfloat16", description="precision of base weights and activations; float16 needs a GPU"
     )

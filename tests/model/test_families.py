@@ -11,7 +11,8 @@ from lrft.export.write import write_merged
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
 from lrft.model.load import load_model
-from lrft.model.sites import choose, linear_sites, matrices
+from lrft.model.matrices import matrices
+from lrft.model.sites import choose, linear_sites
 from lrft.model.tokenizer import load_tokenizer
 from lrft.model.trained import parameter_infos
 from lrft.recipe.sections import ModelSection

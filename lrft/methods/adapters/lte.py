@@ -64,6 +64,7 @@ class LTE(MHLoRA):
     }
     provides = {"adapters", "mergeable", "linear_delta"}
     requires = {"eager"}
+    by_position = True
     peft = PeftForm(lte_form_keys, lte_form_tensors, names=dict(LORA_NAMES))
 
     config: Config

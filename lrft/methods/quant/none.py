@@ -31,6 +31,7 @@ class Dense(Encoded):
     }
     provides = {"dense_base"}
     lighter = "nf4"
+    movable = True
     dense: Tensor
 
     class Config(MethodConfig):
@@ -38,6 +39,9 @@ class Dense(Encoded):
 
     def encode(self, weight: Tensor) -> None:
         self.register_buffer("dense", weight.contiguous())
+
+    def move_to(self, place: Tensor) -> None:
+        self.register_buffer("dense", place.copy_(self.dense))
 
     def weight(self) -> Tensor:
         return self.dense.to(self.compute_dtype)

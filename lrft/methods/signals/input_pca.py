@@ -106,8 +106,7 @@ class InputPCA(Statistic):
 
     @torch.no_grad()
     def update(self, x: Tensor, dy: Tensor | None, tokens: Tokens) -> None:
-        # A position is supervised when its next token is a target; the target stands one further.
-        rows = x[tokens.supervised + 1 if self.tokens == "answers" else tokens.real].float()
+        rows = x[tokens.answers if self.tokens == "answers" else tokens.real].float()
         self.components = min(self.components, x.shape[1])
         self.waiting = (*self.waiting, rows)
         if sum(part.shape[0] for part in self.waiting) >= self.components:

@@ -1,0 +1,230 @@
+"""The experts of a mixture taken apart: every matrix of every expert is a linear layer, `EXPERTS.NUMBER.MATRIX`.
+
+transformers holds the matrices of all experts of a block as tensors of three dimensions, and the classes that do so say
+how they are stored and what comes between. Apart, each is a layer as any other: adapters go on it, storages of few
+bits hold it, and one matrix of an expert that some token chose is decoded at a time. The matrices are views of the
+tensors that were loaded, and become one again when the model is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.grouped import Grouped
+from lrft.model.hf import HF
+from lrft.model.promised import Turned, promise, stored_at
+from lrft.ops.by_expert import ByExpert
+from lrft.registry.errors import RecipeError
+
+DOWN = "down_proj"
+SAID = ("num_experts", "has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "_apply_gate")
+
+
+class Apart(nn.Module):
+    """What a class of experts becomes: the tensors gone, a child for every expert in their place.
+
+    The tokens of each expert go through its layers together, and experts that no token chose are passed over.
+
+    Attributes:
+        by: which token goes where, while the layers are called.
+        groups: the matrices whose products may be one for all experts, by name.
+    """
+
+    by: ByExpert | None
+    groups: dict[str, Grouped]
+
+    num_experts: int
+    has_gate: bool
+    is_transposed: bool
+    has_post_expert_norm: bool
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """(tokens, d), the experts (tokens, k) of each, and their weights -> (tokens, d)."""
+        y: Tensor = self.mix(hidden_states, top_k_index, top_k_weights, self.inner)
+        return y
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def mix(
+        self,
+        hidden_states: Tensor,
+        top_k_index: Tensor,
+        top_k_weights: Tensor,
+        inner: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """The same, with another function between the two matrices of an expert than `inner`."""
+        by = self.by = ByExpert.of(top_k_index, self.num_experts)
+        first = self._through(first_name(self), by.spread(hidden_states), by)
+        y = self._through(DOWN, inner(first), by)
+        self.by = None
+        if self.has_post_expert_norm:
+            y = self.get_submodule("post_expert_norm")(y)
+        weights = top_k_weights.reshape(-1, 1).index_select(0, by.order)
+        return by.gathered(y * weights).to(hidden_states.dtype)
+
+    def inner(self, first: Tensor) -> Tensor:
+        """What the model's own code has between the two matrices."""
+        own: Any = self._apply_gate if self.has_gate else self.act_fn
+        y: Tensor = own(first)
+        return y
+
+    def _through(self, name: str, x: Tensor, by: ByExpert) -> Tensor:
+        """The rows of every expert through its layer called `name`: in one product, or one expert after another."""
+        group = self.groups.get(name)
+        if group is not None and (y := group.product(x, by)) is not None:
+            return y
+        layers = layers_of(self, name)
+        return torch.cat(
+            [layers[number](rows) for number, rows in enumerate(x.split(by.counts)) if len(rows)]
+        )
+
+
+def split(hf: HF) -> None:
+    """Take the experts of every mixture apart, in place; those that are apart stay so.
+
+    Raises:
+        RecipeError: the model has none whose class says how it holds them.
+    """
+    found = [module for module in hf.modules() if _is_whole(module)]
+    if not found and not paths_apart(hf):
+        message = f"{type(hf).__name__} has no experts that transformers can compute in groups; write whole"
+        raise RecipeError(message, "model.experts")
+    for module in found:
+        _split(module)
+
+
+def join(hf: HF) -> None:
+    """Put the experts of every mixture together again, in place, as transformers has them."""
+    for module in list(hf.modules()):
+        if isinstance(module, Apart):
+            _join(module)
+
+
+def group(hf: HF) -> None:
+    """Let the experts of a model whose layers are in their storages be multiplied together, where that is possible."""
+    for module in hf.modules():
+        if isinstance(module, Apart):
+            for name in (first_name(module), DOWN):
+                if (found := Grouped.of(layers_of(module, name))) is not None:
+                    module.groups[name] = found
+
+
+def splits(hf: nn.Module) -> list[str]:
+    """Paths of the tensors that `split` takes apart."""
+    return [
+        f"{path}.{name}"
+        for path, module in hf.named_modules()
+        if _is_whole(module)
+        for name in (first_name(module), DOWN)
+    ]
+
+
+def paths_apart(hf: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the paths of all layers of experts that were taken apart."""
+    return tuple(f"{path}." for path, module in hf.named_modules() if isinstance(module, Apart))
+
+
+def tokens_of(hf: nn.Module, name: str) -> Callable[[], Tensor] | None:
+    """Asks which tokens the expert of the layer called `name` is given, while it is called; None of another layer."""
+    path, number, _ = f"..{name}".rsplit(".", 2)
+    parent = hf.get_submodule(path.lstrip(".")) if number.isdigit() else None
+    if not isinstance(parent, Apart):
+        return None
+
+    def tokens() -> Tensor:
+        assert parent.by is not None, "asked while no token goes anywhere"
+        return parent.by.tokens(int(number))
+
+    return tokens
+
+
+def layers_of(module: Any, name: str) -> list[nn.Module]:
+    """The layers called `name` of all experts, in their order."""
+    return [module.get_submodule(f"{number}.{name}") for number in range(module.num_experts)]
+
+
+def first_name(module: nn.Module) -> str:
+    """What the matrix is called that the hidden states of an expert meet."""
+    return "gate_up_proj" if module.has_gate else "up_proj"
+
+
+def _is_whole(module: nn.Module) -> bool:
+    """Whether the module is of a class that says how it holds its experts, all in tensors of three dimensions."""
+    if isinstance(module, Apart) or not all(hasattr(module, name) for name in SAID):
+        return False
+    held = [module._parameters.get(name) for name in (first_name(module), DOWN)]
+    return all(tensor is not None and tensor.ndim == 3 for tensor in held)
+
+
+def _split(module: Any) -> None:
+    matrices = {name: module._parameters.pop(name) for name in (first_name(module), DOWN)}
+    biases = {name: _values(module._parameters.pop(f"{name}_bias", None)) for name in matrices}
+    for number in range(module.num_experts):
+        expert = nn.Module()
+        for name, tensor in matrices.items():
+            assert tensor is not None, "it was found whole"
+            bias = biases[name]
+            weight = _matrix(tensor, number, module.is_transposed)
+            expert.add_module(name, _layer(weight, None if bias is None else bias[number].clone()))
+        module.add_module(str(number), expert)
+    module.__class__ = _apart(type(module))  # type: ignore[arg-type]
+    module.by, module.groups = None, {}
+
+
+def _matrix(tensor: nn.Parameter, number: int, turned: bool) -> nn.Parameter:
+    """One expert's matrix (out, in), a view of the tensor; of a promise, the promise of that matrix alone."""
+    if (stored := stored_at(tensor)) is None:
+        matrix = tensor.detach()[number]
+        return nn.Parameter(matrix.mT if turned else matrix, requires_grad=False)
+    part = stored.part(number)
+    if turned:
+        part = Turned(part.file, part.key, part.shape[::-1], part.dtype, part)
+    return promise(part, tensor.dtype)
+
+
+def _values(tensor: nn.Parameter | None) -> Tensor | None:
+    if tensor is None or (stored := stored_at(tensor)) is None:
+        return None if tensor is None else tensor.detach()
+    return stored.read(tensor.dtype)
+
+
+def _layer(weight: nn.Parameter, bias: Tensor | None) -> nn.Linear:
+    out, into = weight.shape
+    layer = nn.Linear(into, out, bias=bias is not None, device="meta")
+    layer.weight = weight
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
+    return layer.eval()
+
+
+def _join(module: Apart) -> None:
+    for name in (first_name(module), DOWN):
+        layers = layers_of(module, name)
+        for leaf, whole in (("weight", name), ("bias", f"{name}_bias")):
+            tensors = list(_taken(layers, leaf))
+            if tensors:
+                turned = module.is_transposed and leaf == "weight"
+                stack = torch.stack([tensor.mT if turned else tensor for tensor in tensors])
+                module.register_parameter(whole, nn.Parameter(stack, requires_grad=False))
+    for number in range(module.num_experts):
+        del module._modules[str(number)]
+    del module.by, module.groups
+    own = next(kind for kind in type(module).__mro__ if not issubclass(kind, Apart))
+    module.__class__ = own  # type: ignore[assignment]
+
+
+def _taken(layers: list[nn.Module], leaf: str) -> Iterator[Tensor]:
+    """The tensors called `leaf`, each detached from its layer, so that none is held twice for long."""
+    for layer in layers:
+        tensor = layer._parameters.pop(leaf, None)
+        if tensor is not None:
+            yield tensor.detach()
+
+
+@cache
+def _apart(kind: type[nn.Module]) -> type[nn.Module]:
+    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (Apart, kind), named)
