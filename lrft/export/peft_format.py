@@ -23,6 +23,7 @@ from lrft.model.origin import loadable_name
 from lrft.model.score_head import lacks_classifier
 from lrft.model.sites import linear_sites
 from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
+from lrft.model.units import hides_units, of_whole
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
 
@@ -60,9 +61,8 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
     takes_transposed = all(form.transposed for form in taking)
-    refused = (
-        taken_for_experts(model) or lacks_classifier(model) or (model.transposed and not takes_transposed)
-    )
+    refused = taken_for_experts(model) or lacks_classifier(model) or hides_units(model)
+    refused = refused or (model.transposed and not takes_transposed)
     if not whole or refused:
         return _own_form(model, dtype), None
     tensors = {
@@ -71,6 +71,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
         if form is not None
         for name, tensor in form[0].items()
     }
+    tensors = of_whole(model, tensors, LORA_NAMES)
     tensors |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in (common_part or {}).items()}
     keys = {site: form[1] for site, form in forms.items() if form is not None}
     section = taking[0].keys(recipe.adapter, any(module.start is not None for _, module in sites))
@@ -124,6 +125,8 @@ def why_own_form(model: CausalLM, recipe: Recipe) -> str:
         return "PEFT has no form for base weights without an adapter"
     if names := taken_for_experts(model):
         return f"PEFT takes {', '.join(names)} of a mixture of experts for the experts themselves"
+    if hides_units(model):
+        return "an adapter cannot say which heads and channels of the base were pruned"
     beside = " with rows of new tokens" if recipe.model.add_tokens is not None else ""
     return f"PEFT has no form for {recipe.adapter.method}{beside} as it was trained here"
 
