@@ -72,11 +72,11 @@ class Pruner(TimedMethod):
 
     provides: ClassVar[set[str]] = set()
 
-    def choose(self, units: Sequence[Units], weight: Callable[[str], Tensor], seed: int) -> dict[str, Tensor]:
+    def choose(self, units: list[Units], weight: Callable[[str], Tensor], seed: int) -> dict[str, Tensor]:
         """By name what stays of each, (count,) uint8; `weight` gives a layer's (out, in)."""
         raise NotImplementedError(f"{type(self).__name__} cuts off nothing before training")
 
-    def foresee(self, units: Sequence[Units]) -> dict[str, Tensor]:
+    def foresee(self, units: list[Units]) -> dict[str, Tensor]:
         """As many units as `choose` keeps of each, without looking at any weight."""
         raise NotImplementedError(f"{type(self).__name__} cuts off nothing before training")
 
@@ -95,14 +95,15 @@ def remaining(count: int, ratio: float) -> int:
     return max(1, count - int(count * ratio + 1e-9))
 
 
-def prunable(units: Sequence[Units], first: float, last: int) -> list[Units]:
-    """The units of the layers between the first share of all layers and the last few.
+def prunable(units: Sequence[Units], first: int | float, last: int) -> list[Units]:
+    """The units of the layers that are neither among the first, so many or a share of all, nor the last.
 
     Raises:
         RecipeError: no layer is left.
     """
     layers = 1 + max((one.depth for one in units), default=-1)
-    begin, end = int(layers * first + 1e-9), layers - last
+    begin = int(layers * first + 1e-9) if isinstance(first, float) else first
+    end = layers - last
     found = [one for one in units if begin <= one.depth < end]
     if not found:
         raise RecipeError(

@@ -167,15 +167,6 @@ def even(pruned: Pruned) -> bool:
     return all(len(_counts(pruned, kind)) == 1 for kind in ("heads", "channels"))
 
 
-def kept_share(pruned: Pruned, sites: Mapping[str, Site]) -> float:
-    """The share of the numbers of the units' layers that stays."""
-    whole = kept = 0.0
-    for units in pruned.units.values():
-        size = sum(sites[layer].in_features * sites[layer].out_features for layer in units.layers)
-        whole, kept = whole + size, kept + size * float(pruned.stays[units.name].float().mean())
-    return kept / whole if whole else 1.0
-
-
 def unit_tensors(model: CausalLM) -> dict[str, Tensor]:
     """What a checkpoint keeps of the units; nothing where all are there."""
     pruned = model.pruned
