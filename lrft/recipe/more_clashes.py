@@ -28,7 +28,7 @@ def _extended_past_a_plan(settings: RecipeView) -> Iterator[Problem]:
     timed = [] if settings["restart"] is None else [f"restart {settings['restart.method']}"]
     timed += [f"allocate {allocation.name}"] if allocation and "one_stage" in allocation.requires else []
     pruner = settings.declared("prune")
-    timed += [f"prune {pruner.name}"] if pruner and "hidden_units" in pruner.provides else []
+    timed += [f"prune {pruner.name}"] if pruner and "cut_units" not in pruner.provides else []
     timed += [] if settings["train.stop_below"] is None else ["train.stop_below"]
     if timed:
         message = (
