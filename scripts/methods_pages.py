@@ -48,6 +48,7 @@ CHOOSES = {
     "allocate": "which site gets which rank, before or while it trains",
     "restart": "when the adapter is folded into the base and begins anew",
     "select": "which layers train in a step",
+    "prune": "which heads, channels or ranks of the base go",
     "optimizer": "how gradients become updates",
     "objective": "what is minimised",
     "schedule": "the learning rate over the steps",

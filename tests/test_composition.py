@@ -22,6 +22,7 @@ from tests.training.unbroken import goes_on_unbroken
 
 SMOKE = sorted((Path(__file__).parents[1] / "recipes" / "smoke").glob("[!_]*.yaml"))
 MOSTLY_NULL = {"restart": 0.5, "select": 0.5}
+ASIDE = "prune"
 
 
 @cache
@@ -43,6 +44,8 @@ def draw(choice: random.Random, methods: dict[str, dict[str, Any]], model: Path)
     full = choice.random() < 0.2
     chosen: dict[str, Any] = {}
     for axis in AXES:
+        if axis == ASIDE:
+            continue
         names = sorted(methods[axis])
         if full and axis in ("adapter", "init"):
             continue
@@ -51,6 +54,9 @@ def draw(choice: random.Random, methods: dict[str, dict[str, Any]], model: Path)
         ):
             continue
         chosen[axis] = methods[axis][choice.choice(names)]
+    aside = random.Random(repr(sorted(chosen)))  # so that what is drawn without it is what it was
+    if aside.random() < 0.2:
+        chosen[ASIDE] = methods[ASIDE][aside.choice(sorted(methods[ASIDE]))]
     if full:
         chosen |= {"trainable": "full", "quantization": {"method": "none"}}
     return Recipe.model_validate(

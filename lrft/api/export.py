@@ -21,6 +21,7 @@ from lrft.export.targets import GGUF, OLLAMA, PEFT, PLAIN, TARGETS, VLLM
 from lrft.export.write import check_free, whole_folder
 from lrft.files.write import write_in
 from lrft.model.origin import public_name
+from lrft.model.units import hides_units
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import ToleranceError, UsageError
 from lrft.training.folder import RECIPE, RESULT, RunFolder, find
@@ -69,6 +70,10 @@ def export(
     folder = find(run)
     folder.trusted = trust_remote_code
     recipe, text, adaptation = open_run(folder)
+    if hides_units(adaptation.model):
+        raise UsageError(
+            f"--for {target}: no adapter says which heads and channels were pruned; use `lrft merge`"
+        )
     source = Source(
         folder, recipe, text, adaptation.model, target, options, render(text.renderer, chats(recipe, text))
     )

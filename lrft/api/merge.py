@@ -24,6 +24,7 @@ from lrft.export.card import merged_card, recipe_to_share
 from lrft.export.feedback import moments
 from lrft.export.fidelity import Fidelity, Nearest, compare
 from lrft.export.merge import Rounding, merge_into, relative_change
+from lrft.export.uneven import brings_code, write_units
 from lrft.export.write import check_free, whole_folder, write_merged
 from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
@@ -161,10 +162,12 @@ class Merge:
                 f"generation_config.json: left out {', '.join(dropped)}, which transformers ignores and refuses to save"
             )
         write_merged(dense, text.tokenizer, place, self.recipe.export.shard_size, held)
+        write_units(dense.hf, self.model, place)
 
     def measure(self, place: Path) -> Fidelity:
         """The merged model on disk beside the adapter, and what nearest rounding would have given."""
-        merged = self._load(as_written(self._section(), place, self.recipe.export.dtype))
+        written = as_written(self._section(), place, self.recipe.export.dtype)
+        merged = self._load(written, own_code=brings_code(self.model))
         merged.hf.to(self.model.device)
         record: Fidelity = {"rows": len(self.rows), "rows_from": self._compared[1]}
         if self.rows:
@@ -203,8 +206,8 @@ class Merge:
     def _base(self) -> CausalLM:
         return self._load(self._section())
 
-    def _load(self, section: ModelSection) -> CausalLM:
-        trusted, seed = self.folder.trusted, self.recipe.train.seed
+    def _load(self, section: ModelSection, own_code: bool = False) -> CausalLM:
+        trusted, seed = self.folder.trusted or own_code, self.recipe.train.seed
         return load_model(section, device=self.model.device, trust_remote_code=trusted, seed=seed)
 
     def _merge_into(self, dense: CausalLM, method: str | None) -> list[str]:

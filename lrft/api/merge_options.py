@@ -71,6 +71,10 @@ def check_bits(recipe: Recipe, storage: str | None, rank: int | None, rounding: 
             f"--rounding {rounding}: with --requantize layers are rounded by feedback, everything else stochastically; "
             "leave it out"
         )
+    if recipe.prune is not None:
+        raise NotMergeable(
+            "--requantize: a model that was pruned is not read back in few bits here; merge without it"
+        )
     if recipe.model.head is not None:
         raise NotMergeable(
             "--requantize: a model with a score head is not read back in few bits here; merge without it"

@@ -13,6 +13,7 @@ from lrft.build.identify import identify
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
+from lrft.core.units import CUT
 from lrft.data.example import Row
 from lrft.evaluation.progress import EvaluationBar
 from lrft.model.causal_lm import CausalLM
@@ -126,6 +127,8 @@ def check_base(recipe: Recipe, model: CausalLM, option: str) -> None:
     """
     if model.labels:
         raise UsageError(f"{option}: the base has no score head, which begins at random; leave it out")
+    if model.pruned is not None and model.pruned.state == CUT:
+        raise UsageError(f"{option}: units of the base were cut off before it trained; leave it out")
     own = any("own_weights" in site.adapter.provides for _, site in adapted(model.hf))
     if own and recipe.adapter is not None:
         raise UsageError(f"{option}: {recipe.adapter.method} is the model's weights itself; there is no base")

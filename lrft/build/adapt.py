@@ -13,6 +13,7 @@ from lrft.build.decide import complete, decide, gains_by_streaming, planners_of,
 from lrft.build.earlier import begin_with, check_earlier
 from lrft.build.settle import bare, settled, settled_first, with_packing
 from lrft.build.text import Text
+from lrft.build.units import hide_units, on_whole_sites, prepare_units
 from lrft.core.stages import Plan, Planner, Signals, SitePlan
 from lrft.core.team import ALONE, Team
 from lrft.evaluation.subject import Progress, silent
@@ -124,6 +125,7 @@ def _adapt(
     if recipe.model.tokenizer is not None and text is not None:
         text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
     asked = recipe = recipe if trains else with_packing(recipe, False)
+    prepare_units(recipe, model, saved, trains)
     adaptation, planners = _begun(recipe, model, check=trains)
     measures = saved is None and any(planner.needs for planner in planners)
     recipe = settled_first(asked, adaptation, device, trains, measures, streamed)
@@ -131,11 +133,13 @@ def _adapt(
     if recipe.adapter is not None and saved is not None and planned is not None:
         kind = type(recipe.adapter)
         adaptation.plan = {name: SitePlan.of(record, kind) for name, record in planned.items()}
+        adaptation.plan = on_whole_sites(model, adaptation.plan)
     elif recipe.adapter is not None:
         signals = complete(recipe, model, adaptation.plan, planners, text, device, progress)
     builder = _builder(recipe, signals, saved, device)
     adaptation.team = builder.team
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
+    hide_units(model)
     told: list[str] = []
     if recipe.model.adapter is not None and saved is None and trains:
         adaptation.origin, told = begin_with(recipe, model, adaptation.plan)
@@ -192,6 +196,7 @@ def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
     Raises:
         RecipeError: a pattern matches nothing.
     """
+    prepare_units(recipe, model, None, True)
     adaptation, planners = _begun(recipe, model)
     left = decide(adaptation.plan, planners, None)
     adaptation.undecided = bool(left)

@@ -17,7 +17,7 @@ from lrft.evaluation.subject import Progress
 from lrft.model.builder import dense
 from lrft.model.causal_lm import CausalLM
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, QUANTIZERS
+from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, PRUNERS, QUANTIZERS
 
 
 def quantizer(recipe: Recipe) -> Quantizer:
@@ -48,6 +48,8 @@ def gains_by_streaming(recipe: Recipe, device: torch.device, saved: bool) -> boo
     whole dense model; what is drawn, or trains, is never stored otherwise.
     """
     if recipe.model.weights != "pretrained" or recipe.trainable.weights == "full":
+        return False
+    if recipe.prune is not None and "cut_units" in PRUNERS.get(recipe.prune.method).provides:
         return False
     if device.type == "cpu" and "dense_base" in QUANTIZERS.declared(recipe.quantization.method).provides:
         return False

@@ -21,6 +21,7 @@ from lrft.model.new_rows import TOKENS
 from lrft.model.origin import hub_id
 from lrft.model.take_over import KEY, Taken, Trained, check_sites, take_over
 from lrft.model.trained import BASE, SHARED
+from lrft.model.units import UNITS
 from lrft.recipe.inside_sections import RopeScaling
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, OBJECTIVES
@@ -148,7 +149,7 @@ def _of_run(folder: Path, recipe: Recipe) -> Earlier:
     if not (run.path / RUN).is_file():
         raise RecipeError(f"{folder} holds an adapter in lrft's own form; name the run that trained it", KEY)
     own, saved, tensors, planned = _opened(run)
-    odd = next((name for name in tensors if name.startswith((BASE, SHARED, TOKENS))), "")
+    odd = next((name for name in tensors if name.startswith((BASE, SHARED, TOKENS, UNITS))), "")
     if own.adapter is None or odd:
         what = f"trained {odd.removeprefix(BASE)} beside its sites" if own.adapter else "has no adapter"
         raise RecipeError(f"{folder} {what}; merge it and name the merged model as model.name", KEY)

@@ -35,7 +35,7 @@ from lrft.model.trained import parameter_infos, trained_tensors
 from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, ALLOCATORS, ANALYSES, OBJECTIVES, OPTIMIZERS, RESTARTS, SELECTORS
+from lrft.registry.axes import ADAPTERS, ANALYSES, OBJECTIVES, OPTIMIZERS, TIMED
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 from lrft.training import schedule, updates
@@ -49,8 +49,6 @@ from lrft.training.trained_on import TrainedOn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-TIMED = {"allocate": ALLOCATORS, "restart": RESTARTS, "select": SELECTORS}
 
 
 @dataclass

@@ -14,6 +14,7 @@ from lrft.core.adapted import Adapted, adapted
 from lrft.core.block import AdaptedBlock
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.core.units import CUT, HIDDEN
 from lrft.export.feedback import Feedback, groups, rounders
 from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
@@ -21,6 +22,7 @@ from lrft.model.experts import join
 from lrft.model.new_tokens import take_in
 from lrft.model.sites import is_transposed, linear_sites
 from lrft.model.trained import base_parameters, frozen_layers
+from lrft.model.units import cut
 from lrft.registry.errors import NotMergeable, UsageError
 
 
@@ -62,7 +64,7 @@ def merge_into(
     W' = W + delta(W) with W the decoded base that training saw (`dequantized`) or the original weight
     (`original`), computed in float32 and rounded to `dtype` once. Layers that were quantized without an adapter
     get their decoded weight too under `dequantized`, so that the merged model is the trained one. What the run did
-    not change is cast to nearest, which is nothing in the same dtype.
+    not change is cast to nearest, which is nothing in the same dtype. Units that the run pruned are cut off.
 
     Returns:
         Names of the tensors that were rounded stochastically.
@@ -73,6 +75,8 @@ def merge_into(
     """
     check_mergeable(model)
     rounding = rounding or Rounding()
+    if model.pruned is not None and model.pruned.state == CUT:
+        cut(dense.hf, model.pruned)
     weights = dict(dense.hf.named_parameters())
     changes = list(_changes(model, weights, onto))
     drawn: list[str] = []
@@ -96,6 +100,8 @@ def merge_into(
     join(dense.hf)
     if model.new_rows is not None:
         take_in(dense, model.new_rows)
+    if model.pruned is not None and model.pruned.state == HIDDEN:
+        cut(dense.hf, model.pruned)
     return drawn
 
 

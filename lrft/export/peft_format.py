@@ -24,6 +24,7 @@ from lrft.model.origin import loadable_name
 from lrft.model.score_head import lacks_classifier
 from lrft.model.sites import linear_sites
 from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
+from lrft.model.units import hides_units, of_whole
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
 
@@ -59,7 +60,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     common_part = {} if model.shared is None else model.shared.peft_tensors()
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
     turned = model.transposed and not all(form.transposed for form in taking)
-    refused = turned or taken_for_experts(model) or lacks_classifier(model)
+    refused = turned or taken_for_experts(model) or lacks_classifier(model) or hides_units(model)
     if forms is None or common_part is None or refused:
         return _own_form(model, dtype), None
     by_site, places = forms
@@ -68,6 +69,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
         for site, form in by_site.items()
         for name, tensor in form[0].items()
     }
+    tensors = of_whole(model, tensors, LORA_NAMES)
     tensors |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in common_part.items()}
     keys = {site: form[1] for site, form in by_site.items()}
     section = taking[0].keys(recipe.adapter, any(module.start is not None for _, module in sites))
@@ -132,6 +134,8 @@ def why_own_form(model: CausalLM, recipe: Recipe) -> str:
         return "PEFT has no form for base weights without an adapter"
     if names := taken_for_experts(model):
         return f"PEFT takes {', '.join(names)} of a mixture of experts for the experts themselves"
+    if hides_units(model):
+        return "an adapter cannot say which heads and channels of the base were pruned"
     beside = " with rows of new tokens" if recipe.model.add_tokens is not None else on_experts(model)
     return f"PEFT has no form for {recipe.adapter.method}{beside} as it was trained here"
 

@@ -16,6 +16,7 @@ from lrft.core.adapter import Shared
 from lrft.core.batch import Batch
 from lrft.core.block import AdaptedBlock
 from lrft.core.features import Features, passing
+from lrft.core.units import Pruned
 from lrft.core.virtual import note, widen
 from lrft.model import varlen
 from lrft.model.hf import HF
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from lrft.model.packing import Packing
     from lrft.model.stored import Unread
     from lrft.model.weight_sums import WeightSums
-
 
 SCORE = "score"  # what transformers calls the head of a sequence classifier
 
@@ -65,6 +65,7 @@ class CausalLM(nn.Module):
         shared: what the adapters of all sites share, or None.
         softcap, scale: of the head, as `lrft.model.head` found them.
         new_rows: what trains for tokens that the model did not have (`lrft.model.new_tokens`), or None.
+        pruned: heads and channels that are hidden, cut off or put back (`lrft.model.units`), or None.
         features: those of rows that the adapters go by (`lrft.core.features`).
         virtual: virtual tokens before every document while the adapters are on (`lrft.core.virtual`).
         labels: of the score head, `hf.score`; empty where the model has none (`lrft.model.score_head`).
@@ -86,6 +87,7 @@ class CausalLM(nn.Module):
         self.softcap: float | None = None
         self.scale = 1.0
         self.new_rows: NewRows | None = None
+        self.pruned: Pruned | None = None
         self.features: Features = ()
         self.virtual = 0
         self.labels: tuple[str, ...] = ()
@@ -138,8 +140,7 @@ class CausalLM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model's parameters live."""
-        device: torch.device = next(self.hf.parameters()).device
-        return device
+        return next(self.hf.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,10 +13,12 @@ from lrft.core.block import OfParameters
 from lrft.core.frozen import PARTS, Changed, FrozenLinear
 from lrft.core.less import changed, start_of
 from lrft.core.params import ParamInfo, Site
+from lrft.core.units import WHOLE
 from lrft.model.base_infos import BLOCK, base_infos
 from lrft.model.causal_lm import CausalLM
 from lrft.model.new_rows import TOKENS
 from lrft.model.sites import linear_sites, matches
+from lrft.model.units import recover, unit_tensors
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import CheckpointError, RecipeError
 
@@ -161,9 +163,9 @@ def trained_tensors(model: CausalLM) -> dict[str, Tensor]:
     `SITE.NAME` the adapter's parameters and buffers, `SITE.start.NAME` its start that the base gave up,
     `SITE.offset.A|B` what was taken off the weight before the base was stored, `SITE.change.A|B|D|b` what restarts
     added to the base, `shared.NAME` what all sites share, `base.NAME` base weights that train, `tokens.NAME`
-    rows of new tokens.
+    rows of new tokens, `units.NAME` which heads or channels of a block stay.
     """
-    found = {}
+    found = unit_tensors(model)
     for site, module in adapted(model.hf):
         parts = {"": module.adapter.state_dict()}
         less = start_of(module.base)
@@ -190,6 +192,8 @@ def load_trained_tensors(model: CausalLM, tensors: dict[str, Tensor]) -> None:
     Raises:
         CheckpointError: a tensor is missing or unknown, or has another shape.
     """
+    if model.pruned is not None and model.pruned.state == WHOLE:
+        tensors = recover(tensors, model.pruned, "A", "B")
     for site, module in adapted(model.hf):
         module.adapter.make_room(f"{site}.", tensors)
         change = {k: t for k in PARTS if (t := tensors.get(f"{site}.change.{k}")) is not None}

@@ -133,6 +133,8 @@ def _end_that_is_not_planned(settings: Settings) -> Iterator[Problem]:
     allocation = AXES["allocate"].declared(settings.text("allocate.method"))
     timed = [] if settings["restart"] is None else [f"restart {settings['restart.method']}"]
     timed += [f"allocate {allocation.name}"] if "one_stage" in allocation.requires else []
+    pruner = settings.declared("prune")
+    timed += [f"prune {pruner.name}"] if pruner and "cut_units" not in pruner.provides else []
     if timed:
         message = f"would end the run before {' and '.join(timed)} had done its part; write null"
         yield from (Problem(key, message) for key in ends)

@@ -27,6 +27,8 @@ def _extended_past_a_plan(settings: RecipeView) -> Iterator[Problem]:
     allocation = settings.declared("allocate")
     timed = [] if settings["restart"] is None else [f"restart {settings['restart.method']}"]
     timed += [f"allocate {allocation.name}"] if allocation and "one_stage" in allocation.requires else []
+    pruner = settings.declared("prune")
+    timed += [f"prune {pruner.name}"] if pruner and "cut_units" not in pruner.provides else []
     timed += [] if settings["train.stop_below"] is None else ["train.stop_below"]
     if timed:
         message = (
@@ -62,6 +64,7 @@ def _new_tokens(settings: RecipeView) -> Iterator[Problem]:
         "model.compile: true": settings["model.compile"] is True,
         "select": settings["select"] is not None,
         "restart": settings["restart"] is not None,
+        "prune": settings["prune"] is not None,
         "train.shard_base: true": settings["train.shard_base"] is True,
     }
     yield from (

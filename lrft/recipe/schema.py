@@ -22,12 +22,14 @@ from lrft.registry.axes import (
     INITS,
     OBJECTIVES,
     OPTIMIZERS,
+    PRUNERS,
     QUANTIZERS,
     RESTARTS,
     SCHEDULES,
     SELECTORS,
 )
 from lrft.registry.config import (
+    ADDED,
     AdapterConfig,
     Choice,
     Field,
@@ -55,6 +57,7 @@ class Recipe(Section):
     allocate: Annotated[MethodConfig, Choice(ALLOCATORS)] = Field(default="uniform", validate_default=True)
     restart: Annotated[MethodConfig | None, Choice(RESTARTS, optional=True)] = None
     select: Annotated[MethodConfig | None, Choice(SELECTORS, optional=True)] = None
+    prune: Annotated[MethodConfig | None, Choice(PRUNERS, optional=True), ADDED] = None
     objective: Annotated[MethodConfig, Choice(OBJECTIVES)] = Field(
         default="cross_entropy", validate_default=True
     )
@@ -89,7 +92,7 @@ def null_axes(plain: Mapping[str, Json]) -> list[str]:
     """
     trainable = plain.get("trainable")
     weights = trainable.get("weights") if isinstance(trainable, dict) else trainable
-    found = [axis for axis in ("restart", "select") if axis not in plain]
+    found = [axis for axis in ("restart", "select", "prune") if axis not in plain]
     if "adapter" not in plain and weights == "full":
         found.append("adapter")
     if "init" not in plain and ("adapter" in found or plain.get("adapter", "") is None):

@@ -19,6 +19,7 @@ QUANTIZERS = Registry("quantization", "lrft.methods.quant", owes=OF_STORAGES)
 ALLOCATORS = Registry("allocation", "lrft.methods.allocate")
 RESTARTS = Registry("restart", "lrft.methods.restart")
 SELECTORS = Registry("selection", "lrft.methods.select")
+PRUNERS = Registry("pruning", "lrft.methods.prune")
 OPTIMIZERS = Registry(
     "optimizer",
     "lrft.methods.optim",
@@ -41,7 +42,11 @@ AXES: dict[str, Registry] = {
     "allocate": ALLOCATORS,
     "restart": RESTARTS,
     "select": SELECTORS,
+    "prune": PRUNERS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "objective": OBJECTIVES,
 }
+
+# Those whose methods act between the steps of a run, in that order.
+TIMED = {axis: AXES[axis] for axis in ("allocate", "restart", "select", "prune")}

@@ -42,6 +42,8 @@ TRAITS: dict[str, str] = {
     "one_stage": "the adapter is trained in one go (restart: null)",
     "eager": "the model is not compiled (model.compile: false)",
     "dense_base": "base weights stay in floating point, so that they can be trained",
+    "hidden_units": "heads and channels are hidden while the model trains, and cut off when it is merged",
+    "cut_units": "heads and channels are cut off before anything trains",
     "rounded_base": "base weights are rounded into few bits",
     "levels": "frozen weights are a scale times one of a few levels, in a form that transformers reads",
     "file_levels": "frozen weights are a scale times one of a few levels, as a GGUF file holds them",

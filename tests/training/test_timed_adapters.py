@@ -19,7 +19,7 @@ class Counts(TimedMethod):
 
 
 def test_it_comes_with_the_adapter_and_after_what_the_recipe_chose(monkeypatch):
-    sections = {"allocate": None, "restart": None, "select": SELECTORS.settings("badam")}
+    sections = {"allocate": None, "restart": None, "select": SELECTORS.settings("badam"), "prune": None}
     recipe = SimpleNamespace(adapter=ADAPTERS.settings("lora"), **sections)
     chosen = [type(method) for method in job._timed_methods(recipe)]
     monkeypatch.setattr(ADAPTERS.get("lora"), "timed", classmethod(lambda cls, config: Counts(config)))
