@@ -51,7 +51,8 @@ def replayed(monkeypatch) -> list[tuple]:
     """What `run_scaled` was asked for; nothing trains."""
     calls: list[tuple] = []
 
-    def fake(path, out, seeds=None, jobs=1, overrides=(), report=None):
+    def fake(path, out, seeds=None, jobs=1, overrides=(), report=None, trust_remote_code=False):
+        assert not trust_remote_code
         calls.append((path, out, seeds, jobs, list(overrides), report))
         return RECORD
 
