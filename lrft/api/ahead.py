@@ -44,12 +44,18 @@ class Ahead(TypedDict):
 
 
 def plan_ahead(
-    recipe: LoadedRecipe | Path | str, device: str | None = None, *, overrides: Sequence[str] = ()
+    recipe: LoadedRecipe | Path | str,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    *,
+    overrides: Sequence[str] = (),
 ) -> Ahead:
     """What a recipe takes, from the configuration of its model alone.
 
     Args:
         device: memory that there is, as `24GiB`; by default the GPU's where one is visible, else the free RAM.
+        trust_remote_code: whether code that comes with the model would train; none runs here, so such a model is
+            refused.
 
     Raises:
         RecipeError: the recipe is not valid, or its model is of a family that is not known layer by layer.
@@ -57,7 +63,7 @@ def plan_ahead(
     """
     loaded = as_loaded(recipe, overrides)
     asked, where = loaded.recipe, device_of(loaded.recipe, device)
-    found, source = forecast(asked, where)
+    found, source = forecast(asked, where, trust_remote_code=trust_remote_code)
     counted, margin = found.counted, where["bytes"] - found.train["total"]
     rate = find_rate(asked, where["kind"], found.recomputed > 0)
     peaks = {"train": found.train, "eval": found.eval, "merge": found.merge}

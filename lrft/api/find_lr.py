@@ -98,7 +98,7 @@ def _find_lr(
     loaded = as_loaded(recipe, overrides)
     changed = for_sweep(loaded.recipe, steps)
     settings = changed.train
-    with numerics(settings.deterministic, settings.tf32), memory_advice(changed):
+    with numerics(settings.deterministic, settings.tf32), memory_advice(changed, trust_remote_code):
         accelerator = make_accelerator(settings.device, changed.model.dtype)
         lead = accelerator.is_main_process
         with EvaluationBar() as show:

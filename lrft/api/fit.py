@@ -39,7 +39,9 @@ class Change(TypedDict):
     margin: int
 
 
-def forecast(recipe: Recipe, where: Device, shapes: Sequence[Shape] = ()) -> tuple[Peaks, str]:
+def forecast(
+    recipe: Recipe, where: Device, shapes: Sequence[Shape] = (), trust_remote_code: bool = False
+) -> tuple[Peaks, str]:
     """The peaks of a recipe on a device, and where the model's description is from.
 
     Args:
@@ -48,7 +50,7 @@ def forecast(recipe: Recipe, where: Device, shapes: Sequence[Shape] = ()) -> tup
     Raises:
         RecipeError: there is no description, or it is of a family that is not known layer by layer.
     """
-    model, described = build_skeleton(recipe.model)
+    model, described = build_skeleton(recipe.model, trust_remote_code)
     return peaks_of(recipe, model, where["kind"], shapes, where["bytes"]), described.source
 
 

@@ -15,8 +15,8 @@ from lrft.registry.errors import LrftError, OutOfMemory
 class memory_advice:
     """Turns an out-of-memory error into one sentence: what the plan says that training takes, and what takes less."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, trust_remote_code: bool = False) -> None:
+        self.recipe, self.trusted = recipe, trust_remote_code
 
     def __enter__(self) -> None:
         return
@@ -28,14 +28,14 @@ class memory_advice:
 
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             traceback.clear_frames(trace)  # what they hold may be most of what there is
-            raise OutOfMemory(f"out of memory: {advice(self.recipe)}") from None
+            raise OutOfMemory(f"out of memory: {advice(self.recipe, self.trusted)}") from None
 
 
-def advice(recipe: Recipe) -> str:
+def advice(recipe: Recipe, trust_remote_code: bool = False) -> str:
     """The plan of a recipe that was too much, or where none can be made what lowers most, the cheapest first."""
     where = _whole_device(recipe)
     try:
-        found, _ = forecast(recipe, where)
+        found, _ = forecast(recipe, where, trust_remote_code=trust_remote_code)
         return sentence(recipe, where, found)
     except LrftError:
         listed = (" ".join(edit.overrides) + f" ({edit.costs})" for edit in edits(recipe))

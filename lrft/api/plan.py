@@ -95,7 +95,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
         rest = memory_bytes(recipe, model, counted, shapes)
         taken = rest["total_estimated"] - rest["activations_estimated"] - rest["attention_estimated"]
         again = choose(recipe, model, shapes, free_bytes(device), taken)
-    peaks, sentence = _peaks(recipe, shapes)
+    peaks, sentence = _peaks(recipe, shapes, trust_remote_code)
     return {
         "recipe_hash": recipe_hash(recipe),
         "data": text.record(),
@@ -114,11 +114,11 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     }
 
 
-def _peaks(recipe: Recipe, shapes: set[Shape]) -> tuple[dict[str, Peak] | None, str]:
+def _peaks(recipe: Recipe, shapes: set[Shape], trusted: bool) -> tuple[dict[str, Peak] | None, str]:
     """What `lrft plan` says of these rows; none of a family that it does not know layer by layer, and why."""
     where = fit.device_of(recipe, None)
     try:
-        found, _ = fit.forecast(recipe, where, list(shapes))
+        found, _ = fit.forecast(recipe, where, list(shapes), trusted)
     except UnknownFamily as error:
         return None, str(error)
     peaks = {"train": found.train, "eval": found.eval, "merge": found.merge}

@@ -118,7 +118,7 @@ def _train_in(
     began = time.perf_counter()
     text = rows_of(folder, recipe, accelerator, trust_remote_code)
     saved = checkpoint_to_resume(folder, recipe)
-    with memory_advice(recipe), nullcontext() if saved is None else saved:
+    with memory_advice(recipe, trust_remote_code), nullcontext() if saved is None else saved:
         job, tensors = begin(folder, recipe, text, saved, accelerator, trust_remote_code)
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def compare_command(
             metavar="KEY=VALUE",
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -67,6 +68,7 @@ def compare_command(
         trials=lr_search,
         cluster=cluster,
         cluster_settings=cluster_set or (),
+        trust_remote_code=trust_remote_code,
     )
     result(compare_recipes(arguments, settings), as_json, _show)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.commands.complete import recipe_names
-from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
 from lrft.core.notes import silence
 
@@ -28,6 +28,7 @@ def plan_command(
         str | None,
         typer.Option(help="Memory to fit into, as 24GiB; by default the GPU's, or without one the free RAM."),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -39,7 +40,7 @@ def plan_command(
 
     silence(quiet)
     with stop.at_once():
-        found = plan_ahead(recipe, device, overrides=overrides or [])
+        found = plan_ahead(recipe, device, trust_remote_code, overrides=overrides or [])
     result(found, as_json, _show)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def reproduce_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, what trains and how much memory it takes.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -68,12 +69,12 @@ def reproduce_command(
     elif dry_run:
         from lrft.lab.tables.sizes import sizes
 
-        found = sizes(names or [], tier, chosen)
+        found = sizes(names or [], tier, chosen, trust_remote_code)
         result(list(found) if as_json else found, as_json, _show_sizes)
     else:
         from lrft.lab.tables.reproduce import Options, reproduce
 
-        options = Options(chosen, jobs, device, fresh)
+        options = Options(chosen, jobs, device, fresh, trust_remote_code)
         result(reproduce(names or [], out, tier, options), as_json, lambda _: None)  # it is in OUT
 
 

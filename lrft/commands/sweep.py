@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.commands.complete import recipe_names
-from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import say, silence
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def sweep_command(
     keep_checkpoints: Annotated[
         bool, typer.Option("--keep-checkpoints", help="Of every run, and not its adapter alone.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -46,10 +47,11 @@ def sweep_command(
     """
     from lrft.lab.runs.typed import command_line
     from lrft.lab.sweep.report import write_report
-    from lrft.lab.sweep.sweep import Settings, sweep
+    from lrft.lab.sweep.sweep import Kept, Settings, sweep
 
     silence(quiet)
-    settings = Settings(out, metric, jobs, "checkpoints" if keep_checkpoints else "adapter")
+    kept: Kept = "checkpoints" if keep_checkpoints else "adapter"
+    settings = Settings(out, metric, jobs, kept, trust_remote_code)
     record = sweep(recipe, overrides or [], settings, arms, command_line())
     say(f"report: {write_report(record, out)}")
     result(record, as_json, _show)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrft.commands.complete import recipe_names
-from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
 from lrft.core.notes import silence
 from lrft.registry.json import Json as Value
@@ -56,10 +56,7 @@ def train_command(
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run code that comes with the model. Recorded in the run."),
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train a recipe.
 

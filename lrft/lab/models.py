@@ -15,9 +15,14 @@ from lrft.registry.axes import AXES
 
 
 class Models:
-    """Base models without weights, and the counts of recipes on them."""
+    """Base models without weights, and the counts of recipes on them.
 
-    def __init__(self) -> None:
+    Args:
+        trusted: whether code that comes with a base model may run.
+    """
+
+    def __init__(self, trusted: bool = False) -> None:
+        self.trusted = trusted
         self.built: dict[str, CausalLM] = {}
         self.counted: dict[str, Measured] = {}
 
@@ -25,7 +30,7 @@ class Models:
         """The model of a recipe's `model` section."""
         key = section.model_dump_json()
         if key not in self.built:
-            self.built[key] = load_model(section, meta=True)
+            self.built[key] = load_model(section, trust_remote_code=self.trusted, meta=True)
         return self.built[key]
 
     def weigh(self, recipe: Recipe, optimizer: bool = True) -> Measured:

@@ -40,15 +40,21 @@ class Described(NamedTuple):
     folder: Path | None = None
 
 
-def build_skeleton(section: ModelSection) -> tuple[CausalLM, Described]:
-    """The model without weights, frozen, and where its description is from.
+def build_skeleton(section: ModelSection, trust_remote_code: bool = False) -> tuple[CausalLM, Described]:
+    """The model without weights, frozen, and where its description is from. No code that comes with it runs.
+
+    Args:
+        trust_remote_code: whether that code is what would be trained, and not the family that the files name.
 
     Raises:
         RecipeError: there is no description, it is of a family that is not known layer by layer, or its files hold
             other tensors than it says.
     """
     found = describe(section.name, section.revision)
-    if why := why_no_skeleton(found.config):
+    why = why_no_skeleton(found.config)
+    if not why and trust_remote_code and found.config.get("auto_map"):
+        why = "it brings code of its own, and --trust-remote-code lets that decide"
+    if why:
         raise UnknownFamily(
             f"{section.name!r} is of a family whose layers `lrft plan` does not know ({why}); `lrft train --dry-run` "
             "estimates it",

@@ -138,7 +138,7 @@ def _adapter(written: str, text: str, place: Place) -> str:
         if any(os.path.isfile(os.path.join(path, name)) for name in HOLDS_AN_ADAPTER):
             return path
     name = text.partition("@")[0]
-    if "/" in name and HUB_ID.fullmatch(name) and not any(map(os.path.exists, found)):
+    if text == written and "/" in name and HUB_ID.fullmatch(name) and not any(map(os.path.exists, found)):
         return text
     raise _Nowhere(
         f"{shown(written)} is no run, no checkpoint of one, no folder with an adapter_config.json "

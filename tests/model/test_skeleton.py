@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,17 @@ def test_an_unknown_family_is_told_with_what_plans_it(tiny):
     recipe = recipe_of("lora", tiny("gpt2"))
     with pytest.raises(RecipeError, match=r"model_type gpt2.*lrft train --dry-run"):
         build_skeleton(recipe.model)
+
+
+def test_a_family_is_not_known_where_the_model_s_own_code_may_decide(tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny(), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "model.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    section = recipe_of("lora", folder).model
+    build_skeleton(section)
+    with pytest.raises(RecipeError, match=r"brings code of its own.*lrft train --dry-run"):
+        build_skeleton(section, trust_remote_code=True)
 
 
 def test_a_name_that_nothing_describes_says_what_would_work(monkeypatch):

@@ -1,5 +1,6 @@
 """No folder, repository or model of a stranger's runs code of its own, and no secret is written down."""
 
+import io
 import json
 import os
 import shutil
@@ -8,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from lrft.cli import main
 from lrft.registry.secrets import masked
 from lrft.training.commit import commit_of
+from tests.commands.test_cli import OPTIONS, TRUST
 from tests.older_run import as_older
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
@@ -28,7 +32,7 @@ eval: {{tasks: [loss]}}
 """
 CODE = """
 import pathlib
-pathlib.Path({canary!r}).write_text("ran")
+with pathlib.Path({canary!r}).open("a") as file: file.write("ran")
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 class Config(LlamaConfig):
     model_type = "stranger"
@@ -65,13 +69,14 @@ def run(tiny, tmp_path_factory):
     return folder / "run"
 
 
-@pytest.fixture
-def foreign(run, tiny, tmp_path):
+@pytest.fixture(params=["stranger"])
+def foreign(run, tiny, tmp_path, request):
     """A stranger's run, which says that it trusted code, and whose base brings some; and what the code would write."""
     base, canary = tmp_path / "base", tmp_path / "canary"
     shutil.copytree(tiny(), base)
     config = json.loads((base / "config.json").read_text())
-    config |= {"model_type": "stranger", "architectures": ["Model"]}
+    if request.param == "stranger":
+        config |= {"model_type": "stranger", "architectures": ["Model"]}
     config["auto_map"] = {"AutoConfig": "stranger.Config", "AutoModelForCausalLM": "stranger.Model"}
     (base / "config.json").write_text(json.dumps(config))
     tokenizer = json.loads((base / "tokenizer_config.json").read_text())
@@ -87,9 +92,49 @@ def foreign(run, tiny, tmp_path):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     record = json.loads((folder / "run.json").read_text()) | {"trust_remote_code": True}
     (folder / "run.json").write_text(json.dumps(record))
+    (tmp_path / "prompts.txt").write_text("hello\n")
+    (tmp_path / "other.yaml").write_text(f"extends: {folder}/recipe.yaml\nadapter: {{rank: 1}}\n")
+    for name, table in TABLES.items():
+        (tmp_path / name).write_text(json.dumps(table).replace("RUN", str(folder)))
+    write_peft(tmp_path / "peft", base)
     return folder, canary
 
 
+def write_peft(folder, base):
+    """An adapter of PEFT's on one layer of a base."""
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(base)}))
+    width = json.loads((base / "config.json").read_text())["hidden_size"]
+    of = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{of}.lora_A.weight": torch.ones(1, width), f"{of}.lora_B.weight": torch.ones(width, 1)}
+    save_file(factors, folder / "adapter_model.safetensors")
+
+
+CELLS = {"trainable": 1}
+COLUMNS = {"trainable": {"metric": "trainable", "provenance": "T"}}
+SCORED = {"loss": {"metric": "loss.loss", "tolerance": 1, "provenance": "T"}}
+TABLE = {"title": "One", "paper": "Nobody, 2026.", "recipe": "RUN/recipe.yaml"}
+TABLES = {
+    "exact.yaml": {
+        **{**TABLE, "tier": "exact", "columns": COLUMNS, "rows": [{"label": "a", "cells": CELLS}]},
+    },
+    "scaled.yaml": {
+        **{**TABLE, "tier": "scaled", "claim": "None.", "provenance": "T", "bed": "none", "scale": "None."},
+        **{
+            "arms": [{"label": "a"}, {"label": "b", "overrides": ["adapter.rank=1"]}],
+            "lr_grid": [0.01],
+            "seeds": 1,
+            "match": "steps",
+        },
+        "criteria": [{"arm": "a", "against": "b", "all_seeds": True}],
+    },
+    "full.yaml": {
+        **{"title": "One", "paper": "Nobody, 2026.", "tier": "full", "cost": "none", "settings": ["none"]},
+        "columns": SCORED,
+        "rows": [{"label": "a", "recipe": "RUN/recipe.yaml", "cells": {"loss": 1}}],
+    },
+}
 OPENERS = {
     "eval": ["eval", "RUN"],
     "merge": ["merge", "RUN", "--out", "out"],
@@ -99,28 +144,81 @@ OPENERS = {
     "inspect": ["inspect", "RUN"],
     "doctor": ["doctor", "RUN"],
     "resume": ["train", "RUN", "--resume", "--more-steps", "1"],
-    "data": ["data", "show", "RUN/recipe.yaml"],
-    "new run": ["train", "RUN/recipe.yaml", "--out", "new"],
+    "data show": ["data", "show", "RUN/recipe.yaml"],
+    "data check": ["data", "check", "RUN/recipe.yaml"],
+    "train": ["train", "RUN/recipe.yaml", "--out", "new"],
+    "dry run": ["train", "RUN/recipe.yaml", "--dry-run"],
+    "plan": ["plan", "RUN/recipe.yaml"],
+    "find-lr": ["find-lr", "RUN/recipe.yaml"],
+    "sweep": ["sweep", "RUN/recipe.yaml", "adapter.rank=1,2", "--out", "out"],
+    "compare": ["compare", "RUN/recipe.yaml", "other.yaml", "--lr-grid", "1e-2", "--out", "out"],
+    "merge --add": ["merge", "OWN", "--add", "RUN", "--out", "out"],
+    "inspect --base": ["inspect", "peft", "--base", "BASE"],
+    **{f"reproduce {file}": ["reproduce", file, "--out", "out"] for file in TABLES},
+}
+# Whoever asks: the first knows families layer by layer, the second compares the files of the base before they are
+# opened, the third takes a change and leaves the base of that run alone.
+RUN_NO_CODE = ("plan", "inspect", "merge --add")
+# What opens no model; a report of a run reads what it left.
+LOADS_NOTHING = {
+    *(f"recipes {word}" for word in ("ls", "show", "cp", "validate", "schema", "diff")),
+    *("methods ls", "methods show", "report", "env"),
 }
 
 
-@pytest.mark.parametrize("command", cases(OPENERS, ("eval", "merge", "doctor", "resume")))
-def test_a_run_folder_that_says_it_is_trusted_runs_no_code(foreign, monkeypatch, capfd, tmp_path, command):
+def words_of(command, folder, run):
+    """What is typed, on a stranger's run and on one's own."""
+    places = {"RUN": folder, "BASE": folder.parent / "base", "OWN": run}
+    for word in OPENERS[command]:
+        for name, path in places.items():
+            word = word.replace(name, str(path)) if word.startswith(name) else word
+        yield word
+
+
+def test_every_command_that_opens_a_model_takes_the_option_and_is_tried():
+    taking = {name for name, options in OPTIONS.items() if options >= TRUST}
+    assert set(OPTIONS) - taking == LOADS_NOTHING
+    tried = {" ".join(words) for words in OPENERS.values()}
+    assert not [name for name in taking if not any(words.startswith(f"{name} ") for words in tried)]
+
+
+@pytest.mark.parametrize("command", cases(OPENERS, ("eval", "merge", "doctor", "resume", "plan", "sweep")))
+def test_a_folder_that_says_it_is_trusted_runs_no_code(foreign, run, monkeypatch, capfd, tmp_path, command):
     folder, canary = foreign
     monkeypatch.chdir(tmp_path)
-    Path("prompts.txt").write_text("hello\n")
-    code, said = lrft(monkeypatch, capfd, *(word.replace("RUN", str(folder)) for word in OPENERS[command]))
+    code, said = lrft(monkeypatch, capfd, *words_of(command, folder, run))
     assert not canary.exists()
-    assert "--trust-remote-code" in said and "Traceback" not in said
+    assert "Traceback" not in said
+    if command == "merge --add":  # takes the change of a run, and opens no base but its own
+        assert code == 0, said
+        return
+    assert "--trust-remote-code" in said or command in RUN_NO_CODE, said
     assert code == 2 or command == "doctor"  # which tells it
 
 
-def test_the_flag_lets_the_code_in(foreign, monkeypatch, capfd, tmp_path):
-    """So that the canary of the tests above would have sung."""
+@pytest.mark.slow
+@pytest.mark.parametrize("foreign", ["llama"], indirect=True)
+@pytest.mark.parametrize("command", OPENERS)
+def test_code_beside_a_family_that_is_known_is_left_alone(
+    foreign, run, monkeypatch, capfd, tmp_path, command
+):
+    """transformers then has a model without it, so nothing is refused and nothing runs."""
     folder, canary = foreign
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    _, said = lrft(monkeypatch, capfd, *words_of(command, folder, run))
+    assert not canary.exists() and "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", cases(OPENERS, ("doctor",)))
+def test_the_flag_lets_the_code_in(foreign, run, monkeypatch, capfd, tmp_path, command):
+    """So that the canary of the tests above would have sung; in the processes of a sweep, too, or they would fail."""
+    folder, canary = foreign
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    lrft(monkeypatch, capfd, "doctor", folder, "--trust-remote-code")
-    assert canary.read_text() == "ran"
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    said = lrft(monkeypatch, capfd, *words_of(command, folder, run), "--trust-remote-code")[1]
+    assert canary.exists() is (command not in RUN_NO_CODE), said
 
 
 @pytest.fixture

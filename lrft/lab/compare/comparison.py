@@ -16,6 +16,7 @@ from lrft.lab.compare.record import ArmRecord, Comparison, Costs, DifferenceReco
 from lrft.lab.compare.search import joint, search_rates
 from lrft.lab.compare.settings import By, Settings, check_seeds
 from lrft.lab.compare.statistics import bootstrap_interval, paired
+from lrft.lab.models import Models
 from lrft.lab.runs.local import Progress, run_all, threads
 from lrft.lab.runs.outcome import result, set_ups_of, value
 from lrft.lab.runs.planned import TUNING_SEED, Arm, PlannedRun, plan_run
@@ -58,7 +59,8 @@ def compare_arms(arms: Sequence[Arm], settings: Settings, command: str = "", alo
     check_seeds(seeds)
     if len(arms) > 1 or not alone:
         check_comparable(arms)
-    fitted, costs = match(arms, settings.by)
+    trusted = settings.trust_remote_code
+    fitted, costs = match(arms, settings.by, Models(trusted))
     for line in (*cost_lines(costs, settings.by), *blown_up(costs)):
         say(line)
     tuned = len(rates) > 1
@@ -68,7 +70,8 @@ def compare_arms(arms: Sequence[Arm], settings: Settings, command: str = "", alo
     tried, grid = _tune(fitted, settings, finish)
     chosen = choose_rates(fitted, tried, grid)
     runs = {
-        arm.label: [plan_run(arm, chosen[arm.label], seed, settings.out) for seed in seeds] for arm in fitted
+        arm.label: [plan_run(arm, chosen[arm.label], seed, settings.out, trusted) for seed in seeds]
+        for arm in fitted
     }
     # Seed by seed, so that an interrupted comparison has whole pairs.
     finish([runs[arm.label][index] for index in range(len(seeds)) for arm in fitted])
@@ -148,7 +151,8 @@ def _tune(
     """Rates tried for each label, ascending, and the loss at each on the tuning seed. A single rate is not tried."""
 
     def losses(points: Sequence[tuple[Arm, float]]) -> list[float | None]:
-        runs = [plan_run(arm, rate, TUNING_SEED, settings.out) for arm, rate in points]
+        trusted = settings.trust_remote_code
+        runs = [plan_run(arm, rate, TUNING_SEED, settings.out, trusted) for arm, rate in points]
         finish(runs)
         return [value(run, LOSS) for run in runs]
 

@@ -32,7 +32,9 @@ class Matched:
     state_bytes: int
 
 
-def match(arms: Sequence[Arm], by: Literal["params", "memory", "steps"]) -> tuple[list[Arm], list[Matched]]:
+def match(
+    arms: Sequence[Arm], by: Literal["params", "memory", "steps"], models: Models | None = None
+) -> tuple[list[Arm], list[Matched]]:
     """The arms with `adapter.rank` set so that each comes nearest to the first; alpha stays as written.
 
     Args:
@@ -41,7 +43,7 @@ def match(arms: Sequence[Arm], by: Literal["params", "memory", "steps"]) -> tupl
     Raises:
         UsageError: an arm other than the first has no rank to change.
     """
-    models = Models()
+    models = models or Models()
     found = list(arms)
     if by != "steps":
         target = _budget(models.weigh(arms[0].recipe), by)

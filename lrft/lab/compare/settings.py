@@ -28,6 +28,7 @@ class Settings:
         jobs: runs at a time.
         trials: rates proposed for each arm between the ends of `rates`, in place of `rates` themselves.
         cluster: where runs are made; None for processes of this machine.
+        trust_remote_code: let code run that comes with a base model.
     """
 
     out: Path
@@ -37,6 +38,7 @@ class Settings:
     jobs: int = 1
     trials: int = 0
     cluster: Executor | None = None
+    trust_remote_code: bool = False
 
 
 def parse_settings(
@@ -49,6 +51,7 @@ def parse_settings(
     trials: int | None = None,
     cluster: str | None = None,
     cluster_settings: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Settings:
     """The settings that the words of a command line mean.
 
@@ -74,7 +77,7 @@ def parse_settings(
 
         executor = Cluster(cluster, cluster_settings, out, jobs)
     match: By = next(word for word in get_args(By) if word == by)
-    return Settings(out, tried, chosen, match, jobs, trials or 0, executor)
+    return Settings(out, tried, chosen, match, jobs, trials or 0, executor, trust_remote_code)
 
 
 def parse_rates(text: str) -> list[float]:

@@ -71,7 +71,7 @@ class Cluster:
             say(f"{run}: is job {job.job_id} already")
             return _Job(run, job, log_file(run), stop)
         recipe, log = prepared(run)
-        command = runs.training_command(recipe, run.folder.absolute())
+        command = runs.trusting(run, runs.training_command(recipe, run.folder.absolute()))
         try:
             remove_file(stop)
             job = self.executor.submit(Training(command, log, stop, self.environment))

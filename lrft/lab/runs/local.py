@@ -107,6 +107,11 @@ def training_command(recipe: Path, folder: Path) -> list[str]:
     return [sys.executable, "-m", "lrft", "train", str(recipe), "--out", str(folder), "--resume", "--json"]
 
 
+def trusting(run: PlannedRun, command: list[str]) -> list[str]:
+    """The command, which may run code that comes with the base model where the caller's could."""
+    return [*command, "--trust-remote-code"] if run.trusted else command
+
+
 class Processes:
     """This machine, its cores shared out among `jobs` processes."""
 
@@ -128,7 +133,7 @@ class _Process:
         self.began = time.monotonic()
         with open_log(self.log) as file:
             self.process = subprocess.Popen(
-                training_command(recipe, run.folder),
+                trusting(run, training_command(recipe, run.folder)),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

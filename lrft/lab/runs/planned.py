@@ -55,13 +55,18 @@ class Arm:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training: an arm at a rate and a seed, and the folder that is its own."""
+    """One training: an arm at a rate and a seed, and the folder that is its own.
+
+    Attributes:
+        trusted: whether code that comes with the base model may run.
+    """
 
     arm: str
     rate: float
     seed: int
     recipe: Recipe
     folder: Path
+    trusted: bool = False
 
     def __str__(self) -> str:
         return f"{self.arm}, rate {self.rate:g}, seed {self.seed}"
@@ -83,15 +88,15 @@ def make_arm(label: str, source: str | Path, overrides: Sequence[str] = (), grou
     return arm
 
 
-def plan_run(arm: Arm, rate: float, seed: int, out: Path) -> PlannedRun:
+def plan_run(arm: Arm, rate: float, seed: int, out: Path, trusted: bool = False) -> PlannedRun:
     """The run of an arm at a rate and a seed. Its folder is named by all that decides its numbers."""
     recipe = arm.changed(f"optimizer.lr={rate!r}", f"train.seed={seed}").recipe
     decisive = [recipe_hash(recipe), code_digest(recipe), *map(fingerprint, _local_paths(recipe))]
+    decisive += ["its own code"] if trusted else []
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", arm.label).strip("-.")[:LONGEST_NAME] or "arm"
-    return PlannedRun(
-        arm.label, rate, seed, recipe, out / "runs" / f"{slug}-lr{rate:g}-seed{seed}-{digest[:12]}"
-    )
+    folder = out / "runs" / f"{slug}-lr{rate:g}-seed{seed}-{digest[:12]}"
+    return PlannedRun(arm.label, rate, seed, recipe, folder, trusted)
 
 
 def fingerprint(path: str) -> str:

@@ -39,7 +39,7 @@ def inspect(
         look: how closely.
         base: model that a PEFT folder belongs to; by default the one that its configuration names.
         progress: hears (what, done, total).
-        trust_remote_code: let code run that comes with a run's base model.
+        trust_remote_code: let code run that comes with the base model.
 
     Raises:
         UsageError: it is neither, or has nothing to look at; or `base` is given for a run.
@@ -48,7 +48,7 @@ def inspect(
     """
     look = look or Look()
     if isinstance(run, Path | str) and (Path(run) / CONFIG).is_file():
-        return _inspection(changes_of_peft(Path(run), base), look, progress)
+        return _inspection(changes_of_peft(Path(run), base, trust_remote_code), look, progress)
     if base is not None:
         raise UsageError("--base: a run names its own base; the option is for folders that PEFT wrote")
     folder = find(run)

@@ -19,7 +19,7 @@ from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import LrftError, RecipeError, UsageError
 
 
-def changes_of_peft(path: Path, base: str | None) -> Subject:
+def changes_of_peft(path: Path, base: str | None, trust_remote_code: bool = False) -> Subject:
     """What the adapter of a folder changes.
 
     The base is the one given, or named by the configuration. Where the latter cannot be loaded, what needs it is left
@@ -29,7 +29,7 @@ def changes_of_peft(path: Path, base: str | None) -> Subject:
         UsageError: the folder cannot be read (`read_peft`); or the base is needed and is not there, or is another one.
     """
     folder = read_peft(path)
-    name, model = _base(folder, base)
+    name, model = _base(folder, base, trust_remote_code)
     absent = [site for site in folder.pairs if model is not None and _layer(model, site) is None]
     if absent:
         raise UsageError(f"{name} has no layer {absent[0]}, which {path} changes; give the right --base")
@@ -45,12 +45,12 @@ def changes_of_peft(path: Path, base: str | None) -> Subject:
     )
 
 
-def _base(folder: PeftFolder, given: str | None) -> tuple[str | None, nn.Module | None]:
+def _base(folder: PeftFolder, given: str | None, trusted: bool) -> tuple[str | None, nn.Module | None]:
     name = given or folder.config.get("base_model_name_or_path")
     reason = "the configuration names no base"
     if name:
         try:
-            return name, _load(name, None if given else folder.config.get("revision"))
+            return name, _load(name, None if given else folder.config.get("revision"), trusted)
         except LrftError as error:
             if given:
                 raise UsageError(f"--base: {error}") from None
@@ -63,12 +63,12 @@ def _base(folder: PeftFolder, given: str | None) -> tuple[str | None, nn.Module 
     return name, None
 
 
-def _load(name: str, revision: str | None) -> nn.Module:
+def _load(name: str, revision: str | None, trusted: bool) -> nn.Module:
     """The base in the precision of its files, so that nothing is rounded and nothing is held twice as wide."""
     section = ModelSection(name=name, revision=revision, dtype="float32", attention="eager")
-    kept = getattr(load_config(section), "dtype", None)
+    kept = getattr(load_config(section, trusted), "dtype", None)
     stored = next((key for key, dtype in DTYPES.items() if dtype == kept), "float32")
-    return load_model(section.model_copy(update={"dtype": stored})).hf
+    return load_model(section.model_copy(update={"dtype": stored}), trust_remote_code=trusted).hf
 
 
 def _layer(model: nn.Module, site: str) -> nn.Module | None:

@@ -60,12 +60,14 @@ class Settings:
         metric: see `points_of`.
         jobs: runs at a time.
         kept: of a finished run, its adapter alone or its checkpoints too.
+        trust_remote_code: let code run that comes with the base model.
     """
 
     out: Path
     metric: str = "eval_loss"
     jobs: int = 1
     kept: Kept = "adapter"
+    trust_remote_code: bool = False
 
 
 def sweep(
@@ -86,20 +88,18 @@ def _sweep(
 ) -> Sweep:
     points = points_of(recipe, arguments, arms, settings.metric)
     metric = metric_of(points, settings.metric)
-    models = Models()
+    out, trusted = settings.out, settings.trust_remote_code
+    models = Models(trusted)
     sizes = [models.weigh(point.arm.recipe)["trainable"] for point in points]
     for point, size in zip(points, sizes, strict=True):
         say(f"{point.arm.label}: {size:,} trainable")
     runs = [
-        plan_run(point.arm, point.arm.recipe.optimizer.lr, point.arm.recipe.train.seed, settings.out)
+        plan_run(point.arm, point.arm.recipe.optimizer.lr, point.arm.recipe.train.seed, out, trusted)
         for point in points
     ]
     pruned = _without_checkpoints if settings.kept == "adapter" else None
     run_all(runs, settings.jobs, Progress(len(runs), settings.jobs), after=pruned)
-    rows = [
-        _row(point, run, size, metric, settings.out)
-        for point, run, size in zip(points, runs, sizes, strict=True)
-    ]
+    rows = [_row(point, run, size, metric, out) for point, run, size in zip(points, runs, sizes, strict=True)]
     return {
         "command": command,
         "recipe": recipe,

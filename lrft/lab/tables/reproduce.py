@@ -36,12 +36,14 @@ class Options:
         jobs: trainings at a time.
         device: cpu or cuda, for tables that train.
         fresh: count rows of the exact tier anew, those that are kept too.
+        trust_remote_code: let code run that comes with a base model.
     """
 
     seeds: Sequence[int] | None = None
     jobs: int = 1
     device: str | None = None
     fresh: bool = False
+    trust_remote_code: bool = False
 
     @property
     def overrides(self) -> list[str]:
@@ -67,7 +69,7 @@ def reproduce(
     options = options or Options()
     entries = choose(names, tier)
     _check(entries, options)
-    models, kept = Models(), Kept(out, options.fresh)
+    models, kept = Models(options.trust_remote_code), Kept(out, options.fresh)
     runners: dict[str, Runner] = {
         EXACT: partial(_count, models=models, kept=kept),
         SCALED: partial(_replay, out=out, options=options),
@@ -119,7 +121,13 @@ def _replay(entry: Entry, out: Path, options: Options) -> tuple[str, ScaledRecor
 
     say(f"{entry.name}: replaying")
     found = run_scaled(
-        entry.path, out / REPLAYS, options.seeds, options.jobs, options.overrides, report=out / entry.name
+        entry.path,
+        out / REPLAYS,
+        options.seeds,
+        options.jobs,
+        options.overrides,
+        report=out / entry.name,
+        trust_remote_code=options.trust_remote_code,
     )
     say(f"{entry.name}: {found['verdict']}")
     lines = [f"# {found['title']}", "", *head_lines(found), "", *body(found)]
@@ -138,6 +146,7 @@ def _train(entry: Entry, out: Path, options: Options) -> tuple[str, FullRecord]:
         seeds=options.seeds,
         jobs=options.jobs,
         overrides=tuple(options.overrides),
+        trust_remote_code=options.trust_remote_code,
     )
     say(f"{entry.name}: {said(found)}")
     return full_markdown(found), found

@@ -18,28 +18,34 @@ from lrft.lab.tables.scaled.table import load_scaled, scaled_arms
 from lrft.recipe.schema import Recipe
 
 
-def sizes(names: list[str], tier: str | None = None, seeds: Sequence[int] | None = None) -> Iterator[Sizes]:
+def sizes(
+    names: list[str],
+    tier: str | None = None,
+    seeds: Sequence[int] | None = None,
+    trust_remote_code: bool = False,
+) -> Iterator[Sizes]:
     """What each of the tables would run: name, tier, cost, runs, and by row or arm what trains and its memory.
 
     Raises:
         UsageError, RecipeError: what running them would raise before anything is counted or trained.
     """
+    models = Models(trust_remote_code)
     for entry in choose(names, tier):
-        what = {EXACT: _counts, SCALED: _arms, FULL: _rows}[entry.tier](entry, seeds)
+        what = {EXACT: _counts, SCALED: _arms, FULL: _rows}[entry.tier](entry, seeds, models)
         yield {"name": entry.name, "tier": entry.tier, "cost": stated_cost(entry, entry.plain()), **what}
 
 
-def _counts(entry: Entry, seeds: Sequence[int] | None) -> Sized:
+def _counts(entry: Entry, seeds: Sequence[int] | None, models: Models) -> Sized:
     """A table of the exact tier trains nothing: running it is what counts."""
     rows = load_table(entry).table.rows
     return {"runs": f"{len(rows)} rows are counted, nothing trains", "memory": "none", "rows": []}
 
 
-def _arms(entry: Entry, seeds: Sequence[int] | None) -> Sized:
+def _arms(entry: Entry, seeds: Sequence[int] | None, models: Models) -> Sized:
     table = load_scaled(entry.path)
-    arms, models = scaled_arms(table, entry.path), Models()
+    arms = scaled_arms(table, entry.path)
     if table.match != "steps":
-        arms, _ = match(arms, table.match)  # the ranks that will train
+        arms, _ = match(arms, table.match, models)  # the ranks that will train
     rates, number = len(table.lr_grid), table.seeds if seeds is None else len(seeds)
     tuning = len(arms) * rates if rates > 1 else 0
     how = f", {tuning} of them to choose among {rates} rates on seed {TUNING_SEED}" if tuning else ""
@@ -50,8 +56,8 @@ def _arms(entry: Entry, seeds: Sequence[int] | None) -> Sized:
     }
 
 
-def _rows(entry: Entry, seeds: Sequence[int] | None) -> Sized:
-    found = size_full(entry.path)
+def _rows(entry: Entry, seeds: Sequence[int] | None, models: Models) -> Sized:
+    found = size_full(entry.path, models)
     rows: list[SizedRow] = [
         {
             "label": row["label"],

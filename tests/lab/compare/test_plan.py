@@ -8,6 +8,7 @@ import pytest
 
 from lrft.lab.compare.arms import EQUAL, check_comparable, differences, labels
 from lrft.lab.compare.settings import parse_rates, parse_seeds
+from lrft.lab.runs.local import training_command, trusting
 from lrft.lab.runs.planned import fingerprint, make_arm, plan_run
 from lrft.registry.errors import RecipeError, UsageError
 
@@ -32,6 +33,15 @@ def test_changed_rows_and_other_code_mean_another_folder(recipe, tmp_path, monke
     changed = plan_run(arm, 1e-3, 0, Path("o")).folder
     monkeypatch.setattr("lrft.lab.runs.planned.code_digest", lambda recipe: "99")
     assert len({before, changed, plan_run(arm, 1e-3, 0, Path("o")).folder}) == 3
+
+
+def test_a_run_that_trusts_code_is_another_and_says_so(recipe):
+    arm = make_arm("a", recipe("a"))
+    plain, trusted = (plan_run(arm, 1e-3, 0, Path("o"), trusted=given) for given in (False, True))
+    assert plain.folder != trusted.folder
+    command = training_command(Path("a.yaml"), trusted.folder)
+    assert trusting(trusted, command) == [*command, "--trust-remote-code"]
+    assert trusting(plain, command) == command
 
 
 def test_a_large_file_is_told_by_size_and_slices(tmp_path, monkeypatch):

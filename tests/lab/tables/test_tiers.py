@@ -51,7 +51,8 @@ def replayed(monkeypatch) -> list[tuple]:
     """What `run_scaled` was asked for; nothing trains."""
     calls: list[tuple] = []
 
-    def fake(path, out, seeds=None, jobs=1, overrides=(), report=None):
+    def fake(path, out, seeds=None, jobs=1, overrides=(), report=None, trust_remote_code=False):
+        assert not trust_remote_code
         calls.append((path, out, seeds, jobs, list(overrides), report))
         return RECORD
 
@@ -65,13 +66,15 @@ def full_table(monkeypatch, tmp_path) -> Path:
     """A table file of the full tier, and a module that stands for its trainings."""
     numbers = [{"row": "r", "column": "c", "published": 74.7, "ours": 60.0, "verdict": "missed"}]
     module = types.ModuleType("lrft.lab.tables.full.results")
-    module.run_full = lambda path, out, *, seeds=None, jobs=1, overrides=(), rows=None: {  # type: ignore[attr-defined]
-        "name": path.stem,
-        "tier": "full",
-        "verdicts": {"missed": 1},
-        "numbers": numbers,
-        "asked": [seeds, jobs, list(overrides)],
-    }
+    module.run_full = (
+        lambda path, out, *, seeds=None, jobs=1, overrides=(), rows=None, trust_remote_code=False: {  # type: ignore[attr-defined]
+            "name": path.stem,
+            "tier": "full",
+            "verdicts": {"missed": 1},
+            "numbers": numbers,
+            "asked": [seeds, jobs, list(overrides)],
+        }
+    )
     monkeypatch.setattr(full_report, "full_markdown", lambda record: f"# {record['name']}\n")
     monkeypatch.setitem(sys.modules, "lrft.lab.tables.full.results", module)
     path = tmp_path / "mine.yaml"

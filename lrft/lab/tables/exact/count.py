@@ -78,7 +78,7 @@ def count_table(
         measured: dict[str, float] | None = None
         if recipe is not None:
             metrics = list(dict.fromkeys(table.columns[name].metric for name in row.cells))
-            keys.append(row_key(recipe.recipe, metrics))
+            keys.append(row_key(recipe.recipe, metrics, models.trusted))
             measured = kept.get(loaded.name, keys[-1])
             if measured is None:
                 measured = _values(loaded, row, recipe.recipe, models, metrics)

@@ -66,14 +66,18 @@ class Kept:
         write_file(self.path, text, f"--out {self.path.parent}: {FILE}")
 
 
-def row_key(recipe: Recipe, metrics: Iterable[str]) -> str:
-    """sha256 (hex) of what decides a row's numbers: recipe, code, libraries, configuration files, what is measured."""
+def row_key(recipe: Recipe, metrics: Iterable[str], trusted: bool = False) -> str:
+    """sha256 (hex) of what decides a row's numbers: recipe, code, libraries, configuration files, what is measured.
+
+    Code that comes with the model counts where it may run.
+    """
     decisive = [
         recipe_hash(recipe),
         code_digest(recipe, COUNTING),
         _versions(),
-        _configuration(recipe.model.name),
+        _files(recipe.model.name, "*.json"),
         sorted(metrics),
+        *([_files(recipe.model.name, "**/*.py")] if trusted else []),
     ]
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
@@ -89,10 +93,10 @@ def _versions() -> list[str | None]:
     return found
 
 
-def _configuration(model: str) -> str:
-    """A digest of the model's .json files, or its name where it is no folder."""
+def _files(model: str, pattern: str) -> str:
+    """A digest of the model's files of such names, or of its name where it is no folder."""
     digest = hashlib.sha256(b"" if Path(model).is_dir() else model.encode())
-    for path in sorted(Path(model).glob("*.json")):
+    for path in sorted(Path(model).glob(pattern)):
         digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 

@@ -24,14 +24,14 @@ ABSENT, NO_RECIPE = "method not in lrft yet", "no recipe"
 SIZED, NO_CONFIG = "sized", "not sized: no configuration is packaged"
 
 
-def size_full(path: Path) -> FullRecord:
+def size_full(path: Path, models: Models | None = None) -> FullRecord:
     """What each row trains and holds in memory, by formula: no weights, no data, no hub.
 
     Raises:
         RecipeError: the table or the recipe of a row is not valid.
     """
     table = load_full(path)
-    models = Models()
+    models = models or Models()
     rows = [_size_row(table, row, path, models) for row in table.rows]
     return _record(path, table, rows, {}, seeds=None)
 
@@ -44,6 +44,7 @@ def run_full(
     jobs: int = 1,
     overrides: Sequence[str] = (),
     rows: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> FullRecord:
     """Train and score the rows of a table in `out`, and set the results beside the published ones.
 
@@ -53,6 +54,7 @@ def run_full(
         seeds: how many, or which; by default the one that each recipe states.
         overrides: of all rows, after everything in the table.
         rows: labels of the rows to run; by default all that have a recipe.
+        trust_remote_code: let code run that comes with a base model.
 
     Raises:
         RecipeError: the table or the recipe of a row is not valid.
@@ -63,11 +65,11 @@ def run_full(
     chosen = list(range(seeds)) if isinstance(seeds, int) else None if seeds is None else list(seeds)
     found = {row.label: Runs() for row in table.rows}
     for row in _wanted(table, rows):
-        found[row.label].runs = planned(table, row, path, out, chosen, overrides)
+        found[row.label].runs = planned(table, row, path, out, chosen, overrides, trust_remote_code)
     finish([run for each in found.values() for run in each.runs], jobs)
     for row in table.rows:
         read(found[row.label], table, row)
-    models = Models()
+    models = Models(trust_remote_code)
     sized = [_size_row(table, row, path, models) for row in table.rows]
     record = _record(path, table, sized, found, chosen)
     return {**record, "overrides": list(overrides), "seconds": round(time.monotonic() - began, 1)}

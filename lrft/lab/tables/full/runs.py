@@ -15,7 +15,7 @@ from lrft.files.json import read_object
 from lrft.files.records import Scores
 from lrft.files.write import open_log
 from lrft.lab.runs.executor import last_line
-from lrft.lab.runs.local import Progress, run_all, threads
+from lrft.lab.runs.local import Progress, run_all, threads, trusting
 from lrft.lab.runs.outcome import DIVERGED
 from lrft.lab.runs.planned import PlannedRun, plan_run
 from lrft.lab.tables.full.table import FullRow, FullTable, trained_arm
@@ -47,6 +47,7 @@ def planned(
     out: Path,
     seeds: Sequence[int] | None,
     overrides: Sequence[str],
+    trusted: bool = False,
 ) -> list[PlannedRun]:
     """The runs of a row; none where it has no recipe, or nothing to be compared with."""
     arm = trained_arm(table, row, path, overrides)
@@ -56,7 +57,7 @@ def planned(
         arm, label=Path(arm.source).stem
     )  # folders by recipe: equal rows have equal runs, made once
     of = [arm.recipe.train.seed] if seeds is None else seeds
-    runs = [plan_run(arm, arm.recipe.optimizer.lr, seed, out) for seed in of]
+    runs = [plan_run(arm, arm.recipe.optimizer.lr, seed, out, trusted) for seed in of]
     return [replace(run, arm=row.label) for run in runs]
 
 
@@ -107,7 +108,7 @@ def _score(run: PlannedRun) -> None:
     say(f"{run}: scoring")
     with open_log(log, anew=True) as file:
         process = subprocess.Popen(
-            evaluation_command(run.folder),
+            trusting(run, evaluation_command(run.folder)),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

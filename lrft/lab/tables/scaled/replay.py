@@ -27,6 +27,7 @@ def run_scaled(
     jobs: int = 1,
     overrides: Sequence[str] = (),
     report: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> ScaledRecord:
     """Replay a table and judge it; what is finished in `out` is kept. Returns what report.json holds.
 
@@ -35,6 +36,7 @@ def run_scaled(
         report: folder of report.md, report.json and the plot; by default `out`.
         seeds: how many, or which; by default as many as the table states. With fewer nothing is decided.
         overrides: of all arms, such as other data or `train.device=cuda`; they are part of the record.
+        trust_remote_code: let code run that comes with a base model.
 
     Raises:
         RecipeError: the table or the recipe of an arm is not valid.
@@ -43,7 +45,9 @@ def run_scaled(
     table = load_scaled(path)
     number = table.seeds if seeds is None else seeds
     chosen = list(range(number)) if isinstance(number, int) else list(number)
-    settings = Settings(out, sorted(table.lr_grid), chosen, by=table.match, jobs=jobs)
+    settings = Settings(
+        out, sorted(table.lr_grid), chosen, table.match, jobs, trust_remote_code=trust_remote_code
+    )
     arms = scaled_arms(table, path, overrides)
     compared = compare_arms(arms, settings, command=command_line(), alone=True)
     record = _record(path.stem, table, compared, overrides)
