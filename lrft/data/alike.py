@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from lrft.core import stop
 from lrft.data.encoded import Encoded
@@ -87,7 +88,7 @@ def compare(
         stop.poll()
         example = form.completed(split.rows[index])
         texts.add(_said(example))
-        question = tuple(word for part in _asked(example) for word in words(part))
+        question = tuple(chain.from_iterable(map(words, _asked(example))))
         if question and split is train:
             questions.setdefault(question, number)
         elif question in questions:

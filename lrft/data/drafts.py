@@ -13,11 +13,9 @@ from lrft.data.features import FeatureColumns, Features
 from lrft.data.formats._format import Format
 from lrft.data.reached import Reached
 from lrft.data.row_size import check_size
+from lrft.data.words import ALONE as ALONE
+from lrft.data.words import tokens_of_many
 from lrft.registry.protocols import Tokenizer
-
-ALONE = {"add_special_tokens": False, "verbose": False}  # how a text is asked for by itself
-
-IDS_ALONE = {"return_attention_mask": False, "return_token_type_ids": False}
 
 
 @dataclass(frozen=True)
@@ -101,18 +99,18 @@ def bounds_of(spans: Sequence[Span]) -> list[tuple[int, bool]]:
 class Ready:
     """A tokenizer that has the tokens of some texts ready; it gives what it would have given without.
 
-    One call for many texts spares what every call costs, and a fast tokenizer then works on all cores.
+    One call for many texts spares what every call costs, and of many tokenizers each word is asked for once.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer: Any = tokenizer
         self._ready: dict[str, list[int]] = {}
+        self._many = tokens_of_many(tokenizer)
 
     def prepare(self, drafts: Iterable[Draft]) -> None:
         """Make the tokens of these rows, and forget those of others."""
         texts = list(dict.fromkeys(text for d in drafts for one in d.documents for text in one.asked()))
-        found = self._tokenizer(texts, **ALONE, **IDS_ALONE)["input_ids"] if texts else []
-        self._ready = dict(zip(texts, found, strict=True))
+        self._ready = dict(zip(texts, self._many(texts), strict=True))
 
     def __call__(self, text: str, **asked: Any) -> Any:
         ids = self._ready.get(text) if asked == ALONE else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import compress
 
 from lrft.data.encoded import Encoded
 from lrft.data.rows import Rows
@@ -236,7 +237,7 @@ def _equal_answers(row: Encoded) -> bool:
 
 def _learnt(document: Encoded) -> list[int]:
     """The targets of one document."""
-    return [token for token, wanted in zip(document.input_ids, document.supervised, strict=True) if wanted]
+    return list(compress(document.input_ids, document.supervised))
 
 
 def _duplicates(encoded: Sequence[Encoded]) -> list[int]:

@@ -180,7 +180,8 @@ class Renderer:
         extra = front - self.prefix.count(bos) if self.prefix and bos is not None else 0
         if example.label is None and (not made.ids or ids[-1] not in self.stop_ids):
             ids.append(self._eos())
-        supervised = [k > 0 and k >= start for k in range(len(ids))]
+        read = min(max(start, 1), len(ids))
+        supervised = [False] * read + [True] * (len(ids) - read)
         return Drawn(ids, supervised, front, extra, made.merged, made.apart, start)
 
     def _chat(self, example: Example, text: str, spans: Sequence[Span]) -> Drawn:

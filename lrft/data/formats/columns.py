@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from string import Formatter
 
 from lrft.data.example import Example, Row
@@ -59,7 +60,7 @@ class Columns(Format):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(_names(self.config.prompt) + _names(self.config.completion)))
+        return tuple(dict.fromkeys((*_names(self.config.prompt), *_names(self.config.completion))))
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -72,5 +73,6 @@ class Columns(Format):
         return self.pair(prompt, completion, self.config.system)
 
 
-def _names(template: str) -> list[str]:
-    return [name for _, name, _, _ in Formatter().parse(template) if name]
+@cache
+def _names(template: str) -> tuple[str, ...]:
+    return tuple(name for _, name, _, _ in Formatter().parse(template) if name)
