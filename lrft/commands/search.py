@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.commands.complete import recipe_names
-from lrft.commands.output import Json, Quiet, result, show_table
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import say, silence
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def search_command(
         list[str] | None,
         typer.Option(help="Of every job, as with `lrft compare`. Repeat for more.", metavar="KEY=VALUE"),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -84,6 +85,7 @@ def search_command(
         keep_checkpoints=keep_checkpoints,
         cluster=cluster,
         cluster_settings=cluster_set or (),
+        trust_remote_code=trust_remote_code,
     )
     record = search(recipe, overrides or [], space, settings, command_line())
     for sentence in sentences(record):

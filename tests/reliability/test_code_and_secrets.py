@@ -93,6 +93,7 @@ def foreign(run, tiny, tmp_path, request):
     record = json.loads((folder / "run.json").read_text()) | {"trust_remote_code": True}
     (folder / "run.json").write_text(json.dumps(record))
     (tmp_path / "prompts.txt").write_text("hello\n")
+    (tmp_path / "space.yaml").write_text("adapter.rank: [1, 2]\n")
     (tmp_path / "other.yaml").write_text(f"extends: {folder}/recipe.yaml\nadapter: {{rank: 1}}\n")
     for name, table in TABLES.items():
         (tmp_path / name).write_text(json.dumps(table).replace("RUN", str(folder)))
@@ -151,6 +152,7 @@ OPENERS = {
     "plan": ["plan", "RUN/recipe.yaml"],
     "find-lr": ["find-lr", "RUN/recipe.yaml"],
     "sweep": ["sweep", "RUN/recipe.yaml", "adapter.rank=1,2", "--out", "out"],
+    "search": ["search", "RUN/recipe.yaml", "--space", "space.yaml", "--budget", "2", "--out", "out"],
     "compare": ["compare", "RUN/recipe.yaml", "other.yaml", "--lr-grid", "1e-2", "--out", "out"],
     "merge --add": ["merge", "OWN", "--add", "RUN", "--out", "out"],
     "inspect --base": ["inspect", "peft", "--base", "BASE"],

@@ -32,14 +32,17 @@ class Arms:
         source: recipe file or packaged name.
         overrides: that hold for every arm.
         metric: what every arm takes at its last step.
+        trusted: let code run that comes with the base model.
 
     Attributes:
         refused: configurations that are no valid recipe, or the recipe of another one -> why.
     """
 
-    def __init__(self, source: str, overrides: Sequence[str], space: Space, metric: str) -> None:
+    def __init__(
+        self, source: str, overrides: Sequence[str], space: Space, metric: str, trusted: bool = False
+    ) -> None:
         self.source, self.overrides, self.space, self.metric = source, tuple(overrides), space, metric
-        self.models = Models()
+        self.models = Models(trusted)
         self.refused: dict[Genes, str] = {}
         self._arms: dict[Genes, Arm] = {}
         self._owners: dict[str, Genes] = {}
@@ -55,6 +58,10 @@ class Arms:
             self.refused[genes] = str(error).splitlines()[0]
             return False
         return self._owners.get(recipe_hash(arm.recipe), genes) == genes
+
+    def first_refusal(self) -> str:
+        """Why the configuration that was asked for first cannot be trained; empty where it can."""
+        return next(iter(self.refused.values()), "")
 
     def take(self, genes: Genes) -> Arm:
         """The arm of a configuration that is tried; another one with the same recipe is not possible from now on."""

@@ -36,11 +36,11 @@ def search(
 
     Raises:
         RecipeError: the recipe, the space or one of its values is not valid.
-        UsageError: the folder holds another search, or its arms were trained with other code or data.
+        UsageError: the folder holds another search, its arms were trained with other code or data, or none of them can be.
         LrftError, Interrupted: see `lrft.lab.runs.local.run_all`.
     """
     with stop.listening(f"what is finished in {settings.out} is kept; the same command goes on"):
-        arms = Arms(recipe, overrides, read_space(space), settings.metric)
+        arms = Arms(recipe, overrides, read_space(space), settings.metric, settings.trust_remote_code)
         arms.check()
         return _Search(arms, settings).run(command)
 
@@ -74,6 +74,10 @@ class _Search:
             progress = Progress(self.settings.budget, self.settings.jobs, len(chosen))
             while planned := self._propose(chosen, state.lines):
                 self._train(planned, state, progress)
+            if not state.lines:
+                raise UsageError(
+                    f"{self.settings.out}: nothing of the space can be trained; {self.arms.first_refusal()}"
+                )
             return self._found(state.lines, command)
         finally:
             state.close()
@@ -110,7 +114,8 @@ class _Search:
         keep()
 
     def _planned(self, arm: Arm) -> PlannedRun:
-        return plan_run(arm, arm.recipe.optimizer.lr, arm.recipe.train.seed, self.settings.out)
+        of = self.settings
+        return plan_run(arm, arm.recipe.optimizer.lr, arm.recipe.train.seed, of.out, of.trust_remote_code)
 
     def _compare(self, line: Line) -> None:
         """Refuse an arm that would be another run today.

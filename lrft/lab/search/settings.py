@@ -34,6 +34,7 @@ class Settings:
         jobs: runs at a time.
         keep_checkpoints: of every run, and not its adapter alone.
         cluster: where runs are made; None for processes of this machine.
+        trust_remote_code: let code run that comes with the base model.
     """
 
     out: Path
@@ -45,6 +46,7 @@ class Settings:
     jobs: int = 1
     keep_checkpoints: bool = False
     cluster: Executor | None = None
+    trust_remote_code: bool = False
 
 
 def parse_settings(
@@ -59,6 +61,7 @@ def parse_settings(
     keep_checkpoints: bool = False,
     cluster: str | None = None,
     cluster_settings: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Settings:
     """The settings that the words of a command line mean.
 
@@ -82,7 +85,10 @@ def parse_settings(
         from lrft.lab.runs.cluster import Cluster
 
         executor = Cluster(cluster, cluster_settings, out, jobs)
-    return Settings(out, budget, parse_method(method), metric, cost, seed, jobs, keep_checkpoints, executor)
+    chosen = parse_method(method)
+    return Settings(
+        out, budget, chosen, metric, cost, seed, jobs, keep_checkpoints, executor, trust_remote_code
+    )
 
 
 def parse_method(text: str) -> MethodConfig:
