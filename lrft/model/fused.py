@@ -25,7 +25,6 @@ Gated = Callable[[Tensor, Tensor], Tensor]
 Rotation = Callable[..., tuple[Tensor, Tensor]]
 ROTATION = "apply_rotary_pos_emb"  # what every attention of transformers calls it
 TOKENS = 3  # of a trial
-ROUNDING = 2.0**-6  # of the norm of what comes out: what kernels that round in another order may differ by
 
 
 @torch.no_grad()
@@ -99,19 +98,6 @@ def _same(forward: Forward, module: nn.Module, x: Tensor) -> bool:
     return torch.equal(*results)
 
 
-def _taken(own: Forward, other: Forward, module: nn.Module, x: Tensor) -> Forward:
-    """Another kernel's forward pass in the place of the one that was recognised.
-
-    Raises:
-        RecipeError: it gives something else.
-    """
-    expected, found = (forward(module, x).float() for forward in (own, other))
-    if not bool((found - expected).norm() <= ROUNDING * expected.norm()):
-        what = f"the kernel of {liger.PACKAGE} gives other values than {type(module).__name__}"
-        raise RecipeError(f"{what}; write false, or install another version", liger.KEY)
-    return other
-
-
 class _Norm:
     """A norm by the root mean square whose weight comes after rounding, before it, or before it as 1 + weight.
 
@@ -137,7 +123,9 @@ class _Norm:
             if all(_same(own, module, one) for one in tries):
                 if self.kernel is rms_norm:
                     return own
-                return _taken(own, _norm_forward(type(module), offset, first, self.kernel), module, tries[0])
+                return liger.taken(
+                    own, _norm_forward(type(module), offset, first, self.kernel), module, tries[0]
+                )
         return None
 
 
@@ -190,7 +178,7 @@ class _Gate:
         own = _gate_forward(gated)
         if not _same(own, module, x):
             return None
-        return own if self.kernel is gated else _taken(own, _gate_forward(self.kernel), module, x)
+        return own if self.kernel is gated else liger.taken(own, _gate_forward(self.kernel), module, x)
 
 
 @cache
