@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,24 @@ def leave(
     given: Sequence[str] | None,
     file: Path | None,
 ) -> dict[str, Any]:
-    """Print the record as the last line, append it to `file` where one is named, and return it.
+    """Print the record as the last line, append it to `file` where one is named, and return it."""
+    record = made(kind, settings, result, given)
+    if file is not None:
+        append(file, record)
+    print(json.dumps(record), flush=True)
+    return record
+
+
+def made(
+    kind: str, settings: dict[str, Any], result: dict[str, Any], given: Sequence[str] | None
+) -> dict[str, Any]:
+    """A record.
 
     Args:
         kind: which benchmark, by which the page knows it.
         given: the command line; by default that of this process.
     """
-    record: dict[str, Any] = {
+    return {
         "kind": kind,
         "date": datetime.date.today().isoformat(),
         "command": command(SCRIPTS.get(kind, f"bench_{kind}.py"), sys.argv[1:] if given is None else given),
@@ -40,10 +51,6 @@ def leave(
         "settings": plain(settings),  # infinity is no JSON
         "result": plain(result),
     }
-    if file is not None:
-        append(file, record)
-    print(json.dumps(record), flush=True)
-    return record
 
 
 def made_on() -> dict[str, Any]:
@@ -71,10 +78,25 @@ def command(script: str, given: Sequence[str]) -> str:
     return shlex.join(["python", f"scripts/{script}", *words])
 
 
+def read(file: Path | None) -> list[dict[str, Any]]:
+    """The records of a file; none where it is not there."""
+    found: list[dict[str, Any]] = (
+        json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else []
+    )
+    return found
+
+
 def append(file: Path, record: dict[str, Any]) -> None:
     """Add a record to the list that `file` holds, which is begun where it is not there."""
-    records = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    put(file, record, lambda *_: False)
+
+
+def put(file: Path, record: dict[str, Any], same: Callable[[dict[str, Any], dict[str, Any]], bool]) -> None:
+    """Put a record in the place of the one that is the same in another state, or at the end."""
+    records = read(file)
+    at = next((n for n, other in enumerate(records) if same(other, record)), len(records))
+    records[at : at + 1] = [plain(record)]
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{file.name}.tmp")
-    scratch.write_text(json.dumps([*records, record], indent=1) + "\n", encoding="utf-8")
+    scratch.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     scratch.replace(file)

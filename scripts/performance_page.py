@@ -35,7 +35,9 @@ instead of being held. `segmented` attention keeps the probabilities of document
 by blocks of 128 queries, whose probabilities are formed again, so that memory grows with the length of a document and
 not with its square. Norms, gated feed-forward blocks and rotations are one node each where a model's code is of a known
 form; runs of at least 1e13 tokens times numbers in matrices compile these where there is a C++ compiler, a minute the
-first time on a machine. `lrft train --profile` ([commands](commands.md)) says where the steps of a run go.
+first time on a machine. With `model.liger: true` norms and gates are Liger's kernels, which need a GPU and
+`pip install lrft[liger]` and were not run here. `lrft train --profile` ([commands](commands.md)) says where the steps
+of a run go.
 
 This page is made by `scripts/performance_page.py` from the records in `docs/measured/`. Two sides of a ratio are timed
 in one process, in turn, peers at their defaults; steps that other processes disturbed are thrown away, and under five
@@ -70,6 +72,7 @@ def page(found: Sequence[Record]) -> str:
         ("A step beside a peer's", beside_peers),
         ("Methods beside lrft's LoRA", beside_lora),
         ("Cost curves", curves),
+        ("Whole processes", whole),
         ("Memory of a step", memory),
         ("The ceiling", ceilings),
         ("Generation", generation),
@@ -109,17 +112,18 @@ def beside_lora(found: Sequence[Record]) -> str:
     rows = []
     for record, pair in pairings(found):
         if pair["sides"][1].startswith("lrft:"):
-            ratio = pair["ratio"]  # LoRA's time over the method's
-            cost = {"median": 1 / ratio["median"], "min": 1 / ratio["max"], "max": 1 / ratio["min"]}
-            name = method(pair["sides"][0], record)
-            rows.append((work(record), name, spread(cost), str(pair["n"]), source(record)))
+            name, cost = method(pair["sides"][0], record), spread(over_lora(pair["ratio"]))
+            rows.append((work(record), name, cost, str(pair["n"]), source(record)))
     return shown(("work", "method", "its time / LoRA's: median (least to most)", "n", "record"), rows)
 
 
 def curves(found: Sequence[Record]) -> str:
-    """The newest curve of each kind, as a plot and a table."""
+    """The newest curve of each kind and method, as plots and a table."""
     blocks = []
-    for what, record in newest_curves(found).items():
+    for (name, what), record in newest_curves(found).items():
+        if "memory" in record["result"]["points"][0]:
+            blocks.append(costs(name, what, record))
+            continue
         points = [point for point in record["result"]["points"] if point["ratio"] is not None]
         rows = []
         for point in points:
@@ -127,31 +131,102 @@ def curves(found: Sequence[Record]) -> str:
             rows.append((f"{point['x']:g}", *rates, spread(point["ratio"]), str(point["n"])))
         sides = [label(side) for side in points[0]["sides"]]
         heads = (AXES[what], *(f"{side}, ms a token" for side in sides), "ratio: median (least to most)", "n")
-        picture = f"![{AXES[what]} against ms a token](measured/{what}.svg)"
+        picture = f"![{AXES[what]} against ms a token](measured/{name}.svg)"
         head = f"{work(record)}, {method(points[0]['sides'][0], record)}, {source(record)}:"
         blocks.append(f"{head}\n\n{picture}\n\n{table(heads, rows)}")
     return "\n\n".join(blocks)
 
 
+def costs(name: str, what: str, record: Record) -> str:
+    """A curve with memory beside the times: two plots and a table, LoRA first."""
+    points = [point for point in record["result"]["points"] if point["ratio"] is not None]
+    ours, lora = points[0]["sides"]
+    rows = []
+    for point in points:
+        rates = [f"{1e3 / point['tokens_per_second'][side]:.2f}" for side in (lora, ours)]
+        ratio = spread(over_lora(point["ratio"]))
+        sizes = [f"{point['memory'][side] / 2**20:,.0f}" for side in (lora, ours)]
+        rows.append((f"{point['x']:g}", *rates, ratio, str(point["n"]), *sizes))
+    times = [f"{label(side)}, ms a token" for side in (lora, ours)]
+    peaks = [f"{label(side)}, MiB" for side in (lora, ours)]
+    heads = (AXES[what], *times, "its time / LoRA's: median (least to most)", "n", *peaks)
+    pictures = [
+        f"![{AXES[what]} against {unit}](measured/{name}{end}.svg)"
+        for unit, end in (("ms a token", ""), ("MiB", "-memory"))
+    ]
+    head = f"{work(record)}, {method(ours, record)}, {source(record)}:"
+    return "\n\n".join([head, *pictures, table(heads, rows)])
+
+
 def plots(found: Sequence[Record]) -> dict[Path, str]:
     """File -> SVG of every curve that the page shows."""
-    made = {}
-    for what, record in newest_curves(found).items():
-        lines: dict[str, list[tuple[float, float]]] = {}
+    drawn = {}
+    for (name, what), record in newest_curves(found).items():
+        times: dict[str, list[tuple[float, float]]] = {}
+        sizes: dict[str, list[tuple[float, float]]] = {}
         for point in record["result"]["points"]:
             for side, rate in point.get("tokens_per_second", {}).items():
-                lines.setdefault(label(side), []).append((point["x"], 1e3 / rate))
-        made[MEASURED / f"{what}.svg"] = line_plot(lines, AXES[what], "ms a token")
-    return made
+                times.setdefault(label(side), []).append((point["x"], 1e3 / rate))
+                if "memory" in point:
+                    sizes.setdefault(label(side), []).append((point["x"], point["memory"][side] / 2**20))
+        drawn[MEASURED / f"{name}.svg"] = line_plot(times, AXES[what], "ms a token")
+        if sizes:
+            drawn[MEASURED / f"{name}-memory.svg"] = line_plot(sizes, AXES[what], "MiB")
+    return drawn
 
 
-def newest_curves(found: Sequence[Record]) -> dict[str, Record]:
-    """Kind of curve -> its last record that has a figure."""
+def newest_curves(found: Sequence[Record]) -> dict[tuple[str, str], Record]:
+    """Name of its plots and kind of curve -> the last record that has a figure, of each method where it has memory."""
     newest = {}
-    for record in of_kind(found, "train"):
-        if any(point["ratio"] is not None for point in record["result"].get("points", ())):
-            newest[record["result"]["curve"]] = record
+    for record in found:
+        result = record["result"]
+        if record["kind"] not in ("train", "curves"):
+            continue
+        if any(point["ratio"] is not None for point in result.get("points", ())):
+            what, adapter = result["curve"], record["settings"]["adapter"]
+            newest[what if record["kind"] == "train" else f"{what}-{adapter}", what] = record
     return newest
+
+
+def over_lora(ratio: dict[str, float]) -> dict[str, float]:
+    """LoRA's time over a method's -> the method's over LoRA's."""
+    return {"median": 1 / ratio["median"], "min": 1 / ratio["max"], "max": 1 / ratio["min"]}
+
+
+def whole(found: Sequence[Record]) -> str:
+    """`lrft train` beside a peer's process, loading and all; and launches of lrft alone."""
+    rows, lines = [], []
+    for record in of_kind(found, "whole"):
+        result = record["result"]
+        if (first := result.get("first")) is not None:
+            n = f"{result['n']} launches, record {source(record)}"
+            lines.append(
+                f"From launch to the end of step 1 of `{result['recipe']}`: {spread(first)} s ({n})."
+            )
+        for pair in result.get("pairings", ()):
+            if pair["ratio"] is not None:
+                ours, peer = pair["sides"]
+                rates, starts, peaks = (pair[key] for key in ("tokens_per_second", "first", "peak"))
+                figures = (
+                    spread(pair["ratio"]),
+                    str(pair["n"]),
+                    f"{rates[ours]:.0f} and {rates[peer]:.0f}",
+                    f"{starts[ours]:.1f} and {starts[peer]:.1f}",
+                    f"{peaks[ours] / 2**20:,.0f} and {peaks[peer] / 2**20:,.0f}",
+                )
+                named = method(f"lrft:{record['settings']['adapter']}", record), NAMES[peer.partition(":")[0]]
+                rows.append((processed(record), *named, *figures, source(record)))
+    heads = ("work", "method", "peer", "peer / lrft: median (least to most)", "n")
+    more = ("tokens per second, lrft and peer", "s to the end of step 1", "peak, MiB", "record")
+    return "\n\n".join(filter(None, [shown((*heads, *more), rows), *lines]))
+
+
+def processed(record: Record) -> str:
+    """What whole processes went over."""
+    settings = record["settings"]
+    step, rows = settings["examples"], "rows of GSM8K" if settings["gsm8k"] else "rows of random words"
+    words = f"{record['result']['steps'] * step} {rows}: packed by lrft, {step} a step padded by a peer"
+    return f"{name_of(settings['model'])}, {words}"
 
 
 def memory(found: Sequence[Record]) -> str:
@@ -246,6 +321,7 @@ def missed(found: Sequence[Record]) -> str:
         said += [
             f"`{row['optimizer']}`: {row['missed']}" for row in result.get("optimizers", ()) if row["missed"]
         ]
+        said += [result["missed"]] if result.get("missed") else []
         lines += [
             f"- Record {record['number']}: {plain(line)}." for line in (*record.get("missed", ()), *said)
         ]
@@ -273,10 +349,15 @@ def of_kind(found: Sequence[Record], kind: str) -> list[Record]:
 def work(record: Record) -> str:
     """What a step was made of."""
     settings = record["settings"]
-    model = re.sub(r"(\.Q\w+)?\.gguf$", "", settings["model"].rpartition("/")[2])
+    model = name_of(settings["model"])
     if settings["gsm8k"]:
         return f"{model}, {settings['examples']} examples of GSM8K a step: packed by lrft, padded by a peer"
     return f"{model}, {settings['rows']} x {settings['length']} random tokens, every position learnt"
+
+
+def name_of(model: str) -> str:
+    """A model without its owner and its storage."""
+    return re.sub(r"(\.Q\w+)?\.gguf$", "", model.rpartition("/")[2])
 
 
 def method(side: str, record: Record) -> str:

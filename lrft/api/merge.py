@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrft.api.compared import rows_to_compare
 from lrft.api.merge_options import as_written, check_bits, opened, with_options
-from lrft.api.merge_remedy import remedy
+from lrft.api.merge_remedy import judge
 from lrft.api.room import merged_bytes
 from lrft.api.stopping import check_stops
 from lrft.build.rows import training_rows
@@ -33,7 +33,6 @@ from lrft.model.stopping import stops_as_trained
 from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import OBJECTIVES, QUANTIZERS
-from lrft.registry.errors import ToleranceError
 from lrft.training.chosen import find_checkpoint
 from lrft.training.folder import RECIPE, RunFolder
 from lrft.training.relied import own_recipe
@@ -91,7 +90,7 @@ def merge(
         write_in(place / "fidelity.json", text_of(record))
         write_in(place / "README.md", merged_card(recipe, record, title))
         write_in(place / RECIPE, recipe_to_share(recipe))
-    job.judge(record)
+    judge(record, out, recipe, model)
     return record
 
 
@@ -101,16 +100,20 @@ def _job(
     from lrft.api.merge_in_bits import MergeInBits
     from lrft.api.merge_in_gguf import MergeInGguf
     from lrft.api.merge_scored import ScoredMerge
+    from lrft.api.merge_streamed import StreamedMerge
 
     if storage is not None:
         in_bits = MergeInGguf if "file_levels" in QUANTIZERS.declared(storage).provides else MergeInBits
         return in_bits(folder, recipe, text, model, out, storage, rank)
-    kind = ScoredMerge if model.labels else Merge
+    kind = ScoredMerge if model.labels else StreamedMerge
     return kind(folder, recipe, text, model, out)
 
 
 class Merge:
-    """One merge: what is written, then what of it is read back and measured. Two models are in memory at most."""
+    """One merge: what is written, then what of it is read back and measured. Two models are in memory at most.
+
+    A model that its files hold tensor by tensor is never in memory as a whole (`lrft.api.merge_streamed`).
+    """
 
     def __init__(self, folder: RunFolder, recipe: Recipe, text: Text, model: CausalLM, out: Path) -> None:
         self.folder, self.recipe, self.text, self.out = folder, recipe, text, out
@@ -133,18 +136,19 @@ class Merge:
 
     def write(self, place: Path) -> Fidelity:
         """Merge and write the model into a fresh folder; what was done, for the record."""
-        export = self.recipe.export
         dense = self._base()
-        drawn = self._merge_into(dense, export.rounding)
+        drawn = self._merge_into(dense, self.recipe.export.rounding)
         self._write(dense, place)
-        done = self._done()
-        if export.rounding == "feedback":
-            done |= {"calibration_rows": len(self.calibration), "rounded_stochastically": drawn}
-        return done
+        return self._done(drawn)
 
-    def _done(self) -> Fidelity:
+    def _done(self, drawn: list[str]) -> Fidelity:
+        """For the record: how it was merged.
+
+        Args:
+            drawn: names of the tensors that were rounded stochastically, which the record has beside feedback.
+        """
         export = self.recipe.export
-        return {
+        done: Fidelity = {
             "run": self.folder.path.name,
             "onto": export.onto,
             "dtype": export.dtype,
@@ -152,6 +156,9 @@ class Merge:
             "relative_change": relative_change(self.model),
             "tolerance": export.tolerance,
         }
+        if export.rounding == "feedback":
+            done |= {"calibration_rows": len(self.calibration), "rounded_stochastically": drawn}
+        return done
 
     def _write(self, dense: CausalLM, place: Path, held: Mapping[str, Tensor] | None = None) -> None:
         text = self.text
@@ -166,9 +173,7 @@ class Merge:
 
     def measure(self, place: Path) -> Fidelity:
         """The merged model on disk beside the adapter, and what nearest rounding would have given."""
-        written = as_written(self._section(), place, self.recipe.export.dtype)
-        merged = self._load(written, own_code=brings_code(self.model))
-        merged.hf.to(self.model.device)
+        merged = self._read(place)
         record: Fidelity = {"rows": len(self.rows), "rows_from": self._compared[1]}
         if self.rows:
             record = {**record, **compare(self.model, merged, self._batches(self.rows))}
@@ -178,31 +183,6 @@ class Merge:
             record["nearest"] = self._nearest()
         return record
 
-    def judge(self, record: Fidelity) -> None:
-        """Say what was not compared; refuse what is too far off.
-
-        Raises:
-            ToleranceError: with the setting that stays closer.
-        """
-        if not record["generation"].get("agrees", True):
-            raise ToleranceError(
-                f"{self.out}: with its own settings the merged model stops elsewhere than the run does, see "
-                "`generation` in fidelity.json; its generation_config.json or chat template is not that of training",
-                record,
-            )
-        if not self.rows:
-            say("data.eval: no held-out rows, so the merged model was not compared with the adapter")
-            return
-        if self._compared[1] == "data.train":
-            say("data.eval: no held-out rows, so the merged model was compared on rows of data.train")
-        if not self._within(record):
-            raise ToleranceError(
-                f"{self.out}: the merged model is {record['kl_mean']:.3g} nats per token from the adapter and its loss "
-                f"{record['loss_difference']:+.3g} away, more than export.tolerance {record['tolerance']}; "
-                f"{remedy(self.recipe, self.model, record, self._within)}",
-                record,
-            )
-
     def _base(self) -> CausalLM:
         return self._load(self._section())
 
@@ -210,17 +190,26 @@ class Merge:
         trusted, seed = self.folder.trusted or own_code, self.recipe.train.seed
         return load_model(section, device=self.model.device, trust_remote_code=trusted, seed=seed)
 
+    def _read(self, place: Path) -> CausalLM:
+        """The merged model on disk, where the run's is."""
+        written = as_written(self._section(), place, self.recipe.export.dtype)
+        merged = self._load(written, own_code=brings_code(self.model))
+        merged.hf.to(self.model.device)
+        return merged
+
     def _merge_into(self, dense: CausalLM, method: str | None) -> list[str]:
-        export, objective = self.recipe.export, self.recipe.objective
-        measured = None
+        export, rounding = self.recipe.export, self._rounding(method)
+        return merge_into(
+            dense, self.model, onto=export.onto, dtype=DTYPES[str(export.dtype)], rounding=rounding
+        )
+
+    def _rounding(self, method: str | None) -> Rounding:
+        measured, objective = None, self.recipe.objective
         if method == "feedback":
             batches = self._batches(self.calibration)
             loss = OBJECTIVES.get(objective.method)(objective)
             measured = partial(moments, self.model, batches=batches, objective=loss)
-        rounding = Rounding(method or "nearest", measured)
-        return merge_into(
-            dense, self.model, onto=export.onto, dtype=DTYPES[str(export.dtype)], rounding=rounding
-        )
+        return Rounding(method or "nearest", measured)
 
     @cached_property
     def calibration(self) -> list[Encoded]:
@@ -237,16 +226,15 @@ class Merge:
 
     def _nearest(self) -> Nearest:
         """The same figures for nearest rounding, of a model that is never written."""
+        found = compare(self.model, self._rounded_to_nearest(), self._batches(self.rows))
+        return {"kl_mean": found["kl_mean"], "loss_difference": found["loss_difference"]}
+
+    def _rounded_to_nearest(self) -> CausalLM:
         dense = self._base()
         self._merge_into(dense, "nearest")
         dense.hf.to(self.model.device)
-        found = compare(self.model, dense, self._batches(self.rows))
-        return {"kl_mean": found["kl_mean"], "loss_difference": found["loss_difference"]}
+        return dense
 
     def _section(self) -> ModelSection:
         """The model section with the attention that the run's model was found to compute rightly with."""
         return self.recipe.model.model_copy(update={"attention": self.model.attention})
-
-    def _within(self, figures: Fidelity | Nearest) -> bool:
-        largest = self.recipe.export.tolerance
-        return figures["kl_mean"] <= largest and abs(figures["loss_difference"]) <= largest

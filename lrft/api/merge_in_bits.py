@@ -80,7 +80,7 @@ class MergeInBits(Merge):
             make_folder(place / REMAINDER)
             for name, content in remainder_files(dense, found.pairs, self.bits.dtype).items():
                 write_in(place / REMAINDER / name, content)
-        done = self._done()
+        done = self._done([])
         done["rounding"] = "feedback"
         return {
             **done,

@@ -11,7 +11,8 @@ from lrft.build.text import Text
 from lrft.core.stages import SitePlan
 from lrft.export.fidelity import Fidelity
 from lrft.export.gguf_names import import_gguf
-from lrft.export.merge import check_mergeable, only_rows_with, truncate
+from lrft.export.merge import check_mergeable
+from lrft.export.reduce import only_rows_with, truncate
 from lrft.model.causal_lm import CausalLM
 from lrft.model.in_bits import check_reader
 from lrft.recipe.schema import Recipe

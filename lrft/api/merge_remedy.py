@@ -1,15 +1,50 @@
-"""What would bring a merged model closer to its adapter."""
+"""Whether a merged model is close enough to its adapter, and what would bring it closer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+from lrft.core.notes import say
 from lrft.export.fidelity import Fidelity, Nearest
 from lrft.model.causal_lm import CausalLM
 from lrft.model.trained import frozen_layers
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import QUANTIZERS
+from lrft.registry.errors import ToleranceError
+
+
+def judge(record: Fidelity, out: Path, recipe: Recipe, model: CausalLM) -> None:
+    """Say what was not compared; refuse what is too far off.
+
+    Raises:
+        ToleranceError: with the setting that stays closer.
+    """
+    if not record["generation"].get("agrees", True):
+        raise ToleranceError(
+            f"{out}: with its own settings the merged model stops elsewhere than the run does, see "
+            "`generation` in fidelity.json; its generation_config.json or chat template is not that of training",
+            record,
+        )
+    if not record["rows"]:
+        say("data.eval: no held-out rows, so the merged model was not compared with the adapter")
+        return
+    if record["rows_from"] == "data.train":
+        say("data.eval: no held-out rows, so the merged model was compared on rows of data.train")
+    within = partial(_within, recipe.export.tolerance)
+    if not within(record):
+        raise ToleranceError(
+            f"{out}: the merged model is {record['kl_mean']:.3g} nats per token from the adapter and its loss "
+            f"{record['loss_difference']:+.3g} away, more than export.tolerance {record['tolerance']}; "
+            f"{remedy(recipe, model, record, within)}",
+            record,
+        )
+
+
+def _within(largest: float, figures: Fidelity | Nearest) -> bool:
+    return figures["kl_mean"] <= largest and abs(figures["loss_difference"]) <= largest
 
 
 def remedy(

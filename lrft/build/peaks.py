@@ -25,6 +25,7 @@ from lrft.build.recomputing import SHARE
 from lrft.build.trial import Cost, Hollow, Storage, freeze, try_layer, try_loss
 from lrft.data.steps import Shape
 from lrft.model import varlen
+from lrft.model.asked import SMALL
 from lrft.model.backend import attention_backends
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
@@ -193,14 +194,18 @@ class _Peaks:
         return self._peak(activations=self._between(shape), working=max(loss, *layers))
 
     def _merging(self, scored: Peak) -> Peak:
-        """The run's model beside a dense one, of which one layer is in float32, or rows that compare both."""
+        """The run's model and a layer in float32 or rows to compare; beside it a dense embedding and head."""
         export = DTYPES[self.recipe.export.dtype or self.recipe.model.dtype].itemsize
-        sizes = [
-            m.in_features * m.out_features for m in self.hf.modules() if isinstance(m, Hollow | nn.Linear)
-        ]
-        within = 4 * 4 * max(sizes)  # the decoded weight, the change, the sum and its rounding
+        layers = [m for m in self.hf.modules() if isinstance(m, Hollow | nn.Linear)]
+        changed = [m for m in layers if isinstance(m, Hollow) or m.weight.requires_grad]
+        # The decoded weight, the change, the sum and its rounding.
+        within = 4 * 4 * max((m.in_features * m.out_features for m in changed), default=0)
+        section, beside = self.recipe.model, self.counted["base"]
+        if section.weights == "pretrained" and section.head is None and beside > SMALL:
+            ends = {*self.hf.model.embed_tokens.parameters(), *self.hf.lm_head.parameters()}
+            beside = sum(parameter.numel() for parameter in ends)
         compared = scored["activations"] + scored["working"]
-        return self._peak(working=self.counted["base"] * max(export, self.item) + max(within, compared))
+        return self._peak(working=beside * max(export, self.item) + max(within, compared))
 
 
 class _Tried(NamedTuple):

@@ -23,7 +23,7 @@ from lrft.model.new_tokens import take_in
 from lrft.model.sites import is_transposed, linear_sites
 from lrft.model.trained import base_parameters, frozen_layers
 from lrft.model.units import cut
-from lrft.registry.errors import NotMergeable, UsageError
+from lrft.registry.errors import NotMergeable
 
 
 @dataclass(frozen=True)
@@ -59,50 +59,94 @@ class Change:
 def merge_into(
     dense: CausalLM, model: CausalLM, *, onto: str, dtype: torch.dtype, rounding: Rounding | None = None
 ) -> list[str]:
-    """Give `dense`, a freshly loaded base, the merged weights of `model`, in place.
+    """Give `dense`, a freshly loaded base, the merged weights of `model`, in place, as `merged_one_by_one` makes them.
 
-    W' = W + delta(W) with W the decoded base that training saw (`dequantized`) or the original weight
-    (`original`), computed in float32 and rounded to `dtype` once. Layers that were quantized without an adapter
-    get their decoded weight too under `dequantized`, so that the merged model is the trained one. What the run did
-    not change is cast to nearest, which is nothing in the same dtype. Units that the run pruned are cut off.
+    Units that the run pruned are cut off, and experts that it took apart put together again.
 
     Returns:
         Names of the tensors that were rounded stochastically.
 
     Raises:
-        NotMergeable: the adapter is not a change of the weight.
-        NumericalError: a weight is not finite, or beyond `dtype`. Either way nothing has been written.
+        NotMergeable, NumericalError: as there; nothing has been written.
     """
-    check_mergeable(model)
-    rounding = rounding or Rounding()
     if model.pruned is not None and model.pruned.state == CUT:
         cut(dense.hf, model.pruned)
     weights = dict(dense.hf.named_parameters())
-    changes = list(_changes(model, weights, onto))
     drawn: list[str] = []
-    for group, ready in _grouped(changes, rounding if dtype != torch.float32 else Rounding()):
-        for change in group:
-            stop.poll()
-            value, target = change.weight().cpu(), weights.pop(change.name)
-            if torch.equal(value, target.float()):
-                target.data = rounded(change.name, target, dtype, stochastic=False)
-            elif change.layer is not None and change.layer.name in ready:
-                stored = value.mT if change.transposed else value
-                found = ready[change.layer.name](change.name, stored, dtype)
-                target.data = found.mT.contiguous() if change.transposed else found
-            else:
-                target.data = rounded(change.name, value, dtype, rounding.method != "nearest")
-                drawn += [change.name] if rounding.method != "nearest" and dtype != torch.float32 else []
-    for name, parameter in weights.items():
+    making = merged_one_by_one(weights, model, onto=onto, dtype=dtype, rounding=rounding, drawn=drawn)
+    for name, make in making:
         stop.poll()
-        if parameter.is_floating_point():
-            parameter.data = rounded(name, parameter, dtype, stochastic=False)
+        weights[name].data = make()
     join(dense.hf)
     if model.new_rows is not None:
         take_in(dense, model.new_rows)
     if model.pruned is not None and model.pruned.state == HIDDEN:
         cut(dense.hf, model.pruned)
     return drawn
+
+
+@torch.no_grad()
+def merged_one_by_one(
+    originals: Mapping[str, Tensor],
+    model: CausalLM,
+    *,
+    onto: str,
+    dtype: torch.dtype,
+    rounding: Rounding | None = None,
+    drawn: list[str] | None = None,
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Name of every parameter of the base, and what makes its merged value in `dtype`; rows of new tokens are left out.
+
+    W' = W + delta(W) with W the decoded base that training saw (`dequantized`) or the original weight
+    (`original`), computed in float32 and rounded to `dtype` once. Layers that were quantized without an adapter
+    get their decoded weight too under `dequantized`, so that the merged model is the trained one. What the run did
+    not change is cast to nearest, which is nothing in the same dtype.
+
+    Args:
+        originals: the base's parameters by name, looked up once where a value is made, so they may be read then.
+        drawn: names of those that are rounded stochastically are added to it as they are made.
+
+    Raises:
+        NotMergeable: the adapter is not a change of the weight.
+        NumericalError: of what makes a value: it is not finite, or beyond `dtype`.
+    """
+    check_mergeable(model)
+    rounding = rounding or Rounding()
+    drawn = [] if drawn is None else drawn
+    changes = list(_changes(model, originals, onto))
+    left = [name for name in originals if name not in {change.name for change in changes}]
+    for group, ready in _grouped(changes, rounding if dtype != torch.float32 else Rounding()):
+        for change in group:
+            feedback = None if change.layer is None else ready.get(change.layer.name)
+            yield change.name, partial(_rounded, change, originals, dtype, rounding, feedback, drawn)
+    for name in left:
+        yield name, partial(_kept, name, originals, dtype)
+
+
+@torch.no_grad()
+def _rounded(
+    change: Change,
+    originals: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    rounding: Rounding,
+    feedback: Feedback | None,
+    drawn: list[str],
+) -> Tensor:
+    """The merged value in `dtype`; one that is the original is cast as what the run did not change is."""
+    value, original = change.weight().cpu(), originals[change.name]
+    if torch.equal(value, original.float()):
+        return rounded(change.name, original, dtype, stochastic=False)
+    if feedback is not None:
+        found = feedback(change.name, value.mT if change.transposed else value, dtype)
+        return found.mT.contiguous() if change.transposed else found
+    stochastic = rounding.method != "nearest"
+    drawn += [change.name] if stochastic and dtype != torch.float32 else []
+    return rounded(change.name, value, dtype, stochastic)
+
+
+def _kept(name: str, originals: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    original = originals[name].detach()
+    return rounded(name, original, dtype, stochastic=False) if original.is_floating_point() else original
 
 
 def check_mergeable(model: CausalLM) -> None:
@@ -117,21 +161,6 @@ def check_mergeable(model: CausalLM) -> None:
             raise NotMergeable(reason)
 
 
-def only_rows_with(model: CausalLM, features: tuple[str, ...]) -> None:
-    """Make every adapter that of the rows which have these features, and no others.
-
-    Raises:
-        UsageError: the adapters do not go by one of them.
-    """
-    others = [name for name in features if name not in model.features]
-    if others or not features:
-        known = ", ".join(model.features) or "none"
-        raise UsageError(f"--features {','.join(others)}: the adapter goes by {known}; write some of these")
-    for _, module in adapted(model.hf):
-        module.adapter = module.adapter.of_features(features)
-    model.features = ()
-
-
 def _changes(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> Iterator[Change]:
     """What the run may have changed: adapted and decoded layers, then base weights that trained."""
     biases: set[str] = set()
@@ -140,9 +169,9 @@ def _changes(model: CausalLM, originals: Mapping[str, Tensor], onto: str) -> Ite
             continue
         site = Site(name, base.in_features, base.out_features)
         transposed = name in model.transposed
-        original = originals[f"{name}.weight"]
-        weight = partial(_merged, base, wrapper, original if onto == "original" else None, transposed)
-        yield Change(f"{name}.weight", site, transposed, weight)
+        path = f"{name}.weight"
+        read = partial(originals.__getitem__, path) if onto == "original" else None
+        yield Change(path, site, transposed, partial(_merged, base, wrapper, read, transposed))
         if wrapper is not None and (bias := wrapper.merged_bias()) is not None:
             biases.add(f"{name}.bias")
             yield Change(f"{name}.bias", None, False, partial(bias.to, torch.float32))
@@ -178,10 +207,14 @@ def _pairs(module: Adapted) -> Iterator[tuple[Tensor, Tensor]]:
     yield module.pretrained_weight(), module.merged_weight()
 
 
-def _merged(base: FrozenLinear, wrapper: Adapted | None, original: Tensor | None, transposed: bool) -> Tensor:
-    """The merged weight of one layer in float32, as the base model stores it."""
-    if original is not None:
-        original = (original.mT if transposed else original).to(base.weight().device).float()
+def _merged(
+    base: FrozenLinear, wrapper: Adapted | None, read: Callable[[], Tensor] | None, transposed: bool
+) -> Tensor:
+    """The merged weight of one layer in float32, as the base model stores it, on the weight that `read` gives."""
+    original = None
+    if read is not None:
+        stored = read()
+        original = (stored.mT if transposed else stored).to(base.weight().device).float()
     weight = base.weight().float() if wrapper is None else wrapper.merged_weight(original)
     return weight.mT if transposed else weight
 
@@ -196,25 +229,6 @@ def _grouped(changes: list[Change], rounding: Rounding) -> Iterator[tuple[list[C
         ready = rounders(rounding.moments(sites))
         yield [change for change in changes if change.layer is not None and change.layer.name in names], ready
     yield [change for change in changes if change.layer is None], {}
-
-
-def truncate(model: CausalLM, rank: int) -> None:
-    """Keep the leading `rank` components of every adapter.
-
-    Raises:
-        UsageError: the adapter's components are not nested, or there are fewer.
-    """
-    for site, module in adapted(model.hf):
-        adapter = module.adapter
-        if "nested" not in adapter.provides:
-            raise UsageError(
-                f"--rank {rank}: a part of a {adapter.name} adapter is no adapter; leave the option out, or train one "
-                "whose ranks are nested"
-            )
-        try:
-            adapter.truncate(rank)
-        except ValueError as error:
-            raise UsageError(f"--rank {rank}: {site}: {error}") from None
 
 
 def relative_change(model: CausalLM) -> float | None:

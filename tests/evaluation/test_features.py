@@ -11,7 +11,8 @@ from lrft.data.encoded import Encoded
 from lrft.evaluation.generate import generate
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.stream import stream
-from lrft.export.merge import check_mergeable, only_rows_with
+from lrft.export.merge import check_mergeable
+from lrft.export.reduce import only_rows_with
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
 from lrft.model.sites import linear_sites
