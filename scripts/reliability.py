@@ -52,6 +52,17 @@ KINDS = {
     "recipes": Kind(
         "R8", "broken recipes, refused in sentences", "tests.reliability.recipes:check", 5000, 500
     ),
+    "rows": Kind("R9", "data files with a fault", "tests.reliability.hostile_rows:check", 500, 50),
+    "names": Kind("R10", "hostile names and links", "tests.reliability.hostile_names:check", 200, 20),
+    "strangers": Kind(
+        "R11", "model and adapter folders of strangers", "tests.reliability.hostile_folders:check", 50, 10
+    ),
+    "secrets": Kind(
+        "R12", "secrets in no byte said or written", "tests.reliability.planted_secrets:check", 30, 10
+    ),
+    "memory": Kind(
+        "R13", "out of memory, and advice that then fits", "tests.reliability.out_of_memory:check", 20, 2
+    ),
     "folders": Kind("R14", "two runs in one folder", "tests.reliability.two_runs:check", 20, 10),
     "soak": Kind(
         "R15", "a run of 10,000 steps holds its memory", "tests.reliability.soak:check", 10_000, 10_000

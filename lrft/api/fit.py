@@ -100,12 +100,16 @@ def parse_size(text: str) -> int:
     return int(float(found.group(1)) * UNITS[unit])
 
 
-def sentence(recipe: Recipe, where: Device, found: Peaks) -> str:
-    """What training takes, of what, and the cheapest edit that takes less, as one sentence without its end."""
+def sentence(recipe: Recipe, where: Device, found: Peaks, share: float = 1.0) -> str:
+    """What training takes, of what, and the cheapest edit that takes less, as one sentence without its end.
+
+    Args:
+        share: of the device that an edit has to fit into, where the recipe as it is does not.
+    """
     peak, there = found.train, where["bytes"]
     taken = f"training takes about {peak['total'] / GIB:.2f} GiB in the {found.moment} ({parts(peak)})"
     fits = peak["total"] <= there
-    limit = peak["total"] - 1 if fits else there
+    limit = peak["total"] - 1 if fits else int(share * there)
     best = changes(recipe, {**where, "bytes": limit}, 1)
     beside = f"{there / GIB:.2f} GiB ({where['source']})"
     head = f"{taken}, {'less than' if fits else 'more than'} the {beside}"

@@ -8,6 +8,8 @@ from types import TracebackType
 
 from lrft.api.fit import Device, device_of, forecast, sentence
 from lrft.build.edits import edits
+from lrft.build.recomputing import SHARE
+from lrft.model import heap
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import LrftError, OutOfMemory
 
@@ -28,16 +30,17 @@ class memory_advice:
 
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             traceback.clear_frames(trace)  # what they hold may be most of what there is
+            heap.give_back()
             raise OutOfMemory(f"out of memory: {advice(self.recipe, self.trusted)}") from None
 
 
 def advice(recipe: Recipe, trust_remote_code: bool = False) -> str:
     """The plan of a recipe that was too much, or where none can be made what lowers most, the cheapest first."""
-    where = _whole_device(recipe)
     try:
+        where = _whole_device(recipe)
         found, _ = forecast(recipe, where, trust_remote_code=trust_remote_code)
-        return sentence(recipe, where, found)
-    except LrftError:
+        return sentence(recipe, where, found, SHARE)
+    except (LrftError, MemoryError):  # planning takes memory, too
         listed = (" ".join(edit.overrides) + f" ({edit.costs})" for edit in edits(recipe))
         return f"in the order that costs least: {', then '.join(listed)}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from lrft.recipe.schema import Recipe
 SHARE = 0.9  # of the free memory that is planned with: activations are an estimate, and blocks of memory leave gaps
 GB = 10**9
 GROUP = Path("/sys/fs/cgroup")
+PAGE = resource.getpagesize()
 
 
 class Recomputing(NamedTuple):
@@ -117,7 +119,7 @@ def free_bytes(device: torch.device | str) -> float:
     if where.type == "cuda":
         unused = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
         return float(torch.cuda.mem_get_info(where)[0] + unused)
-    return min(_unused_pages(), _unused_of_group())
+    return min(_unused_pages(), _unused_of_group(), _unused_of_limits())
 
 
 def _unused_pages() -> float:
@@ -137,3 +139,16 @@ def _unused_of_group() -> float:
         return math.inf if limit == "max" else int(limit) - int(used) + int(caches["inactive_file"])
     except (OSError, KeyError):
         return math.inf
+
+
+def _unused_of_limits() -> float:
+    """What `ulimit` leaves this process of addresses and of data; infinite where it says nothing."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()
+    except OSError:
+        return math.inf
+    held = {resource.RLIMIT_AS: pages[0], resource.RLIMIT_DATA: pages[5]}
+    limits = ((resource.getrlimit(kind)[0], int(count) * PAGE) for kind, count in held.items())
+    return min(
+        math.inf if limit == resource.RLIM_INFINITY else max(0, limit - used) for limit, used in limits
+    )

@@ -80,7 +80,10 @@ def content_of(file: BufferedReader, path: Path, most: int) -> bytes:
     """
     try:
         file.seek(0)
-        content = file.read(most + 1)
+        size = min(os.fstat(file.fileno()).st_size, most)
+        content = file.read(size + 1)  # room is made for all that is asked for
+        if len(content) > size:  # it has grown
+            content += file.read(most + 1 - len(content))
     except OSError as error:
         raise DamagedFile(path, f"cannot be read ({error.strerror or error})") from None
     if len(content) > most:

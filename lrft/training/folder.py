@@ -193,12 +193,13 @@ def _find(run: RunFolder | Path | str | None, root: Path) -> RunFolder:
             raise UsageError(f"no run with a checkpoint under {root}/; train one first or name a run folder")
         return RunFolder(found)
     run = Path(run)
-    if (run / "manifest.json").is_file() and run.parent.name == "checkpoints":
+    # os.path answers where pathlib raises: a name that no file can have is no run.
+    if os.path.isfile(run / "manifest.json") and run.parent.name == "checkpoints":
         folder = RunFolder(run.parent.parent)
         folder.chosen = run
         return folder
     for candidate in places(run, root):
-        if (candidate / RECIPE).is_file():
+        if os.path.isfile(candidate / RECIPE):
             return RunFolder(candidate)
     known = [path.name for path in root.iterdir()] if root.is_dir() else []
     raise UsageError(f"{run} is not a run folder (it holds no {RECIPE}){did_you_mean(run.name, known)}")

@@ -9,7 +9,20 @@ import pytest
 
 import reliability
 import reliability_page
-from tests.reliability import accumulation, connected, exact, hostile_numbers, outcome, recipes, two_runs
+from tests.reliability import (
+    accumulation,
+    connected,
+    exact,
+    hostile_folders,
+    hostile_names,
+    hostile_numbers,
+    hostile_rows,
+    out_of_memory,
+    outcome,
+    planted_secrets,
+    recipes,
+    two_runs,
+)
 
 
 @pytest.mark.parametrize("seed", [3])
@@ -36,6 +49,29 @@ def test_another_divisor_is_seen(monkeypatch):
 def test_broken_recipes_end_in_sentences():
     found = recipes.check(150, 5)
     assert found.failures == [] and found.held == 150
+
+
+@pytest.mark.parametrize(
+    ("check", "n"),
+    [
+        (hostile_rows.check, 8),
+        (hostile_folders.check, 6),
+        *(
+            pytest.param(one.check, n, marks=pytest.mark.slow)
+            for one, n in ((hostile_names, 20), (planted_secrets, 20), (out_of_memory, 2))
+        ),
+    ],
+    ids=lambda value: value.__module__.rpartition(".")[2] if callable(value) else str(value),
+)
+def test_what_a_stranger_may_give_or_the_machine_may_lack_holds(check, n):
+    found = check(n, 4)
+    assert found.failures == [] and found.held == n
+
+
+def test_a_bad_row_that_is_let_through_is_seen(monkeypatch):
+    monkeypatch.setattr(hostile_rows, "check_data", lambda recipe: type("Found", (), {"text": None}))
+    monkeypatch.setattr(hostile_rows, "check_text", lambda text, recipe: None)
+    assert hostile_rows.check(2, 0).held == 0
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Rows and folders that are far beyond anything meant: one sentence, in bounded time and memory."""
 
 import json
-import os
 import pickle
 import resource
 import time
@@ -23,6 +22,7 @@ from lrft.recipe.sections import ModelSection
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError, LrftError, RecipeError, UsageError
 from lrft.registry.peft_pattern import value_at
+from tests.reliability.hostile_folders import FOLDERS, Payload
 
 ROW = '{"prompt": "a", "completion": "b"}\n'
 MIB = 2**20
@@ -210,11 +210,6 @@ def test_an_ordinary_pattern_is_matched_as_peft_matches_it(pattern, value):
     assert bool(re.match(rf"(.*\.)?({pattern})$", site)) == (value == 8)
 
 
-class Payload:
-    def __reduce__(self):
-        return os.mkdir, ("unpickled",)
-
-
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "adapter_model.bin"])
 def test_a_pickle_is_refused_and_never_loaded(tiny, tmp_path, monkeypatch, name):
     from lrft.build.earlier_peft import read_peft
@@ -233,39 +228,6 @@ def test_a_pickle_is_refused_and_never_loaded(tiny, tmp_path, monkeypatch, name)
     with pytest.raises(RecipeError, match=r"no adapter_model.safetensors; save the adapter with safetensors"):
         read_peft(folder, {}, "lora")
     assert not (tmp_path / "unpickled").exists()
-
-
-def hollow(path, size, begin=b""):
-    """A file of that size that takes no room on the disk."""
-    path.unlink(missing_ok=True)
-    with path.open("wb") as file:
-        file.write(begin)
-        file.truncate(size)
-
-
-FOLDERS = {
-    "a tokenizer of 1 GB": lambda folder: hollow(folder / "tokenizer.json", 10**9),
-    "a config of 1 GB": lambda folder: hollow(folder / "config.json", 10**9),
-    "a template of 1 GB": lambda folder: hollow(folder / "chat_template.jinja", 10**9),
-    "a header of 100 MB": lambda folder: hollow(
-        folder / "model.safetensors", 10**9, (10**8).to_bytes(8, "little")
-    ),
-    "a header of 2**63": lambda folder: hollow(
-        folder / "model.safetensors", 100, (2**63).to_bytes(8, "little")
-    ),
-    "a pipe": lambda folder: ((folder / "config.json").unlink(), os.mkfifo(folder / "config.json")),
-    "a device": lambda folder: (folder / "more.json").symlink_to("/dev/zero"),
-    "a link to nowhere": lambda folder: (folder / "more.json").symlink_to("/nowhere"),
-    "a list": lambda folder: (folder / "config.json").write_text("[]"),
-    "deep": lambda folder: (folder / "config.json").write_text('{"a":' * 50_000 + "1" + "}" * 50_000),
-    "no UTF-8": lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"),
-    "a type that is a number": lambda folder: (folder / "config.json").write_text('{"model_type": 3}'),
-    "sizes that are texts": lambda folder: (folder / "config.json").write_text(
-        '{"model_type": "llama", "hidden_size": "x", "num_attention_heads": "y"}'
-    ),
-    "a tokenizer that is a list": lambda folder: (folder / "tokenizer.json").write_text("[]"),
-    "a tokenizer that is cut": lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0"'),
-}
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
