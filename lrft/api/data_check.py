@@ -10,6 +10,7 @@ from pathlib import Path
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
 from lrft.build.text import Text
+from lrft.core.garbage import sought_rarely
 from lrft.data import alike, asked
 from lrft.data.alike import Alike, Split
 from lrft.data.asked import Asked
@@ -61,7 +62,7 @@ def check_data(
     Raises:
         RecipeError, DataError: the recipe is not valid, or the rows cannot be read or rendered.
     """
-    with EvaluationBar() as show:
+    with EvaluationBar() as show, sought_rarely():
         chosen = with_format(as_loaded(recipe, overrides)).recipe
         text = read_text(chosen, trust_remote_code=trust_remote_code, progress=show)
         assert text.rows is not None, "training rows were wanted"

@@ -9,6 +9,7 @@ import typer
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
+from lrft.core.garbage import sought_rarely
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ def plan_command(
 
     Example: lrft plan quickstart model.name=meta-llama/Meta-Llama-3-8B --device 24GiB
     """
-    from lrft.api.ahead import plan_ahead
-
     silence(quiet)
-    with stop.at_once():
+    with stop.at_once(), sought_rarely():
+        from lrft.api.ahead import plan_ahead
+
         found = plan_ahead(recipe, device, trust_remote_code, overrides=overrides or [])
     result(found, as_json, _show)
 

@@ -94,14 +94,13 @@ def describe(name: str, revision: str | None = None) -> Described:
         return _of_folder(gguf.described(path), f"the header of {path.name}")._replace(folder=None)
     if Path(name).is_dir():
         return _of_folder(Path(name), f"config.json in {name}")
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(name, "config.json", revision=revision) if "/" in name else None
-    if isinstance(cached, str):
-        return _of_folder(Path(cached).parent, "config.json in the hub's cache")
+    if (cached := _cached(name, revision)) is not None:
+        return _of_folder(cached, "config.json in the hub's cache")
     if revision is None and (known := _published().get(name)) is not None:
         return Described(known, "the published configuration, packaged with lrft")
     if "/" in name and not offline_if_unreachable():
+        from huggingface_hub import hf_hub_download
+
         try:
             with stop.at_once():
                 file = hf_hub_download(name, "config.json", revision=revision)
@@ -112,6 +111,19 @@ def describe(name: str, revision: str | None = None) -> Described:
                 f"{name!r} has no config.json to be read ({why}); {_REMEDY}", "model.name"
             ) from None
     raise RecipeError(f"{name!r} is no folder, is not cached and is not packaged; {_REMEDY}", "model.name")
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """The folder of the hub's cache that holds the configuration; the hub's client is imported for what may be there."""
+    from huggingface_hub import constants
+
+    kept = Path(constants.HF_HUB_CACHE, constants.REPO_ID_SEPARATOR.join(("models", *name.split("/"))))
+    if "/" not in name or not kept.is_dir():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 _REMEDY = "give a local folder with config.json, a cached hub id, or one of those that docs/planning.md lists"

@@ -36,7 +36,8 @@ def search(
 
     Raises:
         RecipeError: the recipe, the space or one of its values is not valid.
-        UsageError: the folder holds another search, its arms were trained with other code or data, or none of them can be.
+        UsageError: the folder holds another search, its arms were trained with other code or data, or none of
+            them can be.
         LrftError, Interrupted: see `lrft.lab.runs.local.run_all`.
     """
     with stop.listening(f"what is finished in {settings.out} is kept; the same command goes on"):
