@@ -51,6 +51,9 @@ class LTSFT(ShareOfEntries):
 
     aliases = {
         "lottery_ticket_sft composable_sft": "adapter: lt_sft\ninit: {method: lt_sft, tuned: MERGED_MODEL_FOLDER}",
+        "sparse_l1_reg": "adapter: {method: lt_sft, pull: 0.1}\ninit: lt_sft",
+        "n_ft_iterations": "adapter: lt_sft\n"
+        "init: {method: lt_sft, tuned: MERGED_MODEL_FOLDER, original: PRETRAINED_MODEL_FOLDER}",
         "ft_params_proportion": "adapter: {method: lt_sft, share: 0.01}\n"
         "init: {method: lt_sft, tuned: MERGED_MODEL_FOLDER}",
     }
