@@ -40,6 +40,9 @@ class CapaBoost(LowRank):
     are left out.
     """
 
+    aliases = {
+        "NM_structured": "adapter: {method: capaboost, masks: 2_of_4}",
+    }
     provides = {"adapters", "mergeable", "linear_delta"}
     roles = {"A": "lora_A", "B": "lora_B"}
 

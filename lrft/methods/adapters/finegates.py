@@ -59,6 +59,7 @@ class FineGates(OnActivations):
 
     aliases = {
         "stochastic_gates": "adapter: finegates",
+        "kurt_tau": "adapter: {method: finegates, shares: kurtosis, temperature: 100}",
     }
     provides = {"adapters", "mergeable", "saturated", "unfolded"}
     roles = {"columns": "magnitude", "rows": "magnitude"}

@@ -28,8 +28,8 @@ class GPS(Entries):
     storage, on a dense one with 20 K out bytes in all, gradient and moments included, where the code masks the
     gradients of W, 12 in out bytes with its moments: there the norm that gradients are clipped by is of all of W and
     Adam has moments for all of it, here both are of the chosen entries; there weight decay shrinks what does not train,
-    here it pulls differences to 0. Biases, which the code trains too, are `trainable: ['*.bias']`; there is no head to
-    train.
+    here it pulls differences to 0. Biases of linear layers, which the code trains too, are `trainable:
+    ['*_proj.bias']`; those of norms, and norms, it freezes, as is done here; there is no head to train.
     Advice: `per_row: 1` is the paper's; at 4,096 inputs that is 0.024 % of W, so raise it to the budget wanted.
     """
 

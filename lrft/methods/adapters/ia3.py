@@ -24,7 +24,8 @@ LAST_MAPS = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj")  # of feed-forwa
 
 def ia3_form_keys(config: IA3.Config, with_start: bool) -> dict[str, Json]:
     """PEFT's keys of the method; the patterns as one regular expression, which it matches whole."""
-    either = "|".join(fnmatch.translate(pattern) for pattern in feedforward(config))
+    patterns = LAST_MAPS if config.feedforward is None else config.feedforward
+    either = "|".join(fnmatch.translate(pattern) for pattern in patterns)
     return {"peft_type": "IA3", "feedforward_modules": rf"(?:.*\.)?(?:{either})"}
 
 
@@ -50,7 +51,7 @@ def ia3_form_taken(settings: Settings, site: str, held: Tensors) -> tuple[Settin
             f"{site}.ia3_l is {tuple(gains.shape)}, neither a row nor a column; save it with PEFT"
         )
     on_inputs = gains.shape[0] == 1
-    if on_inputs != named(site, LAST_MAPS):
+    if on_inputs != IA3.Config().scales_inputs(site):
         settings = {**settings, "feedforward": [site] if on_inputs else []}
     return settings, {"l": gains.flatten()}
 
@@ -107,13 +108,16 @@ class IA3(OnActivations):
 
         def deciding(self, name: str) -> dict[str, Json]:
             """The patterns that say the same of this site alone."""
+            return {"feedforward": [name] if self.scales_inputs(name) else []}
+
+        def scales_inputs(self, name: str) -> bool:
+            """Whether the vector of the site called `name` multiplies its inputs."""
             patterns = LAST_MAPS if self.feedforward is None else self.feedforward
-            here = any(fnmatch.fnmatchcase(f".{name}", f"*.{pattern}") for pattern in patterns)
-            return {"feedforward": [name] if here else []}
+            return any(fnmatch.fnmatchcase(f".{name}", f"*.{pattern}") for pattern in patterns)
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.on_inputs = scales_inputs(config, site)
+        self.on_inputs = config.scales_inputs(site.name)
         self.l = nn.Parameter(torch.ones(self.count(config, site)))
 
     def reset(self) -> None:
@@ -127,19 +131,4 @@ class IA3(OnActivations):
 
     @staticmethod
     def count(config: IA3.Config, site: Site) -> int:
-        return site.in_features if scales_inputs(config, site) else site.out_features
-
-
-def feedforward(config: IA3.Config) -> tuple[str, ...]:
-    """The patterns of sites whose inputs are scaled."""
-    return LAST_MAPS if config.feedforward is None else tuple(config.feedforward)
-
-
-def scales_inputs(config: IA3.Config, site: Site) -> bool:
-    """Whether the vector of a site multiplies its inputs."""
-    return named(site.name, feedforward(config))
-
-
-def named(site: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a pattern matches the end of a site's name, from a dot on."""
-    return any(fnmatch.fnmatchcase(f".{site}", f"*.{pattern}") for pattern in patterns)
+        return site.in_features if config.scales_inputs(site.name) else site.out_features

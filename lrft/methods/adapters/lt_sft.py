@@ -40,7 +40,7 @@ class LTSFT(ShareOfEntries):
     Shapes: the values of S (k) = 0, so W' = W at step 0; `places` (k).
     Trains: k numbers per site. Memory: of phase 2 as of `adapter: gps`; phase 1 is full fine-tuning.
     Source: Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2022, and the authors' code
-    (cambridgeltl/composable-sft), known here by a description; `share: 0.01` is its default.
+    (cambridgeltl/composable-sft), whose trainers were read; `share: 0.01` is its default.
     Departures: S is beside a base of any storage, where the code masks the gradients of W and keeps dense moments: 12
     bytes an entry of W, at `share: 0.01` 0.2 here, on a dense base as on any other. The norm that gradients are clipped
     by is of the entries, as there, where the mask comes first; weight decay pulls S to 0, where there it would shrink
@@ -51,6 +51,9 @@ class LTSFT(ShareOfEntries):
 
     aliases = {
         "lottery_ticket_sft composable_sft": "adapter: lt_sft\ninit: {method: lt_sft, tuned: MERGED_MODEL_FOLDER}",
+        "sparse_l1_reg": "adapter: {method: lt_sft, pull: 0.1}\ninit: lt_sft",
+        "n_ft_iterations": "adapter: lt_sft\n"
+        "init: {method: lt_sft, tuned: MERGED_MODEL_FOLDER, original: PRETRAINED_MODEL_FOLDER}",
         "ft_params_proportion": "adapter: {method: lt_sft, share: 0.01}\n"
         "init: {method: lt_sft, tuned: MERGED_MODEL_FOLDER}",
     }

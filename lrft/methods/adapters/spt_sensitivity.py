@@ -27,12 +27,14 @@ class SPT(Entries):
     at step 0.
     Trains: r (in + out) or k numbers per site. Memory: of entries as of `adapter: gps`.
     Source: He et al., "Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning", ICCV 2023, and the authors' code
-    (ziplab/SPT, its variant with LoRA of rank 8), known here by a description.
-    Departures: carried from vision transformers to the linear layers of a language model. The module's scale is not in
-    the description; settled here: 1, `alpha` as large as `rank`. Norms and biases, which the paper tunes whole or by
-    entries, are what `trainable` names. Entries are differences beside a base of any storage and no masked weights,
-    which is less memory on a dense base too (as of `adapter: gps`), so moments, weight decay and the norm for clipping
-    are of what trains alone.
+    (ziplab/SPT, its variant with LoRA of rank 8), whose rule, module and scale, 1 with `alpha` as large as `rank`, were
+    read.
+    Departures: carried from vision transformers to the linear layers of a language model. The code drops a module's
+    output for one example in ten while it trains; here nothing is dropped. Norms and biases, which it tunes whole where
+    a fifth of their numbers is sensitive and by entries elsewhere, are what `trainable` names, chosen by nobody: of a
+    language model they are one number in some thousands, and many have no bias. Entries are differences beside a base
+    of any storage and no masked weights, which is less memory on a dense base too (as of `adapter: gps`), so moments,
+    weight decay and the norm for clipping are of what trains alone.
     """
 
     aliases = {

@@ -8,6 +8,7 @@ from torch import Tensor
 from lrft.core.adapter import Adapter
 from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
+from lrft.ops.entries import largest
 from lrft.registry.axes import INITS
 from lrft.registry.config import AdapterConfig, Field, MethodConfig, Source
 
@@ -58,5 +59,4 @@ class LoKIRows(Init):
     @torch.no_grad()
     def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
         rows = adapter.get_buffer("rows")
-        order = signal[self.needs[0]].sort(descending=True, stable=True).indices
-        rows.copy_(order[: len(rows)].sort().values)
+        rows.copy_(largest(signal[self.needs[0]], len(rows)))

@@ -8,6 +8,7 @@ from torch import Tensor
 from lrft.core.adapter import Adapter
 from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
+from lrft.ops.entries import largest
 from lrft.registry.axes import INITS
 from lrft.registry.config import Field, MethodConfig
 
@@ -40,5 +41,4 @@ class SCTChannels(Init):
     @torch.no_grad()
     def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
         channels = adapter.get_buffer("channels")
-        order = signal["output_norm"].sort(descending=True, stable=True).indices
-        channels.copy_(order[: len(channels)].sort().values)
+        channels.copy_(largest(signal["output_norm"], len(channels)))

@@ -16,7 +16,16 @@ from lrft.core.stages import Evidence, Init, Plan, SitePlan
 from lrft.methods.inits._shares import asked, check_wanted, dealt, in_proportion, sizes
 from lrft.ops.entries import largest
 from lrft.registry.axes import INITS
-from lrft.registry.config import ADDED, Field, Literal, MethodConfig, model_validator
+from lrft.registry.config import (
+    ADDED,
+    Field,
+    Iterator,
+    Literal,
+    MethodConfig,
+    Problem,
+    RecipeView,
+    model_validator,
+)
 from lrft.registry.errors import RecipeError
 
 CLIP = 1.0  # norm of a step's gradient in a warm-up, of all weights together
@@ -84,6 +93,13 @@ class SMTBlocks(Init):
                 what = "scope: matrix compares no matrices" if self.scope == "matrix" else "blocks is of all"
                 raise ValueError(f"{what}, and shares are of groups of them; write one of the two")
             return self
+
+        def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+            """A loss that compares with the base, which a warm-up moves."""
+            objective = recipe.declared("objective")
+            if self.warmup_rate is not None and objective and "fixed_base" in objective.requires:
+                message = f"moves the base, which {objective.name} compares with; write null"
+                yield Problem("init.warmup_rate", message)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lrft.build.measure import measure
 from lrft.core.adapted import Adapted
 from lrft.core.params import Site
 from lrft.methods.adapters.gps import GPS
 from lrft.methods.inits.gps import GPSPlaces
 from lrft.methods.quant.none import Dense
+from lrft.model.load import load_model
+from lrft.model.sites import linear_sites
 from lrft.ops import entries
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
@@ -97,6 +100,16 @@ def test_one_of_4096_inputs_is_the_share_of_the_paper():
     assert GPS.count(config, Site("q", 4096, 4096)) / 4096**2 == pytest.approx(0.00024, abs=1e-5)
     with pytest.raises(ValueError, match="per_row 17 is more than the 16 inputs; use fewer"):
         make(17)
+
+
+def test_what_the_paper_trains_is_counted_places_and_biases_of_linear_layers(tiny):
+    """On a model with biases in queries, keys and values; the norms, which have none to train, stay frozen."""
+    settings = [f"model.name={tiny('qwen2')}", "adapter.per_row=2", "trainable=['*_proj.bias']"]
+    recipe = load_recipe("smoke/gps", settings).recipe
+    sites = linear_sites(load_model(recipe.model, meta=True)).values()
+    numbers = sum(2 * site.out_features + site.out_features * site.has_bias for site in sites)
+    assert any(site.has_bias for site in sites) and not all(site.has_bias for site in sites)
+    assert measure(recipe, optimizer=False)["trainable"] == numbers
 
 
 def test_another_init_is_refused_in_one_sentence():

@@ -169,6 +169,17 @@ def test_sides_without_a_common_block_are_refused():
         SMT(settings(), Site("a", 7, 30))
 
 
+def test_a_warm_up_would_move_what_a_loss_compares_with(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    settings = ["model.name=x/y", "init.warmup_rate=0.001", "objective=dpo", "eval.tasks=[]"]
+    with pytest.raises(
+        RecipeError, match=r"init\.warmup_rate: moves the base, which dpo compares with; write null"
+    ):
+        load_recipe(
+            "smoke/smt", [*settings, f"data={{train: {tmp_path / 'pairs.jsonl'}, format: preference}}"]
+        )
+
+
 def test_another_init_is_refused_in_one_sentence():
     with pytest.raises(RecipeError, match=r"init\.method: does not choose .* write init: smt"):
         load_recipe("smoke/smt", ["model.name=x/y", "init=default"])
