@@ -87,11 +87,15 @@ class Form:
 
     def write_beside(self, scratch: Path) -> None:
         """The tokenizer with its chat template, and where to stop."""
-        own = self.recipe.model.tokenizer is not None
-        text = self.text
-        generation, _ = trained_generation(self.model.hf, text.tokenizer, text.stop_ids, text.pad_id, own)
-        write_in(scratch / "generation_config.json", generation.to_json_string())
-        text.tokenizer.save_pretrained(scratch)
+        write_beside(scratch, self.recipe, self.text, self.model)
+
+
+def write_beside(place: Path, recipe: Recipe, text: Text, model: CausalLM) -> None:
+    """The tokenizer with its chat template, and where to stop, into a fresh folder."""
+    own = recipe.model.tokenizer is not None
+    generation, _ = trained_generation(model.hf, text.tokenizer, text.stop_ids, text.pad_id, own)
+    write_in(place / "generation_config.json", generation.to_json_string())
+    text.tokenizer.save_pretrained(place)
 
 
 class PeftFolder(Form):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft.api.compared import chats
+from lrft.api.export_form import write_beside
 from lrft.api.merge_in_bits import MergeInBits
 from lrft.core.notes import say
 from lrft.export.fidelity import Fidelity
@@ -14,9 +15,7 @@ from lrft.export.gguf_form import read_model, write_model
 from lrft.export.gguf_names import Names
 from lrft.export.gguf_tokenizer import spoken_of
 from lrft.export.requantize import InBits
-from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
-from lrft.model.stopping import trained_generation
 
 MODEL = "model.gguf"
 
@@ -39,24 +38,17 @@ class MergeInGguf(MergeInBits):
         return {**super().write(place), "file": MODEL}
 
     def _write_in_bits(self, dense: CausalLM, found: InBits, place: Path) -> None:
-        blocks = {
-            f"{name}.weight": (layer.get_buffer("blocks"), layer.weight())
-            for name, layer in found.layers.items()
-        }
         text, export = self.text, self.recipe.export
         spoken = spoken_of(
             text.renderer, text.stop_ids, text.pad_id, chats(self.recipe, text), self.names.command
         )
         stochastic, title = export.rounding != "nearest", self.folder.path.name
         _, told = write_model(
-            place / MODEL, self.names, dense, spoken, str(export.dtype), title, stochastic, blocks
+            place / MODEL, self.names, dense, spoken, str(export.dtype), title, stochastic, found.layers
         )
         for line in told:
             say(line)
-        foreign = self.recipe.model.tokenizer is not None
-        generation, _ = trained_generation(dense.hf, text.tokenizer, text.stop_ids, text.pad_id, foreign)
-        write_in(place / "generation_config.json", generation.to_json_string())
-        text.tokenizer.save_pretrained(place)
+        write_beside(place, self.recipe, text, dense)
 
     def _read(self, place: Path) -> CausalLM:
         read = self._in_float32()

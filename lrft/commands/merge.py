@@ -60,7 +60,7 @@ def merge_command(
     requantize: Annotated[
         str | None,
         typer.Option(
-            help="Storage that merged layers are rounded into, with error feedback; q4_0 makes a GGUF file.",
+            help="Storage that merged layers are rounded into, with error feedback; one of GGUF makes a file.",
             metavar="STORAGE",
         ),
     ] = None,

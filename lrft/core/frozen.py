@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lrft.core.adapter_map import AdapterMap
 from lrft.ops.frozen_matmul import frozen_linear
 from lrft.registry.errors import UsageError
-from lrft.registry.json import Json
 
 
 class FrozenLinear(nn.Module):
@@ -27,14 +26,12 @@ class FrozenLinear(nn.Module):
     Attributes:
         lighter: the format to try where this one takes too much memory, or None.
         on_cpu: what a training on a CPU is told of the format, or empty.
-        layer_keys: what follows the path of a layer that a checkpoint of others holds in this format, the first always.
         movable: the weight is stored as `weight` gives it, and may stand in a larger tensor: `move_to`.
     """
 
     provides: ClassVar[set[str]] = set()
     lighter: ClassVar[str | None] = None
     on_cpu: ClassVar[str] = ""
-    layer_keys: ClassVar[tuple[str, ...]] = ()
     movable: ClassVar[bool] = False
     in_features: int
     out_features: int
@@ -56,20 +53,6 @@ class FrozenLinear(nn.Module):
     def bits(cls, config: Any) -> float | None:
         """Stored bits a weight with these settings; None where only storing some tells. Tests compare it with that."""
         return None
-
-    @classmethod
-    def held_by(cls, said: Mapping[str, Any]) -> dict[str, Json] | None:
-        """The settings with which a checkpoint of this `quantization_config` holds its layers; None where it does not.
-
-        Raises:
-            UsageError: in a way that is not read.
-        """
-        return None
-
-    @classmethod
-    def dense_shape(cls, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-        """(out, in) of a layer in a checkpoint, from the shapes of its tensors by `layer_keys`."""
-        raise UsageError(f"no checkpoint holds layers as {cls.__name__}")
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], bias: Tensor | None, dtype: torch.dtype) -> FrozenLinear:

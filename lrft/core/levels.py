@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,13 @@ class Levelled(FrozenLinear):
     """W[i, k] = scale[i, k] * level[code[i, k]], the scales shared by blocks within a row.
 
     So a weight can be rounded column by column: `search` settles the scales, `grid` says what each place can hold, and
-    `take` stores what was chosen. Such a storage provides `levels`.
+    `take` stores what was chosen. Such a storage provides `levels`; or `file_levels`, where it is one of GGUF files.
+
+    Attributes:
+        file_type: what GGUF calls the storage, whose bytes are then the buffer `blocks` (out, n).
     """
+
+    file_type: ClassVar[str] = ""
 
     def search(self, weight: Tensor, cost: Tensor) -> None:
         """Choose the scales that round `weight` (out, in) best, as this format stores scales; codes are then open.

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrft.core.levels import Levelled
 from lrft.export.gguf_config import check_config, rope_factors, write_config
 from lrft.export.gguf_names import Names
-from lrft.export.gguf_tensors import Q4_0, Entry, check_file, read_file, write_file
+from lrft.export.gguf_tensors import Entry, check_file, read_file, write_file
 from lrft.export.gguf_tokenizer import Spoken, write_tokenizer
 from lrft.export.pairs import Pair
 from lrft.export.targets import PLAIN
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.errors import LrftError
 
-FILE_TYPES = {"float32": 0, "float16": 1, Q4_0: 2, "q8_0": 7, "bfloat16": 32}  # gguf.LlamaFileType
+FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}  # gguf.LlamaFileType
 ENDS = (".lora_a", ".lora_b")  # after the name of the weight
 ROPE = "rope_freqs.weight"
 
@@ -76,12 +77,12 @@ def write_model(
     dtype: str,
     title: str,
     stochastic: bool,
-    blocks: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    rounded: Mapping[str, Levelled] | None = None,
 ) -> tuple[int, list[str]]:
     """Write the dense float32 model; returns how many tensors were compared, and what the user has to be told.
 
     Args:
-        blocks: parameter -> its bytes in q4_0 (rows, n) and what they decode to, where they were chosen already.
+        rounded: layers whose bytes were chosen already, by path, in one storage of GGUF's.
 
     Raises:
         UsageError: llama.cpp does not compute this model, or has no tokenizer like this one.
@@ -91,16 +92,20 @@ def write_model(
     writer = gguf.GGUFWriter(path, names.family.arch)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(title)
-    writer.add_file_type(FILE_TYPES[Q4_0 if blocks else dtype])
+    layers = {f"{name}.weight": layer for name, layer in (rounded or {}).items()}
+    kind = next(iter(layers.values())).file_type if layers else ""
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"] if kind else FILE_TYPES[dtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     told = [*write_config(writer, names, rows), *write_tokenizer(writer, spoken, rows, names.command)]
     entries = []
     for name, parameter in dense.hf.named_parameters():
-        if blocks and name in blocks:
-            packed, values = (names.to_file(name, part) for part in blocks[name])
-            entries.append(Entry(names.tensor(name), values, Q4_0, packed))
-        else:
+        layer = layers.get(name)
+        if layer is None:
             entries.append(Entry(names.tensor(name), names.to_file(name, parameter.detach().float()), dtype))
+        else:
+            parts = layer.weight().float(), layer.get_buffer("blocks")
+            values, packed = (names.to_file(name, part) for part in parts)
+            entries.append(Entry(names.tensor(name), values, kind, packed))
     factors = rope_factors(names, _frequencies(dense))
     if factors is not None:
         entries.append(Entry(ROPE, factors, "float32"))

@@ -16,8 +16,7 @@ from lrft.registry.errors import LrftError
 
 Q8_0 = "q8_0"
 BLOCK = 32  # numbers of a q8_0 block, which share one scale
-Q4_0 = "q4_0"
-FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", Q8_0: "Q8_0", Q4_0: "Q4_0"}
+FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", Q8_0: "Q8_0"}
 STEPS = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of a number, to the next one
 TINY = 2.0**-24  # the smallest float16, where numbers have no relative precision any more
 
@@ -28,7 +27,7 @@ class Entry:
 
     Attributes:
         name: in the file, and `values`: as the file keeps them, float32.
-        dtype: one of `FORMATS`.
+        dtype: one of `FORMATS`, or with `blocks` what GGUF calls their storage.
         blocks: the bytes (rows, n) of `values`, where they were chosen already.
     """
 
@@ -40,6 +39,8 @@ class Entry:
     @property
     def format(self) -> str:
         """The precision it gets: vectors stay float32, and rows that are no whole blocks become float16."""
+        if self.blocks is not None:
+            return self.dtype
         if self.values.ndim < 2:
             return "float32"
         return "float16" if self.dtype == Q8_0 and self.values.shape[-1] % BLOCK else self.dtype
@@ -58,7 +59,7 @@ def write_file(gguf: Any, writer: Any, entries: Iterable[Entry], stochastic: boo
 
     entries = list(entries)
     for entry in entries:
-        kind = gguf.GGMLQuantizationType[FORMATS[entry.format]]
+        kind = gguf.GGMLQuantizationType[FORMATS.get(entry.format, entry.format)]
         shape = gguf.quant_shape_to_byte_shape(tuple(entry.values.shape), kind)
         size = int(np.prod(shape))
         writer.add_tensor_info(entry.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)

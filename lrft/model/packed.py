@@ -2,7 +2,7 @@
 
 Of bitsandbytes, a layer is `NAME.weight`, its codes, and beside it `NAME.weight.absmax`, `.quant_map` and others, of
 which `.quant_state.bitsandbytes__TYPE` holds the shape and the settings as JSON. Other checkpoints hold no
-`NAME.weight`; a storage says which tensors a layer is then (`FrozenLinear.layer_keys`).
+`NAME.weight`; a storage says which tensors a layer is then (`lrft.core.foreign`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lrft.core.foreign import Foreign
 from lrft.core.frozen import FrozenLinear
 from lrft.model.hf import HF, ModelConfig
 from lrft.model.packing import Packing, packing_said, that_others_hold
@@ -104,7 +105,7 @@ def find_packed(files: Mapping[str, str]) -> dict[str, Packed]:
     return found
 
 
-def _of_others(method: str, kind: type[FrozenLinear], layer: str, files: Mapping[str, str]) -> Packed:
+def _of_others(method: str, kind: type[Foreign], layer: str, files: Mapping[str, str]) -> Packed:
     keys = {leaf: f"{layer}.{leaf}" for leaf in kind.layer_keys if f"{layer}.{leaf}" in files}
     parts = {key: files[key] for key in keys.values()}
     weight = f"{layer}.weight"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lrft.core.frozen import FrozenLinear
+from lrft.core.foreign import Foreign
 from lrft.registry.axes import QUANTIZERS
 from lrft.registry.json import Json
 
@@ -38,9 +38,9 @@ def packing_said(said: Mapping[str, Any]) -> Packing | None:
     return None
 
 
-def that_others_hold() -> Iterator[tuple[str, type[FrozenLinear]]]:
+def that_others_hold() -> Iterator[tuple[str, type[Foreign]]]:
     """The storages of which checkpoints of others hold layers."""
     for name in QUANTIZERS.names():
         kind = QUANTIZERS.get(name)
-        if kind.layer_keys:
+        if issubclass(kind, Foreign):
             yield name, kind

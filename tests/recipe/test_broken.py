@@ -37,8 +37,8 @@ CASES = [
     ("  rank: 8", "  rank_pattern: {q_proj: x}", "adapter.rank_pattern.q_proj", 5, "an integer greater than 0"),
     ("  rank: 8", "  rank_pattern: 8", "adapter.rank_pattern", 5, "a section whose values are integers"),
     ("  method: lora", "  method: lroa", "adapter.method", 4, "did you mean road or lora"),
-    ("  method: lora", "  method: 5", "adapter.method", 4, "or xlora, not 5"),
-    ("  method: lora", "  method:", "adapter.method", 4, "or xlora, not null"),
+    ("  method: lora", "  method: 5", "adapter.method", 4, "or zeroqat, not 5"),
+    ("  method: lora", "  method:", "adapter.method", 4, "or zeroqat, not null"),
     ("  method: lora", "  name: lora", "adapter.name", 4, "did you mean method?"),
     ("  method: lora", "  type: lora", "adapter.type", 4, "did you mean method?"),
     # optimizer, schedule, quantization

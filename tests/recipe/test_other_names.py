@@ -150,7 +150,7 @@ VALUES_OF_OTHERS = [
     (SCHEDULE, "quantization: 8bit", "write quantization: int8"),
     (SCHEDULE, "quantization: 4", "write quantization: nf4"),
     (SCHEDULE, "quantization: bitsandbytes", "write quantization: nf4"),
-    (SCHEDULE, "quantization: gptq", "lrft does not have gptq; known: fp4, int8"),
+    (SCHEDULE, "quantization: gptq", "lrft does not have gptq; known: fp4, hqq, int8"),
     (SCHEDULE, "quantization: {method: nf4, load_in_4bit: true}", "nf4 is that already, remove the line"),
     (SCHEDULE, "quantization: {method: nf4, bnb_4bit_use_double_quant: true}", "did you mean quantization.double"),
     (SCHEDULE, "quantization: {method: nf4, bnb_4bit_compute_dtype: float16}", "did you mean model.dtype?"),

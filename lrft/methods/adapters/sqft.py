@@ -26,7 +26,7 @@ from lrft.registry.errors import RecipeError
 
 @ADAPTERS.register
 class SQFT(Adapter):
-    """SparsePEFT: what is added to a pruned weight has its zeros, and with `bits` its grid, so merging loses nothing.
+    """SparsePEFT: what is added to a pruned weight has its zeros, with `bits` its grid too; merging loses neither.
 
         W_p = W * M
         W'  = W_p + s (B A) * M                              y = x W_p^T + drop(x) (W' - W_p)^T + b

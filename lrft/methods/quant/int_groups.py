@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lrft.core.foreign import Foreign
 from lrft.methods.quant._codes import pack, unpack
 from lrft.methods.quant._encoded import Encoded
 from lrft.methods.quant._int_layouts import Integers, read_integers, settings_said
@@ -19,8 +20,8 @@ from lrft.registry.json import Json
 
 
 @QUANTIZERS.register
-class IntGroups(Encoded):
-    """Integers in groups along the inputs, each with a scale and a zero point, as GPTQ and AWQ checkpoints hold them.
+class IntGroups(Encoded, Foreign):
+    """Integers in groups with a scale and a zero point each, as GPTQ and AWQ checkpoints hold them.
 
         W_ij = s_g (n_ij - z_g),  n, z in 0 ... 2^bits - 1,  g the group of input j in row i
 

@@ -35,9 +35,10 @@ class Q40(Encoded, Levelled):
     """
 
     aliases = {
-        "q40 gguf_q4 gguf-q4": "quantization: q4_0",
+        "gguf_q4 ggml_q4": "quantization: q4_0",
     }
     provides = {"rounded_base", "file_levels"}
+    file_type = "Q4_0"
     blocks: Tensor
 
     class Config(MethodConfig):
