@@ -105,6 +105,9 @@ class Fidelity(Compared, total=False):
     rounded_to_nearest: list[str]
     kept_rank: int
     remainder_bytes: int
+    factored_layers: int
+    parameters: int
+    parameters_dense: int
 
 
 @torch.no_grad()

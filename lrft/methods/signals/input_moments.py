@@ -11,7 +11,7 @@ from lrft.registry.axes import SIGNALS
 
 @SIGNALS.register
 class InputMoments(Statistic):
-    """What the covariance of a layer's outputs follows from: the first two moments of its inputs over all real tokens.
+    """Mean and second moment of a layer's inputs over all real tokens, from which those of its outputs follow.
 
         M = mean of x x^T,  m = mean of x;   the covariance of W x + b is W (M - m m^T) W^T, its mean W m + b
 

@@ -1,0 +1,41 @@
+"""Which kind of merge a run and what was asked of it make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lrft.api.merge import Merge
+from lrft.api.merge_in_bits import MergeInBits
+from lrft.api.merge_in_factors import MergeInFactors
+from lrft.api.merge_scored import ScoredMerge
+from lrft.build.text import Text
+from lrft.model.causal_lm import CausalLM
+from lrft.recipe.schema import Recipe
+from lrft.training.folder import RunFolder
+
+
+def make_job(
+    folder: RunFolder,
+    recipe: Recipe,
+    text: Text,
+    model: CausalLM,
+    out: Path,
+    storage: str | None,
+    rank: int,
+    factors: bool,
+) -> Merge:
+    """The merge of an opened run.
+
+    Args:
+        storage, rank: of `--requantize` and `--keep-rank`.
+        factors: of `--factors`.
+
+    Raises:
+        NotMergeable: the model cannot be written so.
+    """
+    if storage is not None:
+        return MergeInBits(folder, recipe, text, model, out, storage, rank)
+    if factors:
+        return MergeInFactors(folder, recipe, text, model, out)
+    kind = ScoredMerge if model.labels else Merge
+    return kind(folder, recipe, text, model, out)
