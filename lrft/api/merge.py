@@ -32,7 +32,7 @@ from lrft.model.load import DTYPES, load_model
 from lrft.model.stopping import stops_as_trained
 from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
-from lrft.registry.axes import OBJECTIVES, QUANTIZERS
+from lrft.registry.axes import OBJECTIVES
 from lrft.training.chosen import find_checkpoint
 from lrft.training.folder import RECIPE, RunFolder
 from lrft.training.relied import own_recipe
@@ -52,6 +52,7 @@ def merge(
     features: str | None = None,
     requantize: str | None = None,
     keep_rank: int | None = None,
+    factors: bool = False,
 ) -> Fidelity:
     """Merge a run's adapter into dense weights at `out`; returns the fidelity record, also written beside them.
 
@@ -66,6 +67,7 @@ def merge(
         features: of adapters that go by them, those of the rows that the merged model is for, commas between.
         requantize: storage in few bits that the layers are rounded into, with error feedback.
         keep_rank: of an adapter in `out`/remainder with what that rounding left.
+        factors: write every layer of low rank as two, with the code that loads them.
 
     Raises:
         WriteError: the disk has no room for it, or failed; nothing is left at `out`.
@@ -75,13 +77,15 @@ def merge(
         ToleranceError: the merged model is further from the adapter than `export.tolerance`, or stops elsewhere than
             the run; files are kept.
     """
+    from lrft.api.merge_job import make_job
+
     folder, out = find_checkpoint(run, checkpoint), Path(out)
     folder.trusted = trust_remote_code
     check_free(out)
-    check_bits(own_recipe(folder.path).recipe, requantize, keep_rank, rounding)
+    check_bits(own_recipe(folder.path).recipe, requantize, keep_rank, rounding, factors)
     recipe, text, model, named = opened(folder, rank, add, features)
     recipe = with_options(recipe, onto, rounding, dtype)
-    job = _job(folder, recipe, text, model, out, requantize, keep_rank or 0)
+    job = make_job(folder, recipe, text, model, out, requantize, keep_rank or 0, factors)
     needed = merged_bytes(model, recipe)
     title = " + ".join([folder.path.name, *(Path(other).name for other in add)])
     as_before = f"{out} is as it was; the same command merges from the start"
@@ -92,21 +96,6 @@ def merge(
         write_in(place / RECIPE, recipe_to_share(recipe))
     judge(record, out, recipe, model)
     return record
-
-
-def _job(
-    folder: RunFolder, recipe: Recipe, text: Text, model: CausalLM, out: Path, storage: str | None, rank: int
-) -> Merge:
-    from lrft.api.merge_in_bits import MergeInBits
-    from lrft.api.merge_in_gguf import MergeInGguf
-    from lrft.api.merge_scored import ScoredMerge
-    from lrft.api.merge_streamed import StreamedMerge
-
-    if storage is not None:
-        in_bits = MergeInGguf if "file_levels" in QUANTIZERS.declared(storage).provides else MergeInBits
-        return in_bits(folder, recipe, text, model, out, storage, rank)
-    kind = ScoredMerge if model.labels else StreamedMerge
-    return kind(folder, recipe, text, model, out)
 
 
 class Merge:

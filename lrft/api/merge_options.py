@@ -45,13 +45,18 @@ def check_planned(folder: RunFolder) -> None:
             raise NotMergeable(reason)
 
 
-def check_bits(recipe: Recipe, storage: str | None, rank: int | None, rounding: str | None) -> None:
-    """Refuse, before anything is loaded, what `--requantize` and `--keep-rank` cannot do.
+def check_bits(
+    recipe: Recipe, storage: str | None, rank: int | None, rounding: str | None, factors: bool = False
+) -> None:
+    """Refuse, before anything is loaded, what `--requantize`, `--keep-rank` and `--factors` cannot do.
 
     Raises:
         UsageError: names the option.
         NotMergeable: the run scores texts.
     """
+    if factors and (storage is not None or rounding not in (None, "nearest")):
+        other = "--requantize" if storage is not None else f"--rounding {rounding}"
+        raise UsageError(f"--factors: the factors of a layer are rounded to nearest; leave {other} out")
     if storage is None:
         if rank is not None:
             raise UsageError(

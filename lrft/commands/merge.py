@@ -70,6 +70,12 @@ def merge_command(
             help="Write what --requantize leaves as an adapter of this rank beside.", min=1, metavar="K"
         ),
     ] = None,
+    factors: Annotated[
+        bool,
+        typer.Option(
+            "--factors", help="Write every layer of low rank as two, with the code that loads them."
+        ),
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -90,7 +96,7 @@ def merge_command(
             raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
     silence(quiet)
     how = (onto, rank, rounding, dtype, checkpoint, trust_remote_code)
-    merged = merge(run, out, *how, add or [], features, requantize, keep_rank)
+    merged = merge(run, out, *how, add or [], features, requantize, keep_rank, factors)
     result(merged, as_json, _show)
 
 

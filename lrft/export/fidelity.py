@@ -106,6 +106,9 @@ class Fidelity(Compared, total=False):
     kept_rank: int
     remainder_bytes: int
     file: str
+    factored_layers: int
+    parameters: int
+    parameters_dense: int
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ TRAITS: dict[str, str] = {
     "linear_delta": "the change of the weight does not depend on W, so factors can be moved between bases",
     "undropped": "adapter.dropout is 0, because the adapter holds a part of the pretrained function",
     "own_weights": "the adapter is the weight of its layers itself, and the base's is given up",
+    "stands_for_weight": "the adapter is a product A, B in the place of its layer's weight, which is kept beside it",
+    "feature_axes": "the adapter projects what its layer gives, along axes that an init finds",
     "block_parameters": "the adapter stands for parameters of norms or of the embedding, beside linear maps or alone",
     "saturated": "the adapter begins where a clip holds it, so that a small change of what trains changes nothing",
     "unfolded": "what trains stays in the adapter until it is merged: norms, rows of the embedding, gates",

@@ -43,7 +43,7 @@ OPTIONS = {
     "generate": {"--out", "--base", *SAMPLING, *TRUST, *TALK},
     "merge": {
         *("--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", "--add", "--features"),
-        *("--requantize", "--keep-rank", *TRUST),
+        *("--requantize", "--keep-rank", "--factors", *TRUST),
         *TALK,
     },
     "export": {

@@ -54,6 +54,9 @@ def _literals(annotation) -> list:
 NAMES = INITS.names()
 RESIDUAL = [name for name in NAMES if INITS.get(name).residual]
 MOVED = [name for name in NAMES if declares(name, "moved_start")]
+STANDING = [
+    name for name in MOVED if declares(name, "feature_axes")
+]  # whose product is no change of low rank
 ANCHORABLE = [name for name in NAMES if "anchor" in ways(name)]
 JOINT = [
     name for name in RESIDUAL if name not in ANCHORABLE
@@ -245,7 +248,7 @@ def test_every_choice_of_a_setting_keeps_the_promise_of_step_0(name, settings):
         close(site(x), F.linear(x, weight))
 
 
-@pytest.mark.parametrize("name", MOVED)
+@pytest.mark.parametrize("name", sorted(set(MOVED) - set(STANDING)))
 @pytest.mark.parametrize("storage", ["none", *ROUNDED])
 def test_a_moved_start_is_a_finite_low_rank_shift_of_an_untouched_base(name, storage):
     site, weight = make(name, storage)

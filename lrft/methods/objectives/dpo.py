@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
+from lrft.methods.objectives._reference import base_alone
 from lrft.methods.objectives._rewards import record_rewards
 from lrft.ops.loss import target_logprobs
 from lrft.registry.axes import OBJECTIVES
@@ -77,7 +74,7 @@ class DPO(Objective):
             RecipeError: weights of the base train, so the base is no reference.
         """
         _check(batch, run)
-        with torch.no_grad(), _reference(model):
+        with torch.no_grad(), base_alone(model):
             reference = self._answers(model, batch)
         reward = self.config.beta * (self._answers(model, batch) - reference)  # (2 pairs,), chosen first
         chosen, rejected = reward[0::2], reward[1::2]
@@ -118,18 +115,3 @@ def _check(batch: Batch, run: Run | None) -> None:
             "dpo measures against the base model, which trains here as well; train adapters alone",
             "objective.method",
         )
-
-
-@contextmanager
-def _reference(model: LanguageModel) -> Iterator[None]:
-    """The bare base model without dropout; every module's own mode is put back afterwards."""
-    assert isinstance(model, nn.Module), "adapters sit in a module"
-    training: list[nn.Module] = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with adapters_off(model):
-            yield
-    finally:
-        for module in training:
-            module.training = True
