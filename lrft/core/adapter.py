@@ -99,9 +99,7 @@ class Adapter(nn.Module):
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """The change of the weight, (out, in), in the dtype of `weight`; a NotMergeable where there is none."""
-        raise NotMergeable(
-            f"{self.name}: no change of the weight at {self.site.name}; keep the adapter separate"
-        )
+        raise NotMergeable(f"{self.name} at {self.site.name} is no change of the weight; keep it separate")
 
     def merged(self, weight: Tensor) -> Tensor:
         """W', (out, in) in the dtype of `weight`; overridden where a sum would leave the grid that W' lies on."""
