@@ -63,7 +63,7 @@ class Trial:
 
     Attributes:
         losses: what is to be small, the score first (turned round where more is better), then what it costs; None where
-            the training diverged.
+            there is no score: the training diverged, or did not fit into memory.
     """
 
     genes: Genes
@@ -159,5 +159,5 @@ def options(gene: Gene, points: int) -> list[int | float]:
 
 
 def best_first(trials: Sequence[Trial]) -> list[Trial]:
-    """By the score, equal ones by what they cost and then in their order; what diverged is last."""
+    """By the score, equal ones by what they cost and then in their order; what has no score is last."""
     return sorted(trials, key=lambda trial: trial.losses or (math.inf, math.inf))

@@ -25,7 +25,8 @@ train: {{max_steps: 3, batch_size: 1, max_length: 160, save_every: 10, device: c
 """
 
 # Loss |log10(rate) + 2| + rank / 100 + seed / 1000, smallest at rate 0.01; above 0.5 the training diverges. A file
-# called `slow` beside the folder of runs makes it wait for a signal, and `broken` makes it fail.
+# called `slow` beside the folder of runs makes it wait for a signal, `broken` makes it fail, and with
+# `small` ranks above 4 do not fit.
 STAND_IN = """
 import json, math, pathlib, signal, sys, time
 import yaml
@@ -37,6 +38,8 @@ with open(root / "started", "a") as file:
 rate, seed = float(recipe["optimizer"]["lr"]), recipe["train"]["seed"]
 if (root / "broken").exists():
     print("error: data.train: no rows"); sys.exit(3)
+if (root / "small").exists() and recipe["adapter"]["rank"] > 4:
+    print("error: out of memory; lower train.batch_size"); sys.exit(5)
 if rate > 0.5:
     print("error: step 2: loss nan"); sys.exit(4)
 def stopped(*_):

@@ -44,7 +44,7 @@ SEARCH = {
     "refused": 0,
     "exhausted": False,
     "rows": [
-        {**row, "arm": arm, "bytes": 8, "step_seconds": 0.5, "outcome": "done", "front": ["bytes"]}
+        {**row, "arm": arm, "bytes": 8, "step_seconds": 0.5, "failure": None, "front": ["bytes"]}
         for arm, row in enumerate(SWEEP["rows"])
     ],
 }

@@ -133,7 +133,7 @@ COMMANDS = {
     "doctor": "doctor run",
     "reproduce": "reproduce {table} --out out",
     "sweep": "sweep {recipe} train.seed=0,1 --out out",
-    "search": "search {recipe} --space space.yaml --budget 2 --out out",
+    "search": "search {recipe} --space {space} --budget 2 --out out",
     "compare": "compare {recipe} {other} --match steps --out out",
 }
 TRAINS = {"sweep", "search", "compare"}  # for minutes: that the same command goes on has tests of its own
@@ -189,7 +189,7 @@ def words(given, tmp_path, monkeypatch) -> Callable[[str], list[str]]:
     shutil.copy(given / "prompts.txt", "prompts.txt")
 
     def write(command: str) -> list[str]:
-        files = {"recipe": "tiny.yaml", "other": "other.yaml", "table": "table.yaml"}
+        files = {"recipe": "tiny.yaml", "other": "other.yaml", "table": "table.yaml", "space": "space.yaml"}
         line = COMMANDS[command].format(**{name: given / file for name, file in files.items()})
         return line.split()
 
@@ -251,6 +251,8 @@ def test_a_command_stops_in_any_phase_and_then_does_what_it_would_have_done(call
         assert ("loss" in stopped.out) == ("loss scored" in case.kept) == bool(kept)
     elif case.command == "generate":
         assert kept <= {"out/answers.jsonl", "out/answers.jsonl.about.json"}
+    elif case.command == "search":  # what is asked for, and no arm
+        assert kept <= {"out/asked.json", "out/arms.jsonl"} and not (tmp_path / "out/arms.jsonl").read_text()
     else:
         assert kept == set() and stopped.out == ""
     if case.command in TRAINS:

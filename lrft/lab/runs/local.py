@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,7 @@ def run_all(
     progress: Progress,
     cluster: Executor | None = None,
     after: Callable[[PlannedRun], None] | None = None,
+    excused: Collection[int] = (),
 ) -> None:
     """Finish every run, `jobs` at a time; those that are finished are not run again.
 
@@ -62,6 +63,7 @@ def run_all(
     Args:
         cluster: where they run; by default as processes of this machine.
         after: is given every run that has ended.
+        excused: exit codes with which a run is finished too, as one that diverged.
 
     Raises:
         LrftError: a run failed otherwise; it has the exit code of that run.
@@ -82,7 +84,7 @@ def run_all(
                     active.append(executor.start(waiting.pop(0)))
                 for handle in [handle for handle in active if handle.ended]:
                     active.remove(handle)
-                    _close(handle, progress)
+                    _close(handle, progress, excused)
                     if after is not None:
                         after(handle.run)
                 if stop.asked() is not None:
@@ -164,7 +166,7 @@ class _Process:
         self.process.wait()
 
 
-def _close(handle: Handle, progress: Progress) -> None:
+def _close(handle: Handle, progress: Progress, excused: Collection[int]) -> None:
     """Take note of how a run ended.
 
     Raises:
@@ -174,9 +176,9 @@ def _close(handle: Handle, progress: Progress) -> None:
     if code == 0 and finished(run):
         progress.note(run, "done", handle.seconds)
         return
-    if code == NumericalError.exit_code:
-        RunFolder(run.folder).write(DIVERGED, {"message": handle.last_line()})
-        progress.note(run, "diverged", handle.seconds)
+    if code == NumericalError.exit_code or code in excused:
+        RunFolder(run.folder).write(DIVERGED, {"message": (said := handle.last_line())})
+        progress.note(run, "diverged" if code == NumericalError.exit_code else said, handle.seconds)
         return
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     error = LrftError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal, cast
 
-from lrft.files.json import parse_object
+from lrft.files.json import parse_object, read_object
 from lrft.files.read import read_lines
 from lrft.files.records import MetricsLine
 from lrft.lab.runs.planned import PlannedRun
@@ -83,6 +83,12 @@ def result(run: PlannedRun) -> dict[str, Json]:
     sizes |= {"checkpoint_bytes": _size(newest)} if newest is not None else {}
     steps = math.fsum(_seconds(line) for line in _lines(run))
     return {**folder.read(RESULT), **sizes, "step_seconds": steps}
+
+
+def why_without(run: PlannedRun) -> str | None:
+    """What a run said that ended without a result; None where it has one."""
+    path = run.folder / DIVERGED
+    return str(read_object(path)["message"]) if path.is_file() else None
 
 
 def seconds_a_step(run: PlannedRun) -> float | None:

@@ -29,7 +29,7 @@ def cost_of(line: Line, cost: Cost) -> float:
 
 
 def front(trials: Sequence[Trial]) -> list[int]:
-    """The places of the trials that no other dominates, in order of their cost; diverged ones are on no front.
+    """The places of the trials that no other dominates, in order of their cost; those without a score are on no front.
 
     One dominates another where both losses are at most the other's and one is less. Of equal ones the first counts.
     """

@@ -14,7 +14,7 @@ class Row(TypedDict):
     label: str
     genes: list[int | float]
     values: dict[str, Any]
-    outcome: str
+    failure: str | None
     score: float | None
     loss: float | None
     eval_loss: float | None
@@ -30,7 +30,7 @@ class Found(TypedDict):
     """A whole search; `rows` begin with the best.
 
     Attributes:
-        best: its arm; None where every arm diverged.
+        best: its arm; None where no arm has a score.
         refused: how many configurations were no valid recipe, or that of another one.
         refusal: what one of them was refused for.
         exhausted: there was no other configuration, so the budget is not used up.

@@ -33,7 +33,7 @@ def write_report(record: Found, out: Path) -> Path:
     lines += [f"![fronts]({PLOT})" if drawn else "No plot: matplotlib is not installed.", ""]
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(["arm", *record["keys"], "outcome", *NUMBERS, "front"])
+    writer.writerow(["arm", *record["keys"], *NUMBERS, "front", "failure"])
     writer.writerows([_written(record, row) for row in record["rows"]])
     for file, text in (
         (REPORT, "\n".join(lines)),
@@ -54,9 +54,12 @@ def sentences(record: Found) -> list[str]:
         )
     if record["refused"]:
         found.append(f"{record['refused']} configurations are no recipe, such as: {record['refusal']}")
+    failed = [row for row in record["rows"] if row["failure"] is not None]
+    if failed:
+        found.append(f"{len(failed)} arms have no score; arm {failed[0]['arm']}: {failed[0]['failure']}")
     best = record["rows"][0] if record["best"] is not None else None
     found.append(
-        "Every arm diverged."
+        "No arm has a score, so there is no best recipe."
         if best is None
         else f"Best is arm {best['arm']} ({best['label']}), {record['metric']} {best['score']:.4f}: "
         f"{record['best_recipe']}."
@@ -68,7 +71,7 @@ def cells(record: Found) -> list[list[str]]:
     """The heads, and one row an arm, the best first; the last cell names the costs on whose front it stands."""
     found = [["arm", *record["keys"], record["metric"], *HEADS.values(), "front"]]
     for row in record["rows"]:
-        score = "diverged" if row["score"] is None else f"{row['score']:.4f}"
+        score = "failed" if row["score"] is None else f"{row['score']:.4f}"
         seconds = "" if row["step_seconds"] is None else f"{row['step_seconds']:.3g}"
         costs = [f"{row['trainable']:,}", f"{row['bytes']:,}", seconds]
         on = ", ".join(HEADS[cost] for cost in row["front"])
@@ -129,7 +132,14 @@ def _written(record: Found, row: Row) -> list[object]:
         row[name] for name in ("score", "loss", "eval_loss", "trainable", "bytes", "step_seconds", "seconds")
     ]
     told = ["" if number is None else number for number in numbers]
-    return [row["arm"], *_values(record, row), row["outcome"], *told, row["run"], " ".join(row["front"])]
+    return [
+        row["arm"],
+        *_values(record, row),
+        *told,
+        row["run"],
+        " ".join(row["front"]),
+        row["failure"] or "",
+    ]
 
 
 def _line(texts: list[str]) -> str:

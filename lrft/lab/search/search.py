@@ -13,7 +13,7 @@ from lrft.files.fresh_folder import remove_folder
 from lrft.files.write import write_file
 from lrft.lab.runs.judged import Metric, metric_of
 from lrft.lab.runs.local import Progress, run_all
-from lrft.lab.runs.outcome import finished, result, seconds_a_step, value
+from lrft.lab.runs.outcome import finished, result, seconds_a_step, value, why_without
 from lrft.lab.runs.planned import Arm, PlannedRun, plan_run
 from lrft.lab.search.arms import Arms
 from lrft.lab.search.front import COSTS, front, trial_of
@@ -24,7 +24,7 @@ from lrft.lab.search.state import Line, State
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash, resolved
 from lrft.registry.axes import SEARCHES
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import OutOfMemory, UsageError
 
 BEST = "best.yaml"
 
@@ -111,7 +111,8 @@ class _Search:
                 state.add(self._line(len(state.lines), *waiting.pop(0)))
 
         runs = [run for _, run in planned]
-        run_all(runs, self.settings.jobs, progress, self.settings.cluster, after=keep)
+        excused = (OutOfMemory.exit_code,)  # some arms are larger than others
+        run_all(runs, self.settings.jobs, progress, self.settings.cluster, after=keep, excused=excused)
         keep()
 
     def _planned(self, arm: Arm) -> PlannedRun:
@@ -144,7 +145,7 @@ class _Search:
             label=arm.label,
             genes=list(genes),
             values=dict(self.arms.values(genes)),
-            outcome="diverged" if score is None else "done",
+            failure=why_without(run) or ("the score is no finite number" if score is None else None),
             score=score,
             loss=last("loss"),
             eval_loss=last("eval_loss") if arm.recipe.data.holds_out else None,

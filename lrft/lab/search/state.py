@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lrft.files.growing import GrowingFile
 from lrft.files.json import parse_object, read_object
@@ -23,7 +23,8 @@ class Line(Record):
     Attributes:
         genes: its configuration, as the search knows it.
         values: key -> what was set.
-        score: of the metric; None where the run diverged.
+        failure: why there is no score: what the run said that diverged, or did not fit into memory.
+        score: of the metric.
         losses: of the last step, in training and held out, None where there is none.
         trainable: numbers that train before the first step.
         bytes: weights, adapter, gradients and optimizer state before the first step.
@@ -35,7 +36,7 @@ class Line(Record):
     label: str
     genes: list[int | float]
     values: dict[str, Any]
-    outcome: Literal["done", "diverged"]
+    failure: str | None
     score: float | None
     loss: float | None
     eval_loss: float | None

@@ -66,7 +66,7 @@ def test_every_arm_is_trained_once_and_the_best_is_a_recipe_of_its_own(searched,
     assert [row["score"] for row in rows][-1] == "" and rows[0]["adapter.rank"] == "2"
     assert json.loads((out / "search.json").read_text()) == record
     assert "| 1 | 2 | 0.01 | 0.0200 |" in (out / "search.md").read_text()
-    assert cells(record)[-1][3] == "diverged"
+    assert cells(record)[-1][3] == "failed" and record["rows"][-1]["failure"] == "step 2: loss nan"
     assert (
         sentences(record)[0] == "9 arms by grid, seed 0; there are no others, so 11 of the budget are left."
     )
@@ -121,10 +121,27 @@ def test_a_folder_holds_one_search(searched, tmp_path, recipe):
 
 
 @pytest.mark.usefixtures("stand_in")
+def test_an_arm_that_does_not_fit_into_memory_has_no_score_and_another_failure_ends_the_search(
+    searched, tmp_path
+):
+    (tmp_path / "space.yaml").write_text("adapter.rank: [4, 8]\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "small").touch()
+    found, record = searched("--budget", 2, "optimizer.lr=0.01")
+    assert [row["score"] is None for row in record["rows"]] == [False, True] and record["rows"][0]["front"]
+    assert record["rows"][1]["failure"] == "out of memory; lower train.batch_size"
+    assert re.search(r"1 arms have no score; arm \d: out of memory", found.stderr)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "broken").touch()
+    _, error = searched("--budget", 2, out="elsewhere", fails=True)
+    assert error.exit_code == 3 and "data.train: no rows" in str(error)
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_where_every_arm_diverges_there_is_no_best_recipe(searched, tmp_path):
     (tmp_path / "space.yaml").write_text("optimizer.lr: {low: 0.6, high: 0.9}\n")
     found, record = searched("--budget", 2)
-    assert record["best"] is None and record["best_recipe"] is None and "Every arm diverged." in found.stderr
+    assert record["best"] is None and record["best_recipe"] is None and "No arm has a score" in found.stderr
     assert not (tmp_path / "out" / "best.yaml").exists()
 
 
