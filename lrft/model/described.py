@@ -114,7 +114,7 @@ def describe(name: str, revision: str | None = None) -> Described:
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
-    """The folder of the hub's cache that holds the configuration; its client is imported for what may be there."""
+    """The folder of the hub's cache with the configuration; the client is imported only for what may be there."""
     from huggingface_hub import constants
 
     kept = Path(constants.HF_HUB_CACHE, constants.REPO_ID_SEPARATOR.join(("models", *name.split("/"))))
