@@ -53,17 +53,20 @@ def draw(choice: random.Random, methods: dict[str, dict[str, Any]], model: Path)
             axis in MOSTLY_NULL and choice.random() < MOSTLY_NULL[axis] and not (full and axis == "select")
         ):
             continue
-        chosen[axis] = methods[axis][choice.choice(names)]
+        chosen[axis] = dict(methods[axis][choice.choice(names)])
     aside = random.Random(repr(sorted(chosen)))  # so that what is drawn without it is what it was
     if aside.random() < 0.2:
-        chosen[ASIDE] = methods[ASIDE][aside.choice(sorted(methods[ASIDE]))]
+        chosen[ASIDE] = dict(methods[ASIDE][aside.choice(sorted(methods[ASIDE]))])
+    rows = methods["data"][chosen["objective"]["method"]]
+    for settings in chosen.values():  # a method's own rows are of the recipe's format, too
+        settings |= {key: rows["train"] for key, value in settings.items() if _is_source(value)}
     if full:
         chosen |= {"trainable": "full", "quantization": {"method": "none"}}
     return Recipe.model_validate(
         {
             "model": {"name": str(model), "dtype": choice.choice(["float32", "bfloat16"])},
             **chosen,
-            "data": methods["data"][chosen["objective"]["method"]],
+            "data": rows,
             "train": {
                 "max_steps": 6,
                 "batch_size": choice.choice([1, 2]),
@@ -78,6 +81,10 @@ def draw(choice: random.Random, methods: dict[str, dict[str, Any]], model: Path)
             },
         }
     )
+
+
+def _is_source(value: Any) -> bool:
+    return isinstance(value, dict) and "source" in value
 
 
 def _declared(chosen: dict[str, Any], axis: str) -> Any:

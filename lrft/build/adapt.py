@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrft.build import remarks
-from lrft.build.decide import complete, decide, gains_by_streaming, planners_of, quantizer
+from lrft.build.decide import check_growth, complete, decide, gains_by_streaming, planners_of, quantizer
 from lrft.build.earlier import begin_with, check_earlier
 from lrft.build.settle import bare, settled, settled_first, with_packing
 from lrft.build.text import Text
@@ -202,6 +202,7 @@ def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
     prepare_units(recipe, model, None, True)
     adaptation, planners = _begun(recipe, model)
     left = decide(adaptation.plan, planners, None)
+    check_growth(recipe, adaptation.plan, left)
     adaptation.undecided = bool(left)
     for planner in left:
         adaptation.plan.update(planner.foresee(adaptation.plan))

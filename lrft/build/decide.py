@@ -12,10 +12,11 @@ from lrft.build.calibration import measured_signals
 from lrft.build.text import Text
 from lrft.core import stop
 from lrft.core.frozen import FrozenLinear, Quantizer
-from lrft.core.stages import Evidence, Init, Plan, Planner, Signals
+from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, ranks_of
 from lrft.evaluation.subject import Progress
 from lrft.model.builder import dense
 from lrft.model.causal_lm import CausalLM
+from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, PRUNERS, QUANTIZERS
 
@@ -73,9 +74,20 @@ def complete(
         RecipeError: a rank is more than the init can start at a site.
     """
     left = decide(plan, planners, None)
+    check_growth(recipe, plan, left)
     signals = measured_signals(recipe, model, plan, left, text, device, progress)
     decide(plan, left, _evidence(recipe, model, signals, progress))
     return signals
+
+
+def check_growth(recipe: Recipe, plan: Plan, left: Sequence[Planner]) -> None:
+    """Refuse settings that do not fit the ranks of the sites, once nobody is left to change these.
+
+    Raises:
+        RecipeError: with every setting that does not fit.
+    """
+    if not left:
+        check_length(recipe, recipe.train.max_steps, ranks_of(plan))
 
 
 def decide(plan: Plan, planners: Sequence[Planner], evidence: Evidence | None) -> list[Planner]:

@@ -160,6 +160,12 @@ def _of_run(folder: Path, recipe: Recipe) -> Earlier:
         for name, entry in plan.items()
         if entry.config is not None
     }
+    if stray := next(
+        (key for key in tensors if not key.startswith(tuple(f"{name}." for name in given))), None
+    ):
+        raise RecipeError(
+            f"{folder} holds {stray}, which is of no site of its plan; restore it from a copy", KEY
+        )
     record: dict[str, Json] = {
         "path": str(saved.path),
         "kind": "run",
@@ -195,7 +201,13 @@ def _trained(cls: type[Adapter], config: AdapterConfig, site: Site, tensors: dic
     part = make_adapter(cls, config, site)
     start, _ = saved_start(site.name, part, tensors)
     change = {key: held[f"change.{key}"] for key in "ABD" if f"change.{key}" in held}
-    part.load_state_dict(
-        {k: t for k, t in held.items() if not k.startswith(("start.", "offset.", "change."))}
-    )
+    own = {k: t for k, t in held.items() if not k.startswith(("start.", "offset.", "change."))}
+    shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
+    if {name: tensor.shape for name, tensor in own.items()} != shapes:
+        odd = next((n for n in {**shapes, **own} if n not in own or own[n].shape != shapes.get(n)), "")
+        raise RecipeError(
+            f"the run holds other tensors at {site.name} than its plan says ({odd}); restore it from a copy",
+            KEY,
+        )
+    part.load_state_dict(own)
     return Trained(part, start, change.get("D", (change["A"], change["B"]) if "A" in change else None))

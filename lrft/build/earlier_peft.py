@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +24,7 @@ from lrft.registry.json import Json
 
 PREFIX = "base_model.model."
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+OTHER = "name an earlier one"
 
 
 def read_peft(
@@ -87,9 +90,16 @@ def _reader(folder: Path, keys: Mapping[str, Any], wanted: str) -> type[Adapter]
 def _of_tensors(
     folder: Path, cls: type[Adapter], site: Site, settings: dict[str, Json], held: dict[str, Tensor]
 ) -> Trained:
-    config = cls.Config.model_validate({"method": cls.name, **settings})
-    part = make_adapter(cls, config, site)
-    own = part.state_dict()
+    try:
+        config = cls.Config.model_validate({"method": cls.name, **settings})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, why = ".".join(map(str, first["loc"])) or cls.name, first["msg"].lower()
+        raise RecipeError(
+            f"{folder}/{CONFIG}: its {key} is none that {cls.name} has ({why}); restore it from a copy", KEY
+        ) from None
+    with torch.device("meta"):  # what it says may be a thousand times what is there
+        own = make_adapter(cls, config, site).state_dict()
     for name, tensor in own.items():
         if name not in held or held[name].shape != tensor.shape:
             has = tuple(held[name].shape) if name in held else "nothing"
@@ -98,6 +108,11 @@ def _of_tensors(
                 "or its adapter_config.json is",
                 KEY,
             )
+        if not held[name].isfinite().all():
+            raise RecipeError(
+                f"{folder} has {name} of {site.name} with numbers that are not finite; {OTHER}", KEY
+            )
+    part = make_adapter(cls, config, site)
     part.load_state_dict(held)
     return Trained(part)
 

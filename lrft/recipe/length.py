@@ -9,10 +9,11 @@ from lrft.registry.config import Section
 from lrft.registry.errors import Problem, RecipeError
 
 
-def check_length(recipe: Recipe, total_steps: int, ranks: Sequence[int] = ()) -> None:
+def check_length(recipe: Recipe, total_steps: int | None, ranks: Sequence[int] = ()) -> None:
     """Refuse settings that do not fit into a run of so many optimizer steps.
 
     Args:
+        total_steps: None where nobody knows.
         ranks: the rank of every adapted site, where it is known already.
 
     Raises:

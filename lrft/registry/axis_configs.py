@@ -16,6 +16,7 @@ from lrft.registry.section import ADDED, MethodConfig, RecipeView
 Layers = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(-\d*)?$")]
 MOST_RATE = 1_000_000  # no step that long leads anywhere, whatever it is multiplied with
 BASE_ROLES = ("matrix", "embedding", "head", "vector")  # of parameters of the base model
+FACTORS = ("lora_A", "lora_B", "core")  # of adapters, the matrices that are projected
 
 
 class AdapterConfig(MethodConfig):
@@ -141,9 +142,14 @@ class ProjectedConfig(OptimizerConfig):
         """Roles of which none trains."""
         yield from super().clashes(recipe)
         roles: list[str] = getattr(self, "project", [])
-        base = recipe["trainable.weights"] != "adapter"
-        if not [role for role in roles if (base if role in BASE_ROLES else recipe["adapter"] is not None)]:
-            remedy = "[matrix]" if base else "[lora_A, lora_B], or write trainable: full"
+        base, adapter = recipe["trainable.weights"] != "adapter", recipe.declared("adapter")
+        known = frozenset() if adapter is None else adapter.roles
+        if not [role for role in roles if (base if role in BASE_ROLES else known is None or role in known)]:
+            there = [role for role in FACTORS if role in known] if known else FACTORS[:2]
+            named = (
+                f"[{', '.join(there)}], or write trainable: full" if there else "[matrix] of trainable: full"
+            )
+            remedy = "[matrix]" if base else named
             message = (
                 f"none of {', '.join(roles)} trains here, so nothing would be projected; name roles that do: "
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from typing import Any
 from pydantic.errors import PydanticUserError
 
 from lrft.registry.config import MethodConfig
+from lrft.registry.declared_roles import Roles, roles_of, with_parts
 from lrft.registry.errors import Problem, RecipeError
 
 # Modules a `Config` may draw on. Anything else a method file imports (torch first of all) is not needed to check
@@ -45,6 +46,7 @@ class Declaration:
         better: of a task, its metrics that say how good a model is -> `higher` or `lower`, whichever is better.
         line: where the class stands in its file.
         says: names that the class gives a value or a body, parents of its folder included.
+        roles: of the parameters of its file, parents included; None where only running it would tell.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Declaration:
     better: dict[str, str] = field(default_factory=dict)
     line: int = 1
     says: frozenset[str] = frozenset()
+    roles: Roles = None
 
     @property
     def summary(self) -> str:
@@ -92,6 +95,9 @@ def declarations(module: str, path: Path, base_config: type[MethodConfig]) -> di
                 setattr(holder, name, ast.literal_eval(node.value))  # type: ignore[attr-defined]
         elif isinstance(node, ast.ClassDef):
             found[node.name] = _declare(node, module, path, holder, found, base_config)
+    parts = [one.roles for one in found.values() if one.path == path and not one.name]
+    for key, one in [(key, one) for key, one in found.items() if one.path == path and one.name]:
+        found[key] = replace(one, roles=with_parts(one.roles, parts))
     return found
 
 
@@ -167,6 +173,7 @@ def _declare(
         better,
         node.lineno,
         says,
+        roles_of(node, [parent.roles for parent in parents]),
     )
 
 

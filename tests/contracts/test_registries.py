@@ -26,6 +26,14 @@ SOURCED = [
 every_method = each(("registry", "name"), METHODS)
 
 
+@pytest.mark.parametrize("name", axes.ADAPTERS.names())
+def test_the_roles_that_are_declared_are_all_that_the_class_has(name):
+    """Parts that sites share may add some; s2_lora and smore say theirs as they are built."""
+    declared = axes.ADAPTERS.declared(name).roles
+    if declared is not None:
+        assert set(axes.ADAPTERS.get(name).roles.values()) <= declared
+
+
 def test_every_axis_of_a_recipe_is_a_registry_with_methods():
     assert set(axes.AXES.values()) <= set(REGISTRIES.values())
     assert all(registry.names() for registry in axes.AXES.values())

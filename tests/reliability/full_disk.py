@@ -35,6 +35,7 @@ train: {{max_steps: 2, batch_size: 2, max_length: 160, save_every: 1, eval_every
 eval: {{tasks: [loss]}}
 """
 PICTURES = ("--png", "curves") if find_spec("matplotlib") else ()
+IN_BITS = ("merge", "run", "--out", "out", "--requantize", "nf4")
 RATES = ("--lr-grid", "1e-3")
 FIND_LR = ("find-lr", "recipe.yaml", "--steps", "12", "--from", "1e-4", "--to", "1e-1")
 LEFTOVER = re.compile(r"(\.[0-9a-f]{8})?\.tmp$|\.old$")
@@ -55,6 +56,7 @@ class Command:
         halfway: the run is there with its first checkpoint alone, and is gone on with.
         told: what is printed all the same when the files cannot be written.
         compared: paths of which the bytes are compared with those of a whole disk.
+        typed: lines that it reads.
     """
 
     words: tuple[str, ...]
@@ -62,6 +64,7 @@ class Command:
     halfway: bool = False
     told: str = ""
     compared: str = ""
+    typed: str = ""
 
 
 COMMANDS = {
@@ -69,10 +72,17 @@ COMMANDS = {
     "resume": Command(("train", "run", "--resume"), halfway=True),
     "eval": Command(("eval", "run"), told="loss", compared="run/eval"),
     "merge": Command(("merge", "run", "--out", "out")),
+    "merge-add": Command(("merge", "run", "--add", "run", "--out", "out")),
+    **({"merge-in-bits": Command((*IN_BITS, "--keep-rank", "2"))} if find_spec("bitsandbytes") else {}),
+    "chat": Command(
+        ("chat", "run", "--max-new-tokens", "2"),
+        typed="Hello\n/save talk.jsonl\nAnd you?\n/save talk.jsonl\n",
+    ),
     "generate": Command(
         ("generate", "run", "prompts.txt", "--out", "answers.jsonl", "--max-new-tokens", "2")
     ),
     "report": Command(("report", "run", "--out", "report.html", *PICTURES)),
+    "report-inspect": Command(("report", "run", "--inspect", "--out", "report.html")),
     "inspect": Command(("inspect", "run")),
     "profile": Command(
         ("train", "recipe.yaml", "--out", "run", "--profile", "train.max_steps=6"), trained=False
@@ -96,6 +106,7 @@ COMMANDS = {
     "reproduce": Command(("reproduce", "dora", "--out", "out"), trained=False),
     **({"find-lr": Command((*FIND_LR, "--plot", "rates.png"), trained=False)} if PICTURES else {}),
     "recipes": Command(("recipes", "cp", "quickstart", "mine.yaml"), trained=False),
+    "export-merged": Command(("export", "run", "--for", "gguf", "--merged", "--out", "out")),
     **{
         f"export-{target}": Command(("export", "run", "--for", target, "--out", "out", *more))
         for target, more in {
@@ -162,7 +173,7 @@ class Bench:
             place = self.place(name, "whole")
             disk = FaultyDisk(place, libraries=True)
             with disk.at_work():
-                ended = call(place, COMMANDS[name].words)
+                ended = call(place, COMMANDS[name].words, COMMANDS[name].typed)
             assert ended.code == 0, ended
             self._whole[name] = contents(place), len(disk.done)
         return self._whole[name]
@@ -184,7 +195,7 @@ def attack(bench: Bench, name: str, at: int, number: int, stays: bool) -> list[s
     expected, _ = bench.whole(name)
     disk = FaultyDisk(place, at, number, stays, libraries=True)
     with disk.at_work():
-        ended = call(place, command.words)
+        ended = call(place, command.words, command.typed)
     wrong = [] if not disk.failed else list(_ending(ended, command, number, _is_optional(disk)))
     wrong += [f"left {path}" for path in contents(place, LEFTOVER)]
     wrong += list(_checkpoints(place / "run" / "checkpoints"))
@@ -193,7 +204,7 @@ def attack(bench: Bench, name: str, at: int, number: int, stays: bool) -> list[s
         if words[0] == "train" and not command.trained and (place / "run" / "recipe.yaml").exists():
             # Less may be left than a profile records.
             words = (*(word for word in words if word != "--profile"), "--resume")
-        again = call(place, words)
+        again = call(place, words, command.typed)
         if again.code or again.raised:
             wrong.append(f"the same command then ended in {again}")
     found = contents(place)
@@ -232,12 +243,13 @@ def _checkpoints(folder: Path) -> Iterator[str]:
             yield f"{step.name}: {problem}"
 
 
-def call(place: Path, words: Sequence[str]) -> Called:
-    """`lrft WORDS` in a folder, in this process."""
+def call(place: Path, words: Sequence[str], typed: str = "") -> Called:
+    """`lrft WORDS` in a folder, in this process; `typed` is what it is given to read."""
     from lrft.cli import main
 
     out, err, raised, code = io.StringIO(), io.StringIO(), "", 0
     arguments, sys.argv = sys.argv, ["lrft", *words]
+    stdin, sys.stdin = sys.stdin, io.StringIO(typed)
     try:
         with chdir(place), redirect_stdout(out), redirect_stderr(err):
             main()
@@ -246,7 +258,7 @@ def call(place: Path, words: Sequence[str]) -> Called:
     except Exception as error:
         raised, code = f"{type(error).__name__}: {error}", 1
     finally:
-        sys.argv = arguments
+        sys.argv, sys.stdin = arguments, stdin
     return Called(code, out.getvalue(), err.getvalue(), raised)
 
 

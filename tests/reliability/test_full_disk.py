@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from tests.commands.test_cli import OPTIONS
 from tests.reliability.faulty_disk import ERRORS
-from tests.reliability.full_disk import COMMANDS, attack, everything
+from tests.reliability.full_disk import COMMANDS, FIND_LR, attack, everything
 
 STRIDE = (
     7  # of the operations that are tried by `-m slow`; `python -m tests.reliability.full_disk` tries each
 )
+
+WRITES_NOTHING = {
+    *("plan", "doctor", "env", "data show", "data check", "methods ls", "methods show"),
+    *(f"recipes {word}" for word in ("ls", "show", "validate", "schema", "diff")),
+}
 
 
 # Of every kind of operation one, in the command where it costs least: a share of the way, an errno, once or for good.
@@ -45,6 +51,12 @@ def test_the_full_loop_counts_what_it_tries(bench):
     said = []
     assert everything(bench, ("recipes",), said.append) == (4 * 4 * 2, [])
     assert said == ["recipes: 4 operations, 0 wrong so far"]
+
+
+def test_every_command_that_writes_is_attacked():
+    attacked = {command.words for command in COMMANDS.values()} | {FIND_LR}
+    named = {name for name in OPTIONS if any(" ".join(words).startswith(f"{name} ") for words in attacked)}
+    assert set(OPTIONS) - named == WRITES_NOTHING
 
 
 def test_what_is_wrong_would_be_found(bench, monkeypatch):

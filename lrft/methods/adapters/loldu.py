@@ -35,7 +35,7 @@ class LoLDU(LowRank):
     Advice: the published count, 18,432 for queries and values of RoBERTa-base, is that of `rank: 768`, all pivots.
     """
 
-    provides = {"adapters", "mergeable", "linear_delta"}
+    provides = {"adapters", "mergeable", "linear_delta", "undivided"}
     roles = {"z": "magnitude"}
 
     config: Config

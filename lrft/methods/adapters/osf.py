@@ -71,7 +71,7 @@ class OSF(Settling, LowRank):
         "sculpting_subspaces orthogonal_subspace_fine_tuning": "adapter: osf",
         "effective_rank unfreeze_rank_ratio": "adapter: {method: osf, keep: 0.5}",
     }
-    provides = {"adapters", "mergeable", "linear_delta"}
+    provides = {"adapters", "mergeable", "linear_delta", "undivided"}
     roles = {"U": "basis", "S": "magnitude", "V": "basis"}
     peft = PeftForm(osf_form_keys, osf_form_tensors, keys_here=osf_form_here)
 

@@ -39,7 +39,7 @@ class SALT(LowRank):
     V exceed.
     """
 
-    provides = {"adapters", "mergeable", "linear_delta"}
+    provides = {"adapters", "mergeable", "linear_delta", "undivided"}
     roles = {"a": "magnitude", "b": "magnitude", "X": "matrix", "Y": "matrix"}
 
     config: Config

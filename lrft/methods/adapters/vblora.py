@@ -88,7 +88,7 @@ class VBLoRA(LowRank):
     """
 
     aliases = {"vector_bank vector_bank_lora": "adapter: vblora"}
-    provides = {"adapters", "mergeable", "linear_delta", "moved_start"}
+    provides = {"adapters", "mergeable", "linear_delta", "undivided", "moved_start"}
     requires = {"one_stage"}
     roles = {"logits_A": "router", "logits_B": "router"}
     peft = PeftForm(

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from lrft.build.adapt import plan_without_weights
 from lrft.methods.allocate.increlora import IncreLoRA
+from lrft.model.load import load_model
+from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
 from tests.methods.allocate.allocating import SHAPES, gates, make_run
 
@@ -232,3 +235,12 @@ def test_growth_takes_a_third_of_the_run_by_default():
 
 def test_the_increment_of_the_published_targets_is_their_half():
     assert [IncreLoRA(IncreLoRA.Config(target_rank=rank)).increment for rank in (2, 4, 6, 8)] == [1, 2, 3, 4]
+
+
+def test_growths_that_the_sites_of_the_model_do_not_allow_are_refused_before_a_weight_is_read(tiny):
+    recipe = load_recipe(
+        "recipes/smoke/increlora.yaml", [f"model.name={tiny()}", "adapter.targets=all-linear"]
+    )
+    model = load_model(recipe.recipe.model, meta=True)
+    with pytest.raises(RecipeError, match=r"allocate\.top_h: 14 sites miss 14 components"):
+        plan_without_weights(recipe.recipe, model)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from lrft.core.params import ParamInfo
+from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.errors import RecipeError
 
 # hidden size, inner size, layers, and the GiB of state in the paper's table at density 0.25 and 0.
 LLAMA = {
@@ -366,3 +368,20 @@ def test_counts_are_truncated_for_coordinates_and_rounded_for_projectors():
         train(optimizer, [param], 1)
         sizes[choice] = len(optimizer.state[param][key])
     assert sizes == {"columns": math.floor(2.8), "randperm": 3}
+
+
+def test_roles_that_the_adapter_does_not_have_are_refused_before_anything_is_loaded():
+    """Of an adapter that keeps its roles to itself, or shares what has them, nothing is said."""
+
+    def told(adapter, project="[lora_A, lora_B]"):
+        overrides = [f"adapter={adapter}", f"optimizer.project={project}", "model.name=x/y"]
+        try:
+            load_recipe("recipes/smoke/frugal.yaml", overrides)
+        except RecipeError as error:
+            return [problem.message for problem in error.problems if problem.key == "optimizer.project"]
+        return []
+
+    assert told("lora") == told("s2_lora") == [] and told("vblora", "[core]") == []
+    assert "name roles that do: [core]" in told("lora_xs")[0]
+    assert "name roles that do: [core]" in told("vblora")[0]
+    assert "name roles that do: [matrix] of trainable: full" in told("ia3")[0]

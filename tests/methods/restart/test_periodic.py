@@ -10,7 +10,7 @@ from lrft.core.adapted import Adapted
 from lrft.core.less import Less
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
-from lrft.methods.restart.periodic import PeriodicLoRA, _check_divisible, _scaled, unload
+from lrft.methods.restart.periodic import PeriodicLoRA, _check_divisible, unload
 from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS, SCHEDULES
 from lrft.registry.errors import RecipeError
 from lrft.training import schedule
@@ -73,9 +73,7 @@ def steps(run, count):
 )
 def test_a_share_unloaded_by_the_root_leaves_the_function_unchanged(adapter, settings, storage, share):
     site = make_site(adapter, storage, **settings)
-    if (
-        not _scaled(site)[0] or "undivided" in site.adapter.provides
-    ):  # no number of it multiplies the whole change
+    if "undivided" in site.adapter.provides:  # no number of it multiplies the whole change
         with pytest.raises(RecipeError, match=f"only the whole change of {adapter} can be unloaded"):
             _check_divisible(site)
         return
