@@ -39,8 +39,9 @@ class ALLoRA(Pair, LowRank):
     Source: Huang and Balestriero, "ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws", 2024, arXiv 2410.09692,
     its definition of c as third parties transcribe it; the paper's text was read in part and there is no code of the
     authors'.
-    Departures: settled here: c acts on the raw gradient, before an optimizer's moments, and eta is 2 by default, the
-    alpha / r of usual recipes, whose place it takes; the paper's own value was not found.
+    Departures: that gradients are scaled, and not the forward pass, the abstract says itself. Settled here: c acts on
+    the raw gradient, before an optimizer's moments, and eta is 2 by default, the alpha / r of usual recipes, whose
+    place it takes; the paper's own value was not found.
     Advice: optimizers that divide by the size of gradients (Adam) cancel what is common to all c, and of B most of the
     rest; the weighing of outputs in dA stays. Inits that move A and B are for `lora`.
     """

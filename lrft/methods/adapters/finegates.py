@@ -118,11 +118,10 @@ class FineGates(OnActivations):
         mean = (x.reshape(-1, x.shape[-1]) if real is None else x[real]).float().mean(0)
         columns, rows = gates(self.columns) > 0, gates(self.rows) > 0
         V = (base.weight().float() * mean)[rows][:, columns]
-        found = []
-        for live, kurtosis in ((columns, kurtosis_of(V)), (rows, kurtosis_of(V.mT))):
-            weights = torch.softmax(-kurtosis.sqrt() / self.config.temperature, dim=0)
-            found.append(weights.new_zeros(len(live)).masked_scatter(live, weights))
-        return found[0], found[1]
+        found = V.new_zeros(len(columns)), V.new_zeros(len(rows))
+        for weights, live, own in zip(found, (columns, rows), (V, V.mT), strict=True):
+            weights[live] = torch.softmax(-kurtosis_of(own).sqrt() / self.config.temperature, dim=0)
+        return found
 
     def penalty(self) -> Tensor | None:
         weights, self.weights = self.weights, None
