@@ -61,8 +61,8 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     whole = common_part is not None and bool(forms) and all(form is not None for form in forms.values())
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
     takes_transposed = all(form.transposed for form in taking)
-    refused = taken_for_experts(model) or lacks_classifier(model) or hides_units(model)
-    refused = refused or (model.transposed and not takes_transposed)
+    turned = bool(model.transposed) and not takes_transposed
+    refused = turned or taken_for_experts(model) or lacks_classifier(model) or hides_units(model)
     if not whole or refused:
         return _own_form(model, dtype), None
     tensors = {
