@@ -50,8 +50,10 @@ class MergeInFactors(Merge):
             )
         dense.hf.to(DTYPES[str(export.dtype)])
         self._write(dense, place)
-        done = {**self._done([]), "factored_layers": len(self.ranks), "parameters_dense": before}
-        return {**done, "parameters": dense.hf.num_parameters()}
+        record = self._done([])
+        record["factored_layers"] = len(self.ranks)
+        record["parameters_dense"], record["parameters"] = before, dense.hf.num_parameters()
+        return record
 
     def _write(self, dense: CausalLM, place: Path, held: Mapping[str, Tensor] | None = None) -> None:
         super()._write(dense, place, held)

@@ -59,7 +59,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     forms = _forms(model, sites)
     common_part = {} if model.shared is None else model.shared.peft_tensors()
     taking = [form for _, module in sites if (form := type(module.adapter).peft_form()) is not None]
-    turned = model.transposed and not all(form.transposed for form in taking)
+    turned = bool(model.transposed) and not all(form.transposed for form in taking)
     refused = turned or taken_for_experts(model) or lacks_classifier(model) or hides_units(model)
     if forms is None or common_part is None or refused:
         return _own_form(model, dtype), None

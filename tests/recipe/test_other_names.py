@@ -141,7 +141,7 @@ VALUES_OF_OTHERS = [
     (ADAPTER, "  method: lroa", "did you mean road or lora?"),
     (ADAPTER, "  method: pisa", "did you mean pissa? It is an init: write init: pissa"),
     (ADAPTER, "  method: full", "write trainable: full"),
-    (ADAPTER, "  method: hut", "lrft does not have hut; known: allora"),
+    (ADAPTER, "  method: hut", "lrft does not have hut; known: afm, allora"),
     (OPTIMIZER, "  method: dora", "it is an adapter: write adapter: dora"),
     (OPTIMIZER, "  method: adamw_torch_fused", "write optimizer: adamw"),
     (OPTIMIZER, "  method: paged_adamw_8bit", "did you mean paged_adamw8bit?"),

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
-from lrft.methods.adapters.pela import PELA, rank_of
+from lrft.methods.adapters.pela import PELA
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import Field, Iterator, Problem, RecipeView
 
 
 @ADAPTERS.register
 class AFM(PELA):
-    """Unified low-rank compression: a layer keeps the leading principal components of what it gives, not of its weight.
+    """Unified low-rank compression: a layer keeps the principal components of what it gives, not of its weight.
 
         y  = (x A^T) B^T + c + b
         B = U_r,  A = U_r^T W,  c = (1 - U_r U_r^T) W m  at step 0  (`init: afm`)
@@ -31,7 +31,7 @@ class AFM(PELA):
     "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!", AAAI 2023.
     Departures: made for click-through models, carried to the linear layers of a language model; embedding tables are
     left out. The rank is one share of every layer; the code takes it as given. `lrft merge` writes B A in one matrix,
-    and c into the layer's bias.
+    or with `--factors` as two layers, and c into the layer's bias.
     Advice: most language models have no biases to merge c into: write `shift: false` for them.
     """
 
@@ -83,6 +83,4 @@ class AFM(PELA):
 
     @staticmethod
     def count(config: Config, site: Site) -> int:  # type: ignore[override]
-        return (
-            rank_of(config, site) * (site.in_features + site.out_features) + config.shift * site.out_features
-        )
+        return PELA.count(config, site) + config.shift * site.out_features

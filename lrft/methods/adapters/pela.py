@@ -29,9 +29,9 @@ class PELA(Adapter):
     Source: Guo et al., "PELA: Learning Parameter-Efficient Models with Low-Rank Approximation", CVPR 2024, arXiv
     2310.10700, and the authors' code: c = 3 in its vision-language model, 2 and 1.5 in its vision ones.
     Departures: made for vision, carried to the linear layers of a language model; head and embeddings stay. Norms and
-    biases train where `trainable` names them; the authors train all that is left. `lrft merge` writes W' in one matrix.
+    biases train where `trainable` names them; the authors train all that is left.
     Advice: train with `objective: pela` on general text first, then on the task with `model.adapter: RUN` and
-    `objective: cross_entropy`.
+    `objective: cross_entropy`; `lrft merge --factors` writes P and Q as two layers.
     """
 
     aliases = {

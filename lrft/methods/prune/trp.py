@@ -34,9 +34,10 @@ class TRP(Pruner):
     Source: Xu et al., "Trained Rank Pruning for Efficient Deep Neural Networks", 2018, arXiv 1812.02402, and the
     authors' code, in which e is 0.9, and K 5 in its script.
     Departures: made for convolutions, which are matrices in other shapes; carried to linear layers, whose weight is
-    one. K is counted over the whole run and not anew in every epoch. The weights are not split into two layers: `lrft
-    merge` writes W, of rank k to rounding. In bfloat16 every entry is rounded, so a rank is that of the float32 W.
-    Advice: `nuclear: 0.0003` is the paper's for ResNet-20; its runs begin from weights that are drawn.
+    one. K is counted over the whole run and not anew in every epoch. In bfloat16 every entry is rounded, and what is
+    left has a low rank no more: train in float32.
+    Advice: `lrft merge --factors` writes U_k S_k^1/2 and S_k^1/2 V_k^T as two layers, where that is smaller.
+    `nuclear: 0.0003` is the paper's for ResNet-20; its runs begin from weights that are drawn.
     """
 
     aliases = {
