@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from lrft.registry.config import MethodConfig
 
 DIGITS = 3  # significant ones of a number that is drawn from a range
-TRIES = 1000  # draws for a configuration that is possible and new, before every one is looked at in turn
+TRIES = 200  # draws for a configuration that is possible and new, before every one is looked at in turn
+LISTED = 10_000  # configurations that are looked at in turn, at most
 
 Genes = tuple[int | float, ...]
 """A configuration: of each gene the place of its option, or a number of its range."""
@@ -134,14 +135,14 @@ class Search:
         """The first configuration drawn that is new and possible; None where there seems to be none.
 
         Args:
-            ways: of drawing one, each tried a thousand times. After the last, where all that there are can be listed,
-                it is the first of the list.
+            ways: of drawing one, each tried `TRIES` times. After the last it is the first of all that there are, where
+                these are no more than `LISTED`.
         """
         for draw in ways:
             for _ in range(TRIES):
                 if known.is_new(genes := draw()):
                     return genes
-        if not all(gene.options for gene in self.genes):
+        if not 0 < math.prod(gene.options for gene in self.genes) <= LISTED:
             return None
         return next(filter(known.is_new, every(self.genes)), None)
 

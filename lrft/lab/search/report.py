@@ -53,7 +53,9 @@ def sentences(record: Found) -> list[str]:
             f"{found[0][:-1]}; there are no others, so {record['budget'] - count} of the budget are left."
         )
     if record["refused"]:
-        found.append(f"{record['refused']} configurations are no recipe, such as: {record['refusal']}")
+        found.append(
+            f"{record['refused']} configurations came up that are no recipe, such as: {record['refusal']}"
+        )
     failed = [row for row in record["rows"] if row["failure"] is not None]
     if failed:
         found.append(f"{len(failed)} arms have no score; arm {failed[0]['arm']}: {failed[0]['failure']}")
