@@ -10,7 +10,8 @@ from torch.nn import functional as F
 def pack_bits(truths: Tensor) -> Tensor:
     """(rows, n) bool -> (rows, ceil(n / 8)) uint8, the first of eight in the lowest bit."""
     padded = F.pad(truths.to(torch.uint8), (0, -truths.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (padded << _places(truths.device)).sum(-1, dtype=torch.uint8)
+    packed: Tensor = (padded << _places(truths.device)).sum(-1, dtype=torch.uint8)
+    return packed
 
 
 def unpack_bits(packed: Tensor, count: int) -> Tensor:

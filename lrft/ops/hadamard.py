@@ -36,7 +36,8 @@ class Rotation:
         blocks = x.reshape(-1, left, right)
         H_left, H_right = (hadamard(order).to(x) for order in (left, right))
         spread: Tensor = H_left @ blocks @ H_right
-        return spread.view(x.shape) * self.order**-0.5
+        scaled: Tensor = spread.view(x.shape) * self.order**-0.5
+        return scaled
 
 
 @cache

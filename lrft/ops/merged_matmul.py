@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.ops.branch_matmul import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
+
+
+class Stored(Protocol):
+    """A weight that can be decoded, and a bias."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of shape (out,), or None."""
+
+    def weight(self) -> Tensor:
+        """The dense weight (out, in)."""
+
 
 Merged = Callable[[Tensor], Tensor]
 """W (out, in) in float32 -> the weight that x meets, (out, in) in float32."""
 
 
-def merged_linear(x: Tensor, base: FrozenMap, merged: Merged, parameters: Iterable[nn.Parameter]) -> Tensor:
+def merged_linear(x: Tensor, base: Stored, merged: Merged, parameters: Iterable[nn.Parameter]) -> Tensor:
     """X merged(W)^T + b, (..., in) -> (..., out) in the dtype of x.
 
     The weight is formed in the forward pass and again in the backward pass, so that of all that is as large as a
@@ -30,7 +42,7 @@ def merged_linear(x: Tensor, base: FrozenMap, merged: Merged, parameters: Iterab
 
 
 class _Kept(Context):
-    base: FrozenMap
+    base: Stored
     merged: Merged
 
 
@@ -38,7 +50,7 @@ class _MergedMatmul(torch.autograd.Function):
     """Saves x. With W' = merged(W), G = dy^T x: dx = dy W', and dp = the derivative of <G, W'> for every parameter."""
 
     @staticmethod
-    def forward(ctx: _Kept, x: Tensor, base: FrozenMap, merged: Merged, *trained: Tensor) -> Tensor:
+    def forward(ctx: _Kept, x: Tensor, base: Stored, merged: Merged, *trained: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         ctx.base, ctx.merged = base, merged
         ctx.save_for_backward(flat, *trained)

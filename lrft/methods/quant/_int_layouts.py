@@ -90,7 +90,8 @@ def read_integers(tensors: Mapping[str, Tensor]) -> tuple[Integers, int]:
 def _spread(words: Tensor, bits: int) -> Tensor:
     """(rows, n) words -> (rows, n * 32 / bits) uint8, the lowest bits first."""
     places = torch.arange(0, WORD, bits, dtype=torch.int32)
-    return (words[..., None] >> places & (2**bits - 1)).flatten(-2).to(torch.uint8)
+    spread: Tensor = (words[..., None] >> places & (2**bits - 1)).flatten(-2).to(torch.uint8)
+    return spread
 
 
 def _unordered(columns: Tensor) -> Tensor:

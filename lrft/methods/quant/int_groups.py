@@ -97,7 +97,9 @@ class IntGroups(Encoded, Foreign):
         groups = found.scale.shape[1]
         size = None if groups == 1 else -(-width // groups)
         layer = cls(
-            torch.empty(out, width, dtype=dtype, device="meta"), bias, cls.Config(bits=bits, group_size=size)
+            torch.empty(out, width, dtype=dtype, device="meta"),
+            bias,
+            cls.Config.model_validate({"bits": bits, "group_size": size}),
         )
         layer._store(found)
         return layer

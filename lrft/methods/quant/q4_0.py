@@ -91,7 +91,8 @@ class Q40(Encoded, Levelled):
 
     def _in_blocks(self, rows: Tensor) -> Tensor:
         """(out, in) -> (out, blocks, 32)."""
-        return F.pad(rows, (0, -self.in_features % BLOCK)).unflatten(1, (-1, BLOCK))
+        found: Tensor = F.pad(rows, (0, -self.in_features % BLOCK)).unflatten(1, (-1, BLOCK))
+        return found
 
     def _store(self, scale: Tensor, codes: Tensor) -> None:
         """Scales (out, blocks) in float16, codes (out, blocks, 32)."""
