@@ -10,7 +10,8 @@ from lrft.build.text import Text
 from lrft.core.adapted import adapted
 from lrft.export.conversation import Rendered
 from lrft.export.fidelity import Comparable
-from lrft.export.peft_format import adapter_files, why_own_form
+from lrft.export.own_form import why_own_form
+from lrft.export.peft_format import adapter_files
 from lrft.export.record import Exported
 from lrft.export.targets import PLAIN
 from lrft.files.write import write_in

@@ -14,7 +14,7 @@ from lrft.core import stop
 from lrft.core.notes import say
 from lrft.core.params import count
 from lrft.core.run import Run
-from lrft.export.peft_format import why_own_form
+from lrft.export.own_form import why_own_form
 from lrft.files.scratch import sweep
 from lrft.recipe.load import DEFAULT, LoadedRecipe
 from lrft.recipe.resolved import resolved

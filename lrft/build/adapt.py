@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from lrft.build import remarks
+from lrft.build.adaptation import Adaptation as Adaptation
 from lrft.build.decide import check_growth, complete, decide, gains_by_streaming, planners_of, quantizer
 from lrft.build.earlier import begin_with, check_earlier
 from lrft.build.settle import bare, settled, settled_first, with_packing
 from lrft.build.text import Text
 from lrft.build.units import hide_units, on_whole_sites, prepare_units
-from lrft.core.stages import Plan, Planner, Signals, SitePlan
-from lrft.core.team import ALONE, Team
+from lrft.core.stages import Planner, Signals, SitePlan
+from lrft.core.team import Team
 from lrft.evaluation.subject import Progress, silent
 from lrft.model import heap
 from lrft.model.attach import attach, check_ranks, make_plan
@@ -25,44 +25,19 @@ from lrft.model.causal_lm import CausalLM
 from lrft.model.chosen import check_experts, choose_sites
 from lrft.model.liger import check_liger
 from lrft.model.load import configure, load_model, open_model, prove
-from lrft.model.matrices import Matrices, matrices
+from lrft.model.matrices import matrices
 from lrft.model.new_tokens import check_vocabulary, prove_rows
 from lrft.model.packed import check_packing
 from lrft.model.recompute import with_layers_kept
 from lrft.model.rope import longer
 from lrft.model.score_head import give_score_head
-from lrft.model.sites import TargetRow, sites_of
+from lrft.model.sites import sites_of
 from lrft.model.stored import NotStreamed
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
-
-
-@dataclass
-class Adaptation:
-    """A base model with a recipe's adapter on it, and how it came about; `notes` are for the user.
-
-    Attributes:
-        packing: rows hold several documents.
-        joined: the rows of a micro-batch are one row, without padding.
-        recomputed: layers that are computed again in the backward pass.
-        team: the processes of this launch, which go in step where each keeps a part of the base.
-        origin: the adapter that a new training begins with (`model.adapter`), for its record.
-    """
-
-    model: CausalLM
-    plan: Plan
-    targets: list[TargetRow]
-    matrices: Matrices
-    packing: bool = True
-    joined: bool = False
-    recomputed: int = 0
-    undecided: bool = False  # a planner that looks at weights or data has not been asked
-    notes: list[str] = field(default_factory=list)
-    team: Team = ALONE
-    origin: dict[str, Json] | None = None
 
 
 def adapt(

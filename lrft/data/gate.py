@@ -30,8 +30,7 @@ class GateReport:
         stops_cut: rows that lost their stop token to truncation on the right.
         wrong_bos: rows with too many or too few beginning-of-text tokens.
         merged: rows where one token spans the seam of prompt and answer, whose start is then not learnt.
-        lost: those of them of whose answer nothing is learnt; apart: rows whose prompt and answer are encoded each for
-            itself, as generation does.
+        lost: those of whose answer nothing is learnt; apart: rows whose prompt and answer are encoded each for itself.
         left_out: rows with a message whose text is missing from the rendered text, or altered in it.
         unwritten: column or field of a message -> rows in which it means something and reaches no text.
         unread: the same of those that mean nothing to a format, such as an id.

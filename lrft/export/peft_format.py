@@ -14,7 +14,7 @@ from lrft.core.adapted import Adapted, adapted
 from lrft.core.frozen import Changed
 from lrft.core.peft import LORA_NAMES, Together, lora_keys
 from lrft.export.card import adapter_card
-from lrft.export.expert_form import SiteForm, on_experts, stacked, taken_for_experts, target_parameters
+from lrft.export.expert_form import SiteForm, stacked, taken_for_experts, target_parameters
 from lrft.export.rounding import rounded
 from lrft.export.token_rows import token_rows
 from lrft.model.batching import stock_attention
@@ -126,18 +126,6 @@ def _form_of_all(
     config = shared_keys(model, recipe, sites) | keys
     del config["target_modules"], config["bias"]
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}, config
-
-
-def why_own_form(model: CausalLM, recipe: Recipe) -> str:
-    """One line on why the adapter folder has no PEFT form."""
-    if recipe.adapter is None:
-        return "PEFT has no form for base weights without an adapter"
-    if names := taken_for_experts(model):
-        return f"PEFT takes {', '.join(names)} of a mixture of experts for the experts themselves"
-    if hides_units(model):
-        return "an adapter cannot say which heads and channels of the base were pruned"
-    beside = " with rows of new tokens" if recipe.model.add_tokens is not None else on_experts(model)
-    return f"PEFT has no form for {recipe.adapter.method}{beside} as it was trained here"
 
 
 def _own_form(model: CausalLM, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -102,9 +102,7 @@ class CausalLM(nn.Module):
         assert head is not None, "a model without a head is refused when it is loaded"
         if (rows := self.new_rows_now) is not None:
             return Head(head, self.softcap, self.scale, rows.head, rows.first)
-        if (tied := tied_rows(self.hf)) is not None:
-            return Head(head, self.softcap, self.scale, tied[0], tied[1])
-        return Head(head, self.softcap, self.scale)
+        return Head(head, self.softcap, self.scale, *(tied_rows(self.hf) or ()))
 
     @property
     def body(self) -> nn.Module:

@@ -11,7 +11,8 @@ from lrft.build.adapt import adapt
 from lrft.build.earlier_peft import read_peft
 from lrft.core.adapted import adapted
 from lrft.export.expert_form import on_experts, taken_for_experts
-from lrft.export.peft_format import adapter_files, why_own_form
+from lrft.export.own_form import why_own_form
+from lrft.export.peft_format import adapter_files
 from lrft.export.write import write_adapter_folder
 from lrft.model.experts import join
 from lrft.model.load import load_model

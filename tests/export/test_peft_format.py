@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load
 
 from lrft.core.batch import Batch
-from lrft.export.peft_format import adapter_files, why_own_form
+from lrft.export.own_form import why_own_form
+from lrft.export.peft_format import adapter_files
 from lrft.export.write import write_adapter_folder
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
