@@ -21,7 +21,7 @@ from lrft.model.in_bits import load_in_bits
 from lrft.model.load import DTYPES
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES, QUANTIZERS
-from lrft.registry.errors import NotMergeable
+from lrft.registry.errors import NotMergeable, UsageError
 
 if TYPE_CHECKING:
     from lrft.build.text import Text
@@ -71,6 +71,7 @@ class MergeInBits(Merge):
                 f"--requantize {self.storage}: no layer of this model fits its blocks; merge without it"
             )
         if self.bits.rank:
+            self._check_rank(dense)
             check_remainder(dense, self.layers)
         objective = OBJECTIVES.get(self.recipe.objective.method)(self.recipe.objective)
         found = round_in_turn(dense, self._batches(self.calibration), objective, self.bits)
@@ -93,6 +94,18 @@ class MergeInBits(Merge):
             "kept_rank": self.bits.rank,
             "remainder_bytes": sum(p.A.nbytes + p.B.nbytes for p in found.pairs.values()),
         }
+
+    def _check_rank(self, dense: CausalLM) -> None:
+        """Refuse a rank that no layer has.
+
+        Raises:
+            UsageError: with the highest that some layer has.
+        """
+        most = max(min(dense.hf.get_submodule(name).weight.shape) for name in self.layers)
+        if self.bits.rank > most:
+            raise UsageError(
+                f"--keep-rank {self.bits.rank}: is above the smaller side of every layer; write at most {most}"
+            )
 
     def measure(self, place: Path) -> Fidelity:
         """What transformers computes from the files: nearest rounding, feedback, and feedback with the remainder."""

@@ -87,7 +87,10 @@ def talk_until_the_end(talk: Conversation) -> None:
 def _piped() -> Iterator[str]:
     while True:
         with stop.at_once():  # nobody polls while there is nothing to read
-            line = sys.stdin.readline()
+            try:
+                line = sys.stdin.readline()
+            except UnicodeDecodeError as error:
+                raise UsageError(f"what is piped in is no {error.encoding} text; write it so") from None
         if not line:
             return
         yield line.rstrip()
@@ -150,7 +153,7 @@ def _command(talk: Conversation, line: str) -> None:
 
 
 def _save(talk: Conversation, path: Path) -> None:
-    if path.suffix != ".jsonl":
+    if path.suffix != ".jsonl" or "\0" in str(path):
         raise UsageError(f"/save {path}: a conversation is a line of JSON; give a name that ends in .jsonl")
     if not talk.messages:
         raise UsageError(f"/save {path}: nothing was said yet")

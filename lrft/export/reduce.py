@@ -15,8 +15,9 @@ def only_rows_with(model: CausalLM, features: tuple[str, ...]) -> None:
     """
     others = [name for name in features if name not in model.features]
     if others or not features:
-        known = ", ".join(model.features) or "none"
-        raise UsageError(f"--features {','.join(others)}: the adapter goes by {known}; write some of these")
+        known = ", ".join(model.features)
+        remedy = f"goes by {known}; write some of these" if known else "goes by no feature; leave it out"
+        raise UsageError(f"--features {','.join(others)}: the adapter {remedy}")
     for _, module in adapted(model.hf):
         module.adapter = module.adapter.of_features(features)
     model.features = ()

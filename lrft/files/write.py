@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -124,7 +125,7 @@ def append(path: Path, text: str, name: str = "", then: str = "", synced: bool =
     """
     data = text.encode()
     with tell_failures(path, name, len(data), then):
-        descriptor = os.open(path, os.O_WRONLY | ADDING, 0o666)
+        descriptor = _open_to_add(path, name)
         try:
             before = os.fstat(descriptor).st_size
             try:
@@ -139,6 +140,17 @@ def append(path: Path, text: str, name: str = "", then: str = "", synced: bool =
             os.close(descriptor)
 
 
+def _open_to_add(path: Path, name: str, more: int = 0) -> int:
+    """A descriptor that adds to a file; a pipe would be waited at.
+
+    Raises:
+        WriteError: it is a pipe or a device, which keeps nothing.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise WriteError(f"{name or path}: is a pipe or a device; {OTHERWISE}", errno.ENXIO)
+    return os.open(path, os.O_WRONLY | ADDING | os.O_NONBLOCK | more, 0o666)
+
+
 def open_log(path: Path, name: str = "", anew: bool = False) -> IO[bytes]:
     """A file that a process of its own prints to; missing folders are made.
 
@@ -147,7 +159,7 @@ def open_log(path: Path, name: str = "", anew: bool = False) -> IO[bytes]:
     """
     with tell_failures(path, name):
         make_folder(path.parent)
-        descriptor = os.open(path, os.O_WRONLY | ADDING | (os.O_TRUNC if anew else 0), 0o666)
+        descriptor = _open_to_add(path, name, os.O_TRUNC if anew else 0)
         return os.fdopen(descriptor, "ab")
 
 

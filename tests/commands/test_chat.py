@@ -122,12 +122,19 @@ def test_help_and_settings_are_notes_and_quitting_ends(talk):
         ("/set top_p 0.5", "nothing is drawn at temperature 0"),
         ("/save kept.txt", "a name that ends in .jsonl"),
         ("/save kept.jsonl", "nothing was said yet"),
+        ("/save a\0b.jsonl", "a name that ends in .jsonl"),
     ],
 )
 def test_a_piped_line_that_cannot_be_done_ends_the_command(talk, line, message):
     done = talk(line, "Hi")
     assert done.code == 2 and done.out == ""
     assert done.err.splitlines()[-1].startswith("error: ") and message in done.err
+
+
+def test_bytes_that_are_no_text_end_the_command(call, runs, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), encoding="utf-8"))
+    done = call("chat", runs / "chat")
+    assert done.code == 2 and "error: what is piped in is no utf-8 text; write it so" in done.err
 
 
 @pytest.fixture

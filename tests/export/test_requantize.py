@@ -278,6 +278,12 @@ def test_options_that_mean_nothing_are_refused_before_anything_is_loaded(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_remainder_above_the_rank_of_every_layer_is_refused(trained, tmp_path):
+    with pytest.raises(UsageError, match=r"--keep-rank 65: is above the smaller side .*; write at most 64"):
+        merge(RunFolder(trained()), tmp_path / "model", requantize="nf4", keep_rank=65)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_reader_is_named_before_anything_is_loaded(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("lrft.api.merge.opened", None)
     monkeypatch.setattr("lrft.model.in_bits.find_spec", lambda name: None if name == "accelerate" else name)

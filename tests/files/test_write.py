@@ -182,6 +182,13 @@ def test_no_link_is_followed(tmp_path):
         assert target.read_text() == "mine", name
 
 
+def test_a_pipe_is_not_waited_at(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for add in (lambda path: write.append(path, "x", "/save pipe"), write.open_log):
+        with pytest.raises(WriteError, match=r"pipe: is a pipe or a device; give another place"):
+            add(tmp_path / "pipe")
+
+
 def test_a_lock_is_made_through_no_link_and_is_one_process_alone(tmp_path):
     (tmp_path / "target").write_text("mine")
     (tmp_path / ".lock").symlink_to(tmp_path / "target")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from lrft.core import stop
 from lrft.lab.runs import judged
 from lrft.lab.runs.judged import Metric
 from lrft.lab.runs.planned import Arm
 from lrft.recipe.merge import is_override
 from lrft.registry.errors import RecipeError, UsageError
 
+MOST = 10_000  # points, of which each is a training
 OPENING, CLOSING, QUOTES = "[{(", "]})", "\"'"
 
 
@@ -40,7 +43,7 @@ def points_of(source: str, arguments: Sequence[str], arms: Path | None, metric: 
         metric: `eval_loss`, `loss`, or TASK.SCORE of one of the recipe's `eval.tasks`.
 
     Raises:
-        UsageError: nothing varies, a value or a name is there twice, or no task has the score.
+        UsageError: nothing varies or too much does, a value or a name is there twice, or no task has the score.
         RecipeError: a combination is no valid recipe; its values are named.
     """
     fixed, varied = _split(arguments)
@@ -53,8 +56,14 @@ def points_of(source: str, arguments: Sequence[str], arms: Path | None, metric: 
     if named:
         axes.append([("arm", name, tuple(overrides)) for name, overrides in named.items()])
     axes += [[(key, value, (f"{key}={value}",)) for value in values] for key, values in varied.items()]
+    count = math.prod(map(len, axes))
+    if count > MOST:
+        raise UsageError(
+            f"a sweep of {count:,} runs is one nobody waits for; write values for at most {MOST:,}"
+        )
     found = []
     for chosen in itertools.product(*axes):
+        stop.poll()
         values = {key: value for key, value, _ in chosen}
         overrides = [*fixed, *itertools.chain.from_iterable(written for _, _, written in chosen)]
         found.append(Point(_arm(source, values, overrides, metric), values))

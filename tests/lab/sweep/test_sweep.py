@@ -69,6 +69,10 @@ def test_points_are_all_combinations_with_what_holds_for_all(recipe, tmp_path):
         (["adapter.rank=4,8", "adapter.rank=2,16"], "adapter.rank=2,16: write every key once"),
         (["adapter.rank=4,,8"], "adapter.rank=4,,8: write every key once"),
         (["adapter.rank=4,-1"], "rank=-1: "),
+        (
+            [f"{key}={','.join(map(str, range(1, 2000)))}" for key in ("adapter.rank", "adapter.alpha")],
+            "a sweep of 3,996,001 runs is one nobody waits for; write values for at most 10,000",
+        ),
         (["other.yaml", "adapter.rank=4,8"], "other.yaml: a sweep has one recipe"),
     ],
 )
