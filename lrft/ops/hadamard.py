@@ -19,7 +19,9 @@ class Rotation:
         self.width = width
         self.order = width & -width
         generator = torch.Generator().manual_seed(width)
-        self.signs = torch.randint(0, 2, (width,), generator=generator) * 2 - 1
+        self.signs = torch.randint(0, 2, (width,), generator=generator, device="cpu") * 2 - 1
+        power = self.order.bit_length() - 1
+        self.left, self.right = hadamard(2 ** (power // 2)), hadamard(2 ** (power - power // 2))
 
     def turn(self, x: Tensor) -> Tensor:
         """X R, (..., width)."""
@@ -31,19 +33,15 @@ class Rotation:
 
     def _spread(self, x: Tensor) -> Tensor:
         """X H, which is symmetric; by two factors of H, as H of order a b is the Kronecker product of those of a, b."""
-        power = self.order.bit_length() - 1
-        left, right = 2 ** (power // 2), 2 ** (power - power // 2)
-        blocks = x.reshape(-1, left, right)
-        H_left, H_right = (hadamard(order).to(x) for order in (left, right))
-        spread: Tensor = H_left @ blocks @ H_right
+        blocks = x.reshape(-1, len(self.left), len(self.right))
+        spread: Tensor = self.left.to(x) @ blocks @ self.right.to(x)
         scaled: Tensor = spread.view(x.shape) * self.order**-0.5
         return scaled
 
 
-@cache
 def hadamard(order: int) -> Tensor:
     """Sylvester's Hadamard matrix (order, order) of a power of two, entries 1 and -1."""
-    matrix = torch.ones(1, 1)
+    matrix = torch.ones(1, 1, device="cpu")  # also while a model without weights is made
     while len(matrix) < order:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix

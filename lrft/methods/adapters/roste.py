@@ -77,6 +77,7 @@ class RoSTE(Adapter):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.D = nn.Parameter(torch.zeros(site.out_features, site.in_features))
+        self.rotation = rotation_of(site.in_features)
         self.turn(False)
 
     def turn(self, rotated: bool) -> None:
@@ -97,12 +98,12 @@ class RoSTE(Adapter):
 
     def rounded(self) -> Rounded:
         """How this site rounds."""
-        config, rotation = self.config, rotation_of(self.site.in_features)
+        config = self.config
         inputs, weights = (
             partial(rounded_rows, bits=bits, clip=config.clip)
             for bits in (config.activation_bits, config.bits)
         )
-        return Rounded(inputs, weights, rotation if len(self.rotated) else None)
+        return Rounded(inputs, weights, self.rotation if len(self.rotated) else None)
 
     def merged(self, weight: Tensor) -> Tensor:
         rounded = self.rounded()

@@ -48,6 +48,13 @@ def test_the_rotation_is_orthogonal_and_hadamards(width):
     torch.testing.assert_close(rotation_of(width).turn_back(x), x @ R.mT, atol=1e-5, rtol=1e-5)
 
 
+def test_a_rotation_has_its_numbers_also_where_models_have_none():
+    rotation_of.cache_clear()
+    with torch.device("meta"):
+        adapter = RoSTE(RoSTE.Config(method="roste"), Site("a", 32, 24))
+    assert adapter.D.is_meta and rotation_of(32).turn(torch.eye(32)).det().abs() == pytest.approx(1, abs=1e-4)
+
+
 def test_sylvesters_matrices():
     scipy = pytest.importorskip("scipy.linalg")
     for order in (1, 2, 8, 64):
