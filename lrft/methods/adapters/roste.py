@@ -30,7 +30,7 @@ class RoSTE(Adapter):
     Qw rounds every row of weights to `bits`, Qx every token to `activation_bits`, onto q (n - z), n = 0 ... 2^bits - 1,
     with q = c (max - min) / (2^bits - 1), z = round(-c min / q), c = `clip`, 0 among the numbers of max and min. The
     gradients pass both roundings as if there were none: dD = (dy^T Qx(x R)) R^T. `init: roste` gives each layer the R
-    of less error before training, and it stays. `activation_bits: null` rounds weights alone; then
+    of less error before training, and it stays. Without `activation_bits` weights alone are rounded; then
 
         W' = Qw((W + D) R) R^T
 

@@ -33,10 +33,11 @@ class SQFT(Adapter):
         W'  = q (n - z),  n = Q(Q(W_p) + s (B A) * M)        y = drop(x) W'^T + b          with `bits`
         Q(V): n = min(max(round(V / q) + z, 0), 2^bits - 1), taken as q (n - z) inside Q
 
-    with s = `alpha` / R, R = `rank`, * entry by entry, M the mask of kept entries: of every row the share `sparsity`
-    is 0, those of least |W_ij| |x_j| where `init: wanda` measured the inputs. `sparsity: null` takes a base that is
-    sparse already: M = (W != 0). q and z are of each `group_size` weights of a row of W_p, which they span from end to
-    end, 0 included; z is an integer, so 0 stays exactly 0. They are frozen, and gradients pass through both roundings.
+    with s = `alpha` / R, R = `rank`, * entry by entry, drop dropout of probability `dropout`, M the mask of kept
+    entries: of every row the share `sparsity` is 0, those of least |W_ij| |x_j| by `init: wanda`. `sparsity: null`
+    takes a base that is sparse already: M = (W != 0). q and z are of each `group_size` weights of a row of W_p, which
+    they span from end to end, 0 included; z is an integer, so 0 stays exactly 0. They are frozen, and gradients pass
+    through both roundings.
 
     `ranks: [32, 24, 16]` is neural low-rank adapter search: every step trains B[:, :k] A[:k] with k drawn from these
     for each attention and each feed-forward block, s stays; outside of steps, and in the merge, k is the middle one

@@ -31,7 +31,8 @@ class ZeroQAT(Adapter):
     with t = `smoothing`, v = 1 where it is null. Qw rounds every row of weights, or each `group_size` of a row, to
     `bits`, Qx every token to `activation_bits`, both onto evenly spaced numbers from the smallest, or 0, to the
     largest, or 0, an exact 0 among them. a is measured once, by `init: smoothquant`; v and both grids follow D, so they
-    are others at D + eps z and D - eps z. D itself is never rounded. `activation_bits: null` rounds weights alone; then
+    are others at D + eps z and D - eps z. D itself is never rounded. Without `activation_bits` weights alone are
+    rounded; then
 
         W' = Qw((W + D) v) / v
 

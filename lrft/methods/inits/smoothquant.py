@@ -14,14 +14,14 @@ from lrft.registry.config import Field, MethodConfig
 
 @INITS.register
 class SmoothQuant(Init):
-    """Smoothing: the ranges of a layer's inputs are measured, by which the adapter divides them and multiplies W.
+    """The ranges of a layer's inputs are measured, by which the adapter divides them and multiplies the weight.
 
         a_j = max |x_j| over `batches` micro-batches of the training rows
         y   = (x / v) (W v)^T,  v_j = a_j^t / (max over rows of |W_ij|)^(1 - t)
 
     with t of the adapter, which forms v anew where its weight moves.
 
-    Shapes: a, v (in). Where nothing is rounded the function does not change.
+    Shapes: a, v (in). But for what is rounded, the model at step 0 is the pretrained one.
     Trains: what the adapter trains. The base gives up nothing.
     Source: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
     ICML 2023, arXiv 2211.10438.
