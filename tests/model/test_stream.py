@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import lrft.build.adapt as build
 from lrft.build.adapt import adapt
-from lrft.model import asked
+from lrft.model import asked, promised
 from lrft.model.load import load_model, open_model
 from lrft.model.stored import NotStreamed, Stored, stored_at
 from lrft.model.trained import base_parameters
@@ -193,6 +193,68 @@ def test_experts_that_become_one_tensor_are_made_of_their_values_and_nothing_is_
     experts = [p for name, p in found.model.hf.named_parameters() if "experts" in name]
     assert experts and not any(p.is_meta for p in experts)
     assert not [note for note in found.notes if "weights" in note]
+
+
+def as_one_tensor(folder, made):
+    """The model of `folder` with the experts of a block in one tensor, which its files hold in many."""
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tensors = {name: tensor.clone() for name, tensor in hf.state_dict().items() if name != "lm_head.weight"}
+    shutil.copytree(folder, made)
+    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    return made
+
+
+def apart(folder, **more):
+    return recipe_of(folder, **more, model={"name": str(folder), "dtype": "float32", "experts": "split"})
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_experts_taken_apart_wait_in_either_layout_and_are_what_transformers_reads(
+    tiny, tmp_path, monkeypatch, family
+):
+    from transformers import AutoModelForCausalLM
+
+    folders = [tiny(family), as_one_tensor(tiny(family), tmp_path / "model")]
+    held = ["model.layers.1.mlp.experts.down_proj" in load_file(f / "model.safetensors") for f in folders]
+    assert held == [family == "gpt_oss", True]
+    plain = AutoModelForCausalLM.from_pretrained(tiny(family), dtype=torch.float32)
+    plain.set_attn_implementation("eager")
+    ids = torch.arange(5, 25)[None]
+    for folder in folders:
+        unread = open_model(apart(folder).model)
+        named = dict(unread.hf.named_parameters())
+        matrices = [p for name, p in named.items() if ".experts." in name and name.endswith("weight")]
+        assert len(matrices) == 2 * 4 * 2 and all(stored_at(p) is not None for p in matrices)
+        unread.unread.finish()
+        unread.hf.set_attn_implementation("eager")
+        with torch.no_grad():
+            got, expected = unread.hf(input_ids=ids).logits, plain(input_ids=ids).logits
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+    check_same(read_whole(monkeypatch, apart(folder)), adapt(apart(folder)))
+
+
+def test_a_matrix_of_an_expert_is_read_alone(tiny, tmp_path, monkeypatch):
+    read = []
+    part, tensor = promised.Part.read, promised.read_tensor
+    monkeypatch.setattr(
+        promised.Part, "read", lambda self, dtype: read.append(self.index) or part(self, dtype)
+    )
+    monkeypatch.setattr(promised, "read_tensor", lambda file, key: read.append(key) or tensor(file, key))
+    many, one = tiny("mixtral"), as_one_tensor(tiny("mixtral"), tmp_path / "one")
+    for folder, expected in ((many, ["w1", "w3"]), (one, [2])):
+        model = open_model(apart(folder).model)
+        read.clear()
+        model.unread.read("model.layers.0.mlp.experts.2.gate_up_proj")
+        assert [key.split(".")[-2] if isinstance(key, str) else key for key in read] == expected
+
+
+def test_experts_made_in_another_way_are_read_at_once_and_taken_apart_then(tiny, monkeypatch):
+    monkeypatch.setattr(promised, "_joined", lambda stacked, result, *_: result)
+    found = adapt(apart(tiny("mixtral")))
+    assert any(".experts.3." in name for name in found.plan) and not found.notes
+    assert not any(p.is_meta for p in found.model.hf.parameters())
 
 
 def test_what_cannot_be_streamed_is_read_whole_and_said_in_one_line(tiny, monkeypatch):
