@@ -29,6 +29,11 @@ _SENTENCES = (
         "use_fsdp parallelism_config",
     ),
     (
+        "with model.experts: split the matrices of experts are layers too; name them in adapter.targets, such as "
+        "[experts.*.gate_up_proj]",
+        "target_parameters",
+    ),
+    (
         "remove it, checkpointed blocks are always recomputed without reentrance",
         "gradient_checkpointing_kwargs",
     ),
@@ -204,7 +209,7 @@ _SENTENCES = (
     ),
     (
         "not in lrft; remove it",
-        "use_unsloth unsloth use_unsloth_gc plugins callbacks activation_offloading fast_inference target_parameters "
+        "use_unsloth unsloth use_unsloth_gc plugins callbacks activation_offloading fast_inference "
         "gpu_memory_utilization max_lora_rank lora_mlp_kernel lora_qkv_kernel lora_o_kernel xformers_attention "
         "flex_attention rope_theta overrides_of_model_config sliding_window s2_attention "
         "shift_attn upcast_layernorm upcast_lmhead_output mixture_of_depths use_llama_pro "
