@@ -102,9 +102,7 @@ class Adapter(nn.Module):
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """The change of the weight, (out, in), in the dtype of `weight`; a NotMergeable where there is none."""
-        raise NotMergeable(
-            f"{self.name}: no change of the weight at {self.site.name}; keep the adapter separate"
-        )
+        raise NotMergeable(f"{self.name} at {self.site.name} is no change of the weight; keep it separate")
 
     def delta_bias(self, bias: Tensor) -> Tensor | None:
         """The change of the bias (zeros where there is none), (out,) float32 with a graph; None for none."""

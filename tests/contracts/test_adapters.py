@@ -28,10 +28,11 @@ from lrft.core.block import AdaptedBlock
 from lrft.core.elastic import Elastic
 from lrft.core.features import passing
 from lrft.core.frozen import FrozenLinear
-from lrft.core.params import KINDS, Site
+from lrft.core.params import KINDS, MATRICES, Site
 from lrft.core.routed import Routed
 from lrft.registry.axes import ADAPTERS, QUANTIZERS
 from lrft.registry.errors import NotMergeable
+from tests.each import each
 
 WIDTH, INNER = 32, 40
 SHAPES = [(48, WIDTH, True), (WIDTH, 64, False)]  # out, in, bias
@@ -145,7 +146,7 @@ def make(tmp_path: Path) -> Callable[..., Model]:
 
     def build(name, kind="linear", storage="none", shape=SHAPES[0], dtype=torch.float32, **settings) -> Model:
         torch.manual_seed(1)
-        out, width, bias = shape if kind == "linear" else (WIDTH, WIDTH, False)
+        out, width, bias = shape if kind in MATRICES else (WIDTH, WIDTH, False)
         site = Site("a.b", width, out, has_bias=bias, kind=kind)
         declared, cls = ADAPTERS.declared(name).config, ADAPTERS.get(name)
         for key, value in {**SMALL, "shift": bias}.items():  # a shift merges into a bias
@@ -153,7 +154,7 @@ def make(tmp_path: Path) -> Callable[..., Model]:
                 settings.setdefault(key, value)
         if "adapters" in declared.model_fields:
             settings.setdefault("adapters", [write_lora(tmp_path, site, rank) for rank in (2, 3)])
-        if kind == "linear":
+        if kind in MATRICES:
             base: nn.Module = frozen(storage, out, width, bias, dtype)
         else:
             base = Block(partial(frozen, storage, dtype=dtype))
@@ -161,10 +162,29 @@ def make(tmp_path: Path) -> Callable[..., Model]:
         config = declared(method=name, **settings)
         shared = cls.shared(config, {site.name: site}, hidden_size=out)
         adapter = cls.at(config, site, shared)
-        adapter.start(base.weight()) if kind == "linear" else adapter.fit(base)
-        return Model((Adapted if kind == "linear" else AdaptedBlock)(base, adapter), shared)
+        adapter.start(base.weight()) if kind in MATRICES else adapter.fit(base)
+        return Model((Adapted if kind in MATRICES else AdaptedBlock)(base, adapter), shared)
 
     return build
+
+
+@each("name", [name for name in MERGED if not ADAPTERS.get(name).by_position])
+def test_an_expert_gets_the_merged_map_of_however_many_tokens_chose_it(make, name):
+    """Rows in no order that a batch would tell, and one alone."""
+    module = make(name, "expert")
+    jiggle(module)
+    rows = tokens(module, 5)
+    module.train()(rows)
+    for count in (1, 5):
+        y = module.train()(rows[:count])
+        assert y.shape == (count, SHAPES[0][0]) and y.isfinite().all()
+        trained = [parameter for _, parameter in module.trained()]
+        found = torch.autograd.grad(y.square().sum(), trained, allow_unused=True)
+        assert any(gradient is not None for gradient in found)
+        with torch.no_grad():
+            y = module.eval()(rows[:count])
+            expected = F.linear(rows[:count], module.site.merged_weight(), merged_bias(module))
+        torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-3)
 
 
 @ALL
