@@ -10,8 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lrft.build.earlier_experts import of_experts
 from lrft.core.adapter import Adapter
 from lrft.core.params import Site
+from lrft.core.peft import PeftForm
 from lrft.files.model_folder import read_adapter_config
 from lrft.model.builder import make_adapter
 from lrft.model.origin import hub_id
@@ -41,6 +43,7 @@ def read_peft(
     try:
         keys = read_adapter_config(folder)
         tensors = load_file(folder / FILE, device="cpu")
+        parameters = keys.pop("target_parameters", None) or ()  # whose tensors are told apart here, by no method
     except (DamagedFile, SafetensorError) as error:
         raise RecipeError(str(error), KEY) from error
     cls = _reader(folder, keys, wanted)
@@ -56,12 +59,20 @@ def read_peft(
             )
         site = name.removeprefix(PREFIX).removesuffix(ending)
         found.setdefault(site, {})[endings[ending]] = tensor.float()
+    of: dict[str, str] = {}
+    if parameters:
+        found, of = of_experts(found, parameters, sites, lambda name: _settings(form, keys, name)["rank"])
     check_sites(found, sites)
     given = {
-        name: _of_tensors(folder, cls, sites[name], form.read(keys, name) or {}, held)
+        name: _of_tensors(folder, cls, sites[name], _settings(form, keys, of.get(name, name)), held)
         for name, held in found.items()
     }
     return given, cls.name, _said(keys)
+
+
+def _settings(form: PeftForm, keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+    assert form.read is not None, "asked of methods that read"
+    return form.read(keys, name) or {}
 
 
 def _reader(folder: Path, keys: Mapping[str, Any], wanted: str) -> type[Adapter]:

@@ -135,6 +135,7 @@ class AdapterConfig(Record):
     lora_dropout: float | None = None
     rank_pattern: Plain | None = None
     alpha_pattern: dict[str, float] | None = None
+    target_parameters: list[str] | None = None
     fan_in_fan_out: bool | None = None
     use_dora: bool | None = None
     use_rslora: bool | None = None

@@ -7,6 +7,9 @@ import json
 import pytest
 import torch
 
+from lrft.build.adapt import adapt
+from lrft.build.earlier_peft import read_peft
+from lrft.core.adapted import adapted
 from lrft.export.expert_form import on_experts, taken_for_experts
 from lrft.export.peft_format import adapter_files, why_own_form
 from lrft.export.write import write_adapter_folder
@@ -14,6 +17,7 @@ from lrft.model.experts import join
 from lrft.model.load import load_model
 from lrft.model.tokenizer import load_tokenizer
 from lrft.model.trained import frozen_layers
+from lrft.registry.errors import RecipeError
 from tests.each import each
 from tests.export.test_peft_format import our_logits
 from tests.model.test_experts import moved, recipe_of
@@ -104,3 +108,49 @@ def test_shared_experts_beside_are_still_taken_for_the_experts_by_peft(tiny):
 def test_weights_of_experts_that_train_beside_have_no_form(tiny):
     recipe = recipe_of(tiny("mixtral"), {"targets": ["q_proj"]}, trainable=["experts.1.down_proj.weight"])
     assert "adapter_config.json" not in adapter_files(moved(recipe), recipe, {"step": 1})
+
+
+@each("case", ["mixtral", "transposed, with biases", "one tensor", "one layer", "ranks by tensor", "rslora"])
+def test_a_training_begins_with_what_peft_holds_of_experts(case, tiny, tmp_path):
+    family, adapter, _, _ = CASES[case]
+    recipe = recipe_of(tiny(family), adapter)
+    model = moved(recipe)
+    folder = tmp_path / case.replace(" ", "_")
+    folder.mkdir()
+    for name, content in adapter_files(model, recipe, {"step": 1}).items():
+        (folder / name).write_bytes(content)
+    sites = {name: module.adapter.site for name, module in adapted(model.hf)}
+    given, method, _ = read_peft(folder, sites, "lora")
+    assert method == "lora" and given.keys() == sites.keys()
+    for name, module in adapted(model.hf):
+        held = given[name].adapter
+        assert held.scaling == module.adapter.scaling, name
+        assert all(
+            torch.equal(t, held.state_dict()[key]) for key, t in module.adapter.state_dict().items()
+        ), name
+
+
+def test_experts_of_an_adapter_are_refused_where_they_would_be_left_behind(tiny, tmp_path):
+    recipe = recipe_of(tiny("mixtral"), {"targets": EVERY})
+    for name, content in adapter_files(moved(recipe), recipe, {"step": 1}).items():
+        (tmp_path / name).write_bytes(content)
+    whole = adapt(
+        recipe.model_copy(
+            update={
+                "model": recipe.model.model_copy(update={"experts": "whole"}),
+                "adapter": recipe.adapter.model_copy(update={"targets": ["q_proj"]}),
+            }
+        )
+    ).model
+    sites = {name: module.adapter.site for name, module in adapted(whole.hf)}
+    with pytest.raises(
+        RecipeError, match=r"model\.adapter: changes .*experts, .*write model\.experts: split"
+    ):
+        read_peft(tmp_path, sites, "lora")
+    other = json.loads((tmp_path / "adapter_config.json").read_text()) | {
+        "target_parameters": ["experts.down_proj"]
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(other))
+    sites = {name: module.adapter.site for name, module in adapted(adapt(recipe).model.hf)}
+    with pytest.raises(RecipeError, match=r"experts\.base_layer, or should, by its target_parameters"):
+        read_peft(tmp_path, sites, "lora")
