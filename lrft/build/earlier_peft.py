@@ -43,7 +43,9 @@ def read_peft(
     try:
         keys = read_adapter_config(folder)
         tensors = load_file(folder / FILE, device="cpu")
-        parameters = keys.pop("target_parameters", None) or ()  # whose tensors are told apart here, by no method
+        parameters = (
+            keys.pop("target_parameters", None) or ()
+        )  # whose tensors are told apart here, by no method
     except (DamagedFile, SafetensorError) as error:
         raise RecipeError(str(error), KEY) from error
     cls = _reader(folder, keys, wanted)

@@ -107,7 +107,8 @@ class Joining(TorchFunctionMode):
 def _joined(stacked: bool, result: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     given = list(args[0] if args else kwargs["tensors"])
     parts = [stored_at(tensor) for tensor in given]
-    known = [part for part in parts if part is not None]
+    # What is stored in few bits is taken as it is, or not at all.
+    known = [part for part in parts if part is not None and type(part) in (Stored, Joined)]
     if len(known) < len(parts) or any(tensor.dtype != result.dtype for tensor in given):
         return result
     dim = int(args[1] if len(args) > 1 else kwargs.get("dim", 0)) % result.ndim

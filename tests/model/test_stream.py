@@ -250,6 +250,17 @@ def test_a_matrix_of_an_expert_is_read_alone(tiny, tmp_path, monkeypatch):
         assert [key.split(".")[-2] if isinstance(key, str) else key for key in read] == expected
 
 
+def test_tensors_in_few_bits_never_become_one():
+    class InBits(Stored):
+        pass
+
+    for kind in (Stored, InBits):
+        parts = [kind("file", f"key{k}", (2, 3), torch.float32).to() for k in range(2)]
+        with promised.Joining():
+            stacked = torch.stack(parts)
+        assert stacked.shape == (2, 2, 3) and (stored_at(stacked) is None) == (kind is InBits)
+
+
 def test_experts_made_in_another_way_are_read_at_once_and_taken_apart_then(tiny, monkeypatch):
     monkeypatch.setattr(promised, "_joined", lambda stacked, result, *_: result)
     found = adapt(apart(tiny("mixtral")))
