@@ -24,6 +24,7 @@ from lrft.data.steps import Shape
 from lrft.model.backend import keeps_apart
 from lrft.model.causal_lm import CausalLM
 from lrft.model.described import UnknownFamily
+from lrft.model.liger import check_liger
 from lrft.model.load import load_model
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import recipe_hash
@@ -68,6 +69,8 @@ def plan(
         RecipeError, DataError: what training would raise before its first step.
     """
     loaded = with_format(as_loaded(recipe, overrides))
+    if loaded.recipe.model.liger:
+        check_liger(torch.device(_device(loaded.recipe)))
     return {"recipe": loaded.name, **_plan(loaded.recipe, trust_remote_code)}
 
 

@@ -22,6 +22,7 @@ from lrft.model.backend import check_runs
 from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
 from lrft.model.chosen import choose_sites
+from lrft.model.liger import check_liger
 from lrft.model.load import configure, load_model, open_model, prove
 from lrft.model.new_tokens import check_vocabulary, prove_rows
 from lrft.model.packed import check_packing
@@ -87,6 +88,8 @@ def adapt(
         RecipeError: the model cannot be loaded, or a pattern matches nothing.
     """
     heap.bound_caches()
+    if trains and recipe.model.liger:
+        check_liger(torch.device(device))
     of = partial(_adapt, recipe, text=text, saved=saved, planned=planned, trains=trains)
     build = partial(of, device=torch.device(device), trusted=trust_remote_code, sums=sums, progress=progress)
     if not gains_by_streaming(recipe, torch.device(device), saved is not None):
@@ -145,7 +148,7 @@ def _adapt(
             with bare(model):
                 settled(asked, adaptation, device, trains)
         check_runs(model)
-    slow = configure(model, with_layers_kept(recipe.model))
+    slow = configure(model, with_layers_kept(recipe.model), trains)
     adaptation.notes += [*told, *(remarks.of_costs(recipe, slow, device) if trains else [])]
     adaptation.notes += remarks.of_new_tokens(recipe, model, text) if trains else []
     adaptation.notes += remarks.of_starts(recipe, adaptation.plan) if saved is None else []

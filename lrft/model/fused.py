@@ -14,25 +14,37 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lrft.model import liger
 from lrft.model.hf import HF
 from lrft.ops.elementwise import gated, rms_norm, rotated
+from lrft.registry.errors import RecipeError
 
 Forward = Callable[..., Any]
+Norm = Callable[[Tensor, Tensor, float, bool], Tensor]
+Gated = Callable[[Tensor, Tensor], Tensor]
 Rotation = Callable[..., tuple[Tensor, Tensor]]
 ROTATION = "apply_rotary_pos_emb"  # what every attention of transformers calls it
 TOKENS = 3  # of a trial
 
 
 @torch.no_grad()
-def fuse(hf: HF) -> dict[str, int]:
+def fuse(hf: HF, with_liger: bool = False) -> dict[str, int]:
     """Let every module whose code is one of the known forms compute it in one node.
+
+    Args:
+        with_liger: norms and gates by Liger's kernels, where a trial gives the module's values but for rounding.
 
     Returns:
         How many `norms`, `gates` and `rotations` were recognised.
+
+    Raises:
+        RecipeError: Liger's kernels compute something else.
     """
     counts = {"norms": 0, "gates": 0, "rotations": 0}
-    gate = _Gate(hf.get_input_embeddings().weight)
-    finders: dict[str, _Finder] = {"norms": _Norm(), "gates": gate, "rotations": _Turn()}
+    like = hf.get_input_embeddings().weight
+    finders: dict[str, _Finder] = {"norms": _Norm(), "gates": _Gate(like), "rotations": _Turn()}
+    if with_liger:
+        finders |= {"norms": _Norm(liger.norm), "gates": _Gate(like, liger.gate)}
     proven: dict[object, type[nn.Module] | None] = {}
     with torch.random.fork_rng(devices=[]):
         for module in list(hf.modules()):
@@ -67,6 +79,8 @@ def _fused(finder: _Finder, module: nn.Module) -> type[nn.Module] | None:
             forward = finder.forward(module, mode)
             if forward is None:
                 return None
+    except RecipeError:
+        raise
     except Exception:  # whatever a model's own code raises at a trial: it is of another form
         return None
     finally:
@@ -85,7 +99,14 @@ def _same(forward: Forward, module: nn.Module, x: Tensor) -> bool:
 
 
 class _Norm:
-    """A norm by the root mean square whose weight comes after rounding, before it, or before it as 1 + weight."""
+    """A norm by the root mean square whose weight comes after rounding, before it, or before it as 1 + weight.
+
+    Args:
+        kernel: computes it.
+    """
+
+    def __init__(self, kernel: Norm = rms_norm) -> None:
+        self.kernel = kernel
 
     def key(self, module: nn.Module) -> object:
         weight = module._parameters.get("weight")
@@ -98,9 +119,13 @@ class _Norm:
         x = torch.randn(1, TOKENS, len(weight), device=weight.device)
         tries = [(x * scale).to(weight.dtype) for scale in (1.0, 1e-3)]  # the second tells how eps is added
         for offset, first in ((None, False), (0.0, True), (1.0, True)):
-            forward = _norm_forward(type(module), offset, first)
-            if all(_same(forward, module, one) for one in tries):
-                return forward
+            own = _norm_forward(type(module), offset, first, rms_norm)
+            if all(_same(own, module, one) for one in tries):
+                if self.kernel is rms_norm:
+                    return own
+                return liger.taken(
+                    own, _norm_forward(type(module), offset, first, self.kernel), module, tries[0]
+                )
         return None
 
 
@@ -109,7 +134,7 @@ def _eps(module: nn.Module) -> float | None:
     return next((eps for eps in found if isinstance(eps, float)), None)
 
 
-def _norm_forward(kind: type[nn.Module], offset: float | None, scale_first: bool) -> Forward:
+def _norm_forward(kind: type[nn.Module], offset: float | None, scale_first: bool, kernel: Norm) -> Forward:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         weight, eps = self._parameters["weight"], _eps(self)  # which an adapter may stand in for
         assert weight is not None, "a norm without a weight is of another form"
@@ -120,7 +145,7 @@ def _norm_forward(kind: type[nn.Module], offset: float | None, scale_first: bool
         ):
             y: Tensor = kind.forward(self, x)
             return y
-        return rms_norm(x, weight if offset is None else weight.float() + offset, eps, scale_first)
+        return kernel(x, weight if offset is None else weight.float() + offset, eps, scale_first)
 
     return forward
 
@@ -130,12 +155,13 @@ class _Gate:
 
     Args:
         like: a tensor of the precision and on the device of what goes in.
+        kernel: computes silu(gate) * up.
     """
 
     PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
+    def __init__(self, like: Tensor, kernel: Gated = gated) -> None:
+        self.like, self.kernel = like, kernel
 
     def key(self, module: nn.Module) -> object:
         if any(module._modules.get(name) is None for name in self.PARTS):
@@ -149,13 +175,20 @@ class _Gate:
         gate = module.get_submodule("gate_proj")
         linear: Any = getattr(gate, "base", gate)
         x = torch.randn(1, TOKENS, linear.in_features, device=self.like.device).to(self.like.dtype)
-        return _gate_forward if _same(_gate_forward, module, x) else None
+        own = _gate_forward(gated)
+        if not _same(own, module, x):
+            return None
+        return own if self.kernel is gated else liger.taken(own, _gate_forward(self.kernel), module, x)
 
 
-def _gate_forward(self: nn.Module, x: Tensor) -> Tensor:
-    gate, up, down = (self.get_submodule(name) for name in ("gate_proj", "up_proj", "down_proj"))
-    y: Tensor = down(gated(gate(x), up(x)))
-    return y
+@cache
+def _gate_forward(kernel: Gated) -> Forward:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        gate, up, down = (self.get_submodule(name) for name in ("gate_proj", "up_proj", "down_proj"))
+        y: Tensor = down(kernel(gate(x), up(x)))
+        return y
+
+    return forward
 
 
 class _Turn:

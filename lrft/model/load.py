@@ -228,8 +228,8 @@ def _untied_as_stored(hf: HF) -> HF:
     return hf
 
 
-def configure(model: CausalLM, section: ModelSection) -> list[str]:
-    """Turn on activation checkpointing (never the reentrant kind) and compilation, as the recipe says.
+def configure(model: CausalLM, section: ModelSection, trains: bool = True) -> list[str]:
+    """Turn on activation checkpointing (never the reentrant kind), compilation and Liger, as the recipe says.
 
     What is not compiled whole has its norms, gates and rotations fused one by one.
 
@@ -242,4 +242,4 @@ def configure(model: CausalLM, section: ModelSection) -> list[str]:
     if section.compile:
         model.compile()
         return []
-    return [kind for kind, count in fuse(model.hf).items() if count == 0]
+    return [kind for kind, count in fuse(model.hf, trains and section.liger).items() if count == 0]

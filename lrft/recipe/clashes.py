@@ -151,6 +151,9 @@ def _compiled_for_one_shape(settings: Settings) -> Iterator[Problem]:
             "model.attention",
             f"{attention} changes with every batch and cannot be compiled; write sdpa or auto",
         )
+    if settings["model.liger"] is True:
+        message = "its kernels would stand in a body that is compiled as a whole; write one of the two"
+        yield Problem("model.liger", message)
 
 
 def _shards_of_nothing(settings: Settings) -> Iterator[Problem]:

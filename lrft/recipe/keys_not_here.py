@@ -199,8 +199,7 @@ _SENTENCES = (
     ),
     (
         "remove it, the loss is computed in chunks without keeping the logits",
-        "use_liger_kernel use_liger liger_kernel enable_liger_kernel cut_cross_entropy "
-        "liger_fused_linear_cross_entropy",
+        "cut_cross_entropy liger_fused_linear_cross_entropy",
     ),
     (
         "not in lrft; remove it",

@@ -75,6 +75,9 @@ class ModelSection(Section):
         "run keeps",
     )
     compile: bool = Field(False, description="torch.compile the model body")
+    liger: Annotated[bool, ADDED] = Field(
+        False, description="norms and gates by Liger's kernels while it trains; needs a GPU and lrft[liger]"
+    )
 
 
 class TrainableSection(Section):
