@@ -35,7 +35,9 @@ instead of being held. `segmented` attention keeps the probabilities of document
 by blocks of 128 queries, whose probabilities are formed again, so that memory grows with the length of a document and
 not with its square. Norms, gated feed-forward blocks and rotations are one node each where a model's code is of a known
 form; runs of at least 1e13 tokens times numbers in matrices compile these where there is a C++ compiler, a minute the
-first time on a machine. `lrft train --profile` ([commands](commands.md)) says where the steps of a run go.
+first time on a machine. With `model.liger: true` norms and gates are Liger's kernels, which need a GPU and
+`pip install lrft[liger]` and were not run here. `lrft train --profile` ([commands](commands.md)) says where the steps of
+a run go.
 
 This page is made by `scripts/performance_page.py` from the records in `docs/measured/`. Two sides of a ratio are timed
 in one process, in turn, peers at their defaults; steps that other processes disturbed are thrown away, and under five
@@ -70,6 +72,7 @@ def page(found: Sequence[Record]) -> str:
         ("A step beside a peer's", beside_peers),
         ("Methods beside lrft's LoRA", beside_lora),
         ("Cost curves", curves),
+        ("Whole processes", whole),
         ("Memory of a step", memory),
         ("The ceiling", ceilings),
         ("Generation", generation),
@@ -190,6 +193,42 @@ def over_lora(ratio: dict[str, float]) -> dict[str, float]:
     return {"median": 1 / ratio["median"], "min": 1 / ratio["max"], "max": 1 / ratio["min"]}
 
 
+def whole(found: Sequence[Record]) -> str:
+    """`lrft train` beside a peer's process, loading and all; and launches of lrft alone."""
+    rows, lines = [], []
+    for record in of_kind(found, "whole"):
+        result = record["result"]
+        if (first := result.get("first")) is not None:
+            n = f"{result['n']} launches, record {source(record)}"
+            lines.append(
+                f"From launch to the end of step 1 of `{result['recipe']}`: {spread(first)} s ({n})."
+            )
+        for pair in result.get("pairings", ()):
+            if pair["ratio"] is not None:
+                ours, peer = pair["sides"]
+                rates, starts, peaks = (pair[key] for key in ("tokens_per_second", "first", "peak"))
+                figures = (
+                    spread(pair["ratio"]),
+                    str(pair["n"]),
+                    f"{rates[ours]:.0f} and {rates[peer]:.0f}",
+                    f"{starts[ours]:.1f} and {starts[peer]:.1f}",
+                    f"{peaks[ours] / 2**20:,.0f} and {peaks[peer] / 2**20:,.0f}",
+                )
+                named = method(f"lrft:{record['settings']['adapter']}", record), NAMES[peer.partition(":")[0]]
+                rows.append((processed(record), *named, *figures, source(record)))
+    heads = ("work", "method", "peer", "peer / lrft: median (least to most)", "n")
+    more = ("tokens per second, lrft and peer", "s to the end of step 1", "peak, MiB", "record")
+    return "\n\n".join(filter(None, [shown((*heads, *more), rows), *lines]))
+
+
+def processed(record: Record) -> str:
+    """What whole processes went over."""
+    settings = record["settings"]
+    step, rows = settings["examples"], "rows of GSM8K" if settings["gsm8k"] else "rows of random words"
+    words = f"{record['result']['steps'] * step} {rows}: packed by lrft, {step} a step padded by a peer"
+    return f"{name_of(settings['model'])}, {words}"
+
+
 def memory(found: Sequence[Record]) -> str:
     """Peaks of both sides."""
     rows = []
@@ -282,6 +321,7 @@ def missed(found: Sequence[Record]) -> str:
         said += [
             f"`{row['optimizer']}`: {row['missed']}" for row in result.get("optimizers", ()) if row["missed"]
         ]
+        said += [result["missed"]] if result.get("missed") else []
         lines += [
             f"- Record {record['number']}: {plain(line)}." for line in (*record.get("missed", ()), *said)
         ]
@@ -309,10 +349,15 @@ def of_kind(found: Sequence[Record], kind: str) -> list[Record]:
 def work(record: Record) -> str:
     """What a step was made of."""
     settings = record["settings"]
-    model = re.sub(r"(\.Q\w+)?\.gguf$", "", settings["model"].rpartition("/")[2])
+    model = name_of(settings["model"])
     if settings["gsm8k"]:
         return f"{model}, {settings['examples']} examples of GSM8K a step: packed by lrft, padded by a peer"
     return f"{model}, {settings['rows']} x {settings['length']} random tokens, every position learnt"
+
+
+def name_of(model: str) -> str:
+    """A model without its owner and its storage."""
+    return re.sub(r"(\.Q\w+)?\.gguf$", "", model.rpartition("/")[2])
 
 
 def method(side: str, record: Record) -> str:
