@@ -36,8 +36,8 @@ by blocks of 128 queries, whose probabilities are formed again, so that memory g
 not with its square. Norms, gated feed-forward blocks and rotations are one node each where a model's code is of a known
 form; runs of at least 1e13 tokens times numbers in matrices compile these where there is a C++ compiler, a minute the
 first time on a machine. With `model.liger: true` norms and gates are Liger's kernels, which need a GPU and
-`pip install lrft[liger]` and were not run here. `lrft train --profile` ([commands](commands.md)) says where the steps of
-a run go.
+`pip install lrft[liger]` and were not run here. `lrft train --profile` ([commands](commands.md)) says where the steps
+of a run go.
 
 This page is made by `scripts/performance_page.py` from the records in `docs/measured/`. Two sides of a ratio are timed
 in one process, in turn, peers at their defaults; steps that other processes disturbed are thrown away, and under five

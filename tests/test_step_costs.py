@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lrft.core.adapted import Adapted
 from lrft.core.params import Site
 from lrft.methods.quant.none import Dense
-from lrft.registry.axes import ADAPTERS
+from lrft.registry.axes import ADAPTERS, QUANTIZERS
 from tests.kept import keeping
 from tests.model.test_skeleton import growth, planned_bytes, recipe_of
 
@@ -32,6 +32,8 @@ SITES = {
     "randlora": ({"rank": 8}, 8, 14, 2),
     "nola": ({"bases": 8}, 76, 55, 2),
 }
+# storage, scales in 8 bits -> calls of a decode.
+DECODES = {("nf4", True): 3, ("nf4", False): 1, ("fp4", True): 3, ("fp4", False): 1}
 # adapter settings -> bytes that the layers of a model keep for the backward pass, a token and layer.
 KEPT = {"lora": 1632, "lora, dropout": 1776, "dora": 2080, "dora, dropout": 2800, "miss": 1416}
 
@@ -84,6 +86,21 @@ def test_calls_and_decodes_of_a_site(case):
         calls.counts,
         back.counts,
     )
+
+
+@pytest.mark.parametrize(("storage", "double_quant"), DECODES)
+def test_calls_of_a_decode_and_what_scales_decoded_once_would_take(storage, double_quant):
+    """Scales in 8 bits take two calls more, every time; kept in float32 they would take half a bit more a weight."""
+    pytest.importorskip("bitsandbytes")
+    kind = QUANTIZERS.get(storage)
+    torch.manual_seed(0)
+    config = kind.Config(method=storage, double_quant=double_quant)
+    layer = kind(torch.randn(4 * OUT, 4 * IN, dtype=torch.bfloat16), None, config)
+    layer.weight()
+    with Calls() as calls:
+        layer.weight()
+    assert calls.total == DECODES[storage, double_quant], calls.counts
+    assert 4 * layer._scales().numel() == 4 * OUT * 4 * IN // 16  # half a bit a weight, in float32
 
 
 @pytest.mark.parametrize("case", KEPT)
