@@ -192,7 +192,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """A full disk takes a part and says so only at the next call."""
     left = memoryview(data)
     while left:

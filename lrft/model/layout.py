@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.files.tensors_written import Place, lay_out
+from lrft.files.write import remove_file
 from lrft.model.hf import HF
 from lrft.model.stored import NotStreamed
 
@@ -52,6 +53,7 @@ class Layout:
         }
         self.places: dict[str, Place] = {}
         self._wanted = set(own.values())
+        self._files: list[Path] = []
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -70,11 +72,15 @@ class Layout:
         held = list(self.held.values())  # keeps what is told apart by id
         try:
             yield
+            if left := sorted(self._wanted - self.places.keys()):
+                raise NotStreamed(f"transformers does not write {left[0]} as it is")
+        except NotStreamed:
+            for file in self._files:  # of which no value was written
+                remove_file(file)
+            raise
         finally:
             modeling_utils.safe_save_file = save  # type: ignore[attr-defined]
             del held
-        if left := sorted(self._wanted - self.places.keys()):
-            raise NotStreamed(f"transformers does not write {left[0]} as it is")
 
     def _make_room(
         self, tensors: Mapping[str, Tensor], filename: str, metadata: Mapping[str, str] | None = None
@@ -83,6 +89,7 @@ class Layout:
         for key, tensor in tensors.items():
             if tensor.dtype not in NAMES or (tensor.is_meta and id(tensor) not in self.names):
                 raise NotStreamed(f"{key} is made of other tensors of the model")
+        self._files.append(Path(filename))
         shapes = {key: (NAMES[tensor.dtype], tuple(tensor.shape)) for key, tensor in tensors.items()}
         for key, place in lay_out(Path(filename), shapes, metadata or {}).items():
             tensor = tensors[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 
 from lrft.api.merge import Merge, merge
 from lrft.api.train import train
+from lrft.files import tensors_written
+from lrft.files.failure import WriteError
 from lrft.files.tensors_written import lay_out
 from lrft.model import asked, on_call
 from lrft.model.layout import NAMES, Layout, hollow, write_tensor
@@ -126,6 +129,29 @@ def test_what_transformers_would_not_write_as_it_is_is_merged_as_a_whole_and_sai
     assert modeling_utils.safe_save_file is save
 
 
+def test_experts_that_become_one_tensor_are_merged_as_a_whole(tiny, trained, tmp_path, monkeypatch):
+    body = "adapter: {method: lora, rank: 4, targets: [q_proj, v_proj]}"
+    both(trained(tiny("mixtral"), body), tmp_path, monkeypatch, streams=False)
+
+
+@pytest.mark.parametrize("nth", [1, 9])
+def test_a_disk_that_fills_up_leaves_nothing(tiny, trained, tmp_path, monkeypatch, nth):
+    run, calls, write = trained(tiny()), [], tensors_written.write_all
+
+    def full(descriptor, data):
+        calls.append(len(data))
+        if len(calls) >= nth:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(descriptor, data)
+
+    monkeypatch.setattr(asked, "SMALL", 0)
+    monkeypatch.setattr(tensors_written, "write_all", full)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(WriteError, match=r"out: could not be written \(No space left"):
+        merge(run, tmp_path / "out")
+    assert len(calls) == nth and set(tmp_path.iterdir()) == before
+
+
 def test_drawn_weights_are_merged_as_a_whole(tiny, trained, tmp_path, monkeypatch):
     run = trained(tiny(), model_more=", weights: random")
     both(run, tmp_path, monkeypatch, streams=False)
@@ -190,6 +216,13 @@ def test_a_layout_that_lacks_a_parameter_is_none(promised, tmp_path):
     layout = Layout(model.hf)
     with pytest.raises(NotStreamed, match="does not write"), layout.saving():
         pass
+    held = dict(layout.held)
+    with pytest.raises(NotStreamed, match="does not write"), layout.saving():
+        model.hf.save_pretrained(
+            tmp_path / "torn", state_dict={k: t for k, t in held.items() if "wte" not in k}
+        )
+    assert not list((tmp_path / "torn").glob("*.safetensors"))
+    layout.places.clear()
     with layout.saving():
         model.hf.save_pretrained(tmp_path, state_dict=layout.held)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
