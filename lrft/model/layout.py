@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +66,11 @@ class Layout:
         """
         from transformers import modeling_utils
 
-        save = getattr(modeling_utils, "safe_save_file", None)
+        library: Any = modeling_utils
+        save = getattr(library, "safe_save_file", None)
         if save is None:
             raise NotStreamed("this transformers writes its files in a way that lrft does not know")
-        modeling_utils.safe_save_file = self._make_room  # type: ignore[attr-defined]
+        library.safe_save_file = self._make_room
         held = list(self.held.values())  # keeps what is told apart by id
         try:
             yield
@@ -79,7 +81,7 @@ class Layout:
                 remove_file(file)
             raise
         finally:
-            modeling_utils.safe_save_file = save  # type: ignore[attr-defined]
+            library.safe_save_file = save
             del held
 
     def _make_room(

@@ -60,7 +60,7 @@ def give_on_call(hf: HF, makers: Mapping[str, Callable[[], Tensor]], device: tor
     for name, make in makers.items():
         layer = hf.get_submodule(name.removesuffix(".weight"))
         layer._parameters["weight"] = None  # or all of the model could not go to the device
-        layer.forward = partial(_called, layer, make, device)  # type: ignore[method-assign]
+        layer.forward = partial(_called, layer, make, device)
     hf.to(device)
 
 
