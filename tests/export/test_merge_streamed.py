@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ from lrft.model.layout import NAMES, Layout, hollow, write_tensor
 from lrft.model.load import open_model
 from lrft.model.stored import NotStreamed
 from lrft.recipe.load import load_recipe
+from lrft.registry.errors import Interrupted
 from lrft.training.folder import RunFolder
+from tests.reliability.struck import struck
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
@@ -152,6 +155,15 @@ def test_a_disk_that_fills_up_leaves_nothing(tiny, trained, tmp_path, monkeypatc
     assert len(calls) == nth and set(tmp_path.iterdir()) == before
 
 
+def test_a_signal_between_two_tensors_leaves_nothing(tiny, trained, tmp_path, monkeypatch):
+    run = trained(tiny())
+    monkeypatch.setattr(asked, "SMALL", 0)
+    before = set(tmp_path.iterdir())
+    with struck("_fill", signal.SIGTERM, 5) as blow, pytest.raises(Interrupted, match="is as it was"):
+        merge(run, tmp_path / "out")
+    assert blow.fell and set(tmp_path.iterdir()) == before
+
+
 def test_drawn_weights_are_merged_as_a_whole(tiny, trained, tmp_path, monkeypatch):
     run = trained(tiny(), model_more=", weights: random")
     both(run, tmp_path, monkeypatch, streams=False)
@@ -236,7 +248,9 @@ import torch
 from lrft.api import merge as api, merge_streamed
 from lrft.model import asked, heap
 from lrft.model.stored import NotStreamed
+from lrft.registry.errors import Interrupted
 from lrft.training.folder import RunFolder
+from tests.reliability.struck import struck
 
 def now(what):
     return int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10

@@ -81,7 +81,7 @@ OTHERS = [
     Case("eval", "asked_to_stop", 3, INT, "loss scored (in "),
     Case("merge", "fingerprint", 30, TERM, AGAIN),
     Case("merge", "merge_into", 4, INT, AGAIN),
-    Case("merge", "_save", 1, TERM, AGAIN),
+    Case("merge", "write_classifier", 1, TERM, AGAIN),
     Case("merge", "compare", 1, HUP, AGAIN),
     Case("merge", "check_stops", 1, INT, AGAIN),
     Case("export peft", "attach", 3, INT),
