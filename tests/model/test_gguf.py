@@ -185,3 +185,30 @@ def test_while_it_is_converted_every_parameter_is_in_a_file(made, monkeypatch):
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", look)
     files.converted(made(), "bfloat16")
     assert len(seen) == 2 + 9 * LAYERS and all(seen)
+
+
+def test_a_run_on_such_a_base_is_merged_tensor_by_tensor_into_the_same_files(
+    made, tiny, tmp_path, monkeypatch
+):
+    from lrft.api.merge import Merge, merge
+    from lrft.api.train import train
+    from lrft.model import asked
+
+    rows = "".join(json.dumps({"text": f"{word} has two pens and buys three more"}) + "\n" for word in "abcd")
+    (tmp_path / "rows.jsonl").write_text(rows)
+    recipe = {
+        "model": {"name": str(made()), "tokenizer": str(tiny()), "dtype": "float32"},
+        "adapter": {"method": "lora", "rank": 2},
+        "quantization": "nf4_reference",
+        "data": {"train": str(tmp_path / "rows.jsonl"), "format": "text"},
+        "train": {"max_steps": 1, "max_length": 48, "device": "cpu"},
+        "export": {"tolerance": 9, "dtype": "bfloat16"},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    train(tmp_path / "recipe.yaml", tmp_path / "run")
+    merge(tmp_path / "run", tmp_path / "whole")
+    monkeypatch.setattr(asked, "SMALL", 0)
+    monkeypatch.setattr(Merge, "_load", lambda *_: pytest.fail("the dense model was loaded as a whole"))
+    merge(tmp_path / "run", tmp_path / "streamed")
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "streamed" / path.name).read_bytes(), path.name
