@@ -24,6 +24,7 @@ from lrft.build.measured import Peak, Peaks
 from lrft.build.recomputing import SHARE
 from lrft.build.trial import Cost, Hollow, Storage, freeze, try_layer, try_loss
 from lrft.data.steps import Shape
+from lrft.export.fidelity import room
 from lrft.model import varlen
 from lrft.model.backend import attention_backends
 from lrft.model.causal_lm import CausalLM
@@ -190,17 +191,21 @@ class _Peaks:
             for layer in self._different()
         ]
         loss = try_loss(self.hf, shape.rows * shape.length, device=self.device, trains=False).forward
-        return self._peak(activations=self._between(shape), working=max(loss, *layers))
+        runtime, between = runtime_bytes(self.device, self.item, trains=False), self._between(shape)
+        return self._peak(activations=between, working=max(loss, *layers), runtime=runtime)
 
     def _merging(self, scored: Peak) -> Peak:
         """The run's model beside a dense one, of which one layer is in float32, or rows that compare both."""
         export = DTYPES[self.recipe.export.dtype or self.recipe.model.dtype].itemsize
-        sizes = [
-            m.in_features * m.out_features for m in self.hf.modules() if isinstance(m, Hollow | nn.Linear)
-        ]
-        within = 4 * 4 * max(sizes)  # the decoded weight, the change, the sum and its rounding
-        compared = scored["activations"] + scored["working"]
-        return self._peak(working=self.counted["base"] * max(export, self.item) + max(within, compared))
+        head, config = self.hf.get_output_embeddings(), self.hf.config
+        layers = (m for m in self.hf.modules() if isinstance(m, Hollow | nn.Linear) and m is not head)
+        # The decoded weight, the change, the sum and its rounding.
+        within = 4 * 4 * max(m.in_features * m.out_features for m in layers)
+        tokens = max(self.recipe.eval.batch_tokens, self.recipe.train.max_length)
+        compared = room(tokens, config.hidden_size * self.item, config.vocab_size)
+        most = max(within, compared, scored["activations"] + scored["working"])
+        dense = self.counted["base"] * max(export, self.item)
+        return self._peak(working=dense + most, runtime=scored["runtime"])
 
 
 class _Tried(NamedTuple):

@@ -6,7 +6,11 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-RARELY = (200_000, 50, 10)  # objects that are made between two searches of the newest, and how the older ones follow
+RARELY = (
+    200_000,
+    50,
+    10,
+)  # objects that are made between two searches of the newest, and how the older ones follow
 
 
 @contextmanager
