@@ -1,15 +1,17 @@
 """Compare `lrft plan` with the memory that twelve trainings really hold on this machine's CPU.
 
-    python scripts/check_plan.py [--only NAME] [--json FILE]
+    python scripts/check_plan.py [--of train|eval|merge] [--only NAME] [--json FILE]
 
 Each recipe takes two steps on a random model in a process of its own. What is measured is the largest resident memory
 from the first step on, above that of the process once it has imported everything and read its rows; loading is left
-out. What is planned is the total without what the imports take. Needs Linux.
+out. What is planned is the total without what the imports take. Of `eval` and `merge` the run is scored, or merged,
+once it has trained one step, from the moment on at which its model is open. Needs Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -45,6 +47,7 @@ data:
   too_long: truncate_right
 train: {{max_steps: 2, batch_size: 4, max_length: 256, device: cpu}}
 """
+HELD_OUT = "held.jsonl"
 FULL = ("trainable=full", "adapter=null", "init=null")
 CASES: dict[str, tuple[str, ...]] = {
     "lora": (),
@@ -74,22 +77,23 @@ def write_recipe(folder: Path) -> Path:
     words = " ".join(f"number {n} follows {n - 1};" for n in range(1, 400))
     rows = "".join(json.dumps({"text": f"{k}: {words}"}) + "\n" for k in range(64))
     (folder / "rows.jsonl").write_text(rows)
+    (folder / HELD_OUT).write_text(rows.replace("number", "line"))
     text = RECIPE.format(model=model, tokenizer=TOKENIZER, data=folder / "rows.jsonl")
     (folder / "checked.yaml").write_text(text)
     return folder / "checked.yaml"
 
 
-def plan(recipe: Path, overrides: tuple[str, ...]) -> dict[str, int]:
-    """The planned peak of training, by category."""
+def plan(recipe: Path, overrides: tuple[str, ...], of: str = "train") -> dict[str, int]:
+    """The planned peak, by category."""
     from lrft.api.ahead import plan_ahead
 
-    found = plan_ahead(recipe, overrides=overrides)["peaks"]["train"]
+    found = plan_ahead(recipe, overrides=overrides)["peaks"][of]
     return {name: int(size) for name, size in found.items()}  # type: ignore[call-overload]
 
 
-def measure(recipe: Path, overrides: tuple[str, ...]) -> int:
-    """Bytes that a training held above its baseline, in a process of its own."""
-    command = [sys.executable, __file__, "--measure", str(recipe), *overrides]
+def measure(recipe: Path, overrides: tuple[str, ...], of: str = "train") -> int:
+    """Bytes that it held above its baseline, in a process of its own."""
+    command = [sys.executable, __file__, "--of", of, "--measure", str(recipe), *overrides]
     # Of freed blocks none stays with the allocator, so that what is resident is what is held.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -121,6 +125,46 @@ def train_here(recipe: str, overrides: list[str]) -> int:
     return status("VmHWM") - before
 
 
+def use_here(of: str, recipe: str, overrides: list[str]) -> int:
+    """Score or merge a run of one step in this process; bytes above the baseline."""
+    from lrft.api import evaluate as scoring
+    from lrft.api import merge as merging
+    from lrft.api import train as training
+    from lrft.model import heap
+    from lrft.recipe.load import load_recipe
+
+    def use(run: Path) -> None:
+        if of == "eval":
+            scoring.evaluate(run, ["loss"])
+        else:
+            merging.merge(run, run.with_name(f"{run.name}-merged"))
+
+    # The last step before work begins, with the model open.
+    module, name = (scoring, "subject") if of == "eval" else (merging, "_job")
+    begin = getattr(module, name)
+
+    def begin_anew(*given: object, **named: object) -> object:
+        heap.give_back()
+        Path("/proc/self/clear_refs").write_text("5")
+        return begin(*given, **named)
+
+    held_out = f"data.eval={Path(recipe).with_name(HELD_OUT)}"
+    one = [*overrides, held_out, "train.max_steps=1", "train.batch_size=1", "export.tolerance=100"]
+    with tempfile.TemporaryDirectory() as folder:  # a small one first, so that nothing is imported later
+        small, runs = Path(folder) / "model", Path(folder)
+        small.mkdir()
+        (small / "config.json").write_text(json.dumps(SHAPE | SMALL))
+        training.train(load_recipe(recipe, [*one, f"model.name={small}"]), runs / "first")
+        use(runs / "first")
+        training.train(load_recipe(recipe, one), runs / "run")
+        gc.collect()
+        heap.give_back()
+        before = status("VmRSS")
+        setattr(module, name, begin_anew)
+        use(runs / "run")
+    return status("VmHWM") - before
+
+
 def status(name: str) -> int:
     """A figure of this process in bytes: `VmRSS` now, `VmHWM` at most since it was forgotten."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -140,19 +184,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--of", default="train", choices=("train", "eval", "merge"), help="what is checked")
     parser.add_argument("--only", action="append", choices=CASES, help="only this case; may be repeated")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(train_here(options.measure[0], options.measure[1:]))
+        given, rest = options.measure[0], options.measure[1:]
+        print(train_here(given, rest) if options.of == "train" else use_here(options.of, given, rest))
         return
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         recipe = write_recipe(Path(folder))
         for name in options.only or CASES:
-            planned = plan(recipe, CASES[name])
-            found[name] = planned["total"] - IMPORTED, measure(recipe, CASES[name])
+            planned = plan(recipe, CASES[name], options.of)
+            found[name] = planned["total"] - IMPORTED, measure(recipe, CASES[name], options.of)
             print(f"{name}: {found[name]}", file=sys.stderr)
     print(table(found))
     if options.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lrft.build.edits import applied, edits
 from lrft.build.held import Held
 from lrft.build.measure import measure, planned
 from lrft.core.params import ParamInfo
+from lrft.export.fidelity import CHUNK, compare, room
 from lrft.model.described import build_skeleton
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
@@ -272,3 +274,21 @@ def test_a_plan_needs_no_rows_and_says_what_it_assumes():
     )
     assert found["model_source"] == "the published configuration, packaged with lrft"
     assert set(found["peaks"]) == set(found["fits"]) == {"train", "eval", "merge"}
+
+
+def test_what_a_comparison_is_planned_to_take_is_what_it_takes():
+    """Two heads over one vocabulary, counted at every call."""
+    torch.manual_seed(0)
+    tokens, width, vocabulary = 2 * CHUNK, 16, 3000
+
+    def side():
+        weight = torch.randn(vocabulary, width)
+        head = SimpleNamespace(logits=lambda hidden: hidden @ weight.T)
+        return SimpleNamespace(head=head, device="cpu", hidden=lambda _: torch.randn(1, tokens, width))
+
+    every = torch.arange(tokens)
+    batch = SimpleNamespace(supervised=every, targets=every, to=lambda _: batch)
+    with Held() as held:
+        compare(side(), side(), [batch])
+    weights = 2 * 4 * vocabulary * width
+    assert held.peak - weights == pytest.approx(room(tokens, 4 * width, vocabulary), rel=0.1)

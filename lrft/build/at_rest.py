@@ -21,9 +21,9 @@ SIDE = 256  # of the sample that a format without a formula is asked about
 
 CONTEXT = 500 * 2**20  # allowed for a CUDA context with torch's kernels
 IMPORTED = 450 * 2**20  # a process on a CPU that has imported everything and read its rows
-KERNELS = (
-    64 * 2**20
-)  # what a CPU's kernels of half precision keep for themselves, as scripts/check_plan.py finds it
+# What a CPU's kernels of half precision keep for themselves, as scripts/check_plan.py finds it, with gradients and
+# without.
+KERNELS, FORWARD_KERNELS = 64 * 2**20, 20 * 2**20
 
 _samples: dict[str, tuple[float, float]] = {}
 
@@ -126,8 +126,8 @@ def keeps_start(recipe: Recipe) -> bool:
     return wanted == "anchor" or (wanted is None and not keeps_dense(recipe))
 
 
-def runtime_bytes(device: str, item: int) -> int:
+def runtime_bytes(device: str, item: int, trains: bool = True) -> int:
     """What a process takes before it has a model; `item` is the bytes of a number of the precision."""
     if device == "cuda":
         return CONTEXT
-    return IMPORTED + (KERNELS if item < 4 else 0)
+    return IMPORTED + ((KERNELS if trains else FORWARD_KERNELS) if item < 4 else 0)

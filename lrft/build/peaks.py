@@ -24,6 +24,7 @@ from lrft.build.measured import Peak, Peaks
 from lrft.build.recomputing import SHARE
 from lrft.build.trial import Cost, Hollow, Storage, freeze, try_layer, try_loss
 from lrft.data.steps import Shape
+from lrft.export.fidelity import room
 from lrft.model import varlen
 from lrft.model.asked import SMALL
 from lrft.model.backend import attention_backends
@@ -191,7 +192,8 @@ class _Peaks:
             for layer in self._different()
         ]
         loss = try_loss(self.hf, shape.rows * shape.length, device=self.device, trains=False).forward
-        return self._peak(activations=self._between(shape), working=max(loss, *layers))
+        runtime, between = runtime_bytes(self.device, self.item, trains=False), self._between(shape)
+        return self._peak(activations=between, working=max(loss, *layers), runtime=runtime)
 
     def _merging(self, scored: Peak) -> Peak:
         """The run's model and a layer in float32 or rows to compare; beside it a dense embedding and head."""
@@ -204,8 +206,10 @@ class _Peaks:
         if section.weights == "pretrained" and section.head is None and beside > SMALL:
             ends = {*self.hf.model.embed_tokens.parameters(), *self.hf.lm_head.parameters()}
             beside = sum(parameter.numel() for parameter in ends)
-        compared = scored["activations"] + scored["working"]
-        return self._peak(working=beside * max(export, self.item) + max(within, compared))
+        tokens = max(self.recipe.eval.batch_tokens, self.recipe.train.max_length)
+        compared = room(tokens, self.hf.config.hidden_size * self.item, self.hf.config.vocab_size)
+        most = max(within, compared, scored["activations"] + scored["working"])
+        return self._peak(working=beside * max(export, self.item) + most, runtime=scored["runtime"])
 
 
 class _Tried(NamedTuple):

@@ -240,8 +240,7 @@ def _learnt(document: Encoded) -> list[int]:
 
 
 def _duplicates(encoded: Sequence[Encoded]) -> list[int]:
-    seen: set[tuple[int, ...]] = set()
-    found = []
+    seen, found = set[tuple[int, ...]](), list[int]()
     for index, row in enumerate(encoded):
         ids = tuple(row.input_ids)
         if ids and ids in seen:

@@ -149,6 +149,17 @@ def compare(model: CausalLM, merged: Comparable, batches: Iterable[Batch]) -> Di
     }
 
 
+def room(tokens: int, width: int, vocabulary: int) -> int:
+    """Bytes that `compare` takes beside the models, of batches of so many tokens.
+
+    The hidden states of both, and of a chunk both logits, their logarithms and three steps of the divergence.
+
+    Args:
+        width: bytes of a hidden state.
+    """
+    return 2 * tokens * width + 7 * 4 * min(CHUNK, tokens) * vocabulary
+
+
 def _rows(model: Comparable, batch: Batch) -> Tensor:
     hidden = model.hidden(batch.to(model.device))
     return hidden.flatten(0, 1).index_select(0, batch.supervised.to(hidden.device))

@@ -112,11 +112,19 @@ def test_of_an_unknown_family_the_edits_are_listed_without_numbers(tiny, root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["lora", "full, recomputed, adamw8bit"])
-def test_measured_peaks_are_within_a_tenth_of_the_planned(root, case):
+@pytest.mark.parametrize(
+    ("of", "case"),
+    [
+        ("train", "lora"),
+        ("train", "full, recomputed, adamw8bit"),
+        ("eval", "lora"),
+        ("merge", "lora"),
+    ],
+)
+def test_measured_peaks_are_within_a_tenth_of_the_planned(root, of, case):
     if sys.platform != "linux":
         pytest.skip("resident memory is read from /proc")
-    command = [sys.executable, root / "scripts" / "check_plan.py", "--only", case]
+    command = [sys.executable, root / "scripts" / "check_plan.py", "--of", of, "--only", case]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.dumps(case)[1:-1] in done.stdout
