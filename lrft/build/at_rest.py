@@ -13,8 +13,10 @@ from lrft.build.held import Held
 from lrft.build.measure import bytes_per_weight, optimizer_bytes
 from lrft.core.adapted import adapted
 from lrft.core.params import ParamInfo
+from lrft.model.asked import SMALL
 from lrft.model.load import DTYPES
 from lrft.recipe.schema import Recipe
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import INITS, OPTIMIZERS, QUANTIZERS
 
 SIDE = 256  # of the sample that a format without a formula is asked about
@@ -26,6 +28,14 @@ IMPORTED = 450 * 2**20  # a process on a CPU that has imported everything and re
 KERNELS, FORWARD_KERNELS = 64 * 2**20, 20 * 2**20
 
 _samples: dict[str, tuple[float, float]] = {}
+
+
+def dense_beside(section: ModelSection, hf: nn.Module, base: int) -> int:
+    """Parameters of a base that a merge holds dense: of one that streams its embedding and head, else all `base`."""
+    if section.weights != "pretrained" or section.head is not None or base <= SMALL:
+        return base
+    ends = (hf.get_submodule("model.embed_tokens"), hf.get_submodule("lm_head"))
+    return sum(one.numel() for one in {parameter for end in ends for parameter in end.parameters()})
 
 
 def keeps_dense(recipe: Recipe) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from lrft.build.at_rest import (
     constant_bytes,
     decoding_room,
+    dense_beside,
     keeps_dense,
     keeps_start,
     runtime_bytes,
@@ -26,7 +27,6 @@ from lrft.build.trial import Cost, Hollow, Storage, freeze, try_layer, try_loss
 from lrft.data.steps import Shape
 from lrft.export.fidelity import room
 from lrft.model import varlen
-from lrft.model.asked import SMALL
 from lrft.model.backend import attention_backends
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
@@ -202,12 +202,9 @@ class _Peaks:
         changed = [m for m in layers if isinstance(m, Hollow) or m.weight.requires_grad]
         # The decoded weight, the change, the sum and its rounding.
         within = 4 * 4 * max((m.in_features * m.out_features for m in changed), default=0)
-        section, beside = self.recipe.model, self.counted["base"]
-        if section.weights == "pretrained" and section.head is None and beside > SMALL:
-            ends = {*self.hf.model.embed_tokens.parameters(), *self.hf.lm_head.parameters()}
-            beside = sum(parameter.numel() for parameter in ends)
-        tokens = max(self.recipe.eval.batch_tokens, self.recipe.train.max_length)
-        compared = room(tokens, self.hf.config.hidden_size * self.item, self.hf.config.vocab_size)
+        beside = dense_beside(self.recipe.model, self.hf, self.counted["base"])
+        tokens, config = max(self.recipe.eval.batch_tokens, self.recipe.train.max_length), self.hf.config
+        compared = room(tokens, config.hidden_size * self.item, config.vocab_size)
         most = max(within, compared, scored["activations"] + scored["working"])
         return self._peak(working=beside * max(export, self.item) + most, runtime=scored["runtime"])
 

@@ -48,7 +48,6 @@ class Apart(nn.Module):
         y: Tensor = self.mix(hidden_states, top_k_index, top_k_weights, self.inner)
         return y
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def mix(
         self,
         hidden_states: Tensor,
@@ -93,8 +92,15 @@ def split(hf: HF) -> None:
     if not found and not paths_apart(hf):
         message = f"{type(hf).__name__} has no experts that transformers can compute in groups; write whole"
         raise RecipeError(message, "model.experts")
+    _leave_out_of_graphs()
     for module in found:
         _split(module)
+
+
+def _leave_out_of_graphs() -> None:
+    """Keep `model.compile` off the mixing, whose counts of tokens change; only here, as it imports the compiler."""
+    if not getattr(Apart.mix, "_torchdynamo_disable", False):
+        Apart.mix = torch.compiler.disable(Apart.mix)  # type: ignore[method-assign]
 
 
 def join(hf: HF) -> None:
