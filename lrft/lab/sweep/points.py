@@ -11,12 +11,13 @@ from pathlib import Path
 import yaml
 
 from lrft.core import stop
+from lrft.files.read import read_text
 from lrft.lab.runs.planned import AT_THE_END, Arm
 from lrft.recipe.load import load_recipe
 from lrft.recipe.merge import is_override
 from lrft.recipe.scores import directions
 from lrft.registry.did_you_mean import did_you_mean
-from lrft.registry.errors import RecipeError, UsageError
+from lrft.registry.errors import DamagedFile, RecipeError, UsageError
 
 LOSSES = ("eval_loss", "loss")
 MOST = 10_000  # points, of which each is a training
@@ -173,8 +174,8 @@ def _arms(path: Path) -> dict[str, list[str]]:
         UsageError: it cannot be read, or is no such mapping.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = yaml.safe_load(read_text(path))
+    except (DamagedFile, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"--arms {path}: cannot be read ({str(error).splitlines()[0]})") from None
     form = "write a name and a list of overrides for each arm, such as `wide: [adapter.rank=64]`"
     if not isinstance(found, dict) or not found:
