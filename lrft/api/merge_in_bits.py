@@ -101,7 +101,7 @@ class MergeInBits(Merge):
         Raises:
             UsageError: with the highest that some layer has.
         """
-        most = max(min(dense.hf.get_submodule(name).weight.shape) for name in self.layers)
+        most = max(min(dense.hf.get_parameter(f"{name}.weight").shape) for name in self.layers)
         if self.bits.rank > most:
             raise UsageError(
                 f"--keep-rank {self.bits.rank}: is above the smaller side of every layer; write at most {most}"

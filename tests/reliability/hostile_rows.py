@@ -41,9 +41,7 @@ LINES: dict[str, Callable[[random.Random], bytes]] = {
     "no UTF-8": _flipped,
     "nested": _nested,
     "no field": lambda draw: (json.dumps({draw.choice(tuple(ROW)): "a"}) + "\n").encode(),
-    "another type": lambda draw: _row(
-        **{draw.choice(tuple(ROW)): draw.choice((None, 3, 0.5, True, [], ["a"], {}))}
-    ),
+    "another type": lambda draw: _row(**{draw.choice(tuple(ROW)): draw.choice((None, [], ["a"], {}))}),
     "no number": lambda draw: GOOD[:-2] + b', "x": ' + draw.choice((b"NaN", b"Infinity", b"1e999")) + b"}\n",
     "no object": lambda draw: draw.choice((b"[]", b"null", b"7", b'"a"', b"[1, 2]")) + b"\n",
     "twice": lambda draw: GOOD[:-2] + b', "prompt": "b"}\n',

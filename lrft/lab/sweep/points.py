@@ -11,11 +11,12 @@ from pathlib import Path
 import yaml
 
 from lrft.core import stop
+from lrft.files.read import read_text
 from lrft.lab.runs import judged
 from lrft.lab.runs.judged import Metric
 from lrft.lab.runs.planned import Arm
 from lrft.recipe.merge import is_override
-from lrft.registry.errors import RecipeError, UsageError
+from lrft.registry.errors import DamagedFile, RecipeError, UsageError
 
 MOST = 10_000  # points, of which each is a training
 OPENING, CLOSING, QUOTES = "[{(", "]})", "\"'"
@@ -140,8 +141,8 @@ def _arms(path: Path) -> dict[str, list[str]]:
         UsageError: it cannot be read, or is no such mapping.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = yaml.safe_load(read_text(path))
+    except (DamagedFile, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"--arms {path}: cannot be read ({str(error).splitlines()[0]})") from None
     form = "write a name and a list of overrides for each arm, such as `wide: [adapter.rank=64]`"
     if not isinstance(found, dict) or not found:

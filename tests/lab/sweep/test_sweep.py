@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 
 import pytest
@@ -79,6 +80,12 @@ def test_points_are_all_combinations_with_what_holds_for_all(recipe, tmp_path):
 def test_what_is_no_sweep_is_refused(recipe, arguments, said):
     with pytest.raises(UsageError, match=re.escape(said)):
         points_of(str(recipe("a")), arguments, None, "eval_loss")
+
+
+def test_a_pipe_of_arms_is_not_waited_at(recipe, tmp_path):
+    os.mkfifo(tmp_path / "arms.yaml")
+    with pytest.raises(UsageError, match=r"--arms .*: cannot be read .*is a pipe"):
+        points_of(str(recipe("a")), [], tmp_path / "arms.yaml", "eval_loss")
 
 
 @pytest.mark.parametrize("text", ["- a\n", "a: adapter.rank=4\n", "a: [rank]\n", "a: [\n", ""])
