@@ -37,7 +37,7 @@ class LIFT(TimedMethod):
     zeros outside of M.
     Source: Liu et al., "LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for
     Reasoning-Focused Supervised Fine-Tuning", ICML 2025. The rule is the paper's; every released configuration of the
-    X
+    authors' code, when it was run, took the smallest entries instead.
     Departures: M is taken before steps 0, K, 2 K (in the code one step earlier). Moments are dense, so that any
     optimizer that keeps them by entry will do; the code keeps vectors of k.
     Advice: `budget_rank: 128`, betas 0.9 and 0.95, learning rate 1e-4 to 2e-4 in the authors' scripts.
