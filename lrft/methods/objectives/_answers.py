@@ -1,0 +1,34 @@
+"""Log-probabilities of whole answers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrft.core.batch import Batch
+from lrft.core.run import LanguageModel
+from lrft.ops.loss import target_logprobs
+from lrft.registry.errors import DataError
+
+
+def token_logprobs(model: LanguageModel, batch: Batch) -> Tensor:
+    """Log p of every target, (targets,) float32."""
+    hidden = model.hidden(batch)
+    rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
+    return target_logprobs(rows, model.head, batch.targets)
+
+
+def answer_logprobs(model: LanguageModel, batch: Batch, mean: bool = False) -> Tensor:
+    """Log p of every document's answer, its sum or its mean over the answer's tokens, (documents,) float32."""
+    logprobs = token_logprobs(model, batch)
+    sums = batch.document_sums(logprobs)
+    return sums / batch.document_sums(torch.ones_like(logprobs)) if mean else sums
+
+
+def check_pairs(batch: Batch, name: str) -> None:
+    """Refuse a batch that does not hold two answers to each prompt."""
+    if len(batch.documents) != 2 * len(batch.examples):
+        raise DataError(
+            f"objective.method: {name} compares two answers to a prompt, but {len(batch.examples)} rows hold "
+            f"{len(batch.documents)} texts; write data.format: preference"
+        )
