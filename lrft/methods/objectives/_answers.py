@@ -32,3 +32,12 @@ def check_pairs(batch: Batch, name: str) -> None:
             f"objective.method: {name} compares two answers to a prompt, but {len(batch.examples)} rows hold "
             f"{len(batch.documents)} texts; write data.format: preference"
         )
+
+
+def check_judged(batch: Batch, name: str) -> None:
+    """Refuse a batch that does not say which answers are wanted."""
+    if len(batch.wanted) != len(batch.documents):
+        raise DataError(
+            f"objective.method: {name} learns from answers that are wanted and others that are not, and the rows do "
+            "not say which they are; write data.format: unpaired"
+        )
