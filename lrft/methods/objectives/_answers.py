@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from lrft.core.batch import Batch
 from lrft.core.run import LanguageModel
 from lrft.ops.loss import target_logprobs
 from lrft.registry.errors import DataError
+
+MOST = -1e-6  # of a log-probability: float32 has nothing left beside a probability of 1
 
 
 def token_logprobs(model: LanguageModel, batch: Batch) -> Tensor:
@@ -41,3 +45,13 @@ def check_judged(batch: Batch, name: str) -> None:
             f"objective.method: {name} learns from answers that are wanted and others that are not, and the rows do "
             "not say which they are; write data.format: unpaired"
         )
+
+
+def log_rest(logprob: Tensor) -> Tensor:
+    """Log of 1 - p from log p, exact in float32 for p near 0 and near 1, where log p is held below `MOST`."""
+    logprob = logprob.clamp(max=MOST)
+    likely = logprob > -math.log(2)
+    # Each form sees only where it is exact: a gradient of the other one, though masked, could be infinite.
+    near_one = torch.log(-torch.expm1(torch.where(likely, logprob, MOST)))
+    near_zero = torch.log1p(-torch.exp(torch.where(likely, -1.0, logprob)))
+    return torch.where(likely, near_one, near_zero)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
-from lrft.methods.objectives._answers import answer_logprobs, check_pairs
+from lrft.methods.objectives._answers import MOST, answer_logprobs, check_pairs, log_rest
 from lrft.methods.objectives._rewards import record_rewards
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, MethodConfig
-
-MOST = -1e-6  # of a mean log-probability: float32 has no odds for an answer of probability 1
 
 
 @OBJECTIVES.register
@@ -72,8 +67,4 @@ class ORPO(Objective):
 def log_odds(logprob: Tensor) -> Tensor:
     """Log of p / (1 - p) from log p, exact in float32 for p near 0 and near 1."""
     logprob = logprob.clamp(max=MOST)
-    likely = logprob > -math.log(2)
-    # Each form sees only where it is exact: a gradient of the other one, though masked, could be infinite.
-    near_one = torch.log(-torch.expm1(torch.where(likely, logprob, MOST)))
-    near_zero = torch.log1p(-torch.exp(torch.where(likely, -1.0, logprob)))
-    return logprob - torch.where(likely, near_one, near_zero)
+    return logprob - log_rest(logprob)
