@@ -102,8 +102,9 @@ class BALoRA(Objective):
 
 def first_share(matrix: Tensor, k: int) -> Tensor:
     """The share of the first k singular values in the sum of all, in (0, 1]; 1 where there are no more."""
-    found = torch.linalg.svdvals(matrix)
-    return found[:k].sum() / found.sum().clamp(min=TINY)
+    found: Tensor = torch.linalg.svdvals(matrix)
+    share: Tensor = found[:k].sum() / found.sum().clamp(min=TINY)
+    return share
 
 
 def _rows(hidden: Tensor, batch: Batch) -> Tensor:

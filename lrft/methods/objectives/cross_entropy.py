@@ -19,8 +19,8 @@ class CrossEntropy(Objective):
         loss = -sum over supervised positions t of (1 - e) log p_t[x_{t+1}] + e mean over v of log p_t[v] - z log^2 Z_t
         p_t  = softmax(head(h_t)) = exp(head(h_t)) / Z_t
 
-    with h the hidden states, x the tokens, e = `label_smoothing`, z = `z_loss`, v the V tokens of the vocabulary. Only the
-    N supervised positions meet the head, in chunks whose logits are never kept.
+    with h the hidden states, x the tokens, e = `label_smoothing`, z = `z_loss`, v the V tokens of the vocabulary. Only
+    the N supervised positions meet the head, in chunks whose logits are never kept.
 
     Shapes: h (B, L, d); the loss one number. At step 0 it is the base model's loss.
     Trains: what the adapter trains; adds no parameter.
