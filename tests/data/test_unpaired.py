@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import make_unpaired_data
+from lrft.build.guess import guess
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
+from lrft.data.sources import read_rows
 from lrft.registry.axes import FORMATS
-from lrft.registry.config import parse_choice
+from lrft.registry.config import Source, parse_choice
 from lrft.registry.errors import DataError
 
 TEXT = {"prompt": "2 + 2 =", "completion": " 4", "label": True}
@@ -54,6 +58,15 @@ def test_messages_and_texts_give_the_same_conversation():
         form().example({"completion": [ASKED, ASKED], "label": 0})
     with pytest.raises(DataError, match="weight 0"):
         form().example({"completion": [ASKED, {**SAID, "weight": 0}], "label": 0})
+
+
+def test_judged_rows_are_never_guessed_to_be_answers_to_learn(tmp_path):
+    rows = [TEXT, {**TEXT, "label": False}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="fit prompt_completion and unpaired; write which one it is"):
+        guess(read_rows(Source(source=str(file)), "train", 0, "data.train"))
+    assert FORMATS.get("unpaired").guess({**TEXT, "label": "cat"}) is None
 
 
 def test_a_row_that_only_asks_needs_no_judgement():

@@ -10,6 +10,7 @@ from lrft.data.formats._format import CONVERSATION, open_question
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 
 
 @FORMATS.register
@@ -50,6 +51,10 @@ class Unpaired(Answered):
         )
 
     config: Config
+
+    @classmethod
+    def guess(cls, row: Row) -> dict[str, Json] | None:
+        return {} if "completion" in row and isinstance(row.get("label"), bool) else None
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -56,9 +56,10 @@ class KTO(Objective):
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
             """A reference point needs answers of other rows."""
-            if recipe["train.batch_size"] == 1 and recipe["train.packing"] is False:
+            if recipe["train.batch_size"] == 1 and recipe["train.packing"] is not True:
                 message = (
-                    "is 1, and kto compares with the answers of other rows of a micro-batch; write 2 or more"
+                    "is 1, and kto compares with the answers of other rows of a micro-batch; write 2 or more, or "
+                    "train.packing: true"
                 )
                 yield Problem("train.batch_size", message)
 

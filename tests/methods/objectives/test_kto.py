@@ -11,6 +11,7 @@ from lrft.core.batch import IGNORED
 from lrft.core.params import ParamInfo
 from lrft.data.collate import collate
 from lrft.methods.objectives._mismatched import mismatched
+from lrft.recipe.load import load_recipe
 from lrft.registry.errors import DataError, RecipeError
 from tests.methods.objectives.told import Table, answer, batch_of, drawn, judged, objective
 
@@ -96,6 +97,8 @@ def test_a_row_alone_has_no_reference_point_and_what_cannot_be_compared_is_refus
     assert run.metrics["kl"] == 0 and "reward_unwanted" not in run.metrics
     with pytest.raises(DataError, match=r"kto learns from answers that are wanted .* data\.format: unpaired"):
         kto(model, batch_of(judged([0], [1], None)))
+    with pytest.raises(RecipeError, match="kto compares with the answers of other rows"):
+        load_recipe("smoke/kto", ["train.batch_size=1"])
     run.parameters.append(ParamInfo("norm", model.logits, "vector"))
     with pytest.raises(RecipeError, match="kto measures against the base"):
         kto(model, batch_of(judged(*ROWS[0])), run)
