@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from lrft.api.evaluate import evaluate
+from lrft.api.train import train
 from lrft.methods.objectives.inverted_hinge import inverted_hinge
 from lrft.ops.loss import Head
 from lrft.recipe.load import load_recipe
@@ -103,3 +106,20 @@ def test_rows_that_nobody_judged_are_refused_and_the_recipe_of_both_parts_is_one
     assert (recipe.objective.method, recipe.init.method) == ("inverted_hinge", "fila")
     with pytest.raises(RecipeError, match="gives answers that are not wanted too"):
         load_recipe("smollm2-forget-loku", ["objective=cross_entropy"])
+
+
+@pytest.mark.slow
+def test_the_recipe_starts_by_fila_and_scores_both_sets_each_by_itself(tiny, tmp_path):
+    told = [
+        f"model.name={tiny()}",
+        "adapter.rank=2",
+        "init.batches=2",
+        "train.max_steps=4",
+        "train.device=cpu",
+    ]
+    result = train(load_recipe("smollm2-forget-loku", told), tmp_path / "run", resume=False)
+    assert result["step"] == 4
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"forget_loss", "retain_loss"} <= lines[-1].keys()
+    scores = evaluate(tmp_path / "run")["adapter"]["loss"].metrics
+    assert len([name for name in scores if name.startswith("loss/")]) == 2
