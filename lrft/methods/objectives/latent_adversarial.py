@@ -32,9 +32,10 @@ class LatentAdversarial(Objective):
     0, by `steps` steps of Adam at rate `rate`, each followed by the projection of every token's vector to the norm
     `epsilon`; in evaluation mode, and without gradients for what trains. The loop divides by the tokens of the step.
 
-    Shapes: D (layers, prompt tokens, d) in float32, one for both answers of a pair, gone after the micro-batch. With
-    `epsilon: 0` it is a supervised and an unlikelihood term. A micro-batch takes `steps` forward and backward passes
-    and one forward pass more, and another one with its backward pass where `clean` is not 0.
+    Shapes: D (layers, prompt tokens, d) in float32, one for both answers of a pair, gone after the micro-batch. At
+    step 0 it is found against the base model. With `epsilon: 0` the loss is a supervised and an unlikelihood term. A
+    micro-batch takes `steps` forward and backward passes and one forward pass more, and another one with its backward
+    pass where `clean` is not 0.
     Trains: what the adapter trains, adds no parameter and keeps no state. Records, over this process's rejected tokens
     of the step: attack_before and attack_after, the mean of -log p(r_t) at D = 0 and at the last step but one of D.
     Source: Sheshadri et al., "Latent Adversarial Training Improves Robustness to Persistent Harmful Behaviors in LLMs",

@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from lrft.core.params import ParamInfo
+from lrft.data.collate import collate
 from lrft.methods.objectives.ba_lora import first_share
+from lrft.ops.loss import Head
 from lrft.registry.errors import RecipeError
 from tests.methods.objectives.told import Table, batch_of, drawn, judged, objective
 
@@ -82,3 +85,26 @@ def test_the_reference_runs_first_without_adapters_and_a_base_that_trains_is_ref
     run = SimpleNamespace(parameters=[ParamInfo("norm", model.logits, "vector")], metrics={})
     with pytest.raises(RecipeError, match="ba_lora measures against the base"):
         objective("ba_lora")(model, batch(), run)
+
+
+class Stub(nn.Module):
+    """Hidden states that train, before a frozen head of many tokens."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.states = nn.Parameter(torch.randn(1, tokens, 8))
+        self.head = Head(nn.Linear(8, 500).requires_grad_(False))
+
+    def hidden(self, batch):
+        return self.states
+
+
+def test_logits_are_not_kept_for_the_backward_pass():
+    model = Stub(24)
+    rows = [judged([0], [1] * 7, None) for _ in range(3)]
+    given, kept = collate([rows], 0, None, [[0, 1, 2]]), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        loss = objective("ba_lora")(model, given)
+    assert max(kept) < 7 * 500 and sum(kept) < 4 * model.states.numel()
+    loss.backward()
+    assert model.states.grad.any()
