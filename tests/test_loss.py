@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrft.ops.loss import Head, linear_cross_entropy, target_logprobs
+from tests.each import each
 
 
 class Largest(TorchDispatchMode):
@@ -82,6 +85,32 @@ def test_no_positions_is_zero_with_a_graph():
     loss = linear_cross_entropy(hidden[:0], head, targets[:0])
     loss.backward()
     assert loss.item() == 0
+
+
+@each(
+    ("bias", "frozen", "softcap", "scale", "smoothing"),
+    list(itertools.product((True, False), (True, False), (None, 3.0), (1.0, 0.5), (0.0, 0.15))),
+)
+def test_the_squared_normaliser_is_that_of_whole_logits(bias, frozen, softcap, scale, smoothing):
+    """Values and gradients, in the fused path and in those that are recomputed, with and without gradients on."""
+    hidden, head, targets = case(bias, frozen, softcap, scale)
+    loss = linear_cross_entropy(hidden, head, targets, chunk=32, smoothing=smoothing, z=0.05)
+    (loss / 7).backward()
+    got = [hidden.grad] + [p.grad for p in head.module.parameters() if p.requires_grad]
+    again, whole, targets = case(bias, frozen, softcap, scale)
+    logits = whole.logits(again)
+    expected = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    plain = expected.item()
+    expected = expected + 0.05 * logits.exp().sum(-1).log().square().sum()
+    (expected / 7).backward()
+    torch.testing.assert_close(loss, expected)
+    assert abs(loss.item() - plain) > 1
+    wanted = [again.grad] + [p.grad for p in whole.module.parameters() if p.requires_grad]
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    with torch.no_grad():
+        bare = linear_cross_entropy(hidden, head, targets, 32, smoothing=smoothing, z=0.05)
+        torch.testing.assert_close(bare, expected)
 
 
 @pytest.mark.parametrize("bias", [True, False])

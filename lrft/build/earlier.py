@@ -136,7 +136,7 @@ def _told(recipe: Recipe, earlier: Earlier, taken: Taken, sites: int) -> Iterato
         yield f"model.adapter: its file says that it is of {earlier.said}, and model.name is {mine}"
     if earlier.record["kind"] == "run" and earlier.stretched != recipe.model.rope_scaling:
         yield "model.adapter: it was trained with another model.rope_scaling, so it starts as another function here"
-    if "pairs" in OBJECTIVES.declared(recipe.objective.method).requires:
+    if "fixed_base" in OBJECTIVES.declared(recipe.objective.method).requires:
         yield (
             f"model.adapter: {recipe.objective.method} compares with the base without any adapter and not with this "
             "start; merge it and name the merged model as model.name for that"

@@ -26,6 +26,7 @@ class Batch:
         labels: (N,) float32, what each document as a whole is to be given, of data with labels: numbers of classes, or
             numbers. Its `supervised` position is then its last token, and its target 0 says nothing. Of scored `pairs`
             the first of each two is the margin by which it is to be the better one, the other 0.
+        wanted: of each document whether its answer is one to give, in data that judges answers; else empty.
         features: of each document what `data.features` names (`lrft.core.features`); empty where that is nothing.
 
     `supervised` and `targets` are built on the host, so that selecting them never waits for the device.
@@ -39,6 +40,7 @@ class Batch:
     examples: tuple[int, ...] = ()
     labels: Tensor | None = None
     features: tuple[tuple[str, ...], ...] = ()
+    wanted: tuple[bool, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -52,12 +54,22 @@ class Batch:
 
     def document_sums(self, values: Tensor) -> Tensor:
         """Sum over the targets of each document, (N,) -> (documents,)."""
-        length = self.input_ids.shape[1]
-        edges = [(row * length + start, row * length + end) for row, start, end in self.documents]
-        bounds = torch.tensor(edges, dtype=torch.int64).to(values.device, non_blocking=True)
+        bounds = self._bounds().to(values.device, non_blocking=True)
         # A masked sum and not an index_add, whose order of additions a GPU does not keep.
         inside = (self.supervised >= bounds[:, :1]) & (self.supervised < bounds[:, 1:])
         return torch.where(inside, values, 0).sum(1)
+
+    def targets_where(self, wanted: bool) -> Tensor:
+        """Places among the targets of those in documents that are wanted, or that are not, (k,) int64."""
+        bounds = self._bounds()[[one is wanted for one in self.wanted]].to(self.supervised.device)
+        inside = (self.supervised >= bounds[:, :1]) & (self.supervised < bounds[:, 1:])
+        return inside.any(0).nonzero()[:, 0]
+
+    def _bounds(self) -> Tensor:
+        """First and past-the-last flat index of every document, (documents, 2) on the host."""
+        length = self.input_ids.shape[1]
+        edges = [(row * length + start, row * length + end) for row, start, end in self.documents]
+        return torch.tensor(edges, dtype=torch.int64)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`; from pinned memory the copy waits for nothing."""

@@ -22,10 +22,7 @@ def collate(
         length: tokens of a row; by default those of the fullest.
         examples: data-set index of everything in `rows`, in its shape.
     """
-    used = [sum(len(encoded.input_ids) for encoded in row) for row in rows]
-    length = max(used) if length is None else length
-    if max(used) > length:
-        raise ValueError(f"a row of {max(used)} tokens does not fit {length}")
+    length = _length(rows, length)
     input_ids: list[list[int]] = []
     positions: list[list[int]] = []
     documents: list[tuple[int, int, int]] = []
@@ -61,10 +58,23 @@ def collate(
         examples=tuple(index for row in examples for index in row),
         labels=torch.tensor(labels, dtype=torch.float32) if labels else None,
         features=_features(rows),
+        wanted=_wanted(rows),
     )
+
+
+def _length(rows: Sequence[Sequence[Encoded]], length: int | None) -> int:
+    longest = max(sum(len(encoded.input_ids) for encoded in row) for row in rows)
+    if length is not None and longest > length:
+        raise ValueError(f"a row of {longest} tokens does not fit {length}")
+    return longest if length is None else length
 
 
 def _features(rows: Sequence[Sequence[Encoded]]) -> tuple[tuple[str, ...], ...]:
     """Those of every document; empty where no row has any."""
     found = tuple(one.features for row in rows for one in row for _ in one.parts or (0,))
     return found if any(found) else ()
+
+
+def _wanted(rows: Sequence[Sequence[Encoded]]) -> tuple[bool, ...]:
+    """The judgement of every document; empty where the data judge none."""
+    return tuple(one.wanted for row in rows for one in row if one.wanted is not None)

@@ -41,11 +41,15 @@ class Written:
 
 @dataclass(frozen=True)
 class Draft:
-    """A row as text: its document or the two of a pair, what of it the text does not hold, and its features."""
+    """A row as text: its document or the two of a pair, what of it the text does not hold, and its features.
+
+    `wanted` as in `Example`.
+    """
 
     documents: Sequence[Written]
     notes: Notes
     features: Features = ()
+    wanted: bool | None = None
 
 
 def draft_of(
@@ -72,7 +76,7 @@ def draft_of(
         document, missing = _written(one, template)
         documents.append(document)
         notes = notes.joined(missing)
-    return Draft(documents, notes, features.of(row))
+    return Draft(documents, notes, features.of(row), example.wanted)
 
 
 def _written(example: Example, template: ChatTemplate) -> tuple[Written, Notes]:

@@ -57,6 +57,7 @@ class Encoded:
         label: number of the class of the whole text, or the number that is learnt of it; then it is the one target. Of
             a pair, the margin by which the chosen text is to be scored higher; then each text is a target.
         features: what `data.features` names of the row, as `column=value`.
+        wanted: whether the answer is one to give, in data that judges answers.
     """
 
     input_ids: list[int]
@@ -73,6 +74,7 @@ class Encoded:
     read_again: int = 0
     label: float | None = None
     features: tuple[str, ...] = ()
+    wanted: bool | None = None
 
     @property
     def targets(self) -> int:

@@ -40,6 +40,7 @@ class Example:
         label: what the whole text is to be given; nothing of the text itself is learnt then.
         margin: by how much more than the rejected one this is to be given, where pairs are scored.
         rejected: the same with the answer that this one is preferred to, in data of pairs.
+        wanted: whether the answer is one to give, in data that judges answers.
     """
 
     messages: tuple[Message, ...] = ()
@@ -50,6 +51,7 @@ class Example:
     rejected: Example | None = None
     label: Json = None
     margin: float = 0.0
+    wanted: bool | None = None
 
     @property
     def learnt(self) -> list[int]:

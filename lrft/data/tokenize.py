@@ -166,7 +166,7 @@ class Renderer:
         # One int object per distinct id: a list then costs 8 bytes a token instead of 36.
         ids = list(map(self._known_ids.setdefault, encoded.input_ids, encoded.input_ids))
         notes = self._known_notes.setdefault(draft.notes, draft.notes)
-        return replace(encoded, input_ids=ids, notes=notes, features=draft.features)
+        return replace(encoded, input_ids=ids, notes=notes, features=draft.features, wanted=draft.wanted)
 
     def _plain(self, example: Example) -> Drawn:
         text = example.prompt + example.completion

@@ -59,7 +59,7 @@ class Head:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK, smoothing: float = 0.0
+    hidden: Tensor, head: Head, targets: Tensor, chunk: int = CHUNK, smoothing: float = 0.0, z: float = 0.0
 ) -> Tensor:
     """Summed cross-entropy of `head(hidden)` against `targets`.
 
@@ -68,6 +68,7 @@ def linear_cross_entropy(
         targets: (N,) token ids.
         chunk: rows of logits alive at a time.
         smoothing: share of every target's mass that is spread evenly over the vocabulary.
+        z: weight of the squared logarithm of what every softmax divides by.
 
     Returns:
         Scalar float32 sum over the N positions; 0 with a graph when N is 0.
@@ -76,13 +77,14 @@ def linear_cross_entropy(
         return hidden.float().sum()
     if head.is_frozen_dense and head.softcap is None and torch.is_grad_enabled():
         total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden, head.rows, *_frozen(head), targets, head.scale, chunk, smoothing
+            hidden, head.rows, *_frozen(head), targets, head.scale, chunk, smoothing, z
         )
         return total
 
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
         logits = head.logits(rows).float()
-        return F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=smoothing)
+        return loss + z * logits.logsumexp(-1).square().sum() if z else loss
 
     total = torch.zeros((), device=hidden.device)
     for rows, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
@@ -143,10 +145,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scale: float,
         chunk: int,
         smoothing: float,
+        z: float,
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         gradient, head = torch.empty_like(hidden), FrozenHead.of(hidden, rows, weight, bias, first)
-        for losses in _losses(hidden, head, targets, scale, chunk, gradient, smoothing):
+        for losses in _losses(hidden, head, targets, scale, chunk, gradient, smoothing, z):
             total += losses.sum()
         ctx.save_for_backward(gradient, *head.kept(hidden))
         ctx.scale = scale
@@ -157,7 +160,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradient, *kept = ctx.saved_tensors
         # In float32, since a loss scale over few targets is more than float16 holds.
         pulled = (gradient.float() * grads[0]).to(gradient.dtype)
-        return pulled, rows_gradient(tuple(kept), grads[0], ctx.scale), *[None] * 7
+        return pulled, rows_gradient(tuple(kept), grads[0], ctx.scale), *[None] * 8
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -200,11 +203,13 @@ def _losses(
     chunk: int,
     gradient: Tensor,
     smoothing: float = 0.0,
+    z: float = 0.0,
 ) -> Iterator[Tensor]:
     """Cross-entropy (rows, 1) of chunk after chunk in float32; fills `gradient` (N, d) on the way.
 
     d loss / d hidden = scale * (softmax(logits) - q) W, stored in the hidden states' dtype, with q = onehot(targets),
-    or (1 - smoothing) onehot(targets) + smoothing / V.
+    or (1 - smoothing) onehot(targets) + smoothing / V. With `z` the loss has z L^2 more, L the log of what the softmax
+    divides by, and the softmax a factor 1 + 2 z L.
     """
     rows, size = min(chunk, hidden.shape[0]), head.weight.shape[0]
     # Two buffers serve every chunk: allocating a chunk of logits anew costs more in page faults than the softmax.
@@ -220,8 +225,11 @@ def _losses(
         if smoothing:
             chosen.lerp_(scores.mean(-1, keepdim=True), smoothing)
         mass = scores.sub_(top).exp_().sum(-1, keepdim=True)
-        yield mass.log() + top - chosen
+        log = mass.log() + top
+        yield log - chosen + z * log.square() if z else log - chosen
         scores.div_(mass)
+        if z:
+            scores.mul_(1 + 2 * z * log)
         if smoothing:
             scores.sub_(smoothing / size)
         scores.scatter_add_(1, wanted, scores.new_full(wanted.shape, smoothing - 1.0))

@@ -13,7 +13,7 @@ from lrft.registry.json import Json, to_section
 from lrft.registry.section import RecipeView
 from lrft.registry.source import READABLE, source_keys
 
-KINDS = {"pairs", "labels"}  # traits of formats whose rows no objective learns beside others
+KINDS = {"pairs", "labels", "judged"}  # traits of formats whose rows no objective learns beside others
 SPLITS = ("data.train", "data.eval")
 TXT = tuple(suffix for suffix in READABLE if suffix.startswith(".txt"))
 
@@ -34,11 +34,17 @@ def _format(settings: RecipeView) -> Declaration | None:
     return FORMATS.declared(name) if isinstance(name, str) and name in FORMATS.names() else None
 
 
-def _pairs_that_nobody_compares(settings: RecipeView) -> Iterator[Problem]:
+def _answers_that_nobody_tells_apart(settings: RecipeView) -> Iterator[Problem]:
     form = _format(settings)
     objective = settings["objective.method"]
     if form is None or not isinstance(objective, str):
         return
+    if "judged" in form.provides and "judged" not in AXES["objective"].declared(objective).requires:
+        message = (
+            f"{form.name} gives answers that are not wanted too, which {objective} would learn; choose an objective "
+            "that tells them apart, or a format that reads no judgement"
+        )
+        yield Problem("data.format.method", message)
     if "pairs" in form.provides and "pairs" not in AXES["objective"].declared(objective).requires:
         message = (
             f"{form.name} gives pairs, and {objective} would learn the rejected answers too; choose an objective "
@@ -160,7 +166,7 @@ def _features_that_nobody_reads(settings: RecipeView) -> Iterator[Problem]:
 
 
 DATA_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
-    _pairs_that_nobody_compares,
+    _answers_that_nobody_tells_apart,
     _rows_of_two_kinds,
     _held_out_twice,
     _scores_without_rows,

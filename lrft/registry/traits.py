@@ -62,4 +62,5 @@ TRAITS: dict[str, str] = {
     "score_head": "the model scores whole texts (model.head), and predicts no token",
     "any_model": "a task that scores language models and models with a score head alike",
     "pairs": "every row of the data is a pair of answers to one prompt",
+    "judged": "every row of the data says whether its answer is wanted",
 }

@@ -60,11 +60,13 @@ def run_of(model, step=0):
 
 
 def rows_for(name):
-    """Rows of the kind the objective learns: answers, pairs of them, whole texts with a label, or pairs of those."""
+    """Rows of the kind the objective learns: answers, judged ones, pairs, texts with a label, or pairs of those."""
     requires = OBJECTIVES.declared(name).requires
     documents = 2 if "pairs" in requires else 1
     draw = random.Random(1)
     rows = [row(documents, draw) for _ in range(ROWS)]
+    if "judged" in requires:
+        return [replace(row, wanted=place % 3 > 0) for place, row in enumerate(rows)]
     if "score_head" not in requires:
         return rows
     return [

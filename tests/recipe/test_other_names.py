@@ -53,6 +53,8 @@ def with_lines(lines, key):
     base["train"]["max_steps"] = 5000  # long enough for every default that counts steps
     if fragment == {"format": "preference"}:  # says nothing of the objective, which pairs ask for
         base["objective"] = "dpo"
+    if fragment == {"format": "unpaired"}:
+        base["objective"] = "kto"
     if fragment in (
         {"format": "classify"},
         {"tasks": ["classification"]},
@@ -161,7 +163,8 @@ VALUES_OF_OTHERS = [
     (SCHEDULE, "schedule: cosine_with_restarts", "write schedule: cosine_restarts"),
     (SCHEDULE, "schedule: Cosine", "did you mean cosine?"),
     (SCHEDULE, "objective: sft", "write objective: cross_entropy"),
-    (SCHEDULE, "objective: orpo", "lrft does not have orpo; known: classify, cross_entropy"),
+    (SCHEDULE, "objective: ppo", "lrft does not have ppo; known: ba_lora, classify, cross_entropy"),
+    (SCHEDULE, "objective: ipo", "write objective: {method: dpo, loss: ipo}"),
     (SCHEDULE, "trainable: lora", "it is an adapter: write adapter: lora"),
     (FORMAT, "format: alpaca", "write format: instruction"),
     (FORMAT, "format: messages", "write format: chat"),
@@ -219,7 +222,8 @@ KEYS_OF_OTHERS = {
     "default_system: Be kind.": "write data.format.system: TEXT",
     "stage: sft": "write objective: cross_entropy",
     "stage: dpo": "write objective: dpo and data: {format: preference}",
-    "rl: kto": "lrft does not have kto; known: classify, cross_entropy",
+    "rl: ppo": "lrft does not have ppo; known: ba_lora, classify, cross_entropy",
+    "rl: kto": "write objective: kto",
     "dpo: {beta: 0.1}": "write objective: dpo",
     "output_dir: runs": "lrft train --out FOLDER",
     "resume_from_checkpoint: true": "lrft train RUN --resume",

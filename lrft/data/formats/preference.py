@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lrft.data.example import Example, Message, Row
-from lrft.data.formats._format import CONVERSATION, Format
-from lrft.data.formats._turns import turns_of
+from lrft.data.formats._answered import Answered
+from lrft.data.formats._format import CONVERSATION
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import ADDED, Annotated, Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 
-Turns = list[Message]
 MOST_MARGIN = 1e6  # of scores; what is beyond is a time or an id, and no margin
 
 
 @FORMATS.register
-class Preference(Format):
+class Preference(Answered):
     """A prompt with a chosen and a rejected answer, for objectives that compare the two.
 
         {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
@@ -124,27 +123,7 @@ class Preference(Format):
         return replace(pair, tools=tools, rejected=replace(pair.rejected, tools=tools))
 
     def _conversation(self, row: Row, column: str) -> tuple[Message, ...]:
-        """Every turn through the answer in `column`, which begins with the prompt or goes on from it."""
-        turns = self._turns(row, column)
-        if turns[0]["role"] == "assistant":
-            turns = self._asked(row) + turns
-        if turns[-1]["role"] != "assistant":
-            raise DataError(
-                f"column {column!r} ends in a message of role {turns[-1]['role']}; the last one must be an answer, "
-                "of role assistant"
-            )
+        turns = self.conversation(row, self.config.prompt, column)
         if turns[-1].get("weight") == 0:
             raise DataError(f"column {column!r}: the answer has weight 0; both answers of a pair are learnt")
-        return self.opened(turns, row)
-
-    def _asked(self, row: Row) -> Turns:
-        column = self.config.prompt
-        if isinstance(self.value(row, column), list):
-            return self._turns(row, column)
-        return [{"role": "user", "content": self.text(row, column)}]
-
-    def _turns(self, row: Row, column: str) -> Turns:
-        try:
-            return turns_of(row[column], column, self.config.ignore)
-        except DataError as error:
-            raise DataError(f"column {column!r}: {error}") from None
+        return turns

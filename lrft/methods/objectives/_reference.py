@@ -8,19 +8,36 @@ from contextlib import contextmanager
 from torch import nn
 
 from lrft.core.adapted import adapters_off
-from lrft.core.run import LanguageModel
+from lrft.core.run import LanguageModel, Run
+from lrft.registry.errors import RecipeError
 
 
 @contextmanager
 def base_alone(model: LanguageModel) -> Iterator[None]:
     """The bare base model without dropout; every module's own mode is put back afterwards."""
     assert isinstance(model, nn.Module), "adapters sit in a module"
+    with undropped(model), adapters_off(model):
+        yield
+
+
+@contextmanager
+def undropped(model: LanguageModel) -> Iterator[None]:
+    """The model without dropout; every module's own mode is put back afterwards."""
+    assert isinstance(model, nn.Module), "dropout sits in a module"
     training: list[nn.Module] = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        with adapters_off(model):
-            yield
+        yield
     finally:
         for module in training:
             module.training = True
+
+
+def check_reference(run: Run | None, name: str) -> None:
+    """Refuse a base that trains, which is no reference."""
+    if run is not None and any(not info.site for info in run.parameters):
+        raise RecipeError(
+            f"{name} measures against the base model, which trains here as well; train adapters alone",
+            "objective.method",
+        )

@@ -9,12 +9,11 @@ from torch.nn import functional as F
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
-from lrft.methods.objectives._reference import base_alone
+from lrft.methods.objectives._answers import answer_logprobs, check_pairs
+from lrft.methods.objectives._reference import base_alone, check_reference
 from lrft.methods.objectives._rewards import record_rewards
-from lrft.ops.loss import target_logprobs
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, Literal, MethodConfig, model_validator
-from lrft.registry.errors import DataError, RecipeError
 
 
 @OBJECTIVES.register
@@ -44,6 +43,8 @@ class DPO(Objective):
     aliases = {
         "dpo sigmoid direct_preference_optimization": "objective: dpo\ndata: {format: preference}",
         "cdpo": "objective: {method: dpo, label_smoothing: 0.1}\ndata: {format: preference}",
+        "ipo": "objective: {method: dpo, loss: ipo}\ndata: {format: preference}",
+        "slic hinge": "objective: {method: dpo, loss: hinge}\ndata: {format: preference}",
     }
     provides = {"backward"}
     requires = {"adapters", "pairs", "fixed_base", "beside_base"}
@@ -73,10 +74,14 @@ class DPO(Objective):
             DataError: the batch does not hold pairs.
             RecipeError: weights of the base train, so the base is no reference.
         """
-        _check(batch, run)
+        check_pairs(batch, "dpo")
+        check_reference(run, "dpo")
+        mean = self.config.logprob == "mean"
         with torch.no_grad(), base_alone(model):
-            reference = self._answers(model, batch)
-        reward = self.config.beta * (self._answers(model, batch) - reference)  # (2 pairs,), chosen first
+            reference = answer_logprobs(model, batch, mean)
+        reward = self.config.beta * (
+            answer_logprobs(model, batch, mean) - reference
+        )  # (2 pairs,), chosen first
         chosen, rejected = reward[0::2], reward[1::2]
         if run is not None:
             record_rewards(run, chosen.detach(), rejected.detach())
@@ -84,14 +89,6 @@ class DPO(Objective):
 
     def divisor(self, batches: StepTotals) -> int:
         return batches.examples
-
-    def _answers(self, model: LanguageModel, batch: Batch) -> Tensor:
-        """Log p of every document's answer, (documents,) float32."""
-        hidden = model.hidden(batch)
-        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
-        logprobs = target_logprobs(rows, model.head, batch.targets)
-        sums = batch.document_sums(logprobs)
-        return sums if self.config.logprob == "sum" else sums / batch.document_sums(torch.ones_like(logprobs))
 
     def _loss(self, margin: Tensor) -> Tensor:
         """The loss of each pair, from beta h (pairs,)."""
@@ -102,16 +99,3 @@ class DPO(Objective):
             return torch.relu(1 - margin)
         smoothing = config.label_smoothing
         return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
-
-
-def _check(batch: Batch, run: Run | None) -> None:
-    if len(batch.documents) != 2 * len(batch.examples):
-        raise DataError(
-            f"objective.method: dpo compares two answers to a prompt, but {len(batch.examples)} rows hold "
-            f"{len(batch.documents)} texts; write data.format: preference"
-        )
-    if run is not None and any(not info.site for info in run.parameters):
-        raise RecipeError(
-            "dpo measures against the base model, which trains here as well; train adapters alone",
-            "objective.method",
-        )

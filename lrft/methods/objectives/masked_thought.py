@@ -24,9 +24,9 @@ class MaskedThought(CrossEntropy):
         p = probability * min(1, step / (ramp * steps))
 
     with probability = `probability`, ramp = `ramp`, step the finished steps of the run's steps (p = probability
-    throughout with `ramp: 0`), and `label_smoothing` as in `cross_entropy`. The substitute is a uniform random token,
-    or `token`. Prompts are never touched, targets stay as they are, every answer token is predicted. Draws are new in
-    every epoch, like dropout.
+    throughout with `ramp: 0`), and `label_smoothing` and `z_loss` as in `cross_entropy`. The substitute is a uniform
+    random token, or `token`. Prompts are never touched, targets stay as they are, every answer token is predicted.
+    Draws are new in every epoch, like dropout.
 
     Shapes: x, x' (B, L). At step 0 p is 0, so it is cross-entropy (unless `ramp: 0`). In evaluation and calibration
     nothing is replaced.

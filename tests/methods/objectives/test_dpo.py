@@ -10,7 +10,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -26,6 +25,7 @@ from lrft.model.causal_lm import CausalLM
 from lrft.ops.loss import Head, target_logprobs
 from lrft.registry.axes import ADAPTERS, OBJECTIVES, QUANTIZERS
 from lrft.registry.errors import DataError, RecipeError
+from tests.methods.objectives.told import Table
 
 VOCABULARY = 61
 BETA = 0.3
@@ -226,26 +226,6 @@ def test_folding_the_adapter_into_the_base_does_not_move_the_reference():
     after = objective()(model, batch_of([[0, 1, 2]]))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     assert abs(after.item() - 3 * math.log(2)) > 1e-2
-
-
-class Table(nn.Module):
-    """A language model of four tokens that is told its probabilities: reference in the base, policy through LoRA."""
-
-    def __init__(self, reference, policy):
-        super().__init__()
-        config = ADAPTERS.declared("lora").config(method="lora", rank=4, alpha=4)
-        lora = ADAPTERS.get("lora")(config, Site("table", 4, 4))
-        base = torch.tensor(reference).log()[:, None].repeat(1, 4)
-        with torch.no_grad():
-            lora.A.copy_(torch.eye(4))
-            lora.B.copy_(torch.tensor(policy).log()[:, None] - base)
-        self.table = Adapted(QUANTIZERS.get("none")(base), lora)
-        head = nn.Linear(4, 4, bias=False).requires_grad_(False)
-        head.weight.copy_(torch.eye(4))
-        self.head = Head(head)
-
-    def hidden(self, batch):
-        return self.table(F.one_hot(batch.input_ids, 4).float())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,157 @@
+"""Targeted latent adversarial training: the wanted answer, also where activations are pushed to the other one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lrft.core.batch import Batch
+from lrft.core.context import computing, share_done
+from lrft.core.objective import Objective
+from lrft.core.run import LanguageModel, Run
+from lrft.methods.objectives._answers import check_pairs, log_rest, token_logprobs
+from lrft.methods.objectives._latent import Prompts, decoder_layers, perturbed
+from lrft.methods.objectives._reference import undropped
+from lrft.registry.axes import OBJECTIVES
+from lrft.registry.config import Annotated, Field, Iterator, MethodConfig, Problem, RecipeView
+from lrft.registry.errors import RecipeError
+
+
+@OBJECTIVES.register
+class LatentAdversarial(Objective):
+    """Targeted latent adversarial training on pairs: a defence against prompts that steer to the rejected answers.
+
+        D    = argmin over |D_{l,j}| <= `epsilon` of -sum over tokens of r of log p_D(r_t)
+        loss = sum over pairs of -`toward` sum of log p_D(c_t) - `away` sum of log (1 - p_D(r_t))
+                                 - `clean` sum of log p_0(c_t)
+
+    with c the chosen and r the rejected answer, p_D the model whose residual stream after layer l has D_{l,j} added at
+    token j of the prompt, for every l of `layers`, p_0 the model as it is. D is found anew for every micro-batch, from
+    0, by `steps` steps of Adam at rate `rate`, each followed by the projection of every token's vector to the norm
+    `epsilon`; in evaluation mode, and without gradients for what trains. The loop divides by the tokens of the step.
+
+    Shapes: D (layers, prompt tokens, d) in float32, one for both answers of a pair, gone after the micro-batch. At
+    step 0 it is found against the base model. With `epsilon: 0` the loss is a supervised and an unlikelihood term. A
+    micro-batch takes `steps` forward and backward passes and one forward pass more, and another one with its backward
+    pass where `clean` is not 0.
+    Trains: what the adapter trains, adds no parameter and keeps no state. Records, over this process's rejected tokens
+    of the step: attack_before and attack_after, the mean of -log p(r_t) at D = 0 and at the last step but one of D.
+    Source: Sheshadri et al., "Latent Adversarial Training Improves Robustness to Persistent Harmful Behaviors in LLMs",
+    2024, arXiv 2407.15549, and the authors' trainer, whose steps, rates, weights and epsilon these are.
+    Departures: settled here: with `layers: null` they are at a quarter, a half and three quarters of the depth (the
+    authors name them for each model, the embedding too). The third term is of the pairs' own chosen answers, where the
+    authors have benign rows of another set (its weight is 0 here); tokens weigh alike in all terms, where the authors
+    take means over a batch. One step of the model for each D, where the trainer takes five. No data come with it.
+    """
+
+    aliases = {
+        "lat latent_adversarial_training": "objective: latent_adversarial\ndata: {format: preference}",
+    }
+    provides = {"backward"}
+    requires = {"pairs", "eager"}
+
+    config: Config
+
+    class Config(MethodConfig):
+        layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+            None, min_length=1, description="layers, from 0 on, after which the residual stream is perturbed"
+        )
+        epsilon: float = Field(1.0, ge=0, description="largest norm of a token's perturbation")
+        steps: int = Field(16, gt=0, description="steps in which a perturbation is found")
+        rate: float = Field(0.05, gt=0, description="their rate")
+        toward: float = Field(1.0, ge=0, description="weight of the chosen answer, perturbed")
+        away: float = Field(1.0, ge=0, description="weight of what is not the rejected answer, perturbed")
+        clean: float = Field(0.0, ge=0, description="weight of the chosen answer, not perturbed")
+
+        def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+            """What is computed again in the backward pass would not be perturbed."""
+            if recipe["model.activation_checkpointing"] not in (None, False):
+                message = "computes layers again without what latent_adversarial added to them; write false"
+                yield Problem("model.activation_checkpointing", message)
+
+    def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
+        """Summed loss over the tokens of the batch.
+
+        Raises:
+            DataError: the batch does not hold pairs.
+            RecipeError: the model has fewer layers, or virtual tokens before its documents.
+        """
+        check_pairs(batch, "latent_adversarial")
+        config, prompts = self.config, Prompts(batch)
+        layers = self._layers(model)
+        chosen = _of_chosen(batch)
+        deltas = self._attack(model, layers, batch, prompts, ~chosen, run)
+        with perturbed(layers, prompts, deltas):
+            logprobs = token_logprobs(model, batch)
+        loss = -config.toward * torch.where(chosen, logprobs, 0).sum()
+        loss = loss - config.away * torch.where(chosen, 0, log_rest(logprobs)).sum()
+        if config.clean:
+            loss = loss - config.clean * torch.where(chosen, token_logprobs(model, batch), 0).sum()
+        return loss
+
+    def _layers(self, model: LanguageModel) -> list[nn.Module]:
+        assert isinstance(model, nn.Module), "layers sit in a module"
+        found = decoder_layers(model)
+        wanted = self.config.layers
+        if wanted is None:
+            wanted = sorted({len(found) * k // 4 for k in (1, 2, 3)})
+        if max(wanted) >= len(found):
+            message = f"names layer {max(wanted)}, and the model has {len(found)}, counted from 0"
+            raise RecipeError(message, "objective.layers")
+        return [found[k] for k in sorted(set(wanted))]
+
+    def _attack(
+        self,
+        model: LanguageModel,
+        layers: Sequence[nn.Module],
+        batch: Batch,
+        prompts: Prompts,
+        rejected: Tensor,
+        run: Run | None,
+    ) -> list[Tensor]:
+        """D of every layer, (P, d) float32 each."""
+        config, losses = self.config, []
+        with computing(batch, counts=False, done=share_done()), undropped(model):
+            with torch.no_grad():
+                width = model.hidden(batch).shape[-1]
+            start = torch.zeros(prompts.count, width, device=batch.input_ids.device)
+            deltas = [start.clone().requires_grad_(True) for _ in layers]
+            optimizer = torch.optim.Adam(deltas, lr=config.rate)
+            for _ in range(config.steps if config.epsilon else 0):
+                with torch.enable_grad(), perturbed(layers, prompts, deltas):
+                    loss = -torch.where(rejected, token_logprobs(model, batch), 0).sum()
+                for delta, gradient in zip(deltas, torch.autograd.grad(loss, deltas), strict=True):
+                    delta.grad = gradient
+                optimizer.step()
+                _project(deltas, config.epsilon)
+                losses.append(loss.detach())
+        if run is not None and losses:
+            _record(run, losses[0], losses[-1], rejected)
+        return [delta.detach() for delta in deltas]
+
+
+@torch.no_grad()
+def _project(deltas: Sequence[Tensor], epsilon: float) -> None:
+    """Shorten every token's vector that is longer than `epsilon`."""
+    for delta in deltas:
+        delta.div_((delta.norm(dim=-1, keepdim=True) / epsilon).clamp(min=1))
+
+
+def _of_chosen(batch: Batch) -> Tensor:
+    """Whether each target is of a chosen answer, (targets,)."""
+    length = batch.input_ids.shape[1]
+    edges = torch.tensor([[row * length + a, row * length + b] for row, a, b in batch.documents[0::2]])
+    edges = edges.to(batch.supervised.device)
+    return ((batch.supervised >= edges[:, :1]) & (batch.supervised < edges[:, 1:])).any(0)
+
+
+def _record(run: Run, before: Tensor, after: Tensor, rejected: Tensor) -> None:
+    """Means over the step so far, as tensors on the device: nothing here waits for it."""
+    tokens = run.metrics.get("attacked_tokens", 0) + rejected.sum()
+    found = {"attack_before": before, "attack_after": after}
+    for name, total in found.items():
+        mean = run.metrics.get(name, 0.0)
+        found[name] = mean + (total - rejected.sum() * mean) / tokens
+    run.record(attacked_tokens=tokens, **found)
