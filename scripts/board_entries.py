@@ -30,7 +30,10 @@ STORAGES = ("nf4", "none")
 RANK, ALPHA = 16, 32  # of the quickstart; smoke recipes have a quarter of them
 TIMES = 4
 STEPS, SMOKE_STEPS = 54, 3
-RANKS, COUNT_STEPS = ("rank", "alpha"), ("every", "interval", "warmup")  # how settings that do are called
+RANKS, COUNT_STEPS = (
+    ("rank", "ranks", "alpha"),
+    ("every", "interval", "warmup"),
+)  # how settings that do are called
 FACTOR = 3.0  # between the rates tried, around that of the smoke recipe
 
 
@@ -102,7 +105,8 @@ def _candidates(axis: str, name: str, given: list[str], steps: int) -> Iterator[
         key: _as_written(getattr(recipe, key)) for key in COMPANIONS if key in written and key != axis
     }
     sections = {key: _grown(key, value, steps) for key, value in sections.items()}
-    clip = [f"train.clip={json.dumps(recipe.train.clip)}"] if "clip" in written.get("train", {}) else []
+    loop = {key: value for key, value in written.get("train", {}).items() if key in ("clip", "eval_every")}
+    loop |= {"eval_every": steps} if "eval_every" in loop else {}
     own, lr = _as_written(getattr(recipe, axis)), recipe.optimizer.lr
     tries = (("defaults", _defaults(axis, name, own, given)), ("smoke", _grown(axis, own, steps)))
     for settings, chosen in tries:
@@ -110,7 +114,8 @@ def _candidates(axis: str, name: str, given: list[str], steps: int) -> Iterator[
             every = {**sections, axis: chosen}
             overrides = [f"~{key}" for key in ("adapter", "optimizer", "schedule") if key in every]
             overrides += [f"{key}={json.dumps(value)}" for key, value in every.items()]
-            yield storage, settings, [*overrides, *clip, f"optimizer.lr={lr!r}"]
+            overrides += [f"train.{key}={json.dumps(value)}" for key, value in loop.items()]
+            yield storage, settings, [*overrides, f"optimizer.lr={lr!r}"]
 
 
 def _defaults(axis: str, name: str, own: dict[str, Any], given: list[str]) -> dict[str, Any]:
@@ -139,7 +144,9 @@ def _grown(axis: str, value: Any, steps: int) -> Any:
 
 
 def _larger(times: dict[str, int], key: str, found: Any) -> Any:
-    """A setting that counts what grows, grown; any other as it is."""
+    """A setting that counts what grows, grown, or a list of such; any other as it is."""
+    if isinstance(found, list):
+        return [_larger(times, key, one) for one in found]
     if isinstance(found, bool) or not isinstance(found, int | float):
         return found
     return found * next((factor for word, factor in times.items() if key.endswith(word)), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from lrft.registry.json import Json
 
@@ -13,7 +13,7 @@ class Row(TypedDict):
     arm: int
     label: str
     genes: list[int | float]
-    values: dict[str, Any]
+    values: dict[str, Json]
     failure: str | None
     score: float | None
     loss: float | None

@@ -25,6 +25,7 @@ from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash, resolved
 from lrft.registry.axes import SEARCHES
 from lrft.registry.errors import OutOfMemory, UsageError
+from lrft.registry.json import Json
 
 BEST = "best.yaml"
 
@@ -55,7 +56,7 @@ class _Search:
         self.metric: Metric = metric_of([base], settings.metric)
         method = SEARCHES.get(settings.method.method)
         self.method: Search = method(settings.method, arms.space.genes, settings.seed)
-        self.asked = {
+        self.asked: dict[str, Json] = {
             "recipe": recipe_hash(base),
             "space": arms.space.record(),
             "method": settings.method.model_dump(mode="json"),
@@ -174,7 +175,7 @@ class _Search:
             run = self._planned(self.arms.arm(tuple(rows[0]["genes"])))
             write_file(settings.out / BEST, resolved(run.recipe), f"--out {settings.out}: {BEST}")
         refusals = list(self.arms.refused.values())
-        method: Any = settings.method.model_dump(mode="json")
+        method: dict[str, Json] = settings.method.model_dump(mode="json")
         return {
             "command": command,
             "recipe": self.arms.source,

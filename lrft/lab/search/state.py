@@ -13,6 +13,7 @@ from lrft.files.read import read_bytes
 from lrft.files.records import Record
 from lrft.files.write import write_file
 from lrft.registry.errors import DamagedFile, UsageError
+from lrft.registry.json import Json
 
 LINES, ASKED = "arms.jsonl", "asked.json"
 
@@ -58,7 +59,7 @@ class State:
         DamagedFile: what is here was not written so.
     """
 
-    def __init__(self, out: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, asked: Mapping[str, Json]) -> None:
         self.out = out
         self.lines: list[Line] = []
         name = f"--out {out}: {LINES}"
@@ -85,7 +86,7 @@ class State:
         """Let others search here."""
         self._file.close()
 
-    def _begin(self, asked: dict[str, Any]) -> None:
+    def _begin(self, asked: dict[str, Json]) -> None:
         known = self.out / ASKED
         if not known.is_file():
             if self._file.size:

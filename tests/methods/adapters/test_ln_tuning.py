@@ -12,6 +12,7 @@ from lrft.core.block import AdaptedBlock
 from lrft.core.params import Site
 from lrft.methods.adapters.ln_tuning import LNTuning
 from lrft.model.fused import _norm_forward
+from lrft.ops.elementwise import rms_norm
 from tests.kept import keeping
 
 NORMS = pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_in_one_node_a_norm_keeps_its_input_alone_and_has_the_gradients_of_its_o
     site, block = make(lambda: norm(16), torch.bfloat16)
     x, seed = torch.randn(512, 16).bfloat16(), torch.randn(512, 16).bfloat16()
     gradients = []
-    for kind in (norm, type("Fused", (norm,), {"forward": _norm_forward(norm, offset, first)})):
+    for kind in (norm, type("Fused", (norm,), {"forward": _norm_forward(norm, offset, first, rms_norm)})):
         block.__class__ = kind
         site.adapter.weight.grad, given = None, x.clone().requires_grad_()
         with keeping() as kept:
