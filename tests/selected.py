@@ -102,6 +102,9 @@ STORAGES = ("nf4_reference", "none")
 # What runs on demand for what it takes.
 # File -> start of a test, within its brackets too -> what proves the same in the daily suite.
 ON_DEMAND = {
+    "tests/model/test_trained.py": {
+        "test_biases_train_beside_every_adapter": "the biases of tests/contracts/test_adapters.py",
+    },
     "tests/lab/tables/test_reproduce.py": {
         "test_no_number_of_any_table": "six of the tables",
         "test_the_pages_of_tables_are_current": "six of the tables",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,17 @@ KEPT = ("model", "trainable", "adapter", "init", "quantization", "allocate", "re
 MEETS = {"allocate": ("uniform",), "restart": (), "optimizer": ("adamw",), "objective": ("cross_entropy",)}
 
 
+@cache
+def plain(path: Path) -> LoadedRecipe:
+    """The recipe as it stands, for a model that is not asked."""
+    return load_recipe(path, ["model.name=x/y"])
+
+
 def of_every_kind() -> list[Path]:
     """The first recipe of each kind of finished run."""
     found: dict[str, Path] = {}
     for path in SMOKE:
-        recipe = load_recipe(path, ["model.name=x/y"]).recipe
+        recipe = plain(path).recipe
         found.setdefault(recipe.model_dump_json(include=set(KEPT)), path)
     return list(found.values())
 
@@ -61,13 +68,13 @@ def trained(on_tiny, tmp_path_factory) -> Callable[[Path], Trained]:
 
     def get(path: Path) -> Trained:
         if path not in made:
-            plain = load_recipe(path, ["model.name=x/y"]).recipe
+            recipe = plain(path).recipe
             # Where a method might meet gradients halfway, they are sums.
-            summed = any(a in MEETS and part.method not in MEETS[a] for a, part in plain.parts().items())
+            summed = any(a in MEETS and part.method not in MEETS[a] for a, part in recipe.parts().items())
             accumulation = (
-                ["train.gradient_accumulation=2"] if summed and not plain.optimizer.per_layer else []
+                ["train.gradient_accumulation=2"] if summed and not recipe.optimizer.per_layer else []
             )
-            schedule = [COSINE] if plain.schedule == usual else []
+            schedule = [COSINE] if recipe.schedule == usual else []
             loaded = load_recipe(path, [*on_tiny(path), *SIX_STEPS, *schedule, *accumulation])
             folder = tmp_path_factory.mktemp("smoke") / path.stem
             made[path] = Trained(loaded, train(loaded, folder, resume=False), folder)
@@ -78,7 +85,7 @@ def trained(on_tiny, tmp_path_factory) -> Callable[[Path], Trained]:
 
 @every_recipe
 def test_a_smoke_recipe_lasts_three_steps_for_which_its_settings_leave_room(path):
-    recipe = load_recipe(path, ["model.name=x/y"]).recipe
+    recipe = plain(path).recipe
     assert recipe.train.max_steps == 3
     check_steps(recipe, [3])
 
@@ -134,7 +141,7 @@ def test_every_method_merges_or_says_that_it_cannot(trained, tmp_path, path):
 def test_every_method_has_a_smoke_recipe():
     chosen = {axis: set() for axis in AXES}
     for path in SMOKE:
-        for axis, settings in load_recipe(path, ["model.name=x/y"]).recipe.parts().items():
+        for axis, settings in plain(path).recipe.parts().items():
             chosen[axis].add(settings.method)
     for axis, registry in AXES.items():
         assert set(registry.names()) - chosen[axis] == set(), axis

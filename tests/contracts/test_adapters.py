@@ -36,6 +36,7 @@ from tests.each import each
 
 WIDTH, INNER = 32, 40
 SHAPES = [(48, WIDTH, True), (WIDTH, 64, False)]  # out, in, bias
+PRECISIONS = [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)]  # and how far a sum may be off
 # Sites that map hidden states alone; those that virtual tokens go through have a suite of their own.
 CASES = [
     (name, kind)
@@ -236,7 +237,7 @@ def tokens(model: Model, *shape: int, dtype=torch.float32) -> Tensor:
 
 
 @ALL_STORED
-@pytest.mark.parametrize("shape", SHAPES)
+@each("shape", SHAPES)
 def test_the_start_changes_nothing(make, name, kind, storage, shape):
     model = make(name, kind, storage, shape)
     x = tokens(model, 5)
@@ -254,8 +255,7 @@ def test_the_start_changes_nothing(make, name, kind, storage, shape):
 
 
 @ALL_STORED
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@each(("shape", "dtype", "tolerance"), [(shape, *kind) for shape in SHAPES for kind in PRECISIONS])
 def test_forward_is_the_merged_weight(make, name, kind, storage, shape, dtype, tolerance):
     """y = A(x, W) must be x (W + delta(W))^T + b for every mergeable adapter on every storage."""
     model = make(name, kind, storage, shape, dtype)
@@ -417,7 +417,7 @@ def test_an_update_too_small_for_bfloat16_is_not_lost(make, name, kind):
 
 
 @MERGEABLE_STORED
-@pytest.mark.parametrize("shape", SHAPES)
+@each("shape", SHAPES)
 def test_folding_leaves_the_function_unchanged_on_every_storage(make, name, storage, shape):
     """What was trained goes beside the base and is not rounded into its storage, however coarse that is."""
     model = make(name, storage=storage, shape=shape)
@@ -510,7 +510,7 @@ def test_state_round_trip(make, name, kind):
 
 
 @ALL
-@pytest.mark.parametrize("shape", SHAPES)
+@each("shape", SHAPES)
 def test_the_declared_count_is_the_counted_one(make, name, kind, shape):
     model = make(name, kind, shape=shape)
     counted = sum(p.numel() for p in model.adapter.parameters() if p.requires_grad)
