@@ -51,6 +51,15 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--fast`, files of which nothing is run are not imported."""
+    if not config.getoption("--fast") or not collection_path.is_relative_to(ROOT):
+        return None
+    path = collection_path.relative_to(ROOT).as_posix() + "/" * collection_path.is_dir()
+    left_out = path.startswith((*LONG, *(one for one in ASIDE if "::" not in one)))
+    return True if left_out and not any(one.startswith(path) for one in KEPT) else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     _mark_on_demand(items)

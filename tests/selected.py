@@ -63,23 +63,26 @@ LONG = (
 # What else --fast leaves out: rooms and files that are quick each and long together, or that start processes.
 ASIDE = (
     "tests/test_docs.py::test_what_a_script_writes_is_current",
-    "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[mezo]",
-    "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[quzo]",
-    "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic[just_one_byte]",
-    "tests/lab/",
-    "tests/reliability/",
-    "tests/evaluation/",
-    "tests/commands/",
+    "tests/contracts/test_optimizers.py::test_it_lowers_a_quadratic",
+    *(
+        f"tests/contracts/test_{axis}.py::test_a_resumed_run"
+        for axis in ("allocators", "restarts", "selectors")
+    ),
+    "tests/contracts/test_restarts.py::test_a_restart_leaves_the_function_unchanged",
+    *(f"tests/contracts/test_{of}.py" for of in ("block_parameters", "sharded", "virtual_tokens")),
+    *(
+        f"tests/{room}/"
+        for room in ("lab", "reliability", "evaluation", "commands", "export", "training", "model")
+    ),
     "tests/test_package.py",
     "tests/test_attention.py",
-    "tests/model/test_fused.py",
-    "tests/training/test_reads.py",
-    "tests/training/test_recomputing.py",
-    "tests/training/test_new_tokens_run.py",
+    "tests/test_planning.py",
+    "tests/test_snippets.py",
     "tests/recipe/test_commands.py",
     "tests/recipe/test_fuzz.py",
-    "tests/model/test_probe.py",
+    "tests/recipe/test_resolved.py::test_every_shipped_recipe",
     "tests/data/test_order_and_pack.py",
+    "tests/methods/objectives/test_classify.py",
     "tests/methods/adapters/test_xlora.py",
     "tests/methods/allocate/test_dylora.py",
     "tests/test_grid.py::test_a_cell_is_what_happened",
