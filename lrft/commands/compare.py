@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
+from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -35,18 +35,8 @@ def compare_command(
             min=1,
         ),
     ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="Submit the runs: `slurm`, or `local` for jobs on this machine.", metavar="NAME"),
-    ] = None,
-    cluster_set: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Of every job, as submitit's update_parameters names it: timeout_min=240, gpus_per_node=1, "
-            "mem_gb=32, slurm_partition=gpu. Repeat for more.",
-            metavar="KEY=VALUE",
-        ),
-    ] = None,
+    cluster: Cluster = None,
+    cluster_set: ClusterSet = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,

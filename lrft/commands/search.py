@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.commands.complete import recipe_names
-from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
+from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import say, silence
 
 if TYPE_CHECKING:
@@ -52,14 +52,8 @@ def search_command(
     keep_checkpoints: Annotated[
         bool, typer.Option("--keep-checkpoints", help="Of every run, and not its adapter alone.")
     ] = False,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="Submit the runs: `slurm`, or `local` for jobs on this machine.", metavar="NAME"),
-    ] = None,
-    cluster_set: Annotated[
-        list[str] | None,
-        typer.Option(help="Of every job, as with `lrft compare`. Repeat for more.", metavar="KEY=VALUE"),
-    ] = None,
+    cluster: Cluster = None,
+    cluster_set: ClusterSet = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
