@@ -12,17 +12,17 @@ __all__ = ["Adapter", "Recipe", "__version__", "evaluate", "load_recipe", "merge
 _PUBLIC = {
     "Adapter": "lrft.core.adapter",
     "Recipe": "lrft.recipe.schema",
-    "evaluate": "lrft.api.evaluate",
+    "evaluate": "lrft.api.asking.evaluate",
     "load_recipe": "lrft.recipe.load",
-    "merge": "lrft.api.merge",
-    "train": "lrft.api.train",
+    "merge": "lrft.api.merging.merge",
+    "train": "lrft.api.training.train",
 }
 
 TYPE_CHECKING = False  # what type checkers take for true, without importing typing
 if TYPE_CHECKING:
-    from lrft.api.evaluate import evaluate
-    from lrft.api.merge import merge
-    from lrft.api.train import train
+    from lrft.api.asking.evaluate import evaluate
+    from lrft.api.merging.merge import merge
+    from lrft.api.training.train import train
     from lrft.core.adapter import Adapter
     from lrft.recipe.load import load_recipe
     from lrft.recipe.schema import Recipe

@@ -35,7 +35,7 @@ from board_entries import REFERENCE, SMOKE_STEPS, STEPS, Entry, entry, methods, 
 from board_steps import Stepped  # noqa: E402
 from generated import out_of_date  # noqa: E402
 from lrft import __version__  # noqa: E402
-from lrft.api.train import train  # noqa: E402
+from lrft.api.training.train import train  # noqa: E402
 from lrft.core.notes import say, silence  # noqa: E402
 from lrft.files.fresh_folder import remove_folder  # noqa: E402
 from lrft.lab.compare.comparison import LOSS, choose_rates  # noqa: E402

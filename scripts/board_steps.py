@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from lrft.api.begin import begin, rows_of
+from lrft.api.training.begin import begin, rows_of
 from lrft.build.job import Job
 from lrft.data.steps import StepBatches
 from lrft.recipe.schema import Recipe

@@ -85,7 +85,7 @@ def write_recipe(folder: Path) -> Path:
 
 def plan(recipe: Path, overrides: tuple[str, ...], of: str = "train") -> dict[str, int]:
     """The planned peak, by category."""
-    from lrft.api.ahead import plan_ahead
+    from lrft.api.planning.ahead import plan_ahead
 
     found = plan_ahead(recipe, overrides=overrides)["peaks"][of]
     return {name: int(size) for name, size in found.items()}  # type: ignore[call-overload]
@@ -104,7 +104,7 @@ def measure(recipe: Path, overrides: tuple[str, ...], of: str = "train") -> int:
 
 def train_here(recipe: str, overrides: list[str]) -> int:
     """Train in this process; bytes above the baseline."""
-    from lrft.api import train as training
+    from lrft.api.training import train as training
     from lrft.model import heap
     from lrft.recipe.load import load_recipe
 
@@ -127,9 +127,9 @@ def train_here(recipe: str, overrides: list[str]) -> int:
 
 def use_here(of: str, recipe: str, overrides: list[str]) -> int:
     """Score or merge a run of one step in this process; bytes above the baseline."""
-    from lrft.api import evaluate as scoring
-    from lrft.api import merge as merging
-    from lrft.api import train as training
+    from lrft.api.asking import evaluate as scoring
+    from lrft.api.merging import merge as merging
+    from lrft.api.training import train as training
     from lrft.model import heap
     from lrft.recipe.load import load_recipe
 

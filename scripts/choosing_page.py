@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from generated import plain, table, with_block, write_or_check  # noqa: E402
-from lrft.api.plan import memory_bytes  # noqa: E402
+from lrft.api.planning.plan import memory_bytes  # noqa: E402
 from lrft.lab.models import Models  # noqa: E402
 from lrft.lab.tables import library  # noqa: E402
 from lrft.recipe.load import load_recipe  # noqa: E402

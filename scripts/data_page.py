@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from generated import with_block, write_or_check  # noqa: E402
-from lrft.api.data import ShownRow, show_rows  # noqa: E402
+from lrft.api.data.show import ShownRow, show_rows  # noqa: E402
 from lrft.core.notes import restored, silence  # noqa: E402
 from lrft.recipe.load import load_recipe  # noqa: E402
 from lrft.registry.axes import FORMATS  # noqa: E402

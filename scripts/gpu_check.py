@@ -312,7 +312,7 @@ def checkpointing(bench: Bench) -> dict[str, Any]:
 
 def killed_and_resumed(bench: Bench) -> dict[str, Any]:
     """`kill -9` in the middle of a training; going on ends where an untouched one ends."""
-    from lrft.api.train import train
+    from lrft.api.training.train import train
 
     recipe = bench.scratch / "killed.yaml"
     recipe.write_text(json.dumps(training(bench)), encoding="utf-8")

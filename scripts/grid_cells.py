@@ -29,11 +29,11 @@ from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import make_tiny_model  # noqa: E402
-from lrft.api.export import export  # noqa: E402
-from lrft.api.export_form import Options  # noqa: E402
-from lrft.api.merge import merge  # noqa: E402
-from lrft.api.open_run import open_run  # noqa: E402
-from lrft.api.train import train  # noqa: E402
+from lrft.api.exporting.export import export  # noqa: E402
+from lrft.api.exporting.form import Options  # noqa: E402
+from lrft.api.merging.merge import merge  # noqa: E402
+from lrft.api.opening.open_run import open_run  # noqa: E402
+from lrft.api.training.train import train  # noqa: E402
 from lrft.core.adapted import adapters_off  # noqa: E402
 from lrft.model.causal_lm import CausalLM  # noqa: E402
 from lrft.recipe.load import LoadedRecipe, load_recipe  # noqa: E402

@@ -115,8 +115,8 @@ def write_rows(pieces: list[str], train: Path, valid: Path) -> tuple[int, int]:
 
 def pretrain(folder: Path, steps: int) -> None:
     """Train the bed's recipe and leave the model in trained/."""
-    from lrft.api.merge import merge
-    from lrft.api.train import train
+    from lrft.api.merging.merge import merge
+    from lrft.api.training.train import train
     from lrft.recipe.load import load_recipe
     from lrft.training.folder import RunFolder
 

@@ -24,9 +24,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 import make_tiny_model  # noqa: E402
-from lrft.api.evaluate import evaluate  # noqa: E402
-from lrft.api.merge import merge  # noqa: E402
-from lrft.api.train import train  # noqa: E402
+from lrft.api.asking.evaluate import evaluate  # noqa: E402
+from lrft.api.merging.merge import merge  # noqa: E402
+from lrft.api.training.train import train  # noqa: E402
 from lrft.core.notes import silence  # noqa: E402
 from lrft.recipe.load import load_recipe  # noqa: E402
 from lrft.registry.errors import LrftError  # noqa: E402

@@ -200,7 +200,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merging generates four tokens and not 48: whether a merged folder stops as its run has tests of its own."""
-    monkeypatch.setattr("lrft.api.stopping.NEW_TOKENS", 4)
+    monkeypatch.setattr("lrft.api.opening.stopping.NEW_TOKENS", 4)
 
 
 @pytest.fixture(scope="session")
@@ -211,7 +211,7 @@ def given_adapters(
     made: list[str] = []
 
     def get() -> list[str]:
-        from lrft.api.train import train
+        from lrft.api.training.train import train
         from lrft.recipe.load import load_recipe
 
         for name in ("lora", "rslora")[len(made) :]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import make_bed
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import board_entries
 import board_page
 import svg_plot
 from board_steps import Stepped
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.core.notes import restored
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import Interrupted, LrftError, NumericalError

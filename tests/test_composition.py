@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.recipe.check import check
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import resolved

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lrft.api.evaluate import evaluate
-from lrft.api.train import train
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.training.train import train
 from lrft.lab.models import Models
 from lrft.lab.tables.full.report import full_markdown
 from lrft.lab.tables.full.results import size_full

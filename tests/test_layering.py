@@ -62,7 +62,7 @@ WRITERS = {
         "programs in a folder that goes with them",
     ),
     "lrft/data/sources.py": {"TemporaryDirectory": "a cache that a library wants, gone after the call"},
-    "lrft/api/export_form.py": {"save_pretrained": "within a fresh folder"},
+    "lrft/api/exporting/form.py": {"save_pretrained": "within a fresh folder"},
     "lrft/export/gguf_form.py": {"GGUFWriter": "within a fresh folder"},
     "lrft/export/write.py": {"save_pretrained": "within a fresh folder", "chmod": "within a fresh folder"},
     "lrft/model/gguf.py": dict.fromkeys(("save_pretrained", "copy", "rmtree"), "within a fresh folder"),
@@ -71,7 +71,7 @@ WRITERS = {
     "lrft/lab/sweep/report.py": {"savefig": "to a fresh file"},
     "lrft/lab/search/report.py": {"savefig": "to a fresh file"},
     "lrft/lab/compare/plot.py": {"savefig": "to a fresh file"},
-    "lrft/api/rate_plot.py": {"savefig": "to a fresh file"},
+    "lrft/api/planning/rate_plot.py": {"savefig": "to a fresh file"},
     "lrft/training/trackers/tensorboard.py": {
         "SummaryWriter": "files of the library's own, which it never ends"
     },

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lrft.methods.adapters
-from lrft.api.plan import plan
+from lrft.api.planning.plan import plan
 from lrft.registry import registry
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.errors import LrftError

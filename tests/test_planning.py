@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lrft.api.ahead import plan_ahead
-from lrft.api.fit import changes, device_of, forecast, parse_size, sentence
-from lrft.api.rate import find_rate
+from lrft.api.planning.ahead import plan_ahead
+from lrft.api.planning.fit import changes, device_of, forecast, parse_size, sentence
+from lrft.api.planning.rate import find_rate
 from lrft.build.at_rest import state_bytes
 from lrft.build.edits import applied, edits
 from lrft.build.held import Held
@@ -259,7 +259,7 @@ def test_a_plan_imports_no_transformers():
     import subprocess
 
     code = (
-        "import sys; from lrft.api.ahead import plan_ahead; "
+        "import sys; from lrft.api.planning.ahead import plan_ahead; "
         f"plan_ahead('recipes/smoke/lora.yaml', '24GiB', overrides=['model.name={LLAMA}', 'model.dtype=bfloat16']); "
         "print([name for name in ('transformers', 'torch._dynamo', 'datasets', 'bitsandbytes') if name in sys.modules])"
     )

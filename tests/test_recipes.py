@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrft.api.merge import merge
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.build.steps import check_steps
 from lrft.core.params import Site
 from lrft.model.trained import trained_tensors

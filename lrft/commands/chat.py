@@ -20,7 +20,7 @@ from lrft.files.write import append
 from lrft.registry.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from lrft.api.chat import Conversation
+    from lrft.api.asking.chat import Conversation
 
 HELP = """/adapter on|off      answer with the adapter, or with the bare base model
 /set NAME VALUE      temperature, top_p, top_k, seed or max_new_tokens; /set alone shows them
@@ -46,7 +46,7 @@ def chat_command(
 
     Example: lrft chat runs/quickstart --temperature 0.7
     """
-    from lrft.api.chat import open_conversation
+    from lrft.api.asking.chat import open_conversation
     from lrft.evaluation.sampling import Sampling
 
     silence(quiet)

@@ -14,7 +14,7 @@ from lrft.core.notes import is_terminal, silence
 from lrft.registry.errors import UsageError
 
 if TYPE_CHECKING:
-    from lrft.api.data import ShownRow, SplitName
+    from lrft.api.data.show import ShownRow, SplitName
     from lrft.data.layout import Packed
 
 app = typer.Typer(no_args_is_help=True, help="See the training data as the model will, and check it.")
@@ -47,7 +47,7 @@ def show_command(
     quiet: Quiet = False,
 ) -> None:
     """Print rows as text, what is learnt highlighted: `lrft data show quickstart --rows 2`."""
-    from lrft.api.data import show_packed, show_rows
+    from lrft.api.data.show import show_packed, show_rows
 
     silence(quiet)
     if packed:
@@ -76,7 +76,7 @@ def check_command(
     quiet: Quiet = False,
 ) -> None:
     """Run the gate that precedes training: `lrft data check quickstart`. Exits with 3 when it stays shut."""
-    from lrft.api.data_check import check_data
+    from lrft.api.data.check import check_data
     from lrft.build.text import check_text
     from lrft.recipe.load import load_recipe
 

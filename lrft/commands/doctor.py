@@ -12,7 +12,7 @@ from lrft.core import stop
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
-    from lrft.api.doctor import Diagnosis
+    from lrft.api.asking.doctor import Diagnosis
 
 
 def doctor_command(
@@ -25,7 +25,7 @@ def doctor_command(
 
     Example: lrft doctor served/
     """
-    from lrft.api.doctor import diagnose, judge
+    from lrft.api.asking.doctor import diagnose, judge
 
     silence(quiet)
     with stop.at_once():

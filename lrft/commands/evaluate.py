@@ -39,7 +39,7 @@ def eval_command(
 
     Example: lrft eval --baseline --task gsm8k --limit 200
     """
-    from lrft.api.evaluate import evaluate
+    from lrft.api.asking.evaluate import evaluate
     from lrft.evaluation.progress import EvaluationBar
     from lrft.evaluation.report import NotReported, plain_table, table
     from lrft.registry.errors import Interrupted, UsageError

@@ -54,8 +54,8 @@ def export_command(
 
     Example: lrft export --for vllm --out served/
     """
-    from lrft.api.export import export
-    from lrft.api.export_form import Options
+    from lrft.api.exporting.export import export
+    from lrft.api.exporting.form import Options
     from lrft.registry.errors import UsageError
 
     if dtype is not None and dtype not in DTYPES:
@@ -69,7 +69,7 @@ def export_command(
 
 
 def _show(out: Path, record: Exported) -> None:
-    from lrft.api.doctor import how_to_serve
+    from lrft.api.asking.doctor import how_to_serve
 
     print(f"{out}: {record['target']}, {record.get('method') or 'no'} adapter on {record['base']}")
     sites = record.get("sites")

@@ -12,7 +12,7 @@ from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_tabl
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
-    from lrft.api.find_lr import Found
+    from lrft.api.planning.find_lr import Found
 
 LINES = 12  # of the table, about
 
@@ -38,7 +38,7 @@ def find_lr_command(
 
     Example: lrft find-lr quickstart --plot rates.png
     """
-    from lrft.api.find_lr import find_lr
+    from lrft.api.planning.find_lr import find_lr
     from lrft.recipe.load import load_recipe
 
     silence(quiet)

@@ -11,7 +11,7 @@ from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
-    from lrft.api.generate import Generated
+    from lrft.api.asking.generate import Generated
 
 Temperature = Annotated[
     float,
@@ -49,7 +49,7 @@ def generate_command(
 
     Example: lrft generate runs/quickstart prompts.txt --out answers.jsonl
     """
-    from lrft.api.generate import generate_answers
+    from lrft.api.asking.generate import generate_answers
     from lrft.evaluation.progress import EvaluationBar
     from lrft.evaluation.sampling import Sampling
     from lrft.registry.errors import UsageError

@@ -84,7 +84,7 @@ def merge_command(
 
     Example: lrft merge --out model/
     """
-    from lrft.api.merge import merge
+    from lrft.api.merging.merge import merge
     from lrft.registry.errors import UsageError
 
     for option, value, known in (

@@ -13,7 +13,7 @@ from lrft.core.garbage import sought_rarely
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
-    from lrft.api.ahead import Ahead
+    from lrft.api.planning.ahead import Ahead
 
 MINUTE, HOUR = 60, 3600
 
@@ -39,7 +39,7 @@ def plan_command(
     """
     silence(quiet)
     with stop.at_once(), sought_rarely():
-        from lrft.api.ahead import plan_ahead
+        from lrft.api.planning.ahead import plan_ahead
 
         found = plan_ahead(recipe, device, trust_remote_code, overrides=overrides or [])
     result(found, as_json, _show)

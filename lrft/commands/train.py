@@ -15,7 +15,7 @@ from lrft.core.notes import silence
 from lrft.registry.json import Json as Value
 
 if TYPE_CHECKING:
-    from lrft.api.plan import Plan
+    from lrft.api.planning.plan import Plan
 
 
 def train_command(
@@ -62,19 +62,19 @@ def train_command(
 
     Example: lrft train quickstart train.max_steps=20 --out runs/try
     """
-    from lrft.api.recorded import extension, to_train
+    from lrft.api.training.recorded import extension, to_train
 
     silence(quiet)
     added = extension(more_steps, more_rate)
     loaded = to_train(recipe, overrides or [], resume, added)
     if dry_run:
-        from lrft.api.plan import plan
+        from lrft.api.planning.plan import plan
 
         with stop.at_once():
             planned = plan(loaded, trust_remote_code)
         result(planned, as_json, _show_plan)
         return
-    from lrft.api.train import train
+    from lrft.api.training.train import train
     from lrft.registry.errors import Interrupted
 
     try:

@@ -54,7 +54,7 @@ class Nearest(TypedDict):
 
 
 class Generation(TypedDict, total=False):
-    """How a merged folder generates by its own settings, see `lrft.api.stopping`."""
+    """How a merged folder generates by its own settings, see `lrft.api.opening.stopping`."""
 
     eos_token_id: list[int]
     pad_token_id: int | None

@@ -11,9 +11,9 @@ import sys
 import pytest
 import torch
 
-from lrft.api.chat import Reply, open_conversation
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.asking.chat import Reply, open_conversation
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.build.job import subject
 from lrft.core.adapted import adapters_off
 from lrft.evaluation.generate import generate
@@ -199,7 +199,7 @@ def test_a_ctrl_c_stops_an_answer_and_one_at_the_prompt_after_another_the_progra
         return Reply("so", 1, "cut" if should_stop() else "stopped")
 
     monkeypatch.setattr("builtins.input", prompt)
-    monkeypatch.setattr("lrft.api.chat.Conversation.say", say)
+    monkeypatch.setattr("lrft.api.asking.chat.Conversation.say", say)
     monkeypatch.setattr("lrft.commands.chat.is_terminal", lambda stream: True)
     done = call("chat", runs / "chat")
     assert done.code == 130 and next(typed, None) is None

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.build.job import subject
 from lrft.core.adapted import adapters_off
 from lrft.evaluation.generate import generate

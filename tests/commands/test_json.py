@@ -237,7 +237,7 @@ def test_a_signal_at_any_time_still_leaves_a_document(call, recipe, monkeypatch,
         raise AssertionError("the signal was not seen")
 
     if signals == 1:
-        monkeypatch.setattr("lrft.api.begin.read_text", struck)
+        monkeypatch.setattr("lrft.api.training.begin.read_text", struck)
     else:
         monkeypatch.setattr(GradientCheck, "after_step", struck)
     before = signal.getsignal(number)
@@ -251,7 +251,7 @@ def test_a_fault_of_ours_is_in_the_document_and_its_traceback_on_standard_error(
     def broken(*arguments, **settings):
         raise ZeroDivisionError("division of rows by nothing")
 
-    monkeypatch.setattr("lrft.api.begin.read_text", broken)
+    monkeypatch.setattr("lrft.api.training.begin.read_text", broken)
     done = call("train", recipe, "--json")
     assert done.code == 1
     assert done.document["error"]["kind"] == "ZeroDivisionError"
@@ -264,7 +264,7 @@ def test_a_library_that_ends_the_process_leaves_a_document(call, recipe, monkeyp
     def ends(*arguments, **settings):
         raise stop
 
-    monkeypatch.setattr("lrft.api.begin.read_text", ends)
+    monkeypatch.setattr("lrft.api.training.begin.read_text", ends)
     done = call("train", recipe, "--json")
     assert done.code == 1 and str(stop) in done.document["error"]["message"]
 

@@ -113,7 +113,7 @@ def test_a_ctrl_c_is_told_with_130(call, recipe, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         stop.poll()
 
-    monkeypatch.setattr("lrft.api.begin.read_text", struck)
+    monkeypatch.setattr("lrft.api.training.begin.read_text", struck)
     done = call("train", recipe)
     assert (done.code, done.out) == (130, "")
     said = "error: interrupted (SIGINT): nothing was trained yet; the same command begins it\n"

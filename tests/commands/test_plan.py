@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from lrft.api import memory
+from lrft.api.training import memory
 from lrft.recipe.load import load_recipe
 
 LLAMA = "model.name=meta-llama/Meta-Llama-3-8B"
@@ -50,7 +50,7 @@ def test_what_a_plan_leaves_out_is_said_in_a_line(call, root):
 def test_a_plan_imports_no_compiler_and_no_transformers(root):
     """Either takes longer than the plan itself."""
     code = (
-        "import sys; from lrft.api.ahead import plan_ahead\n"
+        "import sys; from lrft.api.planning.ahead import plan_ahead\n"
         f"plan_ahead({str(root / LORA)!r}, '80GiB', overrides=[{LLAMA!r}])\n"
         "found = {'sympy', 'torch._dynamo', 'torch._inductor', 'transformers', 'datasets'} & sys.modules.keys()\n"
         "sys.exit(', '.join(found) or 0)"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lrft.api.data import show_rows
-from lrft.api.train import train
+from lrft.api.data.show import show_rows
+from lrft.api.training.train import train
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
 from lrft.data.rows import Rows

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lrft.api.open_run import open_run
-from lrft.api.plan import plan
-from lrft.api.train import train
+from lrft.api.opening.open_run import open_run
+from lrft.api.planning.plan import plan
+from lrft.api.training.train import train
 from lrft.build.dataset import read_text
 from lrft.build.text import check_text
 from lrft.recipe.load import load_recipe
@@ -125,7 +125,7 @@ def test_a_template_that_asks_for_the_date_is_told_the_day_of_the_record(tiny, r
         def today(cls):
             return next(days)
 
-    monkeypatch.setattr("lrft.api.begin.date", Clock)
+    monkeypatch.setattr("lrft.api.training.begin.date", Clock)
     loaded = recipe(rows("a", "b"), rows("c"), form, model=folder)
     train(loaded, tmp_path / "run", resume=False)
     run = RunFolder(tmp_path / "run")
@@ -143,7 +143,9 @@ def test_a_resumed_run_sees_the_day_of_its_first_sitting(tiny, recipe, tmp_path,
     form = "data.format={method: prompt_completion, render: chat}"
     loaded = recipe(rows("a", "b"), rows("c"), form, "train.save_every=1", "train.keep_last=9", model=folder)
     for day, name in ((date(2031, 3, 4), "whole"), (date(2031, 3, 4), "cut")):
-        monkeypatch.setattr("lrft.api.begin.date", type("Clock", (date,), {"today": lambda d=day: d}))
+        monkeypatch.setattr(
+            "lrft.api.training.begin.date", type("Clock", (date,), {"today": lambda d=day: d})
+        )
         train(loaded, tmp_path / name, resume=False)
     (tmp_path / "cut" / "result.json").unlink()
     shutil.rmtree(tmp_path / "cut" / "adapter")

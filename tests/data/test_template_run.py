@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lrft.api.evaluate import evaluate
-from lrft.api.open_run import open_run
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.opening.open_run import open_run
 from lrft.build.job import subject
 from lrft.core.team import Team
 from lrft.data.steps import eval_batches

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.core.team import ALONE
 from lrft.recipe.load import load_recipe
 from tests.evaluation.on_two_processes import met, scores

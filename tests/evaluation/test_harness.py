@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from lrft.api.evaluate import evaluate
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.core.adapted import adapters_off
 from lrft.core.team import Team
 from lrft.evaluation.harness import harness_results

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from lrft.api.evaluate import evaluate
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.build.job import subject
 from lrft.core.adapted import adapters_off
 from lrft.evaluation.progress import EvaluationBar

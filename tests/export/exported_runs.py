@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.recipe.load import load_recipe
 
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"

@@ -10,10 +10,10 @@ import pytest
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
-from lrft.api.doctor import diagnose, judge
-from lrft.api.export import export
-from lrft.api.export_form import Options
-from lrft.api.merge import merge
+from lrft.api.asking.doctor import diagnose, judge
+from lrft.api.exporting.export import export
+from lrft.api.exporting.form import Options
+from lrft.api.merging.merge import merge
 from lrft.export.peft_keys import known_keys
 from lrft.registry.errors import CheckpointError, UsageError
 from lrft.training.folder import RunFolder
@@ -87,7 +87,7 @@ def test_a_run_folder_passes_and_a_damaged_checkpoint_does_not(run, tmp_path):
 
 
 def test_a_merged_folder_passes_until_a_file_is_cut(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("lrft.api.stopping.NEW_TOKENS", 4)
+    monkeypatch.setattr("lrft.api.opening.stopping.NEW_TOKENS", 4)
     merge(RunFolder(run), tmp_path / "merged")
     assert failed(tmp_path / "merged") == []
     file = tmp_path / "merged" / "model.safetensors"

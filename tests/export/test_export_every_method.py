@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.api.export import export
-from lrft.api.export_form import Options
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.exporting.export import export
+from lrft.api.exporting.form import Options
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.errors import NotMergeable, UsageError

@@ -8,9 +8,9 @@ import torch
 from gguf import GGUFReader, quants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from lrft.api.export import export
-from lrft.api.export_form import Options
-from lrft.api.open_run import open_run
+from lrft.api.exporting.export import export
+from lrft.api.exporting.form import Options
+from lrft.api.opening.open_run import open_run
 from lrft.registry.errors import UsageError
 from lrft.training.folder import RunFolder
 from tests.export.exported_runs import trained

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrft.api.export import export
-from lrft.api.export_form import Options
-from lrft.api.open_run import open_run
+from lrft.api.exporting.export import export
+from lrft.api.exporting.form import Options
+from lrft.api.opening.open_run import open_run
 from lrft.export.pairs import Wanted, pair_of
 from lrft.export.vllm_form import RANKS, check_folder
 from lrft.model.load import load_model

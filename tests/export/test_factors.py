@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.api.merge import merge
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.export.factors import factors
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import NotMergeable, UsageError

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrft.api import merge as merging
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.merging import merge as merging
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.build.rows import training_rows
 from lrft.core.adapted import adapted
 from lrft.data.sources import read_rows
@@ -201,7 +201,7 @@ def test_the_remedy_is_nearest_where_that_was_closer_and_bfloat16_where_float16_
 ):
     far, close = {"kl_mean": 1.0, "loss_difference": 0.0}, {"kl_mean": 0.0, "loss_difference": 0.0}
     figures = iter([far, close, {"kl_mean": float("nan"), "loss_difference": float("nan")}, far])
-    monkeypatch.setattr("lrft.api.merge.compare", lambda *models: next(figures))
+    monkeypatch.setattr("lrft.api.merging.merge.compare", lambda *models: next(figures))
     with pytest.raises(ToleranceError, match="--rounding nearest` stays closer"):
         merge(trained(), tmp_path / "a")
     with pytest.raises(ToleranceError, match="beyond float16, so use `--dtype bfloat16`"):
@@ -226,7 +226,7 @@ def test_weights_that_are_no_numbers_leave_nothing_behind(trained, tmp_path, mon
             site.adapter.B[0, 0] = float("nan")
         return recipe, text, adaptation
 
-    monkeypatch.setattr("lrft.api.merge_options.open_run", poisoned)
+    monkeypatch.setattr("lrft.api.merging.options.open_run", poisoned)
     with pytest.raises(NumericalError, match=r"q_proj\.weight: .*not finite.*nothing was written") as caught:
         merge(trained(), tmp_path / "merged")
     assert caught.value.exit_code == 4

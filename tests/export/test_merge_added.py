@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrft.api.merge import merge
-from lrft.api.merge_added import add
+from lrft.api.merging.added import add
+from lrft.api.merging.merge import merge
 from lrft.build.adapt import adapt
 from lrft.core.adapted import adapted
 from lrft.export.merge import merge_into

@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lrft.api.merge import Merge, merge
-from lrft.api.train import train
+from lrft.api.merging.merge import Merge, merge
+from lrft.api.training.train import train
 from lrft.files import tensors_written
 from lrft.files.failure import WriteError
 from lrft.files.tensors_written import lay_out
@@ -245,7 +245,8 @@ MEASURED = """
 import gc, re, sys
 from pathlib import Path
 import torch
-from lrft.api import merge as api, merge_streamed
+from lrft.api.merging import merge as api
+from lrft.api.merging import streamed as merge_streamed
 from lrft.model import asked, heap
 from lrft.model.stored import NotStreamed
 from lrft.registry.errors import Interrupted

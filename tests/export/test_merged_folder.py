@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lrft
-from lrft.api.merge import merge
+from lrft.api.merging.merge import merge
 from lrft.export import write
 from lrft.export.card import recipe_to_share
 from lrft.recipe.load import load_recipe
@@ -136,7 +136,7 @@ def test_a_folder_that_would_stop_elsewhere_is_an_error(retargeted, tmp_path, mo
         spoil(dense.hf, tokenizer)
         original(dense, tokenizer, folder, shard_size, held)
 
-    monkeypatch.setattr("lrft.api.merge.write_merged", spoiled)
+    monkeypatch.setattr("lrft.api.merging.merge.write_merged", spoiled)
     with pytest.raises(ToleranceError, match=r"stops elsewhere than the run does.*generation_config\.json"):
         merge(RunFolder(retargeted / "run"), tmp_path / "merged", None)
     assert not json.loads((tmp_path / "merged" / "fidelity.json").read_text())["generation"]["agrees"]

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import yaml
 
-from lrft.api.export import export
+from lrft.api.exporting.export import export
 from lrft.registry.errors import LrftError, UsageError
 from tests.export.exported_runs import trained
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.export.merge import merge_into
 from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrft.api.merge import merge
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.data.steps import eval_batches
 from lrft.export.feedback import Feedback
 from lrft.export.plain_form import read_pairs
@@ -272,7 +272,7 @@ def test_blocks_that_do_not_compute_one_after_another_are_refused(dense, trained
 def test_options_that_mean_nothing_are_refused_before_anything_is_loaded(
     trained, tmp_path, monkeypatch, options, message
 ):
-    monkeypatch.setattr("lrft.api.merge.opened", None)
+    monkeypatch.setattr("lrft.api.merging.merge.opened", None)
     with pytest.raises(UsageError, match=message):
         merge(RunFolder(trained()), tmp_path / "model", **options)
     assert list(tmp_path.iterdir()) == []
@@ -285,7 +285,7 @@ def test_a_remainder_above_the_rank_of_every_layer_is_refused(trained, tmp_path)
 
 
 def test_a_missing_reader_is_named_before_anything_is_loaded(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("lrft.api.merge.opened", None)
+    monkeypatch.setattr("lrft.api.merging.merge.opened", None)
     monkeypatch.setattr("lrft.model.in_bits.find_spec", lambda name: None if name == "accelerate" else name)
     with pytest.raises(MissingExtra, match="needs accelerate; install with `pip install accelerate`"):
         merge(RunFolder(trained()), tmp_path / "model", requantize="nf4")

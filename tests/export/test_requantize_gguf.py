@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from lrft.api.merge import merge
+from lrft.api.merging.merge import merge
 from lrft.export.fidelity import compare
 from lrft.export.requantize import round_to_nearest
 from lrft.model.load import load_model

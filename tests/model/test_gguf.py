@@ -190,8 +190,8 @@ def test_while_it_is_converted_every_parameter_is_in_a_file(made, monkeypatch):
 def test_a_run_on_such_a_base_is_merged_tensor_by_tensor_into_the_same_files(
     made, tiny, tmp_path, monkeypatch
 ):
-    from lrft.api.merge import Merge, merge
-    from lrft.api.train import train
+    from lrft.api.merging.merge import Merge, merge
+    from lrft.api.training.train import train
     from lrft.model import asked
 
     rows = "".join(json.dumps({"text": f"{word} has two pens and buys three more"}) + "\n" for word in "abcd")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrft.api.plan import plan
+from lrft.api.planning.plan import plan
 from lrft.build.adapt import adapt
 from lrft.core.params import count
 from lrft.model import liger

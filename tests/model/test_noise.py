@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.core.batch import Batch
 from lrft.core.context import computing
 from lrft.data.collate import collate

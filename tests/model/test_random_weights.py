@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.api.evaluate import evaluate
-from lrft.api.merge import merge
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.merging.merge import merge
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.model.load import load_model
 from lrft.model.tokenizer import load_tokenizer
 from lrft.recipe.load import load_recipe

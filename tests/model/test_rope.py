@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.build.adapt import plan_without_weights
 from lrft.core.batch import Batch
 from lrft.model.load import load_config, load_model

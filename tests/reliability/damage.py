@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lrft.api.doctor import diagnose, judge
-from lrft.api.evaluate import evaluate
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.asking.doctor import diagnose, judge
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.core.plain import plain
 from lrft.lab.report.report import report
 from lrft.lab.spectra.inspect import inspect

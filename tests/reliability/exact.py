@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.recipe.load import LoadedRecipe
 from tests.reliability.outcome import Outcome, tiny
 from tests.training.unbroken import cut_off, files_of, losses

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.registry.errors import LrftError
 from lrft.training.folder import find, new_folder
 from tests.reliability.full_disk import call

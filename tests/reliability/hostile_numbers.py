@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.build import job
 from lrft.core.callback import Callback
 from lrft.core.run import Run

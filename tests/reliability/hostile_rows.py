@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lrft.api.data_check import check_data
+from lrft.api.data.check import check_data
 from lrft.build.text import check_text
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import LrftError

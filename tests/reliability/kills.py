@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.training import checkpoint_folder
 from lrft.training.folder import METRICS
 from tests.reliability.struck import scratch_in
@@ -28,7 +28,7 @@ from tests.training.unbroken import same
 
 PATIENCE = 300  # seconds that a training of the tiny model never takes
 SLOW = 0.03  # seconds that a slowed fsync lasts
-PRELOADED = ["lrft.api.train", "transformers.models.llama.modeling_llama", "bitsandbytes"]
+PRELOADED = ["lrft.api.training.train", "transformers.models.llama.modeling_llama", "bitsandbytes"]
 
 
 @dataclass

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from lrft.api.ahead import plan_ahead
-from lrft.api.train import train
+from lrft.api.planning.ahead import plan_ahead
+from lrft.api.training.train import train
 from lrft.build import job
 from lrft.core.callback import Callback
 from lrft.core.run import Run

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.build import job
 from lrft.core.callback import Callback
 from lrft.core.run import Run

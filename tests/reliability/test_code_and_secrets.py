@@ -60,7 +60,7 @@ def lrft(monkeypatch, capfd, *arguments):
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
     """A finished run."""
-    from lrft.api.train import train
+    from lrft.api.training.train import train
 
     folder = tmp_path_factory.mktemp("code")
     recipe = folder / "recipe.yaml"

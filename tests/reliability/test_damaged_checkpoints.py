@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.registry.errors import CheckpointError, DamagedFile
 from lrft.training.chosen import open_chosen
 from lrft.training.folder import RunFolder

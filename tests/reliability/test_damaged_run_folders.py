@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lrft.api.doctor import diagnose
-from lrft.api.evaluate import evaluate
-from lrft.api.train import train
+from lrft.api.asking.doctor import diagnose
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.training.train import train
 from lrft.registry.errors import CheckpointError, DamagedFile
 from lrft.training.folder import RunFolder
 from tests.older_run import as_older

@@ -33,7 +33,7 @@ def cases(every, quick):
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
-    from lrft.api.train import train
+    from lrft.api.training.train import train
 
     folder = tmp_path_factory.mktemp("names")
     (folder / "recipe.yaml").write_text(RECIPE.format(model=tiny(), data=DATA))

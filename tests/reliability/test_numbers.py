@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.core.callback import Callback
 from lrft.core.run import Run
 from lrft.recipe.load import load_recipe

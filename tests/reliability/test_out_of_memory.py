@@ -7,9 +7,9 @@ import resource
 
 import pytest
 
-from lrft.api import memory
-from lrft.api.fit import changes, forecast, sentence
-from lrft.api.train import train
+from lrft.api.planning.fit import changes, forecast, sentence
+from lrft.api.training import memory
+from lrft.api.training.train import train
 from lrft.build import job, recomputing
 from lrft.core.callback import Callback
 from lrft.files import read

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.api.open_run import open_run
-from lrft.api.room import dense_numbers, merged_bytes
+from lrft.api.opening.open_run import open_run
+from lrft.api.opening.room import dense_numbers, merged_bytes
 from lrft.core.frozen import Changed
 from lrft.registry.axes import QUANTIZERS
 from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder, latest

@@ -165,7 +165,7 @@ def call(capfd, monkeypatch) -> Callable[..., Called]:
 @pytest.fixture(scope="module")
 def given(tiny, tmp_path_factory) -> Path:
     """A folder with a recipe, a table, prompts and a finished run of the recipe, all with whole names."""
-    from lrft.api.train import train
+    from lrft.api.training.train import train
 
     folder = tmp_path_factory.mktemp("signals")
     (folder / "tiny.yaml").write_text(RECIPE.format(model=tiny(), data=DATA))

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lrft.api.evaluate import evaluate
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.files.sums import MANIFEST, manifest_bytes
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import CheckpointError, UsageError

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.registry.errors import UsageError
 from lrft.training.folder import RunFolder
 from tests.reliability.outcome import Outcome, tiny

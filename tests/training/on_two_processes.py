@@ -6,7 +6,7 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import LrftError
 

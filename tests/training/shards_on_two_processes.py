@@ -14,7 +14,7 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from lrft.api import train as jobs
+from lrft.api.training import train as jobs
 from lrft.core.frozen import Changed, FrozenLinear
 from lrft.core.run import Run
 from lrft.core.sharded import Sharded

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lrft.api.evaluate import evaluate
-from lrft.api.merge import merge
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.merging.merge import merge
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.export.peft_format import adapter_files
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import CheckpointError, LrftError, UsageError

@@ -8,8 +8,8 @@ import shutil
 import pytest
 import torch
 
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.build.adapt import adapt, plan_without_weights
 from lrft.core.adapted import adapted
 from lrft.core.batch import Batch
@@ -59,7 +59,7 @@ def begun(loaded):
 
 
 def finished(folder):
-    from lrft.api.open_run import open_run
+    from lrft.api.opening.open_run import open_run
     from lrft.training.folder import find
 
     return open_run(find(folder))[2].model

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.core.adapted import adapted
 from lrft.recipe.load import load_recipe

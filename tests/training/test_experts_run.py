@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lrft.api.merge import merge
-from lrft.api.plan import plan
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.planning.plan import plan
+from lrft.api.training.train import train
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
 from tests.training.unbroken import goes_on_unbroken

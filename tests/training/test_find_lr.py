@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lrft.api.find_lr import find_lr
+from lrft.api.planning.find_lr import find_lr
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import MissingExtra, NumericalError, UsageError
 from lrft.training.rate_choice import choose_rate, means
@@ -158,7 +158,7 @@ def test_rates_that_do_not_rise_are_refused(recipe_file, given, message):
 
 
 def test_what_a_picture_needs_is_asked_before_anything_trains(recipe_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("lrft.api.find_lr._prepare", lambda *args: pytest.fail("it trains"))
+    monkeypatch.setattr("lrft.api.planning.find_lr._prepare", lambda *args: pytest.fail("it trains"))
     loaded = load_recipe(recipe_file())
     with monkeypatch.context() as patch:
         for name in ("matplotlib", "matplotlib.figure"):
@@ -169,7 +169,7 @@ def test_what_a_picture_needs_is_asked_before_anything_trains(recipe_file, tmp_p
 
 def test_a_picture_is_a_file_of_its_kind(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    from lrft.api.rate_plot import Plot
+    from lrft.api.planning.rate_plot import Plot
 
     monkeypatch.delenv("DISPLAY", raising=False)
     told = [curve(rate) for rate in rates()[:90]]

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
@@ -130,7 +130,9 @@ def test_only_a_finished_run_is_extended(run, tiny_recipe, tmp_path):
 def test_a_kill_between_the_record_and_the_first_step_is_gone_on_with(run, monkeypatch):
     """The extension is written, no step of it is made."""
     with monkeypatch.context() as patch:
-        patch.setattr("lrft.api.train._go_through", lambda job: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(
+            "lrft.api.training.train._go_through", lambda job: (_ for _ in ()).throw(KeyboardInterrupt())
+        )
         with pytest.raises(KeyboardInterrupt):
             train(run, resume=True, added=Extension(steps=2))
     with pytest.raises(UsageError, match="is not at its end yet"):

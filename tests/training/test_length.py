@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lrft.api.plan import plan
-from lrft.api.train import train
+from lrft.api.planning.plan import plan
+from lrft.api.training.train import train
 from lrft.recipe.length import check_length, length_problems
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lrft.api.export import export
-from lrft.api.merge import merge
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.exporting.export import export
+from lrft.api.merging.merge import merge
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
 from lrft.data.seam import token_ids

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
 from lrft.training import metrics

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.api.evaluate import evaluate
-from lrft.api.train import train
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.training.train import train
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
@@ -246,7 +246,7 @@ def test_scores_that_fail_at_the_end_leave_a_run_that_can_be_finished(tiny_recip
         def broken(*args):
             raise DataError("the row cannot be scored")
 
-        patch.setattr("lrft.api.scores.evaluate_tasks", broken)
+        patch.setattr("lrft.api.training.scores.evaluate_tasks", broken)
         with pytest.raises(DataError):
             train(load_recipe(tiny_recipe(tmp_path), short), tmp_path / "run")
     assert (tmp_path / "run" / "last" / "adapter_model.safetensors").is_file()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.api import plan as plans
-from lrft.api.plan import memory_bytes
-from lrft.api.train import train
+from lrft.api.planning import plan as plans
+from lrft.api.planning.plan import memory_bytes
+from lrft.api.training.train import train
 from lrft.build import recomputing
 from lrft.build.activations import activation_bytes
 from lrft.build.measure import measure

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.model.trained import trained_tensors
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
@@ -194,7 +194,7 @@ def test_rows_that_were_packed_in_another_order_are_refused(recipe_file, tmp_pat
 
 
 def test_a_checkpoint_can_be_named_instead_of_the_run(recipe_file, tmp_path):
-    from lrft.api.open_run import open_run
+    from lrft.api.opening.open_run import open_run
     from lrft.training.folder import find
 
     train(load_recipe(recipe_file()), tmp_path / "run", resume=False)
@@ -211,7 +211,7 @@ def processes():
     """Processes that begin with lrft imported, so that a kill meets a training and not its imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["lrft.api.train", "transformers.models.llama.modeling_llama", "bitsandbytes"]
+        ["lrft.api.training.train", "transformers.models.llama.modeling_llama", "bitsandbytes"]
     )
     return context
 

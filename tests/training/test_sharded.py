@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrft.api import run_record
-from lrft.api.train import train
+from lrft.api.training import run_record
+from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.model.trained import frozen_layers
 from lrft.recipe.load import load_recipe

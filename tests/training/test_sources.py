@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from lrft.api.data import show_rows
-from lrft.api.evaluate import evaluate
-from lrft.api.merge import merge
-from lrft.api.plan import plan
-from lrft.api.train import train
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.data.show import show_rows
+from lrft.api.merging.merge import merge
+from lrft.api.planning.plan import plan
+from lrft.api.training.train import train
 from lrft.build.dataset import read_text
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import DataError, RecipeError, UsageError

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
 from lrft.build.job import assemble
@@ -259,7 +259,7 @@ def test_a_non_finite_loss_stops_before_the_weights_are_touched(recipe_file, tmp
 
 
 def test_a_non_finite_base_is_named_by_its_module(recipe_file, tmp_path, monkeypatch):
-    from lrft.api import begin as jobs
+    from lrft.api.training import begin as jobs
 
     original = jobs.adapt
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import Interrupted, RecipeError
 from lrft.training.gradient_check import GradientCheck

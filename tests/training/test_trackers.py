@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.build.trackers import KINDS
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.ops.rounding import stochastic_round

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.recipe.load import LoadedRecipe
 from lrft.training import checkpoint_folder
 from lrft.training.folder import METRICS, RESULT

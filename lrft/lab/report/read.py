@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from lrft.api.recorded import finished_as_planned
+from lrft.api.training.recorded import finished_as_planned
 from lrft.evaluation.report import SAMPLES_SUM as SAMPLES
 from lrft.evaluation.report import sum_of_lines
 from lrft.files.json import SUM, own_sum, parse_object, read_object

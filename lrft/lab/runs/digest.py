@@ -15,7 +15,7 @@ from lrft.registry.axes import OBJECTIVES, SIGNALS
 from lrft.registry.config import MethodConfig, Section
 from lrft.registry.registry import Registry
 
-TRAINING = ("lrft.api.train",)
+TRAINING = ("lrft.api.training.train",)
 PACKAGE = Path(lrft.__file__).parent
 # Methods that other methods ask for by name, in a string: what to measure first, and with which objective.
 NAMED = (SIGNALS, OBJECTIVES)

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from lrft.api.open_run import open_model
+from lrft.api.opening.open_run import open_model
 from lrft.build.adapt import Adaptation
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.elastic import Elastic
@@ -28,7 +28,7 @@ def changes_of_run(folder: RunFolder) -> Subject:
 
     Raises:
         NotMergeable: nothing that trained is a change of a weight.
-        UsageError, CheckpointError: see `lrft.api.open_run`.
+        UsageError, CheckpointError: see `lrft.api.opening.open_run`.
     """
     recipe, adaptation, step = open_model(folder)
     model = adaptation.model

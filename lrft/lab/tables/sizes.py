@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lrft.api.plan import memory_bytes
+from lrft.api.planning.plan import memory_bytes
 from lrft.build.measure import measure
 from lrft.lab.compare.match import match
 from lrft.lab.models import Models

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lrft.api.evaluate import evaluate
+from lrft.api.asking.evaluate import evaluate
 from lrft.lab.spectra.inspect import inspect
 from lrft.lab.spectra.measure import Look
 from tests.older_run import as_older

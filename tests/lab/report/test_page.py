@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.lab.report.page import DETAILS, LARGEST, page_of
 from lrft.lab.report.read import find_runs, read_runs
 from lrft.recipe.load import load_recipe

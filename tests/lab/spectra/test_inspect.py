@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrft.api.open_run import open_run
+from lrft.api.opening.open_run import open_run
 from lrft.core.adapted import Adapted, adapted
 from lrft.lab.spectra.inspect import inspect
 from lrft.lab.spectra.measure import Look, SiteChange, measure

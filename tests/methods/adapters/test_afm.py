@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.core.adapted import Adapted
 from lrft.core.params import Site
 from lrft.core.stages import Tokens

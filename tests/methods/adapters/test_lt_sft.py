@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.params import Site

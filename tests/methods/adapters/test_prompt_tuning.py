@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lrft
-from lrft.api.open_run import open_run
+from lrft.api.opening.open_run import open_run
 from lrft.core.virtual import virtual_ids
 from lrft.model.batching import stock_attention
 from lrft.registry.axes import ADAPTERS

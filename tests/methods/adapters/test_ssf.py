@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from lrft.api import merge_options
+from lrft.api.merging import options as merge_options
 from lrft.core.adapted import Adapted
 from lrft.core.block import AdaptedBlock
 from lrft.core.params import Site

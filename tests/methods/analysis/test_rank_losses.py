@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lrft
-from lrft.api.open_run import open_run
+from lrft.api.opening.open_run import open_run
 from lrft.core.adapted import adapted
 from lrft.recipe.load import load_recipe
 from lrft.training.folder import RunFolder

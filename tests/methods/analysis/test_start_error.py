@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import QUANTIZERS

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from lrft.api.doctor import diagnose
-from lrft.api.evaluate import evaluate
-from lrft.api.merge import merge
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.asking.doctor import diagnose
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.merging.merge import merge
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.core.batch import Batch
 from lrft.data.steps import TrainData
 from lrft.model.trained import parameter_infos
@@ -193,7 +193,7 @@ def test_a_model_whose_family_has_no_classifier_keeps_its_own_form_and_is_not_me
     from lrft.export import peft_format
 
     recipe, model, *_ = one_by_one(run[1])
-    for place in ("lrft.export.peft_format", "lrft.api.merge_scored"):
+    for place in ("lrft.export.peft_format", "lrft.api.merging.scored"):
         monkeypatch.setattr(f"{place}.lacks_classifier", lambda model: True)
     tensors, config = peft_format.peft_form(model, recipe)
     assert config is None and "base.score.weight" in tensors
@@ -207,7 +207,7 @@ def test_nobody_is_told_to_export_what_cannot_be(run):
 
 
 def test_what_wants_text_is_refused(run, tmp_path):
-    from lrft.api.export import export
+    from lrft.api.exporting.export import export
 
     folder = RunFolder(run[1])
     for call in (

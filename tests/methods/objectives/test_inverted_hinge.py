@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.api.evaluate import evaluate
-from lrft.api.train import train
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.training.train import train
 from lrft.methods.objectives.inverted_hinge import inverted_hinge
 from lrft.ops.loss import Head
 from lrft.recipe.load import load_recipe

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.core.adapted import adapted, adapters_off
 from lrft.data.collate import collate

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrft.api.data import show_rows
-from lrft.api.evaluate import evaluate
-from lrft.api.merge import merge
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.asking.evaluate import evaluate
+from lrft.api.data.show import show_rows
+from lrft.api.merging.merge import merge
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.core.batch import Batch
 from lrft.data.steps import TrainData
 from lrft.recipe.load import load_recipe

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._directions import seeded

@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from lrft.api.merge import merge
-from lrft.api.open_run import open_run
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.opening.open_run import open_run
+from lrft.api.training.train import train
 from lrft.core.adapted import adapted, adapters_off
 from lrft.core.units import CUT, HIDDEN, Pruned, Units, prunable, recovered, remaining
 from lrft.methods.prune.loram import LoRAM, read_units

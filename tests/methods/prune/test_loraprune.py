@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.api.export import export
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.exporting.export import export
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.core.adapted import Adapted, adapters_off
 from lrft.core.params import Site
 from lrft.core.run import Run

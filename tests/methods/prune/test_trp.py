@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.api.merge import merge
-from lrft.api.train import train
+from lrft.api.merging.merge import merge
+from lrft.api.training.train import train
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.methods.prune.trp import TRP, truncate

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lrft.api.train import train
+from lrft.api.training.train import train
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.methods.select.lift import LIFT, keep_only

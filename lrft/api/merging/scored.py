@@ -1,0 +1,71 @@
+"""Merging a run with a score head: a sequence classifier of transformers, compared with the run text by text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lrft.api.merging.merge import Merge
+from lrft.core import stop
+from lrft.export.fidelity import Fidelity
+from lrft.export.scored import compare_scores
+from lrft.export.write import write_classifier
+from lrft.model.load import DTYPES
+from lrft.model.score_head import classifier, give_score_head, lacks_classifier, scores_on_disk
+from lrft.registry.errors import NotMergeable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lrft.build.text import Text
+    from lrft.model.causal_lm import CausalLM
+    from lrft.recipe.schema import Recipe
+    from lrft.training.folder import RunFolder
+
+
+class ScoredMerge(Merge):
+    """One merge of a model that scores whole texts."""
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, text: Text, model: CausalLM, out: Path) -> None:
+        """Refuse a model that transformers has no classifier of.
+
+        Raises:
+            NotMergeable: names the model.
+        """
+        super().__init__(folder, recipe, text, model, out)
+        if lacks_classifier(model):
+            kind = type(model.hf).__name__
+            raise NotMergeable(
+                f"transformers has no sequence classifier with the body of {kind}; lrft eval scores the run itself"
+            )
+
+    def measure(self, place: Path) -> Fidelity:
+        """The classifier on disk beside the run."""
+        record: Fidelity = {"rows": len(self.rows), "rows_from": self._compared[1], "generation": {}}
+        if not self.rows:
+            return record
+        ours, labels, texts = [], [], []
+        for row in self.rows:
+            stop.poll()
+            [batch] = self._batches([row])
+            assert batch.labels is not None
+            with torch.no_grad():
+                ours.append(self.model.scores(batch.to(self.model.device)).cpu())
+            labels.append(batch.labels)
+            texts += [document.input_ids for document in row.documents()]
+        theirs = scores_on_disk(place, texts, DTYPES[str(self.recipe.export.dtype)])
+        return {**record, **compare_scores(torch.cat(ours), theirs, torch.cat(labels), batch.pairs)}
+
+    def _base(self) -> CausalLM:
+        dense = super()._base()
+        give_score_head(dense, self.recipe.model.head, self.recipe.train.seed)
+        return dense
+
+    def _write(self, dense: CausalLM, place: Path, held: Mapping[str, Tensor] | None = None) -> None:
+        text = self.text
+        pad = text.tokenizer.pad_token_id
+        made = classifier(dense, text.pad_id if pad is None else pad)
+        write_classifier(made, text.tokenizer, place, self.recipe.export.shard_size)

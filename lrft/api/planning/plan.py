@@ -1,0 +1,161 @@
+"""`lrft train --dry-run`: everything checked, counted and estimated, no weights loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+from lrft.api.planning import fit
+from lrft.build.activations import activation_bytes
+from lrft.build.adapt import plan_without_weights
+from lrft.build.asked_once import ask_adapter
+from lrft.build.dataset import read_text
+from lrft.build.guess import with_format
+from lrft.build.measure import measure
+from lrft.build.measured import MatrixShares, Measured, Peak, Target
+from lrft.build.recomputing import as_written, choose, free_bytes
+from lrft.build.steps import check_steps, possible_steps, train_data
+from lrft.build.text import check_text
+from lrft.core.stages import ranks_of
+from lrft.data.steps import Shape
+from lrft.model.backend import keeps_apart
+from lrft.model.causal_lm import CausalLM
+from lrft.model.described import UnknownFamily
+from lrft.model.liger import check_liger
+from lrft.model.load import load_model
+from lrft.recipe.load import LoadedRecipe, as_loaded
+from lrft.recipe.resolved import recipe_hash
+from lrft.recipe.schema import Recipe
+from lrft.registry.json import Json
+
+
+class Checked(TypedDict):
+    """What training would do, counted and estimated."""
+
+    recipe_hash: str
+    data: dict[str, Json]
+    steps: int
+    targets: list[Target]
+    matrices: MatrixShares
+    base_parameters: int
+    trainable_parameters: int
+    trainable_percent: float
+    ranks_undecided: bool
+    recomputed_layers: int
+    recomputed_why: str
+    memory_bytes: dict[str, int]
+    peaks: dict[str, Peak] | None
+    memory: str
+
+
+class Plan(Checked):
+    """The same with the recipe's name."""
+
+    recipe: str
+
+
+def plan(
+    recipe: LoadedRecipe | Path | str, trust_remote_code: bool = False, *, overrides: Sequence[str] = ()
+) -> Plan:
+    """The plan of a recipe as plain values: data, steps, targets, exact counts, bytes.
+
+    Parameter counts and optimizer bytes are read off the modules and the optimizer that training would build;
+    activation bytes are an estimate and say so.
+
+    Raises:
+        RecipeError, DataError: what training would raise before its first step.
+    """
+    loaded = with_format(as_loaded(recipe, overrides))
+    if loaded.recipe.model.liger:
+        check_liger(torch.device(_device(loaded.recipe)))
+    return {"recipe": loaded.name, **_plan(loaded.recipe, trust_remote_code)}
+
+
+def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
+    text = read_text(recipe, trust_remote_code=trust_remote_code)
+    check_text(text, recipe)
+    device = _device(recipe)
+    model = load_model(recipe.model, device=device, trust_remote_code=trust_remote_code, meta=True)
+    settings = recipe.train
+    packing = recipe.train.packing
+    if packing is None and not model.takes_positions:
+        packing = False  # nothing tells such a model where a document begins
+    data = train_data(
+        recipe, text, packing=packing, join=model.takes_positions and keeps_apart(model, recipe.model)
+    )
+    steps = data.total_steps(settings.max_steps, settings.epochs)
+    possible = [steps] if packing is not None else possible_steps(recipe, text)
+    adaptation = plan_without_weights(recipe, model)
+    ask_adapter(recipe, adaptation)
+    check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
+    counted = measure(recipe, model)
+    shapes = set(data.shapes(0))
+    again = as_written(recipe, model)
+    if recipe.model.activation_checkpointing == "auto":
+        rest = memory_bytes(recipe, model, counted, shapes)
+        taken = rest["total_estimated"] - rest["activations_estimated"] - rest["attention_estimated"]
+        again = choose(recipe, model, shapes, free_bytes(device), taken)
+    peaks, sentence = _peaks(recipe, shapes, trust_remote_code)
+    return {
+        "recipe_hash": recipe_hash(recipe),
+        "data": text.record(),
+        "steps": steps + sum(extension.steps for extension in settings.extended),
+        "targets": counted["targets"],
+        "matrices": counted["matrices"],
+        "base_parameters": counted["base"],
+        "trainable_parameters": counted["trainable"],
+        "trainable_percent": counted["trainable_percent"],
+        "ranks_undecided": counted["ranks_undecided"],
+        "recomputed_layers": again.layers,
+        "recomputed_why": again.sentence(),
+        "memory_bytes": memory_bytes(recipe, model, counted, shapes, again.layers),
+        "peaks": peaks,
+        "memory": sentence,
+    }
+
+
+def _peaks(recipe: Recipe, shapes: set[Shape], trusted: bool) -> tuple[dict[str, Peak] | None, str]:
+    """What `lrft plan` says of these rows; none of a family that it does not know layer by layer, and why."""
+    where = fit.device_of(recipe, None)
+    try:
+        found, _ = fit.forecast(recipe, where, list(shapes), trusted)
+    except UnknownFamily as error:
+        return None, str(error)
+    peaks = {"train": found.train, "eval": found.eval, "merge": found.merge}
+    return peaks, fit.sentence(recipe, where, found) if found.train["total"] > where["bytes"] else ""
+
+
+def _device(recipe: Recipe) -> str:
+    """Where the recipe would train here."""
+    return "cuda" if recipe.train.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def memory_bytes(
+    recipe: Recipe,
+    model: CausalLM,
+    counted: Measured,
+    shapes: Iterable[Shape] = (),
+    recomputed: int | None = None,
+) -> dict[str, int]:
+    """What takes how many bytes in training, and `total_estimated`; activations are the estimate in it.
+
+    Args:
+        model: the base model without weights.
+        counted: what `measure` says of the recipe.
+        shapes: of the micro-batches; without any, rows are one document of `train.max_length` each.
+        recomputed: layers that are computed again; by default as the recipe says, with `auto` none.
+    """
+    activations = activation_bytes(recipe, model, shapes, recomputed)
+    memory = {
+        "linear_weights": counted["linear_bytes"],
+        "other_weights": counted["weight_bytes"] - counted["linear_bytes"],
+        "adapter": counted["trainable_bytes"],
+        "gradients": counted["gradient_bytes"],
+        "optimizer_state": counted["optimizer_bytes"],
+        "activations_estimated": activations.blocks,
+        "attention_estimated": activations.attention,
+    }
+    return {**memory, "total_estimated": sum(memory.values())}
