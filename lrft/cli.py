@@ -28,6 +28,7 @@ from lrft.commands.plan import plan_command
 from lrft.commands.report import report_command
 from lrft.commands.reproduce import reproduce_command
 from lrft.commands.search import search_command
+from lrft.commands.serve import serve_command
 from lrft.commands.sweep import sweep_command
 from lrft.commands.train import train_command
 from lrft.core import stop
@@ -49,6 +50,7 @@ app.command("train")(train_command)
 app.command("plan")(plan_command)
 app.command("eval")(eval_command)
 app.command("chat")(chat_command)
+app.command("serve")(serve_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)
 app.command("export")(export_command)

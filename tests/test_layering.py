@@ -36,6 +36,7 @@ FLOORS = {
     "lab.sweep": 9,
     "lab.search": 9,
     "lab.report": 9,
+    "serve": 9,
     "lab.tables": 10,
     "commands": 11,
     "cli": 11,
@@ -46,6 +47,7 @@ SAME_PLACE = {"cli": "commands", "__main__": "commands"}
 # Library -> the files and folders that may import it.
 LIBRARIES = {
     "transformers": ("lrft/model/", "lrft/data/as_transformers.py", "lrft/evaluation/generate.py"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("lrft/serve/",)),
     "bitsandbytes": ("lrft/methods/quant/", "lrft/methods/optim/"),
     "datasets": ("lrft/data/sources.py",),
     "peft": (),

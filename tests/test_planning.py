@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lrft.api.planning.ahead import plan_ahead
-from lrft.api.planning.fit import changes, device_of, forecast, parse_size, sentence
+from lrft.api.planning.fit import changes, device_of, forecast, sentence
 from lrft.api.planning.rate import find_rate
 from lrft.build.at_rest import state_bytes
 from lrft.build.edits import applied, edits
@@ -23,6 +23,7 @@ from lrft.model.described import build_skeleton
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
 from lrft.registry.errors import RecipeError, UsageError
+from lrft.registry.size import parse_size
 
 LLAMA = "meta-llama/Meta-Llama-3-8B"
 GIB = 2**30
@@ -125,13 +126,13 @@ def test_edits_of_full_training_leave_the_storage_alone():
     ("text", "size"), [("24GiB", 24 * GIB), ("80GB", 80 * 10**9), ("24g", 24 * GIB), ("1.5TiB", 1536 * GIB)]
 )
 def test_a_size_is_read_with_its_unit(text, size):
-    assert parse_size(text) == size
+    assert parse_size(text, "--device") == size
 
 
 @pytest.mark.parametrize("text", ["", "many", "24 apples", "-3GiB", "0GiB"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UsageError, match="is no size; write it as 24GiB or 80GB"):
-        parse_size(text)
+        parse_size(text, "--device")
 
 
 def test_the_sentence_of_too_little_memory_has_numbers_and_an_edit():

@@ -20,6 +20,7 @@ from lrft.export.record import Exported
 from lrft.export.served import Served
 from lrft.export.vllm_form import check_folder, one_rank
 from lrft.files.write import write_in
+from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.trained import base_parameters
 from lrft.registry.errors import UsageError
@@ -38,40 +39,7 @@ class Plain(Form):
             NotMergeable: the adapter is no change of the weight.
             UsageError: there is none, or factors cannot say what it is.
         """
-        found = dict(adapted(self.model.hf))
-        if not found:
-            raise UsageError(f"{self.name}: the run has no adapter; `lrft merge` writes its weights")
-        check_mergeable(self.model)
-        if self.model.new_rows is not None:
-            raise UsageError(f"{self.name}: a plain adapter has no rows for new tokens; use `lrft merge`")
-        first = next(iter(found.values())).adapter
-        if "own_weights" in first.provides:
-            raise UsageError(
-                f"{self.name}: {first.name} is the weight itself, and no change of it; use `lrft merge`"
-            )
-        whole = [name for name, module in found.items() if isinstance(module, AdaptedBlock)]
-        if whole:
-            raise UsageError(
-                f"{self.name}: {first.name} changes {whole[0]}, which is no linear map as those of a plain adapter; "
-                "use `lrft merge`"
-            )
-        moved = [name for name, module in found.items() if module.merged_bias() is not None]
-        if moved:
-            raise UsageError(
-                f"{self.name}: {first.name} changes the bias of {moved[0]}, and a plain adapter has none; "
-                "use `lrft merge`"
-            )
-        if names := taken_for_experts(self.model):
-            raise UsageError(
-                f"{self.name}: {', '.join(names)} of a mixture of experts would be taken for the experts themselves; "
-                "use `lrft merge`"
-            )
-        if on_experts(self.model):
-            raise UsageError(
-                f"{self.name}: no server reads experts of a plain adapter; use `lrft merge`, or for PEFT the adapter "
-                "folder of the run"
-            )
-        return found
+        return linear_changes(self.model, self.name)
 
     @cached_property
     def pairs(self) -> dict[str, Pair]:
@@ -140,12 +108,64 @@ class Plain(Form):
         Raises:
             UsageError: names one.
         """
-        names = [name for name, _ in base_parameters(self.model)]
-        if names:
-            raise UsageError(
-                f"{self.name}: {server} takes no base weights beside an adapter, and {names[0]} trained; use "
-                "`lrft merge`"
-            )
+        no_base_weights(self.model, self.name, server)
+
+
+def no_base_weights(model: CausalLM, name: str, server: str) -> None:
+    """Refuse base weights that train beside the adapter.
+
+    Raises:
+        UsageError: names one.
+    """
+    names = [weight for weight, _ in base_parameters(model)]
+    if names:
+        raise UsageError(
+            f"{name}: {server} takes no base weights beside an adapter, and {names[0]} trained; use `lrft merge`"
+        )
+
+
+def linear_changes(model: CausalLM, name: str) -> dict[str, Adapted]:
+    """Every adapted layer by path, where factors can say what it adds.
+
+    Args:
+        name: of what asks, in the message.
+
+    Raises:
+        NotMergeable: the adapter is no change of the weight.
+        UsageError: there is none, or factors cannot say what it is.
+    """
+    found = dict(adapted(model.hf))
+    if not found:
+        raise UsageError(f"{name}: the run has no adapter; `lrft merge` writes its weights")
+    check_mergeable(model)
+    if model.new_rows is not None:
+        raise UsageError(f"{name}: a plain adapter has no rows for new tokens; use `lrft merge`")
+    first = next(iter(found.values())).adapter
+    if "own_weights" in first.provides:
+        raise UsageError(f"{name}: {first.name} is the weight itself, and no change of it; use `lrft merge`")
+    whole = [path for path, module in found.items() if isinstance(module, AdaptedBlock)]
+    if whole:
+        raise UsageError(
+            f"{name}: {first.name} changes {whole[0]}, which is no linear map as those of a plain adapter; "
+            "use `lrft merge`"
+        )
+    moved = [path for path, module in found.items() if module.merged_bias() is not None]
+    if moved:
+        raise UsageError(
+            f"{name}: {first.name} changes the bias of {moved[0]}, and a plain adapter has none; "
+            "use `lrft merge`"
+        )
+    if names := taken_for_experts(model):
+        raise UsageError(
+            f"{name}: {', '.join(names)} of a mixture of experts would be taken for the experts themselves; "
+            "use `lrft merge`"
+        )
+    if on_experts(model):
+        raise UsageError(
+            f"{name}: no server reads experts of a plain adapter; use `lrft merge`, or for PEFT the adapter "
+            "folder of the run"
+        )
+    return found
 
 
 class PlainFolder(Plain):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -15,11 +14,9 @@ from lrft.build.recomputing import free_bytes
 from lrft.data.steps import Shape
 from lrft.model.described import build_skeleton
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import UsageError
+from lrft.registry.size import parse_size
 
 GIB = 2**30
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 class Device(TypedDict):
@@ -79,25 +76,15 @@ def device_of(recipe: Recipe, size: str | None) -> Device:
     """
     on_cpu = recipe.train.device == "cpu"
     if size is not None:
-        return {"kind": "cpu" if on_cpu else "cuda", "bytes": parse_size(size), "source": "--device"}
+        return {
+            "kind": "cpu" if on_cpu else "cuda",
+            "bytes": parse_size(size, "--device"),
+            "source": "--device",
+        }
     if not on_cpu and torch.cuda.is_available():
         name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
         return {"kind": "cuda", "bytes": int(memory), "source": name}
     return {"kind": "cpu", "bytes": int(free_bytes("cpu")), "source": "RAM that is free now"}
-
-
-def parse_size(text: str) -> int:
-    """`24GiB` -> bytes.
-
-    Raises:
-        UsageError: it is no size.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = "" if found is None else found.group(2).upper()
-    unit = {"K": "KIB", "M": "MIB", "G": "GIB", "T": "TIB"}.get(unit, unit)
-    if found is None or unit not in UNITS or float(found.group(1)) == 0:
-        raise UsageError(f"--device: {text!r} is no size; write it as 24GiB or 80GB")
-    return int(float(found.group(1)) * UNITS[unit])
 
 
 def sentence(recipe: Recipe, where: Device, found: Peaks, share: float = 1.0) -> str:
