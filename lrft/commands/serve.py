@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lrft.commands.output import Quiet, TrustRemoteCode
+from lrft.commands.output import Json, Quiet, TrustRemoteCode
 from lrft.core.notes import silence
 from lrft.registry.errors import MissingExtra
 
@@ -17,7 +17,7 @@ def serve_command(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Runs whose adapters answer, and folders of plain LoRA in PEFT's form; the first is a run, and its "
+            help="Runs whose adapters answer, and folders of plain low-rank adapters in PEFT's form; the first is a run, and its "
             "base answers too.",
             metavar="RUN...",
         ),
@@ -45,6 +45,7 @@ def serve_command(
         float, typer.Option(help="Seconds that answers have to end in after a signal.", metavar="S")
     ] = 30.0,
     trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Serve runs over HTTP by OpenAI's protocol, each adapter a `model`; LRFT_SERVE_KEY holds the key, if any.
@@ -73,4 +74,4 @@ def serve_command(
         limits=Limits(rows, queue, cache_tokens),
         offer=Offer(max_tokens, timeout),
     )
-    serve(runs, settings, trust_remote_code)
+    serve(runs, settings, trust_remote_code)  # until a signal, whose error holds what was done

@@ -36,17 +36,21 @@ class Counts:
         """There was none, or nobody waited for it."""
         self.faults += 1
 
+    def totals(self) -> dict[str, int | float]:
+        """What was done so far."""
+        return {
+            "answers": self.answers,
+            "faults": self.faults,
+            "new_tokens": self.new_tokens,
+            "tokens": self.prompt_and_new_tokens,
+            "passes": self.steps,
+            "rows_of_passes": self.row_steps,
+            "pass_seconds": round(self.seconds, 6),
+        }
+
     def text(self, now: Mapping[str, int]) -> str:
         """In Prometheus' text format; `now` holds the gauges, and counters that others keep."""
-        known = {
-            "answers_total": self.answers,
-            "faults_total": self.faults,
-            "new_tokens_total": self.new_tokens,
-            "tokens_total": self.prompt_and_new_tokens,
-            "passes_total": self.steps,
-            "rows_of_passes_total": self.row_steps,
-            "pass_seconds_total": round(self.seconds, 6),
-        }
+        known = {f"{name}_total": value for name, value in self.totals().items()}
         lines = []
         for name, value in {**known, **now}.items():
             kind = "gauge" if name in GAUGES else "counter"

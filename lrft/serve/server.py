@@ -16,7 +16,7 @@ import uvicorn
 
 from lrft.core import stop
 from lrft.core.notes import say
-from lrft.registry.errors import LrftError, UsageError
+from lrft.registry.errors import Interrupted, LrftError, UsageError
 from lrft.serve.app import Desk, Offer, make_app
 from lrft.serve.batcher import Batcher
 from lrft.serve.guards import Guards
@@ -104,7 +104,7 @@ def serve(
 
     Raises:
         UsageError: the port is taken, or something cannot be served; nothing listens.
-        Interrupted: a signal came, and it has ended.
+        Interrupted: a signal came, and it has ended; its record is what was done.
     """
     settings = settings or Settings()
     settings.check()
@@ -123,6 +123,10 @@ def serve(
                 _answer(door, batcher, choir, settings, ready)
             finally:
                 batcher.close()
+    except Interrupted as error:
+        if batcher is not None:
+            error.record = batcher.counts.totals()
+        raise
     finally:
         door.close()
 

@@ -18,6 +18,7 @@ from lrft.data.prompts import Asker
 from lrft.evaluation.generate import batching_of
 from lrft.evaluation.subject import Subject
 from lrft.export.pairs import Wanted, pair_of
+from lrft.export.targets import PLAIN
 from lrft.lab.spectra.peft_folder import CONFIG, read_peft
 from lrft.registry.errors import UsageError
 from lrft.serve.same_base import Part, check_same, print_of
@@ -61,7 +62,7 @@ def gather(runs: Sequence[Path | str], trust_remote_code: bool = False) -> Choir
     """Open what is to be served; the first is a run, whose base stays in memory.
 
     Args:
-        runs: run folders, by path or name, their checkpoints, and folders in PEFT's form of plain LoRA.
+        runs: run folders, by path or name, their checkpoints, and folders of plain factors in PEFT's form.
 
     Raises:
         UsageError: the first is no run, a name occurs twice, bases differ, or an adapter is more than a change of
@@ -141,7 +142,7 @@ def _factors(asking: str, site: str, module: Adapted) -> tuple[Tensor, Tensor]:
     pair = pair_of(module, Wanted())
     if not pair.exact:
         raise UsageError(
-            f"{asking}: the change of {site} has no exact factors of low rank; `lrft export --for lora --error E` "
+            f"{asking}: the change of {site} has no exact factors of low rank; `lrft export --for {PLAIN} --error E` "
             "makes an adapter of what fits, which can be served"
         )
     dtype = module.base.compute_dtype
@@ -159,8 +160,8 @@ def _foreign(path: Path, hf: nn.Module, base: Voice) -> tuple[Source, Voice]:
     """A folder in PEFT's form, read again whenever it is brought into memory; asked as the base is."""
     folder = read_peft(path)
     if folder.left_out or any(pair.magnitude is not None for pair in folder.pairs.values()):
-        extra = next(iter(folder.left_out), "a magnitude of DoRA")
-        raise UsageError(f"{path} has {extra}, which is no change of low rank; only plain LoRA is served")
+        extra = next(iter(folder.left_out), "magnitudes")
+        raise UsageError(f"{path} has {extra}, and only two plain factors a layer are served")
 
     def read() -> Factors:
         again = read_peft(path)

@@ -41,6 +41,10 @@ OPTIONS = {
     "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TRUST, *TALK},
     "chat": {"--base", *SAMPLING, *TRUST, *TALK},
     "generate": {"--out", "--base", *SAMPLING, *TRUST, *TALK},
+    "serve": {
+        *("--host", "--port", "--rows", "--queue", "--cache-tokens", "--max-tokens", "--adapter-memory"),
+        *("--max-body", "--timeout", "--drain", *TRUST, *TALK),
+    },
     "merge": {
         *("--out", "--onto", "--rank", "--rounding", "--dtype", "--checkpoint", "--add", "--features"),
         *("--requantize", "--keep-rank", "--factors", *TRUST),

@@ -142,6 +142,7 @@ OPENERS = {
     "export": ["export", "RUN", "--for", "peft", "--out", "out"],
     "generate": ["generate", "RUN", "prompts.txt", "--out", "out.jsonl"],
     "chat": ["chat", "RUN"],
+    "serve": ["serve", "RUN", "RUN", "--port", "0"],  # of one name, so that it ends when both are open
     "inspect": ["inspect", "RUN"],
     "doctor": ["doctor", "RUN"],
     "resume": ["train", "RUN", "--resume", "--more-steps", "1"],

@@ -109,6 +109,5 @@ class Client:
 def _one(client, path, content):
     if content is None:
         return client.get(path)
-    if isinstance(content, bytes):
-        return client.post(path, content=content)
-    return client.post(path, content=json.dumps(content), headers={"content-type": "application/json"})
+    body = content if isinstance(content, bytes) else json.dumps(content)
+    return client.post(path, content=body, headers={"content-type": "application/json"})
