@@ -17,8 +17,8 @@ def serve_command(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Runs whose adapters answer, and folders of plain low-rank adapters in PEFT's form; the first is a run, and its "
-            "base answers too.",
+            help="Runs whose adapters answer, and folders of plain low-rank adapters in PEFT's form; the first is a "
+            "run, and its base answers too.",
             metavar="RUN...",
         ),
     ],
@@ -60,7 +60,7 @@ def serve_command(
             f"({error})"
         ) from None
     from lrft.registry.size import parse_size
-    from lrft.serve.app import Offer
+    from lrft.serve.desk import Offer
     from lrft.serve.waiting import Limits
 
     silence(quiet)

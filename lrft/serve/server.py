@@ -17,8 +17,9 @@ import uvicorn
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.registry.errors import Interrupted, LrftError, UsageError
-from lrft.serve.app import Desk, Offer, make_app
+from lrft.serve.app import make_app
 from lrft.serve.batcher import Batcher
+from lrft.serve.desk import Desk, Offer
 from lrft.serve.guards import Guards
 from lrft.serve.pages import Pages
 from lrft.serve.store import Store

@@ -50,7 +50,8 @@ def served(runs):
     """`with served(*names, settings) as ask`: an application on these runs; `ask(method, path, ...)` is a request."""
     import httpx
 
-    from lrft.serve.app import Desk, make_app
+    from lrft.serve.app import make_app
+    from lrft.serve.desk import Desk
     from lrft.serve.guards import Guards
     from lrft.serve.server import Settings, make_batcher
     from lrft.serve.voices import gather

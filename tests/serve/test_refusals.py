@@ -145,7 +145,7 @@ def test_a_body_that_does_not_end_is_not_waited_for(served):
 
 
 def test_more_than_may_wait_are_refused_and_time_runs_out(served):
-    from lrft.serve.app import Offer
+    from lrft.serve.desk import Offer
 
     ask = {
         "model": "small",
