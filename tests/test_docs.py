@@ -19,7 +19,7 @@ import recipe_page
 import reliability_page
 from lrft.recipe.load import load_recipe
 from lrft.registry import axes
-from lrft.registry.axes import ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS
+from lrft.registry.axes import AGGREGATORS, ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS
 from lrft.registry.registry import Declaration, Registry
 from tests.each import each
 
@@ -56,6 +56,7 @@ REGISTRIES = {
     "format": FORMATS,
     "task": TASKS,
     "search": SEARCHES,
+    "aggregator": AGGREGATORS,
 }
 DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch.optim.lr_scheduler import LambdaLR
 
-from lrft.build.job import build_optimizer
+from lrft.build.optimizing import build_optimizer
 from lrft.build.measure import optimizer_bytes
 from lrft.core.optimizer import Optimizer, contract_of, lead
 from lrft.core.params import ParamInfo
