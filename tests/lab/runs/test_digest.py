@@ -104,7 +104,9 @@ def test_a_helper_of_the_chosen_optimizer_moves_the_digest_of_that_recipe_alone(
 
 def test_what_is_imported_in_a_process_is_among_the_modules():
     """The modules read off the source hold those that running Python imports."""
-    script = "import sys, lrft.api.training.train; print(*(n for n in sys.modules if n.split('.')[0] == 'lrft'))"
+    script = (
+        "import sys, lrft.api.training.train; print(*(n for n in sys.modules if n.split('.')[0] == 'lrft'))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= set(modules(TRAINING))
 
