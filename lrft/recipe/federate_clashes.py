@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
 from lrft.registry.axes import AGGREGATORS, AXES
 from lrft.registry.choice import parse_choice
@@ -47,9 +51,12 @@ def _federated(settings: RecipeView) -> Iterator[Problem]:
         yield Problem(
             "federate.local_epochs", "a round has local_steps or local_epochs; remove one of the two"
         )
-    if settings["federate.partition.by"] == "column" and settings["federate.partition.column"] is None:
+    how = settings["federate.partition"]
+    by = how if isinstance(how, str) else settings["federate.partition.by"]
+    column = None if isinstance(how, str) else settings["federate.partition.column"]
+    if by == "column" and column is None:
         yield Problem("federate.partition.column", "says which column parts the rows; name one")
-    if settings["federate.partition.by"] == "even" and settings["federate.partition.column"] is not None:
+    if by == "even" and column is not None:
         yield Problem("federate.partition.column", "even shares look at no column; remove it")
 
 
@@ -58,8 +65,10 @@ def _aggregated(settings: RecipeView) -> Iterator[Problem]:
     if settings[KEY] is None:
         return
     chosen = settings["federate.aggregate"]
-    method = to_section(chosen).get("method") if isinstance(chosen, dict) else chosen
-    declared = AGGREGATORS.declared(str(method))
+    method = str(to_section(chosen).get("method") if isinstance(chosen, dict) else chosen)
+    if method not in AGGREGATORS.names():
+        return  # which is said of the key itself
+    declared = AGGREGATORS.declared(method)
     parts = [settings.declared(axis) for axis in AXES]
     provided = frozenset[str]().union(*(part.provides for part in parts if part is not None))
     for trait in sorted(declared.requires - provided):
@@ -69,7 +78,8 @@ def _aggregated(settings: RecipeView) -> Iterator[Problem]:
             f"{declared.name} requires what no chosen part provides: {TRAITS.get(trait, trait)} ({trait}); choose "
             f"adapter {names}",
         )
-    yield from parse_choice(AGGREGATORS, chosen).clashes(settings)
+    with suppress(ValidationError, PydanticCustomError):
+        yield from parse_choice(AGGREGATORS, chosen).clashes(settings)
 
 
 FEDERATE_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (_federated, _aggregated)
