@@ -39,6 +39,7 @@ PARAGRAPHS = {
     "analysis": "Shapes Found Source [Departures] [Advice]",
     "format": "Columns Text Learnt",
     "task": "Prompt Score Source",
+    "aggregator": "Shapes Bytes State Source Departures [Advice]",
 }
 LABEL = r"^([A-Z][a-z]+): "
 EQUATION = r"^ {4}\S.*(=|~|<-|:)"
