@@ -19,6 +19,7 @@ from lrft.commands.doctor import doctor_command
 from lrft.commands.env import env_command
 from lrft.commands.evaluate import eval_command
 from lrft.commands.export import export_command
+from lrft.commands.federate import federate_command
 from lrft.commands.find_lr import find_lr_command
 from lrft.commands.generate import generate_command
 from lrft.commands.inspect import inspect_command
@@ -47,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train_command)
+app.command("federate")(federate_command)
 app.command("plan")(plan_command)
 app.command("eval")(eval_command)
 app.command("chat")(chat_command)

@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python  # noqa: E402
 from generated import plain, table, with_block, write_or_check  # noqa: E402
 from lrft.recipe.fields import slot_of  # noqa: E402
 from lrft.recipe.schema import Recipe  # noqa: E402
-from lrft.registry.axes import ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS  # noqa: E402
+from lrft.registry.axes import AGGREGATORS, ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS  # noqa: E402
 from lrft.registry.registry import Declaration, Registry  # noqa: E402
 from lrft.registry.traits import TRAITS  # noqa: E402
 
@@ -37,6 +37,7 @@ EVERY: dict[str, Registry] = {
     "data.format": FORMATS,
     "eval.tasks": TASKS,
     "analyse": ANALYSES,
+    "federate.aggregate": AGGREGATORS,
     "signals": SIGNALS,
     "search": SEARCHES,
 }
@@ -55,6 +56,7 @@ CHOOSES = {
     "data.format": "how a row becomes a text, and what of it is learnt",
     "eval.tasks": "what `lrft eval` scores",
     "analyse": "what is measured of weights and gradients while a recipe trains",
+    "federate.aggregate": "what clients of `lrft federate` send, and how it is averaged",
     "signals": "statistics that some starts measure before training; no recipe key, an `init` asks for them",
     "search": "which arm `lrft search` trains next; no recipe key, `--method` names it",
 }

@@ -14,6 +14,7 @@ from lrft.build.adapt import Adaptation
 from lrft.build.adapter_folder import write_adapter
 from lrft.build.began import how_it_began, known_as
 from lrft.build.compiling import worth_compiling
+from lrft.build.optimizing import build_optimizer
 from lrft.build.scoring import make_scorer
 from lrft.build.steps import in_step, train_data
 from lrft.build.text import Text
@@ -21,7 +22,7 @@ from lrft.build.trackers import make_trackers
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective
 from lrft.core.optimizer import contract_of
-from lrft.core.params import ParamInfo, count
+from lrft.core.params import count
 from lrft.core.run import Run
 from lrft.core.stages import ranks_of
 from lrft.core.team import ALONE, Team
@@ -35,10 +36,10 @@ from lrft.model.trained import parameter_infos, trained_tensors
 from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, ANALYSES, OBJECTIVES, OPTIMIZERS, TIMED
+from lrft.registry.axes import ADAPTERS, ANALYSES, OBJECTIVES, TIMED
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
-from lrft.training import schedule, updates
+from lrft.training import schedule
 from lrft.training.adapter_folders import AdapterFolders
 from lrft.training.checkpoint import Identity
 from lrft.training.folder import METRICS, RunFolder
@@ -120,7 +121,7 @@ def assemble(
     began = how_it_began(run, text, adaptation, folder.processes)
     identity = known_as(recipe_hash, run, adaptation, began, trained_on)
     run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))
-    run.callbacks = _callbacks(recipe, run, text, folder, identity)
+    run.callbacks = callbacks_of(recipe, run, text, folder, identity, settings.save_every)
 
     def steps() -> Generator[StepBatches, None, None]:
         if not run.team.in_step:
@@ -135,26 +136,6 @@ def assemble(
 def _loader(recipe: Recipe, trusted: bool) -> Callable[[], CausalLM]:
     """Reads the base model again, for what looks at pretrained weights."""
     return partial(load_model, recipe.model, trust_remote_code=trusted, seed=recipe.train.seed)
-
-
-def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
-    """The recipe's optimizer over these parameters, with the way base weights are updated.
-
-    Raises:
-        RecipeError: the optimizer cannot take them.
-    """
-    cls = OPTIMIZERS.get(recipe.optimizer.method)
-    try:
-        made: Optimizer = updates.build(
-            partial(cls.build, config=recipe.optimizer),
-            infos,
-            update=recipe.trainable.update,
-            per_layer=recipe.optimizer.per_layer,
-            seed=recipe.train.seed,
-        )
-    except ValueError as error:
-        raise RecipeError(str(error), "optimizer") from None
-    return made
 
 
 def _let_noise_in(recipe: Recipe, model: CausalLM, optimizer: Optimizer) -> None:
@@ -186,10 +167,15 @@ def subject(
     )
 
 
-def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity: Identity) -> list[Callback]:
+def callbacks_of(
+    recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity: Identity, every: int
+) -> list[Callback]:
     """In the order they act after a step: methods, what looks at them, score, write the line, show it, save.
 
     The line comes before the checkpoint, so that a kill between the two cannot lose a step's record.
+
+    Args:
+        every: steps between checkpoints.
     """
     settings, logging = recipe.train, recipe.logging
     bar = Bar(logging.every)
@@ -198,7 +184,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         partial(trained_tensors, run.model),
         folder.checkpoints,
         identity,
-        every=settings.save_every,
+        every=every,
         keep_last=settings.keep_last,
         scorer=scorer,
         adapters=AdapterFolders(folder.path, partial(_write_adapter, run, text, Unchanging()), scorer),

@@ -11,8 +11,8 @@ import torch
 
 from lrft.build.adapt import Adaptation, plan_without_weights
 from lrft.build.decide import quantizer
-from lrft.build.job import build_optimizer
 from lrft.build.measured import MatrixShares, Measured
+from lrft.build.optimizing import build_optimizer
 from lrft.core.adapted import adapted
 from lrft.core.optimizer import contract_of
 from lrft.core.params import ParamInfo

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from lrft.recipe.data_clashes import DATA_CLASHES
+from lrft.recipe.federate_clashes import FEDERATE_CLASHES
 from lrft.recipe.fields import slot_at
 from lrft.recipe.head_clashes import HEAD_CLASHES
 from lrft.recipe.more_clashes import MORE
@@ -196,5 +197,6 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     *MORE,
     _compiled_for_one_shape,
     _shards_of_nothing,
+    *FEDERATE_CLASHES,
     _of_methods,
 )

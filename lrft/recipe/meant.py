@@ -8,12 +8,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from lrft.recipe.foreign_values import NOT_HERE, VALUES, each_word
-from lrft.registry.axes import ANALYSES, AXES, FORMATS, TASKS
+from lrft.registry.axes import AGGREGATORS, ANALYSES, AXES, FORMATS, TASKS
 from lrft.registry.did_you_mean import a, did_you_mean, listed, near, squeezed
 from lrft.registry.registry import Registry
 
 # Recipe key -> the registry that its methods come from.
-CATALOG: dict[str, Registry] = {**AXES, "data.format": FORMATS, "eval.tasks": TASKS, "analyse": ANALYSES}
+CATALOG: dict[str, Registry] = {
+    **AXES,
+    "data.format": FORMATS,
+    "eval.tasks": TASKS,
+    "analyse": ANALYSES,
+    "federate.aggregate": AGGREGATORS,
+}
 LISTS = ("eval.tasks", "analyse")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from lrft.recipe.data_section import DataSection
+from lrft.recipe.federate_section import FederateSection
 from lrft.recipe.sections import (
     DECIDES_ROWS,
     EvalSection,
@@ -71,6 +72,9 @@ class Recipe(Section):
         description="what is measured of weights and gradients while the run trains, for result.json",
     )
     export: ExportSection = ExportSection()
+    federate: Annotated[FederateSection | None, DECIDES_ROWS, ADDED] = Field(
+        None, description="clients that train apart and are averaged, by lrft federate; null for one training"
+    )
     logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="before")

@@ -37,6 +37,7 @@ OPTIONS = {
         *("--out", "--resume", "--more-steps", "--more-rate", "--dry-run", "--profile"),
         *("--trust-remote-code", *TALK),
     },
+    "federate": {"--out", "--resume", "--dry-run", *TRUST, *TALK},
     "plan": {"--device", *TRUST, *TALK},
     "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TRUST, *TALK},
     "chat": {"--base", *SAMPLING, *TRUST, *TALK},

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load, save
 from torch.optim.lr_scheduler import LambdaLR
 
-from lrft.build.job import build_optimizer
 from lrft.build.measure import optimizer_bytes
+from lrft.build.optimizing import build_optimizer
 from lrft.core.optimizer import Optimizer, contract_of, lead
 from lrft.core.params import ParamInfo
 from lrft.recipe.load import load_recipe

@@ -25,7 +25,7 @@ from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import LOSS
 from lrft.recipe.sections import LoggingSection
-from lrft.registry.errors import NumericalError, UsageError
+from lrft.registry.errors import NumericalError, RecipeError, UsageError
 from lrft.training.device import make_accelerator
 from lrft.training.folder import RunFolder
 from lrft.training.keepers import LossScale
@@ -96,6 +96,10 @@ def _find_lr(
         raise UsageError(f"--steps {steps}: too few to say anything; give at least {FEWEST}")
     picture = None if plot is None else Plot(plot)
     loaded = as_loaded(recipe, overrides)
+    if loaded.recipe.federate is not None:
+        raise RecipeError(
+            "a rate is found for one training; write federate=null beside the recipe", "federate"
+        )
     changed = for_sweep(loaded.recipe, steps)
     settings = changed.train
     with numerics(settings.deterministic, settings.tf32), memory_advice(changed, trust_remote_code):

@@ -11,6 +11,7 @@ from torch import Tensor
 from lrft.api.opening.same_start import check_same_start, check_same_text
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
+from lrft.build.federation import assemble_federation
 from lrft.build.identify import identify
 from lrft.build.job import Job, assemble, subject
 from lrft.build.recomputing import settle
@@ -47,7 +48,8 @@ def rows_of(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_r
     if lead:
         say("; ".join(f"{label} {value}" for label, value in text.facts()))
     check_text(text, recipe)
-    check_steps(recipe, possible_steps(recipe, text, accelerator.num_processes, folder.processes))
+    if recipe.federate is None:
+        check_steps(recipe, possible_steps(recipe, text, accelerator.num_processes, folder.processes))
     return text
 
 
@@ -68,7 +70,8 @@ def begin(
     adaptation = _adapted(recipe, text, tensors, planned, accelerator, trust_remote_code)
     _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
     known = recipe_hash(recipe), trust_remote_code, replace(trained_on, base=adaptation.model.weight_sums)
-    job = assemble(recipe, folder, text, adaptation, accelerator, *known)
+    put_together = assemble if recipe.federate is None else assemble_federation
+    job = put_together(recipe, folder, text, adaptation, accelerator, *known)
     if folder.started:
         check_same_start(job, saved)
     probe_tasks(recipe, subject(recipe, text, adaptation.model, team=adaptation.team))

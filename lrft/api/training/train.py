@@ -115,6 +115,10 @@ def _train_in(
         if lead:
             say(f"{folder.path}: already complete at step {done['step']}; nothing to do")
         return done if lead else {}
+    if profile and recipe.federate is not None:
+        raise UsageError(
+            "--profile: looks at the steps of one training; profile the recipe with federate=null"
+        )
     began = time.perf_counter()
     text = rows_of(folder, recipe, accelerator, trust_remote_code)
     saved = checkpoint_to_resume(folder, recipe)

@@ -1,0 +1,175 @@
+"""A client of a federation: the rows that it holds, and a training on them that begins where it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from lrft.build.adapt import Adaptation
+from lrft.build.compiling import worth_compiling
+from lrft.build.optimizing import build_optimizer
+from lrft.build.steps import train_data
+from lrft.build.text import Text
+from lrft.core.aggregate import Tensors, Turn
+from lrft.core.callback import Callback
+from lrft.core.objective import Objective
+from lrft.core.params import ParamInfo
+from lrft.core.run import Run
+from lrft.core.stages import ranks_of
+from lrft.data.partition import Share
+from lrft.data.steps import TrainData
+from lrft.model.trained import parameter_infos
+from lrft.recipe.length import check_length
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import OBJECTIVES
+from lrft.training import schedule
+from lrft.training.gradient_check import GradientCheck
+from lrft.training.loop import train_steps
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+APART = 1_000_003  # between the seeds of clients; the first has that of the recipe
+SEEDS = 2**31
+
+
+@dataclass
+class Trained:
+    """What a client has done.
+
+    Attributes:
+        tensors: everything that trains, as it is now.
+        rows: how many the client holds.
+        losses: of its steps, in order.
+        tokens, targets: of all steps.
+        lr: rate of the last step.
+    """
+
+    tensors: Tensors
+    rows: int
+    losses: list[float]
+    tokens: int
+    targets: int
+    lr: float
+
+
+class Clients:
+    """All clients of a federation, on one model that they take turns with.
+
+    A client's steps follow from its number and the round alone: its optimizer begins anew, its rows and its rate go on
+    where as many rounds before would have left them, also where it was absent in some. The first client has the seed of
+    the recipe, so that one client in one round is a plain training.
+
+    Raises:
+        RecipeError: the optimizer cannot take what trains, or a setting does not fit into the steps of a client.
+        DataError: a client has nothing to train on.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        text: Text,
+        adaptation: Adaptation,
+        shares: Sequence[Share],
+        accelerator: Accelerator,
+    ) -> None:
+        assert recipe.federate is not None, "a recipe of a federation"
+        self.recipe, self.text, self.adaptation, self.shares = recipe, text, adaptation, shares
+        self.asked, self.accelerator = recipe.federate, accelerator
+        self.infos: list[ParamInfo] = parameter_infos(adaptation.model)
+        build_optimizer(recipe, self.infos)  # what it cannot take is told before the first round
+        self.data: dict[int, TrainData] = {}
+        lengths = [self.steps(client) for client in range(len(shares))]
+        check_length(recipe, self.asked.rounds * min(lengths), ranks_of(adaptation.plan))
+        self.compiled = worth_compiling(recipe, adaptation, self.asked.rounds * sum(lengths))
+
+    def steps(self, client: int) -> int:
+        """Optimizer steps of a client in a round."""
+        if self.asked.local_steps is not None:
+            return self.asked.local_steps
+        return self._data(client).total_steps(None, self.asked.local_epochs or 1.0)
+
+    def train(self, turn: Turn, start: Tensors) -> Trained:
+        """Train the model from `start`, on the client's rows, as long as a round is."""
+        write(self.infos, start)
+        run, objective = self._run(turn)
+        heard = _Heard()
+        run.callbacks = [GradientCheck(), heard]
+        steps = self._data(turn.client).between(run.step, run.step + self.steps(turn.client), run.device.type)
+        try:
+            train_steps(run, steps, objective)
+        finally:
+            steps.close()
+        tensors = read(self.infos)
+        return Trained(
+            tensors, len(self.shares[turn.client]), heard.losses, heard.tokens, heard.targets, heard.lr
+        )
+
+    def _run(self, turn: Turn) -> tuple[Run, Objective]:
+        recipe, share, model = self._recipe(turn.client), self.shares[turn.client], self.adaptation.model
+        length = self.steps(turn.client)
+        optimizer = build_optimizer(recipe, self.infos)
+        rate = schedule.build(optimizer, recipe.schedule, length * self.asked.rounds)
+        rate.last_epoch = turn.round * length
+        rate.refresh()
+        rows = self.text.rows
+        run = Run(
+            model,
+            self.infos,
+            optimizer,
+            rate,
+            length * self.asked.rounds,
+            seed=recipe.train.seed,
+            clip=recipe.train.clip,
+            accelerator=self.accelerator,
+            recipe=recipe,
+            team=self.adaptation.team,
+            compiled=self.compiled,
+            where="row {}".format if rows is None else lambda index: rows.where(share[index]),
+        )
+        run.step = turn.round * length
+        return run, OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+
+    def _data(self, client: int) -> TrainData:
+        if client not in self.data:
+            held = [self.text.train[index] for index in self.shares[client]]
+            text = replace(self.text, train=held, mixture=None)
+            rows = self.adaptation.packing, self.adaptation.joined
+            self.data[client] = train_data(self._recipe(client), text, 1, 0, *rows, 1)
+        return self.data[client]
+
+    def _recipe(self, client: int) -> Recipe:
+        seed = (self.recipe.train.seed + client * APART) % SEEDS
+        return self.recipe.model_copy(update={"train": self.recipe.train.model_copy(update={"seed": seed})})
+
+
+@dataclass
+class _Heard(Callback):
+    """What the steps of one client gave."""
+
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    targets: int = 0
+    lr: float = 0.0
+
+    def after_step(self, run: Run) -> None:
+        self.losses.append(float(run.metrics["loss"]))
+        self.tokens += int(run.metrics.get("tokens", 0))
+        self.targets += int(run.metrics.get("targets", 0))
+        self.lr = float(run.metrics["lr"])
+
+
+def read(infos: Sequence[ParamInfo]) -> Tensors:
+    """Everything that trains, by name, as it is now."""
+    return {info.name: info.param.detach().clone() for info in infos}
+
+
+@torch.no_grad()
+def write(infos: Sequence[ParamInfo], tensors: Tensors) -> None:
+    """Set everything that trains, rounded to the dtype that it trains in."""
+    for info in infos:
+        info.param.copy_(tensors[info.name])
+        info.param.grad = None

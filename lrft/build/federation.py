@@ -1,0 +1,102 @@
+"""From an adapted model to everything that a federation needs: clients, server, callbacks, and rounds for steps."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lrft.build.adapt import Adaptation
+from lrft.build.began import how_it_began, known_as
+from lrft.build.clients import Clients
+from lrft.build.job import Job, callbacks_of
+from lrft.build.rounds import Rounds, Summary
+from lrft.build.shares import shares_of, tell
+from lrft.build.text import Text
+from lrft.core.callback import Callback
+from lrft.core.notes import say
+from lrft.core.run import Run
+from lrft.data.steps import StepBatches
+from lrft.model.load import load_model
+from lrft.model.weights import ModelWeights
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import ADAPTERS, OBJECTIVES
+from lrft.registry.errors import RecipeError, UsageError
+from lrft.training.folder import RunFolder
+from lrft.training.schedule import Restartable
+from lrft.training.trained_on import TrainedOn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def assemble_federation(
+    recipe: Recipe,
+    folder: RunFolder,
+    text: Text,
+    adaptation: Adaptation,
+    accelerator: Accelerator,
+    recipe_hash: str,
+    trust_remote_code: bool = False,
+    trained_on: TrainedOn | None = None,
+) -> Job:
+    """A job whose steps are rounds; nothing is trained yet. Tells which rows every client holds.
+
+    Raises:
+        UsageError: several processes were launched.
+        RecipeError: the adapter cannot be federated, or see `Clients` and `Rounds`.
+        DataError: the rows cannot be shared so.
+    """
+    assert recipe.federate is not None, "a recipe of a federation"
+    if accelerator.num_processes > 1:
+        raise UsageError(
+            "lrft federate: clients train one after the other in one process; start it without a launcher"
+        )
+    _check_adapter(recipe)
+    shares = shares_of(recipe, text)
+    clients = Clients(recipe, text, adaptation, shares, accelerator)
+    server, total = Rounds(clients), recipe.federate.rounds
+    run = Run(
+        adaptation.model,
+        clients.infos,
+        server,
+        Restartable(server, lambda step: 1.0),
+        total,
+        seed=recipe.train.seed,
+        folder=folder.path,
+        accelerator=accelerator,
+        recipe=recipe,
+        team=adaptation.team,
+    )
+    server.run = run
+    if run.settling:
+        raise RecipeError(
+            "takes a step of its own after every update, which nothing averages", "adapter.method"
+        )
+    for sentence in tell(recipe, text, shares):
+        say(sentence)
+    began = how_it_began(run, text, adaptation, folder.processes)
+    identity = known_as(recipe_hash, run, adaptation, began, trained_on)
+    load = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=recipe.train.seed)
+    run.weights = ModelWeights(adaptation.model, load)
+    run.callbacks = [Summary(server), *callbacks_of(recipe, run, text, folder, identity, every=1)]
+
+    def steps() -> Generator[StepBatches, None, None]:
+        return (_round() for _ in range(run.step, total))
+
+    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
+
+
+def _round() -> StepBatches:
+    """No rows of the server's own: its clients take theirs."""
+    return StepBatches([], 0, 0, 0, 0, 0.0)
+
+
+def _check_adapter(recipe: Recipe) -> None:
+    if recipe.adapter is None:
+        return
+    method = recipe.adapter.method
+    if isinstance(ADAPTERS.get(method).timed(recipe.adapter), Callback):
+        message = f"{method} does something between the steps of one run, which clients do not share; choose another"
+        raise RecipeError(message, "adapter.method")

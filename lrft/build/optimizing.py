@@ -1,0 +1,33 @@
+"""The recipe's optimizer over parameters, with the way base weights are updated."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch.optim import Optimizer
+
+from lrft.core.params import ParamInfo
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.errors import RecipeError
+from lrft.training import updates
+
+
+def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
+    """The recipe's optimizer over these parameters, with the way base weights are updated.
+
+    Raises:
+        RecipeError: the optimizer cannot take them.
+    """
+    cls = OPTIMIZERS.get(recipe.optimizer.method)
+    try:
+        made: Optimizer = updates.build(
+            partial(cls.build, config=recipe.optimizer),
+            infos,
+            update=recipe.trainable.update,
+            per_layer=recipe.optimizer.per_layer,
+            seed=recipe.train.seed,
+        )
+    except ValueError as error:
+        raise RecipeError(str(error), "optimizer") from None
+    return made

@@ -1,0 +1,140 @@
+"""`Aggregator`: what clients of a federation send, and what the server makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import StateDict
+
+from lrft.core.params import ParamInfo
+from lrft.registry.config import MethodConfig
+
+Tensors = dict[str, Tensor]
+"""Tensors by the names of the parameters that train, or whatever else a message is made of."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part.
+
+    Attributes:
+        clients: how many there are.
+        chosen: how many of them train in a round.
+        seed: of everything that is drawn.
+    """
+
+    clients: int
+    chosen: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One client in one round, both counted from 0."""
+
+    client: int
+    round: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client sent back.
+
+    Attributes:
+        client: which.
+        examples: rows of data that it holds.
+        message: tensors, as `Aggregator.up` made them.
+    """
+
+    client: int
+    examples: int
+    message: Mapping[str, Tensor]
+
+
+class Aggregator:
+    """The rule of a federation: three messages and one sum.
+
+    A round: the server sends `down`; every client chosen begins with `taken`, trains, and sends `up`; the server makes
+    `aggregate` of the replies, which come in the order of the clients. All follows from the arguments and the state, so
+    a round that was cut off is the same when it is begun again.
+
+    Args:
+        parameters: everything that trains, with roles; values are not looked at.
+
+    Class attributes:
+        provides, requires: traits (`lrft.registry.traits`), asked of the recipe's other parts.
+        to_all: clients keep the model. `down` is sent to all of them at the end of a round, and each makes the server's
+            model of what it held, by `taken`; else it is sent to the chosen ones when a round begins.
+
+    Raises:
+        ValueError: it cannot average these parameters; the message says which and what would work.
+    """
+
+    name: ClassVar[str]
+    provides: ClassVar[set[str]] = set()
+    requires: ClassVar[set[str]] = set()
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    to_all: ClassVar[bool] = False
+
+    config: Any  # its own `Config`
+
+    def __init__(self, config: MethodConfig, federation: Federation, parameters: Sequence[ParamInfo]) -> None:
+        self.config, self.federation, self.parameters = config, federation, tuple(parameters)
+
+    def down(self, held: Mapping[str, Tensor], turn: Turn) -> Tensors:
+        """What the server, whose model is `held`, sends to a client; by default everything that trains."""
+        return dict(held)
+
+    def taken(self, message: Mapping[str, Tensor], before: Mapping[str, Tensor], turn: Turn) -> Tensors:
+        """The model that a client makes of a message; `before` is the one that it held, where clients keep it."""
+        return dict(message)
+
+    def up(self, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], turn: Turn) -> Tensors:
+        """What a client that began with `start` sends back; by default everything that trained."""
+        return dict(trained)
+
+    def aggregate(self, held: Mapping[str, Tensor], replies: Sequence[Reply], round: int) -> Tensors:
+        """The server's model after a round."""
+        raise NotImplementedError(f"{type(self).__name__} declares no aggregate")
+
+    def shares(self, replies: Sequence[Reply]) -> list[float]:
+        """The weight of each reply, together 1: by its rows where the settings have `weights: examples`, else alike."""
+        if getattr(self.config, "weights", "equal") == "equal":
+            return [1 / len(replies)] * len(replies)
+        total = sum(reply.examples for reply in replies)
+        return [reply.examples / total for reply in replies]
+
+    def state_dict(self) -> StateDict:
+        """Tensors and plain values that the next round needs."""
+        return {}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Take them back."""
+
+    def pairs(self) -> Iterator[tuple[str, str, float]]:
+        """The names of A (r, in) and B (out, r) of every site that trains both, and the scale s of s B A."""
+        sites: dict[str, dict[str, ParamInfo]] = {}
+        for info in self.parameters:
+            sites.setdefault(info.site, {})[info.role] = info
+        for roles in sites.values():
+            if {"lora_A", "lora_B"} <= roles.keys():
+                yield roles["lora_A"].name, roles["lora_B"].name, roles["lora_A"].scaling
+
+
+def bytes_of(message: Mapping[str, Tensor]) -> int:
+    """Bytes of a message: its numbers, without their names."""
+    return sum(value.numel() * value.element_size() for value in message.values())
+
+
+def mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """sum_k p_k x_k in float32, in the order given; of equal shares the mean of a stack, as authors form it."""
+    if len(set(shares)) == 1:
+        return torch.stack([value.float() for value in values]).mean(0)
+    total = torch.zeros_like(values[0], dtype=torch.float32)
+    for value, share in zip(values, shares, strict=True):
+        total += share * value.float()
+    return total
