@@ -14,6 +14,7 @@ import typer
 from lrft import __version__
 from lrft.commands import data, methods, recipes
 from lrft.commands.chat import chat_command
+from lrft.commands.combine import combine_command
 from lrft.commands.compare import compare_command
 from lrft.commands.doctor import doctor_command
 from lrft.commands.env import env_command
@@ -51,6 +52,7 @@ app.command("eval")(eval_command)
 app.command("chat")(chat_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)
+app.command("combine")(combine_command)
 app.command("export")(export_command)
 app.command("doctor")(doctor_command)
 app.command("inspect")(inspect_command)

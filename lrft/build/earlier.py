@@ -68,7 +68,7 @@ def read_earlier(recipe: Recipe, sites: Mapping[str, Site]) -> Earlier:
     assert recipe.model.adapter is not None and recipe.adapter is not None
     hub = fetch(recipe.model.adapter)
     folder = Path(recipe.model.adapter) if hub is None else hub.folder
-    if (folder / CONFIG).is_file() and not (folder.parent / RUN).is_file():
+    if (folder / CONFIG).is_file() and not any((place / RUN).is_file() for place in (folder, folder.parent)):
         given, method, said = read_peft(folder, sites, recipe.adapter.method)
         path: dict[str, Json] = {"path": str(folder), "kind": "peft", "method": method}
         if hub is not None:

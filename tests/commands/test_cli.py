@@ -50,6 +50,10 @@ OPTIONS = {
         *("--out", "--for", "--error", "--rank", "--dtype", "--merged"),
         *("--from", "--push", "--public", *TRUST, *TALK),
     },
+    "combine": {
+        *("--out", "--method", "--set", "--weights", "--rank", "--error", "--recipe"),
+        *("--seed", "--eval", "--limit", "--curve", *TRUST, *TALK),
+    },
     "doctor": {*TRUST, *TALK},
     "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TRUST, *TALK},
     "report": {"--out", "--png", "--inspect", *TALK},
