@@ -72,6 +72,7 @@ WRITERS = {
     "lrft/lab/search/report.py": {"savefig": "to a fresh file"},
     "lrft/lab/compare/plot.py": {"savefig": "to a fresh file"},
     "lrft/api/planning/rate_plot.py": {"savefig": "to a fresh file"},
+    "lrft/api/combining/curve.py": {"savefig": "to a fresh file"},
     "lrft/training/trackers/tensorboard.py": {
         "SummaryWriter": "files of the library's own, which it never ends"
     },

@@ -85,7 +85,7 @@ def _settings(values: list[str]) -> dict[str, object]:
     from lrft.recipe.tree import Place
     from lrft.registry.errors import UsageError
 
-    found = {}
+    found: dict[str, object] = {}
     for value in values:
         name, equals, text = value.partition("=")
         if not equals or not name:

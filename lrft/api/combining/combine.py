@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from lrft.api.combining.curve import check_curve, draw_curve
 from lrft.api.combining.folder import certify, write_run
 from lrft.api.combining.parents import Parent, aligned, read_parents, recipe_of
 from lrft.api.combining.record import Combined, Settings
-from lrft.api.combining.scores import check_curve, draw_curve, score_all
+from lrft.api.combining.scores import score_all
 from lrft.core import stop
 from lrft.core.combine import Combination, Parts
 from lrft.core.notes import say

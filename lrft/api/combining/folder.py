@@ -109,21 +109,7 @@ def write_run(
         write_in(place / file, content)
     write_beside(place, own, text, adaptation.model)
     write_in(place / "README.md", f"{about}\n# {name}\n{_card(record)}")
-    run = RunFolder(place)
-    made: dict[str, object] = {
-        "recipe_name": name,
-        "recipe_hash": recipe_hash(own),
-        "origins": {},
-        "trainable": card["trainable"],
-        "seed": own.train.seed,
-        "trust_remote_code": trust_remote_code,
-        "combined": {key: record[key] for key in ("combination", "settings", "weights", "seed", "parents")},  # type: ignore[literal-required]
-        KEY: now.record(),
-        **began,
-        **run_folder.environment(),
-    }
-    result: dict[str, Json] = {**card, "loss": None, "seconds": 0.0, "peak_memory_bytes": 0}
-    run.write_known({PLAN: plan, RUN: made, RESULT: result, RECIPE: resolved(own)})
+    _write_record(place, own, record, card, plan, began, now, trust_remote_code)
     return Made(own, text, adaptation)
 
 
@@ -208,6 +194,34 @@ def _write_checkpoint(
     }
     make_folder(place / "checkpoints")
     write_folder(place / "checkpoints" / "step-0", files, {"format": FORMAT, "step": 0, **known.record()})
+
+
+def _write_record(
+    place: Path,
+    recipe: Recipe,
+    record: Combined,
+    card: Mapping[str, Json],
+    plan: Mapping[str, object],
+    began: Mapping[str, Json],
+    now: TrainedOn,
+    trust_remote_code: bool,
+) -> None:
+    """run.json, plan.json, result.json, and last recipe.yaml, since a folder with one counts as a run."""
+    run = RunFolder(place)
+    made: dict[str, object] = {
+        "recipe_name": card["name"],
+        "recipe_hash": recipe_hash(recipe),
+        "origins": {},
+        "trainable": card["trainable"],
+        "seed": recipe.train.seed,
+        "trust_remote_code": trust_remote_code,
+        "combined": {key: record[key] for key in ("combination", "settings", "weights", "seed", "parents")},
+        KEY: now.record(),
+        **began,
+        **run_folder.environment(),
+    }
+    result: dict[str, Json] = {**card, "loss": None, "seconds": 0.0, "peak_memory_bytes": 0}
+    run.write_known({PLAN: plan, RUN: made, RESULT: result, RECIPE: resolved(recipe)})
 
 
 def _card(record: Combined) -> str:

@@ -23,8 +23,9 @@ class LEGO(Combination):
         delta = sqrt(r / k) * sum_i b'_i a'_i^T,  c'_i = [a'_i; b'_i]    output reweighting: more terms, more variance
 
     with r the mean of the parents' ranks, k `rank` or by default the highest of them, both at the layer, and the scale
-    of a parent in a and b alike. `reweight` leaves out one of the two, or both. One parent alone is pruned to fewer
-    components. With k the number of units and no reweighting it is the sum of the changes, `cat` with weights 1.
+    of a parent in a and b alike. `reweight: parameters`, `output` or `none` leaves the others out. One parent alone
+    is pruned to fewer components. With k the number of units and no reweighting it is the sum of the changes, `cat`
+    with weights 1.
 
     Shapes: A (k, in), B (out, k); `starts` k-means++ starts drawn from `--seed`, Lloyd's iteration in float64.
     Takes: one or more with factors, of any ranks; no weights, as units of all parents count alike.

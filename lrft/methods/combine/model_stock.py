@@ -19,7 +19,7 @@ TINY = 1e-6  # of a product of norms: two changes of nothing are at a right angl
 
 @COMBINATIONS.register
 class ModelStock(Combination):
-    """The mean of the changes, shrunk by how little they agree: the less two trainings share, the nearer to the base.
+    """The mean of the changes, shrunk by how little they agree: what trainings do not share is left to the base.
 
         t = N cos / (1 + (N - 1) cos),  delta = t * mean_t delta_t
 
