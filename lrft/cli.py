@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lrft import __version__
-from lrft.commands import data, methods, recipes
+from lrft.commands import data, delta, methods, recipes
 from lrft.commands.chat import chat_command
 from lrft.commands.combine import combine_command
 from lrft.commands.compare import compare_command
@@ -65,6 +65,7 @@ app.command("reproduce")(reproduce_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(methods.app, name="methods")
 app.add_typer(data.app, name="data")
+app.add_typer(delta.app, name="delta")
 app.command("env")(env_command)
 
 

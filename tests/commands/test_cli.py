@@ -81,6 +81,9 @@ OPTIONS = {
     "methods show": {"--json"},
     "data show": {"--rows", "--at", "--split", "--ids", "--packed", "--trust-remote-code", *TALK},
     "data check": {"--trust-remote-code", *TALK},
+    "delta diff": {"--out", "--dtype", *TRUST, *TALK},
+    "delta apply": {"--out", "--weight", "--dtype", *TRUST, *TALK},
+    "delta compress": {"--out", "--ratio", "--bits", "--recipe", "--rows", *TRUST, *TALK},
     "env": {"--json", "--sbom"},
 }
 
