@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from lrft import __version__
-from lrft.commands import data, methods, recipes
+from lrft.commands import data, delta, methods, recipes
 from lrft.commands.chat import chat_command
+from lrft.commands.combine import combine_command
 from lrft.commands.compare import compare_command
 from lrft.commands.doctor import doctor_command
 from lrft.commands.env import env_command
@@ -55,6 +56,7 @@ app.command("chat")(chat_command)
 app.command("serve")(serve_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)
+app.command("combine")(combine_command)
 app.command("export")(export_command)
 app.command("doctor")(doctor_command)
 app.command("inspect")(inspect_command)
@@ -67,6 +69,7 @@ app.command("reproduce")(reproduce_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(methods.app, name="methods")
 app.add_typer(data.app, name="data")
+app.add_typer(delta.app, name="delta")
 app.command("env")(env_command)
 
 

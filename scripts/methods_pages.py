@@ -24,7 +24,16 @@ from pydantic_core import to_jsonable_python  # noqa: E402
 from generated import plain, table, with_block, write_or_check  # noqa: E402
 from lrft.recipe.fields import slot_of  # noqa: E402
 from lrft.recipe.schema import Recipe  # noqa: E402
-from lrft.registry.axes import AGGREGATORS, ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS  # noqa: E402
+from lrft.registry.axes import (  # noqa: E402
+    AGGREGATORS,
+    ANALYSES,
+    AXES,
+    COMBINATIONS,
+    FORMATS,
+    SEARCHES,
+    SIGNALS,
+    TASKS,
+)
 from lrft.registry.registry import Declaration, Registry  # noqa: E402
 from lrft.registry.traits import TRAITS  # noqa: E402
 
@@ -40,6 +49,7 @@ EVERY: dict[str, Registry] = {
     "federate.aggregate": AGGREGATORS,
     "signals": SIGNALS,
     "search": SEARCHES,
+    "combine": COMBINATIONS,
 }
 # What each axis chooses; an axis that is new here is told by its registry's own word.
 CHOOSES = {
@@ -59,6 +69,7 @@ CHOOSES = {
     "federate.aggregate": "what clients of `lrft federate` send, and how it is averaged",
     "signals": "statistics that some starts measure before training; no recipe key, an `init` asks for them",
     "search": "which arm `lrft search` trains next; no recipe key, `--method` names it",
+    "combine": "how `lrft combine` makes one adapter of several; no recipe key, `--method` names it",
 }
 LABEL = r"[A-Z][a-z]+: "  # begins a named paragraph
 EQUATION = re.compile(r" = |<-|~ |\{\"")

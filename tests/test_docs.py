@@ -19,7 +19,16 @@ import recipe_page
 import reliability_page
 from lrft.recipe.load import load_recipe
 from lrft.registry import axes
-from lrft.registry.axes import AGGREGATORS, ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS
+from lrft.registry.axes import (
+    AGGREGATORS,
+    ANALYSES,
+    AXES,
+    COMBINATIONS,
+    FORMATS,
+    SEARCHES,
+    SIGNALS,
+    TASKS,
+)
 from lrft.registry.registry import Declaration, Registry
 from tests.each import each
 
@@ -36,6 +45,7 @@ PARAGRAPHS = {
     "schedule": "Shapes State Source Departures [Advice]",
     "signal": "Shapes Keeps Source Departures",
     "search": "Space State Source Departures [Advice]",
+    "combine": "Shapes Takes Source Departures [Advice]",
     "analysis": "Shapes Found Source [Departures] [Advice]",
     "format": "Columns Text Learnt",
     "task": "Prompt Score Source",
@@ -58,6 +68,7 @@ REGISTRIES = {
     "task": TASKS,
     "search": SEARCHES,
     "aggregator": AGGREGATORS,
+    "combine": COMBINATIONS,
 }
 DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]
 

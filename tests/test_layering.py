@@ -65,6 +65,7 @@ WRITERS = {
     ),
     "lrft/data/sources.py": {"TemporaryDirectory": "a cache that a library wants, gone after the call"},
     "lrft/api/exporting/form.py": {"save_pretrained": "within a fresh folder"},
+    "lrft/export/delta.py": {"save_pretrained": "within a fresh folder"},
     "lrft/export/gguf_form.py": {"GGUFWriter": "within a fresh folder"},
     "lrft/export/write.py": {"save_pretrained": "within a fresh folder", "chmod": "within a fresh folder"},
     "lrft/model/gguf.py": dict.fromkeys(("save_pretrained", "copy", "rmtree"), "within a fresh folder"),
@@ -74,6 +75,7 @@ WRITERS = {
     "lrft/lab/search/report.py": {"savefig": "to a fresh file"},
     "lrft/lab/compare/plot.py": {"savefig": "to a fresh file"},
     "lrft/api/planning/rate_plot.py": {"savefig": "to a fresh file"},
+    "lrft/api/combining/curve.py": {"savefig": "to a fresh file"},
     "lrft/training/trackers/tensorboard.py": {
         "SummaryWriter": "files of the library's own, which it never ends"
     },

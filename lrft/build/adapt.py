@@ -12,6 +12,7 @@ from lrft.build.adaptation import Adaptation as Adaptation
 from lrft.build.decide import check_growth, complete, decide, gains_by_streaming, planners_of, quantizer
 from lrft.build.earlier import begin_with, check_earlier
 from lrft.build.settle import bare, settled, settled_first, with_packing
+from lrft.build.stacked import check_stack, stack
 from lrft.build.text import Text
 from lrft.build.units import hide_units, on_whole_sites, prepare_units
 from lrft.core.stages import Planner, Signals, SitePlan
@@ -119,8 +120,13 @@ def _adapt(
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
     hide_units(model)
     told: list[str] = []
-    if recipe.model.adapter is not None and saved is None and trains:
-        adaptation.origin, told = begin_with(recipe, model, adaptation.plan)
+    if saved is None and trains:
+        stacked, told = stack(recipe, model)
+        if recipe.model.adapter is not None:
+            adaptation.origin, more = begin_with(recipe, model, adaptation.plan)
+            told += more
+        if stacked:
+            adaptation.origin = {**(adaptation.origin or {}), "stacked": stacked}
     if streamed:
         _prove(asked, adaptation, device, trains)
     else:
@@ -183,6 +189,7 @@ def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
         adaptation.plan.update(planner.foresee(adaptation.plan))
     if recipe.model.adapter is not None:
         check_earlier(recipe, adaptation.plan)
+    check_stack(recipe, adaptation.plan)
     return adaptation
 
 

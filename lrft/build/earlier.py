@@ -68,7 +68,7 @@ def read_earlier(recipe: Recipe, sites: Mapping[str, Site]) -> Earlier:
     assert recipe.model.adapter is not None and recipe.adapter is not None
     hub = fetch(recipe.model.adapter)
     folder = Path(recipe.model.adapter) if hub is None else hub.folder
-    if (folder / CONFIG).is_file() and not (folder.parent / RUN).is_file():
+    if (folder / CONFIG).is_file() and not any((place / RUN).is_file() for place in (folder, folder.parent)):
         given, method, said = read_peft(folder, sites, recipe.adapter.method)
         path: dict[str, Json] = {"path": str(folder), "kind": "peft", "method": method}
         if hub is not None:
@@ -86,6 +86,19 @@ def begin_with(recipe: Recipe, model: CausalLM, plan: Plan) -> tuple[dict[str, J
         RecipeError: they cannot.
     """
     earlier = read_earlier(recipe, _sites(plan))
+    check_base(earlier, recipe, model)
+    taken = take_over(model, earlier.given)
+    how = {how: len(names) for how, names in taken.sites.items()}
+    record: dict[str, Json] = {**earlier.record, "sites": dict(how), "relative_error": taken.error}
+    return record, list(_told(recipe, earlier, taken, len(_sites(plan))))
+
+
+def check_base(earlier: Earlier, recipe: Recipe, model: CausalLM) -> None:
+    """Refuse what was trained on another base.
+
+    Raises:
+        RecipeError: with both sums.
+    """
     if earlier.base is not None and earlier.base != model.fingerprint:
         raise RecipeError(
             f"{recipe.model.adapter} was trained on another base model (fingerprint {earlier.base[:12]}, this one has "
@@ -99,10 +112,6 @@ def begin_with(recipe: Recipe, model: CausalLM, plan: Plan) -> tuple[dict[str, J
             f"of these {values.whole[:12]}); put the weights of model.name back, or give the model.name of that run",
             KEY,
         )
-    taken = take_over(model, earlier.given)
-    how = {how: len(names) for how, names in taken.sites.items()}
-    record: dict[str, Json] = {**earlier.record, "sites": dict(how), "relative_error": taken.error}
-    return record, list(_told(recipe, earlier, taken, len(_sites(plan))))
 
 
 def check_earlier(recipe: Recipe, plan: Plan) -> None:

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from lrft.core import stop
 from lrft.core.batch import Batch
-from lrft.model.causal_lm import CausalLM
 from lrft.ops.loss import Head
 
 CHUNK = 256
@@ -112,7 +111,7 @@ class Fidelity(Compared, total=False):
 
 
 @torch.no_grad()
-def compare(model: CausalLM, merged: Comparable, batches: Iterable[Batch]) -> Difference:
+def compare(model: Comparable, merged: Comparable, batches: Iterable[Batch]) -> Difference:
     """Logit error, KL divergence and loss difference over the supervised positions.
 
     Args:

@@ -95,9 +95,15 @@ def pair_of(module: Adapted, wanted: Wanted) -> Pair:
     singular value decomposition of the change.
     """
     given = exact_pair(module)
-    if given is not None and given.rank <= _most(given, wanted):
-        return given
-    U, S, Vh = _decompose(module, given)
+    return nearest_pair(module.change() if given is None else given, wanted)
+
+
+@torch.no_grad()
+def nearest_pair(change: Pair | Tensor, wanted: Wanted) -> Pair:
+    """A change (out, in) as the factors that are wanted: those that it is given by where these will do."""
+    if isinstance(change, Pair) and change.rank <= _most(change, wanted):
+        return change
+    U, S, Vh = _decompose(change)
     rank = wanted.rank_for(S)
     root = S[:rank].sqrt()
     kept = float(S[:rank].square().sum())
@@ -149,10 +155,10 @@ def _most(given: Pair, wanted: Wanted) -> int:
     return 0 if wanted.error is not None else min(shorter, wanted.rank or shorter)
 
 
-def _decompose(module: Adapted, given: Pair | None) -> tuple[Tensor, Tensor, Tensor]:
+def _decompose(given: Pair | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U (out, k), S (k) and Vh (k, in) of the change; by way of the factors where they are smaller."""
-    if given is None or given.rank > min(given.A.shape[1], given.B.shape[0]):
-        change = module.change() if given is None else given.dense()
+    if isinstance(given, Tensor) or given.rank > min(given.A.shape[1], given.B.shape[0]):
+        change = given if isinstance(given, Tensor) else given.dense()
         U, S, Vh = torch.linalg.svd(change.float(), full_matrices=False)
         return U, S, Vh
     Qb, Rb = torch.linalg.qr(given.scale * given.B)

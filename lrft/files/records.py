@@ -159,6 +159,21 @@ class FidelityRecord(Record):
     files: dict[str, FileSum] = {}
 
 
+class DeltaRecord(Record):
+    """delta.json of what fine-tuning added to a base."""
+
+    base: str
+    tuned: str
+    base_fingerprint: str
+    dtype: str
+    shapes: dict[str, list[int]]
+    rows: int = Field(gt=0)
+    vocabulary: str
+    layers: dict[str, list[list[int]]] = {}
+    relative_error: float = 0.0
+    files: dict[str, FileSum]
+
+
 class Index(Record):
     """model.safetensors.index.json."""
 

@@ -36,6 +36,20 @@ class NewTokens(Section):
         return {"plain": value} if isinstance(value, list) else value
 
 
+class StackedAdapter(Section):
+    """An adapter that stays as it is, beneath the one that trains. A plain string is short for `{adapter: ...}`."""
+
+    adapter: str = Field(
+        min_length=1, description="run, one of its checkpoints, folder of a PEFT adapter, or hub id of one"
+    )
+    weight: float = Field(1.0, description="of its change; negative takes it away")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        return {"adapter": value} if isinstance(value, str) else value
+
+
 class Extension(Section):
     """Steps that were added to a run, and what the rate does in them."""
 

@@ -20,6 +20,33 @@ def _start_that_is_given(settings: RecipeView) -> Iterator[Problem]:
         yield Problem("init.method", "model.adapter says what the adapter begins with; leave init out")
 
 
+def _stack_that_is_given(settings: RecipeView) -> Iterator[Problem]:
+    """Adapters beneath one that trains are kept beside its base, as what restarts move there is."""
+    if not settings["model.adapters"]:
+        return
+    adapter, start = settings.declared("adapter"), settings.declared("init")
+    if adapter is None or "mergeable" not in adapter.provides or "own_weights" in adapter.provides:
+        what = "there is no adapter" if adapter is None else f"{adapter.name} is no change of a weight"
+        yield Problem("model.adapters", f"{what} that could train on top of them; choose another adapter")
+    elif start is not None and start.name != "default":
+        message = f"{start.name} looks at the weights without them; leave init out"
+        yield Problem("init.method", f"model.adapters are added to the base, and {message}")
+    beside = {
+        "model.head": settings["model.head"] is not None,
+        "model.add_tokens": settings["model.add_tokens"] is not None,
+        "prune": settings["prune"] is not None,
+        "train.shard_base: true": settings["train.shard_base"] is True,
+    }
+    yield from (
+        Problem(
+            "model.adapters",
+            f"cannot be added to the base with {other}; merge them, or remove one of the two",
+        )
+        for other, there in beside.items()
+        if there
+    )
+
+
 def _extended_past_a_plan(settings: RecipeView) -> Iterator[Problem]:
     """What follows the whole run has done its part by the planned end; a loss that ended it would at once again."""
     if not settings["train.extended"]:
@@ -82,6 +109,7 @@ def _texts(settings: RecipeView) -> list[str]:
 
 MORE: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _start_that_is_given,
+    _stack_that_is_given,
     _extended_past_a_plan,
     _noise_in_compiled_code,
     _new_tokens,

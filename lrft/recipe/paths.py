@@ -18,6 +18,7 @@ from lrft.registry.source import READABLE, is_glob
 MODEL: Keys = ("model", "name")
 TOKENIZER: Keys = ("model", "tokenizer")
 ADAPTER: Keys = ("model", "adapter")
+STACKED: Keys = ("model", "adapters")
 DATA_SUFFIXES = (*READABLE, ".arrow", ".gz", ".zst", ".xz", ".zip")  # they tell a path from a hub id
 HOLDS_AN_ADAPTER = ("recipe.yaml", "manifest.json", "adapter_config.json")
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
@@ -36,7 +37,7 @@ def located(root: Node, trained: bool = False) -> tuple[Node, list[Problem]]:
     """
     problems: list[Problem] = []
     told: set[tuple[str, Place]] = set()
-    for keys in (MODEL, TOKENIZER, *(() if trained else (ADAPTER,)), *sources(root)):
+    for keys in (MODEL, TOKENIZER, *(() if trained else adapters(root)), *sources(root)):
         node = root.get(*keys)
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
@@ -47,6 +48,17 @@ def located(root: Node, trained: bool = False) -> tuple[Node, list[Problem]]:
                 problems.append(node.place.problem(dotted(keys), str(error)))
             told.add((node.value, node.place))
     return root, problems
+
+
+def adapters(root: Node) -> list[Keys]:
+    """Keys of the adapters that a training begins with or on top of."""
+    node = root.get(*STACKED)
+    several = node.value if node is not None and isinstance(node.value, list) else []
+    each = [(*STACKED, place) for place in range(len(several))]
+    return [
+        ADAPTER,
+        *(keys if isinstance(root.get(*keys).value, str) else (*keys, "adapter") for keys in each),
+    ]
 
 
 def sources(root: Node) -> list[Keys]:
@@ -87,7 +99,7 @@ class _Nowhere(Exception):
 
 def _locate(written: str, place: Place, keys: Keys) -> str:
     text, is_model = _expand(written), keys in (MODEL, TOKENIZER)
-    if keys == ADAPTER:
+    if keys == ADAPTER or keys[:2] == STACKED:
         return _adapter(written, text, place)
     if is_model and text.startswith("pkg:"):
         _check_packaged(text)

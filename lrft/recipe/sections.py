@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from lrft.recipe.inside_sections import Extension, NewTokens, RopeScaling, ScoreHead
+from lrft.recipe.inside_sections import Extension, NewTokens, RopeScaling, ScoreHead, StackedAdapter
 from lrft.registry.axes import TASKS
 from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, model_validator
 from lrft.registry.section import ADDED as ADDED
@@ -56,6 +56,11 @@ class ModelSection(Section):
         description="run, one of its checkpoints, folder of a PEFT adapter, or hub id of one (owner/name, or "
         "owner/name@revision), that a new training begins with; what "
         "trains from there on is said by `adapter`",
+    )
+    adapters: Annotated[list[StackedAdapter], ADDED] = Field(
+        [],
+        description="adapters of this base that are added to it, each with its weight, and stay as they are; what "
+        "`adapter` says trains on top of them",
     )
     head: Annotated[ScoreHead | None, DECIDES_ROWS, ADDED] = Field(
         None,

@@ -1,4 +1,4 @@
-"""The registries: one per axis of a recipe, and those of formats, tasks, analyses, searches and aggregators."""
+"""The registries: one per axis of a recipe, and those that a command or another method asks by name."""
 
 from lrft.registry.config import AdapterConfig, FormatConfig, OptimizerConfig, ScheduleConfig
 from lrft.registry.registry import Registry
@@ -34,6 +34,7 @@ FORMATS = Registry("format", "lrft.data.formats", FormatConfig)
 TASKS = Registry("task", "lrft.evaluation.tasks")
 SEARCHES = Registry("search", "lrft.methods.search")
 AGGREGATORS = Registry("aggregator", "lrft.methods.aggregate")
+COMBINATIONS = Registry("combination", "lrft.methods.combine")
 
 # Section of a recipe -> the registry its `method` is looked up in.
 AXES: dict[str, Registry] = {

@@ -55,6 +55,10 @@ OPTIONS = {
         *("--out", "--for", "--error", "--rank", "--dtype", "--merged"),
         *("--from", "--push", "--public", *TRUST, *TALK),
     },
+    "combine": {
+        *("--out", "--method", "--set", "--weights", "--rank", "--error", "--recipe"),
+        *("--seed", "--eval", "--limit", "--curve", *TRUST, *TALK),
+    },
     "doctor": {*TRUST, *TALK},
     "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TRUST, *TALK},
     "report": {"--out", "--png", "--inspect", *TALK},
@@ -82,6 +86,9 @@ OPTIONS = {
     "methods show": {"--json"},
     "data show": {"--rows", "--at", "--split", "--ids", "--packed", "--trust-remote-code", *TALK},
     "data check": {"--trust-remote-code", *TALK},
+    "delta diff": {"--out", "--dtype", *TRUST, *TALK},
+    "delta apply": {"--out", "--weight", "--dtype", *TRUST, *TALK},
+    "delta compress": {"--out", "--ratio", "--bits", "--recipe", "--rows", *TRUST, *TALK},
     "env": {"--json", "--sbom"},
 }
 

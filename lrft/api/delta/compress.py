@@ -1,0 +1,252 @@
+"""`lrft delta compress`: the differences of layers in mixed bits, measured on rows of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lrft.api.delta.diff import check_shapes, section_of
+from lrft.api.opening.compared import rows_to_compare
+from lrft.build.dataset import read_text
+from lrft.build.rows import training_rows
+from lrft.core import stop
+from lrft.core.batch import Batch
+from lrft.core.notes import say
+from lrft.core.objective import Objective
+from lrft.data.steps import eval_batches
+from lrft.evaluation.progress import EvaluationBar
+from lrft.export.delta import (
+    RECORD,
+    TOKENIZER,
+    Delta,
+    Deltas,
+    add,
+    grow,
+    held_of,
+    read_deltas,
+    read_record,
+    write_delta,
+)
+from lrft.export.feedback import moments
+from lrft.export.fidelity import compare
+from lrft.export.mixed_bits import Groups, Vectors, budget
+from lrft.export.mixed_bits import compress as in_groups
+from lrft.export.write import check_free, whole_folder
+from lrft.files.read import RECORD as LARGEST
+from lrft.files.read import read_bytes
+from lrft.files.write import write_in
+from lrft.model.base_infos import BLOCK
+from lrft.model.causal_lm import CausalLM
+from lrft.model.in_turn import InTurn
+from lrft.model.load import load_model
+from lrft.model.sites import is_transposed, linear_sites
+from lrft.model.tokenizer import load_tokenizer
+from lrft.recipe.load import load_recipe
+from lrft.recipe.schema import Recipe
+from lrft.registry.axes import OBJECTIVES
+from lrft.registry.errors import UsageError
+from lrft.training.folder import RUN
+from lrft.training.relied import own_recipe
+from lrft.training.run_manifest import text_of
+
+
+@dataclass
+class Calibration:
+    """The base on which rows are measured; without any, layers are rounded to nearest.
+
+    Attributes:
+        model: the tuned one in float32, which becomes the compressed one block by block.
+    """
+
+    model: CausalLM
+    rows: int
+    batches: list[Batch]
+    held_out: list[Batch]
+    objective: Objective
+
+
+@dataclass
+class Found:
+    """The layers that were compressed, by the name of their weight."""
+
+    groups: dict[str, list[Vectors]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    lost: float = 0.0
+    total: float = 0.0
+
+    def add(self, name: str, groups: list[Vectors], change: Tensor) -> Tensor:
+        """Keep one; returns what it decodes to, as the model stores it."""
+        decoded = torch.zeros_like(change)
+        for one in groups:
+            decoded += one.dense()
+        lost, total = float((decoded - change).square().sum()), float(change.square().sum())
+        self.groups[name], self.errors[name] = groups, (lost / total) ** 0.5
+        self.lost, self.total = self.lost + lost, self.total + total
+        return decoded
+
+
+def compress(
+    delta: Path | str,
+    out: Path | str,
+    ratio: float = 1 / 16,
+    groups: Groups | None = None,
+    recipe: Path | str | None = None,
+    rows: int = 128,
+    trust_remote_code: bool = False,
+) -> Delta:
+    """Write a folder of differences with the layers of its blocks in few bits; returns the record, written there too.
+
+    Args:
+        ratio: of the 16-bit size that the vectors of a layer may take, without scales.
+        groups: bits and columns instead, the same for every layer.
+        recipe: of the base that the differences are of; layers are then rounded against their inputs on its training
+            rows, and the result is compared on its held-out ones.
+        rows: training rows that are measured on.
+
+    Raises:
+        UsageError: there is nothing to compress, or the recipe is of another base.
+        WriteError: the disk is full or not writable; nothing is left at `out`.
+    """
+    check_free(Path(out))
+    folder = Path(delta)
+    record = read_record(folder)
+    if record.get("layers"):
+        raise UsageError(f"{delta}: is compressed already; compress what `lrft delta diff` wrote")
+    deltas = read_deltas(folder, record)
+    chosen = None if recipe is None else _recipe(recipe)
+    calibration = None if chosen is None else _calibration(chosen, record, deltas, rows, trust_remote_code)
+    found = (
+        _in_turn(calibration, deltas, ratio, groups) if calibration else _to_nearest(deltas, ratio, groups)
+    )
+    if not found.groups:
+        raise UsageError(f"{delta}: holds no layer of a block with room for a column; give a higher --ratio")
+    record = _record(
+        record,
+        deltas,
+        found,
+        ratio if groups is None else 0.0,
+        calibration.rows if calibration else 0,
+    )
+    if calibration and chosen is not None:
+        record |= _measured(calibration, chosen, record, deltas, trust_remote_code)
+    for line in record["told"]:
+        say(line)
+    kept = {name: tensor for name, tensor in deltas.items() if name not in found.groups}
+    for name, one in found.groups.items():
+        kept |= held_of(name, one)
+    tokenizer, _ = load_tokenizer(section_of(folder / TOKENIZER))
+    generation = read_bytes(folder / TOKENIZER / "generation_config.json", LARGEST, folder).decode()
+    with stop.listening(f"{out} is as it was"), whole_folder(Path(out)) as place:
+        record = write_delta(place, kept, record, tokenizer, generation)
+        write_in(place / RECORD, text_of(record))
+    return record
+
+
+def _recipe(asked: Path | str) -> Recipe:
+    """A recipe file's, or a run's own."""
+    run = Path(asked)
+    return own_recipe(run).recipe if (run / RUN).is_file() else load_recipe(asked).recipe
+
+
+def _to_nearest(deltas: Deltas, ratio: float, groups: Groups | None) -> Found:
+    """Every matrix within a block, without any inputs."""
+    found = Found()
+    with EvaluationBar() as show:
+        names = [name for name, tensor in deltas.items() if _is_of_block(name, tensor)]
+        for name in names:
+            stop.poll()
+            change = deltas[name]
+            wanted = groups or budget(*change.shape, ratio)
+            if wanted:
+                found.add(name, in_groups(change, wanted), change)
+            show("layers", len(found.groups), len(names))
+    return found
+
+
+@torch.no_grad()
+def _in_turn(at: Calibration, deltas: Deltas, ratio: float, groups: Groups | None) -> Found:
+    """The same against the inputs that layers have behind blocks which are compressed already."""
+    found, blocks = Found(), dict[str, list[str]]()
+    sites = linear_sites(at.model)
+    for name in sites:
+        inside = BLOCK.match(f"{name}.")
+        plain = not is_transposed(at.model.hf.get_submodule(name))
+        if inside and plain and _is_of_block(f"{name}.weight", deltas.get(f"{name}.weight", torch.empty(0))):
+            blocks.setdefault(inside.group(1), []).append(name)
+    turn = InTurn(at.model, list(blocks), at.batches)
+    for place, names in enumerate(blocks.values()):
+        with turn.only(place) as measured:
+            inputs = moments(at.model, [sites[name] for name in names], measured, at.objective)
+        for name in names:
+            stop.poll()
+            change = deltas[f"{name}.weight"]
+            wanted = groups or budget(*change.shape, ratio)
+            if wanted:
+                one = in_groups(change, wanted, inputs.get(name))
+                decoded = found.add(f"{name}.weight", one, change)
+                weight = at.model.hf.get_submodule(name).get_parameter("weight")
+                weight.add_((decoded - change).to(weight.device))
+        turn.advance(place)
+    return found
+
+
+def _is_of_block(name: str, change: Tensor) -> bool:
+    return change.ndim == 2 and BLOCK.match(name) is not None and bool(change.any())
+
+
+def _calibration(
+    recipe: Recipe, record: Delta, deltas: Deltas, rows: int, trust_remote_code: bool
+) -> Calibration:
+    model = load_model(section_of(recipe.model.name), trust_remote_code=trust_remote_code)
+    if model.fingerprint != record["base_fingerprint"]:
+        raise UsageError(f"--recipe: is of another base than the differences are of ({record['base']})")
+    grow(model, record["rows"])
+    check_shapes(model, record, recipe.model.name)
+    add(model, deltas)
+    text = read_text(recipe, training=False, trust_remote_code=trust_remote_code)
+    measured = text.usable(training_rows(recipe), "data.train", rows)
+    compared, _ = rows_to_compare(recipe, text)
+    batches = [
+        list(eval_batches(some, recipe.eval.batch_tokens, text.pad_id)) for some in (measured, compared)
+    ]
+    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    return Calibration(model, len(measured), *batches, objective)
+
+
+def _measured(
+    at: Calibration, recipe: Recipe, record: Delta, deltas: Deltas, trust_remote_code: bool
+) -> Delta:
+    """How the compressed model computes beside the tuned one."""
+    if not at.held_out:
+        return {}
+    tuned = load_model(section_of(recipe.model.name), trust_remote_code=trust_remote_code)
+    grow(tuned, record["rows"])
+    add(tuned, deltas)
+    found = compare(tuned, at.model, at.held_out)
+    return {"kl_mean": found["kl_mean"], "loss_difference": found["loss_difference"]}
+
+
+def _record(before: Delta, deltas: Deltas, found: Found, ratio: float, rows: int) -> Delta:
+    held = [tensor for name, one in found.groups.items() for tensor in held_of(name, one).values()]
+    told = (
+        []
+        if rows
+        else ["no --recipe was given, so layers are rounded to nearest and not against their inputs"]
+    )
+    whole = sum(deltas[name].numel() * 2 for name in found.groups)
+    size = sum(tensor.numel() * tensor.itemsize for tensor in held)
+    layers = {name: [[one.bits, len(one.S)] for one in groups] for name, groups in found.groups.items()}
+    return {
+        **before,
+        "layers": layers,
+        "errors": found.errors,
+        "relative_error": (found.lost / found.total) ** 0.5 if found.total else 0.0,
+        "ratio": ratio,
+        "bytes": size,
+        "bytes_in_16_bits": whole,
+        "calibration_rows": rows,
+        "told": told,
+    }

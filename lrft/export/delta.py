@@ -1,0 +1,188 @@
+"""What fine-tuning added to every weight of a model, as a folder: differences, and the tokenizer beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from lrft.core import stop
+from lrft.export.mixed_bits import Vectors, read_vectors
+from lrft.export.rounding import check_finite
+from lrft.files.json import read_object
+from lrft.files.records import DeltaRecord
+from lrft.files.sums import Sum, difference, file_sum
+from lrft.files.tensors import check_tensor_file
+from lrft.files.write import make_folder, write_in
+from lrft.model.causal_lm import CausalLM
+from lrft.registry.errors import DamagedFile, UsageError
+from lrft.registry.protocols import Tokenizer
+
+TENSORS, RECORD, TOKENIZER = "delta.safetensors", "delta.json", "tokenizer"
+Deltas = dict[str, Tensor]
+"""Parameter -> tuned less base, in its shape."""
+
+
+class Delta(TypedDict, total=False):
+    """What delta.json holds.
+
+    Attributes:
+        shapes: of every parameter of the tuned model, those that did not change too.
+        vocabulary: sum of the base's tokens and their numbers.
+        layers: of a compressed one, parameter -> its groups as (bits, columns); the others are there as they were.
+    """
+
+    base: str
+    tuned: str
+    base_fingerprint: str
+    dtype: str
+    shapes: dict[str, list[int]]
+    rows: int
+    vocabulary: str
+    changed: int
+    relative_change: float
+    layers: dict[str, list[list[int]]]
+    errors: dict[str, float]
+    relative_error: float
+    ratio: float
+    bytes: int
+    bytes_in_16_bits: int
+    calibration_rows: int
+    kl_mean: float
+    loss_difference: float
+    told: list[str]
+    files: dict[str, Sum]
+
+
+@torch.no_grad()
+def subtract(base: CausalLM, tuned: CausalLM) -> Deltas:
+    """Tuned less base in float64, kept in float32; rows of tokens that the base has not are the tuned ones.
+
+    Raises:
+        UsageError: the models have not the same parameters.
+    """
+    before, after = dict(base.hf.named_parameters()), dict(tuned.hf.named_parameters())
+    if odd := sorted(before.keys() ^ after.keys()):
+        raise UsageError(f"{odd[0]}: one model has it and the other not; give two of one architecture")
+    found = {}
+    for name, parameter in after.items():
+        stop.poll()
+        check_finite(name, parameter)
+        found[name] = (parameter.double() - _padded(name, before[name], parameter).double()).float()
+    return found
+
+
+@torch.no_grad()
+def add(model: CausalLM, deltas: Mapping[str, Tensor], weight: float = 1.0) -> None:
+    """Add `weight` times the differences to the parameters, in place, summed in float64."""
+    for name, parameter in model.hf.named_parameters():
+        stop.poll()
+        if name in deltas:
+            parameter.copy_(parameter.double() + weight * deltas[name].to(parameter.device).double())
+
+
+def grow(model: CausalLM, rows: int) -> None:
+    """Give the vocabulary so many rows, the new ones 0: what is added to them is then all that they are."""
+    embedding = model.hf.get_input_embeddings()
+    if (before := embedding.num_embeddings) == rows:
+        return
+    model.hf.resize_token_embeddings(rows, mean_resizing=False)
+    model.hf.requires_grad_(False)
+    for module in (model.hf.get_input_embeddings(), model.hf.get_output_embeddings()):
+        for parameter in () if module is None else module.parameters():
+            parameter.data[before:] = 0
+
+
+def write_delta(
+    place: Path, tensors: Mapping[str, Tensor], record: Delta, tokenizer: Tokenizer, generation: str
+) -> Delta:
+    """Fill a fresh folder; returns the record with the sums of what is in it."""
+    write_in(place / TENSORS, save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}))
+    make_folder(place / TOKENIZER)
+    tokenizer.save_pretrained(place / TOKENIZER)
+    write_in(place / TOKENIZER / "generation_config.json", generation)
+    return {**record, "files": {TENSORS: file_sum(place / TENSORS)}}
+
+
+def read_record(folder: Path) -> Delta:
+    """What a folder says of itself, once its tensors are known to be those that were written.
+
+    Raises:
+        UsageError: it is no folder of differences.
+        DamagedFile: it is damaged.
+    """
+    if not (folder / RECORD).is_file():
+        raise UsageError(f"{folder}: holds no {RECORD}; `lrft delta diff BASE TUNED --out DIR` writes one")
+    found: Delta = read_object(folder / RECORD, DeltaRecord, within=folder)
+    check_tensor_file(folder / TENSORS, folder)
+    if why := difference(folder / TENSORS, found["files"][TENSORS], folder):
+        raise DamagedFile(folder / TENSORS, why)
+    return found
+
+
+def read_deltas(folder: Path, record: Delta) -> Deltas:
+    """The differences, in float32; compressed layers decoded.
+
+    Raises:
+        DamagedFile: a tensor is missing or of another shape.
+    """
+    try:
+        held = load_file(folder / TENSORS)
+    except SafetensorError as error:
+        raise DamagedFile(folder / TENSORS, f"holds no tensors ({error})") from None
+    found = {name: tensor.float() for name, tensor in held.items() if "::" not in name}
+    for name, groups in record.get("layers", {}).items():
+        out_features, in_features = record["shapes"][name]
+        total = torch.zeros(out_features, in_features)
+        try:
+            for vectors in _groups(held, name, groups, (out_features, in_features)):
+                total += vectors.dense()
+        except (KeyError, RuntimeError, IndexError) as error:
+            raise DamagedFile(folder / TENSORS, f"does not hold {name} as {RECORD} says ({error})") from None
+        found[name] = total
+    for name, tensor in found.items():
+        if list(tensor.shape) != record["shapes"].get(name):
+            raise DamagedFile(folder / TENSORS, f"holds {name} in another shape than {RECORD} says")
+    return found
+
+
+def held_of(name: str, groups: list[Vectors]) -> dict[str, Tensor]:
+    """The names and tensors of a compressed layer in the file."""
+    return {
+        f"{name}::{number}.{key}": tensor
+        for number, one in enumerate(groups)
+        for key, tensor in one.held().items()
+    }
+
+
+def _groups(
+    held: Mapping[str, Tensor], name: str, groups: list[list[int]], shape: tuple[int, int]
+) -> list[Vectors]:
+    found = []
+    for number, (bits, _) in enumerate(groups):
+        prefix = f"{name}::{number}."
+        own = {key.removeprefix(prefix): t for key, t in held.items() if key.startswith(prefix)}
+        found.append(read_vectors(own, shape, bits))
+    return found
+
+
+def _padded(name: str, before: Tensor, after: Tensor) -> Tensor:
+    """The base's tensor with rows of zeros for tokens that the tuned model has more.
+
+    Raises:
+        UsageError: the shapes differ otherwise.
+    """
+    if before.shape == after.shape:
+        return before
+    if before.shape[1:] != after.shape[1:] or before.shape[0] > after.shape[0] or before.ndim != 2:
+        raise UsageError(
+            f"{name}: is {tuple(before.shape)} in the base and {tuple(after.shape)} in the other; give two models of "
+            "one shape"
+        )
+    more = before.new_zeros(after.shape[0] - before.shape[0], before.shape[1])
+    return torch.cat([before, more])
