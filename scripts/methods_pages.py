@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python  # noqa: E402
 from generated import plain, table, with_block, write_or_check  # noqa: E402
 from lrft.recipe.fields import slot_of  # noqa: E402
 from lrft.recipe.schema import Recipe  # noqa: E402
-from lrft.registry.axes import ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS  # noqa: E402
+from lrft.registry.axes import ANALYSES, AXES, FORMATS, REWARDS, SEARCHES, SIGNALS, TASKS  # noqa: E402
 from lrft.registry.registry import Declaration, Registry  # noqa: E402
 from lrft.registry.traits import TRAITS  # noqa: E402
 
@@ -37,6 +37,7 @@ EVERY: dict[str, Registry] = {
     "data.format": FORMATS,
     "eval.tasks": TASKS,
     "analyse": ANALYSES,
+    "objective.rewards": REWARDS,
     "signals": SIGNALS,
     "search": SEARCHES,
 }
@@ -55,6 +56,7 @@ CHOOSES = {
     "data.format": "how a row becomes a text, and what of it is learnt",
     "eval.tasks": "what `lrft eval` scores",
     "analyse": "what is measured of weights and gradients while a recipe trains",
+    "objective.rewards": "what an answer that the model drew is worth, for objectives that learn from such",
     "signals": "statistics that some starts measure before training; no recipe key, an `init` asks for them",
     "search": "which arm `lrft search` trains next; no recipe key, `--method` names it",
 }
@@ -105,7 +107,7 @@ def grid(link: str) -> str:
     rows = [
         (f"[`{axis}`]({link}{page_name(axis)})", "`" + " ".join(registry.names()) + "`")
         for axis, registry in EVERY.items()
-        if axis != "signals"
+        if axis not in ("signals", "objective.rewards")
     ]
     return table(("recipe key", "names"), rows)
 
@@ -213,7 +215,7 @@ def snippet(axis: str, name: str) -> list[str]:
             "",
             _yaml(text),
         ]
-    if axis in ("eval.tasks", "analyse"):
+    if axis in ("eval.tasks", "analyse", "objective.rewards"):
         return ["In a recipe:", "", _yaml(_line(axis, name))]
     if axis == "data.format":
         return [
@@ -236,6 +238,13 @@ def _line(axis: str, name: str) -> str:
     if axis == "analyse":
         routed = "adapter: loramoe\n\n" if "routed" in ANALYSES.declared(name).requires else ""
         return f"{routed}analyse: [{name}]"
+    if axis == "objective.rewards":
+        owed = [
+            key for key, field in REWARDS.declared(name).config.model_fields.items() if field.is_required()
+        ]
+        given = "".join(f", {key}: mine" for key in owed)
+        chosen = f"{{method: {name}{given}}}" if owed else name
+        return f"objective:\n  method: grpo\n  rewards: [{chosen}]"
     return f"{axis}: {name}"
 
 

@@ -19,7 +19,7 @@ import recipe_page
 import reliability_page
 from lrft.recipe.load import load_recipe
 from lrft.registry import axes
-from lrft.registry.axes import ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS
+from lrft.registry.axes import ANALYSES, AXES, FORMATS, REWARDS, SEARCHES, SIGNALS, TASKS
 from lrft.registry.registry import Declaration, Registry
 from tests.each import each
 
@@ -39,6 +39,7 @@ PARAGRAPHS = {
     "analysis": "Shapes Found Source [Departures] [Advice]",
     "format": "Columns Text Learnt",
     "task": "Prompt Score Source",
+    "reward": "Score Source [Departures]",
 }
 LABEL = r"^([A-Z][a-z]+): "
 EQUATION = r"^ {4}\S.*(=|~|<-|:)"
@@ -55,6 +56,7 @@ REGISTRIES = {
     "analysis": ANALYSES,
     "format": FORMATS,
     "task": TASKS,
+    "reward": REWARDS,
     "search": SEARCHES,
 }
 DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]

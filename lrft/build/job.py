@@ -14,8 +14,9 @@ from lrft.build.adapt import Adaptation
 from lrft.build.adapter_folder import write_adapter
 from lrft.build.began import how_it_began, known_as
 from lrft.build.compiling import worth_compiling
+from lrft.build.rollouts import Rollouts, make_rollouts
 from lrft.build.scoring import make_scorer
-from lrft.build.steps import in_step, train_data
+from lrft.build.steps import steps_left, train_data
 from lrft.build.text import Text
 from lrft.build.trackers import make_trackers
 from lrft.core.callback import Callback
@@ -120,15 +121,12 @@ def assemble(
     began = how_it_began(run, text, adaptation, folder.processes)
     identity = known_as(recipe_hash, run, adaptation, began, trained_on)
     run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))
-    run.callbacks = _callbacks(recipe, run, text, folder, identity)
-
-    def steps() -> Generator[StepBatches, None, None]:
-        if not run.team.in_step:
-            return data.between(run.step, ends[-1], run.device.type)
-        one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
-        return (in_step(data, one, step) for step in range(run.step, ends[-1]))
-
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    rollouts = make_rollouts(run, data, text, objective, subject(recipe, text, model), adaptation.joined)
+    run.callbacks = _callbacks(recipe, run, text, folder, identity, rollouts)
+
+    whole = partial(train_data, recipe, text, 1, 0, *rows, folder.processes or processes)
+    steps = partial(steps_left, run, ends[-1], data if rollouts is None else rollouts, whole)
     return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
 
 
@@ -186,7 +184,9 @@ def subject(
     )
 
 
-def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity: Identity) -> list[Callback]:
+def _callbacks(
+    recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity: Identity, rollouts: Rollouts | None
+) -> list[Callback]:
     """In the order they act after a step: methods, what looks at them, score, write the line, show it, save.
 
     The line comes before the checkpoint, so that a kill between the two cannot lose a step's record.
@@ -206,6 +206,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
     scale = LossScale(run.device.type) if recipe.model.dtype == "float16" else None
     found = [
         GradientCheck(),
+        rollouts,
         *_timed_methods(recipe),
         None if settings.stop_below is None else StopAtLoss(settings.stop_below),
         *(ANALYSES.get(config.method)(config) for config in recipe.analyse),
