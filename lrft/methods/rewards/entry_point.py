@@ -22,9 +22,9 @@ class EntryPoint(Reward):
 
         r = f(attempt)
 
-    Score: f is the function registered there as `function`; it is given the attempt (`lrft.core.reward.Attempt`: output,
-    written, reference, tokens, stopped, limit, row) and returns a finite number. It has to say the same of the same
-    attempt, or a resumed run is another one.
+    Score: f is the function registered there as `function`; it is given the attempt (`lrft.core.reward.Attempt`:
+    output, written, reference, tokens, stopped, limit, row) and returns a finite number. It has to say the same of the
+    same attempt, or a resumed run is another one.
     Source: none needed; the function is the user's.
     """
 
@@ -60,8 +60,10 @@ class EntryPoint(Reward):
         found = [one for one in known if one.name == self.config.function]
         if not found:
             names = listed(sorted({one.name for one in known}), "and") if known else "none"
-            message = f"no installed package has {self.config.function!r} among its entry points {GROUP}; there is {names}"
-            raise RecipeError(message, "objective.rewards")
+            raise RecipeError(
+                f"no installed package has {self.config.function!r} among its entry points {GROUP}; there is {names}",
+                "objective.rewards",
+            )
         if len(found) > 1:
             raise RecipeError(
                 f"several packages have {self.config.function!r} among their entry points {GROUP} "
