@@ -221,8 +221,8 @@ _SENTENCES = (
         "precompute_ref_log_probs sync_ref_model force_use_ref_model",
     ),
     (
-        "answers that the model draws are rewarded by rules (objective.rewards, each with a weight), not by a model; what "
-        "is preferred is learnt from pairs (data.format: preference)",
+        "answers that the model draws are rewarded by rules (objective.rewards, each with a weight), not by a model; "
+        "what is preferred is learnt from pairs (data.format: preference)",
         "reward_model reward_model_type target_kl reward_weights use_vllm",
     ),
 )
