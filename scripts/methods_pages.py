@@ -30,6 +30,7 @@ from lrft.registry.axes import (  # noqa: E402
     AXES,
     COMBINATIONS,
     FORMATS,
+    REWARDS,
     SEARCHES,
     SIGNALS,
     TASKS,
@@ -47,6 +48,7 @@ EVERY: dict[str, Registry] = {
     "eval.tasks": TASKS,
     "analyse": ANALYSES,
     "federate.aggregate": AGGREGATORS,
+    "objective.rewards": REWARDS,
     "signals": SIGNALS,
     "search": SEARCHES,
     "combine": COMBINATIONS,
@@ -67,6 +69,7 @@ CHOOSES = {
     "eval.tasks": "what `lrft eval` scores",
     "analyse": "what is measured of weights and gradients while a recipe trains",
     "federate.aggregate": "what clients of `lrft federate` send, and how it is averaged",
+    "objective.rewards": "what an answer that the model drew is worth, for objectives that learn from such",
     "signals": "statistics that some starts measure before training; no recipe key, an `init` asks for them",
     "search": "which arm `lrft search` trains next; no recipe key, `--method` names it",
     "combine": "how `lrft combine` makes one adapter of several; no recipe key, `--method` names it",
@@ -118,7 +121,7 @@ def grid(link: str) -> str:
     rows = [
         (f"[`{axis}`]({link}{page_name(axis)})", "`" + " ".join(registry.names()) + "`")
         for axis, registry in EVERY.items()
-        if axis != "signals"
+        if axis not in ("signals", "objective.rewards")
     ]
     return table(("recipe key", "names"), rows)
 
@@ -226,7 +229,7 @@ def snippet(axis: str, name: str) -> list[str]:
             "",
             _yaml(text),
         ]
-    if axis in ("eval.tasks", "analyse"):
+    if axis in ("eval.tasks", "analyse", "objective.rewards"):
         return ["In a recipe:", "", _yaml(_line(axis, name))]
     if axis == "data.format":
         return [
@@ -249,6 +252,13 @@ def _line(axis: str, name: str) -> str:
     if axis == "analyse":
         routed = "adapter: loramoe\n\n" if "routed" in ANALYSES.declared(name).requires else ""
         return f"{routed}analyse: [{name}]"
+    if axis == "objective.rewards":
+        owed = [
+            key for key, field in REWARDS.declared(name).config.model_fields.items() if field.is_required()
+        ]
+        given = "".join(f", {key}: mine" for key in owed)
+        chosen = f"{{method: {name}{given}}}" if owed else name
+        return f"objective:\n  method: grpo\n  rewards: [{chosen}]"
     return f"{axis}: {name}"
 
 

@@ -25,6 +25,7 @@ from lrft.registry.axes import (
     AXES,
     COMBINATIONS,
     FORMATS,
+    REWARDS,
     SEARCHES,
     SIGNALS,
     TASKS,
@@ -50,6 +51,7 @@ PARAGRAPHS = {
     "format": "Columns Text Learnt",
     "task": "Prompt Score Source",
     "aggregator": "Shapes Bytes State Source Departures [Advice]",
+    "reward": "Score Source [Departures]",
 }
 LABEL = r"^([A-Z][a-z]+): "
 EQUATION = r"^ {4}\S.*(=|~|<-|:)"
@@ -66,6 +68,7 @@ REGISTRIES = {
     "analysis": ANALYSES,
     "format": FORMATS,
     "task": TASKS,
+    "reward": REWARDS,
     "search": SEARCHES,
     "aggregator": AGGREGATORS,
     "combine": COMBINATIONS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 from functools import partial
 
+from lrft.build.prompts import check_prompts
 from lrft.build.rows import both_splits, feature_columns, format_config, held_out_rows, made_format, mixture
 from lrft.build.text import Text
 from lrft.data.gate import SHOWN
@@ -50,6 +51,7 @@ def read_text(
     text.train, text.report, text.rows = prepared.encoded, prepared.report, prepared.rows
     _check_template(recipe, text)
     text.mixture = mixture(recipe, rows, prepared.encoded, prepared.of)
+    check_prompts(recipe, text)
     if text.held_out is not None:
         text.fingerprints["eval"] = text.held_out.fingerprint
         _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress)

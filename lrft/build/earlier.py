@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrft.build.earlier_hub import fetch
 from lrft.build.earlier_peft import CONFIG, FILE, read_peft
+from lrft.build.steps import drawing
 from lrft.core.adapter import Adapter
 from lrft.core.params import Site
 from lrft.core.stages import Plan, SitePlan
@@ -145,7 +146,9 @@ def _told(recipe: Recipe, earlier: Earlier, taken: Taken, sites: int) -> Iterato
         yield f"model.adapter: its file says that it is of {earlier.said}, and model.name is {mine}"
     if earlier.record["kind"] == "run" and earlier.stretched != recipe.model.rope_scaling:
         yield "model.adapter: it was trained with another model.rope_scaling, so it starts as another function here"
-    if "fixed_base" in OBJECTIVES.declared(recipe.objective.method).requires:
+    draws = drawing(recipe)
+    compares = "fixed_base" in OBJECTIVES.declared(recipe.objective.method).requires
+    if compares or (draws is not None and draws.beta):
         yield (
             f"model.adapter: {recipe.objective.method} compares with the base without any adapter and not with this "
             "start; merge it and name the merged model as model.name for that"

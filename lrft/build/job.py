@@ -15,8 +15,9 @@ from lrft.build.adapter_folder import write_adapter
 from lrft.build.began import how_it_began, known_as
 from lrft.build.compiling import worth_compiling
 from lrft.build.optimizing import build_optimizer
+from lrft.build.rollouts import Rollouts, make_rollouts
 from lrft.build.scoring import make_scorer
-from lrft.build.steps import in_step, train_data
+from lrft.build.steps import steps_left, train_data
 from lrft.build.text import Text
 from lrft.build.trackers import make_trackers
 from lrft.core.callback import Callback
@@ -121,15 +122,11 @@ def assemble(
     began = how_it_began(run, text, adaptation, folder.processes)
     identity = known_as(recipe_hash, run, adaptation, began, trained_on)
     run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))
-    run.callbacks = callbacks_of(recipe, run, text, folder, identity, settings.save_every)
-
-    def steps() -> Generator[StepBatches, None, None]:
-        if not run.team.in_step:
-            return data.between(run.step, ends[-1], run.device.type)
-        one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
-        return (in_step(data, one, step) for step in range(run.step, ends[-1]))
-
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    rollouts = make_rollouts(run, data, text, objective, subject(recipe, text, model), adaptation.joined)
+    run.callbacks = callbacks_of(recipe, run, text, folder, identity, settings.save_every, rollouts)
+    whole = partial(train_data, recipe, text, 1, 0, *rows, folder.processes or processes)
+    steps = partial(steps_left, run, ends[-1], data if rollouts is None else rollouts, whole)
     return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
 
 
@@ -168,7 +165,13 @@ def subject(
 
 
 def callbacks_of(
-    recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity: Identity, every: int
+    recipe: Recipe,
+    run: Run,
+    text: Text,
+    folder: RunFolder,
+    identity: Identity,
+    every: int,
+    rollouts: Rollouts | None = None,
 ) -> list[Callback]:
     """In the order they act after a step: methods, what looks at them, score, write the line, show it, save.
 
@@ -176,6 +179,7 @@ def callbacks_of(
 
     Args:
         every: steps between checkpoints.
+        rollouts: where answers are generated while it trains.
     """
     settings, logging = recipe.train, recipe.logging
     bar = Bar(logging.every)
@@ -192,6 +196,7 @@ def callbacks_of(
     scale = LossScale(run.device.type) if recipe.model.dtype == "float16" else None
     found = [
         GradientCheck(),
+        rollouts,
         *_timed_methods(recipe),
         None if settings.stop_below is None else StopAtLoss(settings.stop_below),
         *(ANALYSES.get(config.method)(config) for config in recipe.analyse),

@@ -23,6 +23,7 @@ from lrft.build.at_rest import (
 from lrft.build.measure import Planned, counted, planned
 from lrft.build.measured import Peak, Peaks
 from lrft.build.recomputing import SHARE
+from lrft.build.steps import documents_of_a_row
 from lrft.build.trial import Cost, Hollow, Storage, freeze, try_layer, try_loss
 from lrft.data.steps import Shape
 from lrft.export.fidelity import room
@@ -32,7 +33,7 @@ from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.skeleton import Skeleton
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, OBJECTIVES, OPTIMIZERS
+from lrft.registry.axes import ADAPTERS, OPTIMIZERS
 
 
 def peaks_of(
@@ -89,8 +90,8 @@ class _Peaks:
         return [len(self.kinds) if asked is True else 0]
 
     def _full(self) -> Shape:
-        settings, pairs = self.recipe.train, OBJECTIVES.declared(self.recipe.objective.method).requires
-        rows = settings.batch_size * (2 if "pairs" in pairs else 1)
+        settings = self.recipe.train
+        rows = settings.batch_size * documents_of_a_row(self.recipe)
         return Shape(rows, settings.max_length, (settings.max_length,) * rows)
 
     def _widened(self, shape: Shape) -> Shape:

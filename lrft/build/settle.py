@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lrft.build.steps import drawing
 from lrft.core.adapted import adapted, adapters_off
 from lrft.model.backend import check_mask, settle_attention, why_padded
 from lrft.model.causal_lm import CausalLM
@@ -44,10 +45,12 @@ def settled(recipe: Recipe, adaptation: Adaptation, device: torch.device, trains
     """Find what the model computes rightly with; the recipe that says whether rows are packed."""
     model = adaptation.model
     wanted = True if recipe.model.compile and recipe.train.packing is None else recipe.train.packing
+    wanted = wanted if drawing(recipe) is None else False  # what is drawn is joined, and never packed before
     found = settle_attention(model, recipe.model, device, wanted)
     adaptation.packing, adaptation.notes = found.packing, [found.note] if found.note else []
     if trains:
-        masked = found.packing or recipe.train.batch_size > 1  # else a row is one document, without padding
+        several = recipe.train.batch_size > 1 or drawing(recipe) is not None
+        masked = found.packing or several  # else a row is one document, without padding
         check_mask(model, recipe.model, device, recipe.train.max_length if masked else 0)
     if trains and not found.told:
         why = why_padded(model, recipe.model, found.packing)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
+from typing import Protocol
 
 from lrft.build.text import Text
-from lrft.data.steps import StepBatches, TrainData
+from lrft.core.run import Run
+from lrft.data.steps import Shape, StepBatches, TrainData
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
+from lrft.registry.axes import OBJECTIVES
+from lrft.registry.config import DrawingConfig
 from lrft.registry.errors import RecipeError
 
 
@@ -24,12 +28,16 @@ def train_data(
 ) -> TrainData:
     """The training rows cut into steps, for process `rank` of `world`.
 
+    Where the model draws the answers to learn, a row is a prompt: rows are not put together before there are answers.
+
     Args:
         packing: whether rows are packed, once it was tried on the model; by default as the recipe has it.
         join: whether the rows of a micro-batch are joined to one without padding, once that was tried.
         began: how many processes the run began with: its steps keep their rows, however many there are now.
     """
-    settings = recipe.train
+    settings, draws = recipe.train, drawing(recipe)
+    if draws is not None:
+        packing, join = False, False
     data = TrainData(
         text.train,
         batch_size=settings.batch_size,
@@ -42,9 +50,57 @@ def train_data(
         world=world,
         rank=rank,
         mixture=text.mixture,
+        repeats=1 if draws is None else draws.updates,
     )
     data.group = settings.gradient_accumulation * (began or world)
     return data
+
+
+def drawing(recipe: Recipe) -> DrawingConfig | None:
+    """The settings of the objective, where it learns from answers that the model draws."""
+    return recipe.objective if isinstance(recipe.objective, DrawingConfig) else None
+
+
+def documents_of_a_row(recipe: Recipe) -> int:
+    """How many documents of a micro-batch are of one row of the data."""
+    draws = drawing(recipe)
+    if draws is not None:
+        return draws.group
+    return 2 if "pairs" in OBJECTIVES.declared(recipe.objective.method).requires else 1
+
+
+def shapes_of(recipe: Recipe, data: TrainData) -> Iterator[Shape]:
+    """The shapes of the first epoch's micro-batches; of answers that are still to be drawn, as long as they may be."""
+    draws = drawing(recipe)
+    for shape in data.shapes(0):
+        yield shape if draws is None else _drawn(shape, draws, recipe.train.max_length)
+
+
+def _drawn(shape: Shape, draws: DrawingConfig, longest: int) -> Shape:
+    """A prompt is no longer than its row."""
+    lengths = (min(tokens + draws.max_new_tokens, longest) for tokens in shape.documents)
+    documents = tuple(length for length in lengths for _ in range(draws.group))
+    return Shape(len(documents), max(documents), documents)
+
+
+class Steps(Protocol):
+    """What makes the steps of a run, from one on and before another, for a model on a device of this type."""
+
+    def between(self, first: int, end: int, device: str) -> Generator[StepBatches, None, None]: ...
+
+
+def steps_left(
+    run: Run, end: int, made: Steps, whole: Callable[[], TrainData]
+) -> Generator[StepBatches, None, None]:
+    """The steps from where a run is on, before `end`.
+
+    Args:
+        whole: the same rows as a single process sees them.
+    """
+    if not run.team.in_step:
+        return made.between(run.step, end, run.device.type)
+    assert isinstance(made, TrainData), "what goes in step has its rows before"
+    return (in_step(made, one, step) for one in [whole()] for step in range(run.step, end))
 
 
 def in_step(data: TrainData, whole: TrainData, step: int) -> StepBatches:

@@ -12,6 +12,23 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What is known of answers that the model drew itself, beside their tokens.
+
+    Attributes:
+        advantages: (documents,) float32, how much better each is than others to the same prompt.
+        logprobs: (N,) float32, the log-probability of every target as it was drawn; None where no weight moved since.
+    """
+
+    advantages: Tensor
+    logprobs: Tensor | None = None
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Sampled:
+        """The same with every tensor changed."""
+        return Sampled(change(self.advantages), None if self.logprobs is None else change(self.logprobs))
+
+
+@dataclass(frozen=True)
 class Batch:
     """B rows of L tokens; a row holds one document, or several packed ones that do not see each other.
 
@@ -27,6 +44,7 @@ class Batch:
             numbers. Its `supervised` position is then its last token, and its target 0 says nothing. Of scored `pairs`
             the first of each two is the margin by which it is to be the better one, the other 0.
         wanted: of each document whether its answer is one to give, in data that judges answers; else empty.
+        sampled: of answers that the model drew, as many to each row; the documents of a row are then its answers.
         features: of each document what `data.features` names (`lrft.core.features`); empty where that is nothing.
 
     `supervised` and `targets` are built on the host, so that selecting them never waits for the device.
@@ -41,6 +59,7 @@ class Batch:
     labels: Tensor | None = None
     features: tuple[tuple[str, ...], ...] = ()
     wanted: tuple[bool, ...] = ()
+    sampled: Sampled | None = None
 
     @property
     def tokens(self) -> int:
@@ -87,4 +106,5 @@ class Batch:
             supervised=change(self.supervised),
             targets=change(self.targets),
             labels=None if self.labels is None else change(self.labels),
+            sampled=None if self.sampled is None else self.sampled.changed(change),
         )

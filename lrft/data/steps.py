@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 
@@ -45,6 +45,7 @@ class StepBatches:
         tokens: tokens of the whole step, padding left out.
         examples: rows of the data in the whole step, however they are packed; a pair is one.
         epoch: passes over the data when the step is done.
+        metrics: what else is known of the whole step before it is computed.
     """
 
     micro_batches: list[Batch]
@@ -53,6 +54,7 @@ class StepBatches:
     tokens: int
     examples: int
     epoch: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def pinned(self) -> StepBatches:
         """The same step, its batches in pinned memory."""
@@ -80,6 +82,7 @@ class TrainData:
         pad_id: fills the rest of a row.
         world, rank: how many processes there are, and which one this is.
         mixture: how several sources share an epoch.
+        repeats: steps one after another that take the same rows.
 
     Raises:
         DataError: nothing to train on, or a row longer than `max_length`.
@@ -99,6 +102,7 @@ class TrainData:
         world: int = 1,
         rank: int = 0,
         mixture: Mixture | None = None,
+        repeats: int = 1,
     ) -> None:
         self.encoded = encoded
         self.batch_size = batch_size
@@ -109,7 +113,7 @@ class TrainData:
         self.pad_id = pad_id
         self.world = world
         self.rank = rank
-        self.mixture = mixture
+        self.mixture, self.repeats = mixture, repeats
         self.group = accumulation * world  # micro-batches of a step
         self.lengths = [len(row.input_ids) for row in encoded]
         self.targets = [row.targets for row in encoded]
@@ -145,7 +149,8 @@ class TrainData:
         """Step `step`, counted from 0 over all epochs."""
         epoch = self._epoch_of(step)
         within = step - (self._end(epoch - 1) if epoch else 0)
-        whole = self._plan(epoch)[within * self.group : (within + 1) * self.group]
+        first = within // self.repeats * self.group
+        whole = self._plan(epoch)[first : first + self.group]
         indices = [index for micro_batch in whole for row in micro_batch for index in row]
         return StepBatches(
             micro_batches=[self._collate(micro_batch) for micro_batch in whole[self.rank :: self.world]],
@@ -197,7 +202,7 @@ class TrainData:
 
     def _end(self, epoch: int) -> int:
         while len(self._ends) <= epoch:
-            steps = math.ceil(len(self._plan(len(self._ends))) / self.group)
+            steps = self.repeats * math.ceil(len(self._plan(len(self._ends))) / self.group)
             self._ends.append((self._ends[-1] if self._ends else 0) + steps)
         return self._ends[epoch]
 

@@ -50,6 +50,7 @@ def generate(
     sampling: Sampling | None = None,
     first: int = 0,
     features: Sequence[Features] | None = None,
+    keep_stop: bool = False,
 ) -> list[list[int]]:
     """The most likely next token, or one drawn, again and again, for every prompt.
 
@@ -61,6 +62,7 @@ def generate(
         sampling: how tokens are drawn; greedy without it.
         first: the number of the first prompt; number and seed decide what is drawn, and nothing else does.
         features: of the row of each prompt, for adapters that go by them.
+        keep_stop: the stop token stays, which then is the last one.
 
     Returns:
         Generated ids per prompt, cut before the first stop token: a row of `max_new_tokens` never stopped.
@@ -95,7 +97,7 @@ def generate(
         if bad is not None:
             raise no_numbers(where(indices[bad]))
         subject.poll(0, len(prompts))  # the batch may have been cut short
-        return [before_stop(tokens, stops) for tokens in new]
+        return [tokens[: len(before_stop(tokens, stops)) + keep_stop] for tokens in new]
 
     team = ALONE if subject.team.in_step else subject.team  # answers take unequally many passes
     with scoring(subject.model), own_settings(hf), stock_attention(hf), decoded(hf):

@@ -11,15 +11,21 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from lrft.recipe.fields import slot_of
 from lrft.recipe.meant import CATALOG as OF_RECIPES
 from lrft.recipe.meant import meanings
-from lrft.registry.axes import COMBINATIONS, SEARCHES
+from lrft.registry.axes import COMBINATIONS, REWARDS, SEARCHES
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.registry.registry import Declaration, Registry
 from lrft.registry.traits import TRAITS
 
-# `lrft search --method` chooses a search, `lrft combine --method` a combination; no recipe does.
-CATALOG: dict[str, Registry] = {**OF_RECIPES, "search": SEARCHES, "combine": COMBINATIONS}
+# `lrft search --method` chooses a search, `lrft combine --method` a combination, and no recipe does; rewards stand in
+# the section of an objective.
+CATALOG: dict[str, Registry] = {
+    **OF_RECIPES,
+    "objective.rewards": REWARDS,
+    "search": SEARCHES,
+    "combine": COMBINATIONS,
+}
 
 
 class SettingRecord(TypedDict):

@@ -221,9 +221,9 @@ _SENTENCES = (
         "precompute_ref_log_probs sync_ref_model force_use_ref_model",
     ),
     (
-        "not in lrft: what is preferred is learnt from pairs (data.format: preference), not from generated text",
-        "reward_model reward_funcs reward_model_type ppo_epochs num_generations kl_coef target_kl "
-        "reward_weights use_vllm",
+        "answers that the model draws are rewarded by rules (objective.rewards, each with a weight), not by a model; "
+        "what is preferred is learnt from pairs (data.format: preference)",
+        "reward_model reward_model_type target_kl reward_weights use_vllm",
     ),
 )
 REMARKS = {word: sentence for sentence, words in _SENTENCES for word in words.split()}

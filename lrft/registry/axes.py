@@ -1,6 +1,6 @@
 """The registries: one per axis of a recipe, and those that a command or another method asks by name."""
 
-from lrft.registry.config import AdapterConfig, FormatConfig, OptimizerConfig, ScheduleConfig
+from lrft.registry.config import AdapterConfig, FormatConfig, OptimizerConfig, RewardConfig, ScheduleConfig
 from lrft.registry.registry import Registry
 
 # What the contract of an axis cannot say for a method -> what its author writes.
@@ -30,6 +30,7 @@ SCHEDULES = Registry("schedule", "lrft.methods.schedules", ScheduleConfig)
 SIGNALS = Registry("signal", "lrft.methods.signals")
 OBJECTIVES = Registry("objective", "lrft.methods.objectives")
 ANALYSES = Registry("analysis", "lrft.methods.analysis")
+REWARDS = Registry("reward", "lrft.methods.rewards", RewardConfig)
 FORMATS = Registry("format", "lrft.data.formats", FormatConfig)
 TASKS = Registry("task", "lrft.evaluation.tasks")
 SEARCHES = Registry("search", "lrft.methods.search")

@@ -19,6 +19,7 @@ from lrft.registry.axis_configs import (
     StagesConfig,
 )
 from lrft.registry.choice import Choice, parse_choice
+from lrft.registry.drawing_configs import DrawingConfig, RewardConfig
 from lrft.registry.errors import Problem
 from lrft.registry.section import ADDED, MethodConfig, RecipeView, Section
 from lrft.registry.source import MixedSource, OneOrMore, Source
@@ -29,6 +30,7 @@ __all__ = [
     "Annotated",
     "Any",
     "Choice",
+    "DrawingConfig",
     "Field",
     "FormatConfig",
     "Iterator",
@@ -42,6 +44,7 @@ __all__ = [
     "ProjectedConfig",
     "RecipeView",
     "ResidualConfig",
+    "RewardConfig",
     "SVDIterations",
     "ScheduleConfig",
     "Section",

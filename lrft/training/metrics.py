@@ -166,8 +166,10 @@ class Bar(Callback):
 
 
 def describe(metrics: Mapping[str, float]) -> str:
-    """Loss, learning rate, tokens per second and memory in one line."""
+    """Loss, learning rate, reward where there is one, tokens per second and memory in one line."""
     parts = [f"loss {metrics['loss']:.4f}", f"lr {metrics['lr']:.2e}"]
+    if "reward" in metrics:
+        parts.append(f"reward {metrics['reward']:.4f}")
     if "tokens_per_second" in metrics:
         parts.append(f"{metrics['tokens_per_second']:.0f} tok/s")
     if "eval_loss" in metrics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Protocol
 
@@ -48,6 +48,10 @@ class StepBatches(Protocol):
     def epoch(self) -> float:
         """How far through the data the step ends."""
 
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What else is known of the whole step before it is computed."""
+
 
 def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     """Mean loss of the whole step, per target token or as the objective says, with gradients if they are on.
@@ -83,7 +87,7 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     if run.team.in_step:
         run.team.largest(0)  # all have gathered the same weights
     run.seed_draws(batches.micro_batch_count)  # what draws from here on draws alike on every process
-    run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch)
+    run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch, **batches.metrics)
     if run.compiled and FAILURES:
         run.compiled = False
         say(f"step {run.step + 1}: norms, gates and rotations are no longer compiled ({FAILURES[0]})")

@@ -7,8 +7,8 @@ import statistics
 
 import pytest
 
+from lrft.core.written import same_json, same_text
 from lrft.evaluation.tasks._task import share
-from lrft.evaluation.tasks.exact_match import same_json, same_text
 from lrft.registry.axes import TASKS
 from lrft.registry.config import parse_choice
 from lrft.registry.errors import DataError, RecipeError

@@ -13,7 +13,7 @@ from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
 from lrft.build.job import Job, assemble
 from lrft.build.recomputing import settle
-from lrft.build.steps import train_data
+from lrft.build.steps import drawing, train_data
 from lrft.build.text import check_text
 from lrft.core import stop
 from lrft.core.analysis import Analysis
@@ -140,6 +140,11 @@ def for_sweep(recipe: Recipe, steps: int) -> Recipe:
 
 def _prepare(recipe: Recipe, accelerator: Accelerator, progress: Progress, trusted: bool) -> Job:
     """What a training would have before its first step, without a folder."""
+    if drawing(recipe) is not None:
+        message = (
+            "has a loss that does not say how good answers are, so no rate is found by it; write optimizer.lr"
+        )
+        raise RecipeError(message, "objective.method")
     text = read_text(recipe, trust_remote_code=trusted, progress=progress)
     check_text(text, recipe)
     device = accelerator.device

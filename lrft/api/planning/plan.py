@@ -17,7 +17,7 @@ from lrft.build.guess import with_format
 from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Peak, Target
 from lrft.build.recomputing import as_written, choose, free_bytes
-from lrft.build.steps import check_steps, possible_steps, train_data
+from lrft.build.steps import check_steps, possible_steps, shapes_of, train_data
 from lrft.build.text import check_text
 from lrft.core.stages import ranks_of
 from lrft.data.steps import Shape
@@ -94,7 +94,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     if rounds is None:
         check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
     counted = measure(recipe, model)
-    shapes = set(data.shapes(0))
+    shapes = set(shapes_of(recipe, data))
     again = as_written(recipe, model)
     if recipe.model.activation_checkpointing == "auto":
         rest = memory_bytes(recipe, model, counted, shapes)

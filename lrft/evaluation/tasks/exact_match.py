@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
+from lrft.core.written import check_json, same_json, same_text
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
 from lrft.evaluation.tasks._task import Task, TaskResult, each, share
 from lrft.registry.axes import FORMATS, TASKS
 from lrft.registry.config import Choice, Field, FormatConfig, Literal, MethodConfig, Source
-from lrft.registry.errors import DataError
 
 
 @TASKS.register
@@ -60,37 +59,3 @@ class ExactMatch(Task):
         samples = [answer.sample(correct) for answer, correct in zip(answers, right, strict=True)]
         protocol = thinking([answer.question for answer in answers])
         return self.result(subject, rows, metrics, samples, **protocol)
-
-
-def same_text(output: str, reference: str) -> bool:
-    """Equal but for white space at both ends."""
-    return output.strip() == reference.strip()
-
-
-def same_json(output: str, reference: str) -> bool:
-    """Equal as JSON values: types count, so 1, 1.0, "1" and true are four values."""
-    try:
-        return _typed(json.loads(output)) == _typed(json.loads(reference))
-    except (ValueError, RecursionError):
-        return False
-
-
-def check_json(reference: str) -> None:
-    """Refuse a reference that no output could match.
-
-    Raises:
-        DataError: it is no JSON.
-    """
-    try:
-        json.loads(reference)
-    except (ValueError, RecursionError):
-        raise DataError("the reference is not JSON; set compare: text, or correct the row") from None
-
-
-def _typed(value: object) -> object:
-    """The value with its types spelled out: Python holds 1, 1.0 and True for equal."""
-    if isinstance(value, dict):
-        return {key: _typed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_typed(item) for item in value]
-    return type(value).__name__, value

@@ -5,9 +5,9 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated
 
+from lrft.core.written import NUMBER, last_number, value_of
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
-from lrft.evaluation.tasks._numbers import NUMBER, last_number, value_of
 from lrft.evaluation.tasks._task import Task, TaskResult, each, share
 from lrft.registry.axes import FORMATS, TASKS
 from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lrft.core.batch import Batch
 from lrft.core.run import LanguageModel
-from lrft.ops.loss import target_logprobs
-from lrft.registry.errors import DataError
+from lrft.ops.loss import Head, target_logprobs
+from lrft.registry.errors import DataError, RecipeError
 
 MOST = -1e-6  # of a log-probability: float32 has nothing left beside a probability of 1
 
 
-def token_logprobs(model: LanguageModel, batch: Batch) -> Tensor:
-    """Log p of every target, (targets,) float32."""
+def token_logprobs(model: LanguageModel, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """Log p of every target, (targets,) float32; of logits that are divided by the temperature.
+
+    Raises:
+        RecipeError: a temperature, of a head that caps its logits.
+    """
     hidden = model.hidden(batch)
     rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
-    return target_logprobs(rows, model.head, batch.targets)
+    return target_logprobs(rows, _tempered(model.head, temperature), batch.targets)
+
+
+def _tempered(head: Head, temperature: float) -> Head:
+    if temperature == 1:
+        return head
+    if head.softcap is not None:
+        raise RecipeError(
+            "this model caps its logits, which are then not divided; write 1", "objective.temperature"
+        )
+    return replace(head, scale=head.scale / temperature)
 
 
 def answer_logprobs(model: LanguageModel, batch: Batch, mean: bool = False) -> Tensor:

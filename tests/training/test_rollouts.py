@@ -1,0 +1,202 @@
+"""Steps whose answers the model draws: what a step holds, on what it depends, and that learning from them helps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lrft.api.find_lr import find_lr
+from lrft.api.train import train
+from lrft.build.adapt import adapt
+from lrft.build.dataset import read_text
+from lrft.build.job import assemble
+from lrft.build.steps import documents_of_a_row, shapes_of, train_data
+from lrft.methods.objectives._answers import token_logprobs
+from lrft.recipe.load import load_recipe
+from lrft.recipe.resolved import recipe_hash
+from lrft.registry.errors import DataError, RecipeError
+from lrft.training.device import make_accelerator
+from lrft.training.folder import RunFolder
+from tests.each import each
+from tests.training.unbroken import goes_on_unbroken, losses
+
+SMALL = ["train.device=cpu", "data.train.limit=12", "data.eval.limit=2", "objective.max_new_tokens=6"]
+FIRST = "{method: format, pattern: '[a-m].*'}"
+
+
+def recipe_of(tiny, *overrides):
+    return load_recipe("smoke/grpo", [f"model.name={tiny()}", *SMALL, *overrides])
+
+
+@pytest.fixture
+def job_of(tiny, tmp_path):
+    """`job_of("train.batch_size=1")` -> a job on the tiny model; `rank` of two processes that send nothing."""
+
+    def get(*overrides, rank=None):
+        recipe = recipe_of(tiny, *overrides).recipe
+        accelerator = (
+            make_accelerator("cpu", "float32")
+            if rank is None
+            else SimpleNamespace(num_processes=2, process_index=rank, device=torch.device("cpu"))
+        )
+        text = read_text(recipe)
+        adaptation = adapt(recipe, text=text)
+        return assemble(
+            recipe, RunFolder(tmp_path / "run"), text, adaptation, accelerator, recipe_hash(recipe)
+        )
+
+    return get
+
+
+def texts(batch):
+    """The tokens of every document."""
+    return [batch.input_ids[row, start:end].tolist() for row, start, end in batch.documents]
+
+
+def drawn(job, step=0):
+    """The documents of a step of a job, micro-batch by micro-batch."""
+    job.run.step = step
+    return [texts(batch) for batch in next(iter(job.steps())).micro_batches]
+
+
+def test_a_step_holds_the_answers_to_each_of_its_rows_and_all_of_their_tokens_are_learnt(job_of):
+    job = job_of()
+    step = next(iter(job.steps()))
+    (batch,) = step.micro_batches
+    prompts = [job.text.renderer.question(job.text.rows[i]).prompt for i in batch.examples for _ in range(4)]
+    stops, answers = job.text.stop_ids, []
+    for prompt, text in zip(prompts, texts(batch), strict=True):
+        assert text[: len(prompt)] == prompt
+        answers.append(text[len(prompt) :])
+    assert [len(one) for one in answers] == batch.document_sums(torch.ones(len(batch.targets))).tolist()
+    assert batch.targets.tolist() == [token for one in answers for token in one]
+    assert all(not set(one[:-1]) & stops and (len(one) == 6 or one[-1] in stops) for one in answers)
+    assert (step.examples, step.targets) == (2, len(batch.targets))
+    assert step.metrics["answer_tokens"] == step.targets / 8
+    assert batch.sampled.advantages.view(2, 4).sum(1).abs().max() < 1e-5
+    again = token_logprobs(job.run.model.eval(), batch)
+    torch.testing.assert_close(batch.sampled.logprobs, again.detach())
+
+
+def test_an_answer_ends_with_the_token_that_stopped_it(job_of):
+    job = job_of()
+    job.text.stop_ids |= set(range(3, 300))  # so that most tokens stop
+    step = next(iter(job.steps()))
+    assert step.metrics["answers_stopped"] > 0 and step.metrics["answer_tokens"] < 6
+    for text in texts(step.micro_batches[0]):
+        assert text[-1] in job.text.stop_ids or len(text) > 6
+
+
+def test_what_is_drawn_follows_from_its_place_in_the_run_alone(job_of):
+    """However the rows of a step are cut into micro-batches or given to processes; a new round draws anew."""
+    one = drawn(job_of("train.batch_size=1", "train.gradient_accumulation=4"))
+    two = drawn(job_of("train.batch_size=2", "train.gradient_accumulation=2"))
+    assert [text for part in one for text in part] == [text for part in two for text in part]
+    shared = ["train.batch_size=1", "train.gradient_accumulation=2", "objective.updates=1"]
+    parts = [drawn(job_of(*shared, rank=rank)) for rank in (0, 1)]
+    assert [parts[0][0], parts[1][0], parts[0][1], parts[1][1]] == one
+    assert drawn(job_of("train.seed=1", "train.batch_size=1", "train.gradient_accumulation=4")) != one
+
+
+def test_the_same_answers_are_learnt_from_in_as_many_steps_as_are_asked_for(job_of):
+    job = job_of("objective.updates=2", "train.max_steps=6")
+    steps = iter(job.steps())
+    first, second, third = (next(steps) for _ in range(3))
+    assert first.micro_batches is second.micro_batches
+    assert (first.epoch, second.epoch) == (1 / 12, 2 / 12)  # six rounds of two of twelve rows
+    assert texts(third.micro_batches[0]) != texts(first.micro_batches[0])
+    assert third.micro_batches[0].examples != first.micro_batches[0].examples
+    assert train_data(job.run.recipe, job.text).total_steps(None, 1) == 12
+
+
+def test_a_checkpoint_holds_answers_only_between_two_steps_that_learn_from_them(job_of):
+    job = job_of()
+    rollouts = next(one for one in job.run.callbacks if type(one).__name__ == "Rollouts")
+    step = next(iter(job.steps()))
+    assert rollouts.state_dict() == {"differed": True}
+    job.run.step = 1
+    state = rollouts.state_dict()
+    rollouts.held = None
+    rollouts.load_state_dict(state)
+    (held,), (batch,) = rollouts.held.micro_batches, step.micro_batches
+    assert torch.equal(held.sampled.logprobs, batch.sampled.logprobs)
+    assert (texts(held), held.examples, rollouts.held.metrics) == (texts(batch), batch.examples, step.metrics)
+    rollouts.held = None
+    with pytest.raises(AssertionError, match="holds them"):
+        rollouts.at(1)
+
+
+def test_memory_is_planned_for_the_longest_answers_to_every_prompt(job_of):
+    job = job_of()
+    recipe = job.run.recipe
+    assert documents_of_a_row(recipe) == 4
+    largest = max(len(row.input_ids) for row in job.text.train)
+    shapes = list(shapes_of(recipe, train_data(recipe, job.text)))
+    assert {shape.rows for shape in shapes} == {8} and max(s.length for s in shapes) == largest + 6
+    for batch in next(iter(job.steps())).micro_batches:
+        assert max(map(len, texts(batch))) <= largest + 6
+
+
+@each(
+    ("overrides", "message"),
+    [
+        (
+            ["train.max_length=100", "objective.max_new_tokens=90"],
+            r"jsonl:\d+: its prompt of \d+ tokens and an",
+        ),
+        (
+            ["objective.rewards=[numeric]", "data.format={method: prompt_completion, completion: prompt}"],
+            "number",
+        ),
+        (["data.format={method: text, column: prompt}"], "no prompt in the text format"),
+        (
+            ["objective.rewards=[{method: length, margin: 7}]"],
+            "a margin of 7 tokens, more than an answer's 6",
+        ),
+        (["objective.rewards=[{method: entry_point, function: mine}]"], "no installed package has 'mine'"),
+    ],
+)
+def test_rows_that_cannot_be_answered_are_refused_before_weights_are_read(tiny, overrides, message):
+    with pytest.raises((DataError, RecipeError), match=message):
+        read_text(recipe_of(tiny, *overrides).recipe)
+
+
+def test_a_rate_is_not_looked_for_by_a_loss_that_says_nothing_of_it(tiny):
+    with pytest.raises(RecipeError, match="does not say how good answers are"):
+        find_lr(recipe_of(tiny, "train.max_steps=100"))
+
+
+def test_several_processes_learn_once_from_what_they_drew(job_of):
+    with pytest.raises(RecipeError, match="holds those of one process; write 1"):
+        job_of("objective.updates=2", rank=0)
+
+
+@pytest.fixture
+def decided(tiny, tmp_path):
+    """The tiny model with an embedding, and so a head, whose logits are apart: any other is all but a uniform draw."""
+    folder = tmp_path / "decided"
+    shutil.copytree(tiny(), folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = 5 * tensors["model.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.slow
+def test_a_reward_rises_and_a_resumed_run_is_the_same_to_the_bit(decided, tmp_path):
+    """The first letter of an answer is learnt on 4-bit weights; stopped between two steps on the same answers."""
+    shown = ["objective.group=16", "objective.max_new_tokens=3", "objective.beta=0.01", "optimizer.lr=0.005"]
+    more = ["train.max_steps=80", "train.save_every=7", "train.keep_last=20", "quantization=nf4"]
+    loaded = recipe_of(lambda: decided, f"objective.rewards=[{FIRST}]", *shown, *more)
+    train(loaded, tmp_path / "whole")
+    lines = [json.loads(one) for one in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    before, after = (sum(line["reward"] for line in part) / 16 for part in (lines[:16], lines[-16:]))
+    assert after > before + 0.15
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-6) and lines[-1]["kl"] > 0.01
+    goes_on_unbroken(loaded, tmp_path / "whole", 63, tmp_path / "broken")
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
