@@ -16,6 +16,7 @@ from lrft.build.began import how_it_began, known_as
 from lrft.build.compiling import worth_compiling
 from lrft.build.scoring import make_scorer
 from lrft.build.steps import in_step, train_data
+from lrft.build.taught import make_objective
 from lrft.build.text import Text
 from lrft.build.trackers import make_trackers
 from lrft.core.callback import Callback
@@ -35,7 +36,7 @@ from lrft.model.trained import parameter_infos, trained_tensors
 from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, ANALYSES, OBJECTIVES, OPTIMIZERS, TIMED
+from lrft.registry.axes import ADAPTERS, ANALYSES, OPTIMIZERS, TIMED
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 from lrft.training import schedule, updates
@@ -117,7 +118,10 @@ def assemble(
         earlier_ends=tuple(ends[:-1]),
         where="row {}".format if text.rows is None else text.rows.where,
     )
-    began = how_it_began(run, text, adaptation, folder.processes)
+    objective, taught_by = make_objective(
+        recipe.objective, recipe, text, adaptation, accelerator.device, trust_remote_code
+    )
+    began = how_it_began(run, text, adaptation, folder.processes, taught_by)
     identity = known_as(recipe_hash, run, adaptation, began, trained_on)
     run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))
     run.callbacks = _callbacks(recipe, run, text, folder, identity)
@@ -128,7 +132,6 @@ def assemble(
         one = train_data(recipe, text, 1, 0, *rows, folder.processes or processes)
         return (in_step(data, one, step) for step in range(run.step, ends[-1]))
 
-    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
     return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
 
 

@@ -14,6 +14,7 @@ import torch
 from lrft.build.activations import activation_bytes
 from lrft.build.adapt import Adaptation
 from lrft.build.measure import measure
+from lrft.build.teacher import teacher_bytes
 from lrft.data.steps import Shape, TrainData
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
@@ -75,6 +76,7 @@ def settle(
                 recipe, load_model(recipe.model, trust_remote_code=trust_remote_code, meta=True)
             )
             taken = counted["gradient_bytes"] + counted["optimizer_bytes"]
+            taken += teacher_bytes(recipe, trust_remote_code)  # which is loaded after this
             found = choose(recipe, model, data.shapes(0), free_bytes(device), taken)
         else:
             found = found._replace(layers=began_with)

@@ -30,6 +30,10 @@ class Objective:
 
     The loop divides by the `divisor` of the whole step, so accumulation, packing and several processes give the
     loss of one big batch.
+
+    Attributes:
+        teacher: the model that `teacher_name` names, frozen and in evaluation mode, set before the first loss. It reads
+            the same batches, and predicts the same tokens.
     """
 
     name: ClassVar[str]
@@ -38,9 +42,15 @@ class Objective:
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     config: MethodConfig
+    teacher: LanguageModel | None = None
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
+
+    @property
+    def teacher_name(self) -> str | None:
+        """The other model that the loss compares with, a setting marked `MODEL_OR_RUN`; None where there is none."""
+        return None
 
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
         """Summed loss, a float32 scalar with a graph.
