@@ -18,7 +18,7 @@ from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Peak, Target
 from lrft.build.recomputing import as_written, choose, free_bytes
 from lrft.build.steps import check_steps, possible_steps, train_data
-from lrft.build.teacher import check_teacher_of, teacher_bytes
+from lrft.build.teacher import plan_teacher
 from lrft.build.text import check_text
 from lrft.core.stages import ranks_of
 from lrft.data.steps import Shape
@@ -78,11 +78,10 @@ def plan(
 def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     text = read_text(recipe, trust_remote_code=trust_remote_code)
     check_text(text, recipe)
-    check_teacher_of(recipe, text, trust_remote_code)
+    beside = plan_teacher(recipe, text, trust_remote_code)
     device = _device(recipe)
     model = load_model(recipe.model, device=device, trust_remote_code=trust_remote_code, meta=True)
-    settings = recipe.train
-    packing = recipe.train.packing
+    settings, packing = recipe.train, recipe.train.packing
     if packing is None and not model.takes_positions:
         packing = False  # nothing tells such a model where a document begins
     data = train_data(
@@ -96,7 +95,6 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     counted = measure(recipe, model)
     shapes = set(data.shapes(0))
     again = as_written(recipe, model)
-    beside = teacher_bytes(recipe, trust_remote_code)
     if recipe.model.activation_checkpointing == "auto":
         rest = memory_bytes(recipe, model, counted, shapes)
         taken = beside + rest["total_estimated"] - rest["activations_estimated"] - rest["attention_estimated"]

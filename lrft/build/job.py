@@ -16,7 +16,7 @@ from lrft.build.began import how_it_began, known_as
 from lrft.build.compiling import worth_compiling
 from lrft.build.scoring import make_scorer
 from lrft.build.steps import in_step, train_data
-from lrft.build.taught import make_objective
+from lrft.build.taught import objective_of
 from lrft.build.text import Text
 from lrft.build.trackers import make_trackers
 from lrft.core.callback import Callback
@@ -118,9 +118,7 @@ def assemble(
         earlier_ends=tuple(ends[:-1]),
         where="row {}".format if text.rows is None else text.rows.where,
     )
-    objective, taught_by = make_objective(
-        recipe.objective, recipe, text, adaptation, accelerator.device, trust_remote_code
-    )
+    objective, taught_by = objective_of(recipe, text, adaptation, accelerator.device, trust_remote_code)
     began = how_it_began(run, text, adaptation, folder.processes, taught_by)
     identity = known_as(recipe_hash, run, adaptation, began, trained_on)
     run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))

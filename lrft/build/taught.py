@@ -29,6 +29,13 @@ from lrft.training.relied import check_relied, plan_of
 from lrft.training.trained_on import changed_parts, read_before
 
 
+def objective_of(
+    recipe: Recipe, text: Text, student: Adaptation, device: torch.device, trusted: bool
+) -> tuple[Objective, dict[str, Json] | None]:
+    """`make_objective` of the recipe's own, for the model that trains."""
+    return make_objective(recipe.objective, recipe, text, student, device, trusted)
+
+
 def make_objective(
     config: MethodConfig,
     recipe: Recipe,

@@ -103,10 +103,11 @@ def check_teacher(teacher: Teacher, recipe: Recipe, text: Text, trusted: bool) -
             )
 
 
-def check_teacher_of(recipe: Recipe, text: Text, trusted: bool) -> None:
-    """The same of whatever the recipe's objective names, before any weight is read."""
+def plan_teacher(recipe: Recipe, text: Text, trusted: bool) -> int:
+    """`teacher_bytes`, once what the recipe's objective names is known to fit; no weight is read."""
     if (name := OBJECTIVES.get(recipe.objective.method)(recipe.objective).teacher_name) is not None:
         check_teacher(find_teacher(recipe, name), recipe, text, trusted)
+    return teacher_bytes(recipe, trusted)
 
 
 def teacher_bytes(recipe: Recipe, trusted: bool = False) -> int:

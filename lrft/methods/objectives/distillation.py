@@ -54,7 +54,7 @@ class Distillation(Objective):
 
     aliases = {
         "distill kd knowledge_distillation logit_distillation": "objective: {method: distillation, teacher: RUN}",
-        "minillm reverse_kl": "objective: {method: distillation, teacher: RUN, divergence: reverse, weight: 1}",
+        "reverse_kl": "objective: {method: distillation, teacher: RUN, divergence: reverse, weight: 1}",
     }
     provides = {"backward"}
     requires = set()
