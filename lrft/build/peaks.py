@@ -89,8 +89,8 @@ class _Peaks:
         return [len(self.kinds) if asked is True else 0]
 
     def _full(self) -> Shape:
-        settings, pairs = self.recipe.train, OBJECTIVES.declared(self.recipe.objective.method).requires
-        rows = settings.batch_size * (2 if "pairs" in pairs else 1)
+        settings, one = self.recipe.train, OBJECTIVES.declared(self.recipe.objective.method)
+        rows = settings.batch_size * (2 if {"pairs", "replies"} & (one.requires | one.provides) else 1)
         return Shape(rows, settings.max_length, (settings.max_length,) * rows)
 
     def _widened(self, shape: Shape) -> Shape:

@@ -13,6 +13,7 @@ from lrft.build.settle import bare
 from lrft.build.teacher import Teacher, base_moves, check_teacher, find_teacher, told
 from lrft.build.text import Text
 from lrft.core.objective import Objective
+from lrft.data.replies import reply_tokens
 from lrft.model.backend import settle_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.sharing import share_tensors
@@ -51,6 +52,9 @@ def make_objective(
             about to change.
     """
     objective: Objective = OBJECTIVES.get(config.method)(config)
+    if "replies" in objective.provides:
+        assert text.rows is not None, "an objective is made for rows"
+        objective.replies = reply_tokens(text.renderer, text.rows[0])
     if objective.teacher_name is None:
         return objective, None
     teacher = find_teacher(recipe, objective.teacher_name)

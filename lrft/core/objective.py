@@ -34,6 +34,8 @@ class Objective:
     Attributes:
         teacher: the model that `teacher_name` names, frozen and in evaluation mode, set before the first loss. It reads
             the same batches, and predicts the same tokens.
+        replies: the first tokens of the replies to whether an answer is right, no and yes; set before the first loss of
+            an objective that provides `replies`.
     """
 
     name: ClassVar[str]
@@ -43,6 +45,7 @@ class Objective:
 
     config: MethodConfig
     teacher: LanguageModel | None = None
+    replies: tuple[int, int] | None = None
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config

@@ -63,4 +63,5 @@ TRAITS: dict[str, str] = {
     "any_model": "a task that scores language models and models with a score head alike",
     "pairs": "every row of the data is a pair of answers to one prompt",
     "judged": "every row of the data says whether its answer is wanted",
+    "replies": "the objective learns to say whether an answer is right, from rows that ask it (data.format.query)",
 }
