@@ -122,7 +122,7 @@ def assemble(
     began = how_it_began(run, text, adaptation, folder.processes, taught_by)
     identity = known_as(recipe_hash, run, adaptation, began, trained_on)
     run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))
-    run.callbacks = _callbacks(recipe, run, text, folder, identity)
+    run.callbacks = _callbacks(recipe, run, text, folder, identity, objective)
 
     def steps() -> Generator[StepBatches, None, None]:
         if not run.team.in_step:
@@ -187,7 +187,9 @@ def subject(
     )
 
 
-def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity: Identity) -> list[Callback]:
+def _callbacks(
+    recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity: Identity, objective: Objective
+) -> list[Callback]:
     """In the order they act after a step: methods, what looks at them, score, write the line, show it, save.
 
     The line comes before the checkpoint, so that a kill between the two cannot lose a step's record.
@@ -208,6 +210,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
     found = [
         GradientCheck(),
         *_timed_methods(recipe),
+        objective if isinstance(objective, Callback) else None,
         None if settings.stop_below is None else StopAtLoss(settings.stop_below),
         *(ANALYSES.get(config.method)(config) for config in recipe.analyse),
         scale,

@@ -28,6 +28,9 @@ class StepTotals(Protocol):
 class Objective:
     """A loss over one micro-batch, summed over its target tokens, or over whatever `divisor` counts.
 
+    One that is a `Callback` as well hears of the steps, before they are scored and saved, and keeps what must survive
+    a resume.
+
     The loop divides by the `divisor` of the whole step, so accumulation, packing and several processes give the
     loss of one big batch.
 
