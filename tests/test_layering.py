@@ -98,7 +98,7 @@ BANNED_FILES = {"utils", "util", "helpers", "helper", "common", "misc", "manager
 LONGEST_FILE, LONGEST_FUNCTION = 250, 40  # lines
 
 # Registered names that are plain words too: machinery may use these, as it means the word and not the method.
-NEUTRAL = {"none", "default", "uniform", "linear", "cosine", "constant", "reward"}
+NEUTRAL = {"none", "default", "uniform", "linear", "cosine", "constant", "reward", "calibration"}
 # Names of torch's own that a method's file happens to bear, as the dotted expression that is meant.
 TORCH = {"torch.int8", "F.cross_entropy"}
 # The places outside lrft/methods that must name methods: a recipe has defaults, a format of files bears a name, and so

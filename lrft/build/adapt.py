@@ -114,7 +114,7 @@ def _adapt(
         adaptation.plan = {name: SitePlan.of(record, kind) for name, record in planned.items()}
         adaptation.plan = on_whole_sites(model, adaptation.plan)
     elif recipe.adapter is not None:
-        signals = complete(recipe, model, adaptation.plan, planners, text, device, progress)
+        signals = complete(recipe, model, adaptation.plan, planners, text, device, progress, trusted)
     builder = _builder(recipe, signals, saved, device)
     adaptation.team = builder.team
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))

@@ -13,11 +13,18 @@ from lrft.training.trained_on import TrainedOn
 from lrft.training.versions import versions_of_numbers
 
 
-def how_it_began(run: Run, text: Text, adaptation: Adaptation, processes: int | None) -> dict[str, Json]:
+def how_it_began(
+    run: Run,
+    text: Text,
+    adaptation: Adaptation,
+    processes: int | None,
+    teacher: dict[str, Json] | None = None,
+) -> dict[str, Json]:
     """Values of run.json.
 
     Args:
         processes: how many a run that is gone on with began with; None for a new one.
+        teacher: the sums of the objective's; None where it has none.
     """
     return {
         "base_fingerprint": adaptation.model.fingerprint,
@@ -29,6 +36,7 @@ def how_it_began(run: Run, text: Text, adaptation: Adaptation, processes: int | 
         "joined": adaptation.joined,
         "recomputed_layers": adaptation.recomputed,
         "processes": processes or run.processes,
+        **({} if teacher is None else {"teacher": teacher}),
         **_extended(run),
     }
 

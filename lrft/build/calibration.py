@@ -34,6 +34,7 @@ def measured_signals(
     text: Text | None,
     device: torch.device | str,
     progress: Progress,
+    trusted: bool = False,
 ) -> Signals:
     """What the planners need measured, over the first micro-batches of the training rows or of their own sources."""
     found: Signals = defaultdict(dict)
@@ -46,7 +47,7 @@ def measured_signals(
             assert text is not None, "calibration needs the training rows"
             model.hf.to(device)
             seed_generators(recipe.train.seed)
-            part = _calibrated(recipe, model, plan, planner, label, names, text, progress)
+            part = _calibrated(recipe, model, plan, planner, label, names, text, progress, trusted)
             for site, statistics in part.items():
                 found[site].update({f"{n}@{label}" if label else n: t for n, t in statistics.items()})
     return dict(found)
@@ -61,7 +62,10 @@ def _calibrated(
     names: list[str],
     text: Text,
     progress: Progress,
+    trusted: bool,
 ) -> Signals:
+    from lrft.build.taught import make_objective  # which builds a model of its own
+
     wanted = planner.config.batches
     rows = text.encoded(planner.sources()[label], f"init.{label}") if label else text.train
     along = [name for name in names if SIGNALS.get(name).path]
@@ -69,8 +73,8 @@ def _calibrated(
     single = bool(along) or any(SIGNALS.get(name).per_document for name in names)
     data = _calibration_data(recipe, text, rows, single) if label or single else train_data(recipe, text)
     config = parse_choice(OBJECTIVES, planner.objective) if planner.objective else recipe.objective
-    objective = OBJECTIVES.get(config.method)(config)
-    if single and "pairs" in objective.requires:
+    objective, _ = make_objective(config, recipe, text, None, model.device, trusted)
+    if single and {"pairs", "replies"} & (objective.requires | objective.provides):
         message = f"measures single documents, of which {objective.name} has no loss; choose another init"
         raise RecipeError(message, "init.method")
     show = partial(progress, f"calibrating on {label}" if label else "calibrating")

@@ -67,6 +67,7 @@ def complete(
     text: Text | None,
     device: torch.device,
     progress: Progress,
+    trusted: bool = False,
 ) -> Signals:
     """Let every planner have its say on the plan; what was measured for them.
 
@@ -75,7 +76,7 @@ def complete(
     """
     left = decide(plan, planners, None)
     check_growth(recipe, plan, left)
-    signals = measured_signals(recipe, model, plan, left, text, device, progress)
+    signals = measured_signals(recipe, model, plan, left, text, device, progress, trusted)
     decide(plan, left, _evidence(recipe, model, signals, progress))
     return signals
 

@@ -18,6 +18,7 @@ from lrft.build.optimizing import build_optimizer
 from lrft.build.rollouts import Rollouts, make_rollouts
 from lrft.build.scoring import make_scorer
 from lrft.build.steps import steps_left, train_data
+from lrft.build.taught import objective_of
 from lrft.build.text import Text
 from lrft.build.trackers import make_trackers
 from lrft.core.callback import Callback
@@ -37,7 +38,7 @@ from lrft.model.trained import parameter_infos, trained_tensors
 from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, ANALYSES, OBJECTIVES, TIMED
+from lrft.registry.axes import ADAPTERS, ANALYSES, TIMED
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 from lrft.training import schedule
@@ -119,12 +120,14 @@ def assemble(
         earlier_ends=tuple(ends[:-1]),
         where="row {}".format if text.rows is None else text.rows.where,
     )
-    began = how_it_began(run, text, adaptation, folder.processes)
+    objective, taught_by = objective_of(recipe, text, adaptation, accelerator.device, trust_remote_code)
+    began = how_it_began(run, text, adaptation, folder.processes, taught_by)
     identity = known_as(recipe_hash, run, adaptation, began, trained_on)
     run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))
-    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
     rollouts = make_rollouts(run, data, text, objective, subject(recipe, text, model), adaptation.joined)
-    run.callbacks = callbacks_of(recipe, run, text, folder, identity, settings.save_every, rollouts)
+    run.callbacks = callbacks_of(
+        recipe, run, text, folder, identity, settings.save_every, objective, rollouts
+    )
     whole = partial(train_data, recipe, text, 1, 0, *rows, folder.processes or processes)
     steps = partial(steps_left, run, ends[-1], data if rollouts is None else rollouts, whole)
     return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
@@ -171,6 +174,7 @@ def callbacks_of(
     folder: RunFolder,
     identity: Identity,
     every: int,
+    objective: Objective | None = None,
     rollouts: Rollouts | None = None,
 ) -> list[Callback]:
     """In the order they act after a step: methods, what looks at them, score, write the line, show it, save.
@@ -198,6 +202,7 @@ def callbacks_of(
         GradientCheck(),
         rollouts,
         *_timed_methods(recipe),
+        objective if isinstance(objective, Callback) else None,
         None if settings.stop_below is None else StopAtLoss(settings.stop_below),
         *(ANALYSES.get(config.method)(config) for config in recipe.analyse),
         scale,

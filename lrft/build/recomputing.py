@@ -15,6 +15,7 @@ from lrft.build.activations import activation_bytes
 from lrft.build.adapt import Adaptation
 from lrft.build.measure import measure
 from lrft.build.steps import shapes_of
+from lrft.build.teacher import teacher_bytes
 from lrft.data.steps import Shape, TrainData
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
@@ -76,6 +77,7 @@ def settle(
                 recipe, load_model(recipe.model, trust_remote_code=trust_remote_code, meta=True)
             )
             taken = counted["gradient_bytes"] + counted["optimizer_bytes"]
+            taken += teacher_bytes(recipe, trust_remote_code)  # which is loaded after this
             found = choose(recipe, model, shapes_of(recipe, data), free_bytes(device), taken)
         else:
             found = found._replace(layers=began_with)

@@ -66,7 +66,8 @@ def documents_of_a_row(recipe: Recipe) -> int:
     draws = drawing(recipe)
     if draws is not None:
         return draws.group
-    return 2 if "pairs" in OBJECTIVES.declared(recipe.objective.method).requires else 1
+    one = OBJECTIVES.declared(recipe.objective.method)
+    return 2 if {"pairs", "replies"} & (one.requires | one.provides) else 1
 
 
 def shapes_of(recipe: Recipe, data: TrainData) -> Iterator[Shape]:

@@ -43,7 +43,8 @@ class Batch:
         labels: (N,) float32, what each document as a whole is to be given, of data with labels: numbers of classes, or
             numbers. Its `supervised` position is then its last token, and its target 0 says nothing. Of scored `pairs`
             the first of each two is the margin by which it is to be the better one, the other 0.
-        wanted: of each document whether its answer is one to give, in data that judges answers; else empty.
+        wanted: of each document whether its answer is one to give, in data that judges answers; else empty. Of rows
+            that ask whether their answer is right, of which each has two documents, once for both.
         sampled: of answers that the model drew, as many to each row; the documents of a row are then its answers.
         features: of each document what `data.features` names (`lrft.core.features`); empty where that is nothing.
 

@@ -28,8 +28,17 @@ class StepTotals(Protocol):
 class Objective:
     """A loss over one micro-batch, summed over its target tokens, or over whatever `divisor` counts.
 
+    One that is a `Callback` as well hears of the steps, before they are scored and saved, and keeps what must survive
+    a resume.
+
     The loop divides by the `divisor` of the whole step, so accumulation, packing and several processes give the
     loss of one big batch.
+
+    Attributes:
+        teacher: the model that `teacher_name` names, frozen and in evaluation mode, set before the first loss. It reads
+            the same batches, and predicts the same tokens.
+        replies: the first tokens of the replies to whether an answer is right, no and yes; set before the first loss of
+            an objective that provides `replies`.
     """
 
     name: ClassVar[str]
@@ -38,9 +47,16 @@ class Objective:
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     config: MethodConfig
+    teacher: LanguageModel | None = None
+    replies: tuple[int, int] | None = None
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
+
+    @property
+    def teacher_name(self) -> str | None:
+        """The other model that the loss compares with, a setting marked `MODEL_OR_RUN`; None where there is none."""
+        return None
 
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
         """Summed loss, a float32 scalar with a graph.

@@ -46,6 +46,7 @@ class RunRecord(Record):
     trust_remote_code: bool = False
     extended: list[Plain] = []
     adapter: Plain = {}
+    teacher: Plain = {}
     versions: dict[str, str | None] = {}
     hardware: dict[str, str | int | None] = {}
     git: str | None = None

@@ -53,6 +53,18 @@ def _answers_that_nobody_tells_apart(settings: RecipeView) -> Iterator[Problem]:
         yield Problem("data.format.method", message)
 
 
+def _replies_that_nobody_learns(settings: RecipeView) -> Iterator[Problem]:
+    form, objective = settings["data.format"], settings.declared("objective")
+    query = form.get("query") if isinstance(form, dict) else None
+    if query is not None and objective is not None and "replies" not in objective.provides:
+        registry = AXES["objective"]
+        fit = [name for name in registry.names() if "replies" in registry.declared(name).provides]
+        message = (
+            f"{objective.name} learns no replies to it; write objective: {' or '.join(fit)}, or remove it"
+        )
+        yield Problem("data.format.query", message)
+
+
 def own_formats(settings: RecipeView) -> dict[str, Declaration]:
     """Key of every format that a source says for itself -> what is declared of it."""
     found = {}
@@ -167,6 +179,7 @@ def _features_that_nobody_reads(settings: RecipeView) -> Iterator[Problem]:
 
 DATA_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _answers_that_nobody_tells_apart,
+    _replies_that_nobody_learns,
     _rows_of_two_kinds,
     _held_out_twice,
     _scores_without_rows,

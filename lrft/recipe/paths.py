@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from glob import iglob
 from importlib.util import find_spec
 
-from lrft.recipe.fields import slot_of
+from lrft.recipe.fields import Slot, slot_of
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 from lrft.registry.axes import AXES
-from lrft.registry.config import Source
+from lrft.registry.config import MODEL_OR_RUN, Source
 from lrft.registry.errors import Problem
 from lrft.registry.source import READABLE, is_glob
 
@@ -21,6 +22,7 @@ ADAPTER: Keys = ("model", "adapter")
 STACKED: Keys = ("model", "adapters")
 DATA_SUFFIXES = (*READABLE, ".arrow", ".gz", ".zst", ".xz", ".zip")  # they tell a path from a hub id
 HOLDS_AN_ADAPTER = ("recipe.yaml", "manifest.json", "adapter_config.json")
+IS_A_MODEL = (".yaml", ".yml", ".gguf")  # files: recipes of one, and one itself
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 HUB_ID = re.compile(r"(?=.{1,96}\Z)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)  # the hub's own limit
 # No dots: looking for a package inside another would import, that is run, the outer one.
@@ -37,12 +39,14 @@ def located(root: Node, trained: bool = False) -> tuple[Node, list[Problem]]:
     """
     problems: list[Problem] = []
     told: set[tuple[str, Place]] = set()
-    for keys in (MODEL, TOKENIZER, *(() if trained else adapters(root)), *sources(root)):
+    others = [] if trained else other_models(root)
+    for keys in (MODEL, TOKENIZER, *(() if trained else adapters(root)), *others, *sources(root)):
         node = root.get(*keys)
         if node is None or not isinstance(node.value, str) or not node.value:
             continue
         try:
-            root = root.with_value(keys, replace(node, value=_locate(node.value, node.place, keys)))
+            find = _other_model if keys in others else _locate
+            root = root.with_value(keys, replace(node, value=find(node.value, node.place, keys)))
         except _Nowhere as error:
             if (node.value, node.place) not in told:  # `data: PATH` is one mistake, not two
                 problems.append(node.place.problem(dotted(keys), str(error)))
@@ -80,17 +84,23 @@ def _each(root: Node, *keys: str) -> list[Keys]:
     return [(*keys, place) for place in range(len(node.value))] if several else [keys]  # type: ignore[union-attr,arg-type]
 
 
+def other_models(root: Node) -> list[Keys]:
+    """Keys of the settings of the chosen methods that name another model."""
+    return [keys for keys, slot in _settings(root) if MODEL_OR_RUN in slot.metadata]
+
+
 def _of_methods(root: Node) -> list[Keys]:
     """Keys of the settings of the chosen methods that are sources of rows."""
-    found: list[Keys] = []
+    return [keys for keys, slot in _settings(root) if slot.section(None) is Source]
+
+
+def _settings(root: Node) -> Iterator[tuple[Keys, Slot]]:
+    """Keys of the settings of the chosen methods, and what may stand there."""
     for axis, registry in AXES.items():
         method = root.get(axis, "method")
         if method is not None and method.value in registry.names():
             fields = registry.declared(method.value).config.model_fields
-            found += [
-                (axis, name) for name, field in fields.items() if slot_of(field).section(None) is Source
-            ]
-    return found
+            yield from (((axis, name), slot_of(field)) for name, field in fields.items())
 
 
 class _Nowhere(Exception):
@@ -154,6 +164,28 @@ def _adapter(written: str, text: str, place: Place) -> str:
         return text
     raise _Nowhere(
         f"{shown(written)} is no run, no checkpoint of one, no folder with an adapter_config.json "
+        f"(looked for {_where(written, found)}) and no hub id (owner/name)"
+    )
+
+
+def _other_model(written: str, place: Place, keys: Keys) -> str:
+    """A run, a checkpoint of one, a recipe or a model; or else the name of one on the hub, as written."""
+    text = _expand(written)
+    if text.startswith("pkg:"):
+        _check_packaged(text)
+        return text
+    here = "" if place.folder is None else str(place.folder)
+    found = [os.path.abspath(os.path.join(folder, text)) for folder in (here, "", "runs")]
+    for path in dict.fromkeys(found):
+        if any(os.path.isfile(os.path.join(path, name)) for name in (*HOLDS_AN_ADAPTER, "config.json")):
+            return path
+        if os.path.isfile(path) and path.endswith(IS_A_MODEL):
+            return path
+    name = text.partition("@")[0]
+    if text == written and HUB_ID.fullmatch(name) and not any(map(os.path.exists, found)):
+        return text
+    raise _Nowhere(
+        f"{shown(written)} is no run, no checkpoint of one, no recipe, no folder or .gguf file with a model "
         f"(looked for {_where(written, found)}) and no hub id (owner/name)"
     )
 

@@ -21,11 +21,12 @@ from lrft.registry.axis_configs import (
 from lrft.registry.choice import Choice, parse_choice
 from lrft.registry.drawing_configs import DrawingConfig, RewardConfig
 from lrft.registry.errors import Problem
-from lrft.registry.section import ADDED, MethodConfig, RecipeView, Section
+from lrft.registry.section import ADDED, MODEL_OR_RUN, MethodConfig, RecipeView, Section
 from lrft.registry.source import MixedSource, OneOrMore, Source
 
 __all__ = [
     "ADDED",
+    "MODEL_OR_RUN",
     "AdapterConfig",
     "Annotated",
     "Any",

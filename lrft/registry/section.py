@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ADDED = "added"
 """Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
 
+MODEL_OR_RUN = "a model or a run"
+"""Marks a setting that names another model: a run, one of its checkpoints, a recipe, or a model by path or hub id."""
+
 MOST_COUNTED = 10**12  # of anything: tokens of a stream, steps, rows
 LARGEST, SMALLEST = 1e30, 1e-30  # of what is measured; a float32 holds them with room for a product
 

@@ -64,4 +64,5 @@ TRAITS: dict[str, str] = {
     "pairs": "every row of the data is a pair of answers to one prompt",
     "judged": "every row of the data says whether its answer is wanted",
     "draws": "the objective learns from answers that the model draws while it trains",
+    "replies": "the objective learns to say whether an answer is right, from rows that ask it (data.format.query)",
 }

@@ -26,10 +26,13 @@ from lrft.registry.axes import ADAPTERS, OBJECTIVES, QUANTIZERS
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES.names())
 VOCABULARY, ROWS, PAD = 50, 7, 0
+REPLIES = (3, 4)
 
 
 def made(name):
-    return OBJECTIVES.get(name)(OBJECTIVES.declared(name).config(method=name))
+    objective = OBJECTIVES.get(name)(OBJECTIVES.declared(name).config(method=name))
+    objective.replies = REPLIES
+    return objective
 
 
 def model_of(dtype=torch.float32, objective=""):
@@ -62,10 +65,13 @@ def run_of(model, step=0):
 
 def rows_for(name):
     """Rows of the kind the objective learns: answers, judged ones, pairs, texts with a label, or pairs of those."""
-    requires = OBJECTIVES.declared(name).requires
-    documents = 2 if "pairs" in requires else 1
+    declared = OBJECTIVES.declared(name)
+    requires = declared.requires
+    documents = 2 if {"pairs", "replies"} & (requires | declared.provides) else 1
     draw = random.Random(1)
     rows = [row(documents, draw) for _ in range(ROWS)]
+    if "replies" in declared.provides:
+        return [replied(row, place % 3 > 0) for place, row in enumerate(rows)]
     if "judged" in requires:
         return [replace(row, wanted=place % 3 > 0) for place, row in enumerate(rows)]
     if "score_head" not in requires:
@@ -91,6 +97,14 @@ def batch_of(rows, layout, length=None):
     """With what is known of answers that the model drew, which a row's other kinds of objectives do not look at."""
     batch = collate([[rows[k] for k in line] for line in layout], PAD, length, layout)
     return replace(batch, sampled=Sampled(torch.cos(torch.arange(len(batch.documents)) + 1.0)))
+
+
+def replied(row, wanted):
+    """The second document ends in a reply whether the answer of the first is right."""
+    ids, mask = list(row.input_ids), list(row.supervised)
+    first = next(k for k in range(row.parts[0], row.length) if mask[k])
+    ids[first] = REPLIES[wanted]
+    return replace(row, input_ids=ids, wanted=wanted)
 
 
 ALL = [[k] for k in range(ROWS)]

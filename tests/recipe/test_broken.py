@@ -169,7 +169,7 @@ CASES = [
     ("  batch_size: 2", "  batch_size: !!python/name:os.system", "train.batch_size", 16, "is not allowed"),
     ("  batch_size: 2", "  batch_size: !!int x", "train.batch_size", 16, "'x' is not !!int"),
     # eval, export, logging
-    ("  tasks: [loss]", "  tasks: loss", "eval.tasks", 18, "a list of task names (classification, e2e,"),
+    ("  tasks: [loss]", "  tasks: loss", "eval.tasks", 18, "a list of task names (classification, confidence,"),
     ("  tasks: [loss]", "  tasks: [los]", "eval.tasks.0.method", 18, "did you mean loss?"),
     ("  tasks: [loss]", "  tasks: [loss, 5]", "eval.tasks.1", 18, "the name of a task"),
     ("  tasks: [loss]", "  tasks: [{max_new_tokens: 2}]", "eval.tasks.0.method", 18, "is required; write class"),

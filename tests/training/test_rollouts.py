@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lrft.api.find_lr import find_lr
-from lrft.api.train import train
+from lrft.api.planning.find_lr import find_lr
+from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
 from lrft.build.job import assemble

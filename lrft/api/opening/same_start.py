@@ -63,7 +63,10 @@ def check_same_start(job: Job, saved: OpenCheckpoint | None) -> None:
         recorded["packing_order"] = ORDER  # no row depends on it
     if job.adaptation.origin is not None:  # read anew, as no step was saved yet
         now["adapter"] = job.adaptation.origin
+    if "teacher" in job.began:
+        now["teacher"] = job.began["teacher"]
     said = {
+        "teacher": "the teacher that the objective names",
         "adapter": "the adapter of model.adapter",
         "packing": "whether rows are packed (train.packing)",
         "packing_order": "the order that lrft packs rows in (another version)",

@@ -11,6 +11,7 @@ from lrft.build.edits import fitting
 from lrft.build.measured import Peak, Peaks
 from lrft.build.peaks import peaks_of
 from lrft.build.recomputing import free_bytes
+from lrft.build.teacher import teacher_bytes
 from lrft.data.steps import Shape
 from lrft.model.described import build_skeleton
 from lrft.recipe.schema import Recipe
@@ -48,7 +49,14 @@ def forecast(
         RecipeError: there is no description, or it is of a family that is not known layer by layer.
     """
     model, described = build_skeleton(recipe.model, trust_remote_code)
-    return peaks_of(recipe, model, where["kind"], shapes, where["bytes"]), described.source
+    beside = teacher_bytes(recipe, trust_remote_code)
+    found = peaks_of(recipe, model, where["kind"], shapes, where["bytes"] - beside)
+    return found._replace(train=_with_weights(found.train, beside)), described.source
+
+
+def _with_weights(peak: Peak, beside: int) -> Peak:
+    """The peak with the bytes of another model, which is there from the first moment to the last."""
+    return {**peak, "weights": peak["weights"] + beside, "total": peak["total"] + beside}
 
 
 def changes(recipe: Recipe, where: Device, enough: int = 3) -> list[Change]:

@@ -18,6 +18,7 @@ from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Peak, Target
 from lrft.build.recomputing import as_written, choose, free_bytes
 from lrft.build.steps import check_steps, possible_steps, shapes_of, train_data
+from lrft.build.teacher import plan_teacher
 from lrft.build.text import check_text
 from lrft.core.stages import ranks_of
 from lrft.data.steps import Shape
@@ -77,10 +78,10 @@ def plan(
 def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     text = read_text(recipe, trust_remote_code=trust_remote_code)
     check_text(text, recipe)
+    beside = plan_teacher(recipe, text, trust_remote_code)
     device = _device(recipe)
     model = load_model(recipe.model, device=device, trust_remote_code=trust_remote_code, meta=True)
-    settings = recipe.train
-    packing = recipe.train.packing
+    settings, packing = recipe.train, recipe.train.packing
     if packing is None and not model.takes_positions:
         packing = False  # nothing tells such a model where a document begins
     data = train_data(
@@ -98,7 +99,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     again = as_written(recipe, model)
     if recipe.model.activation_checkpointing == "auto":
         rest = memory_bytes(recipe, model, counted, shapes)
-        taken = rest["total_estimated"] - rest["activations_estimated"] - rest["attention_estimated"]
+        taken = beside + rest["total_estimated"] - rest["activations_estimated"] - rest["attention_estimated"]
         again = choose(recipe, model, shapes, free_bytes(device), taken)
     peaks, sentence = _peaks(recipe, shapes, trust_remote_code)
     return {
@@ -113,7 +114,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
         "ranks_undecided": counted["ranks_undecided"],
         "recomputed_layers": again.layers,
         "recomputed_why": again.sentence(),
-        "memory_bytes": memory_bytes(recipe, model, counted, shapes, again.layers),
+        "memory_bytes": memory_bytes(recipe, model, counted, shapes, again.layers, beside),
         "peaks": peaks,
         "memory": sentence,
     }
@@ -141,6 +142,7 @@ def memory_bytes(
     counted: Measured,
     shapes: Iterable[Shape] = (),
     recomputed: int | None = None,
+    beside: int = 0,
 ) -> dict[str, int]:
     """What takes how many bytes in training, and `total_estimated`; activations are the estimate in it.
 
@@ -149,11 +151,13 @@ def memory_bytes(
         counted: what `measure` says of the recipe.
         shapes: of the micro-batches; without any, rows are one document of `train.max_length` each.
         recomputed: layers that are computed again; by default as the recipe says, with `auto` none.
+        beside: bytes of the objective's teacher.
     """
     activations = activation_bytes(recipe, model, shapes, recomputed)
     memory = {
         "linear_weights": counted["linear_bytes"],
         "other_weights": counted["weight_bytes"] - counted["linear_bytes"],
+        **({"teacher": beside} if beside else {}),
         "adapter": counted["trainable_bytes"],
         "gradients": counted["gradient_bytes"],
         "optimizer_state": counted["optimizer_bytes"],

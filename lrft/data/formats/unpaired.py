@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from lrft.data.example import Example, Row
 from lrft.data.formats._answered import Answered
-from lrft.data.formats._format import CONVERSATION, open_question
+from lrft.data.formats._format import CONVERSATION, asked, open_question
 from lrft.registry.axes import FORMATS
-from lrft.registry.config import Field, FormatConfig, Literal
+from lrft.registry.config import ADDED, Annotated, Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 
@@ -26,7 +26,9 @@ class Unpaired(Answered):
     Text: text is joined as it is (`render: plain`, the setting `system` as a first paragraph) or rendered by the chat
     template (`render: chat`); messages always are.
     Learnt: the answer and its stop token, whichever way the objective has it. Scores on held-out rows are of every
-    answer alike, wanted or not; sources of a list are scored one by one as well.
+    answer alike, wanted or not; sources of a list are scored one by one as well. With `query` a row is two texts: the
+    answer, and the answer with a question after it, to which one of `replies` is learnt, the second where the answer is
+    wanted: a next message in a chat, else a next paragraph and the reply behind a space.
     """
 
     aliases = {
@@ -42,6 +44,14 @@ class Unpaired(Answered):
         label: str = Field("label", min_length=1, description="column that says whether the answer is wanted")
         wanted: bool | None = Field(
             None, description="whether the answers of all rows are wanted, in the place of the column"
+        )
+        query: Annotated[str | None, ADDED] = Field(
+            None,
+            min_length=1,
+            description="question after an answer whether it is right, for objectives that learn the reply; or null",
+        )
+        replies: Annotated[list[str], ADDED] = Field(
+            ["i", "ii"], min_length=2, max_length=2, description="the replies to it, no and yes"
         )
         render: Literal["chat", "plain"] = Field(
             "plain", description="text as it is, or through the model's chat template"
@@ -77,7 +87,17 @@ class Unpaired(Answered):
         return open_question(self._answered({**row, self.config.completion: ""}))
 
     def example(self, row: Row) -> Example:
-        return replace(self._answered(row), wanted=self._judged(row))
+        answered, wanted = self._answered(row), self._judged(row)
+        asked = None if self.config.query is None else self._asking(answered, self.config.replies[wanted])
+        return replace(answered, rejected=asked, wanted=wanted)
+
+    def _asking(self, answered: Example, reply: str) -> Example:
+        """The answer, read, the question whether it is right, and the reply, which is learnt."""
+        query = str(self.config.query)
+        if answered.messages:
+            return replace(answered, messages=(*answered.messages, *asked(query, reply)), learn="last")
+        text = f"{answered.prompt}{answered.completion}\n\n{query}"
+        return replace(answered, prompt=text, completion=f" {reply}")
 
     def _judged(self, row: Row) -> bool:
         if self.config.wanted is not None:
