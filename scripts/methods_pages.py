@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python  # noqa: E402
 from generated import plain, table, with_block, write_or_check  # noqa: E402
 from lrft.recipe.fields import slot_of  # noqa: E402
 from lrft.recipe.schema import Recipe  # noqa: E402
-from lrft.registry.axes import ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS  # noqa: E402
+from lrft.registry.axes import ANALYSES, AXES, DATA_SELECTIONS, FORMATS, SEARCHES, SIGNALS, TASKS  # noqa: E402
 from lrft.registry.registry import Declaration, Registry  # noqa: E402
 from lrft.registry.traits import TRAITS  # noqa: E402
 
@@ -39,6 +39,7 @@ EVERY: dict[str, Registry] = {
     "analyse": ANALYSES,
     "signals": SIGNALS,
     "search": SEARCHES,
+    "data_selection": DATA_SELECTIONS,
 }
 # What each axis chooses; an axis that is new here is told by its registry's own word.
 CHOOSES = {
@@ -57,6 +58,7 @@ CHOOSES = {
     "analyse": "what is measured of weights and gradients while a recipe trains",
     "signals": "statistics that some starts measure before training; no recipe key, an `init` asks for them",
     "search": "which arm `lrft search` trains next; no recipe key, `--method` names it",
+    "data_selection": "which rows `lrft data select` keeps; no recipe key, `--method` names it",
 }
 LABEL = r"[A-Z][a-z]+: "  # begins a named paragraph
 EQUATION = re.compile(r" = |<-|~ |\{\"")

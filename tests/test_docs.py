@@ -19,7 +19,7 @@ import recipe_page
 import reliability_page
 from lrft.recipe.load import load_recipe
 from lrft.registry import axes
-from lrft.registry.axes import ANALYSES, AXES, FORMATS, SEARCHES, SIGNALS, TASKS
+from lrft.registry.axes import ANALYSES, AXES, DATA_SELECTIONS, FORMATS, SEARCHES, SIGNALS, TASKS
 from lrft.registry.registry import Declaration, Registry
 from tests.each import each
 
@@ -36,6 +36,7 @@ PARAGRAPHS = {
     "schedule": "Shapes State Source Departures [Advice]",
     "signal": "Shapes Keeps Source Departures",
     "search": "Space State Source Departures [Advice]",
+    "data_selection": "Needs Score Source Departures [Advice]",
     "analysis": "Shapes Found Source [Departures] [Advice]",
     "format": "Columns Text Learnt",
     "task": "Prompt Score Source",
@@ -56,6 +57,7 @@ REGISTRIES = {
     "format": FORMATS,
     "task": TASKS,
     "search": SEARCHES,
+    "data_selection": DATA_SELECTIONS,
 }
 DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]
 

@@ -11,15 +11,15 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from lrft.recipe.fields import slot_of
 from lrft.recipe.meant import CATALOG as OF_RECIPES
 from lrft.recipe.meant import meanings
-from lrft.registry.axes import SEARCHES
+from lrft.registry.axes import DATA_SELECTIONS, SEARCHES
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.registry.registry import Declaration, Registry
 from lrft.registry.traits import TRAITS
 
-# `lrft search --method` chooses a search; no recipe does.
-CATALOG: dict[str, Registry] = {**OF_RECIPES, "search": SEARCHES}
+# A `--method` of `lrft search` or `lrft data select` chooses these; no recipe does.
+CATALOG: dict[str, Registry] = {**OF_RECIPES, "search": SEARCHES, "data_selection": DATA_SELECTIONS}
 
 
 class SettingRecord(TypedDict):

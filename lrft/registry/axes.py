@@ -1,4 +1,4 @@
-"""The registries: one per axis of a recipe, and those of formats, tasks, analyses and searches."""
+"""The registries: one per axis of a recipe, and those of formats, tasks, analyses, searches and more."""
 
 from lrft.registry.config import AdapterConfig, FormatConfig, OptimizerConfig, ScheduleConfig
 from lrft.registry.registry import Registry
@@ -33,6 +33,7 @@ ANALYSES = Registry("analysis", "lrft.methods.analysis")
 FORMATS = Registry("format", "lrft.data.formats", FormatConfig)
 TASKS = Registry("task", "lrft.evaluation.tasks")
 SEARCHES = Registry("search", "lrft.methods.search")
+DATA_SELECTIONS = Registry("data selection", "lrft.methods.data_selection")
 
 # Section of a recipe -> the registry its `method` is looked up in.
 AXES: dict[str, Registry] = {

@@ -145,10 +145,10 @@ def test_of_a_split_nothing_stands_on_both_sides(recipe):
 
 
 def test_of_a_mixture_the_first_source_keeps_its_rows_and_none_may_lose_all(recipe, tmp_path):
-    sources = f"data.train=[{{source: {tmp_path}/held.jsonl, weight: 1}}, {{source: {tmp_path}/train.jsonl, weight: 1}}]"
-    text = read_text(recipe(sources, "~data.eval", "data.dedup=exact").recipe)
+    held, train_file = (f"{{source: {tmp_path}/{name}.jsonl, weight: 1}}" for name in ("held", "train"))
+    text = read_text(recipe(f"data.train=[{held}, {train_file}]", "~data.eval", "data.dedup=exact").recipe)
     assert [share.rows for share in text.mixture.shares] == [3, 34]
-    twice = f"data.train=[{{source: {tmp_path}/held.jsonl, weight: 1}}, {{source: {tmp_path}/held.jsonl, weight: 1}}]"
+    twice = f"data.train=[{held}, {held}]"
     with pytest.raises(DataError, match=r"no row of data\.train\.1, held-2, is left"):
         read_text(recipe(twice, "~data.eval", "data.dedup=exact").recipe)
     with pytest.raises(DataError, match="all 3 training rows would be left out"):

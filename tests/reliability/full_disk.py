@@ -81,6 +81,10 @@ COMMANDS = {
     "generate": Command(
         ("generate", "run", "prompts.txt", "--out", "answers.jsonl", "--max-new-tokens", "2")
     ),
+    "data-select": Command(
+        ("data", "select", "recipe.yaml", "--method", "perplexity", "--budget", "2", "--out", "chosen.jsonl"),
+        trained=False,
+    ),
     "report": Command(("report", "run", "--out", "report.html", *PICTURES)),
     "report-inspect": Command(("report", "run", "--inspect", "--out", "report.html")),
     "inspect": Command(("inspect", "run")),
