@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.augment import augment_command
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from lrft.data.layout import Packed
 
 app = typer.Typer(
-    no_args_is_help=True, help="See the training data as the model will, check it, and choose from it."
+    no_args_is_help=True,
+    help="See the training data as the model will, check it, choose from it, and write more.",
 )
+app.command("augment")(augment_command)
 
 SHOWN = 10  # chosen rows in the table
 RecipeName = Annotated[

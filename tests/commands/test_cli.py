@@ -77,6 +77,7 @@ OPTIONS = {
     "methods show": {"--json"},
     "data show": {"--rows", "--at", "--split", "--ids", "--packed", "--trust-remote-code", *TALK},
     "data check": {"--trust-remote-code", *TALK},
+    "data augment": {"--prompt", "--out", "--into", "--run", "--times", *SAMPLING, *TRUST, *TALK},
     "data select": {"--method", "--budget", "--out", "--target", "--run", "--seed", *TRUST, *TALK},
     "env": {"--json", "--sbom"},
 }
