@@ -21,7 +21,8 @@ from lrft.ops.loss import linear_cross_entropy
 from lrft.ops.sign_projection import project_signs
 from lrft.registry.errors import NumericalError
 
-GRADIENTS = 16  # rows whose gradients are held at a time
+GRADIENTS = 16  # rows whose gradients are held at a time, and numbers in them
+HELD = 2**27
 
 Measure = Callable[[Batch], Tensor]
 """One micro-batch -> (documents, numbers) in float32 on the CPU."""
@@ -55,7 +56,7 @@ def measure_rows(
     gradients = need == "gradients"
     measure = _gradients(model, dimensions, seed) if gradients else _LOSSES_AND_STATES[need](model)
     model.eval()
-    for part in cut(rows, batch_tokens, GRADIENTS if gradients else None):
+    for part in cut(rows, batch_tokens, _together(model) if gradients else None):
         if part.stop <= done:
             continue
         stop.poll()
@@ -82,6 +83,12 @@ def cut(rows: Sequence[Encoded], batch_tokens: int, most: int | None) -> Iterato
             start, longest = index, len(row.input_ids)
     if start < len(rows):
         yield range(start, len(rows))
+
+
+def _together(model: CausalLM) -> int:
+    """Of how many rows gradients are projected at a time."""
+    total = sum(info.param.numel() for info in parameter_infos(model))
+    return max(1, min(GRADIENTS, HELD // total))
 
 
 def _losses(model: CausalLM) -> Measure:
