@@ -29,6 +29,7 @@ from lrft.registry.axes import (  # noqa: E402
     ANALYSES,
     AXES,
     COMBINATIONS,
+    DATA_SELECTIONS,
     FORMATS,
     REWARDS,
     SEARCHES,
@@ -52,6 +53,7 @@ EVERY: dict[str, Registry] = {
     "signals": SIGNALS,
     "search": SEARCHES,
     "combine": COMBINATIONS,
+    "data_selection": DATA_SELECTIONS,
 }
 # What each axis chooses; an axis that is new here is told by its registry's own word.
 CHOOSES = {
@@ -73,6 +75,7 @@ CHOOSES = {
     "signals": "statistics that some starts measure before training; no recipe key, an `init` asks for them",
     "search": "which arm `lrft search` trains next; no recipe key, `--method` names it",
     "combine": "how `lrft combine` makes one adapter of several; no recipe key, `--method` names it",
+    "data_selection": "which rows `lrft data select` keeps; no recipe key, `--method` names it",
 }
 LABEL = r"[A-Z][a-z]+: "  # begins a named paragraph
 EQUATION = re.compile(r" = |<-|~ |\{\"")

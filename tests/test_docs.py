@@ -24,6 +24,7 @@ from lrft.registry.axes import (
     ANALYSES,
     AXES,
     COMBINATIONS,
+    DATA_SELECTIONS,
     FORMATS,
     REWARDS,
     SEARCHES,
@@ -47,6 +48,7 @@ PARAGRAPHS = {
     "signal": "Shapes Keeps Source Departures",
     "search": "Space State Source Departures [Advice]",
     "combine": "Shapes Takes Source Departures [Advice]",
+    "data_selection": "Needs Score Source Departures [Advice]",
     "analysis": "Shapes Found Source [Departures] [Advice]",
     "format": "Columns Text Learnt",
     "task": "Prompt Score Source",
@@ -72,6 +74,7 @@ REGISTRIES = {
     "search": SEARCHES,
     "aggregator": AGGREGATORS,
     "combine": COMBINATIONS,
+    "data_selection": DATA_SELECTIONS,
 }
 DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]
 

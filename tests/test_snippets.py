@@ -33,6 +33,8 @@ from lrft.lab.tables.exact.load import load_table
 from lrft.lab.tables.full.table import load_full
 from lrft.lab.tables.scaled.table import load_scaled
 from lrft.recipe.load import load_recipe
+from lrft.recipe.method_words import parse_named
+from lrft.registry.axes import DATA_SELECTIONS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -47,7 +49,10 @@ LANGUAGES = {"bash", "console", "csv", "json", "jsonl", "python", "text", "yaml"
 # Commands whose arguments are recipes and overrides.
 READ = {"train", "plan", "find-lr", "data", "recipes", "compare", "search"}
 # What else of a command's parameters is looked at.
-MORE = {"search": lambda given: parse_method(given["method"])}
+MORE = {
+    "search": lambda given: parse_method(given["method"]),
+    "data": lambda given: parse_named(DATA_SELECTIONS, given["method"]) if "method" in given else None,
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def here(tmp_path, monkeypatch):
     rows = [path for path in (ROOT / "docs" / "rows").iterdir() if path.suffix != ".yaml"]
     for path in rows:
         (tmp_path / path.name).symlink_to(path)
-    for name in ("train.jsonl", "my/train.jsonl", "my/test.jsonl"):
+    for name in ("train.jsonl", "best.jsonl", "drawn.jsonl", "my/train.jsonl", "my/test.jsonl"):
         (tmp_path / name).symlink_to(ROOT / "docs" / "rows" / "chat.jsonl")
     (tmp_path / "my" / "cola.tsv").write_text("gj04\t1\t\tIt is here.\n")
     (tmp_path / "my" / "e2e.txt").write_text("name : A||A it is.\n")

@@ -45,7 +45,8 @@ def read_text(
         if text.held_out is not None:
             text.fingerprints["eval"] = text.held_out.fingerprint
         return text
-    rows, text.held_out = both_splits(recipe)
+    split = both_splits(recipe)
+    rows, text.held_out, text.removed = split.train, split.held_out, split.removed
     text.fingerprints["train"] = rows.fingerprint
     prepared = prepare(rows, text.renderer, partial(progress, "tokenizing rows"))
     text.train, text.report, text.rows = prepared.encoded, prepared.report, prepared.rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lrft.data.encoded import Encoded
@@ -10,6 +11,7 @@ from lrft.data.features import FeatureColumns
 from lrft.data.formats._each import OfEachRow
 from lrft.data.formats._format import Format
 from lrft.data.mix import Mixture, Wanted
+from lrft.data.removal import Removal, without_overlap, without_repeats
 from lrft.data.rows import Rows
 from lrft.data.sources import read_sources
 from lrft.data.split import split_rows
@@ -21,18 +23,45 @@ from lrft.registry.own_format import own_format
 from lrft.registry.source import each_source
 
 
-def both_splits(recipe: Recipe) -> tuple[Rows, Rows | None]:
+@dataclass(frozen=True)
+class Splits:
+    """The rows of a recipe.
+
+    Attributes:
+        held_out: None where there are none.
+        removed: what was left out of the training rows; None where nothing is asked to be.
+    """
+
+    train: Rows
+    held_out: Rows | None
+    removed: Removal | None = None
+
+
+def both_splits(recipe: Recipe) -> Splits:
     """The training rows, and the held-out rows or None.
 
     Raises:
         DataError: a source cannot be read, or is the same for both.
     """
+    data, rows = recipe.data, _whole_splits(recipe)
+    if not data.drop_overlap or rows.held_out is None:
+        return rows
+    form, share = made_format(recipe), data.near_share
+    train, removed = without_overlap(rows.train, rows.held_out, form, share, rows.removed)
+    return Splits(train, rows.held_out, removed)
+
+
+def _whole_splits(recipe: Recipe) -> Splits:
+    """Both splits, without regard to what they have in common; what is held out was not left out before."""
     data = recipe.data
-    train = read_sources(data.train, "train", data.seed)
+    train, removed = read_sources(data.train, "train", data.seed), None
+    if data.dedup is not None:
+        share = data.near_share if data.dedup == "near" else None
+        train, removed = without_repeats(train, made_format(recipe), data.features, share)
     if data.split is not None:
-        return split_rows(train, made_format(recipe), data.split, data.seed)
+        return Splits(*split_rows(train, made_format(recipe), data.split, data.seed), removed)
     if data.eval is None:
-        return train, None
+        return Splits(train, None, removed)
     held_out = read_sources(data.eval, "eval", data.seed)
     whole = isinstance(data.train, Source) and Path(data.train.source).is_dir()
     if whole and data.train == data.eval and train.fingerprint == held_out.fingerprint:
@@ -40,7 +69,7 @@ def both_splits(recipe: Recipe) -> tuple[Rows, Rows | None]:
             f"data.eval: the files of {held_out.origin} are those of data.train, since none is named after a split; "
             "write data.split: 0.05 instead, or remove data.eval"
         )
-    return train, held_out
+    return Splits(train, held_out, removed)
 
 
 def training_rows(recipe: Recipe, limit: int | None = None) -> Rows:
@@ -53,8 +82,8 @@ def training_rows(recipe: Recipe, limit: int | None = None) -> Rows:
         DataError: see `both_splits`.
     """
     data = recipe.data
-    if data.split is not None:
-        return both_splits(recipe)[0].first(limit)
+    if data.split is not None or data.dedup is not None or data.drop_overlap:
+        return both_splits(recipe).train.first(limit)
     return read_sources(data.train, "train", data.seed, limit).first(limit)
 
 
@@ -66,7 +95,7 @@ def held_out_rows(recipe: Recipe) -> Rows | None:
     """
     data = recipe.data
     if data.split is not None:
-        return both_splits(recipe)[1]
+        return _whole_splits(recipe).held_out
     return None if data.eval is None else read_sources(data.eval, "eval", data.seed)
 
 

@@ -11,6 +11,7 @@ from lrft.data.encoded import Encoded
 from lrft.data.features import counted
 from lrft.data.gate import SCORED_WHOLE, GateReport
 from lrft.data.mix import Mixture
+from lrft.data.removal import Removal, removal_facts
 from lrft.data.show import recorded_facts, share_fact
 from lrft.data.sources import Rows, read_rows
 from lrft.data.tokenize import Renderer
@@ -28,6 +29,7 @@ class Text:
     Attributes:
         train: encoded training rows; empty where only evaluation is wanted.
         mixture: how several sources of them share an epoch; None where there is one.
+        removed: what was left out of the training rows; None where nothing is asked to be.
         seed: of the rows that `take` draws.
         report: what the data gate found in them.
         rows: the training rows as they were read, one for each of `train`; None where only evaluation is wanted.
@@ -54,6 +56,7 @@ class Text:
     scored_of: Sequence[int] = ()
     scored_rows: Rows | None = None
     mixture: Mixture | None = None
+    removed: Removal | None = None
     seed: int = 0
 
     def held_out_encoded(self, limit: int | None = None) -> list[Encoded]:
@@ -107,6 +110,7 @@ class Text:
             "first_in_both_splits": list(self.overlap[1]),
             "date": self.renderer.today.isoformat(),
             "asks_for_the_date": self.renderer.asks_for_the_date,
+            **({} if self.removed is None else {"removed": self.removed.record()}),
             **(
                 {} if self.mixture is None else {"sources": [share.record() for share in self.mixture.shares]}
             ),
@@ -158,6 +162,8 @@ class Text:
 def fact_lines(record: Mapping[str, Json]) -> list[tuple[str, str]]:
     """What `Text.record` says, a line a fact, for people."""
     found = recorded_facts(record) if "rows" in record else []
+    if removed := to_section(record.get("removed")):
+        found += removal_facts(removed)
     found += [share_fact(to_section(share)) for share in to_list(record.get("sources"))]
     if held_out := to_section(record["held_out"]):
         found += [(f"held-out {label}", value) for label, value in recorded_facts(held_out)]

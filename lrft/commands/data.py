@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.augment import augment_command
 from lrft.commands.complete import recipe_names
-from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
-from lrft.core.notes import is_terminal, silence
+from lrft.core.notes import is_terminal, say, silence
 from lrft.registry.errors import UsageError
 
 if TYPE_CHECKING:
+    from lrft.api.data.select import Selected
     from lrft.api.data.show import ShownRow, SplitName
     from lrft.data.layout import Packed
 
-app = typer.Typer(no_args_is_help=True, help="See the training data as the model will, and check it.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="See the training data as the model will, check it, choose from it, and write more.",
+)
+app.command("augment")(augment_command)
 
+SHOWN = 10  # chosen rows in the table
 RecipeName = Annotated[
     str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
 ]
@@ -87,6 +95,73 @@ def check_command(
     lines = [f"{label}: {value}" for label, value in found.facts()]
     result(found.record(), as_json, lambda _: print("\n".join(lines)))
     check_text(found.text, loaded.recipe)
+
+
+def _methods(incomplete: str) -> list[str]:
+    from lrft.registry.axes import DATA_SELECTIONS
+
+    return [name for name in DATA_SELECTIONS.names() if name.startswith(incomplete)]
+
+
+@app.command("select")
+def select_command(
+    recipe: RecipeName,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How rows are chosen, or {method: NAME, ...} with settings: `lrft methods ls data_selection`.",
+            autocompletion=_methods,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="A .jsonl file of the chosen rows, best first.")],
+    overrides: Overrides = None,
+    budget: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many rows; left out where the method says so.")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rows of the task that the chosen ones are to serve.")
+    ] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run or checkpoint that measures the rows; for gradients several, averaged."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Choose training rows: `lrft data select quickstart --method length --budget 500 --out chosen.jsonl`."""
+    from lrft.api.data.select import select_rows
+
+    silence(quiet)
+    found = select_rows(
+        recipe,
+        method,
+        out,
+        budget,
+        target,
+        run or (),
+        seed,
+        overrides=overrides or [],
+        trust_remote_code=trust_remote_code,
+    )
+    for note in found["notes"]:
+        say(note)
+    result(found, as_json, _show_selected)
+
+
+def _show_selected(found: Selected) -> None:
+    from rich.table import Table
+
+    chosen = found["chosen"]
+    shown = Table("place", "score", "row", "reason")
+    for place, one in enumerate(chosen[:SHOWN], 1):
+        shown.add_row(str(place), f"{one['score']:.4g}", one["row"], one["reason"])
+    show_table(shown)
+    more = f", the first {SHOWN} above" if len(chosen) > SHOWN else ""
+    left = f"; {found['left_out']:,} rows have nothing to learn" if found["left_out"] else ""
+    print(f"{found['out']}: {len(chosen):,} of {found['pool']:,} rows by {found['method']}{more}{left}")
 
 
 def _show(rows: list[ShownRow], ids: bool) -> None:

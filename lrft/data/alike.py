@@ -87,8 +87,8 @@ def compare(
     for number, (split, index) in enumerate(rows):
         stop.poll()
         example = form.completed(split.rows[index])
-        texts.add(_said(example))
-        question = tuple(chain.from_iterable(map(words, _asked(example))))
+        texts.add(texts_of(example))
+        question = tuple(chain.from_iterable(map(words, question_of(example))))
         if question and split is train:
             questions.setdefault(question, number)
         elif question in questions:
@@ -131,7 +131,7 @@ def _equal(rows: list[tuple[Split, int]]) -> set[int]:
     return found
 
 
-def _said(example: Example) -> Iterator[str]:
+def texts_of(example: Example) -> Iterator[str]:
     """The texts of a row: its prompt, and every answer."""
     if not example.messages:
         yield example.prompt
@@ -142,7 +142,7 @@ def _said(example: Example) -> Iterator[str]:
         yield from _of_messages(example.rejected.messages[-1:])
 
 
-def _asked(example: Example) -> Iterator[str]:
+def question_of(example: Example) -> Iterator[str]:
     """The texts before the last learnt answer."""
     if example.messages and example.learnt:
         return _of_messages(example.messages[: example.learnt[-1]])

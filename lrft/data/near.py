@@ -2,11 +2,13 @@
 
 A text is the set of its runs of `RUN` words; case and punctuation say nothing, nor do runs that stand in more than a
 tenth of all texts, such as those of a system message or a prompt's frame. Two texts are near where the sets have at
-least `NEAR` of their union in common.
+least `NEAR`, or another share, of their union in common.
 
 MinHash finds whom to compare: the least of a set under a random order is equal for two sets as often as they share
 their union. `DRAWS` such orders in bands of `BAND` bring a pair of 0.8 together with a chance of 0.9998, one of 0.5 in
-two of three cases. In a crowd of texts that share a band, each is compared with the first and with the one before it.
+two of three cases; below `LOW` bands of 2 bring one of 0.5 together with 0.9999. In a crowd of texts that share a band,
+each is compared with the first and with the one before it; where one set of texts is looked for in another, with the
+first `CROWD`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from lrft.core import stop
 
 RUN, NEAR = 3, 0.8
 DRAWS, BAND = 64, 4
+LOW, CROWD = 0.75, 16
 SEED = 1
 COMMON = 0.1  # share of the texts; and at least `FEW` of them, or two equal ones of ten would say nothing
 FEW = 10
@@ -78,8 +81,13 @@ class Texts:
             self._words.extend(map(self._numbers.__getitem__, words(part)))
         self._ends.append(len(self._words))
 
-    def near(self) -> list[Pair]:
-        """For every text that is near an earlier one such a pair, in order; of several the nearest."""
+    def near(self, share: float = NEAR, before: int | None = None) -> list[Pair]:
+        """For every text that is near an earlier one such a pair, in order; of several the nearest.
+
+        Args:
+            share: of their union, from which two texts are near.
+            before: only texts from this index on are looked for, among those below it.
+        """
         runs, starts = self._runs()
         kept = np.flatnonzero(
             starts[1:] > starts[:-1]
@@ -88,12 +96,13 @@ class Texts:
             return []
         least = _least(runs, starts[kept])
         best: dict[int, Pair] = {}
-        for first, second in _candidates(least):
+        known = None if before is None else int(np.searchsorted(kept, before))
+        for first, second in _candidates(least, share, known):
             stop.poll()
             a, b = int(kept[first]), int(kept[second])
-            share = _share(runs[starts[a] : starts[a + 1]], runs[starts[b] : starts[b + 1]])
-            if share >= NEAR and (b not in best or share > best[b].share):
-                best[b] = Pair(a, b, share)
+            found = _share(runs[starts[a] : starts[a + 1]], runs[starts[b] : starts[b + 1]])
+            if found >= share and (b not in best or found > best[b].share):
+                best[b] = Pair(a, b, found)
         return [best[index] for index in sorted(best)]
 
     def _runs(self) -> tuple[Hashes, NDArray[np.int64]]:
@@ -139,23 +148,29 @@ def _least(runs: Hashes, starts: NDArray[np.int64]) -> Least:
     return least
 
 
-def _candidates(least: Least) -> Iterator[tuple[int, int]]:
+def _candidates(least: Least, share: float, known: int | None) -> Iterator[tuple[int, int]]:
     """Pairs that share a band, and in all draws enough for being near; each once, by rising second."""
     found = []
-    for k in range(0, DRAWS, BAND):
+    band = BAND if share >= LOW else 2
+    for k in range(0, DRAWS, band):
         key = np.zeros(least.shape[1], np.uint64)
-        for row in least[k : k + BAND]:
+        for row in least[k : k + band]:
             key = _mixed(key + row)
         order = np.argsort(key, kind="stable")
         same = np.concatenate([[False], key[order][1:] == key[order][:-1]])
         first = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
         later = np.flatnonzero(same)
-        found += [np.stack([order[place], order[later]]) for place in (first[later], later - 1)]
+        places = [first[later], later - 1]
+        if known is not None:
+            places = [np.minimum(first[later] + ahead, later - 1) for ahead in range(CROWD)]
+        found += [np.unique(np.stack([order[place], order[later]]), axis=1) for place in places]
     pairs = np.unique(np.concatenate(found, axis=1), axis=1)
+    if known is not None:
+        pairs = pairs[:, (pairs[0] < known) & (pairs[1] >= known)]
     agree = np.zeros(pairs.shape[1])
     for row in least:
         agree += row[pairs[0]] == row[pairs[1]]
-    yield from pairs[:, agree >= DRAWS * (NEAR - 0.2)].T.tolist()
+    yield from pairs[:, agree >= DRAWS * (share - 0.2)].T.tolist()
 
 
 def _share(a: Hashes, b: Hashes) -> float:

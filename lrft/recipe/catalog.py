@@ -11,19 +11,20 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from lrft.recipe.fields import slot_of
 from lrft.recipe.meant import CATALOG as OF_RECIPES
 from lrft.recipe.meant import meanings
-from lrft.registry.axes import COMBINATIONS, REWARDS, SEARCHES
+from lrft.registry.axes import COMBINATIONS, DATA_SELECTIONS, REWARDS, SEARCHES
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.registry.registry import Declaration, Registry
 from lrft.registry.traits import TRAITS
 
-# `lrft search --method` chooses a search, `lrft combine --method` a combination, and no recipe does; rewards stand in
+# A `--method` of `lrft search`, `lrft data select` or `lrft combine` chooses these, and no recipe does; rewards stand in
 # the section of an objective.
 CATALOG: dict[str, Registry] = {
     **OF_RECIPES,
     "objective.rewards": REWARDS,
     "search": SEARCHES,
+    "data_selection": DATA_SELECTIONS,
     "combine": COMBINATIONS,
 }
 

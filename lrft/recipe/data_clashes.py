@@ -111,6 +111,24 @@ def _scores_without_rows(settings: RecipeView) -> Iterator[Problem]:
         yield Problem("train.eval_every", message)
 
 
+def _rows_left_out(settings: RecipeView) -> Iterator[Problem]:
+    if (
+        settings["data.drop_overlap"] is True
+        and settings["data.eval"] is None
+        and settings["data.split"] is None
+    ):
+        message = (
+            "there are no held-out rows to compare with; write data.eval or data.split, or remove this key"
+        )
+        yield Problem("data.drop_overlap", message)
+    compares = settings["data.dedup"] == "near" or settings["data.drop_overlap"] is True
+    if settings["data.near_share"] != 0.8 and not compares:
+        message = (
+            "nothing compares rows; write data.dedup: near or data.drop_overlap: true, or remove this key"
+        )
+        yield Problem("data.near_share", message)
+
+
 def _keys_of_another_kind(settings: RecipeView) -> Iterator[Problem]:
     """Keys of hub data sets at local sources, and of text files at others."""
     for split in SPLITS:
@@ -183,6 +201,7 @@ DATA_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _rows_of_two_kinds,
     _held_out_twice,
     _scores_without_rows,
+    _rows_left_out,
     _keys_of_another_kind,
     _shares,
     _windows,

@@ -61,6 +61,22 @@ class DataSection(Section):
         lt=2**31,
         description="which rows `split` and `take` draw; the order of training is train.seed's",
     )
+    dedup: Annotated[Literal["exact", "near"] | None, ADDED] = Field(
+        None,
+        description="training rows that are left out because an earlier one says the same: in every character, or "
+        "nearly too",
+    )
+    drop_overlap: Annotated[bool, ADDED] = Field(
+        False,
+        description="leave out training rows that nearly repeat a held-out row, or ask word for word what one asks",
+    )
+    near_share: Annotated[float, ADDED] = Field(
+        0.8,
+        ge=0.5,
+        le=1,
+        description="share of their runs of three words that two rows have in common, from which `dedup: near` and "
+        "`drop_overlap` take one for the other",
+    )
     mix: Annotated[MixSection, ADDED] = Field(
         default=MixSection(), description="how several sources of training rows share an epoch"
     )

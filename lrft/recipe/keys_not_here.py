@@ -203,6 +203,10 @@ _SENTENCES = (
         "interleave_probs dataset_mixture dataset_weights",
     ),
     (
+        "write data.dedup: exact, or near where rows that nearly repeat others go too",
+        "dataset_exact_deduplication deduplicate deduplication",
+    ),
+    (
         "remove it, the loss is computed in chunks without keeping the logits",
         "cut_cross_entropy liger_fused_linear_cross_entropy",
     ),

@@ -36,6 +36,7 @@ TASKS = Registry("task", "lrft.evaluation.tasks")
 SEARCHES = Registry("search", "lrft.methods.search")
 AGGREGATORS = Registry("aggregator", "lrft.methods.aggregate")
 COMBINATIONS = Registry("combination", "lrft.methods.combine")
+DATA_SELECTIONS = Registry("data selection", "lrft.methods.data_selection")
 
 # Section of a recipe -> the registry its `method` is looked up in.
 AXES: dict[str, Registry] = {

@@ -81,6 +81,24 @@ COMMANDS = {
     "generate": Command(
         ("generate", "run", "prompts.txt", "--out", "answers.jsonl", "--max-new-tokens", "2")
     ),
+    "data-augment": Command(
+        (
+            "data",
+            "augment",
+            "recipe.yaml",
+            "--prompt",
+            "prompts.txt",
+            "--out",
+            "more.jsonl",
+            "--max-new-tokens",
+            "2",
+        ),
+        trained=False,
+    ),
+    "data-select": Command(
+        ("data", "select", "recipe.yaml", "--method", "perplexity", "--budget", "2", "--out", "chosen.jsonl"),
+        trained=False,
+    ),
     "report": Command(("report", "run", "--out", "report.html", *PICTURES)),
     "report-inspect": Command(("report", "run", "--inspect", "--out", "report.html")),
     "inspect": Command(("inspect", "run")),

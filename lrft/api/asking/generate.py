@@ -112,7 +112,7 @@ def _answer(
         "batch_tokens": target.batch_tokens,
     }
     with bare_base(recipe, folder, adaptation.model) if base else nullcontext():
-        return _write(target, rows, ids, file, about, max_new_tokens, sampling, features)
+        return write_answers(target, rows, ids, file, about, max_new_tokens, sampling, features)
 
 
 def _ids(path: Path, asker: Asker) -> tuple[Rows, list[list[int]]]:
@@ -129,7 +129,7 @@ def _ids(path: Path, asker: Asker) -> tuple[Rows, list[list[int]]]:
     return rows, found
 
 
-def _write(
+def write_answers(
     subject: Subject,
     rows: Rows,
     ids: list[list[int]],
@@ -139,6 +139,12 @@ def _write(
     sampling: Sampling,
     features: list[Features] | None,
 ) -> Generated:
+    """Answer every prompt into a file, from where that ends.
+
+    Args:
+        rows, ids: what each prompt is of, and its tokens.
+        about: what decides the answers; a file of other answers is refused.
+    """
     leads = subject.team.rank == 0
     fault: LrftError | None = None
     try:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 from lrft.build.dataset import read_renderer, read_text
 from lrft.build.guess import with_format
-from lrft.build.rows import held_out_rows, training_rows
+from lrft.build.rows import both_splits, held_out_rows, training_rows
 from lrft.build.steps import train_data
 from lrft.build.text import Text
+from lrft.core.notes import say
 from lrft.data.encoded import Encoded
 from lrft.data.example import Row
 from lrft.data.formats._each import OfEachRow
 from lrft.data.labels import name_of
 from lrft.data.layout import Packed, packed_rows
+from lrft.data.removal import removal_facts
 from lrft.data.rows import Rows
 from lrft.data.show import ANSWERS, masked_ids, masked_text, runs, spans, with_label
 from lrft.evaluation.progress import EvaluationBar
@@ -161,6 +163,11 @@ def _format_of(text: Text, row: Row) -> str | None:
 
 
 def _read(recipe: Recipe, split: SplitName, first: int | None) -> Rows:
+    if split == "train" and (recipe.data.dedup is not None or recipe.data.drop_overlap):
+        found = both_splits(recipe)
+        for label, value in [] if found.removed is None else removal_facts(found.removed.record()):
+            say(f"{label}: {value}")
+        return found.train.first(first)
     if split == "train":
         return training_rows(recipe, first)
     held_out = held_out_rows(recipe)

@@ -84,6 +84,8 @@ def write_end(job: Job, seconds: float) -> dict[str, Json]:
     }
     result |= run.summary
     result |= _best(run)
+    if job.text.removed is not None:
+        result["removed_rows"] = job.text.removed.record()
     if result["loss"] is None:  # resumed after the last step: the numbers stand in the record
         result["loss"] = last_loss(folder.path / METRICS)
     files = write_adapter(folder.adapter, job.adaptation.model, run.recipe, job.text, result)

@@ -6,17 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-from pydantic_core import PydanticCustomError
-
 from lrft.lab.runs.executor import Executor
 from lrft.lab.search.front import COSTS, Cost
-from lrft.recipe.document import parse
-from lrft.recipe.fields import Slot
-from lrft.recipe.tree import Place
+from lrft.recipe.method_words import parse_named
 from lrft.registry.axes import SEARCHES
-from lrft.registry.config import MethodConfig, parse_choice
-from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.config import MethodConfig
 from lrft.registry.errors import UsageError
 
 
@@ -95,33 +89,6 @@ def parse_method(text: str) -> MethodConfig:
     """The settings of the search that is named.
 
     Raises:
-        UsageError: there is no such search, or it has no such setting or value.
-        RecipeError: the text is no YAML.
+        UsageError, RecipeError: as `parse_named`.
     """
-    node, problems = parse(text, Place("--method"))
-    if problems:
-        raise UsageError(f"--method {text}: {problems[0].message}")
-    plain = node.plain()
-    try:
-        return parse_choice(SEARCHES, plain)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UsageError(
-            f"--method {text}: {_sentence(plain, first['type'], first['loc'], first['msg'])}"
-        ) from None
-    except PydanticCustomError as error:
-        raise UsageError(f"--method {text}: {error.message()}") from None
-
-
-def _sentence(plain: object, kind: str, loc: tuple[int | str, ...], message: str) -> str:
-    """What is wrong with a setting, as recipes are told it."""
-    name = plain.get("method") if isinstance(plain, dict) else plain
-    config = SEARCHES.declared(str(name)).config
-    key = str(loc[0]) if loc else ""
-    if kind == "extra_forbidden":
-        known = [field for field in config.model_fields if field != "method"]
-        return f"{key} is no setting of {name}{did_you_mean(key, known) if known else ', which has none'}"
-    if kind == "value_error" or key not in config.model_fields:
-        return message.removeprefix("Value error, ")
-    field = config.model_fields[key]
-    return f"{key} must be {Slot.of(field.annotation, tuple(field.metadata), field).words()}"
+    return parse_named(SEARCHES, text)

@@ -1,0 +1,214 @@
+"""`lrft data augment`: rows that a model writes from those of a recipe, in a file that the recipe's format reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from lrft.api.asking.generate import write_answers
+from lrft.api.opening.open_run import open_run, sample_row
+from lrft.build.dataset import read_renderer
+from lrft.build.guess import with_format
+from lrft.build.job import subject
+from lrft.build.rows import training_rows
+from lrft.core import stop
+from lrft.data.encode import placed
+from lrft.data.example import Example
+from lrft.data.prompts import Asker
+from lrft.data.rewrite import Rewriting
+from lrft.data.rows import Rows
+from lrft.evaluation.answers_file import AnswersFile
+from lrft.evaluation.progress import EvaluationBar
+from lrft.evaluation.sampling import Sampling
+from lrft.evaluation.subject import Progress, Subject
+from lrft.files.write import write_file
+from lrft.model.load import load_model
+from lrft.recipe.load import LoadedRecipe, as_loaded
+from lrft.recipe.schema import Recipe
+from lrft.registry.errors import UsageError
+from lrft.registry.json import Json
+from lrft.training.device import make_accelerator
+from lrft.training.folder import find
+
+
+class Augmented(TypedDict):
+    """What a call did.
+
+    Attributes:
+        rows: in `out`; `refused` answers made none, by what was wrong with them.
+        answers: all of them, in a file of their own; `before` were there.
+    """
+
+    out: str
+    rows: int
+    refused: dict[str, int]
+    answers: str
+    before: int
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who is asked.
+
+    Attributes:
+        asker: None for a base model, which is asked as its chat template asks, or in plain text.
+        name: what it is called in the rows.
+        about: what decides its answers.
+    """
+
+    subject: Subject
+    asker: Asker | None
+    name: str
+    about: Mapping[str, Json]
+
+    def ids(self, question: str) -> list[int]:
+        """The tokens of a question."""
+        if self.asker is not None:
+            return self.asker.ids(self.asker.text(question))
+        renderer = self.subject.renderer
+        if renderer.tokenizer.chat_template:
+            return renderer.asked(Example(messages=({"role": "user", "content": question},)))
+        return renderer.asked(Example(prompt=question))
+
+
+def augment_rows(
+    recipe: LoadedRecipe | Path | str,
+    prompt: Path | str,
+    out: Path | str,
+    into: str | None = None,
+    run: Path | str | None = None,
+    times: int = 1,
+    sampling: Sampling | None = None,
+    max_new_tokens: int = 256,
+    *,
+    overrides: Sequence[str] = (),
+    trust_remote_code: bool = False,
+) -> Augmented:
+    """Ask a model about every training row, and write what it answers as new rows, each with a column `augmented`.
+
+    All answers go into `out` with `.answers` before its ending; killed, the same command goes on there, and `out` is
+    written when it has the last.
+
+    Args:
+        prompt: a file with the question, in which `{question}` is the column `question`.
+        out: a .jsonl file.
+        into: the column whose text an answer replaces; by default an answer is a row itself, as a JSON object.
+        run: who is asked, as it was taught to be; by default the recipe's base model.
+        times: answers to each row, drawn one after the other.
+
+    Raises:
+        UsageError: words that mean nothing, or `out` holds something else.
+        DataError: the rows cannot be read, or lack a column.
+    """
+    path, sampling = Path(out), sampling or Sampling()
+    _check(path, times, sampling, max_new_tokens)
+    file = AnswersFile(path.with_suffix(".answers.jsonl"))
+
+    def kept() -> str:
+        return f"{file.written} answers are in {file.path}; the same command goes on"
+
+    with stop.listening(kept), EvaluationBar() as show:
+        chosen = with_format(as_loaded(recipe, overrides)).recipe
+        renderer = read_renderer(chosen, trust_remote_code).renderer
+        rewriting = Rewriting(_template(Path(prompt)), into, renderer.format)
+        rewriting.check()
+        rows, questions = _asked(training_rows(chosen), rewriting, times)
+        writer = _writer(chosen, run, trust_remote_code, show)
+        ids = [writer.ids(question) for question in questions]
+        about: dict[str, Json] = {
+            **writer.about,
+            "prompts_sha256": hashlib.sha256(repr(ids).encode()).hexdigest(),
+            "max_new_tokens": max_new_tokens,
+            "sampling": asdict(sampling),
+            "batch_tokens": writer.subject.batch_tokens,
+        }
+        done = write_answers(writer.subject, rows, ids, file, about, max_new_tokens, sampling, None)
+        count, refused = _write(path, file.path, rewriting, rows, times, writer.name)
+    return {
+        "out": str(path),
+        "rows": count,
+        "refused": refused,
+        "answers": done["out"],
+        "before": done["before"],
+    }
+
+
+def _check(out: Path, times: int, sampling: Sampling, max_new_tokens: int) -> None:
+    sampling.check()
+    if out.suffix != ".jsonl":
+        raise UsageError(f"--out {out}: rows are JSON, one a line; give a name that ends in .jsonl")
+    if max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
+    if times > 1 and sampling.greedy:
+        raise UsageError(
+            f"--times {times}: at temperature 0 every answer to a row is the same; add --temperature"
+        )
+
+
+def _asked(rows: Rows, rewriting: Rewriting, times: int) -> tuple[Rows, list[str]]:
+    """Every row as often as it is asked about, and the questions."""
+    questions: list[str] = []
+    for index, row in enumerate(rows):
+        stop.poll()
+        with placed(rows, index):
+            questions += [rewriting.question(row)] * times
+    return rows.chosen([k for k in range(len(rows)) for _ in range(times)]), questions
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--prompt {path}: cannot be read as a text ({error}); name a UTF-8 file") from None
+
+
+def _writer(recipe: Recipe, run: Path | str | None, trusted: bool, progress: Progress) -> Writer:
+    """The base of the recipe, or a run."""
+    if run is not None:
+        folder = find(run)
+        folder.trusted = trusted
+        its, text, adaptation = open_run(folder)
+        assert folder.opened is not None, "open_run opens one"
+        target = subject(its, text, adaptation.model, progress)
+        about: dict[str, Json] = {"checkpoint_sha256": folder.opened.manifest_sha256}
+        return Writer(target, Asker(text.renderer, sample_row(its, text)), folder.path.name, about)
+    device = make_accelerator(recipe.train.device, recipe.model.dtype).device
+    model = load_model(recipe.model, device=device, trust_remote_code=trusted, seed=recipe.train.seed)
+    model.hf.to(device)
+    model.eval()
+    target = subject(recipe, read_renderer(recipe, trusted), model, progress)
+    return Writer(target, None, recipe.model.name, {"base": model.fingerprint})
+
+
+def _write(
+    path: Path, answers: Path, rewriting: Rewriting, rows: Rows, times: int, by: str
+) -> tuple[int, dict[str, int]]:
+    """The rows that the answers make; how many, and how many make none.
+
+    Raises:
+        UsageError: the file holds something else.
+    """
+    lines: list[str] = []
+    refused = Counter[str]()
+    with answers.open(encoding="utf-8") as given:
+        for index, line in enumerate(given):
+            answer = json.loads(line)
+            about: dict[str, Json] = {"from": rows.where(index), "by": by, "draw": index % times}
+            made = rewriting.written(rows[index], answer["output"], about) if answer["stopped"] else "cut off"
+            if isinstance(made, str):
+                refused[made] += 1
+            else:
+                lines.append(json.dumps(made, ensure_ascii=False, default=str) + "\n")
+    content = "".join(lines)
+    if path.exists() and path.read_bytes() != content.encode():
+        raise UsageError(
+            f"--out {path}: is there already and holds other rows; give another name, or remove it"
+        )
+    with stop.held():
+        write_file(path, content, f"--out {path}")
+    return len(lines), dict(sorted(refused.items()))
