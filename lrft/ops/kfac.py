@@ -57,7 +57,8 @@ def _root(rows: Tensor, rank: int) -> Tensor:
     """U S (d, k) of the leading singular triples of rows^T, through the smaller of the two products; k <= rank."""
     m, d = rows.shape
     if m <= d:
-        _, vectors = torch.linalg.eigh(rows @ rows.mT)
-        return rows.mT @ vectors[:, -rank:]
-    values, vectors = torch.linalg.eigh(rows.mT @ rows)
-    return vectors[:, -rank:] * values[-rank:].clamp_min(0).sqrt()
+        root: Tensor = rows.mT @ torch.linalg.eigh(rows @ rows.mT).eigenvectors[:, -rank:]
+        return root
+    found = torch.linalg.eigh(rows.mT @ rows)
+    root = found.eigenvectors[:, -rank:] * found.eigenvalues[-rank:].clamp_min(0).sqrt()
+    return root

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -62,7 +63,7 @@ def write_posterior(run: Path, posterior: Posterior, about: Mapping[str, Json]) 
     return path
 
 
-def read_record(run: Path) -> dict[str, Json]:
+def read_record(run: Path) -> dict[str, Any]:
     """What posterior.json says, once everything in the folder is what was written.
 
     Raises:
@@ -76,7 +77,7 @@ def read_record(run: Path) -> dict[str, Json]:
     problem = folder_fault(path) if is_covered(path) else f"has no {MANIFEST}"
     if problem:
         raise DamagedFile(path, problem, remedy)
-    found: dict[str, Json] = read_object(path / RECORD, PosteriorRecord, within=path)
+    found = read_object(path / RECORD, PosteriorRecord, within=path)
     if found["format"] != FORMAT:
         raise DamagedFile(
             path / RECORD, f"is of another version (format {found['format']}, not {FORMAT})", remedy
@@ -84,7 +85,7 @@ def read_record(run: Path) -> dict[str, Json]:
     return found
 
 
-def read_posterior(run: Path, record: Mapping[str, Json], pairs: Sequence[Pair]) -> Posterior:
+def read_posterior(run: Path, record: Mapping[str, Any], pairs: Sequence[Pair]) -> Posterior:
     """The posterior, whose factors are those of these sites.
 
     Raises:
@@ -108,10 +109,6 @@ def read_posterior(run: Path, record: Mapping[str, Json], pairs: Sequence[Pair])
             )
             blocks[name] = Block(Factor(left, left_values), Factor(right, right_values))
     chosen = Tried(
-        float(record["temperature"]),  # type: ignore[arg-type]
-        float(record["prior_precision"]),  # type: ignore[arg-type]
-        float(record["log_evidence"]),  # type: ignore[arg-type]
-        float(record["log_likelihood"]),  # type: ignore[arg-type]
+        record["temperature"], record["prior_precision"], record["log_evidence"], record["log_likelihood"]
     )
-    rows, parameters = int(record["rows"]), int(record["parameters"])  # type: ignore[call-overload]
-    return Posterior(blocks, chosen, [chosen], rows, parameters)
+    return Posterior(blocks, chosen, [chosen], record["rows"], record["parameters"])

@@ -46,6 +46,7 @@ class Forgetting(Task):
 
     version = "forgetting-1"
     better = {"loss_change": "lower", "loss_after": "lower", "acc_change": "higher", "acc_after": "higher"}
+    per_token = True
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="kept corpus; by default data.eval")

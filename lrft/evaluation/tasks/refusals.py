@@ -98,20 +98,26 @@ class Refusals(Task):
         rows = self.rows(subject, limit)
         before, after = self._refused(subject, rows)
         metrics = refusal_scores(before, after, self.config.most)
-        more: dict[str, Json] = {
-            "phrases": sorted({*PHRASES, *map(normal, self.config.phrases)}),
-            "not_refused_any_more": [
-                hashlib.sha256(repr(sorted(rows[i].items())).encode()).hexdigest()
-                for i, (old, new) in enumerate(zip(before, after, strict=True))
-                if old and not new
-            ],
-        }
+        changed: list[Json] = [
+            hashlib.sha256(repr(sorted(rows[i].items())).encode()).hexdigest()
+            for i, (old, new) in enumerate(zip(before, after, strict=True))
+            if old and not new
+        ]
+        phrases: list[Json] = [*sorted({*PHRASES, *map(normal, self.config.phrases)})]
+        fingerprint = None
         if self.config.harmless is not None:
             harmless = read_rows(self.config.harmless, "eval", subject.data_seed).first(limit)
             found = refusal_scores(*self._refused(subject, harmless), 1.0)
             metrics |= {f"harmless_{name}": found[name] for name in HARMLESS}
-            more["harmless_fingerprint"] = harmless.fingerprint
-        return self.result(subject, rows, metrics, **more)
+            fingerprint = harmless.fingerprint
+        return self.result(
+            subject,
+            rows,
+            metrics,
+            phrases_of_a_refusal=phrases,
+            not_refused_any_more=changed,
+            harmless_fingerprint=fingerprint,
+        )
 
     def _refused(self, subject: Subject, rows: Rows) -> tuple[list[bool], list[bool]]:
         asker = Asker(self.renderer(subject))
