@@ -82,6 +82,7 @@ def looks(
         EvaluationStopped: somebody asked to stop.
         NumericalError: a logit is no finite number.
     """
+    subject.model.eval()  # dropout is off, as in the posterior's mode
     for parameter in subject.model.parameters():
         parameter.requires_grad_(False)
     for factor in parameters_of(pairs):

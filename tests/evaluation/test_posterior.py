@@ -16,6 +16,7 @@ from lrft.evaluation.posterior import fit, probabilities
 from lrft.evaluation.probabilities import expected_calibration_error, probability_scores
 from lrft.ops.laplace import fisher_roots, variance
 from lrft.registry.errors import DataError, UsageError
+from tests.evaluation.conftest import adapt
 from tests.evaluation.test_multiple_choice import LETTERS, TRUTH, row
 
 CHOICES = [
@@ -37,7 +38,10 @@ def brute(subject, choice: Choice, factor: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.autograd.grad(f, factor, retain_graph=True)[0] for f in logits])
 
 
-def test_jacobians_are_those_of_the_model(dense_subject):
+@pytest.mark.parametrize("storage", ["none", "nf4_reference"])
+def test_jacobians_are_those_of_the_model(make_subject, storage):
+    dense_subject = make_subject()
+    adapt(dense_subject, storage)
     pairs = trained_pairs(dense_subject.model)
     ((indices, logits, found),) = looks(dense_subject, pairs, CHOICES, "", 512)
     for place, index in enumerate(indices):
