@@ -27,6 +27,7 @@ from lrft.commands.inspect import inspect_command
 from lrft.commands.merge import merge_command
 from lrft.commands.output import OneDocument, asks_for_json
 from lrft.commands.plan import plan_command
+from lrft.commands.posterior import posterior_command
 from lrft.commands.report import report_command
 from lrft.commands.reproduce import reproduce_command
 from lrft.commands.search import search_command
@@ -52,6 +53,7 @@ app.command("train")(train_command)
 app.command("federate")(federate_command)
 app.command("plan")(plan_command)
 app.command("eval")(eval_command)
+app.command("posterior")(posterior_command)
 app.command("chat")(chat_command)
 app.command("serve")(serve_command)
 app.command("generate")(generate_command)

@@ -130,6 +130,9 @@ ON_DEMAND = {
         "test_gpu_check_rehearses": "going on after a failure, in the same file",
         "test_same_bytes_finds": "test_recipes, which compares bytes of every method",
     },
+    "tests/commands/test_posterior.py": {
+        "test_what_can_have_no_posterior": "the refusals of tests/evaluation/test_posterior.py",
+    },
     "tests/commands/test_profile.py": {
         "test_a_run_goes_on_with_a_profile": "a profiled run trains the same bytes",
     },

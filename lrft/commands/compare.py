@@ -11,6 +11,7 @@ from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCo
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
+    from lrft.lab.compare.bases import Bases
     from lrft.lab.compare.record import Comparison
 
 
@@ -35,6 +36,10 @@ def compare_command(
             min=1,
         ),
     ] = None,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(help="Base model to score as it is, untrained, on one recipe's tasks; two or more."),
+    ] = None,
     cluster: Cluster = None,
     cluster_set: ClusterSet = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -45,10 +50,17 @@ def compare_command(
 
     Example: lrft compare a.yaml b.yaml train.max_steps=100 --out compared
     """
+    from lrft.lab.compare.bases import compare_bases
     from lrft.lab.compare.command import compare_recipes
     from lrft.lab.compare.settings import parse_settings
+    from lrft.registry.errors import UsageError
 
     silence(quiet)
+    if base:
+        if lr_search or cluster or cluster_set:
+            raise UsageError("--base: nothing is trained, so leave out --lr-search and --cluster")
+        result(compare_bases(arguments, base, out, trust_remote_code), as_json, _show_bases)
+        return
     settings = parse_settings(
         out,
         by=match,
@@ -73,3 +85,19 @@ def _show(record: Comparison) -> None:
     for row in rows:
         shown.add_row(*row)
     show_table(shown)
+
+
+def _show_bases(found: Bases) -> None:
+    from lrft.evaluation.report import plain_table
+
+    show_table(plain_table(found["scores"]))
+    print()
+    for score, best in found["best"].items():
+        print(f"{score}: {best['base']}, {best['value']:.4f} ({best['better']} is better)")
+        for other, pair in best["against"].items():
+            alone = (
+                f"{pair['best_alone']} rows right that {other} has wrong, {pair['other_alone']} the other way"
+            )
+            print(f"  {alone}, p {pair['mcnemar_p']:.2g}")
+    for line in found["not_ranked"]:
+        print(f"not ranked: {line}")

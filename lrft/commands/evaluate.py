@@ -31,6 +31,12 @@ def eval_command(
         str | None,
         typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
     ] = None,
+    posterior: Annotated[
+        bool,
+        typer.Option(
+            "--posterior", help="Score multiple choice with what lrft posterior measured, and without."
+        ),
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -40,6 +46,7 @@ def eval_command(
     Example: lrft eval --baseline --task gsm8k --limit 200
     """
     from lrft.api.asking.evaluate import evaluate
+    from lrft.api.asking.posterior import score_posterior
     from lrft.evaluation.progress import EvaluationBar
     from lrft.evaluation.report import NotReported, plain_table, table
     from lrft.registry.errors import Interrupted, UsageError
@@ -48,10 +55,17 @@ def eval_command(
     names = [name.strip() for name in (harness or "").split(",") if name.strip()]
     if harness is not None and not names:
         raise UsageError("--harness: name a task of lm-evaluation-harness, or several with commas between")
+    if posterior and (task or names or baseline):
+        raise UsageError(
+            "--posterior scores multiple choice alone; leave out --task, --harness and --baseline"
+        )
     failure: NotReported | None = None
     try:
         with EvaluationBar() as show:
-            found = evaluate(run, task or [], limit, baseline, show, checkpoint, names, trust_remote_code)
+            if posterior:
+                found = score_posterior(run, limit, show, checkpoint, trust_remote_code)
+            else:
+                found = evaluate(run, task or [], limit, baseline, show, checkpoint, names, trust_remote_code)
     except NotReported as error:  # no score is lost for the want of a file
         found, failure = {label: dict(tasks) for label, tasks in error.results.items()}, error
     except Interrupted as stopped:

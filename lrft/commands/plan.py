@@ -14,6 +14,7 @@ from lrft.core.notes import silence
 
 if TYPE_CHECKING:
     from lrft.api.planning.ahead import Ahead
+    from lrft.api.planning.predict import Predicted
 
 MINUTE, HOUR = 60, 3600
 
@@ -29,6 +30,15 @@ def plan_command(
         str | None,
         typer.Option(help="Memory to fit into, as 24GiB; by default the GPU's, or without one the free RAM."),
     ] = None,
+    predict: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Short run of the recipe, to predict time and loss from; may be repeated.", metavar="RUN"
+        ),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(help="Of an hour, for the cost that --predict says.", metavar="X")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -40,9 +50,17 @@ def plan_command(
     silence(quiet)
     with stop.at_once(), sought_rarely():
         from lrft.api.planning.ahead import plan_ahead
+        from lrft.api.planning.predict import predict as predict_from
+        from lrft.registry.errors import UsageError
 
+        if price is not None and not predict:
+            raise UsageError("--price: a cost is predicted from short runs; add --predict RUN")
         found = plan_ahead(recipe, device, trust_remote_code, overrides=overrides or [])
-    result(found, as_json, _show)
+        told = predict_from(recipe, predict, price, overrides=overrides or []) if predict else None
+    if told is None:
+        result(found, as_json, _show)
+        return
+    result({**found, "predicted": told}, as_json, lambda _: (_show(found), _show_predicted(told)))
 
 
 def _show(plan: Ahead) -> None:
@@ -116,3 +134,23 @@ def _time(plan: Ahead) -> str:
 def gib(size: int) -> str:
     """Bytes in GiB, to two digits."""
     return f"{size / 2**30:,.2f}"
+
+
+def _show_predicted(found: Predicted) -> None:
+    speed, quality = found["speed"], found["quality"]
+    cost = "" if found["cost"] is None else f", cost {found['cost']:,.2f}"
+    print()
+    print(f"predicted: {found['steps']:,} steps in {found['seconds'] / HOUR:.2f} hours{cost}")
+    if speed["a"] is None:
+        where = f"the median of {', '.join(speed['runs'])}"
+    else:
+        where = f"{speed['a']:.3g} + {speed['b']:.3g} ln(rows of a step), error {speed['rmse']:.2g}"
+    print(f"  {speed['rows_per_second']:.3g} rows a second: {where}")
+    interval = f"{quality['low']:.3f} to {quality['high']:.3f}"
+    print(f"  {quality['metric']} {quality['loss']:.3f} at the end, 95 % {interval}")
+    fitted = f"{quality['floor']:.3f} + A step^-{quality['alpha']:.2g}"
+    through = f"through {quality['points']} points of {quality['run']}"
+    print(f"  {fitted} {through}, {quality['times_as_far']:.1f} times as far")
+    print(
+        f"  two thirds of the points said {quality['tried']:.3f} of the last, which is {quality['seen']:.3f}"
+    )

@@ -222,3 +222,18 @@ class ModelConfig(Record):
     """config.json of a model, as far as it is looked at here."""
 
     architectures: list[str] | None = None
+
+
+class PosteriorRecord(Record):
+    """posterior.json of a posterior over an adapter's factors."""
+
+    format: int
+    checkpoint: str
+    checkpoint_sha256: str
+    layers: str
+    temperature: float = Field(gt=0)
+    prior_precision: float = Field(gt=0)
+    log_evidence: float
+    log_likelihood: float
+    rows: int = Field(ge=0)
+    parameters: int = Field(ge=0)

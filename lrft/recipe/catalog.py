@@ -18,8 +18,8 @@ from lrft.registry.json import Json
 from lrft.registry.registry import Declaration, Registry
 from lrft.registry.traits import TRAITS
 
-# A `--method` of `lrft search`, `lrft data select` or `lrft combine` chooses these, and no recipe does; rewards stand in
-# the section of an objective.
+# A `--method` of `lrft search`, `lrft data select` or `lrft combine` chooses these, and no recipe does; rewards
+# stand in the section of an objective.
 CATALOG: dict[str, Registry] = {
     **OF_RECIPES,
     "objective.rewards": REWARDS,

@@ -38,8 +38,12 @@ OPTIONS = {
         *("--trust-remote-code", *TALK),
     },
     "federate": {"--out", "--resume", "--dry-run", *TRUST, *TALK},
-    "plan": {"--device", *TRUST, *TALK},
-    "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", *TRUST, *TALK},
+    "plan": {"--device", "--predict", "--price", *TRUST, *TALK},
+    "eval": {"--task", "--harness", "--limit", "--baseline", "--checkpoint", "--posterior", *TRUST, *TALK},
+    "posterior": {
+        *("--layers", "--rank", "--above", "--temperature", "--limit", "--checkpoint"),
+        *(*TRUST, *TALK),
+    },
     "chat": {"--base", *SAMPLING, *TRUST, *TALK},
     "generate": {"--out", "--base", *SAMPLING, *TRUST, *TALK},
     "serve": {
@@ -64,7 +68,7 @@ OPTIONS = {
     "report": {"--out", "--png", "--inspect", *TALK},
     "find-lr": {"--from", "--to", "--steps", "--plot", "--trust-remote-code", *TALK},
     "compare": {
-        *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs"),
+        *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs", "--base"),
         *("--cluster", "--cluster-set", *TRUST, *TALK),
     },
     "sweep": {"--out", "--arms", "--metric", "--jobs", "--keep-checkpoints", *TRUST, *TALK},

@@ -57,6 +57,7 @@ class Command:
         told: what is printed all the same when the files cannot be written.
         compared: paths of which the bytes are compared with those of a whole disk.
         typed: lines that it reads.
+        recipe: what the run was trained by.
     """
 
     words: tuple[str, ...]
@@ -65,12 +66,14 @@ class Command:
     told: str = ""
     compared: str = ""
     typed: str = ""
+    recipe: str = "recipe.yaml"
 
 
 COMMANDS = {
     "train": Command(("train", "recipe.yaml", "--out", "run"), trained=False),
     "resume": Command(("train", "run", "--resume"), halfway=True),
     "eval": Command(("eval", "run"), told="loss", compared="run/eval"),
+    "posterior": Command(("posterior", "run"), recipe="choices.yaml"),
     "merge": Command(("merge", "run", "--out", "out")),
     "merge-add": Command(("merge", "run", "--add", "run", "--out", "out")),
     **({"merge-in-bits": Command((*IN_BITS, "--keep-rank", "2"))} if find_spec("bitsandbytes") else {}),
@@ -161,6 +164,11 @@ class Bench:
         self.start.mkdir(parents=True)
         data = ROOT / "recipes" / "data" / "quickstart"
         (self.start / "recipe.yaml").write_text(RECIPE.format(model=model, data=data))
+        choices = RECIPE.format(model=model, data=".").replace("method: prompt_completion", "method: instruction")
+        (self.start / "choices.yaml").write_text(choices.replace("./t", "choices-t"))
+        for split, numbers in (("train", range(8)), ("test", range(8, 10))):
+            lines = "".join(json.dumps(_choice(k)) + "\n" for k in numbers)
+            (self.start / f"choices-{split}.jsonl").write_text(lines)
         (self.start / "space.yaml").write_text("adapter.rank: [1, 2]\n")
         (self.start / "prompts.txt").write_text("How many apples?\nAnd pears?\n")
         self._whole: dict[str, tuple[dict[str, bytes], int]] = {}
@@ -171,17 +179,17 @@ class Bench:
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(self.start, place)
         if command.trained:
-            shutil.copytree(self._trained(), place / "run")
+            shutil.copytree(self._trained(command.recipe), place / "run")
         if command.halfway:
             for path in ("checkpoints/step-2", "adapter", "last", "best", "result.json"):
                 _remove(place / "run" / path)
         return place
 
-    def _trained(self) -> Path:
-        run = self.folder / "trained" / "run"
+    def _trained(self, recipe: str) -> Path:
+        run = self.folder / f"trained-{recipe}" / "run"
         if not run.exists():
             shutil.copytree(self.start, run.parent)
-            ended = call(run.parent, COMMANDS["train"].words)
+            ended = call(run.parent, ("train", recipe, "--out", "run"))
             assert ended.code == 0, ended
         return run
 
@@ -195,6 +203,12 @@ class Bench:
             assert ended.code == 0, ended
             self._whole[name] = contents(place), len(disk.done)
         return self._whole[name]
+
+
+def _choice(k: int) -> dict[str, str]:
+    answer = "ab"[k % 2]
+    asked = f"Is {k} odd?\n\nA: no B: yes\n\nAnswer format: a/b"
+    return {"instruction": asked, "input": "", "output": f"the answer is {answer}", "answer": answer}
 
 
 def attack(bench: Bench, name: str, at: int, number: int, stays: bool) -> list[str]:

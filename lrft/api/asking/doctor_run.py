@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lrft.api.asking.posterior_folder import FOLDER as POSTERIOR
 from lrft.export.checks import Check, check
 from lrft.files.sums import MANIFEST, folder_fault
 from lrft.registry.errors import DamagedFile, LrftError, MissingFile
@@ -31,6 +32,7 @@ def check_run(folder: RunFolder) -> tuple[list[Check], list[str], list[str]]:
         check(f"{len(steps)} checkpoints are whole", broken),
         check("the newest checkpoint is of this recipe and this run", [] if recipe else _strangers(folder)),
         check("the adapters are what was written", faults),
+        *([check("the posterior is what was written", _posterior(folder))] if folder.has(POSTERIOR) else []),
         check(f"every line of {METRICS} can be read", _lines(folder)),
     ]
     told = [f"checkpoints/{name} is no checkpoint, and is left alone" for name in odd]
@@ -81,6 +83,11 @@ def _strangers(folder: RunFolder) -> list[object]:
         except DamagedFile as error:
             return [error]
     return []
+
+
+def _posterior(folder: RunFolder) -> list[object]:
+    problem = folder_fault(folder.path / POSTERIOR)
+    return [f"{POSTERIOR}/: {problem}"] if problem else []
 
 
 def _lines(folder: RunFolder) -> list[object]:

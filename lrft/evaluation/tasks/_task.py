@@ -46,6 +46,7 @@ class Task:
     Attributes:
         better: metrics that say how good the model is -> `higher` or `lower`, whichever is better. A recipe may choose
             one of them as `train.metric`, and a training with `train.eval_tasks_every` records them.
+        per_token: they are means over tokens, so that models with other tokens do not compare by them.
     """
 
     name: ClassVar[str]
@@ -53,6 +54,7 @@ class Task:
     provides: ClassVar[set[str]] = set()
     requires: ClassVar[set[str]] = set()
     better: ClassVar[dict[str, str]] = {}
+    per_token: ClassVar[bool] = False
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: MethodConfig) -> None:

@@ -41,6 +41,7 @@ class Loss(Task):
     version = "loss-1"
     provides = {"any_model"}
     better = {"loss": "lower", "perplexity": "lower"}
+    per_token = True
 
     class Config(MethodConfig):
         data: Source | None = Field(None, description="rows to score; by default data.eval")
