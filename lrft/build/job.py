@@ -14,6 +14,7 @@ from lrft.build.adapt import Adaptation
 from lrft.build.adapter_folder import write_adapter
 from lrft.build.began import how_it_began, known_as
 from lrft.build.compiling import worth_compiling
+from lrft.build.in_turn import make_task_scores, tasks_of
 from lrft.build.scoring import make_scorer
 from lrft.build.steps import in_step, train_data
 from lrft.build.text import Text
@@ -92,8 +93,7 @@ def assemble(
     """
     model, settings = adaptation.model, recipe.train
     processes, rank = accelerator.num_processes, accelerator.process_index
-    if recipe.optimizer.per_layer and processes > 1:
-        raise RecipeError("gradients freed at once cannot be summed over processes", "optimizer.per_layer")
+    _check_processes(recipe, processes)
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
     ends = schedule.ends_of(data.total_steps(settings.max_steps, settings.epochs), settings.extended)
@@ -115,6 +115,7 @@ def assemble(
         team=adaptation.team,
         compiled=worth_compiling(recipe, adaptation, ends[0]),
         earlier_ends=tuple(ends[:-1]),
+        tasks=tasks_of(data),
         where="row {}".format if text.rows is None else text.rows.where,
     )
     began = how_it_began(run, text, adaptation, folder.processes)
@@ -130,6 +131,11 @@ def assemble(
 
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
     return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
+
+
+def _check_processes(recipe: Recipe, processes: int) -> None:
+    if recipe.optimizer.per_layer and processes > 1:
+        raise RecipeError("gradients freed at once cannot be summed over processes", "optimizer.per_layer")
 
 
 def _loader(recipe: Recipe, trusted: bool) -> Callable[[], CausalLM]:
@@ -211,6 +217,7 @@ def _callbacks(recipe: Recipe, run: Run, text: Text, folder: RunFolder, identity
         *(ANALYSES.get(config.method)(config) for config in recipe.analyse),
         scale,
         scorer,
+        make_task_scores(recipe, run, text),
         MetricsFile(folder.path / METRICS),
         bar,
         *make_trackers(recipe, folder.path),

@@ -7,7 +7,9 @@ from dataclasses import replace
 from math import ceil
 
 from lrft.build.text import Text
+from lrft.data.mix import Mixture
 from lrft.data.steps import StepBatches, TrainData
+from lrft.data.tasks import TasksInTurn
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import RecipeError
@@ -22,7 +24,7 @@ def train_data(
     join: bool = False,
     began: int | None = None,
 ) -> TrainData:
-    """The training rows cut into steps, for process `rank` of `world`.
+    """The training rows cut into steps, for process `rank` of `world`; task by task where the sources are in turn.
 
     Args:
         packing: whether rows are packed, once it was tried on the model; by default as the recipe has it.
@@ -30,20 +32,29 @@ def train_data(
         began: how many processes the run began with: its steps keep their rows, however many there are now.
     """
     settings = recipe.train
-    data = TrainData(
-        text.train,
-        batch_size=settings.batch_size,
-        accumulation=settings.gradient_accumulation,
-        max_length=settings.max_length,
-        packing=settings.packing is not False if packing is None else packing,
-        seed=settings.seed,
-        pad_id=text.pad_id,
-        join=join,
-        world=world,
-        rank=rank,
-        mixture=text.mixture,
-    )
-    data.group = settings.gradient_accumulation * (began or world)
+
+    def cut(mixture: Mixture | None) -> TrainData:
+        data = TrainData(
+            text.train,
+            batch_size=settings.batch_size,
+            accumulation=settings.gradient_accumulation,
+            max_length=settings.max_length,
+            packing=settings.packing is not False if packing is None else packing,
+            seed=settings.seed,
+            pad_id=text.pad_id,
+            join=join,
+            world=world,
+            rank=rank,
+            mixture=mixture,
+        )
+        data.group = settings.gradient_accumulation * (began or world)
+        return data
+
+    mixture = text.mixture
+    if mixture is None or recipe.data.mix.order == "mixed":
+        return cut(mixture)
+    data = TasksInTurn([cut(mixture.only(place)) for place in mixture.places], mixture)
+    data.total_steps(settings.max_steps, settings.epochs)
     return data
 
 
