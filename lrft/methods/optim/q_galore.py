@@ -42,7 +42,7 @@ class QGaLore(GaLore):
     """
 
     aliases = {
-        "qgalore q_galore_adamw8bit": "adapter: null\ntrainable: full\noptimizer: q_galore",
+        "q_galore_adamw8bit": "adapter: null\ntrainable: full\noptimizer: q_galore",
     }
 
     class Config(GaLore.Config):
