@@ -192,8 +192,8 @@ def _opened(run: RunFolder) -> tuple[Recipe, OpenCheckpoint, dict[str, Tensor], 
             check_relied(saved, own, run.read(RUN))
             if is_record(saved):
                 raise UsageError(
-                    f"{saved.path}: holds what the steps were, not what they trained (optimizer.checkpoint: record); merge "
-                    "the run, and begin on the merged model"
+                    f"{saved.path}: holds what the steps were, not what they trained (optimizer.checkpoint: record); "
+                    "merge the run, and begin on the merged model"
                 )
             return own, saved, saved.tensors(), plan_of(saved, run)
     except (UsageError, CheckpointError) as error:
