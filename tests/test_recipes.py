@@ -19,6 +19,7 @@ from lrft.build.steps import check_steps
 from lrft.core.params import Site
 from lrft.model.trained import trained_tensors
 from lrft.recipe.load import LoadedRecipe, load_recipe
+from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, AXES, OBJECTIVES
 from lrft.registry.errors import NotMergeable
 from lrft.training.folder import RunFolder
@@ -37,6 +38,12 @@ MEETS = {"allocate": ("uniform",), "restart": (), "optimizer": ("adamw",), "obje
 def plain(path: Path) -> LoadedRecipe:
     """The recipe as it stands, for a model that is not asked."""
     return load_recipe(path, ["model.name=x/y"])
+
+
+def fits(override: str, recipe: Recipe) -> bool:
+    """Whether an override is of what the recipe has: a list of sources is set as a whole, and has limits of its own."""
+    section, key, *_ = override.split(".")
+    return section != "data" or not isinstance(getattr(recipe.data, key), list)
 
 
 def of_every_kind() -> list[Path]:
@@ -75,7 +82,8 @@ def trained(on_tiny, tmp_path_factory) -> Callable[[Path], Trained]:
                 ["train.gradient_accumulation=2"] if summed and not recipe.optimizer.per_layer else []
             )
             schedule = [COSINE] if recipe.schedule == usual else []
-            loaded = load_recipe(path, [*on_tiny(path), *SIX_STEPS, *schedule, *accumulation])
+            steps = [override for override in SIX_STEPS if fits(override, recipe)]
+            loaded = load_recipe(path, [*on_tiny(path), *steps, *schedule, *accumulation])
             folder = tmp_path_factory.mktemp("smoke") / path.stem
             made[path] = Trained(loaded, train(loaded, folder, resume=False), folder)
         return made[path]

@@ -33,6 +33,7 @@ from lrft.training.chosen import open_chosen
 from lrft.training.folder import RUN, RunFolder, find
 from lrft.training.opened import ADAPTER, OpenCheckpoint
 from lrft.training.relied import check_relied, own_recipe, plan_of
+from lrft.training.replayed import is_record
 from lrft.training.trained_on import KEY as TRAINED_ON
 
 
@@ -201,6 +202,11 @@ def _opened(run: RunFolder) -> tuple[Recipe, OpenCheckpoint, dict[str, Tensor], 
         own = own_recipe(run.path).recipe
         with open_chosen(run) as saved:
             check_relied(saved, own, run.read(RUN))
+            if is_record(saved):
+                raise UsageError(
+                    f"{saved.path}: holds what the steps were, not what they trained (optimizer.checkpoint: record); "
+                    "merge the run, and begin on the merged model"
+                )
             return own, saved, saved.tensors(), plan_of(saved, run)
     except (UsageError, CheckpointError) as error:
         raise RecipeError(str(error), KEY) from error

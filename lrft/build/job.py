@@ -14,6 +14,7 @@ from lrft.build.adapt import Adaptation
 from lrft.build.adapter_folder import write_adapter
 from lrft.build.began import how_it_began, known_as
 from lrft.build.compiling import worth_compiling
+from lrft.build.in_turn import make_task_scores, tasks_of
 from lrft.build.optimizing import build_optimizer
 from lrft.build.rollouts import Rollouts, make_rollouts
 from lrft.build.scoring import make_scorer
@@ -95,8 +96,7 @@ def assemble(
     """
     model, settings = adaptation.model, recipe.train
     processes, rank = accelerator.num_processes, accelerator.process_index
-    if recipe.optimizer.per_layer and processes > 1:
-        raise RecipeError("gradients freed at once cannot be summed over processes", "optimizer.per_layer")
+    _check_processes(recipe, processes)
     rows = adaptation.packing, adaptation.joined
     data = train_data(recipe, text, processes, rank, *rows, folder.processes)
     ends = schedule.ends_of(data.total_steps(settings.max_steps, settings.epochs), settings.extended)
@@ -118,6 +118,7 @@ def assemble(
         team=adaptation.team,
         compiled=worth_compiling(recipe, adaptation, ends[0]),
         earlier_ends=tuple(ends[:-1]),
+        tasks=tasks_of(data),
         where="row {}".format if text.rows is None else text.rows.where,
     )
     objective, taught_by = objective_of(recipe, text, adaptation, accelerator.device, trust_remote_code)
@@ -131,6 +132,11 @@ def assemble(
     whole = partial(train_data, recipe, text, 1, 0, *rows, folder.processes or processes)
     steps = partial(steps_left, run, ends[-1], data if rollouts is None else rollouts, whole)
     return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
+
+
+def _check_processes(recipe: Recipe, processes: int) -> None:
+    if recipe.optimizer.per_layer and processes > 1:
+        raise RecipeError("gradients freed at once cannot be summed over processes", "optimizer.per_layer")
 
 
 def _loader(recipe: Recipe, trusted: bool) -> Callable[[], CausalLM]:
@@ -207,6 +213,7 @@ def callbacks_of(
         *(ANALYSES.get(config.method)(config) for config in recipe.analyse),
         scale,
         scorer,
+        make_task_scores(recipe, run, text),
         MetricsFile(folder.path / METRICS),
         bar,
         *make_trackers(recipe, folder.path),

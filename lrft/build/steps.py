@@ -9,7 +9,9 @@ from typing import Protocol
 
 from lrft.build.text import Text
 from lrft.core.run import Run
+from lrft.data.mix import Mixture
 from lrft.data.steps import Shape, StepBatches, TrainData
+from lrft.data.tasks import TasksInTurn
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES
@@ -26,7 +28,7 @@ def train_data(
     join: bool = False,
     began: int | None = None,
 ) -> TrainData:
-    """The training rows cut into steps, for process `rank` of `world`.
+    """The training rows cut into steps, for process `rank` of `world`; task by task where the sources are in turn.
 
     Where the model draws the answers to learn, a row is a prompt: rows are not put together before there are answers.
 
@@ -38,21 +40,30 @@ def train_data(
     settings, draws = recipe.train, drawing(recipe)
     if draws is not None:
         packing, join = False, False
-    data = TrainData(
-        text.train,
-        batch_size=settings.batch_size,
-        accumulation=settings.gradient_accumulation,
-        max_length=settings.max_length,
-        packing=settings.packing is not False if packing is None else packing,
-        seed=settings.seed,
-        pad_id=text.pad_id,
-        join=join,
-        world=world,
-        rank=rank,
-        mixture=text.mixture,
-        repeats=1 if draws is None else draws.updates,
-    )
-    data.group = settings.gradient_accumulation * (began or world)
+
+    def cut(mixture: Mixture | None) -> TrainData:
+        data = TrainData(
+            text.train,
+            batch_size=settings.batch_size,
+            accumulation=settings.gradient_accumulation,
+            max_length=settings.max_length,
+            packing=settings.packing is not False if packing is None else packing,
+            seed=settings.seed,
+            pad_id=text.pad_id,
+            join=join,
+            world=world,
+            rank=rank,
+            mixture=mixture,
+            repeats=1 if draws is None else draws.updates,
+        )
+        data.group = settings.gradient_accumulation * (began or world)
+        return data
+
+    mixture = text.mixture
+    if mixture is None or recipe.data.mix.order == "mixed":
+        return cut(mixture)
+    data = TasksInTurn([cut(mixture.only(place)) for place in mixture.places], mixture)
+    data.total_steps(settings.max_steps, settings.epochs)
     return data
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lrft.core.adapter import Adapter, Additive, Factors
 from lrft.core.frozen import Changed, FrozenLinear
 from lrft.core.less import Less, changed, start_of
+from lrft.core.renewing import Renewing
 from lrft.registry.errors import NotMergeable
 
 
@@ -193,11 +194,19 @@ class Adapted(nn.Module):
             base.add_bias(change)
 
     @torch.no_grad()
-    def fold(self) -> None:
-        """Absorb the adapter's change whole and reset the adapter: the function stays as it was."""
+    def fold(self, renew: bool = False) -> None:
+        """Absorb the adapter's change whole and reset the adapter: the function stays as it was.
+
+        Args:
+            renew: what the adapter took from the weight it was put on, it takes from the one that it leaves.
+        """
         self.absorb()
         self.adapter.reset()
-        self.adapter.start(self.base.weight())
+        adapter, weight = self.adapter, self.base.weight()
+        if renew and isinstance(adapter, Renewing):
+            adapter.renew(weight)
+        else:
+            adapter.start(weight)
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:

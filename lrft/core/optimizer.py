@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +28,8 @@ class Optimizer(torch.optim.Optimizer):
             global norm to clip by, only `take_norm`.
         lighter: the method that does nearly the same with less state, or None.
         shared_state: names of state tensors that all parameters share, which are counted for none.
+        replays: checkpoints hold what its steps did (`record` of its `state_dict`) in the place of what trains, which
+            `replay` gives back to the bit.
     """
 
     name: ClassVar[str]
@@ -38,6 +40,7 @@ class Optimizer(torch.optim.Optimizer):
     consumes_gradients: ClassVar[bool] = False
     lighter: ClassVar[str | None] = None
     shared_state: tuple[str, ...] = ()
+    replays: bool = False
 
     @classmethod
     def build(cls, params: list[ParamInfo], config: Any) -> torch.optim.Optimizer:
@@ -61,6 +64,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def rejoin(self) -> None:
         """Bring the parameters back without a step, where one is left out after `lead`."""
+
+    def replay(self, record: Mapping[str, Tensor]) -> None:
+        """From parameters as they were before step 1 to those after the last step of a record, without a loss."""
+        raise NotImplementedError(f"{type(self).__name__} declares no record of its steps")
 
     def take_norm(self) -> Tensor | None:
         """The global L2 norm of the gradients consumed since the last call, 0-d; None where there were none."""

@@ -104,6 +104,8 @@ class Run:
         stopping: decided once a step, so that what is saved and what stops are the same step on every process.
         team: the processes that train together, as what is scored or cut into parts sees them.
         earlier_ends: steps after which the run was to end before it was extended, rising.
+        tasks: name of each task that is learnt one after the other -> the finished steps at its end; empty where all
+            rows are one.
         scaler: of the loss, where the activations are float16, else None.
         weights: the layers that train, for analyses; None where nobody gave them.
         score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
@@ -131,6 +133,7 @@ class Run:
     scaler: torch.amp.GradScaler | None = field(default=None, kw_only=True)
     compiled: bool = field(default=False, kw_only=True)
     earlier_ends: tuple[int, ...] = field(default=(), kw_only=True)
+    tasks: dict[str, int] = field(default_factory=dict, kw_only=True)
     where: Callable[[int], str] = field(default="row {}".format, kw_only=True)
     rows: tuple[int, ...] = field(init=False, default=())
     closure: Callable[[], Tensor] | None = field(init=False, default=None)
@@ -184,6 +187,11 @@ class Run:
     def at_an_end(self) -> bool:
         """Whether the step just finished is the last one, or was before the run was extended."""
         return self.step == self.total_steps or self.step in self.earlier_ends
+
+    @property
+    def at_a_border(self) -> bool:
+        """Whether a task ended with the step just finished and another one begins with the next."""
+        return self.step in list(self.tasks.values())[:-1]
 
     def adapted(self) -> Iterator[tuple[str, Adapted]]:
         """Every adapted site with its module path."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import ceil, floor
 
@@ -87,6 +88,7 @@ class Mixture:
     ) -> None:
         self.members = members
         self.seed = seed
+        self.places: Sequence[int] = range(len(members))
         sizes = [len(indices) for indices in members]
         counts = rows_of_an_epoch(sources, sizes, temperature, rows)
         self.shares = [
@@ -97,9 +99,15 @@ class Mixture:
     def visits(self, epoch: int) -> list[int]:
         """The rows of an epoch (from 0), source by source; a row that comes again is listed again."""
         found: list[int] = []
-        for place, (indices, share) in enumerate(zip(self.members, self.shares, strict=True)):
-            found += self._of_source(place, indices, share.an_epoch, epoch)
+        for place in self.places:
+            found += self._of_source(place, self.members[place], self.shares[place].an_epoch, epoch)
         return found
+
+    def only(self, place: int) -> Mixture:
+        """The same rows of one source, and none of the others."""
+        alone = copy(self)
+        alone.places = [place]
+        return alone
 
     def _of_source(self, place: int, indices: Sequence[int], count: int, epoch: int) -> list[int]:
         """Rows number epoch * count and following of all passes over a source, sorted."""
@@ -144,7 +152,7 @@ def rows_of_an_epoch(
     parts = [power / sum(powers) for power in powers]
     counts = [
         _capped(source, count)
-        for source, count in zip(sources, _apportioned(_total(rows, plain, parts), parts), strict=True)
+        for source, count in zip(sources, apportioned(_total(rows, plain, parts), parts), strict=True)
     ]
     for place, (source, count) in enumerate(zip(sources, counts, strict=True)):
         if not count:
@@ -169,8 +177,8 @@ def _total(rows: str | int, sizes: Sequence[int], parts: Sequence[float]) -> int
     return ceil(max(lasting) - NEARLY) if rows == "all_exhausted" else sum(sizes)
 
 
-def _apportioned(total: int, parts: Sequence[float]) -> list[int]:
-    """`total` in whole rows by these shares: rounded down, and what is left to the largest remainders, in order."""
+def apportioned(total: int, parts: Sequence[float]) -> list[int]:
+    """`total` in whole parts by these shares: rounded down, and what is left to the largest remainders, in order."""
     exact = [total * part for part in parts]
     counts = [floor(number + NEARLY) for number in exact]
     order = sorted(range(len(parts)), key=lambda k: (counts[k] - exact[k], k))

@@ -177,7 +177,7 @@ class TrainData:
 
     def shapes(self, epoch: int) -> Iterator[Shape]:
         """The shapes of an epoch's micro-batches, over all processes."""
-        for micro_batch in self._plan(epoch):
+        for micro_batch in self.layout(epoch):
             rows, length = self._laid_out(micro_batch)
             used = [sum(self.lengths[index] for index in row) for row in rows]
             examples = (self.encoded[index] for index in chain.from_iterable(rows))

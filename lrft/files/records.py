@@ -68,6 +68,14 @@ class SiteEntry(Record):
 PlanRecord = dict[str, SiteEntry]
 
 
+class TasksRecord(Record):
+    """Tasks that were learnt one after the other (`lrft.training.task_scores.record`)."""
+
+    names: list[str]
+    losses: list[list[float]]
+    forgetting: dict[str, float] = {}
+
+
 class ResultRecord(Record):
     """result.json."""
 
@@ -78,6 +86,7 @@ class ResultRecord(Record):
     peak_memory_bytes: int = 0
     name: str = ""
     scores: Plain = {}
+    tasks: TasksRecord | None = None
     best_checkpoint: str | None = None
 
 

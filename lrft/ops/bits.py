@@ -1,4 +1,4 @@
-"""Truth values, eight a byte."""
+"""Truth values, eight a byte, and numbers below sixteen, two a byte."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ def pack_bits(truths: Tensor) -> Tensor:
 def unpack_bits(packed: Tensor, count: int) -> Tensor:
     """The first `count` truth values of every row, (rows, count) bool."""
     return (packed[..., None] >> _places(packed.device) & 1).flatten(-2)[..., :count].bool()
+
+
+def pack_nibbles(numbers: Tensor) -> Tensor:
+    """(n,) uint8 below 16 -> (ceil(n / 2),) bytes, the first of two in the low half."""
+    low, high = F.pad(numbers, (0, len(numbers) % 2)).view(-1, 2).unbind(1)
+    packed: Tensor = low | high << 4
+    return packed
+
+
+def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
+    """The first `count` numbers, (count,) uint8."""
+    return torch.stack([packed & 15, packed >> 4], dim=1).view(-1)[:count]
 
 
 def _places(device: torch.device) -> Tensor:

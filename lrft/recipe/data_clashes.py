@@ -157,10 +157,30 @@ def _shares(settings: RecipeView) -> Iterator[Problem]:
         elif weighed and given.get("repeat") is not None:
             message = "is said by the weights already; remove it, or every weight"
             yield Problem(f"{key}.repeat", message)
-    for key, plain in (("temperature", 1.0), ("rows", "together")):
+    for key, plain in (("temperature", 1.0), ("rows", "together"), ("order", "mixed")):
         if len(sources) < 2 and settings[f"data.mix.{key}"] != plain:
             message = "is about several sources of data.train, and there is one; write a list of sources, or remove it"
             yield Problem(f"data.mix.{key}", message)
+
+
+def _tasks_in_turn(settings: RecipeView) -> Iterator[Problem]:
+    """Every task is learnt, as long as it was planned, and scored by itself."""
+    given, held = settings["data.train"], settings["data.eval"]
+    if settings["data.mix.order"] != "in_turn" or not isinstance(given, list):
+        return
+    scored = len(held) if isinstance(held, list) else int(held is not None)
+    if settings["data.split"] is None and scored != len(given):
+        message = (
+            f"has {scored} sources of held-out rows, and data.mix.order: in_turn scores each of {len(given)} tasks by "
+            "its own; write as many, in the order of data.train, or data.split"
+        )
+        yield Problem("data.eval", message)
+    for key in ("train.stop_below", "train.patience"):
+        if settings[key] is not None:
+            yield Problem(key, "could end a run before its last task, data.mix.order: in_turn; remove it")
+    if settings["train.extended"]:
+        message = "cannot be: the tasks of data.mix.order: in_turn were laid out over the run as it was planned; train"
+        yield Problem("train.extended", f"{message} anew for longer")
 
 
 def _windows(settings: RecipeView) -> Iterator[Problem]:
@@ -204,6 +224,7 @@ DATA_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _rows_left_out,
     _keys_of_another_kind,
     _shares,
+    _tasks_in_turn,
     _windows,
     _features_that_nobody_reads,
 )

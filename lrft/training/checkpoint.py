@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from lrft.training.checkpoint_folder import fault, write_folder
 from lrft.training.finite import check_saved
 from lrft.training.flatten import flatten, unflatten
 from lrft.training.opened import ADAPTER, FORMAT, OPTIMIZER, STATE, OpenCheckpoint
+from lrft.training.replayed import KEY as KEY_OF_RECORD
+from lrft.training.replayed import replays, sum_of_tensors
 from lrft.training.trained_on import KEY
 
 PARTS: tuple[Literal["optimizer", "callbacks"], ...] = ("optimizer", "callbacks")  # that hold tensors
@@ -64,7 +67,7 @@ def save_checkpoint(
     """Write `folder/step-N` from the run's state; a killed or failed write leaves older checkpoints intact.
 
     Args:
-        tensors: the adapter's tensors by name.
+        tensors: the adapter's tensors by name; their sum alone is kept where the optimizer's record gives them back.
         extra: plain values kept in state.json (the best score so far).
         anew: replace one of this step that is whole, which is left alone otherwise.
         finite: the step after which all numbers were last seen to be finite.
@@ -83,22 +86,33 @@ def save_checkpoint(
         **{f"callbacks.{k}": v for k, v in callback_tensors.items()},
     }
     check_saved(run, tensors, kept, finite)
+    record = replays(run.optimizer)
     state = {
         "step": run.step,
         "total_steps": run.total_steps,
         "optimizer": optimizer_values,
         "schedule": run.schedule.state_dict(),
         "callbacks": callback_values,
-        "parameters": [info.name for info in run.parameters],
+        "parameters": _names(run),
+        **({KEY_OF_RECORD: sum_of_tensors(tensors)} if record else {}),
         **extra,
     }
     files = {
-        ADAPTER: _encode(tensors),
+        ADAPTER: _encode({} if record else tensors),
         OPTIMIZER: _encode(kept),
-        STATE: json.dumps(state, indent=1, sort_keys=True).encode(),
+        STATE: json.dumps(state, indent=None if record else 1, sort_keys=True).encode(),
     }
-    write_folder(final, files, {"format": FORMAT, "step": run.step, **identity.record()})
+    about = identity.record()
+    if record:
+        about.pop("plan", None)  # one entry a site; plan.json is compared by the run's own manifest
+    write_folder(final, files, {"format": FORMAT, "step": run.step, **about})
     return final
+
+
+def _names(run: Run) -> list[str]:
+    """Of all parameters; their sum alone where a checkpoint is to be smaller than they are together."""
+    names = [info.name for info in run.parameters]
+    return [sha256("\n".join(names).encode()).hexdigest()] if replays(run.optimizer) else names
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
@@ -134,8 +148,7 @@ def restore(run: Run, saved: OpenCheckpoint) -> None:
         CheckpointError: the trainable parameters are not those of the checkpoint, or its state does not fit the run.
     """
     state = saved.state()
-    names = [info.name for info in run.parameters]
-    if state["parameters"] != names:
+    if state["parameters"] != _names(run):
         raise CheckpointError(f"{saved.path}: its trainable parameters are not those of this recipe")
     tensors = saved.tensors(OPTIMIZER)
     try:

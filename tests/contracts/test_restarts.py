@@ -48,10 +48,16 @@ together = pytest.mark.parametrize(
 )
 
 
+COUNTED = {"every": 4, "links": 3}  # settings under which a run of twelve steps restarts twice
+
+
 def short(name):
-    """Settings under which a run of twelve steps restarts several times."""
+    """Those of them that the restart has; one that has none restarts where a task ends."""
     fields = RESTARTS.declared(name).config.model_fields
-    return {"every": 4} if "every" in fields else {"links": 3}
+    return {key: value for key, value in COUNTED.items() if key in fields}
+
+
+counting = pytest.mark.parametrize("name", [name for name in RESTARTS.names() if short(name)])
 
 
 def make(name, storage="none", adapter="lora", total=TOTAL, seed=0, dtype=torch.float32, **settings):
@@ -81,7 +87,7 @@ def make(name, storage="none", adapter="lora", total=TOTAL, seed=0, dtype=torch.
         infos, OPTIMIZERS.declared("adamw").config(method="adamw", lr=0.01)
     )
     rates = schedule.build(optimizer, SCHEDULES.settings("linear"), total)
-    run = Run(model, infos, optimizer, rates, total, seed=seed)
+    run = Run(model, infos, optimizer, rates, total, seed=seed, tasks={"a": 4, "b": 8, "c": total})
     if name is not None:
         config = RESTARTS.declared(name).config(method=name, **(settings or short(name)))
         run.callbacks = [RESTARTS.get(name)(config)]
@@ -234,7 +240,7 @@ def test_a_restart_disturbs_no_other_draws(name):
     assert torch.equal(torch.get_rng_state(), expected[0])
 
 
-@every_restart
+@counting
 def test_a_run_too_short_to_restart_is_refused(name):
     config = make(name, total=2).callbacks[0].config
     with pytest.raises(RecipeError, match=r"restart\.\w+: .*use at most"):

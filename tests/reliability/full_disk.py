@@ -164,7 +164,9 @@ class Bench:
         self.start.mkdir(parents=True)
         data = ROOT / "recipes" / "data" / "quickstart"
         (self.start / "recipe.yaml").write_text(RECIPE.format(model=model, data=data))
-        choices = RECIPE.format(model=model, data=".").replace("method: prompt_completion", "method: instruction")
+        choices = RECIPE.format(model=model, data=".").replace(
+            "method: prompt_completion", "method: instruction"
+        )
         (self.start / "choices.yaml").write_text(choices.replace("./t", "choices-t"))
         for split, numbers in (("train", range(8)), ("test", range(8, 10))):
             lines = "".join(json.dumps(_choice(k)) + "\n" for k in numbers)

@@ -10,6 +10,7 @@ from lrft.api.opening.same_start import check_same_base, check_same_use
 from lrft.build.adapt import Adaptation, adapt
 from lrft.build.dataset import read_text
 from lrft.build.identify import identify
+from lrft.build.optimizing import build_optimizer
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
@@ -18,7 +19,13 @@ from lrft.data.example import Row
 from lrft.evaluation.progress import EvaluationBar
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
-from lrft.model.trained import base_parameters, load_trained_tensors, put_back
+from lrft.model.trained import (
+    base_parameters,
+    load_trained_tensors,
+    parameter_infos,
+    put_back,
+    trained_tensors,
+)
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DataError, UsageError
@@ -28,6 +35,7 @@ from lrft.training.device import make_accelerator
 from lrft.training.folder import RUN, RunFolder
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.relied import check_relied, own_recipe, plan_of
+from lrft.training.replayed import is_record, replay
 from lrft.training.trained_on import TrainedOn
 
 
@@ -100,21 +108,26 @@ def _with_adapter(
         now = identify(recipe, text)
         check_same_use(folder, saved, now)
         device = make_accelerator(recipe.train.device, recipe.model.dtype).device
-        tensors = saved.tensors()
+        tensors, record = saved.tensors(), is_record(saved)
         adaptation = adapt(
             recipe,
             device=device,
             trust_remote_code=folder.trusted,
-            saved=tensors,
-            planned=plan_of(saved, folder),
+            saved=None if record else tensors,
+            planned=None if record else plan_of(saved, folder),
             trains=False,
             sums=True,
             progress=show,
         )
-    now = replace(now, base=adaptation.model.weight_sums)
-    check_same_base(folder, saved, now)
-    checkpoint.check_identity(saved, checkpoint.Identity(recipe_hash(recipe), adaptation.model.fingerprint))
-    load_trained_tensors(adaptation.model, tensors)
+        now = replace(now, base=adaptation.model.weight_sums)
+        check_same_base(folder, saved, now)
+        known = checkpoint.Identity(recipe_hash(recipe), adaptation.model.fingerprint)
+        checkpoint.check_identity(saved, known)
+        if record:
+            optimizer = build_optimizer(recipe, parameter_infos(adaptation.model))
+            replay(optimizer, saved, trained_tensors(adaptation.model))
+        else:
+            load_trained_tensors(adaptation.model, tensors)
     adaptation.model.eval()
     return adaptation, now
 

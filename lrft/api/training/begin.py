@@ -21,11 +21,13 @@ from lrft.build.text import Text, check_text
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.subject import silent
+from lrft.model.trained import trained_tensors
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.training.folder import RUN, RunFolder
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.relied import plan_of
+from lrft.training.replayed import check_replayed, is_record
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,11 +69,13 @@ def begin(
         check_same_text(folder, saved, trained_on)
     tensors = None if saved is None else saved.tensors()
     planned = None if saved is None else plan_of(saved, folder)
-    adaptation = _adapted(recipe, text, tensors, planned, accelerator, trust_remote_code)
+    begun = (None, None) if saved is not None and is_record(saved) else (tensors, planned)
+    adaptation = _adapted(recipe, text, *begun, accelerator, trust_remote_code)
     _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
     known = recipe_hash(recipe), trust_remote_code, replace(trained_on, base=adaptation.model.weight_sums)
     put_together = assemble if recipe.federate is None else assemble_federation
     job = put_together(recipe, folder, text, adaptation, accelerator, *known)
+    check_replayed(job.run, trained_tensors(adaptation.model))
     if folder.started:
         check_same_start(job, saved)
     probe_tasks(recipe, subject(recipe, text, adaptation.model, team=adaptation.team))

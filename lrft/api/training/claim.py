@@ -57,11 +57,11 @@ def is_free(key: str) -> bool:
 
 
 def _scored_on(recipe: Recipe) -> tuple[str, ...]:
-    """The free keys that are not free in this run, as what it scores while it trains says which step is the best."""
-    settings = recipe.train
+    """The free keys that are not free in this run, by what it scores while it trains."""
+    settings, in_turn = recipe.train, recipe.data.mix.order == "in_turn"
     tasks = settings.eval_tasks_every is not None or settings.metric != LOSS
     return (
-        *(("eval.limit",) if tasks or settings.eval_every is not None else ()),
+        *(("eval.limit",) if tasks or in_turn or settings.eval_every is not None else ()),
         *(("eval.tasks",) if tasks else ()),
     )
 

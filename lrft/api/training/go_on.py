@@ -7,9 +7,10 @@ from torch import Tensor
 from lrft.api.opening.same_start import tell_versions
 from lrft.build.job import Job
 from lrft.core.notes import say
-from lrft.model.trained import load_trained_tensors
+from lrft.model.trained import load_trained_tensors, trained_tensors
 from lrft.training import checkpoint, schedule
 from lrft.training.opened import OpenCheckpoint
+from lrft.training.replayed import is_record, replay
 
 
 def go_on(job: Job, saved: OpenCheckpoint, tensors: dict[str, Tensor]) -> None:
@@ -20,7 +21,10 @@ def go_on(job: Job, saved: OpenCheckpoint, tensors: dict[str, Tensor]) -> None:
     """
     checkpoint.check_identity(saved, job.identity)
     tell_versions(job.folder, saved, job.run.device)
-    load_trained_tensors(job.adaptation.model, tensors)
+    if is_record(saved):
+        replay(job.run.optimizer, saved, trained_tensors(job.adaptation.model))
+    else:
+        load_trained_tensors(job.adaptation.model, tensors)
     checkpoint.restore(job.run, saved)
     saved.close()
     if job.folder.day is None:

@@ -119,6 +119,12 @@ def _notes(job: Job, trainable: int) -> Iterator[str]:
         yield (
             f"matrices: {shares['adapted']:.1%} adapted, {shares['quantized']:.1%} in few bits; {shares['sentence']}"
         )
+    if run.tasks:
+        begins = [1, *(end + 1 for end in run.tasks.values())]
+        parts = (
+            f"{name} in steps {a} to {b}" for a, (name, b) in zip(begins, run.tasks.items(), strict=False)
+        )
+        yield f"tasks in turn: {', '.join(parts)}; all are scored before the first and after each"
     yield f"{trainable:,} trainable parameters, {run.total_steps} steps, in {job.folder.path}"
     if _rounds_every_step(run):
         yield (

@@ -16,6 +16,7 @@ from lrft.lab.report.curves import curves, thinned, undrawn
 from lrft.lab.report.read import RunData
 from lrft.lab.report.scores import samples, scores
 from lrft.lab.report.settings import differences, machines, recipe_of
+from lrft.lab.report.tasks import tasks
 from lrft.lab.report.weights import Table, overall, spectra, weights_of
 from lrft.lab.spectra.measure import KEPT
 from lrft.registry.errors import UsageError
@@ -74,6 +75,7 @@ def _render(runs: Sequence[RunData], detail: Detail) -> str:
         spectra=spectra(runs),
         kept=KEPT,
         scores=scores(runs),
+        tasks=tasks(runs),
         samples=shown,
         samples_in_all=samples_in_all,
         recipes=[recipe_of(run) for run in runs],

@@ -58,7 +58,7 @@ class MGPO(LoRA):
     Optimization", EMNLP 2025 Findings, arXiv 2502.14538, by its authors' code, as read by others.
     Departures: their code perturbs every micro-batch and reads gradients that are summed in part, and moves the stored
     weight to and fro, which drifts in bfloat16; neither is followed. The first version of the paper, LoRA-GGPO, is
-    another method (random noise on the rows of W) of which no two sources agree; it is left out.
+    another method, random noise on the rows of W: `ggpo`.
     Advice: their runs on LLaMA-2-7B have `beta1` 0.8 in AdamW beside these defaults, on T5-base `rho: 0.05`,
     `beta: 0.9` and `beta1` 0.9. One forward and backward pass a step, as for LoRA.
     """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lrft.core.adapter import Additive, Branch, Factors, Formed, LowRank
 from lrft.core.params import Site
 from lrft.core.peft import PeftForm, lora_keys
+from lrft.core.renewing import Renewing
 from lrft.core.settling import Settling
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
@@ -35,7 +36,7 @@ def osf_form_tensors(adapter: OSF, start: OSF | None) -> dict[str, Tensor]:
 
 
 @ADAPTERS.register
-class OSF(Settling, LowRank):
+class OSF(Renewing, Settling, LowRank):
     """Orthogonal subspace fine-tuning (sculpting subspaces): constrained full fine-tuning for continual learning.
 
         W  = U_h diag(S_h) V_h + U_0 diag(S_0) V_0         the k largest singular triples, and the r others
@@ -47,8 +48,9 @@ class OSF(Settling, LowRank):
     is needed as an optimizer such as Adam rescales entry by entry and so leaves the subspace. The first is part of the
     gradient of U and V, so clipping sees what is left. W is that of the base, decomposed once, on attaching; the base
     keeps it, and W' = W + (U diag(S) - U_0 diag(S_0)) V + U_0 diag(S_0) (V - V_0) is what is computed, by products with
-    x, the differences in float32. A next task is a next run: merge, and train on the merged model, whose own leading
-    directions are then kept.
+    x, the differences in float32. Where a next task begins (`data.mix.order: in_turn`, `restart: each_task`), the
+    change moves into the base and W is decomposed anew, so that its own leading directions are then kept; so they are
+    in a run on the merged model.
 
     Shapes: U (out, r) = U_0, S (r) = S_0, V (r, in) = V_0, so W' = W at step 0. Beside them U_0, S_0, V_0 and, where W
     is not square, U_h (out, k) or V_h (k, in): that of the longer side, as the projection of the other is U_0 U_0^T or
@@ -61,8 +63,9 @@ class OSF(Settling, LowRank):
     OSF, which has no second one, so that drift adds up there.
     Departures: k is a share of d for all layers, where the paper has it between two shares by a layer's importance (the
     cosine of its input and output); the public scripts have fixed shares too. A quantized base is decomposed as it is
-    stored. A restart moves the change into the base and keeps the directions of the first decomposition. Exported as a
-    plain LoRA of rank 2 r: PEFT's own form decomposes whatever weight it is loaded on, which is not always this one.
+    stored. Any other restart moves the change into the base and keeps the directions of the first decomposition.
+    Exported as a plain LoRA of rank 2 r: PEFT's own form decomposes whatever weight it is loaded on, which is not
+    always this one.
     Advice: no weight decay, which pulls U, S and V and so W' itself towards 0. A whole SVD of every layer is made
     whenever a run is opened.
     """
@@ -112,6 +115,10 @@ class OSF(Settling, LowRank):
             self.get_buffer(name).copy_(found)
         self.started = True
         self.reset()
+
+    def renew(self, weight: Tensor) -> None:
+        self.started = False
+        self.start(weight)
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -90,6 +90,10 @@ class ProjectedAdamW(Optimizer):
         direction = adam_direction(state, grad, self.betas, self.eps)
         return direction, corrected_rate(lr, state["step"], self.betas)
 
+    def interval(self, state: State) -> int:
+        """Steps between two choices of a matrix's subspace."""
+        return self.config.update_every
+
     def new_basis(self, grad: Tensor, name: str, refresh: int) -> Basis:
         """The subspace chosen at the `refresh`-th time."""
         if self.config.projection == "svd":
@@ -129,7 +133,7 @@ class ProjectedAdamW(Optimizer):
         if not is_projected:
             state["step"] += 1
             return self.plain(param, state, grad, lr)
-        state["due"] |= state["step"] % self.config.update_every == 0
+        state["due"] |= state["step"] % self.interval(state) == 0
         basis = self.basis(state, grad, self.names[param])
         state["step"] += 1
         if basis is not None:

@@ -16,7 +16,7 @@ from lrft.methods.optim._directions import Draw, generator_of
 from lrft.methods.optim._torch import Group
 from lrft.methods.optim.mezo import MeZO
 from lrft.registry.axes import OPTIMIZERS
-from lrft.registry.config import Field
+from lrft.registry.config import ADDED, Annotated, Field, Iterator, Problem, RecipeView
 
 FINENESS, MOST = 16, 127  # steps of the logarithm between 1 and e, and the largest number of them
 ZERO = MOST + 1  # added to a logarithm's code, so that 0 is a slope of 0
@@ -38,14 +38,16 @@ class JustOneByte(MeZO):
     updates again, without a loss, to the bit in the same dtype on the same kind of device.
 
     Shapes: z as p; e, g, c, h one number a direction.
-    State: 0 bytes per number; of a run the codes, 2 bytes a direction, and the rates, 12 bytes for each change of them.
-    During a step one copy of what trains, from which p is restored to the bit (`restore: exact`).
+    State: 0 bytes per number; of a run the codes, 2 bytes a direction, and the rates, 12 bytes for each change of them,
+    or 8 where every step has another. During a step one copy of what trains, from which p is restored to the bit
+    (`restore: exact`). With `checkpoint: record` a checkpoint holds that, and what trains is left out of it.
     Source: "Just One Byte (per gradient): A Note on Low-Bandwidth Decentralized Language Model Finetuning Using Shared
     Randomness", 2023, arXiv 2306.10015, and the authors' code (ezelikman/justonebyte), known here by a description.
     Departures: settled here: sign and logarithm are nine bits there too and are kept in two bytes; the code sends the
     number before it is coded. Machines are the directions of one step: all see the step's whole batch, where each has
-    its own data there. x_i has a seed of its own. A checkpoint holds the record beside the trained tensors, not in
-    their place; `replay` knows what this optimizer moved and nothing else.
+    its own data there. x_i has a seed of its own. `replay` knows what this optimizer moved and nothing else, so
+    `checkpoint: record` is refused where anything else changes; a resume, a score or a merge then begins with all
+    updates so far, done again, and compares the sum of what trains.
     Advice: the authors have `lr: 0.1`, 300 steps and `eps: 0.001` for all weights of GPT-2.
     """
 
@@ -61,6 +63,27 @@ class JustOneByte(MeZO):
             0.1, ge=0, le=10, description="standard deviation of the logarithm of that distance"
         )
         restore: Literal["exact"] = "exact"
+        checkpoint: Annotated[Literal["whole", "record"], ADDED] = Field(
+            "whole",
+            description="record: checkpoints hold the codes in the place of what trains, which comes of them",
+        )
+
+        def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
+            """What the record would not say."""
+            if self.checkpoint == "whole":
+                return
+            same = {
+                "init.method": (None, "default"),
+                "allocate.method": ("uniform",),
+                "trainable.update": ("in_place",),
+            }
+            same |= dict.fromkeys(("restart", "select", "prune", "model.adapter"), (None,))
+            for key, known in same.items():
+                if recipe["init"] is None and key == "init.method":
+                    continue
+                if recipe[key] not in known:
+                    message = "a record of steps does not say what this does; write whole, or leave it out"
+                    yield Problem("optimizer.checkpoint", f"{message} ({key})")
 
     seed: int
     jitter: float
@@ -73,6 +96,7 @@ class JustOneByte(MeZO):
         optimizer = super().build(params, config, draw)
         assert isinstance(optimizer, JustOneByte)
         optimizer.seed, optimizer.jitter = config.seed, config.jitter
+        optimizer.replays = config.checkpoint == "record"
         optimizer.codes, optimizer.rates, optimizer.since = [], [], []
         return optimizer
 
@@ -117,15 +141,22 @@ class JustOneByte(MeZO):
     def state_dict(self) -> StateDict:
         """Torch's, and `record`: codes (steps, directions), rates (changes, groups), and from which steps they are.
 
-        Where all groups always had one rate, it stands once.
+        Where all groups always had one rate, it stands once; where every step had another, no steps are named.
         """
         alike = all(len(set(row)) == 1 for row in self.rates)
         record = {
             "codes": torch.tensor(self.codes, dtype=torch.int16),
             "rates": torch.tensor([row[:1] if alike else row for row in self.rates], dtype=torch.float64),
-            "since": torch.tensor(self.since, dtype=torch.int32),
         }
-        return {**super().state_dict(), "record": record}
+        if self.since != list(range(len(self.codes))) or not self.replays:
+            record["since"] = torch.tensor(self.since, dtype=torch.int32)
+        state = super().state_dict()
+        if self.replays:  # hundreds of names would be more than the record
+            state["param_groups"] = [
+                {key: value for key, value in group.items() if key != "param_names"}
+                for group in state["param_groups"]
+            ]
+        return {**state, "record": record}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Take back what `state_dict` gave; the record goes on."""
@@ -148,4 +179,5 @@ def decoded(code: int) -> float:
 
 def _read(record: Mapping[str, Tensor], groups: int) -> tuple[list[list[int]], list[list[float]], list[int]]:
     rates = [row * groups if len(row) == 1 else row for row in record["rates"].tolist()]
-    return record["codes"].tolist(), rates, record["since"].tolist()
+    codes = record["codes"].tolist()
+    return codes, rates, record["since"].tolist() if "since" in record else list(range(len(codes)))

@@ -30,16 +30,19 @@ def check_renewable(run: Run) -> None:
             raise RecipeError(message, "adapter.method")
 
 
-def fold_all(run: Run) -> None:
+def fold_all(run: Run, renew: bool = False) -> None:
     """Move every adapter's change into its base and start the adapter anew; the function stays.
 
     The draws depend on (seed, step, site) alone: on no dropout before them, and alike on every process.
+
+    Args:
+        renew: as of `Adapted.fold`.
     """
     for index, (_, site) in enumerate(run.adapted()):
         cuda = {parameter.device for parameter in site.adapter.parameters() if parameter.is_cuda}
         with torch.random.fork_rng(devices=sorted(cuda, key=str)):
             seed_generators(_seed(run, index))
-            site.fold()
+            site.fold(renew)
 
 
 def reset_moments(run: Run, reset: str, ratio: float) -> None:

@@ -10,15 +10,23 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from lrft.api.opening.open_run import open_run
 from lrft.api.training.train import train
 from lrft.build.adapt import adapt
+from lrft.build.optimizing import build_optimizer
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._directions import seeded
 from lrft.methods.optim.just_one_byte import coded, decoded
-from lrft.model.trained import parameter_infos
+from lrft.model.trained import parameter_infos, trained_tensors
 from lrft.recipe.load import load_recipe
+from lrft.recipe.resolved import _without_added
 from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.errors import CheckpointError, RecipeError
 from lrft.training.flatten import flatten, unflatten
+from lrft.training.folder import RunFolder
+from lrft.training.opened import OpenCheckpoint
+from lrft.training.replayed import replay
+from tests.training.unbroken import goes_on_unbroken
 
 SMOKE = Path(__file__).parents[3] / "recipes" / "smoke" / "just_one_byte.yaml"
 
@@ -188,3 +196,98 @@ def test_a_step_without_a_finite_loss_is_in_no_record():
 def test_restoring_in_place_would_leave_what_no_record_tells_and_is_refused():
     with pytest.raises(ValueError, match="restore"):
         build(parameters(), restore="in_place")
+
+
+def run_of(on_tiny, folder, *overrides, resume=False):
+    """Six steps of the smoke recipe whose checkpoints are records, under a schedule."""
+    path = SMOKE.with_name("just_one_byte_record.yaml")
+    settings = [
+        "data.train.limit=12",
+        "data.eval.limit=2",
+        "train.device=cpu",
+        "train.max_steps=6",
+        "train.keep_last=9",
+    ]
+    loaded = load_recipe(path, [*on_tiny(path), *settings, "optimizer.lr=0.01", *overrides])
+    return loaded, train(loaded, folder, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def recorded(on_tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recorded") / "run"
+    return run_of(on_tiny, folder)[0], folder
+
+
+def adapter_of(folder):
+    return load((folder / "adapter" / "adapter_model.safetensors").read_bytes())
+
+
+def test_a_checkpoint_holds_no_number_that_trains_and_gives_all_of_them_back(recorded, on_tiny, tmp_path):
+    _, folder = recorded
+    step = folder / "checkpoints" / "step-6"
+    assert load((step / "adapter.safetensors").read_bytes()) == {}
+    assert json.loads((step / "state.json").read_text())["parameters"][0].isalnum()
+    run_of(on_tiny, tmp_path / "whole", "optimizer.checkpoint=whole")
+    whole = load((tmp_path / "whole" / "checkpoints" / "step-6" / "adapter.safetensors").read_bytes())
+    _, _, adaptation = open_run(RunFolder(folder), scores=True)
+    found = trained_tensors(adaptation.model)
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in found)
+
+
+def test_a_run_of_records_goes_on_to_the_bit(recorded, on_tiny, tmp_path):
+    loaded, folder = recorded
+    goes_on_unbroken(loaded, folder, 4, tmp_path / "cut")
+
+
+def test_a_checkpoint_of_a_thousand_steps_is_under_20_kilobytes_on_disk(recorded, tmp_path):
+    """Of a run with a rate of its own in every step; by step 6 all but the record is there."""
+    _, folder = recorded
+    step = folder / "checkpoints" / "step-6"
+    other = (
+        sum(path.stat().st_size for path in step.iterdir()) - (step / "optimizer.safetensors").stat().st_size
+    )
+    optimizer = build(parameters(), checkpoint="record")
+    optimizer.codes = [[t % 511 - 255] for t in range(1000)]
+    optimizer.rates, optimizer.since = [[1 / (t + 1)] * 2 for t in range(1000)], list(range(1000))
+    size = len(stored(optimizer)[0]) + other
+    assert 10_000 < size < 20_000
+    assert read(stored(optimizer))["record"].keys() == {"codes", "rates"}
+
+
+def test_steps_that_give_other_weights_are_refused_in_one_sentence(recorded, tmp_path):
+    """A code that was changed stands for whatever makes the start or the updates others."""
+    _, folder = recorded
+    with OpenCheckpoint(folder / "checkpoints" / "step-6") as saved, torch.random.fork_rng():
+        model = adapt(recorded[0].recipe).model
+        optimizer = build_optimizer(recorded[0].recipe, parameter_infos(model))
+        parameter_infos(model)[0].param.data.view(-1)[0] += 1.0
+        with pytest.raises(
+            CheckpointError, match=r"its 6 steps, done again, give other weights.*use adapter/"
+        ):
+            replay(optimizer, saved, trained_tensors(model))
+
+
+@pytest.mark.parametrize(
+    "changes", [["init=pissa"], ["restart={method: relora, every: 2}"], ["trainable.update=stochastic"]]
+)
+def test_what_a_record_does_not_say_is_refused_before_loading(changes):
+    with pytest.raises(RecipeError, match=r"optimizer\.checkpoint: a record of steps does not say"):
+        load_recipe("smoke/just_one_byte_record", [*changes, "model.name=x/y"])
+
+
+def test_an_adapter_that_keeps_more_than_what_trains_is_refused(on_tiny, tmp_path):
+    with pytest.raises(RecipeError, match=r"optimizer\.checkpoint: record: .* is not moved by the optimizer"):
+        run_of(on_tiny, tmp_path / "run", "adapter={method: osf, directions: 4}")
+
+
+def test_a_training_that_begins_with_a_record_is_told_how(recorded, on_tiny):
+    _, folder = recorded
+    loaded = load_recipe("smoke/lora", [*on_tiny(SMOKE), f"model.adapter={folder}"])
+    with pytest.raises(RecipeError, match=r"model\.adapter: .*holds what the steps were.*merge the run"):
+        adapt(loaded.recipe)
+
+
+def test_recipes_of_before_keep_their_hash():
+    """As computed by the version that had no such setting."""
+    before = load_recipe("smoke/just_one_byte", ["model.name=x/y"]).recipe
+    assert "checkpoint" not in _without_added(before)["optimizer"]
