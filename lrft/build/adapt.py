@@ -28,6 +28,7 @@ from lrft.model.load import configure, load_model, open_model, prove
 from lrft.model.matrices import matrices
 from lrft.model.new_tokens import check_vocabulary, prove_rows
 from lrft.model.packed import check_packing
+from lrft.model.paged_weights import PagedWeights
 from lrft.model.recompute import with_layers_kept
 from lrft.model.rope import longer
 from lrft.model.score_head import give_score_head
@@ -51,6 +52,7 @@ def adapt(
     trains: bool = True,
     sums: bool = False,
     progress: Progress = silent,
+    paged: PagedWeights | None = None,
 ) -> Adaptation:
     """Load the base model and put the recipe's adapter on it.
 
@@ -60,6 +62,7 @@ def adapt(
         planned: plan.json of the run that `saved` belongs to.
         trains: it will be trained; else it is scored or merged, and no rows are packed.
         sums: know every value of the base (`load_model`).
+        paged: where frozen weights are put as they are made; None where they stay.
 
     Raises:
         RecipeError: the model cannot be loaded, or a pattern matches nothing.
@@ -67,9 +70,9 @@ def adapt(
     heap.bound_caches()
     if trains and recipe.model.liger:
         check_liger(torch.device(device))
-    of = partial(_adapt, recipe, text=text, saved=saved, planned=planned, trains=trains)
+    of = partial(_adapt, recipe, text=text, saved=saved, planned=planned, trains=trains, paged=paged)
     build = partial(of, device=torch.device(device), trusted=trust_remote_code, sums=sums, progress=progress)
-    if not gains_by_streaming(recipe, torch.device(device), saved is not None):
+    if not gains_by_streaming(recipe, torch.device(device), saved is not None, paged is not None):
         return build(streamed=False)
     try:
         return build(streamed=True)
@@ -93,8 +96,11 @@ def _adapt(
     sums: bool,
     progress: Progress,
     streamed: bool,
+    paged: PagedWeights | None,
 ) -> Adaptation:
     """`adapt`, with the weights read one by one where they are `streamed`, and then asked as they are stored."""
+    if paged is not None:
+        paged.begin()
     if streamed:
         model = open_model(recipe.model, trusted, sums)
     else:
@@ -115,9 +121,12 @@ def _adapt(
     elif recipe.adapter is not None:
         signals = complete(recipe, model, adaptation.plan, planners, text, device, progress)
     builder = _builder(recipe, signals, saved, device)
+    builder.put = None if paged is None else paged.put
     adaptation.team = builder.team
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
     hide_units(model)
+    if paged is not None:
+        paged.settle(model)
     told: list[str] = []
     if recipe.model.adapter is not None and saved is None and trains:
         adaptation.origin, told = begin_with(recipe, model, adaptation.plan)
