@@ -12,7 +12,7 @@ from torch.optim.optimizer import StateDict
 from lrft.core.params import ParamInfo
 from lrft.core.shelf import SMALL, Beside, Slot
 from lrft.files.pages import PageFile
-from lrft.training.updates import Wrapper
+from lrft.training.updates import Float32, Wrapper
 
 
 class PagedState(Wrapper):
@@ -47,12 +47,14 @@ class PagedState(Wrapper):
                     self.beside.do(slot.fetch)
             for param in block:
                 param.grad = grads[param]
-            self.inner.step()
+            self._step_some()
             for param in block:
                 param.grad = None
                 self._put_away(param)
         for param, grad in grads.items():  # who looks after the step finds them
             param.grad = grad
+        if isinstance(self.inner, Float32):
+            self.inner.steps += 1
 
     def state_dict(self) -> StateDict:
         return self.inner.state_dict()
@@ -67,6 +69,12 @@ class PagedState(Wrapper):
     def close(self) -> None:
         """Bring nothing more."""
         self.beside.close()
+
+    def _step_some(self) -> None:
+        if isinstance(self.inner, Float32):
+            self.inner.step_some()
+        else:
+            self.inner.step()
 
     def _put_away(self, param: Tensor) -> None:
         """Let the state of a parameter be pages, and let them go from memory."""

@@ -86,9 +86,14 @@ class Float32(Wrapper):
             {info.param: (self, copy) for info, copy in zip(infos, self.copies, strict=True)}
         )
 
-    @torch.no_grad()
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         """One step of the inner optimizer on the copies of parameters that have a gradient."""
+        self.step_some()
+        self.steps += 1
+
+    @torch.no_grad()
+    def step_some(self) -> None:
+        """A part of a step, as of parameters that are stepped one block after another."""
         pairs = zip(self.infos, self.copies, strict=True)
         active = [(i.param, c) for i, c in pairs if i.param is not c and i.param.grad is not None]
         for param, copy in active:
@@ -103,7 +108,6 @@ class Float32(Wrapper):
             copy.grad = None
             if not self.keep:
                 self._release(copy)
-        self.steps += 1
 
     def _rounded(self, values: Tensor, dtype: torch.dtype, index: int) -> Tensor:
         if dtype != torch.bfloat16 or values.is_meta:
