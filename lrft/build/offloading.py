@@ -117,7 +117,8 @@ def room_of(recipe: Recipe, model: CausalLM) -> int:
     Args:
         model: the base model without weights.
     """
-    parts, counted = recipe.offload.parts, measure(recipe, model, optimizer="optimizer" in recipe.offload.parts)
+    parts = recipe.offload.parts
+    counted = measure(recipe, model, optimizer="optimizer" in parts)
     layers = model.hf.config.get_text_config().num_hidden_layers
     settings = recipe.train
     full = Shape(settings.batch_size, settings.max_length, (settings.max_length,) * settings.batch_size)
@@ -134,4 +135,5 @@ def input_bytes(recipe: Recipe, model: CausalLM, shape: Shape) -> int:
     adapter = recipe.adapter
     count = 0 if adapter is None else ADAPTERS.get(adapter.method).virtual_tokens(adapter)
     tokens = shape.rows * (shape.length + count * -(-len(shape.documents) // shape.rows))
-    return aligned(tokens * model.hf.config.get_text_config().hidden_size * DTYPES[recipe.model.dtype].itemsize)
+    width = model.hf.config.get_text_config().hidden_size
+    return aligned(tokens * width * DTYPES[recipe.model.dtype].itemsize)

@@ -151,8 +151,7 @@ class _Peaks:
     def _train(self, tried: Tried, recomputed: int) -> tuple[Peak, str]:
         """The peak of a step, and the moment it is at."""
         moments = (
-            (self._peak(**{**self.held, **parts}), name)
-            for name, parts in self._moments(tried, recomputed)
+            (self._peak(**{**self.held, **parts}), name) for name, parts in self._moments(tried, recomputed)
         )
         return max(moments, key=lambda one: one[0]["total"])
 

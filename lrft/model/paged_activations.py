@@ -1,4 +1,4 @@
-"""The inputs of layers that are computed again: written to a file behind the forward pass, read ahead of the backward."""
+"""The inputs of layers that are computed again: written behind the forward pass, read ahead of the backward pass."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class PagedActivations:
     """Keeps what a recomputed layer saves, its input, in a file until the backward pass asks for it.
 
     A tensor lives until a thread beside has written it, of which `WAITING` may be; the backward pass finds the one that
-    it needs, while the thread reads the one before. Layers of one micro-batch take as many slots, which the next one has
-    again.
+    it needs, while the thread reads the one before. Layers of one micro-batch take as many slots, which the next one
+    has again.
 
     Attributes:
         written, read: tensors that went through the file.

@@ -167,12 +167,9 @@ class Window:
 
 def _others(hf: HF) -> list[tuple[str, nn.Parameter]]:
     """Frozen parameters of any size that belong to no adapter."""
-    inside = {
-        id(module)
-        for one in hf.modules()
-        for part in ([one.adapter] if isinstance(one, Adapted) else [one.start] if isinstance(one, Less) else [])
-        for module in part.modules()
-    }
+    parts: list[nn.Module] = [one.adapter for one in hf.modules() if isinstance(one, Adapted)]
+    parts += [one.start for one in hf.modules() if isinstance(one, Less)]
+    inside = {id(module) for part in parts for module in part.modules()}
     found: dict[nn.Parameter, str] = {}
     for path, module in hf.named_modules():
         for key, one in module._parameters.items() if id(module) not in inside else ():

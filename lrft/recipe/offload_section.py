@@ -83,7 +83,9 @@ def _of_activations(settings: RecipeView) -> Iterator[Problem]:
     if settings[key] == NONE:
         return
     if settings["model.activation_checkpointing"] is not True:
-        message = "is about what a recomputed layer keeps; write model.activation_checkpointing: true, or none"
+        message = (
+            "is about what a recomputed layer keeps; write model.activation_checkpointing: true, or none"
+        )
         yield Problem(key, message)
     optimizer = settings.declared("optimizer")
     if optimizer is not None and "backward" not in optimizer.requires:

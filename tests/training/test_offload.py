@@ -250,7 +250,9 @@ def test_a_full_disk_is_told_before_anything_is_loaded(part, tiny_recipe, tmp_pa
         patch.setattr(build, "load_model", build.load_model)
         patch.setattr("lrft.build.adapt.load_model", lambda *_, **__: pytest.fail("it was loaded"))
         patch.setattr("lrft.build.adapt.open_model", lambda *_, **__: pytest.fail("it was opened"))
-        with pytest.raises(WriteError, match=r"the file of offload: could not be written \(No space left") as told:
+        with pytest.raises(
+            WriteError, match=r"the file of offload: could not be written \(No space left"
+        ) as told:
             train(load_recipe(tiny_recipe(folder), [f"offload.{part}=disk", AGAIN]), folder / "run")
     assert "give another offload.folder; nothing was trained" in str(told.value)
     assert not (folder / "run").exists()
@@ -275,7 +277,11 @@ REFUSED = [
     (["offload.weights=disk", *FULL], "offload.weights", "none is frozen"),
     (["offload.weights=disk", "train.shard_base=true"], "offload.weights", "cut over processes"),
     (["offload.weights=disk", "model.experts=split"], "offload.weights", "one tensor in memory"),
-    (["offload.weights=disk", "model.compile=true", "train.packing=true"], "offload.weights", "compiled code"),
+    (
+        ["offload.weights=disk", "model.compile=true", "train.packing=true"],
+        "offload.weights",
+        "compiled code",
+    ),
     (["offload.weights=disk", "train.device=cuda"], "offload.weights", "is written for a CPU"),
     (["offload.optimizer=disk", "optimizer=lora_pro"], "offload.optimizer", "several parameters at once"),
     (
@@ -304,7 +310,9 @@ def test_what_does_not_go_together_is_refused_by_the_recipe(overrides, key, mess
     assert any(problem.key == key and message in problem.message for problem in told.value.problems)
 
 
-def test_several_processes_and_a_gpu_are_refused_before_anything_is_loaded(recipe_file, tmp_path, monkeypatch):
+def test_several_processes_and_a_gpu_are_refused_before_anything_is_loaded(
+    recipe_file, tmp_path, monkeypatch
+):
     recipe = load_recipe(recipe_file(), ["offload.weights=disk", "train.device=auto"]).recipe
     monkeypatch.setattr(build, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
     for device, processes, message in (("cpu", 2, "is of one process"), ("cuda", 1, "is written for a CPU")):
