@@ -99,8 +99,6 @@ def _adapt(
     paged: PagedWeights | None,
 ) -> Adaptation:
     """`adapt`, with the weights read one by one where they are `streamed`, and then asked as they are stored."""
-    if paged is not None:
-        paged.begin()
     if streamed:
         model = open_model(recipe.model, trusted, sums)
     else:
@@ -120,13 +118,10 @@ def _adapt(
         adaptation.plan = on_whole_sites(model, adaptation.plan)
     elif recipe.adapter is not None:
         signals = complete(recipe, model, adaptation.plan, planners, text, device, progress)
-    builder = _builder(recipe, signals, saved, device)
-    builder.put = None if paged is None else paged.put
+    builder = _builder(recipe, signals, saved, device, paged)
     adaptation.team = builder.team
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
-    hide_units(model)
-    if paged is not None:
-        paged.settle(model)
+    _settle_places(model, paged)
     told: list[str] = []
     if recipe.model.adapter is not None and saved is None and trains:
         adaptation.origin, told = begin_with(recipe, model, adaptation.plan)
@@ -145,9 +140,22 @@ def _adapt(
     return adaptation
 
 
+def _settle_places(model: CausalLM, paged: PagedWeights | None) -> None:
+    """What is hidden of a model that has all its layers, and what of it lies elsewhere."""
+    hide_units(model)
+    if paged is not None:
+        paged.settle(model)
+
+
 def _builder(
-    recipe: Recipe, signals: Signals, saved: dict[str, Tensor] | None, device: torch.device
+    recipe: Recipe,
+    signals: Signals,
+    saved: dict[str, Tensor] | None,
+    device: torch.device,
+    paged: PagedWeights | None,
 ) -> SiteBuilder:
+    if paged is not None:
+        paged.begin()
     return SiteBuilder(
         quantizer(recipe),
         None if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method),
@@ -157,6 +165,7 @@ def _builder(
         saved=saved,
         device=device,
         team=Team.joined(device, in_step=recipe.train.shard_base),
+        put=None if paged is None else paged.put,
     )
 
 

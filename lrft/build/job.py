@@ -103,8 +103,7 @@ def assemble(
     ends = schedule.ends_of(data.total_steps(settings.max_steps, settings.epochs), settings.extended)
     check_length(recipe, ends[0], ranks_of(adaptation.plan))
     infos = parameter_infos(model)
-    optimizer = build_optimizer(recipe, infos)
-    optimizer = optimizer if away is None else away.keep_state(optimizer, infos)
+    optimizer = build_optimizer(recipe, infos, away)
     _let_noise_in(recipe, model, optimizer)
     run = Run(
         model,
@@ -142,8 +141,11 @@ def _loader(recipe: Recipe, trusted: bool) -> Callable[[], CausalLM]:
     return partial(load_model, recipe.model, trust_remote_code=trusted, seed=recipe.train.seed)
 
 
-def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
+def build_optimizer(recipe: Recipe, infos: list[ParamInfo], away: Offloading | None = None) -> Optimizer:
     """The recipe's optimizer over these parameters, with the way base weights are updated.
+
+    Args:
+        away: keeps its state, where the recipe asks for it.
 
     Raises:
         RecipeError: the optimizer cannot take them.
@@ -159,7 +161,7 @@ def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
         )
     except ValueError as error:
         raise RecipeError(str(error), "optimizer") from None
-    return made
+    return made if away is None else away.keep_state(made, infos)
 
 
 def _let_noise_in(recipe: Recipe, model: CausalLM, optimizer: Optimizer) -> None:
