@@ -316,6 +316,15 @@ def test_what_offload_puts_on_a_disk_is_left_out_while_it_trains_and_no_other_ti
         train_peak(recipe_of("offload.weights=disk"))
 
 
+def test_a_base_that_does_not_fit_a_cpu_may_lie_on_its_disk():
+    recipe = recipe_of("train.device=cpu", "train.batch_size=1", "train.max_length=64", "quantization=nf4")
+    where = device_of(recipe, "4GiB")
+    assert where["kind"] == "cpu" and train_peak(recipe, "cpu")["total"] > where["bytes"]
+    (only,) = changes(recipe, where)
+    assert only["overrides"] == ["offload.weights=disk"] and only["total"] < where["bytes"]
+    assert not [e for e in edits(recipe_of()) if "offload" in e.overrides[0]]
+
+
 def test_a_dry_run_counts_what_stays_of_a_recipe_that_offloads(tiny):
     again = ["model.activation_checkpointing=true", "train.max_length=64"]
     disk = "offload={weights: disk, activations: disk, optimizer: disk}"

@@ -47,7 +47,9 @@ class PagedActivations:
             RecipeError: the model's code switches all of its layers at once.
             WriteError: the disk is full.
         """
-        layers = [layer for layer in recomputable(hf) if getattr(layer, "gradient_checkpointing", False)]
+        layers: list[Any] = [
+            layer for layer in recomputable(hf) if getattr(layer, "gradient_checkpointing", False)
+        ]
         if not layers:
             raise RecipeError(
                 f"{type(hf).__name__} computes no layer again by itself, so none has an input to write; write none",
@@ -56,7 +58,7 @@ class PagedActivations:
         self._free = [Slot(self.file, size) for _ in layers]
         for layer in layers:
             around = partial(self._around, layer._gradient_checkpointing_func)
-            layer._gradient_checkpointing_func = around  # type: ignore[assignment]
+            layer._gradient_checkpointing_func = around
 
     def close(self) -> None:
         """Write nothing more."""
