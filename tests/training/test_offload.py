@@ -115,7 +115,9 @@ def test_every_loss_gradient_and_byte_is_that_of_the_run_without(
     same(back, whole)
 
 
-def test_a_merge_is_that_of_the_run_without(recipe_file, tmp_path, short_answers):
+def test_a_merge_is_that_of_the_run_without_and_says_that_it_holds_the_model(
+    recipe_file, tmp_path, short_answers, capsys
+):
     settings = [*SHORT, "train.max_steps=1", "quantization=none", AGAIN, "export.tolerance=100"]
     for name, more in {"whole": [], "ours": [ALL]}.items():
         train(load_recipe(recipe_file(), [*settings, *more]), tmp_path / name)
@@ -124,6 +126,7 @@ def test_a_merge_is_that_of_the_run_without(recipe_file, tmp_path, short_answers
         (tmp_path / f"{name}-merged" / "model.safetensors").read_bytes() for name in ("ours", "whole")
     )
     assert ours == whole
+    assert capsys.readouterr().err.count("offload: is of training; the whole model is held here") == 1
 
 
 def test_frozen_weights_are_pages_of_the_file_and_train_as_such(recipe_file, tmp_path, monkeypatch):
