@@ -43,7 +43,7 @@ SHORT = [
 
 @pytest.fixture
 def nothing_is_small(monkeypatch):
-    """A model for tests has no tensor of a page; here the smallest goes to the disk too, layer by layer as it is read."""
+    """A model for tests has no tensor of a page; here the smallest goes to the disk too, as soon as it is read."""
     monkeypatch.setattr("lrft.model.asked.SMALL", 0)
     for module in (shelf, paged_activations, paged_weights, paged_state):
         monkeypatch.setattr(module, "SMALL", 1)
