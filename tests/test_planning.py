@@ -12,14 +12,17 @@ import torch
 
 from lrft.api.planning.ahead import plan_ahead
 from lrft.api.planning.fit import changes, device_of, forecast, sentence
+from lrft.api.planning.plan import memory_bytes
 from lrft.api.planning.rate import find_rate
 from lrft.build.at_rest import state_bytes
 from lrft.build.edits import applied, edits
 from lrft.build.held import Held
 from lrft.build.measure import measure, planned
+from lrft.build.resident import inputs_held, state_held, weights_held
 from lrft.core.params import ParamInfo
 from lrft.export.fidelity import CHUNK, compare, room
 from lrft.model.described import build_skeleton
+from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
 from lrft.registry.errors import RecipeError, UsageError
@@ -293,3 +296,49 @@ def test_what_a_comparison_is_planned_to_take_is_what_it_takes():
         compare(side(), side(), [batch])
     weights = 2 * 4 * vocabulary * width
     assert held.peak - weights == pytest.approx(room(tokens, 4 * width, vocabulary), rel=0.1)
+
+
+def test_what_offload_puts_on_a_disk_is_left_out_while_it_trains_and_no_other_time():
+    cpu = ["train.device=cpu", "model.activation_checkpointing=true"]
+    full = ["trainable=full", "adapter=null", "init=null"]
+    where = {"kind": "cpu", "bytes": 80 * GIB, "source": "a test"}
+    found, _ = forecast(recipe_of(*cpu), where)
+    away, _ = forecast(recipe_of(*cpu, "offload.weights=disk", "offload.activations=disk"), where)
+    linear, head = 2 * 6_979_321_856, 2 * 128_256 * 4096
+    assert away.train["weights"] == 2 * linear // 32 + head < found.train["weights"] / 7
+    inputs = 2 * 8 * 2048 * 4096
+    assert found.train["activations"] - away.train["activations"] == (31 - 4) * inputs
+    assert (away.eval, away.merge) == (found.eval, found.merge)
+    slow, _ = forecast(recipe_of(*cpu, *full), where)
+    stepped, _ = forecast(recipe_of(*cpu, *full, "offload.optimizer=disk"), where)
+    assert slow.moment == stepped.moment == "writing of a checkpoint"  # which reads all of the state again
+    assert slow.train == stepped.train
+    with pytest.raises(RecipeError, match="is written for a CPU"):
+        train_peak(recipe_of("offload.weights=disk"))
+
+
+def test_a_base_that_does_not_fit_a_cpu_may_lie_on_its_disk():
+    recipe = recipe_of("train.device=cpu", "train.batch_size=1", "train.max_length=64", "quantization=nf4")
+    where = device_of(recipe, "4GiB")
+    assert where["kind"] == "cpu" and train_peak(recipe, "cpu")["total"] > where["bytes"]
+    (only,) = changes(recipe, where)
+    assert only["overrides"] == ["offload.weights=disk"] and only["total"] < where["bytes"]
+    assert not [e for e in edits(recipe_of()) if "offload" in e.overrides[0]]
+
+
+def test_a_dry_run_counts_what_stays_of_a_recipe_that_offloads(tiny):
+    again = ["model.activation_checkpointing=true", "train.max_length=64"]
+    disk = "offload={weights: disk, activations: disk, optimizer: disk}"
+    one, other = (recipe_of(*again, *more, name=str(tiny())) for more in ([], [disk]))
+    model = load_model(one.model, meta=True)
+    counted = measure(one, model)
+    memory, away = (memory_bytes(recipe, model, counted) for recipe in (one, other))
+    assert away["linear_weights"] == memory["linear_weights"]  # two layers, both there
+    assert away["other_weights"] == 520 * 64 * 2 < memory["other_weights"]
+    deep = counted | {
+        "linear_bytes": 10 * counted["linear_bytes"],
+        "weight_bytes": 10 * counted["weight_bytes"],
+    }
+    assert weights_held(other, deep, 20, 0) == (counted["linear_bytes"], 0)
+    assert inputs_held(other, 20) == 4 < inputs_held(one, 20) == 20
+    assert state_held(other, 1000, 20) == 100 < state_held(one, 1000, 20) == 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from lrft.build.resident import inputs_held
 from lrft.data.steps import Shape
 from lrft.model.causal_lm import CausalLM
 from lrft.model.hf import TextConfig
@@ -54,7 +55,7 @@ def _activations(recipe: Recipe, model: CausalLM, shape: Shape, recomputed: int)
     # what they kept, and only where there are no others does computing it again need room of its own.
     whole, again = layers - recomputed, min(recomputed, 1)
     attentions = max(-(-attention_layers(config) * whole // layers), again)
-    blocks = max(whole, again) * block + recomputed * hidden * item
+    blocks = max(whole, again) * block + inputs_held(recipe, recomputed) * hidden * item
     return Activations(tokens * blocks, attentions * kept + room)
 
 

@@ -29,6 +29,7 @@ from lrft.model.load import configure, load_model, open_model, prove
 from lrft.model.matrices import matrices
 from lrft.model.new_tokens import check_vocabulary, prove_rows
 from lrft.model.packed import check_packing
+from lrft.model.paged_weights import PagedWeights
 from lrft.model.recompute import with_layers_kept
 from lrft.model.rope import longer
 from lrft.model.score_head import give_score_head
@@ -52,6 +53,7 @@ def adapt(
     trains: bool = True,
     sums: bool = False,
     progress: Progress = silent,
+    paged: PagedWeights | None = None,
 ) -> Adaptation:
     """Load the base model and put the recipe's adapter on it.
 
@@ -61,6 +63,7 @@ def adapt(
         planned: plan.json of the run that `saved` belongs to.
         trains: it will be trained; else it is scored or merged, and no rows are packed.
         sums: know every value of the base (`load_model`).
+        paged: where frozen weights are put as they are made; None where they stay.
 
     Raises:
         RecipeError: the model cannot be loaded, or a pattern matches nothing.
@@ -68,9 +71,9 @@ def adapt(
     heap.bound_caches()
     if trains and recipe.model.liger:
         check_liger(torch.device(device))
-    of = partial(_adapt, recipe, text=text, saved=saved, planned=planned, trains=trains)
+    of = partial(_adapt, recipe, text=text, saved=saved, planned=planned, trains=trains, paged=paged)
     build = partial(of, device=torch.device(device), trusted=trust_remote_code, sums=sums, progress=progress)
-    if not gains_by_streaming(recipe, torch.device(device), saved is not None):
+    if not gains_by_streaming(recipe, torch.device(device), saved is not None, paged is not None):
         return build(streamed=False)
     try:
         return build(streamed=True)
@@ -94,6 +97,7 @@ def _adapt(
     sums: bool,
     progress: Progress,
     streamed: bool,
+    paged: PagedWeights | None,
 ) -> Adaptation:
     """`adapt`, with the weights read one by one where they are `streamed`, and then asked as they are stored."""
     if streamed:
@@ -115,10 +119,10 @@ def _adapt(
         adaptation.plan = on_whole_sites(model, adaptation.plan)
     elif recipe.adapter is not None:
         signals = complete(recipe, model, adaptation.plan, planners, text, device, progress, trusted)
-    builder = _builder(recipe, signals, saved, device)
+    builder = _builder(recipe, signals, saved, device, paged)
     adaptation.team = builder.team
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
-    hide_units(model)
+    _settle_places(model, paged)
     told: list[str] = []
     if saved is None and trains:
         stacked, told = stack(recipe, model)
@@ -142,9 +146,22 @@ def _adapt(
     return adaptation
 
 
+def _settle_places(model: CausalLM, paged: PagedWeights | None) -> None:
+    """What is hidden of a model that has all its layers, and what of it lies elsewhere."""
+    hide_units(model)
+    if paged is not None:
+        paged.settle(model)
+
+
 def _builder(
-    recipe: Recipe, signals: Signals, saved: dict[str, Tensor] | None, device: torch.device
+    recipe: Recipe,
+    signals: Signals,
+    saved: dict[str, Tensor] | None,
+    device: torch.device,
+    paged: PagedWeights | None,
 ) -> SiteBuilder:
+    if paged is not None:
+        paged.begin()
     return SiteBuilder(
         quantizer(recipe),
         None if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method),
@@ -154,6 +171,7 @@ def _builder(
         saved=saved,
         device=device,
         team=Team.joined(device, in_step=recipe.train.shard_base),
+        put=None if paged is None else paged.put,
     )
 
 

@@ -42,17 +42,22 @@ def planners_of(recipe: Recipe) -> list[Planner]:
     return [ALLOCATORS.get(recipe.allocate.method)(recipe.allocate), init]
 
 
-def gains_by_streaming(recipe: Recipe, device: torch.device, saved: bool) -> bool:
+def gains_by_streaming(recipe: Recipe, device: torch.device, saved: bool, paged: bool = False) -> bool:
     """Whether less is held while the model is loaded if its weights are read one by one.
 
     On the CPU a storage that keeps weights as they are keeps the very pages of the file. What is calibrated needs the
     whole dense model; what is drawn, or trains, is never stored otherwise.
+
+    Args:
+        saved: a checkpoint says what an adapter begins with.
+        paged: every layer goes elsewhere as soon as it is made, in whatever storage.
     """
     if recipe.model.weights != "pretrained" or recipe.trainable.weights == "full":
         return False
     if recipe.prune is not None and "cut_units" in PRUNERS.get(recipe.prune.method).provides:
         return False
-    if device.type == "cpu" and "dense_base" in QUANTIZERS.declared(recipe.quantization.method).provides:
+    dense = "dense_base" in QUANTIZERS.declared(recipe.quantization.method).provides
+    if device.type == "cpu" and dense and not paged:
         return False
     if recipe.adapter is not None and "own_weights" in ADAPTERS.get(recipe.adapter.method).provides:
         return False

@@ -98,6 +98,10 @@ def edits(recipe: Recipe) -> Iterator[Edit]:
     format_ = QUANTIZERS.get(recipe.quantization.method).lighter
     if format_ is not None and recipe.trainable.weights != "full":
         yield Edit((f"quantization.method={format_}",), "the base is rounded", 6)
+    if settings.device == "cpu" and "weights" not in recipe.offload.parts:
+        yield Edit(
+            ("offload.weights=disk",), "the same result, every block read from a disk when it is used", 7
+        )
     if settings.max_length >= 128:
         yield Edit(
             (f"train.max_length={settings.max_length // 2}",),

@@ -54,6 +54,8 @@ from lrft.training.trained_on import TrainedOn
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from lrft.build.offloading import Offloading
+
 
 @dataclass
 class Job:
@@ -85,11 +87,13 @@ def assemble(
     recipe_hash: str,
     trust_remote_code: bool = False,
     trained_on: TrainedOn | None = None,
+    away: Offloading | None = None,
 ) -> Job:
     """Optimizer, schedule, callbacks and data order around an adapted model. Nothing is trained yet.
 
     Args:
         trained_on: for what is written; None where nothing will be.
+        away: keeps the optimizer's state, where the recipe asks for it.
 
     Raises:
         RecipeError: the optimizer cannot take these parameters, or the run is too short for a setting.
@@ -102,7 +106,7 @@ def assemble(
     ends = schedule.ends_of(data.total_steps(settings.max_steps, settings.epochs), settings.extended)
     check_length(recipe, ends[0], ranks_of(adaptation.plan))
     infos = parameter_infos(model)
-    optimizer = build_optimizer(recipe, infos)
+    optimizer = build_optimizer(recipe, infos, away)
     _let_noise_in(recipe, model, optimizer)
     run = Run(
         model,

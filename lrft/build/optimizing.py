@@ -6,6 +6,7 @@ from functools import partial
 
 from torch.optim import Optimizer
 
+from lrft.build.offloading import Offloading
 from lrft.core.params import ParamInfo
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OPTIMIZERS
@@ -13,8 +14,11 @@ from lrft.registry.errors import RecipeError
 from lrft.training import updates
 
 
-def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
+def build_optimizer(recipe: Recipe, infos: list[ParamInfo], away: Offloading | None = None) -> Optimizer:
     """The recipe's optimizer over these parameters, with the way base weights are updated.
+
+    Args:
+        away: keeps its state, where the recipe asks for it.
 
     Raises:
         RecipeError: the optimizer cannot take them.
@@ -30,4 +34,4 @@ def build_optimizer(recipe: Recipe, infos: list[ParamInfo]) -> Optimizer:
         )
     except ValueError as error:
         raise RecipeError(str(error), "optimizer") from None
-    return made
+    return made if away is None else away.keep_state(made, infos)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -23,8 +23,9 @@ from lrft.build.at_rest import (
 from lrft.build.measure import Planned, counted, planned
 from lrft.build.measured import Peak, Peaks
 from lrft.build.recomputing import SHARE
+from lrft.build.resident import inputs_held, state_held, weights_held
 from lrft.build.steps import documents_of_a_row
-from lrft.build.trial import Cost, Hollow, Storage, freeze, try_layer, try_loss
+from lrft.build.trial import Cost, Hollow, Storage, Tried, freeze, try_layer, try_loss
 from lrft.data.steps import Shape
 from lrft.export.fidelity import room
 from lrft.model import varlen
@@ -66,6 +67,11 @@ class _Peaks:
         self.state = state_bytes(recipe, found.infos)
         self.counted = counted(recipe, found, stored_bytes(recipe), self.state)
         self.constant = constant_bytes(hf)
+        layers, head = len(hf.model.layers), hf.lm_head.weight.nbytes
+        self.held = {
+            "weights": sum(weights_held(recipe, self.counted, layers, head)),
+            "optimizer_state": state_held(recipe, self.state, layers),
+        }
         self.kinds = [_kind(found, index) for index in range(len(hf.model.layers))]
         storage = Storage(keeps_dense(recipe), decoding_room(recipe))
         for layer in self._different():
@@ -116,7 +122,7 @@ class _Peaks:
         }
         return cast(Peak, {**held, "total": sum(held.values())})
 
-    def _try(self, shape: Shape) -> _Tried:
+    def _try(self, shape: Shape) -> Tried:
         """Every layer of a training step, and the loss; of an optimizer that asks for no gradients none goes back."""
         trains = "backward" in OPTIMIZERS.declared(self.recipe.optimizer.method).requires
         body, found = self.hf.model, dict[tuple[object, bool], Cost]()
@@ -132,7 +138,7 @@ class _Peaks:
             wanted = wanted or any(p.requires_grad for p in layer.parameters())
         tokens = shape.rows * shape.length
         loss = try_loss(self.hf, tokens, device=self.device, trains=trains)
-        return _Tried(
+        return Tried(
             costs, loss, tokens * self.hf.config.hidden_size * self.item, self._between(shape), trains
         )
 
@@ -143,15 +149,14 @@ class _Peaks:
         masked = config._attn_implementation in ("sdpa", "eager")
         return rows + (shape.rows * shape.length**2 * self.item if masked else 0)
 
-    def _train(self, tried: _Tried, recomputed: int) -> tuple[Peak, str]:
+    def _train(self, tried: Tried, recomputed: int) -> tuple[Peak, str]:
         """The peak of a step, and the moment it is at."""
         moments = (
-            (self._peak(optimizer_state=self.state, **parts), name)
-            for name, parts in self._moments(tried, recomputed)
+            (self._peak(**{**self.held, **parts}), name) for name, parts in self._moments(tried, recomputed)
         )
         return max(moments, key=lambda one: one[0]["total"])
 
-    def _moments(self, tried: _Tried, recomputed: int) -> Iterator[tuple[str, dict[str, int]]]:
+    def _moments(self, tried: Tried, recomputed: int) -> Iterator[tuple[str, dict[str, int]]]:
         costs, loss = tried.costs, tried.loss
         if not tried.trains:
             inside = max(loss.forward, *(cost.forward for cost in costs))
@@ -159,7 +164,10 @@ class _Peaks:
             return
         whole, per_layer = self.counted["gradient_bytes"], self.recipe.optimizer.per_layer
         held = whole if self.recipe.train.gradient_accumulation > 1 else 0
-        kept = [tried.rows if i < recomputed else cost.kept for i, cost in enumerate(costs)]
+        first = inputs_held(self.recipe, recomputed)  # the inputs of the others lie elsewhere
+        kept = [
+            (tried.rows if i < first else 0) if i < recomputed else cost.kept for i, cost in enumerate(costs)
+        ]
         all_kept = tried.between + sum(kept)
         inside = max(cost.forward - cost.kept for cost in costs)
         yield "forward pass", {"gradients": held, "activations": all_kept, "working": max(0, inside)}
@@ -181,7 +189,8 @@ class _Peaks:
         yield "optimizer step", {"gradients": whole, "working": step_room(self.recipe, self.infos)}
         if self.device == "cpu":  # a GPU's tensors are copied to the host first
             room = saving_room(self.recipe, self.infos, self.state)
-            yield "writing of a checkpoint", {"gradients": 0 if per_layer else whole, "working": room}
+            read = {"gradients": 0 if per_layer else whole, "optimizer_state": self.state}
+            yield "writing of a checkpoint", {**read, "working": room}
 
     def _evaluation(self) -> Peak:
         """Scoring a run: batches of `eval.batch_tokens`, in rows of full length."""
@@ -208,22 +217,6 @@ class _Peaks:
         compared = room(tokens, config.hidden_size * self.item, config.vocab_size)
         most = max(within, compared, scored["activations"] + scored["working"])
         return self._peak(working=beside * max(export, self.item) + most, runtime=scored["runtime"])
-
-
-class _Tried(NamedTuple):
-    """The layers at one shape.
-
-    Attributes:
-        rows: bytes of the hidden states between two layers.
-        between: bytes that no layer holds.
-        trains: they were gone through backwards too.
-    """
-
-    costs: list[Cost]
-    loss: Cost
-    rows: int
-    between: int
-    trains: bool
 
 
 def _kind(found: Planned, index: int) -> object:

@@ -44,6 +44,22 @@ class Cost(NamedTuple):
     gradients: int = 0
 
 
+class Tried(NamedTuple):
+    """The layers at one shape.
+
+    Attributes:
+        rows: bytes of the hidden states between two layers.
+        between: bytes that no layer holds.
+        trains: they were gone through backwards too.
+    """
+
+    costs: list[Cost]
+    loss: Cost
+    rows: int
+    between: int
+    trains: bool
+
+
 class Storage(NamedTuple):
     """How a base is stored, as far as bytes go.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,6 +42,7 @@ class SiteBuilder:
             decomposing again, since a decomposition is not the same bits on another machine.
         shared: what the adapters of all sites share, once it is made.
         team: the processes that keep a part of every base each, where they go in step; else each keeps all.
+        put: takes the base of a layer elsewhere as soon as it is made; None where it stays.
     """
 
     quantize: Quantizer
@@ -52,6 +54,7 @@ class SiteBuilder:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     shared: Shared | None = None
     team: Team = ALONE
+    put: Callable[[str, FrozenLinear | Adapted], None] | None = None
     built: int = 0
 
     @property
@@ -90,6 +93,8 @@ class SiteBuilder:
         if trained is not None:
             made.train_bias(trained)
         self.built += 1
+        if self.put is not None:
+            self.put(name, made)
         return shard(made, self.team, self.built) if self.team.in_step else made
 
     def adapt(

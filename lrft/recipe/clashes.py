@@ -12,6 +12,7 @@ from lrft.recipe.federate_clashes import FEDERATE_CLASHES
 from lrft.recipe.fields import slot_at
 from lrft.recipe.head_clashes import HEAD_CLASHES
 from lrft.recipe.more_clashes import MORE
+from lrft.recipe.offload_section import OFFLOAD_CLASHES
 from lrft.recipe.scores import SCORES
 from lrft.registry.axes import AXES
 from lrft.registry.config import parse_choice
@@ -198,5 +199,6 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _compiled_for_one_shape,
     _shards_of_nothing,
     *FEDERATE_CLASHES,
+    *OFFLOAD_CLASHES,
     _of_methods,
 )

@@ -28,6 +28,13 @@ FIXED: dict[str, tuple[object, str]] = {
     "train.extended": ([], "steps are added to one training; raise federate.rounds in a new one"),
     "train.shard_base": (False, "clients train one after the other in one process; write false"),
     "train.neftune": (None, "noise would be put on again by every client; write null"),
+    "data.mix.order": ("mixed", "tasks in turn are one training's; write mixed"),
+    **{
+        f"offload.{part}": ("none", "what lies elsewhere is one training's; write none")
+        for part in ("weights", "activations", "optimizer")
+    },
+    "optimizer.checkpoint": ("whole", "a record is of the steps of one training; write whole"),
+    "objective.teacher": (None, "clients have no second model; leave it out"),
     "optimizer.per_layer": (False, "hooks of one client's optimizer would stay for the next; write false"),
 }
 
@@ -40,6 +47,9 @@ def _federated(settings: RecipeView) -> Iterator[Problem]:
             yield Problem(key, why)
     if isinstance(settings["analyse"], list) and settings["analyse"]:
         yield Problem("analyse", "looks at the steps of one training; leave it out")
+    objective = settings.declared("objective")
+    for trait in sorted({"draws", "replies"} & (frozenset() if objective is None else objective.provides)):
+        yield Problem("objective.method", f"{TRAITS[trait]}, which clients do not do; choose another")
     allocation = settings.declared("allocate")
     if allocation is not None and "one_stage" in allocation.requires:
         yield Problem(

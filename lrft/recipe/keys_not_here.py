@@ -207,12 +207,18 @@ _SENTENCES = (
         "dataset_exact_deduplication deduplicate deduplication",
     ),
     (
+        "with offload.activations: disk the inputs of recomputed layers lie on a disk, with offload.weights: disk the "
+        "frozen weights, with offload.optimizer: disk the optimizer's state",
+        "activation_offloading enable_activation_offloading offload_folder offload_dir cpu_offload fsdp_cpu_offload "
+        "offload_optimizer_device offload_param_device offload_optimizer offload_param",
+    ),
+    (
         "remove it, the loss is computed in chunks without keeping the logits",
         "cut_cross_entropy liger_fused_linear_cross_entropy",
     ),
     (
         "not in lrft; remove it",
-        "use_unsloth unsloth use_unsloth_gc plugins callbacks activation_offloading fast_inference "
+        "use_unsloth unsloth use_unsloth_gc plugins callbacks fast_inference "
         "gpu_memory_utilization max_lora_rank lora_mlp_kernel lora_qkv_kernel lora_o_kernel xformers_attention "
         "flex_attention rope_theta overrides_of_model_config sliding_window s2_attention "
         "shift_attn upcast_layernorm upcast_lmhead_output mixture_of_depths use_llama_pro "

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 ABSENT = "(absent)"
 LINE = 2**31 - 1  # characters: libyaml's largest, so that every value stands on one line
-# What may change while a run goes on: where numbers go, how often they are kept, and how many steps there are.
-FREE_SECTIONS = ("logging", "export", "eval")
+# What may change while a run goes on: where numbers go and lie, how often they are kept, how many steps there are.
+FREE_SECTIONS = ("logging", "export", "eval", "offload")
 FREE_TRAIN = ("extended", "save_every", "keep_last")
 
 

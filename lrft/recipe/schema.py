@@ -7,6 +7,7 @@ from typing import Annotated
 
 from lrft.recipe.data_section import DataSection
 from lrft.recipe.federate_section import FederateSection
+from lrft.recipe.offload_section import OffloadSection
 from lrft.recipe.sections import (
     DECIDES_ROWS,
     EvalSection,
@@ -66,6 +67,7 @@ class Recipe(Section):
     schedule: Annotated[ScheduleConfig, Choice(SCHEDULES)] = Field(default="linear", validate_default=True)
     data: Annotated[DataSection, DECIDES_ROWS]
     train: TrainSection = TrainSection()
+    offload: Annotated[OffloadSection, ADDED] = OffloadSection()
     eval: EvalSection = EvalSection()
     analyse: list[Annotated[MethodConfig, Choice(ANALYSES)]] = Field(
         default_factory=list,

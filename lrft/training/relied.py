@@ -104,9 +104,10 @@ def _same(here: object, there: object) -> bool:
 def _remedy(run: Path) -> str:
     copy = _copy_of_recipe(run)
     back = "put back what lrft wrote" if copy is None else f"copy {copy} over it"
+    *some, last = FREE_SECTIONS
     return (
-        f"{back}; logging, export and eval are changed with lrft train {run} --resume KEY=VALUE, anything else begins "
-        f"a new run: lrft train {run / RECIPE} --out NEW"
+        f"{back}; {', '.join(some)} and {last} are changed with lrft train {run} --resume KEY=VALUE, anything else "
+        f"begins a new run: lrft train {run / RECIPE} --out NEW"
     )
 
 

@@ -39,7 +39,7 @@ def build(
     return PerLayer(one, infos) if per_layer else one(infos)
 
 
-class _Wrapper(Optimizer):
+class Wrapper(Optimizer):
     """An optimizer around others: its groups are theirs, so a schedule moves the rates that count."""
 
     def __init__(
@@ -56,7 +56,7 @@ class _Wrapper(Optimizer):
             param.grad = None
 
 
-class Float32(_Wrapper):
+class Float32(Wrapper):
     """Steps float32 copies of bfloat16 parameters and writes them back.
 
     master: the copies stay (4 more bytes a number), so updates too small for bfloat16 add up.
@@ -86,9 +86,14 @@ class Float32(_Wrapper):
             {info.param: (self, copy) for info, copy in zip(infos, self.copies, strict=True)}
         )
 
-    @torch.no_grad()
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         """One step of the inner optimizer on the copies of parameters that have a gradient."""
+        self.step_some()
+        self.steps += 1
+
+    @torch.no_grad()
+    def step_some(self) -> None:
+        """A part of a step, as of parameters that are stepped one block after another."""
         pairs = zip(self.infos, self.copies, strict=True)
         active = [(i.param, c) for i, c in pairs if i.param is not c and i.param.grad is not None]
         for param, copy in active:
@@ -103,7 +108,6 @@ class Float32(_Wrapper):
             copy.grad = None
             if not self.keep:
                 self._release(copy)
-        self.steps += 1
 
     def _rounded(self, values: Tensor, dtype: torch.dtype, index: int) -> Tensor:
         if dtype != torch.bfloat16 or values.is_meta:
@@ -126,7 +130,7 @@ class Float32(_Wrapper):
     def held(self, copy: nn.Parameter) -> State:
         """The inner optimizer's state of one copy, and the copy itself where it is kept."""
         state = dict(self.inner.state.get(copy, {}))
-        return {**state, "master": copy.data} if copy in self.alive else state
+        return {**state, "master": copy} if copy in self.alive else state
 
     def state_dict(self) -> StateDict:
         masters = {str(i): c.data for i, c in enumerate(self.copies) if c in self.alive}
@@ -142,7 +146,7 @@ class Float32(_Wrapper):
         self.steps = state_dict["steps"]
 
 
-class PerLayer(_Wrapper):
+class PerLayer(Wrapper):
     """One optimizer a parameter, stepped when that parameter's gradient is complete, which is then freed.
 
     The largest gradient alive is that of one parameter. There is no global norm to clip by, and a step cannot be

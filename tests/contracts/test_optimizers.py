@@ -17,10 +17,14 @@ from lrft.build.measure import optimizer_bytes
 from lrft.build.optimizing import build_optimizer
 from lrft.core.optimizer import Optimizer, contract_of, lead
 from lrft.core.params import ParamInfo
+from lrft.files.pages import PageFile
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
+from lrft.training import paged_state
 from lrft.training.flatten import flatten, unflatten
+from lrft.training.paged_state import PagedState
 from lrft.training.updates import state_bytes
+from tests.each import each
 from tests.same_state import same
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -486,3 +490,36 @@ def test_state_is_counted_on_one_tensor_of_a_kind_as_a_step_on_all_keeps_it(name
         info.param.grad = torch.ones_like(info.param)
     optimizer.step()
     assert optimizer_bytes(recipe, twice("meta")) == state_bytes(optimizer)
+
+
+ALONE = [name for name in OPTIMIZERS.names() if "per_parameter" in OPTIMIZERS.declared(name).provides]
+
+
+@each("name", ALONE)
+def test_a_step_block_by_block_with_the_state_on_a_disk_is_the_step_of_all(
+    name, tmp_path_factory, monkeypatch
+):
+    """And so is one after a checkpoint of either, loaded by the other."""
+    monkeypatch.setattr(paged_state, "SMALL", 1)
+    whole = parameters(name)
+    paged = [replace(info, block=info.site) for info in twins(name, whole)]
+    file = PageFile(tmp_path_factory.mktemp("pages"))
+    first, second = build(name, whole, lr=1e-2), PagedState(build(name, paged, lr=1e-2), paged, file)
+    for t in range(3):
+        step(first, whole, t)
+        step(second, paged, t)
+        assert all(map(torch.equal, values(whole), values(paged))), t
+    assert same(first.state_dict(), second.state_dict())
+    inside = [laid.data_ptr() for _, laid in second._slots.values()]
+    big = [t for i in paged for _, t in second._tensors(second.state.get(i.param, {}))]
+    assert big or name == "sgd"
+    assert all(tensor.data_ptr() in inside for tensor in big)
+    saved = through_files(first.state_dict()), through_files(second.state_dict())
+    second.load_state_dict(saved[0])
+    first.load_state_dict(saved[1])
+    step(first, whole, 3)
+    step(second, paged, 3)
+    assert all(map(torch.equal, values(whole), values(paged)))
+    assert all(info.param.grad is None for info in paged)
+    second.close()
+    file.close()

@@ -228,6 +228,7 @@ KEYS_OF_OTHERS = {
     "output_dir: runs": "lrft train --out FOLDER",
     "resume_from_checkpoint: true": "lrft train RUN --resume",
     "deepspeed: zero3.json": "train.shard_base: true",
+    "activation_offloading: true": "offload.activations: disk",
     "flash_attention: true": "write model.attention: flash_attention_2",
     "adam_epsilon: 1e-8": "did you mean optimizer.eps?",
     "train_on_inputs: false": "remove it",

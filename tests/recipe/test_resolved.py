@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lrft.recipe import library
 from lrft.recipe.load import load_recipe
-from lrft.recipe.resolved import ABSENT, compare, recipe_hash, resolved, with_origins
+from lrft.recipe.resolved import ABSENT, compare, decisive_hash, recipe_hash, resolved, with_origins
 from lrft.recipe.schema import Recipe
 from tests.each import each
 from tests.recipe.valid_recipe import VALID, changed
@@ -135,6 +135,14 @@ def test_a_younger_key_counts_once_it_is_set(key):
     one = recipe_hash(Recipe.model_validate({**FIRST_RELEASE, "train": {key: False}}))
     other = recipe_hash(Recipe.model_validate({**FIRST_RELEASE, "train": {key: True}}))
     assert one == ITS_HASH != other
+
+
+def test_where_numbers_lie_counts_in_the_hash_and_decides_no_weight():
+    one, other = (
+        Recipe.model_validate({**FIRST_RELEASE, "offload": {"weights": w}}) for w in ("none", "disk")
+    )
+    assert recipe_hash(one) == ITS_HASH != recipe_hash(other)
+    assert decisive_hash(one) == decisive_hash(other)
 
 
 WITH_SOURCES = {

@@ -52,7 +52,7 @@ class FaultyDisk:
         patches = [patch.object(os, name, self._by_path(name, real)) for name, real in paths.items()]
         patches += [
             patch.object(os, name, self._by_descriptor(name, getattr(os, name)))
-            for name in ("write", "fsync")
+            for name in ("write", "fsync", "posix_fallocate")
         ]
         patches += [
             patch.object(os, "open", self._os_open(os.open)),

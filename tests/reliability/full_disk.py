@@ -71,6 +71,9 @@ class Command:
 
 COMMANDS = {
     "train": Command(("train", "recipe.yaml", "--out", "run"), trained=False),
+    "train-offload": Command(
+        ("train", "recipe.yaml", "--out", "run", "offload={weights: disk, optimizer: disk}"), trained=False
+    ),
     "resume": Command(("train", "run", "--resume"), halfway=True),
     "eval": Command(("eval", "run"), told="loss", compared="run/eval"),
     "posterior": Command(("posterior", "run"), recipe="choices.yaml"),

@@ -74,8 +74,8 @@ def test_a_recipe_that_was_edited_is_not_believed_and_the_sentence_says_what_cha
             COMMANDS[command](copy, tmp_path)
         assert str(told.value) == (
             f"{recipe}: is not what lrft wrote: it was edited, or is damaged; copy {copy}/last/recipe.yaml over it; "
-            f"logging, export and eval are changed with lrft train {copy} --resume KEY=VALUE, anything else begins a "
-            f"new run: lrft train {recipe} --out NEW"
+            f"logging, export, eval and offload are changed with lrft train {copy} --resume KEY=VALUE, anything else "
+            f"begins a new run: lrft train {recipe} --out NEW"
         )
     shutil.copy(copy / "last" / "recipe.yaml", recipe)
     assert recipe.read_text() == whole and COMMANDS["open"](copy, tmp_path)

@@ -14,6 +14,7 @@ from lrft.build.optimizing import build_optimizer
 from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.adapted import adapted, adapters_off
+from lrft.core.notes import say
 from lrft.core.units import CUT
 from lrft.data.example import Row
 from lrft.evaluation.progress import EvaluationBar
@@ -104,6 +105,8 @@ def _open_checkpoint(folder: RunFolder, recipe: Recipe) -> OpenCheckpoint:
 def _with_adapter(
     folder: RunFolder, recipe: Recipe, saved: OpenCheckpoint, text: Text | None
 ) -> tuple[Adaptation, TrainedOn]:
+    if recipe.offload.parts:
+        say("offload: is of training; the whole model is held here")
     with EvaluationBar() as show, saved:
         now = identify(recipe, text)
         check_same_use(folder, saved, now)

@@ -110,6 +110,11 @@ def _assumptions(recipe: Recipe, undecided: bool, where: Device) -> list[str]:
         found.append("the model is planned as it runs without torch.compile")
     if settings.shard_base:
         found.append("one process is planned, which holds the whole base; train.shard_base is left out")
+    if recipe.offload.parts:
+        found.append(
+            f"of {' and '.join(recipe.offload.parts)} what lies on a disk is left out; evaluation and merging hold the "
+            "whole model"
+        )
     if where["kind"] == "cuda":
         found.append("what the allocator leaves unused between blocks is left out; a few percent are usual")
     return found

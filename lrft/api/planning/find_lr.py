@@ -18,6 +18,7 @@ from lrft.build.text import check_text
 from lrft.core import stop
 from lrft.core.analysis import Analysis
 from lrft.core.callback import TimedMethod
+from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.subject import Progress, silent
 from lrft.recipe.load import LoadedRecipe, as_loaded
@@ -148,6 +149,8 @@ def _prepare(recipe: Recipe, accelerator: Accelerator, progress: Progress, trust
     text = read_text(recipe, trust_remote_code=trusted, progress=progress)
     check_text(text, recipe)
     device = accelerator.device
+    if recipe.offload.parts:
+        say("offload: is of training; the whole model is held here")
     adaptation = adapt(recipe, device=device, trust_remote_code=trusted, text=text, progress=progress)
     processes, rank = accelerator.num_processes, accelerator.process_index
     data = train_data(recipe, text, processes, rank, adaptation.packing, adaptation.joined)

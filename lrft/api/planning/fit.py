@@ -14,7 +14,9 @@ from lrft.build.recomputing import free_bytes
 from lrft.build.teacher import teacher_bytes
 from lrft.data.steps import Shape
 from lrft.model.described import build_skeleton
+from lrft.recipe.offload_section import why_not
 from lrft.recipe.schema import Recipe
+from lrft.registry.errors import RecipeError
 from lrft.registry.size import parse_size
 
 GIB = 2**30
@@ -46,8 +48,12 @@ def forecast(
         shapes: of the micro-batches; without any, rows are full.
 
     Raises:
-        RecipeError: there is no description, or it is of a family that is not known layer by layer.
+        RecipeError: there is no description, or it is of a family that is not known layer by layer; or the recipe
+            keeps something elsewhere that cannot lie there while this device computes.
     """
+    for part in recipe.offload.parts:
+        if message := why_not(getattr(recipe.offload, part), where["kind"]):
+            raise RecipeError(message, f"offload.{part}")
     model, described = build_skeleton(recipe.model, trust_remote_code)
     beside = teacher_bytes(recipe, trust_remote_code)
     found = peaks_of(recipe, model, where["kind"], shapes, where["bytes"] - beside)

@@ -17,6 +17,7 @@ from lrft.build.guess import with_format
 from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Peak, Target
 from lrft.build.recomputing import as_written, choose, free_bytes
+from lrft.build.resident import state_held, weights_held
 from lrft.build.steps import check_steps, possible_steps, shapes_of, train_data
 from lrft.build.teacher import plan_teacher
 from lrft.build.text import check_text
@@ -26,7 +27,7 @@ from lrft.model.backend import keeps_apart
 from lrft.model.causal_lm import CausalLM
 from lrft.model.described import UnknownFamily
 from lrft.model.liger import check_liger
-from lrft.model.load import load_model
+from lrft.model.load import DTYPES, load_model
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
@@ -154,13 +155,16 @@ def memory_bytes(
         beside: bytes of the objective's teacher.
     """
     activations = activation_bytes(recipe, model, shapes, recomputed)
+    config = model.hf.config.get_text_config()
+    head = config.vocab_size * config.hidden_size * DTYPES[recipe.model.dtype].itemsize
+    linear, other = weights_held(recipe, counted, config.num_hidden_layers, head)
     memory = {
-        "linear_weights": counted["linear_bytes"],
-        "other_weights": counted["weight_bytes"] - counted["linear_bytes"],
+        "linear_weights": linear,
+        "other_weights": other,
         **({"teacher": beside} if beside else {}),
         "adapter": counted["trainable_bytes"],
         "gradients": counted["gradient_bytes"],
-        "optimizer_state": counted["optimizer_bytes"],
+        "optimizer_state": state_held(recipe, counted["optimizer_bytes"], config.num_hidden_layers),
         "activations_estimated": activations.blocks,
         "attention_estimated": activations.attention,
     }

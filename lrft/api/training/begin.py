@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from lrft.build.dataset import read_text
 from lrft.build.federation import assemble_federation
 from lrft.build.identify import identify
 from lrft.build.job import Job, assemble, subject
+from lrft.build.offloading import Offloading
 from lrft.build.recomputing import settle
 from lrft.build.scoring import probe_tasks
 from lrft.build.steps import check_steps, possible_steps, train_data
@@ -62,18 +64,23 @@ def begin(
     saved: OpenCheckpoint | None,
     accelerator: Accelerator,
     trust_remote_code: bool,
+    away: Offloading | None = None,
 ) -> tuple[Job, dict[str, Tensor] | None]:
-    """The job, on what the run began on, and the tensors of the checkpoint that it goes on from."""
+    """The job, on what the run began on, and the tensors of the checkpoint that it goes on from.
+
+    Args:
+        away: what the recipe keeps on a disk.
+    """
     trained_on = identify(recipe, text)
     if folder.started:
         check_same_text(folder, saved, trained_on)
     tensors = None if saved is None else saved.tensors()
     planned = None if saved is None else plan_of(saved, folder)
     begun = (None, None) if saved is not None and is_record(saved) else (tensors, planned)
-    adaptation = _adapted(recipe, text, *begun, accelerator, trust_remote_code)
-    _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
+    adaptation = _adapted(recipe, text, *begun, accelerator, trust_remote_code, away)
+    _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code, away)
     known = recipe_hash(recipe), trust_remote_code, replace(trained_on, base=adaptation.model.weight_sums)
-    put_together = assemble if recipe.federate is None else assemble_federation
+    put_together = partial(assemble, away=away) if recipe.federate is None else assemble_federation
     job = put_together(recipe, folder, text, adaptation, accelerator, *known)
     check_replayed(job.run, trained_tensors(adaptation.model))
     if folder.started:
@@ -89,6 +96,7 @@ def _adapted(
     planned: dict[str, Any] | None,
     accelerator: Accelerator,
     trust_remote_code: bool,
+    away: Offloading | None,
 ) -> Adaptation:
     """The base with its adapter, every value of the base known; as planned where `tensors` of a checkpoint are."""
     with EvaluationBar() as show:
@@ -101,6 +109,7 @@ def _adapted(
             planned=planned,
             sums=True,
             progress=show if accelerator.is_main_process else silent,
+            paged=None if away is None else away.weights,
         )
 
 
@@ -111,12 +120,16 @@ def _settle_memory(
     adaptation: Adaptation,
     accelerator: Accelerator,
     trust_remote_code: bool,
+    away: Offloading | None,
 ) -> None:
     """Settle which layers are computed again, the model in its place; those of before in a run that is gone on with."""
     processes, rank = accelerator.num_processes, accelerator.process_index
     data = train_data(recipe, text, processes, rank, adaptation.packing, adaptation.joined, folder.processes)
     before: int | None = folder.read(RUN).get("recomputed_layers") if folder.started else None
     settle(recipe, adaptation, data, accelerator.device, before, trust_remote_code)
+    if away is not None:
+        away.watch(adaptation.model, data.shapes(0))
+        adaptation.notes.append(away.sentence())
 
 
 def _today(recipe: Recipe, accelerator: Accelerator) -> str:

@@ -20,6 +20,7 @@ from lrft.api.training.run_record import write_end, write_start
 from lrft.api.training.scores import score_at_end
 from lrft.build.guess import with_format
 from lrft.build.job import Job
+from lrft.build.offloading import offloading
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.core.plain import plain
@@ -122,8 +123,13 @@ def _train_in(
     began = time.perf_counter()
     text = rows_of(folder, recipe, accelerator, trust_remote_code)
     saved = checkpoint_to_resume(folder, recipe)
-    with memory_advice(recipe, trust_remote_code), nullcontext() if saved is None else saved:
-        job, tensors = begin(folder, recipe, text, saved, accelerator, trust_remote_code)
+    where = folder.path, accelerator.device, accelerator.num_processes, trust_remote_code
+    with (
+        memory_advice(recipe, trust_remote_code),
+        nullcontext() if saved is None else saved,
+        offloading(recipe, *where) as away,
+    ):
+        job, tensors = begin(folder, recipe, text, saved, accelerator, trust_remote_code, away)
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
         stop.poll()
