@@ -47,9 +47,6 @@ def _federated(settings: RecipeView) -> Iterator[Problem]:
             yield Problem(key, why)
     if isinstance(settings["analyse"], list) and settings["analyse"]:
         yield Problem("analyse", "looks at the steps of one training; leave it out")
-    objective = settings.declared("objective")
-    for trait in sorted({"draws", "replies"} & (frozenset() if objective is None else objective.provides)):
-        yield Problem("objective.method", f"{TRAITS[trait]}, which clients do not do; choose another")
     allocation = settings.declared("allocate")
     if allocation is not None and "one_stage" in allocation.requires:
         yield Problem(
@@ -68,6 +65,14 @@ def _federated(settings: RecipeView) -> Iterator[Problem]:
         yield Problem("federate.partition.column", "says which column parts the rows; name one")
     if by == "even" and column is not None:
         yield Problem("federate.partition.column", "even shares look at no column; remove it")
+
+
+def _taught(settings: RecipeView) -> Iterator[Problem]:
+    objective = settings.declared("objective")
+    if settings[KEY] is None or objective is None:
+        return
+    for trait in sorted({"draws", "replies"} & objective.provides):
+        yield Problem("objective.method", f"{TRAITS[trait]}, which clients do not do; choose another")
 
 
 def _aggregated(settings: RecipeView) -> Iterator[Problem]:
@@ -92,4 +97,4 @@ def _aggregated(settings: RecipeView) -> Iterator[Problem]:
         yield from parse_choice(AGGREGATORS, chosen).clashes(settings)
 
 
-FEDERATE_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (_federated, _aggregated)
+FEDERATE_CLASHES: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (_federated, _taught, _aggregated)

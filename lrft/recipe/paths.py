@@ -61,8 +61,13 @@ def adapters(root: Node) -> list[Keys]:
     each = [(*STACKED, place) for place in range(len(several))]
     return [
         ADAPTER,
-        *(keys if isinstance(root.get(*keys).value, str) else (*keys, "adapter") for keys in each),
+        *(keys if isinstance(_value(root, keys), str) else (*keys, "adapter") for keys in each),
     ]
+
+
+def _value(root: Node, keys: Keys) -> object:
+    node = root.get(*keys)
+    return None if node is None else node.value
 
 
 def sources(root: Node) -> list[Keys]:
