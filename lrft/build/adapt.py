@@ -10,9 +10,9 @@ from torch import Tensor
 from lrft.build import remarks
 from lrft.build.adaptation import Adaptation as Adaptation
 from lrft.build.decide import check_growth, complete, decide, gains_by_streaming, planners_of, quantizer
-from lrft.build.earlier import begin_with, check_earlier
+from lrft.build.earlier import check_earlier
 from lrft.build.settle import bare, settled, settled_first, with_packing
-from lrft.build.stacked import check_stack, stack
+from lrft.build.stacked import begin_on, check_stack
 from lrft.build.text import Text
 from lrft.build.units import hide_units, on_whole_sites, prepare_units
 from lrft.core.stages import Planner, Signals, SitePlan
@@ -125,12 +125,7 @@ def _adapt(
     _settle_places(model, paged)
     told: list[str] = []
     if saved is None and trains:
-        stacked, told = stack(recipe, model)
-        if recipe.model.adapter is not None:
-            adaptation.origin, more = begin_with(recipe, model, adaptation.plan)
-            told += more
-        if stacked:
-            adaptation.origin = {**(adaptation.origin or {}), "stacked": stacked}
+        adaptation.origin, told = begin_on(recipe, model, adaptation.plan)
     if streamed:
         _prove(asked, adaptation, device, trains)
     else:

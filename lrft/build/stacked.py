@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from lrft.build.earlier import Earlier, check_base, read_earlier
+from lrft.build.earlier import Earlier, begin_with, check_base, read_earlier
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.block import AdaptedBlock
 from lrft.core.less import changed
@@ -21,6 +21,16 @@ from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 
 KEY = "model.adapters"
+
+
+def begin_on(recipe: Recipe, model: CausalLM, plan: Plan) -> tuple[dict[str, Json] | None, list[str]]:
+    """Put adapters that were trained before beneath the one that trains, and into it; their record, and what to tell."""
+    stacked, told = stack(recipe, model)
+    origin: dict[str, Json] | None = None
+    if recipe.model.adapter is not None:
+        origin, more = begin_with(recipe, model, plan)
+        told += more
+    return ({**(origin or {}), "stacked": stacked} if stacked else origin), told
 
 
 @torch.no_grad()
