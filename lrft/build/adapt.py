@@ -244,8 +244,6 @@ def _check_length(recipe: Recipe, model: CausalLM) -> None:
     )
     if positions is not None and recipe.train.max_length + virtual > positions:
         beside = f" with {virtual} virtual ones" if virtual else ""
-        message = (
-            f"{recipe.train.max_length} tokens{beside} are more than the model has positions; use at most "
-        )
-        more = longer(model.hf.config, recipe.model)
-        raise RecipeError(f"{message}{positions - virtual}{more}", "train.max_length")
+        most = f"{positions - virtual}{longer(model.hf.config, recipe.model)}"
+        message = f"{recipe.train.max_length} tokens{beside} are more than the model has positions; use at most {most}"
+        raise RecipeError(message, "train.max_length")

@@ -24,7 +24,7 @@ KEY = "model.adapters"
 
 
 def begin_on(recipe: Recipe, model: CausalLM, plan: Plan) -> tuple[dict[str, Json] | None, list[str]]:
-    """Put adapters that were trained before beneath the one that trains, and into it; their record, and what to tell."""
+    """Put adapters that were trained before beneath the one that trains, and into it; the record, and what to tell."""
     stacked, told = stack(recipe, model)
     origin: dict[str, Json] | None = None
     if recipe.model.adapter is not None:
