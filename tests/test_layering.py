@@ -48,6 +48,7 @@ LIBRARIES = {
     "transformers": ("lrft/model/", "lrft/data/as_transformers.py", "lrft/evaluation/generate.py"),
     "bitsandbytes": ("lrft/methods/quant/", "lrft/methods/optim/"),
     "datasets": ("lrft/data/sources.py",),
+    "flwr": ("lrft/api/flower/",),
     "peft": (),
 }
 IMPORTED_INSIDE_FUNCTIONS = ("bitsandbytes", "datasets")

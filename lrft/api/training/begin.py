@@ -15,6 +15,7 @@ from lrft.build.federation import assemble_federation
 from lrft.build.identify import identify
 from lrft.build.job import Job, assemble, subject
 from lrft.build.recomputing import settle
+from lrft.build.rounds import MakeReach
 from lrft.build.scoring import probe_tasks
 from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import Text, check_text
@@ -60,8 +61,13 @@ def begin(
     saved: OpenCheckpoint | None,
     accelerator: Accelerator,
     trust_remote_code: bool,
+    reach: MakeReach | None = None,
 ) -> tuple[Job, dict[str, Tensor] | None]:
-    """The job, on what the run began on, and the tensors of the checkpoint that it goes on from."""
+    """The job, on what the run began on, and the tensors of the checkpoint that it goes on from.
+
+    Args:
+        reach: of a federation, what reaches its clients.
+    """
     trained_on = identify(recipe, text)
     if folder.started:
         check_same_text(folder, saved, trained_on)
@@ -70,8 +76,8 @@ def begin(
     adaptation = _adapted(recipe, text, tensors, planned, accelerator, trust_remote_code)
     _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code)
     known = recipe_hash(recipe), trust_remote_code, replace(trained_on, base=adaptation.model.weight_sums)
-    put_together = assemble if recipe.federate is None else assemble_federation
-    job = put_together(recipe, folder, text, adaptation, accelerator, *known)
+    parts = recipe, folder, text, adaptation, accelerator, *known
+    job = assemble(*parts) if recipe.federate is None else assemble_federation(*parts, reach)
     if folder.started:
         check_same_start(job, saved)
     probe_tasks(recipe, subject(recipe, text, adaptation.model, team=adaptation.team))
