@@ -13,6 +13,8 @@ from lrft.api.training.federate import federate  # noqa: E402
 from lrft.registry.errors import LrftError  # noqa: E402
 from tests.training.unbroken import same  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 FEW = "data.train.limit=24 data.eval.limit=2 train.device=cpu train.keep_last=9 data.date=2026-11-29"
 
 
