@@ -50,6 +50,7 @@ LIBRARIES = {
     **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("lrft/serve/",)),
     "bitsandbytes": ("lrft/methods/quant/", "lrft/methods/optim/"),
     "datasets": ("lrft/data/sources.py",),
+    "flwr": ("lrft/api/flower/",),
     "peft": (),
 }
 IMPORTED_INSIDE_FUNCTIONS = ("bitsandbytes", "datasets")

@@ -63,6 +63,9 @@ class Clients:
     where as many rounds before would have left them, also where it was absent in some. The first client has the seed of
     the recipe, so that one client in one round is a plain training.
 
+    Args:
+        only: the one of them that trains here; by default all do.
+
     Raises:
         RecipeError: the optimizer cannot take what trains, or a setting does not fit into the steps of a client.
         DataError: a client has nothing to train on.
@@ -75,6 +78,7 @@ class Clients:
         adaptation: Adaptation,
         shares: Sequence[Share],
         accelerator: Accelerator,
+        only: int | None = None,
     ) -> None:
         assert recipe.federate is not None, "a recipe of a federation"
         self.recipe, self.text, self.adaptation, self.shares = recipe, text, adaptation, shares
@@ -82,7 +86,7 @@ class Clients:
         self.infos: list[ParamInfo] = parameter_infos(adaptation.model)
         build_optimizer(recipe, self.infos)  # what it cannot take is told before the first round
         self.data: dict[int, TrainData] = {}
-        lengths = [self.steps(client) for client in range(len(shares))]
+        lengths = [self.steps(client) for client in (range(len(shares)) if only is None else [only])]
         check_length(recipe, self.asked.rounds * min(lengths), ranks_of(adaptation.plan))
         self.compiled = worth_compiling(recipe, adaptation, self.asked.rounds * sum(lengths))
 

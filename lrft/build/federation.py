@@ -10,7 +10,8 @@ from lrft.build.adapt import Adaptation
 from lrft.build.began import how_it_began, known_as
 from lrft.build.clients import Clients
 from lrft.build.job import Job, callbacks_of
-from lrft.build.rounds import Rounds, Summary
+from lrft.build.reach import InTurn
+from lrft.build.rounds import MakeReach, Rounds, Summary
 from lrft.build.shares import shares_of, tell
 from lrft.build.text import Text
 from lrft.core.callback import Callback
@@ -39,8 +40,12 @@ def assemble_federation(
     recipe_hash: str,
     trust_remote_code: bool = False,
     trained_on: TrainedOn | None = None,
+    reach: MakeReach | None = None,
 ) -> Job:
     """A job whose steps are rounds; nothing is trained yet. Tells which rows every client holds.
+
+    Args:
+        reach: makes what reaches the clients; by default they train here in turn.
 
     Raises:
         UsageError: several processes were launched.
@@ -55,7 +60,7 @@ def assemble_federation(
     _check_adapter(recipe)
     shares = shares_of(recipe, text)
     clients = Clients(recipe, text, adaptation, shares, accelerator)
-    server, total = Rounds(clients), recipe.federate.rounds
+    server, total = Rounds(clients, reach or InTurn), recipe.federate.rounds
     run = Run(
         adaptation.model,
         clients.infos,

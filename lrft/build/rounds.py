@@ -9,23 +9,42 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import StateDict
 
-from lrft.build.averaging_error import AveragingError, averaging_error
-from lrft.build.clients import Clients, Trained, read, write
-from lrft.core import stop
-from lrft.core.aggregate import Aggregator, Federation, Reply, Tensors, Turn, bytes_of
+from lrft.build.averaging_error import averaging_error
+from lrft.build.clients import Clients, read, write
+from lrft.build.reach import Answer, InTurn, Reach
+from lrft.core.aggregate import Aggregator, Federation, Tensors, Turn, bytes_of
 from lrft.core.callback import Callback
 from lrft.core.optimizer import Optimizer
 from lrft.core.run import Run
 from lrft.model.trained import trained_tensors
 from lrft.registry.axes import AGGREGATORS
-from lrft.registry.errors import Interrupted, NumericalError, RecipeError
+from lrft.registry.errors import LrftError, NumericalError, RecipeError
 from lrft.registry.json import Json
 
 TOTALS = ("bytes_up", "bytes_down")
+MakeReach = Callable[[Clients, Aggregator], Reach]
+
+
+def aggregator_of(clients: Clients) -> Aggregator:
+    """The recipe's aggregator over what trains.
+
+    Raises:
+        RecipeError: it cannot average that.
+    """
+    asked = clients.asked
+    federation = Federation(asked.clients, asked.chosen, clients.recipe.train.seed)
+    try:
+        made: Aggregator = AGGREGATORS.get(asked.aggregate.method)(asked.aggregate, federation, clients.infos)
+    except ValueError as error:
+        raise RecipeError(f"{asked.aggregate.method} {error}", "federate.aggregate") from None
+    return made
 
 
 class Rounds(Optimizer):
-    """Trains the clients of a round one after the other and puts what the aggregator makes of them into the model.
+    """Lets the clients of a round train and puts what the aggregator makes of them into the model.
+
+    Args:
+        reach: makes what reaches the clients; by default they train here in turn.
 
     Attributes:
         run: of the server, whose metrics a round adds to; set once it is built.
@@ -37,26 +56,20 @@ class Rounds(Optimizer):
 
     calls_closure = True
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: Clients, reach: MakeReach = InTurn) -> None:
         super().__init__(
             [{"params": [info.param for info in clients.infos]}], {"lr": clients.recipe.optimizer.lr}
         )
-        self.clients, asked = clients, clients.asked
+        self.clients, self.aggregator = clients, aggregator_of(clients)
+        self.reach = reach(clients, self.aggregator)
         self.run: Run | None = None
-        federation = Federation(asked.clients, asked.chosen, clients.recipe.train.seed)
-        try:
-            made = AGGREGATORS.get(asked.aggregate.method)(asked.aggregate, federation, clients.infos)
-        except ValueError as error:
-            raise RecipeError(f"{asked.aggregate.method} {error}", "federate.aggregate") from None
-        self.aggregator: Aggregator = made
-        self.federation = federation
         self.totals = dict.fromkeys(TOTALS, 0)
-        self._shared: dict[str, Tensor] | None = None
 
     def chosen(self, round: int) -> list[int]:
         """The clients that train in a round, rising."""
-        drawn = Random(f"{self.federation.seed} round {round}")
-        return sorted(drawn.sample(range(self.federation.clients), self.federation.chosen))
+        asked = self.clients.asked
+        drawn = Random(f"{self.clients.recipe.train.seed} round {round}")
+        return sorted(drawn.sample(range(asked.clients), asked.chosen))
 
     def step(self, closure: object = None) -> Tensor:  # type: ignore[override]
         """A round; the mean loss of its clients over their steps, by the numbers of their rows.
@@ -64,20 +77,25 @@ class Rounds(Optimizer):
         Raises:
             Interrupted: somebody asked to stop; the round is begun again by a resume.
             NumericalError: a client trained to what cannot be averaged.
+            LrftError: no client could be reached.
         """
         assert self.run is not None, "set once the run is built"
         held, round = read(self.clients.infos), self.run.step
-        if self._shared is None:
-            self._shared = {name: value.clone() for name, value in self._frozen().items()}
-        trained, replies, down = self._train(held, round)
-        after = self._refusing(lambda: self.aggregator.aggregate(held, replies, round))
-        after = {name: value.to(held[name].dtype) for name, value in after.items()}
-        if self.aggregator.to_all:
-            down = bytes_of(self.aggregator.down(after, Turn(-1, round))) * self.federation.clients
-        shares = self.aggregator.shares(replies)
-        self._record(replies, down, self._error(held, trained, shares, after))
+        answers = self.reach.ask([Turn(client, round) for client in self.chosen(round)], held)
+        if not answers:
+            raise LrftError(
+                f"no client answered in round {round + 1}; {round} are saved, add --resume to go on"
+            )
+        replies = [answer.reply for answer in answers]
+        try:
+            made = self.aggregator.aggregate(held, replies, round)
+        except ValueError as error:
+            raise NumericalError(f"{self.clients.asked.aggregate.method}: {error}") from None
+        after = {name: value.to(held[name].dtype) for name, value in made.items()}
+        self._record(answers, round, after)
+        self._measure(answers, held, after)
         write(self.clients.infos, after)
-        return self._loss(trained)
+        return self._loss(answers)
 
     def state_dict(self) -> StateDict:
         return {"aggregator": self.aggregator.state_dict(), "totals": self.totals}
@@ -86,84 +104,38 @@ class Rounds(Optimizer):
         self.aggregator.load_state_dict(state_dict["aggregator"])
         self.totals = dict(state_dict["totals"])
 
-    def _train(self, held: Tensors, round: int) -> tuple[list[Trained], list[Reply], int]:
-        """What the clients ended with, what they sent, and how many bytes they were sent."""
-        trained: list[Trained] = []
-        replies: list[Reply] = []
-        down = 0
-        for client in self.chosen(round):
-            turn, start = Turn(client, round), held
-            if not self.aggregator.to_all:
-                message = self.aggregator.down(held, turn)
-                down += bytes_of(message)
-                start = self.aggregator.taken(message, held, turn)
-            found = self.clients.train(turn, start)
-            self._look_at_what_is_shared(client)
-            message = self._refusing(lambda a=start, b=found.tensors, t=turn: self.aggregator.up(a, b, t))
-            trained.append(found)
-            replies.append(Reply(client, found.rows, message))
-            self._stop_if_asked(round)
-        return trained, replies, down
-
-    def _stop_if_asked(self, round: int) -> None:
-        if (number := stop.asked()) is not None:
-            kept = (
-                f"round {round} of {self.clients.asked.rounds} is saved" if round else "no round was finished"
-            )
-            raise Interrupted(number, stop.sentence(number, f"{kept}; add --resume to go on"))
-
-    def _refusing(self, make: Callable[[], Tensors]) -> Tensors:
-        try:
-            return make()
-        except ValueError as error:
-            raise NumericalError(f"{self.clients.asked.aggregate.method}: {error}") from None
-
-    def _frozen(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps beside what trains: alike on all clients, so it must not change."""
-        trains = {info.param.data_ptr() for info in self.clients.infos}
-        found = trained_tensors(self.clients.adaptation.model)
-        return {name: value for name, value in found.items() if value.data_ptr() not in trains}
-
-    def _look_at_what_is_shared(self, client: int) -> None:
-        assert self._shared is not None, "set when a round begins"
-        for name, value in self._frozen().items():
-            if not torch.equal(value, self._shared[name]):
-                method = (
-                    self.clients.recipe.adapter.method if self.clients.recipe.adapter is not None else "model"
-                )
-                raise NumericalError(
-                    f"{name} changed while client {client} trained and is no parameter, so nothing averages it; "
-                    f"{method} cannot be federated, choose another adapter"
-                )
-
-    def _error(
-        self, held: Tensors, trained: Sequence[Trained], shares: Sequence[float], after: Tensors
-    ) -> AveragingError:
-        model, ended = self.clients.adaptation.model, [found.tensors for found in trained]
-        return averaging_error(model, self.clients.infos, held, ended, shares, after)
-
-    def _record(self, replies: Sequence[Reply], down: int, error: AveragingError) -> None:
-        up = sum(bytes_of(reply.message) for reply in replies)
+    def _record(self, answers: Sequence[Answer], round: int, after: Tensors) -> None:
+        up, down = sum(bytes_of(a.reply.message) for a in answers), sum(a.down for a in answers)
+        if self.aggregator.to_all and not down:
+            down = bytes_of(self.aggregator.down(after, Turn(-1, round))) * self.clients.asked.clients
         self.totals = {
             "bytes_up": self.totals["bytes_up"] + up,
             "bytes_down": self.totals["bytes_down"] + down,
         }
         assert self.run is not None, "set once the run is built"
-        self.run.record(
-            clients=len(replies),
-            bytes_up=up,
-            bytes_down=down,
-            averaging_error=error.absolute,
-            averaging_error_relative=error.relative,
-        )
+        self.run.record(clients=len(answers), bytes_up=up, bytes_down=down)
 
-    def _loss(self, trained: Sequence[Trained]) -> Tensor:
+    def _measure(self, answers: Sequence[Answer], held: Tensors, after: Tensors) -> None:
+        """How far the round is from an average, where it is known what the clients ended with."""
+        trained = [dict(answer.trained) for answer in answers if answer.trained is not None]
+        if len(trained) < len(answers):
+            return
+        shares = self.aggregator.shares([answer.reply for answer in answers])
+        model, infos = self.clients.adaptation.model, self.clients.infos
+        error = averaging_error(model, infos, held, trained, shares, after)
         assert self.run is not None, "set once the run is built"
-        self.run.record(tokens=sum(t.tokens for t in trained), targets=sum(t.targets for t in trained))
-        self.param_groups[0]["lr"] = trained[-1].lr
-        rows = sum(found.rows for found in trained)
-        means = [found.rows / rows * sum(found.losses) / len(found.losses) for found in trained]
-        return torch.tensor(sum(means), dtype=torch.float64)
+        self.run.record(averaging_error=error.absolute, averaging_error_relative=error.relative)
+
+    def _loss(self, answers: Sequence[Answer]) -> Tensor:
+        assert self.run is not None, "set once the run is built"
+        numbers = [answer.numbers for answer in answers]
+        self.run.record(tokens=sum(n.tokens for n in numbers), targets=sum(n.targets for n in numbers))
+        self.param_groups[0]["lr"] = numbers[-1].lr
+        rows = sum(answer.reply.examples for answer in answers)
+        shares = [answer.reply.examples / rows for answer in answers]
+        return torch.tensor(
+            sum(p * n.loss for p, n in zip(shares, numbers, strict=True)), dtype=torch.float64
+        )
 
 
 class Summary(Callback):

@@ -75,6 +75,13 @@ COMMANDS = {
         ("train", "recipe.yaml", "--out", "run", "offload={weights: disk, optimizer: disk}"), trained=False
     ),
     "resume": Command(("train", "run", "--resume"), halfway=True),
+    "federate": Command(
+        (
+            *("federate", "recipe.yaml", "--out", "run", "train.max_steps=null"),
+            "federate={clients: 2, rounds: 2, local_steps: 1, partition: even, aggregate: fed_stale}",
+        ),
+        trained=False,
+    ),
     "eval": Command(("eval", "run"), told="loss", compared="run/eval"),
     "posterior": Command(("posterior", "run"), recipe="choices.yaml"),
     "merge": Command(("merge", "run", "--out", "out")),
@@ -238,7 +245,11 @@ def attack(bench: Bench, name: str, at: int, number: int, stays: bool) -> list[s
     wrong += list(_checkpoints(place / "run" / "checkpoints"))
     if ended.code:
         words = command.words
-        if words[0] == "train" and not command.trained and (place / "run" / "recipe.yaml").exists():
+        if (
+            words[0] in ("train", "federate")
+            and not command.trained
+            and (place / "run" / "recipe.yaml").exists()
+        ):
             # Less may be left than a profile records.
             words = (*(word for word in words if word != "--profile"), "--resume")
         again = call(place, words, command.typed)

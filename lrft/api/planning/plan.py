@@ -88,12 +88,13 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     data = train_data(
         recipe, text, packing=packing, join=model.takes_positions and keeps_apart(model, recipe.model)
     )
-    rounds = None if recipe.federate is None else recipe.federate.rounds
-    steps = rounds or data.total_steps(settings.max_steps, settings.epochs)
+    steps = data.total_steps(settings.max_steps, settings.epochs)
     possible = [steps] if packing is not None else possible_steps(recipe, text)
     adaptation = plan_without_weights(recipe, model)
     ask_adapter(recipe, adaptation)
-    if rounds is None:
+    if recipe.federate is not None:
+        steps = recipe.federate.rounds
+    else:
         check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
     counted = measure(recipe, model)
     shapes = set(shapes_of(recipe, data))

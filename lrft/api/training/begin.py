@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -17,6 +16,7 @@ from lrft.build.identify import identify
 from lrft.build.job import Job, assemble, subject
 from lrft.build.offloading import Offloading
 from lrft.build.recomputing import settle
+from lrft.build.rounds import MakeReach
 from lrft.build.scoring import probe_tasks
 from lrft.build.steps import check_steps, possible_steps, train_data
 from lrft.build.text import Text, check_text
@@ -65,11 +65,13 @@ def begin(
     accelerator: Accelerator,
     trust_remote_code: bool,
     away: Offloading | None = None,
+    reach: MakeReach | None = None,
 ) -> tuple[Job, dict[str, Tensor] | None]:
     """The job, on what the run began on, and the tensors of the checkpoint that it goes on from.
 
     Args:
         away: what the recipe keeps on a disk.
+        reach: of a federation, what reaches its clients.
     """
     trained_on = identify(recipe, text)
     if folder.started:
@@ -80,8 +82,8 @@ def begin(
     adaptation = _adapted(recipe, text, *begun, accelerator, trust_remote_code, away)
     _settle_memory(folder, recipe, text, adaptation, accelerator, trust_remote_code, away)
     known = recipe_hash(recipe), trust_remote_code, replace(trained_on, base=adaptation.model.weight_sums)
-    put_together = partial(assemble, away=away) if recipe.federate is None else assemble_federation
-    job = put_together(recipe, folder, text, adaptation, accelerator, *known)
+    parts = recipe, folder, text, adaptation, accelerator, *known
+    job = assemble(*parts, away) if recipe.federate is None else assemble_federation(*parts, reach)
     check_replayed(job.run, trained_tensors(adaptation.model))
     if folder.started:
         check_same_start(job, saved)

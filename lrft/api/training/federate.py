@@ -11,6 +11,7 @@ from lrft.api.training.recorded import to_train
 from lrft.api.training.train import train
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
+from lrft.build.rounds import MakeReach
 from lrft.build.shares import labels_of, shares_of, tell
 from lrft.build.text import check_text
 from lrft.core.notes import say
@@ -43,14 +44,18 @@ def federate(
     trust_remote_code: bool = False,
     *,
     overrides: Sequence[str] = (),
+    reach: MakeReach | None = None,
 ) -> dict[str, Json]:
     """Train a recipe by the clients of its `federate` section; as `lrft.api.training.train.train`, of rounds.
+
+    Args:
+        reach: makes what reaches the clients; by default they train here in turn.
 
     Raises:
         RecipeError: the recipe has no such section.
     """
     loaded = _federated(to_train(recipe, overrides, resume))
-    return train(loaded, out, resume, trust_remote_code)
+    return train(loaded, out, resume, trust_remote_code, reach=reach)
 
 
 def share(

@@ -21,6 +21,7 @@ from lrft.api.training.scores import score_at_end
 from lrft.build.guess import with_format
 from lrft.build.job import Job
 from lrft.build.offloading import offloading
+from lrft.build.rounds import MakeReach
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.core.plain import plain
@@ -52,6 +53,7 @@ def train(
     overrides: Sequence[str] = (),
     profile: bool = False,
     added: Extension | None = None,
+    reach: MakeReach | None = None,
 ) -> dict[str, Json]:
     """Train a recipe to its end in a run folder and write the adapter; returns what result.json holds.
 
@@ -64,6 +66,7 @@ def train(
         overrides: `key.sub=value` sets, `~key.sub` deletes; of a recipe that is not loaded yet.
         profile: record a few steps, write `profile/` into the run folder and return what was found under `profile`.
         added: steps to add to the finished run that `recipe` names.
+        reach: of a federation, makes what reaches its clients; by default they train here in turn.
 
     Raises:
         RecipeError: the recipe is not valid.
@@ -84,7 +87,7 @@ def train(
             folder = claim(loaded, None if out is None else Path(out), resume, lead, more)
             try:
                 with stop.listening(partial(_kept, folder)):
-                    return _train_in(folder, loaded, accelerator, trust_remote_code, profile)
+                    return _train_in(folder, loaded, accelerator, trust_remote_code, profile, reach)
             finally:
                 folder.unlock()
 
@@ -110,6 +113,7 @@ def _train_in(
     accelerator: Accelerator,
     trust_remote_code: bool,
     profile: bool,
+    reach: MakeReach | None,
 ) -> dict[str, Json]:
     recipe, lead = loaded.recipe, accelerator.is_main_process
     if (done := finished(folder, len(recipe.train.extended))) is not None:
@@ -129,7 +133,7 @@ def _train_in(
         nullcontext() if saved is None else saved,
         offloading(recipe, *where) as away,
     ):
-        job, tensors = begin(folder, recipe, text, saved, accelerator, trust_remote_code, away)
+        job, tensors = begin(folder, recipe, text, saved, accelerator, trust_remote_code, away, reach)
         watch = _profile(job, saved) if profile and lead else None
         accelerator.wait_for_everyone()  # all have looked before anything is written
         stop.poll()

@@ -31,7 +31,6 @@ class FedSB(FedAvg):
     clients, as if the server held them: who must not do that gives it an adapter (`model.adapter`) or `init: lora_xs`.
     """
 
-    aliases = {"fedsb": "aggregate: fed_sb"}
     requires = {"core_matrix"}
 
     class Config(FedAvg.Config):

@@ -36,8 +36,6 @@ class FedStale(Aggregator):
     Advice: with `adapter: lora_fa` or `lora_xs` what is remembered is linear in the change of the weights.
     """
 
-    aliases = {"fedvarp": "aggregate: {method: fed_stale, beta: 1.0}"}
-
     class Config(MethodConfig):
         beta: float = Field(0.5, ge=0, le=1, description="how much the last known updates count")
         lr: float = Field(1.0, gt=0, description="rate of the server")

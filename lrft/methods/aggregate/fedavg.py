@@ -30,8 +30,6 @@ class FedAvg(Aggregator):
     Departures: none.
     """
 
-    aliases = {"fed_it federated_averaging": "aggregate: fedavg"}
-
     class Config(MethodConfig):
         weights: Literal["examples", "equal"] = Field(
             "examples", description="a client counts as often as it has rows, or as often as every other"

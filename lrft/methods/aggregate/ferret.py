@@ -21,7 +21,7 @@ COORDINATES, COUNTS = "coordinates", "counts"
 
 @AGGREGATORS.register
 class Ferret(Aggregator):
-    """Ferret: a client projects its update on some of K random directions, and all rebuild the average from its shadow.
+    """Updates are projected on random directions of shared seeds, and everybody rebuilds their average.
 
         D_g   = theta_g - theta_kg                                    (update of group g, d_g numbers)
         m_g   = max(2, floor(K ||D_g|| / max_g ||D_g||))              directions drawn from the K without replacement

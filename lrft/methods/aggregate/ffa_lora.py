@@ -25,7 +25,6 @@ class FFALoRA(FedAvg):
     Advice: `adapter: lora_fa`; the rate has to be larger than LoRA's.
     """
 
-    aliases = {"ffa": "aggregate: ffa_lora"}
     requires = {"frozen_A"}
 
     class Config(FedAvg.Config):

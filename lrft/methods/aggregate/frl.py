@@ -16,7 +16,7 @@ MOVED = ".moved"  # after the name of a tensor: how many of its entries went dow
 
 @AGGREGATORS.register
 class FRL(Aggregator):
-    """Federated rank learning: every client sends an order of the entries of every tensor, the server adds up places.
+    """Federated rank learning: clients send an order of the entries of every tensor, the server adds up places.
 
         r_k   = argsort(theta_k - theta),  place_k = argsort(r_k)
         votes = sum_k place_k,  global order = argsort(votes)

@@ -1,0 +1,119 @@
+"""Clients reached by Flower's messages."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from lrft.api.flower.participant import Begin
+from lrft.api.flower.records import to_record, to_tensors
+from lrft.build.clients import Clients
+from lrft.build.reach import Answer, Numbers, stop_if_asked
+from lrft.core.aggregate import Aggregator, Reply, Tensors, Turn, bytes_of
+from lrft.core.notes import say
+from lrft.model.trained import trained_tensors
+
+POLL = 0.5  # seconds between two looks at which nodes are there
+
+
+class OnGrid:
+    """Sends every client its message through Flower and waits for the answers.
+
+    A client whose node is not connected, that fails, or that does not answer in time is left out of the round, which is
+    told; one that has lost the start, as a new process on an emptied disk has, is sent it again.
+
+    Args:
+        timeout: seconds that a round may take, and that the clients of a round are waited for.
+    """
+
+    def __init__(self, grid: Grid, clients: Clients, aggregator: Aggregator, timeout: float) -> None:
+        self.grid, self.clients, self.aggregator, self.timeout = grid, clients, aggregator, timeout
+        self.nodes: dict[int, int] = {}  # client -> node
+        self._begin: Begin | None = None
+
+    def ask(self, turns: Sequence[Turn], held: Tensors) -> list[Answer]:
+        stop_if_asked(turns[0].round, self.clients.asked.rounds)
+        self._find([turn.client for turn in turns])
+        reached = [turn for turn in turns if turn.client in self.nodes]
+        sent = {turn: self._message(turn, held) for turn in reached}
+        replies = self._send({turn: self._asking(turn, message, False) for turn, message in sent.items()})
+        lacking = [turn for turn, reply in replies.items() if reply["numbers"]["lacks_start"]]
+        replies |= self._send({turn: self._asking(turn, sent[turn], True) for turn in lacking})
+        found = []
+        for turn in turns:
+            if turn in replies and not replies[turn]["numbers"]["lacks_start"]:
+                found.append(self._answer(turn, sent[turn], replies[turn], held))
+            else:
+                say(f"round {turn.round + 1}: client {turn.client} did not answer; it is averaged without it")
+        stop_if_asked(turns[0].round, self.clients.asked.rounds)
+        return found
+
+    def _message(self, turn: Turn, held: Tensors) -> Tensors:
+        """What the client is sent; where clients keep the model themselves, the whole of it, as nodes keep none."""
+        return held if self.aggregator.to_all else self.aggregator.down(held, turn)
+
+    def _find(self, clients: Sequence[int]) -> None:
+        """Ask the nodes that are connected which clients they are, until all that are meant are there or time is up."""
+        until = time.monotonic() + self.timeout
+        while True:
+            there = set(self.grid.get_node_ids())
+            self.nodes = {client: node for client, node in self.nodes.items() if node in there}
+            new = sorted(there - set(self.nodes.values()))
+            asked = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
+            for reply in self.grid.send_and_receive(asked, timeout=self.timeout) if asked else ():
+                if not reply.has_error():
+                    who: Any = reply.content["who"]
+                    self.nodes[int(who["client"])] = reply.metadata.src_node_id
+            if set(clients) <= self.nodes.keys() or time.monotonic() > until:
+                return
+            stop_if_asked(0, self.clients.asked.rounds)
+            time.sleep(POLL)
+
+    def _asking(self, turn: Turn, message: Tensors, whole: bool) -> Message:
+        begin = self._started()
+        asked = ConfigRecord({"round": turn.round, "start": begin.sum})
+        content = RecordDict({"asked": asked, "message": to_record(message)})
+        if whole:
+            content["start"] = to_record(begin.tensors)
+            content["plan"] = ConfigRecord({"plan": json.dumps(begin.plan), "day": begin.day})
+        return Message(content, self.nodes[turn.client], MessageType.TRAIN)
+
+    def _send(self, messages: dict[Turn, Message]) -> dict[Turn, Any]:
+        """What came back, by turn."""
+        if not messages:
+            return {}
+        turn_of = {self.nodes[turn.client]: turn for turn in messages}
+        found: dict[Turn, Any] = {}
+        for reply in self.grid.send_and_receive(list(messages.values()), timeout=self.timeout):
+            turn = turn_of[reply.metadata.src_node_id]
+            if reply.has_error():
+                say(f"round {turn.round + 1}: client {turn.client} failed: {reply.error.reason}")
+            else:
+                found[turn] = reply.content
+        return found
+
+    def _answer(self, turn: Turn, sent: Tensors, content: Any, held: Tensors) -> Answer:
+        message = to_tensors(content["message"])
+        told = content["numbers"]
+        numbers = Numbers(float(told["loss"]), int(told["tokens"]), int(told["targets"]), float(told["lr"]))
+        message = {name: value.to(self.clients.infos[0].param.device) for name, value in message.items()}
+        alike = message.keys() == held.keys() and all(
+            message[name].shape == held[name].shape for name in held
+        )
+        reply = Reply(turn.client, int(told["examples"]), message)
+        return Answer(reply, numbers, message if alike else None, bytes_of(sent))
+
+    def _started(self) -> Begin:
+        """The adapter as it is when the first round of this process begins, which clients are sent the changes of."""
+        if self._begin is None:
+            adaptation = self.clients.adaptation
+            plan = {name: entry.record() for name, entry in adaptation.plan.items()}
+            tensors = {name: value.clone() for name, value in trained_tensors(adaptation.model).items()}
+            day = self.clients.text.renderer.today.isoformat()
+            self._begin = Begin(tensors, json.loads(json.dumps(plan)), day)
+        return self._begin
