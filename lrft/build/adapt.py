@@ -119,14 +119,7 @@ def _adapt(
     adaptation.team = builder.team
     attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
     hide_units(model)
-    told: list[str] = []
-    if saved is None and trains:
-        stacked, told = stack(recipe, model)
-        if recipe.model.adapter is not None:
-            adaptation.origin, more = begin_with(recipe, model, adaptation.plan)
-            told += more
-        if stacked:
-            adaptation.origin = {**(adaptation.origin or {}), "stacked": stacked}
+    told = _given(recipe, adaptation) if saved is None and trains else []
     if streamed:
         _prove(asked, adaptation, device, trains)
     else:
@@ -140,6 +133,17 @@ def _adapt(
     adaptation.notes += remarks.of_starts(recipe, adaptation.plan) if saved is None else []
     heap.give_back()
     return adaptation
+
+
+def _given(recipe: Recipe, adaptation: Adaptation) -> list[str]:
+    """Put what was trained before in its place, of `model.adapters` and `model.adapter`; what to tell of it."""
+    stacked, told = stack(recipe, adaptation.model)
+    if recipe.model.adapter is not None:
+        adaptation.origin, more = begin_with(recipe, adaptation.model, adaptation.plan)
+        told += more
+    if stacked:
+        adaptation.origin = {**(adaptation.origin or {}), "stacked": stacked}
+    return told
 
 
 def _builder(

@@ -50,7 +50,8 @@ class Rounded:
         """What a file holds: codes and zeros `bits` bits each."""
         parts = {"codes": _packed(self.codes, self.bits), "zero": _packed(self.zero, self.bits)}
         straight = torch.equal(self.order.long(), torch.arange(len(self.order)))
-        order = {} if straight else {"order": self.order.to(torch.int32)}
+        short = torch.int16 if len(self.order) < 2**15 else torch.int32
+        order = {} if straight else {"order": self.order.to(short)}
         return {**parts, "scale": self.scale, **order}
 
     @classmethod

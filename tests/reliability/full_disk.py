@@ -34,6 +34,7 @@ data:
 train: {{max_steps: 2, batch_size: 2, max_length: 160, save_every: 1, eval_every: 2, device: cpu}}
 eval: {{tasks: [loss]}}
 """
+CURVE = ("--curve", "2") if find_spec("matplotlib") else ()
 PICTURES = ("--png", "curves") if find_spec("matplotlib") else ()
 IN_BITS = ("merge", "run", "--out", "out", "--requantize", "nf4")
 RATES = ("--lr-grid", "1e-3")
@@ -73,6 +74,7 @@ COMMANDS = {
     "eval": Command(("eval", "run"), told="loss", compared="run/eval"),
     "merge": Command(("merge", "run", "--out", "out")),
     "merge-add": Command(("merge", "run", "--add", "run", "--out", "out")),
+    "combine": Command(("combine", "run", "run", "--method", "svd", *CURVE, "--out", "out")),
     **({"merge-in-bits": Command((*IN_BITS, "--keep-rank", "2"))} if find_spec("bitsandbytes") else {}),
     "chat": Command(
         ("chat", "run", "--max-new-tokens", "2"),
