@@ -131,4 +131,5 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
 
 def _unpacked(held: Tensor, count: int, bits: int) -> Tensor:
     digits = unpack_bits(held, count * bits).unflatten(1, (count, bits)).to(torch.uint8)
-    return (digits << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    found: Tensor = (digits << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    return found

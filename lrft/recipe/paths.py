@@ -54,11 +54,10 @@ def adapters(root: Node) -> list[Keys]:
     """Keys of the adapters that a training begins with or on top of."""
     node = root.get(*STACKED)
     several = node.value if node is not None and isinstance(node.value, list) else []
-    each = [(*STACKED, place) for place in range(len(several))]
-    return [
-        ADAPTER,
-        *(keys if isinstance(root.get(*keys).value, str) else (*keys, "adapter") for keys in each),
-    ]
+    found: list[Keys] = [ADAPTER]
+    for place, one in enumerate(several):
+        found.append((*STACKED, place) if isinstance(one.value, str) else (*STACKED, place, "adapter"))
+    return found
 
 
 def sources(root: Node) -> list[Keys]:

@@ -118,7 +118,7 @@ def _calibration(
         list(eval_batches(some, recipe.eval.batch_tokens, text.pad_id)) for some in (measured, compared)
     ]
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
-    return Calibration(model, len(measured), *batches, objective)
+    return Calibration(model, len(measured), batches[0], batches[1], objective)
 
 
 def _measured(

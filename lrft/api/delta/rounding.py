@@ -63,7 +63,7 @@ def to_nearest(deltas: Deltas, ratio: float, groups: Groups | None) -> Found:
         for name in names:
             stop.poll()
             change = deltas[name]
-            wanted = groups or budget(*change.shape, ratio)
+            wanted = groups or budget(change.shape[0], change.shape[1], ratio)
             if wanted:
                 found.add(name, compress(change, wanted), change)
             show("layers", len(found.groups), len(names))
@@ -87,7 +87,7 @@ def in_turn(at: Calibration, deltas: Deltas, ratio: float, groups: Groups | None
         for name in names:
             stop.poll()
             change = deltas[f"{name}.weight"]
-            wanted = groups or budget(*change.shape, ratio)
+            wanted = groups or budget(change.shape[0], change.shape[1], ratio)
             if wanted:
                 one = compress(change, wanted, inputs.get(name))
                 decoded = found.add(f"{name}.weight", one, change)
