@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from safetensors import SafetensorError
@@ -118,7 +118,7 @@ def read_record(folder: Path) -> Delta:
     """
     if not (folder / RECORD).is_file():
         raise UsageError(f"{folder}: holds no {RECORD}; `lrft delta diff BASE TUNED --out DIR` writes one")
-    found: Delta = read_object(folder / RECORD, DeltaRecord, within=folder)
+    found = cast("Delta", read_object(folder / RECORD, DeltaRecord, within=folder))
     check_tensor_file(folder / TENSORS, folder)
     if why := difference(folder / TENSORS, found["files"][TENSORS], folder):
         raise DamagedFile(folder / TENSORS, why)

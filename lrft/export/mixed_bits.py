@@ -94,13 +94,13 @@ def compress(
 
 def read_vectors(held: dict[str, Tensor], shape: tuple[int, int], bits: int) -> Vectors:
     """A group back from what a file holds."""
-    parts = {}
-    for name, columns in (("U", len(held["S"])), ("V", shape[1])):
-        own = {key.removeprefix(f"{name}."): t for key, t in held.items() if key.startswith(f"{name}.")}
-        parts[name] = own.get("values")
-        if parts[name] is None:
-            parts[name] = Rounded.unpacked(own, columns, bits, GROUP)
-    return Vectors(bits, parts["U"], held["S"], parts["V"])
+    U, V = (_read(held, name, columns, bits) for name, columns in (("U", len(held["S"])), ("V", shape[1])))
+    return Vectors(bits, U, held["S"], V)
+
+
+def _read(held: dict[str, Tensor], name: str, columns: int, bits: int) -> Rounded | Tensor:
+    own = {key.removeprefix(f"{name}."): t for key, t in held.items() if key.startswith(f"{name}.")}
+    return own["values"] if bits == WIDE else Rounded.unpacked(own, columns, bits, GROUP)
 
 
 def _rounded(bits: int, U: Tensor, S: Tensor, Vh: Tensor, moment: Tensor | None) -> Vectors:

@@ -50,7 +50,8 @@ class Rounded:
         """What a file holds: codes and zeros `bits` bits each."""
         parts = {"codes": _packed(self.codes, self.bits), "zero": _packed(self.zero, self.bits)}
         straight = torch.equal(self.order.long(), torch.arange(len(self.order)))
-        order = {} if straight else {"order": self.order.to(torch.int32)}
+        short = torch.int16 if len(self.order) < 2**15 else torch.int32
+        order = {} if straight else {"order": self.order.to(short)}
         return {**parts, "scale": self.scale, **order}
 
     @classmethod
@@ -130,4 +131,5 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
 
 def _unpacked(held: Tensor, count: int, bits: int) -> Tensor:
     digits = unpack_bits(held, count * bits).unflatten(1, (count, bits)).to(torch.uint8)
-    return (digits << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    found: Tensor = (digits << torch.arange(bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    return found

@@ -58,16 +58,10 @@ def adapters(root: Node) -> list[Keys]:
     """Keys of the adapters that a training begins with or on top of."""
     node = root.get(*STACKED)
     several = node.value if node is not None and isinstance(node.value, list) else []
-    each = [(*STACKED, place) for place in range(len(several))]
-    return [
-        ADAPTER,
-        *(keys if isinstance(_value(root, keys), str) else (*keys, "adapter") for keys in each),
-    ]
-
-
-def _value(root: Node, keys: Keys) -> object:
-    node = root.get(*keys)
-    return None if node is None else node.value
+    found: list[Keys] = [ADAPTER]
+    for place, one in enumerate(several):
+        found.append((*STACKED, place) if isinstance(one.value, str) else (*STACKED, place, "adapter"))
+    return found
 
 
 def sources(root: Node) -> list[Keys]:

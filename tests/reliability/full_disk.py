@@ -34,6 +34,7 @@ data:
 train: {{max_steps: 2, batch_size: 2, max_length: 160, save_every: 1, eval_every: 2, device: cpu}}
 eval: {{tasks: [loss]}}
 """
+CURVE = ("--curve", "2") if find_spec("matplotlib") else ()
 PICTURES = ("--png", "curves") if find_spec("matplotlib") else ()
 IN_BITS = ("merge", "run", "--out", "out", "--requantize", "nf4")
 RATES = ("--lr-grid", "1e-3")
@@ -58,6 +59,7 @@ class Command:
         compared: paths of which the bytes are compared with those of a whole disk.
         typed: lines that it reads.
         recipe: what the run was trained by.
+        moves: it needs `base` and `tuned`, two models, and `difference`, what one has beyond the other.
     """
 
     words: tuple[str, ...]
@@ -67,6 +69,7 @@ class Command:
     compared: str = ""
     typed: str = ""
     recipe: str = "recipe.yaml"
+    moves: bool = False
 
 
 COMMANDS = {
@@ -86,7 +89,15 @@ COMMANDS = {
     "posterior": Command(("posterior", "run"), recipe="choices.yaml"),
     "merge": Command(("merge", "run", "--out", "out")),
     "merge-add": Command(("merge", "run", "--add", "run", "--out", "out")),
+    "combine": Command(("combine", "run", "run", "--method", "svd", *CURVE, "--out", "out")),
     **({"merge-in-bits": Command((*IN_BITS, "--keep-rank", "2"))} if find_spec("bitsandbytes") else {}),
+    "delta-diff": Command(("delta", "diff", "base", "tuned", "--out", "out"), trained=False, moves=True),
+    "delta-apply": Command(
+        ("delta", "apply", "difference", "base", "--out", "out"), trained=False, moves=True
+    ),
+    "delta-compress": Command(
+        ("delta", "compress", "difference", "--ratio", "0.5", "--out", "out"), trained=False, moves=True
+    ),
     "chat": Command(
         ("chat", "run", "--max-new-tokens", "2"),
         typed="Hello\n/save talk.jsonl\nAnd you?\n/save talk.jsonl\n",
@@ -169,7 +180,7 @@ class Bench:
     """
 
     def __init__(self, folder: Path, model: Path) -> None:
-        self.folder = folder
+        self.folder, self.model = folder, model
         self.start = folder / "start"
         self.start.mkdir(parents=True)
         data = ROOT / "recipes" / "data" / "quickstart"
@@ -192,6 +203,8 @@ class Bench:
         shutil.copytree(self.start, place)
         if command.trained:
             shutil.copytree(self._trained(command.recipe), place / "run")
+        if command.moves:
+            shutil.copytree(self._moved(), place, dirs_exist_ok=True)
         if command.halfway:
             for path in ("checkpoints/step-2", "adapter", "last", "best", "result.json"):
                 _remove(place / "run" / path)
@@ -204,6 +217,20 @@ class Bench:
             ended = call(run.parent, ("train", recipe, "--out", "run"))
             assert ended.code == 0, ended
         return run
+
+    def _moved(self) -> Path:
+        """A folder with a base, the trained run merged into it, and what that has beyond the base."""
+        place = self.folder / "moved"
+        if not place.exists():
+            place.mkdir()
+            shutil.copytree(self.model, place / "base")
+            for words in (
+                ("merge", str(self._trained()), "--out", "tuned"),
+                ("delta", "diff", "base", "tuned", "--out", "difference"),
+            ):
+                ended = call(place, words)
+                assert ended.code == 0, ended
+        return place
 
     def whole(self, name: str) -> tuple[dict[str, bytes], int]:
         """File -> content that a command leaves on a whole disk, and how many operations it asks of the disk."""

@@ -41,10 +41,22 @@ from lrft.training.checkpoint_folder import write_folder
 from lrft.training.device import make_accelerator
 from lrft.training.folder import PLAN, RECIPE, RESULT, RUN, RunFolder
 from lrft.training.opened import ADAPTER, FORMAT, OPTIMIZER, STATE
+from lrft.training.relied import own_recipe
 from lrft.training.trained_on import KEY, TrainedOn
 from lrft.training.versions import versions_of_numbers
 
-OF_TRAINING = ("init", "allocate", "restart", "select", "prune", "analyse", "trainable")  # what made a parent
+# Sections that made a parent what it is, and say nothing of the result.
+OF_TRAINING = (
+    "init",
+    "allocate",
+    "restart",
+    "select",
+    "prune",
+    "analyse",
+    "trainable",
+    "optimizer",
+    "schedule",
+)
 CARD = """
 {method} of {count} adapters, made by `lrft combine` without training: {parents}.
 
@@ -138,7 +150,7 @@ def recipe_for(recipe: Recipe, pairs: Mapping[str, Pair]) -> Recipe:
         "dtype": "float32",
         "targets": list(pairs),
     }
-    model = {**to_section(plain["model"]), "adapter": None}
+    model = {**to_section(plain["model"]), "adapter": None, "adapters": []}
     return Recipe.model_validate({**plain, "model": model, "adapter": adapter})
 
 
@@ -222,6 +234,7 @@ def _write_record(
     }
     result: dict[str, Json] = {**card, "loss": None, "seconds": 0.0, "peak_memory_bytes": 0}
     run.write_known({PLAN: plan, RUN: made, RESULT: result, RECIPE: resolved(recipe)})
+    own_recipe(place)  # refuses a section that goes with a parent's adapter alone
 
 
 def _card(record: Combined) -> str:

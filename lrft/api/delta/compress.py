@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from lrft.api.delta.diff import check_shapes, section_of
+from lrft.api.delta.rounding import Calibration, Found, in_turn, to_nearest
 from lrft.api.opening.compared import rows_to_compare
 from lrft.build.dataset import read_text
 from lrft.build.rows import training_rows
 from lrft.core import stop
-from lrft.core.batch import Batch
 from lrft.core.notes import say
-from lrft.core.objective import Objective
 from lrft.data.steps import eval_batches
-from lrft.evaluation.progress import EvaluationBar
 from lrft.export.delta import (
     RECORD,
     TOKENIZER,
@@ -30,19 +24,13 @@ from lrft.export.delta import (
     read_record,
     write_delta,
 )
-from lrft.export.feedback import moments
 from lrft.export.fidelity import compare
-from lrft.export.mixed_bits import Groups, Vectors, budget
-from lrft.export.mixed_bits import compress as in_groups
+from lrft.export.mixed_bits import Groups
 from lrft.export.write import check_free, whole_folder
 from lrft.files.read import RECORD as LARGEST
 from lrft.files.read import read_bytes
 from lrft.files.write import write_in
-from lrft.model.base_infos import BLOCK
-from lrft.model.causal_lm import CausalLM
-from lrft.model.in_turn import InTurn
 from lrft.model.load import load_model
-from lrft.model.sites import is_transposed, linear_sites
 from lrft.model.tokenizer import load_tokenizer
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
@@ -51,41 +39,6 @@ from lrft.registry.errors import UsageError
 from lrft.training.folder import RUN
 from lrft.training.relied import own_recipe
 from lrft.training.run_manifest import text_of
-
-
-@dataclass
-class Calibration:
-    """The base on which rows are measured; without any, layers are rounded to nearest.
-
-    Attributes:
-        model: the tuned one in float32, which becomes the compressed one block by block.
-    """
-
-    model: CausalLM
-    rows: int
-    batches: list[Batch]
-    held_out: list[Batch]
-    objective: Objective
-
-
-@dataclass
-class Found:
-    """The layers that were compressed, by the name of their weight."""
-
-    groups: dict[str, list[Vectors]] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-    lost: float = 0.0
-    total: float = 0.0
-
-    def add(self, name: str, groups: list[Vectors], change: Tensor) -> Tensor:
-        """Keep one; returns what it decodes to, as the model stores it."""
-        decoded = torch.zeros_like(change)
-        for one in groups:
-            decoded += one.dense()
-        lost, total = float((decoded - change).square().sum()), float(change.square().sum())
-        self.groups[name], self.errors[name] = groups, (lost / total) ** 0.5
-        self.lost, self.total = self.lost + lost, self.total + total
-        return decoded
 
 
 def compress(
@@ -118,9 +71,7 @@ def compress(
     deltas = read_deltas(folder, record)
     chosen = None if recipe is None else _recipe(recipe)
     calibration = None if chosen is None else _calibration(chosen, record, deltas, rows, trust_remote_code)
-    found = (
-        _in_turn(calibration, deltas, ratio, groups) if calibration else _to_nearest(deltas, ratio, groups)
-    )
+    found = in_turn(calibration, deltas, ratio, groups) if calibration else to_nearest(deltas, ratio, groups)
     if not found.groups:
         raise UsageError(f"{delta}: holds no layer of a block with room for a column; give a higher --ratio")
     record = _record(
@@ -151,52 +102,6 @@ def _recipe(asked: Path | str) -> Recipe:
     return own_recipe(run).recipe if (run / RUN).is_file() else load_recipe(asked).recipe
 
 
-def _to_nearest(deltas: Deltas, ratio: float, groups: Groups | None) -> Found:
-    """Every matrix within a block, without any inputs."""
-    found = Found()
-    with EvaluationBar() as show:
-        names = [name for name, tensor in deltas.items() if _is_of_block(name, tensor)]
-        for name in names:
-            stop.poll()
-            change = deltas[name]
-            wanted = groups or budget(*change.shape, ratio)
-            if wanted:
-                found.add(name, in_groups(change, wanted), change)
-            show("layers", len(found.groups), len(names))
-    return found
-
-
-@torch.no_grad()
-def _in_turn(at: Calibration, deltas: Deltas, ratio: float, groups: Groups | None) -> Found:
-    """The same against the inputs that layers have behind blocks which are compressed already."""
-    found, blocks = Found(), dict[str, list[str]]()
-    sites = linear_sites(at.model)
-    for name in sites:
-        inside = BLOCK.match(f"{name}.")
-        plain = not is_transposed(at.model.hf.get_submodule(name))
-        if inside and plain and _is_of_block(f"{name}.weight", deltas.get(f"{name}.weight", torch.empty(0))):
-            blocks.setdefault(inside.group(1), []).append(name)
-    turn = InTurn(at.model, list(blocks), at.batches)
-    for place, names in enumerate(blocks.values()):
-        with turn.only(place) as measured:
-            inputs = moments(at.model, [sites[name] for name in names], measured, at.objective)
-        for name in names:
-            stop.poll()
-            change = deltas[f"{name}.weight"]
-            wanted = groups or budget(*change.shape, ratio)
-            if wanted:
-                one = in_groups(change, wanted, inputs.get(name))
-                decoded = found.add(f"{name}.weight", one, change)
-                weight = at.model.hf.get_submodule(name).get_parameter("weight")
-                weight.add_((decoded - change).to(weight.device))
-        turn.advance(place)
-    return found
-
-
-def _is_of_block(name: str, change: Tensor) -> bool:
-    return change.ndim == 2 and BLOCK.match(name) is not None and bool(change.any())
-
-
 def _calibration(
     recipe: Recipe, record: Delta, deltas: Deltas, rows: int, trust_remote_code: bool
 ) -> Calibration:
@@ -213,7 +118,7 @@ def _calibration(
         list(eval_batches(some, recipe.eval.batch_tokens, text.pad_id)) for some in (measured, compared)
     ]
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
-    return Calibration(model, len(measured), *batches, objective)
+    return Calibration(model, len(measured), batches[0], batches[1], objective)
 
 
 def _measured(

@@ -23,7 +23,5 @@ class Concatenation(Combination):
     Departures: none; where the scale stands, in A or in both factors, is no difference.
     """
 
-    aliases = {"concatenate concat task_arithmetic": "lrft combine RUN RUN --method cat --out DIR"}
-
     def combine(self, site: str, parts: Parts) -> Factors | Tensor:
         return together(parts, self.weights)

@@ -33,11 +33,6 @@ class DARE(Combination):
     Advice: a dropped low-rank change has full rank, so cutting it to a rank takes back part of what was drawn.
     """
 
-    aliases = {
-        "dare_linear dare_linear_svd": "lrft combine RUN RUN --method dare --out DIR",
-        "dare_ties dare_ties_svd": "lrft combine RUN RUN --method dare --set elect=mass --out DIR",
-    }
-
     config: Config
 
     class Config(MethodConfig):

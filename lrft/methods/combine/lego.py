@@ -36,7 +36,6 @@ class LEGO(Combination):
     of the sign, as there, nothing is made.
     """
 
-    aliases = {"lora_lego": "lrft combine RUN RUN --method lego --set rank=8 --out DIR"}
     least = 1
     weighs = "none"
 

@@ -29,8 +29,6 @@ class LinearFactors(Combination):
     Advice: for continued trainings of one start, between which factors may be averaged; `cat` or `svd` for others.
     """
 
-    aliases = {"factor_average": "lrft combine RUN RUN --method linear --out DIR"}
-
     def combine(self, site: str, parts: Parts) -> Factors | Tensor:
         there = check_equal_ranks(site, parts, "linear")
         A: Tensor | float = 0.0

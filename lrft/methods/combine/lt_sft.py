@@ -31,7 +31,6 @@ class LTSFTComposition(Combination):
     Departures: `share` rewinds and trains nothing. A tie at the smallest entry that stays keeps all of it.
     """
 
-    aliases = {"sft_composition": "lrft combine RUN RUN --method lt_sft --out DIR"}
     weighs = "sum"
 
     config: Config

@@ -29,8 +29,6 @@ class MagnitudePrune(Combination):
     Departures: none from that; PEFT's `magnitude_prune`, which prunes factors, is not here.
     """
 
-    aliases = {"magnitude_prune_svd": "lrft combine RUN RUN --method magnitude_prune --out DIR"}
-
     config: Config
 
     class Config(MethodConfig):

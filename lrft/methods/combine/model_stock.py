@@ -34,7 +34,6 @@ class ModelStock(Combination):
     Departures: it is applied to the changes that adapters make, and once, after training.
     """
 
-    aliases = {"mergekit_model_stock": "lrft combine RUN RUN --method model_stock --out DIR"}
     weighs = "none"
 
     config: Config

@@ -24,8 +24,6 @@ class TruncatedSum(Combination):
     Departures: S is in both factors alike where PEFT puts it into B; the product is the same. No clamp of outliers.
     """
 
-    aliases = {"truncated_sum": "lrft combine RUN RUN --method svd --rank 16 --out DIR"}
-
     def combine(self, site: str, parts: Parts) -> Factors | Tensor:
         return together(parts, self.weights)
 

@@ -32,7 +32,6 @@ class TIES(Combination):
     from each other and so no change of a weight, is not here.
     """
 
-    aliases = {"ties_svd ties_merging": "lrft combine RUN RUN --method ties --set density=0.2 --out DIR"}
     weighs = "sum"
 
     config: Config

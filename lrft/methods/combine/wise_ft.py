@@ -25,7 +25,6 @@ class WiSEFT(Combination):
     Departures: the change of an adapter is what is interpolated, so parameters without one stay as they are.
     """
 
-    aliases = {"wise interpolate": "lrft combine RUN --method wise_ft --set alpha=0.5 --curve 11 --out DIR"}
     least, most = 1, 2
     weighs = "none"
 
