@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lrft.api.ahead import plan_ahead
 from lrft.api.find_lr import find_lr
 from lrft.api.train import train
 from lrft.build.adapt import adapt
@@ -132,7 +133,7 @@ def test_a_checkpoint_holds_answers_only_between_two_steps_that_learn_from_them(
         rollouts.at(1)
 
 
-def test_memory_is_planned_for_the_longest_answers_to_every_prompt(job_of):
+def test_memory_is_planned_for_the_longest_answers_to_every_prompt(job_of, tiny):
     job = job_of()
     recipe = job.run.recipe
     assert documents_of_a_row(recipe) == 4
@@ -141,6 +142,7 @@ def test_memory_is_planned_for_the_longest_answers_to_every_prompt(job_of):
     assert {shape.rows for shape in shapes} == {8} and max(s.length for s in shapes) == largest + 6
     for batch in next(iter(job.steps())).micro_batches:
         assert max(map(len, texts(batch))) <= largest + 6
+    assert "8 of 256 tokens in a micro-batch" in plan_ahead(recipe_of(tiny))["assumes"][0]
 
 
 @each(
