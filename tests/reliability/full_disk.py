@@ -225,7 +225,7 @@ class Bench:
             place.mkdir()
             shutil.copytree(self.model, place / "base")
             for words in (
-                ("merge", str(self._trained()), "--out", "tuned"),
+                ("merge", str(self._trained("recipe.yaml")), "--out", "tuned"),
                 ("delta", "diff", "base", "tuned", "--out", "difference"),
             ):
                 ended = call(place, words)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lrft.api.planning.ahead import plan_ahead
 from lrft.api.planning.find_lr import find_lr
 from lrft.api.training.train import train
 from lrft.build.adapt import adapt
@@ -23,6 +24,7 @@ from lrft.registry.errors import DataError, RecipeError
 from lrft.training.device import make_accelerator
 from lrft.training.folder import RunFolder
 from tests.each import each
+from tests.launched import launched
 from tests.training.unbroken import goes_on_unbroken, losses
 
 SMALL = ["train.device=cpu", "data.train.limit=12", "data.eval.limit=2", "objective.max_new_tokens=6"]
@@ -131,7 +133,7 @@ def test_a_checkpoint_holds_answers_only_between_two_steps_that_learn_from_them(
         rollouts.at(1)
 
 
-def test_memory_is_planned_for_the_longest_answers_to_every_prompt(job_of):
+def test_memory_is_planned_for_the_longest_answers_to_every_prompt(job_of, tiny):
     job = job_of()
     recipe = job.run.recipe
     assert documents_of_a_row(recipe) == 4
@@ -140,6 +142,7 @@ def test_memory_is_planned_for_the_longest_answers_to_every_prompt(job_of):
     assert {shape.rows for shape in shapes} == {8} and max(s.length for s in shapes) == largest + 6
     for batch in next(iter(job.steps())).micro_batches:
         assert max(map(len, texts(batch))) <= largest + 6
+    assert "8 of 256 tokens in a micro-batch" in plan_ahead(recipe_of(tiny))["assumes"][0]
 
 
 @each(
@@ -200,3 +203,23 @@ def test_a_reward_rises_and_a_resumed_run_is_the_same_to_the_bit(decided, tmp_pa
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-6) and lines[-1]["kl"] > 0.01
     goes_on_unbroken(loaded, tmp_path / "whole", 63, tmp_path / "broken")
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tiny, tmp_path):
+    """Each draws its own micro-batches; what is told of the rewards is of all."""
+    given = [f"model.name={tiny()}", *SMALL, "objective.updates=1", "train.batch_size=1", "train.max_steps=3"]
+    for processes, accumulation in ((1, 4), (2, 2)):
+        words = [*given, f"train.gradient_accumulation={accumulation}", "--out", tmp_path / str(processes)]
+        done = launched("-m", "lrft", "train", "smoke/grpo", *words, processes=processes)
+        assert done.returncode == 0, done.stderr
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in "12"
+    )
+    for alone, shared in zip(one, two, strict=True):
+        assert {
+            k: v for k, v in alone.items() if "reward" in k or k in ("targets", "tokens")
+        }.items() <= shared.items()
+        assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
+        assert shared["drawn_tokens"] < alone["drawn_tokens"] == alone["targets"]

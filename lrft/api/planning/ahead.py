@@ -9,6 +9,7 @@ from typing import TypedDict
 from lrft.api.planning.fit import Change, Device, changes, device_of, forecast
 from lrft.api.planning.rate import Rate, find_rate
 from lrft.build.measured import Peak, Target
+from lrft.build.steps import drawing
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
@@ -90,17 +91,20 @@ def plan_ahead(
 
 
 def _seconds(recipe: Recipe, rate: Rate | None) -> float | None:
-    """How long the training takes at a rate, where the recipe says how many steps it has."""
+    """How long the training takes at a rate, where the recipe says how many steps it has and no answer is drawn."""
     settings = recipe.train
-    if rate is None or settings.max_steps is None:
+    if rate is None or settings.max_steps is None or drawing(recipe) is not None:
         return None
     tokens = settings.batch_size * settings.gradient_accumulation * settings.max_length
     return settings.max_steps * tokens / rate["tokens_per_second"]
 
 
 def _assumptions(recipe: Recipe, undecided: bool, where: Device) -> list[str]:
-    settings = recipe.train
-    found = [ASSUMED.format(rows=settings.batch_size, length=settings.max_length)]
+    settings, draws = recipe.train, drawing(recipe)
+    answers = 1 if draws is None else draws.group
+    found = [ASSUMED.format(rows=settings.batch_size * answers, length=settings.max_length)]
+    if draws is not None:
+        found.append("what drawing the answers takes is left out")
     found.append(
         f"evaluation is in batches of {recipe.eval.batch_tokens} tokens; a cache of generation is left out"
     )
