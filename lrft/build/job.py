@@ -125,7 +125,7 @@ def assemble(
         tasks=tasks_of(data),
         where="row {}".format if text.rows is None else text.rows.where,
     )
-    objective, taught_by = objective_of(recipe, text, adaptation, accelerator.device, trust_remote_code)
+    objective, taught_by = objective_of(recipe, text, adaptation, trust_remote_code)
     began = how_it_began(run, text, adaptation, folder.processes, taught_by)
     identity = known_as(recipe_hash, run, adaptation, began, trained_on)
     run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))

@@ -31,10 +31,10 @@ from lrft.training.trained_on import changed_parts, read_before
 
 
 def objective_of(
-    recipe: Recipe, text: Text, student: Adaptation, device: torch.device, trusted: bool
+    recipe: Recipe, text: Text, student: Adaptation, trusted: bool
 ) -> tuple[Objective, dict[str, Json] | None]:
     """`make_objective` of the recipe's own, for the model that trains."""
-    return make_objective(recipe.objective, recipe, text, student, device, trusted)
+    return make_objective(recipe.objective, recipe, text, student, student.model.device, trusted)
 
 
 def make_objective(

@@ -103,10 +103,15 @@ def check_teacher(teacher: Teacher, recipe: Recipe, text: Text, trusted: bool) -
             )
 
 
-def plan_teacher(recipe: Recipe, text: Text, trusted: bool) -> int:
-    """`teacher_bytes`, once what the recipe's objective names is known to fit; no weight is read."""
+def check_teacher_of(recipe: Recipe, text: Text, trusted: bool) -> None:
+    """The same of what the recipe's objective names, where it names one; no weight is read."""
     if (name := OBJECTIVES.get(recipe.objective.method)(recipe.objective).teacher_name) is not None:
         check_teacher(find_teacher(recipe, name), recipe, text, trusted)
+
+
+def plan_teacher(recipe: Recipe, text: Text, trusted: bool) -> int:
+    """`teacher_bytes`, once it is known to fit."""
+    check_teacher_of(recipe, text, trusted)
     return teacher_bytes(recipe, trusted)
 
 

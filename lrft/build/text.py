@@ -12,10 +12,12 @@ from lrft.data.features import counted
 from lrft.data.gate import SCORED_WHOLE, GateReport
 from lrft.data.mix import Mixture
 from lrft.data.removal import Removal, removal_facts
+from lrft.data.replies import reply_tokens
 from lrft.data.show import recorded_facts, share_fact
 from lrft.data.sources import Rows, read_rows
 from lrft.data.tokenize import Renderer
 from lrft.recipe.schema import Recipe
+from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError, RecipeError
 from lrft.registry.json import Json, to_list, to_section
@@ -185,6 +187,8 @@ def check_text(text: Text, recipe: Recipe) -> None:
     """
     assert text.report is not None, "only evaluation was wanted"
     text.report.check(recipe.data.allow_empty_targets, recipe.data.too_long)
+    if "replies" in OBJECTIVES.declared(recipe.objective.method).provides and text.rows is not None:
+        reply_tokens(text.renderer, text.rows[0])
     if text.held_out_report is not None:
         # A held-out row may be longer than train.max_length, and one without a target is left out and counted.
         text.held_out_report.check(True, SCORED_WHOLE, "data.eval")

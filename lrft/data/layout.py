@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 from lrft.data.rows import Rows
-from lrft.data.show import ANSWERS
+from lrft.data.show import part_names
 from lrft.data.steps import TrainData
 
 
@@ -79,6 +79,6 @@ def _documents(data: TrainData, rows: Rows, row: Sequence[int]) -> list[PlacedDo
                 "learnt": document.targets,
             }
             if data.encoded[index].parts:
-                placed["answer"] = ANSWERS[number]
+                placed["answer"] = part_names(data.encoded[index])[number]
             found.append(placed)
     return found

@@ -17,6 +17,7 @@ from lrft.registry.protocols import Tokenizer
 LEARNT = "bold black on green"
 MARKS = ("⟦", "⟧")
 ANSWERS = ("chosen", "rejected")  # of a pair
+GRADED = ("answer", "reply")  # of a row that asks whether its answer is right
 LINE = ("", "\n")  # before them
 
 
@@ -41,6 +42,11 @@ def spans(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
         found.append((text[shown:], learnt))
         shown = len(text)
     return found
+
+
+def part_names(encoded: Encoded) -> tuple[str, str]:
+    """What the two documents of a row are called."""
+    return ANSWERS if encoded.wanted is None else GRADED
 
 
 def masked_text(encoded: Encoded, tokenizer: Tokenizer, colour: bool) -> Text:
@@ -131,7 +137,7 @@ def _shown(encoded: Encoded, written: Callable[[Encoded], list[tuple[str, bool]]
     shown = Text()
     for number, document in enumerate(encoded.documents()):
         if encoded.parts:
-            shown.append(f"{LINE[number]}{ANSWERS[number]}: ", style="bold" if colour else "")
+            shown.append(f"{LINE[number]}{part_names(encoded)[number]}: ", style="bold" if colour else "")
         for text, learnt in written(document):
             if not learnt:
                 shown.append(text, style="dim" if colour else "")

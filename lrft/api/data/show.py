@@ -20,7 +20,7 @@ from lrft.data.labels import name_of
 from lrft.data.layout import Packed, packed_rows
 from lrft.data.removal import removal_facts
 from lrft.data.rows import Rows
-from lrft.data.show import ANSWERS, masked_ids, masked_text, runs, spans, with_label
+from lrft.data.show import masked_ids, masked_text, part_names, runs, spans, with_label
 from lrft.evaluation.progress import EvaluationBar
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.schema import Recipe
@@ -91,7 +91,7 @@ class ShownRow:
         for number, document in enumerate(encoded.documents()):
             texts = zip(spans(document, self.tokenizer), runs(document), strict=True)
             for (text, learnt), (tokens, _) in texts:
-                segment: Segment = {"answer": ANSWERS[number]} if encoded.parts else {}
+                segment: Segment = {"answer": part_names(encoded)[number]} if encoded.parts else {}
                 segments.append(
                     {**segment, "text": text, "learnt": learnt, **({"ids": tokens} if ids else {})}
                 )

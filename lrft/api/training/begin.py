@@ -19,6 +19,7 @@ from lrft.build.recomputing import settle
 from lrft.build.rounds import MakeReach
 from lrft.build.scoring import probe_tasks
 from lrft.build.steps import check_steps, possible_steps, train_data
+from lrft.build.teacher import check_teacher_of
 from lrft.build.text import Text, check_text
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
@@ -52,6 +53,7 @@ def rows_of(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_r
     if lead:
         say("; ".join(f"{label} {value}" for label, value in text.facts()))
     check_text(text, recipe)
+    check_teacher_of(recipe, text, trust_remote_code)
     if recipe.federate is None:
         check_steps(recipe, possible_steps(recipe, text, accelerator.num_processes, folder.processes))
     return text

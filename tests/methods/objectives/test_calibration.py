@@ -17,6 +17,7 @@ from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
 from lrft.data.formats.unpaired import Unpaired
 from lrft.data.replies import reply_tokens
+from lrft.data.show import masked_text
 from lrft.data.tokenize import Renderer
 from lrft.methods.objectives.calibration import Calibration
 from lrft.model.tokenizer import load_tokenizer
@@ -150,6 +151,8 @@ def test_a_row_is_its_answer_and_the_reply_to_the_question_after_it(render, rend
     encoded = made.encode(row)
     answer, reply = encoded.documents()
     assert encoded.wanted and answer.input_ids == renderer(render=render).encode(row).input_ids
+    shown = masked_text(encoded, made.tokenizer, colour=False).plain
+    assert shown.startswith("answer: ") and "\nreply: " in shown
     said = made.tokenizer.decode(reply.input_ids)
     learnt = made.tokenizer.decode([i for i, m in zip(reply.input_ids, reply.supervised, strict=True) if m])
     assert QUERY in said and said.index(" 4") < said.index(QUERY) and learnt.split("<")[0].strip() == "b"
