@@ -87,7 +87,7 @@ COMMANDS = {
             "augment",
             "recipe.yaml",
             "--prompt",
-            "prompts.txt",
+            "ask.txt",
             "--out",
             "more.jsonl",
             "--max-new-tokens",
@@ -163,6 +163,7 @@ class Bench:
         (self.start / "recipe.yaml").write_text(RECIPE.format(model=model, data=data))
         (self.start / "space.yaml").write_text("adapter.rank: [1, 2]\n")
         (self.start / "prompts.txt").write_text("How many apples?\nAnd pears?\n")
+        (self.start / "ask.txt").write_text("Say otherwise: {prompt}\n")
         self._whole: dict[str, tuple[dict[str, bytes], int]] = {}
 
     def place(self, name: str, label: str) -> Path:
