@@ -111,7 +111,7 @@ COMMANDS = {
             "augment",
             "recipe.yaml",
             "--prompt",
-            "prompts.txt",
+            "ask.txt",
             "--out",
             "more.jsonl",
             "--max-new-tokens",
@@ -194,6 +194,7 @@ class Bench:
             (self.start / f"choices-{split}.jsonl").write_text(lines)
         (self.start / "space.yaml").write_text("adapter.rank: [1, 2]\n")
         (self.start / "prompts.txt").write_text("How many apples?\nAnd pears?\n")
+        (self.start / "ask.txt").write_text("Say otherwise: {prompt}\n")
         self._whole: dict[str, tuple[dict[str, bytes], int]] = {}
 
     def place(self, name: str, label: str) -> Path:

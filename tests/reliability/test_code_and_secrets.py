@@ -93,6 +93,7 @@ def foreign(run, tiny, tmp_path, request):
     record = json.loads((folder / "run.json").read_text()) | {"trust_remote_code": True}
     (folder / "run.json").write_text(json.dumps(record))
     (tmp_path / "prompts.txt").write_text("hello\n")
+    (tmp_path / "ask.txt").write_text("Say otherwise: {prompt}\n")
     (tmp_path / "space.yaml").write_text("adapter.rank: [1, 2]\n")
     (tmp_path / "other.yaml").write_text(f"extends: {folder}/recipe.yaml\nadapter: {{rank: 1}}\n")
     for name, table in TABLES.items():
@@ -148,6 +149,20 @@ OPENERS = {
     "resume": ["train", "RUN", "--resume", "--more-steps", "1"],
     "data show": ["data", "show", "RUN/recipe.yaml"],
     "data check": ["data", "check", "RUN/recipe.yaml"],
+    "data select": [
+        *(
+            "data",
+            "select",
+            "RUN/recipe.yaml",
+            "--method",
+            "perplexity",
+            "--budget",
+            "1",
+            "--out",
+            "few.jsonl",
+        ),
+    ],
+    "data augment": ["data", "augment", "RUN/recipe.yaml", "--prompt", "ask.txt", "--out", "more.jsonl"],
     "train": ["train", "RUN/recipe.yaml", "--out", "new"],
     "dry run": ["train", "RUN/recipe.yaml", "--dry-run"],
     "plan": ["plan", "RUN/recipe.yaml"],
