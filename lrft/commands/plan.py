@@ -60,7 +60,12 @@ def plan_command(
     if told is None:
         result(found, as_json, _show)
         return
-    result({**found, "predicted": told}, as_json, lambda _: (_show(found), _show_predicted(told)))
+
+    def show(document: object) -> None:
+        _show(found)
+        _show_predicted(told)
+
+    result({**found, "predicted": told}, as_json, show)
 
 
 def _show(plan: Ahead) -> None:

@@ -22,7 +22,7 @@ class Curve(NamedTuple):
 
     def at(self, n: float) -> float:
         """The loss at n."""
-        return self.floor + self.scale * n**-self.alpha
+        return self.floor + self.scale * math.pow(n, -self.alpha)
 
 
 @dataclass(frozen=True)

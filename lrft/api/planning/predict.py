@@ -124,7 +124,9 @@ class _Run(TypedDict):
 
 def _short(recipe: Recipe, folder: RunFolder) -> _Run:
     before = own_recipe(folder.path).recipe
-    mine, theirs = ({".".join(key): value for key, value in flat(one).items()} for one in (recipe, before))
+    mine, theirs = (
+        {".".join(map(str, key)): value for key, value in flat(one).items()} for one in (recipe, before)
+    )
     differ = [
         key
         for key in sorted(mine.keys() | theirs.keys())
