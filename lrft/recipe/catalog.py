@@ -9,10 +9,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from lrft.recipe.fields import slot_of
+from lrft.recipe.foreign_values import each_word
 from lrft.recipe.meant import CATALOG as OF_RECIPES
 from lrft.recipe.meant import meanings
 from lrft.registry.axes import SEARCHES
-from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.did_you_mean import did_you_mean, squeezed
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.registry.registry import Declaration, Registry
@@ -62,6 +63,14 @@ def methods(axis: str | None = None) -> list[tuple[str, Declaration]]:
     return [(key, CATALOG[key].declared(name)) for key in axes for name in CATALOG[key].names()]
 
 
+def search_meant(word: str) -> str | None:
+    """The search that others call by this word; aliases of searches are no lines of a recipe, but an option."""
+    for name in SEARCHES.names():
+        if squeezed(word) in map(squeezed, each_word(SEARCHES.declared(name).aliases)):
+            return name
+    return None
+
+
 def table(axis: str | None = None) -> str:
     """Aligned lines of axis, name and summary."""
     rows = [(key, declared.name, declared.summary) for key, declared in methods(axis)]
@@ -92,6 +101,8 @@ def _called(name: str) -> list[tuple[str, Declaration]]:
     found = [(axis, declared) for axis, declared in methods() if declared.name == name]
     if not found:
         other = " or ".join(meaning.elsewhere() for meaning in meanings(name))
+        if not other and (search := search_meant(name)):
+            other = f"a search: write lrft search --method {search}"
         hint = f"; it is {other}" if other else did_you_mean(name, {d.name for _, d in methods()})
         raise UsageError(f"unknown method {name!r}{hint}")
     return found

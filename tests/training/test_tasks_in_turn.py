@@ -198,7 +198,10 @@ def test_one_adapter_may_go_on_through_all_tasks(recipe, tmp_path):
         ("data.eval=c.jsonl", r"data\.eval: has 1 sources of held-out rows.*each of 2 tasks"),
         ("data.train=a.jsonl", r"data\.mix\.order: is about several sources"),
         ("data.mix.order=mixed", r"restart\.method: there is one task"),
-        ("train.extended=[{steps: 2, rate: held}]", r"train\.extended: cannot be: the tasks of data\.mix\.order"),
+        (
+            "train.extended=[{steps: 2, rate: held}]",
+            r"train\.extended: cannot be: the tasks of data\.mix\.order",
+        ),
         ("train.stop_below=1.0", r"train\.stop_below: could end a run before its last task"),
     ],
 )

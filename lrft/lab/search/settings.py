@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from lrft.lab.runs.executor import Executor
 from lrft.lab.search.front import COSTS, Cost
+from lrft.recipe.catalog import search_meant
 from lrft.recipe.document import parse
 from lrft.recipe.fields import Slot
 from lrft.recipe.tree import Place
@@ -102,6 +103,9 @@ def parse_method(text: str) -> MethodConfig:
     if problems:
         raise UsageError(f"--method {text}: {problems[0].message}")
     plain = node.plain()
+    name = plain.get("method") if isinstance(plain, dict) else plain
+    if isinstance(name, str) and (meant := search_meant(name)):
+        raise UsageError(f"--method {text}: is called {meant} here; write --method {meant}")
     try:
         return parse_choice(SEARCHES, plain)
     except ValidationError as error:
