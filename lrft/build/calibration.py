@@ -9,7 +9,7 @@ from itertools import chain, count, islice
 
 import torch
 
-from lrft.build.steps import train_data
+from lrft.build.steps import first_rows, train_data
 from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.stages import Plan, Planner, Signals, Statistic
@@ -109,7 +109,7 @@ def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: b
     """Rows cut as training cuts them, or one document a micro-batch."""
     settings = recipe.train
     pairs = single and any(row.parts for row in rows)
-    mixture = text.mixture if rows is text.train and not pairs else None
+    mixture = first_rows(recipe, text) if rows is text.train and not pairs else None
     if single:
         rows = [document for row in rows for document in row.documents()]
     return TrainData(

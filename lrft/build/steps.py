@@ -115,6 +115,12 @@ def steps_left(
     return (in_step(made, one, step) for one in [whole()] for step in range(run.step, end))
 
 
+def first_rows(recipe: Recipe, text: Text) -> Mixture | None:
+    """How sources share the rows that are there before training: of tasks in turn, those of the first alone."""
+    mixture = text.mixture
+    return mixture.only(0) if mixture is not None and recipe.data.mix.order == "in_turn" else mixture
+
+
 def in_step(data: TrainData, whole: TrainData, step: int) -> StepBatches:
     """Step `step` of a process that makes as many passes as every other, with one beyond the step's where it has fewer.
 

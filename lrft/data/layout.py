@@ -55,8 +55,8 @@ def packed_rows(data: TrainData, rows: Rows, count: int) -> Packed:
         "full": used / (len(placed) * data.max_length),
         "first": [
             {
-                "step": k // data.group + 1,
-                "micro_batch": k % data.group + 1,
+                "step": data.place_of(k)[0] + 1,
+                "micro_batch": data.place_of(k)[1] + 1,
                 "row": number + 1,
                 "tokens": sum(data.lengths[index] for index in row),
                 "documents": _documents(data, rows, row),

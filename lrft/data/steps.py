@@ -175,6 +175,10 @@ class TrainData:
         """The micro-batches of an epoch, over all processes: of each its rows, of each row the data-set indices."""
         return self._plan(epoch)
 
+    def place_of(self, index: int) -> tuple[int, int]:
+        """The step, counted from 0, of a micro-batch of `layout(0)`, and its place among those of the step."""
+        return divmod(index, self.group)
+
     def shapes(self, epoch: int) -> Iterator[Shape]:
         """The shapes of an epoch's micro-batches, over all processes."""
         for micro_batch in self.layout(epoch):

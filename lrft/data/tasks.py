@@ -66,3 +66,13 @@ class TasksInTurn(TrainData):
     def layout(self, epoch: int) -> list[MicroBatch]:
         """The micro-batches of that epoch of all tasks, one task after the other."""
         return [micro_batch for task in self.tasks for micro_batch in task.layout(epoch)]
+
+    def place_of(self, index: int) -> tuple[int, int]:
+        """The step, counted from 0, of a micro-batch of `layout(0)`, and its place among those of the step."""
+        for task, begin in zip(self.tasks, [0, *self.ends], strict=False):
+            count = len(task.layout(0))
+            if index < count:
+                step, place = task.place_of(index)
+                return begin + step, place
+            index -= count
+        raise IndexError(index)

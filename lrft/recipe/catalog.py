@@ -9,10 +9,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from lrft.recipe.fields import slot_of
+from lrft.recipe.foreign_values import each_word
 from lrft.recipe.meant import CATALOG as OF_RECIPES
 from lrft.recipe.meant import meanings
 from lrft.registry.axes import COMBINATIONS, DATA_SELECTIONS, REWARDS, SEARCHES
-from lrft.registry.did_you_mean import did_you_mean
+from lrft.registry.did_you_mean import did_you_mean, squeezed
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.registry.registry import Declaration, Registry
@@ -69,6 +70,14 @@ def methods(axis: str | None = None) -> list[tuple[str, Declaration]]:
     return [(key, CATALOG[key].declared(name)) for key in axes for name in CATALOG[key].names()]
 
 
+def called(registry: Registry, word: str) -> str | None:
+    """The method of a `--method` that others call by this word: its aliases are no lines of a recipe, but an option."""
+    for name in registry.names():
+        if squeezed(word) in map(squeezed, each_word(registry.declared(name).aliases)):
+            return name
+    return None
+
+
 def table(axis: str | None = None) -> str:
     """Aligned lines of axis, name and summary."""
     rows = [(key, declared.name, declared.summary) for key, declared in methods(axis)]
@@ -99,6 +108,8 @@ def _called(name: str) -> list[tuple[str, Declaration]]:
     found = [(axis, declared) for axis, declared in methods() if declared.name == name]
     if not found:
         other = " or ".join(meaning.elsewhere() for meaning in meanings(name))
+        if not other and (search := called(SEARCHES, name)):
+            other = f"a search: write lrft search --method {search}"
         hint = f"; it is {other}" if other else did_you_mean(name, {d.name for _, d in methods()})
         raise UsageError(f"unknown method {name!r}{hint}")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from lrft.recipe.catalog import called
 from lrft.recipe.document import parse
 from lrft.recipe.fields import Slot
 from lrft.recipe.tree import Place
@@ -26,6 +27,9 @@ def parse_named(registry: Registry, text: str) -> MethodConfig:
     if problems:
         raise UsageError(f"--method {text}: {problems[0].message}")
     plain = node.plain()
+    name = plain.get("method") if isinstance(plain, dict) else plain
+    if isinstance(name, str) and (meant := called(registry, name)):
+        raise UsageError(f"--method {text}: is called {meant} here; write --method {meant}")
     try:
         return parse_choice(registry, plain)
     except ValidationError as error:

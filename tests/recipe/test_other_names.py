@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from lrft.lab.search.settings import parse_method
 from lrft.recipe.catalog import describe, methods
 from lrft.recipe.fields import known_keys
 from lrft.recipe.foreign_answers import BY_VALUE
@@ -15,13 +16,15 @@ from lrft.recipe.foreign_values import NOT_HERE, VALUES, each_word
 from lrft.recipe.keys_not_here import REMARKS
 from lrft.recipe.meant import CATALOG, meanings
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import FORMATS
+from lrft.registry.axes import FORMATS, SEARCHES
 from lrft.registry.did_you_mean import squeezed
 from lrft.registry.errors import UsageError
 from tests.each import each
 from tests.recipe.valid_recipe import VALID, changed, problems_of
 
-ALIASED = [(key, lines) for key, declared in methods() for lines in declared.aliases.values()]
+ALIASED = [
+    (key, lines) for key, declared in methods() if key != "search" for lines in declared.aliases.values()
+]
 WRITTEN = sorted(
     {
         snippet
@@ -291,3 +294,12 @@ def test_a_task_nested_format_is_answered_where_it_stands(write):
     text = changed("tasks: [loss]", "tasks: [{method: gsm8k, format: alpaca}]")
     (problem,) = problems_of(write(text))
     assert problem.key == "eval.tasks.0.format.method" and "write format: instruction" in problem.message
+
+
+@each(("word", "name"), [("autopeft", "bayesian"), ("AutoPEFT", "bayesian"), ("nfts", "evolution")])
+def test_a_search_is_found_by_the_name_of_its_paper(word, name):
+    with pytest.raises(UsageError, match=f"--method {word}: is called {name} here; write --method {name}"):
+        parse_method(word)
+    with pytest.raises(UsageError, match=f"it is a search: write lrft search --method {name}"):
+        describe(word)
+    assert set(SEARCHES.declared(name).aliases.values()) == {f"--method {name}"}

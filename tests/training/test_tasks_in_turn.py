@@ -13,6 +13,8 @@ import torch
 from lrft.api.merging.merge import merge
 from lrft.api.opening.open_run import open_run
 from lrft.api.training.train import train
+from lrft.build.dataset import read_text
+from lrft.build.steps import first_rows
 from lrft.core.adapted import adapted
 from lrft.data.encoded import Encoded
 from lrft.data.mix import Mixture, Wanted
@@ -91,6 +93,19 @@ def test_every_step_has_rows_of_one_task_and_each_task_is_seen_whole():
     assert [round(data.at(k).epoch, 2) for k in (3, 4, 9)] == [2.0, 0.33, 2.0]
     told = [k for micro_batch in data.layout(0) for row in micro_batch for k in row]
     assert sorted(told[:4]) == [0, 1, 2, 3] and sorted(told[4:]) == [4, 5, 6, 7, 8]
+
+
+def test_the_layout_tells_the_steps_that_its_micro_batches_are_of():
+    data, seen = made([4, 5], epochs=2)
+    rows = [[k for row in micro_batch for k in row] for micro_batch in data.layout(0)]
+    steps = [data.place_of(k)[0] for k in range(len(rows))]
+    assert steps == [0, 1, 4, 5, 6] and [sorted(row) for row in rows] == [seen[step] for step in steps]
+
+
+def test_what_is_measured_before_training_sees_no_row_of_a_later_task(recipe):
+    loaded = recipe().recipe
+    text = read_text(loaded)
+    assert first_rows(loaded, text).visits(0) == [0, 1, 2, 3] and len(text.mixture.visits(0)) == 12
 
 
 def test_steps_are_shared_out_by_rows_or_by_weights():
@@ -183,6 +198,10 @@ def test_one_adapter_may_go_on_through_all_tasks(recipe, tmp_path):
         ("data.eval=c.jsonl", r"data\.eval: has 1 sources of held-out rows.*each of 2 tasks"),
         ("data.train=a.jsonl", r"data\.mix\.order: is about several sources"),
         ("data.mix.order=mixed", r"restart\.method: there is one task"),
+        (
+            "train.extended=[{steps: 2, rate: held}]",
+            r"train\.extended: cannot be: the tasks of data\.mix\.order",
+        ),
         ("train.stop_below=1.0", r"train\.stop_below: could end a run before its last task"),
     ],
 )

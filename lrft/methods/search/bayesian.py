@@ -40,6 +40,10 @@ class Bayesian(Search):
     are drawn.
     """
 
+    aliases = {
+        "autopeft multi_objective_bayesian": "--method bayesian",
+    }
+
     config: Config
 
     class Config(MethodConfig):

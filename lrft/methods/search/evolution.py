@@ -34,6 +34,10 @@ class Evolution(Search):
     two alternate, so that any beginning of a generation has both.
     """
 
+    aliases = {
+        "neural_fine_tuning_search nfts": "--method evolution",
+    }
+
     config: Config
 
     class Config(MethodConfig):
