@@ -62,10 +62,15 @@ def aligned(size: int) -> int:
 
 
 class Beside:
-    """One thread that does what it is given, in order, while others compute."""
+    """One thread that does what it is given, in order, while others compute.
+
+    Attributes:
+        closed: it takes nothing any more; whoever still computes reads for himself.
+    """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "offload")
+        self.closed = False
 
     def do(self, work: Callable[..., None], *given: object) -> Future[None]:
         """Begin; what it raises is raised where the result is asked for."""
@@ -77,4 +82,5 @@ class Beside:
 
     def close(self) -> None:
         """Do nothing more."""
+        self.closed = True
         self._pool.shutdown(cancel_futures=True)

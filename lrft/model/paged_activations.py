@@ -69,7 +69,8 @@ class PagedActivations:
             return checkpoint(run, *inputs)
 
     def _put(self, tensor: Tensor) -> Tensor | _Held:
-        if tensor.nbytes < SMALL or not tensor.is_floating_point() or not tensor.is_contiguous():
+        small = tensor.nbytes < SMALL or not tensor.is_floating_point() or not tensor.is_contiguous()
+        if small or self.beside.closed:
             return tensor
         while len(self._waiting) >= WAITING:
             self._waiting.popleft().result()

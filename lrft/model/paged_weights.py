@@ -144,7 +144,7 @@ class Window:
         for group in gone:
             for slot in self.groups[group]:
                 slot.drop()
-        if 0 <= coming < len(self.groups):
+        if 0 <= coming < len(self.groups) and not self.beside.closed:
             self.beside.do(self._bring, coming)
 
     def close(self) -> None:
