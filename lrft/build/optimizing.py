@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
-from lrft.build.offloading import Offloading
 from lrft.core.params import ParamInfo
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.errors import RecipeError
 from lrft.training import updates
+
+if TYPE_CHECKING:
+    from lrft.build.offloading import Offloading
 
 
 def build_optimizer(recipe: Recipe, infos: list[ParamInfo], away: Offloading | None = None) -> Optimizer:
