@@ -81,7 +81,8 @@ class Calibration(Objective):
         if len(batch.documents) != 2 * len(batch.examples):
             raise DataError(
                 f"objective.method: calibration learns replies to a question after each answer, but "
-                f"{len(batch.examples)} rows hold {len(batch.documents)} texts; write the query in the format of every source"
+                f"{len(batch.examples)} rows hold {len(batch.documents)} texts; write the "
+                "query in the format of every source"
             )
         check_reference(run, "calibration")
         reference = None
