@@ -13,11 +13,11 @@ from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
-from lrft.methods.objectives._answers import check_pairs
 from lrft.methods.objectives._reference import base_alone, check_reference
 from lrft.ops.summed import sum_in_chunks
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, Iterator, Literal, MethodConfig, Problem, RecipeView
+from lrft.registry.errors import DataError
 
 
 @OBJECTIVES.register
@@ -78,7 +78,12 @@ class Calibration(Objective):
             DataError: the rows are not two texts each.
             RecipeError: weights of the base train, so the base is no reference.
         """
-        check_pairs(batch, "calibration")
+        if len(batch.documents) != 2 * len(batch.examples):
+            raise DataError(
+                f"objective.method: calibration learns replies to a question after each answer, but "
+                f"{len(batch.examples)} rows hold {len(batch.documents)} texts; write the "
+                "query in the format of every source"
+            )
         check_reference(run, "calibration")
         reference = None
         if self.config.consistency:

@@ -165,6 +165,9 @@ def test_replies_that_begin_alike_and_rows_that_ask_nothing_are_refused(renderer
     row = {"prompt": "2 + 2 =", "completion": " 4", "label": True}
     with pytest.raises(DataError, match=r"data\.format\.replies: both begin with the token"):
         reply_tokens(renderer(query=QUERY, replies=["a a", "a b"]), row)
+    single = collate([[rows()[0].documents()[0]]], 0, None, [[0]])
+    with pytest.raises(DataError, match="1 rows hold 1 texts; write the query in the format of every source"):
+        objective()(moved(), single)
     with pytest.raises(DataError, match=r"data\.format\.query: the rows do not ask"):
         reply_tokens(renderer(), row)
     given = ["model.name=x/y", "~data.format.query"]

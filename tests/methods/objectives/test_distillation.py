@@ -160,6 +160,12 @@ def test_a_base_that_trains_or_is_given_up_is_no_teacher(tmp_path):
         RecipeError, match=r"objective\.teacher: .*no run, no checkpoint of one, no recipe, no folder"
     ):
         load_recipe(SMOKE, [*given, "objective.teacher=./nowhere"])
+    bare = tmp_path / "bare.yaml"
+    bare.write_text(f"extends: {SMOKE}\nmodel: {{name: x/y}}\nquantization: nf4\n")
+    found = find_teacher(load_recipe(SMOKE, given).recipe, str(bare))
+    assert found.run is None and found.recipe.adapter is None and found.recipe.quantization.method == "nf4"
+    hub = find_teacher(load_recipe(SMOKE, [*given, "objective.teacher=a/b@main"]).recipe, "a/b@main").recipe
+    assert (hub.model.name, hub.model.revision, hub.model.dtype) == ("a/b", "main", "float32")
     with pytest.raises(RecipeError, match="made by training"):
         recipe = tmp_path / "theirs.yaml"
         recipe.write_text(f"extends: {SMOKE}\nmodel: {{name: x/y, adapter: {tmp_path}}}\n")
