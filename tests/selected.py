@@ -105,6 +105,15 @@ STORAGES = ("nf4_reference", "none")
 # What runs on demand for what it takes.
 # File -> start of a test, within its brackets too -> what proves the same in the daily suite.
 ON_DEMAND = {
+    "tests/data/test_selecting.py": {
+        "test_gradients_of_several_checkpoints": "test_features_of_runs_are_their_mean",
+    },
+    "tests/data/test_augment.py": {
+        "test_a_run_is_asked_as_it_was_taught": "test_a_killed_command_goes_on_to_the_same_bytes",
+    },
+    "tests/methods/data_selection/test_tarot.py": {
+        "test_of_its_own_size_it_stops": "test_layers_are_taken_whole_and_the_last_by_potential",
+    },
     "tests/model/test_trained.py": {
         "test_biases_train_beside_every_adapter": "the biases of tests/contracts/test_adapters.py",
     },

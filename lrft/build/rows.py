@@ -43,25 +43,25 @@ def both_splits(recipe: Recipe) -> Splits:
     Raises:
         DataError: a source cannot be read, or is the same for both.
     """
-    data, rows = recipe.data, _whole_splits(recipe)
-    if not data.drop_overlap or rows.held_out is None:
-        return rows
-    form, share = made_format(recipe), data.near_share
-    train, removed = without_overlap(rows.train, rows.held_out, form, share, rows.removed)
-    return Splits(train, rows.held_out, removed)
-
-
-def _whole_splits(recipe: Recipe) -> Splits:
-    """Both splits, without regard to what they have in common; what is held out was not left out before."""
     data = recipe.data
-    train, removed = read_sources(data.train, "train", data.seed), None
+    train, held_out = _whole_splits(recipe)
+    removed = None
     if data.dedup is not None:
         share = data.near_share if data.dedup == "near" else None
         train, removed = without_repeats(train, made_format(recipe), data.features, share)
+    if data.drop_overlap and held_out is not None:
+        train, removed = without_overlap(train, held_out, made_format(recipe), data.near_share, removed)
+    return Splits(train, held_out, removed)
+
+
+def _whole_splits(recipe: Recipe) -> tuple[Rows, Rows | None]:
+    """The training rows with those that are left out of them, and the held-out rows, which these keys do not change."""
+    data = recipe.data
+    train = read_sources(data.train, "train", data.seed)
     if data.split is not None:
-        return Splits(*split_rows(train, made_format(recipe), data.split, data.seed), removed)
+        return split_rows(train, made_format(recipe), data.split, data.seed)
     if data.eval is None:
-        return Splits(train, None, removed)
+        return train, None
     held_out = read_sources(data.eval, "eval", data.seed)
     whole = isinstance(data.train, Source) and Path(data.train.source).is_dir()
     if whole and data.train == data.eval and train.fingerprint == held_out.fingerprint:
@@ -69,7 +69,7 @@ def _whole_splits(recipe: Recipe) -> Splits:
             f"data.eval: the files of {held_out.origin} are those of data.train, since none is named after a split; "
             "write data.split: 0.05 instead, or remove data.eval"
         )
-    return Splits(train, held_out, removed)
+    return train, held_out
 
 
 def training_rows(recipe: Recipe, limit: int | None = None) -> Rows:
@@ -95,7 +95,7 @@ def held_out_rows(recipe: Recipe) -> Rows | None:
     """
     data = recipe.data
     if data.split is not None:
-        return _whole_splits(recipe).held_out
+        return _whole_splits(recipe)[1]
     return None if data.eval is None else read_sources(data.eval, "eval", data.seed)
 
 

@@ -102,21 +102,25 @@ def without_overlap(
     Args:
         before: what was left out until now.
     """
-    texts, questions, asked = Texts(), dict[tuple[str, ...], int](), dict[int, int]()
+    texts, questions, same = Texts(), dict[tuple[str, ...], int](), dict[bytes, int]()
     for index, example in enumerate(_examples(held_out, form)):
         texts.add(texts_of(example))
         questions.setdefault(_question(example), index)
+        same.setdefault(_digest(example, ()), index)
+    near, asked = dict[int, tuple[int, float]](), dict[int, int]()
     for index, example in enumerate(_examples(rows, form)):
         texts.add(texts_of(example))
-        question = _question(example)
-        if question and question in questions:
+        # What stands in many rows tells none from another, so that equal ones are not always near.
+        if (said := _digest(example, ())) in same:
+            near[index] = same[said], 1.0
+        if (question := _question(example)) and question in questions:
             asked[index] = questions[question]
     first = len(held_out)
-    near = {pair.later - first: pair for pair in texts.near(share, before=first)}
-    told = (before or Removal(len(rows))).rows
+    for pair in texts.near(share, before=first):
+        near.setdefault(pair.later - first, (pair.earlier, pair.share))
     found = replace(
-        before or Removal(told),
-        held_out=tuple((rows.where(k), held_out.where(p.earlier), p.share) for k, p in near.items()),
+        before or Removal(len(rows)),
+        held_out=tuple((rows.where(k), held_out.where(v), part) for k, (v, part) in sorted(near.items())),
         asked=tuple((rows.where(k), held_out.where(v), 1.0) for k, v in asked.items() if k not in near),
     )
     return _kept(rows, near.keys() | asked.keys(), "data.drop_overlap"), found
