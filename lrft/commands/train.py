@@ -15,6 +15,8 @@ from lrft.core.notes import silence
 from lrft.registry.json import Json as Value
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lrft.api.planning.plan import Plan
 
 
@@ -104,6 +106,13 @@ def _show_scores(found: Any) -> None:
             print(f"{task}: {', '.join(shown)}")
 
 
+def _add_tasks(table: Table, tasks: Mapping[str, int]) -> None:
+    begin = 1
+    for task, end in tasks.items():
+        table.add_row(f"task {task}", f"steps {begin} to {end}")
+        begin = end + 1
+
+
 def _show_plan(plan: Plan) -> None:
     """The plan as tables on standard output."""
     from rich.table import Table
@@ -114,6 +123,7 @@ def _show_plan(plan: Plan) -> None:
     for label, value in fact_lines(plan["data"]):
         table.add_row(label, value)
     table.add_row("steps", str(plan["steps"]))
+    _add_tasks(table, plan.get("tasks", {}))
     for row in plan["targets"]:
         table.add_row(
             f"target {row['pattern']}", f"{row['modules']} layers, {row['share']:.1%} of all matrices"

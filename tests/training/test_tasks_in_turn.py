@@ -12,6 +12,7 @@ import torch
 
 from lrft.api.merging.merge import merge
 from lrft.api.opening.open_run import open_run
+from lrft.api.planning.plan import plan
 from lrft.api.training.train import train
 from lrft.build.dataset import read_text
 from lrft.build.steps import first_rows
@@ -131,6 +132,14 @@ def test_a_run_scores_every_task_before_and_after_each(learnt):
     assert scored[2]["restarts"] == 1 and "restarts" not in scored[6]
 
 
+def test_a_dry_run_and_a_run_tell_which_steps_are_whose(recipe, learnt, tmp_path, capsys):
+    assert plan(recipe())["tasks"] == {"a": 2, "b": 6} and "tasks" not in plan(
+        recipe("data.mix.order=mixed", "restart=null")
+    )
+    train(recipe("train.max_steps=3"), tmp_path / "run")
+    assert "tasks in turn: a in steps 1 to 1, b in steps 2 to 3; all are scored" in capsys.readouterr().err
+
+
 def test_the_rate_runs_through_its_schedule_in_every_task(learnt):
     rates = [line["lr"] for line in lines_of(learnt)]
     assert rates[0] == rates[2] == 0.003 and rates[1] < rates[0] and rates[5] < rates[4] < rates[3] < rates[2]
@@ -178,11 +187,13 @@ def test_the_report_has_the_losses_and_what_was_forgotten(learnt):
     assert "Tasks, one after the other" in page_of(read_runs(find_runs([learnt])))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_answers")
 def test_both_tasks_are_in_the_merged_model(learnt, tmp_path):
     assert merge(learnt, tmp_path / "merged")["kl_mean"] < 1e-3
 
 
+@pytest.mark.slow
 def test_one_adapter_may_go_on_through_all_tasks(recipe, tmp_path):
     lora = "adapter={method: lora, rank: 4}"
     kept = train(recipe(lora, "restart={method: each_task, change: kept}"), tmp_path / "kept")["tasks"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 
@@ -14,6 +14,7 @@ from lrft.build.adapt import plan_without_weights
 from lrft.build.asked_once import ask_adapter
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
+from lrft.build.in_turn import tasks_of
 from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Peak, Target
 from lrft.build.recomputing import as_written, choose, free_bytes
@@ -22,7 +23,7 @@ from lrft.build.steps import check_steps, possible_steps, shapes_of, train_data
 from lrft.build.teacher import plan_teacher
 from lrft.build.text import check_text
 from lrft.core.stages import ranks_of
-from lrft.data.steps import Shape
+from lrft.data.steps import Shape, TrainData
 from lrft.model.backend import keeps_apart
 from lrft.model.causal_lm import CausalLM
 from lrft.model.described import UnknownFamily
@@ -35,11 +36,12 @@ from lrft.registry.json import Json
 
 
 class Checked(TypedDict):
-    """What training would do, counted and estimated."""
+    """What training would do, counted and estimated; `tasks` are those of a sequence, with the last step of each."""
 
     recipe_hash: str
     data: dict[str, Json]
     steps: int
+    tasks: NotRequired[dict[str, int]]
     targets: list[Target]
     matrices: MatrixShares
     base_parameters: int
@@ -104,7 +106,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
         taken = beside + rest["total_estimated"] - rest["activations_estimated"] - rest["attention_estimated"]
         again = choose(recipe, model, shapes, free_bytes(device), taken)
     peaks, sentence = _peaks(recipe, shapes, trust_remote_code)
-    return {
+    found: Checked = {
         "recipe_hash": recipe_hash(recipe),
         "data": text.record(),
         "steps": steps + sum(extension.steps for extension in settings.extended),
@@ -120,6 +122,13 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
         "peaks": peaks,
         "memory": sentence,
     }
+    return _with_tasks(found, data)
+
+
+def _with_tasks(found: Checked, data: TrainData) -> Checked:
+    if tasks := tasks_of(data):
+        found["tasks"] = tasks
+    return found
 
 
 def _peaks(recipe: Recipe, shapes: set[Shape], trusted: bool) -> tuple[dict[str, Peak] | None, str]:
