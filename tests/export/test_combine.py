@@ -15,6 +15,7 @@ from lrft.api.combining.parents import aligned, read_parents
 from lrft.api.combining.record import Settings
 from lrft.api.merging.merge import merge
 from lrft.api.opening.open_run import open_run
+from lrft.api.training.recorded import extension
 from lrft.api.training.train import train
 from lrft.core.adapted import adapted
 from lrft.export.pairs import Wanted
@@ -121,6 +122,9 @@ def test_a_combination_of_runs_is_a_run_that_is_scored_merged_and_begun_with(giv
     assert float(points[0]["loss"]) == pytest.approx(scores["1-lora"], abs=1e-4)
     assert (out / "curve.png").read_bytes()[1:4] == b"PNG"
     assert merge(out, tmp_path / "merged")["kl_mean"] < 1e-4
+    assert train(out, resume=True)["step"] == 0  # it is complete
+    with pytest.raises(UsageError, match="was combined and not trained; begin a new run with it"):
+        train(out, resume=True, added=extension(2))
     small = [
         f"model={{name: {tiny()}, adapter: {out}}}",
         "adapter={method: lora, rank: 12}",

@@ -15,6 +15,7 @@ from lrft.api.combining.record import Combined
 from lrft.api.exporting.form import write_beside
 from lrft.api.opening.compared import rows_to_compare
 from lrft.build.adapt import Adaptation, adapt
+from lrft.build.adapter_folder import write_adapter
 from lrft.build.dataset import read_text
 from lrft.build.identify import identify
 from lrft.build.text import Text
@@ -121,6 +122,7 @@ def write_run(
         write_in(place / file, content)
     write_beside(place, own, text, adaptation.model)
     write_in(place / "README.md", f"{about}\n# {name}\n{_card(record)}")
+    write_adapter(place / "adapter", adaptation.model, own, text, card)  # as every run has it
     _write_record(place, own, record, card, plan, began, now, trust_remote_code)
     return Made(own, text, adaptation)
 

@@ -158,7 +158,8 @@ def _part(path: Path | str, name: str, trained: Trained, weight_of: Callable[[st
         raise NotMergeable(
             f"{path}: {adapter.name} is the weight itself and no change of it; use `lrft merge`"
         )
-    if adapter.delta_bias(torch.zeros(adapter.site.out_features)) is not None:
+    moved = adapter.delta_bias(torch.zeros(adapter.site.out_features))
+    if moved is not None and (adapter.site.has_bias or moved.any()):
         raise NotMergeable(
             f"{path}: {adapter.name} changes the bias of {name}, which a combination has no place for; use `lrft merge`"
         )

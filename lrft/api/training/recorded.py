@@ -139,6 +139,11 @@ def _recorded(run: RunFolder, overrides: Sequence[str], added: Extension | None)
             raise UsageError(
                 f"--more-steps: {run.path} is not at its end yet; lrft train {run.path} --resume goes on with it"
             )
+        if run.read(RUN).get("combined"):
+            raise UsageError(
+                f"--more-steps: {run.path} was combined and not trained; begin a new run with it "
+                f"(model.adapter={run.path})"
+            )
         _check_patience(run, loaded.recipe)
         steps = [extension.model_dump_json() for extension in (*loaded.recipe.train.extended, added)]
         extended = f"train.extended=[{', '.join(steps)}]"
