@@ -120,11 +120,10 @@ base stays what it was, `adapter/` is a LoRA of the summed rank, and the pretrai
 
 
 def grid(link: str) -> str:
-    """One row an axis: its key, its names, what it chooses; `link` is where the pages lie."""
+    """One row an axis that every recipe may have: its key, its names; `link` is where the pages lie."""
     rows = [
-        (f"[`{axis}`]({link}{page_name(axis)})", "`" + " ".join(registry.names()) + "`")
-        for axis, registry in EVERY.items()
-        if axis not in ("signals", "objective.rewards")
+        (f"[`{axis}`]({link}{page_name(axis)})", "`" + " ".join(EVERY[axis].names()) + "`")
+        for axis in (*AXES, "data.format", "eval.tasks", "analyse")
     ]
     return table(("recipe key", "names"), rows)
 
