@@ -8,7 +8,14 @@ from pathlib import Path
 
 from lrft.registry.errors import UsageError
 
-FOLDERS = ("adapter", "checkpoints", "eval", "inspect", "profile")  # that commands write in a run folder
+FOLDERS = (
+    "adapter",
+    "checkpoints",
+    "eval",
+    "inspect",
+    "posterior",
+    "profile",
+)  # that commands write in a run folder
 FILES = (".json", ".jsonl", ".yaml", ".tmp", ".old", ".lock")  # what the names of the others end in
 
 

@@ -139,6 +139,7 @@ TABLES = {
 }
 OPENERS = {
     "eval": ["eval", "RUN"],
+    "posterior": ["posterior", "RUN"],
     "merge": ["merge", "RUN", "--out", "out"],
     "export": ["export", "RUN", "--for", "peft", "--out", "out"],
     "generate": ["generate", "RUN", "prompts.txt", "--out", "out.jsonl"],

@@ -75,6 +75,7 @@ PLANTED = (
     "eval",
     "checkpoints",
     "inspect",
+    "posterior",
     "profile",
     ".lock",
     "metrics.jsonl",
@@ -109,7 +110,8 @@ def test_a_link_in_a_run_folder_is_refused_and_what_it_points_to_stays(run, call
             shutil.move(entry, outside / "file")
         else:
             (outside / "file").write_text("precious")
-    folder = name.rpartition("/")[2] in ("adapter", "eval", "checkpoints", "inspect", "profile", "step-1")
+    folders = ("adapter", "eval", "checkpoints", "inspect", "posterior", "profile", "step-1")
+    folder = name.rpartition("/")[2] in folders
     entry.symlink_to(outside if folder else outside / "file")
     before = held(outside)
     for command, *options in WRITERS:

@@ -41,7 +41,7 @@ class Forgetting(Task):
     """
 
     aliases = {
-        "catastrophic_forgetting forgetting_probe": "tasks: [{method: forgetting, data: kept.jsonl}]",
+        "catastrophic_forgetting forgetting_probe": "tasks: [forgetting]",
     }
 
     version = "forgetting-1"

@@ -71,7 +71,7 @@ class Refusals(Task):
     """
 
     aliases = {
-        "refusal_rate safety_regression": "tasks: [{method: refusals, data: prompts.jsonl}]",
+        "refusal_rate safety_regression": "tasks: [refusals]",
     }
 
     version = "refusals-1"
