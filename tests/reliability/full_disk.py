@@ -208,7 +208,11 @@ def attack(bench: Bench, name: str, at: int, number: int, stays: bool) -> list[s
     wrong += list(_checkpoints(place / "run" / "checkpoints"))
     if ended.code:
         words = command.words
-        if words[0] in ("train", "federate") and not command.trained and (place / "run" / "recipe.yaml").exists():
+        if (
+            words[0] in ("train", "federate")
+            and not command.trained
+            and (place / "run" / "recipe.yaml").exists()
+        ):
             # Less may be left than a profile records.
             words = (*(word for word in words if word != "--profile"), "--resume")
         again = call(place, words, command.typed)

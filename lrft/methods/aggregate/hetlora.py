@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -95,7 +96,7 @@ class HetLoRA(Aggregator):
         for a, b, _ in self.pairs():
             A, B = reply.message[a].double(), reply.message[b].double()
             square += float(((B.T @ B) * (A @ A.T)).sum())
-        return max(square, 0.0) ** 0.5
+        return math.sqrt(max(square, 0.0))
 
     def _rank(self, client: int) -> int:
         ranks: list[int] = self.config.ranks
