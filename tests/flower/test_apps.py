@@ -23,12 +23,22 @@ class Grid:
 
     def __init__(self, config, fails=lambda client, round: False):
         self.config, self.fails, self.states, self.sent = config, fails, {}, []
+        self.count, self.waiting = 0, {}
 
     def get_node_ids(self):
         return [11, 12, 13]
 
-    def send_and_receive(self, messages, *, timeout=None):
-        return [self._answer(message) for message in messages]
+    def push_messages(self, messages):
+        identifiers = [f"message {self.count + place}" for place in range(len(messages))]
+        self.count += len(messages)
+        for identifier, message in zip(identifiers, messages, strict=True):
+            message.metadata.__dict__["_message_id"] = identifier
+            self.waiting[identifier] = message
+        return identifiers
+
+    def pull_messages(self, identifiers):
+        """One answer at a time, the last message first."""
+        return [self._answer(self.waiting.pop(max(identifiers, key=lambda one: int(one.split()[1]))))]
 
     def _answer(self, message):
         node = message.metadata.dst_node_id

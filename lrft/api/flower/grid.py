@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -14,6 +14,7 @@ from lrft.api.flower.participant import Begin
 from lrft.api.flower.records import to_record, to_tensors
 from lrft.build.clients import Clients
 from lrft.build.reach import Answer, Numbers, stop_if_asked
+from lrft.core import stop
 from lrft.core.aggregate import Aggregator, Reply, Tensors, Turn, bytes_of
 from lrft.core.notes import say
 from lrft.model.trained import trained_tensors
@@ -65,10 +66,10 @@ class OnGrid:
             self.nodes = {client: node for client, node in self.nodes.items() if node in there}
             new = sorted(there - set(self.nodes.values()))
             asked = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
-            for reply in self.grid.send_and_receive(asked, timeout=self.timeout) if asked else ():
+            for place, reply in self._exchange(asked):
                 if not reply.has_error():
                     who: Any = reply.content["who"]
-                    self.nodes[int(who["client"])] = reply.metadata.src_node_id
+                    self.nodes[int(who["client"])] = new[place]
             if set(clients) <= self.nodes.keys() or time.monotonic() > until:
                 return
             stop_if_asked(0, self.clients.asked.rounds)
@@ -85,17 +86,31 @@ class OnGrid:
 
     def _send(self, messages: dict[Turn, Message]) -> dict[Turn, Any]:
         """What came back, by turn."""
-        if not messages:
-            return {}
-        turn_of = {self.nodes[turn.client]: turn for turn in messages}
         found: dict[Turn, Any] = {}
-        for reply in self.grid.send_and_receive(list(messages.values()), timeout=self.timeout):
-            turn = turn_of[reply.metadata.src_node_id]
+        for place, reply in self._exchange(list(messages.values())):
+            turn = list(messages)[place]
             if reply.has_error():
                 say(f"round {turn.round + 1}: client {turn.client} failed: {reply.error.reason}")
             else:
                 found[turn] = reply.content
         return found
+
+    def _exchange(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
+        """The place of each message that is answered in time, and the answer.
+
+        An answer is known by the message that it is to: of a node that is gone, the server's link answers itself.
+        """
+        names = list(self.grid.push_messages(messages)) if messages else []
+        sent = {
+            name: place for place, name in enumerate(names) if name
+        }  # one that could not be sent has none
+        until = time.monotonic() + self.timeout
+        while sent:
+            for reply in self.grid.pull_messages(list(sent)):
+                yield sent.pop(reply.metadata.reply_to_message_id), reply
+            if not sent or time.monotonic() > until or stop.asked() is not None:
+                return
+            time.sleep(POLL)
 
     def _answer(self, turn: Turn, sent: Tensors, content: Any, held: Tensors) -> Answer:
         message = to_tensors(content["message"])

@@ -94,10 +94,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     possible = [steps] if packing is not None else possible_steps(recipe, text)
     adaptation = plan_without_weights(recipe, model)
     ask_adapter(recipe, adaptation)
-    if recipe.federate is not None:
-        steps = recipe.federate.rounds
-    else:
-        check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
+    _check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
     counted = measure(recipe, model)
     shapes = set(shapes_of(recipe, data))
     again = as_written(recipe, model)
@@ -109,7 +106,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     found: Checked = {
         "recipe_hash": recipe_hash(recipe),
         "data": text.record(),
-        "steps": steps + sum(extension.steps for extension in settings.extended),
+        "steps": _length(recipe, steps),
         "targets": counted["targets"],
         "matrices": counted["matrices"],
         "base_parameters": counted["base"],
@@ -129,6 +126,19 @@ def _with_tasks(found: Checked, data: TrainData) -> Checked:
     if tasks := tasks_of(data):
         found["tasks"] = tasks
     return found
+
+
+def _check_steps(recipe: Recipe, possible: Sequence[int], ranks: Sequence[int]) -> None:
+    """Refuse settings that do not fit; of a federation, whose clients know how long they are, when it begins."""
+    if recipe.federate is None:
+        check_steps(recipe, possible, ranks)
+
+
+def _length(recipe: Recipe, steps: int) -> int:
+    """Steps with those that were added; of a federation, rounds."""
+    if recipe.federate is not None:
+        return recipe.federate.rounds
+    return steps + sum(extension.steps for extension in recipe.train.extended)
 
 
 def _peaks(recipe: Recipe, shapes: set[Shape], trusted: bool) -> tuple[dict[str, Peak] | None, str]:

@@ -70,8 +70,8 @@ class LoRAFAIR(FedAvg):
         )
         if self.config.solver == "closed":
             eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-            solved: Tensor = torch.linalg.solve(gram + self.config.penalty * eye, (target - B @ gram).T)
-            return solved.T
+            found: Tensor = torch.linalg.solve(gram + self.config.penalty * eye, (target - B @ gram).T).T
+            return found
         length = _length(pairs, shares)
         return self._descend(B, gram, target, length) if length > 0 and B.any() else torch.zeros_like(B)
 
@@ -81,8 +81,8 @@ class LoRAFAIR(FedAvg):
         def loss(E: Tensor) -> Tensor:
             moved = B + E
             norm = ((moved @ gram) * moved).sum().clamp_min(1e-300).sqrt()
-            value: Tensor = 1 - (moved * target).sum() / (length * norm) + penalty * E.square().sum()
-            return value
+            likeness: Tensor = (moved * target).sum() / (length * norm)
+            return 1 - likeness + float(penalty) * E.square().sum()
 
         E = torch.zeros_like(B)
         for _ in range(self.config.steps):
