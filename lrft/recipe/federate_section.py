@@ -43,7 +43,7 @@ class FederateSection(Section):
     local_epochs: float | None = Field(
         None, gt=0, le=10_000, description="passes of a client over its rows in a round, by default 1"
     )
-    partition: PartitionSection = PartitionSection()
+    partition: PartitionSection = Field(PartitionSection(), description="which rows a client holds")
     aggregate: Annotated[MethodConfig, Choice(AGGREGATORS)] = Field(
         default="fedavg", validate_default=True, description="what clients send, and how it is averaged"
     )

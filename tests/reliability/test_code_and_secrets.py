@@ -59,13 +59,17 @@ def lrft(monkeypatch, capfd, *arguments):
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    """A finished run."""
+    """A finished run, and beside it what the model that it makes has beyond its base."""
+    from lrft.api.delta.diff import diff
+    from lrft.api.merging.merge import merge
     from lrft.api.training.train import train
 
     folder = tmp_path_factory.mktemp("code")
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(model=tiny(), data=DATA))
     train(recipe, folder / "run")
+    merge(folder / "run", folder / "tuned")
+    diff(tiny(), folder / "tuned", folder / "change")
     return folder / "run"
 
 
@@ -140,6 +144,14 @@ TABLES = {
 OPENERS = {
     "eval": ["eval", "RUN"],
     "posterior": ["posterior", "RUN"],
+    "federate": [
+        *("federate", "RUN/recipe.yaml", "train.max_steps=null", "--out", "new"),
+        "federate={clients: 2, rounds: 1, local_steps: 1, partition: even}",
+    ],
+    "combine": ["combine", "RUN", "RUN", "--method", "svd", "--out", "out"],
+    "delta diff": ["delta", "diff", "BASE", "BASE", "--out", "out"],
+    "delta apply": ["delta", "apply", "CHANGE", "BASE", "--out", "out"],
+    "delta compress": ["delta", "compress", "CHANGE", "--recipe", "RUN/recipe.yaml", "--out", "out"],
     "merge": ["merge", "RUN", "--out", "out"],
     "export": ["export", "RUN", "--for", "peft", "--out", "out"],
     "generate": ["generate", "RUN", "prompts.txt", "--out", "out.jsonl"],
@@ -187,7 +199,7 @@ LOADS_NOTHING = {
 
 def words_of(command, folder, run):
     """What is typed, on a stranger's run and on one's own."""
-    places = {"RUN": folder, "BASE": folder.parent / "base", "OWN": run}
+    places = {"RUN": folder, "BASE": folder.parent / "base", "OWN": run, "CHANGE": run.parent / "change"}
     for word in OPENERS[command]:
         for name, path in places.items():
             word = word.replace(name, str(path)) if word.startswith(name) else word

@@ -13,7 +13,7 @@ STRIDE = (
 )
 
 WRITES_NOTHING = {
-    *("plan", "doctor", "env", "data show", "data check", "methods ls", "methods show"),
+    *("plan", "doctor", "env", "serve", "data show", "data check", "methods ls", "methods show"),
     *(f"recipes {word}" for word in ("ls", "show", "validate", "schema", "diff")),
 }
 

@@ -45,7 +45,7 @@ class AutoLoRaRobust(Objective, Callback):
     last step the adapters are set to no change: they helped to train, and what is scored, merged and exported then is
     the base with the weights that trained.
 
-    Shapes: D (prompt tokens, d) in float32, gone after the micro-batch; the loss one number. In the first step it is
+    Shapes: D (prompt tokens, d) in float32, gone after the micro-batch; the loss one number, which at step 0 is
     cross-entropy. Memory: activations of both passes. A micro-batch takes `attack_steps` + 2 passes forward and back.
     Trains: the adapter, and the weights that `trainable` names; a and its counts are in checkpoints. Records
     natural_accuracy, the a of the step.
