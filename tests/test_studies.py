@@ -119,6 +119,20 @@ def test_every_layer_of_the_real_architecture_trains_its_share(name, tmp_path_fa
     assert Models().weigh(recipe, optimizer=False)["trainable"] * layers == count
 
 
+@each(
+    ("arm", "count"),
+    [
+        ("adapter={method: ia3, targets: [k_proj, v_proj, down_proj]}", 614_400 // 32),
+        ("adapter={method: prompt_tuning, targets: embed_tokens}", 81_920),
+    ],
+)
+def test_the_other_arms_of_unit_tests_train_what_the_authors_count(arm, count, tmp_path_factory):
+    model, _ = one_layer(LLAMA_7B, tmp_path_factory.mktemp("config") / "one")
+    recipe = load_recipe(RECIPES / "study-unit-tests.yaml", [f"model.name={model}", arm]).recipe
+    assert arm in (RECIPES / "study-unit-tests.yaml").read_text(encoding="utf-8")
+    assert Models().weigh(recipe, optimizer=False)["trainable"] == count
+
+
 @each("name", list(STUDIES))
 def test_a_step_of_a_study_has_the_published_rows(name):
     loop = full(name).recipe.train
