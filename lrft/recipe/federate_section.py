@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from lrft.recipe.sections import DECIDES_ROWS
 from lrft.registry.axes import AGGREGATORS
 from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, model_validator
 
@@ -32,18 +33,20 @@ class PartitionSection(Section):
 class FederateSection(Section):
     """Rounds of a federation. A round is a step of the run: it is what is saved, scored and counted."""
 
-    clients: int = Field(gt=0, le=100_000, description="how many clients there are")
-    rounds: int = Field(gt=0, le=10**6, description="how often they are averaged")
-    fraction: float = Field(
+    clients: Annotated[int, DECIDES_ROWS] = Field(gt=0, le=100_000, description="how many clients there are")
+    rounds: Annotated[int, DECIDES_ROWS] = Field(gt=0, le=10**6, description="how often they are averaged")
+    fraction: Annotated[float, DECIDES_ROWS] = Field(
         1.0, gt=0, le=1, description="share of the clients that train in a round, at least one"
     )
-    local_steps: int | None = Field(
+    local_steps: Annotated[int | None, DECIDES_ROWS] = Field(
         None, gt=0, le=10**6, description="optimizer steps of a client in a round; null: local_epochs"
     )
-    local_epochs: float | None = Field(
+    local_epochs: Annotated[float | None, DECIDES_ROWS] = Field(
         None, gt=0, le=10_000, description="passes of a client over its rows in a round, by default 1"
     )
-    partition: PartitionSection = Field(PartitionSection(), description="which rows a client holds")
+    partition: Annotated[PartitionSection, DECIDES_ROWS] = Field(
+        PartitionSection(), description="which rows a client holds"
+    )
     aggregate: Annotated[MethodConfig, Choice(AGGREGATORS)] = Field(
         default="fedavg", validate_default=True, description="what clients send, and how it is averaged"
     )

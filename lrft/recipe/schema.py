@@ -74,7 +74,7 @@ class Recipe(Section):
         description="what is measured of weights and gradients while the run trains, for result.json",
     )
     export: ExportSection = ExportSection()
-    federate: Annotated[FederateSection | None, DECIDES_ROWS, ADDED] = Field(
+    federate: Annotated[FederateSection | None, ADDED] = Field(
         None, description="clients that train apart and are averaged, by lrft federate; null for one training"
     )
     logging: LoggingSection = LoggingSection()

@@ -215,7 +215,7 @@ CASES = [
     ("model:\n  name: owner/model\n", "", "model.name", None, "is required: hub id, local folder"),
     # extends
     ("model:\n", "extends: nowhere\nmodel:\n", "extends", 1, "neither a file nor a packaged recipe"),
-    ("model:\n", "extends: quikstart\nmodel:\n", "extends", 1, "did you mean quickstart?"),
+    ("model:\n", "extends: quikstart\nmodel:\n", "extends", 1, "did you mean quickstart"),
     ("model:\n", "extends: recipe.yaml\nmodel:\n", "extends", 1, "recipe.yaml extends recipe.yaml"),
     ("model:\n", "extends: [a, b]\nmodel:\n", "extends", 1, "the name of one recipe, not ['a', 'b']"),
     ("model:\n", "extends: 5\nmodel:\n", "extends", 1, "the name of one recipe, not 5"),

@@ -119,6 +119,8 @@ def test_a_key_a_size_and_a_time_are_kept(served):
         assert client.get("/health").status_code == 200
         assert client.post("/v1/chat/completions", ask, right).status_code == 200
         assert client.post("/v1/chat/completions", b" " * 2001, right).status_code == 413
+        while client.batcher.running:  # it is told before its row goes
+            time.sleep(0.01)
         text = client.get("/metrics", right).text
         assert "lrft_answers_total 1\n" in text and "lrft_rows 0\n" in text
 

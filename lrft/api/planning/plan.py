@@ -84,13 +84,12 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     beside = plan_teacher(recipe, text, trust_remote_code)
     device = _device(recipe)
     model = load_model(recipe.model, device=device, trust_remote_code=trust_remote_code, meta=True)
-    settings, packing = recipe.train, recipe.train.packing
+    packing = recipe.train.packing
     if packing is None and not model.takes_positions:
         packing = False  # nothing tells such a model where a document begins
-    data = train_data(
-        recipe, text, packing=packing, join=model.takes_positions and keeps_apart(model, recipe.model)
-    )
-    steps = data.total_steps(settings.max_steps, settings.epochs)
+    join = model.takes_positions and keeps_apart(model, recipe.model)
+    data = train_data(recipe, text, packing=packing, join=join)
+    steps = data.total_steps(recipe.train.max_steps, recipe.train.epochs)
     possible = [steps] if packing is not None else possible_steps(recipe, text)
     adaptation = plan_without_weights(recipe, model)
     ask_adapter(recipe, adaptation)

@@ -124,7 +124,9 @@ def test_the_keys_that_arms_share_are_those_marked_in_the_recipe():
     length = {f"train.{key}" for key in ("max_steps", "stop_below", "epochs")}
     step = {f"train.{key}" for key in ("batch_size", "gradient_accumulation", "max_length", "packing")}
     length |= {f"train.{key}" for key in ("metric", "patience", "extended")}
-    assert set(EQUAL) == {*model, *length, *step, "data", "eval.limit"} and len(EQUAL) == 18
+    rounds = {"clients", "rounds", "fraction", "local_steps", "local_epochs", "partition"}
+    apart = {f"federate.{key}" for key in rounds}
+    assert set(EQUAL) == {*model, *length, *step, *apart, "data", "eval.limit"} and len(EQUAL) == 24
 
 
 def test_changed_rows_of_one_source_of_several_mean_another_folder(recipe, tmp_path):
