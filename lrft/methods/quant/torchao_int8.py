@@ -82,4 +82,5 @@ class TorchaoInt8(Encoded):
         """(out, in) -> (out, groups, size), the last group filled up with zeros."""
         size = self.config.group_size or self.in_features
         short = -self.in_features % size
-        return (F.pad(matrix, (0, short)) if short else matrix).unflatten(1, (-1, size))
+        groups: Tensor = (F.pad(matrix, (0, short)) if short else matrix).unflatten(1, (-1, size))
+        return groups

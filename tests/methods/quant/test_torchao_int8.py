@@ -87,8 +87,9 @@ def test_scales_codes_and_weights_are_those_of_the_library(dtype, size):
 
 def test_the_installed_library_makes_the_same_bits():
     torchao = pytest.importorskip("torchao.quantization")
+    shapes = [((48, 96), None), ((48, 96), 32), ((64, 256), 128), ((5, 66), 11), ((1, 3), None)]
     for dtype in (FP32, BF16, FP16):
-        for shape, size in [((48, 96), None), ((48, 96), 32), ((64, 256), 128), ((5, 66), 11), ((1, 3), None)]:
+        for shape, size in shapes:
             linear = torch.nn.Linear(shape[1], shape[0], bias=False, dtype=dtype)
             linear.weight.data = dense = gaussian(*shape, seed=shape[0]).to(dtype)
             kind = torchao.PerGroup(size) if size else torchao.PerRow()
