@@ -154,6 +154,7 @@ VALUES_OF_OTHERS = [
     (OPTIMIZER, "  method: adafactor", "lrft does not have adafactor; known: adam_mini, adamw"),
     (SCHEDULE, "quantization: 8bit", "write quantization: int8"),
     (SCHEDULE, "quantization: 4", "write quantization: nf4"),
+    (SCHEDULE, "quantization: int8_weight_only", "write quantization: torchao_int8"),
     (SCHEDULE, "quantization: bitsandbytes", "write quantization: nf4"),
     (SCHEDULE, "quantization: gptq", "lrft does not have gptq; known: fp4, hqq, int8"),
     (SCHEDULE, "quantization: {method: nf4, load_in_4bit: true}", "nf4 is that already, remove the line"),
