@@ -201,6 +201,10 @@ def head(monkeypatch):
     ):
         yield process.stdout.readline().strip()
         process.stdin.close()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()  # Ray's own processes end with it
 
 
 @pytest.mark.slow
