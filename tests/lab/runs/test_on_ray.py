@@ -208,6 +208,7 @@ def head(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # ten processes that import torch, one after the other
 def test_a_sweep_on_a_ray_cluster_killed_and_interrupted_goes_on_to_the_bit(head, recipe, tmp_path):
     source, out = recipe("a"), tmp_path / "out"
     points = [*RANKS, "train.max_steps=60", "train.save_every=2"]
