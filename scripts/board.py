@@ -39,7 +39,7 @@ from lrft.api.training.train import train  # noqa: E402
 from lrft.core.notes import say, silence  # noqa: E402
 from lrft.files.fresh_folder import remove_folder  # noqa: E402
 from lrft.lab.compare.comparison import LOSS, choose_rates  # noqa: E402
-from lrft.lab.runs.executor import prepared  # noqa: E402
+from lrft.lab.runs.executor import write_recipe  # noqa: E402
 from lrft.lab.runs.local import Progress, run_all  # noqa: E402
 from lrft.lab.runs.outcome import DIVERGED, finished, result, value  # noqa: E402
 from lrft.lab.runs.planned import TUNING_SEED, PlannedRun, plan_run  # noqa: E402
@@ -306,7 +306,7 @@ def _as_process(run: PlannedRun) -> None:
 
 def _here(run: PlannedRun) -> None:
     """As a process would: what stops being finite is finished too."""
-    recipe, _ = prepared(run)
+    recipe = write_recipe(run)
     try:
         train(recipe, run.folder, resume=run.folder.exists())
     except NumericalError as error:

@@ -161,6 +161,9 @@ ON_DEMAND = {
         "test_a_job_whose_time_is_over": "an interruption, and the same call goes on",
         "test_an_interruption_lets_jobs_save_and_the_same_call_goes_on[slurm": "local",
     },
+    "tests/lab/runs/test_on_ray.py": {
+        "test_a_sweep_on_a_ray_cluster": "the same against a stand-in of Ray's library",
+    },
     "tests/lab/runs/test_digest.py": {
         "test_what_is_imported_in_a_process": "the digest of the same code elsewhere",
     },

@@ -51,6 +51,7 @@ LIBRARIES = {
     "bitsandbytes": ("lrft/methods/quant/", "lrft/methods/optim/"),
     "datasets": ("lrft/data/sources.py",),
     "flwr": ("lrft/api/flower/",),
+    "ray": ("lrft/lab/runs/on_ray.py",),
     "peft": (),
 }
 IMPORTED_INSIDE_FUNCTIONS = ("bitsandbytes", "datasets")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
+from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -43,8 +43,12 @@ def reproduce_command(
             metavar="SEEDS",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Trainings at a time; with --cluster, queued ones count.", min=1)
+    ] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for tables that train.")] = None,
+    cluster: Cluster = None,
+    cluster_set: ClusterSet = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Count rows anew that an earlier call has counted.")
     ] = False,
@@ -74,7 +78,7 @@ def reproduce_command(
     else:
         from lrft.lab.tables.reproduce import Options, reproduce
 
-        options = Options(chosen, jobs, device, fresh, trust_remote_code)
+        options = Options(chosen, jobs, device, cluster, cluster_set or (), fresh, trust_remote_code)
         result(reproduce(names or [], out, tier, options), as_json, lambda _: None)  # it is in OUT
 
 

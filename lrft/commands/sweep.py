@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.commands.complete import recipe_names
-from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
+from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import say, silence
 
 if TYPE_CHECKING:
@@ -33,10 +33,12 @@ def sweep_command(
     metric: Annotated[
         str, typer.Option(help="What orders them: eval_loss, loss, or TASK.SCORE of the recipe's eval.tasks.")
     ] = "eval_loss",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with --cluster, queued ones count.")] = 1,
     keep_checkpoints: Annotated[
         bool, typer.Option("--keep-checkpoints", help="Of every run, and not its adapter alone.")
     ] = False,
+    cluster: Cluster = None,
+    cluster_set: ClusterSet = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -46,12 +48,14 @@ def sweep_command(
     Example: lrft sweep quickstart adapter.rank=4,8,16 optimizer.lr=1e-3,3e-3 --out sweep
     """
     from lrft.lab.runs.typed import command_line
+    from lrft.lab.runs.where import place_runs
     from lrft.lab.sweep.report import write_report
     from lrft.lab.sweep.sweep import Kept, Settings, sweep
 
     silence(quiet)
     kept: Kept = "checkpoints" if keep_checkpoints else "adapter"
-    settings = Settings(out, metric, jobs, kept, trust_remote_code)
+    executor = place_runs(cluster, cluster_set or (), out, jobs)
+    settings = Settings(out, metric, jobs, kept, executor, trust_remote_code)
     record = sweep(recipe, overrides or [], settings, arms, command_line())
     say(f"report: {write_report(record, out)}")
     result(record, as_json, _show)

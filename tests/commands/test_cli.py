@@ -71,9 +71,13 @@ OPTIONS = {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs", "--base"),
         *("--cluster", "--cluster-set", *TRUST, *TALK),
     },
-    "sweep": {"--out", "--arms", "--metric", "--jobs", "--keep-checkpoints", *TRUST, *TALK},
+    "sweep": {
+        *("--out", "--arms", "--metric", "--jobs", "--keep-checkpoints", "--cluster", "--cluster-set"),
+        *(*TRUST, *TALK),
+    },
     "reproduce": {
-        *("--out", "--tier", "--seeds", "--jobs", "--device", "--fresh", "--dry-run"),
+        *("--out", "--tier", "--seeds", "--jobs", "--device", "--cluster", "--cluster-set"),
+        *("--fresh", "--dry-run"),
         *(*TRUST, *TALK),
     },
     "search": {

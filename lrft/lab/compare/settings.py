@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from lrft.lab.compare.search import check_search
 from lrft.lab.runs.executor import Executor
 from lrft.lab.runs.planned import TUNING_SEED
+from lrft.lab.runs.where import place_runs
 from lrft.registry.errors import UsageError
 
 By = Literal["params", "memory", "steps"]
@@ -56,26 +57,18 @@ def parse_settings(
     """The settings that the words of a command line mean.
 
     Args:
-        cluster: see `lrft.lab.runs.cluster.Cluster`.
+        cluster: see `lrft.lab.runs.where.place_runs`.
 
     Raises:
         UsageError: names the flag that makes no sense.
-        MissingExtra: submitit or Optuna is needed and not installed.
+        MissingExtra: submitit, Ray or Optuna is needed and not installed.
     """
     if by not in get_args(By):
         raise UsageError(f"--match {by}: choose {' or '.join(get_args(By))}")
     tried, chosen = parse_rates(rates), parse_seeds(seeds)
     if trials:
         check_search(tried, trials)
-    if cluster_settings and cluster is None:
-        raise UsageError(
-            f"--cluster-set {cluster_settings[0]}: there is no cluster to set it for; add --cluster slurm"
-        )
-    executor = None
-    if cluster is not None:
-        from lrft.lab.runs.cluster import Cluster
-
-        executor = Cluster(cluster, cluster_settings, out, jobs)
+    executor = place_runs(cluster, cluster_settings, out, jobs)
     match: By = next(word for word in get_args(By) if word == by)
     return Settings(out, tried, chosen, match, jobs, trials or 0, executor, trust_remote_code)
 

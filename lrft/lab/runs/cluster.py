@@ -16,13 +16,9 @@ from lrft.files.json import read_object
 from lrft.files.records import Job as JobRecord
 from lrft.files.write import remove_file, write_file
 from lrft.lab.runs import local as runs
-from lrft.lab.runs.executor import Handle, last_line, log_file, prepared
+from lrft.lab.runs.executor import Handle, Work, first_line, last_line, parse_settings
 from lrft.lab.runs.job import Training
-from lrft.lab.runs.planned import PlannedRun
-from lrft.recipe.document import parse
-from lrft.recipe.tree import Place
 from lrft.registry.errors import LrftError, MissingExtra, UsageError
-from lrft.registry.json import Json
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job
@@ -55,31 +51,30 @@ class Cluster:
         try:
             self.executor.update_parameters(**parameters)
         except (NameError, ValueError, TypeError, AssertionError) as error:
-            raise UsageError(f"--cluster-set {' '.join(settings)}: {_first_line(error)}") from error
+            raise UsageError(f"--cluster-set {' '.join(settings)}: {first_line(error)}") from error
         # A job on a node has cores of its own, which its threads are counted by.
         self.environment = {"OMP_NUM_THREADS": str(runs.threads(jobs))} if name == "local" else {}
 
-    def start(self, run: PlannedRun) -> Handle:
-        """Submit a run, or go on waiting for its job if a call before this one was cut off.
+    def start(self, work: Work) -> Handle:
+        """Submit work, or go on waiting for its job if a call before this one was cut off.
 
         Raises:
             LrftError: the job was not accepted.
         """
-        known, stop = self.root / f"{run.folder.name}.job", self.root / f"{run.folder.name}.stop"
+        known, stop = self.root / f"{work.name}.job", self.root / f"{work.name}.stop"
         job = self._alive(known)
         if job is not None:
-            say(f"{run}: is job {job.job_id} already")
-            return _Job(run, job, log_file(run), stop)
-        recipe, log = prepared(run)
-        command = runs.trusting(run, runs.training_command(recipe, run.folder.absolute()))
+            say(f"{work.run}: is job {job.job_id} already")
+            return _Job(work, job, stop)
+        command = work.begin()
         try:
             remove_file(stop)
-            job = self.executor.submit(Training(command, log, stop, self.environment))
+            job = self.executor.submit(Training(command, work.log, stop, self.environment))
             _remember(job, known, json.dumps({"id": job.job_id, "folder": str(self.executor.folder)}))
         except (RuntimeError, OSError) as error:
-            message = f"--cluster {self.name}: {run} could not be submitted: {_first_line(error)}"
+            message = f"--cluster {self.name}: {work.run} could not be submitted: {first_line(error)}"
             raise LrftError(message) from error
-        return _Job(run, job, log, stop)
+        return _Job(work, job, stop)
 
     def _alive(self, known: Path) -> Job[int] | None:
         """The job that an earlier call submitted, if it is still in the queue or runs."""
@@ -88,22 +83,6 @@ class Cluster:
         record = read_object(known, JobRecord)
         job = self.job_class(record["folder"], record["id"])
         return None if job.done(force_check=True) else job
-
-
-def parse_settings(settings: Sequence[str]) -> dict[str, Json]:
-    """`key=value` -> the key and the value, which is YAML as in a recipe.
-
-    Raises:
-        UsageError: no `=`, or no key before it.
-        RecipeError: the value is not YAML.
-    """
-    parsed = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not key or not equals:
-            raise UsageError(f"--cluster-set {setting}: write key=value, such as timeout_min=240")
-        parsed[key] = parse(text, Place("--cluster-set"), key)[0].plain()
-    return parsed
 
 
 def _remember(job: Job[int], known: Path, text: str) -> None:
@@ -116,10 +95,10 @@ def _remember(job: Job[int], known: Path, text: str) -> None:
 
 
 class _Job:
-    """One `lrft train` in the queue or on a node."""
+    """One process of lrft in the queue or on a node."""
 
-    def __init__(self, run: PlannedRun, job: Job[int], log: Path, stop: Path) -> None:
-        self.run, self.job, self.log, self.stop_file = run, job, log, stop
+    def __init__(self, work: Work, job: Job[int], stop: Path) -> None:
+        self.work, self.job, self.stop_file = work, job, stop
         self.began, self.cancelled = time.monotonic(), False
 
     @property
@@ -141,12 +120,12 @@ class _Job:
         return 1 if self.lost is not None else int(self.job.result())
 
     def last_line(self) -> str:
-        said = last_line(self.log)
+        said = last_line(self.work.log)
         if self.lost is None:
             return said
         return (
             f"job {self.job.job_id} was lost ({self.job.state}, see {self.job.paths.stderr}; longer jobs are asked for "
-            f"with --cluster-set timeout_min=MINUTES), and the training last said: {said}"
+            f"with --cluster-set timeout_min=MINUTES), and the process last said: {said}"
         )
 
     def stop(self) -> None:
@@ -177,13 +156,9 @@ def _executor(name: str) -> Callable[[Path], tuple[AutoExecutor, type[Job[int]]]
     # `debug` runs a job within this process, in the midst of its submission.
     known = {key: executor for key, executor in get_executors().items() if key != "debug"}
     if name not in known:
-        raise UsageError(f"--cluster {name}: choose {' or '.join(sorted(known))}")
+        raise UsageError(f"--cluster {name}: choose {' or '.join(sorted((*known, 'ray')))}")
     if known[name].affinity() < 0:
         raise UsageError(
             f"--cluster {name}: its commands are not found here; call this where jobs are submitted"
         )
     return lambda folder: (submitit.AutoExecutor(folder=folder, cluster=name), known[name].job_class)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

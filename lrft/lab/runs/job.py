@@ -1,6 +1,6 @@
-"""What a job of a cluster does: one training as a process, and its exit code.
+"""What a job of a cluster does: one process of lrft, and its exit code.
 
-Imports nothing of lrft, so that the job holds no more memory than it needs beside the training.
+Imports little of lrft, so that the job holds no more memory than it needs beside the training.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrft.files.write import open_log
+from lrft.files.write import open_log, write_file
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -31,12 +32,14 @@ class Training:
         stop: once this file exists, the training is asked to save and stop. A file reaches every node, a signal does
             not: on a cluster that tracks processes by control group, it ends at the job's first process.
         environment: of the training, on top of the job's own.
+        tied: kill the training when the job's process ends, see `tied.py`.
     """
 
     command: list[str]
     log: Path
     stop: Path
     environment: dict[str, str]
+    tied: bool = False
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     asked: bool = field(default=False, init=False)
 
@@ -44,9 +47,10 @@ class Training:
         """Train to the end; the exit code, -N for signal N."""
         if self.stop.exists():
             return STOPPED
+        before = [sys.executable, "-m", "lrft.lab.runs.tied", str(os.getpid())] if self.tied else []
         with open_log(self.log) as file:
             self.process = subprocess.Popen(
-                self.command,
+                [*before, *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -80,3 +84,9 @@ class Training:
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL if self.asked else signal.SIGINT)
             self.asked = True
+
+
+def run_task(training: Training, begun: Path) -> int:
+    """What a task of Ray does: say by a file that it has begun, and train to the end; the exit code."""
+    write_file(begun, "")
+    return training()

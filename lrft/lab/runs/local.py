@@ -1,6 +1,6 @@
 """Runs as processes of `lrft train`, a few at a time. What is finished is kept, what is not goes on.
 
-Where a process runs is an `Executor`'s business: here on this machine, in `cluster.py` as a job of a cluster.
+Where a process runs is an `Executor`'s business: here on this machine, in `cluster.py` and `on_ray.py` on a cluster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.files.write import open_log
-from lrft.lab.runs.executor import Executor, Handle, last_line, prepared
+from lrft.lab.runs.executor import Executor, Handle, Work, last_line, write_recipe
 from lrft.lab.runs.outcome import DIVERGED, finished
 from lrft.lab.runs.planned import PlannedRun
 from lrft.registry.errors import Interrupted, LrftError, NumericalError
@@ -75,8 +75,39 @@ def run_all(
             progress.note(run, "")
         else:
             waiting.append(run)
-    executor = cluster or Processes(jobs)
-    active: list[Handle] = []
+
+    def close(handle: Handle) -> None:
+        _close(handle, progress, excused)
+        if after is not None:
+            after(handle.work.run)
+
+    work_through(
+        [training(run) for run in waiting],
+        jobs,
+        cluster or Processes(jobs),
+        close,
+        lambda: f"stopped with {progress.done} of {progress.total} runs finished; the same command goes on",
+    )
+
+
+def work_through(
+    works: Sequence[Work],
+    jobs: int,
+    executor: Executor,
+    close: Callable[[Handle], None],
+    kept: Callable[[], str],
+) -> None:
+    """Start all work in its order, `jobs` at a time, and wait for it.
+
+    Args:
+        close: is given what has ended.
+        kept: what is said of an interruption.
+
+    Raises:
+        LrftError: of `close`; what still runs was asked to stop.
+        Interrupted: asked to stop, and so was what still ran.
+    """
+    waiting, active = list(works), list[Handle]()
     with stop.listening(), stop.held():  # what was started is ended here, and not by a poll
         try:
             while waiting or active:
@@ -84,17 +115,14 @@ def run_all(
                     active.append(executor.start(waiting.pop(0)))
                 for handle in [handle for handle in active if handle.ended]:
                     active.remove(handle)
-                    _close(handle, progress, excused)
-                    if after is not None:
-                        after(handle.run)
+                    close(handle)
                 if stop.asked() is not None:
                     break
                 time.sleep(executor.pause)
         finally:
             _end(active, executor.pause)
         if (number := stop.asked()) is not None:
-            kept = f"stopped with {progress.done} of {progress.total} runs finished; the same command goes on"
-            raise Interrupted(number, stop.sentence(number, kept))
+            raise Interrupted(number, stop.sentence(number, kept()))
 
 
 def threads(jobs: int) -> int:
@@ -107,6 +135,15 @@ def threads(jobs: int) -> int:
 def training_command(recipe: Path, folder: Path) -> list[str]:
     """What one run is: a training that begins or goes on in `folder`."""
     return [sys.executable, "-m", "lrft", "train", str(recipe), "--out", str(folder), "--resume", "--json"]
+
+
+def training(run: PlannedRun) -> Work:
+    """What finishes a run."""
+
+    def prepare() -> list[str]:
+        return trusting(run, training_command(write_recipe(run), run.folder.absolute()))
+
+    return Work(run, run.folder.name, prepare)
 
 
 def trusting(run: PlannedRun, command: list[str]) -> list[str]:
@@ -122,20 +159,19 @@ class Processes:
     def __init__(self, jobs: int) -> None:
         self.jobs, self.pause = jobs, WAIT
 
-    def start(self, run: PlannedRun) -> Handle:
-        return _Process(run, threads(self.jobs))
+    def start(self, work: Work) -> Handle:
+        return _Process(work, threads(self.jobs))
 
 
 class _Process:
-    """One `lrft train`, in a process group of its own so that a Ctrl-C reaches it through us alone, once."""
+    """One process of lrft, in a process group of its own so that a Ctrl-C reaches it through us alone, once."""
 
-    def __init__(self, run: PlannedRun, threads: int) -> None:
-        self.run = run
-        recipe, self.log = prepared(run)
+    def __init__(self, work: Work, threads: int) -> None:
+        self.work, command = work, work.begin()
         self.began = time.monotonic()
-        with open_log(self.log) as file:
+        with open_log(work.log) as file:
             self.process = subprocess.Popen(
-                trusting(run, training_command(recipe, run.folder)),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -156,7 +192,7 @@ class _Process:
         return time.monotonic() - self.began
 
     def last_line(self) -> str:
-        return last_line(self.log)
+        return last_line(self.work.log)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
@@ -172,7 +208,7 @@ def _close(handle: Handle, progress: Progress, excused: Collection[int]) -> None
     Raises:
         LrftError: neither finished nor diverged.
     """
-    run, code = handle.run, handle.exit_code
+    run, code = handle.work.run, handle.exit_code
     if code == 0 and finished(run):
         progress.note(run, "done", handle.seconds)
         return
@@ -182,8 +218,8 @@ def _close(handle: Handle, progress: Progress, excused: Collection[int]) -> None
         return
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     error = LrftError(
-        f"{run}: the run ended with {how}: {handle.last_line()} (all it said is in {handle.log}); the same command "
-        "goes on from here"
+        f"{run}: the run ended with {how}: {handle.last_line()} (all it said is in {handle.work.log}); the same "
+        "command goes on from here"
     )
     error.exit_code = code if 0 < code < 128 else 1
     raise error

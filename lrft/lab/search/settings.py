@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrft.lab.runs.executor import Executor
+from lrft.lab.runs.where import place_runs
 from lrft.lab.search.front import COSTS, Cost
 from lrft.recipe.method_words import parse_named
 from lrft.registry.axes import SEARCHES
@@ -61,24 +62,16 @@ def parse_settings(
 
     Args:
         method: a name, or `{method: NAME, ...}` as recipes write sections.
-        cluster: see `lrft.lab.runs.cluster.Cluster`.
+        cluster: see `lrft.lab.runs.where.place_runs`.
 
     Raises:
         UsageError: names the flag that makes no sense.
-        MissingExtra: submitit is needed and not installed.
+        MissingExtra: submitit or Ray is needed and not installed.
     """
     cost = next((known for known in COSTS if known == against), None)
     if cost is None:
         raise UsageError(f"--against {against}: choose {' or '.join(COSTS)}")
-    if cluster_settings and cluster is None:
-        raise UsageError(
-            f"--cluster-set {cluster_settings[0]}: there is no cluster to set it for; add --cluster slurm"
-        )
-    executor = None
-    if cluster is not None:
-        from lrft.lab.runs.cluster import Cluster
-
-        executor = Cluster(cluster, cluster_settings, out, jobs)
+    executor = place_runs(cluster, cluster_settings, out, jobs)
     chosen = parse_method(method)
     return Settings(
         out, budget, chosen, metric, cost, seed, jobs, keep_checkpoints, executor, trust_remote_code

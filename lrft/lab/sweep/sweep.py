@@ -12,6 +12,7 @@ from lrft.core import stop
 from lrft.core.notes import say
 from lrft.files.fresh_folder import remove_folder
 from lrft.lab.models import Models
+from lrft.lab.runs.executor import Executor
 from lrft.lab.runs.judged import Metric
 from lrft.lab.runs.local import Progress, run_all
 from lrft.lab.runs.outcome import result, value
@@ -60,6 +61,7 @@ class Settings:
         metric: see `points_of`.
         jobs: runs at a time.
         kept: of a finished run, its adapter alone or its checkpoints too.
+        cluster: where runs are made; None for processes of this machine.
         trust_remote_code: let code run that comes with the base model.
     """
 
@@ -67,6 +69,7 @@ class Settings:
     metric: str = "eval_loss"
     jobs: int = 1
     kept: Kept = "adapter"
+    cluster: Executor | None = None
     trust_remote_code: bool = False
 
 
@@ -98,7 +101,8 @@ def _sweep(
         for point in points
     ]
     pruned = _without_checkpoints if settings.kept == "adapter" else None
-    run_all(runs, settings.jobs, Progress(len(runs), settings.jobs), after=pruned)
+    progress = Progress(len(runs), settings.jobs)
+    run_all(runs, settings.jobs, progress, settings.cluster, after=pruned)
     rows = [_row(point, run, size, metric, out) for point, run, size in zip(points, runs, sizes, strict=True)]
     return {
         "command": command,

@@ -14,6 +14,8 @@ from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
 from lrft.files.write import write_file
 from lrft.lab.models import Models
+from lrft.lab.runs.executor import Executor
+from lrft.lab.runs.where import place_runs
 from lrft.lab.tables.exact.count import MISSED, Number, count_table
 from lrft.lab.tables.exact.kept import Kept
 from lrft.lab.tables.exact.load import load_table
@@ -35,6 +37,8 @@ class Options:
         seeds: of tables that train; by default as many as each states.
         jobs: trainings at a time.
         device: cpu or cuda, for tables that train.
+        cluster: where what trains is run; None for processes of this machine. See `lrft.lab.runs.where.place_runs`.
+        cluster_settings: of the cluster, as it names them.
         fresh: count rows of the exact tier anew, those that are kept too.
         trust_remote_code: let code run that comes with a base model.
     """
@@ -42,6 +46,8 @@ class Options:
     seeds: Sequence[int] | None = None
     jobs: int = 1
     device: str | None = None
+    cluster: str | None = None
+    cluster_settings: Sequence[str] = ()
     fresh: bool = False
     trust_remote_code: bool = False
 
@@ -69,11 +75,12 @@ def reproduce(
     options = options or Options()
     entries = choose(names, tier)
     _check(entries, options)
+    executor = place_runs(options.cluster, options.cluster_settings, out, options.jobs)
     models, kept = Models(options.trust_remote_code), Kept(out, options.fresh)
     runners: dict[str, Runner] = {
         EXACT: partial(_count, models=models, kept=kept),
-        SCALED: partial(_replay, out=out, options=options),
-        FULL: partial(_train, out=out, options=options),
+        SCALED: partial(_replay, out=out, options=options, cluster=executor),
+        FULL: partial(_train, out=out, options=options, cluster=executor),
     }
     records: list[TableRecord] = []
     missed: list[str] = []
@@ -114,7 +121,7 @@ def _count(entry: Entry, models: Models, kept: Kept) -> tuple[str, ExactRecord]:
     return markdown(loaded, numbers) + where_it_ran(facts), record(loaded, numbers, facts)
 
 
-def _replay(entry: Entry, out: Path, options: Options) -> tuple[str, ScaledRecord]:
+def _replay(entry: Entry, out: Path, options: Options, cluster: Executor | None) -> tuple[str, ScaledRecord]:
     """A table of the scaled tier: a verdict against the claim is a result, and no error."""
     from lrft.lab.compare.report import body
     from lrft.lab.tables.scaled.replay import head_lines, run_scaled
@@ -127,6 +134,7 @@ def _replay(entry: Entry, out: Path, options: Options) -> tuple[str, ScaledRecor
         options.jobs,
         options.overrides,
         report=out / entry.name,
+        cluster=cluster,
         trust_remote_code=options.trust_remote_code,
     )
     say(f"{entry.name}: {found['verdict']}")
@@ -134,7 +142,7 @@ def _replay(entry: Entry, out: Path, options: Options) -> tuple[str, ScaledRecor
     return "\n".join(lines) + "\n", found
 
 
-def _train(entry: Entry, out: Path, options: Options) -> tuple[str, FullRecord]:
+def _train(entry: Entry, out: Path, options: Options, cluster: Executor | None) -> tuple[str, FullRecord]:
     """A table of the full tier."""
     from lrft.lab.tables.full.report import full_markdown
     from lrft.lab.tables.full.results import run_full
@@ -146,6 +154,7 @@ def _train(entry: Entry, out: Path, options: Options) -> tuple[str, FullRecord]:
         seeds=options.seeds,
         jobs=options.jobs,
         overrides=tuple(options.overrides),
+        cluster=cluster,
         trust_remote_code=options.trust_remote_code,
     )
     say(f"{entry.name}: {said(found)}")
@@ -160,7 +169,11 @@ def _check(entries: list[Entry], options: Options) -> None:
     """
     if any(entry.tier != EXACT for entry in entries):
         return
-    for option, value in (("--seeds", options.seeds), ("--device", options.device)):
+    for option, value in (
+        ("--seeds", options.seeds),
+        ("--device", options.device),
+        ("--cluster", options.cluster),
+    ):
         if value is not None:
             raise UsageError(f"{option}: tables of the exact tier train nothing; leave it out")
 

@@ -197,7 +197,7 @@ def test_a_refused_submission_is_said_as_slurm_said_it(stand_in, two, tmp_path, 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("debug", [], "--cluster debug: choose local or slurm"),
+        ("debug", [], "--cluster debug: choose local or ray or slurm"),
         ("slurm", [], "--cluster slurm: its commands are not found here"),
         ("local", ["colour=red"], "--cluster-set colour=red: Parameter 'colour' need"),
         ("local", ["slurm_colour=red"], "--cluster-set slurm_colour=red: Unknown argument 'colour'"),

@@ -231,7 +231,7 @@ def test_sizes_are_counted_on_the_configuration_without_the_hub(table):
 def test_random_weights_are_run_on_the_configuration_itself(table, tmp_path, tiny, monkeypatch):
     planned = []
     monkeypatch.setattr(full_runs, "run_all", lambda runs, *_: planned.extend(runs))
-    monkeypatch.setattr(full_runs, "_score", lambda run: None)
+    monkeypatch.setattr(full_runs, "_score", lambda *_: None)
     monkeypatch.setattr("lrft.lab.tables.full.results.read", lambda *_: None)
     rows = [
         {
@@ -250,7 +250,7 @@ def test_random_weights_are_run_on_the_configuration_itself(table, tmp_path, tin
 def test_tasks_of_the_table_replace_those_of_the_recipe(table, tmp_path, monkeypatch):
     planned = []
     monkeypatch.setattr(full_runs, "run_all", lambda runs, *_: planned.extend(runs))
-    monkeypatch.setattr(full_runs, "_score", lambda run: None)
+    monkeypatch.setattr(full_runs, "_score", lambda *_: None)
     monkeypatch.setattr("lrft.lab.tables.full.results.read", lambda *_: None)
     scored = tmp_path / "scored.jsonl"
     scored.write_text("{}\n")

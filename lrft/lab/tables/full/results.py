@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from lrft.lab.models import Models
+from lrft.lab.runs.executor import Executor
 from lrft.lab.runs.outcome import set_ups_of
 from lrft.lab.tables.full.report import full_markdown as full_markdown
 from lrft.lab.tables.full.runs import Runs, finish, planned, read
@@ -44,6 +45,7 @@ def run_full(
     jobs: int = 1,
     overrides: Sequence[str] = (),
     rows: Sequence[str] | None = None,
+    cluster: Executor | None = None,
     trust_remote_code: bool = False,
 ) -> FullRecord:
     """Train and score the rows of a table in `out`, and set the results beside the published ones.
@@ -54,6 +56,7 @@ def run_full(
         seeds: how many, or which; by default the one that each recipe states.
         overrides: of all rows, after everything in the table.
         rows: labels of the rows to run; by default all that have a recipe.
+        cluster: where runs are trained and scored; None for processes of this machine.
         trust_remote_code: let code run that comes with a base model.
 
     Raises:
@@ -66,7 +69,7 @@ def run_full(
     found = {row.label: Runs() for row in table.rows}
     for row in _wanted(table, rows):
         found[row.label].runs = planned(table, row, path, out, chosen, overrides, trust_remote_code)
-    finish([run for each in found.values() for run in each.runs], jobs)
+    finish([run for each in found.values() for run in each.runs], jobs, cluster)
     for row in table.rows:
         read(found[row.label], table, row)
     models = Models(trust_remote_code)

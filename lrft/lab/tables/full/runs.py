@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lrft.core import stop
 from lrft.core.notes import say
 from lrft.files.json import read_object
 from lrft.files.records import Scores
-from lrft.files.write import open_log
-from lrft.lab.runs.executor import last_line
-from lrft.lab.runs.local import Progress, run_all, threads, trusting
+from lrft.lab.runs.executor import Executor, Handle, Work
+from lrft.lab.runs.local import Processes, Progress, run_all, trusting, work_through
 from lrft.lab.runs.outcome import DIVERGED
 from lrft.lab.runs.planned import PlannedRun, plan_run
 from lrft.lab.tables.full.table import FullRow, FullTable, trained_arm
@@ -61,16 +57,19 @@ def planned(
     return [replace(run, arm=row.label) for run in runs]
 
 
-def finish(runs: Sequence[PlannedRun], jobs: int) -> None:
-    """Train and score, `jobs` trainings at a time, so that what is trained is scored before the next begin."""
+def finish(runs: Sequence[PlannedRun], jobs: int, cluster: Executor | None = None) -> None:
+    """Train and score, `jobs` trainings at a time, so that what is trained is scored before the next begin.
+
+    Args:
+        cluster: where both are done; by default here, where one run at a time is scored on all cores.
+    """
     runs = list({run.folder: run for run in reversed(runs)}.values())[::-1]
     progress = Progress(len(runs), jobs)
     for start in range(0, len(runs), jobs):
         batch = runs[start : start + jobs]
-        run_all(batch, jobs, progress)
-        for run in batch:
-            if not _scores(run).is_file() and not (run.folder / DIVERGED).is_file():
-                _score(run)
+        run_all(batch, jobs, progress, cluster)
+        due = [run for run in batch if not _scores(run).is_file() and not (run.folder / DIVERGED).is_file()]
+        _score(due, jobs if cluster else 1, cluster or Processes(1))
 
 
 def read(found: Runs, table: FullTable, row: FullRow) -> None:
@@ -96,50 +95,39 @@ def evaluation_command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "lrft", "eval", str(folder)]
 
 
-def _score(run: PlannedRun) -> None:
-    """`lrft eval` as a process.
+def _score(runs: Sequence[PlannedRun], jobs: int, executor: Executor) -> None:
+    """`lrft eval` of every run.
 
     Raises:
-        LrftError: it failed; it has the exit code of that process.
-        Interrupted: asked to stop; nothing was written.
+        LrftError: one failed; it has the exit code of that process.
+        Interrupted: asked to stop; of what was not scored nothing was written.
     """
-    root = run.folder.absolute().parent.parent
-    log = root / "logs" / f"{run.folder.name}-eval.log"
-    say(f"{run}: scoring")
-    with open_log(log, anew=True) as file:
-        process = subprocess.Popen(
-            trusting(run, evaluation_command(run.folder)),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads(1))},
-            process_group=0,
-        )
-        try:
-            with stop.listening(f"{run}: stopped while scoring; the same command goes on"), stop.at_once():
-                code = process.wait()
-        finally:
-            _end(process)
+
+    def kept() -> str:
+        return f"stopped while scoring {', '.join(map(str, runs))}; the same command goes on"
+
+    work_through([_scoring(run) for run in runs], jobs, executor, _close, kept)
+
+
+def _scoring(run: PlannedRun) -> Work:
+    def prepare() -> list[str]:
+        say(f"{run}: scoring")
+        return trusting(run, evaluation_command(run.folder.absolute()))
+
+    return Work(run, f"{run.folder.name}-eval", prepare)
+
+
+def _close(handle: Handle) -> None:
+    """Refuse a scoring that ended without scores."""
+    run, code, log = handle.work.run, handle.exit_code, handle.work.log
     if code == 0 and _scores(run).is_file():
         return
     error = LrftError(
-        f"{run}: scoring ended with exit code {code}: {last_line(log)} (all it said is in {log}); the same command "
-        "goes on from here"
+        f"{run}: scoring ended with exit code {code}: {handle.last_line()} (all it said is in {log}); the same "
+        "command goes on from here"
     )
     error.exit_code = code if 0 < code < 128 else 1
     raise error
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process that is still there to stop, and wait for it; asked again, kill it."""
-    try:
-        with stop.held():
-            process.terminate()
-            process.wait()
-    except (stop.Stopped, KeyboardInterrupt):
-        process.kill()
-        process.wait()
-        raise
 
 
 def _scores(run: PlannedRun) -> Path:

@@ -10,6 +10,7 @@ from typing import TypedDict
 from lrft.lab.compare.comparison import Compared, compare_arms
 from lrft.lab.compare.report import write_report
 from lrft.lab.compare.settings import Settings
+from lrft.lab.runs.executor import Executor
 from lrft.lab.runs.outcome import held_out_rows, measured, result, share_to_reach
 from lrft.lab.runs.planned import PlannedRun
 from lrft.lab.runs.typed import command_line
@@ -27,6 +28,7 @@ def run_scaled(
     jobs: int = 1,
     overrides: Sequence[str] = (),
     report: Path | None = None,
+    cluster: Executor | None = None,
     trust_remote_code: bool = False,
 ) -> ScaledRecord:
     """Replay a table and judge it; what is finished in `out` is kept. Returns what report.json holds.
@@ -36,6 +38,7 @@ def run_scaled(
         report: folder of report.md, report.json and the plot; by default `out`.
         seeds: how many, or which; by default as many as the table states. With fewer nothing is decided.
         overrides: of all arms, such as other data or `train.device=cuda`; they are part of the record.
+        cluster: where runs are made; None for processes of this machine.
         trust_remote_code: let code run that comes with a base model.
 
     Raises:
@@ -46,7 +49,13 @@ def run_scaled(
     number = table.seeds if seeds is None else seeds
     chosen = list(range(number)) if isinstance(number, int) else list(number)
     settings = Settings(
-        out, sorted(table.lr_grid), chosen, table.match, jobs, trust_remote_code=trust_remote_code
+        out,
+        sorted(table.lr_grid),
+        chosen,
+        table.match,
+        jobs,
+        cluster=cluster,
+        trust_remote_code=trust_remote_code,
     )
     arms = scaled_arms(table, path, overrides)
     compared = compare_arms(arms, settings, command=command_line(), alone=True)
