@@ -68,6 +68,7 @@ class Peaks(NamedTuple):
         counted: parameters and bytes at rest.
         recomputed: layers that are computed again.
         moment: where in training the peak is.
+        mixed: layers are mixtures of experts, each taken to be given as many tokens.
     """
 
     counted: Measured
@@ -76,3 +77,4 @@ class Peaks(NamedTuple):
     merge: Peak
     recomputed: int
     moment: str
+    mixed: bool = False

@@ -127,8 +127,8 @@ def try_layer(
     empty = partial(torch.empty, dtype=item, device="meta")
     x = empty(shape.rows, shape.length, config.hidden_size, requires_grad=wanted and trains)
     angles = (
-        empty(shape.rows, shape.length, config.head_dim),
-        empty(shape.rows, shape.length, config.head_dim),
+        empty(shape.rows, shape.length, config.angles),
+        empty(shape.rows, shape.length, config.angles),
     )
     documents = _places(shape)
     layer.train(trains)
