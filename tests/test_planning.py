@@ -228,6 +228,15 @@ def test_a_shape_found_here_is_the_one_that_torch_finds(keep):
         lambda x, y: torch.empty_like(x, dtype=torch.float32),
         lambda x, y: torch.zeros_like(x.long()),
         lambda x, y: y.gather(0, (y[:2] * 0).long()),
+        lambda x, y: x.index_select(1, (x[0, :2, 0] * 0).long()),
+        lambda x, y: x[(x[:, 0, 0] * 0).long()],
+        lambda x, y: torch.softmax(x, -1).topk(3, dim=-1)[1],
+        lambda x, y: x.sort(-1)[0],
+        lambda x, y: torch.where(x.ge(0), x, x * 2),
+        lambda x, y: torch.nn.functional.pad(x, (1, 2, 0, 3)),
+        lambda x, y: x.long() // 2,
+        lambda x, y: torch.ops.aten.slice_backward(y, [3, 4], 1, 0, 1, 1),
+        lambda x, y: x.clamp(max=0.5).sigmoid(),
         lambda x, y: x.index_add(0, (x[:, 0, 0] * 0).long(), x),
     ]
     for call in calls:
@@ -259,12 +268,14 @@ def test_a_rate_is_that_of_a_run_of_the_same_base_or_none(tmp_path):
     assert find_rate(recipe_of(name="Qwen/Qwen2.5-7B"), "cpu", False, tmp_path / "runs") is None
 
 
-def test_a_plan_imports_no_transformers():
+def test_a_plan_imports_no_transformers(tiny):
     import subprocess
 
     code = (
         "import sys; from lrft.api.planning.ahead import plan_ahead; "
         f"plan_ahead('recipes/smoke/lora.yaml', '24GiB', overrides=['model.name={LLAMA}', 'model.dtype=bfloat16']); "
+        f"small = ['model.name={tiny('gpt_oss')}', 'model.dtype=bfloat16', 'train.max_length=64']; "
+        "plan_ahead('recipes/smoke/lora.yaml', '24GiB', overrides=[*small, 'model.experts=split']); "
         "print([name for name in ('transformers', 'torch._dynamo', 'datasets', 'bitsandbytes') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

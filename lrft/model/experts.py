@@ -115,7 +115,7 @@ def join(hf: HF) -> None:
             _join(module)
 
 
-def group(hf: HF) -> None:
+def group(hf: nn.Module) -> None:
     """Let the experts of a model whose layers are in their storages be multiplied together, where that is possible."""
     for module in hf.modules():
         if isinstance(module, Apart):
