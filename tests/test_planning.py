@@ -288,7 +288,7 @@ def test_a_plan_needs_no_rows_and_says_what_it_assumes():
         found["assumes"][0] == "rows are taken as full: 1 of 256 tokens in a micro-batch, every token learnt"
     )
     assert found["model_source"] == "the published configuration, packaged with lrft"
-    assert set(found["peaks"]) == set(found["fits"]) == {"train", "eval", "merge"}
+    assert set(found["peaks"]) == set(found["fits"]) == {"train", "eval", "merge", "requantize", "gguf"}
 
 
 def test_what_a_comparison_is_planned_to_take_is_what_it_takes():

@@ -24,6 +24,7 @@ from lrft.build.measure import Planned, counted, planned
 from lrft.build.measured import Peak, Peaks
 from lrft.build.recomputing import SHARE
 from lrft.build.resident import inputs_held, state_held, weights_held
+from lrft.build.rounding_peaks import rounded_peaks
 from lrft.build.steps import documents_of_a_row
 from lrft.build.trial import Cost, Hollow, Storage, Tried, freeze, try_layer, try_loss
 from lrft.data.steps import Shape
@@ -86,7 +87,9 @@ class _Peaks:
             if limit is None or train["total"] <= SHARE * limit:
                 break
         scored = self._evaluation()
-        return Peaks(self.counted, train, scored, self._merging(scored), count, moment, self.hf.mixed)
+        merge = self._merging(scored)
+        rounded = rounded_peaks(self.recipe, self.hf, self.counted["base"], merge, scored)
+        return Peaks(self.counted, train, scored, merge, rounded, count, moment, self.hf.mixed)
 
     def _counts(self, limit: int | None) -> Sequence[int]:
         """How many layers may be computed again, the fewest first."""

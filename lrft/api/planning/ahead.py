@@ -20,7 +20,7 @@ ASSUMED = "rows are taken as full: {rows} of {length} tokens in a micro-batch, e
 class Ahead(TypedDict):
     """What `lrft plan` gives.
 
-    `peaks` are bytes by category, of `train`, `eval` and `merge`; `margin` is what the device has beyond the largest
+    `peaks` are bytes by category, of `train`, `eval`, `merge` and where it can be `requantize`, `gguf`; `margin` is what the device has beyond the largest
     that is planned for training, negative where it does not fit; `edits` are empty where it fits.
     """
 
@@ -67,7 +67,7 @@ def plan_ahead(
     found, source = forecast(asked, where, trust_remote_code=trust_remote_code)
     counted, margin = found.counted, where["bytes"] - found.train["total"]
     rate = find_rate(asked, where["kind"], found.recomputed > 0)
-    peaks = {"train": found.train, "eval": found.eval, "merge": found.merge}
+    peaks = found.by_use()
     return {
         "recipe": loaded.name,
         "recipe_hash": recipe_hash(asked),
