@@ -130,7 +130,8 @@ def train_here(recipe: str, overrides: list[str]) -> int:
 def use_here(of: str, recipe: str, overrides: list[str]) -> int:
     """Score or merge a run of one step in this process; bytes above the baseline."""
     from lrft.api.asking import evaluate as scoring
-    from lrft.api.merging import job, merge as merging
+    from lrft.api.merging import job
+    from lrft.api.merging import merge as merging
     from lrft.api.training import train as training
     from lrft.model import heap
     from lrft.recipe.load import load_recipe
@@ -186,7 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--of", default="train", choices=("train", "eval", "merge", *STORAGES), help="what is checked")
+    parser.add_argument(
+        "--of", default="train", choices=("train", "eval", "merge", *STORAGES), help="what is checked"
+    )
     parser.add_argument("--only", action="append", choices=CASES, help="only this case; may be repeated")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)

@@ -230,6 +230,8 @@ def test_a_shape_found_here_is_the_one_that_torch_finds(keep):
         lambda x, y: y.gather(0, (y[:2] * 0).long()),
         lambda x, y: x.index_select(1, (x[0, :2, 0] * 0).long()),
         lambda x, y: x[(x[:, 0, 0] * 0).long()],
+        lambda x, y: x[:, (x[0, :2, 0] * 0).long()],
+        lambda x, y: x.index_select(-1, (x[0, 0, :1] * 0).long()),
         lambda x, y: torch.softmax(x, -1).topk(3, dim=-1)[1],
         lambda x, y: x.sort(-1)[0],
         lambda x, y: torch.where(x.ge(0), x, x * 2),

@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # Calls on each entry by itself whose result has the type that torch promotes their first two arguments to.
-SAME_TYPE = frozenset("add sub rsub mul div floor_divide pow rsqrt sqrt neg tanh exp log silu clamp_min".split())
+SAME_TYPE = frozenset(
+    "add sub rsub mul div floor_divide pow rsqrt sqrt neg tanh exp log silu clamp_min".split()
+)
 # Calls on a dimension, or several, that are taken together.
 # Calls on each entry of two whose result is true or false.
 COMPARISONS = {"ge", "le", "gt", "lt", "logical_and", "bitwise_and"}
@@ -134,21 +136,28 @@ def _shape(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[
         return _reduced(given[0].shape, args[1], len(args) > 2 and args[2]) if named else None
     if name == "gather":
         return list(given[1].shape)
+    if name in PRODUCTS:
+        return [given[-2].shape[0], given[-1].shape[1]]
+    return _chosen(name, args, given) or _put_together(name, args, given)
+
+
+def _chosen(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[int] | None:
+    """The same of what takes or adds rows and columns."""
+    first = list(given[0].shape)
     if name == "slice_backward":
         return list(args[1])
     if name == "constant_pad_nd":  # the last axis first
         for axis, pair in enumerate(zip(args[1][::2], args[1][1::2], strict=True), 1):
             first[-axis] += sum(pair)
         return first
-    if name == "index" and len(given) == 2:
+    if name == "index" and len(args[1]) == 1 and given[1].dtype == torch.int64:
         return [*given[1].shape, *first[1:]]
     if name == "index_select":
-        return [*first[: args[1]], len(given[1]), *first[args[1] + 1 :]]
-    if name == "_grouped_mm":  # rows by group times a matrix of each, or the columns of each group times its rows
+        first[args[1]] = len(given[1])
+        return first
+    if name == "_grouped_mm":  # a matrix for every group of rows, or of both arguments' columns and rows
         return ([len(given[2])] if given[1].ndim == 2 else []) + [first[0], given[1].shape[-1]]
-    if name in PRODUCTS:
-        return [given[-2].shape[0], given[-1].shape[1]]
-    return _put_together(name, args, given)
+    return None
 
 
 def _put_together(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[int] | None:

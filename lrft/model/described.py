@@ -208,8 +208,8 @@ def _check_headers(name: str, hf: Skeleton, folder: Path) -> None:
     others = _others(stored, hf)
     if whole and missing != others:
         raise RecipeError(
-            f"{name!r} holds {others:,} numbers of experts, where its config.json says {missing:,}; give a folder whose "
-            "files belong together",
+            f"{name!r} holds {others:,} numbers of experts, where its config.json says {missing:,}; give a folder "
+            "whose files belong together",
             "model.name",
         )
 

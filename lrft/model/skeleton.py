@@ -133,7 +133,9 @@ class _Attention(nn.Module):
         if family.headed:
             sizes = (heads * width, pairs * width) if family.headed == "together" else (width, width)
             self.q_norm, self.k_norm = (Norm(size, dtype, False) for size in sizes)
-        self.sinks = nn.Parameter(torch.empty(heads, dtype=dtype), requires_grad=False) if family.sinks else None
+        self.sinks = (
+            nn.Parameter(torch.empty(heads, dtype=dtype), requires_grad=False) if family.sinks else None
+        )
         self.heads, self.pairs, self.width, self.config = heads, pairs, width, config
         self.together = family.headed == "together"
         window = (getattr(config, "sliding_window", None) or 0) if _slides(config, family, index) else 0

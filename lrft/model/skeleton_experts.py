@@ -61,7 +61,11 @@ class Router(nn.Module):
     def __init__(self, config: Config, family: Family, dtype: torch.dtype, count: int) -> None:
         super().__init__()
         assert family.experts is not None, "asked before"
-        self.wide, self.copies, self.after = family.experts.wide, config.num_experts_per_tok, family.experts.turned
+        self.wide, self.copies, self.after = (
+            family.experts.wide,
+            config.num_experts_per_tok,
+            family.experts.turned,
+        )
         self.weight = _frozen(count, config.hidden_size, dtype=dtype)
         self.bias = _frozen(count, dtype=dtype) if family.experts.turned else None
 

@@ -68,7 +68,10 @@ FAMILIES = {
     "qwen3_moe": Family(bias=None, headed="apart", experts=Experts()),
     "olmoe": Family(bias=None, headed="together", experts=Experts("intermediate_size")),
     "gpt_oss": Family(
-        bias=None, windows="even", sinks=True, experts=Experts("intermediate_size", router="router", turned=True)
+        bias=None,
+        windows="even",
+        sinks=True,
+        experts=Experts("intermediate_size", router="router", turned=True),
     ),
     "deepseek_v2": Family(latent=True, experts=Experts(shared="shared_experts", wide=True)),
     "deepseek_v3": Family(latent=True, experts=Experts(shared="shared_experts", wide=True)),
@@ -84,7 +87,14 @@ NEEDED = (
 LATENT = ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
 COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")  # as families and versions call the experts
 # What would change a layer that is described here: a configuration that has one of them is not of these.
-FOREIGN = ("attention_dropout", "resid_pdrop", "embd_pdrop", "use_sliding_window", "router_jitter_noise", "clip_qkv")
+FOREIGN = (
+    "attention_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "use_sliding_window",
+    "router_jitter_noise",
+    "clip_qkv",
+)
 
 
 def count_experts(config: Mapping[str, Json]) -> int:

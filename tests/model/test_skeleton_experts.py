@@ -28,7 +28,13 @@ def shape(family, *sizes, experts, **more):
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     names += ("num_key_value_heads", "num_experts_per_tok")
     key, count = experts
-    return {"model_type": family, **dict(zip(names, sizes, strict=True)), key: count, "hidden_act": "silu", **more}
+    return {
+        "model_type": family,
+        **dict(zip(names, sizes, strict=True)),
+        key: count,
+        "hidden_act": "silu",
+        **more,
+    }
 
 
 # Parameters as the models' pages give them, to the last one.
@@ -109,7 +115,9 @@ def test_files_with_other_experts_than_their_configuration_says_are_refused(tiny
     folder = Path(shutil.copytree(tiny("mixtral"), tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_local_experts": 8}))
-    with pytest.raises(RecipeError, match=r"holds 197,120 numbers of experts, where its config.json says 394,240"):
+    with pytest.raises(
+        RecipeError, match=r"holds 197,120 numbers of experts, where its config.json says 394,240"
+    ):
         build_skeleton(recipe_of(folder).model)
 
 

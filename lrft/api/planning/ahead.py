@@ -20,8 +20,9 @@ ASSUMED = "rows are taken as full: {rows} of {length} tokens in a micro-batch, e
 class Ahead(TypedDict):
     """What `lrft plan` gives.
 
-    `peaks` are bytes by category, of `train`, `eval`, `merge` and where it can be `requantize`, `gguf`; `margin` is what the device has beyond the largest
-    that is planned for training, negative where it does not fit; `edits` are empty where it fits.
+    `peaks` are bytes by category, of `train`, `eval`, `merge` and, where they can be, `requantize` and `gguf`; `margin`
+    is what the device has beyond the largest that is planned for training, negative where it does not fit; `edits` are
+    empty where it fits.
     """
 
     recipe: str
