@@ -355,3 +355,18 @@ def test_a_dry_run_counts_what_stays_of_a_recipe_that_offloads(tiny):
     assert weights_held(other, deep, 20, 0) == (counted["linear_bytes"], 0)
     assert inputs_held(other, 20) == 4 < inputs_held(one, 20) == 20
     assert state_held(other, 1000, 20) == 100 < state_held(one, 1000, 20) == 1000
+
+
+def test_a_merge_into_few_bits_holds_a_float32_model_and_into_a_file_two(tiny):
+    small = ["train.max_length=64", "train.device=cpu"]
+    found = forecast(recipe_of(*small, name=str(tiny())), {"kind": "cpu", "bytes": GIB, "source": ""})[0]
+    one, two = (found.rounded[name] for name in ("requantize", "gguf"))
+    assert two["working"] > 8 * found.counted["base"] and one["working"] > 4 * found.counted["base"]
+    assert {k: v for k, v in one.items() if k not in ("working", "total")} == {
+        k: v for k, v in found.merge.items() if k not in ("working", "total")
+    }
+    assert found.by_use().keys() == {"train", "eval", "merge", "requantize", "gguf"}
+    other = forecast(recipe_of(*small, name=str(tiny("phi3"))), {"kind": "cpu", "bytes": GIB, "source": ""})[
+        0
+    ]
+    assert other.rounded.keys() == {"requantize"}  # which llama.cpp has no names for here
