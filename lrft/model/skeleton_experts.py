@@ -6,8 +6,6 @@ as many, but single experts are given more of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -128,7 +126,8 @@ class TurnedExperts(StackedExperts):
         gate, up = first[..., ::2].clamp(max=7.0), first[..., 1::2].clamp(min=-7.0, max=7.0)
         return (up + 1) * (gate * torch.sigmoid(gate * 1.7))
 
-    _gate_whole: Callable[..., Tensor] = _apply_gate
+    def _gate_whole(self, first: Tensor) -> Tensor:
+        return self._apply_gate(first)
 
 
 class _Products(torch.autograd.Function):
