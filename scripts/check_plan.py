@@ -1,11 +1,12 @@
 """Compare `lrft plan` with the memory that twelve trainings really hold on this machine's CPU.
 
-    python scripts/check_plan.py [--of train|eval|merge] [--only NAME] [--json FILE]
+    python scripts/check_plan.py [--of train|eval|merge|requantize|gguf] [--only NAME] [--json FILE]
 
 Each recipe takes two steps on a random model in a process of its own. What is measured is the largest resident memory
 from the first step on, above that of the process once it has imported everything and read its rows; loading is left
 out. What is planned is the total without what the imports take. Of `eval` and `merge` the run is scored, or merged,
-once it has trained one step, from the moment on at which its model is open. Needs Linux.
+once it has trained one step, from the moment on at which its model is open; `requantize` and `gguf` are merges into
+few bits. Needs Linux.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ data:
 train: {{max_steps: 2, batch_size: 4, max_length: 256, device: cpu}}
 """
 HELD_OUT = "held.jsonl"
+STORAGES = {"requantize": "nf4", "gguf": "q4_0"}  # that `--of` merges into
 FULL = ("trainable=full", "adapter=null", "init=null")
 CASES: dict[str, tuple[str, ...]] = {
     "lora": (),
@@ -128,6 +130,7 @@ def train_here(recipe: str, overrides: list[str]) -> int:
 def use_here(of: str, recipe: str, overrides: list[str]) -> int:
     """Score or merge a run of one step in this process; bytes above the baseline."""
     from lrft.api.asking import evaluate as scoring
+    from lrft.api.merging import job
     from lrft.api.merging import merge as merging
     from lrft.api.training import train as training
     from lrft.model import heap
@@ -137,10 +140,10 @@ def use_here(of: str, recipe: str, overrides: list[str]) -> int:
         if of == "eval":
             scoring.evaluate(run, ["loss"])
         else:
-            merging.merge(run, run.with_name(f"{run.name}-merged"))
+            merging.merge(run, run.with_name(f"{run.name}-merged"), requantize=STORAGES.get(of))
 
     # The last step before work begins, with the model open.
-    module, name = (scoring, "subject") if of == "eval" else (merging, "_job")
+    module, name = (scoring, "subject") if of == "eval" else (job, "make_job")
     begin = getattr(module, name)
 
     def begin_anew(*given: object, **named: object) -> object:
@@ -184,7 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--of", default="train", choices=("train", "eval", "merge"), help="what is checked")
+    parser.add_argument(
+        "--of", default="train", choices=("train", "eval", "merge", *STORAGES), help="what is checked"
+    )
     parser.add_argument("--only", action="append", choices=CASES, help="only this case; may be repeated")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)

@@ -228,6 +228,17 @@ def test_a_shape_found_here_is_the_one_that_torch_finds(keep):
         lambda x, y: torch.empty_like(x, dtype=torch.float32),
         lambda x, y: torch.zeros_like(x.long()),
         lambda x, y: y.gather(0, (y[:2] * 0).long()),
+        lambda x, y: x.index_select(1, (x[0, :2, 0] * 0).long()),
+        lambda x, y: x[(x[:, 0, 0] * 0).long()],
+        lambda x, y: x[:, (x[0, :2, 0] * 0).long()],
+        lambda x, y: x.index_select(-1, (x[0, 0, :1] * 0).long()),
+        lambda x, y: torch.softmax(x, -1).topk(3, dim=-1)[1],
+        lambda x, y: x.sort(-1)[0],
+        lambda x, y: torch.where(x.ge(0), x, x * 2),
+        lambda x, y: torch.nn.functional.pad(x, (1, 2, 0, 3)),
+        lambda x, y: x.long() // 2,
+        lambda x, y: torch.ops.aten.slice_backward(y, [3, 4], 1, 0, 1, 1),
+        lambda x, y: x.clamp(max=0.5).sigmoid(),
         lambda x, y: x.index_add(0, (x[:, 0, 0] * 0).long(), x),
     ]
     for call in calls:
@@ -259,12 +270,14 @@ def test_a_rate_is_that_of_a_run_of_the_same_base_or_none(tmp_path):
     assert find_rate(recipe_of(name="Qwen/Qwen2.5-7B"), "cpu", False, tmp_path / "runs") is None
 
 
-def test_a_plan_imports_no_transformers():
+def test_a_plan_imports_no_transformers(tiny):
     import subprocess
 
     code = (
         "import sys; from lrft.api.planning.ahead import plan_ahead; "
         f"plan_ahead('recipes/smoke/lora.yaml', '24GiB', overrides=['model.name={LLAMA}', 'model.dtype=bfloat16']); "
+        f"small = ['model.name={tiny('gpt_oss')}', 'model.dtype=bfloat16', 'train.max_length=64']; "
+        "plan_ahead('recipes/smoke/lora.yaml', '24GiB', overrides=[*small, 'model.experts=split']); "
         "print([name for name in ('transformers', 'torch._dynamo', 'datasets', 'bitsandbytes') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -277,7 +290,7 @@ def test_a_plan_needs_no_rows_and_says_what_it_assumes():
         found["assumes"][0] == "rows are taken as full: 1 of 256 tokens in a micro-batch, every token learnt"
     )
     assert found["model_source"] == "the published configuration, packaged with lrft"
-    assert set(found["peaks"]) == set(found["fits"]) == {"train", "eval", "merge"}
+    assert set(found["peaks"]) == set(found["fits"]) == {"train", "eval", "merge", "requantize", "gguf"}
 
 
 def test_what_a_comparison_is_planned_to_take_is_what_it_takes():
@@ -342,3 +355,18 @@ def test_a_dry_run_counts_what_stays_of_a_recipe_that_offloads(tiny):
     assert weights_held(other, deep, 20, 0) == (counted["linear_bytes"], 0)
     assert inputs_held(other, 20) == 4 < inputs_held(one, 20) == 20
     assert state_held(other, 1000, 20) == 100 < state_held(one, 1000, 20) == 1000
+
+
+def test_a_merge_into_few_bits_holds_a_float32_model_and_into_a_file_two(tiny):
+    small = ["train.max_length=64", "train.device=cpu"]
+    found = forecast(recipe_of(*small, name=str(tiny())), {"kind": "cpu", "bytes": GIB, "source": ""})[0]
+    one, two = (found.rounded[name] for name in ("requantize", "gguf"))
+    assert two["working"] > 8 * found.counted["base"] and one["working"] > 4 * found.counted["base"]
+    assert {k: v for k, v in one.items() if k not in ("working", "total")} == {
+        k: v for k, v in found.merge.items() if k not in ("working", "total")
+    }
+    assert found.by_use().keys() == {"train", "eval", "merge", "requantize", "gguf"}
+    other = forecast(recipe_of(*small, name=str(tiny("phi3"))), {"kind": "cpu", "bytes": GIB, "source": ""})[
+        0
+    ]
+    assert other.rounded.keys() == {"requantize"}  # which llama.cpp has no names for here

@@ -12,14 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # Calls on each entry by itself whose result has the type that torch promotes their first two arguments to.
-SAME_TYPE = frozenset("add sub rsub mul div pow rsqrt sqrt neg tanh exp log silu clamp_min".split())
+SAME_TYPE = frozenset(
+    "add sub rsub mul div floor_divide pow rsqrt sqrt neg tanh exp log silu clamp_min".split()
+)
 # Calls on a dimension, or several, that are taken together.
+# Calls on each entry of two whose result is true or false.
+COMPARISONS = {"ge", "le", "gt", "lt", "logical_and", "bitwise_and"}
 OVER_DIMENSIONS = {"amax", "sum", "mean"}
 PRODUCTS = {"mm", "addmm"}
 # Calls whose result is like their first argument.
 LIKE_FIRST = frozenset(
     "_softmax_backward_data masked_fill silu_backward gelu_backward tanh_backward gelu _log_softmax index_add "
-    "scatter_add empty_like zeros_like ones_like".split()
+    "_softmax sigmoid sigmoid_backward clamp scatter scatter_add empty_like zeros_like ones_like".split()
 )
 
 
@@ -104,12 +108,19 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name == "nll_loss_forward":
         sizes: tuple[list[int], ...] = (list(given[1].shape) if args[3] == 0 else [], [])
         return tuple(torch.empty(size, dtype=given[0].dtype, device="meta") for size in sizes)
+    if name in ("topk", "sort"):
+        size = [*given[0].shape[:-1], args[1]] if name == "topk" else given[0].shape
+        return tuple(torch.empty(size, dtype=d, device="meta") for d in (given[0].dtype, torch.int64))
     shape = _shape(name, args, given)
     if shape is None:
         return function(*args, **kwargs)
     dtype = kwargs.get("dtype") or given[0].dtype
     if name in SAME_TYPE and len(args) > 1:
         dtype = torch.result_type(*args[:2])
+    if name in COMPARISONS:
+        dtype = torch.bool
+    if name == "where":
+        dtype = torch.result_type(*args[1:])
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
@@ -118,7 +129,7 @@ def _shape(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[
     first = list(given[0].shape)
     if name in LIKE_FIRST:
         return first
-    if name in SAME_TYPE:
+    if name in SAME_TYPE or name in COMPARISONS or name == "where":
         return _broadcast([value.shape for value in given])
     if name in OVER_DIMENSIONS and given[0].is_floating_point():
         named = len(args) > 1 and isinstance(args[1], list)
@@ -127,7 +138,26 @@ def _shape(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[
         return list(given[1].shape)
     if name in PRODUCTS:
         return [given[-2].shape[0], given[-1].shape[1]]
-    return _put_together(name, args, given)
+    return _chosen(name, args, given) or _put_together(name, args, given)
+
+
+def _chosen(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[int] | None:
+    """The same of what takes or adds rows and columns."""
+    first = list(given[0].shape)
+    if name == "slice_backward":
+        return list(args[1])
+    if name == "constant_pad_nd":  # the last axis first
+        for axis, pair in enumerate(zip(args[1][::2], args[1][1::2], strict=True), 1):
+            first[-axis] += sum(pair)
+        return first
+    if name == "index" and len(args[1]) == 1 and given[1].dtype == torch.int64:
+        return [*given[1].shape, *first[1:]]
+    if name == "index_select":
+        first[args[1]] = len(given[1])
+        return first
+    if name == "_grouped_mm":  # a matrix for every group of rows, or of both arguments' columns and rows
+        return ([len(given[2])] if given[1].ndim == 2 else []) + [first[0], given[1].shape[-1]]
+    return None
 
 
 def _put_together(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[int] | None:

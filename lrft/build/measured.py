@@ -66,13 +66,21 @@ class Peaks(NamedTuple):
 
     Attributes:
         counted: parameters and bytes at rest.
+        rounded: of merges into few bits: `requantize`, and `gguf` into a file of that kind, where they are possible.
         recomputed: layers that are computed again.
         moment: where in training the peak is.
+        mixed: layers are mixtures of experts, each taken to be given as many tokens.
     """
 
     counted: Measured
     train: Peak
     eval: Peak
     merge: Peak
+    rounded: dict[str, Peak]
     recomputed: int
     moment: str
+    mixed: bool = False
+
+    def by_use(self) -> dict[str, Peak]:
+        """What is asked for -> its peak."""
+        return {"train": self.train, "eval": self.eval, "merge": self.merge, **self.rounded}

@@ -24,6 +24,7 @@ from lrft.build.measure import Planned, counted, planned
 from lrft.build.measured import Peak, Peaks
 from lrft.build.recomputing import SHARE
 from lrft.build.resident import inputs_held, state_held, weights_held
+from lrft.build.rounding_peaks import rounded_peaks
 from lrft.build.steps import documents_of_a_row
 from lrft.build.trial import Cost, Hollow, Storage, Tried, freeze, try_layer, try_loss
 from lrft.data.steps import Shape
@@ -86,7 +87,9 @@ class _Peaks:
             if limit is None or train["total"] <= SHARE * limit:
                 break
         scored = self._evaluation()
-        return Peaks(self.counted, train, scored, self._merging(scored), count, moment)
+        merge = self._merging(scored)
+        rounded = rounded_peaks(self.recipe, self.hf, self.counted["base"], merge, scored)
+        return Peaks(self.counted, train, scored, merge, rounded, count, moment, self.hf.mixed)
 
     def _counts(self, limit: int | None) -> Sequence[int]:
         """How many layers may be computed again, the fewest first."""
@@ -145,7 +148,7 @@ class _Peaks:
     def _between(self, shape: Shape) -> int:
         """Bytes that no layer holds: the embedded rows, the angles of rotation, the mask of pairs."""
         config = self.hf.config
-        rows: int = shape.rows * shape.length * (config.hidden_size + 2 * config.head_dim) * self.item
+        rows: int = shape.rows * shape.length * (config.hidden_size + 2 * config.angles) * self.item
         masked = config._attn_implementation in ("sdpa", "eager")
         return rows + (shape.rows * shape.length**2 * self.item if masked else 0)
 
@@ -224,10 +227,10 @@ def _kind(found: Planned, index: int) -> object:
     prefix, plan = f"model.layers.{index}.", found.adaptation.plan
     own = {name.removeprefix(prefix): entry for name, entry in plan.items() if name.startswith(prefix)}
     layer = found.adaptation.model.hf.get_submodule(prefix.rstrip("."))
-    trained = tuple(name for name, parameter in layer.named_parameters() if parameter.requires_grad)
+    held = tuple((name, parameter.requires_grad) for name, parameter in layer.named_parameters())
     rule = layer.get_submodule("self_attn")
     window = getattr(getattr(rule, "base", rule), "rule", None)
-    return tuple((name, repr(entry.config)) for name, entry in own.items()), trained, window
+    return tuple((name, repr(entry.config)) for name, entry in own.items()), held, window
 
 
 def _backend(recipe: Recipe, device: str) -> str:

@@ -21,6 +21,7 @@ from lrft.core.features import passing
 from lrft.core.frozen import FrozenLinear
 from lrft.core.less import Less
 from lrft.data.steps import Shape
+from lrft.model.experts import group
 from lrft.ops.dropout import meta_as
 from lrft.ops.loss import CHUNK, Head, linear_cross_entropy
 
@@ -93,6 +94,15 @@ class Hollow(FrozenLinear):
         return decoded
 
 
+class HollowDense(Hollow):
+    """One whose weight is there anyway, and may stand in a larger tensor."""
+
+    movable = True
+
+    def move_to(self, place: Tensor) -> None:
+        self.encode(place)
+
+
 def freeze(layer: nn.Module, storage: Storage, anchored: bool) -> None:
     """Give a layer's linear maps that do not train the form that training gives them, adapted or not.
 
@@ -101,7 +111,7 @@ def freeze(layer: nn.Module, storage: Storage, anchored: bool) -> None:
     """
     for name, module in list(layer.named_modules()):
         if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-            base = Hollow(module, storage)
+            base = (HollowDense if storage.kept else Hollow)(module, storage)
             if isinstance(module.bias, nn.Parameter) and module.bias.requires_grad:
                 base.train_bias(module.bias)
             parent, _, leaf = name.rpartition(".")
@@ -109,6 +119,8 @@ def freeze(layer: nn.Module, storage: Storage, anchored: bool) -> None:
     for module in list(layer.modules()):
         if anchored and isinstance(module, Adapted) and not isinstance(module, AdaptedBlock):
             module.base = Less(module.base, copy.deepcopy(module.adapter), anchored=True)  # type: ignore[arg-type]
+    with Held():  # which finds shapes without torch's compiler
+        group(layer)
 
 
 def try_layer(
@@ -127,8 +139,8 @@ def try_layer(
     empty = partial(torch.empty, dtype=item, device="meta")
     x = empty(shape.rows, shape.length, config.hidden_size, requires_grad=wanted and trains)
     angles = (
-        empty(shape.rows, shape.length, config.head_dim),
-        empty(shape.rows, shape.length, config.head_dim),
+        empty(shape.rows, shape.length, config.angles),
+        empty(shape.rows, shape.length, config.angles),
     )
     documents = _places(shape)
     layer.train(trains)

@@ -120,9 +120,10 @@ def _show_fit(plan: Ahead) -> None:
         for edit in plan["edits"]:
             print(f"  {' '.join(edit['overrides'])}")
             print(f"    {gib(edit['total'])} GiB, {gib(edit['margin'])} to spare; {edit['costs']}")
-    for name in ("eval", "merge"):
-        if not plan["fits"][name]:
-            print(f"{name} does not fit: it takes {gib(plan['peaks'][name]['total'])} GiB")
+    merges = {"requantize": "merge --requantize", "gguf": "merge --requantize to GGUF"}
+    for name, fits in plan["fits"].items():
+        if not fits and name != "train":
+            print(f"{merges.get(name, name)} does not fit: it takes {gib(plan['peaks'][name]['total'])} GiB")
 
 
 def _time(plan: Ahead) -> str:

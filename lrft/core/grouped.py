@@ -54,7 +54,7 @@ class Grouped:
 
     def product(self, x: Tensor, by: ByExpert) -> Tensor | None:
         """The rows x (rows, in), sorted by expert -> (rows, out); None where each layer has to compute alone."""
-        if x.is_meta or x.dtype != self.weight.dtype or not _capable(x.device):
+        if x.dtype != self.weight.dtype or not _capable(x.device):
             return None
         branches: list[Branch | None] = []
         met = [place for place, count in enumerate(by.counts) if count]  # what got no row gets no gradient
@@ -67,10 +67,11 @@ class Grouped:
             branches.append(branch)
         if len({branch.dropout for branch in branches if branch is not None}) > 1:
             return None
-        ends = by.ends(x.device)
+        every = range(len(by.counts))
+        ends = by.ends(every, x.device)
         y = F.grouped_mm(x, self.weight.mT, offs=ends)
         if any(branch is not None for branch in branches):
-            y = y + self._term(x, branches, ends[met])
+            y = y + self._term(x, branches, by.ends(met, x.device))
         return y if self.bias is None else y + self.bias.index_select(0, by.experts)
 
     def _term(self, x: Tensor, branches: Sequence[Branch | None], ends: Tensor) -> Tensor:
@@ -150,6 +151,6 @@ def _branch(site: Adapted, x: Tensor) -> Branch | None:
 
 
 def _capable(device: torch.device) -> bool:
-    return device.type == "cpu" or (
+    return device.type in ("cpu", "meta") or (
         device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABLE
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -18,12 +20,15 @@ from lrft.files.model_folder import check_model_folder
 from lrft.files.tensors import read_header
 from lrft.model import gguf
 from lrft.model.causal_lm import CausalLM
+from lrft.model.experts import take_apart
 from lrft.model.load import DTYPES
 from lrft.model.new_rows import NewRows
 from lrft.model.skeleton import Skeleton
 from lrft.model.skeleton_families import why_no_skeleton
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import DamagedFile, RecipeError
+
+BUFFERS = ("e_score_correction_bias", "inv_freq")  # which are no parameters of a model
 
 
 class Described(NamedTuple):
@@ -64,6 +69,10 @@ def build_skeleton(section: ModelSection, trust_remote_code: bool = False) -> tu
     hf.requires_grad_(False)
     if found.folder is not None and section.weights == "pretrained":
         _check_headers(section.name, hf, found.folder)
+    if section.experts == "split":
+        if not hf.mixed:
+            raise RecipeError(f"{section.name!r} has no experts to split; write whole", "model.experts")
+        take_apart(hf)
     model = CausalLM(hf)  # type: ignore[arg-type]
     model.softcap = hf.softcap
     if section.add_tokens is not None:
@@ -179,6 +188,7 @@ def _check_headers(name: str, hf: Skeleton, folder: Path) -> None:
     stored = stored_shapes(folder)
     if not stored:
         return
+    whole, missing = not (folder / "model.safetensors.index.json").is_file(), 0
     for tensor, parameter in hf.named_parameters():
         found = stored.get(tensor)
         if found is not None and found != tuple(parameter.shape):
@@ -188,8 +198,28 @@ def _check_headers(name: str, hf: Skeleton, folder: Path) -> None:
                 "give a folder whose files belong together",
                 "model.name",
             )
-        if found is None and not (folder / "model.safetensors.index.json").is_file():
+        if found is None and hf.mixed and ".mlp." in tensor:
+            missing += parameter.numel()
+        elif found is None and whole:
             raise RecipeError(
                 f"{name!r} does not hold {tensor}, which its config.json asks for; give the whole checkpoint",
                 "model.name",
             )
+    others = _others(stored, hf)
+    if whole and missing != others:
+        raise RecipeError(
+            f"{name!r} holds {others:,} numbers of experts, where its config.json says {missing:,}; give a folder "
+            "whose files belong together",
+            "model.name",
+        )
+
+
+def _others(stored: Mapping[str, tuple[int, ...]], hf: Skeleton) -> int:
+    """Numbers in tensors of the layers that go by other names: experts that become one tensor when they are loaded."""
+    known, layers = dict(hf.named_parameters()).keys(), len(hf.model.layers)
+    found = {name: re.match(r"model\.layers\.(\d+)\.", name) for name in stored.keys() - known}
+    return sum(
+        math.prod(stored[name])
+        for name, number in found.items()
+        if number and int(number[1]) < layers and not name.endswith(BUFFERS) and hf.mixed
+    )

@@ -93,7 +93,12 @@ def split(hf: HF) -> None:
         message = f"{type(hf).__name__} has no experts that transformers can compute in groups; write whole"
         raise RecipeError(message, "model.experts")
     _leave_out_of_graphs()
-    for module in found:
+    take_apart(hf)
+
+
+def take_apart(hf: nn.Module) -> None:
+    """The same of a model that is not compiled, which may have none."""
+    for module in [module for module in hf.modules() if _is_whole(module)]:
         _split(module)
 
 
@@ -110,7 +115,7 @@ def join(hf: HF) -> None:
             _join(module)
 
 
-def group(hf: HF) -> None:
+def group(hf: nn.Module) -> None:
     """Let the experts of a model whose layers are in their storages be multiplied together, where that is possible."""
     for module in hf.modules():
         if isinstance(module, Apart):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -40,9 +41,10 @@ class ByExpert:
             counts = torch.bincount(flat, minlength=experts).tolist()
         return cls(order, torch.argsort(order), flat[order], counts, chosen.shape[-1])
 
-    def ends(self, device: torch.device) -> Tensor:
-        """Where the rows of each expert end, (experts,) int32."""
-        return torch.tensor(list(accumulate(self.counts)), dtype=torch.int32, device=device)
+    def ends(self, experts: Sequence[int], device: torch.device) -> Tensor:
+        """Where the rows of each of these experts end, (experts,) int32; the others have no rows."""
+        counts = [self.counts[expert] for expert in experts]
+        return torch.tensor(list(accumulate(counts)), dtype=torch.int32, device=device)
 
     def tokens(self, expert: int) -> Tensor:
         """The tokens that an expert is given, in its order."""

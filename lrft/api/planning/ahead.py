@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from lrft.api.planning.fit import Change, Device, changes, device_of, forecast
 from lrft.api.planning.rate import Rate, find_rate
-from lrft.build.measured import Peak, Target
+from lrft.build.measured import Peak, Peaks, Target
 from lrft.build.steps import drawing
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import recipe_hash
@@ -20,8 +20,9 @@ ASSUMED = "rows are taken as full: {rows} of {length} tokens in a micro-batch, e
 class Ahead(TypedDict):
     """What `lrft plan` gives.
 
-    `peaks` are bytes by category, of `train`, `eval` and `merge`; `margin` is what the device has beyond the largest
-    that is planned for training, negative where it does not fit; `edits` are empty where it fits.
+    `peaks` are bytes by category, of `train`, `eval`, `merge` and, where they can be, `requantize` and `gguf`; `margin`
+    is what the device has beyond the largest that is planned for training, negative where it does not fit; `edits` are
+    empty where it fits.
     """
 
     recipe: str
@@ -67,7 +68,7 @@ def plan_ahead(
     found, source = forecast(asked, where, trust_remote_code=trust_remote_code)
     counted, margin = found.counted, where["bytes"] - found.train["total"]
     rate = find_rate(asked, where["kind"], found.recomputed > 0)
-    peaks = {"train": found.train, "eval": found.eval, "merge": found.merge}
+    peaks = found.by_use()
     return {
         "recipe": loaded.name,
         "recipe_hash": recipe_hash(asked),
@@ -86,7 +87,7 @@ def plan_ahead(
         "edits": [] if margin >= 0 else changes(asked, where),
         "rate": rate,
         "seconds": _seconds(asked, rate),
-        "assumes": _assumptions(asked, counted["ranks_undecided"], where),
+        "assumes": _assumptions(asked, found, where),
     }
 
 
@@ -99,7 +100,7 @@ def _seconds(recipe: Recipe, rate: Rate | None) -> float | None:
     return settings.max_steps * tokens / rate["tokens_per_second"]
 
 
-def _assumptions(recipe: Recipe, undecided: bool, where: Device) -> list[str]:
+def _assumptions(recipe: Recipe, planned: Peaks, where: Device) -> list[str]:
     settings, draws = recipe.train, drawing(recipe)
     answers = 1 if draws is None else draws.group
     found = [ASSUMED.format(rows=settings.batch_size * answers, length=settings.max_length)]
@@ -108,7 +109,9 @@ def _assumptions(recipe: Recipe, undecided: bool, where: Device) -> list[str]:
     found.append(
         f"evaluation is in batches of {recipe.eval.batch_tokens} tokens; a cache of generation is left out"
     )
-    if undecided:
+    if planned.mixed:
+        found.append("tokens are taken to be spread evenly over the experts, which is an estimate")
+    if planned.counted["ranks_undecided"]:
         found.append("ranks are the recipe's, before a planner that looks at weights or data has had its say")
     if recipe.model.compile:
         found.append("the model is planned as it runs without torch.compile")

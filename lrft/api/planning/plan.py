@@ -147,8 +147,7 @@ def _peaks(recipe: Recipe, shapes: set[Shape], trusted: bool) -> tuple[dict[str,
         found, _ = fit.forecast(recipe, where, list(shapes), trusted)
     except UnknownFamily as error:
         return None, str(error)
-    peaks = {"train": found.train, "eval": found.eval, "merge": found.merge}
-    return peaks, fit.sentence(recipe, where, found) if found.train["total"] > where["bytes"] else ""
+    return found.by_use(), fit.sentence(recipe, where, found) if found.train["total"] > where["bytes"] else ""
 
 
 def _device(recipe: Recipe) -> str:
