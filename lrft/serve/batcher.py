@@ -170,7 +170,8 @@ class Batcher:
     def _end(self, row: _Row, reason: str) -> bool:
         if text := row.words.end():
             row.asked.tell(Piece(text))
-        self.counts.ended(len(row.tokens))  # before it is told, so that who is told and looks finds it counted
+        # Counted before it is told, so that who is told and looks finds it.
+        self.counts.ended(len(row.tokens))
         row.asked.tell(End("stop" if reason == "stop" or row.words.stopped else "length", len(row.tokens)))
         return True
 
