@@ -131,6 +131,8 @@ def read_record(folder: Path) -> Delta:
     found = cast("Delta", read_object(folder / RECORD, DeltaRecord, within=folder))
     if TENSORS not in found["files"]:
         raise DamagedFile(folder / RECORD, f"says nothing of {TENSORS}")
+    if not any(shape[:1] == [found["rows"]] for shape in found["shapes"].values()):
+        raise DamagedFile(folder / RECORD, f"says {found['rows']:,} rows, which none of its shapes has")
     for name, groups in found.get("layers", {}).items():
         if len(found["shapes"].get(name, ())) != 2 or any(len(group) != 2 for group in groups):
             raise DamagedFile(folder / RECORD, f"says nothing of {name} that a matrix in few bits would have")

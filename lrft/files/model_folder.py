@@ -85,8 +85,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         DamagedFile: it is no such record, or a file of the folder is not what was written.
     """
     check_model_folder(folder)
-    if problem := folder_fault(folder) or _exported_fault(folder):
+    if problem := folder_fault(folder):
         raise DamagedFile(folder, problem, "restore it from a copy, or name the run that wrote it")
+    if problem := _exported_fault(folder):
+        raise DamagedFile(
+            folder, problem, f"restore it from a copy, or remove {CERTIFICATE} to have it believed as it is"
+        )
     return read_object(folder / ADAPTER_CONFIG, AdapterConfig, CONFIG, _root(folder))
 
 

@@ -165,7 +165,9 @@ def _template(path: Path) -> str:
     try:
         return read_text(path).rstrip("\n")
     except DamagedFile as error:
-        raise UsageError(f"--prompt {path}: {error.problem}; name a UTF-8 file") from None
+        raise UsageError(
+            f"--prompt {path}: cannot be read as a text ({error.problem}); name a UTF-8 file"
+        ) from None
 
 
 def _writer(recipe: Recipe, run: Path | str | None, trusted: bool, progress: Progress) -> Writer:
