@@ -173,9 +173,12 @@ class Prepared:
         return path
 
     def _answer_to_the_end(self) -> None:
-        """As if the tiny model had ended its answers, of which rows are then made."""
+        """As if the tiny model had answered in texts and ended them: of those rows are made."""
         path = self.folder / "more.answers.jsonl"
-        lines = [{**json.loads(line), "stopped": True} for line in path.read_text().splitlines()]
+        lines = [
+            {**json.loads(line), "stopped": True, "output": f"answer {k}"}
+            for k, line in enumerate(path.read_text().splitlines())
+        ]
         path.write_text("".join(json.dumps(with_sum(line), ensure_ascii=False) + "\n" for line in lines))
         (self.folder / "more.jsonl").unlink()
         assert call(self.folder, AUGMENT).code == 0 and (self.folder / "more.jsonl").read_text()
@@ -303,7 +306,7 @@ def _wrong(case: Case, attack: Attacked, ended: Called, same: bool) -> str:
     errors = [line for line in ended.err.splitlines() if line.startswith(("error: ", "  "))]
     if not 1 <= len(errors) <= 4:
         return f"{case}: no sentence: {ended.err[-300:]}"
-    names = {Path(case.file).name, *Path(case.file).parts[:-1]}
+    names = {Path(case.file).name.removesuffix(".about.json"), *Path(case.file).parts[:-1]}
     return "" if any(name in " ".join(errors) for name in names) else f"{case}: names nothing: {errors}"
 
 
