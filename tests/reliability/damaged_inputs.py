@@ -129,7 +129,7 @@ ATTACKED = {
         ("taught",),
         ("taught/**/*",),
         ("train", "taught", "--resume"),
-        ("taught/adapter/*.safetensors"),
+        ("taught/adapter/*.safetensors",),
     ),
 }
 
@@ -306,7 +306,9 @@ def _wrong(case: Case, attack: Attacked, ended: Called, same: bool) -> str:
     errors = [line for line in ended.err.splitlines() if line.startswith(("error: ", "  "))]
     if not 1 <= len(errors) <= 4:
         return f"{case}: no sentence: {ended.err[-300:]}"
-    names = {Path(case.file).name.removesuffix(".about.json"), *Path(case.file).parts[:-1]}
+    # Files beside one another have one name but for the ending; what a user wrote is named by its option.
+    names = {Path(case.file).name.partition(".")[0], *Path(case.file).parts[:-1]}
+    names |= {"--prompt", "--target"} if attack.of_user else set()
     return "" if any(name in " ".join(errors) for name in names) else f"{case}: names nothing: {errors}"
 
 

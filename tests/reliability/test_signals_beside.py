@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -94,7 +95,7 @@ CASES = [
     Case("train-offload", "after_step", 2, TERM, SAVED),
     Case("train-in-turn", "pack", 2, TERM, "nothing was trained yet; the same command begins it"),
     Case("train-in-turn", "step_loss", 1, HUP, SAVED),
-    Case("train-in-turn", "step_loss", 3, INT, SAVED),
+    Case("train-in-turn", "step_loss", 2, INT, SAVED),
     Case("serve", "_part", 1, INT, "nothing was answered"),
     Case("serve", "attach", 4, TERM, "nothing was answered"),
     Case("serve", "fingerprint", 2, HUP, "nothing was answered"),
@@ -144,7 +145,14 @@ def struck_once(prepared: Prepared, case: Case) -> None:
     made, wanted = contents(place), contents(whole)
     assert made.keys() == wanted.keys()
     odd = [name for name in made if made[name] != wanted[name]]
-    assert [name for name in odd if "metrics.jsonl" not in name] == []
+    if (
+        case.command in TRAINS
+    ):  # recipes hold where they were begun, and what is saved at a stop is not scored yet
+        odd = [name for name in odd if name.endswith(".safetensors")]
+        results = [json.loads((folder / "out" / "result.json").read_text()) for folder in (place, whole)]
+        struck_result, whole_result = ([one.get("loss"), one.get("tasks")] for one in results)
+        assert struck_result == whole_result
+    assert odd == []
 
 
 @pytest.mark.parametrize(
