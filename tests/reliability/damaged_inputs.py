@@ -105,11 +105,11 @@ ATTACKED = {
     ),
     "augment-prompt": Attacked((), ("ask.txt",), AUGMENT, of_user=True),
     "select-target": Attacked(
-        ("run",),
+        (),
         ("goal.jsonl",),
         (
-            *("data", "select", "recipe.yaml", "--method", "less", "--target", "goal.jsonl", "--budget", "2"),
-            *("--run", "run", "--out", "less.jsonl"),
+            *("data", "select", "recipe.yaml", "--method", "betr", "--target", "goal.jsonl", "--budget", "2"),
+            *("--out", "served.jsonl"),
         ),
         of_user=True,
     ),
