@@ -77,6 +77,7 @@ KINDS = {
     "damage": Kind(
         "R5", "damaged checkpoints and run folders", "tests.reliability.connected:damaged", 1500, 300
     ),
+    "inputs": Kind("R5", "damaged inputs of commands", "tests.reliability.damaged_inputs:check", 800, 100),
     "disk": Kind(
         "R6", "errors at every operation on the disk", "tests.reliability.connected:disk", 1000, 250
     ),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lrft.files.growing import GrowingFile
-from lrft.files.json import read_object
+from lrft.files.json import SUM, own_sum, parse_object, read_object, with_sum
+from lrft.files.read import LINES, read_bytes
+from lrft.files.records import Record
 from lrft.files.write import remove_file, write_file
 from lrft.registry.errors import DamagedFile, UsageError
 from lrft.registry.json import Json
@@ -15,11 +18,26 @@ from lrft.registry.json import Json
 ABOUT = ".about.json"  # beside the file, what decides its lines
 
 
+class Line(Record):
+    """Of any such file: the row that it is of, and, in a file that is read again, its own sum."""
+
+    row: int
+    sha256: str | None = None
+
+
+class AnswerLine(Line):
+    """The answer to a prompt."""
+
+    output: str
+    stopped: bool
+
+
 class AnswersFile:
     """One process at a time has it open.
 
     Args:
         path: the .jsonl file, line k of which is row k.
+        kind: of the lines of a file that lrft reads again, each of which keeps its sum; None where they are only shown.
 
     Attributes:
         done: lines that were there when it was opened.
@@ -29,20 +47,21 @@ class AnswersFile:
         UsageError: the name does not end in .jsonl.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type[Line] | None = None) -> None:
         if path.suffix != ".jsonl":
             raise UsageError(f"--out {path}: answers are JSON, one a line; give a name that ends in .jsonl")
-        self.path = path
+        self.path, self._kind = path, kind
         self.about: dict[str, Json] = {}
         self.done = 0
         self.written = 0
         self._file = GrowingFile(path, f"--out {path}", "; the same command goes on then")
 
-    def open(self, about: Mapping[str, Json]) -> None:
+    def open(self, about: Mapping[str, Json], rows: int) -> None:
         """Lock the file, see that its lines are of this command, and cut off one that a kill left unfinished.
 
         Args:
             about: what decides the answers; plain values. Written beside the file before its first line.
+            rows: that the file will have in the end.
 
         Raises:
             UsageError: it holds something else, or another process is writing it.
@@ -53,7 +72,7 @@ class AnswersFile:
         if not self._file.open():
             raise UsageError(f"--out {self.path}: another process is writing it; give another name")
         try:
-            self._claim(existed)
+            self._claim(existed, rows)
         except BaseException:
             if not existed:  # or the same command would find answers that it knows nothing of
                 remove_file(self.path)
@@ -70,16 +89,26 @@ class AnswersFile:
         Raises:
             WriteError: the disk is full or gone; the lines before stay, and the command goes on there.
         """
-        self._file.append("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+        said = [with_sum(answer) for answer in answers] if self._kind else answers
+        self._file.append("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in said))
         self.written += len(answers)
 
-    def _claim(self, existed: bool) -> None:
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What every line holds, in order.
+
+        Raises:
+            UsageError: one is not what was written.
+        """
+        for index, line in enumerate(self._content().splitlines()):
+            yield self._parsed(index, line)
+
+    def _claim(self, existed: bool, rows: int) -> None:
         beside = self.path.with_name(self.path.name + ABOUT)
-        text = self.path.read_bytes()
+        text = self._content()
         if text or (existed and not beside.is_file()):
             self._check_about(beside)
             whole = text[: text.rfind(b"\n") + 1]  # what is after it was cut by a kill
-            self.done = self.written = self._count(whole)
+            self.done = self.written = self._count(whole, rows)
             self._file.cut(len(whole))
             return
         write_file(beside, json.dumps(self.about, indent=2) + "\n", f"--out {self.path}: {beside.name}")
@@ -100,16 +129,29 @@ class AnswersFile:
                     f"{json.dumps(value)}; give another name, or remove it to begin anew"
                 )
 
-    def _count(self, whole: bytes) -> int:
+    def _content(self) -> bytes:
+        return read_bytes(self.path, LINES)
+
+    def _count(self, whole: bytes, rows: int) -> int:
         lines = whole.splitlines()
+        if len(lines) > rows:
+            raise UsageError(
+                f"{self.path}:{rows + 1}: is a line too many for {rows} rows, so the file was changed; remove it to "
+                "begin anew"
+            )
         for index, line in enumerate(lines):
-            try:
-                row = json.loads(line)["row"]
-            except (ValueError, TypeError, KeyError, RecursionError):
-                row = None
-            if row != index:
-                raise UsageError(
-                    f"{self.path}:{index + 1}: is not the answer to row {index}, so the file was changed; remove it to "
-                    "begin anew"
-                )
+            self._parsed(index, line)
         return len(lines)
+
+    def _parsed(self, index: int, line: bytes) -> dict[str, Any]:
+        where = self.path.with_name(f"{self.path.name}:{index + 1}")
+        try:
+            found = parse_object(line, where, self._kind or Line)
+            same = found.get(SUM) in (None, own_sum(found))
+        except DamagedFile:
+            same, found = False, {}
+        if not same or found["row"] != index:
+            raise UsageError(
+                f"{where}: is not the answer to row {index}, so the file was changed; remove it to begin anew"
+            )
+        return found

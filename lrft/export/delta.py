@@ -16,7 +16,7 @@ from lrft.export.mixed_bits import Vectors, read_vectors
 from lrft.export.rounding import check_finite
 from lrft.files.json import read_object
 from lrft.files.records import DeltaRecord
-from lrft.files.sums import Sum, difference, file_sum
+from lrft.files.sums import MANIFEST, Sum, difference, file_sum, folder_fault, folder_manifest
 from lrft.files.tensors import check_tensor_file
 from lrft.files.write import make_folder, write_in
 from lrft.model.causal_lm import CausalLM
@@ -109,8 +109,16 @@ def write_delta(
     return {**record, "files": {TENSORS: file_sum(place / TENSORS)}}
 
 
+def seal(place: Path, record: str) -> None:
+    """Write the record, and the sums of everything in the folder, the tokenizer too."""
+    write_in(place / RECORD, record)
+    write_in(place / MANIFEST, folder_manifest(place))
+
+
 def read_record(folder: Path) -> Delta:
-    """What a folder says of itself, once its tensors are known to be those that were written.
+    """What a folder says of itself, once everything in it is known to be what was written.
+
+    One without a manifest was made by an older lrft; of that the tensors alone are known.
 
     Raises:
         UsageError: it is no folder of differences.
@@ -118,7 +126,16 @@ def read_record(folder: Path) -> Delta:
     """
     if not (folder / RECORD).is_file():
         raise UsageError(f"{folder}: holds no {RECORD}; `lrft delta diff BASE TUNED --out DIR` writes one")
+    if problem := folder_fault(folder):
+        raise DamagedFile(folder, problem, "restore it from a copy, or write it again")
     found = cast("Delta", read_object(folder / RECORD, DeltaRecord, within=folder))
+    if TENSORS not in found["files"]:
+        raise DamagedFile(folder / RECORD, f"says nothing of {TENSORS}")
+    if not any(shape[:1] == [found["rows"]] for shape in found["shapes"].values()):
+        raise DamagedFile(folder / RECORD, f"says {found['rows']:,} rows, which none of its shapes has")
+    for name, groups in found.get("layers", {}).items():
+        if len(found["shapes"].get(name, ())) != 2 or any(len(group) != 2 for group in groups):
+            raise DamagedFile(folder / RECORD, f"says nothing of {name} that a matrix in few bits would have")
     check_tensor_file(folder / TENSORS, folder)
     if why := difference(folder / TENSORS, found["files"][TENSORS], folder):
         raise DamagedFile(folder / TENSORS, why)

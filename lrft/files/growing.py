@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 
-from lrft.files.failure import tell_failures
+from lrft.files.failure import OTHERWISE, WriteError, tell_failures
 from lrft.files.write import make_folder, sync, write_all
 
 
@@ -87,6 +88,8 @@ class GrowingFile:
         """
         with tell_failures(self.path, self.name, then=self.then):
             make_folder(self.path.parent)
+            if os.path.lexists(self.path) and not self.path.is_file() and not self.path.is_symlink():
+                raise WriteError(f"{self.name or self.path}: is no file; {OTHERWISE}{self.then}", errno.ENXIO)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             descriptor = os.open(self.path, flags, 0o666)
         try:

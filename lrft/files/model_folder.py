@@ -7,10 +7,10 @@ from typing import Any
 
 from lrft.files.json import read_object
 from lrft.files.read import leads_out, open_regular
-from lrft.files.records import AdapterConfig, Index
-from lrft.files.sums import folder_fault
+from lrft.files.records import AdapterConfig, FidelityRecord, Index
+from lrft.files.sums import difference, folder_fault
 from lrft.files.tensors import check_tensor_file
-from lrft.registry.errors import DamagedFile
+from lrft.registry.errors import DamagedFile, MissingFile
 
 # Ending -> bytes that such a file may have; what is not here, libraries do not read into memory. The largest tokenizers
 # have 40 MB, the largest indexes of weights 10.
@@ -26,7 +26,8 @@ MOST = {
 TOKENIZER, LARGEST_TOKENIZER = "tokenizer.json", 256 * MIB
 CONFIG = 16 * MIB
 INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+CERTIFICATE = "fidelity.json"
 SMALL = (
     "config.json",
     "generation_config.json",
@@ -77,7 +78,7 @@ def _root(folder: Path) -> Path:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of a folder in PEFT's form, whose other files are what its manifest says, if it has one.
+    """adapter_config.json of a folder in PEFT's form, whose files are what its manifest says, or its certificate.
 
     Raises:
         MissingFile: there is none.
@@ -86,4 +87,22 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     check_model_folder(folder)
     if problem := folder_fault(folder):
         raise DamagedFile(folder, problem, "restore it from a copy, or name the run that wrote it")
+    if problem := _exported_fault(folder):
+        raise DamagedFile(
+            folder, problem, f"restore it from a copy, or remove {CERTIFICATE} to have it believed as it is"
+        )
     return read_object(folder / ADAPTER_CONFIG, AdapterConfig, CONFIG, _root(folder))
+
+
+def _exported_fault(folder: Path) -> str:
+    """What is wrong with the files that are read of a folder that was exported with their sums, or an empty string."""
+    try:
+        known = read_object(folder / CERTIFICATE, FidelityRecord, within=folder).get("files", {})
+        for name, entry in known.items():
+            if name in (ADAPTER_CONFIG, ADAPTER) and (why := difference(folder / name, entry, folder)):
+                return f"{name} {why}"
+    except MissingFile:
+        return ""
+    except DamagedFile as error:
+        return f"{Path(error.file).name} {error.problem}"
+    return ""

@@ -5,7 +5,7 @@ A key that an older version did not write is missing, one that a later version a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -239,9 +239,9 @@ class PosteriorRecord(Record):
     format: int
     checkpoint: str
     checkpoint_sha256: str
-    layers: str
-    temperature: float = Field(gt=0)
-    prior_precision: float = Field(gt=0)
+    layers: Literal["all", "last"]
+    temperature: float = Field(gt=0, allow_inf_nan=False)
+    prior_precision: float = Field(gt=0, allow_inf_nan=False)
     log_evidence: float
     log_likelihood: float
     rows: int = Field(ge=0)

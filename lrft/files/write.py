@@ -114,6 +114,14 @@ def write_in(path: Path, content: str | bytes) -> None:
         os.close(descriptor)
 
 
+def holds_other(path: Path, content: str) -> bool:
+    """Whether something is there that is not this file; what is there is never waited for, nor read without end."""
+    data = content.encode()
+    if not os.path.lexists(path):
+        return False
+    return not path.is_file() or path.stat().st_size != len(data) or path.read_bytes() != data
+
+
 def append(path: Path, text: str, name: str = "", then: str = "", synced: bool = False) -> None:
     """Add lines to a file, all of them or none. Its folder has to be there.
 

@@ -19,7 +19,7 @@ from lrft.evaluation.generate import batching_of
 from lrft.evaluation.subject import Subject
 from lrft.export.pairs import Wanted, pair_of
 from lrft.export.targets import PLAIN
-from lrft.lab.spectra.peft_folder import CONFIG, read_peft
+from lrft.lab.spectra.peft_folder import is_peft, read_peft
 from lrft.registry.errors import UsageError
 from lrft.serve.same_base import Part, check_same, print_of
 from lrft.serve.store import Factors, Source
@@ -104,11 +104,6 @@ def gather(runs: Sequence[Path | str], trust_remote_code: bool = False) -> Choir
         voices[voice.name], sources[voice.name] = voice, source
     sites = list(dict.fromkeys(site for source in sources.values() for site in source.shapes))
     return Choir(target, voices, sources, sites)
-
-
-def is_peft(run: Path | str) -> bool:
-    """Whether it is a folder that PEFT, or `lrft export`, wrote."""
-    return (Path(run) / CONFIG).is_file()
 
 
 def _part(run: Path | str, trusted: bool, keep: bool) -> Part:

@@ -19,7 +19,7 @@ def rows(*numbers: int) -> list[dict]:
 @pytest.fixture
 def file(tmp_path):
     made = AnswersFile(tmp_path / "deep" / "a.jsonl")
-    made.open(ABOUT)
+    made.open(ABOUT, 9)
     made.append(rows(0, 1, 2))
     made.close()
     return made
@@ -27,7 +27,7 @@ def file(tmp_path):
 
 def opened(path, about=ABOUT) -> AnswersFile:
     made = AnswersFile(path)
-    made.open(about)
+    made.open(about, 9)
     return made
 
 

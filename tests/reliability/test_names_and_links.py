@@ -205,6 +205,18 @@ NAMED = (
     ["sweep", "NAME", "optimizer.lr=1e-4,1e-3", "--out", "NAME"],
     ["search", "NAME", "--space", "NAME", "--budget", "2", "--out", "NAME"],
     ["search", "quickstart", "--space", "NAME", "--budget", "2", "--out", "NAME"],
+    ["federate", "NAME", "--out", "NAME"],
+    ["posterior", "NAME"],
+    ["eval", "NAME", "--posterior"],
+    ["combine", "NAME", "NAME", "--method", "svd", "--out", "NAME"],
+    ["delta", "diff", "NAME", "NAME", "--out", "NAME"],
+    ["delta", "apply", "NAME", "NAME", "--out", "out"],
+    ["delta", "compress", "NAME", "--out", "out"],
+    ["merge", "NAME", "--add", "NAME", "--out", "out"],
+    ["serve", "NAME", "--port", "0"],
+    ["serve", "NAME", "NAME", "--port", "0"],
+    ["data", "augment", "quickstart", "--prompt", "NAME", "--out", "NAME.jsonl"],
+    ["data", "select", "quickstart", "--method", "length", "--budget", "2", "--out", "NAME.jsonl"],
 )
 
 

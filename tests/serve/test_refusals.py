@@ -36,6 +36,10 @@ def test_what_cannot_be_served_is_refused_before_anything_listens(runs):
 def test_a_folder_that_fits_no_layer_is_refused(runs, tmp_path):
     shutil.copytree(runs / "exported", tmp_path / "odd")
     config = json.loads((tmp_path / "odd" / "adapter_config.json").read_text())
+    (tmp_path / "odd" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(LrftError, match=r"odd: adapter_config.json is damaged .* or remove fidelity.json"):
+        gather([runs / "small", tmp_path / "odd"])
+    (tmp_path / "odd" / "fidelity.json").unlink()
     for change, said in {"pissa": "took a part off", "what": "took a part off"}.items():
         (tmp_path / "odd" / "adapter_config.json").write_text(
             json.dumps({**config, "init_lora_weights": change})

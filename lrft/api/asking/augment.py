@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from lrft.api.asking.generate import write_answers
 from lrft.api.opening.open_run import open_run, sample_row
@@ -22,15 +22,16 @@ from lrft.data.example import Example
 from lrft.data.prompts import Asker
 from lrft.data.rewrite import Rewriting
 from lrft.data.rows import Rows
-from lrft.evaluation.answers_file import AnswersFile
+from lrft.evaluation.answers_file import AnswerLine, AnswersFile
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.sampling import Sampling
 from lrft.evaluation.subject import Progress, Subject
-from lrft.files.write import write_file
+from lrft.files.read import read_text
+from lrft.files.write import holds_other, write_file
 from lrft.model.load import load_model
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import DamagedFile, UsageError
 from lrft.registry.json import Json
 from lrft.training.device import make_accelerator
 from lrft.training.folder import find
@@ -107,7 +108,7 @@ def augment_rows(
     """
     path, sampling = Path(out), sampling or Sampling()
     _check(path, times, sampling, max_new_tokens)
-    file = AnswersFile(path.with_suffix(".answers.jsonl"))
+    file = AnswersFile(path.with_suffix(".answers.jsonl"), AnswerLine)
 
     def kept() -> str:
         return f"{file.written} answers are in {file.path}; the same command goes on"
@@ -128,7 +129,7 @@ def augment_rows(
             "batch_tokens": writer.subject.batch_tokens,
         }
         done = write_answers(writer.subject, rows, ids, file, about, max_new_tokens, sampling, None)
-        count, refused = _write(path, file.path, rewriting, rows, times, writer.name)
+        count, refused = _write(path, file.lines(), rewriting, rows, times, writer.name)
     return {
         "out": str(path),
         "rows": count,
@@ -162,9 +163,11 @@ def _asked(rows: Rows, rewriting: Rewriting, times: int) -> tuple[Rows, list[str
 
 def _template(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--prompt {path}: cannot be read as a text ({error}); name a UTF-8 file") from None
+        return read_text(path).rstrip("\n")
+    except DamagedFile as error:
+        raise UsageError(
+            f"--prompt {path}: cannot be read as a text ({error.problem}); name a UTF-8 file"
+        ) from None
 
 
 def _writer(recipe: Recipe, run: Path | str | None, trusted: bool, progress: Progress) -> Writer:
@@ -186,7 +189,7 @@ def _writer(recipe: Recipe, run: Path | str | None, trusted: bool, progress: Pro
 
 
 def _write(
-    path: Path, answers: Path, rewriting: Rewriting, rows: Rows, times: int, by: str
+    path: Path, answers: Iterable[Mapping[str, Any]], rewriting: Rewriting, rows: Rows, times: int, by: str
 ) -> tuple[int, dict[str, int]]:
     """The rows that the answers make; how many, and how many make none.
 
@@ -195,17 +198,15 @@ def _write(
     """
     lines: list[str] = []
     refused = Counter[str]()
-    with answers.open(encoding="utf-8") as given:
-        for index, line in enumerate(given):
-            answer = json.loads(line)
-            about: dict[str, Json] = {"from": rows.where(index), "by": by, "draw": index % times}
-            made = rewriting.written(rows[index], answer["output"], about) if answer["stopped"] else "cut off"
-            if isinstance(made, str):
-                refused[made] += 1
-            else:
-                lines.append(json.dumps(made, ensure_ascii=False, default=str) + "\n")
+    for index, answer in enumerate(answers):
+        about: dict[str, Json] = {"from": rows.where(index), "by": by, "draw": index % times}
+        made = rewriting.written(rows[index], answer["output"], about) if answer["stopped"] else "cut off"
+        if isinstance(made, str):
+            refused[made] += 1
+        else:
+            lines.append(json.dumps(made, ensure_ascii=False, default=str) + "\n")
     content = "".join(lines)
-    if path.exists() and path.read_bytes() != content.encode():
+    if holds_other(path, content):
         raise UsageError(
             f"--out {path}: is there already and holds other rows; give another name, or remove it"
         )

@@ -150,7 +150,7 @@ def write_answers(
     try:
         if leads:
             with stop.held():
-                file.open(about)
+                file.open(about, len(ids))
     except LrftError as error:
         fault = error
     try:

@@ -100,15 +100,20 @@ def read_posterior(run: Path, record: Mapping[str, Any], pairs: Sequence[Pair]) 
     for pair in pairs:
         for factor, weight in (("A", pair.A), ("B", pair.B)):
             name = f"{pair.name}.{factor}"
-            found = [tensors.get(f"{name}.{part}") for part in PARTS]
-            sizes = [len(one) for one in (found[0], found[2]) if one is not None]
-            if any(one is None for one in found) or sizes != list(weight.shape):
+            found = [tensors[key] for part in PARTS if (key := f"{name}.{part}") in tensors]
+            if not _fits(found, weight.shape):
                 raise DamagedFile(path, f"holds no curvature of {name}, {tuple(weight.shape)}")
-            left, left_values, right, right_values = (
-                one.to(weight.device) for one in found if one is not None
-            )
+            left, left_values, right, right_values = (one.to(weight.device) for one in found)
             blocks[name] = Block(Factor(left, left_values), Factor(right, right_values))
     chosen = Tried(
         record["temperature"], record["prior_precision"], record["log_evidence"], record["log_likelihood"]
     )
     return Posterior(blocks, chosen, [chosen], record["rows"], record["parameters"])
+
+
+def _fits(found: Sequence[Tensor], shape: Sequence[int]) -> bool:
+    """Whether these are the vectors and values of both sides of a factor, finite numbers all."""
+    if len(found) != len(PARTS) or not all(one.isfinite().all() for one in found):
+        return False
+    sides = zip(shape, (found[0], found[2]), (found[1], found[3]), strict=True)
+    return all(values.ndim == 1 and vectors.shape == (size, len(values)) for size, vectors, values in sides)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from lrft.core import stop
 from lrft.core.data_selection import DataSelection, Need
 from lrft.data.encoded import Encoded
 from lrft.data.row_sums import record_rows
-from lrft.evaluation.answers_file import AnswersFile
+from lrft.evaluation.answers_file import AnswersFile, Line
 from lrft.evaluation.row_features import measure_rows
 from lrft.evaluation.subject import Progress
 from lrft.model.causal_lm import CausalLM
@@ -33,6 +32,12 @@ from lrft.training.device import make_accelerator
 from lrft.training.folder import RunFolder, find
 
 VALUES = "float32"  # of a line, the numbers of a row
+
+
+class MeasuredLine(Line):
+    """What was measured of a row, in base64."""
+
+    float32: str
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class Measuring:
     ) -> Tensor:
         """From the file as far as it goes, the rest measured and added to it."""
         suffix = "" if number == 1 else f"-{number}"
-        file = AnswersFile(part.file.with_suffix(f".{need}{suffix}.jsonl"))
+        file = AnswersFile(part.file.with_suffix(f".{need}{suffix}.jsonl"), MeasuredLine)
         tokens, dimensions = self.recipe.eval.batch_tokens, self.method.dimensions
         decides: dict[str, Json] = {
             "measured": need,
@@ -126,7 +131,7 @@ class Measuring:
         }
         try:
             with stop.held():
-                file.open(decides)
+                file.open(decides, len(part.rows))
             for values in measure_rows(
                 model,
                 part.rows,
@@ -143,7 +148,7 @@ class Measuring:
                     file.append([_line(file.written + k, one) for k, one in enumerate(values)])
         finally:
             file.close()
-        return _read(file.path)
+        return _read(file)
 
 
 def _line(row: int, values: Tensor) -> dict[str, Json]:
@@ -151,23 +156,24 @@ def _line(row: int, values: Tensor) -> dict[str, Json]:
     return {"row": row, VALUES: base64.b64encode(held).decode()}
 
 
-def _read(path: Path) -> Tensor:
+def _read(file: AnswersFile) -> Tensor:
     """All lines as (rows, numbers).
 
     Raises:
         UsageError: one was changed.
     """
     found = []
-    with path.open() as lines:
-        for number, line in enumerate(lines, 1):
-            stop.poll()
-            try:
-                held = base64.b64decode(json.loads(line)[VALUES], validate=True)
-                found.append(torch.from_numpy(np.frombuffer(held, "<f4").copy()))
-            except (ValueError, TypeError, KeyError) as error:
-                raise UsageError(
-                    f"{path}:{number}: is not what was measured of a row; remove the file"
-                ) from error
+    for number, line in enumerate(file.lines(), 1):
+        stop.poll()
+        try:
+            held = base64.b64decode(line[VALUES], validate=True)
+            found.append(torch.from_numpy(np.frombuffer(held, "<f4").copy()))
+        except ValueError as error:
+            raise UsageError(
+                f"{file.path}:{number}: is not what was measured of a row; remove the file"
+            ) from error
+        if not found[-1].isfinite().all():
+            raise UsageError(f"{file.path}:{number}: holds numbers that are not finite; remove the file")
     if len({len(one) for one in found}) != 1:
-        raise UsageError(f"{path}: its lines hold different counts of numbers; remove the file")
+        raise UsageError(f"{file.path}: its lines hold different counts of numbers; remove the file")
     return torch.stack(found)

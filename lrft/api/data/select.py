@@ -20,7 +20,7 @@ from lrft.data.example import OwnRow
 from lrft.data.rows import Rows
 from lrft.data.sources import read_rows
 from lrft.evaluation.progress import EvaluationBar
-from lrft.files.write import write_file
+from lrft.files.write import holds_other, write_file
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.method_words import parse_named
 from lrft.recipe.schema import Recipe
@@ -226,7 +226,7 @@ def _write(path: Path, rows: Rows, found: Selection, method: str) -> None:
                 f"{where}: holds what JSON has no form of ({error}); remove that column"
             ) from error
     content = "".join(lines)
-    if path.exists() and path.read_bytes() != content.encode():
+    if holds_other(path, content):
         raise UsageError(
             f"--out {path}: is there already and holds other rows; give another name, or remove it"
         )

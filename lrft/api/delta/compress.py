@@ -13,7 +13,6 @@ from lrft.core import stop
 from lrft.core.notes import say
 from lrft.data.steps import eval_batches
 from lrft.export.delta import (
-    RECORD,
     TOKENIZER,
     Delta,
     Deltas,
@@ -22,6 +21,7 @@ from lrft.export.delta import (
     held_of,
     read_deltas,
     read_record,
+    seal,
     write_delta,
 )
 from lrft.export.fidelity import compare
@@ -29,7 +29,6 @@ from lrft.export.mixed_bits import Groups
 from lrft.export.write import check_free, whole_folder
 from lrft.files.read import RECORD as LARGEST
 from lrft.files.read import read_bytes
-from lrft.files.write import write_in
 from lrft.model.load import load_model
 from lrft.model.tokenizer import load_tokenizer
 from lrft.recipe.load import load_recipe
@@ -92,7 +91,7 @@ def compress(
     generation = read_bytes(folder / TOKENIZER / "generation_config.json", LARGEST, folder).decode()
     with stop.listening(f"{out} is as it was"), whole_folder(Path(out)) as place:
         record = write_delta(place, kept, record, tokenizer, generation)
-        write_in(place / RECORD, text_of(record))
+        seal(place, text_of(record))
     return record
 
 

@@ -10,13 +10,13 @@ import torch
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.export.delta import (
-    RECORD,
     TOKENIZER,
     Delta,
     add,
     grow,
     read_deltas,
     read_record,
+    seal,
     subtract,
     write_delta,
 )
@@ -98,7 +98,7 @@ def diff(
     generation = after.hf.generation_config.to_json_string()
     with stop.listening(f"{out} is as it was"), whole_folder(Path(out)) as place:
         record = write_delta(place, held, record, tokenizer, generation)
-        write_in(place / RECORD, text_of(record))
+        seal(place, text_of(record))
     return record
 
 

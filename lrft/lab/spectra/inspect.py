@@ -14,7 +14,7 @@ from lrft.files.json import with_sum
 from lrft.lab.spectra.measure import Look, measure
 from lrft.lab.spectra.of_peft import changes_of_peft
 from lrft.lab.spectra.of_run import changes_of_run
-from lrft.lab.spectra.peft_folder import CONFIG
+from lrft.lab.spectra.peft_folder import is_peft
 from lrft.lab.spectra.record import FORMAT, Inspection, SiteRecord
 from lrft.lab.spectra.subject import Subject
 from lrft.registry.errors import UsageError
@@ -47,7 +47,7 @@ def inspect(
         NumericalError: a change is not finite.
     """
     look = look or Look()
-    if isinstance(run, Path | str) and (Path(run) / CONFIG).is_file():
+    if isinstance(run, Path | str) and is_peft(run):
         return _inspection(changes_of_peft(Path(run), base, trust_remote_code), look, progress)
     if base is not None:
         raise UsageError("--base: a run names its own base; the option is for folders that PEFT wrote")

@@ -17,6 +17,7 @@ from lrft.files.model_folder import read_adapter_config
 from lrft.registry.axes import INITS
 from lrft.registry.errors import UsageError
 from lrft.registry.peft_pattern import value_at
+from lrft.training.folder import RUN
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -82,6 +83,11 @@ class PeftFolder:
         if pair.E is not None:
             return A * pair.E.float().view(-1, 1), B * ((alpha if alpha > 0 else rank) / (rank + 1e-5))
         return A, B * (alpha / (rank**0.5 if config.get("use_rslora") else rank))
+
+
+def is_peft(path: Path | str) -> bool:
+    """Whether it is a folder that PEFT, or `lrft export`, wrote; a combination has such files too, and is a run."""
+    return (Path(path) / CONFIG).is_file() and not (Path(path) / RUN).is_file()
 
 
 def read_peft(path: Path) -> PeftFolder:

@@ -1,0 +1,367 @@
+"""Every folder that a command reads beside a run, damaged in each of its files: the same result, or one sentence.
+
+`check(n, seed)` takes `n` of all files and kinds of damage (of `damage.KINDS`); the tests take a few. What the sentence
+names is the file, or, of a folder that is believed as a whole, the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+from lrft.files.json import with_sum
+from tests.reliability.damage import KINDS, _limit
+from tests.reliability.full_disk import ROOT, Bench, Called, call
+from tests.reliability.outcome import Outcome, tiny_model
+
+GIVEN = ("recipe.yaml", "choices.yaml", "ask.txt", "goal.jsonl", "choices-train.jsonl", "choices-test.jsonl")
+FLIPS = 3  # of a file: headers are as long as the tensors of a tiny model
+SECONDS = 20  # of a case; a pipe that is waited for takes for ever
+TEXT = {"flip", "zero tail", "longer", "swap", "truncate"}  # of which a text of the user's is another text
+IN_TURN = (
+    *("train.max_steps=null", "train.epochs=1", "data.mix.order=in_turn", "data.eval=null", "data.split=2"),
+    "data.train=[{source: choices-train.jsonl, limit: 4}, {source: choices-test.jsonl}]",
+)
+OFFLOAD = "offload={weights: disk, optimizer: disk}"
+FEDERATED = "federate={clients: 2, rounds: 2, local_steps: 1, partition: even, aggregate: fed_stale}"
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A command, and what of its inputs is damaged.
+
+    Attributes:
+        takes: folders and files that it is given; of `Prepared.make`.
+        damaged: the files of these that are damaged, as patterns.
+        words: what follows `lrft`.
+        compared: what has to be the same where it ends well, as patterns; with what it prints where `prints`.
+        of_user: files that somebody writes by hand: another text in one is another question.
+    """
+
+    takes: tuple[str, ...]
+    damaged: tuple[str, ...]
+    words: tuple[str, ...]
+    compared: tuple[str, ...] = ("out/**/*",)
+    prints: bool = False
+    of_user: bool = False
+
+
+SELECT = ("data", "select", "recipe.yaml", "--method", "perplexity", "--budget", "2", "--out", "few.jsonl")
+AUGMENT = ("data", "augment", "recipe.yaml", "--prompt", "ask.txt", "--out", "more.jsonl")
+AUGMENT = (*AUGMENT, "--into", "completion", "--max-new-tokens", "2")
+ATTACKED = {
+    "eval-posterior": Attacked(
+        ("choice",), ("choice/posterior/*",), ("eval", "choice", "--posterior"), (), True
+    ),
+    "posterior": Attacked(
+        ("choice",), ("choice/posterior/*",), ("posterior", "choice"), ("choice/posterior/*",)
+    ),
+    "delta-apply": Attacked(
+        ("difference", "base"), ("difference/**/*",), ("delta", "apply", "difference", "base", "--out", "out")
+    ),
+    "delta-apply-small": Attacked(
+        ("small", "base"), ("small/**/*",), ("delta", "apply", "small", "base", "--out", "out")
+    ),
+    "delta-compress": Attacked(
+        ("difference",),
+        ("difference/**/*",),
+        ("delta", "compress", "difference", "--ratio", "0.5", "--out", "out"),
+    ),
+    "combine": Attacked(
+        ("run", "exported"),
+        ("exported/*",),
+        ("combine", "run", "exported", "--method", "svd", "--out", "out"),
+        ("out/adapter/*.safetensors", "out/*.safetensors"),
+    ),
+    "merge-add": Attacked(
+        ("run", "exported"),
+        ("exported/*",),
+        ("merge", "run", "--add", "exported", "--out", "out"),
+        ("out/*.safetensors",),
+    ),
+    "serve": Attacked(("run", "exported"), ("exported/*",), ("serve", "run", "exported"), (), True),
+    "serve-combined": Attacked(("run", "both"), ("both/*",), ("serve", "run", "both"), (), True),
+    "doctor-combined": Attacked(("both",), ("both/*",), ("doctor", "both"), (), True),
+    "eval-combined": Attacked(("both",), ("both/*",), ("eval", "both"), (), True),
+    "data-select": Attacked(
+        ("few.losses.jsonl", "few.losses.jsonl.about.json", "few.jsonl"), ("few*",), SELECT, ("few.jsonl",)
+    ),
+    "data-augment": Attacked(
+        ("more.answers.jsonl", "more.answers.jsonl.about.json", "more.jsonl"),
+        ("more*",),
+        AUGMENT,
+        ("more.jsonl",),
+    ),
+    "augment-prompt": Attacked((), ("ask.txt",), AUGMENT, of_user=True),
+    "select-target": Attacked(
+        (),
+        ("goal.jsonl",),
+        (
+            *("data", "select", "recipe.yaml", "--method", "betr", "--target", "goal.jsonl", "--budget", "2"),
+            *("--out", "served.jsonl"),
+        ),
+        of_user=True,
+    ),
+    "federate": Attacked(
+        ("federated",),
+        ("federated/**/*",),
+        ("federate", "federated", "--resume"),
+        ("federated/adapter/*.safetensors",),
+    ),
+    "train-offload": Attacked(
+        ("offloaded",),
+        ("offloaded/**/*",),
+        ("train", "offloaded", "--resume"),
+        ("offloaded/adapter/*.safetensors",),
+    ),
+    "train-in-turn": Attacked(
+        ("taught",),
+        ("taught/**/*",),
+        ("train", "taught", "--resume"),
+        ("taught/adapter/*.safetensors",),
+    ),
+}
+
+
+class Case(NamedTuple):
+    """One file, one kind of damage, one command."""
+
+    attack: str
+    file: str
+    kind: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.attack}, {self.kind} in {self.file}"
+
+
+class Prepared:
+    """What the commands read, each made once, in a folder with the recipes of a `Bench`."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.folder = bench.folder / "prepared"
+        self._whole: dict[str, object] = {}
+        if not self.folder.exists():
+            shutil.copytree(bench.start, self.folder)
+            shutil.copytree(bench._trained("recipe.yaml"), self.folder / "run")
+            shutil.copytree(bench._moved(), self.folder, dirs_exist_ok=True)
+            shutil.copy(ROOT / "recipes/data/quickstart/test.jsonl", self.folder / "goal.jsonl")
+
+    def make(self, name: str) -> Path:
+        """A folder or a file of this name, made by the commands that make it."""
+        path = self.folder / name
+        if not path.exists():
+            for words in MAKES[name]:
+                ended = call(self.folder, words)
+                assert ended.code == 0, (words, ended)
+            if name in ("federated", "offloaded", "taught"):
+                _halfway(path)
+            if name.startswith("more"):
+                self._answer_to_the_end()
+        return path
+
+    def _answer_to_the_end(self) -> None:
+        """As if the tiny model had answered in texts and ended them: of those rows are made."""
+        path = self.folder / "more.answers.jsonl"
+        lines = [
+            {**json.loads(line), "stopped": True, "output": f"answer {k}"}
+            for k, line in enumerate(path.read_text().splitlines())
+        ]
+        path.write_text("".join(json.dumps(with_sum(line), ensure_ascii=False) + "\n" for line in lines))
+        (self.folder / "more.jsonl").unlink()
+        assert call(self.folder, AUGMENT).code == 0 and (self.folder / "more.jsonl").read_text()
+
+    def place(self, takes: Sequence[str], aside: Path) -> Path:
+        """A new folder with what a command takes, and the recipes, rows and texts."""
+        place = Path(tempfile.mkdtemp(dir=aside, prefix="run"))
+        for name in GIVEN:
+            shutil.copy(self.folder / name, place / name)
+        for name in takes:
+            made = self.make(name)
+            shutil.copytree(made, place / name) if made.is_dir() else shutil.copy(made, place / name)
+        return place
+
+    def whole(self, name: str, aside: Path) -> object:
+        """What the command leaves and says where nothing is damaged."""
+        if name not in self._whole:
+            attack = ATTACKED[name]
+            place = self.place(attack.takes, aside)
+            ended, found = _run(attack, place)
+            assert ended.code == 0, (name, ended)
+            self._whole[name] = found
+            shutil.rmtree(place)
+        return self._whole[name]
+
+    def files(self, name: str, aside: Path) -> list[str]:
+        """The files of a command that are damaged."""
+        attack = ATTACKED[name]
+        place = self.place(attack.takes, aside)
+        found = {path for pattern in attack.damaged for path in place.glob(pattern) if path.is_file()}
+        shutil.rmtree(place)
+        return sorted(path.relative_to(place).as_posix() for path in found if path.name != ".lock")
+
+
+MAKES: dict[str, list[tuple[str, ...]]] = {
+    "choice": [("train", "choices.yaml", "--out", "choice"), ("posterior", "choice")],
+    "small": [("delta", "compress", "difference", "--ratio", "0.5", "--out", "small")],
+    "exported": [("export", "run", "--for", "lora", "--out", "exported")],
+    "both": [("combine", "run", "run", "--method", "svd", "--out", "both")],
+    "few.jsonl": [SELECT],
+    "few.losses.jsonl": [SELECT],
+    "few.losses.jsonl.about.json": [SELECT],
+    "more.jsonl": [AUGMENT],
+    "more.answers.jsonl": [AUGMENT],
+    "more.answers.jsonl.about.json": [AUGMENT],
+    "federated": [("federate", "recipe.yaml", "--out", "federated", "train.max_steps=null", FEDERATED)],
+    "taught": [("train", "choices.yaml", "--out", "taught", *IN_TURN)],
+    "offloaded": [("train", "recipe.yaml", "--out", "offloaded", OFFLOAD)],
+}
+
+
+def _halfway(run: Path) -> None:
+    steps = sorted((run / "checkpoints").iterdir(), key=lambda one: int(one.name.partition("-")[2]))
+    for path in (*steps[1:], run / "adapter", run / "last", run / "best", run / "result.json"):
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+
+
+def _run(attack: Attacked, place: Path) -> tuple[Called, object]:
+    """How the command ended, and what it left and said."""
+    ended = _serve(place, attack.words[1:]) if attack.words[0] == "serve" else call(place, attack.words)
+    if ended.code:
+        return ended, None
+    left = {
+        path.relative_to(place).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in attack.compared
+        for path in sorted(place.glob(pattern))
+        if path.is_file()
+    }
+    return ended, [left, ended.out if attack.prints else ""]
+
+
+def _serve(place: Path, names: Sequence[str]) -> Called:
+    """What `lrft serve` opens before it answers, with the sums of what it would compute with."""
+    from lrft.registry.errors import LrftError
+    from lrft.serve.voices import gather
+
+    err = StringIO()
+    with chdir(place), redirect_stderr(err), redirect_stdout(err):
+        try:
+            choir = gather(names)
+            sums = {
+                name: {site: [float(t.double().sum()) for t in pair] for site, pair in source.read().items()}
+                for name, source in choir.sources.items()
+            }
+        except LrftError as error:
+            lines = "".join(f"error: {line}\n" for line in str(error).splitlines())
+            return Called(error.exit_code, "", err.getvalue() + lines)
+        except Exception as error:
+            return Called(1, "", err.getvalue(), f"{type(error).__name__}: {error}")
+    return Called(0, json.dumps(sums), err.getvalue())
+
+
+def try_case(case: Case, prepared: Prepared, aside: Path) -> str:
+    """Damage a copy, run the command; what did not hold, or an empty string."""
+    attack = ATTACKED[case.attack]
+    wanted = prepared.whole(case.attack, aside)
+    place = prepared.place(attack.takes, aside)
+    try:
+        path = place / case.file
+        before = path.read_bytes()
+        KINDS[case.kind](path, random.Random(case.seed))
+        regular = path.is_file() and not path.is_symlink()
+        if regular and path.stat().st_size == len(before) and path.read_bytes() == before:
+            return ""  # nothing changed, such as zeros that were there
+        with _limit(SECONDS):
+            ended, found = _run(attack, place)
+        return _wrong(case, attack, ended, found == wanted)
+    except TimeoutError as error:
+        return f"{case}: {error}"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _wrong(case: Case, attack: Attacked, ended: Called, same: bool) -> str:
+    if ended.raised or "Traceback" in ended.err:
+        return f"{case}: {(ended.raised or ended.err)[-300:]}"
+    if ended.code == 0:
+        told = attack.words[0] == "doctor" and Path(case.file).name in ended.out
+        if same or told or (attack.of_user and case.kind in TEXT):
+            return ""
+        return f"{case}: another result, and nothing was said of it: {ended.err[-200:]}"
+    errors = [line for line in ended.err.splitlines() if line.startswith(("error: ", "  "))]
+    if not 1 <= len(errors) <= 4:
+        return f"{case}: no sentence: {ended.err[-300:]}"
+    # Files beside one another have one name but for the ending; what a user wrote is named by its option.
+    names = {Path(case.file).name.partition(".")[0], *Path(case.file).parts[:-1]}
+    names |= {"--prompt", "--target"} if attack.of_user else set()
+    return "" if any(name in " ".join(errors) for name in names) else f"{case}: names nothing: {errors}"
+
+
+def cases(prepared: Prepared, names: Sequence[str], aside: Path, seed: int) -> Iterator[Case]:
+    """Every file with every kind of damage."""
+    draw = random.Random(seed)
+    for name in names:
+        for file in prepared.files(name, aside):
+            for kind in KINDS:
+                for _ in range(FLIPS if kind == "flip" else 1):
+                    yield Case(name, file, kind, draw.randrange(2**31))
+
+
+def attack_all(
+    prepared: Prepared,
+    aside: Path,
+    names: Sequence[str],
+    n: int,
+    seed: int,
+    say: Callable[[str], object] = lambda line: None,
+) -> Outcome:
+    """`n` of all cases of some commands, shared evenly among them."""
+    draw, found = random.Random(seed), []
+    for name in names:
+        each = list(cases(prepared, [name], aside, seed))
+        draw.shuffle(each)
+        found.append(each)
+    chosen = [case for turn in zip_longest(*found) for case in turn if case is not None][:n]
+    outcome = Outcome()
+    for case in sorted(chosen):
+        problem = try_case(case, prepared, aside)
+        outcome.add(not problem, problem)
+        if problem:
+            say(problem)
+    return outcome
+
+
+def check(n: int, seed: int) -> Outcome:
+    """`n` faults of the inputs of all commands."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "aside").mkdir()
+        prepared = Prepared(Bench(root / "bench", tiny_model(root)))
+        return attack_all(prepared, root / "aside", list(ATTACKED), n, seed)
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT)]
+    root = Path(sys.argv[1]).resolve()
+    made = Prepared(Bench(root / "bench", tiny_model(root)))
+    (root / "aside").mkdir()
+    for name in sys.argv[3:] or ATTACKED:
+        result = attack_all(
+            made, root / "aside", [name], int(sys.argv[2]), 0, lambda line: print(line, flush=True)
+        )
+        print(f"{name}: {result.held} of {result.tried} held", flush=True)
