@@ -51,7 +51,7 @@ def replayed(monkeypatch) -> list[tuple]:
     """What `run_scaled` was asked for; nothing trains."""
     calls: list[tuple] = []
 
-    def fake(path, out, seeds=None, jobs=1, overrides=(), report=None, trust_remote_code=False):
+    def fake(path, out, seeds=None, jobs=1, overrides=(), report=None, trust_remote_code=False, cluster=None):
         assert not trust_remote_code
         calls.append((path, out, seeds, jobs, list(overrides), report))
         return RECORD
@@ -67,7 +67,7 @@ def full_table(monkeypatch, tmp_path) -> Path:
     numbers = [{"row": "r", "column": "c", "published": 74.7, "ours": 60.0, "verdict": "missed"}]
     module = types.ModuleType("lrft.lab.tables.full.results")
     module.run_full = (
-        lambda path, out, *, seeds=None, jobs=1, overrides=(), rows=None, trust_remote_code=False: {  # type: ignore[attr-defined]
+        lambda path, out, *, seeds=None, jobs=1, overrides=(), rows=None, trust_remote_code=False, cluster=None: {  # type: ignore[attr-defined]
             "name": path.stem,
             "tier": "full",
             "verdicts": {"missed": 1},
