@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.adapter import Additive, PeftForm
+from lrft.core.adapter import Additive
 from lrft.core.callback import Callback, TimedMethod
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
@@ -18,19 +18,6 @@ from lrft.methods.adapters.lora import LoRA
 from lrft.ops.noise_matmul import noise_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import Field, Iterator, Problem, RecipeView
-from lrft.registry.json import Json
-
-
-def ggpo_form_keys(config: GGPO.Config, with_start: bool) -> dict[str, Json]:
-    """Those of LoRA, which it is outside of training."""
-    assert LoRA.peft is not None
-    return LoRA.peft.keys(config, with_start)
-
-
-def ggpo_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
-    """Those of LoRA."""
-    assert LoRA.peft is not None and LoRA.peft.tensors is not None
-    return dict(LoRA.peft.tensors(adapter, start))
 
 
 @ADAPTERS.register
@@ -66,7 +53,7 @@ class GGPO(LoRA):
         "ggpo_beta": "adapter: {method: ggpo, beta: 0.01}",
     }
     requires = {"backward", "first_order"}
-    peft = PeftForm(ggpo_form_keys, ggpo_form_tensors)
+    peft = LoRA.peft  # outside of training it is one
 
     config: Config
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.adapter import Additive, Branch, PeftForm
+from lrft.core.adapter import Additive, Branch
 from lrft.core.callback import Callback, TimedMethod
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
@@ -17,23 +17,10 @@ from lrft.methods.adapters.lora import LoRA
 from lrft.ops.low_rank import branch_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import Field, Iterator, Problem, RecipeView
-from lrft.registry.json import Json
 
 FIRST = ("exp_avg", "momentum_buffer", "state1")  # what optimizers call their first moment
 MOST = 10.0  # that the perturbation is enlarged by where gradients are small
 TINY = 1e-12
-
-
-def mgpo_form_keys(config: MGPO.Config, with_start: bool) -> dict[str, Json]:
-    """Those of LoRA, which it is outside of training."""
-    assert LoRA.peft is not None
-    return LoRA.peft.keys(config, with_start)
-
-
-def mgpo_form_tensors(adapter: Any, start: Any) -> dict[str, Tensor]:
-    """Those of LoRA."""
-    assert LoRA.peft is not None and LoRA.peft.tensors is not None
-    return dict(LoRA.peft.tensors(adapter, start))
 
 
 @ADAPTERS.register
@@ -67,7 +54,7 @@ class MGPO(LoRA):
         "lora_mgpo momentum_guided_perturbation": "adapter: mgpo",
     }
     requires = {"backward", "entry_moments", "first_order"}
-    peft = PeftForm(mgpo_form_keys, mgpo_form_tensors)
+    peft = LoRA.peft  # outside of training it is one
 
     config: Config
 
