@@ -1,4 +1,4 @@
-"""How fast this machine multiplies bfloat16 matrices of a model's own shapes, and the step that this would allow.
+"""How fast this machine multiplies matrices of a model's own shapes, and the step that this would allow.
 
     python scripts/bench_ceiling.py                    4 rows of 256 tokens
     python scripts/bench_ceiling.py --rows 8 --record FILE.json
@@ -15,8 +15,9 @@ for its own gradient: 4 where a full fine-tune has 6. Attention is causal: n (n 
 counts nothing. A method that forms large factors out of few numbers does more than P says, and one whose numbers are
 no matrices does less.
 
-The ceiling is F at the measured rate: for every shape of the model x W^T and dy W at the step's number of tokens,
-median of several calls, weighted by how often the shape comes. One JSON line at the end.
+The ceiling is F at the measured rate: for every shape of the model x W^T and dy W at the step's number of tokens, in
+bfloat16 or, on a processor that multiplies it more slowly, in float32, median of several calls, weighted by how often
+the shape comes. One JSON line at the end.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from bench_settings import Settings, parser, settings_of
 from lrft.build.measure import measure as measured
 from lrft.model.load import load_model
 from lrft.model.sites import linear_sites
+from lrft.ops.products import working
 
 REPEATS = 20
 
@@ -130,10 +132,14 @@ def ceiling(shapes: Shapes, work: Sequence[Work], device: str, repeats: int = RE
 
 
 def rates(out: int, into: int, tokens: int, device: str, repeats: int) -> tuple[float, float]:
-    """GFLOP/s of x W^T and of dy W in bfloat16."""
-    weight = torch.randn(out, into, dtype=torch.bfloat16, device=device)
-    x = torch.randn(tokens, into, dtype=torch.bfloat16, device=device)
-    dy = torch.randn(tokens, out, dtype=torch.bfloat16, device=device)
+    """GFLOP/s of x W^T and of dy W, in the precision in which bfloat16 numbers are multiplied here."""
+    x = torch.randn(tokens, into, device=device)
+    dtype = working(x.to(torch.bfloat16))
+    weight, dy = (
+        torch.randn(out, into, device=device, dtype=dtype),
+        torch.randn(tokens, out, device=device, dtype=dtype),
+    )
+    x = x.to(dtype)
     once = 2.0 * out * into * tokens / 1e9
     return once / median(lambda: F.linear(x, weight), repeats), once / median(lambda: dy @ weight, repeats)
 

@@ -44,6 +44,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     os.fsync = _no_power_is_cut
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite that nohup started would ignore it
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as of a shell's background, and so would every child
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _stay_on_this_machine()
     if hasattr(config, "workerinput"):
         import torch

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
+
 from lrft.build.resident import inputs_held
 from lrft.data.steps import Shape
 from lrft.model.causal_lm import CausalLM
 from lrft.model.hf import TextConfig
 from lrft.model.load import DTYPES
-from lrft.ops.attention_blocks import BLOCK, LONG
+from lrft.ops.attention_blocks import BLOCK, LONG, met_pairs
+from lrft.ops.products import FEW, working
 from lrft.recipe.schema import Recipe
 
 
@@ -71,14 +74,18 @@ def _attention(backend: str, config: TextConfig, item: int, shape: Shape) -> tup
         return heads * square * pieces, 0
     if backend != "segmented":
         return (square * item, 0) if backend == "sdpa" else (0, 0)  # the mask as numbers, one for all heads
-    short = sum(n * n for n in shape.documents if n <= LONG)
-    kept = short * (heads * pieces + 1) if capped or dropped else short * heads * item
+    short = [n for n in shape.documents if n <= LONG]
+    if capped or dropped:
+        kept = sum(n * n for n in short) * (heads * pieces + 1)
+    else:
+        kept = sum(met_pairs(n) for n in short) * heads * item
     longest = max(shape.documents, default=0)
     if longest <= LONG:
         return kept, 0
     width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     pairs = getattr(config, "num_key_value_heads", None) or heads
-    blocks = (2 + capped + dropped) * heads * BLOCK * item  # of scores and their gradients
+    work = working(torch.empty(FEW, 1, dtype=torch.bfloat16)).itemsize if item == 2 else item
+    blocks = (2 + capped + dropped) * heads * BLOCK * work  # of scores and their gradients
     return kept, longest * (blocks + 2 * pairs * width * max(4, item))
 
 

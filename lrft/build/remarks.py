@@ -8,6 +8,7 @@ from lrft.build.text import Text
 from lrft.core.stages import Plan
 from lrft.model.causal_lm import CausalLM
 from lrft.ops.linalg import ITERATIONS, LARGEST_EXACT
+from lrft.ops.products import FEW, working
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import QUANTIZERS
 
@@ -16,6 +17,12 @@ def of_costs(recipe: Recipe, slow: list[str], device: torch.device) -> list[str]
     """What a training is told of what takes longer than it might; `slow` are parts that could not be fused."""
     told = QUANTIZERS.get(recipe.quantization.method).on_cpu if device.type == "cpu" else ""
     notes = [f"quantization: {told}"] if told else []
+    dtype = getattr(torch, recipe.model.dtype)
+    if working(torch.empty(FEW, 1, dtype=dtype, device=device)) != dtype:
+        notes.append(
+            f"model.dtype: this processor multiplies {recipe.model.dtype} more slowly than float32, so products are "
+            "taken in float32 and rounded"
+        )
     if slow:
         notes.append(
             f"model.name: {' and '.join(slow)} run as the model's own code has them, none in one node"

@@ -8,6 +8,7 @@ kept for the backward pass, in the input's precision; a long one goes by blocks 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from lrft.ops import attention_blocks as blocks
 from lrft.ops.attention_blocks import LONG, Rule
 from lrft.ops.linalg import Context as Kept
+from lrft.ops.products import working
 
 Documents = tuple[tuple[int, int, int], ...]
 
@@ -71,10 +73,9 @@ class _Attention(torch.autograd.Function):
         out = query.new_zeros(B, L, H, value.shape[-1])
         lengths = [end - start for _, start, end in documents]
         longest = max((n for n in lengths if n <= LONG), default=0)
-        shape = (longest, longest)
-        mask = query.new_zeros(shape).masked_fill_(
-            hidden_pairs(longest, rule.window, query.device), -math.inf
-        )
+        work = working(query)
+        mask = query.new_zeros(longest, longest, dtype=work)
+        mask.masked_fill_(hidden_pairs(longest, rule.window, query.device), -math.inf)
         keep = any(ctx.needs_input_grad[:3])
         probabilities = []
         drawn = _generator(rule, seed, query.device)
@@ -83,10 +84,14 @@ class _Attention(torch.autograd.Function):
             if n > LONG:
                 blocks.attend(q, k, v, rule, drawn, out[row, start:end])
                 continue
-            p = _probabilities(q, k, rule, mask[:n, :n])
-            out[row, start:end] = torch.bmm(p, v).view(H, n, -1).transpose(0, 1)
-            if keep:
-                probabilities.append(p)
+            q, k, v = q.to(work), k.to(work), v.to(work)
+            for block in blocks.blocks_of(n, rule.window):
+                at, keys = slice(block.start, block.end), slice(block.first, block.end)
+                p = _probabilities(q[:, at], k[:, keys], rule, mask[at, keys])
+                attended = torch.bmm(p, v[:, keys]).view(H, block.end - block.start, -1)
+                out[row, start:end][at] = attended.transpose(0, 1)
+                if keep:
+                    probabilities.append(p.to(query.dtype))
         ctx.documents, ctx.rule, ctx.seed = documents, rule, seed
         ctx.save_for_backward(query, key, value, *probabilities)
         return out
@@ -98,7 +103,7 @@ class _Attention(torch.autograd.Function):
         dq, dk, dv = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
         asked = sinks is not None and ctx.needs_input_grad[6]
         d_sinks = torch.zeros(H, dtype=torch.float32, device=query.device) if asked else None
-        drawn = _generator(rule, ctx.seed, query.device)
+        drawn, work = _generator(rule, ctx.seed, query.device), working(query)
         kept = iter(probabilities)
         for row, start, end in ctx.documents:
             q, k, v = (x[row, :, start:end] for x in (query, key, value))
@@ -106,7 +111,8 @@ class _Attention(torch.autograd.Function):
             if end - start > LONG:
                 pulled = blocks.pull(do, q, k, v, rule, drawn, d_sinks)
             else:
-                pulled = _pull(do, q, k, v, rule, next(kept), d_sinks)
+                do, q, k, v = do.to(work), q.to(work), k.to(work), v.to(work)
+                pulled = _pull(do, q, k, v, rule, kept, d_sinks)
             for whole, part in zip((dq, dk, dv), pulled, strict=True):
                 whole[row, :, start:end] = part
         given = None if d_sinks is None or sinks is None else d_sinks.to(sinks.dtype)
@@ -119,18 +125,47 @@ def _generator(rule: Rule, seed: int, device: torch.device) -> torch.Generator |
 
 
 def _probabilities(q: Tensor, k: Tensor, rule: Rule, mask: Tensor) -> Tensor:
-    """(K, G n, n) of one short document, from (H, n, D), (K, n, D) and what is added to its scores (n, n)."""
-    (H, n, D), K = q.shape, k.shape[0]
+    """(K, G b, w) of a block, from (H, b, D), (K, w, D) and what is added to its scores (b, w)."""
+    (H, b, D), K = q.shape, k.shape[0]
     # One pass: filling a mask in half precision takes as long as all products of the attention.
     added = mask.repeat(H // K, 1).expand(K, -1, -1)
-    scores = torch.baddbmm(added, q.reshape(K, H // K * n, D), k.mT, alpha=rule.scale)
+    scores = torch.baddbmm(added, q.reshape(K, H // K * b, D), k.mT, alpha=rule.scale)
     return blocks.softmax(scores, rule.sinks)
 
 
 def _pull(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rule: Rule,
+    kept: Iterator[Tensor],
+    d_sinks: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q (H, n, D), k and v of one short document, from those of what it attended to (n, H, D_v).
+
+    Args:
+        kept: the probabilities of its blocks, first to last.
+        d_sinks: that of the sinks is added to it.
+    """
+    parts = list(blocks.blocks_of(q.shape[1], rule.window))
+    if len(parts) == 1:
+        return _pull_block(do, q, k, v, rule, next(kept).to(q.dtype), d_sinks)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=exact), torch.zeros_like(v, dtype=exact)
+    for block in parts:
+        at, keys = slice(block.start, block.end), slice(block.first, block.end)
+        p = next(kept).to(q.dtype)
+        dq[:, at], more_k, more_v = _pull_block(do[at], q[:, at], k[:, keys], v[:, keys], rule, p, d_sinks)
+        dk[:, keys] += more_k
+        dv[:, keys] += more_v
+    return dq, dk, dv
+
+
+def _pull_block(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, rule: Rule, p: Tensor, d_sinks: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q (H, n, D), k and v of one short document; that of the sinks is added to `d_sinks`."""
+    """The same of one block of queries (H, b, D) and the keys (K, w, D) that they see."""
     (H, n, D), K = q.shape, k.shape[0]
     do = do.transpose(0, 1).reshape(K, H // K * n, -1)
     dv = torch.bmm(p.mT, do)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrft.ops.products import working
+
 LONG = 512  # tokens of a document; for up to so many the probabilities are cheaper to keep than to form again
 BLOCK = 128  # queries
 
@@ -71,6 +73,11 @@ def blocks_of(n: int, window: int) -> Iterator[Block]:
         yield Block(start, min(start + BLOCK, n), first)
 
 
+def met_pairs(n: int, window: int = 0) -> int:
+    """Pairs of a query and a key that the blocks of a document of n tokens hold."""
+    return sum((block.end - block.start) * (block.end - block.first) for block in blocks_of(n, window))
+
+
 def widest(n: int, window: int) -> int:
     """Most keys that a block of a document of n tokens meets."""
     return n if window <= 0 else min(n, window + BLOCK - 1)
@@ -118,11 +125,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: Rule, drawn: torch.Generator |
     """
     H, n, D = q.shape
     K = k.shape[0]
-    k, v = k.contiguous(), v.contiguous()
-    room = Room(q, H * BLOCK * widest(n, rule.window))
+    k, v = (x.to(working(q)).contiguous() for x in (k, v))
+    room = Room(k, H * BLOCK * widest(n, rule.window))
     for block in blocks_of(n, rule.window):
         at, keys = slice(block.start, block.end), slice(block.first, block.end)
-        scores = _scores(q[:, at].reshape(K, -1, D), k[:, keys], rule, block, room)
+        scores = _scores(q[:, at].to(k.dtype).reshape(K, -1, D), k[:, keys], rule, block, room)
         p = softmax(scores, rule.sinks, out=scores)
         if (kept := _kept(p, rule, drawn, room)) is not None:
             p.mul_(kept)
@@ -146,16 +153,16 @@ def pull(
     """
     H, n, D = q.shape
     K = k.shape[0]
-    k, v = k.contiguous(), v.contiguous()
+    k, v = (x.to(working(q)).contiguous() for x in (k, v))
     exact = torch.promote_types(q.dtype, torch.float32)
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=exact), torch.zeros_like(v, dtype=exact)
-    room = Room(q, H * BLOCK * widest(n, rule.window))
+    room = Room(k, H * BLOCK * widest(n, rule.window))
     for block in blocks_of(n, rule.window):
         at, keys = slice(block.start, block.end), slice(block.first, block.end)
-        rows = q[:, at].reshape(K, -1, D)
+        rows = q[:, at].to(k.dtype).reshape(K, -1, D)
         scores = _scores(rows, k[:, keys], rule, block, room)
         p = softmax(scores, rule.sinks, out=scores if rule.softcap is None else room("p", _shape(scores)))
-        do = d_out[at].transpose(0, 1).reshape(K, rows.shape[1], -1)
+        do = d_out[at].to(k.dtype).transpose(0, 1).reshape(K, rows.shape[1], -1)
         dp, kept = room("dp", _shape(p)), _kept(p, rule, drawn, room)
         dv[:, keys] += torch.bmm((p if kept is None else torch.mul(p, kept, out=dp)).mT, do)
         torch.bmm(do, v[:, keys].mT, out=dp)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrft.ops.branch_matmul import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import linear, matmul
 
 
 def blocks_linear(
@@ -40,7 +40,7 @@ class _BlocksMatmul(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: _Kept, x: Tensor, t: Tensor, B: Tensor, base: FrozenMap, scaling: float) -> Tensor:
-        y = F.linear(x.reshape(-1, x.shape[-1]), base.weight(), base.bias)
+        y = linear(x.reshape(-1, x.shape[-1]), base.weight(), base.bias)
         flat, b = t.reshape(-1, *t.shape[-2:]), B.to(x.dtype)
         width = B.shape[1]
         for block in range(len(B)):
@@ -54,7 +54,7 @@ class _BlocksMatmul(torch.autograd.Function):
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
         t, B = ctx.saved_tensors
         dy = grads[0].reshape(-1, len(B), B.shape[1])
-        dx = grads[0] @ ctx.base.weight() if ctx.needs_input_grad[0] else None
+        dx = matmul(grads[0], ctx.base.weight()) if ctx.needs_input_grad[0] else None
         dt = torch.einsum("nko,kor->nkr", dy, B.to(dy.dtype)).mul_(ctx.scaling).view(t.shape)
         dB = torch.einsum("nko,nkr->kor", dy, t.reshape(-1, *t.shape[-2:])).to(B.dtype).mul_(ctx.scaling)
         return dx, dt, dB, None, None

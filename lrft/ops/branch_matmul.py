@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lrft.ops.dropout import Dropped, clear
 from lrft.ops.elementwise import gate_up
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import working
 
 Pair = tuple[Tensor, Tensor]
 """down (k, in) and up (out, k)."""
@@ -110,63 +111,66 @@ class _BranchMatmul(torch.autograd.Function):
         # Of the product only these: its decoded weight and what was dropped are not kept by name.
         ctx.base, ctx.parts, ctx.factor = product.base, parts, None if dropped is None else dropped.factor
         ctx.scale = product.scale * (ctx.factor or 1.0)
-        seen = flat if dropped is None else dropped.kept
-        down, up = parts.cast(x.dtype, *trained)
-        t = seen @ down.mT
+        seen, work = flat if dropped is None else dropped.kept, working(flat)
+        down, up = parts.cast(work, *trained)
+        wide = flat.to(work)
+        kept = wide if dropped is None else seen.to(work)
+        t = kept @ down.mT
         u = None
         if product.base is None:
             y = (t @ up.mT).mul_(ctx.scale)
         else:
             weight = product.base.weight() if product.weight is None else product.weight
-            y, u = _frozen_part(flat, weight, product.base.bias, dropped, gain)
+            y, u = _frozen_part(wide, kept, weight.to(work), product.base.bias, ctx.factor, gain)
             y.addmm_(t, _gained(up, gain).mT, alpha=ctx.scale)
-        result, empty = in_shape_of(y, x), flat.new_empty(0)
+        result, empty = in_shape_of(y.to(x.dtype), x), flat.new_empty(0)
         ctx.gained = gain is not None and u is None
         made = product.made if parts.trains_down else None
         ctx.remade = made is not None
-        kept = (
+        saved = (
             *((seen if parts.trains_down else empty, empty) if made is None else made),
-            t if parts.trains_up or gain is not None else empty,
-            result if ctx.gained else empty if u is None else u,
+            t.to(x.dtype) if parts.trains_up or gain is not None else empty,
+            result if ctx.gained else empty if u is None else u.to(x.dtype),
             empty if dropped is None else dropped.zeros,
         )
         factors = (down, up) if parts.kept else ()
-        ctx.save_for_backward(*kept, empty if gain is None else gain, *factors, *trained)
+        ctx.save_for_backward(*saved, empty if gain is None else gain, *factors, *trained)
         return result
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
         seen, beside, t, u, zeros, gains, *trained = ctx.saved_tensors
         parts, gain = ctx.parts, gains if gains.numel() else None
-        dy = grads[0].reshape(-1, grads[0].shape[-1])
+        given = grads[0].reshape(-1, grads[0].shape[-1])
+        dy = given.to(work := working(given))
         if parts.kept:
             down, up, *trained = trained
         else:
-            down, up = parts.cast(dy.dtype, *trained)
+            down, up = parts.cast(work, *trained)
         p = (dy @ _gained(up, gain)).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
-            weight = None if ctx.base is None else ctx.base.weight()
+            weight = None if ctx.base is None else ctx.base.weight().to(work)
             if ctx.factor is None:
                 dx = _input_gradient(dy, p, down, weight, gain)
             else:
                 dx = _dropped_gradient(dy, p @ down, weight, gain, zeros, ctx.factor)
-            dx = dx.view(*grads[0].shape[:-1], down.shape[1])
+            dx = dx.to(given.dtype).view(*grads[0].shape[:-1], down.shape[1])
         if ctx.remade:
             seen = gate_up(seen, beside).view(-1, seen.shape[-1])
             seen = seen if ctx.factor is None else clear(seen, zeros)
-        d_down = (p.mT @ seen).float() if parts.trains_down else None
+        d_down = (p.mT @ seen.to(work)).float() if parts.trains_down else None
         d_up = d_gain = None
         if parts.trains_up or gain is not None:
-            d_up = (dy.mT @ t).float().mul_(ctx.scale)
+            d_up = (dy.mT @ t.to(work)).float().mul_(ctx.scale)
             if gain is not None:
-                dots = column_dots(dy, u.view_as(dy))
+                dots = column_dots(given, u.view_as(given))
                 if ctx.gained:  # a gain of exactly 0 is that of a dead row, which nothing moves
                     d_gain = torch.where(gain == 0, 0, dots / gain)
                 else:
                     d_gain = dots.mul_(ctx.factor or 1.0).add_((d_up * up).sum(1))
                 d_up = d_up.mul_(gain[:, None]) if parts.trains_up else None
-        return dx, None, d_gain, *parts.pull(dy.dtype, d_down, d_up, *trained)
+        return dx, None, d_gain, *parts.pull(work, d_down, d_up, *trained)
 
 
 def _gained(up: Tensor, gain: Tensor | None) -> Tensor:
@@ -174,17 +178,29 @@ def _gained(up: Tensor, gain: Tensor | None) -> Tensor:
 
 
 def _frozen_part(
-    flat: Tensor, weight: Tensor, bias: Tensor | None, dropped: Dropped | None, gain: Tensor | None
+    flat: Tensor,
+    kept: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    factor: float | None,
+    gain: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What y is before its term is added, and what of it the gradient of the gain needs."""
+    """What y is before its term is added, and what of it the gradient of the gain needs.
+
+    Args:
+        kept: `flat` (tokens, in) itself without dropout, where `factor` is None.
+    """
+    bias = None if bias is None else bias.to(flat.dtype)
     if gain is None:
         return F.linear(flat, weight, bias), None
-    if dropped is None:
+    if factor is None:
+        if bias is None and _in_weight(flat, flat.shape[1]):
+            return F.linear(flat, weight * gain[:, None]), None
         u = F.linear(flat, weight)
         y = scale_columns(u, gain)
         return (y, None) if bias is None else (y.add_(bias), u)
-    u = F.linear(dropped.kept, weight)
-    return F.linear(flat, weight, bias).addcmul_(u, _less_one(gain, dropped.factor, u.dtype)), u
+    u = F.linear(kept, weight)
+    return F.linear(flat, weight, bias).addcmul_(u, _less_one(gain, factor, u.dtype)), u
 
 
 def _input_gradient(
@@ -193,6 +209,8 @@ def _input_gradient(
     """Dx (tokens, in) where nothing was dropped."""
     if weight is None:
         return p @ down
+    if gain is not None and _in_weight(dy, down.shape[1]):
+        weight, gain = weight * gain[:, None], None
     return ((dy if gain is None else scale_columns(dy, gain)) @ weight).addmm_(p, down)
 
 
@@ -204,6 +222,11 @@ def _dropped_gradient(
         term.addmm_(dy * _less_one(gain, factor, dy.dtype), weight)
     clear(term, zeros)
     return term if weight is None else term.addmm_(dy, weight)
+
+
+def _in_weight(rows: Tensor, columns: int) -> bool:
+    """Whether a gain is multiplied into a weight of so many columns: float32 loses nothing, and it is the smaller."""
+    return rows.dtype == torch.float32 and len(rows) >= columns
 
 
 def _less_one(gain: Tensor, factor: float, dtype: torch.dtype) -> Tensor:

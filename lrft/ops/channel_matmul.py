@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrft.ops.branch_matmul import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import linear, matmul
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class _ChannelMatmul(torch.autograd.Function):
         flat, weight, bias = x.reshape(-1, x.shape[-1]), base.weight(), base.bias
         y = flat.new_zeros(len(flat), len(weight))
         if channels.of_inputs:
-            y[sparse] = F.linear(flat[sparse[:, None], index], weight[:, index], bias)
+            y[sparse] = linear(flat[sparse[:, None], index], weight[:, index], bias)
         else:
-            y[sparse[:, None], index] = F.linear(
+            y[sparse[:, None], index] = linear(
                 flat[sparse], weight[index], None if bias is None else bias[index]
             )
-        y[dense] = F.linear(flat[dense], weight, bias)
+        y[dense] = linear(flat[dense], weight, bias)
         return in_shape_of(y, x)
 
     @staticmethod
@@ -69,8 +69,8 @@ class _ChannelMatmul(torch.autograd.Function):
         weight, dy = ctx.base.weight(), grads[0].reshape(-1, grads[0].shape[-1])
         dx = dy.new_zeros(len(dy), weight.shape[1])
         if ctx.of_inputs:
-            dx[sparse[:, None], index] = dy[sparse] @ weight[:, index]
+            dx[sparse[:, None], index] = matmul(dy[sparse], weight[:, index])
         else:
-            dx[sparse] = dy[sparse[:, None], index] @ weight[index]
-        dx[dense] = dy[dense] @ weight
+            dx[sparse] = matmul(dy[sparse[:, None], index], weight[index])
+        dx[dense] = matmul(dy[dense], weight)
         return in_shape_of(dx, grads[0]), None, None

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrft.ops.branch_matmul import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import linear, matmul, outer
 
 Shape = tuple[int, int]
 """(out, in) of the weight that the entries are of."""
@@ -110,9 +110,9 @@ class _EntriesMatmul(torch.autograd.Function):
             return in_shape_of(_product(flat.to(dtype), values, places, shape).to(x.dtype), x)
         weight = base.weight()
         if _is_summed(weight, values, shape, dtype):
-            return in_shape_of(F.linear(flat, _sum(weight, values, places), base.bias), x)
+            return in_shape_of(linear(flat, _sum(weight, values, places), base.bias), x)
         y = _product(flat.to(dtype), values, places, shape).to(x.dtype)
-        y += F.linear(flat, weight, base.bias)
+        y += linear(flat, weight, base.bias)
         return in_shape_of(y, x)
 
     @staticmethod
@@ -126,7 +126,7 @@ class _EntriesMatmul(torch.autograd.Function):
                 dx = dy @ _sum(weight, values, places)
             else:
                 dx = _product(dy.to(ctx.dtype), values, places, ctx.shape, turned=True).to(dy.dtype)
-                dx = dx if weight is None else dx.add_(dy @ weight)
+                dx = dx if weight is None else dx.add_(matmul(dy, weight))
             dx = dx.view(*grads[0].shape[:-1], dx.shape[-1])
         if ctx.needs_input_grad[2]:
             dvalues = _gathered(dy.to(ctx.dtype), x.to(ctx.dtype), places, ctx.shape).to(values.dtype)
@@ -137,7 +137,7 @@ def _product(x: Tensor, values: Tensor, places: Tensor, shape: Shape, turned: bo
     """X S^T, or X S where `turned`; entry by entry, summed in float32, where there are few."""
     if not _is_rare(values, shape):
         dense = filled(values.to(x.dtype), places, shape)
-        return x @ dense if turned else x @ dense.mT
+        return matmul(x, dense) if turned else linear(x, dense)
     y = x.new_zeros(len(x), shape[1] if turned else shape[0], dtype=torch.float32)
     for part, rows, columns in _parts(places, shape):
         source, target = (rows, columns) if turned else (columns, rows)
@@ -158,7 +158,7 @@ def _sum(weight: Tensor, values: Tensor, places: Tensor) -> Tensor:
 def _gathered(dy: Tensor, x: Tensor, places: Tensor, shape: Shape) -> Tensor:
     """The entries of dy^T x at the places."""
     if not _is_rare(places, shape):
-        return (dy.mT @ x).flatten().index_select(0, places)
+        return outer(dy, x).flatten().index_select(0, places)
     found = [
         (dy.index_select(1, rows).float() * x.index_select(1, columns)).sum(0)
         for _, rows, columns in _parts(places, shape)

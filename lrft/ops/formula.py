@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lrft.ops.branch_matmul import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import linear, matmul, outer, working
 
 Delta = Callable[[Tensor], Tensor]
 """W (out, in) -> its change (out, in)."""
@@ -46,6 +47,8 @@ class _FormulaMatmul(torch.autograd.Function):
         flat, weight = x.reshape(-1, x.shape[-1]), base.weight()
         ctx.base, ctx.delta = base, delta
         ctx.save_for_backward(flat, *trained)
+        if working(flat) == torch.float32:  # where both are added without loss
+            return in_shape_of(linear(flat, weight.float() + delta(weight.float()), base.bias), x)
         y = F.linear(flat, weight, base.bias)
         y.addmm_(flat, delta(weight.float()).to(x.dtype).mT)
         return in_shape_of(y, x)
@@ -58,9 +61,12 @@ class _FormulaMatmul(torch.autograd.Function):
             change = ctx.delta(weight.float())
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (dy @ weight).addmm_(dy, change.detach().to(dy.dtype))
+            if working(dy) == torch.float32:
+                dx = matmul(dy, weight.float() + change.detach())
+            else:
+                dx = (dy @ weight).addmm_(dy, change.detach().to(dy.dtype))
             dx = dx.view(*grads[0].shape[:-1], dx.shape[-1])
         if not trained:
             return dx, None, None
-        G = (dy.mT @ x).to(change.dtype)
+        G = outer(dy, x).to(change.dtype)
         return dx, None, None, *torch.autograd.grad(change, trained, G, allow_unused=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+WIDENED = 2**22  # numbers of a weight that are widened at a time
 
 
 @dataclass(frozen=True)
@@ -34,28 +37,45 @@ class FrozenHead:
         return FrozenHead(weight, bias, rows.to(hidden.device, hidden.dtype), first, scores)
 
     def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
-        """(n, d) -> (n, V), written to `out`."""
-        logits = torch.mm(hidden, self.weight.mT, out=out)
+        """(n, d) -> (n, V), written to `out`, whose precision they are computed in."""
+        if out.dtype == self.weight.dtype:
+            logits = torch.mm(hidden, self.weight.mT, out=out)
+        else:
+            logits, wide = out, hidden.to(out.dtype)
+            for part in self._slices():
+                torch.mm(wide, self.weight[part].to(out.dtype).mT, out=logits[:, part])
         if self.rows is not None:
-            logits[:, self.columns] = hidden @ self.rows.mT
+            logits[:, self.columns] = (hidden @ self.rows.mT).to(out.dtype)
         return logits if self.bias is None else logits.add_(self.bias)
 
     def pull(self, gradient: Tensor, scores: Tensor, start: int, out: Tensor) -> None:
         """Write the gradient of a chunk's hidden states (n, d) to `out`; keep that of the logits of the rows.
 
         Args:
-            gradient: (n, V) in the hidden states' dtype, used up.
+            gradient: (n, V) in the hidden states' dtype or as `scores`, used up.
             scores: the same in float32.
             start: place of the chunk among all rows.
         """
         if self.rows is None or self.scores is None:
-            torch.mm(gradient, self.weight, out=out)
+            out.copy_(self._pulled(gradient))
             return
         self.scores[start : start + scores.shape[0]] = scores[:, self.columns]
-        own = gradient[:, self.columns] @ self.rows
+        own = gradient[:, self.columns].to(self.rows.dtype) @ self.rows
         gradient[:, self.columns] = 0
-        torch.mm(gradient, self.weight, out=out)
-        out += own
+        out.copy_(self._pulled(gradient)).add_(own)
+
+    def _pulled(self, gradient: Tensor) -> Tensor:
+        if gradient.dtype == self.weight.dtype:
+            return gradient @ self.weight
+        found = gradient.new_zeros(gradient.shape[0], self.weight.shape[1])
+        for part in self._slices():
+            found.addmm_(gradient[:, part], self.weight[part].to(gradient.dtype))
+        return found
+
+    def _slices(self) -> Iterator[slice]:
+        """Rows of the weight that are widened together: all of a large vocabulary take more than the logits."""
+        size, step = self.weight.shape[0], max(1, WIDENED // self.weight.shape[1])
+        return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
     @property
     def columns(self) -> slice | Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrft.ops.branch_matmul import FrozenMap
 from lrft.ops.linalg import Context
+from lrft.ops.products import linear, matmul
 
 
 def frozen_linear(x: Tensor, layer: FrozenMap) -> Tensor:
@@ -31,10 +31,10 @@ class _FrozenMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Kept, x: Tensor, layer: FrozenMap, bias: Tensor | None) -> Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.weight(), bias)
+        return linear(x, layer.weight(), bias)
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         (grad,) = grads
-        dx = grad @ ctx.layer.weight() if ctx.needs_input_grad[0] else None
+        dx = matmul(grad, ctx.layer.weight()) if ctx.needs_input_grad[0] else None
         return dx, None, grad.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None

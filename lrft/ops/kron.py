@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrft.ops.branch_matmul import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import added, linear
 
 
 def kron_linear(
@@ -59,13 +59,13 @@ class _KronMatmul(torch.autograd.Function):
         t = torch.einsum("tck,ac->tak", _narrow(flat, w1, down), w1.to(x.dtype)).reshape(-1, up.shape[1])
         outputs = len(w1) * len(up)
         if base is not None and rows is None:
-            y = F.linear(flat, base.weight(), base.bias)
+            y = linear(flat, base.weight(), base.bias)
             y.view(-1, len(up)).addmm_(t, up.to(x.dtype).mT, alpha=scale)
             return in_shape_of(y, x)
         term = (t @ up.to(x.dtype).mT).view(-1, outputs).mul_(scale)
         if rows is not None:
             term.mul_(rows.to(x.dtype))
-        return in_shape_of(term if base is None else F.linear(flat, base.weight(), base.bias).add_(term), x)
+        return in_shape_of(term if base is None else linear(flat, base.weight(), base.bias).add_(term), x)
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -88,7 +88,7 @@ class _KronMatmul(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = dX.reshape(len(x), -1)
             if ctx.base is not None:
-                dx = torch.addmm(dx, dy, ctx.base.weight())
+                dx = added(dx, dy, ctx.base.weight())
             dx = dx.view(*grads[0].shape[:-1], x.shape[1])
         return dx, None, None, None, d_w1, d_down, d_up
 

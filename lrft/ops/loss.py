@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lrft.ops.frozen_head import FrozenHead, rows_gradient
 from lrft.ops.linalg import Context
+from lrft.ops.products import working
 
 CHUNK = 256  # rows; measured flat between 128 and 256 on CPU, and small enough for a 150k vocabulary
 
@@ -42,7 +43,13 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., V) in the hidden states' dtype."""
-        return self.cap(self.module(hidden))
+        module, work = self.module, working(hidden)
+        if torch.is_grad_enabled() or work == hidden.dtype or type(module) is not nn.Linear:
+            return self.cap(module(hidden))
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        head = FrozenHead(module.weight, module.bias, None, 0, None)
+        found = head.logits(flat, flat.new_empty(len(flat), len(module.weight), dtype=work))
+        return self.cap(found.to(hidden.dtype).view(*hidden.shape[:-1], -1))
 
     def cap(self, logits: Tensor) -> Tensor:
         """Scale and soft-cap raw logits."""
@@ -211,14 +218,16 @@ def _losses(
     or (1 - smoothing) onehot(targets) + smoothing / V. With `z` the loss has z L^2 more, L the log of what the softmax
     divides by, and the softmax a factor 1 + 2 z L.
     """
+    wide = working(hidden) != hidden.dtype
+    chunk *= 1 + wide  # the head is widened for each, and there is no second buffer
     rows, size = min(chunk, hidden.shape[0]), head.weight.shape[0]
     # Two buffers serve every chunk: allocating a chunk of logits anew costs more in page faults than the softmax.
-    half = torch.empty(rows, size, dtype=hidden.dtype, device=hidden.device)
     full = torch.empty(rows, size, dtype=torch.float32, device=hidden.device)
+    half = full if wide else torch.empty(rows, size, dtype=hidden.dtype, device=hidden.device)
     for start in range(0, hidden.shape[0], chunk):
         part, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
         logits = head.logits(part, half[: part.shape[0]])
-        scores = full[: part.shape[0]].copy_(logits)
+        scores = logits if wide else full[: part.shape[0]].copy_(logits)
         if scale != 1.0:
             scores.mul_(scale)
         top, chosen = scores.amax(-1, keepdim=True), scores.gather(1, wanted)
@@ -233,6 +242,6 @@ def _losses(
         if smoothing:
             scores.sub_(smoothing / size)
         scores.scatter_add_(1, wanted, scores.new_full(wanted.shape, smoothing - 1.0))
-        head.pull(logits.copy_(scores), scores, start, gradient[start : start + chunk])
+        head.pull(scores if wide else logits.copy_(scores), scores, start, gradient[start : start + chunk])
     if scale != 1.0:
         gradient *= scale

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import linear, matmul, outer
 
 
 class Stored(Protocol):
@@ -54,7 +54,7 @@ class _MergedMatmul(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         ctx.base, ctx.merged = base, merged
         ctx.save_for_backward(flat, *trained)
-        y = F.linear(flat, merged(base.weight().float()).to(x.dtype), base.bias)
+        y = linear(flat, merged(base.weight().float()).to(x.dtype), base.bias)
         return in_shape_of(y, x)
 
     @staticmethod
@@ -65,8 +65,8 @@ class _MergedMatmul(torch.autograd.Function):
             weight = ctx.merged(ctx.base.weight().float())
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (dy @ weight.detach().to(dy.dtype)).view(*grads[0].shape[:-1], weight.shape[1])
+            dx = matmul(dy, weight.detach().to(dy.dtype)).view(*grads[0].shape[:-1], weight.shape[1])
         if not trained:
             return dx, None, None
-        G = (dy.mT @ x).to(weight.dtype)
+        G = outer(dy, x).to(weight.dtype)
         return dx, None, None, *torch.autograd.grad(weight, trained, G, allow_unused=True)

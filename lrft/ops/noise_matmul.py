@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrft.ops.linalg import Context
+from lrft.ops.products import linear
 
 
 def noise(deviations: Tensor, width: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -36,7 +36,7 @@ class _NoiseProduct(torch.autograd.Function):
     def forward(ctx: _Kept, x: Tensor, deviations: Tensor, seed: int) -> Tensor:
         ctx.seed, ctx.width = seed, x.shape[-1]
         ctx.save_for_backward(deviations)
-        return F.linear(x, noise(deviations, ctx.width, seed, x.dtype))
+        return linear(x, noise(deviations, ctx.width, seed, x.dtype))
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, None, None]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrft.ops.branch_matmul import FrozenMap
 from lrft.ops.hadamard import Rotation
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import linear, matmul, outer
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -69,7 +69,7 @@ class _RotatedMatmul(torch.autograd.Function):
         ctx.base, ctx.rounded = base, rounded
         ctx.save_for_backward(flat, change)
         weight = rounded.weight(base.weight().float() + change).to(x.dtype)
-        return in_shape_of(F.linear(rounded.input(flat), weight, base.bias), x)
+        return in_shape_of(linear(rounded.input(flat), weight, base.bias), x)
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -78,7 +78,7 @@ class _RotatedMatmul(torch.autograd.Function):
         dx = d_change = None
         if ctx.needs_input_grad[0]:
             weight = rounded.weight(ctx.base.weight().float() + change).to(dy.dtype)
-            dx = rounded.back((dy @ weight).float()).to(x.dtype).view(*grads[0].shape[:-1], x.shape[-1])
+            dx = rounded.back(matmul(dy, weight).float()).to(x.dtype).view(*grads[0].shape[:-1], x.shape[-1])
         if ctx.needs_input_grad[2]:
-            d_change = rounded.back((dy.mT @ rounded.input(x)).float())
+            d_change = rounded.back(outer(dy, rounded.input(x)).float())
         return dx, None, d_change, None

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lrft.ops.branch_matmul import Formed, FrozenMap, Pair
 from lrft.ops.dropout import Dropped, clear
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import working
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,29 @@ class _SiblingMatmul(torch.autograd.Function):
         ctx.siblings, ctx.factor = siblings, None if dropped is None else dropped.factor
         flat = x.reshape(-1, x.shape[-1])
         seen, empty = flat if dropped is None else dropped.kept, flat.new_empty(0)
-        pairs = _pairs(siblings, x.dtype, trained)
-        t = seen @ torch.cat([down for down, _ in pairs]).mT
+        pairs = _pairs(siblings, work := working(flat), trained)
+        wide = flat.to(work)
+        t = (wide if dropped is None else seen.to(work)) @ torch.cat([down for down, _ in pairs]).mT
         results = []
         for one, (_, up), part in zip(siblings, pairs, _split(t, pairs), strict=True):
-            y = F.linear(flat, one.base.weight(), one.base.bias)
+            bias = one.base.bias
+            y = F.linear(wide, one.base.weight().to(work), None if bias is None else bias.to(work))
             y.addmm_(part, up.mT, alpha=one.scale * (ctx.factor or 1.0))
-            results.append(in_shape_of(y, x))
+            results.append(in_shape_of(y.to(x.dtype), x))
         trains_down = any(one.parts.trains_down for one in siblings)
         zeros = empty if dropped is None else dropped.zeros
-        ctx.save_for_backward(seen if trains_down else empty, _needed(t, siblings, pairs), zeros, *trained)
+        ctx.save_for_backward(
+            seen if trains_down else empty, _needed(t.to(x.dtype), siblings, pairs), zeros, *trained
+        )
         return tuple(results)
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
         seen, t, zeros, *trained = ctx.saved_tensors
         siblings, factor = ctx.siblings, ctx.factor or 1.0
-        dys = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        pairs = _pairs(siblings, dys[0].dtype, trained)
+        half, work = grads[0].dtype, working(grads[0])
+        dys = [grad.reshape(-1, grad.shape[-1]).to(work) for grad in grads]
+        pairs = _pairs(siblings, work, trained)
         p = torch.cat(
             [
                 (dy @ up).mul_(one.scale * factor)
@@ -80,18 +86,22 @@ class _SiblingMatmul(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             flat = _input_gradient(siblings, pairs, dys, p, None if ctx.factor is None else zeros)
-            dx = flat.view(*grads[0].shape[:-1], flat.shape[-1])
+            dx = flat.to(half).view(*grads[0].shape[:-1], flat.shape[-1])
         d_downs: list[Tensor | None] = [None] * len(siblings)
         if seen.numel():
-            d_downs = list((p.mT @ seen).float().split([len(down) for down, _ in pairs]))
+            d_downs = list((p.mT @ seen.to(work)).float().split([len(down) for down, _ in pairs]))
         found: list[Tensor | None] = []
         at = 0
         widths = [len(down) for one, (down, _) in zip(siblings, pairs, strict=True) if one.parts.trains_up]
         parts = iter(t.split(widths, dim=1) if widths else ())
         for one, dy, d_down in zip(siblings, dys, d_downs, strict=True):
             own, at = trained[at : at + len(one.parts.trained)], at + len(one.parts.trained)
-            d_up = (dy.mT @ next(parts)).float().mul_(one.scale * factor) if one.parts.trains_up else None
-            found += one.parts.pull(dy.dtype, d_down if one.parts.trains_down else None, d_up, *own)
+            d_up = (
+                (dy.mT @ next(parts).to(work)).float().mul_(one.scale * factor)
+                if one.parts.trains_up
+                else None
+            )
+            found += one.parts.pull(work, d_down if one.parts.trains_down else None, d_up, *own)
         return dx, None, None, *found
 
 
@@ -131,9 +141,9 @@ def _input_gradient(
     if zeros is not None:
         dx = clear(p @ downs, zeros)
         for one, dy in zip(siblings, dys, strict=True):
-            dx.addmm_(dy, one.base.weight())
+            dx.addmm_(dy, one.base.weight().to(dy.dtype))
         return dx
-    dx = dys[0] @ siblings[0].base.weight()
+    dx = dys[0] @ siblings[0].base.weight().to(dys[0].dtype)
     for one, dy in zip(siblings[1:], dys[1:], strict=True):
-        dx.addmm_(dy, one.base.weight())
+        dx.addmm_(dy, one.base.weight().to(dy.dtype))
     return dx.addmm_(p, downs)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrft.ops.branch_matmul import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import linear, matmul
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _TurnedMatmul(torch.autograd.Function):
         turned = flat
         for added in moved(flat, blocks.to(x.dtype), mixings):
             turned = turned + added
-        return in_shape_of(F.linear(turned, base.weight()), x)
+        return in_shape_of(linear(turned, base.weight()), x)
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -87,7 +87,7 @@ class _TurnedMatmul(torch.autograd.Function):
         seen = [x]
         for one in added:
             seen.append(seen[-1] + one)
-        g = grads[0].reshape(-1, grads[0].shape[-1]) @ ctx.base.weight()
+        g = matmul(grads[0].reshape(-1, grads[0].shape[-1]), ctx.base.weight())
         d_blocks = torch.empty_like(masters)
         for i in range(len(blocks) - 1, -1, -1):
             mixing = ctx.mixings[i]

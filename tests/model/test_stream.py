@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -380,5 +381,8 @@ def test_the_peak_of_loading_is_the_stored_model_and_one_dense_tensor_at_work(ti
     )
     peak, stored, notes = done.stdout.split(maxsplit=2)
     bound = int(stored) + 10 * 2 * width * inner + layers * 600_000 + (32 << 20)
-    assert notes.strip() == "[]" and bound < dense / 1.5
+    told = [
+        note for note in ast.literal_eval(notes.strip()) if not note.startswith("model.dtype: this processor")
+    ]
+    assert not told and bound < dense / 1.5
     assert int(peak) < bound, f"{int(peak) >> 20} MiB over {bound >> 20}; stored are {int(stored) >> 20}"
