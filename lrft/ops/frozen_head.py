@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrft.ops.products import working
+
 WIDENED = 2**22  # numbers of a weight that are widened at a time
 
 
@@ -18,6 +20,8 @@ class FrozenHead:
     Attributes:
         first: of the rows that they stand in for, or the place (k,) of each.
         scores: (N, k) float32, filled with the gradient of every loss with respect to the logits of those rows.
+        room: (n, d), where n rows of the weight are widened at a time, if they are; made once, since the pages of a
+            tensor of its size take longer to come by than the numbers in it.
     """
 
     weight: Tensor
@@ -25,16 +29,19 @@ class FrozenHead:
     rows: Tensor | None
     first: int | Tensor
     scores: Tensor | None
+    room: Tensor
 
     @staticmethod
     def of(
         hidden: Tensor, rows: Tensor | None, weight: Tensor, bias: Tensor | None, first: int | Tensor
     ) -> FrozenHead:
         """For hidden states (N, d); rows (k, d) in any precision."""
+        at_a_time = 0 if working(hidden) == hidden.dtype else max(1, WIDENED // weight.shape[1])
+        room = weight.new_empty(min(at_a_time, len(weight)), weight.shape[1], dtype=working(hidden))
         if rows is None:
-            return FrozenHead(weight, bias, None, 0, None)
+            return FrozenHead(weight, bias, None, 0, None, room)
         scores = torch.empty(hidden.shape[0], rows.shape[0], dtype=torch.float32, device=hidden.device)
-        return FrozenHead(weight, bias, rows.to(hidden.device, hidden.dtype), first, scores)
+        return FrozenHead(weight, bias, rows.to(hidden.device, hidden.dtype), first, scores, room)
 
     def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
         """(n, d) -> (n, V), written to `out`, whose precision they are computed in."""
@@ -42,8 +49,8 @@ class FrozenHead:
             logits = torch.mm(hidden, self.weight.mT, out=out)
         else:
             logits, wide = out, hidden.to(out.dtype)
-            for part in self._slices():
-                torch.mm(wide, self.weight[part].to(out.dtype).mT, out=logits[:, part])
+            for part, weight in self._widened():
+                torch.mm(wide, weight.mT, out=logits[:, part])
         if self.rows is not None:
             logits[:, self.columns] = (hidden @ self.rows.mT).to(out.dtype)
         return logits if self.bias is None else logits.add_(self.bias)
@@ -68,14 +75,15 @@ class FrozenHead:
         if gradient.dtype == self.weight.dtype:
             return gradient @ self.weight
         found = gradient.new_zeros(gradient.shape[0], self.weight.shape[1])
-        for part in self._slices():
-            found.addmm_(gradient[:, part], self.weight[part].to(gradient.dtype))
+        for part, weight in self._widened():
+            found.addmm_(gradient[:, part], weight)
         return found
 
-    def _slices(self) -> Iterator[slice]:
-        """Rows of the weight that are widened together: all of a large vocabulary take more than the logits."""
-        size, step = self.weight.shape[0], max(1, WIDENED // self.weight.shape[1])
-        return (slice(start, min(start + step, size)) for start in range(0, size, step))
+    def _widened(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of the weight, one `room` after another: all of a large vocabulary take more than the logits."""
+        for start in range(0, len(self.weight), len(self.room)):
+            part = slice(start, min(start + len(self.room), len(self.weight)))
+            yield part, self.room[: part.stop - start].copy_(self.weight[part])
 
     @property
     def columns(self) -> slice | Tensor:

@@ -47,7 +47,7 @@ class Head:
         if torch.is_grad_enabled() or work == hidden.dtype or type(module) is not nn.Linear:
             return self.cap(module(hidden))
         flat = hidden.reshape(-1, hidden.shape[-1])
-        head = FrozenHead(module.weight, module.bias, None, 0, None)
+        head = FrozenHead.of(flat, None, module.weight, module.bias, 0)
         found = head.logits(flat, flat.new_empty(len(flat), len(module.weight), dtype=work))
         return self.cap(found.to(hidden.dtype).view(*hidden.shape[:-1], -1))
 
