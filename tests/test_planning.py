@@ -98,7 +98,7 @@ def test_layers_left_to_memory_are_the_fewest_that_fit():
 
 def test_every_edit_named_is_planned_again_and_fits():
     recipe = recipe_of("adapter.dropout=0.05")
-    where = device_of(recipe, "24GiB")
+    where = device_of(recipe, "22GiB")
     found = changes(recipe, where)
     assert len(found) == 3
     for change in found:

@@ -48,7 +48,7 @@ WIDE = {
 # storage, scales in 8 bits -> calls of a decode.
 DECODES = {("nf4", True): 3, ("nf4", False): 1, ("fp4", True): 3, ("fp4", False): 1}
 # adapter settings -> bytes that the layers of a model keep for the backward pass, a token and layer.
-KEPT = {"lora": 1632, "lora, dropout": 1776, "dora": 2080, "dora, dropout": 2800, "miss": 1416}
+KEPT = {"lora": 1440, "lora, dropout": 1584, "dora": 1888, "dora, dropout": 2608, "miss": 1416}
 
 
 class Calls(TorchDispatchMode):

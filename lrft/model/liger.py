@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrft.ops.elementwise import gate_up
 from lrft.ops.linalg import Context
+from lrft.ops.made import note_on
 from lrft.registry.errors import MissingExtra, RecipeError
 
 KEY = "model.liger"
@@ -50,7 +52,7 @@ def norm(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> Tensor:
 def gate(gate: Tensor, up: Tensor) -> Tensor:
     """As `lrft.ops.elementwise.gated`."""
     h: Tensor = _Gate.apply(gate, up)  # type: ignore[no-untyped-call]
-    h._made_of = gate, up  # type: ignore[attr-defined]
+    note_on(h, gate_up, gate, up)
     return h
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.ops.dropout import Dropped, clear
-from lrft.ops.elementwise import gate_up
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.made import Made, made_of, make_again
 from lrft.ops.products import working
 
 Pair = tuple[Tensor, Tensor]
@@ -66,7 +66,6 @@ class Product:
         scale: of the term.
         dropped: the input of the term, where some of it is dropped.
         weight: (out, in) of `base` where it was decoded already.
-        made: gate and up (..., in) that the input is `gated` of: they are kept anyway, and it is made of them again.
     """
 
     base: FrozenMap | None
@@ -74,13 +73,11 @@ class Product:
     scale: float
     dropped: Dropped | None = None
     weight: Tensor | None = None
-    made: tuple[Tensor, Tensor] | None = None
 
     def multiply(self, x: Tensor, gain: Tensor | None) -> Tensor:
         """The product of x (..., in) with the gain (out,), (..., out)."""
-        made = getattr(x, "_made_of", None)
-        product = self if made is None else replace(self, made=made)
-        y: Tensor = _BranchMatmul.apply(x, product, gain, *self.parts.trained)  # type: ignore[no-untyped-call]
+        made = made_of(x) if self.parts.trains_down else None
+        y: Tensor = _BranchMatmul.apply(x, self, made, gain, *self.parts.trained)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -89,7 +86,8 @@ class _Kept(Context):
     parts: Formed
     scale: float
     factor: float | None
-    remade: bool
+    again: Callable[..., Tensor] | None
+    parents: int
     gained: bool
 
 
@@ -106,7 +104,9 @@ class _BranchMatmul(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: _Kept, x: Tensor, product: Product, gain: Tensor | None, *trained: Tensor) -> Tensor:
+    def forward(
+        ctx: _Kept, x: Tensor, product: Product, made: Made | None, gain: Tensor | None, *trained: Tensor
+    ) -> Tensor:
         flat, dropped, parts = x.reshape(-1, x.shape[-1]), product.dropped, product.parts
         # Of the product only these: its decoded weight and what was dropped are not kept by name.
         ctx.base, ctx.parts, ctx.factor = product.base, parts, None if dropped is None else dropped.factor
@@ -125,21 +125,22 @@ class _BranchMatmul(torch.autograd.Function):
             y.addmm_(t, _gained(up, gain).mT, alpha=ctx.scale)
         result, empty = in_shape_of(y.to(x.dtype), x), flat.new_empty(0)
         ctx.gained = gain is not None and u is None
-        made = product.made if parts.trains_down else None
-        ctx.remade = made is not None
+        of = () if made is None else made.of
+        ctx.again, ctx.parents = None if made is None else made.again, len(of)
         saved = (
-            *((seen if parts.trains_down else empty, empty) if made is None else made),
+            seen if parts.trains_down and made is None else empty,
             t.to(x.dtype) if parts.trains_up or gain is not None else empty,
             result if ctx.gained else empty if u is None else u.to(x.dtype),
             empty if dropped is None else dropped.zeros,
         )
         factors = (down, up) if parts.kept else ()
-        ctx.save_for_backward(*saved, empty if gain is None else gain, *factors, *trained)
+        ctx.save_for_backward(*saved, empty if gain is None else gain, *of, *factors, *trained)
         return result
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        seen, beside, t, u, zeros, gains, *trained = ctx.saved_tensors
+        seen, t, u, zeros, gains, *rest = ctx.saved_tensors
+        of, trained = rest[: ctx.parents], rest[ctx.parents :]
         parts, gain = ctx.parts, gains if gains.numel() else None
         given = grads[0].reshape(-1, grads[0].shape[-1])
         dy = given.to(work := working(given))
@@ -156,9 +157,8 @@ class _BranchMatmul(torch.autograd.Function):
             else:
                 dx = _dropped_gradient(dy, p @ down, weight, gain, zeros, ctx.factor)
             dx = dx.to(given.dtype).view(*grads[0].shape[:-1], down.shape[1])
-        if ctx.remade:
-            seen = gate_up(seen, beside).view(-1, seen.shape[-1])
-            seen = seen if ctx.factor is None else clear(seen, zeros)
+        if ctx.again is not None:
+            seen = make_again(ctx.again, of, None if ctx.factor is None else zeros)
         d_down = (p.mT @ seen.to(work)).float() if parts.trains_down else None
         d_up = d_gain = None
         if parts.trains_up or gain is not None:
@@ -170,7 +170,7 @@ class _BranchMatmul(torch.autograd.Function):
                 else:
                     d_gain = dots.mul_(ctx.factor or 1.0).add_((d_up * up).sum(1))
                 d_up = d_up.mul_(gain[:, None]) if parts.trains_up else None
-        return dx, None, d_gain, *parts.pull(work, d_down, d_up, *trained)
+        return dx, None, None, d_gain, *parts.pull(work, d_down, d_up, *trained)
 
 
 def _gained(up: Tensor, gain: Tensor | None) -> Tensor:

@@ -1,4 +1,7 @@
-"""Normalization, rotation and gating between the products of a layer, each one node that keeps no float32 copy."""
+"""Normalization, rotation and gating between the products of a layer, each one node that keeps no float32 copy.
+
+What a norm or a gate was made of is noted on its result, so that products with it need not keep it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from torch.nn import functional as F
 
 from lrft.ops.compiled import fusible
 from lrft.ops.linalg import Context
+from lrft.ops.made import note_on
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> Tensor:
@@ -18,13 +22,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> Tensor
         scale_first: whether `weight` is multiplied before the result is rounded to the dtype of x.
     """
     y: Tensor = _RMSNorm.apply(x, weight, eps, scale_first)  # type: ignore[no-untyped-call]
+    note_on(y, lambda x, weight: _normalize(x, weight, eps, scale_first)[0], x, weight)
     return y
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, elementwise. What it was made of is noted on the result, so that it need not be kept beside."""
+    """silu(gate) * up, elementwise."""
     h: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
-    h._made_of = gate, up  # type: ignore[attr-defined]
+    note_on(h, gate_up, gate, up)
     return h
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lrft.ops.branch_matmul import Formed, FrozenMap, Pair
 from lrft.ops.dropout import Dropped, clear
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.made import Made, made_of, make_again
 from lrft.ops.products import working
 
 
@@ -31,12 +32,15 @@ def multiply_siblings(x: Tensor, siblings: Sequence[Sibling], dropped: Dropped |
         dropped: the input of all terms, where some of it is dropped.
     """
     trained = [tensor for one in siblings for tensor in one.parts.trained]
-    return list(_SiblingMatmul.apply(x, tuple(siblings), dropped, *trained))  # type: ignore[no-untyped-call]
+    made = made_of(x) if any(one.parts.trains_down for one in siblings) else None
+    return list(_SiblingMatmul.apply(x, tuple(siblings), dropped, made, *trained))  # type: ignore[no-untyped-call]
 
 
 class _Kept(Context):
     siblings: tuple[Sibling, ...]
     factor: float | None
+    again: Callable[..., Tensor] | None
+    parents: int
 
 
 class _SiblingMatmul(torch.autograd.Function):
@@ -48,7 +52,12 @@ class _SiblingMatmul(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Kept, x: Tensor, siblings: tuple[Sibling, ...], dropped: Dropped | None, *trained: Tensor
+        ctx: _Kept,
+        x: Tensor,
+        siblings: tuple[Sibling, ...],
+        dropped: Dropped | None,
+        made: Made | None,
+        *trained: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.siblings, ctx.factor = siblings, None if dropped is None else dropped.factor
         flat = x.reshape(-1, x.shape[-1])
@@ -62,16 +71,21 @@ class _SiblingMatmul(torch.autograd.Function):
             y = F.linear(wide, one.base.weight().to(work), None if bias is None else bias.to(work))
             y.addmm_(part, up.mT, alpha=one.scale * (ctx.factor or 1.0))
             results.append(in_shape_of(y.to(x.dtype), x))
-        trains_down = any(one.parts.trains_down for one in siblings)
+        of = () if made is None else made.of
+        ctx.again, ctx.parents = None if made is None else made.again, len(of)
+        trains_down = made is None and any(one.parts.trains_down for one in siblings)
         zeros = empty if dropped is None else dropped.zeros
         ctx.save_for_backward(
-            seen if trains_down else empty, _needed(t.to(x.dtype), siblings, pairs), zeros, *trained
+            seen if trains_down else empty, _needed(t.to(x.dtype), siblings, pairs), zeros, *of, *trained
         )
         return tuple(results)
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        seen, t, zeros, *trained = ctx.saved_tensors
+        seen, t, zeros, *rest = ctx.saved_tensors
+        of, trained = rest[: ctx.parents], rest[ctx.parents :]
+        if ctx.again is not None:
+            seen = make_again(ctx.again, of, None if ctx.factor is None else zeros)
         siblings, factor = ctx.siblings, ctx.factor or 1.0
         half, work = grads[0].dtype, working(grads[0])
         dys = [grad.reshape(-1, grad.shape[-1]).to(work) for grad in grads]
@@ -102,7 +116,7 @@ class _SiblingMatmul(torch.autograd.Function):
                 else None
             )
             found += one.parts.pull(work, d_down if one.parts.trains_down else None, d_up, *own)
-        return dx, None, None, *found
+        return dx, None, None, None, *found
 
 
 def _pairs(siblings: Sequence[Sibling], dtype: torch.dtype, trained: Sequence[Tensor]) -> list[Pair]:

@@ -107,8 +107,8 @@ def test_what_a_token_keeps_is_planned_to_the_byte(tiny, case):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_of_every_family_the_planned_bytes_are_the_kept_ones(tiny, family):
     recipe = recipe_of("lora", tiny(family))
-    # What of a router's scores differs between families are few bytes.
-    near = {"abs": 2} if FAMILIES[family].experts is None else {"rel": 0.01}
+    # What of a router's scores differs between families are few bytes, and one norm of latent attention another few.
+    near = {"abs": 2} if FAMILIES[family].experts is None else {"rel": 0.02}
     assert growth(planned_bytes, recipe) == pytest.approx(growth(real_bytes, recipe), **near)
 
 
