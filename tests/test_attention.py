@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lrft.model.load import load_model
 from lrft.model.probe import batch_of
 from lrft.ops.attention import attend
-from lrft.ops.attention_blocks import BLOCK, LONG, Rule, blocks_of, met_pairs, widest
+from lrft.ops.attention_blocks import BLOCK, LONG, SMALL, Rule, blocks_of, met_pairs, widest
 from lrft.ops.products import multiplying
 from lrft.recipe.sections import ModelSection
 
@@ -179,8 +179,9 @@ def test_of_a_long_document_nothing_is_kept_but_queries_keys_and_values(rule):
 
 def test_of_a_short_document_the_probabilities_are_kept():
     """Of those that the blocks hold: nothing above the diagonal but near it."""
-    pairs = BLOCK * sum(range(BLOCK, LONG + 1, BLOCK))
-    assert pairs == met_pairs(LONG) == 0.625 * LONG**2
+    pairs = SMALL * sum(range(SMALL, LONG + 1, SMALL))
+    assert pairs == met_pairs(LONG) == 0.5625 * LONG**2
+    assert met_pairs(2 * SMALL) == 4 * SMALL**2
     assert saved_bytes(LONG, Rule(0.3)) == 2 * LONG * (6 + 2 + 2) * 16 + 2 * 6 * pairs
 
 
@@ -211,7 +212,7 @@ def test_no_tensor_of_an_8k_document_is_larger_than_a_block_of_scores(window, it
 
 
 @pytest.mark.parametrize("window", [0, 1, 100, 128, 5000])
-@pytest.mark.parametrize("n", [1, BLOCK, BLOCK + 1, 1000])
+@pytest.mark.parametrize("n", [1, 2 * SMALL, 2 * SMALL + 1, 300, LONG, LONG + 1, 1000])
 def test_blocks_meet_every_visible_pair_and_few_others(n, window):
     met = torch.zeros(n, n, dtype=torch.int)
     for block in blocks_of(n, window):

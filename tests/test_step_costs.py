@@ -28,10 +28,10 @@ SITES = {
     "dora": ({}, 25, 26, 2),
     "dora, dropout": ({"dropout": 0.05}, 37, 27, 2),
     "miss": ({"rank": 16}, 9, 14, 2),
-    "vera": ({"rank": 16}, 10, 14, 2),
+    "vera": ({"rank": 16}, 8, 14, 2),
     "gralora": ({"rank": 16}, 9, 18, 2),
     "randlora": ({"rank": 8}, 8, 14, 2),
-    "nola": ({"bases": 8}, 76, 55, 2),
+    "nola": ({"bases": 8}, 75, 55, 2),
 }
 # The same two where products are taken in float32.
 WIDE = {
@@ -42,8 +42,8 @@ WIDE = {
     "miss": (12, 16),
     "vera": (11, 16),
     "gralora": (12, 21),
-    "randlora": (12, 16),
-    "nola": (78, 58),
+    "randlora": (10, 16),
+    "nola": (77, 58),
 }
 # storage, scales in 8 bits -> calls of a decode.
 DECODES = {("nf4", True): 3, ("nf4", False): 1, ("fp4", True): 3, ("fp4", False): 1}
@@ -94,6 +94,9 @@ def test_calls_and_decodes_of_a_site(case, slow):
     site, base.decodes = Adapted(base, adapter).train(), 0
     x = torch.randn(2, TOKENS // 2, IN, dtype=torch.bfloat16, requires_grad=True)
     with multiplying(slow):
+        site(torch.ones_like(x).requires_grad_()).sum().backward()  # makes the rooms of what is widened
+        site.zero_grad()
+        base.decodes = 0
         with Calls() as calls:
             y = site(x)
         seed = torch.ones_like(y)

@@ -20,7 +20,8 @@ from torch import Tensor
 from lrft.ops.products import working
 
 LONG = 512  # tokens of a document; for up to so many the probabilities are cheaper to keep than to form again
-BLOCK = 128  # queries
+BLOCK = 128  # queries of a long document
+SMALL = 64  # queries of a short one, of which what a block holds is kept; up to twice as many are one block
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,10 @@ class Room:
 
 def blocks_of(n: int, window: int) -> Iterator[Block]:
     """The blocks of a document of n tokens, first to last."""
-    for start in range(0, n, BLOCK):
+    size = BLOCK if n > LONG else SMALL if n > 2 * SMALL else max(n, 1)
+    for start in range(0, n, size):
         first = max(0, start - window + 1) if window > 0 else 0
-        yield Block(start, min(start + BLOCK, n), first)
+        yield Block(start, min(start + size, n), first)
 
 
 def met_pairs(n: int, window: int = 0) -> int:

@@ -8,12 +8,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrft.ops.dropout import Dropped, clear
 from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.made import Made, made_of, make_again
-from lrft.ops.products import working
+from lrft.ops.products import multiplied, widen, working
 
 Pair = tuple[Tensor, Tensor]
 """down (k, in) and up (out, k)."""
@@ -96,7 +95,7 @@ class _BranchMatmul(torch.autograd.Function):
 
     Without dropout that is g * (x W^T + s (x down^T) up^T) + b, and the scales are folded into the matmuls.
     Saves d where `down` trains, or what d is made of, t = d down^T, and with a gain u = d W^T, or y where there is
-    neither dropout nor bias; decodes W again in the backward pass, and forms the factors again.
+    neither dropout nor bias; decodes W and forms the factors again in the backward pass.
     With P = s k dy (g * up) and M = dy^T t:
     dx = dy W + zeros at what was dropped in [k ((g - 1) * dy) W + P down], or (g * dy) W + P down without dropout;
     d_down = P^T d, d_up = s k g * M, dg = k sum(dy * u) + s k sum(up * M) or sum(dy * y) / g, and `pull` takes them to
@@ -110,18 +109,19 @@ class _BranchMatmul(torch.autograd.Function):
         flat, dropped, parts = x.reshape(-1, x.shape[-1]), product.dropped, product.parts
         # Of the product only these: its decoded weight and what was dropped are not kept by name.
         ctx.base, ctx.parts, ctx.factor = product.base, parts, None if dropped is None else dropped.factor
-        ctx.scale = product.scale * (ctx.factor or 1.0)
+        ctx.scale = product.scale * (ctx.factor or 1)
         seen, work = flat if dropped is None else dropped.kept, working(flat)
         down, up = parts.cast(work, *trained)
-        wide = flat.to(work)
-        kept = wide if dropped is None else seen.to(work)
+        wide = widen(flat, work, "x")
+        kept = wide if dropped is None else widen(seen, work, "kept")
         t = kept @ down.mT
         u = None
         if product.base is None:
             y = (t @ up.mT).mul_(ctx.scale)
         else:
             weight = product.base.weight() if product.weight is None else product.weight
-            y, u = _frozen_part(wide, kept, weight.to(work), product.base.bias, ctx.factor, gain)
+            weight = widen(weight, work, "weight")
+            y, u = _frozen_part(wide, kept, weight, product.base.bias, ctx.factor, gain, x.dtype)
             y.addmm_(t, _gained(up, gain).mT, alpha=ctx.scale)
         result, empty = in_shape_of(y.to(x.dtype), x), flat.new_empty(0)
         ctx.gained = gain is not None and u is None
@@ -143,7 +143,7 @@ class _BranchMatmul(torch.autograd.Function):
         of, trained = rest[: ctx.parents], rest[ctx.parents :]
         parts, gain = ctx.parts, gains if gains.numel() else None
         given = grads[0].reshape(-1, grads[0].shape[-1])
-        dy = given.to(work := working(given))
+        dy = widen(given, work := working(given), "dy")
         if parts.kept:
             down, up, *trained = trained
         else:
@@ -151,15 +151,15 @@ class _BranchMatmul(torch.autograd.Function):
         p = (dy @ _gained(up, gain)).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
-            weight = None if ctx.base is None else ctx.base.weight().to(work)
+            weight = None if ctx.base is None else widen(ctx.base.weight(), work, "weight")
             if ctx.factor is None:
-                dx = _input_gradient(dy, p, down, weight, gain)
+                dx = _input_gradient(dy, p, down, weight, gain, given.dtype)
             else:
                 dx = _dropped_gradient(dy, p @ down, weight, gain, zeros, ctx.factor)
             dx = dx.to(given.dtype).view(*grads[0].shape[:-1], down.shape[1])
         if ctx.again is not None:
             seen = make_again(ctx.again, of, None if ctx.factor is None else zeros)
-        d_down = (p.mT @ seen.to(work)).float() if parts.trains_down else None
+        d_down = (p.mT @ widen(seen, work, "x")).float() if parts.trains_down else None
         d_up = d_gain = None
         if parts.trains_up or gain is not None:
             d_up = (dy.mT @ t.to(work)).float().mul_(ctx.scale)
@@ -184,34 +184,35 @@ def _frozen_part(
     bias: Tensor | None,
     factor: float | None,
     gain: Tensor | None,
+    half: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
     """What y is before its term is added, and what of it the gradient of the gain needs.
 
     Args:
         kept: `flat` (tokens, in) itself without dropout, where `factor` is None.
     """
-    bias = None if bias is None else bias.to(flat.dtype)
     if gain is None:
-        return F.linear(flat, weight, bias), None
+        return multiplied(flat, weight.mT, half, "y", bias), None
     if factor is None:
         if bias is None and _in_weight(flat, flat.shape[1]):
-            return F.linear(flat, weight * gain[:, None]), None
-        u = F.linear(flat, weight)
+            return multiplied(flat, (weight * gain[:, None]).mT, half, "y"), None
+        u = flat @ weight.mT
         y = scale_columns(u, gain)
         return (y, None) if bias is None else (y.add_(bias), u)
-    u = F.linear(kept, weight)
-    return F.linear(flat, weight, bias).addcmul_(u, _less_one(gain, factor, u.dtype)), u
+    u = kept @ weight.mT
+    return multiplied(flat, weight.mT, half, "y", bias).addcmul_(u, _less_one(gain, factor, u.dtype)), u
 
 
 def _input_gradient(
-    dy: Tensor, p: Tensor, down: Tensor, weight: Tensor | None, gain: Tensor | None
+    dy: Tensor, p: Tensor, down: Tensor, weight: Tensor | None, gain: Tensor | None, half: torch.dtype
 ) -> Tensor:
     """Dx (tokens, in) where nothing was dropped."""
     if weight is None:
         return p @ down
     if gain is not None and _in_weight(dy, down.shape[1]):
         weight, gain = weight * gain[:, None], None
-    return ((dy if gain is None else scale_columns(dy, gain)) @ weight).addmm_(p, down)
+    dy = dy if gain is None else scale_columns(dy, gain)
+    return multiplied(dy, weight, half, "dx").addmm_(p, down)
 
 
 def _dropped_gradient(
@@ -237,8 +238,7 @@ def _less_one(gain: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
 def scale_columns(u: Tensor, gain: Tensor) -> Tensor:
     """U * gain for u (tokens, out) and gain (out,) float32, which is never rounded: 1.001 is 1 in bfloat16.
 
-    In half precision the gain is a sum of two numbers of that precision, which takes a third of the time of a product
-    of two precisions.
+    In half precision the gain is a sum of two such numbers: a third of the time of a product of two precisions.
     """
     high = gain.to(u.dtype)
     y = u * high

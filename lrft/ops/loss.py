@@ -219,7 +219,7 @@ def _losses(
     divides by, and the softmax a factor 1 + 2 z L.
     """
     wide = working(hidden) != hidden.dtype
-    chunk *= 1 + wide  # the head is widened for each, and there is no second buffer
+    chunk += (chunk // 2) * wide  # in float32 alone, as many bytes as in two precisions
     rows, size = min(chunk, hidden.shape[0]), head.weight.shape[0]
     # Two buffers serve every chunk: allocating a chunk of logits anew costs more in page faults than the softmax.
     full = torch.empty(rows, size, dtype=torch.float32, device=hidden.device)

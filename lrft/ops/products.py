@@ -7,8 +7,10 @@ float32, and ones without a dot product of bfloat16 at a small part of it.
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,6 +49,8 @@ def _slow_here() -> tuple[torch.dtype, ...]:
         return ()
 
 
+_rooms = threading.local()  # of each thread its own, by name
+
 # Read once and by its name, not behind a cache: a traced function sees a constant.
 _slow = _slow_here()
 
@@ -67,6 +71,35 @@ def working(x: Tensor) -> torch.dtype:
     if x.dtype not in _slow or x.device.type != "cpu" or x.shape[-1] == 0:
         return x.dtype
     return torch.float32 if x.numel() >= FEW * x.shape[-1] else x.dtype
+
+
+def widen(x: Tensor, work: torch.dtype, room: str) -> Tensor:
+    """X in the working precision; a copy is written to the room of that name, over what was there before.
+
+    Rooms are made once and grow: tensors of this size that come and go between others that stay would leave holes, and
+    their pages take longer to come by than the numbers in them. Nothing in a room outlives the node that asked for it.
+    """
+    if x.dtype == work or torch.compiler.is_compiling():
+        return x.to(work)
+    return _room(room, x.shape).copy_(x)
+
+
+def multiplied(x: Tensor, matrix: Tensor, half: torch.dtype, room: str, bias: Tensor | None = None) -> Tensor:
+    """X (rows, n) times matrix (n, m) plus bias (m,), in the room of that name where `half` is not their precision."""
+    if x.dtype == half or torch.compiler.is_compiling():
+        return x @ matrix if bias is None else torch.addmm(bias.to(x.dtype), x, matrix)
+    y = torch.mm(x, matrix, out=_room(room, (x.shape[0], matrix.shape[1])))
+    return y if bias is None else y.add_(bias)
+
+
+def _room(name: str, shape: Sequence[int]) -> Tensor:
+    held, size = _rooms.__dict__, math.prod(shape)
+    room: Tensor | None = held.get(name)
+    if room is None or room.numel() < size:
+        held.pop(name, None)
+        with torch.inference_mode(False):
+            room = held[name] = torch.empty(size)
+    return room[:size].view(*shape)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

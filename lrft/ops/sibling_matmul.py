@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrft.ops.branch_matmul import Formed, FrozenMap, Pair
 from lrft.ops.dropout import Dropped, clear
 from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.made import Made, made_of, make_again
-from lrft.ops.products import working
+from lrft.ops.products import multiplied, widen, working
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,14 @@ class _SiblingMatmul(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         seen, empty = flat if dropped is None else dropped.kept, flat.new_empty(0)
         pairs = _pairs(siblings, work := working(flat), trained)
-        wide = flat.to(work)
-        t = (wide if dropped is None else seen.to(work)) @ torch.cat([down for down, _ in pairs]).mT
+        wide = widen(flat, work, "x")
+        t = (wide if dropped is None else widen(seen, work, "kept")) @ torch.cat(
+            [down for down, _ in pairs]
+        ).mT
         results = []
         for one, (_, up), part in zip(siblings, pairs, _split(t, pairs), strict=True):
-            bias = one.base.bias
-            y = F.linear(wide, one.base.weight().to(work), None if bias is None else bias.to(work))
+            weight = widen(one.base.weight(), work, "weight")
+            y = multiplied(wide, weight.mT, x.dtype, "y", one.base.bias)
             y.addmm_(part, up.mT, alpha=one.scale * (ctx.factor or 1.0))
             results.append(in_shape_of(y.to(x.dtype), x))
         of = () if made is None else made.of
@@ -88,7 +89,7 @@ class _SiblingMatmul(torch.autograd.Function):
             seen = make_again(ctx.again, of, None if ctx.factor is None else zeros)
         siblings, factor = ctx.siblings, ctx.factor or 1.0
         half, work = grads[0].dtype, working(grads[0])
-        dys = [grad.reshape(-1, grad.shape[-1]).to(work) for grad in grads]
+        dys = [widen(dy.reshape(-1, dy.shape[-1]), work, f"dy{k}") for k, dy in enumerate(grads)]
         pairs = _pairs(siblings, work, trained)
         p = torch.cat(
             [
@@ -99,11 +100,11 @@ class _SiblingMatmul(torch.autograd.Function):
         )
         dx = None
         if ctx.needs_input_grad[0]:
-            flat = _input_gradient(siblings, pairs, dys, p, None if ctx.factor is None else zeros)
+            flat = _input_gradient(siblings, pairs, dys, p, None if ctx.factor is None else zeros, half)
             dx = flat.to(half).view(*grads[0].shape[:-1], flat.shape[-1])
         d_downs: list[Tensor | None] = [None] * len(siblings)
         if seen.numel():
-            d_downs = list((p.mT @ seen.to(work)).float().split([len(down) for down, _ in pairs]))
+            d_downs = list((p.mT @ widen(seen, work, "x")).float().split([len(down) for down, _ in pairs]))
         found: list[Tensor | None] = []
         at = 0
         widths = [len(down) for one, (down, _) in zip(siblings, pairs, strict=True) if one.parts.trains_up]
@@ -149,15 +150,16 @@ def _input_gradient(
     dys: Sequence[Tensor],
     p: Tensor,
     zeros: Tensor | None,
+    half: torch.dtype,
 ) -> Tensor:
     """The sum of dy W over the siblings, and p down without what was dropped, (tokens, in)."""
     downs = torch.cat([down for down, _ in pairs])
     if zeros is not None:
         dx = clear(p @ downs, zeros)
         for one, dy in zip(siblings, dys, strict=True):
-            dx.addmm_(dy, one.base.weight().to(dy.dtype))
+            dx.addmm_(dy, widen(one.base.weight(), dy.dtype, "weight"))
         return dx
-    dx = dys[0] @ siblings[0].base.weight().to(dys[0].dtype)
+    dx = multiplied(dys[0], widen(siblings[0].base.weight(), dys[0].dtype, "weight"), half, "dx")
     for one, dy in zip(siblings[1:], dys[1:], strict=True):
-        dx.addmm_(dy, one.base.weight().to(dy.dtype))
+        dx.addmm_(dy, widen(one.base.weight(), dy.dtype, "weight"))
     return dx.addmm_(p, downs)
