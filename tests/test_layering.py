@@ -130,6 +130,12 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def imports_of(path: Path) -> list[tuple[int, str, list[str]]]:
+    """Those of a file."""
+    return list(imports(tree(path)))
+
+
 def imports(node: ast.AST) -> Iterator[tuple[int, str, list[str]]]:
     """Line, module and imported names of every import below `node`, wherever it stands."""
     for child in ast.walk(node):
@@ -170,7 +176,7 @@ def test_files_import_only_lower_floors_and_their_own_folder():
         here = place(path)
         if here == "__init__":
             continue
-        for line, module, names in imports(tree(path)):
+        for line, module, names in imports_of(path):
             there = target_place(module, names) if module.partition(".")[0] == "lrft" else None
             if there is not None and there != here and floor(there) >= floor(here):
                 wrong.append(f"{relative(path)}:{line}: {here} imports {there}")
@@ -190,7 +196,7 @@ def test_the_lowest_rooms_rest_on_little(room, libraries):
     """The registry never imports torch, so recipes are checked without it; functions on tensors import it alone."""
     allowed = {"lrft", *libraries, *sys.stdlib_module_names}
     for path in (ROOT / "lrft" / room).glob("*.py"):
-        for line, module, _ in imports(tree(path)):
+        for line, module, _ in imports_of(path):
             assert module.partition(".")[0] in allowed, f"{relative(path)}:{line}"
 
 
@@ -200,7 +206,7 @@ def test_no_two_places_import_each_other():
     for path in FILES:
         here = place(path)
         if here != "__init__":
-            for _, module, names in imports(tree(path)):
+            for _, module, names in imports_of(path):
                 there = target_place(module, names) if module.partition(".")[0] == "lrft" else None
                 if there not in (None, here):
                     edges.setdefault(here, set()).add(there)
@@ -227,7 +233,7 @@ def test_a_method_imports_only_helpers_and_its_declared_parent():
             for base in node.bases
             if isinstance(base, ast.Name)
         }
-        for line, module, names in imports(tree(path)):
+        for line, module, names in imports_of(path):
             stem = module.rpartition(".")[2]
             if module.startswith("lrft.methods.") and not stem.startswith("_") and not set(names) <= bases:
                 wrong.append(f"{relative(path)}:{line}: imports {', '.join(names)} from {module}")
@@ -238,7 +244,7 @@ def test_a_method_imports_only_helpers_and_its_declared_parent():
 def test_a_library_is_imported_only_where_it_belongs(library):
     allowed = LIBRARIES[library]
     for path in FILES:
-        for line, module, _ in imports(tree(path)):
+        for line, module, _ in imports_of(path):
             if module.partition(".")[0] == library:
                 assert relative(path).startswith(tuple(allowed)), f"{relative(path)}:{line}"
 

@@ -16,6 +16,7 @@ from lrft.core.params import Site
 from lrft.core.run import Run
 from lrft.core.settling import Settling
 from lrft.ops.linalg import Context, in_shape_of
+from lrft.ops.products import linear, matmul
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Sequence
 from lrft.registry.errors import RecipeError
@@ -200,7 +201,7 @@ class _Spectral(torch.autograd.Function):
         ctx.save_for_backward(flat, A, B, S, *rest)
         (U, V, drawn), dtype = rest, x.dtype
         others = S.index_fill(0, drawn, 0)
-        y = (F.linear(flat, V.to(dtype)) * others.to(dtype)) @ U.to(dtype).mT
+        y = matmul(linear(flat, V.to(dtype)) * others.to(dtype), U.to(dtype).mT)
         y.addmm_(F.linear(flat, A.to(dtype)) * S[drawn].to(dtype), B.to(dtype).mT)
         return in_shape_of(y, x)
 
@@ -209,11 +210,11 @@ class _Spectral(torch.autograd.Function):
         x, A, B, S, U, V, drawn = ctx.saved_tensors
         dy, dtype = grads[0].reshape(-1, grads[0].shape[-1]), grads[0].dtype
         right, left = dy @ B.to(dtype), F.linear(x, A.to(dtype))
-        over = dy @ U.to(dtype)
-        dS = (over * F.linear(x, V.to(dtype))).sum(dim=0, dtype=torch.float32)
+        over = matmul(dy, U.to(dtype))
+        dS = (over * linear(x, V.to(dtype))).sum(dim=0, dtype=torch.float32)
         dS[drawn] = (right * left).sum(dim=0, dtype=torch.float32)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (over * S.index_fill(0, drawn, 0).to(dtype)) @ V.to(dtype)
+            dx = matmul(over * S.index_fill(0, drawn, 0).to(dtype), V.to(dtype))
             dx = dx.addmm_(right * S[drawn].to(dtype), A.to(dtype)).view(*grads[0].shape[:-1], -1)
         return dx, (right.mT @ x).float(), (dy.mT @ left).float(), dS, None, None, None
