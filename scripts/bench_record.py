@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lrft.core.plain import plain
+from lrft.ops.products import FEW, working
 from lrft.training.folder import environment
 
 PEERS = ("peft", "trl")
@@ -62,7 +65,9 @@ def made_on() -> dict[str, Any]:
             versions[peer] = importlib.metadata.version(peer)
         except importlib.metadata.PackageNotFoundError:
             versions[peer] = None
-    return {"versions": versions, "hardware": found["hardware"], "git": found["git"]}
+    products = str(working(torch.empty(FEW, 1, dtype=torch.bfloat16))).removeprefix("torch.")
+    hardware = {**found["hardware"], "bfloat16_products_in": products}
+    return {"versions": versions, "hardware": hardware, "git": found["git"]}
 
 
 def command(script: str, given: Sequence[str]) -> str:

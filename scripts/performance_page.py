@@ -29,15 +29,17 @@ INTRODUCTION = """# Performance
 
 The loss reads only the supervised positions, through the head in chunks, so that logits are never kept. Adapters
 compute in the model's precision from float32 master weights; a low-rank term, its dropout and its gain are one node
-beside the frozen product. Rows are packed, and on `segmented` and `flash_attention_2` attention the rows of a
-micro-batch are joined to one, so that no padding is computed. Frozen weights are decoded again in the backward pass
-instead of being held. `segmented` attention keeps the probabilities of documents of up to 512 tokens; longer ones go
-by blocks of 128 queries, whose probabilities are formed again, so that memory grows with the length of a document and
-not with its square. Norms, gated feed-forward blocks and rotations are one node each where a model's code is of a known
-form; runs of at least 1e13 tokens times numbers in matrices compile these where there is a C++ compiler, a minute the
-first time on a machine. With `model.liger: true` norms and gates are Liger's kernels, which need a GPU and
-`pip install lrft[liger]` and were not run here. `lrft train --profile` ([commands](commands.md)) says where the steps
-of a run go.
+beside the frozen product, and what a norm or a gate was made of is kept once. A CPU that multiplies bfloat16 more
+slowly than float32 (Intel without AMX, or older than AVX512-BF16) is given float32 numbers, whose product is rounded;
+the run says so. Rows are packed, and on `segmented` and `flash_attention_2` attention the rows of a micro-batch are
+joined to one, so that no padding is computed. Frozen weights are decoded again in the backward pass instead of being
+held. `segmented` attention keeps the probabilities of documents of up to 512 tokens, by blocks of 64 queries; longer
+ones go by blocks of 128 queries, whose probabilities are formed again, so that memory grows with the length of a
+document and not with its square. Norms, gated feed-forward blocks and rotations are one node each where a model's
+code is of a known form; runs of at least 1e13 tokens times numbers in matrices compile these where there is a C++
+compiler, a minute the first time on a machine. With `model.liger: true` norms and gates are Liger's kernels, which
+need a GPU and `pip install lrft[liger]` and were not run here. `lrft train --profile` ([commands](commands.md)) says
+where the steps of a run go.
 
 This page is made by `scripts/performance_page.py` from the records in `docs/measured/`. Two sides of a ratio are timed
 in one process, in turn, peers at their defaults; steps that other processes disturbed are thrown away, and under five
@@ -300,7 +302,9 @@ def sources(found: Sequence[Record]) -> str:
     rows = []
     for record in found:
         hardware = record["hardware"]
-        parts = f"{hardware['cores']} cores", hardware["cpu"], hardware.get("gpu")
+        slow = hardware.get("bfloat16_products_in", "bfloat16") != "bfloat16"
+        told = "which multiplies bfloat16 in float32" if slow else ""
+        parts = f"{hardware['cores']} cores", hardware["cpu"], told, hardware.get("gpu")
         versions = ", ".join(f"{name} {v}" for name, v in record["versions"].items() if v and name in SHOWN)
         machine = ", ".join(filter(None, parts))
         rows.append((str(record["number"]), record["date"], f"`{record['command']}`", machine, versions))
