@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import torch
-
 from lrft.build.resident import inputs_held
 from lrft.data.steps import Shape
 from lrft.model.causal_lm import CausalLM
 from lrft.model.hf import TextConfig
 from lrft.model.load import DTYPES
 from lrft.ops.attention_blocks import BLOCK, LONG, met_pairs
-from lrft.ops.products import FEW, working
 from lrft.recipe.schema import Recipe
 
 
@@ -84,8 +81,8 @@ def _attention(backend: str, config: TextConfig, item: int, shape: Shape) -> tup
         return kept, 0
     width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     pairs = getattr(config, "num_key_value_heads", None) or heads
-    work = working(torch.empty(FEW, 1, dtype=torch.bfloat16)).itemsize if item == 2 else item
-    blocks = (2 + capped + dropped) * heads * BLOCK * work  # of scores and their gradients
+    # In float32 on some processors (`lrft.ops.products`); a plan is the same on all of them.
+    blocks = (2 + capped + dropped) * heads * BLOCK * max(4, item)  # of scores and their gradients
     return kept, longest * (blocks + 2 * pairs * width * max(4, item))
 
 
