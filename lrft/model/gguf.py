@@ -61,10 +61,15 @@ def locate(name: str) -> Path | None:
 
 def described(path: Path) -> Path:
     """A folder holding the configuration and the tokenizer of a GGUF file, made without reading its weights."""
-    folder = cache_root() / f"{path.stem}-{_digest(path)}"
+    folder = folder_of(path)
     if not (folder / "config.json").is_file():
         _make(folder, partial(_describe, path))
     return folder
+
+
+def folder_of(path: Path) -> Path:
+    """Where what is read of a GGUF file is kept, or will be: named after its content."""
+    return cache_root() / f"{path.stem}-{_digest(path)}"
 
 
 def converted(path: Path, dtype: str = "float32") -> Path:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from lrft.files.failure import WriteError
 from lrft.files.json import read_object
+from lrft.files.write import write_file
 from lrft.model import gguf
 from lrft.registry.errors import DamagedFile
 
@@ -64,15 +68,28 @@ def _cached(path: Path) -> str | None:
 
 @cache
 def _in_gguf(path: Path) -> str | None:
+    """What its metadata says, noted beside what else is kept of the file: reading them takes seconds."""
     if importlib.util.find_spec("gguf") is None:
         return None
+    folder = gguf.folder_of(path)
+    noted = folder.with_name(f"{folder.name}.origin.json")
+    try:
+        said = read_object(noted).get("repository")
+        return said if isinstance(said, str) and HUB_ID.fullmatch(said) else None
+    except DamagedFile:
+        found = _read_gguf(path)
+    if noted.parent.is_dir():
+        with suppress(WriteError):  # the next one reads the file again
+            write_file(noted, json.dumps({"repository": found}) + "\n")
+    return found
+
+
+def _read_gguf(path: Path) -> str | None:
     from gguf import GGUFReader
 
     fields = GGUFReader(path).fields
-    for key in SOURCES:
-        if key in fields and (found := REPOSITORY.fullmatch(str(fields[key].contents()))):
-            return found[1]
-    return None
+    said = (REPOSITORY.fullmatch(str(fields[key].contents())) for key in SOURCES if key in fields)
+    return next((found[1] for found in said if found), None)
 
 
 def _in_config(folder: Path) -> str | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from lrft.model.origin import hub_id, loadable_name, public_name
+from lrft.model.origin import SOURCES, _in_gguf, hub_id, loadable_name, public_name
 
 
 def test_a_hub_id_is_itself():
@@ -71,3 +72,26 @@ def test_a_gguf_file_tells_the_id(tmp_path, key, value, found):
     writer.close()
     assert hub_id(str(tmp_path / "model.gguf")) == found
     assert public_name(str(tmp_path / "model.gguf")) == (found or "model.gguf")
+
+
+def test_what_a_gguf_file_tells_is_read_once_and_a_damaged_note_again(tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"any")
+    monkeypatch.setenv("LRFT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "gguf").mkdir(parents=True)
+    read = []
+    field = SimpleNamespace(contents=lambda: "https://huggingface.co/owner/model")
+    monkeypatch.setattr(
+        gguf, "GGUFReader", lambda path: read.append(path) or SimpleNamespace(fields={SOURCES[0]: field})
+    )
+    for times in (1, 1):
+        _in_gguf.cache_clear()
+        assert loadable_name(str(path)) == "owner/model"
+        assert len(read) == times
+    (note,) = (tmp_path / "cache" / "gguf").iterdir()
+    note.write_text("{torn")
+    _in_gguf.cache_clear()
+    assert loadable_name(str(path)) == "owner/model"
+    assert len(read) == 2
+    assert json.loads(note.read_text()) == {"repository": "owner/model"}
