@@ -23,6 +23,7 @@ from lrft.core.params import ParamInfo
 from lrft.export.fidelity import CHUNK, compare, room
 from lrft.model.described import build_skeleton
 from lrft.model.load import load_model
+from lrft.ops.products import multiplying
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
 from lrft.registry.errors import RecipeError, UsageError
@@ -46,6 +47,18 @@ def train_peak(recipe, kind="cuda", size=80 * GIB):
 @pytest.fixture(scope="module")
 def plain():
     return train_peak(recipe_of())
+
+
+def test_rooms_of_numbers_in_float32_are_planned_for_on_a_cpu_that_needs_them():
+    """LLaMA-3 8B: 8 rows of 2,048 tokens, layers of up to 14,336 by 4,096, and 2^22 numbers of its head at a time."""
+    for dropout, inputs in (("0", 2), ("0.05", 3)):
+        recipe, peaks = recipe_of(f"adapter.dropout={dropout}"), {}
+        for slow in ((), (torch.bfloat16,)):
+            with multiplying(slow):
+                peaks[slow] = [train_peak(recipe, kind)["total"] for kind in ("cpu", "cuda")]
+        cpu, cuda = (after - before for before, after in zip(*peaks.values(), strict=True))
+        assert cpu == 4 * (8 * 2048 * (inputs + 4) * 14_336 + 14_336 * 4_096 + 2**22)
+        assert cuda == 0
 
 
 def test_counts_are_those_of_the_modules_that_training_builds(tiny):

@@ -12,9 +12,13 @@ from lrft.build.decide import quantizer
 from lrft.build.held import Held
 from lrft.build.measure import bytes_per_weight, optimizer_bytes
 from lrft.core.adapted import adapted
+from lrft.core.frozen import FrozenLinear
 from lrft.core.params import ParamInfo
 from lrft.model.asked import SMALL
 from lrft.model.load import DTYPES
+from lrft.model.skeleton import Skeleton
+from lrft.ops.frozen_head import WIDENED
+from lrft.ops.products import FEW, working
 from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import INITS, OPTIMIZERS, QUANTIZERS
@@ -109,6 +113,24 @@ def step_room(recipe: Recipe, infos: list[ParamInfo]) -> int:
     copied = [4 * info.param.numel() for info in infos if _is_copied(recipe, info)]
     held = sum(copied) * (1 if recipe.trainable.update == "master" else 2)
     return 3 * max(largest, *copied, 0) + (max(copied, default=0) if recipe.optimizer.per_layer else held)
+
+
+def widening_room(recipe: Recipe, hf: Skeleton, device: str, numbers: int) -> int:
+    """Bytes of the rooms that training keeps on a CPU that is given float32 numbers for products of bfloat16.
+
+    Args:
+        numbers: of the states of a micro-batch, (tokens, hidden).
+    """
+    dtype = DTYPES[recipe.model.dtype]
+    if device != "cpu" or recipe.adapter is None or working(torch.empty(FEW, 1, dtype=dtype)) == dtype:
+        return 0
+    layers = [m for m in hf.modules() if isinstance(m, nn.Linear | FrozenLinear)]
+    body = [m for m in layers if m is not hf.lm_head] or layers
+    most_in, most_out = max(m.in_features for m in body), max(m.out_features for m in body)
+    tokens: int = numbers // hf.config.hidden_size
+    # Input and its gradient, and that without what is dropped; output, its gradient, and those of two siblings.
+    wide = tokens * ((2 + (getattr(recipe.adapter, "dropout", 0) > 0)) * most_in + 4 * most_out)
+    return 4 * (wide + max(m.in_features * m.out_features for m in body) + WIDENED)
 
 
 def saving_room(recipe: Recipe, infos: list[ParamInfo], state: int) -> int:

@@ -19,6 +19,7 @@ from lrft.build.at_rest import (
     state_bytes,
     step_room,
     stored_bytes,
+    widening_room,
 )
 from lrft.build.measure import Planned, counted, planned
 from lrft.build.measured import Peak, Peaks
@@ -154,8 +155,10 @@ class _Peaks:
 
     def _train(self, tried: Tried, recomputed: int) -> tuple[Peak, str]:
         """The peak of a step, and the moment it is at."""
+        room = widening_room(self.recipe, self.hf, self.device, tried.rows // self.item)
         moments = (
-            (self._peak(**{**self.held, **parts}), name) for name, parts in self._moments(tried, recomputed)
+            (self._peak(**{**self.held, **parts, "working": parts.get("working", 0) + room}), name)
+            for name, parts in self._moments(tried, recomputed)
         )
         return max(moments, key=lambda one: one[0]["total"])
 
