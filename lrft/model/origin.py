@@ -89,7 +89,7 @@ def _read_gguf(path: Path) -> str | None:
 
     fields = GGUFReader(path).fields
     said = (REPOSITORY.fullmatch(str(fields[key].contents())) for key in SOURCES if key in fields)
-    return next((found[1] for found in said if found), None)
+    return next((found[1] for found in said if found and HUB_ID.fullmatch(found[1])), None)
 
 
 def _in_config(folder: Path) -> str | None:
