@@ -6,16 +6,42 @@ import importlib
 import math
 from functools import cache
 from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import StateDict
 
 from lrft.methods.optim._bnb import _bitsandbytes_optim
-from lrft.methods.optim._torch import State
+from lrft.methods.optim._torch import Group, State
 
 BLOCK = 256
 SMALLEST_8BIT = 4096
+
+
+class AdamConfig(Protocol):
+    """Settings that every optimizer after Adam has."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def beta1(self) -> float: ...
+    @property
+    def beta2(self) -> float: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def adam_defaults(config: AdamConfig) -> Group:
+    """The defaults of its groups, as torch's own Adam names them."""
+    return {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
 
 
 def adam_direction(state: State, grad: Tensor, betas: tuple[float, float], eps: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import StateDict
 
 from lrft.core.optimizer import Optimizer, loss_of
 from lrft.core.params import ParamInfo
-from lrft.methods.optim._adam import load_in_own_dtype
+from lrft.methods.optim._adam import adam_defaults, load_in_own_dtype
 from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, OptimizerConfig
@@ -70,12 +70,7 @@ class AdamMini(Optimizer):
             {"params": [info.param for info in params if _decays(info)]},
             {"params": spared, "weight_decay": 0.0},
         ]
-        defaults = {
-            "lr": config.lr,
-            "betas": (config.beta1, config.beta2),
-            "eps": config.eps,
-            "weight_decay": config.weight_decay,
-        }
+        defaults = adam_defaults(config)
         optimizer = cls([group for group in groups if group["params"]], defaults)
         optimizer.blocks = {info.param: blocks_of(info) for info in params}
         return optimizer

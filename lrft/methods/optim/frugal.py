@@ -11,7 +11,7 @@ from torch.optim.optimizer import StateDict
 
 from lrft.core.optimizer import Optimizer, loss_of
 from lrft.core.params import ParamInfo
-from lrft.methods.optim._adam import load_in_own_dtype
+from lrft.methods.optim._adam import adam_defaults, load_in_own_dtype
 from lrft.methods.optim._frugal_fit import check_blocks, check_matrix
 from lrft.methods.optim._frugal_subspace import (
     Generators,
@@ -124,12 +124,7 @@ class FRUGAL(Optimizer):
         rest = [(info.name, info.param) for info in params if info.role not in config.project]
         settings = {key: getattr(config, key) for key in SETTINGS}
         group = {"params": [(info.name, info.param) for info in projected], "steps": 0, **settings}
-        defaults = {
-            "lr": config.lr,
-            "betas": (config.beta1, config.beta2),
-            "eps": config.eps,
-            "weight_decay": config.weight_decay,
-        }
+        defaults = adam_defaults(config)
         optimizer = cls([*([{"params": rest}] if rest else []), group], defaults)
         optimizer.generators = generators or seeded(config.seed)
         return optimizer

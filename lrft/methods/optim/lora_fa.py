@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrft.core.optimizer import Optimizer, loss_of
 from lrft.core.params import ParamInfo
-from lrft.methods.optim._adam import adam_direction, corrected_rate
+from lrft.methods.optim._adam import adam_defaults, adam_direction, corrected_rate
 from lrft.methods.optim._pairs import Pair, gram, pairs_of, wide
 from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
@@ -64,13 +64,7 @@ class LoRAFA(Optimizer):
                 f"lora_fa needs the factor A frozen, and it trains ({training[0]}); "
                 "choose adapter lora_fa, or optimizer adamw"
             )
-        defaults = {
-            "lr": config.lr,
-            "betas": (config.beta1, config.beta2),
-            "eps": config.eps,
-            "weight_decay": config.weight_decay,
-            "damping": config.damping,
-        }
+        defaults = adam_defaults(config) | {"damping": config.damping}
         optimizer = cls([{"params": [info.param for info in params]}], defaults)
         optimizer.pairs = {pair.B: pair for pair in pairs}
         return optimizer

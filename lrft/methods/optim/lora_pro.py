@@ -12,7 +12,7 @@ from torch.optim.optimizer import StateDict
 
 from lrft.core.optimizer import Optimizer, loss_of
 from lrft.core.params import ParamInfo
-from lrft.methods.optim._adam import load_in_own_dtype
+from lrft.methods.optim._adam import adam_defaults, load_in_own_dtype
 from lrft.methods.optim._moments import adam_update, start_moments
 from lrft.methods.optim._pairs import Gram, Pair, gram, pairs_of, sylvester, wide
 from lrft.methods.optim._torch import Group
@@ -78,14 +78,7 @@ class LoRAPro(Optimizer):
                 )
         rest = [info.param for info in params if id(info.param) not in factors]
         paired = [info.param for info in params if id(info.param) in factors]
-        defaults = {
-            "lr": config.lr,
-            "betas": (config.beta1, config.beta2),
-            "eps": config.eps,
-            "weight_decay": config.weight_decay,
-            "damping": config.damping,
-            "variant": config.variant,
-        }
+        defaults = adam_defaults(config) | {"damping": config.damping, "variant": config.variant}
         groups = [{"params": members, "paired": members is paired} for members in (paired, rest) if members]
         optimizer = cls(groups, defaults)
         optimizer.pairs = {pair.B: pair for pair in pairs}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrft.core.optimizer import Optimizer, loss_of
 from lrft.core.params import ParamInfo
+from lrft.methods.optim._adam import adam_defaults
 from lrft.methods.optim._torch import Group
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, Iterator, OptimizerConfig, Problem, RecipeView
@@ -78,12 +79,7 @@ class ScheduleFree(Optimizer):
             "lr_max": 0.0,
             "weight_sum": 0.0,
         }
-        defaults = {
-            "lr": config.lr,
-            "betas": (config.beta1, config.beta2),
-            "eps": config.eps,
-            "weight_decay": config.weight_decay,
-        }
+        defaults = adam_defaults(config)
         optimizer = cls([group], defaults)
         optimizer.versions, optimizer.ahead = {}, False
         return optimizer

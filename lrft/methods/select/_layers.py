@@ -7,10 +7,42 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from lrft.core.callback import TimedMethod
 from lrft.core.optimizer import contract_of
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
+from lrft.registry.config import MethodConfig
 from lrft.registry.errors import RecipeError
+
+
+class Selection(TimedMethod):
+    """A method that lets a part of the parameters train for a while, and then another.
+
+    Between two steps all of them require gradients, so that what is saved and counted is the whole set.
+    """
+
+    class Config(MethodConfig):
+        def refuse_one(self, every: int, total_steps: int, what: str, other: str = "") -> None:
+            """Refuse a run that ends with the first part; `other` is what else would work.
+
+            Raises:
+                RecipeError: the run has no more steps than `every`.
+            """
+            if every < total_steps:
+                return
+            remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
+            message = (
+                f"{every} steps are no less than the whole run's {total_steps}, so that one {what} alone"
+            )
+            raise RecipeError(f"{message} would train; {remedy}{other}", "select.every")
+
+    config: Config
+
+    def after_backward(self, run: Run) -> None:
+        drop_gradients(run)
+
+    def after_step(self, run: Run) -> None:
+        train_all(run)
 
 
 def layers(run: Run) -> list[list[ParamInfo]]:

@@ -7,17 +7,16 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from lrft.core.callback import TimedMethod
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
-from lrft.methods.select._layers import drop_gradients, layers, train_all, train_only
+from lrft.methods.select._layers import Selection, layers, train_only
 from lrft.registry.axes import SELECTORS
-from lrft.registry.config import Field, Literal, MethodConfig, Sequence
+from lrft.registry.config import Field, Literal, Sequence
 from lrft.registry.errors import RecipeError
 
 
 @SELECTORS.register
-class BAdam(TimedMethod):
+class BAdam(Selection):
     """Block coordinate descent: one decoder layer trains for some steps, then the next, in turn.
 
         block of step t = order[floor(t / K) mod D]
@@ -50,7 +49,7 @@ class BAdam(TimedMethod):
 
     config: Config
 
-    class Config(MethodConfig):
+    class Config(Selection.Config):
         every: int = Field(50, gt=0, description="optimizer steps that a block trains before the next one")
         order: Literal["descending", "ascending", "random"] = Field(
             "descending", description="from the last block, from the first, or drawn anew for every round"
@@ -63,12 +62,7 @@ class BAdam(TimedMethod):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run that ends with the first block."""
-            if self.every >= total_steps:
-                message = (
-                    f"{self.every} steps are no less than the whole run's {total_steps}, so that one block "
-                )
-                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
-                raise RecipeError(f"{message}alone would train; {remedy}", "select.every")
+            self.refuse_one(self.every, total_steps, "block")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -107,12 +101,6 @@ class BAdam(TimedMethod):
             return place
         generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
         return int(torch.randperm(len(self.blocks), generator=generator)[place])
-
-    def after_backward(self, run: Run) -> None:
-        drop_gradients(run)
-
-    def after_step(self, run: Run) -> None:
-        train_all(run)
 
 
 def _some(infos: list[ParamInfo], key: str) -> list[ParamInfo]:

@@ -9,22 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core.callback import TimedMethod
 from lrft.core.notes import say
 from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.methods.select._backward_costs import Costs, choose, measure_costs
-from lrft.methods.select._layers import drop_gradients, layers, train_all, train_only
+from lrft.methods.select._layers import Selection, layers, train_only
 from lrft.registry.axes import SELECTORS
-from lrft.registry.config import Field, Iterator, MethodConfig, Problem, RecipeView, Sequence
+from lrft.registry.config import Field, Iterator, Problem, RecipeView, Sequence
 from lrft.registry.errors import NumericalError, RecipeError
 
 LEAST = 0.05  # of the backward pass, where the share of the whole leaves none
 
 
 @SELECTORS.register
-class GreenTrainer(TimedMethod):
+class GreenTrainer(Selection):
     """Adaptive backpropagation: the tensors worth most whose backward pass fits into a budget of operations train.
 
         before steps 0, K, 2 K, ...:  w1 = w0 + dw by one step of the optimizer, g1 = dL/dw at w1, back to w0
@@ -59,7 +58,7 @@ class GreenTrainer(TimedMethod):
 
     config: Config
 
-    class Config(MethodConfig):
+    class Config(Selection.Config):
         share: float = Field(0.4, gt=0, le=1, description="of the operations of full training")
         every: int = Field(500, gt=0, description="optimizer steps between two selections")
         units: int = Field(
@@ -68,10 +67,7 @@ class GreenTrainer(TimedMethod):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run that ends with the first selection."""
-            if self.every >= total_steps:
-                message = f"{self.every} steps are no less than the whole run's {total_steps}, so that one "
-                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
-                raise RecipeError(f"{message}selection alone would train; {remedy}", "select.every")
+            self.refuse_one(self.every, total_steps, "selection")
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
             """Where a probing step is none, or what trains is no tensor of the model."""
@@ -126,12 +122,6 @@ class GreenTrainer(TimedMethod):
                 f"{share:g} is too small for any tensor that lowers the loss; write more", "select.share"
             )
         return chosen
-
-    def after_backward(self, run: Run) -> None:
-        drop_gradients(run)
-
-    def after_step(self, run: Run) -> None:
-        train_all(run)
 
     def state_dict(self) -> dict[str, Any]:
         return {"chosen": sorted(self.chosen), "told": self.told}

@@ -5,20 +5,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lrft.core.callback import TimedMethod
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
-from lrft.methods.select._layers import drop_gradients, layers, train_all, train_only
+from lrft.methods.select._layers import Selection, layers, train_only
 from lrft.registry.axes import SELECTORS
-from lrft.registry.config import Field, MethodConfig, Sequence
-from lrft.registry.errors import RecipeError
+from lrft.registry.config import Field, Sequence
 
 Category = list[list[list[nn.Parameter]]]
 """Of every layer that has some: its units, each with its parameters."""
 
 
 @SELECTORS.register
-class HFT(TimedMethod):
+class HFT(Selection):
     """Half fine-tuning: in every stage a random half of each category of matrices trains, and the rest stays.
 
         of n matrices of a category in each of D layers:  ceil(n / 2) train in ceil(D / 2) layers drawn at random,
@@ -51,7 +49,7 @@ class HFT(TimedMethod):
 
     config: Config
 
-    class Config(MethodConfig):
+    class Config(Selection.Config):
         stage: int = Field(
             0, ge=0, description="number of the run's first stage; a run that follows has another"
         )
@@ -61,10 +59,8 @@ class HFT(TimedMethod):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run that ends with the first of several stages."""
-            if self.every is not None and self.every >= total_steps:
-                message = f"{self.every} steps are no less than the whole run's {total_steps}, so that one "
-                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
-                raise RecipeError(f"{message}half alone would train; {remedy}, or null", "select.every")
+            if self.every is not None:
+                self.refuse_one(self.every, total_steps, "half", other=", or null")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -90,12 +86,6 @@ class HFT(TimedMethod):
         """What trains of the layers in a stage."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + stage)
         return [p for category in self.categories for p in half(category, generator)]
-
-    def after_backward(self, run: Run) -> None:
-        drop_gradients(run)
-
-    def after_step(self, run: Run) -> None:
-        train_all(run)
 
 
 def half(category: Category, generator: torch.Generator) -> list[nn.Parameter]:

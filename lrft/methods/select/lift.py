@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.callback import TimedMethod
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
-from lrft.methods.select._layers import drop_gradients, layers, train_all, train_only
+from lrft.methods.select._layers import Selection, layers, train_only
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import SELECTORS
-from lrft.registry.config import Field, Iterator, MethodConfig, Problem, RecipeView, Sequence
+from lrft.registry.config import Field, Iterator, Problem, RecipeView, Sequence
 from lrft.registry.errors import RecipeError
 
 
 @SELECTORS.register
-class LIFT(TimedMethod):
+class LIFT(Selection):
     """Low-rank informed sparse fine-tuning: entries that are large in a low-rank approximation of W train.
 
         before steps 0, K, 2 K, ...:  M = the k largest entries of |W_f|,  k = min((rows + columns) r, rows columns)
@@ -50,7 +49,7 @@ class LIFT(TimedMethod):
 
     config: Config
 
-    class Config(MethodConfig):
+    class Config(Selection.Config):
         budget_rank: int = Field(
             128, gt=0, le=65_536, description="of the LoRA that has as many numbers as train"
         )
@@ -61,10 +60,7 @@ class LIFT(TimedMethod):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run that ends with the first selection."""
-            if self.every >= total_steps:
-                message = f"{self.every} steps are no less than the whole run's {total_steps}, so that one "
-                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
-                raise RecipeError(f"{message}selection alone would train; {remedy}", "select.every")
+            self.refuse_one(self.every, total_steps, "selection")
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
             """What moves entries that have no gradient, or moves them before theirs is set to 0."""
@@ -107,13 +103,10 @@ class LIFT(TimedMethod):
         return order[: sum(weight.shape) * self.config.budget_rank].sort().values
 
     def after_backward(self, run: Run) -> None:
-        drop_gradients(run)
+        super().after_backward(run)
         for info in self.matrices:
             if info.param.grad is not None:
                 keep_only(info.param.grad, self.places[info.name])
-
-    def after_step(self, run: Run) -> None:
-        train_all(run)
 
     def state_dict(self) -> dict[str, Any]:
         sizes = {info.name: info.param.numel() for info in self.matrices}

@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lrft.core.callback import TimedMethod
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
-from lrft.methods.select._layers import drop_gradients, layers, train_all, train_only
+from lrft.methods.select._layers import Selection, layers, train_only
 from lrft.registry.axes import SELECTORS
-from lrft.registry.config import Field, Literal, MethodConfig, Sequence
+from lrft.registry.config import Field, Literal, Sequence
 from lrft.registry.errors import RecipeError
 
 
 @SELECTORS.register
-class LISA(TimedMethod):
+class LISA(Selection):
     """Layerwise importance sampling: random layers train, and all that is outside the layers always does.
 
         before steps 0, K, 2 K, ...:  the n layers that train ~ uniform over the subsets of n of the L layers
@@ -45,7 +44,7 @@ class LISA(TimedMethod):
 
     config: Config
 
-    class Config(MethodConfig):
+    class Config(Selection.Config):
         active: int = Field(2, gt=0, description="layers that train at a time")
         every: int = Field(20, gt=0, description="optimizer steps between two draws")
         moments: Literal["reset", "keep"] = Field(
@@ -55,12 +54,7 @@ class LISA(TimedMethod):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run that ends with the first draw."""
-            if self.every >= total_steps:
-                message = (
-                    f"{self.every} steps are no less than the whole run's {total_steps}, so that one draw "
-                )
-                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
-                raise RecipeError(f"{message}alone would train; {remedy}", "select.every")
+            self.refuse_one(self.every, total_steps, "draw")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -89,9 +83,3 @@ class LISA(TimedMethod):
         """Indices of the layers that train in the step after `step` finished ones."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step // self.config.every)
         return sorted(torch.randperm(len(self.layers), generator=generator)[: self.config.active].tolist())
-
-    def after_backward(self, run: Run) -> None:
-        drop_gradients(run)
-
-    def after_step(self, run: Run) -> None:
-        train_all(run)
