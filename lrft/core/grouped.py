@@ -146,7 +146,7 @@ def _branch(site: Adapted, x: Tensor) -> Branch | None:
         return None
     if adapter.compute_dtype not in (None, x.dtype):
         return None
-    branch = adapter.branch()
+    branch = adapter.branch_on(site.base)
     return branch if branch.gain is None and branch.formed is None else None
 
 

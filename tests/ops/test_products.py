@@ -11,11 +11,11 @@ from lrft.methods.quant.none import Dense
 from lrft.ops import products
 from lrft.ops.attention import attend
 from lrft.ops.attention_blocks import Rule
+from lrft.ops.branch_matmul import multiply
 from lrft.ops.formula import formula_linear
 from lrft.ops.loss import Head, linear_cross_entropy, target_logprobs
 from lrft.ops.low_rank import Branch, branch_linear
 from lrft.ops.products import HALF, linear, matmul, multiplying, outer, slow_halves, working
-from lrft.ops.sibling_matmul import Sibling, multiply_siblings
 
 TOKENS, IN, OUT, RANK = 96, 48, 40, 4
 SLOW, FAST = (torch.bfloat16,), ()
@@ -101,8 +101,8 @@ def _siblings():
     for frozen in bases:
         pair = [trained(RANK, IN), trained(frozen.out_features, RANK)]
         factors += pair
-        parts.append(Sibling(frozen, Branch(*pair).parts(), 2.0))
-    return lambda x: torch.cat(multiply_siblings(x, parts), dim=-1), factors
+        parts.append(Branch(*pair, 2.0).term(frozen))
+    return lambda x: torch.cat(multiply(x, parts), dim=-1), factors
 
 
 def _formula():
