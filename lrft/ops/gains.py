@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lrft.ops.compiled import fusible
 from lrft.ops.linalg import Context
 
 
@@ -29,6 +30,7 @@ def scale_columns(u: Tensor, gain: Tensor) -> Tensor:
     return y if high.dtype == gain.dtype else y.addcmul_(u, (gain - high).to(u.dtype))
 
 
+@fusible
 def column_dots(a: Tensor, b: Tensor) -> Tensor:
     """Sum over the tokens of a * b, two (tokens, out) -> (out,) float32."""
     return (a * b).sum(0, dtype=torch.float32)
