@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 
+@dataclass(eq=False)
+class _Packed:
+    """What a node of the graph holds in place of a tensor, and lets go with it."""
+
+    x: torch.Tensor
+
+
 @contextmanager
 def keeping() -> Iterator[dict[int, int]]:
-    """Address -> bytes of every storage that is kept meanwhile."""
-    held, alive = {}, []
+    """Address -> bytes of every storage that is kept at the end.
 
-    def keep(x: torch.Tensor) -> torch.Tensor:
-        alive.append(x)  # so that no other gets its address
-        held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
+    The output has to live until then: a branch of the graph that nothing leads to by then keeps nothing.
+    """
+    held: dict[int, int] = {}
+    users: Counter[int] = Counter()
+    ends: list[weakref.finalize] = []
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    def forget(place: int) -> None:
+        users[place] -= 1
+        if not users[place]:
+            del held[place]
+
+    def keep(x: torch.Tensor) -> _Packed:
+        packed, place = _Packed(x), x.untyped_storage().data_ptr()
+        held[place] = x.untyped_storage().nbytes()
+        users[place] += 1
+        ends.append(weakref.finalize(packed, forget, place))
+        return packed
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda packed: packed.x):
         yield held
+    for end in ends:
+        end.detach()

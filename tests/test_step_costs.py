@@ -138,7 +138,8 @@ def test_bytes_that_a_layer_keeps_of_a_token(tiny, case):
     for documents in (8, 24):  # of 16 tokens each, so that attention keeps as much of every token
         with keeping() as held:
             torch.manual_seed(0)
-            model.hidden(batch_of([[[5 + k for k in range(16)] for _ in range(documents)]]))
+            y = model.hidden(batch_of([[[5 + k for k in range(16)] for _ in range(documents)]]))
+        del y
         weights = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
         kept.append(sum(size for place, size in held.items() if place not in weights))
     layers = model.hf.config.num_hidden_layers

@@ -9,35 +9,28 @@ from torch import Tensor
 
 from lrft.build import remarks
 from lrft.build.adaptation import Adaptation as Adaptation
-from lrft.build.decide import check_growth, complete, decide, gains_by_streaming, planners_of, quantizer
-from lrft.build.earlier import check_earlier
+from lrft.build.decide import complete, gains_by_streaming, quantizer
 from lrft.build.settle import bare, settled, settled_first, with_packing
-from lrft.build.stacked import begin_on, check_stack
+from lrft.build.stacked import begin_on
+from lrft.build.starting_plan import starting_plan
 from lrft.build.text import Text
 from lrft.build.units import hide_units, on_whole_sites, prepare_units
-from lrft.core.stages import Planner, Signals, SitePlan
+from lrft.core.stages import Signals, SitePlan
 from lrft.core.team import Team
 from lrft.evaluation.subject import Progress, silent
 from lrft.model import heap
-from lrft.model.attach import attach, check_ranks, make_plan
+from lrft.model.attach import attach
 from lrft.model.backend import check_runs
 from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
-from lrft.model.chosen import check_experts, choose_sites
 from lrft.model.liger import check_liger
 from lrft.model.load import configure, load_model, open_model, prove
-from lrft.model.matrices import matrices
-from lrft.model.new_tokens import check_vocabulary, prove_rows
-from lrft.model.packed import check_packing
+from lrft.model.new_tokens import prove_rows
 from lrft.model.paged_weights import PagedWeights
 from lrft.model.recompute import with_layers_kept
-from lrft.model.rope import longer
-from lrft.model.score_head import give_score_head
-from lrft.model.sites import sites_of
 from lrft.model.stored import NotStreamed
-from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, INITS, QUANTIZERS
+from lrft.registry.axes import ADAPTERS, INITS
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 
@@ -109,7 +102,7 @@ def _adapt(
         text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
     asked = recipe = recipe if trains else with_packing(recipe, False)
     prepare_units(recipe, model, saved, trains)
-    adaptation, planners = _begun(recipe, model, check=trains)
+    adaptation, planners = starting_plan(recipe, model, check=trains)
     measures = saved is None and any(planner.needs for planner in planners)
     recipe = settled_first(asked, adaptation, device, trains, measures, streamed)
     signals: Signals = {}
@@ -185,65 +178,3 @@ def _prove(recipe: Recipe, adaptation: Adaptation, device: torch.device, trains:
         check_runs(model)
     except RecipeError as error:
         raise NotStreamed(error.problems[0].message) from None
-
-
-def plan_without_weights(recipe: Recipe, model: CausalLM) -> Adaptation:
-    """What `adapt` plans, for a model without weights; planners that look at weights or data foresee.
-
-    Raises:
-        RecipeError: a pattern matches nothing.
-    """
-    prepare_units(recipe, model, None, True)
-    adaptation, planners = _begun(recipe, model)
-    left = decide(adaptation.plan, planners, None)
-    check_growth(recipe, adaptation.plan, left)
-    adaptation.undecided = bool(left)
-    for planner in left:
-        adaptation.plan.update(planner.foresee(adaptation.plan))
-    if recipe.model.adapter is not None:
-        check_earlier(recipe, adaptation.plan)
-    check_stack(recipe, adaptation.plan)
-    return adaptation
-
-
-def _begun(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[Adaptation, list[Planner]]:
-    """The starting plan, and the planners that have their say.
-
-    Args:
-        check: refuse what could not train; a run that has trained is past that.
-    """
-    _check_length(recipe, model)
-    check_packing(recipe.model.name, model.packing, model.packed, recipe.quantization)
-    choose_base_weights(model, recipe.trainable.weights)
-    check_vocabulary(model)
-    give_score_head(model, recipe.model.head, recipe.train.seed)
-    held = matrices(model)
-    if check and "dense_base" not in QUANTIZERS.declared(recipe.quantization.method).provides:
-        check_storage(model, recipe.quantization.method)
-    if recipe.adapter is None:
-        return Adaptation(model, {}, [], held), []
-    method = recipe.adapter.method
-    try:
-        there = sites_of(model, ADAPTERS.get(method).site_kinds)
-    except ValueError as error:
-        raise RecipeError(f"{method} cannot go on this model: {error}", "adapter.method") from None
-    sites, table = choose_sites(there, recipe.adapter, held.total, model.direct)
-    check_experts(sites, ADAPTERS.get(method))
-    check_vocabulary(model, sites)
-    plan = make_plan(sites, recipe.adapter)
-    if check:
-        check_sites(model, sites)
-        check_ranks(plan, ADAPTERS.get(method))
-    return Adaptation(model, plan, table, held), planners_of(recipe)
-
-
-def _check_length(recipe: Recipe, model: CausalLM) -> None:
-    positions = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
-    virtual = (
-        0 if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method).virtual_tokens(recipe.adapter)
-    )
-    if positions is not None and recipe.train.max_length + virtual > positions:
-        beside = f" with {virtual} virtual ones" if virtual else ""
-        most = f"{positions - virtual}{longer(model.hf.config, recipe.model)}"
-        message = f"{recipe.train.max_length} tokens{beside} are more than the model has positions; use at most {most}"
-        raise RecipeError(message, "train.max_length")

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
 from lrft.build.adapt import Adaptation
-from lrft.build.adapter_folder import write_adapter
 from lrft.build.began import how_it_began, known_as
+from lrft.build.callbacks import callbacks_of as callbacks_of
 from lrft.build.compiling import worth_compiling
-from lrft.build.in_turn import make_task_scores, tasks_of
+from lrft.build.in_turn import tasks_of
 from lrft.build.optimizing import build_optimizer
-from lrft.build.rollouts import Rollouts, make_rollouts
-from lrft.build.scoring import make_scorer
+from lrft.build.rollouts import make_rollouts
+from lrft.build.scoring import subject as subject
 from lrft.build.steps import steps_left, train_data
 from lrft.build.taught import objective_of
 from lrft.build.text import Text
-from lrft.build.trackers import make_trackers
-from lrft.core.callback import Callback
 from lrft.core.objective import Objective
 from lrft.core.optimizer import contract_of
-from lrft.core.params import count
 from lrft.core.run import Run
 from lrft.core.stages import ranks_of
-from lrft.core.team import ALONE, Team
 from lrft.data.steps import StepBatches
-from lrft.evaluation.subject import Progress, Subject
-from lrft.files.unchanging import Unchanging
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.model.noise import add_noise
-from lrft.model.trained import parameter_infos, trained_tensors
+from lrft.model.trained import parameter_infos
 from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
-from lrft.registry.axes import ADAPTERS, ANALYSES, TIMED
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 from lrft.training import schedule
-from lrft.training.adapter_folders import AdapterFolders
 from lrft.training.checkpoint import Identity
-from lrft.training.folder import METRICS, RunFolder
-from lrft.training.gradient_check import GradientCheck
-from lrft.training.keepers import LossScale, Saver, StopAtLoss, StopOnSignal
-from lrft.training.metrics import Bar, MetricsFile, last_loss
+from lrft.training.folder import RunFolder
 from lrft.training.trained_on import TrainedOn
 
 if TYPE_CHECKING:
@@ -157,94 +145,3 @@ def _let_noise_in(recipe: Recipe, model: CausalLM, optimizer: Optimizer) -> None
         )
         raise RecipeError(message, "train.neftune")
     add_noise(model, recipe.train.neftune)
-
-
-def subject(
-    recipe: Recipe, text: Text, model: CausalLM, progress: Progress | None = None, team: Team = ALONE
-) -> Subject:
-    """What the evaluation tasks score."""
-    return Subject(
-        model=model,
-        tokenizer=text.tokenizer,
-        renderer=text.renderer,
-        rows=text.held_out,
-        stop_ids=text.stop_ids,
-        pad_id=text.pad_id,
-        batch_tokens=recipe.eval.batch_tokens,
-        progress=progress,
-        team=team,
-        data_seed=text.seed,
-    )
-
-
-def callbacks_of(
-    recipe: Recipe,
-    run: Run,
-    text: Text,
-    folder: RunFolder,
-    identity: Identity,
-    every: int,
-    objective: Objective | None = None,
-    rollouts: Rollouts | None = None,
-) -> list[Callback]:
-    """In the order they act after a step: methods, what looks at them, score, write the line, show it, save.
-
-    The line comes before the checkpoint, so that a kill between the two cannot lose a step's record.
-
-    Args:
-        every: steps between checkpoints.
-        rollouts: where answers are generated while it trains.
-    """
-    settings, logging = recipe.train, recipe.logging
-    bar = Bar(logging.every)
-    scorer = make_scorer(recipe, run, text, subject(recipe, text, run.model, bar.watch, run.team))
-    saver = Saver(
-        partial(trained_tensors, run.model),
-        folder.checkpoints,
-        identity,
-        every=every,
-        keep_last=settings.keep_last,
-        scorer=scorer,
-        adapters=AdapterFolders(folder.path, partial(_write_adapter, run, text, Unchanging()), scorer),
-    )
-    scale = LossScale(run.device.type) if recipe.model.dtype == "float16" else None
-    found = [
-        GradientCheck(),
-        rollouts,
-        *_timed_methods(recipe),
-        objective if isinstance(objective, Callback) else None,
-        None if settings.stop_below is None else StopAtLoss(settings.stop_below),
-        *(ANALYSES.get(config.method)(config) for config in recipe.analyse),
-        scale,
-        scorer,
-        make_task_scores(recipe, run, text),
-        MetricsFile(folder.path / METRICS),
-        bar,
-        *make_trackers(recipe, folder.path),
-        StopOnSignal(),
-        saver,
-    ]
-    return [callback for callback in found if callback is not None]
-
-
-def _timed_methods(recipe: Recipe) -> list[Callback]:
-    """The methods that act over time, the adapter's own last; a static allocator has done its part in the plan."""
-    chosen = [(registry, getattr(recipe, axis)) for axis, registry in TIMED.items()]
-    made = [registry.get(config.method)(config) for registry, config in chosen if config is not None]
-    if recipe.adapter is not None:
-        made.append(ADAPTERS.get(recipe.adapter.method).timed(recipe.adapter))
-    return [method for method in made if isinstance(method, Callback)]
-
-
-def _write_adapter(
-    run: Run, text: Text, beside: Unchanging, folder: Path, checkpoint: Mapping[str, Json]
-) -> None:
-    """Write the adapter of the step just finished, with a card that says so."""
-    lines = folder.parent / METRICS
-    card: dict[str, Json] = {
-        "name": folder.parent.name,
-        "step": run.step,
-        "trainable": count(info.param for info in run.parameters),
-        "loss": run.metrics.get("loss", last_loss(lines)),
-    }
-    write_adapter(folder, run.model, run.recipe, text, card, checkpoint, beside)

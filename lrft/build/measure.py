@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from lrft.build.adapt import Adaptation, plan_without_weights
+from lrft.build.adapt import Adaptation
 from lrft.build.decide import quantizer
 from lrft.build.measured import MatrixShares, Measured
 from lrft.build.optimizing import build_optimizer
+from lrft.build.starting_plan import plan_without_weights
 from lrft.core.adapted import adapted
 from lrft.core.optimizer import contract_of
 from lrft.core.params import ParamInfo

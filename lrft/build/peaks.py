@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -15,16 +15,15 @@ from lrft.build.at_rest import (
     keeps_dense,
     keeps_start,
     runtime_bytes,
-    saving_room,
     state_bytes,
-    step_room,
     stored_bytes,
     widening_room,
 )
 from lrft.build.measure import Planned, counted, planned
 from lrft.build.measured import Peak, Peaks
+from lrft.build.moments import Moments
 from lrft.build.recomputing import SHARE
-from lrft.build.resident import inputs_held, state_held, weights_held
+from lrft.build.resident import state_held, weights_held
 from lrft.build.rounding_peaks import rounded_peaks
 from lrft.build.steps import documents_of_a_row
 from lrft.build.trial import Cost, Hollow, Storage, Tried, freeze, try_layer, try_loss
@@ -62,17 +61,18 @@ class _Peaks:
     """The peaks of one recipe, every different layer of it tried once for each shape."""
 
     def __init__(self, recipe: Recipe, found: Planned, device: str) -> None:
-        self.recipe, self.infos, self.device = recipe, found.infos, device
+        self.recipe, self.device = recipe, device
         hf: nn.Module = found.adaptation.model.hf
         assert isinstance(hf, Skeleton)
         self.hf, self.item = hf, DTYPES[recipe.model.dtype].itemsize
-        self.state = state_bytes(recipe, found.infos)
-        self.counted = counted(recipe, found, stored_bytes(recipe), self.state)
+        state = state_bytes(recipe, found.infos)
+        self.counted = counted(recipe, found, stored_bytes(recipe), state)
+        self.moments = Moments(recipe, found.infos, self.counted, state, device)
         self.constant = constant_bytes(hf)
         layers, head = len(hf.model.layers), hf.lm_head.weight.nbytes
         self.held = {
             "weights": sum(weights_held(recipe, self.counted, layers, head)),
-            "optimizer_state": state_held(recipe, self.state, layers),
+            "optimizer_state": state_held(recipe, state, layers),
         }
         self.kinds = [_kind(found, index) for index in range(len(hf.model.layers))]
         storage = Storage(keeps_dense(recipe), decoding_room(recipe))
@@ -158,45 +158,9 @@ class _Peaks:
         room = widening_room(self.recipe, self.hf, self.device, tried.rows // self.item)
         moments = (
             (self._peak(**{**self.held, **parts, "working": parts.get("working", 0) + room}), name)
-            for name, parts in self._moments(tried, recomputed)
+            for name, parts in self.moments.of(tried, recomputed)
         )
         return max(moments, key=lambda one: one[0]["total"])
-
-    def _moments(self, tried: Tried, recomputed: int) -> Iterator[tuple[str, dict[str, int]]]:
-        costs, loss = tried.costs, tried.loss
-        if not tried.trains:
-            inside = max(loss.forward, *(cost.forward for cost in costs))
-            yield "forward pass", {"activations": tried.between, "working": inside}
-            return
-        whole, per_layer = self.counted["gradient_bytes"], self.recipe.optimizer.per_layer
-        held = whole if self.recipe.train.gradient_accumulation > 1 else 0
-        first = inputs_held(self.recipe, recomputed)  # the inputs of the others lie elsewhere
-        kept = [
-            (tried.rows if i < first else 0) if i < recomputed else cost.kept for i, cost in enumerate(costs)
-        ]
-        all_kept = tried.between + sum(kept)
-        inside = max(cost.forward - cost.kept for cost in costs)
-        yield "forward pass", {"gradients": held, "activations": all_kept, "working": max(0, inside)}
-        most = max(loss.forward, loss.backward - loss.gradients)
-        yield "loss", {"gradients": held or loss.gradients, "activations": all_kept, "loss": most}
-        done = loss.gradients
-        for index in reversed(range(len(costs))):
-            cost, before = costs[index], tried.between + sum(kept[:index])
-            done += cost.gradients
-            again = cost.forward + tried.rows if index < recomputed else 0
-            yield (
-                "backward pass",
-                {
-                    "gradients": whole if held or per_layer else done,
-                    "activations": before + cost.kept,
-                    "working": max(cost.backward - cost.gradients, again) - cost.kept,
-                },
-            )
-        yield "optimizer step", {"gradients": whole, "working": step_room(self.recipe, self.infos)}
-        if self.device == "cpu":  # a GPU's tensors are copied to the host first
-            room = saving_room(self.recipe, self.infos, self.state)
-            read = {"gradients": 0 if per_layer else whole, "optimizer_state": self.state}
-            yield "writing of a checkpoint", {**read, "working": room}
 
     def _evaluation(self) -> Peak:
         """Scoring a run: batches of `eval.batch_tokens`, in rows of full length."""

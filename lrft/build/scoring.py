@@ -1,4 +1,4 @@
-"""What of a recipe is scored while it trains, and which of the scores says what the best step is."""
+"""What evaluation tasks score, and what of a recipe is scored while it trains and says what the best step is."""
 
 from __future__ import annotations
 
@@ -11,14 +11,34 @@ from itertools import chain, islice
 from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.run import Run
+from lrft.core.team import ALONE, Team
 from lrft.data.steps import eval_batches
 from lrft.evaluation.loss import held_out_loss, row_losses, together
 from lrft.evaluation.run import evaluate_tasks
-from lrft.evaluation.subject import EvaluationStopped, Subject
+from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
+from lrft.model.causal_lm import CausalLM
 from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import LOSS, directions
 from lrft.registry.errors import RecipeError
 from lrft.training.scorer import Metric, Scorer, Timed
+
+
+def subject(
+    recipe: Recipe, text: Text, model: CausalLM, progress: Progress | None = None, team: Team = ALONE
+) -> Subject:
+    """What the evaluation tasks score."""
+    return Subject(
+        model=model,
+        tokenizer=text.tokenizer,
+        renderer=text.renderer,
+        rows=text.held_out,
+        stop_ids=text.stop_ids,
+        pad_id=text.pad_id,
+        batch_tokens=recipe.eval.batch_tokens,
+        progress=progress,
+        team=team,
+        data_seed=text.seed,
+    )
 
 
 def make_scorer(recipe: Recipe, run: Run, text: Text, subject: Subject) -> Scorer | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.complete import recipe_names
+from lrft.commands.arguments import Overrides, RecipeName
 from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
@@ -17,16 +17,12 @@ if TYPE_CHECKING:
 
 
 def augment_command(
-    recipe: Annotated[
-        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
-    ],
+    recipe: RecipeName,
     prompt: Annotated[
         Path, typer.Option(metavar="FILE", help="The question about a row; {NAME} is its column NAME.")
     ],
     out: Annotated[Path, typer.Option(help="A .jsonl file of the new rows; gone on with after a kill.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
-    ] = None,
+    overrides: Overrides = None,
     into: Annotated[
         str | None,
         typer.Option(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.arguments import Run
 from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core import stop
@@ -31,7 +32,7 @@ HELP = """/adapter on|off      answer with the adapter, or with the bare base mo
 
 
 def chat_command(
-    run: Annotated[Path | None, typer.Argument(help="Run folder; by default the latest under runs/.")] = None,
+    run: Run = None,
     base: Annotated[bool, typer.Option("--base", help="Begin with the bare base model.")] = False,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,

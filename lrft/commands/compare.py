@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_table
+from lrft.commands.arguments import Jobs, Runs
+from lrft.commands.output import (
+    Cluster,
+    ClusterSet,
+    Json,
+    Quiet,
+    TrustRemoteCode,
+    result,
+    show_cells,
+    show_table,
+)
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
@@ -20,14 +29,14 @@ def compare_command(
         list[str],
         typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Recipes, then overrides that hold for all."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of runs and report; the same one goes on.")],
+    out: Runs,
     match: Annotated[
         str,
         typer.Option(help="Make ranks equal by `params` or `memory`, or `steps` alone.", metavar="BUDGET"),
     ] = "params",
     lr_grid: Annotated[str, typer.Option(help="Rates that every recipe is tried at.")] = "1e-4,3e-4,1e-3",
     seeds: Annotated[str, typer.Option(help="How many, or which: 3 is 0,1,2; 10-14; 5,7.")] = "3",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with --cluster, queued ones count.")] = 1,
+    jobs: Jobs = 1,
     lr_search: Annotated[
         int | None,
         typer.Option(
@@ -76,15 +85,9 @@ def compare_command(
 
 
 def _show(record: Comparison) -> None:
-    from rich.table import Table
-
     from lrft.lab.compare.report import cells
 
-    heads, *rows = cells(record)
-    shown = Table(*heads)
-    for row in rows:
-        shown.add_row(*row)
-    show_table(shown)
+    show_cells(cells(record))
 
 
 def _show_bases(found: Bases) -> None:

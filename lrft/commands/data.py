@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.arguments import Overrides, RecipeName
 from lrft.commands.augment import augment_command
-from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
 from lrft.core.notes import is_terminal, say, silence
@@ -27,10 +27,6 @@ app = typer.Typer(
 app.command("augment")(augment_command)
 
 SHOWN = 10  # chosen rows in the table
-RecipeName = Annotated[
-    str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
-]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")]
 RowCount = Annotated[int, typer.Option("--rows", min=1, help="How many rows, from the first.")]
 Places = Annotated[
     list[str] | None,

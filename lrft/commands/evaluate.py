@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lrft.commands.arguments import Run
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
 
 def eval_command(
-    run: Annotated[Path | None, typer.Argument(help="Run folder; by default the latest under runs/.")] = None,
+    run: Run = None,
     task: Annotated[
         list[str] | None, typer.Option(help="Task to run instead of the recipe's; may be repeated.")
     ] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.arguments import Run
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 from lrft.export.targets import TARGETS
@@ -22,7 +23,7 @@ def export_command(
     target: Annotated[
         str, typer.Option("--for", help=", ".join(f"`{name}`" for name in TARGETS), metavar="TARGET")
     ],
-    run: Annotated[Path | None, typer.Argument(help="Run folder; by default the latest under runs/.")] = None,
+    run: Run = None,
     error: Annotated[
         float | None,
         typer.Option(

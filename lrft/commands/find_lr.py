@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.complete import recipe_names
+from lrft.commands.arguments import Overrides, RecipeName
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
@@ -18,12 +18,8 @@ LINES = 12  # of the table, about
 
 
 def find_lr_command(
-    recipe: Annotated[
-        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
-    ] = None,
+    recipe: RecipeName,
+    overrides: Overrides = None,
     low: Annotated[float, typer.Option("--from", help="First rate.", metavar="RATE")] = 1e-6,
     high: Annotated[float, typer.Option("--to", help="Last rate.", metavar="RATE")] = 1.0,
     steps: Annotated[int, typer.Option(help="Steps, each at a higher rate.")] = 100,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.arguments import Run
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 from lrft.core.plain import plain
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def merge_command(
     out: Annotated[Path, typer.Option(help="Folder for the merged model; must be empty or new.")],
-    run: Annotated[Path | None, typer.Argument(help="Run folder; by default the latest under runs/.")] = None,
+    run: Run = None,
     onto: Annotated[
         str | None,
         typer.Option(help="`dequantized`, the base seen in training, or `original`.", metavar="BASE"),

@@ -142,6 +142,17 @@ def show_table(table: Table) -> None:
         print("  ".join(cells).rstrip())
 
 
+def show_cells(rows: Sequence[Sequence[str]]) -> None:
+    """The same of rows of text, the heads first."""
+    from rich.table import Table
+
+    heads, *others = rows
+    table = Table(*heads)
+    for row in others:
+        table.add_row(*row)
+    show_table(table)
+
+
 def _pad(column: Column) -> list[str]:
     """Head and cells of a column at one width, each on one line."""
     from rich.cells import cell_len

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.complete import recipe_names
+from lrft.commands.arguments import Overrides, RecipeName
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
 from lrft.core.garbage import sought_rarely
@@ -20,12 +20,8 @@ MINUTE, HOUR = 60, 3600
 
 
 def plan_command(
-    recipe: Annotated[
-        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
-    ] = None,
+    recipe: RecipeName,
+    overrides: Overrides = None,
     device: Annotated[
         str | None,
         typer.Option(help="Memory to fit into, as 24GiB; by default the GPU's, or without one the free RAM."),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.arguments import Run
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def posterior_command(
-    run: Annotated[Path | None, typer.Argument(help="Run folder; by default the latest under runs/.")] = None,
+    run: Run = None,
     layers: Annotated[
         str, typer.Option(help="`all` sites, or those of the `last` layer that has any.", metavar="WHICH")
     ] = "all",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lrft.commands.arguments import Overrides
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, result
 from lrft.registry.errors import Problem, RecipeError
@@ -15,7 +16,6 @@ from lrft.registry.json import Json as Value
 app = typer.Typer(no_args_is_help=True, help="List, read, copy, check and compare recipes.")
 
 Name = Annotated[str, typer.Argument(help="Packaged recipe or file.", autocompletion=recipe_names)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")]
 
 
 @app.command("ls")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.complete import recipe_names
-from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_table
+from lrft.commands.arguments import Jobs, KeepCheckpoints, RecipeName, Runs
+from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_cells
 from lrft.core.notes import say, silence
 
 if TYPE_CHECKING:
@@ -22,14 +22,12 @@ def _methods(incomplete: str) -> list[str]:
 
 
 def search_command(
-    recipe: Annotated[
-        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
-    ],
+    recipe: RecipeName,
     space: Annotated[
         Path, typer.Option(metavar="FILE", help="What arms differ in, as `adapter.rank: [4, 8, 16]`.")
     ],
     budget: Annotated[int, typer.Option(min=1, help="Arms in all; a larger one goes on.")],
-    out: Annotated[Path, typer.Option(help="Folder of runs and report; the same one goes on.")],
+    out: Runs,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE...]", help="Overrides that hold for every arm.")
     ] = None,
@@ -47,11 +45,9 @@ def search_command(
     against: Annotated[
         str, typer.Option(metavar="COST", help="What is traded for it: trainable, bytes or step_seconds.")
     ] = "trainable",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with --cluster, queued ones count.")] = 1,
+    jobs: Jobs = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the search; that of the arms is train.seed.")] = 0,
-    keep_checkpoints: Annotated[
-        bool, typer.Option("--keep-checkpoints", help="Of every run, and not its adapter alone.")
-    ] = False,
+    keep_checkpoints: KeepCheckpoints = False,
     cluster: Cluster = None,
     cluster_set: ClusterSet = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -89,12 +85,6 @@ def search_command(
 
 
 def _show(record: Found) -> None:
-    from rich.table import Table
-
     from lrft.lab.search.report import cells
 
-    heads, *rows = cells(record)
-    shown = Table(*heads)
-    for row in rows:
-        shown.add_row(*row)
-    show_table(shown)
+    show_cells(cells(record))

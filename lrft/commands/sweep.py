@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.complete import recipe_names
-from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_table
+from lrft.commands.arguments import Jobs, KeepCheckpoints, RecipeName, Runs
+from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_cells
 from lrft.core.notes import say, silence
 
 if TYPE_CHECKING:
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
 
 def sweep_command(
-    recipe: Annotated[
-        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of runs and report; the same one goes on.")],
+    recipe: RecipeName,
+    out: Runs,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -33,10 +31,8 @@ def sweep_command(
     metric: Annotated[
         str, typer.Option(help="What orders them: eval_loss, loss, or TASK.SCORE of the recipe's eval.tasks.")
     ] = "eval_loss",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with --cluster, queued ones count.")] = 1,
-    keep_checkpoints: Annotated[
-        bool, typer.Option("--keep-checkpoints", help="Of every run, and not its adapter alone.")
-    ] = False,
+    jobs: Jobs = 1,
+    keep_checkpoints: KeepCheckpoints = False,
     cluster: Cluster = None,
     cluster_set: ClusterSet = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -62,12 +58,6 @@ def sweep_command(
 
 
 def _show(record: Sweep) -> None:
-    from rich.table import Table
-
     from lrft.lab.sweep.report import cells
 
-    heads, *rows = cells(record)
-    shown = Table(*heads)
-    for row in rows:
-        shown.add_row(*row)
-    show_table(shown)
+    show_cells(cells(record))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lrft.commands.arguments import Overrides
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
@@ -28,9 +29,7 @@ def train_command(
             autocompletion=recipe_names,
         ),
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default a new one under runs/.")] = None,
     resume: Annotated[
         bool,

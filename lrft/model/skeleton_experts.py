@@ -48,7 +48,7 @@ class Mixture(nn.Module):
         weights, chosen = self.get_submodule(self.kind.router)(rows)
         y: Tensor = self.experts(rows, chosen, weights)
         if self.kind.shared:
-            beside = self.get_submodule(self.kind.shared)(rows)
+            beside = self.get_submodule(self.kind.shared)(rows if self.kind.flat else x).view_as(rows)
             y = y + (torch.sigmoid(self.shared_expert_gate(rows)) * beside if self.kind.gated else beside)
         return y.view_as(x)
 
@@ -64,6 +64,8 @@ class Router(nn.Module):
             config.num_experts_per_tok,
             family.experts.turned,
         )
+        normed = family.experts.normed
+        self.normed = getattr(config, "norm_topk_prob", False) if normed is None else normed
         self.weight = _frozen(count, config.hidden_size, dtype=dtype)
         self.bias = _frozen(count, dtype=dtype) if family.experts.turned else None
 
@@ -74,6 +76,8 @@ class Router(nn.Module):
             scores, chosen = scores.topk(self.copies, dim=-1)
             return torch.softmax(scores, dim=-1), chosen
         scores, chosen = torch.softmax(scores, dim=-1, dtype=torch.float32).topk(self.copies, dim=-1)
+        if self.normed:
+            scores = scores / scores.sum(dim=-1, keepdim=True)
         return (scores if self.wide else scores.to(x.dtype)), chosen
 
 

@@ -16,7 +16,9 @@ class Experts(NamedTuple):
         router: what the layer is called that chooses.
         shared: the block that every token goes through too, where there is one, by its name.
         gated: that block's output is scaled by a gate of its own.
+        flat: that block is given the rows of tokens, a view of the norm's result, and not that itself.
         wide: the router's weights stay in float32.
+        normed: the weights of a token's experts are divided by their sum; None where `norm_topk_prob` says.
         turned: matrices are stored (in, out), with biases, gate and up interleaved (gpt-oss).
     """
 
@@ -24,7 +26,9 @@ class Experts(NamedTuple):
     router: str = "gate"
     shared: str = ""
     gated: bool = False
+    flat: bool = False
     wide: bool = False
+    normed: bool | None = None
     turned: bool = False
 
 
@@ -63,8 +67,8 @@ FAMILIES = {
     "qwen3": Family(bias=None, headed="apart"),
     "gemma2": Family(tied=True, bias=None, offset=True, four=True, windows="even"),
     "phi3": Family(joined=True, windows="all"),
-    "mixtral": Family(windows="all", experts=Experts("intermediate_size", wide=True)),
-    "qwen2_moe": Family(bias="qkv_bias", experts=Experts(shared="shared_expert", gated=True)),
+    "mixtral": Family(windows="all", experts=Experts("intermediate_size", wide=True, normed=True)),
+    "qwen2_moe": Family(bias="qkv_bias", experts=Experts(shared="shared_expert", gated=True, flat=True)),
     "qwen3_moe": Family(bias=None, headed="apart", experts=Experts()),
     "olmoe": Family(bias=None, headed="together", experts=Experts("intermediate_size")),
     "gpt_oss": Family(
@@ -73,7 +77,7 @@ FAMILIES = {
         sinks=True,
         experts=Experts("intermediate_size", router="router", turned=True),
     ),
-    "deepseek_v2": Family(latent=True, experts=Experts(shared="shared_experts", wide=True)),
+    "deepseek_v2": Family(latent=True, experts=Experts(shared="shared_experts", wide=True, normed=False)),
     "deepseek_v3": Family(latent=True, experts=Experts(shared="shared_experts", wide=True)),
 }
 NEEDED = (

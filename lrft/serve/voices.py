@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lrft.api.exporting.plain import linear_changes, no_base_weights
 from lrft.api.opening.open_run import check_base, open_checkpoint, sample_row
-from lrft.build.job import subject
+from lrft.build.scoring import subject
 from lrft.core import stop
 from lrft.core.adapted import Adapted
 from lrft.core.notes import say

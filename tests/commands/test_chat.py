@@ -14,7 +14,7 @@ import torch
 from lrft.api.asking.chat import Reply, open_conversation
 from lrft.api.opening.open_run import open_run
 from lrft.api.training.train import train
-from lrft.build.job import subject
+from lrft.build.scoring import subject
 from lrft.core.adapted import adapters_off
 from lrft.evaluation.generate import generate
 from lrft.evaluation.sampling import Sampling

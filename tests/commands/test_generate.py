@@ -14,7 +14,7 @@ import pytest
 
 from lrft.api.opening.open_run import open_run
 from lrft.api.training.train import train
-from lrft.build.job import subject
+from lrft.build.scoring import subject
 from lrft.core.adapted import adapters_off
 from lrft.evaluation.generate import generate
 from lrft.recipe.load import load_recipe

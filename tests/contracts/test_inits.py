@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrft.build.adapt import plan_without_weights
+from lrft.build.starting_plan import plan_without_weights
 from lrft.core.adapted import Adapted
 from lrft.core.less import start_of
 from lrft.core.params import Site

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrft.api.asking.evaluate import evaluate
 from lrft.api.opening.open_run import open_run
-from lrft.build.job import subject
+from lrft.build.scoring import subject
 from lrft.core.team import Team
 from lrft.data.steps import eval_batches
 from lrft.evaluation.divide import divided

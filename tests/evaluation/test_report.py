@@ -15,7 +15,7 @@ from rich.console import Console
 from lrft.api.asking.evaluate import evaluate
 from lrft.api.opening.open_run import open_run
 from lrft.api.training.train import train
-from lrft.build.job import subject
+from lrft.build.scoring import subject
 from lrft.core.adapted import adapters_off
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.report import NotReported, table, write_report

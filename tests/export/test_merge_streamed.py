@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from lrft.recipe.load import load_recipe
 from lrft.registry.errors import Interrupted
 from lrft.training.folder import RunFolder
 from tests.reliability.struck import struck
+from tests.wide_llama import dense_bytes, write_wide_llama
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
@@ -288,30 +288,11 @@ print(now("VmHWM") - before["held"])
 )
 def test_a_merge_takes_one_dense_tensor_at_work_beside_the_runs_model(tiny, trained, tmp_path, width, layers):
     """Slack: eight dense tensors in bfloat16 and eight in float32, 0.6 MB of objects a layer, and 32 MiB."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer
 
-    inner = 3 * width
-    dense = 2 * layers * (4 * width * width + 3 * width * inner)
-    if shutil.disk_usage(tmp_path).free < 4 * dense:
-        pytest.skip(f"needs {4 * dense >> 30} GiB of disk")
-    config = LlamaConfig(
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        vocab_size=600,
-        max_position_embeddings=256,
-        dtype=torch.bfloat16,
-    )
-    with torch.device("meta"):
-        hf = LlamaForCausalLM(config)
-    hf = hf.to(torch.bfloat16).to_empty(device="cpu")
-    for parameter in hf.parameters():
-        parameter.data.normal_(std=0.02)
-    hf.model.rotary_emb = type(hf.model.rotary_emb)(config)
-    hf.save_pretrained(tmp_path / "model", max_shard_size=dense // 8)
+    dense = dense_bytes(width, layers)
+    write_wide_llama(tmp_path / "model", width, layers, positions=256, files=8, room=4)
     AutoTokenizer.from_pretrained(tiny()).save_pretrained(tmp_path / "model")
-    del hf
     run = trained(tmp_path / "model", shard=f"{dense // 8 >> 20}MB")
     peaks = {}
     for kind in ("streamed", "whole"):
@@ -323,6 +304,6 @@ def test_a_merge_takes_one_dense_tensor_at_work_beside_the_runs_model(tiny, trai
     assert len(list((tmp_path / "streamed").glob("*.safetensors"))) > 6
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "streamed" / path.name).read_bytes(), path.name
-    bound = 8 * (2 + 4) * width * inner + layers * 600_000 + (32 << 20)
+    bound = 8 * (2 + 4) * 3 * width**2 + layers * 600_000 + (32 << 20)
     assert bound < dense / 1.5 and peaks["whole"] > dense
     assert peaks["streamed"] < bound, f"{peaks['streamed'] >> 20} MiB over {bound >> 20}"

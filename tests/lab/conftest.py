@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -88,8 +89,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained(tiny, tmp_path_factory) -> Callable[..., Path]:
-    """`trained("dora", "quantization=nf4")` -> the run folder of three steps of a smoke recipe on the tiny model."""
+def trained_once(tiny, tmp_path_factory) -> Callable[..., Path]:
+    """`trained_once("dora", "quantization=nf4")` -> the run of three steps of a smoke recipe on the tiny model.
+
+    All tests share it, so none writes into it.
+    """
     made: dict[tuple[str, ...], Path] = {}
 
     def get(name: str, *overrides: str) -> Path:
@@ -100,5 +104,20 @@ def trained(tiny, tmp_path_factory) -> Callable[..., Path]:
             train(recipe, folder)
             made[(name, *overrides)] = folder
         return made[(name, *overrides)]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def trained(trained_once, tmp_path_factory) -> Callable[..., Path]:
+    """The same as a module's own copy: what inspects or scores a run leaves files in its folder."""
+    copies: dict[tuple[str, ...], Path] = {}
+
+    def get(name: str, *overrides: str) -> Path:
+        asked = (name, *overrides)
+        if asked not in copies:
+            folder = tmp_path_factory.mktemp("trained") / name
+            copies[asked] = Path(shutil.copytree(trained_once(*asked), folder))
+        return copies[asked]
 
     return get

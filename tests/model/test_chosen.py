@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lrft.build.adapt import plan_without_weights
+from lrft.build.starting_plan import plan_without_weights
 from lrft.core.params import Site
 from lrft.model.chosen import choose_sites
 from lrft.model.load import load_model

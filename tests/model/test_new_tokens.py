@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrft.build import adapt as build
-from lrft.build.adapt import adapt, plan_without_weights
+from lrft.build.adapt import adapt
+from lrft.build.starting_plan import plan_without_weights
 from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.data.seam import token_ids

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lrft.build.adapt import adapt, plan_without_weights
+from lrft.build.adapt import adapt
+from lrft.build.starting_plan import plan_without_weights
 from lrft.core.adapted import adapters_off
 from lrft.model import asked
 from lrft.model.load import load_config, load_model

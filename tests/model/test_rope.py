@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lrft.api.merging.merge import merge
 from lrft.api.training.train import train
-from lrft.build.adapt import plan_without_weights
+from lrft.build.starting_plan import plan_without_weights
 from lrft.core.batch import Batch
 from lrft.model.load import load_config, load_model
 from lrft.recipe.load import load_recipe

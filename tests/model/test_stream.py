@@ -21,6 +21,7 @@ from lrft.model.stored import NotStreamed, Stored, stored_at
 from lrft.model.trained import base_parameters
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import RecipeError
+from tests.wide_llama import dense_bytes, write_wide_llama
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -350,28 +351,7 @@ print(highest() - before, sum(t.nbytes for t in {*hf.parameters(), *hf.buffers()
 )
 def test_the_peak_of_loading_is_the_stored_model_and_one_dense_tensor_at_work(tiny, tmp_path, width, layers):
     """Slack: nine dense tensors, which bitsandbytes' encoder works in, 0.6 MB of objects a layer, and 32 MiB."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    inner = 3 * width
-    dense = 2 * layers * (4 * width * width + 3 * width * inner)
-    if shutil.disk_usage(tmp_path).free < 2 * dense:
-        pytest.skip(f"needs {2 * dense >> 30} GiB of disk")
-    config = LlamaConfig(
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        vocab_size=600,
-        max_position_embeddings=64,
-        dtype=torch.bfloat16,
-    )
-    with torch.device("meta"):
-        hf = LlamaForCausalLM(config)
-    hf = hf.to(torch.bfloat16).to_empty(device="cpu")
-    for parameter in hf.parameters():
-        parameter.data.normal_(std=0.02)
-    hf.save_pretrained(tmp_path, max_shard_size=dense // 4)
-    del hf
+    write_wide_llama(tmp_path, width, layers, positions=64, files=4, room=2)
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, str(tiny()), str(tmp_path)],
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},  # what is freed goes back, and is not counted
@@ -380,9 +360,9 @@ def test_the_peak_of_loading_is_the_stored_model_and_one_dense_tensor_at_work(ti
         check=True,
     )
     peak, stored, notes = done.stdout.split(maxsplit=2)
-    bound = int(stored) + 10 * 2 * width * inner + layers * 600_000 + (32 << 20)
+    bound = int(stored) + 10 * 2 * 3 * width**2 + layers * 600_000 + (32 << 20)
     told = [
         note for note in ast.literal_eval(notes.strip()) if not note.startswith("model.dtype: this processor")
     ]
-    assert not told and bound < dense / 1.5
+    assert not told and bound < dense_bytes(width, layers) / 1.5
     assert int(peak) < bound, f"{int(peak) >> 20} MiB over {bound >> 20}; stored are {int(stored) >> 20}"

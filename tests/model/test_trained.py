@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrft.build.adapt import adapt, plan_without_weights
+from lrft.build.adapt import adapt
 from lrft.build.measure import measure
+from lrft.build.starting_plan import plan_without_weights
 from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.model.load import load_model

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lrft.api.opening.open_run import open_run
-from lrft.build.job import subject
+from lrft.build.scoring import subject
 from lrft.core.adapted import adapters_off
 from lrft.data.prompts import Asker
 from lrft.evaluation.generate import generate

@@ -10,7 +10,8 @@ import torch
 
 from lrft.api.merging.merge import merge
 from lrft.api.training.train import train
-from lrft.build.adapt import adapt, plan_without_weights
+from lrft.build.adapt import adapt
+from lrft.build.starting_plan import plan_without_weights
 from lrft.core.adapted import adapted
 from lrft.core.batch import Batch
 from lrft.model.load import load_model

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lrft.api.opening.open_run import bare_base, check_base, open_run, sample_row
-from lrft.build.job import subject
+from lrft.build.scoring import subject
 from lrft.data.example import Message
 from lrft.data.prompts import Asker
 from lrft.evaluation.decoded import decoded

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lrft.api.opening.open_run import bare_base, check_base, open_checkpoint
-from lrft.build.job import subject
+from lrft.build.scoring import subject
 from lrft.core import stop
 from lrft.evaluation.harness import harness_results
 from lrft.evaluation.report import NotReported, write_report

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from lrft.api.opening.open_run import bare_base, check_base, open_run, sample_row
-from lrft.build.job import subject
+from lrft.build.scoring import subject
 from lrft.core import stop
 from lrft.core.team import Team
 from lrft.data.features import Features, placed_features

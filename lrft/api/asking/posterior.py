@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lrft.api.asking.posterior_folder import read_posterior, read_record, write_posterior
 from lrft.api.opening.open_run import Opened, open_checkpoint
-from lrft.build.job import subject
 from lrft.build.rows import training_rows
+from lrft.build.scoring import subject
 from lrft.core import stop
 from lrft.evaluation.choices import Choice, choices_of, task_of
 from lrft.evaluation.pairs import LAYERS, Pair, trained_pairs

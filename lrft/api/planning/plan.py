@@ -10,7 +10,6 @@ import torch
 
 from lrft.api.planning import fit
 from lrft.build.activations import activation_bytes
-from lrft.build.adapt import plan_without_weights
 from lrft.build.asked_once import ask_adapter
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
@@ -19,6 +18,7 @@ from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Peak, Target
 from lrft.build.recomputing import as_written, choose, free_bytes
 from lrft.build.resident import state_held, weights_held
+from lrft.build.starting_plan import plan_without_weights
 from lrft.build.steps import check_steps, possible_steps, shapes_of, train_data
 from lrft.build.teacher import plan_teacher
 from lrft.build.text import check_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 from lrft.data.encoded import TooLong
 from lrft.data.example import Row
@@ -14,7 +14,7 @@ from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Subject
 from lrft.registry.axes import FORMATS
-from lrft.registry.config import MethodConfig
+from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
 from lrft.registry.errors import DataError, RecipeError
 from lrft.registry.json import Json
 
@@ -119,6 +119,18 @@ class Task:
             **more,
         }
         return TaskResult(metrics, len(rows) if n is None else n, list(samples), self.version, settings)
+
+
+class OfRows(Task):
+    """A task whose recipe may name rows of its own, and their format."""
+
+    class Config(MethodConfig):
+        data: Source | None = Field(None, description="rows to score; by default data.eval")
+        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
+            None, description="format of these rows; by default data.format"
+        )
+
+    config: Config
 
 
 def each(rows: Rows, function: Callable[[Row], T]) -> list[T]:

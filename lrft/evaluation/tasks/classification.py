@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 from lrft.data.encode import encode_all
 from lrft.data.encoded import Encoded
@@ -13,15 +12,15 @@ from lrft.data.steps import eval_batches
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject
-from lrft.evaluation.tasks._task import Task, TaskResult, share
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.evaluation.tasks._encoded import shortened
+from lrft.evaluation.tasks._task import OfRows, TaskResult, share
+from lrft.registry.axes import TASKS
 from lrft.registry.errors import DataError, NumericalError
 from lrft.registry.json import Json
 
 
 @TASKS.register
-class Classification(Task):
+class Classification(OfRows):
     """The label that the score head gives the most, beside that of the row.
 
         label    = argmax_c (S h)_c
@@ -46,14 +45,6 @@ class Classification(Task):
     requires = {"score_head"}
     better = {"accuracy": "higher", "f1": "higher", "mse": "lower", "pearson": "higher"}
 
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
-
-    config: Config
-
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then score every row once.
 
@@ -77,8 +68,7 @@ class Classification(Task):
             if not all(map(math.isfinite, scores[index])):
                 raise NumericalError(f"{rows.where(index)}: a score of the row is no finite number")
         metrics, given = _metrics([scores[index] for index in kept], gold)
-        left_out = len(rows) - len(kept)
-        metrics |= {"left_out": left_out, "truncated": sum(row.truncated for row in encoded)}
+        metrics |= shortened(encoded, kept)
         labels = subject.model.labels
         samples: list[dict[str, Json]] = [
             {

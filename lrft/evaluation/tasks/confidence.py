@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
 
 from lrft.core.batch import Batch
-from lrft.data.encode import encode_all
 from lrft.data.encoded import Encoded
 from lrft.data.replies import reply_tokens
 from lrft.data.steps import eval_batches
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject
-from lrft.evaluation.tasks._task import Task, TaskResult, share
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.evaluation.tasks._encoded import encode_texts, shortened
+from lrft.evaluation.tasks._task import OfRows, TaskResult, share
+from lrft.registry.axes import TASKS
+from lrft.registry.config import Field
 from lrft.registry.errors import DataError, NumericalError
 from lrft.registry.json import Json
 
 
 @TASKS.register
-class Confidence(Task):
+class Confidence(OfRows):
     """Calibration of the confidence that a model has in answers, which it is asked for after each.
 
         c        = p(yes) / (p(no) + p(yes)) of the replies' first tokens, y = 1 where the answer is right, else 0
@@ -48,11 +47,7 @@ class Confidence(Task):
     version = "confidence-1"
     better = {"ece": "lower", "auroc": "higher", "brier": "lower", "nll": "lower", "accuracy": "higher"}
 
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
+    class Config(OfRows.Config):
         bins: int = Field(10, gt=0, description="of the calibration error")
 
     config: Config
@@ -72,22 +67,14 @@ class Confidence(Task):
                 "format: unpaired, with a query"
             )
         replies = reply_tokens(renderer, next(iter(rows)))
-        encoded = encode_all(rows, renderer)
-        longest = [max(map(len, (text.input_ids for text in row.documents()))) for row in encoded]
-        subject.check_lengths(longest, rows.where)
-        kept = [index for index, row in enumerate(encoded) if row.targets]
-        if not kept:
-            raise DataError(
-                f"none of the {len(rows)} rows has a reply to score; check data.format and too_long"
-            )
+        encoded, kept = encode_texts(subject, rows, renderer, "has a reply")
         found = self._confidences(subject, encoded, replies)
         for index in kept:
             if not math.isfinite(found[index]):
                 raise NumericalError(f"{rows.where(index)}: the confidence in the answer is no finite number")
         confidence = [found[index] for index in kept]
         right = [bool(encoded[index].wanted) for index in kept]
-        metrics = measures(confidence, right, self.config.bins)
-        metrics |= {"left_out": len(rows) - len(kept), "truncated": sum(row.truncated for row in encoded)}
+        metrics = measures(confidence, right, self.config.bins) | shortened(encoded, kept)
         samples = [_sample(subject, encoded[index], found[index]) for index in kept]
         return self.result(subject, rows, metrics, samples, n=len(kept), replies=list(replies))
 

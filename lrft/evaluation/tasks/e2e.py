@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated
 
 from lrft.data.sources import Rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
-from lrft.evaluation.tasks._task import Task, TaskResult, each, share
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.evaluation.tasks._task import OfRows, TaskResult, each, share
+from lrft.registry.axes import TASKS
+from lrft.registry.config import Field
 from lrft.registry.errors import MissingExtra
 from lrft.registry.json import Json
 
 
 @TASKS.register
-class E2E(Task):
+class E2E(OfRows):
     """BLEU and ROUGE-L of one greedy answer a prompt, against the references of all rows with that prompt.
 
         bleu    = 100 BP exp(mean over n = 1..4 of log p_n), p_n the clipped precision of n-grams over the whole set
@@ -44,11 +43,7 @@ class E2E(Task):
     version = "e2e-overlap-1"
     better = {"bleu": "higher", "rouge_l": "higher", "unstopped": "lower"}
 
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
+    class Config(OfRows.Config):
         max_new_tokens: int = Field(128, gt=0, description="longest answer")
 
     config: Config

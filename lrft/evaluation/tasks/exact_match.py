@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from lrft.core.written import check_json, same_json, same_text
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
-from lrft.evaluation.tasks._task import Task, TaskResult, each, share
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, Literal, MethodConfig, Source
+from lrft.evaluation.tasks._task import OfRows, TaskResult, each, share
+from lrft.registry.axes import TASKS
+from lrft.registry.config import Field, Literal
 
 
 @TASKS.register
-class ExactMatch(Task):
+class ExactMatch(OfRows):
     """The share of outputs equal to the reference, after greedy generation.
 
         exact_match = mean over rows of [strip(output) = strip(reference)]
@@ -34,11 +32,7 @@ class ExactMatch(Task):
     version = "exact-match-1"
     better = {"exact_match": "higher", "stopped": "higher"}
 
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
+    class Config(OfRows.Config):
         max_new_tokens: int = Field(256, gt=0, description="longest answer")
         compare: Literal["text", "json"] = Field(
             "text", description="compare the texts, or the JSON values they hold"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ from lrft.data.rows import Rows
 from lrft.evaluation.intervals import DRAWS, quantile
 from lrft.evaluation.probabilities import expected_calibration_error
 from lrft.evaluation.subject import Subject
-from lrft.evaluation.tasks._task import Task, TaskResult, each
+from lrft.evaluation.tasks._task import OfRows, TaskResult, each
 from lrft.evaluation.tasks.multiple_choice import MultipleChoice
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.registry.axes import TASKS
+from lrft.registry.config import Field
 from lrft.registry.errors import DataError, RecipeError
 
 
@@ -38,7 +38,7 @@ AT_ONCE = 2_000_000  # rows of resamples
 
 
 @TASKS.register
-class Fairness(Task):
+class Fairness(OfRows):
     """Whether groups of rows, told by a column, are answered equally well.
 
         acc/G        = share of rows of group G whose gold label has the largest log p of its sentence
@@ -63,11 +63,7 @@ class Fairness(Task):
     version = "fairness-1"
     better = {"acc_gap": "lower", "positive_gap": "lower", "odds_gap": "lower"}
 
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
+    class Config(OfRows.Config):
         group: str = Field("group", description="column that says a row's group")
         positive: str | None = Field(None, description="label whose share is compared too")
         smallest: int = Field(30, gt=0, description="rows that a group needs to be compared")

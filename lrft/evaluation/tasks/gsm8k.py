@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated
 
 from lrft.core.written import NUMBER, last_number, value_of
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
-from lrft.evaluation.tasks._task import Task, TaskResult, each, share
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.evaluation.tasks._task import OfRows, TaskResult, each, share
+from lrft.registry.axes import TASKS
+from lrft.registry.config import Field
 from lrft.registry.errors import DataError
 
 
 @TASKS.register
-class GSM8K(Task):
+class GSM8K(OfRows):
     """Exact match of the last number, after greedy generation.
 
         exact_match = mean over rows of [last number of the output = first number after the reference's last ####]
@@ -37,11 +36,7 @@ class GSM8K(Task):
     version = "gsm8k-last-number-1"
     better = {"exact_match": "higher", "exact_match_strict": "higher", "unstopped": "lower"}
 
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
+    class Config(OfRows.Config):
         max_new_tokens: int = Field(256, gt=0, description="longest answer")
 
     config: Config

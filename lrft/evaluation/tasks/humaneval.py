@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
-from typing import Annotated
 
 from lrft.core.notes import say
 from lrft.data.example import Row
@@ -14,9 +13,9 @@ from lrft.evaluation.divide import divided
 from lrft.evaluation.generate import generate
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._confined import Limits, cuts_network, passes
-from lrft.evaluation.tasks._task import Task, TaskResult, each, share
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.evaluation.tasks._task import OfRows, TaskResult, each, share
+from lrft.registry.axes import TASKS
+from lrft.registry.config import Field
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 
@@ -35,7 +34,7 @@ class Problem:
 
 
 @TASKS.register
-class HumanEval(Task):
+class HumanEval(OfRows):
     """The share of greedy programs that pass their tests; without leave to run code, that of programs that could.
 
         pass_at_1 = mean over rows of [the program runs `test` and `check(entry_point)` to the end]     (`allow_code`)
@@ -61,11 +60,7 @@ class HumanEval(Task):
     version = "humaneval-1"
     better = {"pass_at_1": "higher", "parses": "higher", "unstopped": "lower"}
 
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
+    class Config(OfRows.Config):
         max_new_tokens: int = Field(512, gt=0, description="longest answer")
         allow_code: bool = Field(False, description="run the programs that the model writes, confined")
         seconds: float = Field(5.0, gt=0, description="time for a program and its tests")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 from lrft.data.encode import encode_each
 from lrft.data.encoded import Encoded
@@ -11,13 +10,12 @@ from lrft.data.rows import Rows
 from lrft.data.steps import eval_batches
 from lrft.evaluation.loss import LossResult, held_out_loss, together
 from lrft.evaluation.subject import Subject
-from lrft.evaluation.tasks._task import Task, TaskResult
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.evaluation.tasks._task import OfRows, TaskResult
+from lrft.registry.axes import TASKS
 
 
 @TASKS.register
-class Loss(Task):
+class Loss(OfRows):
     """Mean cross-entropy of the held-out rows, in nats per supervised token, and its exponential.
 
         loss = -(sum over supervised tokens of log p(token | all before it)) / (number of supervised tokens)
@@ -42,14 +40,6 @@ class Loss(Task):
     provides = {"any_model"}
     better = {"loss": "lower", "perplexity": "lower"}
     per_token = True
-
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
-
-    config: Config
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then sum."""

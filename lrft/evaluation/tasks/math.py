@@ -3,19 +3,18 @@ r"""MATH and its like: the answer stands in `\boxed{...}`."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
 
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
 from lrft.evaluation.tasks._boxed import last_boxed, normalised
-from lrft.evaluation.tasks._task import Task, TaskResult, each, share
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, Literal, MethodConfig, Source
+from lrft.evaluation.tasks._task import OfRows, TaskResult, each, share
+from lrft.registry.axes import TASKS
+from lrft.registry.config import Field, Literal
 from lrft.registry.errors import DataError, MissingExtra
 
 
 @TASKS.register
-class Math(Task):
+class Math(OfRows):
     r"""The answer in the last `\boxed{...}` against that of the reference, after greedy generation.
 
         accuracy = mean over rows of [boxed(output) and boxed(reference) are the same answer]
@@ -40,11 +39,7 @@ class Math(Task):
     version = "math-boxed-1"
     better = {"accuracy": "higher", "boxed": "higher", "unstopped": "lower"}
 
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
+    class Config(OfRows.Config):
         max_new_tokens: int = Field(512, gt=0, description="longest answer")
         same: Literal["text", "value"] = Field(
             "text", description="compare normalised texts, or values by math-verify"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 from lrft.data.example import Row, with_columns
 from lrft.data.rows import Rows
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import thinking
-from lrft.evaluation.tasks._task import Task, TaskResult, each, share
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.evaluation.tasks._task import OfRows, TaskResult, each, share
+from lrft.registry.axes import TASKS
 from lrft.registry.errors import DataError
 
 ANSWER_FORMAT = re.compile(r"(?<!\s)\s*Answer format:\s*(\S+)\s*$")
@@ -38,7 +36,7 @@ class Question:
 
 
 @TASKS.register
-class MultipleChoice(Task):
+class MultipleChoice(OfRows):
     """Multiple choice by log-likelihood: of each label's sentence, and of each option's own words.
 
         acc_label      = share of rows whose gold label is argmax_i log p(output with label i | whole instruction)
@@ -61,14 +59,6 @@ class MultipleChoice(Task):
 
     version = "multiple-choice-1"
     better = {"acc_label": "higher", "acc": "higher", "acc_norm": "higher", "acc_norm_token": "higher"}
-
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
-
-    config: Config
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Parse every row, then score all labels, then all options."""

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
-from lrft.data.encode import encode_all
 from lrft.data.encoded import Encoded
 from lrft.data.steps import eval_batches
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject
-from lrft.evaluation.tasks._task import Task, TaskResult, share
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.evaluation.tasks._encoded import encode_texts, shortened
+from lrft.evaluation.tasks._task import OfRows, TaskResult, share
+from lrft.registry.axes import TASKS
 from lrft.registry.errors import DataError, NumericalError
 from lrft.registry.json import Json
 
 
 @TASKS.register
-class Pairwise(Task):
+class Pairwise(OfRows):
     """Whether the score head gives the chosen answer more than the rejected one.
 
         accuracy = mean over pairs of [r_c > r_r]
@@ -42,14 +40,6 @@ class Pairwise(Task):
     requires = {"score_head", "pairs"}
     better = {"accuracy": "higher", "margin": "higher"}
 
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
-
-    config: Config
-
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then score both texts of every row once.
 
@@ -63,21 +53,12 @@ class Pairwise(Task):
             raise DataError(
                 f"the rows of the {renderer.format.name} format are no pairs; write format: preference"
             )
-        encoded = encode_all(rows, renderer)
-        longest = [max(map(len, (text.input_ids for text in row.documents()))) for row in encoded]
-        subject.check_lengths(longest, rows.where)
-        kept = [index for index, row in enumerate(encoded) if row.targets]
-        if not kept:
-            raise DataError(
-                f"none of the {len(rows)} rows is a pair to score; check data.format and too_long"
-            )
+        encoded, kept = encode_texts(subject, rows, renderer, "is a pair")
         scores = self._scores(subject, encoded)
         for index in kept:
             if not all(map(math.isfinite, scores[index])):
                 raise NumericalError(f"{rows.where(index)}: a score of the pair is no finite number")
-        metrics = _metrics([scores[index] for index in kept])
-        left_out = len(rows) - len(kept)
-        metrics |= {"left_out": left_out, "truncated": sum(row.truncated for row in encoded)}
+        metrics = _metrics([scores[index] for index in kept]) | shortened(encoded, kept)
         samples = [_sample(subject, encoded[index], *scores[index]) for index in kept]
         return self.result(subject, rows, metrics, samples, n=len(kept))
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from decimal import Decimal
 from functools import partial
-from typing import Annotated
 
 from lrft.core.written import NUMBER, last_number, value_of
 from lrft.data.example import Row
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._answers import greedy_answers, thinking
-from lrft.evaluation.tasks._task import Task, TaskResult, each, share
-from lrft.registry.axes import FORMATS, TASKS
-from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
+from lrft.evaluation.tasks._task import OfRows, TaskResult, each, share
+from lrft.registry.axes import TASKS
+from lrft.registry.config import Field
 from lrft.registry.errors import DataError
 
 NEAR = Decimal("0.001")
 
 
 @TASKS.register
-class SVAMP(Task):
+class SVAMP(OfRows):
     """The last number of the output against the number in a column, after greedy generation.
 
         accuracy = mean over rows of [|last number of the output - number in the column `answer`| <= 0.001]
@@ -40,11 +39,7 @@ class SVAMP(Task):
     version = "svamp-last-number-1"
     better = {"accuracy": "higher", "unstopped": "lower"}
 
-    class Config(MethodConfig):
-        data: Source | None = Field(None, description="rows to score; by default data.eval")
-        format: Annotated[FormatConfig | None, Choice(FORMATS, optional=True)] = Field(
-            None, description="format of these rows; by default data.format"
-        )
+    class Config(OfRows.Config):
         answer: str = Field("answer", min_length=1, description="column of the right number")
         max_new_tokens: int = Field(256, gt=0, description="longest answer")
 

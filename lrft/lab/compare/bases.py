@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from lrft.build.dataset import read_text
-from lrft.build.job import subject
+from lrft.build.scoring import subject
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.core.plain import plain

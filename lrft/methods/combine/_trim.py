@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,19 @@ def thresholds(sites: Mapping[str, Parts], share: float) -> list[float]:
     """
     parents = zip(*sites.values(), strict=True)
     return [_threshold(parts, share) for parts in parents]
+
+
+def trimmed(parts: Parts, share: float, reached: Sequence[float] | None) -> list[Tensor]:
+    """Every parent's change at one layer, (out, in), without what is not among its largest entries.
+
+    Args:
+        share: of the entries of this layer that stay.
+        reached: `thresholds` of the parents, where it is of all layers together.
+    """
+    changes = [part.change() for part in parts]
+    if reached is None:
+        return [largest(change, share) for change in changes]
+    return [above(change, reach) for change, reach in zip(changes, reached, strict=True)]
 
 
 def above(change: Tensor, threshold: float) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lrft.core.adapter import Factors
 from lrft.core.combine import Combination, Parts
 from lrft.methods.combine._signs import merge_elected
+from lrft.methods.combine._sum import weighted_sum
 from lrft.registry.axes import COMBINATIONS
 from lrft.registry.config import Field, Literal, MethodConfig
 
@@ -45,7 +46,7 @@ class DARE(Combination):
         kept = [self._kept(part.change(), density, draws) for part in parts]
         if self.config.elect != "none":
             return merge_elected(kept, self.weights, self.config.elect)
-        return (torch.stack(kept) * torch.tensor(self.weights).view(-1, 1, 1)).sum(0)
+        return weighted_sum(kept, self.weights)
 
     def draws(self, site: str) -> torch.Generator:
         """What the masks of a layer are drawn from, parent after parent."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from lrft.core.adapter import Factors
 from lrft.core.combine import Combination, Parts
+from lrft.methods.combine._sum import weighted_sum
 from lrft.methods.combine._trim import above, thresholds
 from lrft.registry.axes import COMBINATIONS
 from lrft.registry.config import Field, MethodConfig
@@ -46,4 +46,4 @@ class LTSFTComposition(Combination):
         changes = [part.change() for part in parts]
         if self.config.share is not None:
             changes = [above(change, reach) for change, reach in zip(changes, self.reached, strict=True)]
-        return (torch.stack(changes) * torch.tensor(self.weights).view(-1, 1, 1)).sum(0)
+        return weighted_sum(changes, self.weights)

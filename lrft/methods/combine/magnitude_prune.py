@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from lrft.core.adapter import Factors
 from lrft.core.combine import Combination, Parts
-from lrft.methods.combine._trim import above, largest, thresholds
+from lrft.methods.combine._sum import weighted_sum
+from lrft.methods.combine._trim import thresholds, trimmed
 from lrft.registry.axes import COMBINATIONS
 from lrft.registry.config import Field, Literal, MethodConfig
 
@@ -30,19 +30,15 @@ class MagnitudePrune(Combination):
     """
 
     config: Config
+    reached: Sequence[float] | None
 
     class Config(MethodConfig):
         density: float = Field(0.2, gt=0, le=1)
         trim: Literal["model", "site"] = "site"
 
     def look(self, sites: Mapping[str, Parts]) -> None:
-        if self.config.trim == "model":
-            self.reached = thresholds(sites, self.config.density)
+        self.reached = thresholds(sites, self.config.density) if self.config.trim == "model" else None
 
     def combine(self, site: str, parts: Parts) -> Factors | Tensor:
-        changes = [part.change() for part in parts]
-        if self.config.trim == "model":
-            kept = [above(change, reach) for change, reach in zip(changes, self.reached, strict=True)]
-        else:
-            kept = [largest(change, self.config.density) for change in changes]
-        return (torch.stack(kept) * torch.tensor(self.weights).view(-1, 1, 1)).sum(0)
+        kept = trimmed(parts, self.config.density, self.reached)
+        return weighted_sum(kept, self.weights)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from lrft.core.adapter import Factors
 from lrft.core.combine import Combination, Parts
 from lrft.methods.combine._signs import merge_elected
-from lrft.methods.combine._trim import above, largest, thresholds
+from lrft.methods.combine._trim import thresholds, trimmed
 from lrft.registry.axes import COMBINATIONS
 from lrft.registry.config import Field, Literal, MethodConfig
 
@@ -35,6 +35,7 @@ class TIES(Combination):
     weighs = "sum"
 
     config: Config
+    reached: Sequence[float] | None
 
     class Config(MethodConfig):
         density: float = Field(0.2, gt=0, le=1)
@@ -43,13 +44,8 @@ class TIES(Combination):
         scale: float = Field(1.0, gt=0)
 
     def look(self, sites: Mapping[str, Parts]) -> None:
-        if self.config.trim == "model":
-            self.reached = thresholds(sites, self.config.density)
+        self.reached = thresholds(sites, self.config.density) if self.config.trim == "model" else None
 
     def combine(self, site: str, parts: Parts) -> Factors | Tensor:
-        changes = [part.change() for part in parts]
-        if self.config.trim == "model":
-            trimmed = [above(change, reach) for change, reach in zip(changes, self.reached, strict=True)]
-        else:
-            trimmed = [largest(change, self.config.density) for change in changes]
-        return self.config.scale * merge_elected(trimmed, self.weights, self.config.elect)
+        kept = trimmed(parts, self.config.density, self.reached)
+        return self.config.scale * merge_elected(kept, self.weights, self.config.elect)

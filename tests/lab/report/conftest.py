@@ -68,13 +68,13 @@ def parse() -> Callable[[str], Parsed]:
     return Parsed
 
 
-@pytest.fixture(scope="module")
-def looked_at(trained) -> Path:
-    """A run that was evaluated before and after, and inspected."""
-    folder = trained("lora", "train.eval_every=1", "quantization=nf4_reference")
-    if not (folder / "eval").exists():
-        evaluate(folder, ["loss", "exact_match"], limit=2, baseline=True)
-        inspect(folder, Look(top=3))
+@pytest.fixture(scope="session")
+def looked_at(trained_once, tmp_path_factory) -> Path:
+    """A run that was evaluated before and after, and inspected; to be read, and changed in a copy."""
+    run = trained_once("lora", "train.eval_every=1", "quantization=nf4_reference")
+    folder = Path(shutil.copytree(run, tmp_path_factory.mktemp("looked_at") / run.name))
+    evaluate(folder, ["loss", "exact_match"], limit=2, baseline=True)
+    inspect(folder, Look(top=3))
     return folder
 
 

@@ -10,6 +10,7 @@ from lrft.core.adapted import Adapted
 from lrft.core.params import Site
 from lrft.methods.adapters.loha import LoHa
 from lrft.methods.quant.none import Dense
+from tests.methods.adapters.dropped_whole import check_dropped_or_left
 
 NAMES = ("A1", "B1", "A2", "B2")
 
@@ -83,19 +84,7 @@ def test_whole_outputs_are_dropped_and_the_gradient_sees_the_same_draw(rank):
 
 @pytest.mark.parametrize("rank", [2, 4])
 def test_the_whole_change_is_dropped_or_left_as_it_is(rank):
-    site, weight = make(rank, module_dropout=0.3)
-    x = torch.randn(3, 16)
-    base, whole = F.linear(x, weight), F.linear(x, site.merged_weight())
-    kept = []
-    for _ in range(100):
-        site.zero_grad()
-        y = site(x)
-        kept.append(not torch.allclose(y, base))
-        torch.testing.assert_close(y, whole if kept[-1] else base, atol=1e-3, rtol=1e-4)
-        y.square().sum().backward()
-        assert all(bool(p.grad.any()) == kept[-1] for p in site.adapter.parameters())
-    assert 55 <= sum(kept) <= 85
-    torch.testing.assert_close(site.eval()(x), whole, atol=1e-3, rtol=1e-4)
+    check_dropped_or_left(*make(rank, module_dropout=0.3))
 
 
 def test_pefts_file_has_the_dropout_of_the_whole_change(in_peft):

@@ -10,6 +10,7 @@ from lrft.core.adapted import Adapted
 from lrft.core.params import Site
 from lrft.methods.adapters.lokr import LoKr, split
 from lrft.methods.quant.none import Dense
+from tests.methods.adapters.dropped_whole import check_dropped_or_left
 
 # Settings -> the parameters there are at 24 x 32, where the sides are (4, 6) and (4, 8).
 KINDS = {
@@ -69,19 +70,7 @@ def test_two_small_products_have_the_gradients_of_the_kronecker_product(kind, ro
 
 
 def test_the_whole_change_is_dropped_or_left_as_it_is():
-    site, weight = make(module_dropout=0.3)
-    x = torch.randn(3, 32)
-    base, whole = F.linear(x, weight), F.linear(x, site.merged_weight())
-    kept = []
-    for _ in range(100):
-        site.zero_grad()
-        y = site(x)
-        kept.append(not torch.allclose(y, base))
-        torch.testing.assert_close(y, whole if kept[-1] else base, atol=1e-3, rtol=1e-4)
-        y.square().sum().backward()
-        assert all(bool(p.grad.any()) == kept[-1] for p in site.adapter.parameters())
-    assert 55 <= sum(kept) <= 85
-    torch.testing.assert_close(site.eval()(x), whole, atol=1e-3, rtol=1e-4)
+    check_dropped_or_left(*make(module_dropout=0.3))
 
 
 def test_pefts_file_has_the_dropout_of_the_whole_change(in_peft):

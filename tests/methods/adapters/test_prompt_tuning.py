@@ -59,7 +59,7 @@ def test_peft_computes_our_logits(trained, tiny, method, family):
 @METHODS
 def test_generation_starts_behind_the_virtual_tokens(trained, method):
     """The tokens of `lrft eval` are those of the most likely next one, asked for by hand."""
-    from lrft.build.job import subject
+    from lrft.build.scoring import subject
     from lrft.evaluation.generate import generate
 
     recipe, text, adaptation = open_run(RunFolder(trained(method)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lrft.build.adapt import plan_without_weights
+from lrft.build.starting_plan import plan_without_weights
 from lrft.methods.allocate.increlora import IncreLoRA
 from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from lrft.build.adapt import plan_without_weights
 from lrft.build.measure import planned_parameters
 from lrft.build.optimizing import build_optimizer
+from lrft.build.starting_plan import plan_without_weights
 from lrft.core.run import Run
 from lrft.lab.models import Models
 from lrft.lab.tables.exact.schema import BUDGET, terms

@@ -1,0 +1,37 @@
+"""Rows that are scored as they are trained on: encoded, and which of them have anything to score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lrft.data.encode import encode_all
+from lrft.data.encoded import Encoded
+from lrft.data.rows import Rows
+from lrft.data.tokenize import Renderer
+from lrft.evaluation.subject import Subject
+from lrft.registry.errors import DataError
+
+
+def encode_texts(
+    subject: Subject, rows: Rows, renderer: Renderer, what: str
+) -> tuple[list[Encoded], list[int]]:
+    """Every row of one or several texts, and the indices of those with something to learn.
+
+    Args:
+        what: of a row to score, as `is a pair`.
+
+    Raises:
+        DataError: a row cannot be encoded, or is longer than the model can take; or none is left to score.
+    """
+    encoded = encode_all(rows, renderer)
+    longest = [max(map(len, (text.input_ids for text in row.documents()))) for row in encoded]
+    subject.check_lengths(longest, rows.where)
+    kept = [index for index, row in enumerate(encoded) if row.targets]
+    if not kept:
+        raise DataError(f"none of the {len(rows)} rows {what} to score; check data.format and too_long")
+    return encoded, kept
+
+
+def shortened(encoded: Sequence[Encoded], kept: Sequence[int]) -> dict[str, float]:
+    """How many rows were left out, and how many are scored cut."""
+    return {"left_out": len(encoded) - len(kept), "truncated": sum(row.truncated for row in encoded)}
