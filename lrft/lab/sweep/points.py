@@ -66,7 +66,7 @@ def points_of(source: str, arguments: Sequence[str], arms: Path | None, metric: 
         stop.poll()
         values = {key: value for key, value, _ in chosen}
         overrides = [*fixed, *itertools.chain.from_iterable(written for _, _, written in chosen)]
-        found.append(Point(_arm(source, values, overrides, metric), values))
+        found.append(Point(_arm(source, values, overrides, metric, arms), values))
     return found
 
 
@@ -79,7 +79,9 @@ def metric_of(points: Sequence[Point], name: str) -> Metric:
     return judged.metric_of([point.arm.recipe for point in points], name)
 
 
-def _arm(source: str, values: dict[str, str], overrides: Sequence[str], metric: str) -> Arm:
+def _arm(
+    source: str, values: dict[str, str], overrides: Sequence[str], metric: str, arms: Path | None
+) -> Arm:
     """The recipe of a point, which scores what is asked for at its last step if not more often."""
     label = ",".join(
         f"{key.rpartition('.')[2]}={value}" if key != "arm" else value for key, value in values.items()
@@ -87,7 +89,8 @@ def _arm(source: str, values: dict[str, str], overrides: Sequence[str], metric: 
     try:
         return judged.judged_arm(label, source, overrides, metric)
     except RecipeError as error:
-        raise UsageError(f"{label}: {error}") from None
+        file = "" if arms is None else f"--arms {arms}: "
+        raise UsageError(f"{file}{label}: {error}") from None
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
