@@ -38,7 +38,7 @@ CURVE = ("--curve", "2") if find_spec("matplotlib") else ()
 PICTURES = ("--png", "curves") if find_spec("matplotlib") else ()
 IN_BITS = ("merge", "run", "--out", "out", "--requantize", "nf4")
 RATES = ("--lr-grid", "1e-3")
-FIND_LR = ("find-lr", "recipe.yaml", "--steps", "12", "--from", "1e-4", "--to", "1e-1")
+FIND_LR = ("find-lr", "recipe.yaml", "--steps", "20", "--from", "1e-4", "--to", "1e-1")
 LEFTOVER = re.compile(r"(\.[0-9a-f]{8})?\.tmp$|\.old$")
 TIMED = ("seconds", "tokens_per_second", "memory_bytes", "peak_memory_bytes")
 # Names whose content says when or how long, and is the same but for that.
