@@ -12,6 +12,7 @@ from lrft.core.adapter import Branch
 from lrft.core.elastic import ELASTIC_FORM, Elastic
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.ops.dense_matmul import dense_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
 
@@ -120,7 +121,7 @@ class SVDLoRA(Elastic):
         if change.requires_grad:
             change.register_hook(self._collect)
         dtype = self.compute_dtype or x.dtype
-        return base(x) + F.linear(seen.to(dtype), change.to(dtype)).to(x.dtype)
+        return base(x) + dense_linear(seen.to(dtype), change).to(x.dtype)
 
     def _collect(self, gradient: Tensor) -> None:
         if self._gradient is None:

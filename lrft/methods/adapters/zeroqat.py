@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lrft.core.adapter import Adapter
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters._groups import check_groups
+from lrft.ops.dense_matmul import dense_linear
 from lrft.ops.straight_through import straight_through
 from lrft.ops.uniform import rounded_rows
 from lrft.registry.axes import ADAPTERS
@@ -127,7 +127,7 @@ class ZeroQAT(Adapter):
         V = base.weight().float() + self.D
         v = self.smooth(V)
         seen = straight_through(x.float() / v, lambda u: rounded_rows(u, self.config.activation_bits))
-        return F.linear(seen.to(x.dtype), self._rounded(V * v).to(x.dtype), base.bias)
+        return dense_linear(seen.to(x.dtype), self._rounded(V * v), base.bias)
 
     def _rounded(self, weight: Tensor) -> Tensor:
         groups = weight.unflatten(1, (-1, self.config.group_size or weight.shape[1]))
