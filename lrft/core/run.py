@@ -110,6 +110,7 @@ class Run:
         weights: the layers that train, for analyses; None where nobody gave them.
         score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
         rows: places in the data of the rows of the step that is taken, as far as this process has them.
+        micro_batches: that step's batches, likewise.
         where: names such a row, `file:line` where files have lines.
         compiled: whether what is elementwise is compiled in the loss and its gradients.
         closure: the mean loss of the step that begins, with gradients where they are on, for callbacks that try
@@ -136,6 +137,7 @@ class Run:
     tasks: dict[str, int] = field(default_factory=dict, kw_only=True)
     where: Callable[[int], str] = field(default="row {}".format, kw_only=True)
     rows: tuple[int, ...] = field(init=False, default=())
+    micro_batches: Sequence[Batch] = field(init=False, default=())
     closure: Callable[[], Tensor] | None = field(init=False, default=None)
     sites: list[tuple[str, Adapted]] = field(init=False)
     penalized: list[Adapter] = field(init=False)

@@ -40,7 +40,8 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         if run.step >= run.total_steps:  # a callback made the step before the last one
             break
         run.metrics = {}
-        run.rows = tuple(row for batch in batches.micro_batches for row in batch.examples)
+        run.micro_batches = batches.micro_batches
+        run.rows = tuple(row for batch in run.micro_batches for row in batch.examples)
         run.seed_step()
         run.closure = closure = partial(step_loss, run, batches, objective)  # and backward where there is one
         run.fire("before_step")

@@ -12,6 +12,7 @@ from lrft.ops import products
 from lrft.ops.attention import attend
 from lrft.ops.attention_blocks import Rule
 from lrft.ops.branch_matmul import multiply
+from lrft.ops.dense_matmul import dense_linear, grouped_linear
 from lrft.ops.formula import formula_linear
 from lrft.ops.loss import Head, linear_cross_entropy, target_logprobs
 from lrft.ops.low_rank import Branch, branch_linear
@@ -110,6 +111,17 @@ def _formula():
     return lambda x: formula_linear(x, frozen, lambda W: W * gain, [gain]), [gain]
 
 
+def _dense():
+    weight, bias = trained(OUT, IN), half(OUT)
+    return lambda x: dense_linear(x.view(4, -1, IN), weight, bias), [weight]
+
+
+def _grouped():
+    """Of four groups one is empty and one has too few rows to be widened."""
+    weights, ends = trained(4, OUT, IN), torch.tensor([40, 40, 50, TOKENS], dtype=torch.int32)
+    return lambda x: grouped_linear(x, weights.bfloat16(), ends), [weights]
+
+
 def _attention():
     mixed = half(IN, 3 * IN, scale=0.2)
 
@@ -132,6 +144,8 @@ NODES = {
     "term alone": _alone,
     "siblings": _siblings,
     "formula": _formula,
+    "dense": _dense,
+    "grouped": _grouped,
     "attention": _attention,
 }
 
@@ -173,6 +187,16 @@ def test_a_product_is_the_exact_one_rounded_once():
         step = ROUNDING if found.dtype == torch.bfloat16 else 1e-6
         # The float32 sum is off by its own rounding, which decides only between neighbours.
         torch.testing.assert_close(found.double(), wanted, rtol=step * 1.01, atol=1e-5)
+
+
+@pytest.mark.parametrize("slow", [SLOW, FAST])
+def test_rows_of_every_group_meet_its_own_weight(slow):
+    torch.manual_seed(0)
+    x, weights = half(TOKENS, IN), half(4, OUT, IN)
+    with multiplying(slow):
+        y = grouped_linear(x, weights, torch.tensor([40, 40, 50, TOKENS], dtype=torch.int32))
+    wanted = torch.cat([x[:40] @ weights[0].mT, x[40:50] @ weights[2].mT, x[50:] @ weights[3].mT])
+    assert (y.float() - wanted.float()).norm() < ROUNDING * wanted.float().norm()
 
 
 def head(vocabulary: int, bias: bool) -> Head:
