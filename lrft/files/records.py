@@ -233,6 +233,22 @@ class ModelConfig(Record):
     architectures: list[str] | None = None
 
 
+class GeneratorRecord(Record):
+    """generator.json of a generator of adapters."""
+
+    format: int
+    generator: dict[str, Any]
+    decisive: str
+    seed: int = Field(ge=0)
+    step: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    base: str
+    base_sha256: str
+    condition: list[int]
+    tasks: dict[str, list[str]]
+    shapes: dict[str, tuple[int, int]]
+
+
 class PosteriorRecord(Record):
     """posterior.json of a posterior over an adapter's factors."""
 
