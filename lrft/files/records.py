@@ -5,7 +5,7 @@ A key that an older version did not write is missing, one that a later version a
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -246,7 +246,7 @@ class GeneratorRecord(Record):
     base_sha256: str
     condition: list[int]
     tasks: dict[str, list[str]]
-    shapes: dict[str, tuple[int, int]]
+    shapes: dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]
 
 
 class PosteriorRecord(Record):
