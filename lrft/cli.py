@@ -34,6 +34,7 @@ from lrft.commands.search import search_command
 from lrft.commands.serve import serve_command
 from lrft.commands.sweep import sweep_command
 from lrft.commands.train import train_command
+from lrft.commands.transfer import transfer_command
 from lrft.core import stop
 from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
 from lrft.registry.errors import LrftError, UsageError
@@ -59,6 +60,7 @@ app.command("serve")(serve_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)
 app.command("combine")(combine_command)
+app.command("transfer")(transfer_command)
 app.command("export")(export_command)
 app.command("doctor")(doctor_command)
 app.command("inspect")(inspect_command)
