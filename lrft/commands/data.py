@@ -11,6 +11,7 @@ import typer
 from lrft.commands.augment import augment_command
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
+from lrft.commands.rank import rank_command
 from lrft.core import stop
 from lrft.core.notes import is_terminal, say, silence
 from lrft.registry.errors import UsageError
@@ -25,6 +26,7 @@ app = typer.Typer(
     help="See the training data as the model will, check it, choose from it, and write more.",
 )
 app.command("augment")(augment_command)
+app.command("rank")(rank_command)
 
 SHOWN = 10  # chosen rows in the table
 RecipeName = Annotated[

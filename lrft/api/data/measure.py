@@ -16,7 +16,7 @@ from lrft.api.opening.open_run import open_run
 from lrft.build.adapt import adapt
 from lrft.build.text import Text
 from lrft.core import stop
-from lrft.core.data_selection import DataSelection, Need
+from lrft.core.data_selection import Asks, Need
 from lrft.data.encoded import Encoded
 from lrft.data.row_sums import record_rows
 from lrft.evaluation.answers_file import AnswersFile, Line
@@ -64,7 +64,7 @@ class Measuring:
 
     recipe: Recipe
     text: Text
-    method: DataSelection
+    method: Asks
     runs: Sequence[Path | str] = ()
     seed: int = 0
     trust_remote_code: bool = False
@@ -110,7 +110,7 @@ class Measuring:
         mine, its = ((one.model.name, one.model.tokenizer) for one in (self.recipe, recipe))
         if mine != its:
             raise UsageError(
-                f"--run {folder.path}: its model is {its[0]}, and the rows are tokenized for {mine[0]}; give a run of "
+                f"{folder.path}: its model is {its[0]}, and the rows are tokenized for {mine[0]}; give a run of "
                 "that"
             )
         return adaptation.model, {"run": folder.opened.manifest_sha256}
