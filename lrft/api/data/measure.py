@@ -81,7 +81,7 @@ class Measuring:
         sums: list[Tensor] = []
         for number, run in enumerate(self.runs or [None], 1):
             with self._opened(need, run) as (model, about):
-                found = [self._measured(model, part, need, about, number) for part in parts]
+                found = [self.measured(model, part, need, about, number) for part in parts]
             sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
         return [total / max(len(self.runs), 1) for total in sums]
 
@@ -115,7 +115,7 @@ class Measuring:
             )
         return adaptation.model, {"run": folder.opened.manifest_sha256}
 
-    def _measured(
+    def measured(
         self, model: CausalLM, part: Part, need: Need, about: Mapping[str, Json], number: int
     ) -> Tensor:
         """From the file as far as it goes, the rest measured and added to it."""

@@ -63,12 +63,12 @@ class Ranking:
 
     def by_rows(self, sources: Sequence[Path | str], names: Sequence[str]) -> tuple[None, list[Scored]]:
         """By the training rows of every source, all of them read and measured as the target's are."""
-        target = self._measured(self.text, *_usable(self.text), "target")
+        target = self._measured(self.text, *usable_rows(self.text), "target")
         self._check_count(len(target))
         scored = []
         for source, name in zip(sources, names, strict=True):
             text = read_whole(_as_target(self._recipe_of(source), self.recipe), self.trusted, self.show)
-            features = self._measured(text, *_usable(text), name)
+            features = self._measured(text, *usable_rows(text), name)
 
             def score(kept: Tensor, features: Tensor = features) -> float:
                 return self.made.of_rows(features, target[kept])
@@ -80,8 +80,7 @@ class Ranking:
         self, sources: Sequence[Path | str], names: Sequence[str]
     ) -> tuple[list[str], list[Scored]]:
         """By the target's questions as the model of every source, and the base itself, sees them."""
-        rows, encoded = _usable(self.text)
-        rows, encoded = self._drawn(rows, encoded)
+        rows, encoded = draw_rows(*usable_rows(self.text), self.most, self.seed)
         found = read_classes(self.text, rows, encoded, "data.train")
         self._check_count(len(found.gold))
         gold = torch.tensor(found.gold)
@@ -96,7 +95,7 @@ class Ranking:
         return list(found.names), scored
 
     def _measured(self, text: Text, rows: Rows, encoded: Sequence[Encoded], name: str) -> Tensor:
-        rows, encoded = self._drawn(rows, encoded)
+        rows, encoded = draw_rows(rows, encoded, self.most, self.seed)
         return self._features(text, rows, encoded, name, None)
 
     def _features(
@@ -108,12 +107,6 @@ class Ranking:
         (features,) = measuring.features([part])
         assert features is not None, "an estimate needs something of every row"
         return features
-
-    def _drawn(self, rows: Rows, encoded: Sequence[Encoded]) -> tuple[Rows, Sequence[Encoded]]:
-        if len(rows) <= self.most:
-            return rows, encoded
-        kept = sorted(random.Random(self.seed).sample(range(len(rows)), self.most))
-        return rows.chosen(kept), [encoded[k] for k in kept]
 
     def _recipe_of(self, source: Path | str) -> Recipe:
         loaded = own_recipe(find(source).path) if is_run(source) else as_loaded(source)
@@ -154,9 +147,18 @@ def _as_target(source: Recipe, target: Recipe) -> Recipe:
     return source.model_copy(update={"model": model})
 
 
-def _usable(text: Text) -> tuple[Rows, list[Encoded]]:
+def usable_rows(text: Text) -> tuple[Rows, list[Encoded]]:
+    """The training rows with something to learn."""
     assert text.rows is not None, "training rows were wanted"
     kept = [k for k, row in enumerate(text.train) if not row.dropped and row.targets]
     if any(text.train[k].parts for k in kept):
         raise RecipeError("rows of pairs are two texts each, and an order takes rows of one", "data.format")
     return text.rows.chosen(kept), [text.train[k] for k in kept]
+
+
+def draw_rows(rows: Rows, encoded: Sequence[Encoded], most: int, seed: int) -> tuple[Rows, Sequence[Encoded]]:
+    """No more than so many of the rows, in their order."""
+    if len(rows) <= most:
+        return rows, encoded
+    kept = sorted(random.Random(seed).sample(range(len(rows)), most))
+    return rows.chosen(kept), [encoded[k] for k in kept]
