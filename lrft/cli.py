@@ -14,6 +14,7 @@ import typer
 from lrft import __version__
 from lrft.commands import data, delta, generate_adapter, methods, recipes
 from lrft.commands.chat import chat_command
+from lrft.commands.choose import choose_command
 from lrft.commands.combine import combine_command
 from lrft.commands.compare import compare_command
 from lrft.commands.doctor import doctor_command
@@ -66,6 +67,7 @@ app.command("doctor")(doctor_command)
 app.command("inspect")(inspect_command)
 app.command("report")(report_command)
 app.command("find-lr")(find_lr_command)
+app.command("choose")(choose_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
 app.command("search")(search_command)
