@@ -11,12 +11,14 @@ import torch
 from lrft.build.adapt import Adaptation
 from lrft.build.compiling import worth_compiling
 from lrft.build.optimizing import build_optimizer
+from lrft.build.privacy import privacy_of, secret_of
 from lrft.build.steps import train_data
 from lrft.build.text import Text
 from lrft.core.aggregate import Tensors, Turn
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective
 from lrft.core.params import ParamInfo
+from lrft.core.privacy import Privacy
 from lrft.core.run import Run
 from lrft.core.stages import ranks_of
 from lrft.data.partition import Share
@@ -82,12 +84,14 @@ class Clients:
     ) -> None:
         assert recipe.federate is not None, "a recipe of a federation"
         self.recipe, self.text, self.adaptation, self.shares = recipe, text, adaptation, shares
-        self.asked, self.accelerator = recipe.federate, accelerator
+        self.asked, self.accelerator, self.secret = recipe.federate, accelerator, secret_of(recipe)
         self.infos: list[ParamInfo] = parameter_infos(adaptation.model)
         build_optimizer(recipe, self.infos)  # what it cannot take is told before the first round
         self.data: dict[int, TrainData] = {}
         lengths = [self.steps(client) for client in (range(len(shares)) if only is None else [only])]
         check_length(recipe, self.asked.rounds * min(lengths), ranks_of(adaptation.plan))
+        for client in range(len(shares)) if recipe.privacy is not None else ():
+            self.privacy(client)
         self.compiled = worth_compiling(recipe, adaptation, self.asked.rounds * sum(lengths))
 
     def steps(self, client: int) -> int:
@@ -95,6 +99,16 @@ class Clients:
         if self.asked.local_steps is not None:
             return self.asked.local_steps
         return self._data(client).total_steps(None, self.asked.local_epochs or 1.0)
+
+    def privacy(self, client: int) -> Privacy:
+        """What the steps of a client do to gradients, in a private federation.
+
+        Raises:
+            DataError, RecipeError: see `privacy_of`.
+        """
+        found = privacy_of(self.recipe, self._data(client), self.asked.rounds * self.steps(client))
+        assert found is not None, "a private recipe"
+        return found
 
     def train(self, turn: Turn, start: Tensors) -> Trained:
         """Train the model from `start`, on the client's rows, as long as a round is."""
@@ -135,6 +149,7 @@ class Clients:
             where="row {}".format if rows is None else lambda index: rows.where(share[index]),
         )
         run.step = turn.round * length
+        run.privacy = None if recipe.privacy is None else self.privacy(turn.client)
         return run, OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 
     def _data(self, client: int) -> TrainData:
@@ -142,7 +157,7 @@ class Clients:
             held = [self.text.train[index] for index in self.shares[client]]
             text = replace(self.text, train=held, mixture=None)
             rows = self.adaptation.packing, self.adaptation.joined
-            self.data[client] = train_data(self._recipe(client), text, 1, 0, *rows, 1)
+            self.data[client] = train_data(self._recipe(client), text, 1, 0, *rows, 1, self.secret)
         return self.data[client]
 
     def _recipe(self, client: int) -> Recipe:
