@@ -8,15 +8,17 @@ from math import ceil
 from typing import Protocol
 
 from lrft.build.text import Text
+from lrft.core.privacy import Secret
 from lrft.core.run import Run
 from lrft.data.mix import Mixture
+from lrft.data.poisson import PoissonData
 from lrft.data.steps import Shape, StepBatches, TrainData
 from lrft.data.tasks import TasksInTurn
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import DrawingConfig
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import DataError, RecipeError
 
 
 def train_data(
@@ -27,6 +29,7 @@ def train_data(
     packing: bool | None = None,
     join: bool = False,
     began: int | None = None,
+    secret: Secret | None = None,
 ) -> TrainData:
     """The training rows cut into steps, for process `rank` of `world`; task by task where the sources are in turn.
 
@@ -36,7 +39,13 @@ def train_data(
         packing: whether rows are packed, once it was tried on the model; by default as the recipe has it.
         join: whether the rows of a micro-batch are joined to one without padding, once that was tried.
         began: how many processes the run began with: its steps keep their rows, however many there are now.
+        secret: of a private recipe, which draws the rows of its steps; by default the recipe's own.
+
+    Raises:
+        DataError: several sources of a private recipe.
     """
+    if recipe.privacy is not None:
+        return _private(recipe, text, secret)
     settings, draws = recipe.train, drawing(recipe)
     if draws is not None:
         packing, join = False, False
@@ -65,6 +74,24 @@ def train_data(
     data = TasksInTurn([cut(mixture.only(place)) for place in mixture.places], mixture)
     data.total_steps(settings.max_steps, settings.epochs)
     return data
+
+
+def _private(recipe: Recipe, text: Text, secret: Secret | None) -> PoissonData:
+    assert recipe.privacy is not None, "looked at"
+    settings = recipe.train
+    if text.mixture is not None:
+        raise DataError(
+            "data.train: the accounting of privacy knows one source, of which every row is as likely as the others; "
+            "give one"
+        )
+    return PoissonData(
+        text.train,
+        expected=settings.batch_size * settings.gradient_accumulation,
+        secret=secret or Secret(recipe.privacy.seed),
+        max_length=settings.max_length,
+        seed=settings.seed,
+        pad_id=text.pad_id,
+    )
 
 
 def drawing(recipe: Recipe) -> DrawingConfig | None:

@@ -18,6 +18,7 @@ from lrft.core.analysis import Weights
 from lrft.core.batch import Batch
 from lrft.core.callback import EVENTS, Callback
 from lrft.core.params import ParamInfo
+from lrft.core.privacy import Privacy
 from lrft.core.settling import Settling
 from lrft.core.team import ALONE, Team
 from lrft.ops.draws import seed_generators
@@ -106,6 +107,7 @@ class Run:
         earlier_ends: steps after which the run was to end before it was extended, rising.
         tasks: name of each task that is learnt one after the other -> the finished steps at its end; empty where all
             rows are one.
+        privacy: how gradients are bounded and hidden, or None.
         scaler: of the loss, where the activations are float16, else None.
         weights: the layers that train, for analyses; None where nobody gave them.
         score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
@@ -131,6 +133,7 @@ class Run:
     weights: Weights | None = field(default=None, kw_only=True)
     score: Callable[[], list[tuple[float, int]]] | None = field(default=None, kw_only=True)
     team: Team = field(default=ALONE, kw_only=True)
+    privacy: Privacy | None = field(default=None, kw_only=True)
     scaler: torch.amp.GradScaler | None = field(default=None, kw_only=True)
     compiled: bool = field(default=False, kw_only=True)
     earlier_ends: tuple[int, ...] = field(default=(), kw_only=True)
