@@ -111,13 +111,14 @@ def documents_of_a_row(recipe: Recipe) -> int:
 def shapes_of(recipe: Recipe, data: TrainData) -> Iterator[Shape]:
     """The shapes of the first epoch's micro-batches; of answers that are still to be drawn, as long as they may be."""
     draws = drawing(recipe)
+    other = max(data.lengths) if draws is not None and draws.redraws else 0
     for shape in data.shapes(0):
-        yield shape if draws is None else _drawn(shape, draws, recipe.train.max_length)
+        yield shape if draws is None else _drawn(shape, draws, recipe.train.max_length, other)
 
 
-def _drawn(shape: Shape, draws: DrawingConfig, longest: int) -> Shape:
-    """A prompt is no longer than its row."""
-    lengths = (min(tokens + draws.max_new_tokens, longest) for tokens in shape.documents)
+def _drawn(shape: Shape, draws: DrawingConfig, longest: int, other: int) -> Shape:
+    """A prompt is no longer than its row, or than one of `other` tokens that may replace it."""
+    lengths = (min(max(tokens, other) + draws.max_new_tokens, longest) for tokens in shape.documents)
     documents = tuple(length for length in lengths for _ in range(draws.group))
     return Shape(len(documents), max(documents), documents)
 
