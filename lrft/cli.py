@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from lrft import __version__
-from lrft.commands import data, delta, methods, recipes
+from lrft.commands import data, delta, generate_adapter, methods, recipes
 from lrft.commands.chat import chat_command
+from lrft.commands.choose import choose_command
 from lrft.commands.combine import combine_command
 from lrft.commands.compare import compare_command
 from lrft.commands.doctor import doctor_command
@@ -34,6 +35,7 @@ from lrft.commands.search import search_command
 from lrft.commands.serve import serve_command
 from lrft.commands.sweep import sweep_command
 from lrft.commands.train import train_command
+from lrft.commands.transfer import transfer_command
 from lrft.core import stop
 from lrft.core.notes import draw_only_on_a_terminal, is_lead, restored
 from lrft.registry.errors import LrftError, UsageError
@@ -59,11 +61,13 @@ app.command("serve")(serve_command)
 app.command("generate")(generate_command)
 app.command("merge")(merge_command)
 app.command("combine")(combine_command)
+app.command("transfer")(transfer_command)
 app.command("export")(export_command)
 app.command("doctor")(doctor_command)
 app.command("inspect")(inspect_command)
 app.command("report")(report_command)
 app.command("find-lr")(find_lr_command)
+app.command("choose")(choose_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
 app.command("search")(search_command)
@@ -72,6 +76,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(methods.app, name="methods")
 app.add_typer(data.app, name="data")
 app.add_typer(delta.app, name="delta")
+app.add_typer(generate_adapter.app, name="generate-adapter")
 app.command("env")(env_command)
 
 

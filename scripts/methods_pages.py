@@ -35,6 +35,7 @@ from lrft.registry.axes import (  # noqa: E402
     SEARCHES,
     SIGNALS,
     TASKS,
+    TRANSFER_ESTIMATES,
 )
 from lrft.registry.registry import Declaration, Registry  # noqa: E402
 from lrft.registry.traits import TRAITS  # noqa: E402
@@ -54,6 +55,7 @@ EVERY: dict[str, Registry] = {
     "search": SEARCHES,
     "combine": COMBINATIONS,
     "data_selection": DATA_SELECTIONS,
+    "transfer": TRANSFER_ESTIMATES,
 }
 # What each axis chooses; an axis that is new here is told by its registry's own word.
 CHOOSES = {
@@ -76,6 +78,7 @@ CHOOSES = {
     "search": "which arm `lrft search` trains next; no recipe key, `--method` names it",
     "combine": "how `lrft combine` makes one adapter of several; no recipe key, `--method` names it",
     "data_selection": "which rows `lrft data select` keeps; no recipe key, `--method` names it",
+    "transfer": "which task `lrft data rank` would train on first; no recipe key, `--method` names it",
 }
 LABEL = r"[A-Z][a-z]+: "  # begins a named paragraph
 EQUATION = re.compile(r" = |<-|~ |\{\"")

@@ -24,6 +24,19 @@ from svg_plot import line_plot  # noqa: E402
 PAGE = ROOT / "docs" / "performance.md"
 MEASURED = ROOT / "docs" / "measured"
 Record = dict[str, Any]
+Row = tuple[str, ...]
+PEER_HEADS = (
+    "work",
+    "method",
+    "peer",
+    "peer / lrft: median (least to most)",
+    "n",
+    "tokens per second, lrft and peer",
+    "of the ceiling",
+    "record",
+)
+LORA_HEADS = ("work", "method", "its time / LoRA's: median (least to most)", "n", "record")
+MEMORY_HEADS = ("work", "method", "peak", "MiB", "lrft / peer", "n", "record")
 
 INTRODUCTION = """# Performance
 
@@ -86,13 +99,22 @@ def page(found: Sequence[Record]) -> str:
         if block := made(found):
             parts.append(f"## {title}\n\n{block}")
     parts.append("<!-- /measured:performance -->")
-    parts += [f"## Records\n\n{sources(found)}", missed(found), END]
+    parts += [f"## Records\n\n{sources(found)}", missed(found)]
+    if before := earlier(found):
+        heading = "## Earlier figures"
+        parts += [heading, "<!-- measured:earlier -->", before, "<!-- /measured:earlier -->"]
+    parts.append(END)
     return "\n\n".join(parts) + "\n"
 
 
 def beside_peers(found: Sequence[Record]) -> str:
+    """The newest pairing of each kind with another library."""
+    return shown(PEER_HEADS, newest(peer_rows(found), 3))
+
+
+def peer_rows(found: Sequence[Record]) -> list[Row]:
     """Every pairing with another library that has a figure."""
-    rows = []
+    rows: list[Row] = []
     for record, pair in pairings(found):
         other = pair["sides"][1]
         if other.startswith("lrft:"):
@@ -105,18 +127,22 @@ def beside_peers(found: Sequence[Record]) -> str:
         rows.append(
             (work(record), name, peer, spread(pair["ratio"]), str(pair["n"]), both, reached, source(record))
         )
-    heads = ("work", "method", "peer", "peer / lrft: median (least to most)", "n")
-    return shown((*heads, "tokens per second, lrft and peer", "of the ceiling", "record"), rows)
+    return rows
 
 
 def beside_lora(found: Sequence[Record]) -> str:
-    """Every method's time over that of lrft's own LoRA in the same process."""
-    rows = []
+    """Every method's newest time over that of lrft's own LoRA in the same process."""
+    return shown(LORA_HEADS, newest(lora_rows(found), 2))
+
+
+def lora_rows(found: Sequence[Record]) -> list[Row]:
+    """Every time over LoRA's that was measured."""
+    rows: list[Row] = []
     for record, pair in pairings(found):
         if pair["sides"][1].startswith("lrft:"):
             name, cost = method(pair["sides"][0], record), spread(over_lora(pair["ratio"]))
             rows.append((work(record), name, cost, str(pair["n"]), source(record)))
-    return shown(("work", "method", "its time / LoRA's: median (least to most)", "n", "record"), rows)
+    return rows
 
 
 def curves(found: Sequence[Record]) -> str:
@@ -232,8 +258,13 @@ def processed(record: Record) -> str:
 
 
 def memory(found: Sequence[Record]) -> str:
-    """Peaks of both sides."""
-    rows = []
+    """The newest peaks of both sides."""
+    return shown(MEMORY_HEADS, newest(memory_rows(found), 3))
+
+
+def memory_rows(found: Sequence[Record]) -> list[Row]:
+    """All peaks of both sides."""
+    rows: list[Row] = []
     for record in of_kind(found, "memory"):
         named = work(record), method(record["settings"]["adapter"], record)
         n = str(record["result"]["n"])
@@ -242,7 +273,25 @@ def memory(found: Sequence[Record]) -> str:
             sizes = ", ".join(f"{NAMES[side]} {size / 2**20:,.0f}" for side, size in entry["bytes"].items())
             ratio = "" if entry["ratio"] is None else f"{entry['ratio']:.2f}"
             rows.append((*named, what, sizes, ratio, n, source(record)))
-    return shown(("work", "method", "peak", "MiB", "lrft / peer", "n", "record"), rows)
+    return rows
+
+
+def earlier(found: Sequence[Record]) -> str:
+    """What newer figures of the same work stand in the place of."""
+    tables = []
+    for heads, rows, keys in (
+        (PEER_HEADS, peer_rows(found), 3),
+        (LORA_HEADS, lora_rows(found), 2),
+        (MEMORY_HEADS, memory_rows(found), 3),
+    ):
+        now = newest(rows, keys)
+        tables.append(shown(heads, [row for row in rows if row not in now]))
+    return "\n\n".join(filter(None, tables))
+
+
+def newest(rows: Sequence[Row], keys: int) -> list[Row]:
+    """Of rows that agree in their first columns the last, which are in the order of their records."""
+    return list({row[:keys]: row for row in rows}.values())
 
 
 def ceilings(found: Sequence[Record]) -> str:

@@ -30,6 +30,7 @@ from lrft.registry.axes import (
     SEARCHES,
     SIGNALS,
     TASKS,
+    TRANSFER_ESTIMATES,
 )
 from lrft.registry.registry import Declaration, Registry
 from tests.each import each
@@ -49,6 +50,7 @@ PARAGRAPHS = {
     "search": "Space State Source Departures [Advice]",
     "combine": "Shapes Takes Source Departures [Advice]",
     "data_selection": "Needs Score Source Departures [Advice]",
+    "transfer": "Needs Score Source Departures [Advice]",
     "analysis": "Shapes Found Source [Departures] [Advice]",
     "format": "Columns Text Learnt",
     "task": "Prompt Score Source",
@@ -75,6 +77,7 @@ REGISTRIES = {
     "aggregator": AGGREGATORS,
     "combine": COMBINATIONS,
     "data_selection": DATA_SELECTIONS,
+    "transfer": TRANSFER_ESTIMATES,
 }
 DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]
 

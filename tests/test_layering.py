@@ -51,10 +51,11 @@ LIBRARIES = {
     "bitsandbytes": ("lrft/methods/quant/", "lrft/methods/optim/"),
     "datasets": ("lrft/data/sources.py",),
     "flwr": ("lrft/api/flower/",),
+    "opacus": ("lrft/training/accountant.py",),
     "ray": ("lrft/lab/runs/on_ray.py",),
     "peft": (),
 }
-IMPORTED_INSIDE_FUNCTIONS = ("bitsandbytes", "datasets")
+IMPORTED_INSIDE_FUNCTIONS = ("bitsandbytes", "datasets", "opacus")
 
 # The room that writes files, and who else calls what would write one, with the reason.
 WRITING_ROOM = "lrft/files/"

@@ -37,8 +37,8 @@ SITES = {
 WIDE = {
     "lora": (9, 12),
     "lora, dropout": (22, 13),
-    "dora": (22, 22),
-    "dora, dropout": (39, 26),
+    "dora": (20, 22),
+    "dora, dropout": (37, 26),
     "miss": (12, 16),
     "vera": (11, 16),
     "gralora": (12, 21),

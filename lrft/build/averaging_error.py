@@ -11,6 +11,7 @@ from torch import Tensor
 from lrft.build.clients import write
 from lrft.core.adapted import adapted
 from lrft.core.aggregate import Tensors
+from lrft.core.block import AdaptedBlock
 from lrft.core.params import ParamInfo
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.errors import NotMergeable
@@ -81,6 +82,10 @@ def _changes(
     """The change of every weight by what is in the model, and of every parameter that is none of a weight's."""
     weights: set[str] = set()
     for site, module in adapted(model.hf):
+        if isinstance(
+            module, AdaptedBlock
+        ):  # of a prompt, a norm, a whole block: no change of one linear map
+            continue
         try:
             change: Change = module.factors() or module.change()
         except NotMergeable:

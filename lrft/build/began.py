@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from lrft.build.adapt import Adaptation
 from lrft.build.text import Text
 from lrft.core.run import Run
 from lrft.data.pack import ORDER
+from lrft.model.load import load_model
+from lrft.model.weights import ModelWeights
 from lrft.recipe.resolved import decisive_hash
 from lrft.registry.json import Json
 from lrft.training.checkpoint import Identity
 from lrft.training.trained_on import TrainedOn
 from lrft.training.versions import versions_of_numbers
+
+
+def identified(
+    run: Run,
+    text: Text,
+    adaptation: Adaptation,
+    recipe_hash: str,
+    trained_on: TrainedOn | None,
+    processes: int | None,
+    trusted: bool,
+    teacher: dict[str, Json] | None = None,
+) -> tuple[dict[str, Json], Identity]:
+    """How the run began and what its checkpoints keep of it; the run then has its base too, for what looks at that.
+
+    Args:
+        processes, teacher, trained_on: see `how_it_began`, `known_as`.
+        trusted: code that comes with the base may run.
+    """
+    recipe = run.recipe
+    load = partial(load_model, recipe.model, trust_remote_code=trusted, seed=recipe.train.seed)
+    run.weights = ModelWeights(adaptation.model, load)
+    began = how_it_began(run, text, adaptation, processes, teacher)
+    return began, known_as(recipe_hash, run, adaptation, began, trained_on)
 
 
 def how_it_began(

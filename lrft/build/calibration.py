@@ -45,6 +45,12 @@ def measured_signals(
             labels[label].append(name)
         for label, names in labels.items():
             assert text is not None, "calibration needs the training rows"
+            if recipe.privacy is not None and not label:
+                raise RecipeError(
+                    f"{planner.name} measures the training rows before the first step, which nobody accounts for; "
+                    "choose what measures none",
+                    "privacy",
+                )
             model.hf.to(device)
             seed_generators(recipe.train.seed)
             part = _calibrated(recipe, model, plan, planner, label, names, text, progress, trusted)

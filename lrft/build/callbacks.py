@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lrft.build.adapter_folder import write_adapter
 from lrft.build.in_turn import make_task_scores
+from lrft.build.privacy import spending_of
 from lrft.build.rollouts import Rollouts
 from lrft.build.scoring import make_scorer, subject
 from lrft.build.text import Text
@@ -62,6 +63,7 @@ def callbacks_of(
     scale = LossScale(run.device.type) if recipe.model.dtype == "float16" else None
     found = [
         GradientCheck(),
+        spending_of(run),
         rollouts,
         *_timed_methods(recipe),
         objective if isinstance(objective, Callback) else None,

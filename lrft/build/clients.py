@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from lrft.build.adapt import Adaptation
+from lrft.build.aggregating import aggregator_of, split_of
 from lrft.build.compiling import worth_compiling
+from lrft.build.hardest import hardest, kept_of
 from lrft.build.optimizing import build_optimizer
+from lrft.build.privacy import privacy_of, secret_of
 from lrft.build.steps import train_data
 from lrft.build.text import Text
-from lrft.core.aggregate import Tensors, Turn
+from lrft.core.aggregate import Phase, Tensors, Turn
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective
 from lrft.core.params import ParamInfo
+from lrft.core.privacy import Privacy
 from lrft.core.run import Run
 from lrft.core.stages import ranks_of
 from lrft.data.partition import Share
 from lrft.data.steps import TrainData
+from lrft.model.split import Link
 from lrft.model.trained import parameter_infos
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
@@ -43,9 +49,10 @@ class Trained:
     Attributes:
         tensors: everything that trains, as it is now.
         rows: how many the client holds.
-        losses: of its steps, in order.
+        losses: of the steps of its last phase, in order.
         tokens, targets: of all steps.
         lr: rate of the last step.
+        link: bytes between the parts of a split model.
     """
 
     tensors: Tensors
@@ -54,6 +61,7 @@ class Trained:
     tokens: int
     targets: int
     lr: float
+    link: Link
 
 
 class Clients:
@@ -82,44 +90,90 @@ class Clients:
     ) -> None:
         assert recipe.federate is not None, "a recipe of a federation"
         self.recipe, self.text, self.adaptation, self.shares = recipe, text, adaptation, shares
-        self.asked, self.accelerator = recipe.federate, accelerator
+        self.asked, self.accelerator, self.secret = recipe.federate, accelerator, secret_of(recipe)
         self.infos: list[ParamInfo] = parameter_infos(adaptation.model)
+        self.aggregator = aggregator_of(recipe, self.infos)
+        self.split = split_of(recipe, adaptation, self.aggregator, self.infos)
         build_optimizer(recipe, self.infos)  # what it cannot take is told before the first round
         self.data: dict[int, TrainData] = {}
         lengths = [self.steps(client) for client in (range(len(shares)) if only is None else [only])]
         check_length(recipe, self.asked.rounds * min(lengths), ranks_of(adaptation.plan))
+        for client in range(len(shares)) if recipe.privacy is not None else ():
+            self.privacy(client)
         self.compiled = worth_compiling(recipe, adaptation, self.asked.rounds * sum(lengths))
 
     def steps(self, client: int) -> int:
         """Optimizer steps of a client in a round."""
-        if self.asked.local_steps is not None:
+        return sum(self._length(client, phase) for phase in self.aggregator.phases)
+
+    def _length(self, client: int, phase: Phase) -> int:
+        if phase.epochs is None and self.asked.local_steps is not None:
             return self.asked.local_steps
-        return self._data(client).total_steps(None, self.asked.local_epochs or 1.0)
+        epochs = self.asked.local_epochs or 1.0 if phase.epochs is None else phase.epochs
+        if phase.keep == 1:
+            return self._data(client).total_steps(None, epochs)
+        # A row is a document there, so any as many rows are as many steps.
+        some = range(kept_of(len(self.shares[client]), phase.keep))
+        return self._cut(client, some).total_steps(None, epochs)
+
+    def privacy(self, client: int) -> Privacy:
+        """What the steps of a client do to gradients, in a private federation.
+
+        Raises:
+            DataError, RecipeError: see `privacy_of`.
+        """
+        found = privacy_of(self.recipe, self._data(client), self.asked.rounds * self.steps(client))
+        assert found is not None, "a private recipe"
+        return found
 
     def train(self, turn: Turn, start: Tensors) -> Trained:
         """Train the model from `start`, on the client's rows, as long as a round is."""
         write(self.infos, start)
         run, objective = self._run(turn)
-        heard = _Heard()
+        heard, link = _Heard(), Link()
         run.callbacks = [GradientCheck(), heard]
-        steps = self._data(turn.client).between(run.step, run.step + self.steps(turn.client), run.device.type)
-        try:
+        for phase in self.aggregator.phases:
+            heard.losses = []
+            self._go_through(phase, turn, run, objective, link)
+        tensors, rows = read(self.infos), len(self.shares[turn.client])
+        return Trained(tensors, rows, heard.losses, heard.tokens, heard.targets, heard.lr, link)
+
+    def _go_through(self, phase: Phase, turn: Turn, run: Run, objective: Objective, link: Link) -> None:
+        data, share, rows = self._data(turn.client), self.shares[turn.client], self.text.rows
+        if phase.keep < 1:
+            kept = self._hardest(turn.client, phase.keep)
+            data, share = self._cut(turn.client, kept), [share[place] for place in kept]
+        if rows is not None:
+            run.where = lambda index: rows.where(share[index])
+        length = self._length(turn.client, phase)
+        way: AbstractContextManager[None] = nullcontext()
+        if self.split is not None:
+            way = self.split.bypassed() if phase.bypass else self.split.linked(link)
+        steps = data.between(turn.round * length, (turn.round + 1) * length, run.device.type)
+        with way, closing(steps):
             train_steps(run, steps, objective)
-        finally:
-            steps.close()
-        tensors = read(self.infos)
-        return Trained(
-            tensors, len(self.shares[turn.client]), heard.losses, heard.tokens, heard.targets, heard.lr
-        )
+
+    def _hardest(self, client: int, share: float) -> list[int]:
+        """Places among the client's rows; the model goes around what the server holds."""
+        assert self.split is not None, "only a split model leaves something out"
+        held = [self.text.train[index] for index in self.shares[client]]
+        with self.split.bypassed():
+            return hardest(
+                self.adaptation.model,
+                held,
+                share,
+                self.aggregator.error,
+                self.recipe.eval.batch_tokens,
+                self.text.pad_id,
+            )
 
     def _run(self, turn: Turn) -> tuple[Run, Objective]:
-        recipe, share, model = self._recipe(turn.client), self.shares[turn.client], self.adaptation.model
+        recipe, model = self._recipe(turn.client), self.adaptation.model
         length = self.steps(turn.client)
         optimizer = build_optimizer(recipe, self.infos)
         rate = schedule.build(optimizer, recipe.schedule, length * self.asked.rounds)
         rate.last_epoch = turn.round * length
         rate.refresh()
-        rows = self.text.rows
         run = Run(
             model,
             self.infos,
@@ -132,18 +186,22 @@ class Clients:
             recipe=recipe,
             team=self.adaptation.team,
             compiled=self.compiled,
-            where="row {}".format if rows is None else lambda index: rows.where(share[index]),
         )
         run.step = turn.round * length
+        run.privacy = None if recipe.privacy is None else self.privacy(turn.client)
         return run, OBJECTIVES.get(recipe.objective.method)(recipe.objective)
 
     def _data(self, client: int) -> TrainData:
         if client not in self.data:
-            held = [self.text.train[index] for index in self.shares[client]]
-            text = replace(self.text, train=held, mixture=None)
-            rows = self.adaptation.packing, self.adaptation.joined
-            self.data[client] = train_data(self._recipe(client), text, 1, 0, *rows, 1)
+            self.data[client] = self._cut(client, range(len(self.shares[client])))
         return self.data[client]
+
+    def _cut(self, client: int, places: Sequence[int]) -> TrainData:
+        """These of the client's rows, cut into steps."""
+        held = [self.text.train[self.shares[client][place]] for place in places]
+        text = replace(self.text, train=held, mixture=None)
+        rows = self.adaptation.packing, self.adaptation.joined
+        return train_data(self._recipe(client), text, 1, 0, *rows, 1, self.secret)
 
     def _recipe(self, client: int) -> Recipe:
         seed = (self.recipe.train.seed + client * APART) % SEEDS

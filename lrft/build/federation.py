@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from functools import partial
 from typing import TYPE_CHECKING
 
 from lrft.build.adapt import Adaptation
-from lrft.build.began import how_it_began, known_as
+from lrft.build.began import identified
 from lrft.build.clients import Clients
 from lrft.build.job import Job, callbacks_of
+from lrft.build.privacy import check_private, tell_privacy
 from lrft.build.reach import InTurn
 from lrft.build.rounds import MakeReach, Rounds, Summary
 from lrft.build.shares import shares_of, tell
+from lrft.build.spent_by_clients import SpentByClients
 from lrft.build.text import Text
 from lrft.core.callback import Callback
 from lrft.core.notes import say
 from lrft.core.run import Run
 from lrft.data.steps import StepBatches
-from lrft.model.load import load_model
-from lrft.model.weights import ModelWeights
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, OBJECTIVES
 from lrft.registry.errors import RecipeError, UsageError
@@ -78,18 +77,21 @@ def assemble_federation(
         raise RecipeError(
             "takes a step of its own after every update, which nothing averages", "adapter.method"
         )
+    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    check_private(recipe, run, objective)
     for sentence in tell(recipe, text, shares):
         say(sentence)
-    began = how_it_began(run, text, adaptation, folder.processes)
-    identity = known_as(recipe_hash, run, adaptation, began, trained_on)
-    load = partial(load_model, recipe.model, trust_remote_code=trust_remote_code, seed=recipe.train.seed)
-    run.weights = ModelWeights(adaptation.model, load)
-    run.callbacks = [Summary(server), *callbacks_of(recipe, run, text, folder, identity, every=1)]
+    tell_privacy(recipe)
+    began, identity = identified(
+        run, text, adaptation, recipe_hash, trained_on, folder.processes, trust_remote_code
+    )
+    spending = [] if recipe.privacy is None else [SpentByClients(recipe, server)]
+    rest = callbacks_of(recipe, run, text, folder, identity, every=1)
+    run.callbacks = [Summary(server), *spending, *rest]
 
     def steps() -> Generator[StepBatches, None, None]:
         return (_round() for _ in range(run.step, total))
 
-    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
     return Job(run, steps, objective, text, adaptation, identity, folder, began, trained_on)
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from torch.optim import Optimizer
 
 from lrft.build.adapt import Adaptation
-from lrft.build.began import how_it_began, known_as
+from lrft.build.began import identified
 from lrft.build.callbacks import callbacks_of as callbacks_of
 from lrft.build.compiling import worth_compiling
 from lrft.build.in_turn import tasks_of
 from lrft.build.optimizing import build_optimizer
+from lrft.build.privacy import check_private, privacy_of
 from lrft.build.rollouts import make_rollouts
 from lrft.build.scoring import subject as subject
 from lrft.build.steps import steps_left, train_data
@@ -26,10 +27,8 @@ from lrft.core.run import Run
 from lrft.core.stages import ranks_of
 from lrft.data.steps import StepBatches
 from lrft.model.causal_lm import CausalLM
-from lrft.model.load import load_model
 from lrft.model.noise import add_noise
 from lrft.model.trained import parameter_infos
-from lrft.model.weights import ModelWeights
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import RecipeError
@@ -114,9 +113,11 @@ def assemble(
         where="row {}".format if text.rows is None else text.rows.where,
     )
     objective, taught_by = objective_of(recipe, text, adaptation, trust_remote_code)
-    began = how_it_began(run, text, adaptation, folder.processes, taught_by)
-    identity = known_as(recipe_hash, run, adaptation, began, trained_on)
-    run.weights = ModelWeights(model, _loader(recipe, trust_remote_code))
+    run.privacy = privacy_of(recipe, data, ends[0])
+    check_private(recipe, run, objective)
+    began, identity = identified(
+        run, text, adaptation, recipe_hash, trained_on, folder.processes, trust_remote_code, taught_by
+    )
     rollouts = make_rollouts(run, data, text, objective, subject(recipe, text, model), adaptation.joined)
     run.callbacks = callbacks_of(
         recipe, run, text, folder, identity, settings.save_every, objective, rollouts
@@ -129,11 +130,6 @@ def assemble(
 def _check_processes(recipe: Recipe, processes: int) -> None:
     if recipe.optimizer.per_layer and processes > 1:
         raise RecipeError("gradients freed at once cannot be summed over processes", "optimizer.per_layer")
-
-
-def _loader(recipe: Recipe, trusted: bool) -> Callable[[], CausalLM]:
-    """Reads the base model again, for what looks at pretrained weights."""
-    return partial(load_model, recipe.model, trust_remote_code=trusted, seed=recipe.train.seed)
 
 
 def _let_noise_in(recipe: Recipe, model: CausalLM, optimizer: Optimizer) -> None:

@@ -24,12 +24,15 @@ class Numbers:
         loss: mean over its steps.
         tokens, targets: of all of them.
         lr: rate of the last.
+        link_up, link_down: bytes between the parts of a split model.
     """
 
     loss: float
     tokens: int
     targets: int
     lr: float
+    link_up: int = 0
+    link_down: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ class InTurn:
         except ValueError as error:
             raise NumericalError(f"{self.clients.asked.aggregate.method}: {error}") from None
         loss = sum(found.losses) / len(found.losses)
-        return message, found.tensors, Numbers(loss, found.tokens, found.targets, found.lr)
+        link = found.link.up, found.link.down
+        return message, found.tensors, Numbers(loss, found.tokens, found.targets, found.lr, *link)
 
     def _frozen(self) -> dict[str, Tensor]:
         """What a checkpoint keeps beside what trains: alike on all clients, so it must not change."""

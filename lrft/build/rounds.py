@@ -12,32 +12,16 @@ from torch.optim.optimizer import StateDict
 from lrft.build.averaging_error import averaging_error
 from lrft.build.clients import Clients, read, write
 from lrft.build.reach import Answer, InTurn, Reach
-from lrft.core.aggregate import Aggregator, Federation, Tensors, Turn, bytes_of
+from lrft.core.aggregate import Aggregator, Tensors, Turn, bytes_of
 from lrft.core.callback import Callback
 from lrft.core.optimizer import Optimizer
 from lrft.core.run import Run
 from lrft.model.trained import trained_tensors
-from lrft.registry.axes import AGGREGATORS
-from lrft.registry.errors import LrftError, NumericalError, RecipeError
+from lrft.registry.errors import LrftError, NumericalError
 from lrft.registry.json import Json
 
 TOTALS = ("bytes_up", "bytes_down")
 MakeReach = Callable[[Clients, Aggregator], Reach]
-
-
-def aggregator_of(clients: Clients) -> Aggregator:
-    """The recipe's aggregator over what trains.
-
-    Raises:
-        RecipeError: it cannot average that.
-    """
-    asked = clients.asked
-    federation = Federation(asked.clients, asked.chosen, clients.recipe.train.seed)
-    try:
-        made: Aggregator = AGGREGATORS.get(asked.aggregate.method)(asked.aggregate, federation, clients.infos)
-    except ValueError as error:
-        raise RecipeError(f"{asked.aggregate.method} {error}", "federate.aggregate") from None
-    return made
 
 
 class Rounds(Optimizer):
@@ -50,8 +34,6 @@ class Rounds(Optimizer):
         run: of the server, whose metrics a round adds to; set once it is built.
         totals: bytes of all rounds so far.
 
-    Raises:
-        RecipeError: the aggregator cannot average what trains.
     """
 
     calls_closure = True
@@ -60,7 +42,7 @@ class Rounds(Optimizer):
         super().__init__(
             [{"params": [info.param for info in clients.infos]}], {"lr": clients.recipe.optimizer.lr}
         )
-        self.clients, self.aggregator = clients, aggregator_of(clients)
+        self.clients, self.aggregator = clients, clients.aggregator
         self.reach = reach(clients, self.aggregator)
         self.run: Run | None = None
         self.totals = dict.fromkeys(TOTALS, 0)
@@ -105,14 +87,18 @@ class Rounds(Optimizer):
         self.totals = dict(state_dict["totals"])
 
     def _record(self, answers: Sequence[Answer], round: int, after: Tensors) -> None:
+        assert self.run is not None, "set once the run is built"
         up, down = sum(bytes_of(a.reply.message) for a in answers), sum(a.down for a in answers)
         if self.aggregator.to_all and not down:
             down = bytes_of(self.aggregator.down(after, Turn(-1, round))) * self.clients.asked.clients
+        if self.aggregator.split is not None:
+            crossed = sum(a.numbers.link_up for a in answers), sum(a.numbers.link_down for a in answers)
+            up, down = up + crossed[0], down + crossed[1]
+            self.run.record(link_up=crossed[0], link_down=crossed[1])
         self.totals = {
             "bytes_up": self.totals["bytes_up"] + up,
             "bytes_down": self.totals["bytes_down"] + down,
         }
-        assert self.run is not None, "set once the run is built"
         self.run.record(clients=len(answers), bytes_up=up, bytes_down=down)
 
     def _measure(self, answers: Sequence[Answer], held: Tensors, after: Tensors) -> None:

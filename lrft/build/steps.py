@@ -8,15 +8,17 @@ from math import ceil
 from typing import Protocol
 
 from lrft.build.text import Text
+from lrft.core.privacy import Secret
 from lrft.core.run import Run
 from lrft.data.mix import Mixture
+from lrft.data.poisson import PoissonData
 from lrft.data.steps import Shape, StepBatches, TrainData
 from lrft.data.tasks import TasksInTurn
 from lrft.recipe.length import length_problems
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import DrawingConfig
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import DataError, RecipeError
 
 
 def train_data(
@@ -27,6 +29,7 @@ def train_data(
     packing: bool | None = None,
     join: bool = False,
     began: int | None = None,
+    secret: Secret | None = None,
 ) -> TrainData:
     """The training rows cut into steps, for process `rank` of `world`; task by task where the sources are in turn.
 
@@ -36,7 +39,13 @@ def train_data(
         packing: whether rows are packed, once it was tried on the model; by default as the recipe has it.
         join: whether the rows of a micro-batch are joined to one without padding, once that was tried.
         began: how many processes the run began with: its steps keep their rows, however many there are now.
+        secret: of a private recipe, which draws the rows of its steps; by default the recipe's own.
+
+    Raises:
+        DataError: several sources of a private recipe.
     """
+    if recipe.privacy is not None:
+        return _private(recipe, text, secret)
     settings, draws = recipe.train, drawing(recipe)
     if draws is not None:
         packing, join = False, False
@@ -67,6 +76,24 @@ def train_data(
     return data
 
 
+def _private(recipe: Recipe, text: Text, secret: Secret | None) -> PoissonData:
+    assert recipe.privacy is not None, "looked at"
+    settings = recipe.train
+    if text.mixture is not None:
+        raise DataError(
+            "data.train: the accounting of privacy knows one source, of which every row is as likely as the others; "
+            "give one"
+        )
+    return PoissonData(
+        text.train,
+        expected=settings.batch_size * settings.gradient_accumulation,
+        secret=secret or Secret(recipe.privacy.seed),
+        max_length=settings.max_length,
+        seed=settings.seed,
+        pad_id=text.pad_id,
+    )
+
+
 def drawing(recipe: Recipe) -> DrawingConfig | None:
     """The settings of the objective, where it learns from answers that the model draws."""
     return recipe.objective if isinstance(recipe.objective, DrawingConfig) else None
@@ -84,13 +111,14 @@ def documents_of_a_row(recipe: Recipe) -> int:
 def shapes_of(recipe: Recipe, data: TrainData) -> Iterator[Shape]:
     """The shapes of the first epoch's micro-batches; of answers that are still to be drawn, as long as they may be."""
     draws = drawing(recipe)
+    other = max(data.lengths) if draws is not None and draws.redraws else 0
     for shape in data.shapes(0):
-        yield shape if draws is None else _drawn(shape, draws, recipe.train.max_length)
+        yield shape if draws is None else _drawn(shape, draws, recipe.train.max_length, other)
 
 
-def _drawn(shape: Shape, draws: DrawingConfig, longest: int) -> Shape:
-    """A prompt is no longer than its row."""
-    lengths = (min(tokens + draws.max_new_tokens, longest) for tokens in shape.documents)
+def _drawn(shape: Shape, draws: DrawingConfig, longest: int, other: int) -> Shape:
+    """A prompt is no longer than its row, or than one of `other` tokens that may replace it."""
+    lengths = (min(max(tokens, other) + draws.max_new_tokens, longest) for tokens in shape.documents)
     documents = tuple(length for length in lengths for _ in range(draws.group))
     return Shape(len(documents), max(documents), documents)
 

@@ -52,7 +52,7 @@ def find_teacher(recipe: Recipe, name: str) -> Teacher:
             theirs = load_recipe(path).recipe
             if theirs.model.adapter is not None or theirs.model.weights == "random":
                 raise UsageError("is a recipe whose model is made by training; train it, and name the run")
-            return Teacher(name, _bare(theirs), None)
+            return Teacher(name, bare_recipe(theirs), None)
         run = path.parent if path.name == "adapter" and (path.parent / RUN).is_file() else path
         if path.is_dir() and not (path / "config.json").is_file():
             folder = find(run)
@@ -66,7 +66,9 @@ def find_teacher(recipe: Recipe, name: str) -> Teacher:
             name=place, revision=revision or None, dtype=recipe.model.dtype, attention=recipe.model.attention
         )
         none = parse_choice(QUANTIZERS, NONE)
-        return Teacher(name, _bare(recipe.model_copy(update={"model": section, "quantization": none})), None)
+        return Teacher(
+            name, bare_recipe(recipe.model_copy(update={"model": section, "quantization": none})), None
+        )
 
 
 def check_teacher(teacher: Teacher, recipe: Recipe, text: Text, trusted: bool) -> None:
@@ -136,7 +138,7 @@ def base_moves(recipe: Recipe) -> bool:
     return recipe.trainable.weights != "adapter" or any(part is not None for part in between)
 
 
-def _bare(recipe: Recipe) -> Recipe:
+def bare_recipe(recipe: Recipe) -> Recipe:
     """The recipe's model as it is before anything trains."""
     return recipe.model_copy(
         update={"adapter": None, "init": None, "restart": None, "select": None, "prune": None}

@@ -11,6 +11,7 @@ import typer
 from lrft.commands.arguments import Overrides, RecipeName
 from lrft.commands.augment import augment_command
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
+from lrft.commands.rank import rank_command
 from lrft.core import stop
 from lrft.core.notes import is_terminal, say, silence
 from lrft.registry.errors import UsageError
@@ -25,6 +26,7 @@ app = typer.Typer(
     help="See the training data as the model will, check it, choose from it, and write more.",
 )
 app.command("augment")(augment_command)
+app.command("rank")(rank_command)
 
 SHOWN = 10  # chosen rows in the table
 RowCount = Annotated[int, typer.Option("--rows", min=1, help="How many rows, from the first.")]

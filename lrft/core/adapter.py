@@ -14,7 +14,7 @@ from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.core.peft import PeftForm
 from lrft.core.shared import Hosting, Shared
-from lrft.ops.branch_matmul import Formed
+from lrft.ops.formed import Formed
 from lrft.ops.formula import formula_linear
 from lrft.ops.low_rank import Branch, branch_linear
 from lrft.registry.config import AdapterConfig
@@ -200,8 +200,7 @@ class Additive(Adapter):
 class LowRank(Additive):
     """An adapter by one low-rank term: `branch` is the formula, and everything else follows from it.
 
-    A method whose branch has a gain (DoRA) depends on W: it says its own `forward` and `delta_weight`, and does not
-    declare `linear_delta`.
+    One with a gain (DoRA) depends on W: it says `branch_on` and `delta_weight`, and does not declare `linear_delta`.
     """
 
     def branch(self) -> Branch:
@@ -211,15 +210,16 @@ class LowRank(Additive):
     def change(self) -> Tensor:
         return self.branch().dense()
 
-    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        return self.through(self.branch(), x, base)
+    def branch_on(self, base: FrozenLinear) -> Branch:
+        """The term as it stands beside this base, with its gain."""
+        return self.branch()
 
-    def through(
-        self, branch: Branch, x: Tensor, base: FrozenLinear | None, weight: Tensor | None = None
-    ) -> Tensor:
-        """A branch on top of `base`, whose `weight` (out, in) may be decoded already, or its term alone."""
-        dtype, training = self.compute_dtype, self.training
-        return branch_linear(x, base, branch, dtype=dtype, training=training, weight=weight)
+    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        return self.through(self.branch_on(base), x, base)
+
+    def through(self, branch: Branch, x: Tensor, base: FrozenLinear | None) -> Tensor:
+        """A branch on top of `base`, or its term alone."""
+        return branch_linear(x, base, branch, dtype=self.compute_dtype, training=self.training)
 
     def update(self, x: Tensor) -> Tensor:
         return branch_linear(x, None, self.branch(), dtype=self.compute_dtype)

@@ -55,6 +55,29 @@ class Reply:
     message: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Split:
+    """Where a model is cut: blocks at its beginning and at its end that a client holds; the others are the server's."""
+
+    head: int
+    tail: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a client's round.
+
+    Attributes:
+        epochs: passes over its rows; None: as long as the recipe says of a round.
+        bypass: of a split model, the server's part is left out.
+        keep: share of the rows that it trains on, those of largest `Aggregator.error` with the server's part left out.
+    """
+
+    epochs: float | None = None
+    bypass: bool = False
+    keep: float = 1.0
+
+
 class Aggregator:
     """The rule of a federation: three messages and one sum.
 
@@ -70,6 +93,10 @@ class Aggregator:
         to_all: clients keep the model. `down` is sent to all of them at the end of a round, and each makes the server's
             model of what it held, by `taken`; else it is sent to the chosen ones when a round begins.
 
+    Attributes:
+        split: where the model is cut between client and server; None where a client holds all of it.
+        phases: what a client does in a round, in order.
+
     Raises:
         ValueError: it cannot average these parameters; the message says which and what would work.
     """
@@ -81,6 +108,8 @@ class Aggregator:
     to_all: ClassVar[bool] = False
 
     config: Any  # its own `Config`
+    split: Split | None = None
+    phases: tuple[Phase, ...] = (Phase(),)
 
     def __init__(self, config: MethodConfig, federation: Federation, parameters: Sequence[ParamInfo]) -> None:
         self.config, self.federation, self.parameters = config, federation, tuple(parameters)
@@ -100,6 +129,10 @@ class Aggregator:
     def aggregate(self, held: Mapping[str, Tensor], replies: Sequence[Reply], round: int) -> Tensors:
         """The server's model after a round."""
         raise NotImplementedError(f"{type(self).__name__} declares no aggregate")
+
+    def error(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """How wrong each target is predicted, (N, V) float32 and (N,) -> (N,); asked where a phase keeps a share."""
+        raise NotImplementedError(f"{type(self).__name__} declares no error")
 
     def shares(self, replies: Sequence[Reply]) -> list[float]:
         """The weight of each reply, together 1: by its rows where the settings have `weights: examples`, else alike."""

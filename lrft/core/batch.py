@@ -16,16 +16,21 @@ class Sampled:
     """What is known of answers that the model drew itself, beside their tokens.
 
     Attributes:
-        advantages: (documents,) float32, how much better each is than others to the same prompt.
+        advantages: (documents,) float32, how much better each is than others to the same prompt; with `parts` (N,), of
+            every target.
         logprobs: (N,) float32, the log-probability of every target as it was drawn; None where no weight moved since.
+        parts: (N,) int64, which part of the batch's answers every target is in, where each is judged by itself; None
+            where an answer is judged as a whole.
     """
 
     advantages: Tensor
     logprobs: Tensor | None = None
+    parts: Tensor | None = None
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Sampled:
         """The same with every tensor changed."""
-        return Sampled(change(self.advantages), None if self.logprobs is None else change(self.logprobs))
+        logprobs = None if self.logprobs is None else change(self.logprobs)
+        return Sampled(change(self.advantages), logprobs, None if self.parts is None else change(self.parts))
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from lrft.registry.config import MethodConfig
 
-Need = Literal["losses", "embeddings", "gradients"]
+Need = Literal["losses", "embeddings", "states", "gradients"]
+
+
+class Asks(Protocol):
+    """What says of itself what has to be measured of rows, as `DataSelection` does."""
+
+    @property
+    def need(self) -> Need | None:
+        """What of every row; None for nothing that takes a model."""
+
+    @property
+    def dimensions(self) -> int:
+        """Of what gradients are projected to."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -12,6 +13,19 @@ from lrft.core.objective import Objective
 from lrft.core.reward import Reward
 from lrft.core.run import LanguageModel
 from lrft.registry.config import DrawingConfig
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Where the lines of drawn answers are, on the host, for the targets of a batch in order.
+
+    Attributes:
+        of_targets: (N,) int64, the line of its answer that a target stands on, from 0; a line break ends its line.
+        stops: (N,) bool, whether a target ended its answer.
+    """
+
+    of_targets: Tensor
+    stops: Tensor
 
 
 class Drawing(Objective):
@@ -26,14 +40,23 @@ class Drawing(Objective):
 
     config: DrawingConfig
 
+    @property
+    def ranks(self) -> int:
+        """How many lines of an answer are rewarded one by one; 0 where it is rewarded as a whole."""
+        return 0
+
     def rewards(self) -> Sequence[Reward]:
         """What an answer is given, each to be multiplied by its weight and added."""
         raise NotImplementedError(f"{type(self).__name__} declares no rewards")
 
-    def judge(self, model: LanguageModel, batch: Batch, rewards: Tensor) -> Sampled:
+    def judge(
+        self, model: LanguageModel, batch: Batch, rewards: Tensor, lines: Lines | None = None
+    ) -> Sampled:
         """What is learnt of answers that were just drawn; without gradients, in evaluation mode.
 
         Args:
-            rewards: (rows, `group`) float64 on the host, of the batch's documents in order.
+            rewards: (rows, `group`) float64 on the host, of the batch's documents in order; where there are `ranks`,
+                (rows, `group`, `ranks`).
+            lines: of the answers, where there are `ranks`.
         """
         raise NotImplementedError(f"{type(self).__name__} judges no answers")

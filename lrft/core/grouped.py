@@ -12,6 +12,7 @@ from lrft.core.adapted import Adapted
 from lrft.core.adapter import LowRank
 from lrft.core.frozen import FrozenLinear
 from lrft.ops.by_expert import ByExpert
+from lrft.ops.dense_matmul import grouped_linear
 from lrft.ops.low_rank import Branch
 
 ALIGNED = 16  # bytes that the rows of what torch multiplies in groups are a multiple of
@@ -69,7 +70,7 @@ class Grouped:
             return None
         every = range(len(by.counts))
         ends = by.ends(every, x.device)
-        y = F.grouped_mm(x, self.weight.mT, offs=ends)
+        y = grouped_linear(x, self.weight, ends)
         if any(branch is not None for branch in branches):
             y = y + self._term(x, branches, by.ends(met, x.device))
         return y if self.bias is None else y + self.bias.index_select(0, by.experts)
@@ -84,7 +85,7 @@ class Grouped:
         )
         training = any(layer.adapter.training for layer in self.layers if isinstance(layer, Adapted))
         seen = F.dropout(x, there[0].dropout, training)
-        return F.grouped_mm(F.grouped_mm(seen, down.mT, offs=ends), up.mT, offs=ends)
+        return grouped_linear(grouped_linear(seen, down, ends), up, ends)
 
     def _factors(self, branches: Sequence[Branch | None], rank: int) -> Iterator[tuple[Tensor, Tensor]]:
         """A (rank, in) and s B (out, rank) of every layer, in float32."""
@@ -146,7 +147,7 @@ def _branch(site: Adapted, x: Tensor) -> Branch | None:
         return None
     if adapter.compute_dtype not in (None, x.dtype):
         return None
-    branch = adapter.branch()
+    branch = adapter.branch_on(site.base)
     return branch if branch.gain is None and branch.formed is None else None
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lrft.registry.config import RewardConfig
@@ -34,7 +34,10 @@ class Attempt:
 
 
 class Reward:
-    """A number for an answer; several are weighed and added by the objective that asks for them."""
+    """A number for an answer; several are weighed and added by the objective that asks for them.
+
+    One that provides `ranks` also says what each item is worth of an answer that is a list.
+    """
 
     name: ClassVar[str]
     provides: ClassVar[set[str]] = set()
@@ -49,6 +52,14 @@ class Reward:
     def __call__(self, attempt: Attempt) -> float:
         """How good it is."""
         raise NotImplementedError(f"{type(self).__name__} declares no reward")
+
+    def by_rank(self, attempt: Attempt, items: Sequence[str]) -> list[float]:
+        """How good each item is, of an answer that is a list: what an answer that is this item alone would be given.
+
+        Args:
+            items: its lines, without those that are too many.
+        """
+        return [self(replace(attempt, output=item, written=item)) for item in items]
 
     def check(self, reference: str, limit: int) -> None:
         """Refuse a row before anything is drawn.

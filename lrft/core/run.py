@@ -18,6 +18,7 @@ from lrft.core.analysis import Weights
 from lrft.core.batch import Batch
 from lrft.core.callback import EVENTS, Callback
 from lrft.core.params import ParamInfo
+from lrft.core.privacy import Privacy
 from lrft.core.settling import Settling
 from lrft.core.team import ALONE, Team
 from lrft.ops.draws import seed_generators
@@ -106,10 +107,12 @@ class Run:
         earlier_ends: steps after which the run was to end before it was extended, rising.
         tasks: name of each task that is learnt one after the other -> the finished steps at its end; empty where all
             rows are one.
+        privacy: how gradients are bounded and hidden, or None.
         scaler: of the loss, where the activations are float16, else None.
         weights: the layers that train, for analyses; None where nobody gave them.
         score: summed loss and supervised tokens of each held-out row, for analyses; None where the run has none.
         rows: places in the data of the rows of the step that is taken, as far as this process has them.
+        micro_batches: that step's batches, likewise.
         where: names such a row, `file:line` where files have lines.
         compiled: whether what is elementwise is compiled in the loss and its gradients.
         closure: the mean loss of the step that begins, with gradients where they are on, for callbacks that try
@@ -130,12 +133,14 @@ class Run:
     weights: Weights | None = field(default=None, kw_only=True)
     score: Callable[[], list[tuple[float, int]]] | None = field(default=None, kw_only=True)
     team: Team = field(default=ALONE, kw_only=True)
+    privacy: Privacy | None = field(default=None, kw_only=True)
     scaler: torch.amp.GradScaler | None = field(default=None, kw_only=True)
     compiled: bool = field(default=False, kw_only=True)
     earlier_ends: tuple[int, ...] = field(default=(), kw_only=True)
     tasks: dict[str, int] = field(default_factory=dict, kw_only=True)
     where: Callable[[int], str] = field(default="row {}".format, kw_only=True)
     rows: tuple[int, ...] = field(init=False, default=())
+    micro_batches: Sequence[Batch] = field(init=False, default=())
     closure: Callable[[], Tensor] | None = field(init=False, default=None)
     sites: list[tuple[str, Adapted]] = field(init=False)
     penalized: list[Adapter] = field(init=False)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.adapter import LowRank
 from lrft.core.frozen import FrozenLinear
+from lrft.ops.branch_matmul import multiply
 from lrft.ops.dropout import drop
 from lrft.ops.low_rank import Branch
-from lrft.ops.sibling_matmul import Sibling, multiply_siblings
 
 
 @dataclass
@@ -35,8 +35,8 @@ class _Waiting:
 class Siblings:
     """The first that is called in training computes for all; the others are handed theirs when they get that tensor.
 
-    Whether that may be is asked in every pass, of every sibling: low-rank terms without a gain, by the contract's own
-    forward pass, on bases that let the adapter through as it is. Else each computes for itself.
+    Whether that may be is asked in every pass, of every sibling: low-rank terms by the contract's own forward pass, on
+    bases that let the adapter through as it is. Else each computes for itself.
 
     Args:
         sites: in the order in which the model's code calls them.
@@ -69,14 +69,9 @@ class Siblings:
         known = [branch for branch in branches if branch is not None]
         if len(known) < len(branches) or len({branch.dropout for branch in known}) > 1:
             return None
-        parts = [
-            Sibling(site.base, branch.parts(), branch.scale)
-            for site, branch in zip(self._sites, known, strict=True)
-        ]
-        if any(one.parts.kept for one in parts):
-            return None
+        terms = [branch.term(site.base) for site, branch in zip(self._sites, known, strict=True)]
         dropped = drop(x, known[0].dropout) if known[0].dropout > 0 else None
-        return _Waiting(x, x._version, dict(enumerate(multiply_siblings(x, parts, dropped))))
+        return _Waiting(x, x._version, dict(enumerate(multiply(x, terms, dropped))))
 
 
 def _branch(site: Adapted, x: Tensor) -> Branch | None:
@@ -91,8 +86,7 @@ def _branch(site: Adapted, x: Tensor) -> Branch | None:
         return None
     if adapter._forward_hooks or adapter._forward_pre_hooks or adapter._backward_hooks:
         return None
-    branch = adapter.branch()
-    return branch if branch.gain is None else None
+    return adapter.branch_on(base)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from lrft.core import stop
 from lrft.data.example import Row
-from lrft.data.text_lines import IndexedLines, Read, fail, lines_of
+from lrft.data.text_lines import WHOLE, IndexedLines, Read, fail, lines_of
 from lrft.registry.json import Json, to_section
 from lrft.registry.source import COMPRESSED
 
@@ -37,7 +37,7 @@ def parse_line(path: Path, number: int, line: str) -> Row:
 
 def read_json(path: Path, limit: int | None = None) -> Read:
     """A list of objects, `{"data": [...]}`, or JSON lines under the name .json."""
-    lines = list(lines_of(path))
+    lines = list(lines_of(path, WHOLE))
     text = "".join(lines)
     start = _skip(text, 0)
     if text.startswith("{", start) and _is_lines(text, start):

@@ -21,6 +21,7 @@ from lrft.data.parquet_rows import FiniteRows, ParquetRows, finite
 from lrft.data.rows import Indexed, joined
 from lrft.data.rows import Rows as Rows
 from lrft.data.text_files import TABLE_READERS, TEXT_READERS, read_plain_lines, table_of
+from lrft.data.text_lines import look
 from lrft.registry.config import Source
 from lrft.registry.errors import DataError
 from lrft.registry.own_format import own_format
@@ -141,6 +142,8 @@ def _read_file(path: Path, key: str, limit: int | None, source: Source) -> Rows:
         raise DataError(f"{key}.row: line is about .txt files, and {path} is none; remove the key")
     table = table_of(path, suffix, source, key)
     try:
+        if suffix != ".parquet":
+            look(path, suffix.split(".")[1] in ("json", "txt") and not by_line)
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         if suffix == ".parquet":

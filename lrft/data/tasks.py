@@ -54,6 +54,11 @@ class TasksInTurn(TrainData):
         task = self.task_of(step)
         return self.tasks[task].at(step - (self.ends[task - 1] if task else 0))
 
+    def visited(self, step: int) -> list[int]:
+        """The rows of the epoch that a step is of: those of its task."""
+        task = self.task_of(step)
+        return self.tasks[task].visited(step - (self.ends[task - 1] if task else 0))
+
     def task_of(self, step: int) -> int:
         """The place of the task that a step is of."""
         assert self.ends, "the length of the run was not asked for"

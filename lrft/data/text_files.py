@@ -16,7 +16,7 @@ from typing import Literal
 
 from lrft.data.example import Row
 from lrft.data.json_rows import is_large, read_json, read_json_lines
-from lrft.data.text_lines import IndexedLines, Read, fail, lines_of
+from lrft.data.text_lines import WHOLE, IndexedLines, Read, fail, lines_of
 from lrft.registry.errors import DataError
 from lrft.registry.source import COMPRESSED, Source
 
@@ -53,7 +53,7 @@ def read_tsv(path: Path, limit: int | None = None, table: Table = Table()) -> Re
 
 def read_document(path: Path, limit: int | None = None) -> Read:
     """The whole file as one row, its text in the column `text`; none where it is blank."""
-    text = "".join(lines_of(path))
+    text = "".join(lines_of(path, WHOLE))
     return ([{COLUMN: text}], [1]) if text.strip() else ([], [])
 
 

@@ -25,14 +25,25 @@ TOO_BLANK = f"more than {BLANK:,} blank lines in a row; remove them"
 # A file that unpacks to more than this, and to more than so many times its own size, is no text that somebody wrote.
 UNPACKED, TIMES = 64 * 2**20, 200
 CHUNK = 2**18  # bytes
+# Bytes of a line that is a row, and of a file that is read in one piece: no memory is asked for what nobody wrote.
+LONGEST, WHOLE = 64 * 2**20, 4 * 2**30
 
 
-def lines_of(path: Path) -> Iterator[str]:
-    """Decoded lines with their ends; only a line feed ends one."""
+def lines_of(path: Path, longest: int = LONGEST) -> Iterator[str]:
+    """Decoded lines with their ends; only a line feed ends one.
+
+    Args:
+        longest: bytes that a line may have; of a file that is one row or one list, `WHOLE`, which is then all it has.
+
+    Raises:
+        DataError: names the line that is broken.
+    """
     number, blank = 0, 0
+    if longest == WHOLE:
+        _check_size(path)
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(_cut(file, path, longest), 1):
                 stop.poll()
                 blank = 0 if line.strip() else blank + 1
                 if blank > BLANK:
@@ -44,6 +55,21 @@ def lines_of(path: Path) -> Iterator[str]:
         if path.suffix != ZSTD or error.errno is not None:
             raise
         fail(path, number + 1, f"the zstd data is damaged ({error})")
+
+
+def look(path: Path, whole: bool) -> None:
+    """Refuse a file that is none of its kind, before anything goes through all of it.
+
+    Args:
+        whole: it is read in one piece.
+
+    Raises:
+        DataError: it is larger than such a file can be, or its first line is no row.
+    """
+    if whole:
+        _check_size(path)
+    else:
+        next(lines_of(path), None)
 
 
 class IndexedLines:
@@ -62,7 +88,7 @@ class IndexedLines:
         self.lines = array("Q")
         start, blank = 0, 0
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(_cut(file, path, LONGEST), 1):
                 if len(self.lines) == limit:
                     break
                 stop.poll()
@@ -90,6 +116,22 @@ class IndexedLines:
         file.seek(self.starts[index])
         number = self.lines[index]
         return self.parse(self.path, number, _decoded(self.path, number, file.readline()))
+
+
+def _check_size(path: Path) -> None:
+    if (size := path.stat().st_size) > WHOLE:
+        raise DataError(
+            f"{path}: has {size:,} bytes, and at most {WHOLE:,} are read in one piece; write a row a line (.jsonl)"
+        )
+
+
+def _cut(file: BinaryIO | io.BufferedReader, path: Path, longest: int) -> Iterator[bytes]:
+    number = 0
+    while line := file.readline(longest + 1):
+        number += 1
+        if len(line) > longest:
+            fail(path, number, f"the line has more than {longest:,} bytes; a row ends with its line")
+        yield line
 
 
 def fail(path: Path, line: int, what: str) -> NoReturn:

@@ -57,8 +57,7 @@ class Renderer:
         features: FeatureColumns = NO_FEATURES,
     ) -> None:
         self.tokenizer = tokenizer
-        self.format = format
-        self.stop_ids = stop_ids
+        self.format, self.stop_ids = format, stop_ids
         self.max_length = max_length
         self.too_long = too_long
         self.labels, self.features = labels, features
@@ -121,9 +120,10 @@ class Renderer:
 
     def question(self, row: Row) -> Question:
         """The row as it is scored; of what the prompt and the answer are made in training, so they are here."""
-        return replace(self._question(self.format.completed(row)), features=self.features.of(row))
+        return replace(self.example_question(self.format.completed(row)), features=self.features.of(row))
 
-    def _question(self, example: Example) -> Question:
+    def example_question(self, example: Example) -> Question:
+        """An example as it is scored, as `question` has a row."""
         if not example.messages:
             return self._plain_question(example)
         if not example.learnt:

@@ -51,6 +51,7 @@ def generate(
     first: int = 0,
     features: Sequence[Features] | None = None,
     keep_stop: bool = False,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """The most likely next token, or one drawn, again and again, for every prompt.
 
@@ -61,6 +62,7 @@ def generate(
         where: names a prompt in an error.
         sampling: how tokens are drawn; greedy without it.
         first: the number of the first prompt; number and seed decide what is drawn, and nothing else does.
+        numbers: of every prompt, where they do not follow one another.
         features: of the row of each prompt, for adapters that go by them.
         keep_stop: the stop token stays, which then is the last one.
 
@@ -89,9 +91,10 @@ def generate(
         config.update(**STATIC)
     size = 1 if batching in ("single", "uncached") else subject.batch_tokens
     batches = token_batches(lengths, size, equal=batching == "equal")
+    numbers = range(first, first + len(prompts)) if numbers is None else numbers
 
     def answer(indices: list[int]) -> list[list[int]]:
-        drawn = Drawn(sampling, [first + i for i in indices]) if sampling and not sampling.greedy else None
+        drawn = Drawn(sampling, [numbers[i] for i in indices]) if sampling and not sampling.greedy else None
         with nullcontext() if features is None else passing([features[i] for i in indices]):
             new, bad = generate_batch(subject, [[*before, *prompts[i]] for i in indices], config, drawn)
         if bad is not None:

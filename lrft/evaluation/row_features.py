@@ -1,4 +1,4 @@
-"""What a model makes of each row: its loss, its mean hidden state, or the gradient of its loss."""
+"""What a model makes of each row: its loss, its mean or its last hidden state, or the gradient of its loss."""
 
 from __future__ import annotations
 
@@ -112,7 +112,18 @@ def _embeddings(model: CausalLM) -> Measure:
     return measure
 
 
-_LOSSES_AND_STATES = {"losses": _losses, "embeddings": _embeddings}
+def _states(model: CausalLM) -> Measure:
+    """Last hidden state of a document's last token, (documents, d)."""
+
+    def measure(batch: Batch) -> Tensor:
+        with scoring(model):
+            hidden = model.hidden(batch.to(model.device)).float()
+        return torch.stack([hidden[row, end - 1] for row, _, end in batch.documents]).cpu()
+
+    return measure
+
+
+_LOSSES_AND_STATES = {"losses": _losses, "embeddings": _embeddings, "states": _states}
 
 
 def _gradients(model: CausalLM, dimensions: int, seed: int) -> Measure:

@@ -35,10 +35,12 @@ SMALL = (
     "special_tokens_map.json",
     ADAPTER_CONFIG,
 )
+# What libraries read as if it were not there where it is torn.
+OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse devices, pipes, links that lead out, records of absurd size, and torn tensor files.
+    """Refuse devices, pipes, links that lead out, records of absurd size, torn settings, and torn tensor files.
 
     Links of the hub's cache, from a snapshot into the blobs of the same model, are what they should be.
 
@@ -56,7 +58,10 @@ def check_model_folder(folder: Path) -> None:
         elif path.suffix in MOST:
             most = CONFIG if path.name in SMALL else MOST[path.suffix]
             most = LARGEST_TOKENIZER if path.name == TOKENIZER else most
-            open_regular(path, most, root).close()
+            if path.name in OBJECTS:
+                read_object(path, most=most, within=root)
+            else:
+                open_regular(path, most, root).close()
     if (folder / INDEX).exists():
         _check_index(folder, root)
 

@@ -123,7 +123,7 @@ def holds_other(path: Path, content: str) -> bool:
 
 
 def append(path: Path, text: str, name: str = "", then: str = "", synced: bool = False) -> None:
-    """Add lines to a file, all of them or none. Its folder has to be there.
+    """Add lines to a file, all of them or none, on lines of their own. Its folder has to be there.
 
     Args:
         synced: come back when they are on the disk.
@@ -137,6 +137,7 @@ def append(path: Path, text: str, name: str = "", then: str = "", synced: bool =
         try:
             before = os.fstat(descriptor).st_size
             try:
+                write_all(descriptor, b"" if _ends_a_line(path, before) else b"\n")
                 write_all(descriptor, data)
                 if synced:
                     os.fsync(descriptor)
@@ -146,6 +147,18 @@ def append(path: Path, text: str, name: str = "", then: str = "", synced: bool =
                 raise
         finally:
             os.close(descriptor)
+
+
+def _ends_a_line(path: Path, size: int) -> bool:
+    """Whether a line that is added is none that somebody has begun; of what cannot be read nothing is known."""
+    if not size:
+        return True
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+    except OSError:
+        return True
 
 
 def _open_to_add(path: Path, name: str, more: int = 0) -> int:

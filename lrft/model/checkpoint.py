@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lrft.model.hf import ModelConfig
 
 SHOWN = 3  # tensors named in a message
+MOST_LAYERS = 10_000  # each is built before a weight is read
 OTHER_HEADS = (
     "SequenceClassification",
     "TokenClassification",
@@ -34,7 +35,8 @@ def check_config(name: str, config: ModelConfig) -> None:
     """Refuse what the configuration already says cannot be trained. Layers in few bits that a storage takes over can.
 
     Raises:
-        RecipeError: the weights are quantized, or the head is not that of a language model.
+        RecipeError: the weights are quantized, the head is not that of a language model, or its layers
+            are more than any model has.
     """
     stored = getattr(config, "quantization_config", None)
     plain = stored if isinstance(stored, dict) or stored is None else stored.to_dict()
@@ -47,6 +49,20 @@ def check_config(name: str, config: ModelConfig) -> None:
                 f"{name!r} is a {architecture}, which gives no next token; name the language model it was made from",
                 "model.name",
             )
+    check_layers(name, getattr(config.get_text_config(), "num_hidden_layers", None))
+
+
+def check_layers(name: str, count: object) -> None:
+    """Refuse more layers than can be meant, before each of them is built.
+
+    Raises:
+        RecipeError: there are.
+    """
+    if isinstance(count, int) and not 0 <= count <= MOST_LAYERS:
+        raise RecipeError(
+            f"{name!r} says that it has {count:,} layers, and at most {MOST_LAYERS:,} can be meant; get it again",
+            "model.name",
+        )
 
 
 def _check_packed(name: str, said: Mapping[str, Any]) -> None:

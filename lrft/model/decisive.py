@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lrft.model import gguf
-from lrft.model.files import resolve, unloadable
+from lrft.model.files import resolve
+from lrft.model.opening import opening
 from lrft.recipe.sections import ModelSection
 from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
@@ -44,10 +45,8 @@ def decisive_fields(section: ModelSection) -> dict[str, Json]:
     name, options = resolve(section.name, section.revision)
     if gguf.locate(section.name) is not None:
         return {"gguf": name.rpartition("-")[2]}
-    try:
+    with opening(section.name):
         found, _ = PretrainedConfig.get_config_dict(name, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise unloadable(section.name, error) from None
     plain = {key: value for key, value in _flat(found, "") if not key.startswith("_")}
     fields = {key: value for key, value in plain.items() if not SAID_OTHERWISE & {*key.split(".")}}
     return fields | (_code(Path(name)) if "auto_map" in found else {})

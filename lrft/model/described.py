@@ -20,9 +20,11 @@ from lrft.files.model_folder import check_model_folder
 from lrft.files.tensors import read_header
 from lrft.model import gguf
 from lrft.model.causal_lm import CausalLM
+from lrft.model.checkpoint import check_layers
 from lrft.model.experts import take_apart
 from lrft.model.load import DTYPES
 from lrft.model.new_rows import NewRows
+from lrft.model.opening import opening
 from lrft.model.skeleton import Skeleton
 from lrft.model.skeleton_families import why_no_skeleton
 from lrft.recipe.sections import ModelSection
@@ -55,6 +57,11 @@ def build_skeleton(section: ModelSection, trust_remote_code: bool = False) -> tu
         RecipeError: there is no description, it is of a family that is not known layer by layer, or its files hold
             other tensors than it says.
     """
+    with opening(section.name):
+        return _skeleton_of(section, trust_remote_code)
+
+
+def _skeleton_of(section: ModelSection, trust_remote_code: bool) -> tuple[CausalLM, Described]:
     found = describe(section.name, section.revision)
     why = why_no_skeleton(found.config)
     if not why and trust_remote_code and found.config.get("auto_map"):
@@ -65,6 +72,7 @@ def build_skeleton(section: ModelSection, trust_remote_code: bool = False) -> tu
             "estimates it",
             "model.name",
         )
+    check_layers(section.name, found.config["num_hidden_layers"])
     hf = Skeleton(found.config, DTYPES[section.dtype])
     hf.requires_grad_(False)
     if found.folder is not None and section.weights == "pretrained":

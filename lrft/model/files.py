@@ -1,4 +1,4 @@
-"""Where the files of a model or a tokenizer are, and what to say when they cannot be loaded."""
+"""Where the files of a model or a tokenizer are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from lrft.data.hub import offline_if_unreachable
 from lrft.files.model_folder import check_model_folder
 from lrft.model import gguf
 from lrft.registry.errors import DamagedFile, RecipeError
-from lrft.registry.secrets import masked
 
 
 class Where(TypedDict, total=False):
@@ -45,22 +44,6 @@ def _check(folder: Path) -> None:
         check_model_folder(folder)
     except DamagedFile as error:
         raise RecipeError(str(error), "model.name") from error
-
-
-def unloadable(name: str, error: Exception, key: str = "model.name") -> RecipeError:
-    """The error of a model or a tokenizer that is not there, or not readable."""
-    if "trust_remote_code" in str(error):
-        return RecipeError(
-            f"{name!r} comes with code of its own, which runs only where the command line says --trust-remote-code; "
-            "read that code first",
-            key,
-        )
-    reason = masked(str(error)).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    kinds = "safetensors, or" if key == "model.name" else "a tokenizer, or"
-    return RecipeError(
-        f"{name!r} could not be loaded ({reason}); give a hub id, a local folder with {kinds} a .gguf file",
-        key,
-    )
 
 
 def quiet() -> None:

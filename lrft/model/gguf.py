@@ -13,12 +13,14 @@ import shutil
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lrft.files.failure import check_room
 from lrft.files.fresh_folder import fresh_folder
-from lrft.model.checkpoint import LoadingReport, check_loaded
-from lrft.registry.errors import MissingExtra, RecipeError
+from lrft.files.gguf import check_gguf_file
+from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
+from lrft.model.opening import opening
+from lrft.registry.errors import DamagedFile, MissingExtra, RecipeError
 
 if TYPE_CHECKING:
     from lrft.model.hf import HF, ModelConfig
@@ -110,15 +112,34 @@ def _make(folder: Path, write: Callable[[Path], None]) -> None:
         write(fresh.path)
 
 
+def fields_of(path: Path) -> dict[str, Any]:
+    """Key -> value of a file's metadata.
+
+    Raises:
+        DamagedFile: it says what no file says.
+    """
+    from gguf import GGML_QUANT_SIZES, GGUFReader
+
+    check_gguf_file(path, GGML_QUANT_SIZES)
+    try:
+        return {key: field.contents() for key, field in GGUFReader(path).fields.items()}
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        raise DamagedFile(path, f"is no GGUF file that can be read ({error})", "get the file again") from None
+
+
 def _describe(path: Path, folder: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
-    _check_package()
-    hf = _skeleton(AutoConfig.from_pretrained(path.parent, gguf_file=path.name))
+    _check_file(path)
+    with opening(str(path)):
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        check_config(str(path), config)
+        hf = _skeleton(config)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     hf.config.architectures = [type(hf).__name__]
     hf.config.save_pretrained(folder)
     hf.generation_config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _convert(path: Path, described_in: Path, dtype: str, folder: Path) -> None:
@@ -127,7 +148,7 @@ def _convert(path: Path, described_in: Path, dtype: str, folder: Path) -> None:
 
     from lrft.model.on_disk import parameters_on_disk
 
-    _check_package()
+    _check_file(path)
     hf = _skeleton(AutoConfig.from_pretrained(described_in))
     # Families that keep some parameters in float32 whatever the model is in get them unrounded.
     exact = any(getattr(hf, name, None) for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"))
@@ -135,7 +156,7 @@ def _convert(path: Path, described_in: Path, dtype: str, folder: Path) -> None:
     # Mapped files are no error where the disk is full, but the end of the process; and both copies are there at once.
     numbers = sum(parameter.numel() for parameter in hf.parameters())
     check_room(folder, 2 * numbers * kept.itemsize, f"{path.name}, converted in {cache_root()}")
-    with parameters_on_disk(folder / "parameters", kept):
+    with parameters_on_disk(folder / "parameters", kept), opening(str(path)):
         loaded = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
@@ -163,6 +184,18 @@ def _skeleton(config: ModelConfig) -> HF:
         return cast("HF", AutoModelForCausalLM.from_config(config))
 
 
-def _check_package() -> None:
+def _check_file(path: Path) -> None:
+    """Refuse what no library should open.
+
+    Raises:
+        MissingExtra: there is no library to open it with.
+        RecipeError: the file is damaged.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtra("model.name: reading a .gguf file needs `pip install gguf`")
+    from gguf import GGML_QUANT_SIZES
+
+    try:
+        check_gguf_file(path, GGML_QUANT_SIZES)
+    except DamagedFile as error:
+        raise RecipeError(str(error), "model.name") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from lrft.model.gguf import fields_of
 from lrft.registry.protocols import Tokenizer
 
 CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
@@ -27,13 +28,13 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model file, its chat template and its stops included.
 
     Raises:
+        DamagedFile: it is no GGUF file.
         ValueError: it is of a kind that is not read here.
     """
-    from gguf import GGUFReader, Keys
+    from gguf import Keys
     from transformers import PreTrainedTokenizerFast
 
-    fields = GGUFReader(path).fields
-    said = {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+    said = {key: value for key, value in fields_of(path).items() if key.startswith("tokenizer.")}
     if said.get(Keys.Tokenizer.MODEL) != "gpt2":
         raise ValueError(
             f"its tokenizer is {said.get(Keys.Tokenizer.MODEL)}, and byte-level BPE is read here"
@@ -58,11 +59,11 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
 
 def gguf_stops(path: Path) -> set[int]:
     """The ids that end an answer."""
-    from gguf import GGUFReader, Keys
+    from gguf import Keys
 
-    fields = GGUFReader(path).fields
+    fields = fields_of(path)
     keys = (Keys.Tokenizer.EOS_ID, Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
-    return {int(fields[key].contents()) for key in keys if key in fields}
+    return {int(fields[key]) for key in keys if key in fields}
 
 
 def _inner(said: dict[str, Any], texts: list[str], keys: Any) -> Any:

@@ -16,11 +16,12 @@ from lrft.model.checkpoint import LoadingReport, check_config, check_loaded
 from lrft.model.direct import find_direct
 from lrft.model.drawn import draw
 from lrft.model.experts import split
-from lrft.model.files import quiet, resolve, unloadable
+from lrft.model.files import quiet, resolve
 from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
 from lrft.model.known_sums import Summing
 from lrft.model.new_tokens import extend, prove_rows
+from lrft.model.opening import opening
 from lrft.model.packed import Packed, packed_layers, take_packing
 from lrft.model.rope import stretch
 from lrft.model.stored import NotStreamed, Unread, answering_zeros, fingerprint
@@ -53,20 +54,16 @@ def load_model(
     Raises:
         RecipeError: the model cannot be loaded, or computes its logits in a way lrft does not know.
     """
-    from safetensors import SafetensorError
-
     quiet()
     attention.register()
     config = load_config(section, trust_remote_code)
     packing, packed = take_packing(config), dict[str, Packed]()
     summing = Summing(section) if sums else None
-    try:
+    with opening(section.name):
         if packing is None or meta or section.weights == "random":
             hf = _build(section, config, trust_remote_code, meta, seed)
         else:
             hf, packed = _unpacked(section, config, trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise unloadable(section.name, error) from None
     hf.requires_grad_(False)
     hf.eval()
     if section.experts == "split":
@@ -159,12 +156,10 @@ def load_config(section: ModelSection, trust_remote_code: bool = False) -> Model
 
     quiet()
     name, options = resolve(section.name, section.revision)
-    try:
+    with opening(section.name):
         config: ModelConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-    except Exception as error:  # whatever transformers makes of what a stranger wrote
-        raise unloadable(section.name, error) from None
-    check_config(section.name, config)
-    stretch(config, section)
+        check_config(section.name, config)
+        stretch(config, section)
     return config
 
 

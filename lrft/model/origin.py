@@ -85,10 +85,8 @@ def _in_gguf(path: Path) -> str | None:
 
 
 def _read_gguf(path: Path) -> str | None:
-    from gguf import GGUFReader
-
-    fields = GGUFReader(path).fields
-    said = (REPOSITORY.fullmatch(str(fields[key].contents())) for key in SOURCES if key in fields)
+    fields = gguf.fields_of(path)
+    said = (REPOSITORY.fullmatch(str(fields[key])) for key in SOURCES if key in fields)
     return next((found[1] for found in said if found and HUB_ID.fullmatch(found[1])), None)
 
 

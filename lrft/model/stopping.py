@@ -9,7 +9,9 @@ from typing import cast
 
 from transformers import AutoTokenizer, GenerationConfig
 
+from lrft.files.model_folder import check_model_folder
 from lrft.model.hf import HF
+from lrft.model.opening import opening
 from lrft.registry.protocols import Tokenizer
 
 IDS = ("eos_token_id", "pad_token_id", "bos_token_id")
@@ -62,8 +64,14 @@ def trained_generation(
 
 
 def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Tokenizer:
-    """The tokenizer of a written folder as transformers alone reads it."""
-    return cast(Tokenizer, AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
+    """The tokenizer of a written folder as transformers alone reads it.
+
+    Raises:
+        DamagedFile, RecipeError: it is not what a tokenizer's files are.
+    """
+    check_model_folder(folder)
+    with opening(str(folder), ""):
+        return cast(Tokenizer, AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
 def generation_of(folder: Path) -> GenerationConfig:

@@ -6,11 +6,14 @@ from typing import cast
 
 from lrft.core import stop
 from lrft.data.template import put_on
-from lrft.model.files import Where, quiet, resolve, unloadable
+from lrft.model.files import Where, quiet, resolve
 from lrft.model.new_tokens import NewTokens, add_tokens
+from lrft.model.opening import opening
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 from lrft.registry.protocols import Tokenizer
+
+LARGEST = 2**31  # beyond every token's id
 
 
 def load_tokenizer(
@@ -26,17 +29,11 @@ def load_tokenizer(
     Raises:
         RecipeError: it cannot be loaded, knows no token to stop at, or cannot write the template.
     """
-    from transformers import GenerationConfig
-
     key, (name, options), tokenizer = _read(section, trust_remote_code)
     stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     if section.weights == "pretrained":  # what a model was trained to stop at; one without weights was not
         name, options = resolve(section.name, section.revision)
-    try:
-        ends = GenerationConfig.from_pretrained(name, **options).eos_token_id
-        stops |= set(ends if isinstance(ends, list) else [ends]) - {None}
-    except OSError:
-        pass  # a model without a generation config stops at its tokenizer's eos
+    stops |= _ends(section.name, name, options)
     if not stops:
         raise RecipeError("the tokenizer has no end-of-sequence token, so nothing could learn to stop", key)
     add_tokens(tokenizer, section)
@@ -47,6 +44,27 @@ def load_tokenizer(
         if token is not None:
             tokenizer.pad_token = token
     return tokenizer, stops
+
+
+def _ends(said: str, name: str, options: Where) -> set[int]:
+    """The tokens that a model's generation config ends an answer at; none without one.
+
+    Raises:
+        RecipeError: it is torn, or holds what is no token.
+    """
+    from transformers import GenerationConfig
+
+    with opening(said):
+        try:
+            ends = GenerationConfig.from_pretrained(name, **options).eos_token_id
+        except OSError as error:
+            if "valid JSON" in str(error):
+                raise
+            return set()  # a model without a generation config stops at its tokenizer's eos
+        found = set(ends if isinstance(ends, list) else [ends]) - {None}
+        if wrong := next((one for one in found if not (type(one) is int and 0 <= one < LARGEST)), None):
+            raise ValueError(f"its generation config ends answers at {str(wrong)[:40]!r}, which is no token")
+        return found
 
 
 def read_new_tokens(section: ModelSection, trust_remote_code: bool = False) -> NewTokens | None:
@@ -65,11 +83,9 @@ def _read(section: ModelSection, trusted: bool) -> tuple[str, tuple[str, Where],
     quiet()
     key, source = _tokenizer_source(section)
     name, options = resolve(*source)
-    try:
-        with stop.at_once():
-            found = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, **options)
-    except Exception as error:  # whatever transformers makes of what a stranger wrote
-        raise unloadable(source[0], error, key) from None
+    with opening(source[0], key), stop.at_once():
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, **options)
+        found("a")  # settings of other types are met no sooner
     # transformers finds names of special tokens when they are asked for
     return key, (name, options), cast(Tokenizer, found)
 

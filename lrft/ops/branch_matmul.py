@@ -1,93 +1,52 @@
-"""The one autograd node of a low-rank term beside a frozen matmul: gain, dropout and formed factors included."""
+"""The one autograd node of low-rank terms beside frozen matmuls of one input: gains, dropout, formed factors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lrft.ops.dropout import Dropped, clear
+from lrft.ops.branch_parts import (
+    divided,
+    dropped_gradient,
+    frozen_part,
+    gained,
+    input_gradient,
+    joined,
+    widened,
+)
+from lrft.ops.dropout import Dropped
+from lrft.ops.formed import Formed
+from lrft.ops.gains import column_dots
 from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.made import Made, made_of, make_again
-from lrft.ops.products import multiplied, widen, working
-
-Pair = tuple[Tensor, Tensor]
-"""down (k, in) and up (out, k)."""
+from lrft.ops.products import widen, working
+from lrft.ops.term import Term, owned
 
 
-class FrozenMap(Protocol):
-    """What the products here need of a `lrft.core.frozen.FrozenLinear`."""
+def multiply(
+    x: Tensor, terms: Sequence[Term], dropped: Dropped | None = None, weight: Tensor | None = None
+) -> list[Tensor]:
+    """Every product of x (..., in), each (..., its out) in the dtype of x, in the order of the terms.
 
-    @property
-    def bias(self) -> Tensor | None:
-        """(out,) or None."""
-
-    def weight(self) -> Tensor:
-        """The dense weight (out, in), decoded."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """X W^T + b."""
-
-
-@dataclass(frozen=True)
-class Formed:
-    """Factors that are a function of few trained tensors, formed in forward and again in backward.
-
-    Attributes:
-        form: (dtype they are used in, *trained) -> (down, up), in that dtype or in float32.
-        pull: (that dtype, d_down or None, d_up or None, *trained) -> the gradient of every trained tensor.
-        trains_down, trains_up: which of the two depend on the trained tensors; no gradient is computed for the other.
-        kept: whether the factors are kept between the two, where forming them is dear.
+    Args:
+        dropped: the input of all terms, where some of it is dropped.
+        weight: (out, in) of the only base where it was decoded already.
     """
-
-    trained: tuple[Tensor, ...]
-    form: Callable[..., Pair]
-    pull: Callable[..., tuple[Tensor | None, ...]]
-    trains_down: bool = True
-    trains_up: bool = True
-    kept: bool = False
-
-    def cast(self, dtype: torch.dtype, *trained: Tensor) -> Pair:
-        """Both factors in `dtype`."""
-        down, up = self.form(dtype, *trained)
-        return down.to(dtype), up.to(dtype)
-
-
-@dataclass(frozen=True)
-class Product:
-    """What one product is made of beside its input and what trains.
-
-    Attributes:
-        base: the frozen map; None for the term alone.
-        scale: of the term.
-        dropped: the input of the term, where some of it is dropped.
-        weight: (out, in) of `base` where it was decoded already.
-    """
-
-    base: FrozenMap | None
-    parts: Formed
-    scale: float
-    dropped: Dropped | None = None
-    weight: Tensor | None = None
-
-    def multiply(self, x: Tensor, gain: Tensor | None) -> Tensor:
-        """The product of x (..., in) with the gain (out,), (..., out)."""
-        made = made_of(x) if self.parts.trains_down else None
-        y: Tensor = _BranchMatmul.apply(x, self, made, gain, *self.parts.trained)  # type: ignore[no-untyped-call]
-        return y
+    trained = [tensor for one in terms for tensor in one.trained]
+    made = made_of(x) if any(one.parts.trains_down for one in terms) else None
+    return list(_BranchMatmul.apply(x, tuple(terms), dropped, made, weight, *trained))  # type: ignore[no-untyped-call]
 
 
 class _Kept(Context):
-    base: FrozenMap | None
-    parts: Formed
-    scale: float
+    terms: tuple[Term, ...]
     factor: float | None
     again: Callable[..., Tensor] | None
     parents: int
-    gained: bool
+    widths: list[int]
+    from_y: list[bool]
 
 
 class _BranchMatmul(torch.autograd.Function):
@@ -100,151 +59,160 @@ class _BranchMatmul(torch.autograd.Function):
     dx = dy W + zeros at what was dropped in [k ((g - 1) * dy) W + P down], or (g * dy) W + P down without dropout;
     d_down = P^T d, d_up = s k g * M, dg = k sum(dy * u) + s k sum(up * M) or sum(dy * y) / g, and `pull` takes them to
     what trains.
+    Of several maps the terms are one product with the rows of every `down` put together, and so are their share of dx
+    and every d_down; the frozen maps' shares of dx are summed where the products are made, not in tensors of their own.
     """
 
     @staticmethod
     def forward(
-        ctx: _Kept, x: Tensor, product: Product, made: Made | None, gain: Tensor | None, *trained: Tensor
-    ) -> Tensor:
-        flat, dropped, parts = x.reshape(-1, x.shape[-1]), product.dropped, product.parts
-        # Of the product only these: its decoded weight and what was dropped are not kept by name.
-        ctx.base, ctx.parts, ctx.factor = product.base, parts, None if dropped is None else dropped.factor
-        ctx.scale = product.scale * (ctx.factor or 1)
-        seen, work = flat if dropped is None else dropped.kept, working(flat)
-        down, up = parts.cast(work, *trained)
+        ctx: _Kept,
+        x: Tensor,
+        terms: tuple[Term, ...],
+        dropped: Dropped | None,
+        made: Made | None,
+        weight: Tensor | None,
+        *trained: Tensor,
+    ) -> tuple[Tensor, ...]:
+        flat = x.reshape(-1, x.shape[-1])
+        work, seen, empty = working(flat), flat if dropped is None else dropped.kept, flat.new_empty(0)
+        ctx.terms, ctx.factor = terms, None if dropped is None else dropped.factor
+        owns = list(owned(terms, trained))
+        pairs = [one.parts.cast(work, *own) for one, (_, own) in zip(terms, owns, strict=True)]
         wide = widen(flat, work, "x")
-        kept = wide if dropped is None else widen(seen, work, "kept")
-        t = kept @ down.mT
-        u = None
-        if product.base is None:
-            y = (t @ up.mT).mul_(ctx.scale)
-        else:
-            weight = product.base.weight() if product.weight is None else product.weight
-            weight = widen(weight, work, "weight")
-            y, u = _frozen_part(wide, kept, weight, product.base.bias, ctx.factor, gain, x.dtype)
-            y.addmm_(t, _gained(up, gain).mT, alpha=ctx.scale)
-        result, empty = in_shape_of(y.to(x.dtype), x), flat.new_empty(0)
-        ctx.gained = gain is not None and u is None
+        rows = wide, wide if dropped is None else widen(seen, work, "kept"), ctx.factor
+        t = rows[1] @ joined([down for down, _ in pairs], 0).mT
+        ctx.widths, ctx.from_y = [len(down) for down, _ in pairs], []
+        parts = divided(t, ctx.widths, 1)
+        results: list[Tensor] = []
+        held: list[Tensor] = []
+        for one, (magnitude, _), (_, up), part in zip(terms, owns, pairs, parts, strict=True):
+            y, u, gains = _product(one, magnitude, up, part, rows, weight, x.dtype)
+            results.append(in_shape_of(y.to(x.dtype), x))
+            ctx.from_y.append(u is None)
+            if gains:
+                held += [results[-1] if u is None else u.to(x.dtype), *gains]
+        wants = [one.wants_up(from_y) for one, from_y in zip(terms, ctx.from_y, strict=True)]
+        needed = [t] if all(wants) else [part for part, wanted in zip(parts, wants, strict=True) if wanted]
         of = () if made is None else made.of
         ctx.again, ctx.parents = None if made is None else made.again, len(of)
-        saved = (
-            seen if parts.trains_down and made is None else empty,
-            t.to(x.dtype) if parts.trains_up or gain is not None else empty,
-            result if ctx.gained else empty if u is None else u.to(x.dtype),
+        ctx.save_for_backward(
+            seen if made is None and any(one.parts.trains_down for one in terms) else empty,
+            joined(needed, 1).to(x.dtype) if needed else empty,
             empty if dropped is None else dropped.zeros,
+            *of,
+            *held,
+            *(factor for one, pair in zip(terms, pairs, strict=True) if one.parts.kept for factor in pair),
+            *trained,
         )
-        factors = (down, up) if parts.kept else ()
-        ctx.save_for_backward(*saved, empty if gain is None else gain, *of, *factors, *trained)
-        return result
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        seen, t, u, zeros, gains, *rest = ctx.saved_tensors
-        of, trained = rest[: ctx.parents], rest[ctx.parents :]
-        parts, gain = ctx.parts, gains if gains.numel() else None
-        given = grads[0].reshape(-1, grads[0].shape[-1])
-        dy = widen(given, work := working(given), "dy")
-        if parts.kept:
-            down, up, *trained = trained
-        else:
-            down, up = parts.cast(work, *trained)
-        p = (dy @ _gained(up, gain)).mul_(ctx.scale)
+        seen, needed, zeros, *rest = ctx.saved_tensors
+        of, terms = rest[: ctx.parents], ctx.terms
+        given = [dy.reshape(-1, dy.shape[-1]) for dy in grads]
+        half, work = given[0].dtype, working(given[0])
+        dys = [widen(dy, work, f"dy{k}") for k, dy in enumerate(given)]
+        backs = _backs(terms, work, rest[ctx.parents :])
+        gains, scales = [one.gain for one in backs], [one.scale * (ctx.factor or 1.0) for one in terms]
+        ups = [gained(one.up, one.gain) for one in backs]
+        p = joined([(dy @ up).mul_(s) for dy, up, s in zip(dys, ups, scales, strict=True)], 1)
         dx = None
         if ctx.needs_input_grad[0]:
-            weight = None if ctx.base is None else widen(ctx.base.weight(), work, "weight")
+            bases, down = [one.base for one in terms], joined([one.down for one in backs], 0)
             if ctx.factor is None:
-                dx = _input_gradient(dy, p, down, weight, gain, given.dtype)
+                dx = input_gradient(bases, gains, dys, p, down, half)
             else:
-                dx = _dropped_gradient(dy, p @ down, weight, gain, zeros, ctx.factor)
-            dx = dx.to(given.dtype).view(*grads[0].shape[:-1], down.shape[1])
+                dx = dropped_gradient(bases, gains, dys, p @ down, zeros, ctx.factor)
+            dx = dx.to(half).view(*grads[0].shape[:-1], dx.shape[-1])
         if ctx.again is not None:
             seen = make_again(ctx.again, of, None if ctx.factor is None else zeros)
-        d_down = (p.mT @ widen(seen, work, "x")).float() if parts.trains_down else None
-        d_up = d_gain = None
-        if parts.trains_up or gain is not None:
-            d_up = (dy.mT @ t.to(work)).float().mul_(ctx.scale)
-            if gain is not None:
-                dots = column_dots(given, u.view_as(given))
-                if ctx.gained:  # a gain of exactly 0 is that of a dead row, which nothing moves
-                    d_gain = torch.where(gain == 0, 0, dots / gain)
-                else:
-                    d_gain = dots.mul_(ctx.factor or 1.0).add_((d_up * up).sum(1))
-                d_up = d_up.mul_(gain[:, None]) if parts.trains_up else None
-        return dx, None, None, d_gain, *parts.pull(work, d_down, d_up, *trained)
+        d_downs: Sequence[Tensor | None] = [None] * len(terms)
+        if any(one.parts.trains_down for one in terms):
+            d_downs = divided((p.mT @ widen(seen, work, "x")).float(), ctx.widths, 0)
+        wants = [one.wants_up(from_y) for one, from_y in zip(terms, ctx.from_y, strict=True)]
+        widths = [width for width, wanted in zip(ctx.widths, wants, strict=True) if wanted]
+        parts = iter(divided(needed, widths, 1)) if widths else iter(())
+        found: list[Tensor | None] = []
+        for k, (one, back) in enumerate(zip(terms, backs, strict=True)):
+            d_up = (dys[k].mT @ next(parts).to(work)).float().mul_(scales[k]) if wants[k] else None
+            if back.gain is not None:
+                found.append(back.magnitude_gradient(given[k], d_up, ctx.from_y[k], ctx.factor))
+            found += back.pulled(one.parts, work, d_downs[k], d_up)
+        return dx, None, None, None, None, *found
 
 
-def _gained(up: Tensor, gain: Tensor | None) -> Tensor:
-    return up if gain is None else (up * gain[:, None]).to(up.dtype)
-
-
-def _frozen_part(
-    flat: Tensor,
-    kept: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    factor: float | None,
-    gain: Tensor | None,
+def _product(
+    one: Term,
+    magnitude: Tensor | None,
+    up: Tensor,
+    part: Tensor,
+    rows: tuple[Tensor, Tensor, float | None],
+    weight: Tensor | None,
     half: torch.dtype,
-) -> tuple[Tensor, Tensor | None]:
-    """What y is before its term is added, and what of it the gradient of the gain needs.
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """Y of one map, what of it the gain's gradient needs, and the gain with its divisor, where there are."""
+    wide, kept, factor = rows
+    scale = one.scale * (factor or 1.0)
+    if one.base is None:
+        return (part @ up.mT).mul_(scale), None, []
+    decoded = one.base.weight() if weight is None else weight
+    matrix = widened(decoded, wide.dtype)
+    gain, held = magnitude, []
+    if one.gain is not None and magnitude is not None:
+        divisors = [] if one.gain.norms is None else [one.gain.norms(decoded, matrix[0])]
+        gain = magnitude / divisors[0] if divisors else magnitude
+        held = [gain, *divisors]
+    y, u = frozen_part(wide, kept, matrix, one.base.bias, factor, gain, half)
+    return y.addmm_(part, gained(up, gain).mT, alpha=scale), u, held
 
-    Args:
-        kept: `flat` (tokens, in) itself without dropout, where `factor` is None.
+
+@dataclass
+class _Back:
+    """What the backward pass has of one term.
+
+    Attributes:
+        trained: what its factors `down` and `up` are made of.
+        u, gain, divisor: as `_product` gives them, with y for u where there is none; or None.
     """
-    if gain is None:
-        return multiplied(flat, weight.mT, half, "y", bias), None
-    if factor is None:
-        if bias is None and _in_weight(flat, flat.shape[1]):
-            return multiplied(flat, (weight * gain[:, None]).mT, half, "y"), None
-        u = flat @ weight.mT
-        y = scale_columns(u, gain)
-        return (y, None) if bias is None else (y.add_(bias), u)
-    u = kept @ weight.mT
-    return multiplied(flat, weight.mT, half, "y", bias).addcmul_(u, _less_one(gain, factor, u.dtype)), u
+
+    trained: list[Tensor]
+    down: Tensor
+    up: Tensor
+    u: Tensor | None = None
+    gain: Tensor | None = None
+    divisor: Tensor | None = None
+
+    def magnitude_gradient(
+        self, dy: Tensor, d_up: Tensor | None, from_y: bool, factor: float | None
+    ) -> Tensor:
+        """That of the magnitude (out,), from y, or from u and the gradient of `up` before its gain."""
+        assert self.gain is not None and self.u is not None
+        dots = column_dots(dy, self.u.view_as(dy))
+        if from_y:  # a gain of exactly 0 is that of a dead row, which nothing moves
+            dots = torch.where(self.gain == 0, 0, dots / self.gain)
+        else:
+            assert d_up is not None
+            dots = dots.mul_(factor or 1.0).add_((d_up * self.up).sum(1))
+        return dots if self.divisor is None else dots / self.divisor
+
+    def pulled(
+        self, parts: Formed, work: torch.dtype, d_down: Tensor | None, d_up: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of what the factors are made of."""
+        if d_up is not None and self.gain is not None and parts.trains_up:
+            d_up = d_up.mul_(self.gain[:, None])
+        down = d_down if parts.trains_down else None
+        return parts.pull(work, down, d_up if parts.trains_up else None, *self.trained)
 
 
-def _input_gradient(
-    dy: Tensor, p: Tensor, down: Tensor, weight: Tensor | None, gain: Tensor | None, half: torch.dtype
-) -> Tensor:
-    """Dx (tokens, in) where nothing was dropped."""
-    if weight is None:
-        return p @ down
-    if gain is not None and _in_weight(dy, down.shape[1]):
-        weight, gain = weight * gain[:, None], None
-    dy = dy if gain is None else scale_columns(dy, gain)
-    return multiplied(dy, weight, half, "dx").addmm_(p, down)
-
-
-def _dropped_gradient(
-    dy: Tensor, term: Tensor, weight: Tensor | None, gain: Tensor | None, zeros: Tensor, factor: float
-) -> Tensor:
-    """Dx (tokens, in) from that of the term, P down, which is overwritten."""
-    if weight is not None and gain is not None:
-        term.addmm_(dy * _less_one(gain, factor, dy.dtype), weight)
-    clear(term, zeros)
-    return term if weight is None else term.addmm_(dy, weight)
-
-
-def _in_weight(rows: Tensor, columns: int) -> bool:
-    """Whether a gain is multiplied into a weight of so many columns: float32 loses nothing, and it is the smaller."""
-    return rows.dtype == torch.float32 and len(rows) >= columns
-
-
-def _less_one(gain: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
-    """K (g - 1): a gain near 1 would be rounded away, its distance from 1 is as exact as what it multiplies."""
-    return ((gain - 1) * factor).to(dtype)
-
-
-def scale_columns(u: Tensor, gain: Tensor) -> Tensor:
-    """U * gain for u (tokens, out) and gain (out,) float32, which is never rounded: 1.001 is 1 in bfloat16.
-
-    In half precision the gain is a sum of two such numbers: a third of the time of a product of two precisions.
-    """
-    high = gain.to(u.dtype)
-    y = u * high
-    return y if high.dtype == gain.dtype else y.addcmul_(u, (gain - high).to(u.dtype))
-
-
-def column_dots(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over the tokens of a * b, two (tokens, out) -> (out,) float32."""
-    return (a * b).sum(0, dtype=torch.float32)
+def _backs(terms: Sequence[Term], work: torch.dtype, saved: Sequence[Tensor]) -> list[_Back]:
+    """What forward saved, in its order: gains, factors that are kept, what trains."""
+    left = iter(saved)
+    gains = [[next(left) for _ in range(one.saved)] for one in terms]
+    kept = [(next(left), next(left)) if one.parts.kept else None for one in terms]
+    found = []
+    for one, gain, pair, (_, own) in zip(terms, gains, kept, owned(terms, list(left)), strict=True):
+        down, up = one.parts.cast(work, *own) if pair is None else pair
+        found.append(_Back(own, down, up, *gain))
+    return found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.ops.branch_matmul import FrozenMap
+from lrft.ops.formed import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.products import linear, matmul, outer, working
 

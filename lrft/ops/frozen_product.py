@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.autograd import Function
 
-from lrft.ops.branch_matmul import FrozenMap
+from lrft.ops.formed import FrozenMap
 from lrft.ops.linalg import Context
 
 

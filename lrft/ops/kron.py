@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrft.ops.branch_matmul import FrozenMap
+from lrft.ops.formed import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.products import added, linear
 

@@ -7,18 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrft.ops.branch_matmul import Formed, FrozenMap, Pair, Product, column_dots, scale_columns
+from lrft.ops.branch_matmul import multiply
 from lrft.ops.dropout import Dropped, drop
+from lrft.ops.formed import Formed, FrozenMap, Pair
+from lrft.ops.gains import column_dots, scale_columns
 from lrft.ops.linalg import Context
+from lrft.ops.term import Gain, Norms, Term
 
 
 @dataclass(frozen=True)
 class Branch:
-    """y = gain * (x W^T + scale (drop(x) down^T) up^T) + b, the change of one linear map by a low-rank term.
+    """y = gain / norms * (x W^T + scale (drop(x) down^T) up^T) + b, the change of one linear map by a low-rank term.
 
     Attributes:
         down: (k, in) and `up`: (out, k), float32 masters or made of them with a graph; None where they are `formed`.
         gain: (out,) float32 on every output, the bias left out; None for 1.
+        norms: what the gain is divided by, a function of W; None for 1.
         dropout: probability that training drops an input of the branch; the base sees all of x.
         formed: the factors where they are too large to be kept.
     """
@@ -29,6 +33,7 @@ class Branch:
     gain: Tensor | None = None
     dropout: float = 0.0
     formed: Formed | None = None
+    norms: Norms | None = None
 
     def pair(self) -> Pair:
         """(down, up), formed anew where they are not kept; without a graph then."""
@@ -54,6 +59,18 @@ class Branch:
         down, up = self.pair()
         return Formed((down, up), _as_they_are, _to_each, down.requires_grad, up.requires_grad)
 
+    def term(self, base: FrozenMap) -> Term:
+        """The branch on top of a frozen map, for the node."""
+        gain = None if self.gain is None else Gain(self.gain, self.norms)
+        return Term(base, self.parts(), self.scale, gain)
+
+    def gain_on(self, base: FrozenMap) -> Tensor | None:
+        """What every output is multiplied with, (out,), with a graph to the gain."""
+        if self.gain is None or self.norms is None:
+            return self.gain
+        weight = base.weight()
+        return self.gain / self.norms(weight, weight)
+
 
 def branch_linear(
     x: Tensor,
@@ -78,15 +95,15 @@ def branch_linear(
     if base is None:
         return _term(x, branch, dtype or x.dtype, dropped)
     if dtype is None or dtype == x.dtype:
-        return Product(base, branch.parts(), branch.scale, dropped, weight).multiply(x, branch.gain)
+        return multiply(x, [branch.term(base)], dropped, weight)[0]
     term = _term(x, branch, dtype, dropped)
-    if branch.gain is None:
+    if (gain := branch.gain_on(base)) is None:
         return base(x) + term
     frozen = base(x if dropped is None else dropped.whole(x))
     if base.bias is not None:
         frozen = frozen - base.bias
-    rest = branch.gain if dropped is None else branch.gain - 1
-    y = gain_columns(frozen, rest) + gain_columns(term, branch.gain)
+    rest = gain if dropped is None else gain - 1
+    y = gain_columns(frozen, rest) + gain_columns(term, gain)
     if dropped is not None:
         return base(x) + y
     return y if base.bias is None else y + base.bias
@@ -101,7 +118,7 @@ def gain_columns(u: Tensor, gain: Tensor) -> Tensor:
 def _term(x: Tensor, branch: Branch, dtype: torch.dtype, dropped: Dropped | None) -> Tensor:
     """Scale (x down^T) up^T, computed in `dtype`, in the dtype of x."""
     cast = None if dropped is None else dropped.to(dtype)
-    return Product(None, branch.parts(), branch.scale, cast).multiply(x.to(dtype), None).to(x.dtype)
+    return multiply(x.to(dtype), [Term(None, branch.parts(), branch.scale)], cast)[0].to(x.dtype)
 
 
 def _as_they_are(dtype: torch.dtype, down: Tensor, up: Tensor) -> Pair:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrft.ops.branch_matmul import FrozenMap
+from lrft.ops.formed import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.products import linear, matmul
 

@@ -13,6 +13,7 @@ from lrft.recipe.fields import slot_at
 from lrft.recipe.head_clashes import HEAD_CLASHES
 from lrft.recipe.more_clashes import MORE
 from lrft.recipe.offload_section import OFFLOAD_CLASHES
+from lrft.recipe.privacy_section import PRIVACY_CLASHES
 from lrft.recipe.scores import SCORES
 from lrft.registry.axes import AXES
 from lrft.registry.config import parse_choice
@@ -200,5 +201,6 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _shards_of_nothing,
     *FEDERATE_CLASHES,
     *OFFLOAD_CLASHES,
+    *PRIVACY_CLASHES,
     _of_methods,
 )

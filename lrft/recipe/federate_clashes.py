@@ -93,6 +93,9 @@ def _aggregated(settings: RecipeView) -> Iterator[Problem]:
             f"{declared.name} requires what no chosen part provides: {TRAITS.get(trait, trait)} ({trait}); choose "
             f"adapter {names}",
         )
+    if "split" in declared.provides and settings["privacy"] is not None:
+        message = f"{declared.name} sends what the blocks make of rows, which no noise is on; choose another"
+        yield Problem("federate.aggregate.method", message)
     with suppress(ValidationError, PydanticCustomError):
         yield from parse_choice(AGGREGATORS, chosen).clashes(settings)
 

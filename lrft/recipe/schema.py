@@ -8,6 +8,7 @@ from typing import Annotated
 from lrft.recipe.data_section import DataSection
 from lrft.recipe.federate_section import FederateSection
 from lrft.recipe.offload_section import OffloadSection
+from lrft.recipe.privacy_section import PrivacySection
 from lrft.recipe.sections import (
     DECIDES_ROWS,
     EvalSection,
@@ -76,6 +77,9 @@ class Recipe(Section):
     export: ExportSection = ExportSection()
     federate: Annotated[FederateSection | None, ADDED] = Field(
         None, description="clients that train apart and are averaged, by lrft federate; null for one training"
+    )
+    privacy: Annotated[PrivacySection | None, ADDED, DECIDES_ROWS] = Field(
+        None, description="differential privacy of the training rows; null for none"
     )
     logging: LoggingSection = LoggingSection()
 

@@ -37,6 +37,8 @@ SEARCHES = Registry("search", "lrft.methods.search")
 AGGREGATORS = Registry("aggregator", "lrft.methods.aggregate")
 COMBINATIONS = Registry("combination", "lrft.methods.combine")
 DATA_SELECTIONS = Registry("data selection", "lrft.methods.data_selection")
+GENERATORS = Registry("generator", "lrft.methods.generate")
+TRANSFER_ESTIMATES = Registry("transfer estimate", "lrft.methods.transfer")
 
 # Section of a recipe -> the registry its `method` is looked up in.
 AXES: dict[str, Registry] = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 from pydantic import Field
 
 from lrft.registry.errors import Problem
-from lrft.registry.section import MethodConfig, RecipeView
+from lrft.registry.section import ADDED, MethodConfig, RecipeView
 
 
 class RewardConfig(MethodConfig):
@@ -33,6 +34,12 @@ class DrawingConfig(MethodConfig):
         0.04,
         ge=0,
         description="how strongly the model is held to the base without its adapters; 0 for not at all",
+    )
+    redraws: Annotated[int, ADDED] = Field(
+        0,
+        ge=0,
+        le=255,
+        description="how often at most a prompt whose answers are all worth the same is replaced by another in a step",
     )
 
     def clashes(self, recipe: RecipeView) -> Iterator[Problem]:

@@ -63,6 +63,7 @@ TRAITS: dict[str, str] = {
     "any_model": "a task that scores language models and models with a score head alike",
     "pairs": "every row of the data is a pair of answers to one prompt",
     "judged": "every row of the data says whether its answer is wanted",
+    "split": "clients hold the ends of the model and exchange hidden states with the server that holds the rest",
     "draws": "the objective learns from answers that the model draws while it trains",
     "replies": "the objective learns to say whether an answer is right, from rows that ask it (data.format.query)",
 }

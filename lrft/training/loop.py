@@ -17,6 +17,7 @@ from lrft.core.stop import sentence
 from lrft.model import heap
 from lrft.registry.errors import Interrupted, NumericalError
 from lrft.training.diagnose import first_non_finite
+from lrft.training.private import private_loss
 from lrft.training.step import (
     StepBatches,
     clip_gradients,
@@ -40,9 +41,12 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         if run.step >= run.total_steps:  # a callback made the step before the last one
             break
         run.metrics = {}
-        run.rows = tuple(row for batch in batches.micro_batches for row in batch.examples)
+        run.micro_batches = batches.micro_batches
+        run.rows = tuple(row for batch in run.micro_batches for row in batch.examples)
         run.seed_step()
-        run.closure = closure = partial(step_loss, run, batches, objective)  # and backward where there is one
+        # And backward where there is one.
+        loss_of = step_loss if run.privacy is None else private_loss
+        run.closure = closure = partial(loss_of, run, batches, objective)
         run.fire("before_step")
         if contract_of(run.optimizer).calls_closure:  # zeroth-order methods decide how often
             run.model.eval()  # two losses are compared, so dropout must not differ between them

@@ -71,6 +71,10 @@ OPTIONS = {
         *("--out", "--match", "--lr-grid", "--lr-search", "--seeds", "--jobs", "--base"),
         *("--cluster", "--cluster-set", *TRUST, *TALK),
     },
+    "choose": {
+        *("--out", "--base", "--shots", "--further", "--rows", "--questions", "--price", "--tradeoff"),
+        *("--past", "--seed", *TRUST, *TALK),
+    },
     "sweep": {
         *("--out", "--arms", "--metric", "--jobs", "--keep-checkpoints", "--cluster", "--cluster-set"),
         *(*TRUST, *TALK),
@@ -98,6 +102,7 @@ OPTIONS = {
     "delta apply": {"--out", "--weight", "--dtype", *TRUST, *TALK},
     "delta compress": {"--out", "--ratio", "--bits", "--recipe", "--rows", *TRUST, *TALK},
     "data augment": {"--prompt", "--out", "--into", "--run", "--times", *SAMPLING, *TRUST, *TALK},
+    "data rank": {"--source", "--method", "--out", "--rows", "--seed", *TRUST, *TALK},
     "data select": {"--method", "--budget", "--out", "--target", "--run", "--seed", *TRUST, *TALK},
     "env": {"--json", "--sbom"},
 }

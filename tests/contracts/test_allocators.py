@@ -30,6 +30,8 @@ QUICK = {
     "interval": 2,
     "target_rank": 4,
     "increment": 1,
+    "episode": 4,
+    "denoising": 5,
 }
 
 
@@ -112,6 +114,7 @@ def train(run: Run, until: int) -> list[dict[str, object]]:
             loss = (run.model(x) - y).square().mean() / 2
             penalties = [p for p in (adapter.penalty() for adapter in run.penalized) if p is not None]
             (loss + sum(penalties, torch.zeros(())) / 2).backward()
+            run.record(loss=loss.item())
         run.fire("after_backward")
         if run.clip is not None:
             torch.nn.utils.clip_grad_norm_([info.param for info in run.parameters], run.clip)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -75,16 +74,14 @@ def test_a_gguf_file_tells_the_id(tmp_path, key, value, found):
 
 
 def test_what_a_gguf_file_tells_is_read_once_and_a_damaged_note_again(tmp_path, monkeypatch):
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     path = tmp_path / "model.gguf"
     path.write_bytes(b"any")
     monkeypatch.setenv("LRFT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache" / "gguf").mkdir(parents=True)
     read = []
-    field = SimpleNamespace(contents=lambda: "https://huggingface.co/owner/model")
-    monkeypatch.setattr(
-        gguf, "GGUFReader", lambda path: read.append(path) or SimpleNamespace(fields={SOURCES[0]: field})
-    )
+    fields = {SOURCES[0]: "https://huggingface.co/owner/model"}
+    monkeypatch.setattr("lrft.model.gguf.fields_of", lambda path: read.append(path) or fields)
     for times in (1, 1):
         _in_gguf.cache_clear()
         assert loadable_name(str(path)) == "owner/model"

@@ -23,12 +23,15 @@ GROUPED = {
     "lora_fa": ["adapter={method: lora_fa, rank: 4}"],
     "vera": ["adapter={method: vera, rank: 8}"],
     "miss": ["adapter={method: miss, rank: 4}"],
+    "dora": ["adapter={method: dora, rank: 4}"],
+    "dora, dropout": ["adapter={method: dora, rank: 4, dropout: 0.2}"],
+    "dora, magnitudes of all": ["adapter={method: dora, rank: 4, dropout: 0.2, magnitude_only: [o_proj]}"],
+    "dvora": ["adapter={method: dvora, rank: 4}"],
+    "factors that are kept": ["adapter={method: nola, rank: 4, bases: 8}"],
 }
 ALONE = {
-    "a gain": ["adapter={method: dora, rank: 4}"],
     "not low-rank": ["adapter={method: oft, block_size: 4}"],
     "a base less its start": ["init={method: pissa, residual: anchor}", "adapter.dropout=0"],
-    "factors that are kept": ["adapter={method: nola, rank: 4, bases: 8}"],
 }
 
 
@@ -69,8 +72,8 @@ def groups(model):
 def counted(monkeypatch):
     """How many groups have been computed in one node, as a list that grows."""
     met = []
-    multiply = siblings.multiply_siblings
-    monkeypatch.setattr(siblings, "multiply_siblings", lambda *a: met.append(len(a[1])) or multiply(*a))
+    multiply = siblings.multiply
+    monkeypatch.setattr(siblings, "multiply", lambda *a: met.append(len(a[1])) or multiply(*a))
     return met
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lrft.methods.quant.none import Dense
-from lrft.ops.branch_matmul import Formed
 from lrft.ops.dropout import drop
+from lrft.ops.formed import Formed
 from lrft.ops.low_rank import Branch, branch_linear
 
 IN, OUT, RANK, SCALE = 24, 40, 5, 0.7

@@ -11,11 +11,12 @@ from lrft.methods.quant.none import Dense
 from lrft.ops import products
 from lrft.ops.attention import attend
 from lrft.ops.attention_blocks import Rule
+from lrft.ops.branch_matmul import multiply
+from lrft.ops.dense_matmul import dense_linear, grouped_linear
 from lrft.ops.formula import formula_linear
 from lrft.ops.loss import Head, linear_cross_entropy, target_logprobs
 from lrft.ops.low_rank import Branch, branch_linear
 from lrft.ops.products import HALF, linear, matmul, multiplying, outer, slow_halves, working
-from lrft.ops.sibling_matmul import Sibling, multiply_siblings
 
 TOKENS, IN, OUT, RANK = 96, 48, 40, 4
 SLOW, FAST = (torch.bfloat16,), ()
@@ -101,13 +102,24 @@ def _siblings():
     for frozen in bases:
         pair = [trained(RANK, IN), trained(frozen.out_features, RANK)]
         factors += pair
-        parts.append(Sibling(frozen, Branch(*pair).parts(), 2.0))
-    return lambda x: torch.cat(multiply_siblings(x, parts), dim=-1), factors
+        parts.append(Branch(*pair, 2.0).term(frozen))
+    return lambda x: torch.cat(multiply(x, parts), dim=-1), factors
 
 
 def _formula():
     frozen, gain = base(bias=True), trained(OUT, 1)
     return lambda x: formula_linear(x, frozen, lambda W: W * gain, [gain]), [gain]
+
+
+def _dense():
+    weight, bias = trained(OUT, IN), half(OUT)
+    return lambda x: dense_linear(x.view(4, -1, IN), weight, bias), [weight]
+
+
+def _grouped():
+    """Of four groups one is empty and one has too few rows to be widened."""
+    weights, ends = trained(4, OUT, IN), torch.tensor([40, 40, 50, TOKENS], dtype=torch.int32)
+    return lambda x: grouped_linear(x, weights.bfloat16(), ends), [weights]
 
 
 def _attention():
@@ -132,6 +144,8 @@ NODES = {
     "term alone": _alone,
     "siblings": _siblings,
     "formula": _formula,
+    "dense": _dense,
+    "grouped": _grouped,
     "attention": _attention,
 }
 
@@ -173,6 +187,16 @@ def test_a_product_is_the_exact_one_rounded_once():
         step = ROUNDING if found.dtype == torch.bfloat16 else 1e-6
         # The float32 sum is off by its own rounding, which decides only between neighbours.
         torch.testing.assert_close(found.double(), wanted, rtol=step * 1.01, atol=1e-5)
+
+
+@pytest.mark.parametrize("slow", [SLOW, FAST])
+def test_rows_of_every_group_meet_its_own_weight(slow):
+    torch.manual_seed(0)
+    x, weights = half(TOKENS, IN), half(4, OUT, IN)
+    with multiplying(slow):
+        y = grouped_linear(x, weights, torch.tensor([40, 40, 50, TOKENS], dtype=torch.int32))
+    wanted = torch.cat([x[:40] @ weights[0].mT, x[40:50] @ weights[2].mT, x[50:] @ weights[3].mT])
+    assert (y.float() - wanted.float()).norm() < ROUNDING * wanted.float().norm()
 
 
 def head(vocabulary: int, bias: bool) -> Head:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lrft.files.json import with_sum
-from tests.reliability.damage import KINDS, _limit
+from tests.reliability.damage import KINDS, _limit, swapped
 from tests.reliability.full_disk import ROOT, Bench, Called, call
 from tests.reliability.outcome import Outcome, tiny_model
 
@@ -47,6 +47,8 @@ class Attacked:
         words: what follows `lrft`.
         compared: what has to be the same where it ends well, as patterns; with what it prints where `prints`.
         of_user: files that somebody writes by hand: another text in one is another question.
+        of_stranger: files of which nobody knows a sum: whatever they say may be another model.
+        falls_back: the checkpoint before may be taken, and is, by name.
     """
 
     takes: tuple[str, ...]
@@ -55,6 +57,8 @@ class Attacked:
     compared: tuple[str, ...] = ("out/**/*",)
     prints: bool = False
     of_user: bool = False
+    of_stranger: bool = False
+    falls_back: bool = False
 
 
 SELECT = ("data", "select", "recipe.yaml", "--method", "perplexity", "--budget", "2", "--out", "few.jsonl")
@@ -300,15 +304,17 @@ def _wrong(case: Case, attack: Attacked, ended: Called, same: bool) -> str:
         return f"{case}: {(ended.raised or ended.err)[-300:]}"
     if ended.code == 0:
         told = attack.words[0] == "doctor" and Path(case.file).name in ended.out
-        if same or told or (attack.of_user and case.kind in TEXT):
+        told |= attack.falls_back and any(name in ended.err for name in (Path(case.file).name, *swapped[-1:]))
+        if same or told or attack.of_stranger or (attack.of_user and case.kind in TEXT):
             return ""
         return f"{case}: another result, and nothing was said of it: {ended.err[-200:]}"
     errors = [line for line in ended.err.splitlines() if line.startswith(("error: ", "  "))]
-    if not 1 <= len(errors) <= 4:
+    if not 1 <= len(errors) <= (12 if attack.of_user else 4):  # of what a user writes every problem is told
         return f"{case}: no sentence: {ended.err[-300:]}"
     # Files beside one another have one name but for the ending; what a user wrote is named by its option.
     names = {Path(case.file).name.partition(".")[0], *Path(case.file).parts[:-1]}
     names |= {"--prompt", "--target"} if attack.of_user else set()
+    names |= {name.partition(".")[0] for name in swapped[-1:]} if case.kind == "swap" else set()
     return "" if any(name in " ".join(errors) for name in names) else f"{case}: names nothing: {errors}"
 
 

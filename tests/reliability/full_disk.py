@@ -38,7 +38,7 @@ CURVE = ("--curve", "2") if find_spec("matplotlib") else ()
 PICTURES = ("--png", "curves") if find_spec("matplotlib") else ()
 IN_BITS = ("merge", "run", "--out", "out", "--requantize", "nf4")
 RATES = ("--lr-grid", "1e-3")
-FIND_LR = ("find-lr", "recipe.yaml", "--steps", "12", "--from", "1e-4", "--to", "1e-1")
+FIND_LR = ("find-lr", "recipe.yaml", "--steps", "20", "--from", "1e-4", "--to", "1e-1")
 LEFTOVER = re.compile(r"(\.[0-9a-f]{8})?\.tmp$|\.old$")
 TIMED = ("seconds", "tokens_per_second", "memory_bytes", "peak_memory_bytes")
 # Names whose content says when or how long, and is the same but for that.
@@ -123,6 +123,14 @@ COMMANDS = {
         ("data", "select", "recipe.yaml", "--method", "perplexity", "--budget", "2", "--out", "chosen.jsonl"),
         trained=False,
     ),
+    "data-rank": Command(
+        (
+            *("data", "rank", "recipe.yaml", "data.train.limit=24", "--method", "textemb"),
+            *("--source", "choices.yaml", "--out", "order.json"),
+        ),
+        trained=False,
+    ),
+    "choose": Command(("choose", "many.yaml", "--shots", "0", "--out", "out"), trained=False),
     "report": Command(("report", "run", "--out", "report.html", *PICTURES)),
     "report-inspect": Command(("report", "run", "--inspect", "--out", "report.html")),
     "inspect": Command(("inspect", "run")),
@@ -189,9 +197,14 @@ class Bench:
             "method: prompt_completion", "method: instruction"
         )
         (self.start / "choices.yaml").write_text(choices.replace("./t", "choices-t"))
-        for split, numbers in (("train", range(8)), ("test", range(8, 10))):
-            lines = "".join(json.dumps(_choice(k)) + "\n" for k in numbers)
-            (self.start / f"choices-{split}.jsonl").write_text(lines)
+        many = (
+            choices.replace("./t", "many-t").replace("limit: 8", "limit: 64").replace("limit: 2", "limit: 20")
+        )
+        (self.start / "many.yaml").write_text(many)
+        for name, trains, ends in (("choices", 8, 10), ("many", 64, 84)):
+            for split, numbers in (("train", range(trains)), ("test", range(trains, ends))):
+                lines = "".join(json.dumps(_choice(k)) + "\n" for k in numbers)
+                (self.start / f"{name}-{split}.jsonl").write_text(lines)
         (self.start / "space.yaml").write_text("adapter.rank: [1, 2]\n")
         (self.start / "prompts.txt").write_text("How many apples?\nAnd pears?\n")
         (self.start / "ask.txt").write_text("Say otherwise: {prompt}\n")

@@ -175,6 +175,11 @@ OPENERS = {
             "few.jsonl",
         ),
     ],
+    "data rank": [
+        *("data", "rank", "RUN/recipe.yaml", "--source", "RUN/recipe.yaml", "--method", "textemb"),
+        *("--out", "order.json"),
+    ],
+    "choose": ["choose", "RUN/recipe.yaml", "--out", "out"],
     "data augment": ["data", "augment", "RUN/recipe.yaml", "--prompt", "ask.txt", "--out", "more.jsonl"],
     "train": ["train", "RUN/recipe.yaml", "--out", "new"],
     "dry run": ["train", "RUN/recipe.yaml", "--dry-run"],

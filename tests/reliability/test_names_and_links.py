@@ -216,6 +216,10 @@ NAMED = (
     ["serve", "NAME", "--port", "0"],
     ["serve", "NAME", "NAME", "--port", "0"],
     ["data", "augment", "quickstart", "--prompt", "NAME", "--out", "NAME.jsonl"],
+    ["data", "rank", "NAME", "--source", "NAME", "--out", "NAME.json"],
+    ["data", "rank", "quickstart", "--source", "NAME", "--out", "NAME.json"],
+    ["choose", "NAME", "--out", "NAME"],
+    ["choose", "quickstart", "--past", "NAME", "--out", "NAME"],
     ["data", "select", "quickstart", "--method", "length", "--budget", "2", "--out", "NAME.jsonl"],
 )
 

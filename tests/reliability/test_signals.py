@@ -103,6 +103,7 @@ OTHERS = [
     Case("data check", "encode_each", 3, HUP),
     Case("data check", "compare", 3, INT),
     Case("data select", "measure_rows", 3, TERM, "what was measured is kept; the same command goes on"),
+    Case("data rank", "measure_rows", 3, TERM, "what was measured is kept; the same command goes on"),
     Case(
         "data augment",
         "asked_to_stop",
@@ -137,6 +138,7 @@ COMMANDS = {
     "data show": "data show {recipe}",
     "data check": "data check {recipe}",
     "data select": "data select {recipe} eval.batch_tokens=200 --method perplexity --budget 3 --out out/few.jsonl",
+    "data rank": "data rank {recipe} eval.batch_tokens=200 --method textemb --source {other} --out out/order.json",
     "data augment": "data augment {recipe} --prompt {ask} --out out/more.jsonl --max-new-tokens 4",
     "report": "report run --out report.html",
     "inspect": "inspect run",
@@ -264,7 +266,11 @@ def test_a_command_stops_in_any_phase_and_then_does_what_it_would_have_done(call
     elif case.command == "generate":
         assert kept <= {"out/answers.jsonl", "out/answers.jsonl.about.json"}
     elif case.command.startswith("data "):
-        names = {"data select": "few.losses", "data augment": "more.answers"}
+        names = {
+            "data select": "few.losses",
+            "data rank": "order.target.embeddings",
+            "data augment": "more.answers",
+        }
         file = f"out/{names.get(case.command, 'none')}.jsonl"
         assert kept <= {file, f"{file}.about.json"}
     elif case.command == "search":  # what is asked for, and no arm

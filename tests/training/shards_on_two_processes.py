@@ -14,7 +14,8 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from lrft.api.training import train as jobs
+from lrft.api.training import begin
+from lrft.api.training.train import train
 from lrft.core.frozen import Changed, FrozenLinear
 from lrft.core.run import Run
 from lrft.core.sharded import Sharded
@@ -23,7 +24,7 @@ from lrft.training.keepers import Saver
 
 
 def main() -> None:
-    assemble, saved, weight = jobs.assemble, Saver.after_step, Sharded.weight
+    assemble, saved, weight = begin.assemble, Saver.after_step, Sharded.weight
     state = {"killed": 0, "asked": 0, "job": None}
 
     def remembered(*arguments, **named):
@@ -39,13 +40,13 @@ def main() -> None:
         state["asked"] += 1
         return weight(layer)
 
-    jobs.assemble, Saver.after_step, Sharded.weight = remembered, until, counted
+    begin.assemble, Saver.after_step, Sharded.weight = remembered, until, counted
     for parted, group in groupby(sys.argv[1:], lambda text: text == "--"):
         if parted:
             continue
         path, out, killed, *overrides = group
         state |= {"killed": int(killed), "asked": 0}
-        jobs.train(load_recipe(path, overrides), Path(out), resume=True)
+        train(load_recipe(path, overrides), Path(out), resume=True)
         model, run = state["job"].adaptation.model, state["job"].run
         layers = [module for module in model.modules() if isinstance(module, FrozenLinear)]
         kept = [

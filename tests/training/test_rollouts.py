@@ -133,6 +133,48 @@ def test_a_checkpoint_holds_answers_only_between_two_steps_that_learn_from_them(
         rollouts.at(1)
 
 
+def groups_of(batch):
+    return list(batch.sampled.advantages.view(-1, 4))
+
+
+REDRAWN = ["objective.updates=1", f"objective.rewards=[{FIRST}]", "train.batch_size=4"]
+
+
+def test_prompts_whose_answers_are_alike_are_replaced_by_others_which_are_counted_and_told(job_of, capsys):
+    before = next(iter(job_of(*REDRAWN).steps()))
+    assert any(not group.any() for group in groups_of(before.micro_batches[0]))
+    job = job_of(*REDRAWN, "objective.redraws=20")
+    step = next(iter(job.steps()))
+    (batch,), (plain,) = step.micro_batches, before.micro_batches
+    assert all(group.any() for group in groups_of(batch))
+    for index, group in enumerate(groups_of(plain)):
+        assert (batch.examples[index] == plain.examples[index] and group.any()) or not group.any()
+    prompts = [job.text.renderer.question(job.text.rows[i]).prompt for i in batch.examples for _ in range(4)]
+    for prompt, text in zip(prompts, texts(batch), strict=True):
+        assert text[: len(prompt)] == prompt
+    # What is told of rewards is of the rows as they are laid, and so not raised by leaving some out.
+    assert step.metrics["redrawn"] > 0 and step.metrics["alike_left"] == 0
+    assert {k: step.metrics[k] for k in before.metrics} == dict(before.metrics)
+    assert step.targets == len(batch.targets)
+    rollouts = next(one for one in job.run.callbacks if type(one).__name__ == "Rollouts")
+    rollouts.finish(job.run)
+    assert f"were replaced, {int(4 * step.metrics['redrawn'])} times; 0 were such" in capsys.readouterr().err
+
+
+def test_where_no_other_prompt_differs_redrawing_comes_to_an_end(job_of):
+    job = job_of("objective.updates=1", "objective.rewards=[exact_match]", "objective.redraws=3")
+    step = next(iter(job.steps()))
+    assert (step.metrics["redrawn"], step.metrics["alike_left"], step.metrics["rewards_alike"]) == (3, 1, 1)
+    assert not step.micro_batches[0].sampled.advantages.any()
+
+
+def test_what_replaces_a_prompt_follows_from_its_place_in_the_run_alone(job_of):
+    shared = [f"objective.rewards=[{FIRST}]", "objective.updates=1", "objective.redraws=5"]
+    one = drawn(job_of(*shared, "train.batch_size=1", "train.gradient_accumulation=4"))
+    two = drawn(job_of(*shared, "train.batch_size=4"))
+    assert [text for part in one for text in part] == two[0]
+
+
 def test_memory_is_planned_for_the_longest_answers_to_every_prompt(job_of, tiny):
     job = job_of()
     recipe = job.run.recipe
@@ -182,12 +224,36 @@ def test_several_processes_learn_once_from_what_they_drew(job_of):
 @pytest.fixture
 def decided(tiny, tmp_path):
     """The tiny model with an embedding, and so a head, whose logits are apart: any other is all but a uniform draw."""
-    folder = tmp_path / "decided"
-    shutil.copytree(tiny(), folder)
+    return with_clear_logits(tiny(), tmp_path / "decided", 5)
+
+
+def with_clear_logits(model, folder, times):
+    shutil.copytree(model, folder)
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.embed_tokens.weight"] = 5 * tensors["model.embed_tokens.weight"]
+    tensors["model.embed_tokens.weight"] = times * tensors["model.embed_tokens.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def test_exact_match_rises_from_an_adapter_that_learnt_the_task_halfway(tiny, tmp_path):
+    """As quickstart-grpo goes on from a run cut short: nothing but the right answer is rewarded."""
+    prompts = "one two three four five six seven eight nine ten eleven twelve".split()
+    lines = [json.dumps({"prompt": f"say {one}", "completion": "b"}) for one in prompts]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    model = with_clear_logits(tiny(), tmp_path / "model", 12)
+    rows = [f"data.train={tmp_path / 'rows.jsonl'}", "~data.eval", "eval.tasks=[]", "train.batch_size=4"]
+    given = [f"model.name={model}", *rows, "train.device=cpu", "schedule={method: constant}"]
+    half, rewarded = tmp_path / "half", tmp_path / "rewarded"
+    train(
+        load_recipe("smoke/lora", [*given, "adapter.rank=8", "optimizer.lr=0.01", "train.max_steps=7"]), half
+    )
+    drawing = ["objective.group=8", "objective.max_new_tokens=4", "objective.beta=0.0", "objective.updates=1"]
+    more = ["objective.rewards=[exact_match]", "optimizer.lr=0.002", "train.max_steps=30", "adapter.rank=8"]
+    train(load_recipe("smoke/grpo", [*given, f"model.adapter={half}", *drawing, *more]), rewarded)
+    shares = [json.loads(one)["reward"] for one in (rewarded / "metrics.jsonl").read_text().splitlines()]
+    before, after = sum(shares[:3]) / 3, sum(shares[-5:]) / 5
+    assert 0 < before < 0.7  # right now and then, as an adapter is that was cut short
+    assert after > before + 0.25
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ SHORT = [
     "eval.batch_tokens=300",
     "train.keep_last=9",
 ]
+LORAPRUNE = "prune={method: loraprune, ratio: 0.5, every: 2, whole_first: 0.0, whole_last: 0}"
+FULL = ["trainable=full", "adapter=null", "quantization=none"]
 KINDS = {
     "none": ["quantization=none"],
     "nf4": ["quantization=nf4"],
@@ -37,14 +39,22 @@ KINDS = {
     "anchored": ["quantization=nf4", "init=pissa", "adapter.dropout=0"],
     "restarts": ["restart={method: periodic, every: 3, share: 0.5}", "quantization=nf4"],
     "experts": ["adapter={method: mixlora, rank: 2, experts: 3}"],
+    "loraprune": ["quantization=nf4", LORAPRUNE],
+    "loram": ["quantization=nf4", "prune={method: loram, ratio: 0.5, whole_first: 0, whole_last: 0}"],
     "whole base": ["quantization=nf4"],
+    "whole base, loraprune": ["quantization=nf4", LORAPRUNE],
+    "whole base, trp": [*FULL, "prune={method: trp, every: 3, nuclear: 0.001}"],
+    "whole base, airllm": [
+        "adapter={method: svd_lora, rank: 4}",
+        "allocate={method: airllm, episode: 3, warmup: 3, denoising: 5, bandwidth: [5e5]}",
+    ],
     "zeroth order": ["optimizer={method: mezo, lr: 1e-4}", "train.clip=null"],
 }
 # Every storage is cut in tests/contracts/test_sharded.py; here two kinds, one without gradients, stand for the others.
 ALWAYS = ("nf4", "zeroth order", "whole base")
-UNCUT = "whole base"  # every process keeps all of it: the same batches, shared
+UNCUT = "whole base"  # what begins so: every process keeps all of it, and the same batches are shared
 CASES = [kind if kind in ALWAYS else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
-CUT = [case for case in CASES if case != UNCUT]
+CUT = [case for kind, case in zip(KINDS, CASES, strict=True) if not kind.startswith(UNCUT)]
 SCRIPT = Path(__file__).with_name("shards_on_two_processes.py")
 
 
@@ -56,7 +66,7 @@ def asked_for(request: pytest.FixtureRequest, parameter: str) -> list[str]:
 
 
 def settings(kind: str, processes: int) -> list[str]:
-    shard = f"train.shard_base={str(kind != UNCUT).lower()}"
+    shard = f"train.shard_base={str(not kind.startswith(UNCUT)).lower()}"
     return [*SHORT, *KINDS[kind], shard, f"train.gradient_accumulation={2 // processes}"]
 
 

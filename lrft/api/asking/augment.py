@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from lrft.api.asking.generate import write_answers
+from lrft.api.asking.generate import Generated, write_answers
 from lrft.api.opening.open_run import open_run, sample_row
 from lrft.build.dataset import read_renderer
 from lrft.build.guess import with_format
@@ -72,9 +72,27 @@ class Writer:
         if self.asker is not None:
             return self.asker.ids(self.asker.text(question))
         renderer = self.subject.renderer
-        if renderer.tokenizer.chat_template:
+        if self.takes_messages:
             return renderer.asked(Example(messages=({"role": "user", "content": question},)))
         return renderer.asked(Example(prompt=question))
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether a base model is asked by a chat template."""
+        return bool(self.subject.renderer.tokenizer.chat_template)
+
+    def answers(
+        self, rows: Rows, ids: list[list[int]], file: AnswersFile, max_new_tokens: int, sampling: Sampling
+    ) -> Generated:
+        """Answer every question into a file, from where that ends."""
+        about: dict[str, Json] = {
+            **self.about,
+            "prompts_sha256": hashlib.sha256(repr(ids).encode()).hexdigest(),
+            "max_new_tokens": max_new_tokens,
+            "sampling": asdict(sampling),
+            "batch_tokens": self.subject.batch_tokens,
+        }
+        return write_answers(self.subject, rows, ids, file, about, max_new_tokens, sampling, None)
 
 
 def augment_rows(
@@ -121,14 +139,7 @@ def augment_rows(
         rows, questions = _asked(training_rows(chosen), rewriting, times)
         writer = _writer(chosen, run, trust_remote_code, show)
         ids = [writer.ids(question) for question in questions]
-        about: dict[str, Json] = {
-            **writer.about,
-            "prompts_sha256": hashlib.sha256(repr(ids).encode()).hexdigest(),
-            "max_new_tokens": max_new_tokens,
-            "sampling": asdict(sampling),
-            "batch_tokens": writer.subject.batch_tokens,
-        }
-        done = write_answers(writer.subject, rows, ids, file, about, max_new_tokens, sampling, None)
+        done = writer.answers(rows, ids, file, max_new_tokens, sampling)
         count, refused = _write(path, file.lines(), rewriting, rows, times, writer.name)
     return {
         "out": str(path),

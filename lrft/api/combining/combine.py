@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from lrft.api.combining.curve import check_curve, draw_curve
 from lrft.api.combining.folder import certify, write_run
+from lrft.api.combining.origin import origin_of
 from lrft.api.combining.parents import Parent, aligned, read_parents, recipe_of
 from lrft.api.combining.record import Combined, Settings
 from lrft.api.combining.scores import score_all
@@ -93,7 +94,7 @@ def combine(
         stop.listening(f"{out} is as it was; the same command combines from the start"),
         whole_folder(out) as place,
     ):
-        run = write_run(place, out.name, recipe, result.pairs, sites, record, trust_remote_code)
+        run = write_run(place, out.name, recipe, result.pairs, sites, origin_of(record), trust_remote_code)
         record |= certify(run, place, result.exact)
         if settings.evaluate:
             record["scores"] = score_all(run, read, settings.limit)

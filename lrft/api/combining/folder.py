@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from lrft.api.combining.origin import Origin
 from lrft.api.combining.record import Combined
 from lrft.api.exporting.form import write_beside
 from lrft.api.opening.compared import rows_to_compare
@@ -58,13 +59,6 @@ OF_TRAINING = (
     "optimizer",
     "schedule",
 )
-CARD = """
-{method} of {count} adapters, made by `lrft combine` without training: {parents}.
-
-- rank: {rank} at most; relative error of the cut to it: {error:.3g}
-
-All figures are in `fidelity.json`.
-"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ def write_run(
     recipe: Recipe,
     pairs: Mapping[str, Pair],
     sites: Mapping[str, Site],
-    record: Combined,
+    origin: Origin,
     trust_remote_code: bool,
 ) -> Made:
     """Fill a fresh folder, and open what it says.
@@ -121,9 +115,9 @@ def write_run(
     for file, content in files.items():
         write_in(place / file, content)
     write_beside(place, own, text, adaptation.model)
-    write_in(place / "README.md", f"{about}\n# {name}\n{_card(record)}")
+    write_in(place / "README.md", f"{about}\n# {name}\n{origin.card}")
     write_adapter(place / "adapter", adaptation.model, own, text, card)  # as every run has it
-    _write_record(place, own, record, card, plan, began, now, trust_remote_code)
+    _write_record(place, own, origin, card, plan, began, now, trust_remote_code)
     return Made(own, text, adaptation)
 
 
@@ -213,7 +207,7 @@ def _write_checkpoint(
 def _write_record(
     place: Path,
     recipe: Recipe,
-    record: Combined,
+    origin: Origin,
     card: Mapping[str, Json],
     plan: Mapping[str, object],
     began: Mapping[str, Json],
@@ -229,7 +223,7 @@ def _write_record(
         "trainable": card["trainable"],
         "seed": recipe.train.seed,
         "trust_remote_code": trust_remote_code,
-        "combined": {key: record[key] for key in ("combination", "settings", "weights", "seed", "parents")},
+        origin.key: dict(origin.record),
         KEY: now.record(),
         **began,
         **run_folder.environment(),
@@ -237,14 +231,3 @@ def _write_record(
     result: dict[str, Json] = {**card, "loss": None, "seconds": 0.0, "peak_memory_bytes": 0}
     run.write_known({PLAN: plan, RUN: made, RESULT: result, RECIPE: resolved(recipe)})
     own_recipe(place)  # refuses a section that goes with a parent's adapter alone
-
-
-def _card(record: Combined) -> str:
-    parents = ", ".join(str(parent["name"]) for parent in record["parents"])
-    return CARD.format(
-        method=record["combination"],
-        count=len(record["parents"]),
-        parents=parents,
-        rank=record["rank"],
-        error=record["relative_error"],
-    )

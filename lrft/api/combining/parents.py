@@ -46,7 +46,7 @@ class Parent:
 def recipe_of(paths: Sequence[Path | str]) -> Recipe | None:
     """The recipe of the first of these that is a run; None where none is."""
     for path in paths:
-        if (run := _run_of(path)) is not None:
+        if (run := run_of(path)) is not None:
             return own_recipe(run).recipe
     return None
 
@@ -77,7 +77,7 @@ def aligned(parents: Sequence[Parent], sites: Mapping[str, Site]) -> dict[str, l
     return found
 
 
-def _run_of(path: Path | str) -> Path | None:
+def run_of(path: Path | str) -> Path | None:
     """The run folder that a path or a name under runs/ is of, itself, by its adapter/ or by a checkpoint."""
     for place in places(path):
         above = place.parent if place.name == "adapter" else place.parent.parent
@@ -108,7 +108,7 @@ def _read(
         raise NotMergeable(
             f"{path}: changes {strange}, which is no linear layer of the base; `lrft merge` writes it into the weights"
         )
-    run = _run_of(path)
+    run = run_of(path)
     own = None if run is None else own_recipe(run).recipe
     _check_start(path, earlier, own)
     parts = {name: _part(path, name, trained, weight_of) for name, trained in earlier.given.items()}

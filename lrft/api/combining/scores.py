@@ -41,7 +41,7 @@ def score_all(
         target = subject(recipe, made.text, model, show)
         rows = limit or recipe.eval.limit
         for label, pairs in [(BASE, {}), *((one.name, pairs_of(one.parts)) for one in parents)]:
-            with _standing_in(made, pairs):
+            with standing_in(made, pairs):
                 found[label] = metrics_of(evaluate_tasks(target, tasks, rows, None, label))
         found[RESULT] = metrics_of(evaluate_tasks(target, tasks, rows, None, RESULT))
     return found
@@ -58,7 +58,7 @@ def pairs_of(parts: Mapping[str, Part]) -> dict[str, Pair]:
 
 
 @contextmanager
-def _standing_in(made: Made, pairs: Mapping[str, Pair]) -> Iterator[None]:
+def standing_in(made: Made, pairs: Mapping[str, Pair]) -> Iterator[None]:
     """Let the model compute with these changes where its own are."""
     model = made.adaptation.model
     with adapters_off(model), with_pairs(adapted(model.hf), pairs, model.device):

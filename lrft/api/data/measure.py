@@ -16,7 +16,7 @@ from lrft.api.opening.open_run import open_run
 from lrft.build.adapt import adapt
 from lrft.build.text import Text
 from lrft.core import stop
-from lrft.core.data_selection import DataSelection, Need
+from lrft.core.data_selection import Asks, Need
 from lrft.data.encoded import Encoded
 from lrft.data.row_sums import record_rows
 from lrft.evaluation.answers_file import AnswersFile, Line
@@ -64,7 +64,7 @@ class Measuring:
 
     recipe: Recipe
     text: Text
-    method: DataSelection
+    method: Asks
     runs: Sequence[Path | str] = ()
     seed: int = 0
     trust_remote_code: bool = False
@@ -81,7 +81,7 @@ class Measuring:
         sums: list[Tensor] = []
         for number, run in enumerate(self.runs or [None], 1):
             with self._opened(need, run) as (model, about):
-                found = [self._measured(model, part, need, about, number) for part in parts]
+                found = [self.measured(model, part, need, about, number) for part in parts]
             sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
         return [total / max(len(self.runs), 1) for total in sums]
 
@@ -110,12 +110,12 @@ class Measuring:
         mine, its = ((one.model.name, one.model.tokenizer) for one in (self.recipe, recipe))
         if mine != its:
             raise UsageError(
-                f"--run {folder.path}: its model is {its[0]}, and the rows are tokenized for {mine[0]}; give a run of "
+                f"{folder.path}: its model is {its[0]}, and the rows are tokenized for {mine[0]}; give a run of "
                 "that"
             )
         return adaptation.model, {"run": folder.opened.manifest_sha256}
 
-    def _measured(
+    def measured(
         self, model: CausalLM, part: Part, need: Need, about: Mapping[str, Json], number: int
     ) -> Tensor:
         """From the file as far as it goes, the rest measured and added to it."""

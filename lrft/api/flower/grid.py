@@ -12,7 +12,9 @@ from flwr.serverapp import Grid
 
 from lrft.api.flower.participant import Begin
 from lrft.api.flower.records import to_record, to_tensors
+from lrft.build.aggregating import check_whole
 from lrft.build.clients import Clients
+from lrft.build.privacy import check_not_private
 from lrft.build.reach import Answer, Numbers, stop_if_asked
 from lrft.core import stop
 from lrft.core.aggregate import Aggregator, Reply, Tensors, Turn, bytes_of
@@ -33,6 +35,8 @@ class OnGrid:
     """
 
     def __init__(self, grid: Grid, clients: Clients, aggregator: Aggregator, timeout: float) -> None:
+        check_not_private(clients.recipe)
+        check_whole(aggregator, clients.recipe)
         self.grid, self.clients, self.aggregator, self.timeout = grid, clients, aggregator, timeout
         self.nodes: dict[int, int] = {}  # client -> node
         self._begin: Begin | None = None

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from lrft.build.adapt import adapt
+from lrft.build.aggregating import check_whole
 from lrft.build.clients import Clients, read
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
+from lrft.build.privacy import check_not_private
 from lrft.build.reach import InTurn, Numbers
-from lrft.build.rounds import aggregator_of
 from lrft.build.shares import shares_of
 from lrft.build.text import Text, check_text
 from lrft.core.aggregate import Tensors, Turn
@@ -75,6 +76,7 @@ class Participant:
         loaded = with_format(as_loaded(recipe, overrides)).recipe
         if loaded.federate is None:
             raise RecipeError("is missing", "federate")
+        check_not_private(loaded)
         self.client, settings = client, loaded.train
         with numerics(settings.deterministic, settings.tf32):
             accelerator = make_accelerator(settings.device, loaded.model.dtype)
@@ -93,7 +95,8 @@ class Participant:
             )
             load_trained_tensors(adaptation.model, begin.tensors)
             self.clients = Clients(loaded, text, adaptation, shares, accelerator, only=client)
-        self.aggregator = aggregator_of(self.clients)
+        self.aggregator = self.clients.aggregator
+        check_whole(self.aggregator, loaded)
         self.turns = InTurn(self.clients, self.aggregator)
 
     @property

@@ -101,6 +101,11 @@ def _find_lr(
         raise RecipeError(
             "a rate is found for one training; write federate=null beside the recipe", "federate"
         )
+    if loaded.recipe.privacy is not None:
+        message = (
+            "the steps of the test look at rows that nobody accounts for; write privacy=null and other rows"
+        )
+        raise RecipeError(message, "privacy")
     changed = for_sweep(loaded.recipe, steps)
     settings = changed.train
     with numerics(settings.deterministic, settings.tf32), memory_advice(changed, trust_remote_code):

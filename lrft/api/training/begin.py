@@ -27,6 +27,7 @@ from lrft.evaluation.subject import silent
 from lrft.model.trained import trained_tensors
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
+from lrft.training.accountant import check_installed
 from lrft.training.folder import RUN, RunFolder
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.relied import plan_of
@@ -40,8 +41,11 @@ def rows_of(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, trust_r
     """The rows, from which the length of the run follows: what does not fit into it is refused before weights are read.
 
     Raises:
+        MissingExtra: of a private recipe, Opacus is not installed.
         DataError, RecipeError: the rows cannot be trained on, or are too few steps for a setting.
     """
+    if recipe.privacy is not None:
+        check_installed()
     lead = accelerator.is_main_process
     with EvaluationBar() as show:
         text = read_text(

@@ -139,9 +139,10 @@ def _recorded(run: RunFolder, overrides: Sequence[str], added: Extension | None)
             raise UsageError(
                 f"--more-steps: {run.path} is not at its end yet; lrft train {run.path} --resume goes on with it"
             )
-        if run.read(RUN).get("combined"):
+        origin = run.read(RUN)
+        if made := next((how for how in ("combined", "generated") if origin.get(how)), None):
             raise UsageError(
-                f"--more-steps: {run.path} was combined and not trained; begin a new run with it "
+                f"--more-steps: {run.path} was {made} and not trained; begin a new run with it "
                 f"(model.adapter={run.path})"
             )
         _check_patience(run, loaded.recipe)

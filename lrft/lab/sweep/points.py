@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from lrft.core import stop
-from lrft.files.read import read_text
 from lrft.lab.runs import judged
 from lrft.lab.runs.judged import Metric
 from lrft.lab.runs.planned import Arm
+from lrft.recipe.document import parse, read_text
 from lrft.recipe.merge import is_override
+from lrft.recipe.tree import Place
 from lrft.registry.errors import DamagedFile, RecipeError, UsageError
 
 MOST = 10_000  # points, of which each is a training
@@ -67,7 +66,7 @@ def points_of(source: str, arguments: Sequence[str], arms: Path | None, metric: 
         stop.poll()
         values = {key: value for key, value, _ in chosen}
         overrides = [*fixed, *itertools.chain.from_iterable(written for _, _, written in chosen)]
-        found.append(Point(_arm(source, values, overrides, metric), values))
+        found.append(Point(_arm(source, values, overrides, metric, arms), values))
     return found
 
 
@@ -80,7 +79,9 @@ def metric_of(points: Sequence[Point], name: str) -> Metric:
     return judged.metric_of([point.arm.recipe for point in points], name)
 
 
-def _arm(source: str, values: dict[str, str], overrides: Sequence[str], metric: str) -> Arm:
+def _arm(
+    source: str, values: dict[str, str], overrides: Sequence[str], metric: str, arms: Path | None
+) -> Arm:
     """The recipe of a point, which scores what is asked for at its last step if not more often."""
     label = ",".join(
         f"{key.rpartition('.')[2]}={value}" if key != "arm" else value for key, value in values.items()
@@ -88,7 +89,8 @@ def _arm(source: str, values: dict[str, str], overrides: Sequence[str], metric: 
     try:
         return judged.judged_arm(label, source, overrides, metric)
     except RecipeError as error:
-        raise UsageError(f"{label}: {error}") from None
+        file = "" if arms is None else f"--arms {arms}: "
+        raise UsageError(f"{file}{label}: {error}") from None
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -141,9 +143,12 @@ def _arms(path: Path) -> dict[str, list[str]]:
         UsageError: it cannot be read, or is no such mapping.
     """
     try:
-        found = yaml.safe_load(read_text(path))
-    except (DamagedFile, RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"--arms {path}: cannot be read ({str(error).splitlines()[0]})") from None
+        root, problems = parse(read_text(path), Place(str(path), 1, path.parent))
+        if problems:
+            raise RecipeError(problems)
+    except (DamagedFile, RecipeError) as error:
+        raise UsageError(f"--arms {str(error).splitlines()[0]}") from None
+    found = root.plain()
     form = "write a name and a list of overrides for each arm, such as `wide: [adapter.rank=64]`"
     if not isinstance(found, dict) or not found:
         raise UsageError(f"--arms {path}: {form}")
@@ -151,5 +156,9 @@ def _arms(path: Path) -> dict[str, list[str]]:
         if not isinstance(overrides, list) or not all(
             isinstance(o, str) and is_override(o) for o in overrides
         ):
-            raise UsageError(f"--arms {path}: {name}: {form}")
-    return {str(name): overrides for name, overrides in found.items()}
+            raise UsageError(f"--arms {path}: {name[:80]}: {form}")
+    return {
+        name: [str(one) for one in overrides]
+        for name, overrides in found.items()
+        if isinstance(overrides, list)
+    }

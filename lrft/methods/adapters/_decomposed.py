@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import LowRank
+from lrft.core.adapter import Branch, LowRank
 from lrft.core.frozen import FrozenLinear
 
 TINY = 1e-12  # a dead row of W has norm 0 and magnitude 0; its scale is then 0 instead of 0/0
@@ -42,19 +42,25 @@ class Decomposed(LowRank):
         scale = self.m / norms.clamp_min(TINY).detach()
         return (scale[:, None] * direction - weight).to(weight.dtype)
 
-    def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        weight = base.weight()
-        branch = replace(self.branch(), gain=self.m / self.norms(weight))
-        return self.through(branch, x, base, weight)
+    def branch_on(self, base: FrozenLinear) -> Branch:
+        return replace(self.branch(), gain=self.m, norms=self.norms)
 
     @torch.no_grad()
-    def norms(self, weight: Tensor) -> Tensor:
-        """Row norms of V for the W (out, in) in use, (out,) float32, kept between forwards while evaluating."""
+    def norms(self, weight: Tensor, wide: Tensor | None = None) -> Tensor:
+        """Row norms of V for the W (out, in) in use, (out,) float32, kept between forwards while evaluating.
+
+        Args:
+            wide: W in the precision that is multiplied in.
+        """
         versions = tuple(parameter._version for parameter in self.parameters())
         if not self.training and self._norms is not None and self._norms[0] == versions:
             return self._norms[1]
-        norms = self._direct(weight) if weight.dtype == torch.float32 else self._expanded(weight)
-        self._norms = None if self.training else (versions, norms)
+        if weight.dtype == torch.float32:
+            norms = self._direct(weight)
+        else:
+            norms = self._expanded(weight if wide is None else wide)
+        if not self.training:
+            self._norms = versions, norms
         return norms
 
     def _direct(self, weight: Tensor) -> Tensor:

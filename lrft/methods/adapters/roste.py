@@ -7,21 +7,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lrft.core.adapter import Adapter
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.methods.adapters._rounded import RoundedChange
 from lrft.ops.hadamard import rotation_of
 from lrft.ops.rotated_matmul import Rounded, rotated_linear
 from lrft.ops.straight_through import straight_through
 from lrft.ops.uniform import rounded_rows
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import AdapterConfig, Field, Iterator, Literal, Problem, RecipeView
+from lrft.registry.config import Field, Iterator, Problem, RecipeView
 
 
 @ADAPTERS.register
-class RoSTE(Adapter):
+class RoSTE(RoundedChange):
     """Rotated straight-through estimation: supervised fine-tuning of all weights that are rounded to few bits.
 
         y = Qx(x R) Qw((W + D) R)^T + b
@@ -55,17 +55,11 @@ class RoSTE(Adapter):
     }
     provides = {"adapters", "mergeable", "moved_start", "chosen_rotation"}
     requires = {"one_stage"}
-    roles = {"D": "matrix"}
 
     config: Config
     rotated: Tensor
 
-    class Config(AdapterConfig):
-        bits: Literal[2, 3, 4, 5, 6, 7, 8] = Field(4, description="bits of a weight")
-        activation_bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = Field(
-            4,
-            description="bits of an input of a layer; null leaves them as they are, and the change can be merged",
-        )
+    class Config(RoundedChange.Config):
         clip: float = Field(1.0, gt=0, le=1, description="share of the range that the numbers span")
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
@@ -76,16 +70,12 @@ class RoSTE(Adapter):
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.D = nn.Parameter(torch.zeros(site.out_features, site.in_features))
         self.rotation = rotation_of(site.in_features)
         self.turn(False)
 
     def turn(self, rotated: bool) -> None:
         """Rotate from now on, or not; how many entries `rotated` has says it, so that nothing is read from a device."""
         self.register_buffer("rotated", torch.ones(int(rotated), dtype=torch.uint8, device=self.D.device))
-
-    def reset(self) -> None:
-        nn.init.zeros_(self.D)
 
     def make_room(self, prefix: str, saved: Mapping[str, Tensor]) -> None:
         """Rotated as it was."""
@@ -110,21 +100,5 @@ class RoSTE(Adapter):
         exact = weight.float() + self.D
         return straight_through(exact, lambda V: rounded.back(rounded.weight(V))).to(weight.dtype)
 
-    def delta_weight(self, weight: Tensor) -> Tensor:
-        return (self.merged(weight.float()) - weight).to(weight.dtype)
-
-    @classmethod
-    def why_not_merged(cls, config: Any, site: Site) -> str:
-        if config.activation_bits is None:
-            return ""
-        return (
-            f"roste rounds the inputs of {site.name}, which no weight says; keep the adapter separate, or train with "
-            "adapter.activation_bits: null"
-        )
-
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         return rotated_linear(x, base, self.D, self.rounded())
-
-    @staticmethod
-    def count(config: Any, site: Site) -> int:
-        return site.in_features * site.out_features

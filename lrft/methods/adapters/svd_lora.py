@@ -12,6 +12,7 @@ from lrft.core.adapter import Branch
 from lrft.core.elastic import ELASTIC_FORM, Elastic
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.ops.dense_matmul import dense_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
 
@@ -29,18 +30,18 @@ class SVDLoRA(Elastic):
         W' = W + c B diag(E) A
 
     with r = `rank`, the capacity: an allocator prunes components by E = 0, or reveals them one by one.
-    c = `alpha` / (r + 1e-5), or `alpha` / r with `draw: kaiming`; drop is dropout of probability `dropout`. E is
+    c = `alpha` / (r + 1e-5) with `draw: normal`, else `alpha` / r; drop is dropout of probability `dropout`. E is
     multiplied by the buffers `mask` (0 for a hidden component) and `gain`, which makes c that of another rank; both are
     1 at step 0 unless an allocator sets them.
 
     Shapes: with `draw: normal` A (r, in), B (out, r) ~ N(0, 0.02^2); with `draw: kaiming` A ~ U(-sqrt(6 / in),
-    sqrt(6 / in)), B ~ U(-sqrt(6 / r), sqrt(6 / r)); without `draw` as the allocation was published, and alone as with
-    `draw: normal`. E (r) = 0, so W' = W at step 0.
+    sqrt(6 / in)), B ~ U(-sqrt(6 / r), sqrt(6 / r)); with `draw: orthonormal` A A^T = B^T B = I, at random; without
+    `draw` as the allocation was published, and alone as with `draw: normal`. E (r) = 0, so W' = W at step 0.
     Trains: r (in + out) + r numbers per site. `mask` and `gain` (r + 1 numbers) are saved. Exported as a plain LoRA of
     the components with E != 0, c and E multiplied into B.
     Source: Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023, arXiv 2303.10512, and
     the authors' code; `draw: kaiming`: Mao et al., "DoRA: Enhancing Parameter-Efficient Fine-Tuning with Dynamic Rank
-    Distribution", 2024, arXiv 2405.17357.
+    Distribution", 2024, arXiv 2405.17357; `draw: orthonormal`: the authors' code of AirLLM (see `allocate: airllm`).
     Departures: none in the function. Orthogonality is asked for by the allocator: alone, this is a plain LoRA with E.
     """
 
@@ -54,7 +55,7 @@ class SVDLoRA(Elastic):
         rank: int = Field(12, gt=0, le=65_536, description="the capacity: no allocator can give a site more")
         alpha: float = Field(16.0, gt=0, le=1_000_000)
         dropout: float = Field(0.0, ge=0, lt=1)
-        draw: Literal["normal", "kaiming"] | None = Field(
+        draw: Literal["normal", "kaiming", "orthonormal"] | None = Field(
             None,
             description="distribution of A and B at step 0; by default what the allocation was published with",
         )
@@ -78,6 +79,13 @@ class SVDLoRA(Elastic):
         if self.config.draw == "kaiming":
             nn.init.kaiming_uniform_(self.A)
             nn.init.kaiming_uniform_(self.B)
+        elif self.config.draw == "orthonormal":
+            if self.config.rank > (most := min(self.site.in_features, self.site.out_features)):
+                raise ValueError(
+                    f"no {self.config.rank} rows are orthonormal there; use a rank of at most {most}"
+                )
+            nn.init.orthogonal_(self.A)
+            nn.init.orthogonal_(self.B)
         else:
             nn.init.normal_(self.A, std=0.02)
             nn.init.normal_(self.B, std=0.02)
@@ -85,7 +93,7 @@ class SVDLoRA(Elastic):
 
     def scaling_at(self, rank: int) -> float:
         """The scale c of an adapter of that rank."""
-        return float(self.config.alpha / (rank + (0.0 if self.config.draw == "kaiming" else EPSILON)))
+        return float(self.config.alpha / (rank + (EPSILON if self.config.draw in (None, "normal") else 0.0)))
 
     @torch.no_grad()
     def scale_for(self, rank: int) -> None:
@@ -113,7 +121,7 @@ class SVDLoRA(Elastic):
         if change.requires_grad:
             change.register_hook(self._collect)
         dtype = self.compute_dtype or x.dtype
-        return base(x) + F.linear(seen.to(dtype), change.to(dtype)).to(x.dtype)
+        return base(x) + dense_linear(seen.to(dtype), change).to(x.dtype)
 
     def _collect(self, gradient: Tensor) -> None:
         if self._gradient is None:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from lrft.core.adapter import Adapter
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters._groups import check_groups
+from lrft.methods.adapters._rounded import RoundedChange
+from lrft.ops.dense_matmul import dense_linear
 from lrft.ops.straight_through import straight_through
 from lrft.ops.uniform import rounded_rows
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import AdapterConfig, Field, Iterator, Literal, Problem, RecipeView
+from lrft.registry.config import Field, Iterator, Problem, RecipeView
 
 SMALLEST = 1e-5  # of a largest magnitude that smoothing divides by
 
 
 @ADAPTERS.register
-class ZeroQAT(Adapter):
+class ZeroQAT(RoundedChange):
     """Zeroth-order quantization-aware training: smoothed and rounded anew at both points of every step.
 
         y = Qx(x / v) Qw((W + D) v)^T + b
@@ -54,17 +52,11 @@ class ZeroQAT(Adapter):
     }
     provides = {"adapters", "mergeable", "moved_start", "smoothed"}
     requires = {"one_stage"}
-    roles = {"D": "matrix"}
 
     config: Config
     a: Tensor
 
-    class Config(AdapterConfig):
-        bits: Literal[2, 3, 4, 5, 6, 7, 8] = Field(4, description="bits of a weight")
-        activation_bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = Field(
-            4,
-            description="bits of an input of a layer; null leaves them as they are, and the change can be merged",
-        )
+    class Config(RoundedChange.Config):
         group_size: int | None = Field(
             None, gt=0, description="weights of a row that share a step; by default the whole row"
         )
@@ -91,11 +83,7 @@ class ZeroQAT(Adapter):
         super().__init__(config, site)
         if config.group_size is not None:
             check_groups(config.group_size, site)
-        self.D = nn.Parameter(torch.zeros(site.out_features, site.in_features))
         self.register_buffer("a", torch.ones(site.in_features))
-
-    def reset(self) -> None:
-        nn.init.zeros_(self.D)
 
     @torch.no_grad()
     def smooth(self, V: Tensor) -> Tensor:
@@ -111,28 +99,12 @@ class ZeroQAT(Adapter):
         v = self.smooth(V)
         return (self._rounded(V * v) / v).to(weight.dtype)
 
-    def delta_weight(self, weight: Tensor) -> Tensor:
-        return (self.merged(weight.float()) - weight).to(weight.dtype)
-
-    @classmethod
-    def why_not_merged(cls, config: Any, site: Site) -> str:
-        if config.activation_bits is None:
-            return ""
-        return (
-            f"zeroqat rounds the inputs of {site.name}, which no weight says; keep the adapter separate, or train with "
-            "adapter.activation_bits: null"
-        )
-
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         V = base.weight().float() + self.D
         v = self.smooth(V)
         seen = straight_through(x.float() / v, lambda u: rounded_rows(u, self.config.activation_bits))
-        return F.linear(seen.to(x.dtype), self._rounded(V * v).to(x.dtype), base.bias)
+        return dense_linear(seen.to(x.dtype), self._rounded(V * v), base.bias)
 
     def _rounded(self, weight: Tensor) -> Tensor:
         groups = weight.unflatten(1, (-1, self.config.group_size or weight.shape[1]))
         return straight_through(groups, lambda rows: rounded_rows(rows, self.config.bits)).view(weight.shape)
-
-    @staticmethod
-    def count(config: Any, site: Site) -> int:
-        return site.in_features * site.out_features

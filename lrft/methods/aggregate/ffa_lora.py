@@ -21,7 +21,7 @@ class FFALoRA(FedAvg):
     Bytes: 4 r out per site, up and down, for each client and round; A once.
     State: none.
     Source: Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", 2024, arXiv 2403.12313.
-    Departures: no noise is added for privacy.
+    Departures: noise for privacy is the recipe's `privacy`, of any aggregator.
     Advice: `adapter: lora_fa`; the rate has to be larger than LoRA's.
     """
 

@@ -28,6 +28,8 @@ class EntryPoint(Reward):
     Source: none needed; the function is the user's.
     """
 
+    provides = {"ranks"}
+
     config: Config
 
     class Config(RewardConfig):

@@ -22,6 +22,8 @@ class Format(Reward):
     Source: the format reward of DeepSeek-AI, "DeepSeek-R1", 2025, arXiv 2501.12948, which asks for tags.
     """
 
+    provides = {"ranks"}
+
     config: Config
 
     class Config(RewardConfig):

@@ -12,7 +12,8 @@ import torch
 from lrft.core.batch import Sampled
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
-from lrft.methods.objectives.grpo import advantages, unlikely_worth_more
+from lrft.methods.objectives._group_relative import advantages
+from lrft.methods.objectives.grpo import unlikely_worth_more
 from lrft.ops.loss import Head
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import DataError, RecipeError

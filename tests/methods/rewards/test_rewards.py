@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -104,3 +105,28 @@ def test_a_function_that_is_not_to_be_had_is_said_before_anything_is_drawn(monke
     installed(monkeypatch, "constant", value=f"{__name__}:__name__")
     with pytest.raises(RecipeError, match="is no function"):
         reward("entry_point", function="constant").check("", 10)
+
+
+@each(
+    ("discount", "whole", "by_rank"),
+    [
+        ("none", 2.0, [1.0, 0.0, 0.0, 1.0]),
+        # 1/log2(2) at rank 1 and 1/log2(5) at rank 4; a rank is given what it and those after it gain
+        ("log", 1 + 1 / math.log2(5), [1 + 1 / math.log2(5), *3 * [1 / math.log2(5)]]),
+    ],
+)
+def test_of_a_list_each_item_counts_once_and_further_down_less(discount, whole, by_rank):
+    answer = "The  Matrix\nAlien\nthe matrix\nHeat"
+    one = attempt(answer, "heat\nthe matrix\n")
+    made = reward("listed", discount=discount)
+    assert made(one) == pytest.approx(whole)
+    assert made.by_rank(one, answer.split("\n")) == pytest.approx(by_rank)
+
+
+def test_a_reward_of_a_rank_is_that_of_an_answer_that_is_the_item_alone():
+    assert reward("format", pattern="[a-z]+").by_rank(attempt("a\n1\nb"), ["a", "1", "b"]) == [1, 0, 1]
+
+
+def test_a_list_to_compare_with_holds_something():
+    with pytest.raises(DataError, match="holds no line"):
+        reward("listed").check(" \n ", 5)

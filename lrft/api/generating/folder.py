@@ -1,0 +1,163 @@
+"""The folder of a generator: what it is fitted to so far, written whole, and believed only as it was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lrft.core.generate import Generator, Layout, Sizes
+from lrft.core.plain import plain
+from lrft.files.fresh_folder import fresh_folder, recover_folder
+from lrft.files.json import read_object
+from lrft.files.read import read_bytes
+from lrft.files.records import GeneratorRecord
+from lrft.files.sums import MANIFEST, folder_fault, folder_manifest, is_covered
+from lrft.registry.axes import GENERATORS
+from lrft.registry.choice import parse_choice
+from lrft.registry.errors import DamagedFile, UsageError
+from lrft.registry.json import Json
+from lrft.training.flatten import flatten, unflatten
+
+RECORD, WEIGHTS, OPTIMIZER, STATE = (
+    "generator.json",
+    "generator.safetensors",
+    "optimizer.safetensors",
+    "optimizer.json",
+)
+MEAN, CENTRES, SPREADS = "library.mean", "library.factor_mean", "library.factor_deviation"
+FORMAT = 1
+MOST = 2**40  # bytes of the tensors
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What of the library adapters are compared with.
+
+    Attributes:
+        mean: (size,) of all samples of a task, and then of the tasks.
+        centres, spreads: (factors,) mean and deviation of the numbers of every factor, over all samples.
+    """
+
+    mean: Tensor
+    centres: Tensor
+    spreads: Tensor
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A generator that was read.
+
+    Attributes:
+        record: generator.json.
+    """
+
+    generator: Generator
+    summary: Summary
+    record: dict[str, Any]
+    path: Path
+
+    @property
+    def layout(self) -> Layout:
+        """Of the adapters that it draws."""
+        return self.generator.sizes.layout
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return bool(self.record["step"] >= self.record["steps"])
+
+
+def write_generator(
+    path: Path,
+    generator: Generator,
+    summary: Summary,
+    record: Mapping[str, Json],
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
+    """Write the folder, in the place of one that is there; with an optimizer, what is needed to go on.
+
+    Raises:
+        WriteError: the disk is full or not writable; what was there is intact.
+    """
+    tensors = {f"generator.{name}": one for name, one in generator.state_dict().items()}
+    tensors |= {MEAN: summary.mean, CENTRES: summary.centres, SPREADS: summary.spreads}
+    files = {WEIGHTS: save({name: one.detach().cpu().contiguous() for name, one in tensors.items()})}
+    if optimizer is not None:
+        state, values = flatten(optimizer.state_dict())
+        files[OPTIMIZER] = save({name: one.detach().cpu().contiguous() for name, one in state.items()})
+        files[STATE] = json.dumps(values).encode()
+    files[RECORD] = (
+        json.dumps(plain({"format": FORMAT, **record}), indent=2, allow_nan=False) + "\n"
+    ).encode()
+    then = "; the same command goes on"
+    with fresh_folder(path, "replace", f"--out {path}", sum(map(len, files.values())), then) as fresh:
+        for name, content in files.items():
+            fresh.write(name, content)
+        fresh.write(MANIFEST, folder_manifest(fresh.path))
+
+
+def read_generator(folder: Path | str) -> Opened:
+    """The generator in a folder, finished or not.
+
+    Raises:
+        UsageError: there is none.
+        DamagedFile: something there is another by now.
+    """
+    path = Path(folder)
+    recover_folder(path)
+    if not (path / RECORD).is_file():
+        raise UsageError(f"{folder}: holds no generator (no {RECORD}); lrft generate-adapter fit writes one")
+    if problem := folder_fault(path) if is_covered(path) else f"has no {MANIFEST}":
+        raise DamagedFile(path, problem, "fit it again")
+    record = read_object(path / RECORD, GeneratorRecord, within=path)
+    if record["format"] != FORMAT:
+        raise DamagedFile(path / RECORD, f"is of another version (format {record['format']}, not {FORMAT})")
+    tensors = _tensors(path / WEIGHTS)
+    layout = Layout({name: (int(shape[0]), int(shape[1])) for name, shape in record["shapes"].items()})
+    config = parse_choice(GENERATORS, record["generator"])
+    sizes = Sizes(layout, tuple(record["condition"]), len(record["tasks"]))
+    generator = made(config, sizes, record["seed"])
+    own = {
+        key.removeprefix("generator."): one for key, one in tensors.items() if key.startswith("generator.")
+    }
+    try:
+        generator.load_state_dict(own)
+        summary = Summary(tensors[MEAN], tensors[CENTRES], tensors[SPREADS])
+    except (RuntimeError, KeyError) as error:
+        raise DamagedFile(
+            path / WEIGHTS, "holds other tensors than its record says", "fit it again"
+        ) from error
+    return Opened(generator, summary, record, path)
+
+
+def resume_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimizer the state that it had when the folder was written.
+
+    Raises:
+        DamagedFile: the folder holds none.
+    """
+    values = read_object(folder / STATE, within=folder)
+    optimizer.load_state_dict(unflatten(_tensors(folder / OPTIMIZER), values))
+
+
+def made(config: Any, sizes: Sizes, seed: int) -> Generator:
+    """A generator before its first step; torch's own generators are left as they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        found: Generator = GENERATORS.get(config.method)(config, sizes)
+    return found
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load(read_bytes(path, MOST, path.parent))
+    except SafetensorError as error:
+        raise DamagedFile(path, f"holds no tensors ({error})") from None

@@ -1,0 +1,87 @@
+"""`lrft data rank`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrft.commands.complete import recipe_names
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
+from lrft.core.notes import silence
+
+if TYPE_CHECKING:
+    from lrft.api.data.rank import Ranked
+
+
+def _methods(incomplete: str) -> list[str]:
+    from lrft.registry.axes import TRANSFER_ESTIMATES
+
+    return [name for name in TRANSFER_ESTIMATES.names() if name.startswith(incomplete)]
+
+
+def rank_command(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
+    ],
+    source: Annotated[
+        list[Path],
+        typer.Option(help="Run of a source task, or for textemb its recipe; may be repeated."),
+    ],
+    out: Annotated[Path, typer.Option(help="A .json file of the order, best first.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What estimates the transfer: `lrft methods ls transfer`.",
+            autocompletion=_methods,
+        ),
+    ] = "logme",
+    rows: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Rows of the target and of each source.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of rows that are drawn.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Order tasks to train on first: `lrft data rank quickstart --source runs/a --source runs/b --out order.json`."""
+    from lrft.api.data.rank import rank_sources
+
+    silence(quiet)
+    found = rank_sources(
+        recipe,
+        source,
+        method,
+        out,
+        rows,
+        seed,
+        overrides=overrides or [],
+        trust_remote_code=trust_remote_code,
+    )
+    result(found, as_json, _show)
+
+
+def _show(found: Ranked) -> None:
+    from rich.table import Table
+
+    shown = Table("source", "score", "95 %", "behind the best", "95 %")
+    for number, one in enumerate(found["sources"]):
+        interval = f"{one['low']:.4g} to {one['high']:.4g}"
+        apart = (
+            ("", "")
+            if number == 0
+            else (f"{one['behind']:.4g}", _interval(one["behind_low"], one["behind_high"]))
+        )
+        shown.add_row(one["source"], f"{one['score']:.4g}", interval, *apart)
+    show_table(shown)
+    classes = "" if found["classes"] is None else f" in {len(found['classes'])} classes"
+    print(f"{found['out']}: {found['method']} by {found['target_rows']:,} rows of the target{classes}")
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.4g} to {high:.4g}"

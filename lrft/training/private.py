@@ -1,0 +1,96 @@
+"""The gradients of a private step: of one row at a time, bounded, summed, and hidden in noise.
+
+    g = (sum over rows i of the step of g_i min(1, C / ||g_i||_2) + sigma C z) / L,  z ~ N(0, I)
+
+with g_i the gradient of the mean loss of row i over all parameters that train, C = `privacy.clip`, sigma the noise, L
+the expected rows of a step: those that were drawn are not counted, since their number is not public. All parameters get
+noise, also those that no row reached. Sums and noise are float32; the noise is drawn on the CPU, whatever trains where.
+A row's gradient is formed by a backward pass of its own, so it is exact for every adapter, whatever its forward does.
+
+Source: Abadi et al., "Deep Learning with Differential Privacy", 2016, arXiv 1607.00133, algorithm 1.
+Departures: none; rows are drawn as the accounting assumes (`lrft.data.poisson`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrft.core import stop
+from lrft.core.batch import Batch
+from lrft.core.context import computing
+from lrft.core.objective import Objective
+from lrft.core.privacy import Privacy
+from lrft.core.run import Run
+from lrft.ops.compiled import compiling
+from lrft.training.step import StepBatches
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A step of one row, as the divisor of an objective sees it."""
+
+    targets: int
+    examples: int = 1
+
+
+def private_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
+    """Mean over the rows of the step of each row's own loss, 0 where none was drawn; leaves noisy gradients.
+
+    Records the share of rows whose gradient was longer than allowed. Loss and share are of the rows themselves: no
+    noise is on them.
+    """
+    assert run.privacy is not None, "a private run"
+    parameters = [info.param for info in run.parameters]
+    sums = [torch.zeros_like(param, dtype=torch.float32) for param in parameters]
+    total, clipped = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
+    rows = batches.micro_batches
+    for place, row in enumerate(rows):
+        stop.poll()
+        loss = _loss_of(run, row, objective, place)
+        total += loss.detach()
+        clipped += add_clipped(
+            sums, torch.autograd.grad(loss, parameters, allow_unused=True), run.privacy.clip
+        )
+    run.seed_draws(len(rows))
+    noise = run.privacy.secret.generator("noise", run.seed, run.step)
+    for param, gradient in zip(parameters, hide(sums, run.privacy, noise), strict=True):
+        param.grad = gradient.to(param.dtype)
+    count = max(len(rows), 1)
+    run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch, rows=len(rows))
+    run.record(clipped=clipped / count)
+    return total / count
+
+
+def add_clipped(sums: Sequence[Tensor], gradients: Sequence[Tensor | None], clip: float) -> Tensor:
+    """Add the gradient of one row, shortened to `clip`, to float32 sums; whether it was longer, as 0 or 1."""
+    there = [gradient for gradient in gradients if gradient is not None]
+    norm = torch.nn.utils.get_total_norm([gradient.float() for gradient in there])
+    factor = (clip / norm).clamp(max=1.0)  # of a gradient that is 0: clip / 0 is inf, so 1
+    for total, gradient in zip(sums, gradients, strict=True):
+        if gradient is not None:
+            total.add_(gradient.float() * factor)
+    return (norm > clip).float()
+
+
+def hide(sums: Sequence[Tensor], privacy: Privacy, generator: torch.Generator) -> list[Tensor]:
+    """The sums with noise, over the expected rows; draws in the order of the sums."""
+    deviation = privacy.noise * privacy.clip
+    return [
+        (total + deviation * torch.randn(total.shape, generator=generator).to(total.device)) / privacy.rows
+        for total in sums
+    ]
+
+
+def _loss_of(run: Run, row: Batch, objective: Objective, place: int) -> Tensor:
+    """The loss of one row by itself, as a step of this row alone would have it."""
+    run.seed_draws(place)
+    with (
+        computing(row, run.seed_of_draws(place), counts=True, done=run.step / run.planned_steps),
+        compiling(run.compiled),
+    ):
+        divisor = objective.divisor(_Row(len(row.targets)))
+        return objective(run.model, row.to(run.device), run) / divisor
