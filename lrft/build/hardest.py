@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lrft.data.encoded import Encoded
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.model.causal_lm import CausalLM
 from lrft.ops.loss import CHUNK
 

@@ -6,7 +6,8 @@ from functools import partial
 
 from lrft.build.text import Text
 from lrft.core.run import Run
-from lrft.data.steps import TrainData, eval_batches
+from lrft.data.eval_batches import eval_batches
+from lrft.data.steps import TrainData
 from lrft.data.tasks import TasksInTurn
 from lrft.evaluation.loss import held_out_loss
 from lrft.evaluation.subject import EvaluationStopped

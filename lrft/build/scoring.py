@@ -12,7 +12,7 @@ from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.run import Run
 from lrft.core.team import ALONE, Team
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.evaluation.loss import held_out_loss, row_losses, together
 from lrft.evaluation.run import evaluate_tasks
 from lrft.evaluation.subject import EvaluationStopped, Progress, Subject

@@ -224,29 +224,3 @@ class TrainData:
             packed = pack([self.lengths[index] for index in order], self.max_length)
             rows = [[order[k] for k in packed[row]] for row in permutation(len(packed), self.seed, epoch)]
         return [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
-
-
-def eval_batches(encoded: Sequence[Encoded], batch_tokens: int, pad_id: int) -> Iterator[Batch]:
-    """Every usable row once, one document a row, longest first so that too large a batch fails at once.
-
-    Of a pair this is the chosen answer, so that a loss on held-out pairs is how likely the preferred answers are. Of
-    one that is scored both texts are, one after the other.
-
-    Args:
-        batch_tokens: most tokens of a batch, padding included; a longer row is a batch of its own.
-    """
-    texts = {
-        index: row.documents()[: None if row.label is not None else 1]
-        for index, row in enumerate(encoded)
-        if row.targets
-    }
-    longest = {index: max(len(text.input_ids) for text in row) for index, row in texts.items()}
-    usable = sorted(texts, key=lambda index: (-longest[index], index))
-    start = 0
-    while start < len(usable):
-        first = usable[start]
-        size = max(1, batch_tokens // (longest[first] * len(texts[first])))
-        batch = usable[start : start + size]
-        rows = [[text] for index in batch for text in texts[index]]
-        yield collate(rows, pad_id, None, [[index] for index in batch])
-        start += size

@@ -15,7 +15,7 @@ from lrft.core import stop
 from lrft.export.mixed_bits import Vectors, read_vectors
 from lrft.export.rounding import check_finite
 from lrft.files.json import read_object
-from lrft.files.records import DeltaRecord
+from lrft.files.made_records import DeltaRecord
 from lrft.files.sums import MANIFEST, Sum, difference, file_sum, folder_fault, folder_manifest
 from lrft.files.tensors import check_tensor_file
 from lrft.files.write import make_folder, write_in

@@ -15,7 +15,8 @@ from lrft.export.peft_keys import known_keys
 from lrft.export.plain_form import CONFIG, TENSORS
 from lrft.export.record import RECORD, Exported
 from lrft.files.json import read_object
-from lrft.files.records import AdapterConfig, FidelityRecord, Index
+from lrft.files.made_records import AdapterConfig, FidelityRecord
+from lrft.files.records import Index
 from lrft.files.sums import difference
 from lrft.files.tensors import check_tensor_file
 from lrft.model.origin import HUB_ID

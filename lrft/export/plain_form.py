@@ -16,7 +16,7 @@ from lrft.export.pairs import Pair
 from lrft.export.peft_format import PREFIX, Keys, beside, patterns, shared_keys
 from lrft.export.rounding import rounded
 from lrft.files.json import read_object
-from lrft.files.records import AdapterConfig
+from lrft.files.made_records import AdapterConfig
 from lrft.model.causal_lm import CausalLM
 from lrft.recipe.schema import Recipe
 

@@ -15,7 +15,7 @@ from lrft.export.peft_format import PREFIX
 from lrft.export.plain_form import CONFIG, TENSORS
 from lrft.export.targets import VLLM
 from lrft.files.json import read_object
-from lrft.files.records import AdapterConfig
+from lrft.files.made_records import AdapterConfig
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 

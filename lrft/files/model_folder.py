@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lrft.files.json import read_object
+from lrft.files.made_records import AdapterConfig, FidelityRecord
 from lrft.files.read import leads_out, open_regular
-from lrft.files.records import AdapterConfig, FidelityRecord, Index
+from lrft.files.records import Index
 from lrft.files.sums import difference, folder_fault
 from lrft.files.tensors import check_tensor_file
 from lrft.registry.errors import DamagedFile, MissingFile

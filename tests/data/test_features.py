@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from lrft.data.encoded import Notes
+from lrft.data.eval_batches import eval_batches
 from lrft.data.features import FeatureColumns, counted, placed_features
 from lrft.data.prepare import prepare
 from lrft.data.rows import Rows
-from lrft.data.steps import TrainData, eval_batches
+from lrft.data.steps import TrainData
 from lrft.registry.errors import DataError
 
 COLUMNS = FeatureColumns(("language", "task"), ("language=sw", "language=yo", "task=qa", "task=ner"))

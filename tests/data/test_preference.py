@@ -13,11 +13,12 @@ import make_preference_data
 from lrft.commands.data import app
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
+from lrft.data.eval_batches import eval_batches
 from lrft.data.example import Example
 from lrft.data.prepare import prepare
 from lrft.data.show import facts, masked_text
 from lrft.data.sources import Rows
-from lrft.data.steps import TrainData, eval_batches
+from lrft.data.steps import TrainData
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import parse_choice
 from lrft.registry.errors import DataError

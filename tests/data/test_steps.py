@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrft.data.encoded import Encoded
-from lrft.data.steps import TrainData, eval_batches
+from lrft.data.eval_batches import eval_batches
+from lrft.data.steps import TrainData
 from lrft.registry.errors import DataError
 
 SETTINGS = {"batch_size": 2, "accumulation": 2, "max_length": 32, "packing": True, "seed": 5, "pad_id": 0}

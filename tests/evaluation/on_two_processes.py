@@ -11,7 +11,7 @@ from lrft.api.asking.evaluate import evaluate
 from lrft.api.opening.open_run import open_run
 from lrft.build.scoring import subject
 from lrft.core.team import Team
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.evaluation.divide import divided
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.loss import row_losses

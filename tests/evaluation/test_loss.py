@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.data.tokenize import encode_all
 from lrft.evaluation.loglik import continuation_logprobs
 from lrft.evaluation.loss import held_out_loss, perplexity

@@ -15,8 +15,8 @@ from lrft.api.opening.open_run import open_run
 from lrft.api.training.train import train
 from lrft.build.rows import training_rows
 from lrft.core.adapted import adapted
+from lrft.data.eval_batches import eval_batches
 from lrft.data.sources import read_rows
-from lrft.data.steps import eval_batches
 from lrft.export.feedback import moments
 from lrft.export.fidelity import compare
 from lrft.export.merge import Rounding, merge_into

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lrft.api.merging.merge import merge
 from lrft.api.opening.open_run import open_run
 from lrft.api.training.train import train
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.export.feedback import Feedback
 from lrft.export.plain_form import read_pairs
 from lrft.export.remainder import check_remainder

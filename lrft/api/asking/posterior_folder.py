@@ -17,8 +17,8 @@ from lrft.evaluation.pairs import Pair
 from lrft.evaluation.posterior import Posterior, Tried
 from lrft.files.fresh_folder import fresh_folder
 from lrft.files.json import read_object
+from lrft.files.made_records import PosteriorRecord
 from lrft.files.read import read_bytes
-from lrft.files.records import PosteriorRecord
 from lrft.files.sums import MANIFEST, folder_fault, folder_manifest, is_covered
 from lrft.ops.kfac import Factor
 from lrft.ops.laplace import Block

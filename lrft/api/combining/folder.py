@@ -24,8 +24,8 @@ from lrft.core.batch import Batch
 from lrft.core.notes import say
 from lrft.core.params import Site
 from lrft.core.stages import SitePlan
+from lrft.data.eval_batches import eval_batches
 from lrft.data.pack import ORDER
-from lrft.data.steps import eval_batches
 from lrft.export.fidelity import compare
 from lrft.export.pairs import Pair
 from lrft.export.peft_format import adapter_files

@@ -11,7 +11,7 @@ from lrft.build.dataset import read_text
 from lrft.build.rows import training_rows
 from lrft.core import stop
 from lrft.core.notes import say
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.export.delta import (
     TOKENIZER,
     Delta,

@@ -11,7 +11,7 @@ from lrft.api.opening.compared import chats, rows_to_compare
 from lrft.api.opening.open_run import open_run
 from lrft.core import stop
 from lrft.core.notes import say
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.export.card import exported_card, recipe_to_share
 from lrft.export.conversation import render
 from lrft.export.fidelity import Comparable, compare

@@ -13,7 +13,7 @@ from lrft.api.combining.scores import standing_in
 from lrft.api.generating.folder import Opened
 from lrft.core import stop
 from lrft.core.adapter import Factors
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.evaluation.intervals import bootstrap
 from lrft.evaluation.loss import row_losses
 from lrft.evaluation.subject import Progress

@@ -19,7 +19,7 @@ from lrft.core import stop
 from lrft.core.batch import Batch
 from lrft.core.notes import say
 from lrft.data.encoded import Encoded
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.export.card import merged_card, recipe_to_share
 from lrft.export.feedback import moments
 from lrft.export.fidelity import Fidelity, Nearest, compare

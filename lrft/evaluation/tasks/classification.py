@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from lrft.data.encode import encode_all
 from lrft.data.encoded import Encoded
+from lrft.data.eval_batches import eval_batches
 from lrft.data.labels import name_of
-from lrft.data.steps import eval_batches
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject

@@ -9,8 +9,8 @@ import torch
 
 from lrft.core.batch import Batch
 from lrft.data.encoded import Encoded
+from lrft.data.eval_batches import eval_batches
 from lrft.data.replies import reply_tokens
-from lrft.data.steps import eval_batches
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from lrft.data.encode import encode_each
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.evaluation.before import as_before
 from lrft.evaluation.intervals import bootstrap, mcnemar
 from lrft.evaluation.loss import perplexity, row_losses

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from lrft.data.encode import encode_each
 from lrft.data.encoded import Encoded
+from lrft.data.eval_batches import eval_batches
 from lrft.data.rows import Rows
-from lrft.data.steps import eval_batches
 from lrft.evaluation.loss import LossResult, held_out_loss, together
 from lrft.evaluation.subject import Subject
 from lrft.evaluation.tasks._task import OfRows, TaskResult

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lrft.data.encoded import Encoded
-from lrft.data.steps import eval_batches
+from lrft.data.eval_batches import eval_batches
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject

@@ -38,7 +38,7 @@ def last(folder: Path) -> dict:
 
 def loss_with(folder: Path, rank: int) -> float:
     """Held-out loss of a LoRA whose B is 0 from `rank` on, scored anew from the folder."""
-    from lrft.data.steps import eval_batches
+    from lrft.data.eval_batches import eval_batches
     from lrft.evaluation.loss import held_out_loss
 
     recipe, text, adaptation = open_run(RunFolder(folder))
