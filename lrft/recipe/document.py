@@ -5,7 +5,6 @@ Nothing in the text can run code, and its size, depth and expanded aliases are l
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,13 +17,14 @@ from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
+from lrft.recipe.scalars import CORE, CORE_SCALARS, construct
 from lrft.recipe.tree import Keys, Node, Place, Scalar, dotted, shown
+from lrft.recipe.yaml_mistakes import UNCLOSED, sentence_of
 from lrft.registry.errors import Problem, RecipeError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_NODES = 10_000
-MAX_DIGITS = 300  # beyond any float; longer integers are refused by int() itself at some length
 
 
 def read_text(path: Path) -> str:
@@ -70,10 +70,10 @@ def parse(text: str, place: Place, key: str = "") -> tuple[Node, list[Problem]]:
     try:
         root = _composed(text)
     except yaml.MarkedYAMLError as error:
-        unclosed = (error.context or "").startswith(_UNCLOSED)
+        unclosed = (error.context or "").startswith(UNCLOSED)
         mark = error.context_mark if unclosed else error.problem_mark or error.context_mark
         line = mark.line + 1 if mark and place.line is not None else None
-        raise RecipeError(Problem(key, _syntax(error), place.file, line)) from error
+        raise RecipeError(Problem(key, sentence_of(error), place.file, line)) from error
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1 if place.line is not None else None
         message = (
@@ -131,17 +131,6 @@ def _composed(text: str) -> yaml.Node | None:
     return _Loader(text).get_single_node()
 
 
-CORE = "tag:yaml.org,2002:"
-# YAML 1.2's core schema: 2e-4 is a number, `no` and `on` are text, 010 is ten. Tried in this order.
-CORE_SCALARS = {
-    CORE + kind: re.compile(rf"(?:{pattern})\Z", re.ASCII)
-    for kind, pattern in {
-        "null": r"~|null|Null|NULL|",
-        "bool": r"true|True|TRUE|false|False|FALSE",
-        "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
-        "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-    }.items()
-}
 for _tag, _pattern in CORE_SCALARS.items():
     _Loader.add_implicit_resolver(_tag, _pattern, None)
 
@@ -199,52 +188,10 @@ class _Builder:
         text = node.value
         try:
             text.encode("utf-8")
-            return _construct(node.tag, text)
+            return construct(node.tag, text)
         except UnicodeEncodeError:
             message = "holds half of a character pair (a \\ud800-style escape); write the character itself"
         except ValueError:
             message = f"{shown(text)} is not {node.tag.replace(CORE, '!!')}, or has too many digits"
         self.problems.append(place.problem(dotted(keys), message))
         return None
-
-
-def _construct(tag: str, text: str) -> Scalar:
-    kind = tag.removeprefix(CORE)
-    if kind == "str":
-        return text
-    if not CORE_SCALARS[tag].match(text):
-        raise ValueError(text)
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return text.lower() == "true"
-    if len(text) > MAX_DIGITS:
-        raise ValueError(text)
-    if kind == "int":
-        return int(text, 0) if text[:2] in ("0o", "0x") else int(text, 10)
-    named = text.lower().endswith(("inf", "nan"))
-    return float(text.replace(".", "") if named else text)
-
-
-def _syntax(error: yaml.MarkedYAMLError) -> str:
-    """PyYAML's words as a sentence with a remedy."""
-    problem = error.problem or str(error)
-    for sign, sentence in _REMEDIES.items():
-        if sign in problem:
-            return f"not valid YAML: {sentence}"
-    return f"not valid YAML: {shown(problem)[1:-1]}; quote the value if it holds special characters"
-
-
-# PyYAML notices these at the end of the text; what began them is more telling.
-_UNCLOSED = ("while scanning a quoted", "while scanning a simple key", "while parsing a flow")
-_REMEDIES = {
-    r"'\t'": "a tab; indent with spaces",
-    "mapping values are not allowed": "a second colon on one line; quote the value, or check the indentation",
-    "could not find expected ':'": "expected `key: value` with a colon after the key",
-    "expected <block end>": "the indentation does not line up with the lines above",
-    "expected ',' or": "a bracket or brace is not closed, or a comma is missing",
-    "expected the node content": "a value is missing between brackets, or a bracket is not closed",
-    "found unexpected end of stream": "a quote is not closed",
-    "undefined alias": "the alias *name has no &name before it; quote text that starts with *",
-    "another document": "more than one document; remove the `---` lines",
-}

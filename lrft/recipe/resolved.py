@@ -14,7 +14,8 @@ try:
 except ImportError:
     from yaml import SafeDumper as _InC  # type: ignore[assignment]
 
-from lrft.recipe.document import CORE_SCALARS, parse
+from lrft.recipe.document import parse
+from lrft.recipe.scalars import CORE_SCALARS
 from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import Keys, Node, Place, dotted
 from lrft.registry.config import ADDED

@@ -14,25 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic.errors import PydanticUserError
-
 from lrft.registry.config import MethodConfig
+from lrft.registry.declared_config import CONFIG_MODULES, config_of, execute, fault
 from lrft.registry.declared_roles import Roles, roles_of, with_parts
-from lrft.registry.errors import Problem, RecipeError
-
-# Modules a `Config` may draw on. Anything else a method file imports (torch first of all) is not needed to check
-# a recipe and is not executed by `declared`.
-CONFIG_MODULES = (
-    "__future__",
-    "fnmatch",
-    "lrft.registry.axes",
-    "lrft.registry.config",
-    "lrft.registry.errors",
-    "math",
-    "pydantic",
-    "re",
-    "typing",
-)
 
 
 @dataclass(frozen=True)
@@ -78,7 +62,7 @@ def declarations(module: str, path: Path, base_config: type[MethodConfig]) -> di
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
-        raise _fault(path, error.lineno or 1, f"this is no Python ({error.msg}); mend the line") from None
+        raise fault(path, error.lineno or 1, f"this is no Python ({error.msg}); mend the line") from None
     # A module of its own, so that pydantic resolves postponed annotations against its names.
     holder = ModuleType(f"{module}.__declared__")
     sys.modules[holder.__name__] = holder
@@ -89,7 +73,7 @@ def declarations(module: str, path: Path, base_config: type[MethodConfig]) -> di
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name in CONFIG_MODULES:
-                    _execute(node, path, holder)
+                    execute(node, path, holder)
         elif name := _assigned(node):
             with suppress(ValueError):  # what has to be run is missed only where a Config uses it
                 setattr(holder, name, ast.literal_eval(node.value))  # type: ignore[attr-defined]
@@ -110,7 +94,7 @@ def _import_declared(
 ) -> None:
     source = node.module or ""
     if source in CONFIG_MODULES:
-        _execute(node, Path(module), holder)
+        execute(node, Path(module), holder)
     elif (
         source.rpartition(".")[0] == module.rpartition(".")[0]
     ):  # a parent method, or a helper of the same folder
@@ -148,7 +132,7 @@ def _declare(
     better = parents[0].better if parents else {}
     for item in node.body:
         if isinstance(item, ast.ClassDef) and item.name == "Config":
-            config = _config(item, path, holder, base_config)
+            config = config_of(item, path, holder, base_config)
         target = _assigned(item)
         if target in traits:
             traits[target] = frozenset(_literal(item, target, path))
@@ -175,43 +159,6 @@ def _declare(
         says,
         roles_of(node, [parent.roles for parent in parents]),
     )
-
-
-def _config(
-    node: ast.ClassDef, path: Path, holder: ModuleType, base_config: type[MethodConfig]
-) -> type[MethodConfig]:
-    """The `Config` of a method's source.
-
-    Raises:
-        RecipeError: it rests on a name that only running the file would give, or is no `base_config`.
-    """
-    try:
-        _execute(node, path, holder)
-        config: type[MethodConfig] = holder.__dict__.pop("Config")
-        if not issubclass(config, base_config):
-            base = base_config.__name__
-            written = f"derives from it; write class Config({base}), with {base} from lrft.registry.config"
-            raise _fault(
-                path, node.lineno, f"Config is no {base}, and the settings of every method here {written}"
-            )
-        if not config.__pydantic_complete__:  # an annotation that pydantic could not look up yet
-            config.model_rebuild()
-    except NameError as error:
-        message = (
-            f"Config uses {error.name}, which cannot be read without running the file; write the value itself, "
-            "make it a literal of this file, or import it from lrft.registry.config"
-        )
-        raise _fault(path, node.lineno, message) from error
-    except (TypeError, ValueError, AttributeError, PydanticUserError) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _fault(
-            path, node.lineno, f"Config cannot be made ({what}); mend the field that is named"
-        ) from error
-    return config
-
-
-def _fault(path: Path, line: int, message: str) -> RecipeError:
-    return RecipeError(Problem("", message, str(path), line))
 
 
 def _said(item: ast.stmt) -> str:
@@ -242,9 +189,4 @@ def _literal(item: ast.stmt, name: str, path: Path) -> Any:
         message = (
             f'{name} is read without running the file; write it as a literal, such as {name} = {{"adapters"}}'
         )
-        raise _fault(path, item.lineno, message) from None
-
-
-def _execute(node: ast.stmt, path: Path, holder: ModuleType) -> None:
-    postponed = ast.parse("from __future__ import annotations").body
-    exec(compile(ast.Module([*postponed, node], []), str(path), "exec"), holder.__dict__)
+        raise fault(path, item.lineno, message) from None
