@@ -9,7 +9,7 @@ from itertools import islice
 from lrft.data.encode import encode_each
 from lrft.data.encoded import Encoded
 from lrft.data.features import counted
-from lrft.data.gate import SCORED_WHOLE, GateReport
+from lrft.data.gate_report import SCORED_WHOLE, GateReport
 from lrft.data.mix import Mixture
 from lrft.data.removal import Removal, removal_facts
 from lrft.data.replies import reply_tokens

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lrft.data.example import Example, Row
-from lrft.data.formats._format import CONVERSATION, Format
+from lrft.data.formats._conversation import CONVERSATION
+from lrft.data.formats._format import Format
 from lrft.registry.errors import DataError, UsageError
 from lrft.registry.json import Json
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lrft.data.encode import encode_each
 from lrft.data.encoded import Encoded
-from lrft.data.gate import GateReport, inspect
+from lrft.data.gate import inspect
+from lrft.data.gate_report import GateReport
 from lrft.data.rows import Rows
 from lrft.data.tokenize import Renderer
 

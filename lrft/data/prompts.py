@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrft.data.example import Example, Row
-from lrft.data.formats._format import open_question
+from lrft.data.formats._conversation import open_question
 from lrft.data.formats._turns import turns_of
 from lrft.data.rows import Rows
 from lrft.data.sources import read_rows

@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from lrft.data.encoded import Encoded
-from lrft.data.gate import GateReport
+from lrft.data.gate_report import GateReport
 from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
 

@@ -9,7 +9,7 @@ import pytest
 
 from lrft.data.formats.chat import Chat
 from lrft.data.formats.prompt_completion import PromptCompletion
-from lrft.data.gate import GateReport
+from lrft.data.gate_report import GateReport
 from lrft.data.json_rows import read_json, read_json_lines
 from lrft.data.row_size import check_size
 from lrft.data.sources import read_rows

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from lrft.data.encoded import Notes
 from lrft.data.example import Example, Message, Row
+from lrft.data.formats._conversation import asked, open_question, with_system
 from lrft.data.formats._turns import tools_of
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import FormatConfig
@@ -32,9 +33,6 @@ MEANT = frozenset(
         "weight",
     )
 )
-
-# What every conversation may have beside its messages.
-CONVERSATION = ("tools", "functions", "system")
 
 
 class Format:
@@ -208,32 +206,6 @@ class Format:
             + "}'"
         )
         return f"the {self.name} format needs column {column!r}, the row has {names}; {remedy}"
-
-
-def open_question(example: Example) -> Example:
-    """The example up to its last answer.
-
-    Raises:
-        DataError: a conversation with nothing before the answer.
-    """
-    turns = example.messages
-    if turns and turns[-1]["role"] == "assistant":
-        turns = turns[:-1]
-    if example.messages and not turns:
-        raise DataError("the conversation has no message before its answer, so nothing is asked")
-    return replace(example, messages=turns, completion="", rejected=None)
-
-
-def asked(question: str, answer: str) -> list[Message]:
-    """One question and its answer."""
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def with_system(turns: list[Message], system: str | None) -> list[Message]:
-    """The turns with a system message in front, unless there is none to add."""
-    if system is None:
-        return turns
-    return [{"role": "system", "content": system}, *turns]
 
 
 def fitting_formats(columns: set[str]) -> list[str]:

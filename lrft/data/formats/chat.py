@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lrft.data.example import Example, Row
-from lrft.data.formats._format import CONVERSATION, Format
+from lrft.data.formats._conversation import CONVERSATION
+from lrft.data.formats._format import Format
 from lrft.data.formats._turns import are_turns, turns_of
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal

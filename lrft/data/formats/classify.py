@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lrft.data.example import Example, Row
-from lrft.data.formats._format import CONVERSATION, Format, with_system
+from lrft.data.formats._conversation import CONVERSATION, with_system
+from lrft.data.formats._format import Format
 from lrft.data.formats._turns import turns_of
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lrft.data.example import Example, Message, Row
-from lrft.data.formats._format import Format, asked
+from lrft.data.formats._conversation import asked
+from lrft.data.formats._format import Format
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
 from lrft.registry.errors import DataError

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lrft.data.example import Example, Message, Row
 from lrft.data.formats._answered import Answered
-from lrft.data.formats._format import CONVERSATION
+from lrft.data.formats._conversation import CONVERSATION
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import ADDED, Annotated, Field, FormatConfig, Literal
 from lrft.registry.errors import DataError

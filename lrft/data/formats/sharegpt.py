@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from lrft.data.example import Example, Message, Row
-from lrft.data.formats._format import CONVERSATION, Format
+from lrft.data.formats._conversation import CONVERSATION
+from lrft.data.formats._format import Format
 from lrft.data.formats._turns import are_turns, checked
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
