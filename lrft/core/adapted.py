@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Adapter, Additive, Factors
-from lrft.core.frozen import Changed, FrozenLinear
+from lrft.core.changed import Changed
+from lrft.core.frozen import FrozenLinear
 from lrft.core.less import Less, changed, start_of
 from lrft.core.renewing import Renewing
 from lrft.registry.errors import NotMergeable

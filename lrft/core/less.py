@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lrft.core.adapter import Additive, Factors
 from lrft.core.adapter_map import AdapterMap
-from lrft.core.frozen import Changed, FrozenLinear
+from lrft.core.changed import Changed
+from lrft.core.frozen import FrozenLinear
 
 
 class Less(FrozenLinear):

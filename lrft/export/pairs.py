@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrft.core.adapted import Adapted
 from lrft.core.adapter import Additive, LowRank
-from lrft.core.frozen import Changed
+from lrft.core.changed import Changed
 
 ERROR = 0.05  # relative Frobenius error of a change that has no exact factors, where nothing was asked for
 EXACT = 1e-5  # what float32 leaves of the singular values that are zero, beside the norm

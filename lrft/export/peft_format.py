@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lrft.core.adapted import Adapted, adapted
-from lrft.core.frozen import Changed
+from lrft.core.changed import Changed
 from lrft.core.peft import LORA_NAMES, Together, lora_keys
 from lrft.export.card import adapter_card
 from lrft.export.expert_form import SiteForm, stacked, taken_for_experts, target_parameters

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from lrft.core.features import Features, passing
 from lrft.core.units import Pruned
 from lrft.core.virtual import note, widen
 from lrft.model import varlen
+from lrft.model.flattened import Told, flatten
 from lrft.model.hf import HF
 from lrft.model.new_rows import NewRows
 from lrft.model.tied_rows import tied_rows
@@ -37,17 +37,6 @@ class HiddenStates(Protocol):
     """What the body of a model gives."""
 
     last_hidden_state: Tensor
-
-
-class Told(TypedDict, total=False):
-    """What the body is told of the documents of a batch."""
-
-    position_ids: Tensor
-    documents: tuple[tuple[int, int, int], ...]
-    cu_seq_lens_q: Tensor
-    cu_seq_lens_k: Tensor
-    max_length_q: int
-    max_length_k: int
 
 
 class CausalLM(nn.Module):
@@ -200,7 +189,7 @@ class CausalLM(nn.Module):
         if self.attention == "segmented":
             extra["documents"] = batch.documents
         elif self.flattens:
-            ids, positions, extra = _flatten(batch)
+            ids, positions, extra = flatten(batch)
         body = self._compiled if self._compiled is not None and torch.is_grad_enabled() else self.body
         if self.takes_positions:
             extra["position_ids"] = positions
@@ -229,21 +218,3 @@ def _meet_virtual_ids(embedding: nn.Module, inputs: tuple[Tensor, ...]) -> tuple
 def takes(module: nn.Module, name: str) -> bool:
     """Whether the forward pass of `module` has an argument called `name`."""
     return name in inspect.signature(module.forward).parameters
-
-
-def _flatten(batch: Batch) -> tuple[Tensor, Tensor, Told]:
-    """One row of all documents with their boundaries, which is what variable-length kernels take."""
-    rows, length = batch.input_ids.shape
-    starts = {row * length for row in range(rows)}
-    for row, start, end in batch.documents:
-        starts |= {row * length + start, row * length + end}
-    edges = sorted(starts | {rows * length})
-    longest = max(b - a for a, b in pairwise(edges))
-    bounds = torch.tensor(edges, dtype=torch.int32).to(batch.input_ids.device, non_blocking=True)
-    extra: Told = {
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
-    return batch.input_ids.view(1, -1), batch.position_ids.view(1, -1), extra

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.block import OfParameters
-from lrft.core.frozen import PARTS, Changed, FrozenLinear
+from lrft.core.changed import PARTS, Changed
+from lrft.core.frozen import FrozenLinear
 from lrft.core.less import changed, start_of
 from lrft.core.params import ParamInfo, Site
 from lrft.core.units import WHOLE

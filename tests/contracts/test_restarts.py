@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from lrft.core.adapted import Adapted
-from lrft.core.frozen import Changed
+from lrft.core.changed import Changed
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
 from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS, RESTARTS, SCHEDULES

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lrft.core import sharded
-from lrft.core.frozen import Absent, Changed
+from lrft.core.changed import Changed
+from lrft.core.frozen import Absent
 from lrft.core.sharded import Sharded, shard
 from lrft.core.team import Order, Team
 from lrft.registry.axes import QUANTIZERS

@@ -11,6 +11,7 @@ import pytest
 
 from lrft.api.training.train import train
 from lrft.lab.runs import local as runs
+from lrft.lab.runs import processes
 from lrft.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +86,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         return [sys.executable, "-c", STAND_IN, str(recipe), str(folder)]
 
     monkeypatch.setattr(runs, "training_command", command)
-    monkeypatch.setattr(runs, "WAIT", 0.01)
+    monkeypatch.setattr(processes, "WAIT", 0.01)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from torch import nn
 
 from lrft.api.opening.open_run import open_run
 from lrft.api.opening.room import dense_numbers, merged_bytes
-from lrft.core.frozen import Changed
+from lrft.core.changed import Changed
 from lrft.registry.axes import QUANTIZERS
 from lrft.training.folder import PLAN, RECIPE, RUN, RunFolder, latest
 from tests.reliability.faulty_disk import FaultyDisk

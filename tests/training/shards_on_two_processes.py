@@ -16,7 +16,8 @@ from pathlib import Path
 
 from lrft.api.training import begin
 from lrft.api.training.train import train
-from lrft.core.frozen import Changed, FrozenLinear
+from lrft.core.changed import Changed
+from lrft.core.frozen import FrozenLinear
 from lrft.core.run import Run
 from lrft.core.sharded import Sharded
 from lrft.recipe.load import load_recipe

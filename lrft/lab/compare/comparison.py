@@ -17,9 +17,10 @@ from lrft.lab.compare.search import joint, search_rates
 from lrft.lab.compare.settings import By, Settings, check_seeds
 from lrft.lab.compare.statistics import bootstrap_interval, paired
 from lrft.lab.models import Models
-from lrft.lab.runs.local import Progress, run_all, threads
+from lrft.lab.runs.local import Progress, run_all
 from lrft.lab.runs.outcome import result, set_ups_of, value
 from lrft.lab.runs.planned import TUNING_SEED, Arm, PlannedRun, plan_run
+from lrft.lab.runs.processes import threads
 from lrft.registry.errors import NumericalError
 from lrft.registry.json import Json
 

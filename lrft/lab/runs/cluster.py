@@ -15,9 +15,9 @@ from lrft.files.failure import WriteError
 from lrft.files.json import read_object
 from lrft.files.records import Job as JobRecord
 from lrft.files.write import remove_file, write_file
-from lrft.lab.runs import local as runs
 from lrft.lab.runs.executor import Handle, Work, first_line, last_line, parse_settings
 from lrft.lab.runs.job import Training
+from lrft.lab.runs.processes import threads
 from lrft.registry.errors import LrftError, MissingExtra, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Cluster:
         except (NameError, ValueError, TypeError, AssertionError) as error:
             raise UsageError(f"--cluster-set {' '.join(settings)}: {first_line(error)}") from error
         # A job on a node has cores of its own, which its threads are counted by.
-        self.environment = {"OMP_NUM_THREADS": str(runs.threads(jobs))} if name == "local" else {}
+        self.environment = {"OMP_NUM_THREADS": str(threads(jobs))} if name == "local" else {}
 
     def start(self, work: Work) -> Handle:
         """Submit work, or go on waiting for its job if a call before this one was cut off.

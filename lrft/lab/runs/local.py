@@ -1,13 +1,11 @@
 """Runs as processes of `lrft train`, a few at a time. What is finished is kept, what is not goes on.
 
-Where a process runs is an `Executor`'s business: here on this machine, in `cluster.py` and `on_ray.py` on a cluster.
+Where a process runs is an `Executor`'s business: `processes.py` on this machine, `cluster.py` and `on_ray.py` on a
+cluster.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -16,14 +14,12 @@ from pathlib import Path
 
 from lrft.core import stop
 from lrft.core.notes import say
-from lrft.files.write import open_log
-from lrft.lab.runs.executor import Executor, Handle, Work, last_line, write_recipe
+from lrft.lab.runs.executor import Executor, Handle, Work, write_recipe
 from lrft.lab.runs.outcome import DIVERGED, finished
 from lrft.lab.runs.planned import PlannedRun
+from lrft.lab.runs.processes import Processes
 from lrft.registry.errors import Interrupted, LrftError, NumericalError
 from lrft.training.folder import RunFolder
-
-WAIT = 0.1  # seconds between looks at the processes
 
 
 @dataclass
@@ -125,13 +121,6 @@ def work_through(
             raise Interrupted(number, stop.sentence(number, kept()))
 
 
-def threads(jobs: int) -> int:
-    """Threads of each process: what the environment says, else the cores shared out evenly."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else max(1, cores // jobs)
-
-
 def training_command(recipe: Path, folder: Path) -> list[str]:
     """What one run is: a training that begins or goes on in `folder`."""
     return [sys.executable, "-m", "lrft", "train", str(recipe), "--out", str(folder), "--resume", "--json"]
@@ -149,57 +138,6 @@ def training(run: PlannedRun) -> Work:
 def trusting(run: PlannedRun, command: list[str]) -> list[str]:
     """The command, which may run code that comes with the base model where the caller's could."""
     return [*command, "--trust-remote-code"] if run.trusted else command
-
-
-class Processes:
-    """This machine, its cores shared out among `jobs` processes."""
-
-    name = "local processes"
-
-    def __init__(self, jobs: int) -> None:
-        self.jobs, self.pause = jobs, WAIT
-
-    def start(self, work: Work) -> Handle:
-        return _Process(work, threads(self.jobs))
-
-
-class _Process:
-    """One process of lrft, in a process group of its own so that a Ctrl-C reaches it through us alone, once."""
-
-    def __init__(self, work: Work, threads: int) -> None:
-        self.work, command = work, work.begin()
-        self.began = time.monotonic()
-        with open_log(work.log) as file:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                process_group=0,
-            )
-
-    @property
-    def ended(self) -> bool:
-        return self.process.poll() is not None
-
-    @property
-    def exit_code(self) -> int:
-        return self.process.wait()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
-
-    def last_line(self) -> str:
-        return last_line(self.work.log)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 def _close(handle: Handle, progress: Progress, excused: Collection[int]) -> None:

@@ -11,9 +11,10 @@ from lrft.core.notes import say
 from lrft.files.json import read_object
 from lrft.files.records import Scores
 from lrft.lab.runs.executor import Executor, Handle, Work
-from lrft.lab.runs.local import Processes, Progress, run_all, trusting, work_through
+from lrft.lab.runs.local import Progress, run_all, trusting, work_through
 from lrft.lab.runs.outcome import DIVERGED
 from lrft.lab.runs.planned import PlannedRun, plan_run
+from lrft.lab.runs.processes import Processes
 from lrft.lab.tables.full.table import FullRow, FullTable, trained_arm
 from lrft.registry.errors import LrftError
 from lrft.training.folder import RunFolder
