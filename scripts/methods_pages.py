@@ -31,6 +31,7 @@ from lrft.registry.axes import (  # noqa: E402
     COMBINATIONS,
     DATA_SELECTIONS,
     FORMATS,
+    GENERATORS,
     REWARDS,
     SEARCHES,
     SIGNALS,
@@ -54,6 +55,7 @@ EVERY: dict[str, Registry] = {
     "search": SEARCHES,
     "combine": COMBINATIONS,
     "data_selection": DATA_SELECTIONS,
+    "generate": GENERATORS,
 }
 # What each axis chooses; an axis that is new here is told by its registry's own word.
 CHOOSES = {
@@ -76,6 +78,7 @@ CHOOSES = {
     "search": "which arm `lrft search` trains next; no recipe key, `--method` names it",
     "combine": "how `lrft combine` makes one adapter of several; no recipe key, `--method` names it",
     "data_selection": "which rows `lrft data select` keeps; no recipe key, `--method` names it",
+    "generate": "how `lrft generate-adapter` draws an adapter; no recipe key, `--method` names it",
 }
 LABEL = r"[A-Z][a-z]+: "  # begins a named paragraph
 EQUATION = re.compile(r" = |<-|~ |\{\"")

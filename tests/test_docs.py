@@ -26,6 +26,7 @@ from lrft.registry.axes import (
     COMBINATIONS,
     DATA_SELECTIONS,
     FORMATS,
+    GENERATORS,
     REWARDS,
     SEARCHES,
     SIGNALS,
@@ -49,6 +50,7 @@ PARAGRAPHS = {
     "search": "Space State Source Departures [Advice]",
     "combine": "Shapes Takes Source Departures [Advice]",
     "data_selection": "Needs Score Source Departures [Advice]",
+    "generate": METHOD,
     "analysis": "Shapes Found Source [Departures] [Advice]",
     "format": "Columns Text Learnt",
     "task": "Prompt Score Source",
@@ -75,6 +77,7 @@ REGISTRIES = {
     "aggregator": AGGREGATORS,
     "combine": COMBINATIONS,
     "data_selection": DATA_SELECTIONS,
+    "generate": GENERATORS,
 }
 DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]
 

@@ -12,21 +12,22 @@ from lrft.recipe.fields import slot_of
 from lrft.recipe.foreign_values import each_word
 from lrft.recipe.meant import CATALOG as OF_RECIPES
 from lrft.recipe.meant import meanings
-from lrft.registry.axes import COMBINATIONS, DATA_SELECTIONS, REWARDS, SEARCHES
+from lrft.registry.axes import COMBINATIONS, DATA_SELECTIONS, GENERATORS, REWARDS, SEARCHES
 from lrft.registry.did_you_mean import did_you_mean, squeezed
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.registry.registry import Declaration, Registry
 from lrft.registry.traits import TRAITS
 
-# A `--method` of `lrft search`, `lrft data select` or `lrft combine` chooses these, and no recipe does; rewards
-# stand in the section of an objective.
+# A `--method` of `lrft search`, `lrft data select`, `lrft combine` or `lrft generate-adapter` chooses these, and no
+# recipe does; rewards stand in the section of an objective.
 CATALOG: dict[str, Registry] = {
     **OF_RECIPES,
     "objective.rewards": REWARDS,
     "search": SEARCHES,
     "data_selection": DATA_SELECTIONS,
     "combine": COMBINATIONS,
+    "generate": GENERATORS,
 }
 
 
