@@ -31,6 +31,7 @@ from lrft.registry.axes import (  # noqa: E402
     COMBINATIONS,
     DATA_SELECTIONS,
     FORMATS,
+    GENERATORS,
     REWARDS,
     SEARCHES,
     SIGNALS,
@@ -56,6 +57,7 @@ EVERY: dict[str, Registry] = {
     "combine": COMBINATIONS,
     "data_selection": DATA_SELECTIONS,
     "transfer": TRANSFER_ESTIMATES,
+    "generate": GENERATORS,
 }
 # What each axis chooses; an axis that is new here is told by its registry's own word.
 CHOOSES = {
@@ -79,6 +81,7 @@ CHOOSES = {
     "combine": "how `lrft combine` makes one adapter of several; no recipe key, `--method` names it",
     "data_selection": "which rows `lrft data select` keeps; no recipe key, `--method` names it",
     "transfer": "which task `lrft data rank` would train on first; no recipe key, `--method` names it",
+    "generate": "how `lrft generate-adapter` draws an adapter; no recipe key, `--method` names it",
 }
 LABEL = r"[A-Z][a-z]+: "  # begins a named paragraph
 EQUATION = re.compile(r" = |<-|~ |\{\"")

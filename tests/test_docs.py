@@ -26,6 +26,7 @@ from lrft.registry.axes import (
     COMBINATIONS,
     DATA_SELECTIONS,
     FORMATS,
+    GENERATORS,
     REWARDS,
     SEARCHES,
     SIGNALS,
@@ -51,6 +52,7 @@ PARAGRAPHS = {
     "combine": "Shapes Takes Source Departures [Advice]",
     "data_selection": "Needs Score Source Departures [Advice]",
     "transfer": "Needs Score Source Departures [Advice]",
+    "generate": METHOD,
     "analysis": "Shapes Found Source [Departures] [Advice]",
     "format": "Columns Text Learnt",
     "task": "Prompt Score Source",
@@ -78,6 +80,7 @@ REGISTRIES = {
     "combine": COMBINATIONS,
     "data_selection": DATA_SELECTIONS,
     "transfer": TRANSFER_ESTIMATES,
+    "generate": GENERATORS,
 }
 DOCUMENTED = [(axis, name) for axis, registry in REGISTRIES.items() for name in registry.names()]
 

@@ -12,15 +12,22 @@ from lrft.recipe.fields import slot_of
 from lrft.recipe.foreign_values import each_word
 from lrft.recipe.meant import CATALOG as OF_RECIPES
 from lrft.recipe.meant import meanings
-from lrft.registry.axes import COMBINATIONS, DATA_SELECTIONS, REWARDS, SEARCHES, TRANSFER_ESTIMATES
+from lrft.registry.axes import (
+    COMBINATIONS,
+    DATA_SELECTIONS,
+    GENERATORS,
+    REWARDS,
+    SEARCHES,
+    TRANSFER_ESTIMATES,
+)
 from lrft.registry.did_you_mean import did_you_mean, squeezed
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.registry.registry import Declaration, Registry
 from lrft.registry.traits import TRAITS
 
-# A `--method` of `lrft search`, `lrft combine`, `lrft data select` or `lrft data rank` chooses these, and no recipe
-# does; rewards stand in the section of an objective.
+# A `--method` of `lrft search`, `lrft combine`, `lrft data select`, `lrft data rank` or `lrft generate-adapter` chooses
+# these, and no recipe does; rewards stand in the section of an objective.
 CATALOG: dict[str, Registry] = {
     **OF_RECIPES,
     "objective.rewards": REWARDS,
@@ -28,6 +35,7 @@ CATALOG: dict[str, Registry] = {
     "data_selection": DATA_SELECTIONS,
     "transfer": TRANSFER_ESTIMATES,
     "combine": COMBINATIONS,
+    "generate": GENERATORS,
 }
 
 

@@ -19,6 +19,7 @@ from lrft.core.notes import say
 from lrft.registry.errors import Interrupted, LrftError, UsageError
 from lrft.serve.app import make_app
 from lrft.serve.batcher import Batcher
+from lrft.serve.connections import AT_ONCE, KEPT, end_the_late, protocol, room_for_connections, told_once
 from lrft.serve.desk import Desk, Offer
 from lrft.serve.guards import Guards
 from lrft.serve.pages import Pages
@@ -28,7 +29,6 @@ from lrft.serve.waiting import Limits
 
 KEY = "LRFT_SERVE_KEY"  # the variable that holds the key
 BODY_SECONDS = 30.0
-CONNECTIONS = 4096
 LOOKED = 0.1  # seconds between two looks at whether to stop
 
 
@@ -193,14 +193,17 @@ def _answer(
         server_header=False,
         lifespan="off",
         ws="none",
-        limit_concurrency=CONNECTIONS,
+        http=protocol(room_for_connections()),
+        backlog=AT_ONCE,
         timeout_graceful_shutdown=max(1, int(settings.drain)),
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=_listen, args=(server, door), name="http", daemon=True)
+    answered = settings.offer.seconds + BODY_SECONDS
+    thread = threading.Thread(target=_listen, args=(server, door, answered), name="http", daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(LOOKED)
+    door.listen(KEPT)
     host, port = door.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     say(f"{', '.join(choir.voices)}: at {address}; Ctrl-C ends it")
@@ -220,5 +223,13 @@ def _answer(
     stop.poll()
 
 
-def _listen(server: uvicorn.Server, door: socket.socket) -> None:
-    asyncio.run(server.serve(sockets=[door]))
+def _listen(server: uvicorn.Server, door: socket.socket, answered: float) -> None:
+    async def until_the_end() -> None:
+        asyncio.get_running_loop().set_exception_handler(told_once(say))
+        watch = asyncio.create_task(end_the_late(server.server_state.connections, BODY_SECONDS, answered))
+        try:
+            await server.serve(sockets=[door])
+        finally:
+            watch.cancel()
+
+    asyncio.run(until_the_end())

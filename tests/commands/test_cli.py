@@ -63,6 +63,10 @@ OPTIONS = {
         *("--out", "--method", "--set", "--weights", "--rank", "--error", "--recipe"),
         *("--seed", "--eval", "--limit", "--curve", *TRUST, *TALK),
     },
+    "generate-adapter fit": {"--method", "--out", "--describe", "--seed", *TRUST, *TALK},
+    "generate-adapter draw": {
+        *("--out", "--describe", "--seed", "--judge", "--draws", "--limit", *TRUST, *TALK),
+    },
     "doctor": {*TRUST, *TALK},
     "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TRUST, *TALK},
     "report": {"--out", "--png", "--inspect", *TALK},

@@ -37,6 +37,7 @@ eval: {{tasks: [loss]}}
 CURVE = ("--curve", "2") if find_spec("matplotlib") else ()
 PICTURES = ("--png", "curves") if find_spec("matplotlib") else ()
 IN_BITS = ("merge", "run", "--out", "out", "--requantize", "nf4")
+GENERATOR = "{method: icm_lora, latent: 2, channels: [2], epochs: 2, rows: 1}"
 RATES = ("--lr-grid", "1e-3")
 FIND_LR = ("find-lr", "recipe.yaml", "--steps", "20", "--from", "1e-4", "--to", "1e-1")
 LEFTOVER = re.compile(r"(\.[0-9a-f]{8})?\.tmp$|\.old$")
@@ -60,6 +61,7 @@ class Command:
         typed: lines that it reads.
         recipe: what the run was trained by.
         moves: it needs `base` and `tuned`, two models, and `difference`, what one has beyond the other.
+        fitted: it needs `generator`, of adapters.
     """
 
     words: tuple[str, ...]
@@ -70,6 +72,7 @@ class Command:
     typed: str = ""
     recipe: str = "recipe.yaml"
     moves: bool = False
+    fitted: bool = False
 
 
 COMMANDS = {
@@ -90,6 +93,13 @@ COMMANDS = {
     "merge": Command(("merge", "run", "--out", "out")),
     "merge-add": Command(("merge", "run", "--add", "run", "--out", "out")),
     "combine": Command(("combine", "run", "run", "--method", "svd", *CURVE, "--out", "out")),
+    "generate-adapter-fit": Command(
+        ("generate-adapter", "fit", "run", "--method", GENERATOR, "--out", "out")
+    ),
+    "generate-adapter-draw": Command(
+        ("generate-adapter", "draw", "generator", "recipe.yaml", "--judge", "run", "--out", "out"),
+        fitted=True,
+    ),
     **({"merge-in-bits": Command((*IN_BITS, "--keep-rank", "2"))} if find_spec("bitsandbytes") else {}),
     "delta-diff": Command(("delta", "diff", "base", "tuned", "--out", "out"), trained=False, moves=True),
     "delta-apply": Command(
@@ -219,6 +229,8 @@ class Bench:
             shutil.copytree(self._trained(command.recipe), place / "run")
         if command.moves:
             shutil.copytree(self._moved(), place, dirs_exist_ok=True)
+        if command.fitted:
+            shutil.copytree(self._fitted(), place / "generator")
         if command.halfway:
             for path in ("checkpoints/step-2", "adapter", "last", "best", "result.json"):
                 _remove(place / "run" / path)
@@ -244,6 +256,16 @@ class Bench:
             ):
                 ended = call(place, words)
                 assert ended.code == 0, ended
+        return place
+
+    def _fitted(self) -> Path:
+        """A generator of the one task that there is."""
+        place = self.folder / "fitted" / "generator"
+        if not place.exists():
+            run = str(self._trained("recipe.yaml"))
+            words = ("generate-adapter", "fit", run, "--method", GENERATOR, "--out", str(place))
+            ended = call(self.folder, words)
+            assert ended.code == 0, ended
         return place
 
     def whole(self, name: str) -> tuple[dict[str, bytes], int]:

@@ -59,8 +59,9 @@ def lrft(monkeypatch, capfd, *arguments):
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    """A finished run, and beside it what the model that it makes has beyond its base."""
+    """A finished run, and beside it what the model that it makes has beyond its base, and a generator of adapters."""
     from lrft.api.delta.diff import diff
+    from lrft.api.generating.fit import fit
     from lrft.api.merging.merge import merge
     from lrft.api.training.train import train
 
@@ -70,6 +71,7 @@ def run(tiny, tmp_path_factory):
     train(recipe, folder / "run")
     merge(folder / "run", folder / "tuned")
     diff(tiny(), folder / "tuned", folder / "change")
+    fit([str(folder / "run")], folder / "generator", "softmax_merge", {"run": "a"})
     return folder / "run"
 
 
@@ -141,6 +143,7 @@ TABLES = {
         "rows": [{"label": "a", "recipe": "RUN/recipe.yaml", "cells": {"loss": 1}}],
     },
 }
+MERGE = ("--method", "softmax_merge")
 OPENERS = {
     "eval": ["eval", "RUN"],
     "posterior": ["posterior", "RUN"],
@@ -149,6 +152,8 @@ OPENERS = {
         "federate={clients: 2, rounds: 1, local_steps: 1, partition: even}",
     ],
     "combine": ["combine", "RUN", "RUN", "--method", "svd", "--out", "out"],
+    "generate-adapter fit": ["generate-adapter", "fit", "RUN", *MERGE, "--describe", "run=a", "--out", "out"],
+    "generate-adapter draw": ["generate-adapter", "draw", "MADE", "RUN", "--describe", "a", "--out", "out"],
     "delta diff": ["delta", "diff", "BASE", "BASE", "--out", "out"],
     "delta apply": ["delta", "apply", "CHANGE", "BASE", "--out", "out"],
     "delta compress": ["delta", "compress", "CHANGE", "--recipe", "RUN/recipe.yaml", "--out", "out"],
@@ -205,6 +210,7 @@ LOADS_NOTHING = {
 def words_of(command, folder, run):
     """What is typed, on a stranger's run and on one's own."""
     places = {"RUN": folder, "BASE": folder.parent / "base", "OWN": run, "CHANGE": run.parent / "change"}
+    places["MADE"] = run.parent / "generator"
     for word in OPENERS[command]:
         for name, path in places.items():
             word = word.replace(name, str(path)) if word.startswith(name) else word

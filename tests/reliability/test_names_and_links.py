@@ -209,6 +209,8 @@ NAMED = (
     ["posterior", "NAME"],
     ["eval", "NAME", "--posterior"],
     ["combine", "NAME", "NAME", "--method", "svd", "--out", "NAME"],
+    ["generate-adapter", "fit", "NAME", "--method", "icm_lora", "--out", "NAME"],
+    ["generate-adapter", "draw", "NAME", "NAME", "--out", "NAME"],
     ["delta", "diff", "NAME", "NAME", "--out", "NAME"],
     ["delta", "apply", "NAME", "NAME", "--out", "out"],
     ["delta", "compress", "NAME", "--out", "out"],

@@ -422,8 +422,19 @@ def test_running_out_of_memory_names_what_to_lower(recipe_file, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_compiled_training_follows_eager(recipe_file, tmp_path):
-    overrides = ["adapter.dropout=0", "train.max_steps=3", "model.attention=sdpa"]
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [],
+        ["prune={method: loraprune, ratio: 0.5, every: 1, whole_first: 0.0, whole_last: 0}"],
+        ["prune={method: loram, ratio: 0.5, whole_first: 0, whole_last: 0}"],
+        ["trainable=full", "adapter=null", "quantization=none", "prune={method: trp, every: 2}"],
+    ],
+    ids=["plain", "loraprune", "loram", "trp"],
+)
+def test_compiled_training_follows_eager(recipe_file, tmp_path, changed):
+    dropout = [] if "adapter=null" in changed else ["adapter.dropout=0"]
+    overrides = [*changed, *dropout, "train.max_steps=3", "model.attention=sdpa"]
     train(load_recipe(recipe_file("float32"), overrides), tmp_path / "eager", resume=False)
     train(
         load_recipe(recipe_file("float32"), [*overrides, "model.compile=true"]),

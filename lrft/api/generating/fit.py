@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -78,8 +79,7 @@ def fit(
     _check_texts(texts, [one.name for one in members])
     if not (path / FILE).exists():
         check_free(path)
-    kept = f"{out} holds the steps that were saved; the same command goes on"
-    with stop.listening(kept), EvaluationBar() as show:
+    with stop.listening(partial(_kept, path)), EvaluationBar() as show:
         first = members[0].recipe
         base = load_model(first.model, trust_remote_code=trust_remote_code, seed=first.train.seed, sums=True)
         layout, vectors, read = read_library(members, base)
@@ -108,6 +108,13 @@ def fit(
             generator.prepare(known)
         loss = train(path, generator, known, record, seed, begun, show)
     return _result(path, generator, int(str(record["step"])), int(str(record["steps"])), loss, vectors, read)
+
+
+def _kept(path: Path) -> str:
+    """What a signal leaves."""
+    if (path / FILE).exists():
+        return f"{path} holds the steps that were saved; the same command goes on"
+    return stop.NOTHING
 
 
 def _begun(path: Path, decisive: str) -> Opened | None:

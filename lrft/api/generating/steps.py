@@ -71,7 +71,7 @@ def _step(
         raise NumericalError(
             f"step {step + 1}: the loss of the generator is {value}; fit it with a smaller lr"
         )
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     if generator.most is not None:
         torch.nn.utils.clip_grad_norm_(generator.parameters(), generator.most)
     optimizer.step()

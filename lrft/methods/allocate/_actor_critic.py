@@ -89,6 +89,6 @@ def improve(
 def update(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One step down the gradient of `loss`, whose norm is at most 1."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), MOST_NORM)
     optimizer.step()

@@ -85,7 +85,7 @@ def sample(
     for place, level in enumerate(levels):
         conditioned, free = denoiser(now.expand(2, -1), level.expand(2), both)
         noise = free + GUIDANCE * (conditioned - free)
-        clean = ((now - (1 - left[level]).sqrt() * noise) / left[level].sqrt()).clamp(-1, 1)
+        clean: Tensor = ((now - (1 - left[level]).sqrt() * noise) / left[level].sqrt()).clamp(-1, 1)
         if place == steps - 1:
             return clean
         after = left[levels[place + 1]]

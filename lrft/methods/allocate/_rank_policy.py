@@ -18,13 +18,26 @@ REPLAYED, REPLAY_BATCH, UPDATES = 10_000, 64, 4  # vectors kept, and what of the
 class Settings(Protocol):
     """What is asked of the method's settings."""
 
-    episode: int
-    gamma: float
-    policy_lr: float
-    diffusion_lr: float
-    coarse: int
-    denoising: int
-    warmup: int
+    @property
+    def episode(self) -> int: ...
+
+    @property
+    def gamma(self) -> float: ...
+
+    @property
+    def policy_lr(self) -> float: ...
+
+    @property
+    def diffusion_lr(self) -> float: ...
+
+    @property
+    def coarse(self) -> int: ...
+
+    @property
+    def denoising(self) -> int: ...
+
+    @property
+    def warmup(self) -> int: ...
 
 
 class PolicyState(TypedDict):

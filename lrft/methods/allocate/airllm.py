@@ -111,7 +111,8 @@ class AirLLM(Dynamic):
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
             """Ranks below the lowest."""
-            if recipe["adapter"] is not None and (recipe["adapter.rank"] or self.min_rank) < self.min_rank:
+            rank = recipe["adapter.rank"] if recipe["adapter"] is not None else None
+            if isinstance(rank, int) and rank < self.min_rank:
                 yield Problem("allocate.min_rank", "is more than adapter.rank; write a lower one")
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:

@@ -42,10 +42,7 @@ class SGLoRA(SoftmaxMerge):
 
     config: Config
 
-    class Config(MethodConfig):
-        top: int = Field(4, gt=0)
-        temperature: float = Field(0.1, gt=0)
-        last: int = Field(100, gt=0)
+    class Config(SoftmaxMerge.Config):
         kl: float = Field(1.0, ge=0)
         latent: int = Field(64, gt=0, le=65_536)
         width: int = Field(256, gt=0, le=65_536)
@@ -82,14 +79,15 @@ class SGLoRA(SoftmaxMerge):
         conditions = {task: self.condition(known[task].condition) for task in {task for task, _ in chosen}}
         c = torch.stack([conditions[task] for task, _ in chosen])
         q, p = self.posterior(torch.cat([x, c], 1)).chunk(2, 1), self.prior(c).chunk(2, 1)
-        found = self.decoder(torch.cat([sampled(*q, draws), c], 1))
+        found = self.decoder(torch.cat([sampled(q[0], q[1], draws), c], 1))
         error: Tensor = (found - x).square().sum(1)
-        return (error + self.config.kl * divergence(*q, *p)).mean()
+        return (error + self.config.kl * divergence(q[0], q[1], p[0], p[1])).mean()
 
     @torch.no_grad()
     def draw(self, condition: Tensor, draws: torch.Generator) -> dict[str, Factors]:
         c = self.condition(condition)[None]
-        z = sampled(*self.prior(c).chunk(2, 1), draws)
+        mean, log_variance = self.prior(c).chunk(2, 1)
+        z = sampled(mean, log_variance, draws)
         return self.sizes.layout.factors(self.units.restore(self.decoder(torch.cat([z, c], 1)))[0])
 
     def beside(self, condition: Tensor) -> dict[str, dict[str, Factors]]:

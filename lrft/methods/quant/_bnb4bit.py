@@ -226,12 +226,13 @@ class BitsAndBytes4bit(Encoded, Levelled):
 
         Blocks run on over the ends of rows where a row is no whole number of blocks, but its AVX512 kernel
         starts a new one with each row (0.50.2: an error of 28 % on a 64 x 96 matrix). As one long row every
-        shape is right. An odd count takes the padding nibble along: odd rows go to code compiled per shape.
+        shape is right, said in two dimensions, which compiled code is promised and gets. An odd count takes the
+        padding nibble along: odd rows go to code compiled per shape.
         """
         if self.in_features % self.config.block_size == 0:
             return self.out_features, self.in_features
         count = self.out_features * self.in_features
-        return (count + count % 2,)
+        return 1, count + count % 2
 
 
 def _undo_repacking(packed: Tensor, state: QuantState) -> tuple[Tensor, Tensor, None, None]:

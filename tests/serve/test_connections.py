@@ -1,0 +1,109 @@
+"""Connections that say nothing, or take nothing, do not keep others out."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+
+
+@pytest.fixture
+def port():
+    """`port(most, silent)` -> the port of a server of empty answers with at most so many connections."""
+    import uvicorn
+
+    from lrft.serve.connections import AT_ONCE, end_the_late, protocol
+
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    started = []
+
+    def start(most, silent):
+        door = socket.socket()
+        door.bind(("127.0.0.1", 0))
+        kind = protocol(most)
+        config = uvicorn.Config(app, http=kind, backlog=AT_ONCE, lifespan="off", ws="none", log_config=None)
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None
+
+        async def run() -> None:
+            watch = asyncio.create_task(end_the_late(server.server_state.connections, silent, 60.0))
+            await server.serve(sockets=[door])
+            watch.cancel()
+
+        thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        started.append((server, thread, door))
+        return door.getsockname()[1]
+
+    yield start
+    for server, thread, door in started:
+        server.should_exit = True
+        thread.join(10)
+        door.close()
+
+
+def ask(port) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as one:
+        one.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        return one.recv(100)
+
+
+def test_more_than_there_is_room_for_are_ended_those_first_that_say_nothing(port):
+    at = port(4, 60.0)
+    silent = [socket.create_connection(("127.0.0.1", at), timeout=5) for _ in range(24)]
+    assert ask(at).startswith(b"HTTP/1.1 200")
+    silent[0].settimeout(5)
+    try:
+        assert silent[0].recv(1) == b""
+    except ConnectionResetError:
+        pass
+    for one in silent:
+        one.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\nhost: x\r\n"])
+def test_a_head_that_does_not_come_is_not_waited_for(port, sent):
+    at = port(4, 0.3)
+    with socket.create_connection(("127.0.0.1", at), timeout=5) as one:
+        one.sendall(sent)
+        began = time.monotonic()
+        try:
+            assert one.recv(100) == b""
+        except ConnectionResetError:
+            pass
+    assert time.monotonic() - began < 4
+    assert ask(at).startswith(b"HTTP/1.1 200")
+
+
+def test_there_are_fewer_connections_than_files():
+    from lrft.serve.connections import MOST, RESERVED, room_for_connections
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+        room = room_for_connections()
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert 1 <= room <= MOST and room <= soft - RESERVED and soft >= 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_what_belongs_to_no_request_is_one_sentence():
+    from lrft.serve.connections import told_once
+
+    said: list[str] = []
+    tell = told_once(said.append)
+    for _ in range(3):
+        tell(None, {"message": "socket.accept() failed", "exception": OSError(24, "Too many open files")})
+    assert said == ["lrft serve: socket.accept() failed (OSError: [Errno 24] Too many open files)"]
