@@ -16,8 +16,8 @@ from lrft.recipe.sections import (
     LoggingSection,
     ModelSection,
     TrainableSection,
-    TrainSection,
 )
+from lrft.recipe.train_section import TrainSection
 from lrft.registry.axes import (
     ADAPTERS,
     ALLOCATORS,
