@@ -65,7 +65,7 @@ def _drafts(rows: Rows, renderer: Renderer) -> Iterator[Draft]:
             except DataError as error:
                 failed = error
                 break
-        renderer.ready.prepare(drafts)
+        renderer.drawing.ready.prepare(drafts)
         yield from drafts
         if failed is not None:
             raise failed

@@ -1,19 +1,17 @@
 """Rows to token ids, with the mask of what is learnt.
 
 The mask never looks for marker strings: the chat template says where in the text an answer stands (`chat`), and the
-tokens are cut where it begins (`seam`). What is learnt follows, in training as in generation, the same tokens.
+tokens are cut where it begins (`drawing`). What is learnt follows, in training as in generation, the same tokens.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
-from typing import Any
 
-from lrft.data.chat import PROBE, ChatTemplate, Span
-from lrft.data.drafts import Draft, Ready, bounds_of, draft_of, through_last
+from lrft.data.chat import PROBE, ChatTemplate
+from lrft.data.drafts import Draft, draft_of, through_last
+from lrft.data.drawing import Drawing
 from lrft.data.encode import encode_all as encode_all
 from lrft.data.encoded import Drawn, Encoded, Notes, TooLong, fitted
 from lrft.data.example import Example, Message, Row
@@ -21,8 +19,7 @@ from lrft.data.features import NO_FEATURES, FeatureColumns
 from lrft.data.formats._format import Format
 from lrft.data.labels import label_of
 from lrft.data.question import Question
-from lrft.data.reached import leaves
-from lrft.data.seam import Sewn, leading, prefix_ids, sewn, token_ids
+from lrft.data.seam import token_ids
 from lrft.data.thoughts import marks, said, thought
 from lrft.data.windows import windows
 from lrft.registry.errors import DataError
@@ -62,8 +59,7 @@ class Renderer:
         self.too_long = too_long
         self.labels, self.features = labels, features
         self.stride = stride or max(1, max_length // 2)
-        self.ready: Any = Ready(tokenizer)
-        self.prefix = prefix_ids(tokenizer)
+        self.drawing = Drawing(tokenizer, stop_ids)
         self.template = ChatTemplate(tokenizer, stop_ids, today or date.today())
         self._known_ids: dict[int, int] = {}
         self._known_notes: dict[Notes, Notes] = {}
@@ -138,7 +134,7 @@ class Renderer:
             at_once: nothing is thought before it, so what the template then writes (`Question.given`) is included.
         """
         if not example.messages:
-            return self._lead(example.prompt) + token_ids(self.tokenizer, example.prompt)
+            return self.drawing.lead(example.prompt) + token_ids(self.tokenizer, example.prompt)
         if at_once:
             answer: Message = {"role": "assistant", "content": PROBE}
             whole = replace(example, messages=(*example.messages, answer), learn="last")
@@ -158,7 +154,11 @@ class Renderer:
         found = []
         for one in draft.documents:
             plain = one.spans is None
-            drawn = self._plain(one.example) if plain else self._chat(one.example, one.text, one.spans or [])
+            drawn = (
+                self.drawing.plain(one.example)
+                if plain
+                else self.drawing.chat(one.example, one.text, one.spans or [])
+            )
             found.append(drawn.given(label_of(one.example.label, self.labels)))
         return found
 
@@ -168,58 +168,15 @@ class Renderer:
         notes = self._known_notes.setdefault(draft.notes, draft.notes)
         return replace(encoded, input_ids=ids, notes=notes, features=draft.features, wanted=draft.wanted)
 
-    def _plain(self, example: Example) -> Drawn:
-        text = example.prompt + example.completion
-        bounds = [(len(example.prompt), True)] if example.prompt else []
-        made = sewn(self.ready, text, bounds)
-        lead, bos = self._lead(text), self.tokenizer.bos_token_id
-        start = len(lead) + (made.at[0] if bounds else 0)
-        ids = lead + made.ids
-        front = leading(ids, bos)
-        # A tokenizer that adds none leaves the beginning to the text.
-        extra = front - self.prefix.count(bos) if self.prefix and bos is not None else 0
-        if example.label is None and (not made.ids or ids[-1] not in self.stop_ids):
-            ids.append(self._eos())
-        read = min(max(start, 1), len(ids))
-        supervised = [False] * read + [True] * (len(ids) - read)
-        return Drawn(ids, supervised, front, extra, made.merged, made.apart, start)
-
-    def _chat(self, example: Example, text: str, spans: Sequence[Span]) -> Drawn:
-        made, places = self._cut(text, spans)
-        supervised = [False] * len(made.ids)
-        begin = places[-1][1] if places else len(made.ids)
-        for start, _, end in places:
-            start, end = max(start, 1), self._stopped(made.ids, start, end)
-            supervised[start:end] = [True] * (end - start)
-        bos, mark, extra = self.tokenizer.bos_token_id, self.tokenizer.bos_token, 0
-        if bos is not None and mark is not None:
-            said = sum(leaf.count(mark) for leaf in leaves([*example.messages, *example.tools]))
-            twice = max(leading(made.ids, bos) - 1, 0)
-            extra = made.ids.count(bos) - (text.count(mark) - said) + twice
-        front = leading(made.ids, bos)
-        return Drawn(made.ids, supervised, front, extra, made.merged, made.apart, begin)
-
-    def _cut(self, text: str, spans: Sequence[Span]) -> tuple[Sewn, list[tuple[int, int, int]]]:
-        """The tokens, and of each answer the first, the first of its own words, and one past the last."""
-        bounds = bounds_of(spans)
-        made = sewn(self.ready, text, bounds)
-        at = [made.at[bisect_left(bounds, (p, False))] for s in spans for p in (s.start, s.words, s.end)]
-        return made, list(zip(at[::3], at[1::3], at[2::3], strict=True))
-
-    def _stopped(self, ids: list[int], start: int, end: int) -> int:
-        """One past the last stop token of an answer: what the template writes after it is not learnt."""
-        stops = [k for k in range(start, end) if ids[k] in self.stop_ids]
-        return stops[-1] + 1 if stops else end
-
     def _plain_question(self, example: Example) -> Question:
-        drawn = self._plain(example)
+        drawn = self.drawing.plain(example)
         prompt = self.asked(Example(prompt=example.prompt)) if drawn.merged else drawn.ids[: drawn.begin]
         return Question(prompt, self._answer(drawn), example.completion)
 
     def _chat_question(self, example: Example) -> Question:
         text = self.template.render(example.messages, example.tools)
         spans = self.template.answers(example, text)
-        drawn, last, message = self._chat(example, text, spans), spans[-1], example.messages[-1]
+        drawn, last, message = self.drawing.chat(example, text, spans), spans[-1], example.messages[-1]
         given = text[last.start : last.words]
         between = None if given else marks(message, text[last.start : last.end])
         prompt = drawn.ids[: drawn.begin]
@@ -236,15 +193,3 @@ class Renderer:
         while answer and answer[-1] in self.stop_ids:
             answer.pop()
         return answer
-
-    def _lead(self, text: str) -> list[int]:
-        """What the tokenizer puts before a document, unless the text begins with it already."""
-        bos = self.tokenizer.bos_token
-        return [] if bos and text.startswith(bos) else list(self.prefix)
-
-    def _eos(self) -> int:
-        if self.tokenizer.eos_token_id is None:
-            raise DataError(
-                "model.name: the tokenizer has no end-of-text token, so plain text could never stop"
-            )
-        return int(self.tokenizer.eos_token_id)

@@ -43,7 +43,7 @@ def spoken_of(renderer: Renderer, stop_ids: set[int], pad_id: int, chat: bool, c
     tokenizer = renderer.tokenizer
     bos = tokenizer.bos_token_id
     # A template writes the token itself, and servers would put a second one before it.
-    begins = not chat and bos in renderer.prefix
+    begins = not chat and bos in renderer.drawing.prefix
     template = tokenizer.chat_template
     if isinstance(template, dict):
         say(f"{command}: the tokenizer has {len(template)} chat templates; the one called default is written")
