@@ -21,7 +21,7 @@ from lrft.api.transferring.bases import Candidate, base_of, pool, read_candidate
 from lrft.api.transferring.folder import RESULT, Phases, as_lines
 from lrft.api.transferring.judge import SCORES, check_judge, own_rows, score, train_judge
 from lrft.api.transferring.pupil import ROWS, settle_imitation, train_target, write_outputs
-from lrft.api.transferring.recipes import target_recipe
+from lrft.api.transferring.recipes import imitating, learning, target_recipe
 from lrft.api.transferring.record import Asked, Judge, Pool, Transferred
 from lrft.build.rows import made_format
 from lrft.core import stop
@@ -107,7 +107,7 @@ def transfer(
             folder = find(run)
             folder.trusted = trust_remote_code
             source = _source(folder)
-            target = target_recipe(to, overrides, source, path.resolve() / ROWS, None, None).recipe
+            target = target_recipe(to, overrides, source).recipe
             parts = Parts(folder, source, to, overrides, target, Phases(path), asked, trust_remote_code)
             return _through(parts)
         except stop.Stopped as stopped:  # the trainings within say how a training goes on
@@ -137,8 +137,9 @@ def _through(parts: Parts) -> Transferred:
     day = phases.claim(_about(parts), parts.target.data.date or date.today().isoformat())["day"]
     task = _task(parts)
     how = settle_imitation(parts.folder, parts.source, parts.target, task, asked, trusted)
-    recipe = partial(target_recipe, parts.to, parts.overrides, parts.source, parts.rows_file)
-    recipe(None, how.teacher)  # what cannot be trained is refused before anything is generated
+    recipe = partial(target_recipe, parts.to, parts.overrides, parts.source)
+    imitates = imitating(parts.target, how.teacher)
+    recipe(imitates)  # what cannot be trained is refused before anything is generated
     judge, written = _judge(parts, task)
     found = _candidates(parts, task, base_of(parts.target, day))
     scores = score(phases, Path(judge["run"]), found, parts.source, trusted)
@@ -147,7 +148,9 @@ def _through(parts: Parts) -> Transferred:
     for note in notes:
         say(note)
     outputs = write_outputs(phases, parts.folder, task, inputs, asked, trusted)
-    run, rows, result = train_target(phases, lambda first: recipe(first, how.teacher), trusted)
+    run, rows, result = train_target(
+        phases, lambda first: recipe([*imitates, *learning(parts.rows_file, first)]), trusted
+    )
     record: Transferred = {
         "seeds": len(task.seeds),
         "discriminator": judge,
