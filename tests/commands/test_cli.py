@@ -63,6 +63,10 @@ OPTIONS = {
         *("--out", "--method", "--set", "--weights", "--rank", "--error", "--recipe"),
         *("--seed", "--eval", "--limit", "--curve", *TRUST, *TALK),
     },
+    "transfer": {
+        *("--to", "--out", "--seeds", "--shots", "--discriminator", "--judge", "--contrast"),
+        *("--candidates", "--threshold", "--match", "--prompt", *SAMPLING, *TRUST, *TALK),
+    },
     "doctor": {*TRUST, *TALK},
     "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TRUST, *TALK},
     "report": {"--out", "--png", "--inspect", *TALK},

@@ -209,6 +209,7 @@ NAMED = (
     ["posterior", "NAME"],
     ["eval", "NAME", "--posterior"],
     ["combine", "NAME", "NAME", "--method", "svd", "--out", "NAME"],
+    ["transfer", "NAME", "--to", "NAME", "--out", "NAME"],
     ["delta", "diff", "NAME", "NAME", "--out", "NAME"],
     ["delta", "apply", "NAME", "NAME", "--out", "out"],
     ["delta", "compress", "NAME", "--out", "out"],

@@ -19,12 +19,14 @@ from lrft.api.transferring.transfer import transfer
 from lrft.cli import app
 from lrft.data.few_shot import FewShot, folded
 from lrft.evaluation.answering import Given
+from lrft.evaluation.answers_file import AnswersFile
 from lrft.evaluation.sampling import Sampling
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import parse_choice
-from lrft.registry.errors import DataError, RecipeError, UsageError
+from lrft.registry.errors import DataError, Interrupted, RecipeError, UsageError
 from lrft.training.folder import RunFolder
+from lrft.training.keepers import Saver
 from lrft.training.relied import own_recipe
 from tests.each import each
 from tests.training.transfer_struck import PRELOADED, all_stopped, moments, struck
@@ -324,3 +326,20 @@ def test_the_command_tells_what_was_accepted(made, run, tmp_path, stopped):
     shown = CliRunner().invoke(app, words, catch_exceptions=False)
     assert "candidates: 12, " in shown.stdout and "(100.0%) at threshold 0" in shown.stdout
     assert "written ones, right about" in shown.stdout and "by tokens" in shown.stdout
+
+
+@each("where", [(AnswersFile, "append"), (Saver, "save")])
+def test_a_signal_is_answered_with_what_goes_on(where, made, run, tmp_path, monkeypatch, stopped):
+    kind, name = where
+    before, out = getattr(kind, name), tmp_path / kind.__name__
+
+    def struck_after(*arguments, **named):
+        found = before(*arguments, **named)
+        signal.raise_signal(signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, name, struck_after)
+        with pytest.raises(Interrupted, match=rf"what is done is in {out}; the same command goes on"):
+            transfer(run, made(), out, FEW)
+    assert transfer(run, made(), out, FEW)["rows"] > 0

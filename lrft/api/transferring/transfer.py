@@ -16,6 +16,7 @@ from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
 
+from lrft.api.asking.augment import template_of
 from lrft.api.transferring.acceptance import accepted, told_of
 from lrft.api.transferring.bases import Candidate, base_of, pool, read_candidates, write_candidates
 from lrft.api.transferring.folder import RESULT, Phases, as_lines
@@ -29,7 +30,6 @@ from lrft.core.notes import say
 from lrft.data.few_shot import FewShot
 from lrft.data.rows import Rows
 from lrft.data.sources import read_rows
-from lrft.files.read import read_text
 from lrft.files.sums import file_sum
 from lrft.files.write import write_file
 from lrft.recipe.resolved import recipe_hash
@@ -202,7 +202,7 @@ def _task(parts: Parts) -> FewShot:
         DataError, UsageError: they do not show one.
     """
     asked, phases = parts.asked, parts.phases
-    template = None if asked.prompt is None else read_text(asked.prompt).rstrip("\n")
+    template = None if asked.prompt is None else template_of(asked.prompt)
     form = made_format(parts.source)
     if phases.is_over(SEEDS):
         return FewShot(form, phases.lines(SEEDS), template)
