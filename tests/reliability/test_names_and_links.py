@@ -211,6 +211,7 @@ NAMED = (
     ["combine", "NAME", "NAME", "--method", "svd", "--out", "NAME"],
     ["generate-adapter", "fit", "NAME", "--method", "icm_lora", "--out", "NAME"],
     ["generate-adapter", "draw", "NAME", "NAME", "--out", "NAME"],
+    ["transfer", "NAME", "--to", "NAME", "--out", "NAME"],
     ["delta", "diff", "NAME", "NAME", "--out", "NAME"],
     ["delta", "apply", "NAME", "NAME", "--out", "out"],
     ["delta", "compress", "NAME", "--out", "out"],
