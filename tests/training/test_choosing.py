@@ -16,7 +16,7 @@ from lrft.api.choosing.costs import parse_price, price_in_operations, training_t
 from lrft.api.choosing.demonstrations import with_answer
 from lrft.api.choosing.law import fit_shots
 from lrft.api.choosing.past import compare, spearman
-from lrft.api.choosing.probe import Learning, classify, learn
+from lrft.api.choosing.probe import Learning, learn, predict_classes
 from lrft.api.training.train import train
 from lrft.data.example import Example
 from lrft.recipe.load import load_recipe
@@ -67,7 +67,7 @@ def test_a_head_is_ridge_regression_with_the_least_leave_one_out_error():
 
     best = min((10.0**k for k in range(-6, 5)), key=left_out)
     expected = ridge(a.numpy(), y, best)(b.numpy()).argmax(1)
-    assert classify(x, gold, test, 3).tolist() == expected.tolist()
+    assert predict_classes(x, gold, test, 3).tolist() == expected.tolist()
 
 
 def test_a_head_s_curve_goes_on_to_all_rows():
