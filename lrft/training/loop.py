@@ -17,12 +17,13 @@ from lrft.core.stop import sentence
 from lrft.model import heap
 from lrft.registry.errors import Interrupted, NumericalError
 from lrft.training.diagnose import first_non_finite
-from lrft.training.private import loss_of
+from lrft.training.private import private_loss
 from lrft.training.step import (
     StepBatches,
     clip_gradients,
     overflowed,
     read_numbers,
+    step_loss,
     unscale_gradients,
 )
 
@@ -43,7 +44,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         run.rows = tuple(row for batch in batches.micro_batches for row in batch.examples)
         run.seed_step()
         # With a backward pass where there is one.
-        run.closure = closure = partial(loss_of(run), run, batches, objective)
+        run.closure = closure = partial(private_loss if run.privacy else step_loss, run, batches, objective)
         run.fire("before_step")
         if contract_of(run.optimizer).calls_closure:  # zeroth-order methods decide how often
             run.model.eval()  # two losses are compared, so dropout must not differ between them

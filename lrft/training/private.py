@@ -13,7 +13,7 @@ Departures: none; rows are drawn as the accounting assumes (`lrft.data.poisson`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from lrft.core.objective import Objective
 from lrft.core.privacy import Privacy
 from lrft.core.run import Run
 from lrft.ops.compiled import compiling
-from lrft.training.step import StepBatches, step_loss
+from lrft.training.step import StepBatches
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,6 @@ class _Row:
 
     targets: int
     examples: int = 1
-
-
-def loss_of(run: Run) -> Callable[[Run, StepBatches, Objective], Tensor]:
-    """What a step of the run computes: its mean loss, with gradients as they come or as privacy has them."""
-    return step_loss if run.privacy is None else private_loss
 
 
 def private_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
