@@ -15,7 +15,7 @@ from lrft.registry.config import Field, MethodConfig
 
 @AGGREGATORS.register
 class SFPrompt(FedAvg):
-    """Split federated prompt tuning: a client trains both ends of the model, first alone and then through the server.
+    """Split federated prompt tuning: clients train both ends of the model, first alone, then through the server.
 
         y = tail(body(head([P, x])))                            the model, cut between its blocks
         A: P, tail <- steps on l(tail(head([P, x])))            all rows; nothing travels
