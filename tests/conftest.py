@@ -238,7 +238,10 @@ def on_tiny(
         from lrft.recipe.load import load_recipe
 
         found = [f"model.name={tiny()}"]
-        adapter = load_recipe(path, ["model.name=x/y"]).recipe.adapter
+        recipe = load_recipe(path, ["model.name=x/y"]).recipe
+        adapter = recipe.adapter
+        if getattr(recipe.objective, "teacher", None) is not None:
+            found.append(f"objective.teacher={tiny(bias=True)}")
         if adapter is not None and "adapters" in type(adapter).model_fields:
             found.append(f"adapter.adapters=[{', '.join(given_adapters())}]")
         return found

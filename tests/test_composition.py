@@ -57,6 +57,10 @@ def draw(choice: random.Random, methods: dict[str, dict[str, Any]], model: Path)
     aside = random.Random(repr(sorted(chosen)))  # so that what is drawn without it is what it was
     if aside.random() < 0.2:
         chosen[ASIDE] = dict(methods[ASIDE][aside.choice(sorted(methods[ASIDE]))])
+    if chosen["objective"].get("teacher") is not None:
+        chosen["objective"]["teacher"] = str(
+            model
+        )  # the one that a smoke recipe names has another vocabulary
     rows = methods["data"][chosen["objective"]["method"]]
     for settings in chosen.values():  # a method's own rows are of the recipe's format, too
         settings |= {key: rows["train"] for key, value in settings.items() if _is_source(value)}

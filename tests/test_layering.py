@@ -111,6 +111,7 @@ NAMING = {
     "lrft/export/targets.py": {"lora", "LoRA"},
     "lrft/evaluation/tasks/glue.py": {"cola", "sst"},
     "lrft/data/formats/classify.py": {"classify", "Classify"},
+    "lrft/api/transferring/recipes.py": {"classify", "distillation"},  # what a published procedure trains by
 }
 
 

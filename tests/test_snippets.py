@@ -34,7 +34,7 @@ from lrft.lab.tables.full.table import load_full
 from lrft.lab.tables.scaled.table import load_scaled
 from lrft.recipe.load import load_recipe
 from lrft.recipe.method_words import parse_named
-from lrft.registry.axes import DATA_SELECTIONS
+from lrft.registry.axes import DATA_SELECTIONS, TRANSFER_ESTIMATES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -47,12 +47,17 @@ FENCE = re.compile(
 )
 LANGUAGES = {"bash", "console", "csv", "json", "jsonl", "python", "text", "yaml"}
 # Commands whose arguments are recipes and overrides.
-READ = {"train", "plan", "find-lr", "data", "recipes", "compare", "search"}
+READ = {"train", "plan", "find-lr", "data", "recipes", "choose", "compare", "search"}
 # What else of a command's parameters is looked at.
 MORE = {
     "search": lambda given: parse_method(given["method"]),
-    "data": lambda given: parse_named(DATA_SELECTIONS, given["method"]) if "method" in given else None,
+    "data": lambda given: parse_data_method(given) if "method" in given else None,
 }
+
+
+def parse_data_method(given: dict[str, object]) -> object:
+    """The method of `lrft data rank`, which has sources, or of `lrft data select`."""
+    return parse_named(TRANSFER_ESTIMATES if given.get("source") else DATA_SELECTIONS, str(given["method"]))
 
 
 @dataclass(frozen=True)

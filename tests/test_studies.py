@@ -111,6 +111,19 @@ def test_every_study_has_a_recipe_a_smoke_twin_and_a_dozen_rows():
     assert all(len(rows(file)) == 12 for file in files)
 
 
+def test_recipes_that_name_made_up_rows_say_so_and_so_does_the_page():
+    given = {name: full(name).recipe.data for name in STUDIES}
+    own = {name for name, data in given.items() if "data/studies" in str(data.train)}
+    assert own == {"workflows", "translation", "dialect", "knowledge"}
+    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    told = page[page.index("The rows of `study-") : page.index("made-up rows**")]
+    assert set(re.findall(r"`study-([\w-]+)`", told)) == own
+    for name in own:
+        head = (RECIPES / f"study-{name}.yaml").read_text(encoding="utf-8").partition("\n\n")[0]
+        said = " ".join(line.lstrip("# ") for line in head.splitlines())
+        assert re.search(r"made[- ]up", said) and "data.train=" in said
+
+
 @each("name", list(STUDIES))
 def test_every_layer_of_the_real_architecture_trains_its_share(name, tmp_path_factory):
     _, shape, count, _ = STUDIES[name]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 from lrft.build.adaptation import Adaptation
-from lrft.core.aggregate import Aggregator, Federation
+from lrft.core.aggregate import Aggregator, Federation, Split
 from lrft.core.params import ParamInfo
+from lrft.core.privacy import Secret
 from lrft.model.split import SplitModel
+from lrft.ops.metric_noise import metric_noise
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import AGGREGATORS
 from lrft.registry.errors import RecipeError
@@ -51,6 +55,23 @@ def split_of(
     if any(phase.keep < 1 for phase in aggregator.phases):
         _check_rows(recipe, adaptation)
     return SplitModel(adaptation.model, aggregator.split.head, aggregator.split.tail, infos)
+
+
+def hiding(split: Split, secret: Secret, seed: int, round: int) -> Callable[[Tensor], Tensor] | None:
+    """Adds the noise of a client's round to what it sends up, in order; None where there is none.
+
+    Args:
+        seed: tells clients apart.
+    """
+    if split.eta is None:
+        return None
+    eta, drawn = split.eta, secret.generator("link", seed, round)
+
+    def hide(hidden: Tensor) -> Tensor:
+        noise = metric_noise(hidden.shape, eta, drawn).to(hidden.device)
+        return (hidden.float() + noise).to(hidden.dtype)
+
+    return hide
 
 
 def check_whole(aggregator: Aggregator, recipe: Recipe) -> None:

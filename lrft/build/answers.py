@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lrft.build.reworded import Reworded, find_questions
 from lrft.core.drawing import Drawing, Lines
 from lrft.core.reward import Attempt
 from lrft.core.run import Run
@@ -69,6 +70,8 @@ class Answers:
     def __init__(self, run: Run, rows: Rows, objective: Drawing, subject: Subject) -> None:
         self.run, self.rows, self.objective, self.subject = run, rows, objective, subject
         self.rewards, self.size = objective.rewards(), objective.config.group
+        self.question = find_questions(objective, subject.renderer, rows)
+        self.reworded = None if objective.rewords is None else Reworded(run, objective, subject)
         self._breaks = cache(self._count_breaks)
 
     def to(self, examples: Sequence[int], numbers: Sequence[int]) -> list[Group]:
@@ -78,7 +81,7 @@ class Answers:
             numbers: of the first answer to each row; those of the others follow. They decide what is drawn.
         """
         config, subject = self.objective.config, self.subject
-        questions = [subject.renderer.question(self.rows[index]) for index in examples]
+        questions = [self.question(self.rows[index]) for index in examples]
         asked = [place for place in range(len(examples)) for _ in range(self.size)]
         answers = generate(
             subject,
@@ -112,6 +115,9 @@ class Answers:
 
     def _group(self, index: int, question: Question, answers: list[list[int]]) -> Group:
         attempts = [self._attempt(index, question, tokens) for tokens in answers]
+        if self.reworded is not None:
+            worth = torch.tensor(self.reworded.worth(self.rows[index], attempts), dtype=torch.float64)
+            return Group(index, question, answers, attempts, worth[:, None], worth)
         scores = torch.tensor([self._scores(attempt) for attempt in attempts], dtype=torch.float64)
         weights = scores.new_tensor([reward.config.weight for reward in self.rewards])
         totals = (scores.movedim(1, -1) @ weights) if self.objective.ranks else scores @ weights

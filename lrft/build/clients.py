@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lrft.build.adapt import Adaptation
-from lrft.build.aggregating import aggregator_of, split_of
+from lrft.build.aggregating import aggregator_of, hiding, split_of
 from lrft.build.compiling import worth_compiling
 from lrft.build.hardest import hardest, kept_of
 from lrft.build.optimizing import build_optimizer
@@ -134,11 +134,22 @@ class Clients:
         run.callbacks = [GradientCheck(), heard]
         for phase in self.aggregator.phases:
             heard.losses = []
-            self._go_through(phase, turn, run, objective, link)
+            self._go_through(phase, turn, run, objective, self._way(phase, turn, run.seed, link))
         tensors, rows = read(self.infos), len(self.shares[turn.client])
         return Trained(tensors, rows, heard.losses, heard.tokens, heard.targets, heard.lr, link)
 
-    def _go_through(self, phase: Phase, turn: Turn, run: Run, objective: Objective, link: Link) -> None:
+    def _way(self, phase: Phase, turn: Turn, seed: int, link: Link) -> AbstractContextManager[None]:
+        """How the passes of a phase go through a split model; of one that is whole, as they do."""
+        cut = self.aggregator.split
+        if self.split is None or cut is None:
+            return nullcontext()
+        if phase.bypass:
+            return self.split.bypassed()
+        return self.split.linked(link, hiding(cut, self.secret, seed, turn.round))
+
+    def _go_through(
+        self, phase: Phase, turn: Turn, run: Run, objective: Objective, way: AbstractContextManager[None]
+    ) -> None:
         data, share, rows = self._data(turn.client), self.shares[turn.client], self.text.rows
         if phase.keep < 1:
             kept = self._hardest(turn.client, phase.keep)
@@ -146,9 +157,6 @@ class Clients:
         if rows is not None:
             run.where = lambda index: rows.where(share[index])
         length = self._length(turn.client, phase)
-        way: AbstractContextManager[None] = nullcontext()
-        if self.split is not None:
-            way = self.split.bypassed() if phase.bypass else self.split.linked(link)
         steps = data.between(turn.round * length, (turn.round + 1) * length, run.device.type)
         with way, closing(steps):
             train_steps(run, steps, objective)

@@ -73,10 +73,7 @@ def assemble_federation(
         team=adaptation.team,
     )
     server.run = run
-    if run.settling:
-        raise RecipeError(
-            "takes a step of its own after every update, which nothing averages", "adapter.method"
-        )
+    _check_settling(run)
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
     check_private(recipe, run, objective)
     for sentence in tell(recipe, text, shares):
@@ -85,9 +82,8 @@ def assemble_federation(
     began, identity = identified(
         run, text, adaptation, recipe_hash, trained_on, folder.processes, trust_remote_code
     )
-    spending = [] if recipe.privacy is None else [SpentByClients(recipe, server)]
-    rest = callbacks_of(recipe, run, text, folder, identity, every=1)
-    run.callbacks = [Summary(server), *spending, *rest]
+    own = [Summary(server)] if recipe.privacy is None else [Summary(server), SpentByClients(recipe, server)]
+    run.callbacks = [*own, *callbacks_of(recipe, run, text, folder, identity, every=1)]
 
     def steps() -> Generator[StepBatches, None, None]:
         return (_round() for _ in range(run.step, total))
@@ -98,6 +94,13 @@ def assemble_federation(
 def _round() -> StepBatches:
     """No rows of the server's own: its clients take theirs."""
     return StepBatches([], 0, 0, 0, 0, 0.0)
+
+
+def _check_settling(run: Run) -> None:
+    if run.settling:
+        raise RecipeError(
+            "takes a step of its own after every update, which nothing averages", "adapter.method"
+        )
 
 
 def _check_adapter(recipe: Recipe) -> None:

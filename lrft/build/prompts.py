@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lrft.build.reworded import find_questions
 from lrft.build.text import Text
 from lrft.core.drawing import Drawing
 from lrft.recipe.schema import Recipe
@@ -22,10 +23,14 @@ def check_prompts(recipe: Recipe, text: Text) -> None:
     objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
     assert isinstance(objective, Drawing) and text.rows is not None
     rewards, limit = objective.rewards(), objective.config.max_new_tokens
+    asked = find_questions(objective, text.renderer, text.rows)
     for index, encoded in enumerate(text.train):
         if not encoded.targets:
             continue
-        question = text.renderer.question(text.rows[index])
+        try:
+            question = asked(text.rows[index])
+        except DataError as error:
+            raise DataError(f"{text.rows.where(index)}: {error}") from error
         problem, length = "", len(question.prompt) + limit
         if not question.prompt:
             problem = (

@@ -80,11 +80,19 @@ class Rounds(Optimizer):
         return self._loss(answers)
 
     def state_dict(self) -> StateDict:
-        return {"aggregator": self.aggregator.state_dict(), "totals": self.totals}
+        found = {"aggregator": self.aggregator.state_dict(), "totals": self.totals}
+        return {**found, "secret": str(self.clients.secret.number)} if self._hides else found
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         self.aggregator.load_state_dict(state_dict["aggregator"])
         self.totals = dict(state_dict["totals"])
+        if self._hides:
+            self.clients.secret.number = int(state_dict["secret"])
+
+    @property
+    def _hides(self) -> bool:
+        """Whether clients draw noise from the secret without a `privacy` section, which keeps it by itself."""
+        return self.aggregator.split is not None and self.aggregator.split.eta is not None
 
     def _record(self, answers: Sequence[Answer], round: int, after: Tensors) -> None:
         assert self.run is not None, "set once the run is built"

@@ -112,6 +112,8 @@ def shapes_of(recipe: Recipe, data: TrainData) -> Iterator[Shape]:
     """The shapes of the first epoch's micro-batches; of answers that are still to be drawn, as long as they may be."""
     draws = drawing(recipe)
     other = max(data.lengths) if draws is not None and draws.redraws else 0
+    if "rewords" in OBJECTIVES.declared(recipe.objective.method).provides:
+        other = recipe.train.max_length  # what is asked about a row may be longer than the row
     for shape in data.shapes(0):
         yield shape if draws is None else _drawn(shape, draws, recipe.train.max_length, other)
 

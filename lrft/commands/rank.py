@@ -25,14 +25,6 @@ def rank_command(
     recipe: Annotated[
         str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
     ],
-    source: Annotated[
-        list[Path],
-        typer.Option(help="Run of a source task, or for textemb its recipe; may be repeated."),
-    ],
-    out: Annotated[Path, typer.Option(help="A .json file of the order, best first.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
-    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -40,7 +32,17 @@ def rank_command(
             help="What estimates the transfer: `lrft methods ls transfer`.",
             autocompletion=_methods,
         ),
-    ] = "logme",
+    ],
+    source: Annotated[
+        list[Path],
+        typer.Option(
+            help="Run of a source task, or, where texts alone are compared, its recipe; may be repeated."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="A .json file of the order, best first.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
+    ] = None,
     rows: Annotated[
         int, typer.Option(min=1, metavar="N", help="Rows of the target and of each source.")
     ] = 1000,
@@ -49,7 +51,7 @@ def rank_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Order tasks to train on first: `lrft data rank quickstart --source runs/a --source runs/b --out order.json`."""
+    """Order tasks to train on first: `lrft data rank mine.yaml --method logme --source runs/a --out order.json`."""
     from lrft.api.data.rank import rank_sources
 
     silence(quiet)

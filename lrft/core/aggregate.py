@@ -57,10 +57,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Split:
-    """Where a model is cut: blocks at its beginning and at its end that a client holds; the others are the server's."""
+    """Where a model is cut, and what hides what crosses.
+
+    Attributes:
+        head, tail: blocks at its beginning and at its end that a client holds; the others are the server's.
+        eta: of the noise on hidden states that go up (`lrft.ops.metric_noise`); None for none.
+    """
 
     head: int
     tail: int
+    eta: float | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,14 @@ class Lines:
     stops: Tensor
 
 
+@dataclass(frozen=True)
+class Rewording:
+    """What is asked about a row, in which `{NAME}` is its column NAME, and the column whose text an answer replaces."""
+
+    template: str
+    column: str
+
+
 class Drawing(Objective):
     """Its steps draw `group` answers to the prompt of every row, reward them, and ask it to judge them.
 
@@ -44,6 +52,15 @@ class Drawing(Objective):
     def ranks(self) -> int:
         """How many lines of an answer are rewarded one by one; 0 where it is rewarded as a whole."""
         return 0
+
+    @property
+    def rewords(self) -> Rewording | None:
+        """What is asked in the place of a row's prompt, where answers are judged in a row of their own by `worth`."""
+        return None
+
+    def worth(self, model: LanguageModel, batch: Batch) -> Tensor:
+        """What answers are worth by the rows that they make, (documents,); without gradients, in evaluation mode."""
+        raise NotImplementedError(f"{type(self).__name__} rewords nothing")
 
     def rewards(self) -> Sequence[Reward]:
         """What an answer is given, each to be multiplied by its weight and added."""

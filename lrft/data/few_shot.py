@@ -149,7 +149,7 @@ class FewShot:
         """The input that an answer holds, up to where it would go on with an output, and why it is none, or nothing."""
         before, after = self.marks
         text = answer.strip().removeprefix(before)
-        end = re.search(rf"\n\s*({re.escape(before)}|{re.escape(after)})", text)
+        end = re.search(rf"(?:^|\n)\s*({re.escape(before)}|{re.escape(after)})", text)
         if end is None and not stopped:
             return text.strip(), "cut off"
         text = text[: end.start()].strip() if end else text.strip()

@@ -173,9 +173,7 @@ class TrainData:
 
     def visited(self, step: int) -> list[int]:
         """The rows of the epoch that a step is of, each as often as it is visited there."""
-        return [
-            index for micro_batch in self._plan(self._epoch_of(step)) for row in micro_batch for index in row
-        ]
+        return [k for batch in self._plan(self._epoch_of(step)) for row in batch for k in row]
 
     def layout(self, epoch: int) -> list[MicroBatch]:
         """The micro-batches of an epoch, over all processes: of each its rows, of each row the data-set indices."""

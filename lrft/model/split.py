@@ -17,6 +17,8 @@ from lrft.model.recompute import recomputable
 from lrft.ops.linalg import Context
 from lrft.registry.errors import RecipeError
 
+Change = Callable[[Tensor], Tensor]
+
 
 @dataclass
 class Link:
@@ -65,10 +67,14 @@ class SplitModel:
         self._prove()
 
     @contextmanager
-    def linked(self, link: Link) -> Iterator[None]:
-        """Let what passes between client and server in the passes within be counted."""
+    def linked(self, link: Link, hide: Change | None = None) -> Iterator[None]:
+        """Let what passes between client and server in the passes within be counted.
+
+        Args:
+            hide: changes the hidden states that go up; their gradients come back as they are.
+        """
         hooks = [
-            self.body[0].register_forward_pre_hook(_entering(link), with_kwargs=True),
+            self.body[0].register_forward_pre_hook(_entering(link, hide or _as_it_is), with_kwargs=True),
             self.body[-1].register_forward_hook(_leaving(link)),
         ]
         try:
@@ -145,11 +151,11 @@ def _cross(hidden: Tensor, link: Link, up: bool) -> Tensor:
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def _entering(link: Link) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Inputs]:
+def _entering(link: Link, hide: Change) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Inputs]:
     def enter(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Inputs:
         if inputs:
-            return (_cross(inputs[0], link, True), *inputs[1:]), named
-        return inputs, {**named, "hidden_states": _cross(named["hidden_states"], link, True)}
+            return (_cross(hide(inputs[0]), link, True), *inputs[1:]), named
+        return inputs, {**named, "hidden_states": _cross(hide(named["hidden_states"]), link, True)}
 
     return enter
 
@@ -161,6 +167,10 @@ def _leaving(link: Link) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         return (_cross(output[0], link, False), *output[1:])
 
     return leave
+
+
+def _as_it_is(hidden: Tensor) -> Tensor:
+    return hidden
 
 
 def _identity(*inputs: Any, **named: Any) -> Any:

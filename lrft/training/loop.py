@@ -44,9 +44,8 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         run.micro_batches = batches.micro_batches
         run.rows = tuple(row for batch in run.micro_batches for row in batch.examples)
         run.seed_step()
-        # And backward where there is one.
-        loss_of = step_loss if run.privacy is None else private_loss
-        run.closure = closure = partial(loss_of, run, batches, objective)
+        # With a backward pass where there is one.
+        run.closure = closure = partial(private_loss if run.privacy else step_loss, run, batches, objective)
         run.fire("before_step")
         if contract_of(run.optimizer).calls_closure:  # zeroth-order methods decide how often
             run.model.eval()  # two losses are compared, so dropout must not differ between them

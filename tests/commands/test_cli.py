@@ -67,6 +67,10 @@ OPTIONS = {
     "generate-adapter draw": {
         *("--out", "--describe", "--seed", "--judge", "--draws", "--limit", *TRUST, *TALK),
     },
+    "transfer": {
+        *("--to", "--out", "--seeds", "--shots", "--discriminator", "--judge", "--contrast"),
+        *("--candidates", "--threshold", "--match", "--prompt", *SAMPLING, *TRUST, *TALK),
+    },
     "doctor": {*TRUST, *TALK},
     "inspect": {"--top", "--below", "--quick", "--base", "--sites", *TRUST, *TALK},
     "report": {"--out", "--png", "--inspect", *TALK},

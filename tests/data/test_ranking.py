@@ -9,12 +9,14 @@ import random
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from lrft.api.data.rank import rank_sources
 from lrft.api.data.ranking import BASE
 from lrft.api.training.train import train
 from lrft.build.classes import read_classes
 from lrft.build.dataset import read_text
+from lrft.commands.data import app
 from lrft.evaluation.row_features import measure_rows
 from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe
@@ -169,3 +171,14 @@ def test_another_order_is_not_written_over(recipe, tmp_path):
     (tmp_path / "order.json").write_text("{}")
     with pytest.raises(UsageError, match="holds another order"):
         rank_sources(recipe(), [tmp_path / "other.yaml"], "textemb", tmp_path / "order.json")
+
+
+def test_the_command_prints_the_order_and_its_document(recipe, tmp_path, monkeypatch):
+    recipe()
+    monkeypatch.chdir(tmp_path)
+    words = ["rank", "target.yaml", "--method", "textemb", "--source", "other.yaml", "--out", "order.json"]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 0, shown.output
+    assert "other.yaml" in shown.output and "order.json: textemb by 30 rows of the target" in shown.output
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert found == json.loads((tmp_path / "order.json").read_text())

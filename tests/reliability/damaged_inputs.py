@@ -25,7 +25,10 @@ from tests.reliability.damage import KINDS, _limit, swapped
 from tests.reliability.full_disk import ROOT, Bench, Called, call
 from tests.reliability.outcome import Outcome, tiny_model
 
-GIVEN = ("recipe.yaml", "choices.yaml", "ask.txt", "goal.jsonl", "choices-train.jsonl", "choices-test.jsonl")
+GIVEN = (
+    *("recipe.yaml", "choices.yaml", "many.yaml", "ask.txt", "goal.jsonl"),
+    *("choices-train.jsonl", "choices-test.jsonl", "many-train.jsonl", "many-test.jsonl"),
+)
 FLIPS = 3  # of a file: headers are as long as the tensors of a tiny model
 SECONDS = 20  # of a case; a pipe that is waited for takes for ever
 TEXT = {"flip", "zero tail", "longer", "swap", "truncate"}  # of which a text of the user's is another text
@@ -64,6 +67,19 @@ class Attacked:
 SELECT = ("data", "select", "recipe.yaml", "--method", "perplexity", "--budget", "2", "--out", "few.jsonl")
 AUGMENT = ("data", "augment", "recipe.yaml", "--prompt", "ask.txt", "--out", "more.jsonl")
 AUGMENT = (*AUGMENT, "--into", "completion", "--max-new-tokens", "2")
+RANK = (
+    "data",
+    "rank",
+    "recipe.yaml",
+    "data.train.limit=24",
+    "--method",
+    "textemb",
+    "--source",
+    "choices.yaml",
+)
+RANK = (*RANK, "--out", "order.json")
+CHOOSE = ("choose", "many.yaml", "--shots", "0", "--out", "chosen")
+MEASURED = "order.target.embeddings.jsonl"
 ATTACKED = {
     "eval-posterior": Attacked(
         ("choice",), ("choice/posterior/*",), ("eval", "choice", "--posterior"), (), True
@@ -107,6 +123,10 @@ ATTACKED = {
         AUGMENT,
         ("more.jsonl",),
     ),
+    "data-rank": Attacked(
+        (MEASURED, f"{MEASURED}.about.json", "order.json"), ("order*",), RANK, ("order.json",)
+    ),
+    "choose": Attacked(("chosen",), ("chosen/*",), CHOOSE, ("chosen/choice.json",)),
     "augment-prompt": Attacked((), ("ask.txt",), AUGMENT, of_user=True),
     "select-target": Attacked(
         (),
@@ -225,6 +245,10 @@ MAKES: dict[str, list[tuple[str, ...]]] = {
     "few.jsonl": [SELECT],
     "few.losses.jsonl": [SELECT],
     "few.losses.jsonl.about.json": [SELECT],
+    "order.json": [RANK],
+    MEASURED: [RANK],
+    f"{MEASURED}.about.json": [RANK],
+    "chosen": [CHOOSE],
     "more.jsonl": [AUGMENT],
     "more.answers.jsonl": [AUGMENT],
     "more.answers.jsonl.about.json": [AUGMENT],

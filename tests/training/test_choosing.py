@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from lrft.api.choosing.choose import choose
 from lrft.api.choosing.costs import parse_price, price_in_operations, training_tokens
 from lrft.api.choosing.demonstrations import with_answer
 from lrft.api.choosing.law import fit_shots
 from lrft.api.choosing.past import compare, spearman
-from lrft.api.choosing.probe import Learning, classify, learn
+from lrft.api.choosing.probe import Learning, learn, predict_classes
 from lrft.api.training.train import train
+from lrft.cli import app
 from lrft.data.example import Example
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import DataError, RecipeError, UsageError
@@ -67,7 +69,7 @@ def test_a_head_is_ridge_regression_with_the_least_leave_one_out_error():
 
     best = min((10.0**k for k in range(-6, 5)), key=left_out)
     expected = ridge(a.numpy(), y, best)(b.numpy()).argmax(1)
-    assert classify(x, gold, test, 3).tolist() == expected.tolist()
+    assert predict_classes(x, gold, test, 3).tolist() == expected.tolist()
 
 
 def test_a_head_s_curve_goes_on_to_all_rows():
@@ -280,3 +282,40 @@ def test_two_bases_of_one_recipe_are_strategies_of_their_own(recipe, tiny, tmp_p
     assert [(one["strategy"], one["accuracy"]) for one in first] == [
         (one["strategy"], one["accuracy"]) for one in second
     ]
+
+
+def test_rows_with_labels_are_fine_tuned_alone(recipe, tiny, tmp_path):
+    recipe()
+    for name in ("rows", "held"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        labelled = [{"text": row["prompt"], "label": row["completion"].strip()} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    labels = (
+        "model.head=[yes, no]",
+        "objective=classify",
+        "data.format=classify",
+        "eval.tasks=[classification]",
+    )
+    found = choose(recipe(*labels), tmp_path / "choice")
+    assert [one["strategy"] for one in found["strategies"]] == ["fine-tuning"] and found["shots"] == {}
+    assert found["classes"] == ["no", "yes"] and "ask for no answer" in found["notes"][0]
+
+
+def test_the_command_prints_strategies_and_its_document(recipe, tmp_path, monkeypatch):
+    recipe()
+    monkeypatch.chdir(tmp_path)
+    words = ["choose", "recipe.yaml", "--shots", "0,1", "--out", "choice"]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 0, shown.output
+    for said in (
+        "fine-tuning",
+        "1 demonstration",
+        "best: ",
+        "24 held-out rows, 2 classes",
+        "no --past run says",
+    ):
+        assert said in shown.output
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert found == json.loads((tmp_path / "choice" / "choice.json").read_text())
+    refused = CliRunner().invoke(app, [*words[:3], "0,x", *words[4:]])
+    assert isinstance(refused.exception, UsageError) and "--shots 0,x" in str(refused.exception)

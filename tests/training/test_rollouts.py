@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -17,6 +18,9 @@ from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
 from lrft.build.job import assemble
 from lrft.build.steps import documents_of_a_row, shapes_of, train_data
+from lrft.core.adapted import adapters_off
+from lrft.data.collate import collate
+from lrft.data.prompts import Asker
 from lrft.methods.objectives._answers import token_logprobs
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
@@ -225,6 +229,44 @@ def test_several_processes_learn_once_from_what_they_drew(job_of):
 def decided(tiny, tmp_path):
     """The tiny model with an embedding, and so a head, whose logits are apart: any other is all but a uniform draw."""
     return with_clear_logits(tiny(), tmp_path / "decided", 5)
+
+
+def test_an_answer_of_riff_takes_the_place_of_the_text_it_rephrases(job_of):
+    """Asked as lrft data augment asks a run, and worth what the base gives to the row's answer beside it."""
+    job = job_of("objective={method: riff, group: 4, updates: 1, max_new_tokens: 6}")
+    rows, renderer, model = job.text.rows, job.text.renderer, job.run.model
+    rollouts = next(one for one in job.run.callbacks if type(one).__name__ == "Rollouts")
+    reworded, row = rollouts.answers.reworded, rows[0]
+    ask = f"Write this in other words and keep what it means:\n{row['prompt']}"
+    asker = Asker(renderer, row)
+    assert rollouts.answers.question(row).prompt == asker.ids(asker.text(ask))
+    texts_of = ["Other words.", str(row["prompt"]), "  "]
+    attempts = [SimpleNamespace(output=text) for text in texts_of]
+    found = reworded.worth(row, attempts)
+    with torch.no_grad(), adapters_off(model.eval()):
+        for text, worth in zip(texts_of[:2], found, strict=False):
+            batch = collate([[renderer.encode({**row, "prompt": text})]], job.text.pad_id, None, [[0]])
+            assert worth == pytest.approx(float(token_logprobs(model, batch).sum()), rel=1e-4)
+    answer = renderer.encode(row).targets
+    assert found[2] == pytest.approx(-answer * math.log(model.hf.config.vocab_size))
+    model.train()
+    step = next(iter(job.steps()))
+    assert step.metrics["reward"] < 0 < step.metrics["reward_spread"]
+
+
+def test_what_riff_asks_for_is_in_every_row(tiny):
+    with pytest.raises(DataError, match=r"jsonl:1: column 'tone' holds no text"):
+        read_text(
+            recipe_of(
+                tiny, "objective={method: riff, ask: '{prompt} {tone}', updates: 1, max_new_tokens: 6}"
+            ).recipe
+        )
+    with pytest.raises(RecipeError, match="is no template"):
+        read_text(
+            recipe_of(
+                tiny, "objective={method: riff, ask: '{prompt} {', updates: 1, max_new_tokens: 6}"
+            ).recipe
+        )
 
 
 def with_clear_logits(model, folder, times):

@@ -11,7 +11,7 @@ import torch
 
 from lrft.api.training.federate import federate
 from lrft.build.adapt import adapt
-from lrft.build.aggregating import check_whole
+from lrft.build.aggregating import check_whole, hiding
 from lrft.build.clients import Clients, read
 from lrft.build.dataset import read_text
 from lrft.build.hardest import hardest, kept_of, row_errors
@@ -20,6 +20,7 @@ from lrft.build.shares import shares_of
 from lrft.core.aggregate import Turn, bytes_of
 from lrft.data.collate import collate
 from lrft.model.split import Link
+from lrft.ops.metric_noise import metric_noise
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
 from lrft.training.device import make_accelerator
@@ -156,6 +157,37 @@ def test_bytes_of_a_run_are_messages_and_crossings_of_the_kept_rows(four, tmp_pa
     assert line["bytes_up"] == line["bytes_down"] == crossed + 2 * bytes_of(start)
 
 
+def test_noise_is_as_long_as_it_says_and_as_often_in_every_direction():
+    drawn = metric_noise(torch.Size((4000, 24)), 3.0, torch.Generator().manual_seed(0))
+    length = drawn.norm(dim=-1)
+    assert float(length.mean()) == pytest.approx(24 / 3, rel=0.02)
+    assert float(length.var()) == pytest.approx(24 / 9, rel=0.1), "no gamma distribution"
+    assert float(drawn.mean(0).abs().max()) < 0.15
+    shares = drawn.square().mean(0) / drawn.square().mean()
+    assert float(shares.min()) > 0.85 and float(shares.max()) < 1.15
+
+
+def test_with_eta_what_goes_up_is_noisy_and_what_is_scored_is_not(clients):
+    made = clients("federate.aggregate.eta=50.0")
+    model, batch, sent = made.adaptation.model, batch_of(made, [0, 1]), []
+    plain = model.hidden(batch)
+    hide = hiding(made.aggregator.split, made.secret, 0, 0)
+
+    def looked_at(hidden):
+        sent.append(hide(hidden) - hidden)
+        return hidden + sent[-1]
+
+    with made.split.linked(Link(), looked_at):
+        found = model.hidden(batch)
+    assert not torch.allclose(found, plain) and torch.equal(model.hidden(batch), plain)
+    width = plain.shape[-1]
+    assert float(sent[0].norm(dim=-1).mean()) == pytest.approx(width / 50, rel=0.05)
+    again = hiding(made.aggregator.split, made.secret, 0, 0)(torch.zeros_like(sent[0]))
+    torch.testing.assert_close(again, sent[0], atol=1e-5, rtol=1e-4)
+    other = hiding(made.aggregator.split, made.secret, 0, 1)(torch.zeros_like(sent[0]))
+    assert not torch.allclose(other, again, atol=1e-3)
+
+
 def test_the_hardest_rows_are_kept_by_the_mean_error_of_their_tokens(clients):
     made = clients()
     model, text, measure = made.adaptation.model, made.text, made.aggregator.error
@@ -174,7 +206,7 @@ def test_the_hardest_rows_are_kept_by_the_mean_error_of_their_tokens(clients):
 
 
 def test_a_split_federation_learns_and_goes_on_to_the_bit(four, tmp_path):
-    loaded = four("federate.rounds=3", "optimizer.lr=0.01", "federate.aggregate.keep=1.0")
+    loaded = four("federate.rounds=3", "optimizer.lr=0.01", "federate.aggregate={keep: 1.0, eta: 1e4}")
     result = federate(loaded, tmp_path / "whole")
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]

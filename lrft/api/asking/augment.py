@@ -134,7 +134,7 @@ def augment_rows(
     with stop.listening(kept), EvaluationBar() as show:
         chosen = with_format(as_loaded(recipe, overrides)).recipe
         renderer = read_renderer(chosen, trust_remote_code).renderer
-        rewriting = Rewriting(_template(Path(prompt)), into, renderer.format)
+        rewriting = Rewriting(template_of(Path(prompt)), into, renderer.format)
         rewriting.check()
         rows, questions = _asked(training_rows(chosen), rewriting, times)
         writer = _writer(chosen, run, trust_remote_code, show)
@@ -172,7 +172,12 @@ def _asked(rows: Rows, rewriting: Rewriting, times: int) -> tuple[Rows, list[str
     return rows.chosen([k for k in range(len(rows)) for _ in range(times)]), questions
 
 
-def _template(path: Path) -> str:
+def template_of(path: Path) -> str:
+    """What a file asks.
+
+    Raises:
+        UsageError: it is no text.
+    """
     try:
         return read_text(path).rstrip("\n")
     except DamagedFile as error:

@@ -68,13 +68,13 @@ def learn(train: Tensor, gold: Tensor, test: Tensor, test_gold: Tensor, classes:
         for _ in range(DRAWS if size < count else 1):
             stop.poll()
             rows = torch.randperm(count, generator=draw)[:size]
-            said = classify(train[rows], gold[rows], test, classes)
+            said = predict_classes(train[rows], gold[rows], test, classes)
             found.append((said == test_gold).double())
         columns.append(torch.stack(found).mean(0))
     return Learning(sizes, torch.stack(columns, 1))
 
 
-def classify(train: Tensor, gold: Tensor, test: Tensor, classes: int) -> Tensor:
+def predict_classes(train: Tensor, gold: Tensor, test: Tensor, classes: int) -> Tensor:
     """The classes of `test` by ridge regression on one-hot classes, (rows, d), (rows,), (n, d) -> (n,).
 
     States are standardised by the training rows'; the strength is that of the least leave-one-out error, which has the

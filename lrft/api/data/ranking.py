@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from lrft.data.rows import Rows
 from lrft.evaluation.progress import EvaluationBar
 from lrft.recipe.load import as_loaded
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import DataError, RecipeError
+from lrft.registry.errors import DataError, NumericalError, RecipeError
 from lrft.training.folder import RUN, find, places
 from lrft.training.relied import own_recipe
 
@@ -124,7 +125,12 @@ class Ranking:
             stop.poll()
             kept = torch.cat([order[k::GROUPS] for k in range(GROUPS) if k != group])
             without.append(score(kept.sort().values))
-        return Scored(name, rows, score(torch.arange(self.used)), without)
+        found = Scored(name, rows, score(torch.arange(self.used)), without)
+        if not all(map(math.isfinite, (found.score, *found.without))):
+            raise NumericalError(
+                f"--source {name}: its score is no finite number, so it has no place in an order"
+            )
+        return found
 
 
 def is_run(source: Path | str) -> bool:

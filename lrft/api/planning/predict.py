@@ -88,8 +88,7 @@ def predict(
 
     The first is the form of Xia et al., "Understanding the Performance and Estimating the Cost of LLM Fine-Tuning",
     2024, arXiv 2408.04693, its constants fitted here and never taken over. The second is the continuation from a short
-    run that COSMOS and others rest on; COSMOS's own predictors (a probe on embeddings, a curve over demonstrations) are
-    not here, as their forms were not to be had.
+    run. Predictors that take no run, a head on frozen states and a curve over demonstrations, are `lrft choose`'s.
 
     Args:
         runs: run folders of the recipe, shorter ones or with other batch sizes.

@@ -100,11 +100,17 @@ def write_outputs(
         made = [row for row in map(task.row, inputs) if row is not None]
         rows = _answered(file, folder, task, Rows(made, "accepted input", ""), asked, trusted)
         if not rows:
+            why = ", ".join(f"{count:,} {what}" for what, count in _left_out(file).items())
             raise DataError(
-                f"the run ended none of its {len(inputs):,} outputs within --max-new-tokens {asked.max_new_tokens}; "
-                "raise it, in another folder"
+                f"none of the run's {len(inputs):,} outputs can be learnt ({why}); raise --max-new-tokens where they "
+                "are cut off, or look at the inputs that were accepted, and begin anew in another folder"
             )
         phases.end(ROWS, as_lines(rows))
+    return _left_out(file)
+
+
+def _left_out(file: AnswersFile) -> dict[str, int]:
+    """Why outputs are not learnt, counted."""
     return dict(sorted(Counter(filter(None, map(_why, file.lines()))).items()))
 
 

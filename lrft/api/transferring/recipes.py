@@ -51,47 +51,54 @@ def judge_recipe(source: Recipe, seed: int, rows: Path) -> str:
 
 
 def target_recipe(
-    to: str | Path,
-    overrides: Sequence[str],
-    source: Recipe,
-    rows: Path,
-    first: Row | None,
-    teacher: str | None,
+    to: str | Path, overrides: Sequence[str], source: Recipe, more: Sequence[str] = ()
 ) -> LoadedRecipe:
-    """The recipe of the target, on rows that were written, which are read as they are and everything else as before.
+    """The recipe of the target, by whose rows held-out rows and questions are read as the run reads them.
 
     Args:
-        source: that of the run, by whose format held-out rows and questions are read.
-        first: one of the rows; None before there is any.
+        source: the recipe of the run.
+        more: overrides that are the transfer's (`imitating`, `learning`).
+
+    Raises:
+        RecipeError: it reads rows otherwise, or is not valid.
+    """
+    own = load_recipe(to, overrides).recipe.data.format
+    form = source.data.format
+    assert form is not None, "a run records its format"
+    if own is not None and own != form:
+        raise RecipeError(
+            f"is {own.method}, and the run reads {form.method}, whose rows are written; leave it out",
+            "data.format",
+        )
+    written = json.dumps(form.model_dump(mode="json", exclude_unset=True))
+    return load_recipe(to, [*overrides, f"data.format={written}", *more])
+
+
+def learning(rows: Path, first: Row) -> list[str]:
+    """What lets a recipe train on the rows that were written, which are read by their own format.
+
+    Args:
+        first: one of the rows.
+    """
+    read, _ = guess(Rows([first], str(rows), ""))
+    train: dict[str, Json] = {"source": str(rows), "format": read.model_dump(mode="json")}
+    return [f"data.train=[{json.dumps(train)}]"]
+
+
+def imitating(recipe: Recipe, teacher: str | None) -> list[str]:
+    """What makes an objective imitate a teacher: one that has a teacher keeps its settings.
+
+    Args:
         teacher: whose distributions are imitated; None where texts are learnt.
 
     Raises:
-        RecipeError: they do not go together.
+        RecipeError: the objective cannot.
     """
-    loaded = load_recipe(to, overrides)
-    own = loaded.recipe.data.format
-    if own is not None and own != source.data.format:
-        assert source.data.format is not None, "a run records its format"
-        raise RecipeError(
-            f"is {own.method}, and the run reads {source.data.format.method}, whose rows are written; leave it out",
-            "data.format",
-        )
-    form = source.data.format and source.data.format.model_dump(mode="json", exclude_unset=True)
-    more = [f"data.format={json.dumps(form)}"]
-    if first is not None:
-        read, _ = guess(Rows([first], str(rows), ""))
-        train: dict[str, Json] = {"source": str(rows), "format": read.model_dump(mode="json")}
-        more.append(f"data.train=[{json.dumps(train)}]")
-    return load_recipe(to, [*overrides, *more, *_objective(loaded.recipe, teacher)])
-
-
-def _objective(recipe: Recipe, teacher: str | None) -> list[str]:
-    """What makes an objective imitate a teacher: one that has a teacher keeps its settings."""
     if "teacher" in type(recipe.objective).model_fields:
         if teacher is None or getattr(recipe.objective, "teacher", None) is not None:
             why = "only texts can be learnt here" if teacher is None else "the run is the teacher"
             raise RecipeError(
-                f"{recipe.objective.method} names a teacher, and {why}; leave it out", "objective"
+                f"{recipe.objective.method} has a teacher, and {why}; leave it out", "objective"
             )
         return [f"objective.teacher={json.dumps(teacher)}"]
     if teacher is None:

@@ -16,12 +16,13 @@ from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
 
+from lrft.api.asking.augment import template_of
 from lrft.api.transferring.acceptance import accepted, told_of
 from lrft.api.transferring.bases import Candidate, base_of, pool, read_candidates, write_candidates
 from lrft.api.transferring.folder import RESULT, Phases, as_lines
 from lrft.api.transferring.judge import SCORES, check_judge, own_rows, score, train_judge
 from lrft.api.transferring.pupil import ROWS, settle_imitation, train_target, write_outputs
-from lrft.api.transferring.recipes import target_recipe
+from lrft.api.transferring.recipes import imitating, learning, target_recipe
 from lrft.api.transferring.record import Asked, Judge, Pool, Transferred
 from lrft.build.rows import made_format
 from lrft.core import stop
@@ -29,7 +30,6 @@ from lrft.core.notes import say
 from lrft.data.few_shot import FewShot
 from lrft.data.rows import Rows
 from lrft.data.sources import read_rows
-from lrft.files.read import read_text
 from lrft.files.sums import file_sum
 from lrft.files.write import write_file
 from lrft.recipe.resolved import recipe_hash
@@ -107,7 +107,7 @@ def transfer(
             folder = find(run)
             folder.trusted = trust_remote_code
             source = _source(folder)
-            target = target_recipe(to, overrides, source, path.resolve() / ROWS, None, None).recipe
+            target = target_recipe(to, overrides, source).recipe
             parts = Parts(folder, source, to, overrides, target, Phases(path), asked, trust_remote_code)
             return _through(parts)
         except stop.Stopped as stopped:  # the trainings within say how a training goes on
@@ -137,8 +137,9 @@ def _through(parts: Parts) -> Transferred:
     day = phases.claim(_about(parts), parts.target.data.date or date.today().isoformat())["day"]
     task = _task(parts)
     how = settle_imitation(parts.folder, parts.source, parts.target, task, asked, trusted)
-    recipe = partial(target_recipe, parts.to, parts.overrides, parts.source, parts.rows_file)
-    recipe(None, how.teacher)  # what cannot be trained is refused before anything is generated
+    recipe = partial(target_recipe, parts.to, parts.overrides, parts.source)
+    imitates = imitating(parts.target, how.teacher)
+    recipe(imitates)  # what cannot be trained is refused before anything is generated
     judge, written = _judge(parts, task)
     found = _candidates(parts, task, base_of(parts.target, day))
     scores = score(phases, Path(judge["run"]), found, parts.source, trusted)
@@ -147,7 +148,9 @@ def _through(parts: Parts) -> Transferred:
     for note in notes:
         say(note)
     outputs = write_outputs(phases, parts.folder, task, inputs, asked, trusted)
-    run, rows, result = train_target(phases, lambda first: recipe(first, how.teacher), trusted)
+    run, rows, result = train_target(
+        phases, lambda first: recipe([*imitates, *learning(parts.rows_file, first)]), trusted
+    )
     record: Transferred = {
         "seeds": len(task.seeds),
         "discriminator": judge,
@@ -199,7 +202,7 @@ def _task(parts: Parts) -> FewShot:
         DataError, UsageError: they do not show one.
     """
     asked, phases = parts.asked, parts.phases
-    template = None if asked.prompt is None else read_text(asked.prompt).rstrip("\n")
+    template = None if asked.prompt is None else template_of(asked.prompt)
     form = made_format(parts.source)
     if phases.is_over(SEEDS):
         return FewShot(form, phases.lines(SEEDS), template)

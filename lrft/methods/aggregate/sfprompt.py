@@ -15,7 +15,7 @@ from lrft.registry.config import Field, MethodConfig
 
 @AGGREGATORS.register
 class SFPrompt(FedAvg):
-    """Split federated prompt tuning: a client trains both ends of the model, first alone and then through the server.
+    """Split federated prompt tuning: clients train both ends of the model, first alone, then through the server.
 
         y = tail(body(head([P, x])))                            the model, cut between its blocks
         A: P, tail <- steps on l(tail(head([P, x])))            all rows; nothing travels
@@ -28,6 +28,9 @@ class SFPrompt(FedAvg):
     weights of the last blocks (`trainable.weights`), or an adapter on blocks of both ends. The body is frozen; labels
     and the loss stay at the client.
 
+    With `eta` the server gets h + z of every position in B, p(z) ~ exp(-eta ||z||_2), d_chi-privacy of each hidden
+    state in each pass anew; no noise is on gradients, in A, or in scores.
+
     Shapes: h (B, L, d) at both cuts, the positions of P among the L.
     Bytes: everything that trains, up and down, for each client and round; in B 4 B L d numbers a micro-batch: hidden
     states up and down, gradients up and down; 2 B L d where nothing before the body trains, as no gradient goes back.
@@ -35,10 +38,13 @@ class SFPrompt(FedAvg):
     Source: Cao et al., "SFPrompt: Communication-Efficient Split Federated Fine-Tuning for Large Pre-Trained Models over
     Resource-Limited Devices", 2024, arXiv 2407.17533: its abstract and a structured summary, as the rest was not to be
     had.
+    `eta`: the noise of Shen et al., "A Split-and-Privatize Framework for Large Language Model Fine-Tuning", 2023, arXiv
+    2312.15603, as others describe it.
     Departures: the paper's rows are images with one label each; of a text the error is the mean over its targets. The
     paper's `head`, `tail`, `keep` and `local_epochs` are not known, nor whether it chooses rows before A or after it:
     the 0.5 of `keep` is that of a public re-implementation, which chooses before A and trains A on D' too. One
-    optimizer and one schedule go through A and B.
+    optimizer and one schedule go through A and B. `eta` is no part of SFPrompt; split-and-privatize spares tokens that
+    count for the task, by a measure that was not to be had, so none is spared here.
     Advice: `adapter: prompt_tuning`, and `trainable.weights` with the patterns of the last blocks.
     """
 
@@ -63,10 +69,15 @@ class SFPrompt(FedAvg):
             le=10_000,
             description="passes without the body before them, or 0; the paper's are not known",
         )
+        eta: float | None = Field(
+            None,
+            gt=0,
+            description="noise of density exp(-eta |z|), about d / eta long, on every hidden state that goes up",
+        )
 
     def __init__(self, config: MethodConfig, federation: Federation, parameters: Sequence[ParamInfo]) -> None:
         super().__init__(config, federation, parameters)
-        self.split = Split(self.config.head, self.config.tail)
+        self.split = Split(self.config.head, self.config.tail, self.config.eta)
         alone = [Phase(epochs=self.config.local_epochs, bypass=True)] if self.config.local_epochs else []
         self.phases = (*alone, Phase(keep=self.config.keep))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import nn
 
@@ -41,3 +41,10 @@ def check_reference(run: Run | None, name: str) -> None:
             f"{name} measures against the base model, which trains here as well; train adapters alone",
             "objective.method",
         )
+
+
+def head_alone(model: LanguageModel) -> AbstractContextManager[None]:
+    """The head without an adapter and new rows of its own."""
+    assert isinstance(model, nn.Module), "adapters sit in a module"
+    plain = model.head.is_frozen_dense and model.head.rows is None
+    return nullcontext() if plain else adapters_off(model)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
-from lrft.methods.objectives._reference import base_alone, check_reference
+from lrft.methods.objectives._reference import base_alone, check_reference, head_alone
 from lrft.ops.summed import sum_in_chunks
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import (
@@ -103,7 +102,7 @@ class Distillation(Objective):
 
         def part(hidden: Tensor, given: Tensor, targets: Tensor) -> Tensor:
             logits = model.head.logits(hidden).float()
-            with torch.no_grad(), _head_alone(model) if teacher is model else nullcontext():
+            with torch.no_grad(), head_alone(model) if teacher is model else nullcontext():
                 wanted = teacher.head.logits(given).float()
             return self._loss(logits, wanted, targets)
 
@@ -130,10 +129,3 @@ class Distillation(Objective):
 def _rows(hidden: Tensor, batch: Batch) -> Tensor:
     """The supervised positions, (N, d)."""
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
-
-
-def _head_alone(model: LanguageModel) -> AbstractContextManager[None]:
-    """The head without an adapter and new rows of its own."""
-    assert isinstance(model, nn.Module), "adapters sit in a module"
-    plain = model.head.is_frozen_dense and model.head.rows is None
-    return nullcontext() if plain else adapters_off(model)

@@ -46,9 +46,8 @@ class GRPO(GroupRelative):
     no gradient.
     Source: Shao et al., "DeepSeekMath", 2024, arXiv 2402.03300, equations 3 and 4; beta and one update are theirs.
     `epsilon_high`, `average: tokens` and `redraws`, its dynamic sampling: Yu et al., "DAPO", 2025, arXiv 2503.14476.
-    `scale: none` and `average: longest`: Liu et al., "Understanding R1-Zero-Like Training", 2025, arXiv 2503.20783.
-    Unlikeliness: He et al., "Rewarding the Unlikely", EMNLP 2025, arXiv 2506.02355, and the authors' code, whose u is
-    0.25.
+    `scale: none` and `average: longest`: Liu et al., "Understanding R1-Zero-Like Training", 2025, arXiv 2503.20783. The
+    `unlikeliness` of He et al., "Rewarding the Unlikely", EMNLP 2025, arXiv 2506.02355, and the authors' code, is 0.25.
     Departures: settled here: `epsilon` as in PPO, 1e-6, and G - 1, of which the paper says nothing; k_i by mean and not
     by summed log-probability, as in the authors' code, and the same of answers that are equally likely. With dropout
     old_t is p_t of the same draw, and answers are drawn without. The reference is the bare base, never a later model.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from lrft.core.combine import Part
-from lrft.methods.combine._kmeans import kmeans
+from lrft.methods.combine._kmeans import _start, kmeans
 from lrft.methods.combine.lego import cluster, units
 from lrft.registry.errors import UsageError
 from tests.methods.combine.made import change, part
@@ -69,3 +70,44 @@ def test_balanced_units_are_the_same_change_with_halves_of_one_length():
 def test_a_dense_change_is_refused():
     with pytest.raises(UsageError, match="--method lego: a parent has no factors at layer"):
         change("lego", [part(0), part(1, 0)])
+
+
+def in_numpy(parts, k, starts, root_of_scale):
+    """The method written again in numpy, from the same first centres: clusters by a loop over points, sums of outer
+    products in the place of factors, and the two reweightings as they are told of the paper.
+    """
+    points = np.concatenate(
+        [
+            np.concatenate([one.A.numpy() * root_of_scale(one), one.B.T.numpy() * root_of_scale(one)], axis=1)
+            for one in parts
+        ]
+    ).astype(np.float64)
+    draws = torch.Generator().manual_seed(0)
+    best = None
+    for _ in range(starts):
+        centres = _start(torch.from_numpy(points), k, draws).numpy()
+        for _ in range(300):
+            of = np.array(
+                [min(range(k), key=lambda i: ((point - centres[i]) ** 2).sum()) for point in points]
+            )
+            centres = np.array([points[of == i].mean(axis=0) for i in range(k)])
+        inertia = sum(((points[of == i] - centres[i]) ** 2).sum() for i in range(k))
+        if best is None or inertia < best[0]:
+            best = inertia, of, centres
+    _, of, centres = best
+    into = parts[0].A.shape[1]
+    found = np.zeros((parts[0].B.shape[0], into))
+    for i in range(k):
+        length = np.sqrt((points[of == i] ** 2).sum(axis=1)).mean()
+        centre = centres[i] * length / np.sqrt((centres[i] ** 2).sum())
+        found += np.outer(centre[into:], centre[:into])
+    return np.sqrt(np.mean([len(one.A) for one in parts]) / k) * found
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 7])
+def test_it_is_what_an_independent_computation_from_the_same_centres_makes(k):
+    parts = [part(seed, rank, scale) for seed, rank, scale in ((0, 3, 0.5), (1, 4, 2.0), (2, 2, 1.0))]
+    # A unit's scale is in both halves alike.
+    wanted = in_numpy(parts, k, starts=3, root_of_scale=lambda one: one.scale**0.5)
+    found = change("lego", parts, rank=k, starts=3)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5, rtol=1e-4)
