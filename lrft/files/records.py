@@ -5,7 +5,7 @@ A key that an older version did not write is missing, one that a later version a
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -231,22 +231,6 @@ class ModelConfig(Record):
     """config.json of a model, as far as it is looked at here."""
 
     architectures: list[str] | None = None
-
-
-class GeneratorRecord(Record):
-    """generator.json of a generator of adapters."""
-
-    format: int
-    generator: dict[str, Any]
-    decisive: str
-    seed: int = Field(ge=0)
-    step: int = Field(ge=0)
-    steps: int = Field(ge=0)
-    base: str
-    base_sha256: str
-    condition: list[int]
-    tasks: dict[str, list[str]]
-    shapes: dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]
 
 
 class PosteriorRecord(Record):

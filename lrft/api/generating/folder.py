@@ -16,9 +16,9 @@ from torch import Tensor
 from lrft.core.generate import Generator, Layout, Sizes
 from lrft.core.plain import plain
 from lrft.files.fresh_folder import fresh_folder, recover_folder
+from lrft.files.generator_record import GeneratorRecord
 from lrft.files.json import read_object
 from lrft.files.read import read_bytes
-from lrft.files.records import GeneratorRecord
 from lrft.files.sums import MANIFEST, folder_fault, folder_manifest, is_covered
 from lrft.registry.axes import GENERATORS
 from lrft.registry.choice import parse_choice
