@@ -20,6 +20,8 @@ class GeneratorRecord(Record):
     steps: int = Field(ge=0)
     base: str
     base_sha256: str
-    condition: list[int]
+    condition: list[Annotated[int, Field(gt=0, le=2**24)]]
     tasks: dict[str, list[str]]
-    shapes: dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]
+    shapes: dict[
+        str, Annotated[list[Annotated[int, Field(gt=0, le=2**24)]], Field(min_length=2, max_length=2)]
+    ]
