@@ -81,7 +81,7 @@ def fit(
     _check_texts(texts, [one.name for one in members])
     if not (path / FILE).exists():
         check_free(path)
-    with stop.listening(partial(_kept, path)), EvaluationBar() as show:
+    with stop.listening(partial(_kept, path)):
         first = members[0].recipe
         device = make_accelerator(first.train.device, first.model.dtype).device
         base = load_model(first.model, trust_remote_code=trust_remote_code, seed=first.train.seed, sums=True)
@@ -93,8 +93,11 @@ def fit(
         if begun is not None and begun.finished:
             return _result(path, begun.generator, begun.record, None, vectors, read)
         base.hf.to(device)
-        ask = partial(condition, wants=wants, base=base, trust_remote_code=trust_remote_code, progress=show)
-        known = _known(members, vectors, texts, ask, device)
+        with EvaluationBar() as show:
+            ask = partial(
+                condition, wants=wants, base=base, trust_remote_code=trust_remote_code, progress=show
+            )
+            known = _known(members, vectors, texts, ask, device)
         _check_samples(config, known)
         sizes = Sizes(layout, tuple(known[0].condition.shape), len(known))
         record = _record(config, seed, decisive, members, read, sizes, base, wants.kind)
@@ -102,7 +105,8 @@ def fit(
         generator = (made(config, sizes, seed) if begun is None else begun.generator).to(device)
         if begun is None:
             generator.prepare(known)
-        loss = train(path, generator, known, record, seed, begun, show)
+        with EvaluationBar(unit="steps") as show:
+            loss = train(path, generator, known, record, seed, begun, show)
     return _result(path, generator, record, loss, vectors, read)
 
 
