@@ -74,6 +74,7 @@ COMPARE = (*COMPARE, "--out", "compared")
 GENERATE = ("generate", "run", "prompts.txt", "--out", "answers.jsonl", "--max-new-tokens", "2")
 NEW = ("--out", "new", "train.max_steps=1")
 RUN, OUT = ("run/**/*",), ("out/*.safetensors", "out/*.gguf")
+MERGE = ("--method", "softmax_merge")
 SELECT = ("data", "select", "recipe.yaml", "--method", "perplexity", "--budget", "2", "--out", "few.jsonl")
 AUGMENT = ("data", "augment", "recipe.yaml", "--prompt", "ask.txt", "--out", "more.jsonl")
 AUGMENT = (*AUGMENT, "--into", "completion", "--max-new-tokens", "2")
@@ -112,6 +113,12 @@ ATTACKED = {
         ("run", "exported"),
         ("exported/*",),
         ("combine", "run", "exported", "--method", "svd", "--out", "out"),
+        ("out/adapter/*.safetensors", "out/*.safetensors"),
+    ),
+    "generate-adapter": Attacked(
+        ("generator",),
+        ("generator/*",),
+        ("generate-adapter", "draw", "generator", "recipe.yaml", "--describe", "a", "--out", "out"),
         ("out/adapter/*.safetensors", "out/*.safetensors"),
     ),
     "merge-add": Attacked(
@@ -298,6 +305,7 @@ MAKES: dict[str, list[tuple[str, ...]]] = {
     "choice": [("train", "choices.yaml", "--out", "choice"), ("posterior", "choice")],
     "small": [("delta", "compress", "difference", "--ratio", "0.5", "--out", "small")],
     "exported": [("export", "run", "--for", "lora", "--out", "exported")],
+    "generator": [("generate-adapter", "fit", "run", *MERGE, "--describe", "run=a", "--out", "generator")],
     "both": [("combine", "run", "run", "--method", "svd", "--out", "both")],
     "few.jsonl": [SELECT],
     "few.losses.jsonl": [SELECT],
