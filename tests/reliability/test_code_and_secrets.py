@@ -149,7 +149,10 @@ OPENERS = {
         "federate={clients: 2, rounds: 1, local_steps: 1, partition: even}",
     ],
     "combine": ["combine", "RUN", "RUN", "--method", "svd", "--out", "out"],
-    "transfer": ["transfer", "RUN", "--to", "RUN/recipe.yaml", "--shots", "2", "--out", "out"],
+    "transfer": [
+        *("transfer", "RUN", "--to", "RUN/recipe.yaml", "--out", "out", "--shots", "2"),
+        *("--contrast", "2", "--candidates", "2", "--max-new-tokens", "2"),
+    ],
     "delta diff": ["delta", "diff", "BASE", "BASE", "--out", "out"],
     "delta apply": ["delta", "apply", "CHANGE", "BASE", "--out", "out"],
     "delta compress": ["delta", "compress", "CHANGE", "--recipe", "RUN/recipe.yaml", "--out", "out"],
