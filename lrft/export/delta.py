@@ -216,8 +216,10 @@ def _groups(held: Any, name: str, groups: list[list[int]], shape: tuple[int, int
     for number, (bits, _) in enumerate(groups):
         prefix = f"{name}::{number}."
         own = {
-            key.removeprefix(prefix): held.get_tensor(key) for key in held.keys() if key.startswith(prefix)
-        }  # noqa: SIM118
+            key.removeprefix(prefix): held.get_tensor(key)
+            for key in held.keys()  # noqa: SIM118
+            if key.startswith(prefix)
+        }
         yield read_vectors(own, shape, bits)
 
 
