@@ -57,6 +57,17 @@ KINDS = {
     "strangers": Kind(
         "R11", "model and adapter folders of strangers", "tests.reliability.hostile_folders:check", 50, 10
     ),
+    "bases": Kind(
+        "R11",
+        "base models, dense, in few bits and GGUF, with a fault",
+        "tests.reliability.hostile_bases:check",
+        400,
+        40,
+    ),
+    "requests": Kind(
+        "R11", "requests of strangers to a server", "tests.reliability.hostile_requests:check", 600, 150
+    ),
+    "talk": Kind("R11", "lines typed to a conversation", "tests.reliability.hostile_requests:talk", 200, 50),
     "secrets": Kind(
         "R12", "secrets in no byte said or written", "tests.reliability.planted_secrets:check", 30, 10
     ),
@@ -77,7 +88,7 @@ KINDS = {
     "damage": Kind(
         "R5", "damaged checkpoints and run folders", "tests.reliability.connected:damaged", 1500, 300
     ),
-    "inputs": Kind("R5", "damaged inputs of commands", "tests.reliability.damaged_inputs:check", 800, 100),
+    "inputs": Kind("R5", "damaged inputs of commands", "tests.reliability.damaged_inputs:check", 1200, 150),
     "disk": Kind(
         "R6", "errors at every operation on the disk", "tests.reliability.connected:disk", 1000, 250
     ),

@@ -62,7 +62,7 @@ WRITING_ROOM = "lrft/files/"
 WRITERS = {
     "lrft/core/stop.py": {"open": "os.devnull, in the place of a terminal that is gone"},
     "lrft/cli.py": {"open": "os.devnull, where standard error is closed"},
-    "lrft/evaluation/tasks/_confined.py": dict.fromkeys(
+    "lrft/evaluation/confined.py": dict.fromkeys(
         ("open", "write_text", "mkdir", "TemporaryDirectory"),
         "programs in a folder that goes with them",
     ),

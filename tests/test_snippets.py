@@ -34,7 +34,7 @@ from lrft.lab.tables.full.table import load_full
 from lrft.lab.tables.scaled.table import load_scaled
 from lrft.recipe.load import load_recipe
 from lrft.recipe.method_words import parse_named
-from lrft.registry.axes import DATA_SELECTIONS, TRANSFER_ESTIMATES
+from lrft.registry.axes import DATA_SELECTIONS, GENERATORS, TRANSFER_ESTIMATES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -52,6 +52,7 @@ READ = {"train", "plan", "find-lr", "data", "recipes", "choose", "compare", "sea
 MORE = {
     "search": lambda given: parse_method(given["method"]),
     "data": lambda given: parse_data_method(given) if "method" in given else None,
+    "generate-adapter": lambda given: parse_named(GENERATORS, given["method"]) if "method" in given else None,
 }
 
 
@@ -95,6 +96,16 @@ def here(tmp_path, monkeypatch):
     """A folder with the files that the documentation names: the packaged rows, and the reader's own."""
     for name in ("mine", "a", "b"):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {ROOT / 'recipes' / 'quickstart.yaml'}\n")
+    (tmp_path / "tasks").mkdir()
+    for name in (
+        "name",
+        "item",
+        "count",
+        "color",
+        "city",
+        "day",
+    ):  # as scripts/make_small_tasks.py calls them
+        (tmp_path / "tasks" / f"{name}.yaml").write_text((tmp_path / "mine.yaml").read_text())
     for run in (tmp_path / "runs" / name for name in ("first", "quickstart")):
         run.mkdir(parents=True)
         (run / "recipe.yaml").symlink_to(tmp_path / "mine.yaml")

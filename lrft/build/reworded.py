@@ -11,7 +11,7 @@ from lrft.core.reward import Attempt
 from lrft.core.run import Run
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
-from lrft.data.example import Row
+from lrft.data.example import Row, with_columns
 from lrft.data.prompts import Asker
 from lrft.data.question import Question
 from lrft.data.rewrite import Rewriting
@@ -71,7 +71,7 @@ class Reworded:
         if isinstance(made, str):
             return self.subject.renderer.encode(row) if made == "unchanged" else None
         try:
-            return self.subject.renderer.encode(made)
+            return self.subject.renderer.encode(with_columns(row, made))  # of the format that the row is of
         except DataError:
             return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from lrft.commands.arguments import Overrides, RecipeName
 from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
+from lrft.registry.errors import UsageError
 
 if TYPE_CHECKING:
     from lrft.api.asking.augment import Augmented
@@ -31,6 +33,17 @@ def augment_command(
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Run that is asked; by default the base model.")] = None,
     times: Annotated[int, typer.Option(min=1, help="Answers to each row.")] = 1,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What is asked after a program, {output} being what it printed: solutions that correct themselves.",
+        ),
+    ] = None,
+    stages: Annotated[int, typer.Option(min=1, help="The most programs of a solution, with --verify.")] = 3,
+    allow_code: Annotated[
+        bool, typer.Option(help="Run the programs that the model writes, confined; --verify needs it.")
+    ] = False,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
@@ -45,22 +58,36 @@ def augment_command(
     Example: lrft data augment quickstart --prompt ask.txt --into question --out more.jsonl
     """
     from lrft.api.asking.augment import augment_rows
+    from lrft.api.asking.correct import correct_rows
     from lrft.evaluation.sampling import Sampling
 
     silence(quiet)
-    found = augment_rows(
-        recipe,
-        prompt,
-        out,
-        into,
-        run,
-        times,
-        Sampling(temperature, top_p, top_k, seed),
-        max_new_tokens,
-        overrides=overrides or [],
-        trust_remote_code=trust_remote_code,
-    )
+    sampling = Sampling(temperature, top_p, top_k, seed)
+    if verify is None:
+        _check_alone(allow_code)
+        ask = partial(augment_rows, recipe, prompt, out, into, run, times, sampling, max_new_tokens)
+    else:
+        column = _check_verify(into, allow_code)
+        solve = partial(correct_rows, recipe, prompt, verify, out, column, run, times, sampling)
+        ask = partial(solve, max_new_tokens, stages)
+    found = ask(overrides=overrides or [], trust_remote_code=trust_remote_code)
     result(found, as_json, _show)
+
+
+def _check_alone(allow_code: bool) -> None:
+    if allow_code:
+        raise UsageError("--allow-code: no program is run without --verify; leave it out, or name the file")
+
+
+def _check_verify(into: str | None, allow_code: bool) -> str:
+    """The column, where all that it takes is said."""
+    if not allow_code:
+        raise UsageError(
+            "--verify: runs programs that the model writes, confined; add --allow-code to allow it"
+        )
+    if into is None:
+        raise UsageError("--verify: a solution takes the place of a row's answer; add --into with its column")
+    return into
 
 
 def _show(found: Augmented) -> None:

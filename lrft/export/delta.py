@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from lrft.core import stop
@@ -60,21 +60,22 @@ class Delta(TypedDict, total=False):
 
 
 @torch.no_grad()
-def subtract(base: CausalLM, tuned: CausalLM) -> Deltas:
-    """Tuned less base in float64, kept in float32; rows of tokens that the base has not are the tuned ones.
+def subtract(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Of every parameter its name, the tuned less the base in float64, given in float32, and the base's own.
+
+    Rows of tokens that the base has not are the tuned ones. One parameter of each is asked for at a time, so that
+    mappings which read from files hold no more than that.
 
     Raises:
         UsageError: the models have not the same parameters.
     """
-    before, after = dict(base.hf.named_parameters()), dict(tuned.hf.named_parameters())
-    if odd := sorted(before.keys() ^ after.keys()):
+    if odd := sorted({*base} ^ {*tuned}):
         raise UsageError(f"{odd[0]}: one model has it and the other not; give two of one architecture")
-    found = {}
-    for name, parameter in after.items():
+    for name in tuned:
         stop.poll()
-        check_finite(name, parameter)
-        found[name] = (parameter.double() - _padded(name, before[name], parameter).double()).float()
-    return found
+        after, before = tuned[name], base[name]
+        check_finite(name, after)
+        yield name, (after.double() - _padded(name, before, after).double()).float(), before
 
 
 @torch.no_grad()
@@ -142,30 +143,64 @@ def read_record(folder: Path) -> Delta:
     return found
 
 
+class Held(Mapping[str, Tensor]):
+    """The differences of a folder, in float32, compressed layers decoded; each is read when it is asked for.
+
+    Raises:
+        DamagedFile: a tensor is missing or of another shape; of a compressed layer when it is asked for.
+    """
+
+    def __init__(self, folder: Path, record: Delta) -> None:
+        self.file, self.shapes, self.layers = folder / TENSORS, record["shapes"], record.get("layers", {})
+        with self._open() as held:
+            whole = {name: held.get_slice(name).get_shape() for name in held.keys() if "::" not in name}  # noqa: SIM118
+        for name, shape in whole.items():
+            self._check(name, list(shape))
+        self.names = [*whole, *self.layers]
+
+    def __getitem__(self, name: str) -> Tensor:
+        with self._open() as held:
+            if name not in self.layers:
+                tensor: Tensor = held.get_tensor(name)
+                return tensor.float()
+            out_features, in_features = self.shapes[name]
+            total = torch.zeros(out_features, in_features)
+            try:
+                for vectors in _groups(held, name, self.layers[name], (out_features, in_features)):
+                    total += vectors.dense()
+            except (KeyError, RuntimeError, IndexError) as error:
+                problem = f"does not hold {name} as {RECORD} says ({error})"
+                raise DamagedFile(self.file, problem) from None
+        self._check(name, list(total.shape))
+        return total
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _open(self) -> Any:
+        try:
+            return safe_open(self.file, framework="pt")
+        except SafetensorError as error:
+            raise DamagedFile(self.file, f"holds no tensors ({error})") from None
+
+    def _check(self, name: str, shape: list[int]) -> None:
+        if shape != self.shapes.get(name):
+            raise DamagedFile(self.file, f"holds {name} in another shape than {RECORD} says")
+
+
 def read_deltas(folder: Path, record: Delta) -> Deltas:
-    """The differences, in float32; compressed layers decoded.
+    """The same, all of them in memory.
 
     Raises:
         DamagedFile: a tensor is missing or of another shape.
     """
-    try:
-        held = load_file(folder / TENSORS)
-    except SafetensorError as error:
-        raise DamagedFile(folder / TENSORS, f"holds no tensors ({error})") from None
-    found = {name: tensor.float() for name, tensor in held.items() if "::" not in name}
-    for name, groups in record.get("layers", {}).items():
-        out_features, in_features = record["shapes"][name]
-        total = torch.zeros(out_features, in_features)
-        try:
-            for vectors in _groups(held, name, groups, (out_features, in_features)):
-                total += vectors.dense()
-        except (KeyError, RuntimeError, IndexError) as error:
-            raise DamagedFile(folder / TENSORS, f"does not hold {name} as {RECORD} says ({error})") from None
-        found[name] = total
-    for name, tensor in found.items():
-        if list(tensor.shape) != record["shapes"].get(name):
-            raise DamagedFile(folder / TENSORS, f"holds {name} in another shape than {RECORD} says")
-    return found
+    return dict(Held(folder, record))
 
 
 def held_of(name: str, groups: list[Vectors]) -> dict[str, Tensor]:
@@ -177,15 +212,15 @@ def held_of(name: str, groups: list[Vectors]) -> dict[str, Tensor]:
     }
 
 
-def _groups(
-    held: Mapping[str, Tensor], name: str, groups: list[list[int]], shape: tuple[int, int]
-) -> list[Vectors]:
-    found = []
+def _groups(held: Any, name: str, groups: list[list[int]], shape: tuple[int, int]) -> Iterator[Vectors]:
     for number, (bits, _) in enumerate(groups):
         prefix = f"{name}::{number}."
-        own = {key.removeprefix(prefix): t for key, t in held.items() if key.startswith(prefix)}
-        found.append(read_vectors(own, shape, bits))
-    return found
+        own = {
+            key.removeprefix(prefix): held.get_tensor(key)
+            for key in held.keys()  # noqa: SIM118
+            if key.startswith(prefix)
+        }
+        yield read_vectors(own, shape, bits)
 
 
 def _padded(name: str, before: Tensor, after: Tensor) -> Tensor:

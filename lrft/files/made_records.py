@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -57,22 +57,6 @@ class DeltaRecord(Record):
     layers: dict[str, list[list[int]]] = {}
     relative_error: float = 0.0
     files: dict[str, FileSum]
-
-
-class GeneratorRecord(Record):
-    """generator.json of a generator of adapters."""
-
-    format: int
-    generator: dict[str, Any]
-    decisive: str
-    seed: int = Field(ge=0)
-    step: int = Field(ge=0)
-    steps: int = Field(ge=0)
-    base: str
-    base_sha256: str
-    condition: list[int]
-    tasks: dict[str, list[str]]
-    shapes: dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]
 
 
 class PosteriorRecord(Record):

@@ -101,13 +101,28 @@ def _zeros(out: int, x: Tensor) -> Tensor:
     return x.new_zeros(*x.shape[:-1], out)
 
 
-def fingerprint(hf: HF) -> str:
+class Fingerprint:
     """sha256 over names, shapes and sampled values of every parameter: the same base gives the same string."""
-    samples = {}
+
+    def __init__(self) -> None:
+        self.samples: dict[str, bytes] = {}
+
+    def add(self, name: str, parameter: Tensor) -> None:
+        """Look at a parameter, whose values need not stay; in any order."""
+        self.samples[name] = _sample(name, parameter)
+
+    def finish(self) -> str:
+        """The string, of all that were looked at."""
+        return _digest(self.samples)
+
+
+def fingerprint(hf: HF) -> str:
+    """That of a model that has all its values."""
+    found = Fingerprint()
     for name, parameter in hf.named_parameters():
         stop.poll()
-        samples[name] = _sample(name, parameter)
-    return _digest(samples)
+        found.add(name, parameter)
+    return found.finish()
 
 
 def _sample(name: str, parameter: Tensor) -> bytes:

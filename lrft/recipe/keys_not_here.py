@@ -34,6 +34,11 @@ _SENTENCES = (
         "target_parameters",
     ),
     (
+        "the section privacy says it, by its noise or its epsilon, its clip and its delta",
+        "noise_multiplier max_per_sample_grad_norm per_example_max_grad_norm per_sample_max_grad_norm target_epsilon "
+        "target_delta dp dp_sgd differential_privacy use_dp",
+    ),
+    (
         "remove it, checkpointed blocks are always recomputed without reentrance",
         "gradient_checkpointing_kwargs",
     ),

@@ -109,8 +109,13 @@ OPTIONS = {
     "delta diff": {"--out", "--dtype", *TRUST, *TALK},
     "delta apply": {"--out", "--weight", "--dtype", *TRUST, *TALK},
     "delta compress": {"--out", "--ratio", "--bits", "--recipe", "--rows", *TRUST, *TALK},
-    "data augment": {"--prompt", "--out", "--into", "--run", "--times", *SAMPLING, *TRUST, *TALK},
     "data rank": {"--source", "--method", "--out", "--rows", "--seed", *TRUST, *TALK},
+    "data augment": {
+        *("--prompt", "--out", "--into", "--run", "--times", "--verify", "--stages", "--allow-code"),
+        *SAMPLING,
+        *TRUST,
+        *TALK,
+    },
     "data select": {"--method", "--budget", "--out", "--target", "--run", "--seed", *TRUST, *TALK},
     "env": {"--json", "--sbom"},
 }

@@ -160,7 +160,7 @@ def test_features_of_runs_are_their_mean(monkeypatch, recipe, tmp_path):
     monkeypatch.setattr(Measuring, "_opened", opened)
     monkeypatch.setattr(
         Measuring,
-        "_measured",
+        "measured",
         lambda self, model, part, *rest: torch.tensor([[1.0 if model == "a" else 4.0]]),
     )
     assert [float(one) for one in measuring.features([None, None])] == [2.5, 2.5]

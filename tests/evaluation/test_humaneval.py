@@ -11,8 +11,8 @@ import pytest
 
 from lrft.data.seam import token_ids
 from lrft.data.sources import read_rows
+from lrft.evaluation.confined import Limits, cuts_network, passes
 from lrft.evaluation.tasks import humaneval
-from lrft.evaluation.tasks._confined import Limits, cuts_network, passes
 from lrft.evaluation.tasks.humaneval import Problem, defines, program, read_problem
 from lrft.registry.axes import TASKS
 from lrft.registry.config import Source, parse_choice

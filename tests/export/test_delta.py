@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from safetensors.torch import load_file
 
 from lrft.api.delta.compress import compress
 from lrft.api.delta.diff import apply, diff
+from lrft.export.delta import Held
+from lrft.model import asked
 from lrft.model.load import load_model
+from lrft.model.stored import Stored
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import resolved
 from lrft.recipe.sections import ModelSection
@@ -72,6 +76,36 @@ def test_a_difference_is_added_to_another_base_and_gives_back_the_tuned_model_on
     from transformers import AutoTokenizer
 
     assert "<new 1>" in AutoTokenizer.from_pretrained(tmp_path / "moved").get_vocab()
+
+
+def alive(monkeypatch, kind, method):
+    """A list that grows by how many tensors that a method gave are still somebody's, whenever it gives one."""
+    given, counts, before = [], [], getattr(kind, method)
+
+    def watched(self, *arguments):
+        found = before(self, *arguments)
+        given.append(weakref.ref(found))
+        counts.append(sum(one() is not None for one in given))
+        return found
+
+    monkeypatch.setattr(kind, method, watched)
+    return counts
+
+
+def test_matrices_are_read_one_by_one_and_let_go(models, tmp_path, monkeypatch):
+    """Neither model is ever whole in memory, nor are the differences beside the model that they are added to."""
+    base, tuned, _ = models
+    whole = diff(base, tuned, tmp_path / "whole")
+    monkeypatch.setattr(asked, "SMALL", 0)
+    read = alive(monkeypatch, Stored, "read")
+    assert diff(base, tuned, tmp_path / "streamed") == whole
+    matrices = [name for name in whole["shapes"] if name.endswith("proj.weight")]
+    assert len(read) == 2 * len(matrices) == 28 and max(read) <= 4
+    for name in ("delta.safetensors", "delta.json"):
+        assert (tmp_path / "streamed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    added = alive(monkeypatch, Held, "__getitem__")
+    apply(tmp_path / "streamed", base, tmp_path / "back", dtype="float32")
+    assert len(added) == whole["changed"] and max(added) <= 2
 
 
 def test_models_alike_differ_by_nothing_and_others_are_refused(models, given_adapters, tiny, tmp_path):

@@ -31,7 +31,13 @@ COMMANDS = {
     "merge": ["merge", "run", "--out", "out"],
     "export": ["export", "run", "--for", "gguf", "--merged", "--out", "out"],
     "data check": ["data", "check", "{recipe}"],
+    "merge q4_0": ["merge", "run", "--out", "out", "--requantize", "q4_0"],
+    "combine": ["combine", "run", "run", "--method", "svd", "--out", "out"],
+    "sweep": ["sweep", "{recipe}", "adapter.rank=1,2", "eval.at_end=false", "--out", "out"],
+    "search": ["search", "{recipe}", "--space", "space.yaml", "--budget", "2", "--out", "out"],
 }
+RESUMED = ("train", "sweep", "search")
+KEPT = (".safetensors", ".gguf", ".yaml")  # of sweeps and searches: tables say how long a run took
 
 
 @dataclass
@@ -145,7 +151,7 @@ def _look(figures: Figures, where: str, code: int, number: int, err: str, folder
 def _go_on(figures: Figures, where: str, name: str, recipe: Path, work: Path) -> None:
     """Give the same command again and compare."""
     folder, whole = work / "broken", work / "whole" / name.replace(" ", "-")
-    if (folder / "out").is_dir() and name != "train":  # it was done before the signal came
+    if (folder / "out").is_dir() and name not in RESUMED:  # it was done before the signal came
         again = 0
     else:
         process = started(_words(name, recipe), folder)
@@ -168,10 +174,12 @@ def _results(folder: Path, name: str) -> dict[str, bytes]:
     """What a command has written and has to write alike each time."""
     if name == "train":
         return files_in(folder / "out" / "eval")
-    return {
-        **files_in(folder / "run" / "eval"),
-        **(files_in(folder / "out") if (folder / "out").exists() else {}),
-    }
+    left = files_in(folder / "out") if (folder / "out").exists() else {}
+    if name in ("sweep", "search"):
+        left = {
+            path: content for path, content in left.items() if path.endswith(KEPT) and "/run.json" not in path
+        }
+    return {**files_in(folder / "run" / "eval"), **left}
 
 
 def _reference(recipe: Path, work: Path, name: str) -> float:
@@ -189,6 +197,7 @@ def _folder(work: Path, kind: str, name: str) -> Path:
     folder = work / kind
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    (folder / "space.yaml").write_text("adapter.rank: [1, 2]\n")
     if "run" in COMMANDS[name]:
         shutil.copytree(work / "whole" / "train" / "out", folder / "run")
     return folder

@@ -13,9 +13,11 @@ from tests.reliability import (
     accumulation,
     connected,
     exact,
+    hostile_bases,
     hostile_folders,
     hostile_names,
     hostile_numbers,
+    hostile_requests,
     hostile_rows,
     out_of_memory,
     outcome,
@@ -56,6 +58,9 @@ def test_broken_recipes_end_in_sentences():
     [
         (hostile_rows.check, 8),
         (hostile_folders.check, 6),
+        (hostile_bases.check, 8),
+        (hostile_requests.check, 12),
+        (hostile_requests.talk, 3),
         *(
             pytest.param(one.check, n, marks=pytest.mark.slow)
             for one, n in ((hostile_names, 20), (planted_secrets, 20), (out_of_memory, 2))

@@ -154,7 +154,10 @@ OPENERS = {
     "combine": ["combine", "RUN", "RUN", "--method", "svd", "--out", "out"],
     "generate-adapter fit": ["generate-adapter", "fit", "RUN", *MERGE, "--describe", "run=a", "--out", "out"],
     "generate-adapter draw": ["generate-adapter", "draw", "MADE", "RUN", "--describe", "a", "--out", "out"],
-    "transfer": ["transfer", "RUN", "--to", "RUN/recipe.yaml", "--shots", "2", "--out", "out"],
+    "transfer": [
+        *("transfer", "RUN", "--to", "RUN/recipe.yaml", "--out", "out", "--shots", "2"),
+        *("--contrast", "2", "--candidates", "2", "--max-new-tokens", "2"),
+    ],
     "delta diff": ["delta", "diff", "BASE", "BASE", "--out", "out"],
     "delta apply": ["delta", "apply", "CHANGE", "BASE", "--out", "out"],
     "delta compress": ["delta", "compress", "CHANGE", "--recipe", "RUN/recipe.yaml", "--out", "out"],

@@ -95,6 +95,32 @@ def test_a_record_of_differences_that_contradicts_itself_is_refused(prepared, tm
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("generator", {"method": "nobody"}),
+        ("generator", {"method": "softmax_merge", "top": -1}),
+        ("generator", {}),
+        ("condition", [3]),
+        ("condition", [-1]),
+        ("shapes", {"a": [2, 2]}),
+        ("shapes", {"a": [2, -2]}),
+        ("tasks", {}),
+        ("seed", -1),
+        ("format", 9),
+    ],
+)
+def test_a_generator_that_says_what_none_says_is_refused(prepared, tmp_path, key, value):
+    place = prepared.place(("generator",), tmp_path)
+    edited(place / "generator", "generator.json", lambda record: record.update({key: value}))
+    ended = call(
+        place, ("generate-adapter", "draw", "generator", "recipe.yaml", "--describe", "a", "--out", "out")
+    )
+    assert (ended.code, ended.raised) == (2, "") and "generator" in ended.err, ended
+    assert not (place / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
         ("layers", "some"),
         ("temperature", float("inf")),
         ("prior_precision", 0.0),

@@ -111,6 +111,7 @@ OTHERS = [
         INT,
         "answers are in out/more.answers.jsonl; the same command goes on",
     ),
+    Case("data augment --verify", "asked_to_stop", 2, INT, ".answers.jsonl; the same command goes on"),
     Case("report", "report", 1, TERM),
     Case("inspect", "_inspection", 4, HUP),
     Case("doctor", "lines_of", 2, INT),
@@ -140,6 +141,10 @@ COMMANDS = {
     "data select": "data select {recipe} eval.batch_tokens=200 --method perplexity --budget 3 --out out/few.jsonl",
     "data rank": "data rank {recipe} eval.batch_tokens=200 --method textemb --source {other} --out out/order.json",
     "data augment": "data augment {recipe} --prompt {ask} --out out/more.jsonl --max-new-tokens 4",
+    "data augment --verify": (
+        "data augment {recipe} --prompt {ask} --out out/more.jsonl --max-new-tokens 4 --into completion "
+        "--verify {verify} --allow-code"
+    ),
     "report": "report run --out report.html",
     "inspect": "inspect run",
     "doctor": "doctor run",
@@ -184,6 +189,7 @@ def given(tiny, tmp_path_factory) -> Path:
     (folder / "other.yaml").write_text("extends: tiny.yaml\ninit: default\n")
     (folder / "space.yaml").write_text("optimizer.lr: [1e-3, 1e-2, 1e-1]\n")
     (folder / "ask.txt").write_text("Say otherwise: {prompt}\n")
+    (folder / "verify.txt").write_text("It printed {output}. Is that right?\n")
     (folder / "prompts.txt").write_text("Ship 5 brushes to Yuki.\nHello\n")
     (folder / "table.yaml").write_text(
         f"title: A table\npaper: Nobody, 2026.\nrecipe: {folder}/tiny.yaml\n"
@@ -203,7 +209,7 @@ def words(given, tmp_path, monkeypatch) -> Callable[[str], list[str]]:
 
     def write(command: str) -> list[str]:
         files = {"recipe": "tiny.yaml", "other": "other.yaml", "table": "table.yaml", "space": "space.yaml"}
-        files["ask"] = "ask.txt"
+        files |= {"ask": "ask.txt", "verify": "verify.txt"}
         line = COMMANDS[command].format(**{name: given / file for name, file in files.items()})
         return line.split()
 
@@ -271,6 +277,7 @@ def test_a_command_stops_in_any_phase_and_then_does_what_it_would_have_done(call
             "data rank": "order.target.embeddings",
             "data augment": "more.answers",
         }
+        names["data augment --verify"] = "more.1-program.answers"
         file = f"out/{names.get(case.command, 'none')}.jsonl"
         assert kept <= {file, f"{file}.about.json"}
     elif case.command == "search":  # what is asked for, and no arm

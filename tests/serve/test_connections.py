@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_more_than_there_is_room_for_are_ended_those_first_that_say_nothing(port
     silent = [socket.create_connection(("127.0.0.1", at), timeout=5) for _ in range(24)]
     assert ask(at).startswith(b"HTTP/1.1 200")
     silent[0].settimeout(5)
-    with contextlib.suppress(ConnectionResetError):
+    with suppress(ConnectionResetError):
         assert silent[0].recv(1) == b""
     for one in silent:
         one.close()
@@ -77,7 +77,7 @@ def test_a_head_that_does_not_come_is_not_waited_for(port, sent):
     with socket.create_connection(("127.0.0.1", at), timeout=5) as one:
         one.sendall(sent)
         began = time.monotonic()
-        with contextlib.suppress(ConnectionResetError):
+        with suppress(ConnectionResetError):
             assert one.recv(100) == b""
     assert time.monotonic() - began < 4
     assert ask(at).startswith(b"HTTP/1.1 200")

@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from lrft.api.choosing.choose import choose
 from lrft.api.choosing.costs import parse_price, price_in_operations, training_tokens
-from lrft.api.choosing.demonstrations import with_answer
+from lrft.api.choosing.demonstrations import after, answer_of, with_answer
 from lrft.api.choosing.law import fit_shots
 from lrft.api.choosing.past import compare, spearman
 from lrft.api.choosing.probe import Learning, learn, predict_classes
 from lrft.api.training.train import train
+from lrft.build.dataset import read_text
 from lrft.cli import app
 from lrft.data.example import Example
 from lrft.recipe.load import load_recipe
@@ -319,3 +320,21 @@ def test_the_command_prints_strategies_and_its_document(recipe, tmp_path, monkey
     assert found == json.loads((tmp_path / "choice" / "choice.json").read_text())
     refused = CliRunner().invoke(app, [*words[:3], "0,x", *words[4:]])
     assert isinstance(refused.exception, UsageError) and "--shots 0,x" in str(refused.exception)
+
+
+def test_demonstrations_of_a_conversation_are_its_earlier_turns(recipe):
+    text = read_text(
+        recipe("data.format={method: prompt_completion, render: chat, system: Be brief.}").recipe
+    )
+    renderer, rows = text.renderer, text.rows
+    shown, own = [renderer.format.completed(rows[k]) for k in (3, 1)], renderer.format.completed(rows[0])
+    plain, whole = renderer.example_question(with_answer(own, answer_of(own))), renderer.question(rows[0])
+    assert (plain.prompt, plain.answer) == (whole.prompt, whole.answer)
+    turns = [{"role": "system", "content": "Be brief."}]
+    for k in (3, 1, 0):
+        turns += [
+            {"role": "user", "content": rows[k]["prompt"]},
+            {"role": "assistant", "content": rows[k]["completion"]},
+        ]
+    asked = renderer.example_question(after(shown, with_answer(own, "no"))).prompt
+    assert asked == renderer.asked(Example(messages=tuple(turns[:-1])), at_once=True)

@@ -17,7 +17,7 @@ from lrft.api.training.federate import federate
 from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
-from lrft.build.privacy import check_not_private
+from lrft.build.privacy import Spending, check_not_private
 from lrft.build.steps import train_data
 from lrft.core.privacy import Privacy, Secret
 from lrft.core.run import Run
@@ -25,7 +25,7 @@ from lrft.data.collate import collate
 from lrft.model.trained import parameter_infos
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OBJECTIVES
-from lrft.registry.errors import DataError, RecipeError
+from lrft.registry.errors import DataError, NumericalError, RecipeError
 from lrft.training.accountant import Spent, epsilon_of, noise_for
 from lrft.training.private import add_clipped, hide, private_loss
 from tests.each import each
@@ -130,6 +130,52 @@ def test_rows_are_drawn_one_by_one_with_the_rate_that_is_accounted_for(parts):
     assert sizes.var() == pytest.approx(24 * data.rate * (1 - data.rate), rel=0.1), "a batch of fixed size"
     assert [data.chosen(step) for step in range(5)] == drawn[:5]
     assert all(len(batch.documents) == 1 for batch in data.at(1).micro_batches)
+
+
+def test_a_step_that_drew_no_row_is_noise_alone_and_no_fault(parts, recipe_file, tmp_path):
+    few = ["train.batch_size=1", "train.gradient_accumulation=1"]
+    run, data, objective, _ = parts(*few)
+    run.step = next(step for step in range(50) if not data.chosen(step))
+    assert private_loss(run, data.at(run.step), objective) == 0 and run.metrics["rows"] == 0
+    drawn = run.privacy.secret.generator("noise", run.seed, run.step)
+    for info in run.parameters:
+        torch.testing.assert_close(
+            info.param.grad, 0.7 * 0.05 * torch.randn(info.param.shape, generator=drawn)
+        )
+    seed = next(
+        seed for seed in range(50) if drew_none(parts, seed, 1, few)
+    )  # where an exact 0 is looked for
+    train(recipe_of(recipe_file, *few, f"privacy.seed={seed}", "train.max_steps=3"), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (lines[1]["rows"], lines[1]["loss"]) == (0, 0)
+
+
+def drew_none(parts, seed, step, few):
+    _, data, _, _ = parts(*few)
+    data.secret = Secret(seed)
+    return not data.chosen(step)
+
+
+def test_accumulated_micro_batches_are_one_batch(parts):
+    """The expected rows of a step are what counts: the same rows, the same noise, the same gradients."""
+    found = []
+    for sizes in (["train.batch_size=4", "train.gradient_accumulation=1"], ["train.gradient_accumulation=4"]):
+        run, data, objective, _ = parts("train.batch_size=1", *sizes)
+        run.step = 2
+        private_loss(run, data.at(2), objective)
+        found.append((data.rate, data.chosen(2), [info.param.grad for info in run.parameters]))
+    assert found[0][:2] == found[1][:2]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][2], found[1][2], strict=True))
+
+
+def test_what_rows_change_beside_parameters_is_refused(parts):
+    run, _, _, _ = parts("adapter={method: lora_fa, rank: 2}")
+    spending = Spending(run.recipe, run.privacy)
+    spending.start(run)
+    next(site for _, site in run.sites).adapter.A.data += 1
+    run.step = 1
+    with pytest.raises(NumericalError, match="no noise hides"):
+        spending.after_step(run)
 
 
 @each(("accountant", "theirs"), [("rdp", RDPAccountant), ("prv", PRVAccountant)])

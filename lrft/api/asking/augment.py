@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,9 +18,9 @@ from lrft.build.job import subject
 from lrft.build.rows import training_rows
 from lrft.core import stop
 from lrft.data.encode import placed
-from lrft.data.example import Example
+from lrft.data.example import Example, Message, Row
 from lrft.data.prompts import Asker
-from lrft.data.rewrite import Rewriting
+from lrft.data.rewrite import Refused, Rewriting
 from lrft.data.rows import Rows
 from lrft.evaluation.answers_file import AnswerLine, AnswersFile
 from lrft.evaluation.progress import EvaluationBar
@@ -66,6 +66,18 @@ class Writer:
     asker: Asker | None
     name: str
     about: Mapping[str, Json]
+
+    def turn_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a conversation whose last message is a question."""
+        example = Example(messages=tuple(messages))
+        return self.subject.renderer.asked(example) if self.asker is None else self.asker.ids(example)
+
+    @property
+    def converses(self) -> bool:
+        """Whether a conversation can be put to it as it was taught to hold one."""
+        if self.asker is not None:
+            return bool(self.asker.text("").messages)
+        return bool(self.subject.renderer.tokenizer.chat_template)
 
     def ids(self, question: str) -> list[int]:
         """The tokens of a question."""
@@ -125,7 +137,7 @@ def augment_rows(
         DataError: the rows cannot be read, or lack a column.
     """
     path, sampling = Path(out), sampling or Sampling()
-    _check(path, times, sampling, max_new_tokens)
+    check_words(path, times, sampling, max_new_tokens)
     file = AnswersFile(path.with_suffix(".answers.jsonl"), AnswerLine)
 
     def kept() -> str:
@@ -134,13 +146,14 @@ def augment_rows(
     with stop.listening(kept), EvaluationBar() as show:
         chosen = with_format(as_loaded(recipe, overrides)).recipe
         renderer = read_renderer(chosen, trust_remote_code).renderer
-        rewriting = Rewriting(template_of(Path(prompt)), into, renderer.format)
+        rewriting = Rewriting(read_template(Path(prompt)), into, renderer.format)
         rewriting.check()
-        rows, questions = _asked(training_rows(chosen), rewriting, times)
-        writer = _writer(chosen, run, trust_remote_code, show)
+        rows, questions = ask_rows(training_rows(chosen), rewriting, times)
+        writer = find_writer(chosen, run, trust_remote_code, show)
         ids = [writer.ids(question) for question in questions]
         done = writer.answers(rows, ids, file, max_new_tokens, sampling)
-        count, refused = _write(path, file.lines(), rewriting, rows, times, writer.name)
+        made = _rows_of(file.lines(), rewriting, rows, times, writer.name)
+        count, refused = write_rows(path, made)
     return {
         "out": str(path),
         "rows": count,
@@ -150,7 +163,12 @@ def augment_rows(
     }
 
 
-def _check(out: Path, times: int, sampling: Sampling, max_new_tokens: int) -> None:
+def check_words(out: Path, times: int, sampling: Sampling, max_new_tokens: int) -> None:
+    """Refuse what cannot be written or drawn.
+
+    Raises:
+        UsageError: names the option.
+    """
     sampling.check()
     if out.suffix != ".jsonl":
         raise UsageError(f"--out {out}: rows are JSON, one a line; give a name that ends in .jsonl")
@@ -162,7 +180,7 @@ def _check(out: Path, times: int, sampling: Sampling, max_new_tokens: int) -> No
         )
 
 
-def _asked(rows: Rows, rewriting: Rewriting, times: int) -> tuple[Rows, list[str]]:
+def ask_rows(rows: Rows, rewriting: Rewriting, times: int) -> tuple[Rows, list[str]]:
     """Every row as often as it is asked about, and the questions."""
     questions: list[str] = []
     for index, row in enumerate(rows):
@@ -172,21 +190,21 @@ def _asked(rows: Rows, rewriting: Rewriting, times: int) -> tuple[Rows, list[str
     return rows.chosen([k for k in range(len(rows)) for _ in range(times)]), questions
 
 
-def template_of(path: Path) -> str:
-    """What a file asks.
+def read_template(path: Path, name: str = "--prompt") -> str:
+    """The text of a file that an option names.
 
     Raises:
-        UsageError: it is no text.
+        UsageError: it cannot be read.
     """
     try:
         return read_text(path).rstrip("\n")
     except DamagedFile as error:
         raise UsageError(
-            f"--prompt {path}: cannot be read as a text ({error.problem}); name a UTF-8 file"
+            f"{name} {path}: cannot be read as a text ({error.problem}); name a UTF-8 file"
         ) from None
 
 
-def _writer(recipe: Recipe, run: Path | str | None, trusted: bool, progress: Progress) -> Writer:
+def find_writer(recipe: Recipe, run: Path | str | None, trusted: bool, progress: Progress) -> Writer:
     """The base of the recipe, or a run."""
     if run is not None:
         folder = find(run)
@@ -204,23 +222,27 @@ def _writer(recipe: Recipe, run: Path | str | None, trusted: bool, progress: Pro
     return Writer(target, None, recipe.model.name, {"base": model.fingerprint})
 
 
-def _write(
-    path: Path, answers: Iterable[Mapping[str, Any]], rewriting: Rewriting, rows: Rows, times: int, by: str
-) -> tuple[int, dict[str, int]]:
-    """The rows that the answers make; how many, and how many make none.
+def _rows_of(
+    answers: Iterable[Mapping[str, Any]], rewriting: Rewriting, rows: Rows, times: int, by: str
+) -> Iterator[Row | Refused]:
+    for index, answer in enumerate(answers):
+        about: dict[str, Json] = {"from": rows.where(index), "by": by, "draw": index % times}
+        yield rewriting.written(rows[index], answer["output"], about) if answer["stopped"] else "cut off"
+
+
+def write_rows(path: Path, made: Iterable[Row | Refused]) -> tuple[int, dict[str, int]]:
+    """Write the rows that answers make; how many, and how many make none, by what was wrong.
 
     Raises:
         UsageError: the file holds something else.
     """
     lines: list[str] = []
     refused = Counter[str]()
-    for index, answer in enumerate(answers):
-        about: dict[str, Json] = {"from": rows.where(index), "by": by, "draw": index % times}
-        made = rewriting.written(rows[index], answer["output"], about) if answer["stopped"] else "cut off"
-        if isinstance(made, str):
-            refused[made] += 1
+    for row in made:
+        if isinstance(row, str):
+            refused[row] += 1
         else:
-            lines.append(json.dumps(made, ensure_ascii=False, default=str) + "\n")
+            lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     content = "".join(lines)
     if holds_other(path, content):
         raise UsageError(

@@ -102,7 +102,7 @@ class Demonstrated:
         renderer = self.subject.renderer
         shown = [self._example(renderer, self.pool, int(k)) for k in self.near[row, :shots].flip(0)]
         own = self._example(renderer, self.held, row)
-        return [renderer.example_question(_after(shown, with_answer(own, says))) for says in self.says]
+        return [renderer.example_question(after(shown, with_answer(own, says))) for says in self.says]
 
     @staticmethod
     def _example(renderer: Renderer, rows: Classes, row: int) -> Example:
@@ -126,7 +126,8 @@ def with_answer(example: Example, says: str) -> Example:
     return replace(example, messages=(*example.messages[:last], answer), learn="last")
 
 
-def _after(shown: Sequence[Example], own: Example) -> Example:
+def after(shown: Sequence[Example], own: Example) -> Example:
+    """The example with others before it, as earlier turns or as text; its own system message alone is read."""
     if not own.messages:
         before = "".join(f"{one.prompt}{one.completion}{BETWEEN}" for one in shown)
         return replace(own, prompt=before + own.prompt)

@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.export.delta import (
     TOKENIZER,
     Delta,
+    Held,
     add,
     grow,
-    read_deltas,
     read_record,
     seal,
     subtract,
@@ -25,9 +26,11 @@ from lrft.export.write import check_free, whole_folder, write_merged
 from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
 from lrft.model.decisive import decisive_fields, sum_of
-from lrft.model.load import DTYPES, load_config, load_model
+from lrft.model.load import DTYPES, load_config, load_model, open_model
+from lrft.model.on_call import Originals
 from lrft.model.origin import public_name
 from lrft.model.stopping import stops_as_trained
+from lrft.model.stored import Fingerprint, NotStreamed
 from lrft.model.tokenizer import load_tokenizer, pad_id
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import UsageError
@@ -70,25 +73,26 @@ def diff(
         WriteError: the disk is full or not writable; nothing is left at `out`.
     """
     check_free(Path(out))
-    before = load_model(section_of(base), trust_remote_code=trust_remote_code)
-    after = load_model(section_of(tuned), trust_remote_code=trust_remote_code)
-    deltas = subtract(before, after)
+    before, after = (_opened(one, trust_remote_code) for one in (base, tuned))
     of_base, _ = load_tokenizer(section_of(base), trust_remote_code)
     tokenizer, _ = load_tokenizer(section_of(tuned), trust_remote_code)
     check_vocabulary(of_base, tokenizer, f"{tuned}")
-    total = sum(float(p.double().square().sum()) for p in before.hf.parameters())
-    change = sum(float(tensor.double().square().sum()) for tensor in deltas.values())
-    held = {
-        name: rounded(name, tensor, DTYPES[dtype], stochastic=False)
-        for name, tensor in deltas.items()
-        if tensor.any()
-    }
+    held, shapes, known = dict[str, Tensor](), dict[str, list[int]](), Fingerprint()
+    total = change = 0.0
+    for name, tensor, own in subtract(
+        *(Originals(dict(one.hf.named_parameters())) for one in (before, after))
+    ):
+        known.add(name, own)
+        shapes[name] = list(tensor.shape)
+        total, change = total + _squares(own), change + _squares(tensor)
+        if tensor.any():
+            held[name] = rounded(name, tensor, DTYPES[dtype], stochastic=False)
     record: Delta = {
         "base": public_name(str(base)),
         "tuned": public_name(str(tuned)),
-        "base_fingerprint": before.fingerprint,
+        "base_fingerprint": known.finish(),
         "dtype": dtype,
-        "shapes": {name: list(tensor.shape) for name, tensor in deltas.items()},
+        "shapes": shapes,
         "rows": after.hf.get_input_embeddings().num_embeddings,
         "vocabulary": vocabulary_sum(of_base),
         "changed": len(held),
@@ -100,6 +104,20 @@ def diff(
         record = write_delta(place, held, record, tokenizer, generation)
         seal(place, text_of(record))
     return record
+
+
+def _opened(name: Path | str, trust_remote_code: bool) -> CausalLM:
+    """A model whose matrices stay in their files until they are asked for, where it is one that can be read so."""
+    try:
+        return open_model(section_of(name), trust_remote_code)
+    except NotStreamed as reason:
+        if str(reason):
+            say(f"{name}: the model is in memory as a whole ({reason})")
+        return load_model(section_of(name), trust_remote_code=trust_remote_code)
+
+
+def _squares(tensor: Tensor) -> float:
+    return float(tensor.double().square().sum())
 
 
 def apply(
@@ -137,7 +155,7 @@ def apply(
     grow(model, record["rows"])
     check_shapes(model, record, str(target))
     precision = DTYPES[dtype or _own_dtype(target, trust_remote_code)]
-    add(model, read_deltas(folder, record), weight)
+    add(model, Held(folder, record), weight)
     for name, parameter in model.hf.named_parameters():
         parameter.data = rounded(name, parameter, precision, stochastic=False)
     stops_as_trained(model.hf, tokenizer, stops, pad_id(tokenizer, stops), True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 
 from lrft.api.generating.folder import RECORD as FILE
@@ -28,6 +29,7 @@ from lrft.registry.config import MethodConfig
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
+from lrft.training.device import make_accelerator
 
 
 class Fitted(TypedDict):
@@ -79,8 +81,9 @@ def fit(
     _check_texts(texts, [one.name for one in members])
     if not (path / FILE).exists():
         check_free(path)
-    with stop.listening(partial(_kept, path)), EvaluationBar() as show:
+    with stop.listening(partial(_kept, path)):
         first = members[0].recipe
+        device = make_accelerator(first.train.device, first.model.dtype).device
         base = load_model(first.model, trust_remote_code=trust_remote_code, seed=first.train.seed, sums=True)
         layout, vectors, read = read_library(members, base)
         decisive = _decisive(config, seed, texts, read, base)
@@ -88,26 +91,41 @@ def fit(
         for line in read.told:
             say(line)
         if begun is not None and begun.finished:
-            return _result(
-                path, begun.generator, begun.record["steps"], begun.record["steps"], None, vectors, read
+            return _result(path, begun.generator, begun.record, None, vectors, read)
+        base.hf.to(device)
+        with EvaluationBar() as show:
+            ask = partial(
+                condition, wants=wants, base=base, trust_remote_code=trust_remote_code, progress=show
             )
-        known = [
-            Known(
-                one.name,
-                samples,
-                condition(one.recipe, wants, base, texts.get(one.name), one.name, trust_remote_code, show),
-            )
-            for one, samples in zip(members, vectors, strict=True)
-        ]
+            known = _known(members, vectors, texts, ask, device)
         _check_samples(config, known)
         sizes = Sizes(layout, tuple(known[0].condition.shape), len(known))
         record = _record(config, seed, decisive, members, read, sizes, base, wants.kind)
-        del base
-        generator = made(config, sizes, seed) if begun is None else begun.generator
+        del base, ask
+        generator = (made(config, sizes, seed) if begun is None else begun.generator).to(device)
         if begun is None:
             generator.prepare(known)
-        loss = train(path, generator, known, record, seed, begun, show)
-    return _result(path, generator, int(str(record["step"])), int(str(record["steps"])), loss, vectors, read)
+        with EvaluationBar(unit="steps") as show:
+            loss = train(path, generator, known, record, seed, begun, show)
+    return _result(path, generator, record, loss, vectors, read)
+
+
+def _known(
+    members: Sequence[Member],
+    vectors: Sequence[Tensor],
+    texts: Mapping[str, str],
+    ask: Callable[..., Tensor],
+    device: torch.device,
+) -> list[Known]:
+    """The tasks with their conditions, where they are computed with."""
+    return [
+        Known(
+            one.name,
+            samples.to(device),
+            ask(one.recipe, text=texts.get(one.name), name=one.name).to(device),
+        )
+        for one, samples in zip(members, vectors, strict=True)
+    ]
 
 
 def _kept(path: Path) -> str:
@@ -195,8 +213,7 @@ def _check_samples(config: MethodConfig, known: Sequence[Known]) -> None:
 def _result(
     path: Path,
     generator: Generator,
-    step: int,
-    steps: int,
+    record: Mapping[str, Any],
     loss: float | None,
     vectors: Sequence[Tensor],
     library: Library,
@@ -205,8 +222,8 @@ def _result(
     return {
         "out": str(path),
         "generator": generator.name,
-        "step": step,
-        "steps": steps,
+        "step": record["step"],
+        "steps": record["steps"],
         "loss": loss,
         "numbers": generator.sizes.layout.size,
         "parameters": sum(one.numel() for one in generator.parameters()),

@@ -16,8 +16,8 @@ from torch import Tensor
 from lrft.core.generate import Generator, Layout, Sizes
 from lrft.core.plain import plain
 from lrft.files.fresh_folder import fresh_folder, recover_folder
+from lrft.files.generator_record import GeneratorRecord
 from lrft.files.json import read_object
-from lrft.files.made_records import GeneratorRecord
 from lrft.files.read import read_bytes
 from lrft.files.sums import MANIFEST, folder_fault, folder_manifest, is_covered
 from lrft.registry.axes import GENERATORS
@@ -33,6 +33,7 @@ RECORD, WEIGHTS, OPTIMIZER, STATE = (
     "optimizer.json",
 )
 MEAN, CENTRES, SPREADS = "library.mean", "library.factor_mean", "library.factor_deviation"
+OWN = "generator."  # what the names of its own tensors begin with
 FORMAT = 1
 MOST = 2**40  # bytes of the tensors
 
@@ -87,7 +88,7 @@ def write_generator(
     Raises:
         WriteError: the disk is full or not writable; what was there is intact.
     """
-    tensors = {f"generator.{name}": one for name, one in generator.state_dict().items()}
+    tensors = {f"{OWN}{name}": one for name, one in generator.state_dict().items()}
     tensors |= {MEAN: summary.mean, CENTRES: summary.centres, SPREADS: summary.spreads}
     files = {WEIGHTS: save({name: one.detach().cpu().contiguous() for name, one in tensors.items()})}
     if optimizer is not None:
@@ -121,20 +122,7 @@ def read_generator(folder: Path | str) -> Opened:
     if record["format"] != FORMAT:
         raise DamagedFile(path / RECORD, f"is of another version (format {record['format']}, not {FORMAT})")
     tensors = _tensors(path / WEIGHTS)
-    layout = Layout({name: (int(shape[0]), int(shape[1])) for name, shape in record["shapes"].items()})
-    config = parse_choice(GENERATORS, record["generator"])
-    sizes = Sizes(layout, tuple(record["condition"]), len(record["tasks"]))
-    generator = made(config, sizes, record["seed"])
-    own = {
-        key.removeprefix("generator."): one for key, one in tensors.items() if key.startswith("generator.")
-    }
-    try:
-        generator.load_state_dict(own)
-        summary = Summary(tensors[MEAN], tensors[CENTRES], tensors[SPREADS])
-    except (RuntimeError, KeyError) as error:
-        raise DamagedFile(
-            path / WEIGHTS, "holds other tensors than its record says", "fit it again"
-        ) from error
+    generator, summary = _made_of(record, tensors, path)
     return Opened(generator, summary, record, path)
 
 
@@ -161,3 +149,27 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return load(read_bytes(path, MOST, path.parent))
     except SafetensorError as error:
         raise DamagedFile(path, f"holds no tensors ({error})") from None
+
+
+def _made_of(
+    record: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
+) -> tuple[Generator, Summary]:
+    """What the tensors are, as the record has it.
+
+    Raises:
+        DamagedFile: they are others, or the record is of nothing that there is.
+    """
+    layout = Layout({name: (shape[0], shape[1]) for name, shape in record["shapes"].items()})
+    sizes = Sizes(layout, tuple(record["condition"]), len(record["tasks"]))
+    own = {key.removeprefix(OWN): one for key, one in tensors.items() if key.startswith(OWN)}
+    try:
+        generator = made(parse_choice(GENERATORS, record["generator"]), sizes, record["seed"])
+        generator.load_state_dict(own)
+        summary = Summary(tensors[MEAN], tensors[CENTRES], tensors[SPREADS])
+    except (RuntimeError, KeyError, ValueError, TypeError, UsageError) as error:
+        raise DamagedFile(path / WEIGHTS, f"is not what {RECORD} says", "fit it again") from error
+    factors = (len(layout.shapes),)
+    fits = summary.mean.shape == (layout.size,) and summary.centres.shape == summary.spreads.shape == factors
+    if not fits or not all(one.isfinite().all() for one in tensors.values()):
+        raise DamagedFile(path / WEIGHTS, "holds numbers that no fit leaves", "fit it again")
+    return generator, summary

@@ -16,7 +16,7 @@ from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
 
-from lrft.api.asking.augment import template_of
+from lrft.api.asking.augment import read_template
 from lrft.api.transferring.acceptance import accepted, told_of
 from lrft.api.transferring.bases import Candidate, base_of, pool, read_candidates, write_candidates
 from lrft.api.transferring.folder import RESULT, Phases, as_lines
@@ -202,7 +202,7 @@ def _task(parts: Parts) -> FewShot:
         DataError, UsageError: they do not show one.
     """
     asked, phases = parts.asked, parts.phases
-    template = None if asked.prompt is None else template_of(asked.prompt)
+    template = None if asked.prompt is None else read_template(asked.prompt)
     form = made_format(parts.source)
     if phases.is_over(SEEDS):
         return FewShot(form, phases.lines(SEEDS), template)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from lrft.core.notes import say
 from lrft.data.example import Row
 from lrft.data.prompts import Asker
+from lrft.evaluation.confined import Limits, cuts_network, passes
 from lrft.evaluation.divide import divided
 from lrft.evaluation.generate import generate
 from lrft.evaluation.subject import Subject
-from lrft.evaluation.tasks._confined import Limits, cuts_network, passes
 from lrft.evaluation.tasks._task import OfRows, TaskResult, each, share
 from lrft.registry.axes import TASKS
 from lrft.registry.config import Field

@@ -21,6 +21,7 @@ from pathlib import Path
 # Namespaces of its own: no network but a loopback that leads nowhere, and no process outlives the first one.
 UNSHARE = ("unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
 FILE_BYTES, OPEN_FILES, PROCESSES = 2**20, 64, 64
+SAID = 2_000  # bytes of what a program printed that are kept, and of its error
 # Limits are set by the process itself, before the program is read; the word at the end says that it came to its end.
 RUNNER = """
 import os, resource, sys
@@ -68,11 +69,31 @@ def cuts_network() -> bool:
     return done.returncode == 0
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What came of a program.
+
+    Attributes:
+        ended: it ran to its end, without an error, an exit on the way, or too much of anything.
+        printed: the beginning of what it printed.
+        error: the last line of its error; empty where it told none.
+    """
+
+    ended: bool
+    printed: str
+    error: str = ""
+
+
 def passes(program: str, limits: Limits) -> bool:
     """Whether the program runs to its end, without an error, an exit on the way, or too much of anything."""
+    return run_program(program, limits).ended
+
+
+def run_program(program: str, limits: Limits) -> Ran:
+    """Run a program in a process of its own, within the limits."""
     word = secrets.token_hex(16)  # a program that exits early, with code 0, has not come to its end
     with tempfile.TemporaryDirectory(prefix="lrft-code-", ignore_cleanup_errors=True) as folder:
-        place, said = Path(folder, "work"), Path(folder, "said")
+        place, said, wrong = Path(folder, "work"), Path(folder, "said"), Path(folder, "wrong")
         place.mkdir()
         file = Path(folder, "program.py")
         file.write_text(program, encoding="utf-8", errors="replace")
@@ -80,12 +101,12 @@ def passes(program: str, limits: Limits) -> bool:
             max(1, round(limits.seconds)), limits.memory, FILE_BYTES, OPEN_FILES, PROCESSES
         )  # fmt: skip
         command = [sys.executable, "-I", "-c", RUNNER, str(file), word, *map(str, numbers)]
-        with said.open("wb") as out:
+        with said.open("wb") as out, wrong.open("wb") as errors:
             running = subprocess.Popen(
                 [*UNSHARE, *command] if cuts_network() else command,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
-                stderr=subprocess.DEVNULL,
+                stderr=errors,
                 cwd=place,
                 env={"PATH": os.defpath, "HOME": str(place), "TMPDIR": str(place), "PYTHONHASHSEED": "0"},
                 start_new_session=True,
@@ -96,7 +117,11 @@ def passes(program: str, limits: Limits) -> bool:
                 code = None
             finally:
                 _end(running)
-        return code == 0 and _ends_with(said, word.encode())
+        ended = code == 0 and _ends_with(said, word.encode())
+        printed = said.read_bytes().removesuffix(word.encode())[:SAID].decode(errors="replace")
+        lines = wrong.read_bytes()[-SAID:].decode(errors="replace").strip().splitlines()
+        late = f"no end within {limits.seconds:g} seconds"
+        return Ran(ended, printed, "" if ended else late if code is None else (lines or [""])[-1])
 
 
 def _end(running: subprocess.Popen[bytes]) -> None:
