@@ -38,7 +38,8 @@ from lrft import __version__  # noqa: E402
 from lrft.api.training.train import train  # noqa: E402
 from lrft.core.notes import say, silence  # noqa: E402
 from lrft.files.fresh_folder import remove_folder  # noqa: E402
-from lrft.lab.compare.comparison import LOSS, choose_rates  # noqa: E402
+from lrft.lab.compare.collected import LOSS  # noqa: E402
+from lrft.lab.compare.comparison import choose_rates  # noqa: E402
 from lrft.lab.runs.executor import write_recipe  # noqa: E402
 from lrft.lab.runs.local import Progress, run_all  # noqa: E402
 from lrft.lab.runs.outcome import DIVERGED, finished, result, value  # noqa: E402

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
 
 from lrft.core.notes import say
-from lrft.lab.compare.arms import check_comparable, differences
+from lrft.lab.compare.arms import check_comparable
+from lrft.lab.compare.collected import LOSS, collect
 from lrft.lab.compare.match import Matched, match
-from lrft.lab.compare.record import ArmRecord, Comparison, Costs, DifferenceRecord, Found
+from lrft.lab.compare.record import Comparison
 from lrft.lab.compare.search import joint, search_rates
 from lrft.lab.compare.settings import By, Settings, check_seeds
-from lrft.lab.compare.statistics import bootstrap_interval, paired
 from lrft.lab.models import Models
 from lrft.lab.runs.local import Progress, run_all
-from lrft.lab.runs.outcome import result, set_ups_of, value
+from lrft.lab.runs.outcome import value
 from lrft.lab.runs.planned import TUNING_SEED, Arm, PlannedRun, plan_run
 from lrft.lab.runs.processes import threads
 from lrft.registry.errors import NumericalError
-from lrft.registry.json import Json
 
-LOSS = "eval_loss"  # of the last step
 BLOWN_UP = 16  # times the rank of the recipe: no paper's table goes that far from a method's own setting
 
 
@@ -87,7 +84,7 @@ def compare_arms(arms: Sequence[Arm], settings: Settings, command: str = "", alo
         "jobs": jobs,
         "cluster": cluster.name if cluster else None,
         "threads": None if cluster else threads(jobs),
-        **_collect(fitted, costs, tried, grid, chosen, runs),
+        **collect(fitted, costs, tried, grid, chosen, runs),
         "seconds": round(time.monotonic() - began, 1),
     }
     return Compared(fitted, runs, record)
@@ -165,82 +162,3 @@ def _tune(
         return tried, {arm.label: [None] for arm in arms}
     found = iter(losses([(arm, rate) for arm in arms for rate in rates]))
     return tried, {arm.label: [next(found) for _ in rates] for arm in arms}
-
-
-def _collect(
-    arms: Sequence[Arm],
-    costs: Sequence[Matched],
-    tried: dict[str, list[float]],
-    grid: dict[str, list[float | None]],
-    chosen: dict[str, float],
-    runs: dict[str, list[PlannedRun]],
-) -> Found:
-    """What the runs gave: one record an arm, the first being what the others are compared with."""
-    losses = {arm.label: [value(run, LOSS) for run in runs[arm.label]] for arm in arms}
-    rows: list[ArmRecord] = []
-    for arm, cost in zip(arms, costs, strict=True):
-        rate, rates, mine = chosen[arm.label], tried[arm.label], losses[arm.label]
-        finite = [loss for loss in mine if loss is not None]
-        rows.append(
-            {
-                "label": cost.label,
-                "rank": cost.rank,
-                "before": cost.before,
-                "trainable": cost.trainable,
-                "state_bytes": cost.state_bytes,
-                "recipe": arm.source,
-                "overrides": list(arm.overrides),
-                "rate": rate,
-                "rate_at_edge": len(rates) > 1 and rate in (rates[0], rates[-1]),
-                "grid": [{"rate": r, "loss": loss} for r, loss in zip(rates, grid[arm.label], strict=True)],
-                "losses": mine,
-                "mean": fmean(finite) if finite else None,
-                "interval": bootstrap_interval(finite) if finite else None,
-                "difference": None if arm is arms[0] else _difference(mine, losses[arms[0].label]),
-                **_measure_costs([result(run) for run in runs[arm.label]]),
-            }
-        )
-    return {
-        "differences": {"arms": [arm.label for arm in arms], "keys": differences(arms)},
-        "arms": rows,
-        "environments": set_ups_of(run for of_arm in runs.values() for run in of_arm),
-    }
-
-
-def _difference(mine: Sequence[float | None], first: Sequence[float | None]) -> DifferenceRecord | None:
-    """The paired difference over the seeds that both arms finished."""
-    pairs = [(a, b) for a, b in zip(mine, first, strict=True) if a is not None and b is not None]
-    if not pairs:
-        return None
-    found = paired([a for a, _ in pairs], [b for _, b in pairs])
-    return {
-        "mean": found.mean,
-        "interval": found.interval,
-        "lower": found.lower,
-        "higher": found.higher,
-        "pairs": found.pairs,
-        "p": found.p,
-    }
-
-
-def _measure_costs(results: Sequence[Mapping[str, Json]]) -> Costs:
-    """Costs over an arm's runs: time is their mean, memory and sizes the largest; what training itself counted."""
-
-    def values(key: str) -> list[float]:
-        return [number for found in results if isinstance(number := found.get(key), int | float)]
-
-    def most(key: str) -> float | None:
-        return max(values(key), default=None)
-
-    def mean(key: str) -> float | None:
-        found = values(key)
-        return round(fmean(found), 1) if found else None
-
-    return {
-        "run_seconds": mean("seconds"),
-        "step_seconds": mean("step_seconds"),
-        "peak_memory_bytes": most("peak_memory_bytes"),
-        "adapter_bytes": most("adapter_bytes"),
-        "checkpoint_bytes": most("checkpoint_bytes"),
-        "trained": most("trainable"),
-    }
