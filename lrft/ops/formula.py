@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,11 @@ class _FormulaMatmul(torch.autograd.Function):
             else:
                 dx = (dy @ weight).addmm_(dy, change.detach().to(dy.dtype))
             dx = dx.view(*grads[0].shape[:-1], dx.shape[-1])
-        if not trained:
-            return dx, None, None
-        G = outer(dy, x).to(change.dtype)
-        return dx, None, None, *torch.autograd.grad(change, trained, G, allow_unused=True)
+        return dx, None, None, *pulled(change, trained, dy, x)
+
+
+def pulled(made: Tensor, trained: Sequence[Tensor], dy: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+    """The derivative of <dy^T x, made> for every trained tensor that `made` (out, in) is a function of."""
+    if not trained:
+        return ()
+    return torch.autograd.grad(made, trained, outer(dy, x).to(made.dtype), allow_unused=True)

@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from lrft.ops.formula import pulled
 from lrft.ops.linalg import Context, in_shape_of
-from lrft.ops.products import linear, matmul, outer
+from lrft.ops.products import linear, matmul
 
 
 class Stored(Protocol):
@@ -66,7 +67,4 @@ class _MergedMatmul(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             dx = matmul(dy, weight.detach().to(dy.dtype)).view(*grads[0].shape[:-1], weight.shape[1])
-        if not trained:
-            return dx, None, None
-        G = outer(dy, x).to(weight.dtype)
-        return dx, None, None, *torch.autograd.grad(weight, trained, G, allow_unused=True)
+        return dx, None, None, *pulled(weight, trained, dy, x)

@@ -1,18 +1,16 @@
-"""The folder of a combination: a run with a checkpoint of step 0, and the adapter as PEFT has it at its top."""
+"""The folder of a combination: a run that was not trained, and the adapter as PEFT has it at its top."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from lrft.api.combining.origin import Origin
 from lrft.api.combining.record import Combined
+from lrft.api.combining.untrained import Untrained, how_it_began
 from lrft.api.exporting.form import write_beside
 from lrft.api.opening.compared import rows_to_compare
 from lrft.build.adapt import Adaptation, adapt
@@ -25,27 +23,17 @@ from lrft.core.notes import say
 from lrft.core.params import Site
 from lrft.core.stages import SitePlan
 from lrft.data.eval_batches import eval_batches
-from lrft.data.pack import ORDER
 from lrft.export.fidelity import compare
 from lrft.export.pairs import Pair
 from lrft.export.peft_format import adapter_files
 from lrft.export.plain_form import CONFIG, read_pairs
 from lrft.export.served import Served
 from lrft.export.targets import PLAIN
-from lrft.files.write import make_folder, write_in
+from lrft.files.write import write_in
 from lrft.model.trained import load_trained_tensors
-from lrft.recipe.resolved import decisive_hash, recipe_hash, resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json, to_section
-from lrft.training import folder as run_folder
-from lrft.training.checkpoint import Identity
-from lrft.training.checkpoint_folder import write_folder
 from lrft.training.device import make_accelerator
-from lrft.training.folder import PLAN, RECIPE, RESULT, RUN, RunFolder
-from lrft.training.opened import ADAPTER, FORMAT, OPTIMIZER, STATE
-from lrft.training.relied import own_recipe
-from lrft.training.trained_on import KEY, TrainedOn
-from lrft.training.versions import versions_of_numbers
 
 # Sections that made a parent what it is, and say nothing of the result.
 OF_TRAINING = (
@@ -107,8 +95,8 @@ def write_run(
     load_trained_tensors(adaptation.model, tensors)
     adaptation.model.eval()
     now = replace(identify(own, text), base=adaptation.model.weight_sums)
-    began = _began(adaptation, text)
-    _write_checkpoint(place, own, adaptation, tensors, plan, began, now, device)
+    run = Untrained(place, own, tensors, plan, how_it_began(adaptation, text), now)
+    run.write_checkpoint(adaptation.model.fingerprint, device)
     card: dict[str, Json] = {"name": name, "step": 0, "trainable": sum(t.numel() for t in tensors.values())}
     files = adapter_files(adaptation.model, own, card)
     about = files.pop("README.md").decode().partition("\n# ")[0]
@@ -117,7 +105,7 @@ def write_run(
     write_beside(place, own, text, adaptation.model)
     write_in(place / "README.md", f"{about}\n# {name}\n{origin.card}")
     write_adapter(place / "adapter", adaptation.model, own, text, card)  # as every run has it
-    _write_record(place, own, origin, card, plan, began, now, trust_remote_code)
+    run.write_record(origin, card, trust_remote_code)
     return Made(own, text, adaptation)
 
 
@@ -165,69 +153,3 @@ def _plan(recipe: Recipe, pairs: Mapping[str, Pair], sites: Mapping[str, Site]) 
         ).record()
         for name, pair in pairs.items()
     }
-
-
-def _began(adaptation: Adaptation, text: Text) -> dict[str, Json]:
-    return {
-        "base_fingerprint": adaptation.model.fingerprint,
-        "data": dict(text.fingerprints),
-        "date": text.renderer.today.isoformat(),
-        "total_steps": 0,
-        "packing": False,
-        "packing_order": ORDER,
-        "joined": False,
-        "processes": 1,
-    }
-
-
-def _write_checkpoint(
-    place: Path,
-    recipe: Recipe,
-    adaptation: Adaptation,
-    tensors: Mapping[str, Tensor],
-    plan: Mapping[str, Json],
-    began: Mapping[str, Json],
-    now: TrainedOn,
-    device: torch.device,
-) -> None:
-    relied: dict[str, Json] = {"plan": plan, "run": began, "decisive": decisive_hash(recipe)}
-    known = Identity(
-        recipe_hash(recipe), adaptation.model.fingerprint, relied, now.sums(), versions_of_numbers(device)
-    )
-    state = {"step": 0, "total_steps": 0, "optimizer": {}, "schedule": {}, "callbacks": {}}
-    files = {
-        ADAPTER: save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}),
-        OPTIMIZER: save({}),
-        STATE: json.dumps({**state, "parameters": sorted(tensors)}, indent=1, sort_keys=True).encode(),
-    }
-    make_folder(place / "checkpoints")
-    write_folder(place / "checkpoints" / "step-0", files, {"format": FORMAT, "step": 0, **known.record()})
-
-
-def _write_record(
-    place: Path,
-    recipe: Recipe,
-    origin: Origin,
-    card: Mapping[str, Json],
-    plan: Mapping[str, object],
-    began: Mapping[str, Json],
-    now: TrainedOn,
-    trust_remote_code: bool,
-) -> None:
-    """run.json, plan.json, result.json, and last recipe.yaml, since a folder with one counts as a run."""
-    run = RunFolder(place)
-    made: dict[str, object] = {
-        "recipe_name": card["name"],
-        "recipe_hash": recipe_hash(recipe),
-        "origins": {},
-        "trainable": card["trainable"],
-        "seed": recipe.train.seed,
-        "trust_remote_code": trust_remote_code,
-        origin.key: dict(origin.record),
-        KEY: now.record(),
-        **began,
-        **run_folder.environment(),
-    }
-    result: dict[str, Json] = {**card, "loss": None, "seconds": 0.0, "peak_memory_bytes": 0}
-    run.write_known({PLAN: plan, RUN: made, RESULT: result, RECIPE: resolved(recipe)})
-    own_recipe(place)  # refuses a section that goes with a parent's adapter alone
