@@ -134,6 +134,7 @@ class Spending(Callback):
         return epsilon_of([spent], self.asked.delta, self.asked.accountant)
 
     def finish(self, run: Run) -> None:
+        say(f"privacy: {self.steps} steps come to epsilon {self.epsilon:.3g} at delta {self.asked.delta:g}")
         run.summary[STARTED] = {
             **_settings(self.asked),
             "rows": round(self.privacy.rows / self.privacy.rate),

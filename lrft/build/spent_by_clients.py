@@ -8,6 +8,7 @@ from typing import Any
 from lrft.build.privacy import record_of, spent_of
 from lrft.build.rounds import Rounds
 from lrft.core.callback import Callback
+from lrft.core.notes import say
 from lrft.core.run import Run
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
@@ -52,9 +53,11 @@ class SpentByClients(Callback):
                 steps = self._spent(client).steps
                 found |= spent_of(self.clients.privacy(client), steps, epsilons[client])
             every.append(found)
+        most, record = max(epsilons.values(), default=0.0), record_of(self.recipe)
+        say(f"privacy: the client that spent most is at epsilon {most:.3g} at delta {record['delta']:g}")
         run.summary["privacy"] = {
-            **record_of(self.recipe),
-            "epsilon": max(epsilons.values(), default=0.0),
+            **record,
+            "epsilon": most,
             "clients": every,
         }
 

@@ -57,6 +57,29 @@ def parse_object(content: bytes, path: Path, kind: Any = None) -> dict[str, Any]
     return found
 
 
+def read_summed(path: Path, kind: Any = None, within: Path | None = None) -> dict[str, Any]:
+    """A record as it was written by `with_sum`, without its sum; those of an older lrft have none.
+
+    Raises:
+        MissingFile, DamagedFile: as `read_object`, or its sum is another.
+    """
+    return summed(read_object(path, within=within), path, kind)
+
+
+def summed(found: dict[str, Any], path: Path, kind: Any = None) -> dict[str, Any]:
+    """The same of a record that was read.
+
+    Raises:
+        DamagedFile: its sum is another, or its values are of other types.
+    """
+    if found.get(SUM) not in (None, own_sum(found)):
+        raise DamagedFile(path, "is not what lrft wrote: it was edited, or is damaged")
+    rest = {key: value for key, value in found.items() if key != SUM}
+    if kind is not None:
+        check(rest, kind, path)
+    return rest
+
+
 def parse(content: bytes, path: Path) -> Any:
     """The JSON value that a file's content is.
 

@@ -118,9 +118,9 @@ def fields_of(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFile: it says what no file says.
     """
-    from gguf import GGML_QUANT_SIZES, GGUFReader
+    from gguf import GGUFReader
 
-    check_gguf_file(path, GGML_QUANT_SIZES)
+    check_gguf_file(path, _sizes())
     try:
         return {key: field.contents() for key, field in GGUFReader(path).fields.items()}
     except (ValueError, KeyError, IndexError, OverflowError) as error:
@@ -193,9 +193,14 @@ def _check_file(path: Path) -> None:
     """
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtra("model.name: reading a .gguf file needs `pip install gguf`")
-    from gguf import GGML_QUANT_SIZES
-
     try:
-        check_gguf_file(path, GGML_QUANT_SIZES)
+        check_gguf_file(path, _sizes())
     except DamagedFile as error:
         raise RecipeError(str(error), "model.name") from None
+
+
+def _sizes() -> dict[int, tuple[int, int]]:
+    """Type of a tensor -> numbers of a block, and bytes that it takes."""
+    from gguf import GGML_QUANT_SIZES
+
+    return {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}

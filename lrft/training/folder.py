@@ -10,13 +10,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from lrft import __version__
 from lrft.files.failure import WriteError, tell_failures
 from lrft.files.fresh_folder import remove_folder
 from lrft.files.growing import Lock
-from lrft.files.json import read_object
-from lrft.files.records import RunRecord
+from lrft.files.json import parse_object, read_object
+from lrft.files.read import read_lines
+from lrft.files.records import MetricsLine, RunRecord
 from lrft.files.write import remove_file, write_changed, write_file
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import DamagedFile, UsageError
@@ -61,6 +63,16 @@ class RunFolder(KnownFiles):
     def evaluations(self) -> Path:
         """Scores and samples."""
         return self.path / "eval"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, of a finished run as they were when it ended.
+
+        Raises:
+            MissingFile, DamagedFile: there is none, or it is another by now.
+        """
+        self.check_grown(METRICS)
+        file = self.path / METRICS
+        return [parse_object(line.encode(), file, MetricsLine) for line in read_lines(file)]
 
     @property
     def started(self) -> bool:

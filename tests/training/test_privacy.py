@@ -195,9 +195,10 @@ def test_the_noise_of_an_epsilon_comes_to_no_more_than_it():
     assert 1.97 < epsilon_of([Spent(noise, 0.05, 200)], 1e-5, "rdp") <= 2.0
 
 
-def test_a_private_run_says_what_it_spent_and_goes_on_to_the_bit(recipe_file, tmp_path):
+def test_a_private_run_says_what_it_spent_and_goes_on_to_the_bit(recipe_file, tmp_path, capsys):
     loaded = recipe_of(recipe_file)
     train(loaded, tmp_path / "whole")
+    assert "privacy: 8 steps come to epsilon" in capsys.readouterr().err
     found = json.loads((tmp_path / "whole" / "result.json").read_text())["privacy"]
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     made = RDPAccountant()
@@ -223,9 +224,10 @@ def test_a_secret_that_the_system_drew_goes_on_to_the_bit_and_is_another_one_in_
         same(tmp_path / "other", tmp_path / "whole")
 
 
-def test_clients_spend_by_their_rows_and_the_rounds_that_they_were_in(recipe_file, tmp_path):
+def test_clients_spend_by_their_rows_and_the_rounds_that_they_were_in(recipe_file, tmp_path, capsys):
     loaded = recipe_of(recipe_file, *FEDERATED, "privacy.delta=1e-2")
     federate(loaded, tmp_path / "whole")
+    assert "privacy: the client that spent most is at epsilon" in capsys.readouterr().err
     found = json.loads((tmp_path / "whole" / "result.json").read_text())["privacy"]
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert (

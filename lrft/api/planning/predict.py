@@ -9,14 +9,11 @@ from statistics import median
 from typing import Any, TypedDict
 
 from lrft.api.planning.power_law import FEWEST, proceed
-from lrft.files.json import parse_object
-from lrft.files.read import read_lines
-from lrft.files.records import MetricsLine
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import flat
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
-from lrft.training.folder import METRICS, RunFolder, find
+from lrft.training.folder import RunFolder, find
 from lrft.training.relied import own_recipe
 
 BINS = 20  # means of training losses
@@ -134,9 +131,7 @@ def _short(recipe: Recipe, folder: RunFolder) -> _Run:
     if differ:
         told = ", ".join(f"{key}: {theirs.get(key)!r} -> {mine.get(key)!r}" for key in differ[:3])
         raise UsageError(f"--predict {folder.path}: it is a run of another recipe ({told})")
-    file = folder.path / METRICS
-    lines = [parse_object(line.encode(), file, MetricsLine) for line in read_lines(file)]
-    return {"name": folder.path.name, "rows": _rows(before), "lines": lines}
+    return {"name": folder.path.name, "rows": _rows(before), "lines": folder.metrics()}
 
 
 def _is_free(key: str) -> bool:

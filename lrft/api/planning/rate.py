@@ -6,9 +6,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypedDict
 
-from lrft.files.json import parse_object
-from lrft.files.read import read_lines
-from lrft.files.records import MetricsLine
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import LrftError
 from lrft.training.folder import METRICS, RUN, RunFolder
@@ -42,7 +39,7 @@ def find_rate(recipe: Recipe, kind: str, recomputes: bool, root: Path = ROOT) ->
         try:
             before = own_recipe(path).recipe
             run: dict[str, Any] = folder.read(RUN)
-            rates = _rates(path / METRICS)
+            rates = _rates(folder)
         except LrftError:
             continue
         same = before.model.name == recipe.model.name and before.model.dtype == recipe.model.dtype
@@ -59,6 +56,7 @@ def find_rate(recipe: Recipe, kind: str, recomputes: bool, root: Path = ROOT) ->
     return None
 
 
-def _rates(file: Path) -> list[float]:
-    lines = [parse_object(line.encode(), file, MetricsLine) for line in read_lines(file)]
-    return [float(line["tokens_per_second"]) for line in lines[1:] if line.get("tokens_per_second")]
+def _rates(folder: RunFolder) -> list[float]:
+    return [
+        float(line["tokens_per_second"]) for line in folder.metrics()[1:] if line.get("tokens_per_second")
+    ]

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from lrft.api.training.recorded import finished_as_planned
 from lrft.evaluation.report import SAMPLES_SUM as SAMPLES
 from lrft.evaluation.report import sum_of_lines
-from lrft.files.json import SUM, own_sum, parse_object, read_object
+from lrft.files.json import parse_object, read_summed
 from lrft.files.read import read_lines
 from lrft.files.records import Scores
 from lrft.lab.report.metrics import Metrics, read_metrics
@@ -173,9 +173,6 @@ def _evaluation(folder: RunFolder, label: str) -> Evaluation | None:
 def _json(path: Path, kind: object = None) -> dict[str, Any]:
     """A record of an evaluation or an inspection; those of an older lrft have no sum."""
     try:
-        found = read_object(path, kind, within=path.parent)
-        if SUM in found and found[SUM] != own_sum(found):
-            raise DamagedFile(path, "is not what lrft wrote: it was edited, or is damaged")
+        return read_summed(path, kind, path.parent)
     except DamagedFile as error:
         raise DamagedFile(path, error.problem, "remove it, or restore it") from None
-    return found

@@ -8,14 +8,13 @@ from pathlib import Path
 from statistics import median
 from typing import Literal, cast
 
-from lrft.files.json import parse_object, read_object
-from lrft.files.read import read_lines
-from lrft.files.records import MetricsLine
+from lrft.files.json import read_object
+from lrft.files.records import Record
 from lrft.lab.runs.planned import PlannedRun
 from lrft.registry.errors import LrftError
 from lrft.registry.json import Json
 from lrft.training.checkpoint_folder import step_of, steps_in
-from lrft.training.folder import METRICS, RESULT, RUN, RunFolder
+from lrft.training.folder import RESULT, RUN, RunFolder
 from lrft.training.records import HeldOutRows, SetUp
 
 DIVERGED = "diverged.json"
@@ -23,6 +22,12 @@ OF_A_SET_UP: tuple[Literal["versions", "hardware", "git"], ...] = ("versions", "
 
 Value = float | dict[str, float] | None
 """A number of a run, or one for each of several keys; None where the run diverged."""
+
+
+class Diverged(Record):
+    """What is left of a run without a result: what it said last."""
+
+    message: str
 
 
 def finished(run: PlannedRun) -> bool:
@@ -88,7 +93,7 @@ def result(run: PlannedRun) -> dict[str, Json]:
 def why_without(run: PlannedRun) -> str | None:
     """What a run said that ended without a result; None where it has one."""
     path = run.folder / DIVERGED
-    return str(read_object(path)["message"]) if path.is_file() else None
+    return str(read_object(path, Diverged)["message"]) if path.is_file() else None
 
 
 def seconds_a_step(run: PlannedRun) -> float | None:
@@ -162,8 +167,7 @@ def _at(record: Mapping[str, Json], dotted: str) -> Json:
 
 
 def _lines(run: PlannedRun) -> list[dict[str, Json]]:
-    path = run.folder / METRICS
-    return [parse_object(line.encode(), path, MetricsLine) for line in read_lines(path)]
+    return RunFolder(run.folder).metrics()
 
 
 def _seconds(line: Mapping[str, Json]) -> float:

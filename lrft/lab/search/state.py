@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft.files.growing import GrowingFile
-from lrft.files.json import parse_object, read_object
+from lrft.files.json import parse_object, read_object, summed, with_sum
 from lrft.files.read import read_bytes
 from lrft.files.records import Record
 from lrft.files.write import write_file
@@ -79,7 +79,7 @@ class State:
             WriteError: the disk is full or gone.
         """
         assert line.arm == len(self.lines), "arms are kept in their order"
-        self._file.append(json.dumps(line.model_dump(), allow_nan=False) + "\n")
+        self._file.append(json.dumps(with_sum(line.model_dump()), allow_nan=False) + "\n")
         self.lines.append(line)
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class State:
             self._file.cut(kept)
         lines: list[Line] = []
         for text in whole.split(b"\n") if whole else []:
-            line = Line.model_validate(parse_object(text, path, Line))
+            line = Line.model_validate(summed(parse_object(text, path), path, Line))
             if line.arm != len(lines):
                 raise DamagedFile(path, f"has arm {line.arm} where {len(lines)} is meant")
             lines.append(line)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lrft.core.notes import say
 from lrft.core.run import Run
+from lrft.core.stages import SitePlan
+from lrft.registry.errors import RecipeError
 
 
 class Channel:
@@ -42,6 +46,43 @@ class Channel:
             0.5 if low == high else (now - low) / (high - low)
             for now, (low, high) in zip(self.now, ends, strict=True)
         ]
+
+
+def check_room(channel: Channel, plans: Sequence[SitePlan], least: int) -> None:
+    """Refuse a channel that carries no rank of the sites, and tell of one that carries few.
+
+    Args:
+        least: the lowest rank of a site.
+
+    Raises:
+        RecipeError: not even the lowest ranks fit through it at its best.
+    """
+    sizes = [plan.site.in_features + plan.site.out_features + 1 for plan in plans]
+    if (cost := channel.cost(least * sum(sizes))) > 1:
+        message = (
+            f"at its best the channel carries 1 / {cost:.3g} of the adapters at min_rank {least}; "
+            "write a higher bandwidth or latency, or fewer bits"
+        )
+        raise RecipeError(message, "allocate.bandwidth")
+    doubled = sum((least + (plan.rank or least)) * size for plan, size in zip(plans, sizes, strict=True))
+    if (middle := channel.cost(doubled) / 2) > 1:
+        say(
+            f"allocate: an untrained policy draws about half of adapter.rank, which costs {middle:.3g} of what the "
+            "channel carries at its best; few vectors of ranks will fit, or none"
+        )
+
+
+def check_alike(run: Run, ranks: dict[str, int]) -> None:
+    """Refuse ranks that are others in another process: their gradients would be added up all the same.
+
+    Raises:
+        RecipeError: they are.
+    """
+    sign = zlib.crc32(repr(list(ranks.values())).encode())
+    if run.team.largest(sign) != sign or -run.team.largest(-sign) != sign:
+        raise RecipeError(
+            "the processes chose different ranks for one step; train with one process", "allocate.method"
+        )
 
 
 def describe_tokens(run: Run, unknown: int | None) -> list[float]:

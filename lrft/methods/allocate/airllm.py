@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from torch import Tensor
 from lrft.core.run import Run
 from lrft.core.stages import Evidence, Plan, SitePlan
 from lrft.methods.allocate._dynamic import Dynamic, regularize
-from lrft.methods.allocate._environment import Channel, describe_tokens
+from lrft.methods.allocate._environment import Channel, check_alike, check_room, describe_tokens
 from lrft.methods.allocate._rank_policy import Drawn, PolicyState, RankPolicy
 from lrft.registry.axes import ALLOCATORS
 from lrft.registry.config import Annotated, Field, MethodConfig, Problem, RecipeView, Sequence
@@ -61,12 +60,15 @@ class AirLLM(Dynamic):
     Shapes: A (R, in), B (out, R) of `adapter: svd_lora`, by default with `draw: orthonormal` and a capacity of
     min(R, in, out). E = 0, so nothing changes at step 0.
     Trains: what the adapter trains; hidden components have a gradient of 0 and are moved by momentum and decay alone.
-    State: both networks (about 0.8 M numbers and 1,500 a site) with their moments, and up to 10,000 vectors.
+    State: both networks (about 0.64 M numbers and 1,281 a site) with their moments, and up to 10,000 vectors.
     Source: "AirLLM: Diffusion Policy-based Adaptive LoRA for Remote Fine-Tuning of LLM over the Air", 2025, and the
     authors' code (ZJUNICE/AirLLM), whose defaults are these; their rank is 64, alpha 32, dropout 0.1.
     Departures: a vector that does not fit uses up no step and no rows. An episode's first entropy is that of the rows
     to come, where theirs are looked at and dropped. Special tokens count in the entropy. The channel is simulated, as
     in their code: nothing is sent.
+    Advice: choose a rank of which half fits, as their configuration for 10 dB does (rank 8, `gamma: 0.95`). An
+    untrained policy draws ranks around (`min_rank` + R) / 2, and learns slowly at these rates: of 3,000 vectors for 210
+    sites and a channel that carries a mean rank of 12 of 64, none fitted. A vector takes 20 ms of a CPU there.
     """
 
     aliases = {"airllm": "adapter: {method: svd_lora, rank: 64, alpha: 32}\nallocate: airllm"}
@@ -130,15 +132,9 @@ class AirLLM(Dynamic):
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """The plan with the published A and B, where the lowest ranks fit through the channel."""
-        sites = [entry.site for entry in plan.values() if entry.config is not None]
-        least = self.config.min_rank * sum(site.in_features + site.out_features + 1 for site in sites)
-        if (cost := self.channel.cost(least)) > 1:
-            message = (
-                f"at its best the channel carries 1 / {cost:.3g} of the adapters at min_rank {self.config.min_rank}; "
-                "write a higher bandwidth or latency, or fewer bits"
-            )
-            raise RecipeError(message, "allocate.bandwidth")
-        return {name: as_published(entry) for name, entry in super().plan(plan, evidence).items()}
+        check_room(self.channel, [entry for entry in plan.values() if entry.config], self.config.min_rank)
+        plan = super().plan(plan, evidence)
+        return {name: as_published(entry) for name, entry in plan.items()}
 
     def start(self, run: Run) -> None:
         super().start(run)
@@ -229,16 +225,3 @@ def squared_orthogonality(A: Tensor, B: Tensor, mask: Tensor, weight: float) -> 
     shown, identity = mask[:, None], torch.diag(mask)
     A, B = A * shown, B * shown.mT
     return weight * ((A @ A.mT - identity).square().sum() + (B.mT @ B - identity).square().sum())
-
-
-def check_alike(run: Run, ranks: dict[str, int]) -> None:
-    """Refuse ranks that are others in another process: their gradients would be added up all the same.
-
-    Raises:
-        RecipeError: they are.
-    """
-    sign = zlib.crc32(repr(list(ranks.values())).encode())
-    if run.team.largest(sign) != sign or -run.team.largest(-sign) != sign:
-        raise RecipeError(
-            "the processes chose different ranks for one step; train with one process", "allocate.method"
-        )

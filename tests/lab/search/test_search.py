@@ -108,6 +108,10 @@ def test_a_folder_holds_one_search(searched, tmp_path, recipe):
         assert isinstance(error, UsageError) and said in str(error)
     lines = tmp_path / "out" / "arms.jsonl"
     text = lines.read_text()
+    lines.write_text(text.replace('"loss": ', '"loss": 1'))
+    _, error = searched("--budget", 3, fails=True)
+    assert "arms.jsonl: is not what lrft wrote" in str(error)
+    text = re.sub(r', "sha256": "[0-9a-f]+"', "", text)  # as an older lrft wrote them
     lines.write_text(text.replace("-seed0-", "-seed0-f"))
     _, error = searched("--budget", 3, fails=True)
     assert "arm 0 was trained as" in str(error) and "has changed; choose another folder" in str(error)

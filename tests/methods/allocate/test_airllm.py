@@ -12,11 +12,11 @@ from lrft.core.batch import Batch
 from lrft.core.params import Site
 from lrft.core.stages import SitePlan
 from lrft.core.team import Team
-from lrft.methods.allocate import _rank_policy
+from lrft.methods.allocate import _environment, _rank_policy
 from lrft.methods.allocate._actor_critic import ActorCritic, Transition, advantages, improve
 from lrft.methods.allocate._diffusion import Denoiser, denoising_loss, sample, signal_left
-from lrft.methods.allocate._environment import Channel
-from lrft.methods.allocate.airllm import AirLLM, check_alike, squared_orthogonality
+from lrft.methods.allocate._environment import Channel, check_alike
+from lrft.methods.allocate.airllm import AirLLM, squared_orthogonality
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.errors import Problem, RecipeError
 from lrft.training.flatten import flatten, unflatten
@@ -160,12 +160,19 @@ def test_a_run_in_which_nothing_fits_ends_after_so_many_vectors():
     assert len(method.policy.replay) == 9
 
 
-def test_a_channel_that_carries_no_rank_is_refused_before_a_step():
-    plan = {}
+def test_a_channel_that_carries_no_rank_is_refused_and_one_that_carries_few_is_told(monkeypatch):
+    plan, told = {}, []
     for name, (width, out) in zip("abc", SHAPES, strict=True):
         plan[name] = SitePlan(Site(name, width, out), ADAPTERS.settings("svd_lora", rank=4))
     planned = allocator().plan(plan, None)
     assert {entry.setting("draw") for entry in planned.values()} == {"orthonormal"}
+    monkeypatch.setattr(_environment, "say", told.append)
+    allocator(bandwidth=[10.0 * TIGHT["bandwidth"][0]]).plan(plan, None)
+    assert not told
+    allocator(bandwidth=[2 / 2.6 * TIGHT["bandwidth"][0]]).plan(
+        plan, None
+    )  # carries 2 of 4, and 2.5 is the middle
+    assert len(told) == 1 and "costs 1.25 of what the channel carries" in told[0]
     with pytest.raises(RecipeError, match=r"allocate\.bandwidth: at its best the channel carries 1 / "):
         allocator(bandwidth=[100.0]).plan(plan, None)
 

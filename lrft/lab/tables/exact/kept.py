@@ -8,13 +8,15 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import cast
 
-from lrft.files.json import read_object
+from lrft.files.json import read_summed, with_sum
 from lrft.files.write import write_file
 from lrft.lab.runs.digest import code_digest
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DamagedFile, LrftError
+from lrft.registry.json import Json
 
 FILE = ".rows.json"
 COUNTING = ("lrft.lab.tables.exact.metrics",)
@@ -62,7 +64,7 @@ class Kept:
     def _write(self) -> None:
         if self.path is None:
             return
-        text = json.dumps(self.tables, indent=1) + "\n"
+        text = json.dumps(with_sum(cast("dict[str, Json]", self.tables)), indent=1) + "\n"
         write_file(self.path, text, f"--out {self.path.parent}: {FILE}")
 
 
@@ -103,6 +105,6 @@ def _files(model: str, pattern: str) -> str:
 
 def _read(path: Path) -> dict[str, dict[str, dict[str, float]]]:
     try:
-        return read_object(path, dict[str, dict[str, dict[str, float]]])
+        return read_summed(path, dict[str, dict[str, dict[str, float]]])
     except DamagedFile as error:
         raise LrftError(f"{path}: cannot be read ({error.problem}); remove it, or add --fresh") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lrft.core.notes import say
-from lrft.files.json import read_object
+from lrft.files.json import read_summed
 from lrft.files.records import Scores
 from lrft.lab.runs.executor import Executor, Handle, Work
 from lrft.lab.runs.local import Progress, run_all, trusting, work_through
@@ -82,7 +82,7 @@ def read(found: Runs, table: FullTable, row: FullRow) -> None:
     wanted = dict.fromkeys(metric for name in row.cells for metric in table.columns[name].metrics)
     for run in found.runs:
         diverged = (run.folder / DIVERGED).is_file()
-        tasks = {} if diverged else read_object(_scores(run), Scores)["tasks"]
+        tasks = {} if diverged else read_summed(_scores(run), Scores)["tasks"]
         known = {f"{task}.{key}": value for task in tasks for key, value in tasks[task]["metrics"].items()}
         for metric in wanted:
             if metric not in known and not diverged:
