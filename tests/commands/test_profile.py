@@ -110,7 +110,7 @@ def test_a_run_goes_on_with_a_profile_and_is_asked_for_the_steps_that_are_left(c
         ("aten::mm", (), [(4, 96), (96, 64)], LOW_RANK),
         ("aten::mm", (), [(4, 64), (64, 64)], LOW_RANK),  # factors through the weight, no token in it
         ("aten::mm", (), [(96, 64), (64, 520)], HEAD),
-        ("aten::mm", ("_ChunkedCrossEntropy",), [(96, 64), (64, 64)], HEAD),
+        ("aten::mm", ("ChunkedCrossEntropy",), [(96, 64), (64, 64)], HEAD),
         ("aten::bmm", (), [(8, 48, 16), (8, 16, 48)], ATTENTION),
         ("aten::bmm", (), [(8, 48, 4), (8, 4, 16)], LOW_RANK),
         ("aten::mul", ("_SegmentedBackward",), [], ATTENTION),

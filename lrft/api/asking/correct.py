@@ -8,16 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lrft.api.asking.augment import (
-    Augmented,
-    Writer,
-    ask_rows,
-    check_words,
-    find_writer,
-    read_template,
-    write_rows,
-)
+from lrft.api.asking.augment import Augmented, ask_rows, check_words, read_template, write_rows
 from lrft.api.asking.generate import write_answers
+from lrft.api.asking.writer import Writer, find_writer
 from lrft.build.dataset import read_renderer
 from lrft.build.guess import with_format
 from lrft.build.rows import training_rows

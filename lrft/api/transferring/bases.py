@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrft.api.asking.augment import Writer
+from lrft.api.asking.writer import Writer
 from lrft.api.transferring.record import Asked, Pool
 from lrft.build.adapt import adapt
 from lrft.build.dataset import read_renderer

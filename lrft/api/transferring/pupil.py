@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lrft.api.asking.augment import Writer
+from lrft.api.asking.writer import Writer
 from lrft.api.opening.open_run import open_model
 from lrft.api.training.train import train
 from lrft.api.transferring.folder import OUTPUTS, Phases, as_lines
