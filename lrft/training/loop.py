@@ -40,10 +40,7 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
     for batches in steps:
         if run.step >= run.total_steps:  # a callback made the step before the last one
             break
-        run.metrics = {}
-        run.micro_batches = batches.micro_batches
-        run.rows = tuple(row for batch in run.micro_batches for row in batch.examples)
-        run.seed_step()
+        _take(run, batches)
         # With a backward pass where there is one.
         run.closure = closure = partial(private_loss if run.privacy else step_loss, run, batches, objective)
         run.fire("before_step")
@@ -76,6 +73,14 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         _stop_if_asked(run)  # after the last step too, whose scores may be owed
     run.fire("finish")
     return run
+
+
+def _take(run: Run, batches: StepBatches) -> None:
+    """Let the run hold the rows of its next step, and draw by its seed."""
+    run.metrics = {}
+    run.micro_batches = batches.micro_batches
+    run.rows = tuple(row for batch in run.micro_batches for row in batch.examples)
+    run.seed_step()
 
 
 def _stop_if_asked(run: Run) -> None:
