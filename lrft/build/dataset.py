@@ -27,12 +27,14 @@ def read_text(
     trust_remote_code: bool = False,
     progress: Progress = silent,
     today: str | None = None,
+    processes: int = 1,
 ) -> Text:
     """Tokenizer and data; with `training` both splits are encoded and looked at, and `check_text` is the gate.
 
     Args:
         today: the day, as 2026-11-28, that chat templates which ask for the date are told; by default `data.date` of
             the recipe, or the day it is.
+        processes: that make tokens of rows; the result is the same with any number.
 
     Raises:
         DataError: a row cannot be read or rendered.
@@ -48,14 +50,14 @@ def read_text(
     split = both_splits(recipe)
     rows, text.held_out, text.removed = split.train, split.held_out, split.removed
     text.fingerprints["train"] = rows.fingerprint
-    prepared = prepare(rows, text.renderer, partial(progress, "tokenizing rows"))
+    prepared = prepare(rows, text.renderer, partial(progress, "tokenizing rows"), processes)
     text.train, text.report, text.rows = prepared.encoded, prepared.report, prepared.rows
     _check_template(recipe, text)
     text.mixture = mixture(recipe, rows, prepared.encoded, prepared.of)
     check_prompts(recipe, text)
     if text.held_out is not None:
         text.fingerprints["eval"] = text.held_out.fingerprint
-        _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress)
+        _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress, processes)
     return text
 
 
@@ -117,14 +119,16 @@ def _check_tokenizer(tokenizer: Tokenizer, size: int, new: list[str]) -> None:
         )
 
 
-def _read_held_out(text: Text, recipe: Recipe, positions: int | None, progress: Progress) -> None:
+def _read_held_out(
+    text: Text, recipe: Recipe, positions: int | None, progress: Progress, processes: int
+) -> None:
     """Encode and look at `data.eval`.
 
     Raises:
         DataError: a row is longer than the model's positions, so it could never be scored.
     """
     assert text.held_out is not None
-    prepared = prepare(text.held_out, text.renderer, partial(progress, "tokenizing held-out rows"))
+    prepared = prepare(text.held_out, text.renderer, partial(progress, "tokenizing held-out rows"), processes)
     text.scored, text.held_out_report, text.scored_of = prepared.encoded, prepared.report, prepared.of
     text.scored_rows = prepared.rows
     if positions is not None:

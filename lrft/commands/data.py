@@ -36,6 +36,12 @@ Places = Annotated[
 ]
 Split = Annotated[str, typer.Option("--split", help="train or eval: rows of data.train, or of data.eval.")]
 Ids = Annotated[bool, typer.Option("--ids", help="Print token ids below the text.")]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1, max=1024, metavar="N", help="Processes that make tokens of rows; the result is the same."
+    ),
+]
 AsPacked = Annotated[bool, typer.Option("--packed", help="Print which document lies where in packed rows.")]
 
 
@@ -77,6 +83,7 @@ def show_command(
 def check_command(
     recipe: RecipeName,
     overrides: Overrides = None,
+    processes: Processes = 1,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -89,7 +96,7 @@ def check_command(
     silence(quiet)
     loaded = load_recipe(recipe, overrides or [])
     with stop.at_once():
-        found = check_data(loaded, trust_remote_code)
+        found = check_data(loaded, trust_remote_code, processes=processes)
     lines = [f"{label}: {value}" for label, value in found.facts()]
     result(found.record(), as_json, lambda _: print("\n".join(lines)))
     check_text(found.text, loaded.recipe)
@@ -125,6 +132,7 @@ def select_command(
         typer.Option(help="Run or checkpoint that measures the rows; for gradients several, averaged."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    processes: Processes = 1,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -143,6 +151,7 @@ def select_command(
         seed,
         overrides=overrides or [],
         trust_remote_code=trust_remote_code,
+        processes=processes,
     )
     for note in found["notes"]:
         say(note)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from lrft.core import stop
 from lrft.data.drafts import Draft
+from lrft.data.encode_apart import Place, entries_apart
 from lrft.data.encoded import Encoded
+from lrft.data.example import Row
 from lrft.data.rows import Rows
 from lrft.registry.errors import DataError
 
@@ -32,27 +35,52 @@ def encode_all(
 
 
 def encode_each(
-    rows: Rows, renderer: Renderer, progress: Callable[[int, int], None] | None = None
+    rows: Rows,
+    renderer: Renderer,
+    progress: Callable[[int, int], None] | None = None,
+    processes: int = 1,
 ) -> tuple[list[Encoded], Sequence[int]]:
     """Every row in order, and for each of them which row it is of: a document may be learnt in several windows.
+
+    Args:
+        processes: that make tokens of batches of rows; the result is the same with any number.
 
     Raises:
         DataError: as `encode_all`.
     """
     encoded: list[Encoded] = []
     of = array("q")
-    for index, draft in enumerate(_drafts(rows, renderer)):
-        stop.poll()
-        with placed(rows, index):
-            found = renderer.finished(draft)
-        encoded += found
-        of.extend([index] * len(found))
-        if progress is not None:
-            progress(index + 1, len(rows))
+    apart = processes > 1 and len(rows) > BATCH
+    place = partial(placed, rows)
+    given = (
+        entries_apart(rows, renderer, processes, BATCH, place) if apart else entries(rows, renderer, place)
+    )
+    with closing(given):
+        for index, found in enumerate(given):
+            stop.poll()
+            encoded += found
+            of.extend([index] * len(found))
+            if progress is not None:
+                progress(index + 1, len(rows))
     return encoded, of
 
 
-def _drafts(rows: Rows, renderer: Renderer) -> Iterator[Draft]:
+def entries(rows: Rows | Sequence[Row], renderer: Renderer, place: Place) -> Generator[list[Encoded]]:
+    """What every row becomes, in order; the first that cannot be used ends it.
+
+    Args:
+        place: says where a row is, by its number, that cannot be used.
+
+    Raises:
+        DataError: as `place` tells it.
+    """
+    for index, draft in enumerate(_drafts(rows, renderer, place)):
+        with place(index):
+            found = renderer.finished(draft)
+        yield found
+
+
+def _drafts(rows: Rows | Sequence[Row], renderer: Renderer, place: Place) -> Iterator[Draft]:
     """Every row as text, a batch of them at a time tokenized in one call; a row that fails does so in its turn."""
     given, left = iter(rows), len(rows)
     for first in range(0, left, BATCH):
@@ -60,7 +88,7 @@ def _drafts(rows: Rows, renderer: Renderer) -> Iterator[Draft]:
         failed: DataError | None = None
         for index, row in enumerate(islice(given, BATCH), first):
             try:
-                with placed(rows, index):
+                with place(index):
                     drafts.append(renderer.draft(row))
             except DataError as error:
                 failed = error

@@ -28,13 +28,18 @@ class Prepared:
     of: Sequence[int]
 
 
-def prepare(rows: Rows, renderer: Renderer, progress: Callable[[int, int], None] | None = None) -> Prepared:
+def prepare(
+    rows: Rows,
+    renderer: Renderer,
+    progress: Callable[[int, int], None] | None = None,
+    processes: int = 1,
+) -> Prepared:
     """Encode and inspect; `prepared.report.check(...)` is the gate.
 
     Raises:
         DataError: a row cannot be used at all.
     """
-    encoded, of = encode_each(rows, renderer, progress)
+    encoded, of = encode_each(rows, renderer, progress, processes)
     shown = rows if len(encoded) == len(rows) else rows.chosen(of)
     report = inspect(encoded, shown, renderer.tokenizer, renderer.stop_ids, renderer.max_length)
     return Prepared(shown, encoded, report, of)

@@ -213,13 +213,10 @@ def held_of(name: str, groups: list[Vectors]) -> dict[str, Tensor]:
 
 
 def _groups(held: Any, name: str, groups: list[list[int]], shape: tuple[int, int]) -> Iterator[Vectors]:
+    names = list(held.keys())
     for number, (bits, _) in enumerate(groups):
         prefix = f"{name}::{number}."
-        own = {
-            key.removeprefix(prefix): held.get_tensor(key)
-            for key in held.keys()  # noqa: SIM118
-            if key.startswith(prefix)
-        }
+        own = {key.removeprefix(prefix): held.get_tensor(key) for key in names if key.startswith(prefix)}
         yield read_vectors(own, shape, bits)
 
 

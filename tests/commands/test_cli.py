@@ -105,7 +105,7 @@ OPTIONS = {
     "methods ls": {"--json"},
     "methods show": {"--json"},
     "data show": {"--rows", "--at", "--split", "--ids", "--packed", "--trust-remote-code", *TALK},
-    "data check": {"--trust-remote-code", *TALK},
+    "data check": {"--processes", "--trust-remote-code", *TALK},
     "delta diff": {"--out", "--dtype", *TRUST, *TALK},
     "delta apply": {"--out", "--weight", "--dtype", *TRUST, *TALK},
     "delta compress": {"--out", "--ratio", "--bits", "--recipe", "--rows", *TRUST, *TALK},
@@ -116,7 +116,11 @@ OPTIONS = {
         *TRUST,
         *TALK,
     },
-    "data select": {"--method", "--budget", "--out", "--target", "--run", "--seed", *TRUST, *TALK},
+    "data select": {
+        *("--method", "--budget", "--out", "--target", "--run", "--seed", "--processes"),
+        *TRUST,
+        *TALK,
+    },
     "env": {"--json", "--sbom"},
 }
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lrft.api.asking.augment import Augmented, ask_rows, check_words, read_template, write_rows
-from lrft.api.asking.generate import write_answers
 from lrft.api.asking.writer import Writer, find_writer
 from lrft.build.dataset import read_renderer
 from lrft.build.guess import with_format
@@ -172,16 +171,8 @@ class Solving:
             return
         ids = [self.writer.turn_ids(attempts[place].messages) for place in places]
         sampling = replace(self.sampling, seed=self.sampling.seed * 1_000 + draw)
-        about: dict[str, Json] = {
-            **self.writer.about,
-            "prompts_sha256": _digest(ids),
-            "max_new_tokens": self.max_new_tokens,
-            "sampling": asdict(sampling),
-            "batch_tokens": self.writer.subject.batch_tokens,
-        }
         file, rows = self._file(part), self.rows.chosen(places)
-        subject = self.writer.subject
-        done = write_answers(subject, rows, ids, file, about, self.max_new_tokens, sampling, None)
+        done = self.writer.answers(rows, ids, file, self.max_new_tokens, sampling)
         self.before += done["before"]
         yield from zip(places, file.lines(), strict=True)
 

@@ -53,18 +53,25 @@ class DataCheck:
 
 
 def check_data(
-    recipe: LoadedRecipe | Path | str, trust_remote_code: bool = False, *, overrides: Sequence[str] = ()
+    recipe: LoadedRecipe | Path | str,
+    trust_remote_code: bool = False,
+    *,
+    overrides: Sequence[str] = (),
+    processes: int = 1,
 ) -> DataCheck:
     """Both splits of a recipe's data, read and judged as training judges them, and compared with each other.
 
     `lrft.build.dataset.check_text` refuses what the report says cannot be trained on.
+
+    Args:
+        processes: that make tokens of rows; the result is the same with any number.
 
     Raises:
         RecipeError, DataError: the recipe is not valid, or the rows cannot be read or rendered.
     """
     with EvaluationBar() as show, sought_rarely():
         chosen = with_format(as_loaded(recipe, overrides)).recipe
-        text = read_text(chosen, trust_remote_code=trust_remote_code, progress=show)
+        text = read_text(chosen, trust_remote_code=trust_remote_code, progress=show, processes=processes)
         assert text.rows is not None, "training rows were wanted"
         train = Split(text.rows, text.train)
         held_out = None if text.scored_rows is None else Split(text.scored_rows, text.scored or [])

@@ -67,6 +67,7 @@ def select_rows(
     *,
     overrides: Sequence[str] = (),
     trust_remote_code: bool = False,
+    processes: int = 1,
 ) -> Selected:
     """Choose training rows of a recipe, and write them as they were read, best first, with a column `selected`.
 
@@ -80,6 +81,7 @@ def select_rows(
         target: a file of rows in the recipe's format that the chosen ones are to serve.
         runs: run folders or checkpoints whose weights measure the rows; by default the recipe's as they begin.
         seed: of what is drawn.
+        processes: that make tokens of rows; the result is the same with any number.
 
     Raises:
         UsageError: the words do not fit the method, or `out` holds other rows.
@@ -92,7 +94,7 @@ def select_rows(
     with stop.listening("what was measured is kept; the same command goes on"), EvaluationBar() as show:
         chosen = with_format(as_loaded(recipe, overrides)).recipe
         _check_rows(chosen, made)
-        text = read_text(chosen, trust_remote_code=trust_remote_code, progress=show)
+        text = read_text(chosen, trust_remote_code=trust_remote_code, progress=show, processes=processes)
         check_text(text, chosen)
         rows, encoded = _usable(text)
         if budget is not None and budget > len(rows):

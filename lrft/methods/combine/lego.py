@@ -30,7 +30,8 @@ class LEGO(Combination):
     Shapes: A (k, in), B (out, k); `starts` k-means++ starts drawn from `--seed`, Lloyd's iteration in float64.
     Takes: one or more with factors, of any ranks; no weights, as units of all parents count alike.
     Source: Zhao et al., "Merging LoRAs like Playing LEGO", ICLR 2025, arXiv 2409.16167. No code of the authors was
-    found; the two reweightings are those that public descriptions of the paper agree on.
+    found; the two reweightings are those that public descriptions of the paper agree on, and a test has the whole again
+    in numpy from the same first centres.
     Departures: settled here: norms are of whole units, and r of parents that differ is their mean. (c b, a / c) and
     (-b, -a) are the same component as (b, a) and other points for k-means; `balance: true` makes |a| = |b| before, and
     of the sign, as there, nothing is made.
