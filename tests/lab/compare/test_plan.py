@@ -126,7 +126,9 @@ def test_the_keys_that_arms_share_are_those_marked_in_the_recipe():
     length |= {f"train.{key}" for key in ("metric", "patience", "extended")}
     rounds = {"clients", "rounds", "fraction", "local_steps", "local_epochs", "partition"}
     apart = {f"federate.{key}" for key in rounds}
-    assert set(EQUAL) == {*model, *length, *step, *apart, "data", "eval.limit"} and len(EQUAL) == 24
+    assert (
+        set(EQUAL) == {*model, *length, *step, *apart, "data", "privacy", "eval.limit"} and len(EQUAL) == 25
+    )
 
 
 def test_changed_rows_of_one_source_of_several_mean_another_folder(recipe, tmp_path):
