@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 
+import make_small_tasks
 from lrft.api.asking.evaluate import evaluate
 from lrft.api.combining.combine import combine
 from lrft.api.exporting.export import export
@@ -31,7 +30,6 @@ from lrft.registry.errors import DamagedFile, Interrupted, UsageError
 from lrft.training.folder import RunFolder
 from tests.export.reloaded import logits
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["train.max_steps=4", "train.save_every=1", "train.batch_size=2", "train.keep_last=3"]
 SMALL += ["data.train.limit=12", "data.eval.limit=6", "adapter.targets=[q_proj]", "adapter.rank=2"]
 ICM = "{method: icm_lora, latent: 4, channels: [4, 4, 4], epochs: 4, rows: 3}"
@@ -46,13 +44,8 @@ TEXTS = {"name": "who ordered", "city": "where it goes", "day": "when it comes"}
 @pytest.fixture(scope="module")
 def tasks(tiny, tmp_path_factory):
     """Three runs of four steps that differ in their data alone, and the recipe of a fourth task."""
-    spec = importlib.util.spec_from_file_location(
-        "make_small_tasks", ROOT / "scripts" / "make_small_tasks.py"
-    )
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
     place = tmp_path_factory.mktemp("tasks")
-    recipes = {path.stem: path for path in maker.write_tasks(place, str(tiny()))}
+    recipes = {path.stem: path for path in make_small_tasks.write_tasks(place, str(tiny()))}
     for name in (*TEXTS, "item"):
         train(load_recipe(recipes[name], SMALL), place / "runs" / name)
     return {name: place / "runs" / name for name in (*TEXTS, "item")}
