@@ -32,7 +32,7 @@ GIVEN = (
     *("choices-train.jsonl", "choices-test.jsonl", "many-train.jsonl", "many-test.jsonl"),
 )
 FLIPS = 3  # of a file: headers are as long as the tensors of a tiny model
-SECONDS = 20  # of a case; a pipe that is waited for takes for ever
+SECONDS = 90  # of a case; a pipe that is waited for takes for ever
 TEXT = {"flip", "zero tail", "longer", "swap", "truncate"}  # of which a text of the user's is another text
 IN_TURN = (
     *("train.max_steps=null", "train.epochs=1", "data.mix.order=in_turn", "data.eval=null", "data.split=2"),
