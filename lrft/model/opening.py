@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lrft.files.failure import ABOUT_ROOM, number_of
 from lrft.model.promised import NotStreamed
 from lrft.registry.errors import LrftError, RecipeError
 from lrft.registry.secrets import masked
+
+HERE = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -23,11 +26,21 @@ def opening(name: str, key: str = "model.name") -> Iterator[None]:
     except (LrftError, NotStreamed, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, AssertionError) and _is_ours(error):
+            raise
         if "can't allocate memory" in str(error) or "out of memory" in str(error).lower():
             raise
         if number_of(error) in ABOUT_ROOM:
             raise
         raise unloadable(name, error, key) from error
+
+
+def _is_ours(error: AssertionError) -> bool:
+    """Whether lrft itself found its own mistake; what a library asserts is of the files."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and Path(at.tb_frame.f_code.co_filename).is_relative_to(HERE)
 
 
 def unloadable(name: str, error: Exception, key: str = "model.name") -> RecipeError:

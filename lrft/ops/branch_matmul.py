@@ -22,7 +22,7 @@ from lrft.ops.formed import Formed
 from lrft.ops.gains import column_dots
 from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.made import Made, made_of, make_again
-from lrft.ops.products import widen, working
+from lrft.ops.products import multiplied, widen, working
 from lrft.ops.term import Term, owned
 
 
@@ -123,7 +123,8 @@ class _BranchMatmul(torch.autograd.Function):
             if ctx.factor is None:
                 dx = input_gradient(bases, gains, dys, p, down, half)
             else:
-                dx = dropped_gradient(bases, gains, dys, p @ down, zeros, ctx.factor)
+                term = multiplied(p, down, half, "dx")
+                dx = dropped_gradient(bases, gains, dys, term, zeros, ctx.factor, half)
             dx = dx.to(half).view(*grads[0].shape[:-1], dx.shape[-1])
         if ctx.again is not None:
             seen = make_again(ctx.again, of, None if ctx.factor is None else zeros)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lrft.ops.dropout import clear
 from lrft.ops.formed import FrozenMap
 from lrft.ops.gains import scale_columns
-from lrft.ops.products import multiplied, widen
+from lrft.ops.products import multiplied, times, widen
 
 
 def frozen_part(
@@ -34,10 +34,10 @@ def frozen_part(
     if factor is None:
         if bias is None and _in_weight(wide, wide.shape[1]):
             return multiplied(wide, _scaled_rows(*matrix, gain).mT, half, "y"), None
-        u = wide @ weight.mT
-        y = scale_columns(u, gain)
+        u = multiplied(wide, weight.mT, half, "u")
+        y = scale_columns(u, gain) if u.dtype == half else times(u, gain, half, "y")
         return (y, None) if bias is None else (y.add_(bias), u)
-    u = kept @ weight.mT
+    u = multiplied(kept, weight.mT, half, "u")
     return multiplied(wide, weight.mT, half, "y", bias).addcmul_(u, _less_one(gain, factor, u.dtype)), u
 
 
@@ -58,7 +58,7 @@ def input_gradient(
         if gain is not None and _in_weight(dy, down.shape[1]):
             weight = _scaled_rows(weight, fresh, gain)
         elif gain is not None:
-            dy = scale_columns(dy, gain)
+            dy = scale_columns(dy, gain) if dy.dtype == half else times(dy, gain, half, "scaled")
         dx = multiplied(dy, weight, half, "dx") if dx is None else dx.addmm_(dy, weight)
     assert dx is not None
     return dx.addmm_(p, down)
@@ -71,13 +71,14 @@ def dropped_gradient(
     term: Tensor,
     zeros: Tensor,
     factor: float,
+    half: torch.dtype,
 ) -> Tensor:
     """Dx (tokens, in) from that of the terms, p down, which is overwritten."""
     only = len(bases) == 1
     for base, gain, dy in zip(bases, gains, dys, strict=True):
         if base is not None and gain is not None:
             weight, _ = widened(base.weight(), dy.dtype)
-            term.addmm_(dy * _less_one(gain, factor, dy.dtype), weight)
+            term.addmm_(times(dy, _less_one(gain, factor, dy.dtype), half, "scaled"), weight)
             if only:
                 return clear(term, zeros).addmm_(dy, weight)
     clear(term, zeros)

@@ -92,6 +92,13 @@ def multiplied(x: Tensor, matrix: Tensor, half: torch.dtype, room: str, bias: Te
     return y if bias is None else y.add_(bias)
 
 
+def times(x: Tensor, columns: Tensor, half: torch.dtype, room: str) -> Tensor:
+    """X (rows, n) times columns (n,) of its precision, in the room of that name where `half` is not that."""
+    if x.dtype == half or torch.compiler.is_compiling():
+        return x * columns
+    return torch.mul(x, columns, out=_room(room, x.shape))
+
+
 def _room(name: str, shape: Sequence[int]) -> Tensor:
     held, size = _rooms.__dict__, math.prod(shape)
     room: Tensor | None = held.get(name)

@@ -60,7 +60,7 @@ NOT_HERE = frozenset(
     llamaadapter llamapro longlora longqlora lycoris neftune poly
     ptuning pvera reft rosa s2ft waveft
     xadapter mica orthogonal spectral aqlm autoround awq bnb3bit compressedtensors eetq exl2 fp8 gptq int2 int3
-    marlin mxfp4 nvfp4 quanto quip squeezellm vptq w4a16 w8a8 apo bco cpo gkd ktopair rankgrpo
+    marlin mxfp4 nvfp4 quanto quip squeezellm vptq w4a16 w8a8 apo bco cpo gkd ktopair
     minillm nash orm ppo prm reinforce rlhf rloo xpo
     blocklora hut soka
     """.split()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lrft.api.training.train import train
-from lrft.build import job
+from lrft.build import callbacks
 from lrft.core.callback import Callback
 from lrft.core.run import Run
 from lrft.registry.errors import NumericalError
@@ -85,8 +85,8 @@ def check(n: int, seed: int) -> Outcome:
 
 def _one(folder: Path, poison: Poison) -> str:
     """What went wrong, or nothing."""
-    original = job._timed_methods
-    job._timed_methods = lambda recipe: [*original(recipe), poison]
+    original = callbacks._timed_methods
+    callbacks._timed_methods = lambda recipe: [*original(recipe), poison]
     run = folder / "run"
     try:
         train(tiny(folder, [f"train.max_steps={STEPS}"]), run)
@@ -95,7 +95,7 @@ def _one(folder: Path, poison: Poison) -> str:
         if "\n" in str(error) or ("training rows" not in str(error) and "in steps" not in str(error)):
             return f"the message does not say where: {error}"
     finally:
-        job._timed_methods = original
+        callbacks._timed_methods = original
     files = [path for path in run.rglob("*.safetensors") if not path.name.startswith("non-finite")]
     bad = [f"{path.name}: {name}" for path in files for name in non_finite(load_file(path))]
     newest = checkpoint_folder.newest(run / "checkpoints", lambda line: bad.append(line))

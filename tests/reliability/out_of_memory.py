@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from lrft.api.planning.ahead import plan_ahead
 from lrft.api.training.train import train
-from lrft.build import job
+from lrft.build import callbacks
 from lrft.core.callback import Callback
 from lrft.core.run import Run
 from lrft.model import heap
@@ -133,8 +133,8 @@ def _trained(
 
 def _train(recipe: str, out: str, told: str, step: int, limit: Any, leave: int, overrides: list[str]) -> None:
     """What a process does: train until the memory is gone, and say what that was told as."""
-    original = job._timed_methods
-    job._timed_methods = lambda chosen: [*original(chosen), Squeeze(step, limit, leave)]
+    original = callbacks._timed_methods
+    callbacks._timed_methods = lambda chosen: [*original(chosen), Squeeze(step, limit, leave)]
     try:
         train(Path(recipe), Path(out), overrides=overrides)
     except LrftError as error:

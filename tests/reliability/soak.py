@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from lrft.api.training.train import train
-from lrft.build import job
+from lrft.build import callbacks
 from lrft.core.callback import Callback
 from lrft.core.run import Run
 from tests.reliability.outcome import Outcome, tiny
@@ -42,8 +42,8 @@ def resident() -> int:
 def check(n: int, seed: int) -> Outcome:
     """One run of n steps in bfloat16 with packed rows, of which nearly every one has a length of its own, and saves."""
     outcome, meter = Outcome(), Meter(max(1, n // 10), n)
-    original = job._timed_methods
-    job._timed_methods = lambda recipe: [*original(recipe), meter]
+    original = callbacks._timed_methods
+    callbacks._timed_methods = lambda recipe: [*original(recipe), meter]
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -55,7 +55,7 @@ def check(n: int, seed: int) -> Outcome:
             ]
             train(tiny(folder, [*overrides, "train.packing=true", "logging.every=500"]), folder / "run")
     finally:
-        job._timed_methods = original
+        callbacks._timed_methods = original
     outcome.facts = {"growth": meter.growth, "bytes": float(meter.bytes[n]), "files": float(meter.files[n])}
     outcome.add(meter.growth < GROWTH, f"resident memory grew by {meter.growth:.1%} in {n} steps")
     same = meter.files[meter.first] == meter.files[meter.last]

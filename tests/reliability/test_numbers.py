@@ -39,12 +39,12 @@ class Poison(Callback):
 @pytest.fixture
 def poisoned(monkeypatch) -> Callable[..., None]:
     """`poisoned(step, pick, value)`: the next training has it among its first callbacks."""
-    from lrft.build import job
+    from lrft.build import callbacks
 
     def put(step: int, pick: Callable[[Run], torch.Tensor], value: float = float("nan")) -> None:
-        original = job._timed_methods
+        original = callbacks._timed_methods
         monkeypatch.setattr(
-            job, "_timed_methods", lambda recipe: [*original(recipe), Poison(step, pick, value)]
+            callbacks, "_timed_methods", lambda recipe: [*original(recipe), Poison(step, pick, value)]
         )
 
     return put

@@ -10,7 +10,7 @@ import pytest
 from lrft.api.planning.fit import changes, forecast, sentence
 from lrft.api.training import memory
 from lrft.api.training.train import train
-from lrft.build import job, recomputing
+from lrft.build import callbacks, recomputing
 from lrft.core.callback import Callback
 from lrft.files import read
 from lrft.registry.errors import OutOfMemory
@@ -31,14 +31,14 @@ class Full(Callback):
 def test_what_was_saved_stays_and_the_same_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     recipe, whole, run = tiny(tmp_path, ["train.save_every=1"]), tmp_path / "whole", tmp_path / "run"
     train(recipe, whole)
-    original = job._timed_methods
-    monkeypatch.setattr(job, "_timed_methods", lambda recipe: [*original(recipe), Full()])
+    original = callbacks._timed_methods
+    monkeypatch.setattr(callbacks, "_timed_methods", lambda recipe: [*original(recipe), Full()])
     with pytest.raises(OutOfMemory, match=r"^out of memory: training takes about .*; train.batch_size=1 "):
         train(recipe, run)
     steps = checkpoint_folder.steps_in(run / "checkpoints")
     assert max(map(checkpoint_folder.step_of, steps)) == 2
     assert [checkpoint_folder.fault(step) for step in steps] == ["", ""] and scratch_in(run) == []
-    monkeypatch.setattr(job, "_timed_methods", original)
+    monkeypatch.setattr(callbacks, "_timed_methods", original)
     train(recipe, run, resume=True)
     assert files_of(run) == files_of(whole) and losses(run) == losses(whole)
 

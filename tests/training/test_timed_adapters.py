@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from lrft.build import job
+from lrft.build import callbacks
 from lrft.core.batch import Batch
 from lrft.core.callback import TimedMethod
 from lrft.core.context import computing, is_first_pass
@@ -21,9 +21,9 @@ class Counts(TimedMethod):
 def test_it_comes_with_the_adapter_and_after_what_the_recipe_chose(monkeypatch):
     sections = {"allocate": None, "restart": None, "select": SELECTORS.settings("badam"), "prune": None}
     recipe = SimpleNamespace(adapter=ADAPTERS.settings("lora"), **sections)
-    chosen = [type(method) for method in job._timed_methods(recipe)]
+    chosen = [type(method) for method in callbacks._timed_methods(recipe)]
     monkeypatch.setattr(ADAPTERS.get("lora"), "timed", classmethod(lambda cls, config: Counts(config)))
-    methods = job._timed_methods(recipe)
+    methods = callbacks._timed_methods(recipe)
     assert [type(method) for method in methods] == [*chosen, Counts] and len(chosen) == 1
     assert methods[-1].config is recipe.adapter
 
