@@ -175,7 +175,12 @@ ATTACKED = {
     "inspect-exported": Attacked(("exported",), ("exported/*",), ("inspect", "exported"), (), True),
     "report": Attacked(("run", "choice"), ("choice/**/*",), ("report", "run", "choice"), ()),
     "plan-predict": Attacked(
-        ("run",), RUN, ("plan", "recipe.yaml", "--predict", "run"), (), True, falls_back=True
+        ("longer",),
+        ("longer/**/*",),
+        ("plan", "recipe.yaml", "--predict", "longer"),
+        (),
+        True,
+        falls_back=True,
     ),
     "plan-base": Attacked(
         ("base",), ("base/*",), ("plan", "recipe.yaml", "model.name=base"), (), of_stranger=True
@@ -296,6 +301,7 @@ class Prepared:
 
 
 MAKES: dict[str, list[tuple[str, ...]]] = {
+    "longer": [("train", "recipe.yaml", "--out", "longer", "train.max_steps=6")],
     "swept": [SWEEP],
     "found": [SEARCH],
     "compared": [COMPARE],

@@ -167,7 +167,7 @@ COMMANDS = {
         compared="out/runs/.*/last/",
     ),
     "compare": Command(
-        ("compare", "recipe.yaml", "recipe.yaml", "--match", "steps", *RATES, "--seeds", "1", "--out", "out"),
+        ("compare", "recipe.yaml", "other.yaml", "--match", "steps", *RATES, "--seeds", "1", "--out", "out"),
         trained=False,
         compared="out/runs/.*/last/",
     ),
@@ -223,6 +223,7 @@ class Bench:
             for split, numbers in (("train", range(trains)), ("test", range(trains, ends))):
                 lines = "".join(json.dumps(_choice(k)) + "\n" for k in numbers)
                 (self.start / f"{name}-{split}.jsonl").write_text(lines)
+        (self.start / "other.yaml").write_text("extends: recipe.yaml\nadapter: {rank: 1}\n")
         (self.start / "space.yaml").write_text("adapter.rank: [1, 2]\n")
         (self.start / "prompts.txt").write_text("How many apples?\nAnd pears?\n")
         (self.start / "ask.txt").write_text("Say otherwise: {prompt}\n")
