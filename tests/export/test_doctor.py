@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def test_an_exported_folder_passes_and_says_how_it_is_served(written, tmp_path, 
         one for one in found["checks"] if "that of training" in one["check"] or "those of" in one["check"]
     ]
     assert len(conversations) == {"gguf": 2, "ollama": 4, "on": 2}.get(form, 1)
+
+
+@pytest.mark.parametrize("form", ["lora", "vllm", "gguf"])
+@pytest.mark.parametrize("damage", ["torn", "a pipe"])
+def test_a_damaged_record_is_named_and_not_taken_as_missing(written, tmp_path, form, damage):
+    record = written(form, tmp_path) / "fidelity.json"
+    text = record.read_text()
+    record.unlink()
+    record.write_text(text[:40]) if damage == "torn" else os.mkfifo(record)
+    assert any("fidelity.json" in one for one in failed(tmp_path / form))
 
 
 def test_a_run_folder_passes_and_a_damaged_checkpoint_does_not(run, tmp_path):

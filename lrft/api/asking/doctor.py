@@ -178,8 +178,10 @@ def how_to_serve(path: Path, record: Exported) -> str:
 def _is_exported(path: Path) -> bool:
     try:
         record = read_record(path)
-    except DamagedFile:
-        return False
+    except (
+        DamagedFile
+    ):  # is looked at as what an export wrote, which then says it; of a model by its own kind
+        return not (path / "config.json").is_file()
     return record is not None and "target" in record
 
 
