@@ -152,8 +152,11 @@ COMMANDS = {
     "report": Command(("report", "run", "--out", "report.html", *PICTURES)),
     "report-inspect": Command(("report", "run", "--inspect", "--out", "report.html")),
     "inspect": Command(("inspect", "run")),
+    # What goes on has no profile, which the state of a checkpoint tells; one that was not removed harms nobody.
     "profile": Command(
-        ("train", "recipe.yaml", "--out", "run", "--profile", "train.max_steps=6"), trained=False
+        ("train", "recipe.yaml", "--out", "run", "--profile", "train.max_steps=6"),
+        trained=False,
+        compared="run/(adapter|last|best)/",
     ),
     # Checkpoints that cannot be removed take room and harm nobody; tables say how long a run took.
     "sweep": Command(
