@@ -177,7 +177,7 @@ ATTACKED = {
     "plan-predict": Attacked(
         ("longer",),
         ("longer/**/*",),
-        ("plan", "recipe.yaml", "--predict", "longer"),
+        ("plan", "recipe.yaml", "--predict", "longer", "--device", "8GiB"),
         (),
         True,
         falls_back=True,
