@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.complete import recipe_names
+from lrft.commands.arguments import Overrides, RecipeName
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 from lrft.registry.errors import UsageError
@@ -17,15 +17,11 @@ if TYPE_CHECKING:
 
 
 def choose_command(
-    recipe: Annotated[
-        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
-    ],
+    recipe: RecipeName,
     out: Annotated[
         Path, typer.Option(help="Folder of choice.json and what is measured; the same one goes on.")
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
-    ] = None,
+    overrides: Overrides = None,
     base: Annotated[
         list[str] | None,
         typer.Option(help="Base model to look at; may be repeated, by default the recipe's."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.complete import recipe_names
+from lrft.commands.arguments import Overrides, RecipeName
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
@@ -22,9 +22,7 @@ def _methods(incomplete: str) -> list[str]:
 
 
 def rank_command(
-    recipe: Annotated[
-        str, typer.Argument(help="Recipe file, or the name of a packaged one.", autocompletion=recipe_names)
-    ],
+    recipe: RecipeName,
     method: Annotated[
         str,
         typer.Option(
@@ -40,9 +38,7 @@ def rank_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="A .json file of the order, best first.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
-    ] = None,
+    overrides: Overrides = None,
     rows: Annotated[
         int, typer.Option(min=1, metavar="N", help="Rows of the target and of each source.")
     ] = 1000,

@@ -17,12 +17,14 @@ from lrft.data.encode import placed
 from lrft.data.example import Row
 from lrft.data.rewrite import Refused, Rewriting
 from lrft.data.rows import Rows
+from lrft.data.tokenize import Renderer
 from lrft.evaluation.answers_file import AnswerLine, AnswersFile
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.sampling import Sampling
 from lrft.files.read import read_text
 from lrft.files.write import holds_other, write_file
 from lrft.recipe.load import LoadedRecipe, as_loaded
+from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DamagedFile, UsageError
 from lrft.registry.json import Json
 
@@ -79,10 +81,7 @@ def augment_rows(
         return f"{file.written} answers are in {file.path}; the same command goes on"
 
     with stop.listening(kept), EvaluationBar() as show:
-        chosen = with_format(as_loaded(recipe, overrides)).recipe
-        renderer = read_renderer(chosen, trust_remote_code).renderer
-        rewriting = Rewriting(read_template(Path(prompt)), into, renderer.format)
-        rewriting.check()
+        chosen, _, rewriting = rewriting_of(recipe, overrides, prompt, into, trust_remote_code)
         rows, questions = ask_rows(training_rows(chosen), rewriting, times)
         writer = find_writer(chosen, run, trust_remote_code, show)
         ids = [writer.ids(question) for question in questions]
@@ -96,6 +95,25 @@ def augment_rows(
         "answers": done["out"],
         "before": done["before"],
     }
+
+
+def rewriting_of(
+    recipe: LoadedRecipe | Path | str,
+    overrides: Sequence[str],
+    prompt: Path | str,
+    into: str | None,
+    trusted: bool,
+) -> tuple[Recipe, Renderer, Rewriting]:
+    """A recipe with its format, what renders its rows, and how an answer becomes one of them.
+
+    Raises:
+        UsageError: the words of `prompt` or the column `into` mean nothing.
+    """
+    chosen = with_format(as_loaded(recipe, overrides)).recipe
+    renderer = read_renderer(chosen, trusted).renderer
+    rewriting = Rewriting(read_template(Path(prompt)), into, renderer.format)
+    rewriting.check()
+    return chosen, renderer, rewriting
 
 
 def check_words(out: Path, times: int, sampling: Sampling, max_new_tokens: int) -> None:

@@ -8,10 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lrft.api.asking.augment import Augmented, ask_rows, check_words, read_template, write_rows
+from lrft.api.asking.augment import (
+    Augmented,
+    ask_rows,
+    check_words,
+    read_template,
+    rewriting_of,
+    write_rows,
+)
 from lrft.api.asking.writer import Writer, find_writer
-from lrft.build.dataset import read_renderer
-from lrft.build.guess import with_format
 from lrft.build.rows import training_rows
 from lrft.core import stop
 from lrft.core.notes import say
@@ -23,7 +28,7 @@ from lrft.evaluation.answers_file import AnswerLine, AnswersFile
 from lrft.evaluation.confined import Limits, cuts_network, run_program
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.sampling import Sampling
-from lrft.recipe.load import LoadedRecipe, as_loaded
+from lrft.recipe.load import LoadedRecipe
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 
@@ -100,10 +105,7 @@ def correct_rows(
         return f"the answers so far are in {path.with_suffix('')}.*.answers.jsonl; the same command goes on"
 
     with stop.listening(kept), EvaluationBar() as show:
-        chosen = with_format(as_loaded(recipe, overrides)).recipe
-        renderer = read_renderer(chosen, trust_remote_code).renderer
-        rewriting = Rewriting(read_template(Path(prompt)), into, renderer.format)
-        rewriting.check()
+        chosen, renderer, rewriting = rewriting_of(recipe, overrides, prompt, into, trust_remote_code)
         rows, questions = ask_rows(training_rows(chosen), rewriting, times)
         writer = find_writer(chosen, run, trust_remote_code, show)
         if not writer.converses:
