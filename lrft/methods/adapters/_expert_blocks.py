@@ -8,13 +8,13 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lrft.core.adapter import Adapter, Shared
 from lrft.core.params import Site
 from lrft.core.routed import Routed
-from lrft.methods.adapters._routing import Balance, Routing, gated_low_rank
+from lrft.methods.adapters._routing import Balance, Routing
 from lrft.methods.adapters.lora import LoRA
+from lrft.ops.gated_term import gated_low_rank
 from lrft.registry.config import Field
 
 MAPS = ("gate", "up", "down")
@@ -127,10 +127,12 @@ class ExpertBlocks(Routed, Adapter):
 
     def change(self, name: str, x: Tensor, gates: Tensor) -> Tensor:
         """Sum over e of gates[..., e] s (drop(x) A_e^T) B_e^T of one map; one draw of the dropout a slot."""
-        dropped = F.dropout(x, self.config.dropout) if self.training and self.config.dropout > 0 else x
         A, B = self.get_parameter(f"A_{name}"), self.get_parameter(f"B_{name}")
         wide = (self.scaling * gates).repeat_interleave(self.config.rank, dim=-1)
-        return gated_low_rank(dropped, A, B, wide, self.compute_dtype)
+        dropped = self.training and self.config.dropout > 0
+        return gated_low_rank(
+            x, A, B, wide, self.compute_dtype, [(len(A), self.config.dropout)] if dropped else ()
+        )
 
     def take_load(self) -> dict[str, Tensor]:
         return self.routing.take_load()

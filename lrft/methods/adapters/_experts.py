@@ -11,7 +11,8 @@ from lrft.core.adapter import Adapter
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.core.routed import Routed
-from lrft.methods.adapters._routing import Routing, gated_low_rank, route
+from lrft.methods.adapters._routing import Routing, route
+from lrft.ops.gated_term import gated_low_rank
 from lrft.registry.config import AdapterConfig, Field
 
 

@@ -42,36 +42,6 @@ def spread(weights: Tensor, chosen: Tensor, experts: int) -> Tensor:
     return weights.new_zeros(*weights.shape[:-1], experts).scatter(-1, chosen, weights)
 
 
-def gated_low_rank(
-    x: Tensor,
-    A: Tensor,
-    B: Tensor,
-    gates: Tensor,
-    dtype: torch.dtype | None = None,
-    parts: Sequence[tuple[int, float]] = (),
-) -> Tensor:
-    """(gates * (x A^T)) B^T, (..., in) -> (..., out): a LoRA of rank R whose components each token weighs.
-
-    Experts are stacked: rows of A (R, in) and columns of B (out, R) that belong to an expert share its gate. At the
-    ranks of adapters, forming all experts' products costs less than sending tokens to each apart, and a gate of 0
-    takes the product and its gradient away exactly.
-
-    Args:
-        gates: (..., R) or (R,) float32, scaling included.
-        dtype: precision of the products, by default that of x.
-        parts: (components, dropout probability) of each expert, where inputs are dropped: every expert draws anew.
-    """
-    dtype = dtype or x.dtype
-    seen = x.to(dtype)
-    if parts:
-        rows = A.to(dtype).split([components for components, _ in parts])
-        products = [F.linear(F.dropout(seen, p), a) for a, (_, p) in zip(rows, parts, strict=True)]
-        t = torch.cat(products, dim=-1)
-    else:
-        t = F.linear(seen, A.to(dtype))
-    return F.linear((t * gates).to(dtype), B.to(dtype)).to(x.dtype)
-
-
 class _Logits(torch.autograd.Function):
     """x W^T in float32 that keeps x as it is: a float32 copy would be twice a half-precision activation."""
 

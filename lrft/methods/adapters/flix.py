@@ -12,7 +12,7 @@ from lrft.core.adapter import Adapter, Branch, LowRank
 from lrft.core.features import token_features
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
-from lrft.methods.adapters._routing import gated_low_rank
+from lrft.ops.gated_term import gated_low_rank
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Iterator, Problem, RecipeView, model_validator
 

@@ -11,8 +11,8 @@ from lrft.core.adapter import Adapter, Shared
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters._given import Factors, read_lora
-from lrft.methods.adapters._routing import gated_low_rank
 from lrft.methods.adapters._xlora_classifier import Classifier
+from lrft.ops.gated_term import gated_low_rank
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, model_validator
 from lrft.registry.errors import RecipeError

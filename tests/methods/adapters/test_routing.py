@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from lrft.core.batch import Batch
 from lrft.core.context import computing
@@ -16,7 +15,6 @@ from lrft.methods.adapters._routing import (
     Routing,
     choose,
     document_sums,
-    gated_low_rank,
     measure,
     route,
     spread,
@@ -121,27 +119,6 @@ def test_squared_variation_of_a_worked_example():
     assert squared_variation(torch.tensor([1.0, 2, 3, 6])).item() == pytest.approx((14 / 3) / 9)
     assert squared_variation(torch.full((3, 4), 2.5)) == 0
     assert squared_variation(torch.tensor([[5.0]])) == 0
-
-
-def test_every_expert_draws_its_own_dropout():
-    x, A, B = torch.ones(1, 400), torch.ones(2, 400), torch.eye(2)
-    torch.manual_seed(0)
-    one, two = gated_low_rank(x, A, B, torch.ones(2), parts=[(1, 0.5), (1, 0.5)])[0]
-    assert one != two
-    torch.manual_seed(0)
-    assert one == F.dropout(x, 0.5).sum()
-
-
-def test_a_gate_of_zero_takes_product_and_gradient_away():
-    torch.manual_seed(0)
-    A, B = torch.randn(4, 6, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    gates = torch.tensor([0.5, 0.5, 0.0, 0.0])
-    x = torch.randn(3, 6)
-    got = gated_low_rank(x, A, B, gates)
-    torch.testing.assert_close(got, 0.5 * x @ A[:2].mT @ B[:, :2].mT)
-    got.sum().backward()
-    assert A.grad[2:].abs().sum() == 0 and B.grad[:, 2:].abs().sum() == 0
-    assert A.grad[:2].abs().sum() > 0
 
 
 def test_only_the_first_of_a_group_speaks_and_all_forget():
