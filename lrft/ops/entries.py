@@ -9,12 +9,12 @@ from torch import Tensor
 
 from lrft.ops.formed import FrozenMap
 from lrft.ops.linalg import Context, in_shape_of
-from lrft.ops.products import linear, matmul, outer
+from lrft.ops.products import linear, matmul, outer, working
 
 Shape = tuple[int, int]
 """(out, in) of the weight that the entries are of."""
 
-RARE = 256  # with one entry in so many, products entry by entry do less than one with a matrix of zeros
+RARE = 1024  # with one entry in so many, products entry by entry take less time than one with a matrix of zeros
 
 
 def entries_linear(
@@ -23,8 +23,8 @@ def entries_linear(
     """X (W + S)^T + b, or X S^T without a base, (..., in) -> (..., out) in the dtype of x.
 
     S is 0 outside `places`. Nothing as large as S is kept between the two passes, and of the gradient dy^T x its
-    entries at the places alone. In float32 W + S is formed and multiplied once; in half precision the sum would round
-    away what is far smaller than a weight, so there are two products.
+    entries at the places alone. Where products are in float32 W + S is formed and multiplied once; in half precision the
+    sum would round away what is far smaller than a weight, so there are two products.
 
     Args:
         values: (k,) float32.
@@ -109,7 +109,7 @@ class _EntriesMatmul(torch.autograd.Function):
         if base is None:
             return in_shape_of(_product(flat.to(dtype), values, places, shape).to(x.dtype), x)
         weight = base.weight()
-        if _is_summed(weight, values, shape, dtype):
+        if _is_summed(flat, dtype):
             return in_shape_of(linear(flat, _sum(weight, values, places), base.bias), x)
         y = _product(flat.to(dtype), values, places, shape).to(x.dtype)
         y += linear(flat, weight, base.bias)
@@ -122,8 +122,8 @@ class _EntriesMatmul(torch.autograd.Function):
         dx = dvalues = None
         if ctx.needs_input_grad[0]:
             weight = None if ctx.base is None else ctx.base.weight()
-            if weight is not None and _is_summed(weight, values, ctx.shape, ctx.dtype):
-                dx = dy @ _sum(weight, values, places)
+            if weight is not None and _is_summed(dy, ctx.dtype):
+                dx = matmul(dy, _sum(weight, values, places))
             else:
                 dx = _product(dy.to(ctx.dtype), values, places, ctx.shape, turned=True).to(dy.dtype)
                 dx = dx if weight is None else dx.add_(matmul(dy, weight))
@@ -145,14 +145,15 @@ def _product(x: Tensor, values: Tensor, places: Tensor, shape: Shape, turned: bo
     return y
 
 
-def _is_summed(weight: Tensor, values: Tensor, shape: Shape, dtype: torch.dtype) -> bool:
-    """Whether S is added to the weight before the product."""
-    return dtype == weight.dtype == torch.float32 and not _is_rare(values, shape)
+def _is_summed(rows: Tensor, dtype: torch.dtype) -> bool:
+    """Whether S is added to the weight before the product: float32 holds both, and one product is taken."""
+    return working(rows) == torch.float32 and dtype in (rows.dtype, torch.float32)
 
 
 def _sum(weight: Tensor, values: Tensor, places: Tensor) -> Tensor:
-    """W + S, (out, in)."""
-    return weight.flatten().index_add(0, places, values).view(weight.shape)
+    """W + S in float32, (out, in)."""
+    summed = weight.float() if weight.dtype != torch.float32 else weight.clone()
+    return summed.view(-1).index_add_(0, places, values).view(weight.shape)
 
 
 def _gathered(dy: Tensor, x: Tensor, places: Tensor, shape: Shape) -> Tensor:

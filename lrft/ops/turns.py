@@ -58,6 +58,18 @@ def moved(x: Tensor, blocks: Tensor, mixings: tuple[Mixing, ...]) -> list[Tensor
     return found
 
 
+def folded(blocks: Tensor, mixings: tuple[Mixing, ...], reach: int) -> Tensor:
+    """N of the product (I + N_1) ... (I + N_m) = I + N, whose blocks (in / reach, reach, reach) lie side by side.
+
+    Args:
+        reach: how many neighbouring inputs the factors mix with each other and with no others.
+    """
+    width = blocks.shape[1] * blocks.shape[2]
+    ones = torch.eye(reach, dtype=blocks.dtype, device=blocks.device).repeat(1, width // reach)
+    added = torch.stack(moved(ones, blocks, mixings)).sum(0)
+    return added.unflatten(1, (-1, reach)).transpose(0, 1)
+
+
 class _Kept(Context):
     base: FrozenMap
     mixings: tuple[Mixing, ...]

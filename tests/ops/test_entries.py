@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lrft.methods.quant.none import Dense
 from lrft.ops.entries import entries_linear
+from lrft.ops.products import multiplying
 
 OUT, WIDTH, TOKENS = 24, 16, 7
 
@@ -65,3 +66,22 @@ def test_in_half_precision_updates_add_up_that_a_weight_in_place_would_round_awa
     wanted = F.linear(x.float(), S)
     assert wanted.any()
     torch.testing.assert_close(moved.float(), wanted)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.0], ids=["some", "one"])
+def test_where_half_precision_is_multiplied_in_float32_one_product_takes_the_sum(share):
+    """It loses nothing there: nearer to the exact numbers than two products, and as many as in float32."""
+    x, base, values, places = given(torch.bfloat16, max(share, 1.01 / (OUT * WIDTH)))
+    x = torch.cat([x] * 8).detach().requires_grad_()
+    exact = base.weight().double()
+    exact.view(-1)[places.long()] += values.detach().double()
+    seed = torch.randn(len(x), OUT).bfloat16()
+    with multiplying((torch.bfloat16,)), FlopCounterMode(display=False) as counted:
+        y = through(x, base, values, places)
+        y.backward(seed)
+    assert counted.get_total_flops() == 3 * 2 * len(x) * OUT * WIDTH
+    wanted = x.detach().double() @ exact.mT + base.bias.double()
+    torch.testing.assert_close(y.double(), wanted, atol=0.02, rtol=0.005)
+    torch.testing.assert_close(x.grad.double(), seed.double() @ exact, atol=0.02, rtol=0.005)
+    G = seed.double().mT @ x.detach().double()
+    torch.testing.assert_close(values.grad.double(), G.flatten()[places.long()], atol=0.02, rtol=0.005)

@@ -9,7 +9,7 @@ from lrft.core.adapter import Adapter, PeftForm
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.ops.low_rank import gain_columns
-from lrft.ops.turns import Mixing, moved, turned_linear
+from lrft.ops.turns import Mixing, folded, moved, turned_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
@@ -37,6 +37,9 @@ def has_one_factor(adapter: BOFT) -> bool:
     return bool(adapter.config.butterfly_factor == 1)
 
 
+FOLDED = 64  # inputs; products with blocks up to this size take less time than several with smaller ones
+
+
 @ADAPTERS.register
 class BOFT(Adapter):
     """Butterfly orthogonal fine-tuning: the weight times m block-diagonal rotations of permuted inputs, rows scaled.
@@ -52,7 +55,8 @@ class BOFT(Adapter):
 
     Shapes: Q (m, k, b, b) = 0, so F = I, and g (out) = 1; W' = W at step 0.
     Trains: m b in + out numbers per site, of which m (b - 1) in / 2 + out can be told apart: of Q its skew part counts.
-    x and the outputs of W are kept for the backward pass, no factor's own.
+    x and the outputs of W are kept for the backward pass, no factor's own. Up to 64 inputs that an output depends on, the
+    factors are one block-diagonal matrix of such blocks, which is formed of them before it meets x.
     Source: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization", ICLR 2024, arXiv
     2311.06243; permutations, order of the factors, gains and count are those of the authors' layer in PEFT, checked on
     the same numbers.
@@ -97,6 +101,7 @@ class BOFT(Adapter):
             raise ValueError(
                 f"block_size {b} has to be {even}times {2 ** (m - 1)} a divisor of the {width} inputs; {remedy}"
             )
+        self.reach = reach
         self.Q = nn.Parameter(torch.zeros(m, width // b, b, b))
         self.g = nn.Parameter(torch.ones(site.out_features))
         for i in range(1, m):
@@ -116,8 +121,10 @@ class BOFT(Adapter):
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         """Factors act on x from the last to the first."""
-        turns = self._dropped(self.turns())
-        y = gain_columns(turned_linear(x, base, turns.flip(0), self.mixings()[::-1]), self.g)
+        turns, mixings = self._dropped(self.turns()).flip(0), self.mixings()[::-1]
+        if len(turns) > 1 and self.reach <= FOLDED:
+            turns, mixings = folded(turns, mixings, self.reach)[None], (Mixing(),)
+        y = gain_columns(turned_linear(x, base, turns, mixings), self.g)
         return y if base.bias is None else y + base.bias
 
     def turns(self) -> Tensor:

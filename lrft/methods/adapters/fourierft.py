@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lrft.core.adapter import Additive, PeftForm, Shared
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.ops.formula import formula_linear, is_formed
 from lrft.ops.sparse_spectrum import spectrum_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
@@ -57,7 +58,8 @@ class FourierFT(Additive):
     with n = `frequencies`, s = `scale`. The places (j_l, k_l) are drawn from `seed` without repetition, all equally
     likely; they depend on the seed and on out in alone, so sites of one shape have the same, and PEFT draws the same.
     Training transforms x, multiplies n of its coefficients, and transforms back: neither the change nor its spectrum is
-    formed. Transforms are in float32 whatever the activations are.
+    formed. Where products are in float32 and the weight is small beside the tokens, the change is formed instead, in
+    both passes, and added to W. Transforms are in float32 whatever the activations are.
 
     Shapes: c (n) ~ N(0, 1), so W' is not W at step 0; with `start: zeros` it is. A restart starts from 0.
     Trains: n numbers per site, whatever its size; the change has rank up to 2 n. Places are saved once for all sites of
@@ -116,6 +118,8 @@ class FourierFT(Additive):
         return change
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
+        if is_formed(x, self.site.out_features):
+            return formula_linear(x, base, lambda weight: self.change(), [self.c])
         return base(x) + self.update(x)
 
     def update(self, x: Tensor) -> Tensor:

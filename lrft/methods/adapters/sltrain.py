@@ -11,7 +11,7 @@ from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters.factorized import Factorized
 from lrft.ops.linalg import Context, in_shape_of
-from lrft.ops.products import linear, matmul, outer
+from lrft.ops.products import linear, matmul, outer, working
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 
@@ -107,7 +107,7 @@ class _SparseLowRank(torch.autograd.Function):
         ctx.scaling = scaling
         flat = x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(flat, A, B, values, places)
-        y = linear(flat, _weight(A, B, values, places, scaling, x.dtype))
+        y = linear(flat, _weight(A, B, values, places, scaling, working(flat)))
         return in_shape_of(y, x)
 
     @staticmethod
@@ -116,7 +116,7 @@ class _SparseLowRank(torch.autograd.Function):
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = matmul(dy, _weight(A, B, values, places, ctx.scaling, dy.dtype))
+            dx = matmul(dy, _weight(A, B, values, places, ctx.scaling, working(dy)))
             dx = dx.view(*grads[0].shape[:-1], dx.shape[-1])
         G = outer(dy, x)
         dB = (G @ A.to(G.dtype).mT).to(B.dtype).mul_(ctx.scaling)

@@ -9,6 +9,7 @@ import torch
 
 from lrft.core.adapted import Adapted
 from lrft.core.params import Site
+from lrft.methods.adapters import boft
 from lrft.methods.adapters.boft import BOFT
 from lrft.methods.adapters.oft import OFT
 from lrft.methods.quant.none import Dense
@@ -84,6 +85,18 @@ def test_one_factor_without_gains_is_oft():
     torch.testing.assert_close(
         site.adapter.delta_weight(weight), oft.delta_weight(weight), atol=1e-5, rtol=1e-5
     )
+
+
+def test_factors_that_are_multiplied_first_are_those_that_act_one_after_another(monkeypatch):
+    x, found = torch.randn(5, 32), []
+    for most in (16, 8):  # of 16 inputs that an output depends on
+        monkeypatch.setattr(boft, "FOLDED", most)
+        site, _ = make(butterfly_factor=3)
+        given = x.clone().requires_grad_()
+        y = site(given)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [given, *site.adapter.parameters()])])
+    for together, apart in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("factors", [1, 3])

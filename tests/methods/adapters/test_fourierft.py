@@ -71,6 +71,23 @@ def test_no_matrix_is_kept_and_none_as_large_as_a_weight_is_formed():
     assert len(sizes) > 20 and max(sizes) <= 3 * 302
 
 
+@pytest.mark.parametrize("tokens", [3, 64])
+def test_beside_many_tokens_in_float32_the_change_is_formed_and_gives_the_same(tokens):
+    x, found = torch.randn(tokens, 16), []
+    for slow in ((torch.bfloat16,), ()):
+        with multiplying(slow):
+            site, _ = make(frequencies=12)
+            given = x.bfloat16().requires_grad_()
+            with FlopCounterMode(display=False) as counted:
+                y = site(given)
+                gradients = torch.autograd.grad(y.float().square().sum(), [given, site.adapter.c])
+            products = counted.get_total_flops() / (2 * tokens * 24 * 16)
+            assert products == (3 if slow and tokens == 64 else 2)
+            found.append([y, *gradients])
+    for formed, transformed in zip(*found, strict=True):
+        torch.testing.assert_close(formed.float(), transformed.float(), atol=0.06, rtol=0.03)
+
+
 def test_places_are_those_of_the_seed_and_shared_by_sites_of_a_size():
     config = FourierFT.Config(method="fourierft", frequencies=9, seed=5)
     sites = {"a": Site("a", 16, 24), "b": Site("b", 24, 16), "c": Site("c", 8, 8)}
