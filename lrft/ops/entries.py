@@ -14,7 +14,9 @@ from lrft.ops.products import linear, matmul, outer, working
 Shape = tuple[int, int]
 """(out, in) of the weight that the entries are of."""
 
-RARE = 1024  # with one entry in so many, products entry by entry take less time than one with a matrix of zeros
+RARE = (
+    1024  # with one entry in so many, products entry by entry take less time than one with a matrix of zeros
+)
 
 
 def entries_linear(
@@ -23,8 +25,8 @@ def entries_linear(
     """X (W + S)^T + b, or X S^T without a base, (..., in) -> (..., out) in the dtype of x.
 
     S is 0 outside `places`. Nothing as large as S is kept between the two passes, and of the gradient dy^T x its
-    entries at the places alone. Where products are in float32 W + S is formed and multiplied once; in half precision the
-    sum would round away what is far smaller than a weight, so there are two products.
+    entries at the places alone. Where products are in float32, W + S is formed and multiplied once; in half precision
+    the sum would round away what is far smaller than a weight, so there are two products.
 
     Args:
         values: (k,) float32.

@@ -67,7 +67,7 @@ def folded(blocks: Tensor, mixings: tuple[Mixing, ...], reach: int) -> Tensor:
     width = blocks.shape[1] * blocks.shape[2]
     ones = torch.eye(reach, dtype=blocks.dtype, device=blocks.device).repeat(1, width // reach)
     added = torch.stack(moved(ones, blocks, mixings)).sum(0)
-    return added.unflatten(1, (-1, reach)).transpose(0, 1)
+    return added.view(reach, -1, reach).transpose(0, 1)
 
 
 class _Kept(Context):

@@ -55,8 +55,8 @@ class BOFT(Adapter):
 
     Shapes: Q (m, k, b, b) = 0, so F = I, and g (out) = 1; W' = W at step 0.
     Trains: m b in + out numbers per site, of which m (b - 1) in / 2 + out can be told apart: of Q its skew part counts.
-    x and the outputs of W are kept for the backward pass, no factor's own. Up to 64 inputs that an output depends on, the
-    factors are one block-diagonal matrix of such blocks, which is formed of them before it meets x.
+    x and the outputs of W are kept for the backward pass, no factor's own. Where an output depends on up to 64 inputs,
+    the factors are made one block-diagonal matrix before it meets x.
     Source: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization", ICLR 2024, arXiv
     2311.06243; permutations, order of the factors, gains and count are those of the authors' layer in PEFT, checked on
     the same numbers.

@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from lrft.core.adapted import Adapted
 from lrft.core.params import Site
 from lrft.methods.adapters.fourierft import FourierFT
 from lrft.methods.quant.none import Dense
+from lrft.ops.products import multiplying
 
 
 def make(frequencies=40, out=24, width=16, **settings):
@@ -73,19 +75,20 @@ def test_no_matrix_is_kept_and_none_as_large_as_a_weight_is_formed():
 
 @pytest.mark.parametrize("tokens", [3, 64])
 def test_beside_many_tokens_in_float32_the_change_is_formed_and_gives_the_same(tokens):
-    x, found = torch.randn(tokens, 16), []
+    x, seed, found = torch.randn(tokens, 16), torch.randn(tokens, 24).bfloat16(), []
     for slow in ((torch.bfloat16,), ()):
         with multiplying(slow):
-            site, _ = make(frequencies=12)
+            site, weight = make(frequencies=12)
+            site.base = Dense(weight.bfloat16())
             given = x.bfloat16().requires_grad_()
             with FlopCounterMode(display=False) as counted:
                 y = site(given)
-                gradients = torch.autograd.grad(y.float().square().sum(), [given, site.adapter.c])
+                y.backward(seed)
             products = counted.get_total_flops() / (2 * tokens * 24 * 16)
             assert products == (3 if slow and tokens == 64 else 2)
-            found.append([y, *gradients])
+            found.append([y, given.grad, site.adapter.c.grad])
     for formed, transformed in zip(*found, strict=True):
-        torch.testing.assert_close(formed.float(), transformed.float(), atol=0.06, rtol=0.03)
+        torch.testing.assert_close(formed.float(), transformed.float(), atol=0.1, rtol=0.03)
 
 
 def test_places_are_those_of_the_seed_and_shared_by_sites_of_a_size():
