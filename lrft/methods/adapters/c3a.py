@@ -35,7 +35,8 @@ class C3A(Additive):
     Shapes: w (out / b, in / b, b), by default uniform within +- sqrt(6 / (in + out)) (`start: xavier`), so W' is not W
     at step 0 but close, for the factor 1 / in; with `start: zeros` it is. A restart starts from 0.
     Trains: in out / b numbers per site; the change can have full rank. x is kept for the backward pass, in its own
-    precision, and nothing of the transforms.
+    precision, and nothing of the transforms. A step takes five transforms of all tokens in float32, which memory
+    bounds: on a CPU they take longer than LoRA's products.
     Source: Chen et al., "Parameter-Efficient Fine-Tuning via Circular Convolution", 2024, arXiv 2407.19342; formula,
     factor and starts are those of PEFT's layer, which is the authors', checked on the same numbers; the paper was not
     read.

@@ -63,7 +63,8 @@ class FourierFT(Additive):
 
     Shapes: c (n) ~ N(0, 1), so W' is not W at step 0; with `start: zeros` it is. A restart starts from 0.
     Trains: n numbers per site, whatever its size; the change has rank up to 2 n. Places are saved once for all sites of
-    a size. x is kept for the backward pass, in its own precision, and nothing of the transforms.
+    a size. x is kept for the backward pass, in its own precision, and nothing of the transforms. Where it is formed a
+    step takes one product more that is as large as W's, for its gradient.
     Source: Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform", ICML 2024, arXiv 2405.03003;
     formula, places and start are those of PEFT's layer, checked on the same numbers; the paper was not read.
     Departures: none in the function. Places that favour a band of frequencies are left out.

@@ -35,7 +35,8 @@ class LoRAMoE(Experts):
 
     Shapes: A_e (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out, r) = 0, so W' = W at step 0; R (E, in) as A_e, no bias;
     Z (documents, E).
-    Trains: E (r (in + out) + in) numbers per site.
+    Trains: E (r (in + out) + in) numbers per site. A step multiplies every token with all experts, chosen or not, as a
+    LoRA of rank E r does, and passes over x once more for each draw of their dropout.
     Source: Dou et al., 2023, arXiv 2312.09979, and the authors' code (Ablustrund/LoRAMoE).
     Departures: the penalty's form is the code's (the paper prints var / mean); `beta` is 0.1, the paper's as far as it
     is known, and `delta` 0, where the code's script switches both off; padding does not enter Z, and the documents of a

@@ -33,7 +33,8 @@ class MixLoRA(ExpertBlocks):
     Shapes: A_e (r, in of its map) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out of its map, r) = 0, so every expert and, as w
     sums to 1, the block is the pretrained one at step 0; R (E, hidden) ~ N(0, 0.02^2), one per block, float32.
     Trains: E (3 r (hidden + inner) + hidden) numbers per block, inner being the width of a_e; r (in + out) per
-    attention layer.
+    attention layer. A step multiplies every token of a slot with all experts of three maps, chosen or not, and passes
+    over it once more for each draw of their dropout.
     Source: Li et al., "MixLoRA", 2024, arXiv 2404.15159, and the authors' code (TUDB-Labs/MixLoRA, MoE-PEFT).
     Departures: `jitter` multiplies a copy of x, where the code changes it in place; `balance` is 1e-3 as in the code
     (1e-2 in the paper, as far as it is known); DoRA experts (MixDoRA) are not offered.

@@ -29,7 +29,9 @@ class MixtureOfRouters(MoLA):
 
     Shapes: A_e (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out, r) = 0, so W' = W at step 0; R_j (E, in) and M (m, in)
     as A_e, no bias, of every site, stacked in this order: they are one product with x, which is kept once.
-    Trains: E r (in + out) + m (E + 1) in numbers per site. Experts not chosen get no gradient.
+    Trains: E r (in + out) + m (E + 1) in numbers per site. Experts not chosen get no gradient. A step multiplies every
+    token with all experts, chosen or not, as a LoRA of rank E r does, and passes over x once more for each draw of
+    their dropout.
     Source: Zhang et al., "Mixture of Routers", 2025, arXiv 2503.23362, of whose versions 2 and 3 the abstracts alone
     could be read; the authors' code is on an anonymous host that was not to be had.
     Departures: experimental. Settled here: scores are mixed as probabilities, by all sub-routers, before experts are

@@ -33,7 +33,9 @@ class MoLA(Experts):
 
     Shapes: A_e (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out, r) = 0, so W' = W at step 0; R (E, in) as A_e, no bias,
     one per site.
-    Trains: E (r (in + out) + in) numbers per site. Experts not chosen get no gradient.
+    Trains: E (r (in + out) + in) numbers per site. Experts not chosen get no gradient. A step multiplies every token
+    with all experts, chosen or not, as a LoRA of rank E r does, and passes over x once more for each draw of their
+    dropout.
     Source: Gao et al., "Higher Layers Need More LoRA Experts", 2024, arXiv 2402.08562, and the authors' code
     (GCYZSL/MoLA), which balances a layer's routers as one where the paper's text has a term for each.
     Departures: padding is left out of f and p; all experts' products are formed and those not chosen weigh 0; the

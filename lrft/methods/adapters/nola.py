@@ -43,7 +43,8 @@ class NOLA(LowRank):
     backward pass, 2^20 numbers at a time. There is no dropout.
 
     Shapes: A, A0, M_i (r, in); B, N_j (out, r); a (k) = b (k) = 0, so W' = W at step 0.
-    Trains: 2 k numbers per site; checkpoints hold them and a seed.
+    Trains: 2 k numbers per site; checkpoints hold them and a seed. A step makes k r (in + out) random numbers at every
+    site in each of its two passes.
     Source: Koohpayegani et al., "NOLA: Compressing LoRA using Linear Combination of Random Basis", ICLR 2024, arXiv
     2310.02556. The offset A0, the start at 0 and the factor 1/sqrt(k) are those of the authors' code (the paper's text
     has A as the sum alone, which with coefficients of 0 would never leave its start).

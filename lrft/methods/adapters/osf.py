@@ -57,7 +57,8 @@ class OSF(Renewing, Settling, LowRank):
     V_0^T V_0.
     Trains: r (in + out + 1) numbers per site, of a square W as many as it has or more where r is half of d or more.
     They take 4 bytes a number more for the start, and the optimizer's state: this guards what was learnt and saves no
-    memory. The pass keeps its input and 2 r numbers a token; factors are formed again in the backward pass.
+    memory. The pass keeps its input and 2 r numbers a token; factors are formed again in the backward pass. The change
+    is of rank 2 r: where r is half of d a step takes, of a square W, twice as many multiplications for it as with W.
     Source: Nayak et al., "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning", 2025,
     arXiv 2504.07097, and descriptions of the authors' code; function, merge and first projection checked against PEFT's
     OSF, which has no second one, so that drift adds up there.

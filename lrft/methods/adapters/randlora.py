@@ -50,7 +50,8 @@ class RandLoRA(LowRank):
 
     Shapes: A (r, small), B_j (large, r); Lambda (r, n) = 0, Gamma (n, small) = 1 / max(n, small), so W' = W at step 0.
     Trains: n (r + small) numbers per site, the fewer the larger r is. The change has rank `small`. The scaled bases are
-    formed in the forward pass and again in the backward pass, never kept.
+    formed in the forward pass and again in the backward pass, never kept. Its term is of rank n r, `small` or a little
+    more: of a square W a step takes twice as many multiplications for it as with W.
     Source: Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", 2025, arXiv
     2502.00987; start, scale and pairing checked against the authors' code and PEFT's layer.
     Departures: none. As in the authors' code, component i of term j takes column i n + j of the B_j side by side, which

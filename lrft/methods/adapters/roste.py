@@ -37,7 +37,8 @@ class RoSTE(RoundedChange):
     Shapes: D (out, in) = 0; R (in, in), never formed. At step 0 it is the pretrained model rounded.
     Trains: out in numbers per site, all of a layer's: this saves no memory while it trains, and the adapter's files are
     as large as the model. D, its gradient and the optimizer's state are float32. The pass keeps x alone; what is
-    rotated and rounded is made again in the backward pass.
+    rotated and rounded is made again in the backward pass. A step takes three products as large as W's, where a frozen
+    W takes two, and turns and rounds x, W and what comes back.
     Source: Wei et al., "RoSTE: An Efficient Quantization-Aware Supervised Fine-Tuning Approach for Large Language
     Models", 2025, arXiv 2502.09003: layer, choice, estimator and quantizer; of the code the description alone.
     Departures: R is of each layer by itself, on its inputs and its weight, where the paper shares one between blocks

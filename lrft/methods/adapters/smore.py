@@ -61,7 +61,8 @@ class SMoRE(Routed, Adapter):
     D (`narrow`, in), P_l (g, narrow + (L - 1 - l) g) and Q_l (g, g) with their vectors ~ U within 1 / sqrt of the last
     dimension of the matrix; keys K_l (s_l, g) ~ U(0, 1), g = `keys`.
     Trains: out (d_(L-1) + 1) + narrow (in + 1) + sum over layers of s_l (r_l (in + 1) + d_l (r_l + 1)), above the
-    lowest d_l (d_(l-1) + 1), and g (narrow + (L - 1 - l) g + g + 2 + s_l), numbers per site.
+    lowest d_l (d_(l-1) + 1), and g (narrow + (L - 1 - l) g + g + 2 + s_l), numbers per site. A step multiplies every
+    token with all of these, those of experts that are not chosen too.
     Source: Zeng et al., "S'MoRE: Structural Mixture of Residual Experts for LLM Fine-tuning", 2025, arXiv 2504.06426;
     read in the authors' code (ZimpleX/SMoRE-LLM), whose example recipe sets these defaults.
     Departures: routing is float32 where the code's is in the activations' precision. Of the code's variants this is

@@ -45,7 +45,8 @@ class SQFT(Adapter):
 
     Shapes: A (R, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, R) = 0; W' at step 0 is W_p, rounded with `bits`. Beside
     them the mask in 1 bit a weight, q and z (out, in / `group_size`).
-    Trains: R (in + out) numbers per site. The pass keeps x, and dropped x; W' is formed again in the backward pass.
+    Trains: R (in + out) numbers per site. The pass keeps x, and dropped x; W' is formed again in the backward pass. A
+    step takes five products as large as W's, three without dropout or with `bits`, where a frozen W takes two.
     Source: Munoz et al., "SQFT: Low-cost Model Adaptation in Low-precision Sparse Foundation Models", EMNLP Findings
     2024, arXiv 2410.03750, and the authors' code: SparsePEFT, QA-SparsePEFT, elastic ranks.
     Departures: settled here: q and z are those of rounding to nearest, where the code has GPTQ's, and a storage of the
