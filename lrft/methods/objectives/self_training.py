@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.core.batch import Batch
+from lrft.core.callback import Callback
 from lrft.core.context import computing, share_done
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
@@ -29,7 +30,7 @@ from lrft.registry.config import (
 
 
 @OBJECTIVES.register
-class SelfTraining(Objective):
+class SelfTraining(Objective, Callback):
     """A session of LiST: a new student learns pseudo-labels, weighed by labelled rows, and is then tuned on these.
 
         l_i  = mean over the tokens t of pseudo-labelled answer i of KL(p_t || q_t)
@@ -82,14 +83,21 @@ class SelfTraining(Objective):
         )
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
-            """What the student starts from has nothing to teach it."""
+            """What the student starts from has nothing to teach it, and passes that only some processes make."""
             if self.teacher is None:
                 message = "is not there, and the base model is where the student starts; name a run on labelled rows"
                 yield Problem("objective.teacher", message)
+            if recipe["train.shard_base"] is True:
+                message = "rows take passes of their own, of which processes have unequally many; write false"
+                yield Problem("train.shard_base", message)
 
     @property
     def teacher_name(self) -> str | None:
         return self.config.teacher
+
+    def gradients_by(self, run: Run) -> int:
+        """Rows of which none helps teach nothing, for as many steps as they come."""
+        return run.total_steps + 1
 
     def divisor(self, batches: StepTotals) -> int:
         return batches.examples
@@ -108,7 +116,7 @@ class SelfTraining(Objective):
             return self._divergence(model, batch, (~labelled).float()) + _entropy(
                 model, batch, labelled.float()
             )
-        if run.step >= round((1 - self.config.finetune) * run.total_steps):
+        if run.step >= round((1 - self.config.finetune) * run.planned_steps):
             each = labelled.float() * len(labelled) / max(int(labelled.sum()), 1)
             loss = _entropy(model, batch, each)
             _record(run, "labelled", loss.detach() / len(labelled), int(labelled.sum()))
