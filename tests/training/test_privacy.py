@@ -326,7 +326,10 @@ def sum_of(run, step, objective):
     return torch.cat([info.param.grad.flatten() for info in run.parameters]) * run.privacy.rows
 
 
-@each("drawn", [["adapter.dropout=0.5"], ["train.neftune=50.0"], ["objective={method: masked_thought, ramp: 0.0}"]])
+@each(
+    "drawn",
+    [["adapter.dropout=0.5"], ["train.neftune=50.0"], ["objective={method: masked_thought, ramp: 0.0}"]],
+)
 def test_a_row_more_moves_the_sum_by_no_more_than_its_bound_whatever_rows_draw(drawn, parts):
     run, data, objective, _ = parts(*drawn)
     run.step = next(step for step in range(50) if len(data.chosen(step)) > 2)

@@ -63,7 +63,9 @@ class KTO(Objective):
                 )
                 yield Problem("train.batch_size", message)
             if recipe["privacy"] is not None:
-                message = "kto compares with the answers of other rows, and private rows are taken one by one; "
+                message = (
+                    "kto compares with the answers of other rows, and private rows are taken one by one; "
+                )
                 yield Problem("objective.method", f"{message}choose another")
 
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
