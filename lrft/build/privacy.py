@@ -118,7 +118,7 @@ class Spending(Callback):
         self.steps += 1
         if run.step % run.recipe.train.save_every == 0 or run.at_an_end:  # of weights that somebody may see
             run.record(epsilon=self.epsilon)
-        if self._beside is not None:
+        if self._beside is not None and run.metrics.get("rows", 1):  # a step that drew none tells nothing
             for name, value in _frozen(run).items():
                 if not torch.equal(value, self._beside[name]):
                     raise NumericalError(

@@ -175,8 +175,10 @@ def test_what_rows_change_beside_parameters_is_refused(parts):
     run, _, _, _ = parts("adapter={method: lora_fa, rank: 2}")
     spending = Spending(run.recipe, run.privacy)
     spending.start(run)
+    run.step, run.metrics = 1, {"rows": 0}
+    spending.after_step(run)  # in which no row could change anything
     next(site for _, site in run.sites).adapter.A.data += 1
-    run.step = 1
+    run.step, run.metrics = 2, {"rows": 3}
     with pytest.raises(NumericalError, match="no noise hides"):
         spending.after_step(run)
 
