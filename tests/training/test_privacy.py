@@ -19,7 +19,7 @@ from lrft.api.training.federate import federate
 from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
-from lrft.build.privacy import Spending, check_not_private
+from lrft.build.privacy import Spending, check_not_private, tell_privacy
 from lrft.build.steps import train_data
 from lrft.core.privacy import Privacy, Secret
 from lrft.core.run import Run
@@ -409,3 +409,13 @@ def test_an_objective_that_compares_rows_is_refused():
     private = ["privacy={noise: 1.0}", "train.packing=false", "train.batch_size=4"]
     with pytest.raises(RecipeError, match="kto compares with the answers of other rows, and private"):
         load_recipe("smoke/kto", private)
+
+
+def test_what_chooses_rows_by_all_of_them_is_told(recipe_file, capsys):
+    """One row more may leave out two that are near it, or hold out others."""
+    for changes in ([], ["data.dedup=exact"]):
+        tell_privacy(recipe_of(recipe_file, *changes).recipe)
+        assert "looking at all of them" not in capsys.readouterr().err
+    tell_privacy(recipe_of(recipe_file, "data.dedup=near", "~data.eval", "data.split=4").recipe)
+    said = capsys.readouterr().err
+    assert "data.dedup: near chooses rows" in said and "data.split chooses rows" in said
