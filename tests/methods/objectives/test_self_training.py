@@ -150,26 +150,34 @@ def test_steps_that_are_added_later_change_none_of_those_before():
     assert torch.equal(*found)
 
 
-def test_rows_of_which_none_helps_are_no_fault_of_the_data(tiny, tmp_path):
-    """Micro-batches of labelled rows alone, until the steps that learn them."""
-    rows = [json.loads(line) for line in (DATA / "train.jsonl").read_text().splitlines()]
-    labelled = tmp_path / "labelled.jsonl"
-    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows[:40] if row["label"]))
+def trained(tiny, rows, out, **more):
+    """A run of four steps, the last of which learns labelled rows."""
     given = {
         "model.name": tiny(),
         "quantization": "none",
         "objective.teacher": tiny("llama", tied=False),
         "objective.finetune": 0.25,
-        "data.train": labelled,
+        "data.train": rows,
         "data.eval.limit": 4,
         "train.max_steps": 4,
         "train.batch_size": 2,
         "train.device": "cpu",
+        **more,
     }
-    loaded = load_recipe("smoke/self_training", [f"{key}={value}" for key, value in given.items()])
-    train(loaded, tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines[:3]] == [0, 0, 0] and lines[3]["loss"] > 0
+    train(load_recipe("smoke/self_training", [f"{key}={value}" for key, value in given.items()]), out)
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_rows_of_which_none_helps_are_no_fault_of_the_data_and_told(tiny, tmp_path, capsys):
+    """Micro-batches of labelled rows alone, until the steps that learn them."""
+    rows = [json.loads(line) for line in (DATA / "train.jsonl").read_text().splitlines()]
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows[:40] if row["label"]))
+    losses = trained(tiny, labelled, tmp_path / "run")
+    assert losses[:3] == [0, 0, 0] and losses[3] > 0
+    assert "the teacher taught nothing" in capsys.readouterr().err
+    losses = trained(tiny, DATA / "train.jsonl", tmp_path / "other", **{"train.batch_size": 8})
+    assert any(losses[:3]) and "taught nothing" not in capsys.readouterr().err
 
 
 def test_processes_that_have_to_make_equally_many_passes_are_refused():
