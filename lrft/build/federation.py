@@ -17,6 +17,7 @@ from lrft.build.spent_by_clients import SpentByClients
 from lrft.build.text import Text
 from lrft.core.callback import Callback
 from lrft.core.notes import say
+from lrft.core.objective import Objective
 from lrft.core.run import Run
 from lrft.data.steps import StepBatches
 from lrft.recipe.schema import Recipe
@@ -74,7 +75,7 @@ def assemble_federation(
     )
     server.run = run
     _check_settling(run)
-    objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    objective = _objective_of(recipe)
     check_private(recipe, run, objective)
     for sentence in tell(recipe, text, shares):
         say(sentence)
@@ -101,6 +102,19 @@ def _check_settling(run: Run) -> None:
         raise RecipeError(
             "takes a step of its own after every update, which nothing averages", "adapter.method"
         )
+
+
+def _objective_of(recipe: Recipe) -> Objective:
+    """The recipe's, of which clients make one each for every round.
+
+    Raises:
+        RecipeError: it goes by what it saw of the steps before.
+    """
+    found: Objective = OBJECTIVES.get(recipe.objective.method)(recipe.objective)
+    if isinstance(found, Callback):
+        message = f"{found.name} hears of the steps of one run, which clients do not share; choose another"
+        raise RecipeError(message, "objective.method")
+    return found
 
 
 def _check_adapter(recipe: Recipe) -> None:

@@ -92,6 +92,9 @@ def tell_privacy(recipe: Recipe) -> None:
         )
     if recipe.train.patience is not None or recipe.train.eval_every is not None:
         say("privacy: the best step and the end are chosen by held-out rows, which have no guarantee")
+    chosen = {"data.dedup: near": recipe.data.dedup == "near", "data.split": recipe.data.split is not None}
+    for key in (key for key, there in chosen.items() if there):
+        say(f"privacy: {key} chooses rows by looking at all of them, which is not accounted for")
     if recipe.model.adapter is not None or recipe.model.adapters:
         say("privacy: what the adapter began with learnt from its rows before is not accounted for")
 
@@ -118,7 +121,7 @@ class Spending(Callback):
         self.steps += 1
         if run.step % run.recipe.train.save_every == 0 or run.at_an_end:  # of weights that somebody may see
             run.record(epsilon=self.epsilon)
-        if self._beside is not None:
+        if self._beside is not None and run.metrics.get("rows", 1):  # a step that drew none tells nothing
             for name, value in _frozen(run).items():
                 if not torch.equal(value, self._beside[name]):
                     raise NumericalError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import shake_256
 
 import torch
+from torch import Tensor
 
 BITS = 63  # of a secret, which a checkpoint keeps as a plain integer
+WORDS, BEFORE = 624, 24  # of the state of torch's CPU generator, each in 8 bytes, and bytes in front of them
 
 
 class Secret:
@@ -33,9 +35,26 @@ class Secret:
         self._number = value
 
     def generator(self, purpose: str, seed: int, step: int) -> torch.Generator:
-        """A CPU generator for one purpose in one step; `seed` tells apart the clients of a federation."""
-        digest = sha256(f"{self.number} {purpose} {seed} {step}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+        """A CPU generator for one purpose in one step; `seed` tells apart the clients of a federation.
+
+        All of its state follows from the secret. Of a seed torch takes 32 bits, and who tries all of these finds the
+        noise that was drawn by one of them.
+        """
+        found = self._digest(purpose, seed, step, b"", 8 + 4 * WORDS)
+        made = torch.Generator().manual_seed(int.from_bytes(found[:8], "little"))
+        state: Tensor = made.get_state()
+        words = state[BEFORE : BEFORE + 8 * WORDS].view(torch.int64)
+        assert int(words[0]) == made.initial_seed() % 2**32, "the state begins elsewhere"
+        words.copy_(torch.frombuffer(bytearray(found[8:]), dtype=torch.int32).long() % 2**32)
+        made.set_state(state)
+        return made
+
+    def seed(self, purpose: str, seed: int, step: int, about: bytes) -> int:
+        """A seed for one purpose and what it is `about` in one step, for draws that hide nothing; 63 bits."""
+        return int.from_bytes(self._digest(purpose, seed, step, about, 8), "little") >> 1
+
+    def _digest(self, purpose: str, seed: int, step: int, about: bytes, size: int) -> bytes:
+        return shake_256(f"{self.number} {purpose} {seed} {step} ".encode() + about).digest(size)
 
 
 @dataclass(frozen=True)

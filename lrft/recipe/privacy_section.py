@@ -74,6 +74,12 @@ def _private(settings: RecipeView) -> Iterator[Problem]:
         yield Problem(
             "train.packing", "a row is bounded by itself, so it must be alone in its row; write false"
         )
+    if settings["data.too_long"] == "windows":
+        yield Problem(
+            "data.too_long",
+            "makes several rows of a long one, each bounded by itself, and one is accounted for; write drop or "
+            "truncate_right",
+        )
     if settings["model.dtype"] == "float16":
         yield Problem(
             "model.dtype", "the scale of losses follows what no noise is on; write bfloat16 or float32"

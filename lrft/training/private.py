@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrft.core import stop
 from lrft.core.batch import Batch
@@ -26,6 +26,7 @@ from lrft.core.objective import Objective
 from lrft.core.privacy import Privacy
 from lrft.core.run import Run
 from lrft.ops.compiled import compiling
+from lrft.ops.draws import seed_generators
 from lrft.training.step import StepBatches
 
 
@@ -48,14 +49,12 @@ def private_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor
     sums = [torch.zeros_like(param, dtype=torch.float32) for param in parameters]
     total, clipped = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
     rows = batches.micro_batches
-    for place, row in enumerate(rows):
+    for row in rows:
         stop.poll()
-        loss = _loss_of(run, row, objective, place)
-        total += loss.detach()
-        clipped += add_clipped(
-            sums, torch.autograd.grad(loss, parameters, allow_unused=True), run.privacy.clip
-        )
-    run.seed_draws(len(rows))
+        loss, gradients = _of_row(run, row, objective, parameters)
+        total += loss
+        clipped += add_clipped(sums, gradients, run.privacy.clip)
+    run.seed_draws(0)  # and not their number: what draws from here on would tell it
     noise = run.privacy.secret.generator("noise", run.seed, run.step)
     for param, gradient in zip(parameters, hide(sums, run.privacy, noise), strict=True):
         param.grad = gradient.to(param.dtype)
@@ -85,12 +84,23 @@ def hide(sums: Sequence[Tensor], privacy: Privacy, generator: torch.Generator) -
     ]
 
 
-def _loss_of(run: Run, row: Batch, objective: Objective, place: int) -> Tensor:
-    """The loss of one row by itself, as a step of this row alone would have it."""
-    run.seed_draws(place)
+def _of_row(
+    run: Run, row: Batch, objective: Objective, parameters: Sequence[nn.Parameter]
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """Loss and gradients of one row by itself, as a step of this row alone would have them.
+
+    What it draws (dropout, noise) follows from the row and not from its place among those of the step: with one row
+    more or less the others' gradients are the same, or the sum could move by more than `clip`.
+    """
+    assert run.privacy is not None, "a private run"
+    about = row.input_ids.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    seed = run.privacy.secret.seed("draws", run.seed, run.step, about)
+    seed_generators(seed)
     with (
-        computing(row, run.seed_of_draws(place), counts=True, done=run.step / run.planned_steps),
+        computing(row, seed, counts=True, done=run.step / run.planned_steps),
         compiling(run.compiled),
     ):
         divisor = objective.divisor(_Row(len(row.targets)))
-        return objective(run.model, row.to(run.device), run) / divisor
+        loss = objective(run.model, row.to(run.device), run) / divisor
+        # In here too: layers that are computed again ask for the batch again.
+        return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)

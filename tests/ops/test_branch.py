@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 import torch
 
 from lrft.methods.quant.none import Dense
+from lrft.ops.branch_matmul import multiply
 from lrft.ops.dropout import drop
 from lrft.ops.formed import Formed
 from lrft.ops.low_rank import Branch, branch_linear
+from lrft.ops.term import Gain, Term
 
 IN, OUT, RANK, SCALE = 24, 40, 5, 0.7
 
@@ -155,3 +158,59 @@ def test_nothing_of_the_size_of_the_weight_is_saved():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
         branch_linear(torch.randn(4, IN, requires_grad=True), base, branch, training=True)
     assert (OUT, IN) not in kept
+
+
+def any_map(pick: random.Random, width: int):
+    """A map of some kind: its term, what trains in it, and its product written out from x and what is left of x."""
+    out, rank, scale = pick.choice([1, 5, 16]), pick.choice([0, 1, 3]), pick.choice([1.0, -1.3])
+    base = Dense(torch.randn(out, width).double(), torch.randn(out).double() if pick.random() < 0.4 else None)
+    down, up = torch.randn(rank, width).double(), torch.randn(out, rank).double()
+    down.requires_grad_(pick.random() < 0.75)
+    up.requires_grad_(pick.random() < 0.75)
+    parts = Formed(
+        (down, up),
+        lambda dtype, a, b: ((3 * a).to(dtype), (2 * b).to(dtype)),
+        lambda dtype, da, db, a, b: (None if da is None else 3 * da, None if db is None else 2 * db),
+        down.requires_grad,
+        up.requires_grad,
+        kept=pick.random() < 0.5,
+    )
+    m = (1 + torch.rand(out).double()).requires_grad_() if pick.random() < 0.7 else None
+    norms = (lambda weight, wide: 1 + weight.norm(dim=1)) if pick.random() < 0.5 else None
+
+    def product(x, d):
+        W, bias = base.weight(), 0 if base.bias is None else base.bias
+        term = scale * d @ (3 * down).mT @ (2 * up).mT
+        if m is None:
+            return x @ W.mT + term + bias
+        g = m if norms is None else m / norms(W, W)
+        return x @ W.mT + (g - 1) * (d @ W.mT) + g * term + bias
+
+    term = Term(base, parts, scale, None if m is None else Gain(m, norms))
+    return term, [t for t in (down, up, m) if t is not None and t.requires_grad], product
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_maps_of_every_kind_in_one_node_are_each_its_formula(seed):
+    """Ranks down to 0, frozen factors, gains over norms, kept factors, dropout, rows that are no whole memory."""
+    pick = random.Random(seed)
+    torch.manual_seed(seed)
+    width, count = pick.choice([1, 7, 24]), pick.choice([1, 2, 4])
+    terms, trained, products = zip(*(any_map(pick, width) for _ in range(count)), strict=True)
+    x = torch.randn(7, 3, width).double().transpose(0, 1).requires_grad_(pick.random() < 0.8)
+    dropped = drop(x, 0.4) if pick.random() < 0.5 else None
+    ours = multiply(x, terms, dropped)
+    d = x if dropped is None else dropped.whole(x)
+    theirs = [product(x, d) for product in products]
+    seeds = [torch.randn(3, 7, 1).double().expand_as(y) for y in ours]
+    wanted = [t for t in (x, *itertools.chain(*trained)) if t.requires_grad]
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+    if not wanted:
+        return
+    found, expected = (
+        torch.autograd.grad(ys, wanted, seeds, allow_unused=True, materialize_grads=True)
+        for ys in (ours, theirs)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

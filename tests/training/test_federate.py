@@ -168,6 +168,11 @@ def test_what_cannot_be_federated_is_said_before_anything_is_read(change, key, r
         (["federate.partition={by: column, column: nobody}"], DataError, "no column 'nobody'"),
         (["federate.aggregate={method: hetlora, ranks: [9]}"], RecipeError, "rank 9 cannot train"),
         (["adapter={method: selective_lora, rank: 4}"], RecipeError, "between the steps of one run"),
+        (
+            ["objective=autolora_robust", "trainable=['*norm.weight']", "quantization=none"],
+            RecipeError,
+            "hears of the steps of one run",
+        ),
     ],
 )
 def test_what_only_the_rows_or_the_model_can_tell_is_said_before_the_first_round(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,11 +19,12 @@ from lrft.api.training.federate import federate
 from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
-from lrft.build.privacy import Spending, check_not_private
+from lrft.build.privacy import Spending, check_not_private, tell_privacy
 from lrft.build.steps import train_data
 from lrft.core.privacy import Privacy, Secret
 from lrft.core.run import Run
 from lrft.data.collate import collate
+from lrft.model.noise import add_noise
 from lrft.model.trained import parameter_infos
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OBJECTIVES
@@ -172,8 +175,10 @@ def test_what_rows_change_beside_parameters_is_refused(parts):
     run, _, _, _ = parts("adapter={method: lora_fa, rank: 2}")
     spending = Spending(run.recipe, run.privacy)
     spending.start(run)
+    run.step, run.metrics = 1, {"rows": 0}
+    spending.after_step(run)  # in which no row could change anything
     next(site for _, site in run.sites).adapter.A.data += 1
-    run.step = 1
+    run.step, run.metrics = 2, {"rows": 3}
     with pytest.raises(NumericalError, match="no noise hides"):
         spending.after_step(run)
 
@@ -314,3 +319,103 @@ def test_what_is_not_accounted_for_elsewhere_is_refused(recipe_file):
         find_lr(recipe_of(recipe_file))
     with pytest.raises(RecipeError, match="where all clients train in one process"):
         check_not_private(recipe_of(recipe_file).recipe)
+
+
+def sum_of(run, step, objective):
+    """The sum of the bounded gradients of a step's rows, without noise."""
+    run.privacy = replace(run.privacy, noise=0.0)
+    private_loss(run, step, objective)
+    return torch.cat([info.param.grad.flatten() for info in run.parameters]) * run.privacy.rows
+
+
+@each(
+    "drawn",
+    [["adapter.dropout=0.5"], ["train.neftune=50.0"], ["objective={method: masked_thought, ramp: 0.0}"]],
+)
+def test_a_row_more_moves_the_sum_by_no_more_than_its_bound_whatever_rows_draw(drawn, parts):
+    run, data, objective, _ = parts(*drawn)
+    run.step = next(step for step in range(50) if len(data.chosen(step)) > 2)
+    if "neftune" in drawn[0]:
+        add_noise(run.model, run.recipe.train.neftune)
+    whole = data.at(run.step)
+    all_rows = sum_of(run, whole, objective)
+    others = sum_of(run, replace(whole, micro_batches=whole.micro_batches[1:]), objective)
+    assert (all_rows - others).norm() <= run.privacy.clip * 1.001
+    torch.testing.assert_close(sum_of(run, whole, objective), all_rows)
+    run.step += 1
+    assert not torch.allclose(sum_of(run, whole, objective), all_rows), "nothing was drawn"
+
+
+def test_what_draws_after_the_rows_of_a_step_does_not_tell_how_many_they_were(parts):
+    run, data, objective, _ = parts()
+    whole = data.at(next(step for step in range(50) if len(data.chosen(step)) > 2))
+    found = []
+    for micro_batches in (whole.micro_batches, whole.micro_batches[1:], []):
+        private_loss(run, replace(whole, micro_batches=micro_batches), objective)
+        found.append(torch.rand(4))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_layers_that_are_computed_again_know_the_row_that_they_are_given(recipe_file):
+    """As an adapter needs it that goes by the features of a row."""
+    data = Path(__file__).parents[2] / "recipes" / "data" / "featured"
+    flix = [
+        f"data.train={data}/train.jsonl",
+        f"data.eval={data}/test.jsonl",
+        "data.train.limit=24",
+        "data.features=[tone, form]",
+        "~adapter",
+        "adapter={method: flix, rank: 2, features: {tone: [plain, polite], form: [statement, question]}}",
+    ]
+    found = []
+    for again in ("false", "true"):
+        recipe = recipe_of(recipe_file, *flix, f"model.activation_checkpointing={again}").recipe
+        text = read_text(recipe)
+        model = adapt(recipe, text=text).model
+        rows, infos = train_data(recipe, text), parameter_infos(model)
+        for info in infos:
+            torch.nn.init.normal_(info.param, std=0.1, generator=torch.Generator().manual_seed(3))
+        privacy = Privacy(0.05, 0.0, rows.expected, rows.rate, rows.secret)
+        optimizer = torch.optim.SGD([info.param for info in infos], lr=0.1)
+        run = Run(model.train(), infos, optimizer, SimpleNamespace(), 8, recipe=recipe, privacy=privacy)
+        step = next(rows.at(k) for k in range(50) if len(rows.chosen(k)) > 2)
+        private_loss(run, step, OBJECTIVES.get("cross_entropy")(recipe.objective))
+        found.append([info.param.grad.clone() for info in infos])
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*found, strict=True))
+    assert any(one.any() for one in found[0])
+
+
+def test_all_of_the_secret_decides_what_is_drawn_and_not_the_32_bits_that_torch_takes_of_a_seed():
+    drawn = Secret(7).generator("noise", 0, 0)
+    seeded, low = (torch.Generator().manual_seed(drawn.initial_seed() % 2**bits) for bits in (64, 32))
+    first = torch.randn(1000, generator=drawn)
+    assert torch.equal(torch.randn(1000, generator=seeded), again := torch.randn(1000, generator=low))
+    assert abs(float(torch.corrcoef(torch.stack((first, again)))[0, 1])) < 0.15
+    assert torch.equal(torch.randn(1000, generator=Secret(7).generator("noise", 0, 0)), first)
+
+
+def test_a_row_of_the_data_that_would_be_several_of_a_step_is_refused(recipe_file):
+    """Each window is bounded by itself, so that a document of three could move the sum by three bounds."""
+    windows = ["data.format={method: text, column: completion}", "data.too_long=windows"]
+    cut = ["train.max_length=24", "data.stride=12"]
+    plain = [one for one in PRIVATE if not one.startswith("privacy")]
+    text = read_text(load_recipe(recipe_file("float32"), [*plain, *windows, *cut]).recipe)
+    assert len(text.train) > 24, "no document has two windows"
+    with pytest.raises(RecipeError, match=r"data\.too_long: makes several rows of a long one"):
+        recipe_of(recipe_file, *windows, *cut)
+
+
+def test_an_objective_that_compares_rows_is_refused():
+    private = ["privacy={noise: 1.0}", "train.packing=false", "train.batch_size=4"]
+    with pytest.raises(RecipeError, match="kto compares with the answers of other rows, and private"):
+        load_recipe("smoke/kto", private)
+
+
+def test_what_chooses_rows_by_all_of_them_is_told(recipe_file, capsys):
+    """One row more may leave out two that are near it, or hold out others."""
+    for changes in ([], ["data.dedup=exact"]):
+        tell_privacy(recipe_of(recipe_file, *changes).recipe)
+        assert "looking at all of them" not in capsys.readouterr().err
+    tell_privacy(recipe_of(recipe_file, "data.dedup=near", "~data.eval", "data.split=4").recipe)
+    said = capsys.readouterr().err
+    assert "data.dedup: near chooses rows" in said and "data.split chooses rows" in said

@@ -30,6 +30,7 @@ SHORT = [
     "train.keep_last=9",
 ]
 LORAPRUNE = "prune={method: loraprune, ratio: 0.5, every: 2, whole_first: 0.0, whole_last: 0}"
+UNPAIRED = Path(__file__).parents[2] / "recipes" / "data" / "unpaired"
 FULL = ["trainable=full", "adapter=null", "quantization=none"]
 KINDS = {
     "none": ["quantization=none"],
@@ -47,6 +48,16 @@ KINDS = {
     "whole base, airllm": [
         "adapter={method: svd_lora, rank: 4}",
         "allocate={method: airllm, episode: 3, warmup: 3, denoising: 5, bandwidth: [5e5]}",
+    ],
+    # The last micro-batch of seven rows is one row, which has no other to compare with.
+    "kto": [
+        "quantization=none",
+        "objective=kto",
+        "~data.train",
+        f"data.train={{source: {UNPAIRED}/train.jsonl, limit: 7}}",
+        f"data.eval={UNPAIRED}/test.jsonl",
+        "data.eval.limit=5",
+        "data.format={method: unpaired, render: chat}",
     ],
     "zeroth order": ["optimizer={method: mezo, lr: 1e-4}", "train.clip=null"],
 }

@@ -173,7 +173,7 @@ class Draws(TimedMethod):
     config: SST.Config
 
     def after_step(self, run: Run) -> None:
-        if run.step % self.config.every or run.step >= run.total_steps:
+        if run.step % self.config.every or run.at_an_end:
             return
         whole = run.step % (self.config.every * self.config.rounds) == 0
         forgotten = []

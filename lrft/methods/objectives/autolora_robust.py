@@ -145,7 +145,7 @@ class AutoLoRaRobust(Objective, Callback):
         return delta.detach()
 
     def after_step(self, run: Run) -> None:
-        """Count on to the quarter's end, and drop the adapters after the last step."""
+        """Count on to the quarter's end, and drop the adapters after the last step; one that was the last stays one."""
         counts = torch.stack([torch.zeros(2, dtype=torch.int64, device=run.device), *self.counts]).sum(0)
         if run.accelerator is not None and run.processes > 1:
             counts = run.accelerator.reduce(counts, reduction="sum")
@@ -158,7 +158,7 @@ class AutoLoRaRobust(Objective, Callback):
             self.accuracy = self.right / self.tokens
         if quarter > self.quarter:
             self.quarter, self.right, self.tokens = quarter, 0, 0
-        if run.step == run.total_steps:
+        if run.at_an_end:
             for _, site in run.adapted():
                 site.adapter.reset()
 

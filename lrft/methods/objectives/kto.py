@@ -62,6 +62,11 @@ class KTO(Objective):
                     "train.packing: true"
                 )
                 yield Problem("train.batch_size", message)
+            if recipe["privacy"] is not None:
+                message = (
+                    "kto compares with the answers of other rows, and private rows are taken one by one; "
+                )
+                yield Problem("objective.method", f"{message}choose another")
 
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
         """Summed loss over the rows of the batch.
@@ -90,15 +95,17 @@ class KTO(Objective):
 
 
 def _divergence(model: LanguageModel, batch: Batch) -> Tensor:
-    """The reference point z of a micro-batch, a float32 scalar."""
-    if len(batch.documents) == 1:
-        return torch.zeros((), device=batch.input_ids.device)
+    """The reference point z of a micro-batch, a float32 scalar.
+
+    A row alone takes as many passes as others: processes that hold parts of weights make equally many.
+    """
     others = mismatched(batch)
     with computing(others, counts=False, done=share_done()):
         with undropped(model):
             policy = answer_logprobs(model, others)
         with base_alone(model):
-            return (policy - answer_logprobs(model, others)).mean().clamp(min=0)
+            found = (policy - answer_logprobs(model, others)).mean().clamp(min=0)
+    return found if len(batch.documents) > 1 else torch.zeros_like(found)
 
 
 def _record(run: Run, rewards: Tensor, point: Tensor, wanted: tuple[bool, ...]) -> None:

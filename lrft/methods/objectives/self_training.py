@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.core.batch import Batch
+from lrft.core.callback import Callback
 from lrft.core.context import computing, share_done
+from lrft.core.notes import say
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives._answers import check_judged, token_logprobs
@@ -29,7 +33,7 @@ from lrft.registry.config import (
 
 
 @OBJECTIVES.register
-class SelfTraining(Objective):
+class SelfTraining(Objective, Callback):
     """A session of LiST: a new student learns pseudo-labels, weighed by labelled rows, and is then tuned on these.
 
         l_i  = mean over the tokens t of pseudo-labelled answer i of KL(p_t || q_t)
@@ -47,9 +51,10 @@ class SelfTraining(Objective):
     Shapes: p, q (tokens, vocabulary), of which one chunk exists at a time; l, c, w one number a row. `teacher` is named
     as in `distillation`, and reads the rows frozen and in evaluation mode. Gradients for the weights are those of every
     row by itself, without dropout: a forward and a backward pass more, row by row. At step 0 the student is the base.
-    Trains: what the adapter trains, adds no parameter and keeps no state. Records, over this process's rows of the
-    step: pseudo_rows; pseudo_loss, the mean l_i; taught, the share of them with w_i above 0; unweighted, those without
-    labelled rows beside them; labelled_rows and labelled_loss, the mean c_j, of the steps that learn it.
+    Trains: what the adapter trains, adds no parameter and keeps no state but whether a row was taught, told at the end
+    where none was. Records, over this process's rows of the step: pseudo_rows; pseudo_loss, the mean l_i; taught, the
+    share of them with w_i above 0; unweighted, those without labelled rows beside them; labelled_rows and
+    labelled_loss, the mean c_j, of the steps that learn it.
     Source: Wang et al., "LiST", Findings of NAACL 2022, arXiv 2110.06274, and the authors' code, from which the
     weights, the two phases and the new student are. A session is 1,000 steps of 16 rows there, and 50 epochs of the
     labelled ones.
@@ -82,14 +87,35 @@ class SelfTraining(Objective):
         )
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
-            """What the student starts from has nothing to teach it."""
+            """What the student starts from has nothing to teach it, and passes that only some processes make."""
             if self.teacher is None:
                 message = "is not there, and the base model is where the student starts; name a run on labelled rows"
                 yield Problem("objective.teacher", message)
+            if recipe["train.shard_base"] is True:
+                message = "rows take passes of their own, of which processes have unequally many; write false"
+                yield Problem("train.shard_base", message)
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        self.taught = False  # whether any pseudo-labelled row had a weight so far
 
     @property
     def teacher_name(self) -> str | None:
         return self.config.teacher
+
+    def gradients_by(self, run: Run) -> int:
+        """Rows of which none helps teach nothing, for as many steps as they come."""
+        return run.total_steps + 1
+
+    def finish(self, run: Run) -> None:
+        if not run.team.largest(int(self.taught)) and self.config.finetune < 1:
+            say("no pseudo-labelled row helped the labelled ones in any step, so the teacher taught nothing")
+
+    def state_dict(self) -> Mapping[str, object]:
+        return {"taught": self.taught}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.taught = state["taught"]
 
     def divisor(self, batches: StepTotals) -> int:
         return batches.examples
@@ -108,12 +134,13 @@ class SelfTraining(Objective):
             return self._divergence(model, batch, (~labelled).float()) + _entropy(
                 model, batch, labelled.float()
             )
-        if run.step >= round((1 - self.config.finetune) * run.total_steps):
+        if run.step >= round((1 - self.config.finetune) * run.planned_steps):
             each = labelled.float() * len(labelled) / max(int(labelled.sum()), 1)
             loss = _entropy(model, batch, each)
             _record(run, "labelled", loss.detach() / len(labelled), int(labelled.sum()))
             return loss
         weights = self._weights(model, batch, labelled, run)
+        self.taught = self.taught or bool(weights.any())
         return self._divergence(model, batch, len(labelled) * weights)
 
     def _weights(self, model: LanguageModel, batch: Batch, labelled: Tensor, run: Run) -> Tensor:

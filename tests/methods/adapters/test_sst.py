@@ -136,6 +136,17 @@ def test_a_draw_resets_the_moments_of_the_vectors_and_a_decomposition_those_of_t
     assert rates == pytest.approx([0.05, 0.05, 0.025, 0.05, 0.025])
 
 
+def test_steps_that_are_added_later_change_none_of_those_before():
+    """Nothing is drawn after the last one, also where the run was made longer since."""
+    site, _ = make(every=2)
+    part, run = site.adapter, running(site)
+    run.earlier_ends, held = (4,), []
+    for _ in range(6):
+        step(run)
+        held.append(sorted(map(int, part.drawn)))
+    assert held[0] != held[1] == held[2] == held[3] == held[4] != held[5]
+
+
 def test_draws_follow_the_chances_without_replacement():
     S = torch.tensor([4.0, 2.0, 1.0, 1.0, 0.0])
     torch.testing.assert_close(chances_of(S, 0.5), 0.1 + S / 16)

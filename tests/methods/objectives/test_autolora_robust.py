@@ -134,12 +134,13 @@ def test_an_attack_stays_in_its_bounds_makes_the_base_worse_and_touches_prompts_
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def run_at(epoch, step=1, total=9):
+def run_at(epoch, step=1, ends=(9,)):
     sites = [("s", SimpleNamespace(adapter=SimpleNamespace(reset=lambda: dropped.append(step))))]
     dropped = []
     run = SimpleNamespace(
-        metrics={"epoch": epoch}, step=step, total_steps=total, accelerator=None, processes=1
+        metrics={"epoch": epoch}, step=step, total_steps=ends[-1], accelerator=None, processes=1
     )
+    run.at_an_end = step in ends
     run.device, run.adapted, run.dropped = torch.device("cpu"), lambda: iter(sites), dropped
     return run
 
@@ -159,6 +160,9 @@ def test_the_accuracy_is_that_of_the_last_quarter_and_goes_on_after_a_resume():
     last = run_at(1.0, step=9)
     made.after_step(last)
     assert last.dropped == [9]
+    before = run_at(0.5, step=4, ends=(4, 9))  # which was the last until the run was made longer
+    made.after_step(before)
+    assert before.dropped == [4]
 
 
 def test_what_cannot_be_dropped_or_is_computed_again_is_refused():

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lrft.api.training.train import train
 from lrft.core.params import ParamInfo
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import DataError, RecipeError
 from tests.methods.objectives.told import Table, batch_of, drawn, judged, objective
 
+DATA = Path(__file__).parents[3] / "recipes" / "data" / "unpaired"
 ROWS = [
     judged([0, 1], [2, 3, 1], True),
     judged([3], [1, 1], False),
@@ -30,9 +34,10 @@ def made(student=2, teacher=7, **settings):
     return Table(drawn(0), drawn(student)), found
 
 
-def run_of(model, step=0, total=10):
+def run_of(model, step=0, total=10, extended=0):
     infos = [ParamInfo(n, p, "lora_B", "table") for n, p in model.named_parameters() if p.requires_grad]
-    run = SimpleNamespace(metrics={}, parameters=infos, step=step, total_steps=total)
+    run = SimpleNamespace(metrics={}, parameters=infos, step=step, planned_steps=total)
+    run.total_steps = total + extended
     run.record = lambda **found: run.metrics.update(found)
     return run
 
@@ -137,3 +142,44 @@ def test_rows_that_do_not_say_and_a_recipe_without_a_teacher_are_refused():
         of(model, replace(batch_of(*ROWS), wanted=()), run_of(model))
     with pytest.raises(RecipeError, match="name a run on labelled rows"):
         load_recipe("smoke/self_training", ["objective.teacher=null"])
+
+
+def test_steps_that_are_added_later_change_none_of_those_before():
+    model, of = made()
+    found = [of(model, batch_of(*ROWS), run_of(model, step=8, extended=more)).detach() for more in (0, 30)]
+    assert torch.equal(*found)
+
+
+def trained(tiny, rows, out, **more):
+    """A run of four steps, the last of which learns labelled rows."""
+    given = {
+        "model.name": tiny(),
+        "quantization": "none",
+        "objective.teacher": tiny("llama", tied=False),
+        "objective.finetune": 0.25,
+        "data.train": rows,
+        "data.eval.limit": 4,
+        "train.max_steps": 4,
+        "train.batch_size": 2,
+        "train.device": "cpu",
+        **more,
+    }
+    train(load_recipe("smoke/self_training", [f"{key}={value}" for key, value in given.items()]), out)
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_rows_of_which_none_helps_are_no_fault_of_the_data_and_told(tiny, tmp_path, capsys):
+    """Micro-batches of labelled rows alone, until the steps that learn them."""
+    rows = [json.loads(line) for line in (DATA / "train.jsonl").read_text().splitlines()]
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows[:40] if row["label"]))
+    losses = trained(tiny, labelled, tmp_path / "run")
+    assert losses[:3] == [0, 0, 0] and losses[3] > 0
+    assert "the teacher taught nothing" in capsys.readouterr().err
+    losses = trained(tiny, DATA / "train.jsonl", tmp_path / "other", **{"train.batch_size": 8})
+    assert any(losses[:3]) and "taught nothing" not in capsys.readouterr().err
+
+
+def test_processes_that_have_to_make_equally_many_passes_are_refused():
+    with pytest.raises(RecipeError, match="rows take passes of their own"):
+        load_recipe("smoke/self_training", ["train.shard_base=true"])

@@ -73,6 +73,14 @@ def test_a_turn_of_the_features_changes_nothing():
     )
 
 
+@each(("rows", "width"), [(60, 8), (40, 200)])
+def test_the_scale_of_the_states_changes_nothing(rows, width):
+    """As that of alpha takes it up; the base and the sources have states of scales of their own."""
+    features, classes = task(rows, width, 1.0)
+    scores = [made().of_answers(scale * features.double(), classes) for scale in (0.01, 1.0, 30.0, 1000.0)]
+    assert scores == pytest.approx([scores[1]] * 4, abs=1e-6)
+
+
 def test_one_class_is_refused():
     with pytest.raises(DataError, match="one answer all of them"):
         made().of_answers(torch.randn(5, 3), torch.zeros(5))
