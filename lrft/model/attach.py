@@ -15,6 +15,7 @@ from lrft.core.params import Site
 from lrft.core.stages import Plan, SitePlan
 from lrft.model.builder import SiteBuilder, make_adapter
 from lrft.model.causal_lm import CausalLM
+from lrft.model.clipped import give_copies
 from lrft.model.experts import group
 from lrft.model.score_head import take_score_head
 from lrft.model.sites import is_transposed, linear_sites, matches
@@ -110,6 +111,7 @@ def attach(
         model.give_virtual_tokens(builder.adapter.virtual_tokens(builder.config))
         model.features = builder.features
     group(model.hf)
+    give_copies(model.hf)
     tie_rows(model.hf)
     if builder.shared is not None:
         builder.shared.bind(model)
