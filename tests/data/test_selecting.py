@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from lrft.model.load import load_model
 from lrft.model.trained import parameter_infos
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import DataError, RecipeError, UsageError
+from tests.data.in_bfloat16 import in_bfloat16
 from tests.each import each
 
 ROWS = [
@@ -114,6 +116,52 @@ def test_a_killed_selection_goes_on_to_the_same_bytes(method, recipe, tmp_path):
     assert again == found and after == before
     for path in after:
         (tmp_path / path).unlink()
+
+
+@each(
+    ("change", "said"),
+    [
+        ("model.dtype=bfloat16", "generated with dtype"),
+        ("model.rope_scaling={type: linear, factor: 2.0}", "generated with config"),
+    ],
+)
+def test_what_a_base_measured_otherwise_is_not_taken(change, said, recipe, tiny, tmp_path):
+    """Neither changes the fingerprint of the base, and both what it makes of a row."""
+    model = tmp_path / "model"
+    if not model.exists():
+        in_bfloat16(tiny(), model)
+    select_rows(recipe(f"model.name={model}"), "perplexity", tmp_path / "few.jsonl", 5)
+    with pytest.raises(UsageError, match=said):
+        select_rows(recipe(f"model.name={model}", change), "perplexity", tmp_path / "few.jsonl", 5)
+
+
+def test_gradients_of_other_weights_under_the_same_name_are_not_taken(recipe, tiny, tmp_path):
+    model = shutil.copytree(tiny(), tmp_path / "model")
+    words = (TAROT, tmp_path / "few.jsonl", 4, tmp_path / "goal.jsonl")
+    select_rows(recipe(f"model.name={model}"), *words)
+    other = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        other.lm_head.weight.add_(0.1)
+    other.save_pretrained(model)
+    with pytest.raises(UsageError, match="generated with base"):
+        select_rows(recipe(f"model.name={model}"), *words)
+
+
+def test_rows_with_other_features_are_measured_anew(recipe, tmp_path):
+    """An adapter that goes by a column gives the same tokens another loss."""
+    rows = [{**row, "task": ("a", "b")[k % 2]} for k, row in enumerate(ROWS)]
+    words = ("adapter={method: flix, features: {task: [a, b]}, rank: 2}", "data.features=[task]")
+    recipe()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "marked.jsonl").write_text(text)
+    chosen = load_recipe(tmp_path / "recipe.yaml", [f"data.train={tmp_path}/marked.jsonl", *words])
+    train(chosen, tmp_path / "run", resume=False)
+    select_rows(chosen, "perplexity", tmp_path / "few.jsonl", 5, None, [tmp_path / "run"])
+    (tmp_path / "few.jsonl").unlink()
+    (tmp_path / "other.jsonl").write_text(text.replace('"task": "a"', '"task": "b"'))
+    other = load_recipe(tmp_path / "recipe.yaml", [f"data.train={tmp_path}/other.jsonl", *words])
+    with pytest.raises(UsageError, match="generated with features_sha256"):
+        select_rows(other, "perplexity", tmp_path / "few.jsonl", 5, None, [tmp_path / "run"])
 
 
 def test_the_recipe_reads_back_what_was_chosen_best_first(recipe, tmp_path):

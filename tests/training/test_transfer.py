@@ -297,6 +297,33 @@ def test_words_that_mean_nothing_are_refused(change, said, run, made, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@each(
+    ("words", "said"),
+    [
+        (["--seeds", "seeds.jsonl", "--shots", "3"], "--shots 3: no seeds are drawn"),
+        (
+            ["--discriminator", "moved/discriminator", "--contrast", "9"],
+            "--contrast 9: is of a discriminator",
+        ),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(words, said, run, made, tmp_path):
+    shown = CliRunner().invoke(
+        app, ["transfer", str(run), "--to", str(made()), "--out", str(tmp_path), *words]
+    )
+    assert isinstance(shown.exception, UsageError) and said in str(shown.exception)
+
+
+def test_candidates_that_are_gone_are_missed(made, run, tmp_path, stopped):
+    """They are not asked for again once they are scored."""
+    out = tmp_path / "out"
+    transfer(run, made(), out, FEW)
+    held = (out / "target.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "target.jsonl").write_bytes(b"".join(held[:-1]))
+    with pytest.raises(UsageError, match="holds 39 answers where 40 were written"):
+        transfer(run, made(), out, FEW)
+
+
 def test_what_does_not_go_together_is_refused_before_anything_is_written(made, run, tmp_path):
     for more, said in (
         ("objective: orpo\n", "learns texts|pairs"),
