@@ -12,6 +12,7 @@ from lrft.registry.json import Json
 from lrft.training.trained_on import TrainedOn
 
 CHANGES = {"rope_scaling", "context", "add_tokens", "resize"}  # of a base, what its own files do not say
+READS = ("name", "revision", "tokenizer", "add_tokens")  # what decides the tokens of a text
 
 
 def identify(recipe: Recipe, text: Text | None) -> TrainedOn:
@@ -57,3 +58,8 @@ def identify_base(section: ModelSection, model: CausalLM) -> dict[str, Json]:
     config: Json = dict(sorted(decisive_fields(section).items()))
     changes: Json = section.model_dump(mode="json", include=CHANGES, exclude_none=True)
     return {"base": model.fingerprint, "dtype": section.dtype, "config": sum_of([config, changes])}
+
+
+def reads_alike(one: ModelSection, other: ModelSection) -> bool:
+    """Whether two models are one, and make the same tokens of a text."""
+    return all(getattr(one, key) == getattr(other, key) for key in READS)

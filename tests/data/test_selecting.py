@@ -188,9 +188,9 @@ def test_gradients_of_several_checkpoints_are_averaged(recipe, tmp_path):
     assert said != (tmp_path / "c.gradients-2.jsonl.about.json").read_text() and '"run"' in said
     with pytest.raises(UsageError, match="takes one model"):
         select_rows(recipe(), "betr", out, 4, goal, runs)
-    other = recipe(f"model.tokenizer={recipe().recipe.model.name}")
-    with pytest.raises(UsageError, match="its model is"):
-        select_rows(other, TAROT, tmp_path / "d.jsonl", 4, goal, runs[:1])
+    for words in (f"model.tokenizer={recipe().recipe.model.name}", "model.add_tokens=[plus]"):
+        with pytest.raises(UsageError, match="its model is"):
+            select_rows(recipe(words), TAROT, tmp_path / "d.jsonl", 4, goal, runs[:1])
 
 
 def test_features_of_runs_are_their_mean(monkeypatch, recipe, tmp_path):

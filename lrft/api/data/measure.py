@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrft.api.opening.open_run import open_run
 from lrft.build.adapt import adapt
-from lrft.build.identify import identify_base
+from lrft.build.identify import identify_base, reads_alike
 from lrft.build.text import Text
 from lrft.core import stop
 from lrft.core.data_selection import Asks, Need
@@ -110,11 +110,10 @@ class Measuring:
     def _of_run(self, folder: RunFolder) -> tuple[CausalLM, dict[str, Json]]:
         recipe, _, adaptation = open_run(folder)
         assert folder.opened is not None, "open_run opens one"
-        mine, its = ((one.model.name, one.model.tokenizer) for one in (self.recipe, recipe))
-        if mine != its:
+        if not reads_alike(self.recipe.model, recipe.model):
             raise UsageError(
-                f"{folder.path}: its model is {its[0]}, and the rows are tokenized for {mine[0]}; give a run of "
-                "that"
+                f"{folder.path}: its model is {recipe.model.name}, and the rows are tokenized for "
+                f"{self.recipe.model.name}, or another revision, tokenizer or add_tokens; give a run of that"
             )
         return adaptation.model, {"run": folder.opened.manifest_sha256}
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lrft.api.combining.parents import Parent, read_parents, run_of
+from lrft.build.identify import reads_alike
 from lrft.core.generate import Known, Layout
 from lrft.model.causal_lm import CausalLM
 from lrft.recipe.load import load_recipe
@@ -90,12 +91,11 @@ def check_one_base(members: Sequence[Member]) -> None:
         UsageError: names the first.
     """
     first, *others = [(one.name, one.recipe.model) for one in members]
-    wanted = (first[1].name, first[1].revision, first[1].tokenizer)
     for name, model in others:
-        if (model.name, model.revision, model.tokenizer) != wanted:
+        if not reads_alike(model, first[1]):
             raise UsageError(
                 f"{name}: its recipe is of {model.name}, and that of {first[0]} of {first[1].name}, or of another "
-                "revision or tokenizer; a library is of one base"
+                "revision, tokenizer or add_tokens; a library is of one base"
             )
 
 
