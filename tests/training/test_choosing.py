@@ -439,3 +439,16 @@ def test_demonstrations_of_a_conversation_are_its_earlier_turns(recipe):
         ]
     asked = renderer.example_question(after(shown, with_answer(own, "no"))).prompt
     assert asked == renderer.asked(Example(messages=tuple(turns[:-1])), at_once=True)
+
+
+def test_a_line_in_the_middle_of_those_that_are_scored_together_is_gone_on_with_to_the_same_bits(
+    recipe, tmp_path
+):
+    """A batch is of the same questions whatever a kill or a full disk left of it."""
+    chosen = recipe("model.dtype=bfloat16")
+    choose(chosen, tmp_path, shots=(0,))
+    (path,) = tmp_path.glob("*.shots-0.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]) + b'{"row": 5, "log')
+    choose(chosen, tmp_path, shots=(0,))
+    assert path.read_bytes() == whole
