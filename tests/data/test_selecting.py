@@ -261,3 +261,13 @@ def test_the_command_prints_a_table_and_where_the_target_is_scored_too(recipe, t
     assert shown.stdout.splitlines()[0].split() == ["place", "score", "row", "reason"]
     assert "12 of 14 rows by betr, the first 10 above" in shown.stdout
     assert "the target is the held-out rows" in shown.stderr
+
+
+@each("method", ["betr", "perplexity"])
+def test_rows_longer_than_the_models_positions_are_not_measured(method, recipe, tmp_path):
+    chosen = recipe("train.max_length=8192")
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "what is " * 1200, "completion": " 5"}) + "\n")
+    goal = None if method == "perplexity" else tmp_path / "goal.jsonl"
+    with pytest.raises(DataError, match=r"rows.jsonl:15: needs \d+ tokens, but the model has 1024 positions"):
+        select_rows(chosen, method, tmp_path / f"{method}.jsonl", 4, goal)

@@ -28,7 +28,7 @@ from lrft.cli import app
 from lrft.core import stop
 from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe
-from lrft.registry.errors import DamagedFile, Interrupted, UsageError
+from lrft.registry.errors import DamagedFile, DataError, Interrupted, UsageError
 from lrft.training.folder import RunFolder
 from tests.export.reloaded import logits
 
@@ -269,6 +269,8 @@ def test_a_generator_that_goes_by_texts_is_judged_beside_its_merge(library, task
     assert "is in the library, so this says how it is remembered" in judged["told"][0]
     with pytest.raises(UsageError, match="--describe: the task has none"):
         draw(tmp_path / "sg", tasks["item"], tmp_path / "no")
+    with pytest.raises(DataError, match=r"--describe: needs .* tokens, but the model has 1024 positions"):
+        draw(tmp_path / "sg", tasks["item"], tmp_path / "no", "what is ordered " * 600)
     fit(library, tmp_path / "merge", "{method: softmax_merge, top: 2}", TEXTS)
     assert draw(tmp_path / "merge", tasks["item"], tmp_path / "merged", "what")["rank"] == 4
     with pytest.raises(UsageError, match="this generator goes by the rows"):
