@@ -20,12 +20,14 @@ class Classes:
     Attributes:
         rows: those that have an answer and fit whole, in their order.
         prompts: of each, the tokens that its answer follows; of rows with labels, the whole text.
+        whole: of each, all of its tokens.
         gold: of each, the place of its class in `names`.
         names: the answers, or the labels, sorted.
     """
 
     rows: Rows
     prompts: Sequence[Encoded]
+    whole: Sequence[Encoded]
     gold: Sequence[int]
     names: tuple[str, ...]
 
@@ -67,8 +69,10 @@ def read_classes(
     place = {name: k for k, name in enumerate(known)}
     strange = next((k for k, name in enumerate(found) if name not in place), None)
     if strange is not None:
-        raise DataError(f"{chosen.where(strange)}: its answer {found[strange]!r} is that of no training row")
-    return Classes(chosen, prompts, [place[name] for name in found], known)
+        raise DataError(
+            f"{chosen.where(strange)}: its answer {found[strange]!r} is that of no training row that is looked at"
+        )
+    return Classes(chosen, prompts, [encoded[k] for k in whole], [place[name] for name in found], known)
 
 
 def _named(found: Sequence[str], what: str) -> tuple[str, ...]:

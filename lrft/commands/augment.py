@@ -40,7 +40,9 @@ def augment_command(
             help="What is asked after a program, {output} being what it printed: solutions that correct themselves.",
         ),
     ] = None,
-    stages: Annotated[int, typer.Option(min=1, help="The most programs of a solution, with --verify.")] = 3,
+    stages: Annotated[
+        int | None, typer.Option(min=1, help="With --verify: the most programs of a solution, by default 3.")
+    ] = None,
     allow_code: Annotated[
         bool, typer.Option(help="Run the programs that the model writes, confined; --verify needs it.")
     ] = False,
@@ -58,25 +60,29 @@ def augment_command(
     Example: lrft data augment quickstart --prompt ask.txt --into question --out more.jsonl
     """
     from lrft.api.asking.augment import augment_rows
-    from lrft.api.asking.correct import correct_rows
+    from lrft.api.asking.correct import STAGES, correct_rows
     from lrft.evaluation.sampling import Sampling
 
     silence(quiet)
     sampling = Sampling(temperature, top_p, top_k, seed)
     if verify is None:
-        _check_alone(allow_code)
+        _check_alone(allow_code, stages)
         ask = partial(augment_rows, recipe, prompt, out, into, run, times, sampling, max_new_tokens)
     else:
         column = _check_verify(into, allow_code)
         solve = partial(correct_rows, recipe, prompt, verify, out, column, run, times, sampling)
-        ask = partial(solve, max_new_tokens, stages)
+        ask = partial(solve, max_new_tokens, stages or STAGES)
     found = ask(overrides=overrides or [], trust_remote_code=trust_remote_code)
     result(found, as_json, _show)
 
 
-def _check_alone(allow_code: bool) -> None:
+def _check_alone(allow_code: bool, stages: int | None) -> None:
     if allow_code:
         raise UsageError("--allow-code: no program is run without --verify; leave it out, or name the file")
+    if stages is not None:
+        raise UsageError(
+            f"--stages {stages}: there are none without --verify; leave it out, or name the file"
+        )
 
 
 def _check_verify(into: str | None, allow_code: bool) -> str:

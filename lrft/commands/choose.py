@@ -102,7 +102,7 @@ def _show(found: Choice) -> None:
     print(f"cost of {found['questions']:,} questions, {found['unit']}; {rows}")
     print(f"best: {best['base']}, {best['strategy']}")
     if not found["apart"]:
-        print("the second one's interval reaches up to it, so these rows do not tell them apart")
+        print("another one's interval reaches up to it, so these rows do not tell them apart")
     for base, head in found["heads"].items():
         sizes = f"{head['rows'][0]:,} to {head['rows'][-1]:,} rows"
         seen = f"said {head['tried']:.3f} of the last, which is {head['accuracies'][-1]:.3f}"

@@ -104,6 +104,8 @@ def _texts(given: list[str]) -> dict[str, str]:
         name, equals, text = word.partition("=")
         if not name or not equals or not text.strip():
             raise UsageError(f"--describe {word}: write TASK=TEXT")
+        if name in found:
+            raise UsageError(f"--describe {word}: {name} is described twice; leave one of the texts out")
         found[name] = text
     return found
 

@@ -11,6 +11,7 @@ from lrft.commands.complete import recipe_names
 from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
+from lrft.registry.errors import UsageError
 
 if TYPE_CHECKING:
     from lrft.api.transferring.record import Match, Transferred
@@ -34,7 +35,9 @@ def transfer_command(
     seeds: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Rows that show the task; by default drawn.")
     ] = None,
-    shots: Annotated[int, typer.Option(min=1, help="How many seeds are drawn of the run's rows.")] = 5,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds are drawn of the run's rows, by default 5.")
+    ] = None,
     discriminator: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="That of an earlier transfer; by default one is trained."),
@@ -44,8 +47,11 @@ def transfer_command(
         typer.Option(metavar="KEY=VALUE", help="Of the discriminator's recipe. Repeat for more."),
     ] = None,
     contrast: Annotated[
-        int, typer.Option(min=1, help="Inputs of each kind that the discriminator learns from, at most.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            min=1, help="Inputs of each kind that the discriminator learns from, at most; by default 256."
+        ),
+    ] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Inputs that the other base is asked for.")] = 1000,
     threshold: Annotated[
         float, typer.Option(metavar="P", help="Probability of being real from which an input is accepted.")
@@ -76,12 +82,13 @@ def transfer_command(
     from lrft.evaluation.sampling import Sampling
 
     silence(quiet)
+    _check_used(seeds, shots, discriminator, contrast)
     asked = Asked(
         seeds,
-        shots,
+        shots or Asked.shots,
         discriminator,
         judge or (),
-        contrast,
+        contrast or Asked.contrast,
         candidates,
         threshold,
         cast("Match", match),
@@ -91,6 +98,20 @@ def transfer_command(
     )
     found = transfer(run, to, out, asked, overrides=overrides or [], trust_remote_code=trust_remote_code)
     result(found, as_json, _show)
+
+
+def _check_used(
+    seeds: Path | None, shots: int | None, discriminator: Path | None, contrast: int | None
+) -> None:
+    """Refuse what would change nothing."""
+    if seeds is not None and shots is not None:
+        raise UsageError(
+            f"--shots {shots}: no seeds are drawn where --seeds names them; leave one of them out"
+        )
+    if discriminator is not None and contrast is not None:
+        raise UsageError(
+            f"--contrast {contrast}: is of a discriminator that is trained here; leave it out, or --discriminator"
+        )
 
 
 def _show(found: Transferred) -> None:

@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from lrft.core import stop
@@ -86,8 +85,9 @@ def _drafts(rows: Rows | Sequence[Row], renderer: Renderer, place: Place) -> Ite
     for first in range(0, left, BATCH):
         drafts: list[Draft] = []
         failed: DataError | None = None
-        for index, row in enumerate(islice(given, BATCH), first):
+        for index in range(first, min(first + BATCH, left)):
             try:
+                row = next(given)  # of a file that is not held in memory it is read, and may be none
                 with place(index):
                     drafts.append(renderer.draft(row))
             except DataError as error:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
@@ -56,19 +56,22 @@ def entries_apart(
     if "fork" not in multiprocessing.get_all_start_methods():
         raise UsageError("--processes: this system copies no process; leave it out")
     given = iter(rows)
-    waiting: deque[Future[Made]] = deque()
-    done = 0
+    waiting: deque[tuple[Future[Made], DataError | None]] = deque()
+    done, ended = 0, False
     pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context("fork"), initializer=_begin, initargs=(renderer, os.getpid())
     )
     try:
         while True:
-            while len(waiting) < processes * AHEAD and (held := list(islice(given, batch))):
+            while len(waiting) < processes * AHEAD and not ended:
                 stop.poll()
-                waiting.append(pool.submit(_entries, held))
+                held, failed = _read(given, batch)
+                waiting.append((pool.submit(_entries, held), failed))
+                ended = len(held) < batch
             if not waiting:
                 return
-            made, wrong, used, asks = waiting.popleft().result()
+            future, failed = waiting.popleft()
+            made, wrong, used, asks = future.result()
             renderer.template.used |= used
             renderer.template.asks_for_the_date |= asks
             for entries in made:
@@ -77,12 +80,25 @@ def entries_apart(
             if wrong is not None:
                 with place(done):
                     raise DataError(wrong)
+            if failed is not None:
+                raise failed
     except BrokenProcessPool:
         raise UsageError(
             "--processes: the system ended one of them, for its memory say; give fewer"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(given: Iterator[Row], count: int) -> tuple[list[Row], DataError | None]:
+    """The next rows, fewer at the end or before one that cannot be read, and why that cannot: told in its turn."""
+    held: list[Row] = []
+    try:
+        for row in islice(given, count):
+            held.append(row)  # those before it stay
+    except DataError as error:
+        return held, error
+    return held, None
 
 
 def _begin(renderer: Renderer, parent: int) -> None:

@@ -14,6 +14,7 @@ from lrft.core.generate import Wants
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
 from lrft.evaluation.batching import scoring
+from lrft.evaluation.lengths import check_lengths
 from lrft.evaluation.row_features import cut
 from lrft.evaluation.subject import Progress, silent
 from lrft.model.causal_lm import CausalLM
@@ -32,11 +33,12 @@ def condition_of_rows(
     """The condition that `wants` says, (d,) or (rows, tokens, d), float32 on the CPU.
 
     Raises:
-        DataError: a row begins with what is learnt, so it has no prompt.
+        DataError: a row begins with what is learnt, so it has no prompt, or is longer than the model's positions.
         NumericalError: a state is no finite number.
     """
     states = wants.kind == "last_state"
     read = list(rows) if states else [_prompt(row, wants.tokens) for row in rows]
+    check_lengths(model.hf, [len(row.input_ids) for row in read], "data.train: usable row {}".format)
     found = []
     for part, hidden, batch in _hidden(model, read, batch_tokens, pad_id):
         progress("measuring tasks", part.stop, len(read))
@@ -51,10 +53,11 @@ def condition_of_text(model: CausalLM, ids: Sequence[int], pad_id: int) -> Tenso
     """Mean of the last hidden states of all tokens of a description, (d,) float32 on the CPU.
 
     Raises:
-        DataError: it has no token.
+        DataError: it has no token, or more than the model has positions.
     """
     if not ids:
         raise DataError("--describe: the text has no token")
+    check_lengths(model.hf, [len(ids)], lambda _: "--describe", "shorten the text")
     row = Encoded(list(ids), [False, *[True] * (len(ids) - 1)])
     ((_, hidden, _),) = _hidden(model, [row], len(ids), pad_id)
     return _finite(hidden[0].mean(0))

@@ -13,6 +13,7 @@ from lrft.core.data_selection import Need
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
 from lrft.evaluation.batching import scoring
+from lrft.evaluation.lengths import check_lengths
 from lrft.evaluation.loss import row_losses
 from lrft.evaluation.subject import Progress
 from lrft.model.causal_lm import CausalLM
@@ -51,8 +52,10 @@ def measure_rows(
         done: rows that are measured already.
 
     Raises:
+        DataError: a row is longer than the model's positions.
         NumericalError: something is no finite number.
     """
+    check_lengths(model.hf, [len(row.input_ids) for row in rows], where)
     gradients = need == "gradients"
     measure = _gradients(model, dimensions, seed) if gradients else _LOSSES_AND_STATES[need](model)
     model.eval()

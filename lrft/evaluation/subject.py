@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,8 @@ from lrft.core.adapted import adapted
 from lrft.core.features import Features
 from lrft.core.plain import plain
 from lrft.core.team import ALONE, Team
-from lrft.registry.errors import DataError, Interrupted, UsageError
+from lrft.evaluation.lengths import check_lengths, positions_of
+from lrft.registry.errors import Interrupted, UsageError
 from lrft.registry.protocols import Tokenizer
 
 if TYPE_CHECKING:
@@ -156,9 +156,7 @@ class Subject:
     @property
     def positions(self) -> int | None:
         """How many positions the model has; None of a model without a limit."""
-        with suppress(AttributeError):
-            return self.hf.config.get_text_config().max_position_embeddings
-        return None
+        return positions_of(self.hf)
 
     def check_lengths(self, lengths: Sequence[int], where: Callable[[int], str] = "row {}".format) -> None:
         """Refuse rows that need more positions than the model has.
@@ -170,13 +168,7 @@ class Subject:
         Raises:
             DataError: names the first such row.
         """
-        positions = self.positions
-        for index, length in enumerate(lengths):
-            if positions is not None and length > positions:
-                raise DataError(
-                    f"{where(index)}: needs {length} tokens, but the model has {positions} positions; "
-                    "shorten the row, or lower max_new_tokens where it generates"
-                )
+        check_lengths(self.hf, lengths, where, "shorten the row, or lower max_new_tokens where it generates")
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, special ones left out."""

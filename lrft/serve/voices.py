@@ -19,7 +19,8 @@ from lrft.evaluation.generate import batching_of
 from lrft.evaluation.subject import Subject
 from lrft.export.pairs import Wanted, pair_of
 from lrft.export.targets import PLAIN
-from lrft.lab.spectra.peft_folder import is_peft, read_peft
+from lrft.files.sums import Sum, file_sum
+from lrft.lab.spectra.peft_folder import CONFIG, TENSORS, is_peft, read_peft
 from lrft.registry.errors import UsageError
 from lrft.serve.same_base import Part, check_same, print_of
 from lrft.serve.store import Factors, Source
@@ -153,12 +154,17 @@ def _own(part: Part) -> tuple[Source, Voice]:
 
 def _foreign(path: Path, hf: nn.Module, base: Voice) -> tuple[Source, Voice]:
     """A folder in PEFT's form, read again whenever it is brought into memory; asked as the base is."""
+    known = _sums(path)
     folder = read_peft(path)
     if folder.left_out or any(pair.magnitude is not None for pair in folder.pairs.values()):
         extra = next(iter(folder.left_out), "magnitudes")
         raise UsageError(f"{path} has {extra}, and only two plain factors a layer are served")
 
     def read() -> Factors:
+        if _sums(path) != known:
+            raise UsageError(
+                f"{path}: is another adapter than when the server began; start it anew to serve this one"
+            )
         again = read_peft(path)
         return {site: again.factors(site) for site in again.pairs}
 
@@ -168,6 +174,10 @@ def _foreign(path: Path, hf: nn.Module, base: Voice) -> tuple[Source, Voice]:
     name = path.resolve().name
     say(f"{path}: asked by the chat template of {base.name}, as the folder does not say how it was trained")
     return Source(name, shapes, read), replace(base, name=name, adapter=name)
+
+
+def _sums(folder: Path) -> list[Sum]:
+    return [file_sum(folder / name) for name in (CONFIG, TENSORS)]
 
 
 def _check_site(path: Path, hf: nn.Module, site: str, inputs: int, outputs: int) -> None:

@@ -7,9 +7,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lrft.core.notes import say
 from lrft.registry.errors import LrftError
 from lrft.serve.asked import Asked, Fault
 from lrft.serve.store import Loaded, Store
+
+DIFFERENT = 20  # errors that are told
 
 
 class QueueFull(Exception):
@@ -41,6 +44,7 @@ class Waiting:
         self._store = store
         self._queue: deque[Asked] = deque()
         self._changed = threading.Condition()
+        self._said: set[str] = set()
         self.closed = False
 
     def __len__(self) -> int:
@@ -105,13 +109,22 @@ class Waiting:
                     loaded = self._store.hold(asked.adapter)
                 except (LrftError, OSError, ValueError, MemoryError) as error:
                     self._pop()
-                    asked.tell(Fault(500, f"{asked.adapter} cannot be loaded: {error}"))
+                    self._say(f"lrft serve: {asked.adapter} cannot be loaded: {error}")
+                    asked.tell(
+                        Fault(500, f"{asked.adapter} cannot be loaded; whoever runs the server is told why")
+                    )
                     continue
                 if loaded is None:
                     break  # those that compute leave no room; it comes as soon as one of them ends
             self._pop()
             coming.append((asked, loaded))
         return coming
+
+    def _say(self, text: str) -> None:
+        """Tell what is not the clients', such as where files lie, once for all who ask."""
+        if text not in self._said and len(self._said) < DIFFERENT:
+            self._said.add(text)
+            say(text)
 
     def _pop(self) -> None:
         with self._changed:

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from lrft.api.asking.augment import augment_rows
+from lrft.api.asking.augment import augment_rows, read_template
 from lrft.api.training.train import train
 from lrft.build.dataset import read_text
 from lrft.commands.data import app
@@ -17,6 +17,7 @@ from lrft.recipe.load import load_recipe
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import parse_choice
 from lrft.registry.errors import DataError, UsageError
+from tests.data.in_bfloat16 import in_bfloat16
 from tests.each import each
 
 FORM = FORMATS.get("prompt_completion")(parse_choice(FORMATS, "prompt_completion"))
@@ -131,6 +132,32 @@ def test_a_killed_command_goes_on_to_the_same_bytes(recipe, tmp_path, all_stoppe
     assert len(again.train) == len(rows) and again.report.unread == {"augmented": len(rows)}
     with pytest.raises(UsageError, match="generated with sampling"):
         augment_rows(recipe(), *words[:5], Sampling(temperature=1.0, seed=4), 5)
+
+
+def test_answers_in_another_precision_are_others(recipe, tiny, tmp_path, all_stopped):
+    """Both have the fingerprint of one model, and answer otherwise."""
+    model = in_bfloat16(tiny(), tmp_path / "model")
+    words = (tmp_path / "ask.txt", tmp_path / "more.jsonl", "prompt", None, 1, DRAWN, 5)
+    augment_rows(recipe(f"model.name={model}"), *words)
+    with pytest.raises(UsageError, match='were generated with dtype "float32", not "bfloat16"'):
+        augment_rows(recipe(f"model.name={model}", "model.dtype=bfloat16"), *words)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    with pytest.raises(UsageError, match="were generated with config"):
+        augment_rows(recipe(f"model.name={model}"), *words)
+
+
+def test_what_an_editor_writes_around_a_template_is_no_part_of_it(tmp_path):
+    (tmp_path / "ask.txt").write_bytes("\ufeffSay: {prompt}\r\nAnd so on.\r\n".encode())
+    assert read_template(tmp_path / "ask.txt") == "Say: {prompt}\r\nAnd so on."
+
+
+def test_stages_without_programs_are_refused(recipe, tmp_path):
+    recipe()
+    words = ["augment", str(tmp_path / "recipe.yaml"), "--prompt", str(tmp_path / "ask.txt")]
+    words += ["--out", str(tmp_path / "more.jsonl"), "--max-new-tokens", "2", "--stages", "4"]
+    shown = CliRunner().invoke(app, words)
+    assert isinstance(shown.exception, UsageError) and "--stages 4: there are none" in str(shown.exception)
 
 
 def test_a_run_is_asked_as_it_was_taught_and_answers_otherwise(recipe, tmp_path, all_stopped):

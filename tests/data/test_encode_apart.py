@@ -9,10 +9,11 @@ import signal
 import pytest
 from typer.testing import CliRunner
 
-from lrft.build.dataset import read_text
+from lrft.build.dataset import read_renderer, read_text
 from lrft.commands.data import app
 from lrft.data import encode_apart
-from lrft.data.encode import BATCH
+from lrft.data.encode import BATCH, encode_each
+from lrft.data.rows import Rows
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import DataError, UsageError
 
@@ -78,6 +79,41 @@ def test_the_first_row_that_cannot_be_used_is_named_as_by_one_process(recipe, wr
             read_text(recipe(wrong=wrong), processes=processes)
         said.append(str(error.value))
     assert said[0] == said[1] and f"rows.jsonl:{wrong + 1}: " in said[0]
+
+
+class Unreadable:
+    """Rows of a file that is read as they are asked for, one of which is none."""
+
+    def __init__(self, rows, at):
+        self.rows, self.at = rows, at
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        if index == self.at:
+            raise DataError(f"file:{index}: cannot be read")
+        return self.rows[index]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "unreadable"), [(7, BATCH + 3), (7, 9), (BATCH + 3, BATCH), (9, 2 * BATCH)]
+)
+@pytest.mark.parametrize("late", [False, True], ids=["as it is rendered", "as it is cut"])
+def test_a_row_that_cannot_be_read_is_told_in_its_turn(recipe, wrong, unreadable, late):
+    """Rows are read ahead, of a batch and of several: an earlier one that cannot be used is told all the same."""
+    labels = ("model.head=[a, b]", "objective=classify", "data.format=classify", "data.template=null")
+    renderer = read_renderer(recipe(*labels) if late else recipe()).renderer
+    turns = {"messages": [{"role": r, "content": "a"} for r in ("user", "assistant")]}
+    rows = [{"text": "word", "label": "a"} if late else turns] * ROWS
+    rows[wrong] = {"text": "word", "label": "c"} if late else {"messages": "none"}
+    held, said = Rows(Unreadable(rows, unreadable), "file", ""), []
+    for processes in (1, 2):
+        with pytest.raises(DataError) as error:
+            encode_each(held, renderer, processes=processes)
+        said.append(str(error.value))
+    first = f"file row {wrong}: " if wrong < unreadable else f"file:{unreadable}: cannot be read"
+    assert said[0] == said[1] and said[0].startswith(first)
 
 
 def test_a_process_that_the_system_ends_is_told(recipe, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from lrft.model.load import load_model
 from lrft.model.trained import parameter_infos
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import DataError, RecipeError, UsageError
+from tests.data.in_bfloat16 import in_bfloat16
 from tests.each import each
 
 ROWS = [
@@ -116,6 +118,52 @@ def test_a_killed_selection_goes_on_to_the_same_bytes(method, recipe, tmp_path):
         (tmp_path / path).unlink()
 
 
+@each(
+    ("change", "said"),
+    [
+        ("model.dtype=bfloat16", "generated with dtype"),
+        ("model.rope_scaling={type: linear, factor: 2.0}", "generated with config"),
+    ],
+)
+def test_what_a_base_measured_otherwise_is_not_taken(change, said, recipe, tiny, tmp_path):
+    """Neither changes the fingerprint of the base, and both what it makes of a row."""
+    model = tmp_path / "model"
+    if not model.exists():
+        in_bfloat16(tiny(), model)
+    select_rows(recipe(f"model.name={model}"), "perplexity", tmp_path / "few.jsonl", 5)
+    with pytest.raises(UsageError, match=said):
+        select_rows(recipe(f"model.name={model}", change), "perplexity", tmp_path / "few.jsonl", 5)
+
+
+def test_gradients_of_other_weights_under_the_same_name_are_not_taken(recipe, tiny, tmp_path):
+    model = shutil.copytree(tiny(), tmp_path / "model")
+    words = (TAROT, tmp_path / "few.jsonl", 4, tmp_path / "goal.jsonl")
+    select_rows(recipe(f"model.name={model}"), *words)
+    other = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        other.lm_head.weight.add_(0.1)
+    other.save_pretrained(model)
+    with pytest.raises(UsageError, match="generated with base"):
+        select_rows(recipe(f"model.name={model}"), *words)
+
+
+def test_rows_with_other_features_are_measured_anew(recipe, tmp_path):
+    """An adapter that goes by a column gives the same tokens another loss."""
+    rows = [{**row, "task": ("a", "b")[k % 2]} for k, row in enumerate(ROWS)]
+    words = ("adapter={method: flix, features: {task: [a, b]}, rank: 2}", "data.features=[task]")
+    recipe()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "marked.jsonl").write_text(text)
+    chosen = load_recipe(tmp_path / "recipe.yaml", [f"data.train={tmp_path}/marked.jsonl", *words])
+    train(chosen, tmp_path / "run", resume=False)
+    select_rows(chosen, "perplexity", tmp_path / "few.jsonl", 5, None, [tmp_path / "run"])
+    (tmp_path / "few.jsonl").unlink()
+    (tmp_path / "other.jsonl").write_text(text.replace('"task": "a"', '"task": "b"'))
+    other = load_recipe(tmp_path / "recipe.yaml", [f"data.train={tmp_path}/other.jsonl", *words])
+    with pytest.raises(UsageError, match="generated with features_sha256"):
+        select_rows(other, "perplexity", tmp_path / "few.jsonl", 5, None, [tmp_path / "run"])
+
+
 def test_the_recipe_reads_back_what_was_chosen_best_first(recipe, tmp_path):
     out = tmp_path / "chosen.jsonl"
     found = select_rows(recipe(), "length", out, 5)
@@ -140,9 +188,9 @@ def test_gradients_of_several_checkpoints_are_averaged(recipe, tmp_path):
     assert said != (tmp_path / "c.gradients-2.jsonl.about.json").read_text() and '"run"' in said
     with pytest.raises(UsageError, match="takes one model"):
         select_rows(recipe(), "betr", out, 4, goal, runs)
-    other = recipe(f"model.tokenizer={recipe().recipe.model.name}")
-    with pytest.raises(UsageError, match="its model is"):
-        select_rows(other, TAROT, tmp_path / "d.jsonl", 4, goal, runs[:1])
+    for words in (f"model.tokenizer={recipe().recipe.model.name}", "model.add_tokens=[plus]"):
+        with pytest.raises(UsageError, match="its model is"):
+            select_rows(recipe(words), TAROT, tmp_path / "d.jsonl", 4, goal, runs[:1])
 
 
 def test_features_of_runs_are_their_mean(monkeypatch, recipe, tmp_path):
@@ -213,3 +261,13 @@ def test_the_command_prints_a_table_and_where_the_target_is_scored_too(recipe, t
     assert shown.stdout.splitlines()[0].split() == ["place", "score", "row", "reason"]
     assert "12 of 14 rows by betr, the first 10 above" in shown.stdout
     assert "the target is the held-out rows" in shown.stderr
+
+
+@each("method", ["betr", "perplexity"])
+def test_rows_longer_than_the_models_positions_are_not_measured(method, recipe, tmp_path):
+    chosen = recipe("train.max_length=8192")
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "what is " * 1200, "completion": " 5"}) + "\n")
+    goal = None if method == "perplexity" else tmp_path / "goal.jsonl"
+    with pytest.raises(DataError, match=r"rows.jsonl:15: needs \d+ tokens, but the model has 1024 positions"):
+        select_rows(chosen, method, tmp_path / f"{method}.jsonl", 4, goal)

@@ -116,4 +116,5 @@ def test_macro_f1_is_the_mean_over_classes_that_occur():
 
 def test_a_constant_has_no_correlation():
     assert pearson([1.0, 1.0], [1.0, 2.0]) is None
+    assert pearson([0.1] * 3, [1.0, 2.0, 4.0]) is None is pearson([1.0, 2.0, 4.0], [0.7] * 3)
     assert pearson([1.0, 2.0, 3.0], [6.0, 4.0, 2.0]) == pytest.approx(-1)

@@ -90,6 +90,15 @@ def test_the_libraries_themselves_give_the_numbers_by_hand():
     assert "tok:13a" in signature
 
 
+def test_a_prompt_is_told_by_the_place_of_its_first_row(make_subject):
+    rows = Rows(
+        [{"prompt": f"{name} ->", "completion": " it is"} for name in "aabbcc"], "f", "", [3, 4, 5, 6, 7, 8]
+    )
+    for given in (rows, rows.first(6), rows.chosen([0, 1, 2, 3, 4, 5])):
+        firsts, _ = group(given, make_subject().renderer)
+        assert [firsts.where(k) for k in range(len(firsts))] == ["f:3", "f:5", "f:7"]
+
+
 def test_the_meanings_of_e2e_have_several_references(make_subject):
     folder = os.environ.get("LRFT_DATA")
     if folder is None:

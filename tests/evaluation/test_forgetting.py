@@ -56,6 +56,7 @@ def test_the_numbers_of_rows_that_are_known():
     assert found["loss_before"] == 1 and found["loss_change"] == pytest.approx(2 / 5)
     assert found["perplexity_before"] == pytest.approx(math.e)
     assert (found["loss_change_low"], found["loss_change_high"]) == (0, 1)
+    assert loss_scores([(1.0, 900.0, 1)])["ratio"] == math.inf  # a double cannot hold it
     choices = choice_scores([True, True, False, True], [False, True, True, False])
     assert choices["lost"] == 2 and choices["gained"] == 1 and choices["acc_change"] == -0.25
 

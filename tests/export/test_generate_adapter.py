@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import make_small_tasks
 from lrft.api.asking.evaluate import evaluate
@@ -23,10 +24,11 @@ from lrft.api.generating.library import member_of, read_library
 from lrft.api.opening.open_run import open_run
 from lrft.api.training.recorded import extension
 from lrft.api.training.train import train
+from lrft.cli import app
 from lrft.core import stop
 from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe
-from lrft.registry.errors import DamagedFile, Interrupted, UsageError
+from lrft.registry.errors import DamagedFile, DataError, Interrupted, UsageError
 from lrft.training.folder import RunFolder
 from tests.export.reloaded import logits
 
@@ -148,6 +150,74 @@ def test_another_seed_or_library_is_another_generator(library, fitted, tmp_path)
         fit(library, tmp_path / "other", ICM)
 
 
+def copied(tasks, name, place):
+    """The recipe of a task in a file, with rows in a file beside it that may be changed."""
+    recipe = load_recipe(tasks[name] / "recipe.yaml").recipe
+    rows, path = place / f"{name}.jsonl", place / f"{name}.yaml"
+    shutil.copy(recipe.data.train.source, rows)
+    text = (tasks[name] / "recipe.yaml").read_text()
+    assert recipe.data.train.source in text
+    path.write_text(text.replace(recipe.data.train.source, str(rows)))
+    return path, rows
+
+
+def test_other_rows_or_another_order_are_another_generator(tasks, library, tmp_path, monkeypatch):
+    """The conditions are of the rows, and a step draws from the tasks by their places."""
+    recipe, rows = copied(tasks, "day", tmp_path)
+    export(tasks["day"], "peft", tmp_path / "adapter")
+    words, out, step, calls = (
+        [*library[:2], f"{tmp_path}/adapter={recipe}"],
+        tmp_path / "out",
+        steps._step,
+        [],
+    )
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "SECONDS", 0.0)
+        patched.setattr(steps, "_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(words, out, ICM)
+    before = rows.read_text()
+    rows.write_text("".join(reversed(before.splitlines(keepends=True))))
+    for _ in range(2):
+        with pytest.raises(UsageError, match="or of other rows"):
+            fit(words, out, ICM)
+        rows.write_text(before)
+        with pytest.raises(UsageError, match="holds a generator of another library"):
+            fit(words[::-1], out, ICM)
+        found = fit(words, out, ICM)
+        assert found["step"] == found["steps"]
+        rows.write_text("".join(reversed(before.splitlines(keepends=True))))
+
+
+def test_a_generator_that_was_being_replaced_is_gone_on_with(library, fitted, tmp_path):
+    """Where no two names can be exchanged at once, a kill leaves it aside."""
+    out = tmp_path / "out"
+    shutil.copytree(fitted[0], tmp_path / ".out.old")
+    assert fit(library, out, ICM)["loss"] is None and files(out) == files(fitted[0])
+
+
+def test_tasks_of_another_model_are_refused(tasks, library, tiny, tmp_path):
+    export(tasks["day"], "peft", tmp_path / "adapter")
+    recipe = tmp_path / "other.yaml"
+    text = (tasks["day"] / "recipe.yaml").read_text()
+    recipe.write_text(text.replace(str(tiny()), str(tiny(tied=False))))
+    with pytest.raises(UsageError, match=r"adapter: its recipe is of .*; a library is of one base"):
+        fit([*library[:2], f"{tmp_path}/adapter={recipe}"], tmp_path / "out", ICM)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_may_have_an_equals_sign_in_its_name(tasks, tmp_path):
+    shutil.copytree(tasks["day"], tmp_path / "lr=0.1")
+    assert member_of(str(tmp_path / "lr=0.1")).name == "lr=0.1"
+
+
 @pytest.mark.usefixtures("short_answers")
 def test_what_is_drawn_is_a_run_and_an_adapter_of_peft(fitted, tasks, tmp_path):
     from peft import PeftModel
@@ -199,6 +269,8 @@ def test_a_generator_that_goes_by_texts_is_judged_beside_its_merge(library, task
     assert "is in the library, so this says how it is remembered" in judged["told"][0]
     with pytest.raises(UsageError, match="--describe: the task has none"):
         draw(tmp_path / "sg", tasks["item"], tmp_path / "no")
+    with pytest.raises(DataError, match=r"--describe: needs .* tokens, but the model has 1024 positions"):
+        draw(tmp_path / "sg", tasks["item"], tmp_path / "no", "what is ordered " * 600)
     fit(library, tmp_path / "merge", "{method: softmax_merge, top: 2}", TEXTS)
     assert draw(tmp_path / "merge", tasks["item"], tmp_path / "merged", "what")["rank"] == 4
     with pytest.raises(UsageError, match="this generator goes by the rows"):
@@ -279,3 +351,10 @@ def test_a_generator_draws_for_its_own_base_alone(fitted, tasks, tiny, tmp_path)
     assert str(tiny(tied=False)) in recipe.read_text()
     with pytest.raises(UsageError, match="the weights of this task's model are others"):
         draw(fitted[0], recipe, tmp_path / "out")
+
+
+def test_a_task_that_is_described_twice_is_refused(library, tmp_path):
+    words = ["generate-adapter", "fit", *library, "--method", SG, "--out", str(tmp_path / "out")]
+    words += [word for text in ("name=a", "city=b", "name=c") for word in ("--describe", text)]
+    shown = CliRunner().invoke(app, words)
+    assert isinstance(shown.exception, UsageError) and "name is described twice" in str(shown.exception)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -165,3 +166,21 @@ def test_an_adapter_makes_room_for_another_and_comes_back(served, alone):
         assert store.evictions >= 2 and len(store.resident) <= 2
     expected = [one for name in ("small", "ones", "plain") for one in alone(name, TEXTS[:2])]
     assert answers == [*expected, *expected]
+
+
+def test_another_adapter_in_the_same_folder_is_not_answered_with(served, runs, tmp_path, capsys):
+    """It is read when somebody asks for it, and who asks is not told where it lies."""
+    from safetensors.torch import load, save_file
+
+    folder = shutil.copytree(runs / "exported", tmp_path / "kept")
+    for name in ("manifest.json", "fidelity.json"):  # which PEFT does not write
+        (folder / name).unlink(missing_ok=True)
+    with served("small", folder) as client:
+        tensors = load((folder / "adapter_model.safetensors").read_bytes())
+        save_file({name: -one for name, one in tensors.items()}, folder / "adapter_model.safetensors")
+        for _ in range(2):
+            done = client.post("/v1/chat/completions", asks("kept", TEXTS[:1])[0][1])
+            assert done.status_code == 500 and str(tmp_path) not in done.text
+            assert done.json()["error"]["message"].startswith("kept cannot be loaded")
+        assert client.chat("small", TEXTS[0], max_tokens=2)
+    assert capsys.readouterr().err.count("is another adapter than when the server began") == 1

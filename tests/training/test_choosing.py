@@ -12,18 +12,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from lrft.api.choosing import choose as choosing
 from lrft.api.choosing.choose import choose
 from lrft.api.choosing.costs import parse_price, price_in_operations, training_tokens
 from lrft.api.choosing.demonstrations import after, answer_of, with_answer
 from lrft.api.choosing.law import fit_shots
 from lrft.api.choosing.past import compare, spearman
 from lrft.api.choosing.probe import Learning, learn, predict_classes
+from lrft.api.training.recorded import extension
 from lrft.api.training.train import train
 from lrft.build.dataset import read_text
+from lrft.build.steps import train_data
 from lrft.cli import app
 from lrft.data.example import Example
 from lrft.recipe.load import load_recipe
-from lrft.registry.errors import DataError, RecipeError, UsageError
+from lrft.registry.errors import DamagedFile, DataError, RecipeError, UsageError
+from tests.data.in_bfloat16 import in_bfloat16
 from tests.each import each
 
 SHOTS = [0, 1, 2, 4, 8, 16]
@@ -103,11 +107,27 @@ def test_costs_add_up_over_tokens(recipe):
     again = price_in_operations(recipe("model.activation_checkpointing=true").recipe, 10**9)
     whole = price_in_operations(recipe("adapter=null", "trainable=full").recipe, 10**9)
     assert again.training == pytest.approx(6e9 / 1e15) == pytest.approx(whole.training)
-    assert training_tokens(chosen, 1000, 100) == pytest.approx(2 * 4 * 1000 / 100)
-    assert training_tokens(recipe("train.max_steps=null", "train.epochs=3").recipe, 1000, 100) == 3000
     for text in ("3", "a,b", "-1,2", "nan,1", "1,2,3"):
         with pytest.raises(UsageError, match="what a million tokens cost"):
             parse_price(text)
+
+
+@each(
+    "words",
+    [
+        (),
+        ("train.packing=false",),
+        ("train.max_steps=null", "train.epochs=3"),
+        ("train.max_steps=null", "train.epochs=0.5", "train.gradient_accumulation=2"),
+        ("train.packing=false", "train.max_steps=200"),
+    ],
+)
+def test_tokens_of_a_training_are_those_that_it_passes(words, recipe):
+    chosen = recipe(*words).recipe
+    data = train_data(chosen, read_text(chosen))
+    steps = data.total_steps(chosen.train.max_steps, chosen.train.epochs)
+    passed = sum(data.at(step).tokens for step in range(steps))
+    assert training_tokens(chosen, data) == pytest.approx(passed, rel=0.02)
 
 
 def test_spearman_is_that_of_scipy_and_past_runs_calibrate():
@@ -230,6 +250,87 @@ def test_the_tradeoff_decides_and_a_price_of_nothing_is_free(recipe, tmp_path):
     assert choose(recipe(), tmp_path / "a", **settings)["unit"] == "10^15 operations"
 
 
+def test_a_training_of_packed_rows_costs_what_it_passes(recipe, tmp_path):
+    train(recipe(), tmp_path / "ran", resume=False)
+    lines = [json.loads(line) for line in (tmp_path / "ran" / "metrics.jsonl").read_text().splitlines()]
+    found = choose(recipe(), tmp_path / "choice", shots=(0,))
+    tuned = next(one for one in found["strategies"] if one["strategy"] == "fine-tuning")
+    assert tuned["training_tokens"] == sum(line["tokens"] for line in lines)
+
+
+def test_a_question_is_as_long_as_those_that_are_asked(recipe, tmp_path):
+    """A held-out row that is left out has no tokens, and no part in the mean."""
+    short = choose(recipe(), tmp_path / "short", shots=(0,))
+    with (tmp_path / "held.jsonl").open("a") as file:
+        for _ in range(24):
+            file.write(json.dumps({"prompt": "is " + "cat " * 90 + "red?", "completion": " yes"}) + "\n")
+    more = choose(recipe("data.too_long=drop"), tmp_path / "more", shots=(0,))
+    assert more["held_out_rows"] == short["held_out_rows"] == 24
+    lengths = [
+        next(one["question_tokens"] for one in found["strategies"] if one["strategy"] == "fine-tuning")
+        for found in (short, more)
+    ]
+    assert lengths[0] == lengths[1]
+
+
+def strategy(name, accuracy, half, cost, tradeoff):
+    values = {"accuracy": accuracy, "low": accuracy - half, "high": accuracy + half, "cost": cost}
+    return {"base": "b", "strategy": name, **values, "score": accuracy - tradeoff * cost}
+
+
+@each(
+    ("others", "apart"),
+    [
+        ([(0.95, 0.01, 5.0)], True),  # more often right, and too dear by far
+        ([(0.70, 0.05, 0.0)], False),  # less often right, and free: it may be as good
+        ([(0.60, 0.01, 0.0), (0.58, 0.2, 0.0)], False),  # the third might be the best
+        ([(0.60, 0.01, 0.0), (0.58, 0.02, 0.0)], True),
+    ],
+)
+def test_strategies_are_told_apart_by_what_orders_them(others, apart, recipe, tmp_path, monkeypatch):
+    made = [strategy("best", 0.8, 0.05, 1.0, 0.08)]
+    made += [strategy(f"other {k}", *one, 0.08) for k, one in enumerate(others)]
+    part = choosing._Part(["no", "yes"], 24, "as --price", made, {}, None, [])
+    with monkeypatch.context() as patched:
+        patched.setattr(choosing, "_of_base", lambda *words: part)
+        found = choose(recipe(), tmp_path / "choice", tradeoff=0.08)
+    assert found["strategies"][0]["strategy"] == "best" and found["apart"] is apart
+
+
+def test_what_is_measured_in_another_precision_is_measured_anew(recipe, tiny, tmp_path):
+    model = in_bfloat16(tiny(), tmp_path / "model")
+    choose(recipe(f"model.name={model}"), tmp_path / "choice", shots=(0,))
+    with pytest.raises(UsageError, match="generated with dtype"):
+        choose(recipe(f"model.name={model}", "model.dtype=bfloat16"), tmp_path / "choice", shots=(0,))
+
+
+def test_past_runs_are_believed_as_they_ended_alone(recipe, tmp_path):
+    from lrft.api.asking.evaluate import evaluate
+
+    train(recipe("train.max_steps=2"), tmp_path / "ran", resume=False)
+    evaluate(tmp_path / "ran")
+
+    def look(said, error=UsageError):
+        with pytest.raises(error, match=said):
+            choose(recipe(), tmp_path / "choice", shots=(0,), past=[tmp_path / "ran"])
+
+    rows = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows + rows.splitlines(keepends=True)[0])
+    look(r"its data\.train changed since it was trained")
+    (tmp_path / "rows.jsonl").write_text(rows)
+    scores = tmp_path / "ran" / "eval" / "adapter.json"
+    written = json.loads(scores.read_text())
+    written["tasks"]["exact_match"]["metrics"]["exact_match"] = 0.99
+    before = scores.read_bytes()
+    scores.write_text(json.dumps(written))
+    look("was edited, or is damaged", DamagedFile)
+    scores.write_bytes(before)
+    train(tmp_path / "ran", resume=True, added=extension(2))
+    look("was scored at step-2 and ends with step-4")
+    (tmp_path / "ran" / "result.json").unlink()
+    look("is not finished")
+
+
 def test_past_runs_say_how_far_fine_tuning_is_from_the_head(recipe, tmp_path):
     from lrft.api.asking.evaluate import evaluate
 
@@ -338,3 +439,16 @@ def test_demonstrations_of_a_conversation_are_its_earlier_turns(recipe):
         ]
     asked = renderer.example_question(after(shown, with_answer(own, "no"))).prompt
     assert asked == renderer.asked(Example(messages=tuple(turns[:-1])), at_once=True)
+
+
+def test_a_line_in_the_middle_of_those_that_are_scored_together_is_gone_on_with_to_the_same_bits(
+    recipe, tmp_path
+):
+    """A batch is of the same questions whatever a kill or a full disk left of it."""
+    chosen = recipe("model.dtype=bfloat16")
+    choose(chosen, tmp_path, shots=(0,))
+    (path,) = tmp_path.glob("*.shots-0.jsonl")
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]) + b'{"row": 5, "log')
+    choose(chosen, tmp_path, shots=(0,))
+    assert path.read_bytes() == whole

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 import signal
 from dataclasses import replace
 
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 from lrft.api.asking.evaluate import evaluate
 from lrft.api.merging.merge import merge
 from lrft.api.training.train import train
+from lrft.api.transferring.folder import Phases
 from lrft.api.transferring.record import Asked
 from lrft.api.transferring.transfer import transfer
 from lrft.cli import app
@@ -21,6 +24,7 @@ from lrft.data.few_shot import FewShot, folded
 from lrft.evaluation.answering import Given
 from lrft.evaluation.answers_file import AnswersFile
 from lrft.evaluation.sampling import Sampling
+from lrft.files.failure import WriteError
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import parse_choice
@@ -297,6 +301,33 @@ def test_words_that_mean_nothing_are_refused(change, said, run, made, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@each(
+    ("words", "said"),
+    [
+        (["--seeds", "seeds.jsonl", "--shots", "3"], "--shots 3: no seeds are drawn"),
+        (
+            ["--discriminator", "moved/discriminator", "--contrast", "9"],
+            "--contrast 9: is of a discriminator",
+        ),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(words, said, run, made, tmp_path):
+    shown = CliRunner().invoke(
+        app, ["transfer", str(run), "--to", str(made()), "--out", str(tmp_path), *words]
+    )
+    assert isinstance(shown.exception, UsageError) and said in str(shown.exception)
+
+
+def test_candidates_that_are_gone_are_missed(made, run, tmp_path, stopped):
+    """They are not asked for again once they are scored."""
+    out = tmp_path / "out"
+    transfer(run, made(), out, FEW)
+    held = (out / "target.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "target.jsonl").write_bytes(b"".join(held[:-1]))
+    with pytest.raises(UsageError, match="holds 39 answers where 40 were written"):
+        transfer(run, made(), out, FEW)
+
+
 def test_what_does_not_go_together_is_refused_before_anything_is_written(made, run, tmp_path):
     for more, said in (
         ("objective: orpo\n", "learns texts|pairs"),
@@ -343,3 +374,12 @@ def test_a_signal_is_answered_with_what_goes_on(where, made, run, tmp_path, monk
         with pytest.raises(Interrupted, match=rf"what is done is in {out}; the same command goes on"):
             transfer(run, made(), out, FEW)
     assert transfer(run, made(), out, FEW)["rows"] > 0
+
+
+def test_a_disk_that_takes_no_folder_is_told_in_one_sentence(monkeypatch, tmp_path):
+    def full(path, mode=0o777):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(WriteError, match=f"--out {tmp_path}/out: could not be written"):
+        Phases(tmp_path / "out").claim({}, "2026-01-01")

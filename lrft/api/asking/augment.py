@@ -144,13 +144,13 @@ def ask_rows(rows: Rows, rewriting: Rewriting, times: int) -> tuple[Rows, list[s
 
 
 def read_template(path: Path, name: str = "--prompt") -> str:
-    """The text of a file that an option names.
+    """The text of a file that an option names, without the marks that editors put around it.
 
     Raises:
         UsageError: it cannot be read.
     """
     try:
-        return read_text(path).rstrip("\n")
+        return read_text(path).removeprefix("\ufeff").rstrip("\r\n")
     except DamagedFile as error:
         raise UsageError(
             f"{name} {path}: cannot be read as a text ({error.problem}); name a UTF-8 file"

@@ -35,6 +35,7 @@ from lrft.registry.json import Json
 PRINTED = "{output}"  # in the question after a program, what came of it
 AGAIN = "That was not right. Write the corrected program."
 LIMITS = Limits(5.0, 2**30)
+STAGES = 3  # programs of a solution
 
 
 @dataclass
@@ -62,7 +63,7 @@ def correct_rows(
     times: int = 1,
     sampling: Sampling | None = None,
     max_new_tokens: int = 256,
-    stages: int = 3,
+    stages: int = STAGES,
     *,
     overrides: Sequence[str] = (),
     trust_remote_code: bool = False,

@@ -10,6 +10,7 @@ from pathlib import Path
 from lrft.api.asking.generate import Generated, write_answers
 from lrft.api.opening.open_run import open_run, sample_row
 from lrft.build.dataset import read_renderer
+from lrft.build.identify import identify_base
 from lrft.build.scoring import subject
 from lrft.data.example import Example, Message
 from lrft.data.prompts import Asker
@@ -72,6 +73,7 @@ class Writer:
         about: dict[str, Json] = {
             **self.about,
             "prompts_sha256": hashlib.sha256(repr(ids).encode()).hexdigest(),
+            "stop_ids": sorted(self.subject.stop_ids),
             "max_new_tokens": max_new_tokens,
             "sampling": asdict(sampling),
             "batch_tokens": self.subject.batch_tokens,
@@ -94,4 +96,4 @@ def find_writer(recipe: Recipe, run: Path | str | None, trusted: bool, progress:
     model.hf.to(device)
     model.eval()
     target = subject(recipe, read_renderer(recipe, trusted), model, progress)
-    return Writer(target, None, recipe.model.name, {"base": model.fingerprint})
+    return Writer(target, None, recipe.model.name, identify_base(recipe.model, model))

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from lrft.api.choosing.costs import Price, price_in_operations, training_tokens
+from lrft.api.choosing.costs import Price, price_in_operations
 from lrft.api.choosing.demonstrations import Answered, Demonstrated, answer_of
 from lrft.api.choosing.law import FEWEST, fit_shots
 from lrft.api.choosing.looking import Looked
 from lrft.api.choosing.probe import Learning
 from lrft.api.choosing.record import Head, Past, Shots, Strategy
 from lrft.api.planning.predict import line_through
+from lrft.build.identify import identify_base
 from lrft.build.job import subject
 from lrft.evaluation.intervals import Z, bootstrap, wilson
 from lrft.evaluation.progress import EvaluationBar
@@ -85,7 +86,7 @@ def tuned(looked: Looked, base: str, terms: Terms, past: Past | None) -> tuple[S
         middle, low, high = (past["shift"] + past["slope"] * one for one in value)
         spread = Z * (past["rmse"] or 0.0)
         value = middle, *_wider(middle, min(low, high), max(low, high), spread)
-    tokens = training_tokens(looked.recipe, looked.total_tokens, total), looked.question_tokens
+    tokens = looked.training_tokens, looked.question_tokens
     head: Head = {
         "rows": list(learning.sizes),
         "accuracies": learning.right.mean(0).tolist(),
@@ -113,7 +114,7 @@ def shown(
         _says(looked),
     )
     about: dict[str, Json] = {
-        "base": looked.model.fingerprint,
+        **identify_base(looked.recipe.model, looked.model),
         "batch_tokens": looked.recipe.eval.batch_tokens,
     }
     found = {n: rows.answer(n, out / f"{name}.shots-{n}.jsonl", dict(about)) for n in terms.shots}

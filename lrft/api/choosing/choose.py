@@ -13,7 +13,7 @@ from lrft.api.choosing.candidates import Terms, shown, tuned
 from lrft.api.choosing.costs import parse_price
 from lrft.api.choosing.law import FEWEST
 from lrft.api.choosing.looking import Looking
-from lrft.api.choosing.past import accuracy_of, compare
+from lrft.api.choosing.past import accuracy_of, check_rows, compare
 from lrft.api.choosing.record import Choice, Head, Past, PastRun, Shots, Strategy
 from lrft.build.guess import with_format
 from lrft.core import stop
@@ -94,7 +94,7 @@ def choose(
             "tradeoff": tradeoff,
             "unit": parts[0].unit,
             "strategies": strategies,
-            "apart": len(strategies) < 2 or strategies[1]["high"] < strategies[0]["accuracy"],
+            "apart": _apart(strategies),
             "heads": {base: part.head for base, part in zip(names, parts, strict=True)},
             "shots": {base: part.shots for base, part in zip(names, parts, strict=True) if part.shots},
             "past": looked_back,
@@ -168,6 +168,12 @@ def _files(names: Sequence[str]) -> list[str]:
     return files
 
 
+def _apart(strategies: Sequence[Strategy]) -> bool:
+    """Whether no other strategy might be the best: a score is the accuracy less what is known exactly."""
+    best, *others = strategies
+    return all(one["score"] + one["high"] - one["accuracy"] < best["score"] for one in others)
+
+
 def _with_base(recipe: LoadedRecipe | Path | str, overrides: Sequence[str], base: str) -> Recipe:
     if not isinstance(recipe, Path | str):
         raise UsageError("--base: bases are put in a recipe by its file or name")
@@ -187,6 +193,7 @@ def _look_back(runs: Sequence[Path | str], looking: Looking) -> Past | None:
     def predicted(folder: RunFolder) -> float:
         recipe = with_format(own_recipe(folder.path)).recipe
         looked = looking.at(recipe, f"past-{folder.path.name}")
+        check_rows(folder, looked.text)
         return looked.learning(looking.seed).at(looked.total_rows)
 
     found: list[PastRun] = [

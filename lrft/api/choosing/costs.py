@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lrft.data.steps import TrainData
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
 
@@ -60,10 +61,14 @@ def price_in_operations(recipe: Recipe, parameters: int) -> Price:
     return Price(training, FORWARD * parameters / PETA, "10^15 operations")
 
 
-def training_tokens(recipe: Recipe, tokens: int, rows: int) -> float:
-    """Tokens that a training passes, of rows with so many tokens in all."""
-    steps, epochs = recipe.train.max_steps, recipe.train.epochs
-    if steps is None:
-        return float(epochs or 1) * tokens
-    passes = steps * recipe.train.batch_size * recipe.train.gradient_accumulation / rows
-    return tokens * (passes if epochs is None else min(passes, epochs))
+def training_tokens(recipe: Recipe, data: TrainData) -> float:
+    """Tokens that a training passes, every epoch taken for one as long as the first.
+
+    Args:
+        data: its rows as they are put together, several of them in one where they are packed.
+    """
+    batches = [sum(data.lengths[index] for row in batch for index in row) for batch in data.layout(0)]
+    epochs, rest = divmod(
+        data.total_steps(recipe.train.max_steps, recipe.train.epochs), data.steps_per_epoch(0)
+    )
+    return float(epochs * sum(batches) + sum(n for k, n in enumerate(batches) if data.place_of(k)[0] < rest))

@@ -80,7 +80,7 @@ class Demonstrated:
         return Answered(right, sum(own) / len(own))
 
     def _score(self, file: AnswersFile, asked: Sequence[Sequence[Question]]) -> None:
-        first = file.written
+        first = file.written - file.written % TOGETHER  # batched alike wherever it is gone on
         groups = asked[first : first + TOGETHER]
         flat = [one for group in groups for one in group]
         places = [self.held.rows.where(first + k) for k, group in enumerate(groups) for _ in group]
@@ -93,7 +93,7 @@ class Demonstrated:
             scores: list[Json] = [next(found)[0] for _ in group]
             lines.append({"row": first + k, "logprobs": scores})
         with stop.held():
-            file.append(lines)
+            file.append(lines[file.written - first :])
         if self.subject.progress is not None:
             self.subject.progress("answering after demonstrations", file.written, len(asked))
 

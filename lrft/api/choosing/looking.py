@@ -8,10 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lrft.api.choosing.costs import training_tokens
 from lrft.api.choosing.probe import Learning, learn
 from lrft.api.data.measure import Measuring, Part
 from lrft.api.data.ranking import draw_rows, read_whole, usable_rows
 from lrft.build.classes import Classes, read_classes
+from lrft.build.identify import identify_base
+from lrft.build.steps import train_data
 from lrft.build.text import Text
 from lrft.core.data_selection import Need
 from lrft.evaluation.progress import EvaluationBar
@@ -39,7 +42,8 @@ class Looked:
     Attributes:
         pool, held: training and held-out rows as classes.
         states, held_states: (rows, d) of their questions.
-        total_rows, total_tokens: of all training rows, those included that are not looked at.
+        total_rows: training rows, those included that are not looked at.
+        training_tokens: that a training on all of them passes.
         question_tokens: of a held-out question with its answer, on average.
     """
 
@@ -51,7 +55,7 @@ class Looked:
     states: Tensor
     held_states: Tensor
     total_rows: int
-    total_tokens: int
+    training_tokens: float
     question_tokens: float
 
     def learning(self, seed: int) -> Learning:
@@ -107,8 +111,8 @@ class Looking:
             self._states(recipe, text, model, which, f"{name}.{part}.jsonl")
             for which, part in ((pool, "training"), (held, "held-out"))
         )
-        tokens = sum(len(row.input_ids) for row in encoded)
-        question = sum(len(row.input_ids) for row in kept[1]) / len(kept[1])
+        tokens = training_tokens(recipe, train_data(recipe, text, packing=_packs(recipe, model)))
+        question = sum(len(row.input_ids) for row in held.whole) / len(held.whole)
         return Looked(recipe, text, model, pool, held, states, held_states, len(rows), tokens, question)
 
     def _states(self, recipe: Recipe, text: Text, model: CausalLM, which: Classes, file: str) -> Tensor:
@@ -117,4 +121,10 @@ class Looking:
             recipe, text, asks, seed=self.seed, trust_remote_code=self.trusted, progress=self.show
         )
         part = Part(which.prompts, which.rows.where, self.out / file)
-        return measuring.measured(model, part, asks.need, {"base": model.fingerprint}, 1)
+        return measuring.measured(model, part, asks.need, identify_base(recipe.model, model), 1)
+
+
+def _packs(recipe: Recipe, model: CausalLM) -> bool:
+    """Whether rows are put together, as a plan has it: by default where the model can be told where one begins."""
+    packing = recipe.train.packing
+    return model.takes_positions if packing is None else packing

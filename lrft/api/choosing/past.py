@@ -8,10 +8,13 @@ from pathlib import Path
 
 from lrft.api.choosing.record import Past, PastRun
 from lrft.api.planning.predict import line_through
-from lrft.files.json import read_object
+from lrft.build.text import Text
+from lrft.files.json import read_summed
 from lrft.files.records import Scores
 from lrft.registry.errors import UsageError
-from lrft.training.folder import RunFolder
+from lrft.registry.json import to_section
+from lrft.training.checkpoint_folder import step_of, steps_in
+from lrft.training.folder import RESULT, RUN, RunFolder
 
 SCORES = ("accuracy", "acc_label", "exact_match")  # shares of right rows, in the order they are looked for
 EVALUATION = "eval/adapter.json"
@@ -22,10 +25,15 @@ def accuracy_of(folder: RunFolder) -> float:
     """The share of held-out rows that a finished run had right.
 
     Raises:
-        UsageError: it was not scored by a task that counts such.
+        UsageError: it is not finished, or was not scored as it is now by a task that counts such.
+        DamagedFile: the scores are not what was written.
     """
+    if not folder.has(RESULT):
+        raise UsageError(
+            f"--past {folder.path}: is not finished; lrft train {folder.path} --resume goes on with it"
+        )
     path = folder.path / EVALUATION
-    found = _scores(path) if path.exists() else {}
+    found = _scores(folder, path) if path.exists() else {}
     for score in SCORES:
         for metrics in found.values():
             if isinstance(value := metrics.get(score), int | float):
@@ -79,10 +87,33 @@ def _line(predicted: Sequence[float], seen: Sequence[float]) -> tuple[float, flo
     return slope, shift
 
 
-def _scores(path: Path) -> dict[str, dict[str, object]]:
-    """Task -> metrics of a report.
+def check_rows(folder: RunFolder, text: Text) -> None:
+    """Refuse a run whose rows are others by now: what a head learns of them says nothing of what it reached.
 
     Raises:
-        DamagedFile: it is none.
+        UsageError: names the rows.
     """
-    return {task: one["metrics"] for task, one in read_object(path, Scores)["tasks"].items()}
+    before = folder.read(RUN).get("data", {})
+    changed = [split for split, found in text.fingerprints.items() if before.get(split, found) != found]
+    if changed:
+        raise UsageError(
+            f"--past {folder.path}: its data.{changed[0]} changed since it was trained; put back what was there, or "
+            "leave it out"
+        )
+
+
+def _scores(folder: RunFolder, path: Path) -> dict[str, dict[str, object]]:
+    """Task -> metrics of a report of the checkpoint that the run ended with.
+
+    Raises:
+        DamagedFile: it is none, or was changed.
+        UsageError: it is of an earlier checkpoint.
+    """
+    found = read_summed(path, Scores, folder.path)
+    scored = to_section(found.get("subject")).get("checkpoint")
+    last = max(steps_in(folder.checkpoints), key=step_of, default=None)
+    if last is not None and scored not in (None, last.name):
+        raise UsageError(
+            f"--past {folder.path}: was scored at {scored} and ends with {last.name}; score it again with lrft eval"
+        )
+    return {task: one["metrics"] for task, one in found["tasks"].items()}

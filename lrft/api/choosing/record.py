@@ -84,7 +84,7 @@ class Past(TypedDict):
 
 
 class Choice(TypedDict):
-    """All strategies, best first; `apart` says whether the second one's interval lies below the best's accuracy."""
+    """All strategies, best first; `apart` says whether no other one's interval reaches up to it, costs taken off."""
 
     recipe: str
     classes: list[str]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lrft.api.opening.open_run import open_run
 from lrft.build.adapt import adapt
+from lrft.build.identify import identify_base, reads_alike
 from lrft.build.text import Text
 from lrft.core import stop
 from lrft.core.data_selection import Asks, Need
@@ -23,6 +24,7 @@ from lrft.evaluation.answers_file import AnswersFile, Line
 from lrft.evaluation.row_features import measure_rows
 from lrft.evaluation.subject import Progress
 from lrft.model.causal_lm import CausalLM
+from lrft.model.decisive import sum_of
 from lrft.model.load import load_model
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
@@ -98,20 +100,20 @@ class Measuring:
         trusted, seed = self.trust_remote_code, recipe.train.seed
         if need == "gradients":
             adaptation = adapt(recipe, device=device, trust_remote_code=trusted, text=self.text)
-            yield adaptation.model, {"begins": recipe_hash(recipe)}
+            known = identify_base(recipe.model, adaptation.model)
+            yield adaptation.model, {"begins": recipe_hash(recipe), **known}
             return
         model = load_model(recipe.model, device=device, trust_remote_code=trusted, seed=seed)
         model.hf.to(device)
-        yield model, {"base": model.fingerprint}
+        yield model, identify_base(recipe.model, model)
 
     def _of_run(self, folder: RunFolder) -> tuple[CausalLM, dict[str, Json]]:
         recipe, _, adaptation = open_run(folder)
         assert folder.opened is not None, "open_run opens one"
-        mine, its = ((one.model.name, one.model.tokenizer) for one in (self.recipe, recipe))
-        if mine != its:
+        if not reads_alike(self.recipe.model, recipe.model):
             raise UsageError(
-                f"{folder.path}: its model is {its[0]}, and the rows are tokenized for {mine[0]}; give a run of "
-                "that"
+                f"{folder.path}: its model is {recipe.model.name}, and the rows are tokenized for "
+                f"{self.recipe.model.name}, or another revision, tokenizer or add_tokens; give a run of that"
             )
         return adaptation.model, {"run": folder.opened.manifest_sha256}
 
@@ -126,6 +128,7 @@ class Measuring:
             "measured": need,
             **about,
             "rows_sha256": record_rows(part.rows)["sha256"],
+            "features_sha256": _sum_of_features(part.rows),
             "batch_tokens": tokens,
             **({"dimensions": dimensions, "seed": self.seed} if need == "gradients" else {}),
         }
@@ -149,6 +152,12 @@ class Measuring:
         finally:
             file.close()
         return _read(file)
+
+
+def _sum_of_features(rows: Sequence[Encoded]) -> str | None:
+    """Of what a model that goes by features of rows reads beside their tokens; None where there is nothing."""
+    found: list[Json] = [list(row.features) for row in rows]
+    return sum_of(found) if any(found) else None
 
 
 def _line(row: int, values: Tensor) -> dict[str, Json]:

@@ -12,7 +12,8 @@ from lrft.api.combining.origin import Origin
 from lrft.api.combining.parents import read_parents, run_of
 from lrft.api.generating.folder import Opened, read_generator
 from lrft.api.generating.judge import TRAINED, Judged, judge, stand_ins
-from lrft.api.generating.library import condition, layout_of, vector_of
+from lrft.api.generating.library import layout_of, vector_of
+from lrft.api.generating.reading import read_task
 from lrft.api.generating.steps import draws_of
 from lrft.core import stop
 from lrft.core.adapter import Factors
@@ -100,7 +101,8 @@ def draw(
         )
         _check_base(opened, base)
         wants = type(opened.generator).wants(opened.generator.config)
-        given = condition(recipe, wants, base, describe, "the task", trust_remote_code, show)
+        reading = read_task(recipe, wants, describe, "the task", trust_remote_code)
+        given = reading.condition(base, show)
         told: list[str] = []
         others = {} if trained is None else _others(opened, trained, recipe, base, seed, told)
         sites = linear_sites(base)

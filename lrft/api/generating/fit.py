@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,13 +14,17 @@ from torch import Tensor
 
 from lrft.api.generating.folder import RECORD as FILE
 from lrft.api.generating.folder import Opened, made, read_generator
-from lrft.api.generating.library import Library, Member, condition, member_of, read_library
+from lrft.api.generating.library import Library, Member, check_one_base, member_of, read_library
+from lrft.api.generating.reading import Reading, read_task
 from lrft.api.generating.steps import train
+from lrft.build.identify import identify_base
 from lrft.core import stop
 from lrft.core.generate import Generator, Known, Sizes
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
+from lrft.evaluation.subject import Progress
 from lrft.export.write import check_free
+from lrft.files.fresh_folder import recover_folder
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.recipe.method_words import parse_named
@@ -79,6 +83,8 @@ def fit(
     path, texts = Path(out), dict(describe or {})
     members = [member_of(word) for word in library]
     _check_texts(texts, [one.name for one in members])
+    check_one_base(members)
+    recover_folder(path)
     if not (path / FILE).exists():
         check_free(path)
     with stop.listening(partial(_kept, path)):
@@ -86,7 +92,11 @@ def fit(
         device = make_accelerator(first.train.device, first.model.dtype).device
         base = load_model(first.model, trust_remote_code=trust_remote_code, seed=first.train.seed, sums=True)
         layout, vectors, read = read_library(members, base)
-        decisive = _decisive(config, seed, texts, read, base)
+        readings = [
+            read_task(one.recipe, wants, texts.get(one.name), one.name, trust_remote_code) for one in members
+        ]
+        reads: dict[str, Json] = {one.name: r.record for one, r in zip(members, readings, strict=True)}
+        decisive = _decisive(config, seed, read, reads, identify_base(first.model, base))
         begun = _begun(path, decisive)
         for line in read.told:
             say(line)
@@ -94,14 +104,11 @@ def fit(
             return _result(path, begun.generator, begun.record, None, vectors, read)
         base.hf.to(device)
         with EvaluationBar() as show:
-            ask = partial(
-                condition, wants=wants, base=base, trust_remote_code=trust_remote_code, progress=show
-            )
-            known = _known(members, vectors, texts, ask, device)
+            known = _known(members, vectors, readings, base, device, show)
         _check_samples(config, known)
         sizes = Sizes(layout, tuple(known[0].condition.shape), len(known))
         record = _record(config, seed, decisive, members, read, sizes, base, wants.kind)
-        del base, ask
+        del base
         generator = (made(config, sizes, seed) if begun is None else begun.generator).to(device)
         if begun is None:
             generator.prepare(known)
@@ -113,18 +120,15 @@ def fit(
 def _known(
     members: Sequence[Member],
     vectors: Sequence[Tensor],
-    texts: Mapping[str, str],
-    ask: Callable[..., Tensor],
+    readings: Sequence[Reading],
+    base: CausalLM,
     device: torch.device,
+    show: Progress,
 ) -> list[Known]:
     """The tasks with their conditions, where they are computed with."""
     return [
-        Known(
-            one.name,
-            samples.to(device),
-            ask(one.recipe, text=texts.get(one.name), name=one.name).to(device),
-        )
-        for one, samples in zip(members, vectors, strict=True)
+        Known(one.name, samples.to(device), reading.condition(base, show).to(device))
+        for one, samples, reading in zip(members, vectors, readings, strict=True)
     ]
 
 
@@ -139,29 +143,34 @@ def _begun(path: Path, decisive: str) -> Opened | None:
     """What an earlier call has left.
 
     Raises:
-        UsageError: it is of another library, method, description, seed or base.
+        UsageError: it is of another library, method, description, seed or base, or of other rows.
     """
     if not (path / FILE).exists():
         return None
     found = read_generator(path)
     if found.record["decisive"] != decisive:
         raise UsageError(
-            f"--out {path}: holds a generator of another library, method, description or seed; give another folder, "
-            "or remove it"
+            f"--out {path}: holds a generator of another library, method, description or seed, or of other rows; give "
+            "another folder, or remove it"
         )
     return found
 
 
 def _decisive(
-    config: MethodConfig, seed: int, texts: Mapping[str, str], library: Library, base: CausalLM
+    config: MethodConfig,
+    seed: int,
+    library: Library,
+    reads: Mapping[str, Json],
+    base: Mapping[str, Json],
 ) -> str:
     """The sum of everything that decides what a generator becomes."""
     about = {
         "generator": config.model_dump(mode="json"),
         "seed": seed,
-        "texts": dict(texts),
         "tasks": library.record,
-        "base": base.fingerprint,
+        "order": list(library.record),
+        "reads": dict(reads),
+        "base": dict(base),
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

@@ -13,11 +13,8 @@ import torch
 from torch import Tensor
 
 from lrft.api.combining.parents import Parent, read_parents, run_of
-from lrft.build.dataset import read_renderer
-from lrft.build.rows import training_rows
-from lrft.core.generate import Known, Layout, Wants
-from lrft.evaluation.conditions import condition_of_rows, condition_of_text
-from lrft.evaluation.subject import Progress
+from lrft.build.identify import reads_alike
+from lrft.core.generate import Known, Layout
 from lrft.model.causal_lm import CausalLM
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
@@ -67,7 +64,7 @@ def member_of(word: str) -> Member:
     Raises:
         UsageError: it is neither.
     """
-    folder, _, recipe = word.partition("=")
+    folder, _, recipe = (word, "", "") if run_of(word) is not None else word.partition("=")
     if (run := run_of(folder)) is not None:
         if recipe:
             raise UsageError(f"{word}: a run knows its own recipe; write {folder}")
@@ -85,6 +82,21 @@ def member_of(word: str) -> Member:
     if not found:
         raise UsageError(f"{folder}: holds no adapter of PEFT (no {ADAPTER}), nor folders with one")
     return Member(path.resolve().name, found, load_recipe(recipe).recipe)
+
+
+def check_one_base(members: Sequence[Member]) -> None:
+    """Refuse tasks whose recipes are of other models: their rows would be read by other tokens than the base has.
+
+    Raises:
+        UsageError: names the first.
+    """
+    first, *others = [(one.name, one.recipe.model) for one in members]
+    for name, model in others:
+        if not reads_alike(model, first[1]):
+            raise UsageError(
+                f"{name}: its recipe is of {model.name}, and that of {first[0]} of {first[1].name}, or of another "
+                "revision, tokenizer or add_tokens; a library is of one base"
+            )
 
 
 def read_library(members: Sequence[Member], base: CausalLM) -> tuple[Layout, list[Tensor], Library]:
@@ -110,50 +122,6 @@ def read_library(members: Sequence[Member], base: CausalLM) -> tuple[Layout, lis
         told += [line for parent in read[:1] for line in parent.told]
     assert layout is not None, "at least one task is named"
     return layout, vectors, Library(layout, [], record, told + _apart(members, vectors, layout))
-
-
-def condition(
-    recipe: Recipe,
-    wants: Wants,
-    base: CausalLM,
-    text: str | None,
-    name: str,
-    trust_remote_code: bool,
-    progress: Progress,
-) -> Tensor:
-    """What the base makes of a task.
-
-    Args:
-        text: its description, for a generator that goes by one.
-
-    Raises:
-        UsageError: a description is wanted and not there, or the other way round.
-    """
-    held = read_renderer(recipe, trust_remote_code=trust_remote_code)
-    if wants.kind == "text":
-        if text is None:
-            raise UsageError(
-                f"--describe: {name} has none, and this generator goes by what a text says of it"
-            )
-        ids = held.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return condition_of_text(base, ids, held.pad_id)
-    if text is not None:
-        raise UsageError(
-            f"--describe: this generator goes by the rows of {name} and reads no text; leave it out"
-        )
-    rows = held.usable(training_rows(recipe), "data.train", wants.rows)
-    if wants.kind == "prompts" and len(rows) < wants.rows:
-        raise UsageError(
-            f"{name}: has {len(rows)} training rows, and {wants.rows} prompts are read of every task; ask for fewer"
-        )
-    return condition_of_rows(
-        base,
-        rows,
-        wants,
-        batch_tokens=recipe.eval.batch_tokens,
-        pad_id=held.pad_id,
-        progress=progress,
-    )
 
 
 def layout_of(parent: Parent, name: str) -> Layout:

@@ -11,6 +11,7 @@ from lrft.api.asking.writer import Writer
 from lrft.api.transferring.record import Asked, Pool
 from lrft.build.adapt import adapt
 from lrft.build.dataset import read_renderer
+from lrft.build.identify import identify_base
 from lrft.build.job import subject
 from lrft.build.teacher import bare_recipe
 from lrft.data.few_shot import FewShot, folded
@@ -19,7 +20,7 @@ from lrft.evaluation.answers_file import AnswerLine, AnswersFile
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.sampling import Sampling
 from lrft.recipe.schema import Recipe
-from lrft.registry.json import Json
+from lrft.registry.errors import UsageError
 from lrft.training.device import make_accelerator
 
 
@@ -70,7 +71,7 @@ def write_candidates(
         )
         found.model.hf.to(device)
         found.model.eval()
-        about: dict[str, Json] = {"base": found.model.fingerprint, "stop_ids": sorted(text.stop_ids)}
+        about = identify_base(recipe.model, found.model)
         writer = Writer(subject(recipe, text, found.model, show), None, recipe.model.name, about)
         orders = orders_of(task, sampling, count)
         ids = [writer.ids(task.question(order, writer.takes_messages)) for order in orders]
@@ -84,11 +85,20 @@ def orders_of(task: FewShot, sampling: Sampling, count: int) -> list[list[int]]:
 
 
 def read_candidates(task: FewShot, path: Path, count: int, sampling: Sampling) -> list[Candidate]:
-    """The candidates that answers are; a seed, and what was there before, is none."""
-    file, orders = AnswersFile(path, AnswerLine), orders_of(task, sampling, count)
+    """The candidates that answers are; a seed, and what was there before, is none.
+
+    Raises:
+        UsageError: the file does not hold as many answers as were written.
+    """
+    orders, answers = orders_of(task, sampling, count), list(AnswersFile(path, AnswerLine).lines())
+    if len(answers) != count:
+        raise UsageError(
+            f"{path}: holds {len(answers):,} answers where {count:,} were written; put them back, or begin anew in "
+            "another folder"
+        )
     seen = {folded(task.text(row)): "a seed" for row in task.seeds}
     found: list[Candidate] = []
-    for order, line in zip(orders, file.lines(), strict=True):
+    for order, line in zip(orders, answers, strict=True):
         text, why = task.written(line["output"], line["stopped"])
         if not why:
             why = seen.get(folded(text), "")

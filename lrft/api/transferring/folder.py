@@ -12,7 +12,7 @@ from lrft.files.json import SUM, own_sum, parse_object, read_object, with_sum
 from lrft.files.read import LINES, read_bytes
 from lrft.files.records import Record
 from lrft.files.sums import sum_of
-from lrft.files.write import make_folder, write_file
+from lrft.files.write import write_file
 from lrft.registry.errors import DamagedFile, MissingFile, UsageError
 from lrft.registry.json import Json
 
@@ -50,7 +50,6 @@ class Phases:
                 raise UsageError(
                     f"--out {self.path}: is there already and holds no transfer; give another folder"
                 )
-            make_folder(self.path)
             return self._write_about({**about, "day": begun})
         before = read_object(file)
         for key, value in about.items():

@@ -136,7 +136,12 @@ def score(
     if not phases.is_over(SCORES):
         _score(file, judge, texts, source, trusted)
         phases.end(SCORES)
-    found = iter([float(line["score"]) for line in file.lines()])
+    values = [float(line["score"]) for line in file.lines()]
+    if len(values) != len(texts):
+        raise UsageError(
+            f"{file.path}: holds {len(values):,} scores of {len(texts):,} inputs; begin anew in another folder"
+        )
+    found = iter(values)
     return [None if one.why else next(found) for one in candidates]
 
 

@@ -129,10 +129,7 @@ def _answered(
             with placed(asking, index):
                 examples.append(asker.row(row))
         assert folder.opened is not None, "open_model opens one"
-        about: dict[str, Json] = {
-            "checkpoint_sha256": folder.opened.manifest_sha256,
-            "stop_ids": sorted(text.stop_ids),
-        }
+        about: dict[str, Json] = {"checkpoint_sha256": folder.opened.manifest_sha256}
         writer = Writer(subject(dated, text, adaptation.model, show), asker, folder.path.name, about)
         writer.answers(asking, [asker.ids(one) for one in examples], file, asked.max_new_tokens, Sampling())
     return [

@@ -123,6 +123,8 @@ def macro_f1(given: Sequence[float], gold: Sequence[float]) -> float:
 
 def pearson(a: Sequence[float], b: Sequence[float]) -> float | None:
     """The correlation of two rows of numbers; None where either is constant."""
+    if len({*a}) == 1 or len({*b}) == 1:  # of which the mean may be another number, by rounding
+        return None
     n = len(a)
     x, y = ([value - sum(values) / n for value in values] for values in (a, b))
     under = math.sqrt(sum(v * v for v in x) * sum(v * v for v in y))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from lrft.data.sources import Rows
 from lrft.data.tokenize import Renderer
@@ -87,8 +86,7 @@ def group(rows: Rows, renderer: Renderer) -> tuple[Rows, list[list[str]]]:
             firsts.append(index)
             references.append([])
         references[place].append(question.reference.strip())
-    lines = None if rows.lines is None else [rows.lines[index] for index in firsts]
-    return replace(rows, rows=[rows[index] for index in firsts], lines=lines), references
+    return rows.chosen(firsts), references
 
 
 Overlap = Callable[[Sequence[str], Sequence[Sequence[str]]], tuple[float, list[float], str]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -109,7 +108,7 @@ def loss_scores(rows: Sequence[Row]) -> dict[str, float]:
         "loss_change": after - before,
         "loss_change_low": low,
         "loss_change_high": high,
-        "ratio": math.exp(after - before),
+        "ratio": perplexity(after - before),
         "tokens": tokens,
     }
 
