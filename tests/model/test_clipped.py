@@ -19,7 +19,10 @@ from lrft.recipe.load import load_recipe
 def test_an_adapter_that_keeps_its_outputs_trains_where_they_are_clipped(
     tiny, method, checkpointing, tmp_path
 ):
-    """DoRA keeps y for the gradient of its gain; the slope along the gradient is the gradient's square."""
+    """DoRA keeps y for the gradient of its gain; the slope along a gradient is its norm.
+
+    Its norms are constants in the backward pass, so of DoRA only the gradient of the magnitudes is a slope.
+    """
     folder = shutil.copytree(tiny("olmoe"), tmp_path / "clipped")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"clip_qkv": 0.3}))
@@ -35,6 +38,7 @@ def test_an_adapter_that_keeps_its_outputs_trains_where_they_are_clipped(
     parameters = [p for _, site in adapted(model.hf) for p in site.adapter.parameters()]
     for parameter in parameters:
         parameter.data += 0.1 * torch.randn_like(parameter)
+    parameters = [p for p in parameters if method != "dora" or p.dim() == 1]
     batch = batch_of([[[5, 6, 7, 8, 9, 10], [11, 12, 13]]])
     seed = torch.randn_like(model.hidden(batch).detach())
     (model.hidden(batch) * seed).sum().backward()
