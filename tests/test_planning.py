@@ -100,6 +100,23 @@ def test_full_training_holds_gradients_and_state_of_every_weight():
     assert peak["weights"] == peak["gradients"] == peak["optimizer_state"] // 2
 
 
+def test_private_steps_are_planned_with_one_row_a_pass_and_the_sums_of_gradients():
+    private = ["privacy={noise: 1.0, delta: 1e-6}", "train.packing=false"]
+    recipe, one = recipe_of(*private), recipe_of("train.batch_size=1", "train.packing=false")
+    where = {"kind": "cuda", "bytes": 80 * GIB, "source": "a test"}
+    (found, _), (plain, _) = forecast(recipe, where), forecast(one, where)
+    assert found.moment == plain.moment and found.train["activations"] == plain.train["activations"]
+    assert found.train["gradients"] - plain.train["gradients"] == 4 * found.counted["trainable"]
+    assert not [edit for edit in edits(recipe) if edit.overrides[0].startswith("train.batch_size=")]
+    full, _ = forecast(recipe_of(*private, "trainable=full", "adapter=null", "init=null"), where)
+    base = full.counted["base"]  # in bfloat16: a row's gradients beside the sums, and their copies in float32
+    assert full.moment == "clipping of a row" and full.train["gradients"] == (4 + 2) * base
+    assert full.train["working"] == 4 * base
+    assert plan_ahead("recipes/smoke/lora.yaml", "24GiB", overrides=[f"model.name={LLAMA}", *private])[
+        "assumes"
+    ][0].startswith("rows are taken as full: 1 of 256 tokens")
+
+
 def test_layers_left_to_memory_are_the_fewest_that_fit():
     auto = recipe_of("model.activation_checkpointing=auto")
     counts = [

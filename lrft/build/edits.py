@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from lrft.build.steps import rows_of_a_pass
 from lrft.recipe.check import conflicts
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
@@ -74,7 +75,7 @@ def fitting(recipe: Recipe, limit: int, plan: Planned, enough: int = ENOUGH) -> 
 
 def edits(recipe: Recipe) -> Iterator[Edit]:
     """What could be changed, one thing at a time."""
-    settings, rows = recipe.train, recipe.train.batch_size
+    settings, rows = recipe.train, rows_of_a_pass(recipe)
     halves = [rows // 2**n for n in range(1, rows.bit_length()) if rows % 2**n == 0]
     for size in dict.fromkeys([*halves, 1] if rows > 1 else []):
         steps = settings.gradient_accumulation * rows // size

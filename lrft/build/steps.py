@@ -99,6 +99,17 @@ def drawing(recipe: Recipe) -> DrawingConfig | None:
     return recipe.objective if isinstance(recipe.objective, DrawingConfig) else None
 
 
+def rows_of_a_pass(recipe: Recipe) -> int:
+    """Rows of the data in a micro-batch: of a private step one, whose gradient is bounded by itself."""
+    return recipe.train.batch_size if recipe.privacy is None else 1
+
+
+def full_shape(recipe: Recipe, documents: int = 1) -> Shape:
+    """Of a micro-batch whose rows are one document of `train.max_length` each, or `documents` of them."""
+    rows, length = rows_of_a_pass(recipe) * documents, recipe.train.max_length
+    return Shape(rows, length, (length,) * rows)
+
+
 def documents_of_a_row(recipe: Recipe) -> int:
     """How many documents of a micro-batch are of one row of the data."""
     draws = drawing(recipe)

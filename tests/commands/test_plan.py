@@ -117,6 +117,7 @@ def test_of_an_unknown_family_the_edits_are_listed_without_numbers(tiny, root):
     [
         ("train", "lora"),
         ("train", "full, recomputed, adamw8bit"),
+        ("train", "full, private"),
         ("eval", "lora"),
         ("merge", "lora"),
     ],
