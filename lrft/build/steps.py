@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from lrft.build.text import Text
 from lrft.core.privacy import Secret
 from lrft.core.run import Run
 from lrft.data.mix import Mixture
@@ -19,6 +18,9 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import DrawingConfig
 from lrft.registry.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from lrft.build.text import Text
 
 
 def train_data(
