@@ -1,8 +1,9 @@
-"""`lrft delta compress` takes the memory of the layer at work, however many differences there are."""
+"""`lrft delta compress` takes the memory of the layer at work, however many there are, and survives a kill."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lrft.api.delta.compress import compress
 from lrft.export.delta import TENSORS, Delta, seal, write_delta
 from lrft.files.tensors_written import Gathered
 from lrft.model.layout import gather
@@ -80,3 +82,34 @@ def test_compressing_takes_no_more_memory_of_more_differences(tiny, tmp_path):
     _, few, many = map(int, done.stdout.split())
     assert sizes["many"] - sizes["few"] > 48 * 2**20
     assert many - few < 4 * 2**20, f"{many >> 20} MiB of {MANY} layers, {few >> 20} of {FEW}"
+
+
+KILLED = """
+import os, signal, sys
+from lrft.api.delta.compress import compress
+from lrft.files.tensors_written import Gathered
+
+def struck(self, name, *rest, add=Gathered.add):
+    add(self, name, *rest)
+    if len(self.tensors) == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Gathered.add = struck
+compress(sys.argv[1], sys.argv[2], groups=[(8, 2)])
+"""
+
+
+def test_a_compression_that_was_killed_begins_again_and_leaves_nothing(tiny, tmp_path):
+    from transformers import AutoTokenizer
+
+    write_differences(tmp_path / "delta", 4, AutoTokenizer.from_pretrained(tiny()))
+    words = [sys.executable, "-c", KILLED, str(tmp_path / "delta"), str(tmp_path / "small")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    [left] = tmp_path.glob(".small.*.tmp")
+    assert (left / f"{TENSORS}.parts").stat().st_size > 0 and not (tmp_path / "small").exists()
+    for name in ("small", "uncut"):
+        compress(tmp_path / "delta", tmp_path / name, groups=[(8, 2)])
+    assert {path.name for path in tmp_path.iterdir()} == {"delta", "small", "uncut"}
+    assert (tmp_path / "small" / TENSORS).read_bytes() == (tmp_path / "uncut" / TENSORS).read_bytes()
+    assert not list((tmp_path / "small").glob("*.parts"))
