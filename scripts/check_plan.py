@@ -1,4 +1,4 @@
-"""Compare `lrft plan` with the memory that twelve trainings really hold on this machine's CPU.
+"""Compare `lrft plan` with the memory that fourteen trainings really hold on this machine's CPU.
 
     python scripts/check_plan.py [--of train|eval|merge|requantize|gguf] [--only NAME] [--json FILE]
 
@@ -51,6 +51,7 @@ train: {{max_steps: 2, batch_size: 4, max_length: 256, device: cpu}}
 HELD_OUT = "held.jsonl"
 STORAGES = {"requantize": "nf4", "gguf": "q4_0"}  # that `--of` merges into
 FULL = ("trainable=full", "adapter=null", "init=null")
+PRIVATE = ("privacy={noise: 1.0, delta: 0.001, seed: 1}", "train.packing=false")
 CASES: dict[str, tuple[str, ...]] = {
     "lora": (),
     "lora, dropout": ("adapter.dropout=0.05",),
@@ -68,6 +69,8 @@ CASES: dict[str, tuple[str, ...]] = {
         "model.activation_checkpointing=true",
         "optimizer={method: adamw8bit, lr: 0.001}",
     ),
+    "lora, private, longer rows": (*PRIVATE, "train.max_length=1024"),
+    "full, private": (*FULL, *PRIVATE),
 }
 
 

@@ -15,7 +15,7 @@ from lrft.api.planning.fit import changes, device_of, forecast, sentence
 from lrft.api.planning.plan import memory_bytes
 from lrft.api.planning.rate import find_rate
 from lrft.build.at_rest import state_bytes
-from lrft.build.edits import applied, edits
+from lrft.build.edits import _in_order, applied, edits, fitting
 from lrft.build.held import Held
 from lrft.build.measure import measure, planned
 from lrft.build.resident import inputs_held, state_held, weights_held
@@ -100,6 +100,23 @@ def test_full_training_holds_gradients_and_state_of_every_weight():
     assert peak["weights"] == peak["gradients"] == peak["optimizer_state"] // 2
 
 
+def test_private_steps_are_planned_with_one_row_a_pass_and_the_sums_of_gradients():
+    private = ["privacy={noise: 1.0, delta: 1e-6}", "train.packing=false"]
+    recipe, one = recipe_of(*private), recipe_of("train.batch_size=1", "train.packing=false")
+    where = {"kind": "cuda", "bytes": 80 * GIB, "source": "a test"}
+    (found, _), (plain, _) = forecast(recipe, where), forecast(one, where)
+    assert found.moment == plain.moment and found.train["activations"] == plain.train["activations"]
+    assert found.train["gradients"] - plain.train["gradients"] == 4 * found.counted["trainable"]
+    assert not [edit for edit in edits(recipe) if edit.overrides[0].startswith("train.batch_size=")]
+    full, _ = forecast(recipe_of(*private, "trainable=full", "adapter=null", "init=null"), where)
+    base = full.counted["base"]  # in bfloat16: a row's gradients beside the sums, and their copies in float32
+    assert full.moment == "clipping of a row" and full.train["gradients"] == (4 + 2) * base
+    assert full.train["working"] == 4 * base
+    assert plan_ahead("recipes/smoke/lora.yaml", "24GiB", overrides=[f"model.name={LLAMA}", *private])[
+        "assumes"
+    ][0].startswith("rows are taken as full: 1 of 256 tokens")
+
+
 def test_layers_left_to_memory_are_the_fewest_that_fit():
     auto = recipe_of("model.activation_checkpointing=auto")
     counts = [
@@ -117,6 +134,56 @@ def test_every_edit_named_is_planned_again_and_fits():
     for change in found:
         again = train_peak(applied(recipe, change["overrides"]))["total"]
         assert again == change["total"] == where["bytes"] - change["margin"] <= where["bytes"]
+
+
+def sizes_of(recipe) -> tuple[int, bool, float, str, str, int]:
+    settings = recipe.train
+    return (
+        settings.batch_size,
+        recipe.model.activation_checkpointing is True,
+        recipe.adapter.dropout,
+        recipe.optimizer.method,
+        recipe.quantization.method,
+        settings.max_length,
+    )
+
+
+def made_up(recipe) -> int:
+    """A total that every edit lowers by its own factor."""
+    rows, again, dropout, optimizer, storage, length = sizes_of(recipe)
+    found = 1000 * rows // 8 * (1 if again else 4) // 4 * length // 2048
+    return (
+        found
+        + (0 if storage == "nf4" else 400)
+        + (0 if optimizer == "adamw8bit" else 40)
+        + 10 * (dropout > 0)
+    )
+
+
+@pytest.mark.parametrize("limit", [1500, 1000, 700, 450, 200, 80, 60, 30, 5])
+def test_no_edit_is_missed_that_fits_and_none_is_planned_that_cannot(limit):
+    """Against a search that plans every edit, in the same order; the fewer settings are enough, the fewer plans."""
+    recipe, seen = recipe_of("adapter.dropout=0.05"), []
+
+    def plan(edited):
+        seen.append(sizes_of(edited))
+        return made_up(edited)
+
+    wanted = []
+    for edit in _in_order(list(edits(recipe))):
+        if len(wanted) < 3 and not any(known.keys <= edit.keys for known in wanted):
+            wanted += [edit] if made_up(applied(recipe, edit.overrides)) <= limit else []
+    found = fitting(recipe, limit, plan)
+    assert [one.edit for one in found] == wanted
+    assert all(one.total == made_up(applied(recipe, one.edit.overrides)) for one in found)
+    assert len(seen) <= 24 and (limit != 5 or len(seen) <= 8)
+
+
+def test_an_8b_model_fits_eight_gib_by_three_edits_together():
+    recipe = recipe_of("adapter.dropout=0.05")
+    (only,) = changes(recipe, device_of(recipe, "8GiB"))
+    batch = ["train.batch_size=1", "train.gradient_accumulation=8"]
+    assert only["overrides"] == [*batch, "model.activation_checkpointing=true", "quantization.method=nf4"]
 
 
 def test_the_first_edit_is_the_cheapest_that_fits_alone_or_together():

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lrft.build.resident import inputs_held
+from lrft.build.steps import full_shape
 from lrft.data.steps import Shape
 from lrft.model.causal_lm import CausalLM
 from lrft.model.hf import TextConfig
@@ -38,8 +39,7 @@ def activation_bytes(
     if recomputed is None:
         recomputed = layers if recipe.model.activation_checkpointing is True else 0
     recomputed = min(recomputed, layers)
-    settings = recipe.train
-    full = Shape(settings.batch_size, settings.max_length, (settings.max_length,) * settings.batch_size)
+    full = full_shape(recipe)
     different = set(shapes) or {full}
     return max((_activations(recipe, model, shape, recomputed) for shape in different), key=sum)
 

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, count, islice
+from typing import TYPE_CHECKING
 
 import torch
 
 from lrft.build.steps import first_rows, train_data
-from lrft.build.text import Text
 from lrft.core.batch import Batch
 from lrft.core.stages import Plan, Planner, Signals, Statistic
 from lrft.data.encoded import Encoded
@@ -24,6 +24,9 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES, SIGNALS
 from lrft.registry.config import parse_choice
 from lrft.registry.errors import RecipeError
+
+if TYPE_CHECKING:
+    from lrft.build.text import Text
 
 
 def measured_signals(

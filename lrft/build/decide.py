@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lrft.build.calibration import measured_signals
-from lrft.build.text import Text
 from lrft.core import stop
 from lrft.core.frozen import FrozenLinear, Quantizer
 from lrft.core.stages import Evidence, Init, Plan, Planner, Signals, ranks_of
@@ -19,6 +19,9 @@ from lrft.model.causal_lm import CausalLM
 from lrft.recipe.length import check_length
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, ALLOCATORS, INITS, PRUNERS, QUANTIZERS
+
+if TYPE_CHECKING:
+    from lrft.build.text import Text
 
 
 def quantizer(recipe: Recipe) -> Quantizer:

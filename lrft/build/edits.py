@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from lrft.build.steps import rows_of_a_pass
 from lrft.recipe.check import conflicts
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
@@ -50,31 +51,93 @@ class Fitting(NamedTuple):
 def fitting(recipe: Recipe, limit: int, plan: Planned, enough: int = ENOUGH) -> list[Fitting]:
     """The cheapest edits with which the plan is within `limit` bytes.
 
+    Edits are taken to add up: where some do not fit together, fewer of them are not planned.
+
     Args:
         plan: plans a recipe anew.
         enough: stop at so many.
     """
-    single = list(edits(recipe))
-    found: list[Fitting] = []
-    tried = 0
-    for edit in _in_order(single):
-        if len(found) >= enough or tried >= TRIES:
+    search = _Search(recipe, limit, plan)
+    for edit in _in_order(search.single):
+        if len(search.found) >= enough or search.tried >= TRIES:
             break
-        if any(known.edit.keys <= edit.keys for known in found):
+        if any(known.edit.keys <= edit.keys for known in search.found):
             continue  # more of what was enough
-        tried += 1
-        try:
-            total = plan(applied(recipe, edit.overrides))
-        except RecipeError:
-            continue
-        if total <= limit:
-            found.append(Fitting(edit, total))
-    return found
+        if not search.is_hopeless(edit):
+            search.look_at(edit)
+    return search.found
+
+
+class _Search:
+    """What was found so far, and what need not be looked at.
+
+    Attributes:
+        single: the edits of one setting each.
+        farthest: the keys of a setting -> the edit that goes farthest, of several the smallest micro-batch.
+        found: edits that fit.
+        hopeless, hopeful: keys of settings that do not fit, or do, all of them changed as far as they go.
+        tried: how often was planned.
+    """
+
+    def __init__(self, recipe: Recipe, limit: int, plan: Planned) -> None:
+        self.recipe, self.limit, self.plan = recipe, limit, plan
+        self.single = list(edits(recipe))
+        self.farthest = {frozenset(edit.keys): edit for edit in self.single}
+        self.found: list[Fitting] = []
+        self.hopeless: list[frozenset[str]] = []
+        self.hopeful: list[frozenset[str]] = []
+        self.totals: dict[tuple[str, ...], int | None] = {}
+
+    @property
+    def tried(self) -> int:
+        return len(self.totals)
+
+    def is_hopeless(self, edit: Edit) -> bool:
+        """Whether more than the edit does not fit: it and all that is no dearer, and less and less of that."""
+        dearest = max(one.price for keys, one in self.farthest.items() if keys <= edit.keys)
+        together = {keys: one for keys, one in self.farthest.items() if one.price <= dearest}
+        for known in self.found:  # of which not everything may be among it
+            if known.edit.keys <= set[str]().union(*together):
+                del together[next(k for k in together if k <= known.edit.keys and not k <= edit.keys)]
+        while self._fits(list(together.values())):
+            beside = next((keys for keys in together if not keys <= edit.keys), None)
+            if beside is None:
+                return False
+            del together[beside]
+        return True
+
+    def look_at(self, edit: Edit) -> None:
+        """Plan an edit."""
+        total = self._total(edit.overrides)
+        if total is not None and total <= self.limit:
+            self.found.append(Fitting(edit, total))
+
+    def _fits(self, several: Sequence[Edit]) -> bool:
+        """Whether these fit together; they may where nobody can say."""
+        keys = frozenset[str]().union(*(edit.keys for edit in several))
+        if any(keys <= known for known in self.hopeless):
+            return False
+        if any(known <= keys for known in self.hopeful):
+            return True
+        total = self._total(tuple(text for edit in several for text in edit.overrides))
+        fits = total is None or total <= self.limit
+        if total is not None:
+            (self.hopeful if fits else self.hopeless).append(keys)
+        return fits
+
+    def _total(self, overrides: tuple[str, ...]) -> int | None:
+        """Of the recipe with these; None where it cannot be."""
+        if overrides not in self.totals:
+            try:
+                self.totals[overrides] = self.plan(applied(self.recipe, overrides))
+            except RecipeError:
+                self.totals[overrides] = None
+        return self.totals[overrides]
 
 
 def edits(recipe: Recipe) -> Iterator[Edit]:
     """What could be changed, one thing at a time."""
-    settings, rows = recipe.train, recipe.train.batch_size
+    settings, rows = recipe.train, rows_of_a_pass(recipe)
     halves = [rows // 2**n for n in range(1, rows.bit_length()) if rows % 2**n == 0]
     for size in dict.fromkeys([*halves, 1] if rows > 1 else []):
         steps = settings.gradient_accumulation * rows // size

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from lrft.build.adapt import Adaptation
+from lrft.build.adaptation import Adaptation
 from lrft.build.decide import quantizer
 from lrft.build.measured import MatrixShares, Measured
 from lrft.build.optimizing import build_optimizer

@@ -11,6 +11,7 @@ from lrft.build.resident import inputs_held
 from lrft.build.trial import Tried
 from lrft.core.params import ParamInfo
 from lrft.recipe.schema import Recipe
+from lrft.training.private import private_bytes
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,19 @@ class Moments:
             yield "forward pass", {"activations": tried.between, "working": inside}
             return
         whole, per_layer = self.counted["gradient_bytes"], self.recipe.optimizer.per_layer
-        held = whole if self.recipe.train.gradient_accumulation > 1 else 0
+        private = None if self.recipe.privacy is None else private_bytes([info.param for info in self.infos])
+        sums = 0 if private is None else private.sums  # beside which every row has gradients of its own
+        held = whole if private is None and self.recipe.train.gradient_accumulation > 1 else 0
         first = inputs_held(self.recipe, recomputed)  # the inputs of the others lie elsewhere
         kept = [
             (tried.rows if i < first else 0) if i < recomputed else cost.kept for i, cost in enumerate(costs)
         ]
         all_kept = tried.between + sum(kept)
-        inside = max(cost.forward - cost.kept for cost in costs)
-        yield "forward pass", {"gradients": held, "activations": all_kept, "working": max(0, inside)}
+        inside = max(0, *(cost.forward - cost.kept for cost in costs))
+        yield "forward pass", {"gradients": sums + held, "activations": all_kept, "working": inside}
         most = max(loss.forward, loss.backward - loss.gradients)
-        yield "loss", {"gradients": held or loss.gradients, "activations": all_kept, "loss": most}
+        there = sums + (held or loss.gradients)
+        yield "loss", {"gradients": there, "activations": all_kept, "loss": most}
         done = loss.gradients
         for index in reversed(range(len(costs))):
             cost, before = costs[index], tried.between + sum(kept[:index])
@@ -61,11 +65,14 @@ class Moments:
             yield (
                 "backward pass",
                 {
-                    "gradients": whole if held or per_layer else done,
+                    "gradients": sums + (whole if held or per_layer else done),
                     "activations": before + cost.kept,
                     "working": max(cost.backward - cost.gradients, again) - cost.kept,
                 },
             )
+        if private is not None:
+            yield "clipping of a row", {"gradients": sums + whole, "working": private.clipping}
+            yield "adding of noise", {"gradients": sums, "working": private.noise}
         yield "optimizer step", {"gradients": whole, "working": step_room(self.recipe, self.infos)}
         if self.device == "cpu":  # a GPU's tensors are copied to the host first
             room = saving_room(self.recipe, self.infos, self.state)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lrft.build.measure import measure
+from lrft.build.steps import full_shape
 from lrft.core.params import ParamInfo
 from lrft.core.shelf import aligned
 from lrft.data.steps import Shape
@@ -120,8 +121,7 @@ def room_of(recipe: Recipe, model: CausalLM) -> int:
     parts = recipe.offload.parts
     counted = measure(recipe, model, optimizer="optimizer" in parts)
     layers = model.hf.config.get_text_config().num_hidden_layers
-    settings = recipe.train
-    full = Shape(settings.batch_size, settings.max_length, (settings.max_length,) * settings.batch_size)
+    full = full_shape(recipe)
     needed = {
         "weights": counted["weight_bytes"],
         "activations": layers * input_bytes(recipe, model, full),

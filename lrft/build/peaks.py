@@ -25,7 +25,7 @@ from lrft.build.moments import Moments
 from lrft.build.recomputing import SHARE
 from lrft.build.resident import state_held, weights_held
 from lrft.build.rounding_peaks import rounded_peaks
-from lrft.build.steps import documents_of_a_row
+from lrft.build.steps import documents_of_a_row, full_shape
 from lrft.build.trial import Cost, Hollow, Storage, Tried, freeze, try_layer, try_loss
 from lrft.data.steps import Shape
 from lrft.export.fidelity import room
@@ -74,6 +74,8 @@ class _Peaks:
             "weights": sum(weights_held(recipe, self.counted, layers, head)),
             "optimizer_state": state_held(recipe, state, layers),
         }
+        if recipe.privacy is not None:  # the first step compares what does not train with a copy
+            self.held["adapter"] = self.counted["trainable_bytes"] + 2 * self.constant
         self.kinds = [_kind(found, index) for index in range(len(hf.model.layers))]
         storage = Storage(keeps_dense(recipe), decoding_room(recipe))
         for layer in self._different():
@@ -81,7 +83,8 @@ class _Peaks:
 
     def find(self, shapes: Sequence[Shape], limit: int | None) -> Peaks:
         """All three, training at the largest of the shapes."""
-        different = {self._widened(shape) for shape in (set(shapes) or {self._full()})}
+        full = full_shape(self.recipe, documents_of_a_row(self.recipe))
+        different = {self._widened(shape) for shape in (set(shapes) or {full})}
         tried = [self._try(shape) for shape in different]
         for count in self._counts(limit):
             train, moment = max((self._train(one, count) for one in tried), key=lambda one: one[0]["total"])
@@ -98,11 +101,6 @@ class _Peaks:
         if asked == "auto" and limit is not None:
             return range(len(self.kinds))  # the last layer would free nothing before it is needed
         return [len(self.kinds) if asked is True else 0]
-
-    def _full(self) -> Shape:
-        settings = self.recipe.train
-        rows = settings.batch_size * documents_of_a_row(self.recipe)
-        return Shape(rows, settings.max_length, (settings.max_length,) * rows)
 
     def _widened(self, shape: Shape) -> Shape:
         """With the virtual tokens of every document."""

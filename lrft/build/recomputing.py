@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from lrft.build.activations import activation_bytes
-from lrft.build.adapt import Adaptation
+from lrft.build.adaptation import Adaptation
 from lrft.build.measure import measure
 from lrft.build.steps import shapes_of
 from lrft.build.teacher import teacher_bytes
@@ -21,6 +21,7 @@ from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.model.recompute import recomputable, recompute
 from lrft.recipe.schema import Recipe
+from lrft.training.private import sum_bytes
 
 SHARE = 0.9  # of the free memory that is planned with: activations are an estimate, and blocks of memory leave gaps
 GB = 10**9
@@ -77,6 +78,7 @@ def settle(
                 recipe, load_model(recipe.model, trust_remote_code=trust_remote_code, meta=True)
             )
             taken = counted["gradient_bytes"] + counted["optimizer_bytes"]
+            taken += 0 if recipe.privacy is None else sum_bytes(counted["trainable"])
             taken += teacher_bytes(recipe, trust_remote_code)  # which is loaded after this
             found = choose(recipe, model, shapes_of(recipe, data), free_bytes(device), taken)
         else:

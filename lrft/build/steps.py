@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from lrft.build.text import Text
 from lrft.core.privacy import Secret
 from lrft.core.run import Run
 from lrft.data.mix import Mixture
@@ -19,6 +18,9 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import DrawingConfig
 from lrft.registry.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from lrft.build.text import Text
 
 
 def train_data(
@@ -97,6 +99,17 @@ def _private(recipe: Recipe, text: Text, secret: Secret | None) -> PoissonData:
 def drawing(recipe: Recipe) -> DrawingConfig | None:
     """The settings of the objective, where it learns from answers that the model draws."""
     return recipe.objective if isinstance(recipe.objective, DrawingConfig) else None
+
+
+def rows_of_a_pass(recipe: Recipe) -> int:
+    """Rows of the data in a micro-batch: of a private step one, whose gradient is bounded by itself."""
+    return recipe.train.batch_size if recipe.privacy is None else 1
+
+
+def full_shape(recipe: Recipe, documents: int = 1) -> Shape:
+    """Of a micro-batch whose rows are one document of `train.max_length` each, or `documents` of them."""
+    rows, length = rows_of_a_pass(recipe) * documents, recipe.train.max_length
+    return Shape(rows, length, (length,) * rows)
 
 
 def documents_of_a_row(recipe: Recipe) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lrft.build.rows import made_format
-from lrft.build.text import Text
 from lrft.data.formats._format import Format
 from lrft.model.decisive import template_sum
 from lrft.model.load import load_config, load_model
@@ -21,6 +21,9 @@ from lrft.registry.config import parse_choice
 from lrft.registry.errors import CheckpointError, DamagedFile, RecipeError, UsageError
 from lrft.training.folder import RUN, RunFolder, find
 from lrft.training.relied import own_recipe
+
+if TYPE_CHECKING:
+    from lrft.build.text import Text
 
 KEY = "objective.teacher"
 NONE = "none"  # the storage that is none

@@ -44,15 +44,18 @@ def plan_command(
     Example: lrft plan quickstart model.name=meta-llama/Meta-Llama-3-8B --device 24GiB
     """
     silence(quiet)
+    told: Predicted | None = None
     with stop.at_once(), sought_rarely():
         from lrft.api.planning.ahead import plan_ahead
-        from lrft.api.planning.predict import predict as predict_from
         from lrft.registry.errors import UsageError
 
         if price is not None and not predict:
             raise UsageError("--price: a cost is predicted from short runs; add --predict RUN")
         found = plan_ahead(recipe, device, trust_remote_code, overrides=overrides or [])
-        told = predict_from(recipe, predict, price, overrides=overrides or []) if predict else None
+        if predict:
+            from lrft.api.planning.predict import predict as predict_from
+
+            told = predict_from(recipe, predict, price, overrides=overrides or [])
     if told is None:
         result(found, as_json, _show)
         return

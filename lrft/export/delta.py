@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from lrft.core import stop
-from lrft.export.mixed_bits import Vectors, read_vectors
+from lrft.export.mixed_bits import Vectors
 from lrft.export.rounding import check_finite
 from lrft.files.json import read_object
 from lrft.files.made_records import DeltaRecord
 from lrft.files.sums import MANIFEST, Sum, difference, file_sum, folder_fault, folder_manifest
 from lrft.files.tensors import check_tensor_file
+from lrft.files.tensors_written import Gathered
 from lrft.files.write import make_folder, write_in
 from lrft.model.causal_lm import CausalLM
+from lrft.model.layout import write_tensor
 from lrft.registry.errors import DamagedFile, UsageError
 from lrft.registry.protocols import Tokenizer
 
 TENSORS, RECORD, TOKENIZER = "delta.safetensors", "delta.json", "tokenizer"
-Deltas = dict[str, Tensor]
-"""Parameter -> tuned less base, in its shape."""
 
 
 class Delta(TypedDict, total=False):
@@ -84,7 +82,12 @@ def add(model: CausalLM, deltas: Mapping[str, Tensor], weight: float = 1.0) -> N
     for name, parameter in model.hf.named_parameters():
         stop.poll()
         if name in deltas:
-            parameter.copy_(parameter.double() + weight * deltas[name].to(parameter.device).double())
+            parameter.copy_(summed(parameter, deltas[name], weight))
+
+
+def summed(own: Tensor, delta: Tensor, weight: float = 1.0) -> Tensor:
+    """A parameter with `weight` times its difference, in float64."""
+    return own.double() + weight * delta.to(own.device).double()
 
 
 def grow(model: CausalLM, rows: int) -> None:
@@ -100,10 +103,27 @@ def grow(model: CausalLM, rows: int) -> None:
 
 
 def write_delta(
-    place: Path, tensors: Mapping[str, Tensor], record: Delta, tokenizer: Tokenizer, generation: str
+    gathered: Gathered,
+    record: Delta,
+    tokenizer: Tokenizer,
+    generation: str,
+    held: Mapping[str, Tensor],
+    kept: Sequence[str],
 ) -> Delta:
-    """Fill a fresh folder; returns the record with the sums of what is in it."""
-    write_in(place / TENSORS, save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}))
+    """Fill a fresh folder, one tensor in memory at a time; returns the record with the sums of what is in it.
+
+    Args:
+        gathered: in the folder, with what was made.
+        held, kept: names of what else is there, read from `held` as it is written, in float32.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    place = gathered.file.parent
+    others = {name: ("F32", tuple(record["shapes"][name])) for name in kept}
+    for name, where in gathered.write(others).items():
+        stop.poll()
+        write_tensor(where, held[name])
     make_folder(place / TOKENIZER)
     tokenizer.save_pretrained(place / TOKENIZER)
     write_in(place / TOKENIZER / "generation_config.json", generation)
@@ -143,66 +163,6 @@ def read_record(folder: Path) -> Delta:
     return found
 
 
-class Held(Mapping[str, Tensor]):
-    """The differences of a folder, in float32, compressed layers decoded; each is read when it is asked for.
-
-    Raises:
-        DamagedFile: a tensor is missing or of another shape; of a compressed layer when it is asked for.
-    """
-
-    def __init__(self, folder: Path, record: Delta) -> None:
-        self.file, self.shapes, self.layers = folder / TENSORS, record["shapes"], record.get("layers", {})
-        with self._open() as held:
-            whole = {name: held.get_slice(name).get_shape() for name in held.keys() if "::" not in name}  # noqa: SIM118
-        for name, shape in whole.items():
-            self._check(name, list(shape))
-        self.names = [*whole, *self.layers]
-
-    def __getitem__(self, name: str) -> Tensor:
-        with self._open() as held:
-            if name not in self.layers:
-                tensor: Tensor = held.get_tensor(name)
-                return tensor.float()
-            out_features, in_features = self.shapes[name]
-            total = torch.zeros(out_features, in_features)
-            try:
-                for vectors in _groups(held, name, self.layers[name], (out_features, in_features)):
-                    total += vectors.dense()
-            except (KeyError, RuntimeError, IndexError) as error:
-                problem = f"does not hold {name} as {RECORD} says ({error})"
-                raise DamagedFile(self.file, problem) from None
-        self._check(name, list(total.shape))
-        return total
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def _open(self) -> Any:
-        try:
-            return safe_open(self.file, framework="pt")
-        except SafetensorError as error:
-            raise DamagedFile(self.file, f"holds no tensors ({error})") from None
-
-    def _check(self, name: str, shape: list[int]) -> None:
-        if shape != self.shapes.get(name):
-            raise DamagedFile(self.file, f"holds {name} in another shape than {RECORD} says")
-
-
-def read_deltas(folder: Path, record: Delta) -> Deltas:
-    """The same, all of them in memory.
-
-    Raises:
-        DamagedFile: a tensor is missing or of another shape.
-    """
-    return dict(Held(folder, record))
-
-
 def held_of(name: str, groups: list[Vectors]) -> dict[str, Tensor]:
     """The names and tensors of a compressed layer in the file."""
     return {
@@ -210,14 +170,6 @@ def held_of(name: str, groups: list[Vectors]) -> dict[str, Tensor]:
         for number, one in enumerate(groups)
         for key, tensor in one.held().items()
     }
-
-
-def _groups(held: Any, name: str, groups: list[list[int]], shape: tuple[int, int]) -> Iterator[Vectors]:
-    names = list(held.keys())
-    for number, (bits, _) in enumerate(groups):
-        prefix = f"{name}::{number}."
-        own = {key.removeprefix(prefix): held.get_tensor(key) for key in names if key.startswith(prefix)}
-        yield read_vectors(own, shape, bits)
 
 
 def _padded(name: str, before: Tensor, after: Tensor) -> Tensor:

@@ -84,3 +84,54 @@ def lay_out(
     finally:
         os.close(descriptor)
     return {name: Place(file, before + start, stop - start) for name, (start, stop) in spans.items()}
+
+
+class Gathered:
+    """Tensors of a file that come one by one, before it is known which do: kept in a file beside it until all have.
+
+    Args:
+        file: of a folder that is not finished.
+
+    Attributes:
+        tensors: name -> dtype, as `BYTES` has it, and shape.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.beside = file, file.with_name(f"{file.name}.parts")
+        self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._starts: dict[str, int] = {}
+        self._end = 0
+
+    def add(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> None:
+        """Keep one.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
+        flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.beside, flags, 0o666)
+        try:
+            write_all(descriptor, data)
+        finally:
+            os.close(descriptor)
+        self.tensors[name], self._starts[name] = (dtype, shape), self._end
+        self._end += len(data)
+
+    def write(self, others: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Place]:
+        """Write the file, one tensor in memory at a time; the places of `others`, which are still to be filled.
+
+        Args:
+            others: names that were not added -> dtype and shape.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
+        places = lay_out(self.file, {**self.tensors, **others}, {})
+        if self.tensors:
+            with self.beside.open("rb") as parts:
+                for name, start in self._starts.items():
+                    place = places.pop(name)
+                    parts.seek(start)
+                    place.write(parts.read(place.size))
+            os.unlink(self.beside)
+        return places

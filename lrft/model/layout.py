@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.files.tensors_written import Place, lay_out
+from lrft.files.tensors_written import Gathered, Place, lay_out
 from lrft.files.write import remove_file
 from lrft.model.hf import HF
 from lrft.model.stored import NotStreamed
@@ -107,8 +107,22 @@ def write_tensor(place: Place, tensor: Tensor) -> None:
     Raises:
         OSError: the disk is full or not writable.
     """
+    place.write(bytes_of(tensor))
+
+
+def gather(gathered: Gathered, name: str, tensor: Tensor) -> None:
+    """Keep a tensor of a file for later.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    gathered.add(name, NAMES[tensor.dtype], tuple(tensor.shape), bytes_of(tensor))
+
+
+def bytes_of(tensor: Tensor) -> bytes | memoryview:
+    """What a file holds of a tensor."""
     held = tensor.detach().cpu().contiguous()
-    place.write(held.reshape(-1).view(torch.uint8).numpy().data if held.numel() else b"")
+    return held.reshape(-1).view(torch.uint8).numpy().data if held.numel() else b""
 
 
 def hollow(hf: HF, dtype: torch.dtype) -> dict[str, nn.Parameter]:

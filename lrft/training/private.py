@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,7 @@ def private_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor
         loss, gradients = _of_row(run, row, objective, parameters)
         total += loss
         clipped += add_clipped(sums, gradients, run.privacy.clip)
+        del gradients  # they would be beside those of the next row
     run.seed_draws(0)  # and not their number: what draws from here on would tell it
     noise = run.privacy.secret.generator("noise", run.seed, run.step)
     for param, gradient in zip(parameters, hide(sums, run.privacy, noise), strict=True):
@@ -62,6 +64,41 @@ def private_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor
     run.record(tokens=batches.tokens, targets=batches.targets, epoch=batches.epoch, rows=len(rows))
     run.record(clipped=clipped / count)
     return total / count
+
+
+class PrivateBytes(NamedTuple):
+    """What the gradients of a private step take, beside a row's own.
+
+    Attributes:
+        sums: of all parameters, 4 bytes a number, from before the first row until there is noise.
+        clipping: while the gradients of a row are shortened, beside these and the sums.
+        noise: the noisy gradients while they are made, beside the sums; no row's are there any more.
+    """
+
+    sums: int
+    clipping: int
+    noise: int
+
+
+def sum_bytes(numbers: int) -> int:
+    """Bytes of the sums of so many numbers' gradients, which are float32 whatever the parameters are."""
+    return 4 * numbers
+
+
+def private_bytes(parameters: Sequence[Tensor]) -> PrivateBytes:
+    """Bytes that `private_loss` takes for gradients of parameters, which may be without storage.
+
+    With P numbers in all, p in the largest tensor and p' in the largest in less than float32, of which there are c
+    bytes with C numbers: `sums` 4 P; `clipping` 4 C for the norm, then 4 p, or 8 p' with its float32 copy; `noise`
+    4 P, and 4 p for the sum that is about to be divided, then c for gradients in the precision of the parameters.
+    """
+    coarse = [parameter for parameter in parameters if parameter.dtype != torch.float32]
+    copies = [4 * parameter.numel() for parameter in coarse]
+    largest = 4 * max((parameter.numel() for parameter in parameters), default=0)
+    clipping = max(sum(copies), largest, 2 * max(copies, default=0))
+    sums = sum_bytes(sum(parameter.numel() for parameter in parameters))
+    noise = sums + max(largest, sum(parameter.nbytes for parameter in coarse))
+    return PrivateBytes(sums, clipping, noise)
 
 
 def add_clipped(sums: Sequence[Tensor], gradients: Sequence[Tensor | None], clip: float) -> Tensor:

@@ -47,16 +47,41 @@ def test_what_a_plan_leaves_out_is_said_in_a_line(call, root):
     assert "- the model is planned as it runs without torch.compile" in found and "shard_base" not in found
 
 
-def test_a_plan_imports_no_compiler_and_no_transformers(root):
-    """Either takes longer than the plan itself."""
+# What takes long to import and only other commands need, and what of lrft itself brings it along.
+NEVER = {
+    *(
+        "sympy",
+        "networkx",
+        "torch._dynamo",
+        "torch._inductor",
+        "torch.fx.experimental.symbolic_shapes",
+        "torch.onnx",
+    ),
+    *("transformers", "tokenizers", "datasets", "pyarrow", "pandas", "scipy", "requests", "httpx"),
+    *("accelerate", "peft", "bitsandbytes", "opacus", "flwr", "ray", "matplotlib"),
+    *(
+        "lrft.build.adapt",
+        "lrft.build.text",
+        "lrft.build.dataset",
+        "lrft.data.tokenize",
+        "lrft.training.loop",
+    ),
+    *("lrft.api.planning.predict", "lrft.api.training", "lrft.lab", "lrft.serve"),
+}
+
+
+@pytest.mark.parametrize("more", [[], ["train.batch_size=8", "train.max_length=2048"]])
+def test_a_plan_imports_nothing_that_only_other_commands_need(root, more):
+    """Most of it takes longer than the plan itself; edits that make a recipe fit need no more than the plan."""
+    words = ["plan", str(root / LORA), LLAMA, "model.dtype=bfloat16", "--device", "24GiB", *more]
     code = (
-        "import sys; from lrft.api.planning.ahead import plan_ahead\n"
-        f"plan_ahead({str(root / LORA)!r}, '80GiB', overrides=[{LLAMA!r}])\n"
-        "found = {'sympy', 'torch._dynamo', 'torch._inductor', 'transformers', 'datasets'} & sys.modules.keys()\n"
-        "sys.exit(', '.join(found) or 0)"
+        "import sys; from lrft.cli import app\n"
+        f"app({words!r}, standalone_mode=False)\n"
+        f"sys.exit(', '.join(sorted({NEVER!r} & sys.modules.keys())) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert ("training does not fit" in done.stdout) == bool(more)
 
 
 def test_a_size_that_is_none_is_a_usage_error(call, root):
@@ -117,6 +142,7 @@ def test_of_an_unknown_family_the_edits_are_listed_without_numbers(tiny, root):
     [
         ("train", "lora"),
         ("train", "full, recomputed, adamw8bit"),
+        ("train", "full, private"),
         ("eval", "lora"),
         ("merge", "lora"),
     ],

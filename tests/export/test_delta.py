@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from lrft.api.delta.compress import compress
 from lrft.api.delta.diff import apply, diff
-from lrft.export.delta import Held
+from lrft.export import mixed_bits
+from lrft.export.delta import held_of
+from lrft.export.delta_held import Held
 from lrft.model import asked
 from lrft.model.load import load_model
 from lrft.model.stored import Stored
@@ -168,3 +170,41 @@ def test_a_budget_is_kept_by_every_layer(models, tmp_path):
     for name, groups in record["layers"].items():
         rows, columns = record["shapes"][name]
         assert (rows + columns) * sum(bits * count for bits, count in groups) <= 4 * rows * columns
+
+
+def test_compressing_goes_tensor_by_tensor_and_writes_what_it_would_of_all_at_once(
+    models, tmp_path, monkeypatch
+):
+    base, tuned, _ = models
+    diff(base, tuned, tmp_path / "delta")
+    wanted = {}
+    for name, change in load_file(tmp_path / "delta" / "delta.safetensors").items():
+        inside = change.ndim == 2 and ".layers." in name
+        groups = mixed_bits.compress(change, mixed_bits.budget(*change.shape, 1 / 4)) if inside else []
+        wanted |= held_of(name, groups) if inside else {name: change}
+    added = alive(monkeypatch, Held, "__getitem__")
+    record = compress(tmp_path / "delta", tmp_path / "small", ratio=1 / 4)
+    assert len(record["layers"]) == 14 and len(added) == record["changed"] + 14 and max(added) <= 2
+    found = (tmp_path / "small" / "delta.safetensors").read_bytes()
+    assert found == save(dict(sorted(wanted.items())))
+    assert not list((tmp_path / "small").glob("*.parts"))
+
+
+def test_compressing_against_inputs_holds_one_model_and_one_difference(models, tmp_path, monkeypatch):
+    base, tuned, _ = models
+    diff(base, tuned, tmp_path / "delta")
+    small = ["data.train.limit=8", "data.eval.limit=4", "train.device=cpu"]
+    loaded = load_recipe(SMOKE / "lora.yaml", [f"model.name={base}", *small])
+    (tmp_path / "recipe.yaml").write_text(resolved(loaded.recipe))
+
+    def compressed(out):
+        record = compress(
+            tmp_path / "delta", tmp_path / out, groups=[(8, 1), (3, 2)], recipe=tmp_path / "recipe.yaml"
+        )
+        return record, (tmp_path / out / "delta.safetensors").read_bytes()
+
+    whole = compressed("whole")
+    monkeypatch.setattr(asked, "SMALL", 0)
+    read, added = alive(monkeypatch, Stored, "read"), alive(monkeypatch, Held, "__getitem__")
+    assert compressed("streamed") == whole
+    assert len(read) >= 14 and max(read) <= 2 and max(added) <= 2

@@ -19,18 +19,24 @@ from lrft.api.training.federate import federate
 from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
+from lrft.build.held import Held
+from lrft.build.measure import planned
+from lrft.build.peaks import _Peaks
 from lrft.build.privacy import Spending, check_not_private, tell_privacy
 from lrft.build.steps import train_data
 from lrft.core.privacy import Privacy, Secret
 from lrft.core.run import Run
 from lrft.data.collate import collate
+from lrft.data.steps import Shape
+from lrft.model.described import build_skeleton
 from lrft.model.noise import add_noise
 from lrft.model.trained import parameter_infos
+from lrft.ops.products import multiplying
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import DataError, NumericalError, RecipeError
 from lrft.training.accountant import Spent, epsilon_of, noise_for
-from lrft.training.private import add_clipped, hide, private_loss
+from lrft.training.private import add_clipped, hide, private_bytes, private_loss
 from tests.each import each
 from tests.training.unbroken import goes_on_unbroken, same
 
@@ -121,6 +127,54 @@ def test_noise_has_the_deviation_that_is_accounted_for_and_reaches_every_paramet
     assert found[1].std() == pytest.approx(1.5 * 0.5 / 20, rel=0.15)
     again = hide(sums, privacy, privacy.secret.generator("noise", 0, 1))
     assert abs(float(torch.corrcoef(torch.stack((found[0].flatten(), again[0].flatten())))[0, 1])) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_gradients_take_in_a_private_step_is_what_is_counted(dtype):
+    """Every tensor that is made is counted, at every call."""
+    params = [torch.zeros(shape, dtype=dtype) for shape in ((300, 200), (500, 400), (70,))]
+    gradients, counted = [torch.randn_like(param) for param in params], private_bytes(params)
+    noise = torch.Generator().manual_seed(0)
+    with Held() as held:
+        sums = [torch.zeros_like(param, dtype=torch.float32) for param in params]
+        assert held.mark() == counted.sums == 4 * sum(param.numel() for param in params)
+        add_clipped(sums, gradients, 0.5)
+        assert held.peak - counted.sums == pytest.approx(counted.clipping, rel=0.001)
+        assert held.mark() == counted.sums
+        hidden = hide(sums, Privacy(0.5, 1.0, 4, 0.1, Secret(1)), noise)
+        kept = [gradient.to(dtype) for gradient in hidden]
+        assert held.peak - counted.sums == pytest.approx(counted.noise, rel=0.001)
+    assert sum(gradient.nbytes for gradient in kept) == sum(param.nbytes for param in params)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "more"),
+    [
+        ("float32", ["adapter.rank=32"]),
+        ("bfloat16", ["adapter.rank=32"]),
+        ("float32", ["trainable=full", "adapter=null", "init=null"]),
+    ],
+)
+def test_a_planned_private_step_holds_what_the_step_of_a_real_model_does(parts, tiny, dtype, more):
+    """Beside weights and state, of a row of which every token is learnt; the optimizer's step is left out."""
+    size = [f"model.name={tiny()}", f"model.dtype={dtype}", "train.max_length=64", "train.device=cpu"]
+    run, data, objective, _ = parts(*size, *more, "data.too_long=truncate_right")
+    longest = max(data.encoded, key=lambda row: len(row.input_ids))
+    length = len(longest.input_ids)
+    learnt = replace(longest, supervised=[False, *[True] * (length - 1)])
+    batches = replace(data.at(0), micro_batches=[collate([[learnt]], 0, None, [[0]])] * 3)
+    with multiplying(()), Held() as held:
+        private_loss(run, batches, objective)
+        measured = held.peak
+    shape = Shape(1, length, (length,))
+    recipe = run.recipe
+    with planned(recipe, build_skeleton(recipe.model)[0]) as found:
+        peaks = _Peaks(recipe, found, "cpu")
+        moments = list(peaks.moments.of(peaks._try(shape), 0))
+    step = {"forward pass", "loss", "backward pass", "clipping of a row", "adding of noise"}
+    assert step < {name for name, _ in moments}
+    planned_peak = max(sum(held.values()) for name, held in moments if name in step)
+    assert measured == pytest.approx(planned_peak, rel=0.1)
 
 
 def test_rows_are_drawn_one_by_one_with_the_rate_that_is_accounted_for(parts):

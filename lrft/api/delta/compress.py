@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lrft.api.delta.diff import check_shapes, section_of
 from lrft.api.delta.rounding import Calibration, Found, in_turn, to_nearest
+from lrft.api.delta.tuned import tuned_on_call
 from lrft.api.opening.compared import rows_to_compare
 from lrft.build.dataset import read_text
 from lrft.build.rows import training_rows
@@ -13,22 +14,23 @@ from lrft.core import stop
 from lrft.core.notes import say
 from lrft.data.eval_batches import eval_batches
 from lrft.export.delta import (
+    TENSORS,
     TOKENIZER,
     Delta,
-    Deltas,
     add,
     grow,
-    held_of,
-    read_deltas,
     read_record,
     seal,
     write_delta,
 )
+from lrft.export.delta_held import Held
 from lrft.export.fidelity import compare
 from lrft.export.mixed_bits import Groups
 from lrft.export.write import check_free, whole_folder
 from lrft.files.read import RECORD as LARGEST
 from lrft.files.read import read_bytes
+from lrft.files.tensors_written import Gathered
+from lrft.model.causal_lm import CausalLM
 from lrft.model.load import load_model
 from lrft.model.tokenizer import load_tokenizer
 from lrft.recipe.load import load_recipe
@@ -67,31 +69,31 @@ def compress(
     record = read_record(folder)
     if record.get("layers"):
         raise UsageError(f"{delta}: is compressed already; compress what `lrft delta diff` wrote")
-    deltas = read_deltas(folder, record)
-    chosen = None if recipe is None else _recipe(recipe)
-    calibration = None if chosen is None else _calibration(chosen, record, deltas, rows, trust_remote_code)
-    found = in_turn(calibration, deltas, ratio, groups) if calibration else to_nearest(deltas, ratio, groups)
-    if not found.groups:
-        raise UsageError(f"{delta}: holds no layer of a block with room for a column; give a higher --ratio")
-    record = _record(
-        record,
-        deltas,
-        found,
-        ratio if groups is None else 0.0,
-        calibration.rows if calibration else 0,
-    )
-    if calibration and chosen is not None:
-        record |= _measured(calibration, chosen, record, deltas, trust_remote_code)
-    for line in record["told"]:
-        say(line)
-    kept = {name: tensor for name, tensor in deltas.items() if name not in found.groups}
-    for name, one in found.groups.items():
-        kept |= held_of(name, one)
+    held = Held(folder, record)
     tokenizer, _ = load_tokenizer(section_of(folder / TOKENIZER))
     generation = read_bytes(folder / TOKENIZER / "generation_config.json", LARGEST, folder).decode()
-    with stop.listening(f"{out} is as it was"), whole_folder(Path(out)) as place:
-        record = write_delta(place, kept, record, tokenizer, generation)
+    chosen = None if recipe is None else _recipe(recipe)
+    calibration = None if chosen is None else _calibration(chosen, record, held, rows, trust_remote_code)
+    with stop.listening(), whole_folder(Path(out)) as place:
+        found = Found(Gathered(place / TENSORS))
+        if calibration:
+            in_turn(calibration, held, found, ratio, groups)
+        else:
+            to_nearest(held, found, ratio, groups)
+        if not found.groups:
+            raise UsageError(
+                f"{delta}: holds no layer of a block with room for a column; give a higher --ratio"
+            )
+        record = _record(
+            record, found, ratio if groups is None else 0.0, calibration.rows if calibration else 0
+        )
+        if calibration and chosen is not None and calibration.held_out:
+            record |= _measured(calibration, tuned_on_call(chosen.model, record, held, trust_remote_code))
+        kept = [name for name in held if name not in found.groups]
+        record = write_delta(found.gathered, record, tokenizer, generation, held, kept)
         seal(place, text_of(record))
+    for line in record["told"]:
+        say(line)
     return record
 
 
@@ -102,14 +104,14 @@ def _recipe(asked: Path | str) -> Recipe:
 
 
 def _calibration(
-    recipe: Recipe, record: Delta, deltas: Deltas, rows: int, trust_remote_code: bool
+    recipe: Recipe, record: Delta, held: Held, rows: int, trust_remote_code: bool
 ) -> Calibration:
     model = load_model(section_of(recipe.model.name), trust_remote_code=trust_remote_code)
     if model.fingerprint != record["base_fingerprint"]:
         raise UsageError(f"--recipe: is of another base than the differences are of ({record['base']})")
     grow(model, record["rows"])
     check_shapes(model, record, recipe.model.name)
-    add(model, deltas)
+    add(model, held)
     text = read_text(recipe, training=False, trust_remote_code=trust_remote_code)
     measured = text.usable(training_rows(recipe), "data.train", rows)
     compared, _ = rows_to_compare(recipe, text)
@@ -120,37 +122,22 @@ def _calibration(
     return Calibration(model, len(measured), batches[0], batches[1], objective)
 
 
-def _measured(
-    at: Calibration, recipe: Recipe, record: Delta, deltas: Deltas, trust_remote_code: bool
-) -> Delta:
+def _measured(at: Calibration, tuned: CausalLM) -> Delta:
     """How the compressed model computes beside the tuned one."""
-    if not at.held_out:
-        return {}
-    tuned = load_model(section_of(recipe.model.name), trust_remote_code=trust_remote_code)
-    grow(tuned, record["rows"])
-    add(tuned, deltas)
     found = compare(tuned, at.model, at.held_out)
     return {"kl_mean": found["kl_mean"], "loss_difference": found["loss_difference"]}
 
 
-def _record(before: Delta, deltas: Deltas, found: Found, ratio: float, rows: int) -> Delta:
-    held = [tensor for name, one in found.groups.items() for tensor in held_of(name, one).values()]
-    told = (
-        []
-        if rows
-        else ["no --recipe was given, so layers are rounded to nearest and not against their inputs"]
-    )
-    whole = sum(deltas[name].numel() * 2 for name in found.groups)
-    size = sum(tensor.numel() * tensor.itemsize for tensor in held)
-    layers = {name: [[one.bits, len(one.S)] for one in groups] for name, groups in found.groups.items()}
+def _record(before: Delta, found: Found, ratio: float, rows: int) -> Delta:
+    told = "no --recipe was given, so layers are rounded to nearest and not against their inputs"
     return {
         **before,
-        "layers": layers,
+        "layers": found.groups,
         "errors": found.errors,
         "relative_error": (found.lost / found.total) ** 0.5 if found.total else 0.0,
         "ratio": ratio,
-        "bytes": size,
-        "bytes_in_16_bits": whole,
+        "bytes": found.size,
+        "bytes_in_16_bits": found.whole,
         "calibration_rows": rows,
-        "told": told,
+        "told": [] if rows else [told],
     }

@@ -11,9 +11,9 @@ from torch import Tensor
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.export.delta import (
+    TENSORS,
     TOKENIZER,
     Delta,
-    Held,
     add,
     grow,
     read_record,
@@ -21,11 +21,14 @@ from lrft.export.delta import (
     subtract,
     write_delta,
 )
+from lrft.export.delta_held import Held
 from lrft.export.rounding import rounded
 from lrft.export.write import check_free, whole_folder, write_merged
+from lrft.files.tensors_written import Gathered
 from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
 from lrft.model.decisive import decisive_fields, sum_of
+from lrft.model.layout import gather
 from lrft.model.load import DTYPES, load_config, load_model, open_model
 from lrft.model.on_call import Originals
 from lrft.model.origin import public_name
@@ -77,33 +80,39 @@ def diff(
     of_base, _ = load_tokenizer(section_of(base), trust_remote_code)
     tokenizer, _ = load_tokenizer(section_of(tuned), trust_remote_code)
     check_vocabulary(of_base, tokenizer, f"{tuned}")
-    held, shapes, known = dict[str, Tensor](), dict[str, list[int]](), Fingerprint()
+    generation = after.hf.generation_config.to_json_string()
+    with stop.listening(), whole_folder(Path(out)) as place:
+        gathered = Gathered(place / TENSORS)
+        record: Delta = {
+            "base": public_name(str(base)),
+            "tuned": public_name(str(tuned)),
+            "dtype": dtype,
+            "rows": after.hf.get_input_embeddings().num_embeddings,
+            "vocabulary": vocabulary_sum(of_base),
+            **_subtracted(before, after, gathered, DTYPES[dtype]),
+            "told": [],
+        }
+        record = write_delta(gathered, record, tokenizer, generation, {}, ())
+        seal(place, text_of(record))
+    return record
+
+
+def _subtracted(base: CausalLM, tuned: CausalLM, gathered: Gathered, dtype: torch.dtype) -> Delta:
+    """Keep every difference, and count."""
+    shapes, known = dict[str, list[int]](), Fingerprint()
     total = change = 0.0
-    for name, tensor, own in subtract(
-        *(Originals(dict(one.hf.named_parameters())) for one in (before, after))
-    ):
+    for name, tensor, own in subtract(*(Originals(dict(one.hf.named_parameters())) for one in (base, tuned))):
         known.add(name, own)
         shapes[name] = list(tensor.shape)
         total, change = total + _squares(own), change + _squares(tensor)
         if tensor.any():
-            held[name] = rounded(name, tensor, DTYPES[dtype], stochastic=False)
-    record: Delta = {
-        "base": public_name(str(base)),
-        "tuned": public_name(str(tuned)),
+            gather(gathered, name, rounded(name, tensor, dtype, stochastic=False))
+    return {
         "base_fingerprint": known.finish(),
-        "dtype": dtype,
         "shapes": shapes,
-        "rows": after.hf.get_input_embeddings().num_embeddings,
-        "vocabulary": vocabulary_sum(of_base),
-        "changed": len(held),
+        "changed": len(gathered.tensors),
         "relative_change": (change / total) ** 0.5,
-        "told": [],
     }
-    generation = after.hf.generation_config.to_json_string()
-    with stop.listening(f"{out} is as it was"), whole_folder(Path(out)) as place:
-        record = write_delta(place, held, record, tokenizer, generation)
-        seal(place, text_of(record))
-    return record
 
 
 def _opened(name: Path | str, trust_remote_code: bool) -> CausalLM:

@@ -11,12 +11,15 @@ from lrft.core import stop
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.evaluation.progress import EvaluationBar
-from lrft.export.delta import Deltas
+from lrft.export.delta import held_of
+from lrft.export.delta_held import Held
 from lrft.export.feedback import moments
-from lrft.export.mixed_bits import Groups, Vectors, budget, compress
+from lrft.export.mixed_bits import Groups, budget, compress
+from lrft.files.tensors_written import Gathered
 from lrft.model.base_infos import BLOCK
 from lrft.model.causal_lm import CausalLM
 from lrft.model.in_turn import InTurn
+from lrft.model.layout import gather
 from lrft.model.sites import is_transposed, linear_sites
 
 
@@ -37,65 +40,90 @@ class Calibration:
 
 @dataclass
 class Found:
-    """The layers that were compressed, by the name of their weight."""
+    """What became of the layers that were compressed, by the name of their weight; they themselves are gathered.
 
-    groups: dict[str, list[Vectors]] = field(default_factory=dict)
+    Attributes:
+        groups: bits and columns.
+        errors: relative ones.
+        size, whole: bytes that they take, and that they would in 16 bits.
+    """
+
+    gathered: Gathered
+    groups: dict[str, list[list[int]]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     lost: float = 0.0
     total: float = 0.0
+    size: int = 0
+    whole: int = 0
 
-    def add(self, name: str, groups: list[Vectors], change: Tensor) -> Tensor:
-        """Keep one; returns what it decodes to, as the model stores it."""
-        decoded = torch.zeros_like(change)
+    def add(self, name: str, change: Tensor, wanted: Groups, moment: Tensor | None) -> Tensor:
+        """Compress one and put it away; returns what it decodes to, as the model stores it."""
+        groups, decoded = compress(change, wanted, moment), torch.zeros_like(change)
         for one in groups:
             decoded += one.dense()
+        for key, tensor in held_of(name, groups).items():
+            gather(self.gathered, key, tensor)
+            self.size += tensor.numel() * tensor.itemsize
         lost, total = float((decoded - change).square().sum()), float(change.square().sum())
-        self.groups[name], self.errors[name] = groups, (lost / total) ** 0.5
+        self.groups[name], self.errors[name] = (
+            [[one.bits, len(one.S)] for one in groups],
+            (lost / total) ** 0.5,
+        )
         self.lost, self.total = self.lost + lost, self.total + total
+        self.whole += change.numel() * 2
         return decoded
 
 
-def to_nearest(deltas: Deltas, ratio: float, groups: Groups | None) -> Found:
+def to_nearest(held: Held, found: Found, ratio: float, groups: Groups | None) -> None:
     """Every matrix within a block, without any inputs."""
-    found = Found()
-    with EvaluationBar() as show:
-        names = [name for name, tensor in deltas.items() if _is_of_block(name, tensor)]
+    names = [name for name in held if _is_of_block(held, name)]
+    with EvaluationBar(unit="layers") as show:
         for name in names:
             stop.poll()
-            change = deltas[name]
-            wanted = groups or budget(change.shape[0], change.shape[1], ratio)
-            if wanted:
-                found.add(name, compress(change, wanted), change)
+            if wanted := groups or _budget(held, name, ratio):
+                found.add(name, held[name], wanted, None)
             show("layers", len(found.groups), len(names))
-    return found
 
 
 @torch.no_grad()
-def in_turn(at: Calibration, deltas: Deltas, ratio: float, groups: Groups | None) -> Found:
+def in_turn(at: Calibration, held: Held, found: Found, ratio: float, groups: Groups | None) -> None:
     """The same against the inputs that layers have behind blocks which are compressed already."""
-    found, blocks = Found(), dict[str, list[str]]()
+    blocks = dict[str, list[str]]()
     sites = linear_sites(at.model)
     for name in sites:
         inside = BLOCK.match(f"{name}.")
         plain = not is_transposed(at.model.hf.get_submodule(name))
-        if inside and plain and _is_of_block(f"{name}.weight", deltas.get(f"{name}.weight", torch.empty(0))):
+        if inside and plain and _is_of_block(held, f"{name}.weight"):
             blocks.setdefault(inside.group(1), []).append(name)
     turn = InTurn(at.model, list(blocks), at.batches)
-    for place, names in enumerate(blocks.values()):
-        with turn.only(place) as measured:
-            inputs = moments(at.model, [sites[name] for name in names], measured, at.objective)
-        for name in names:
-            stop.poll()
-            change = deltas[f"{name}.weight"]
-            wanted = groups or budget(change.shape[0], change.shape[1], ratio)
-            if wanted:
-                one = compress(change, wanted, inputs.get(name))
-                decoded = found.add(f"{name}.weight", one, change)
-                weight = at.model.hf.get_submodule(name).get_parameter("weight")
-                weight.add_((decoded - change).to(weight.device))
-        turn.advance(place)
-    return found
+    with EvaluationBar(unit="blocks") as show:
+        for place, names in enumerate(blocks.values()):
+            with turn.only(place) as measured:
+                inputs = moments(at.model, [sites[name] for name in names], measured, at.objective)
+            for name in names:
+                stop.poll()
+                if wanted := groups or _budget(held, f"{name}.weight", ratio):
+                    _compress(at.model, held, name, found, wanted, inputs.get(name))
+            turn.advance(place)
+            show("blocks", place + 1, len(blocks))
 
 
-def _is_of_block(name: str, change: Tensor) -> bool:
-    return change.ndim == 2 and BLOCK.match(name) is not None and bool(change.any())
+def _compress(
+    model: CausalLM, held: Held, name: str, found: Found, wanted: Groups, moment: Tensor | None
+) -> None:
+    """One layer, whose weight becomes what the base and the compressed change give."""
+    change = held[f"{name}.weight"]
+    decoded = found.add(f"{name}.weight", change, wanted, moment)
+    weight = model.hf.get_submodule(name).get_parameter("weight")
+    weight.add_((decoded - change).to(weight.device))
+
+
+def _budget(held: Held, name: str, ratio: float) -> Groups:
+    out_features, in_features = held.shapes[name]
+    return budget(out_features, in_features, ratio)
+
+
+def _is_of_block(held: Held, name: str) -> bool:
+    """Whether it is a matrix of a block that changed; it is read, and let go, only where that is still to be seen."""
+    is_matrix = name in held and BLOCK.match(name) is not None and len(held.shapes[name]) == 2
+    return is_matrix and bool(held[name].any())

@@ -9,7 +9,7 @@ from typing import TypedDict
 from lrft.api.planning.fit import Change, Device, changes, device_of, forecast
 from lrft.api.planning.rate import Rate, find_rate
 from lrft.build.measured import Peak, Peaks, Target
-from lrft.build.steps import drawing
+from lrft.build.steps import drawing, rows_of_a_pass
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
@@ -103,7 +103,7 @@ def _seconds(recipe: Recipe, rate: Rate | None) -> float | None:
 def _assumptions(recipe: Recipe, planned: Peaks, where: Device) -> list[str]:
     settings, draws = recipe.train, drawing(recipe)
     answers = 1 if draws is None else draws.group
-    found = [ASSUMED.format(rows=settings.batch_size * answers, length=settings.max_length)]
+    found = [ASSUMED.format(rows=rows_of_a_pass(recipe) * answers, length=settings.max_length)]
     if draws is not None:
         found.append("what drawing the answers takes is left out")
     found.append(

@@ -33,6 +33,7 @@ from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
+from lrft.training.private import sum_bytes
 
 
 class Checked(TypedDict):
@@ -182,6 +183,7 @@ def memory_bytes(
         **({"teacher": beside} if beside else {}),
         "adapter": counted["trainable_bytes"],
         "gradients": counted["gradient_bytes"],
+        **({} if recipe.privacy is None else {"gradient_sums": sum_bytes(counted["trainable"])}),
         "optimizer_state": state_held(recipe, counted["optimizer_bytes"], config.num_hidden_layers),
         "activations_estimated": activations.blocks,
         "attention_estimated": activations.attention,

@@ -39,12 +39,14 @@ class SFPrompt(FedAvg):
     Resource-Limited Devices", 2024, arXiv 2407.17533: its abstract and a structured summary, as the rest was not to be
     had.
     `eta`: the noise of Shen et al., "A Split-and-Privatize Framework for Large Language Model Fine-Tuning", 2023, arXiv
-    2312.15603, as others describe it.
+    2312.15603, and under another title at IJCAI 2025, as others describe it: the text of neither was to be had.
     Departures: the paper's rows are images with one label each; of a text the error is the mean over its targets. The
     paper's `head`, `tail`, `keep` and `local_epochs` are not known, nor whether it chooses rows before A or after it:
     the 0.5 of `keep` is that of a public re-implementation, which chooses before A and trains A on D' too. One
-    optimizer and one schedule go through A and B. `eta` is no part of SFPrompt; split-and-privatize spares tokens that
-    count for the task, by a measure that was not to be had, so none is spared here.
+    optimizer and one schedule go through A and B. `eta` is no part of SFPrompt. Split-and-privatize disturbs tokens
+    that contribute to the task less, or not at all (descriptions differ): those of a class by a measure like TF-IDF,
+    for generated text by attention scores. Neither formula, nor how many tokens are spared and by how much, was to be
+    had, nor code of its authors; here none is spared.
     Advice: `adapter: prompt_tuning`, and `trainable.weights` with the patterns of the last blocks.
     """
 
