@@ -13,7 +13,7 @@ from lrft.registry.json import Json, to_section
 from lrft.registry.section import RecipeView
 from lrft.registry.source import READABLE, source_keys
 
-KINDS = {"pairs", "labels", "judged"}  # traits of formats whose rows no objective learns beside others
+KINDS = {"pairs", "labels", "judged", "passages"}  # traits of formats whose rows no objective learns beside others
 SPLITS = ("data.train", "data.eval")
 TXT = tuple(suffix for suffix in READABLE if suffix.startswith(".txt"))
 
