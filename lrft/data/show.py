@@ -22,9 +22,12 @@ EMBEDDED = ("query", "positive")  # of texts to embed; hard negatives follow
 
 
 def runs(encoded: Encoded) -> list[tuple[list[int], bool]]:
-    """(token ids, is learnt) of each run of tokens under the same mask."""
+    """(token ids, is learnt) of each run of tokens under the same mask; of a text to embed the last token is."""
+    mask = encoded.supervised
+    if encoded.embedded:
+        mask = [at == len(encoded.input_ids) for at in range(1, len(encoded.input_ids) + 1)]
     found, start = [], 0
-    for learnt, run in groupby(encoded.supervised):
+    for learnt, run in groupby(mask):
         end = start + len(list(run))
         found.append((encoded.input_ids[start:end], learnt))
         start = end

@@ -227,12 +227,12 @@ def test_it_records_what_queries_are_told_from(run):
 
 
 def test_queries_without_a_negative_are_said(tiny, tmp_path, capsys):
-    rows = rows_of(tmp_path, count=3, negatives=0)
-    told = [f"model.name={tiny()}", *STEPS, "train.max_steps=2", "train.batch_size=2", "train.packing=false"]
+    rows = rows_of(tmp_path, count=5, negatives=0)
+    told = [f"model.name={tiny()}", *STEPS, "train.max_steps=3", "train.batch_size=2", "train.packing=false"]
     told += [f"data.train={rows}", "data.eval=null", "data.format={method: retrieval, ignore: [negatives]}", "eval.tasks=[]"]  # fmt: skip
     train(load_recipe(SMOKE, told), tmp_path / "run", resume=False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["queries_alone"] for line in lines] == [0, 1] and lines[1]["loss"] == 0
+    assert [line["queries_alone"] for line in lines] == [0, 0, 1] and lines[2]["loss"] == 0
     said = capsys.readouterr().err
     assert said.count("1 of 1 queries had no passage to be told from, and learnt nothing") == 1
 
