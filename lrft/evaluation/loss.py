@@ -143,7 +143,9 @@ def _check_rows(batch: Batch) -> None:
         DataError: the batch holds some.
     """
     if batch.texts:
-        raise DataError("data.eval: the rows are texts to embed, which have no loss by themselves; use a task on them")
+        raise DataError(
+            "data.eval: the rows are texts to embed, which have no loss by themselves; use a task on them"
+        )
 
 
 def _label_losses(model: CausalLM, batch: Batch) -> Tensor:

@@ -205,7 +205,7 @@ class CausalLM(nn.Module):
         return scores
 
     def embeddings(self, batch: Batch) -> Tensor:
-        """Unit vectors (documents, d) in float32: the state of every document's last token, which `supervised` names."""
+        """Unit vectors (documents, d) in float32: the state of the last token of every document."""
         last = self.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
         return normalize(last.float(), dim=-1)
 

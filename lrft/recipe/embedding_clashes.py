@@ -63,7 +63,9 @@ def _losses_of_single_rows(settings: RecipeView) -> Iterator[Problem]:
     if settings["data.mix.order"] == "in_turn" and (
         settings["data.eval"] is not None or settings["data.split"] is not None
     ):
-        message = f"scores every task by its held-out loss, which texts to embed have not; write mixed, or {remedy}"
+        message = (
+            f"scores every task by its held-out loss, which texts to embed have not; write mixed, or {remedy}"
+        )
         yield Problem("data.mix.order", message)
 
 

@@ -16,7 +16,7 @@ from lrft.recipe.load import load_recipe
 from lrft.registry.axes import FORMATS
 from lrft.registry.errors import DataError, RecipeError
 
-ROW = {"query": "how are you ?", "positive": "kind", "negatives": ["two plus", "four"], "task": "what is"}
+ROW = {"query": "what are you ?", "positive": "kind", "negatives": ["two plus", "four"], "task": "what is"}
 FORMAT = {"method": "retrieval", "negatives": "negatives"}
 
 
@@ -29,7 +29,7 @@ def test_every_text_is_a_document_that_ends_in_the_end_of_text_token(word_tokeni
     settings = {**FORMAT, "instruction": "user {task}\n", "passage_prefix": "model "}
     encoded = renderer(tokenizer, settings).encode(ROW)
     assert texts(encoded, tokenizer) == [
-        ["<s>", "user", "what", "is", "\n", *"how are you ?".split(), "</s>"],
+        ["<s>", "user", "what", "is", "\n", *"what are you ?".split(), "</s>"],
         ["<s>", "model", "kind", "</s>"],
         ["<s>", "model", "two", "plus", "</s>"],
         ["<s>", "model", "four", "</s>"],
@@ -49,7 +49,7 @@ def test_columns_may_hold_a_negative_each_and_rows_have_different_numbers(word_t
 def test_a_long_text_loses_its_end_but_for_the_end_of_text_token(word_tokenizer, renderer):
     tokenizer = word_tokenizer(bos=True)
     encoded = renderer(tokenizer, {**FORMAT, "max_tokens": 4}).encode(ROW)
-    assert texts(encoded, tokenizer)[0] == ["<s>", "how", "are", "</s>"]
+    assert texts(encoded, tokenizer)[0] == ["<s>", "what", "are", "</s>"]
     assert texts(encoded, tokenizer)[1] == ["<s>", "kind", "</s>"]
     assert encoded.truncated and encoded.length == 4 + 3 + 4 + 3
     assert not renderer(tokenizer, {**FORMAT, "max_tokens": 6}).encode(ROW).truncated
@@ -95,7 +95,7 @@ def test_the_gate_counts_texts_and_says_how_to_shorten_them(word_tokenizer, rend
     report = inspect([made.encode(row) for row in rows.rows], rows, tokenizer, {tokenizer.eos_token_id}, 8)
     assert (report.embedded, report.pairs, report.supervised) == (2, 0, 8)
     assert ("texts embedded", "8") in facts(report)
-    with pytest.raises(DataError, match="a row being all of its texts .*data.format.max_tokens"):
+    with pytest.raises(DataError, match=r"a row being all of its texts .*data\.format\.max_tokens"):
         report.check(False, "error")
 
 
@@ -119,14 +119,18 @@ def test_a_row_that_cannot_be_told_apart_is_refused(word_tokenizer, renderer, ro
 
 def test_it_asks_for_no_answer():
     form = FORMATS.get("retrieval")(FORMATS.settings("retrieval"))
-    for ask in (lambda: form.asked(ROW), lambda: form.asking("how are you ?")):
+    for ask in (lambda: form.asked(ROW), lambda: form.asking("what are you ?")):
         with pytest.raises(DataError, match="no answer"):
             ask()
 
 
 @pytest.mark.parametrize("given", ["{", "{0}", "{task.name}", "{task!r}"])
 def test_an_instruction_that_is_no_template_is_refused(given):
-    told = ["model.name=x/y", "objective=contrastive", f"data.format={{method: retrieval, instruction: '{given}'}}"]
+    told = [
+        "model.name=x/y",
+        "objective=contrastive",
+        f"data.format={{method: retrieval, instruction: '{given}'}}",
+    ]
     with pytest.raises(RecipeError, match="instruction"):
         load_recipe("smoke/contrastive", told)
 
@@ -142,7 +146,13 @@ def test_an_instruction_that_is_no_template_is_refused(given):
 def test_the_format_is_guessed_from_its_columns(tmp_path, columns, found):
     row = {name: ["other"] if name == "negatives" else f"the {name}" for name in columns}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    told = ["model.name=x/y", f"data.train={tmp_path}/rows.jsonl", "data.eval=null", "data.format=null", "eval.tasks=[]"]
+    told = [
+        "model.name=x/y",
+        f"data.train={tmp_path}/rows.jsonl",
+        "data.eval=null",
+        "data.format=null",
+        "eval.tasks=[]",
+    ]
     guessed = with_format(load_recipe("smoke/contrastive", told)).recipe.data.format
     assert guessed.method == "retrieval"
     assert {name: getattr(guessed, name) for name in found} == found

@@ -48,7 +48,11 @@ def subject_of(tiny, tmp_path_factory):
             paths.append(str(path))
         tokenizer, stops = load_tokenizer(section)
         given = form or {"method": "retrieval", "negatives": "negatives"}
-        made = Format(parse_choice(FORMATS, given)) if form is None else FORMATS.get(form)(parse_choice(FORMATS, form))
+        made = (
+            Format(parse_choice(FORMATS, given))
+            if form is None
+            else FORMATS.get(form)(parse_choice(FORMATS, form))
+        )
         renderer = Renderer(tokenizer, made, stops, max_length, too_long)
         held = (
             read_rows(Source(source=paths[0]), "eval")

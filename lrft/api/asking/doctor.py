@@ -107,7 +107,11 @@ def _run(path: Path, found: Diagnosis, trusted: bool) -> None:
     found["next"] += [
         f"lrft eval {path}",
         f"lrft merge {path} --out model",
-        *([] if recipe.model.head is not None or embeds(recipe.objective.method) else [f"lrft export {path} --for {VLLM} --out served"]),
+        *(
+            []
+            if recipe.model.head is not None or embeds(recipe.objective.method)
+            else [f"lrft export {path} --for {VLLM} --out served"]
+        ),
     ]
 
 

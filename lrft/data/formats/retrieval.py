@@ -43,14 +43,18 @@ class Retrieval(Format):
         query: str = Field("query", min_length=1, description="column of the query")
         positive: str = Field("positive", min_length=1, description="column of the passage that answers it")
         negatives: str | list[str] | None = Field(
-            None, min_length=1, description="column of a list of hard negatives, or columns of one each; null for none"
+            None,
+            min_length=1,
+            description="column of a list of hard negatives, or columns of one each; null for none",
         )
         instruction: str = Field(
             "", description="template of what stands before the query; {task} is the column `task`"
         )
         passage_prefix: str = Field("", description="the same before every passage")
         max_tokens: int | None = Field(
-            None, ge=3, description="most tokens of a text, its end-of-text token with them; null for no limit"
+            None,
+            ge=3,
+            description="most tokens of a text, its end-of-text token with them; null for no limit",
         )
 
         @model_validator(mode="after")
@@ -95,7 +99,10 @@ class Retrieval(Format):
             raise DataError(
                 f"the passage in {self.config.positive!r} is a hard negative of the row too; remove it from there"
             )
-        before, prefix = self._filled(row, self.config.instruction), self._filled(row, self.config.passage_prefix)
+        before, prefix = (
+            self._filled(row, self.config.instruction),
+            self._filled(row, self.config.passage_prefix),
+        )
         passages = tuple(self._embedded(prefix + text) for text in (positive, *negatives))
         return replace(self._embedded(before + self._text(row, self.config.query)), passages=passages)
 

@@ -40,7 +40,9 @@ def info_nce(embedded: Tensor, texts: Texts, temperature: float) -> Told:
     own = torch.tensor([of[start + 1] for start in starts])
     negative = _negatives(texts, own)
     device = embedded.device
-    similarity = embedded[torch.tensor(starts, device=device)] @ embedded[torch.tensor(passages, device=device)].T
+    similarity = (
+        embedded[torch.tensor(starts, device=device)] @ embedded[torch.tensor(passages, device=device)].T
+    )
     wanted = similarity.gather(1, own.to(device)[:, None])
     others = similarity.masked_fill(~negative.to(device), -torch.inf)
     both = torch.cat([wanted, others], dim=1) / temperature

@@ -73,7 +73,8 @@ class Contrastive(Objective):
     class Config(MethodConfig):
         temperature: float = Field(0.02, gt=0, description="what similarities are divided by")
         in_batch: Literal["step", "micro_batch"] = Field(
-            "step", description="whose passages are negatives too: those of the whole step, or of the micro-batch"
+            "step",
+            description="whose passages are negatives too: those of the whole step, or of the micro-batch",
         )
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
@@ -158,13 +159,16 @@ class Contrastive(Objective):
         alone = int((told.negatives == 0).sum())
         if alone and not self._said:
             self._said = True
-            say(f"step {run.step + 1}: {alone} of {new} queries {ALONE}; queries_alone counts them in every step")
+            say(
+                f"step {run.step + 1}: {alone} of {new} queries {ALONE}; queries_alone counts them in every step"
+            )
         before = run.metrics.get("queries", 0)
         total = before + new
-        means = {"contrastive_accuracy": told.found.float().sum(), "contrastive_negatives": float(told.negatives.sum())}
-        found = {
-            name: (run.metrics.get(name, 0.0) * before + value) / total for name, value in means.items()
+        means = {
+            "contrastive_accuracy": told.found.float().sum(),
+            "contrastive_negatives": float(told.negatives.sum()),
         }
+        found = {name: (run.metrics.get(name, 0.0) * before + value) / total for name, value in means.items()}
         run.record(queries=total, queries_alone=run.metrics.get("queries_alone", 0) + alone, **found)
 
     def divisor(self, batches: StepTotals) -> int:

@@ -87,10 +87,10 @@ def test_a_query_alone_costs_nothing_and_is_counted():
 
 def rows_of(tmp_path, count=6, negatives=1):
     """Made-up rows whose texts are all different."""
-    rows = [
-        {"query": f"where is {k}", "positive": f"{k} is at {k * 7}", "negatives": [f"no {k} {j}" for j in range(negatives)]}
-        for k in range(count)
-    ]  # fmt: skip
+    rows = []
+    for k in range(count):
+        hard = [f"no {k} {j}" for j in range(negatives)]
+        rows.append({"query": f"where is {k}", "positive": f"{k} is at {k * 7}", "negatives": hard})
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -159,7 +159,9 @@ def test_a_step_of_several_micro_batches_is_that_of_one_big_batch(opened, in_ste
     for loss, grads, metrics in (apart, packed):
         torch.testing.assert_close(loss, whole[0], rtol=1e-5, atol=1e-6)
         assert metrics["contrastive_negatives"] == whole[2]["contrastive_negatives"]
-        assert float(metrics["contrastive_accuracy"]) == pytest.approx(float(whole[2]["contrastive_accuracy"]))
+        assert float(metrics["contrastive_accuracy"]) == pytest.approx(
+            float(whole[2]["contrastive_accuracy"])
+        )
         for name, gradient in whole[1].items():
             torch.testing.assert_close(grads[name], gradient, rtol=1e-3, atol=1e-5)
 
@@ -196,7 +198,7 @@ def test_processes_put_their_parts_of_a_step_together(opened):
         for batch in share.micro_batches:
             loss = of(model, batch, run) / of.divisor(share)
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
     assert total == pytest.approx(float(expected[0]), rel=1e-5)
     for name, gradient in expected[1].items():
         torch.testing.assert_close(gradients(model)[name], gradient, rtol=1e-3, atol=1e-5)
@@ -229,7 +231,8 @@ def test_it_records_what_queries_are_told_from(run):
 def test_queries_without_a_negative_are_said(tiny, tmp_path, capsys):
     rows = rows_of(tmp_path, count=5, negatives=0)
     told = [f"model.name={tiny()}", *STEPS, "train.max_steps=3", "train.batch_size=2", "train.packing=false"]
-    told += [f"data.train={rows}", "data.eval=null", "data.format={method: retrieval, ignore: [negatives]}", "eval.tasks=[]"]  # fmt: skip
+    told += [f"data.train={rows}", "data.eval=null", "eval.tasks=[]"]
+    told += ["data.format={method: retrieval, ignore: [negatives]}"]
     train(load_recipe(SMOKE, told), tmp_path / "run", resume=False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["queries_alone"] for line in lines] == [0, 0, 1] and lines[2]["loss"] == 0
@@ -247,13 +250,14 @@ def test_calibration_refuses_micro_batches_of_which_nothing_could_be_learnt(open
 
 def test_a_tiny_model_learns_to_retrieve(tiny, tmp_path):
     rows = rows_of(tmp_path, count=16)
-    told = [f"model.name={tiny()}", *STEPS, "train.max_steps=40", "train.batch_size=16", "optimizer.lr=0.01"]
-    told += [f"data.train={rows}", f"data.eval={rows}", "train.save_every=40"]
+    told = [f"model.name={tiny()}", *STEPS, "train.max_steps=50", "train.batch_size=16"]
+    told += [f"data.train={rows}", f"data.eval={rows}", "train.save_every=50", "eval.limit=null"]
+    told += ["optimizer.lr=0.006", "adapter.rank=16", "objective.temperature=0.05"]
     train(load_recipe(SMOKE, told), tmp_path / "run", resume=False)
     found = evaluate(RunFolder(tmp_path / "run"), baseline=True)
     before, after = (found[label]["retrieval"].metrics for label in ("baseline", "adapter"))
-    assert before["passages"] == 32 and before["recall@1"] < 0.4
-    assert after["recall@1"] > 0.9 and after["mrr@10"] > before["mrr@10"] + 0.3
+    assert before["passages"] == 32 and before["recall@1"] < 0.1  # chance is 1 / 32
+    assert after["recall@1"] > 0.9 and after["mrr@10"] > before["mrr@10"] + 0.7
 
 
 def test_the_merged_model_embeds_the_same_by_transformers_alone(run, opened, tmp_path):
@@ -302,9 +306,9 @@ def test_the_merged_model_embeds_the_same_by_transformers_alone(run, opened, tmp
         (["train.eval_every=2"], "train.eval_every: a row of texts to embed has no loss by itself"),
         (["data.too_long=truncate_right"], "data.too_long: would cut each text by the room"),
         (["data.too_long=windows"], "data.too_long"),
-        (["train.batch_size=1", "train.packing=false", "data.format=retrieval"], "has no passage to be told from"),
+        (["train.batch_size=1", "data.format=retrieval"], "has no passage to be told from"),
         (["objective.in_batch=micro_batch", "train.batch_size=1", "train.gradient_accumulation=4",
-          "train.packing=false", "data.format=retrieval"], "train.batch_size: a query alone"),
+          "data.format=retrieval"], "train.batch_size: a query alone"),
         (["objective.temperature=0"], "objective.temperature"),
         (["privacy={noise: 1.0}", "train.packing=false"], "its loss is not of one row by itself"),
     ],
@@ -316,7 +320,12 @@ def test_what_cannot_work_is_refused_with_the_recipe(told, message):
 
 
 def test_rows_one_at_a_time_are_told_from_the_others_of_their_step():
-    told = ["train.batch_size=1", "train.gradient_accumulation=4", "train.packing=false", "data.format=retrieval"]
+    told = [
+        "train.batch_size=1",
+        "train.gradient_accumulation=4",
+        "train.packing=false",
+        "data.format=retrieval",
+    ]
     assert load_recipe(SMOKE, ["model.name=x/y", *told]).recipe.train.batch_size == 1
 
 
