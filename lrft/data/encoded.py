@@ -194,7 +194,7 @@ def fitted(documents: Sequence[Drawn], max_length: int, too_long: TooLong) -> En
         return _join(documents, facts)
     cut = _cut(documents, length - max_length, max_length, too_long)
     if not cut:
-        return Encoded([], [], dropped=True, **{**facts, "truncated": False})
+        return replace(Encoded([], [], dropped=True, **facts), truncated=False)
     return _join(cut, {**facts, "truncated": True})
 
 

@@ -55,11 +55,11 @@ def why_not_scored(task: str, scores: bool, embeds: bool = False) -> str | None:
     """Why a task cannot score a model, by whether that scores or embeds whole texts; None where it can."""
     of_embeddings = task in embedding_tasks()
     if embeds and not of_embeddings:
-        fit = " or ".join(embedding_tasks())
-        return f"{task} asks for tokens or labels, and the objective teaches the model to embed texts; choose {fit}"
+        known = " or ".join(embedding_tasks())
+        return f"{task} asks for tokens or labels, and the objective teaches the model to embed texts; choose {known}"
     if of_embeddings and not embeds:
-        fit = " or ".join(embedding_objectives())
-        return f"{task} asks for embeddings, which the objective does not teach; write objective: {fit}"
+        known = " or ".join(embedding_objectives())
+        return f"{task} asks for embeddings, which the objective does not teach; write objective: {known}"
     if embeds or _fits(task, scores):
         return None
     if scores:
