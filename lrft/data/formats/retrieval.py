@@ -34,7 +34,7 @@ class Retrieval(Format):
 
     aliases = {
         "triplet triplets anchor_positive_negative query_passage dense_retrieval embedding": (
-            "format: {method: retrieval, query: query, positive: positive, negatives: negatives}"
+            "format: {method: retrieval, negatives: negatives}"
         ),
     }
     provides = {"passages"}

@@ -62,7 +62,7 @@ class Contrastive(Objective):
 
     aliases = {
         "infonce info_nce multiple_negatives_ranking mnrl in_batch_negatives embedding retriever dense_retrieval": (
-            "objective: contrastive\ndata: {format: retrieval}"
+            "objective: contrastive\ndata: {format: retrieval}\neval: {tasks: [retrieval]}"
         ),
     }
     provides = {"backward", "compared"}
