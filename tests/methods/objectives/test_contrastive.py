@@ -25,6 +25,7 @@ from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import RecipeError, UsageError
 from lrft.training.folder import RunFolder
 from lrft.training.step import step_loss
+from tests.launched import launched
 from tests.training.unbroken import goes_on_unbroken
 
 SMOKE = Path(__file__).parents[3] / "recipes" / "smoke" / "contrastive.yaml"
@@ -336,3 +337,19 @@ def test_a_model_that_embeds_writes_nothing(run):
         evaluate(RunFolder(run[1]), ["gsm8k"])
     with pytest.raises(UsageError, match="--harness: its tasks ask for tokens"):
         evaluate(RunFolder(run[1]), harness=["hellaswag"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_that_accumulates(tiny, tmp_path):
+    """Queries are told from those of the other process, too; the last of three micro-batches is one process's alone."""
+    words = [f"model.name={tiny()}", *STEPS, "train.batch_size=3", "data.train.limit=9", "eval.tasks=[]"]
+    losses = []
+    for processes, accumulation in ((1, 2), (2, 1)):
+        folder = tmp_path / f"run{processes}"
+        told = [*words, f"train.gradient_accumulation={accumulation}"]
+        done = launched("-m", "lrft", "train", SMOKE, *told, "--out", folder, processes=processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines])
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
