@@ -13,14 +13,19 @@ import torch
 from torch.nn import functional as F
 
 from lrft.api.asking.evaluate import evaluate
+from lrft.api.data.select import select_rows
 from lrft.api.merging.merge import merge
 from lrft.api.opening.open_run import open_run
 from lrft.api.training.train import train
+from lrft.build.trial import try_loss
 from lrft.core.batch import Batch
 from lrft.core.team import ALONE
 from lrft.data.steps import TrainData
 from lrft.methods.objectives._info_nce import info_nce
+from lrft.model.described import build_skeleton
+from lrft.ops.loss import CHUNK
 from lrft.recipe.load import load_recipe
+from lrft.recipe.sections import ModelSection
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import RecipeError, UsageError
 from lrft.training.folder import RunFolder
@@ -353,3 +358,50 @@ def test_two_processes_train_as_one_that_accumulates(tiny, tmp_path):
         losses.append([line["loss"] for line in lines])
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_it_is_no_teacher_of_tokens_and_its_rows_are_not_measured_by_them(run, tmp_path):
+    name = run[0].recipe.model.name
+    taught = load_recipe("smoke/distillation", [f"model.name={name}", f"objective.teacher={run[1]}", *STEPS])
+    with pytest.raises(RecipeError, match="embeds texts and predicts no token"):
+        train(taught, tmp_path / "taught", resume=False)
+    with pytest.raises(
+        RecipeError, match="measures rows that are learnt token by token, and these are passages"
+    ):
+        select_rows(run[0], "perplexity", tmp_path / "chosen.jsonl", 1)
+
+
+def test_a_plan_counts_no_logits_of_texts_to_embed(tiny):
+    """What a step takes after the layers: the state of every token, where tokens to learn have logits beside."""
+    hf = build_skeleton(ModelSection(name=str(tiny()), dtype="float32"))[0].hf
+    states = 600 * hf.config.hidden_size * 4
+    embedding, tokens = (try_loss(hf, 600, device="cpu", texts=texts) for texts in (24, 0))
+    logits = min(CHUNK, 600) * hf.config.vocab_size * 4
+    assert tokens.forward > logits > 2 * states
+    assert embedding.kept < states <= embedding.forward < 2 * states
+
+
+def test_a_start_that_measures_gradients_sees_a_micro_batch(tiny, tmp_path):
+    told = [f"model.name={tiny()}", *STEPS, "init={method: lora_ga, batches: 1}", "train.max_steps=2"]
+    assert train(load_recipe(SMOKE, told), tmp_path / "run", resume=False)["step"] == 2
+    told += ["train.batch_size=1", "train.gradient_accumulation=4", "data.format=retrieval"]
+    with pytest.raises(RecipeError, match=r"train\.batch_size"):
+        train(load_recipe(SMOKE, [*told, "data.format.ignore=[negatives]"]), tmp_path / "other", resume=False)
+
+
+@pytest.mark.parametrize(
+    "adapter", ["prefix_tuning", "{method: prompt_tuning, targets: embed_tokens}", "loramoe"]
+)
+def test_other_adapters_embed_too(tiny, tmp_path, adapter):
+    """Virtual tokens before every text, and experts; over two micro-batches, whose first passes count nothing."""
+    told = [f"model.name={tiny()}", *STEPS, f"adapter={adapter}", "train.gradient_accumulation=2"]
+    result = train(load_recipe(SMOKE, [*told, "train.batch_size=4"]), tmp_path / "run", resume=False)
+    assert result["step"] == 4
+
+
+def test_a_zeroth_order_step_compares_losses_of_the_whole_step(tiny, tmp_path):
+    told = [f"model.name={tiny()}", *STEPS, "optimizer={method: mezo, lr: 0.0001}", "train.clip=null"]
+    told += ["train.gradient_accumulation=2", "train.batch_size=4"]
+    train(load_recipe(SMOKE, told), tmp_path / "run", resume=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(13 <= line["contrastive_negatives"] <= 15 and line["loss"] > 0 for line in lines)
