@@ -86,17 +86,17 @@ def by_sorting(subject, rows, places=(1, 5, 15)):
     for query, positive, _ in rows:
         meant.setdefault(query, set()).add(positive)
     vectors = {text: embedding(subject, text) for text in passages}
-    found = {name: [] for name in [*(f"recall@{k}" for k in places), "mrr@10", "ndcg@10"]}
+    found = {name: [] for name in [*(f"recall_at_{k}" for k in places), "mrr_at_10", "ndcg_at_10"]}
     for query, wanted in meant.items():
         asked = embedding(subject, query)
         order = sorted(passages, key=lambda text: -float(vectors[text] @ asked))
         hits = [text in wanted for text in order]
         for k in places:
-            found[f"recall@{k}"].append(sum(hits[:k]) / len(wanted))
-        found["mrr@10"].append(next((1 / (i + 1) for i, hit in enumerate(hits[:10]) if hit), 0.0))
+            found[f"recall_at_{k}"].append(sum(hits[:k]) / len(wanted))
+        found["mrr_at_10"].append(next((1 / (i + 1) for i, hit in enumerate(hits[:10]) if hit), 0.0))
         gain = sum(hit / math.log2(i + 2) for i, hit in enumerate(hits[:10]))
         best = sum(1 / math.log2(i + 2) for i in range(min(10, len(wanted))))
-        found["ndcg@10"].append(gain / best)
+        found["ndcg_at_10"].append(gain / best)
     return found, len(passages)
 
 
@@ -126,7 +126,7 @@ def test_every_source_is_a_corpus_of_its_own(subject_of):
     result = task().run(subject, None)
     parts = [by_sorting(subject, rows) for rows in (ROWS[:3], ROWS[3:])]
     assert result.n == 5 and result.metrics["passages"] == sum(count for _, count in parts) == 8
-    for name in ("recall@1", "mrr@10", "ndcg@10"):
+    for name in ("recall_at_1", "mrr_at_10", "ndcg_at_10"):
         values = [value for found, _ in parts for value in found[name]]
         assert result.metrics[name] == pytest.approx(statistics.fmean(values))
         own = sorted(key for key in result.metrics if key.startswith(f"{name}/"))
@@ -141,8 +141,8 @@ def test_a_model_that_embeds_everything_alike_finds_nothing(subject_of, monkeypa
         type(subject.model), "embeddings", lambda self, batch: torch.ones(len(batch.documents), 4) / 2
     )
     result = task().run(subject, None)
-    assert result.metrics["recall@1"] == result.metrics["recall@5"] == 0
-    assert result.metrics["mrr@10"] < 0.2 and not any(sample["correct"] for sample in result.samples)
+    assert result.metrics["recall_at_1"] == result.metrics["recall_at_5"] == 0
+    assert result.metrics["mrr_at_10"] < 0.2 and not any(sample["correct"] for sample in result.samples)
 
 
 def test_an_embedding_that_is_no_number_is_refused(subject_of, monkeypatch):

@@ -50,18 +50,18 @@ class Retrieval(OfRows):
     """Queries of the held-out rows, each looked for among all passages of these rows by the cosine of embeddings.
 
         r_1 < r_2 < ... : the ranks of a query's own passages among all, from 1 on
-        recall@k = mean over queries of the share of its passages with r_i <= k, for every k of `at`
-        mrr@10   = mean over queries of 1 / r_1, or 0 where r_1 > 10
-        ndcg@10  = mean over queries of sum over r_i <= 10 of 1 / log2(1 + r_i), over that of the best order
+        recall_at_k = mean over queries of the share of its passages with r_i <= k, for every k of `at`
+        mrr_at_10   = mean over queries of 1 / r_1, or 0 where r_1 > 10
+        ndcg_at_10  = mean over queries of sum over r_i <= 10 of 1 / log2(1 + r_i), over that of the best order
 
     Prompt: `retrieval-1`: query and passages of the rows in the recipe's format, or in the task's own `format`, each
     encoded as for training and embedded once. Rows are those of `data.eval`, or the task's own `data`.
     Score: the passages are the positives and the hard negatives of all rows, equal ones counted once (`passages`);
     equal queries are one, all of whose positives are meant. A passage as similar as the one that is meant stands before
     it. Of several sources each is a corpus of its own, and its scores stand beside those of all queries
-    (`recall@1/NAME`). `eval.limit` limits rows, and with them the passages. Rows that `data.too_long` drops are left
+    (`recall_at_1/NAME`). `eval.limit` limits rows, and with them the passages. Rows that `data.too_long` drops are left
     out and counted (`left_out`), cut ones are scored cut (`truncated`). Scores have a standard error over queries.
-    Source: standard; nDCG as Järvelin and Kekäläinen, 2002, with a gain of 1.
+    Source: standard; nDCG as Järvelin and Kekäläinen, 2002, with a gain of 1; named as MTEB names them.
     """
 
     aliases = {
@@ -71,11 +71,11 @@ class Retrieval(OfRows):
     version = "retrieval-1"
     requires = {"passages"}
     better = {
-        "recall@1": "higher",
-        "recall@5": "higher",
-        "recall@15": "higher",
-        "mrr@10": "higher",
-        "ndcg@10": "higher",
+        "recall_at_1": "higher",
+        "recall_at_5": "higher",
+        "recall_at_15": "higher",
+        "mrr_at_10": "higher",
+        "ndcg_at_10": "higher",
     }
 
     class Config(OfRows.Config):
@@ -132,9 +132,9 @@ class Retrieval(OfRows):
         ranks = [one.ranks for one in found]
         scores: dict[str, float] = {}
         for k in dict.fromkeys(self.config.at):
-            scores |= mean_of(f"recall@{k}{of}", [recall_at(one, k) for one in ranks])
-        scores |= mean_of(f"mrr@{FIRST}{of}", [reciprocal_rank_at(one, FIRST) for one in ranks])
-        return scores | mean_of(f"ndcg@{FIRST}{of}", [ndcg_at(one, FIRST) for one in ranks])
+            scores |= mean_of(f"recall_at_{k}{of}", [recall_at(one, k) for one in ranks])
+        scores |= mean_of(f"mrr_at_{FIRST}{of}", [reciprocal_rank_at(one, FIRST) for one in ranks])
+        return scores | mean_of(f"ndcg_at_{FIRST}{of}", [ndcg_at(one, FIRST) for one in ranks])
 
 
 def _corpora(

@@ -262,8 +262,8 @@ def test_a_tiny_model_learns_to_retrieve(tiny, tmp_path):
     train(load_recipe(SMOKE, told), tmp_path / "run", resume=False)
     found = evaluate(RunFolder(tmp_path / "run"), baseline=True)
     before, after = (found[label]["retrieval"].metrics for label in ("baseline", "adapter"))
-    assert before["passages"] == 32 and before["recall@1"] < 0.1  # chance is 1 / 32
-    assert after["recall@1"] > 0.9 and after["mrr@10"] > before["mrr@10"] + 0.7
+    assert before["passages"] == 32 and before["recall_at_1"] < 0.1  # chance is 1 / 32
+    assert after["recall_at_1"] > 0.9 and after["mrr_at_10"] > before["mrr_at_10"] + 0.7
 
 
 def test_the_merged_model_embeds_the_same_by_transformers_alone(run, opened, tmp_path):
