@@ -252,6 +252,8 @@ def _line(axis: str, name: str) -> str:
         if "pairs" in TASKS.declared(name).requires:
             scored = "model:\n  head: [reward]\n\nobjective: reward\n\ndata:\n  format: preference"
         return f"{scored}\n\neval:\n  tasks: [{name}]"
+    if axis == "eval.tasks" and "passages" in TASKS.declared(name).requires:
+        return f"objective: contrastive\n\ndata:\n  format: retrieval\n\neval:\n  tasks: [{name}]"
     if axis == "eval.tasks":
         written = {
             word: line for words, line in TASKS.declared(name).aliases.items() for word in words.split()

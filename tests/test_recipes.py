@@ -18,6 +18,7 @@ from lrft.api.training.train import train
 from lrft.build.steps import check_steps
 from lrft.core.params import Site
 from lrft.model.trained import trained_tensors
+from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, AXES, OBJECTIVES
@@ -41,7 +42,12 @@ def plain(path: Path) -> LoadedRecipe:
 
 
 def fits(override: str, recipe: Recipe) -> bool:
-    """Whether an override is of what the recipe has: a list of sources is set as a whole, and has limits of its own."""
+    """Whether an override is of what the recipe has.
+
+    A list of sources is set as a whole, and has limits of its own; texts to embed have no held-out loss.
+    """
+    if override.startswith("train.eval_every"):
+        return not embeds(recipe.objective.method)
     section, key, *_ = override.split(".")
     return section != "data" or not isinstance(getattr(recipe.data, key), list)
 

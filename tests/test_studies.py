@@ -46,6 +46,7 @@ STARCODERBASE_7B = {
     "n_positions": 8192,
     "multi_query": True,
 }
+SMOLLM2_360M = llama(960, 2560, 32, 5) | {"num_attention_heads": 15, "tie_word_embeddings": True}
 GPT_J = {"model_type": "gptj", "n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64}
 
 # study -> file of rows, the real model's shape, how many numbers train there, rows a step
@@ -66,6 +67,7 @@ STUDIES: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "chat": ("chat", MISTRAL_7B, 41_943_040, 8),
     "knowledge": ("knowledge", LLAMA_8B, 41_943_040, 4),
     "editing": ("edits", GPT_J, 66_060_288, 32),
+    "retriever": ("retriever", SMOLLM2_360M, 8_683_520, 128),
 }
 
 # study -> how the prompt of its first row ends, how what is learnt begins
@@ -114,7 +116,7 @@ def test_every_study_has_a_recipe_a_smoke_twin_and_a_dozen_rows():
 def test_recipes_that_name_made_up_rows_say_so_and_so_does_the_page():
     given = {name: full(name).recipe.data for name in STUDIES}
     own = {name for name, data in given.items() if "data/studies" in str(data.train)}
-    assert own == {"workflows", "translation", "dialect", "knowledge"}
+    assert own == {"workflows", "translation", "dialect", "knowledge", "retriever"}
     page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     told = page[page.index("The rows of `study-") : page.index("made-up rows**")]
     assert set(re.findall(r"`study-([\w-]+)`", told)) == own

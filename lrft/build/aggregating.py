@@ -12,6 +12,7 @@ from lrft.core.params import ParamInfo
 from lrft.core.privacy import Secret
 from lrft.model.split import SplitModel
 from lrft.ops.metric_noise import metric_noise
+from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import AGGREGATORS
 from lrft.registry.errors import RecipeError
@@ -95,4 +96,10 @@ def _check_rows(recipe: Recipe, adaptation: Adaptation) -> None:
             "rows are chosen by how their next tokens are predicted, and a score head predicts none; remove it, or "
             "choose another aggregator",
             "model.head",
+        )
+    if embeds(recipe.objective.method):
+        raise RecipeError(
+            "rows are chosen by how their next tokens are predicted, and texts to embed have none; choose another "
+            "aggregator",
+            METHOD,
         )

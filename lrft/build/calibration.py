@@ -83,7 +83,7 @@ def _calibrated(
     data = _calibration_data(recipe, text, rows, single) if label or single else train_data(recipe, text)
     config = parse_choice(OBJECTIVES, planner.objective) if planner.objective else recipe.objective
     objective, _ = make_objective(config, recipe, text, None, model.device, trusted)
-    if single and {"pairs", "replies"} & (objective.requires | objective.provides):
+    if single and {"pairs", "replies", "passages"} & (objective.requires | objective.provides):
         message = f"measures single documents, of which {objective.name} has no loss; choose another init"
         raise RecipeError(message, "init.method")
     show = partial(progress, f"calibrating on {label}" if label else "calibrating")

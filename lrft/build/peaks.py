@@ -34,6 +34,7 @@ from lrft.model.backend import attention_backends
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
 from lrft.model.skeleton import Skeleton
+from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, OPTIMIZERS
 
@@ -62,6 +63,7 @@ class _Peaks:
 
     def __init__(self, recipe: Recipe, found: Planned, device: str) -> None:
         self.recipe, self.device = recipe, device
+        self.embeds = embeds(recipe.objective.method)
         hf: nn.Module = found.adaptation.model.hf
         assert isinstance(hf, Skeleton)
         self.hf, self.item = hf, DTYPES[recipe.model.dtype].itemsize
@@ -139,7 +141,8 @@ class _Peaks:
             costs.append(found[kind, wanted])
             wanted = wanted or any(p.requires_grad for p in layer.parameters())
         tokens = shape.rows * shape.length
-        loss = try_loss(self.hf, tokens, device=self.device, trains=trains)
+        texts = len(shape.documents) if self.embeds else 0
+        loss = try_loss(self.hf, tokens, device=self.device, trains=trains, texts=texts)
         return Tried(
             costs, loss, tokens * self.hf.config.hidden_size * self.item, self._between(shape), trains
         )
@@ -169,7 +172,8 @@ class _Peaks:
             try_layer(self.hf, layer, shape, device=self.device, wanted=False, trains=False).forward
             for layer in self._different()
         ]
-        loss = try_loss(self.hf, shape.rows * shape.length, device=self.device, trains=False).forward
+        tokens, texts = shape.rows * shape.length, rows if self.embeds else 0
+        loss = try_loss(self.hf, tokens, device=self.device, trains=False, texts=texts).forward
         runtime, between = runtime_bytes(self.device, self.item, trains=False), self._between(shape)
         return self._peak(activations=between, working=max(loss, *layers), runtime=runtime)
 

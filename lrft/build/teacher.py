@@ -13,6 +13,7 @@ from lrft.data.formats._format import Format
 from lrft.model.decisive import template_sum
 from lrft.model.load import load_config, load_model
 from lrft.model.tokenizer import load_tokenizer
+from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
@@ -84,6 +85,8 @@ def check_teacher(teacher: Teacher, recipe: Recipe, text: Text, trusted: bool) -
     with told(teacher.name):
         if theirs.model.head is not None:
             raise UsageError("scores whole texts (model.head) and predicts no token; name a language model")
+        if embeds(theirs.objective.method):
+            raise UsageError("embeds texts and predicts no token; name a language model")
         positions = getattr(
             load_config(theirs.model, trusted).get_text_config(), "max_position_embeddings", None
         )

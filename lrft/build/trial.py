@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from lrft.build.held import Held
 from lrft.core.adapted import Adapted
@@ -152,11 +153,16 @@ def try_layer(
         return _try(lambda: layer(x, angles, documents), layer, trains=trains, device=device)
 
 
-def try_loss(hf: Skeleton, tokens: int, *, device: str, trains: bool = True) -> Cost:
+def try_loss(hf: Skeleton, tokens: int, *, device: str, trains: bool = True, texts: int = 0) -> Cost:
     """Run the last norm, the head and the loss of tokens that are all learnt.
 
     Logits are alive a chunk at a time, so beyond a few chunks every token adds the same.
+
+    Args:
+        texts: which the tokens are of, where these are embedded and no token is learnt.
     """
+    if texts:
+        return _try_embedding(hf, tokens, texts, device=device, trains=trains)
     few = 2 * CHUNK
     if tokens <= 2 * few:
         return _try_loss(hf, tokens, device=device, trains=trains)
@@ -179,6 +185,20 @@ def _try_loss(hf: Skeleton, tokens: int, *, device: str, trains: bool) -> Cost:
 
     whole = nn.ModuleList([hf.model.norm, hf.lm_head])
     return _try(loss, whole, trains=trains, device=device, after=held.clear)
+
+
+def _try_embedding(hf: Skeleton, tokens: int, texts: int, *, device: str, trains: bool) -> Cost:
+    dtype = hf.get_input_embeddings().weight.dtype
+    x = torch.empty(tokens, hf.config.hidden_size, dtype=dtype, device="meta", requires_grad=trains)
+    last = torch.empty(texts, dtype=torch.int64, device="meta")
+    held: list[Tensor] = []
+
+    def loss() -> Tensor:
+        held[:] = [hf.model.norm(x)]
+        held.append(normalize(held[0].index_select(0, last).float(), dim=-1))
+        return (held[1] @ held[1].T).logsumexp(1).sum()
+
+    return _try(loss, nn.ModuleList([hf.model.norm]), trains=trains, device=device, after=held.clear)
 
 
 def _try(

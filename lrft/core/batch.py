@@ -52,6 +52,8 @@ class Batch:
             that ask whether their answer is right, of which each has two documents, once for both.
         sampled: of answers that the model drew, as many to each row; the documents of a row are then its answers.
         features: of each document what `data.features` names (`lrft.core.features`); empty where that is nothing.
+        texts: of each example whose texts are embedded, a number for every document, equal where tokens are: the query,
+            its positive passage, its hard negatives. `supervised` has the last token of each. Empty in other data.
 
     `supervised` and `targets` are built on the host, so that selecting them never waits for the device.
     """
@@ -66,6 +68,7 @@ class Batch:
     features: tuple[tuple[str, ...], ...] = ()
     wanted: tuple[bool, ...] = ()
     sampled: Sampled | None = None
+    texts: tuple[tuple[int, ...], ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -38,6 +38,9 @@ class LanguageModel(Protocol):
     def scores(self, batch: Batch) -> Tensor:
         """Scores (documents, labels) in float32 of the last token of every document, by the model's score head."""
 
+    def embeddings(self, batch: Batch) -> Tensor:
+        """Unit vectors (documents, d) in float32: the last hidden state of the last token of every document."""
+
 
 class Accelerator(Protocol):
     """What is asked of accelerate's object of that name."""

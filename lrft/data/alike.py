@@ -132,9 +132,10 @@ def _equal(rows: list[tuple[Split, int]]) -> set[int]:
 
 
 def texts_of(example: Example) -> Iterator[str]:
-    """The texts of a row: its prompt, and every answer."""
+    """The texts of a row: its prompt, and every answer or passage."""
     if not example.messages:
         yield example.prompt
+    yield from (passage.prompt for passage in example.passages)
     for answer in example.answers():
         yield answer.completion
     yield from _of_messages(example.messages)

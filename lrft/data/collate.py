@@ -14,7 +14,7 @@ from lrft.data.encoded import Encoded
 def collate(
     rows: Sequence[Sequence[Encoded]], pad_id: int, length: int | None, examples: Sequence[Sequence[int]]
 ) -> Batch:
-    """B rows, each of some documents one after another, padded on the right. A pair is two documents.
+    """B rows, each of some documents one after another, padded on the right. A pair is two documents, texts several.
 
     Args:
         rows: what each row holds.
@@ -37,10 +37,10 @@ def collate(
             ids.extend(document.input_ids)
             places.extend(range(len(document.input_ids)))
             documents.append((number, start, len(ids)))
-            if document.label is not None:
+            if document.whole:
                 supervised.append(number * length + len(ids) - 1)
                 targets.append(0)
-                labels.append(document.label)
+                labels += [] if document.label is None else [document.label]
                 continue
             # Target k is predicted one position earlier; k = 0 would be predicted from the document before.
             wanted = [k for k, learnt in enumerate(document.supervised) if learnt and k > 0]
@@ -59,6 +59,7 @@ def collate(
         labels=torch.tensor(labels, dtype=torch.float32) if labels else None,
         features=_features(rows),
         wanted=_wanted(rows),
+        texts=tuple(text_keys(one) for row in rows for one in row if one.embedded),
     )
 
 
@@ -78,3 +79,8 @@ def _features(rows: Sequence[Sequence[Encoded]]) -> tuple[tuple[str, ...], ...]:
 def _wanted(rows: Sequence[Sequence[Encoded]]) -> tuple[bool, ...]:
     """The judgement of every document; empty where the data judge none."""
     return tuple(one.wanted for row in rows for one in row if one.wanted is not None)
+
+
+def text_keys(encoded: Encoded) -> tuple[int, ...]:
+    """A number of 64 bits for each document, the same in every process for the same tokens."""
+    return tuple(hash(tuple(document.input_ids)) for document in encoded.documents())

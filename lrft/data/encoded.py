@@ -38,7 +38,7 @@ NOTHING = Notes()
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row as tokens: one document, or the two of a pair, the chosen one first. It is never split over rows.
+    """One row as tokens: one document, the two of a pair, or the texts to embed. It is never split over rows.
 
     Attributes:
         input_ids: the tokens, document after document; empty when dropped.
@@ -58,6 +58,7 @@ class Encoded:
             a pair, the margin by which the chosen text is to be scored higher; then each text is a target.
         features: what `data.features` names of the row, as `column=value`.
         wanted: whether the answer is one to give, in data that judges answers.
+        embedded: each document is a text to embed: a query, its positive passage, its hard negatives.
     """
 
     input_ids: list[int]
@@ -75,18 +76,25 @@ class Encoded:
     label: float | None = None
     features: tuple[str, ...] = ()
     wanted: bool | None = None
+    embedded: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether each document is read as a whole, from its last token, which then is its one target."""
+        return self.embedded or self.label is not None
 
     @property
     def targets(self) -> int:
-        """Number of targets: tokens, or one label a document."""
-        return sum(self.supervised) if self.label is None else max(1, len(self.parts))
+        """Number of targets: tokens, or one a document that is read as a whole."""
+        return max(1, len(self.parts)) if self.whole else sum(self.supervised)
 
     def documents(self) -> list[Encoded]:
         """Each document as a row of its own."""
         if not self.parts:
             return [self]
         edges = [0, *accumulate(self.parts)]
-        labels = [self.label, None if self.label is None else 0.0]
+        rest = None if self.label is None else 0.0
+        labels = [self.label, *(rest for _ in self.parts[1:])]
         return [
             Encoded(
                 self.input_ids[start:end],
@@ -94,6 +102,7 @@ class Encoded:
                 length=end - start,
                 label=label,
                 features=self.features,
+                embedded=self.embedded,
             )
             for (start, end), label in zip(pairwise(edges), labels, strict=True)
         ]
@@ -118,7 +127,7 @@ class Drawn:
     """A whole document before the length limit; `lead` tokens at the front survive a cut from the left.
 
     `begin` is the first token of the (last) answer's own words, which nothing of the template stands before; `label`
-    as in `Encoded`.
+    and `embedded` as in `Encoded`; `cut`: the text has lost its end already.
     """
 
     ids: list[int]
@@ -129,10 +138,18 @@ class Drawn:
     apart: bool
     begin: int
     label: float | None = None
+    embedded: bool = False
+    cut: bool = False
 
     def given(self, label: float | None) -> Drawn:
         """The document with a label, which then is all that is learnt of it."""
         return self if label is None else replace(self, label=label, supervised=[False] * len(self.ids))
+
+    def read_whole(self, most: int | None) -> Drawn:
+        """The document as a text to embed, of at most so many tokens: a longer one loses its end, but for the last."""
+        ids = self.ids if most is None or len(self.ids) <= most else [*self.ids[: most - 1], self.ids[-1]]
+        cut = len(ids) < len(self.ids)
+        return replace(self, ids=ids, supervised=[False] * len(ids), embedded=True, cut=cut)
 
     def first(self, length: int) -> Drawn:
         """Cut to its first `length` tokens."""
@@ -171,11 +188,14 @@ def fitted(documents: Sequence[Drawn], max_length: int, too_long: TooLong) -> En
         "extra_bos": next((d.extra_bos for d in documents if d.extra_bos), 0),
         "merged": any(document.merged for document in documents),
         "apart": any(document.apart for document in documents),
+        "truncated": any(document.cut for document in documents),
     }
     if length <= max_length or too_long in ("error", "windows"):
         return _join(documents, facts)
     cut = _cut(documents, length - max_length, max_length, too_long)
-    return _join(cut, {**facts, "truncated": True}) if cut else Encoded([], [], dropped=True, **facts)
+    if not cut:
+        return replace(Encoded([], [], dropped=True, **facts), truncated=False)
+    return _join(cut, {**facts, "truncated": True})
 
 
 def _cut(documents: Sequence[Drawn], excess: int, max_length: int, too_long: TooLong) -> list[Drawn]:
@@ -217,4 +237,5 @@ def _join(documents: Sequence[Drawn], facts: Facts) -> Encoded:
     if not all(any(document.supervised) for document in documents):  # nothing to compare
         mask = [False] * len(mask)
     parts = tuple(len(document.ids) for document in documents) if len(documents) > 1 else ()
-    return Encoded(ids, mask, parts=parts, label=documents[0].label, **facts)
+    first = documents[0]
+    return Encoded(ids, mask, parts=parts, label=first.label, embedded=first.embedded, **facts)

@@ -41,6 +41,9 @@ class Example:
         margin: by how much more than the rejected one this is to be given, where pairs are scored.
         rejected: the same with the answer that this one is preferred to, in data of pairs.
         wanted: whether the answer is one to give, in data that judges answers.
+        passages: the texts that this one, a query, is compared with: its positive passage, then its hard negatives.
+        embedded: the text, which is plain, is to be embedded; nothing of it is learnt token by token.
+        most_tokens: of such a text, the end-of-text token with them; a longer one loses its end. None for no limit.
     """
 
     messages: tuple[Message, ...] = ()
@@ -52,6 +55,9 @@ class Example:
     label: Json = None
     margin: float = 0.0
     wanted: bool | None = None
+    passages: tuple[Example, ...] = ()
+    embedded: bool = False
+    most_tokens: int | None = None
 
     @property
     def learnt(self) -> list[int]:
@@ -61,8 +67,8 @@ class Example:
         return turns if self.learn == "all" else turns[-1:]
 
     def answers(self) -> tuple[Example, ...]:
-        """This example, and the rejected one where there is one."""
-        return (self,) if self.rejected is None else (self, self.rejected)
+        """This example, and the rejected one or the passages, where there are any."""
+        return (self, *self.passages) if self.rejected is None else (self, self.rejected)
 
     def texts(self, scored: bool) -> tuple[Example, ...]:
         """The same; of a pair whose texts are `scored` as a whole, each with its part of the margin as its label."""

@@ -27,7 +27,8 @@ def inspect(
     lengths = sorted(row.length for row in encoded) or [0]
     return GateReport(
         rows=len(encoded),
-        pairs=sum(bool(row.parts) for row in encoded),
+        pairs=sum(bool(row.parts) and not row.embedded for row in encoded),
+        embedded=sum(row.embedded for row in encoded),
         tokens=sum(len(row.input_ids) for row in encoded),
         supervised=sum(row.targets for row in encoded),
         max_length=max_length,

@@ -13,7 +13,7 @@ SCORED_WHOLE = "score"  # of `too_long`: rows over the limit are no problem
 
 @dataclass(frozen=True)
 class GateReport:
-    """Counts over the rows of one source. A pair is one row; what ails one of its answers ails the row.
+    """Counts over the rows of one source. A pair is one row, as are texts to embed; what ails one ails the row.
 
     Attributes:
         rows: all rows, whatever became of them.
@@ -35,6 +35,7 @@ class GateReport:
         suggested_max_length: holds the longest row.
         stop_tokens: the tokens that count as a stop.
         first: kind of problem -> where its first rows are.
+        embedded: rows of texts to embed, whose lengths are those of all of them; earlier records have none.
     """
 
     rows: int
@@ -64,6 +65,7 @@ class GateReport:
     suggested_max_length: int
     stop_tokens: tuple[str, ...]
     first: dict[str, tuple[str, ...]]
+    embedded: int = 0
 
     @property
     def supervised_share(self) -> float:
@@ -94,6 +96,7 @@ class GateReport:
         problems = []
         if self.too_long and too_long == "error":
             counted = ", a pair being both answers, each with its prompt" if self.pairs else ""
+            counted = ", a row being all of its texts" if self.embedded else counted
             problems.append(
                 f"data.too_long: {self.too_long} {of} are longer than train.max_length {self.max_length}{counted} "
                 f"(median {self.length_p50}, 95 % at most {self.length_p95}, longest {self.length_max} tokens"
@@ -129,6 +132,8 @@ class GateReport:
         return problems + self._unwritten()
 
     def _remedy(self) -> str:
+        if self.embedded:
+            return f"set data.format.max_tokens, train.max_length: {self.suggested_max_length} or data.too_long: drop"
         if self.suggested_max_length > LONGEST_ADVISED:
             return "correct or remove the longest, or set data.too_long: drop or truncate_left"
         return f"set train.max_length: {self.suggested_max_length}, or data.too_long: drop or truncate_left"

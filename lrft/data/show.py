@@ -18,13 +18,16 @@ LEARNT = "bold black on green"
 MARKS = ("⟦", "⟧")
 ANSWERS = ("chosen", "rejected")  # of a pair
 GRADED = ("answer", "reply")  # of a row that asks whether its answer is right
-LINE = ("", "\n")  # before them
+EMBEDDED = ("query", "positive")  # of texts to embed; hard negatives follow
 
 
 def runs(encoded: Encoded) -> list[tuple[list[int], bool]]:
-    """(token ids, is learnt) of each run of tokens under the same mask."""
+    """(token ids, is learnt) of each run of tokens under the same mask; of a text to embed the last token is."""
+    mask = encoded.supervised
+    if encoded.embedded:
+        mask = [at == len(encoded.input_ids) for at in range(1, len(encoded.input_ids) + 1)]
     found, start = [], 0
-    for learnt, run in groupby(encoded.supervised):
+    for learnt, run in groupby(mask):
         end = start + len(list(run))
         found.append((encoded.input_ids[start:end], learnt))
         start = end
@@ -44,15 +47,17 @@ def spans(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     return found
 
 
-def part_names(encoded: Encoded) -> tuple[str, str]:
-    """What the two documents of a row are called."""
+def part_names(encoded: Encoded) -> tuple[str, ...]:
+    """What the documents of a row are called."""
+    if encoded.embedded:
+        return (*EMBEDDED, *(f"negative {k + 1}" for k in range(len(encoded.parts) - 2)))
     return ANSWERS if encoded.wanted is None else GRADED
 
 
 def masked_text(encoded: Encoded, tokenizer: Tokenizer, colour: bool) -> Text:
     """The row as text, what is learnt highlighted, or between marks where there is no colour.
 
-    Of a pair both answers are shown, each with its prompt.
+    Of a pair both answers are shown, each with its prompt; of texts to embed all.
     """
     return _shown(encoded, lambda document: spans(document, tokenizer), colour)
 
@@ -78,7 +83,9 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
     lines = [
         ("pairs" if report.pairs else "rows", f"{report.rows:,}"),
         ("tokens", f"{report.tokens:,}"),
-        ("learnt", f"{report.supervised:,} ({report.supervised_share:.1%})"),
+        ("texts embedded", f"{report.supervised:,}")
+        if report.embedded
+        else ("learnt", f"{report.supervised:,} ({report.supervised_share:.1%})"),
         (
             "pair length" if report.pairs else "row length",
             f"median {report.length_p50}, 95 % at most {report.length_p95}, longest {report.length_max}, "
@@ -114,7 +121,9 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
 
 def recorded_facts(record: Mapping[str, Json]) -> list[tuple[str, str]]:
     """The same of a report as its `record` gave it."""
-    counts: dict[str, Any] = {field.name: record[field.name] for field in fields(GateReport)}
+    counts: dict[str, Any] = {
+        field.name: record[field.name] for field in fields(GateReport) if field.name in record
+    }
     return facts(GateReport(**counts))
 
 
@@ -137,7 +146,8 @@ def _shown(encoded: Encoded, written: Callable[[Encoded], list[tuple[str, bool]]
     shown = Text()
     for number, document in enumerate(encoded.documents()):
         if encoded.parts:
-            shown.append(f"{LINE[number]}{part_names(encoded)[number]}: ", style="bold" if colour else "")
+            line = "\n" if number else ""
+            shown.append(f"{line}{part_names(encoded)[number]}: ", style="bold" if colour else "")
         for text, learnt in written(document):
             if not learnt:
                 shown.append(text, style="dim" if colour else "")

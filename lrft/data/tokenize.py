@@ -149,7 +149,7 @@ class Renderer:
         return self.question(row).reference
 
     def _drawn(self, draft: Draft) -> list[Drawn]:
-        """The row before any cut, one document or the two of a pair."""
+        """The row before any cut of it as a whole: one document, the two of a pair, or the texts to embed."""
         found = []
         for one in draft.documents:
             plain = one.spans is None
@@ -158,6 +158,8 @@ class Renderer:
                 if plain
                 else self.drawing.chat(one.example, one.text, one.spans or [])
             )
+            if one.example.embedded:
+                drawn = drawn.read_whole(one.example.most_tokens)
             found.append(drawn.given(label_of(one.example.label, self.labels)))
         return found
 

@@ -136,6 +136,18 @@ def _targets(batch: Batch) -> int:
     return len(batch.examples) if batch.pairs else batch.targets.numel()
 
 
+def _check_rows(batch: Batch) -> None:
+    """Refuse texts to embed, whose loss is by what other rows hold.
+
+    Raises:
+        DataError: the batch holds some.
+    """
+    if batch.texts:
+        raise DataError(
+            "data.eval: the rows are texts to embed, which have no loss by themselves; use a task on them"
+        )
+
+
 def _label_losses(model: CausalLM, batch: Batch) -> Tensor:
     """The loss of every text, or of every pair, of a batch with labels, float32."""
     assert batch.labels is not None
@@ -144,6 +156,7 @@ def _label_losses(model: CausalLM, batch: Batch) -> Tensor:
 
 
 def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:
+    _check_rows(batch)
     if batch.labels is not None:
         return [(loss, 1) for loss in _label_losses(model, batch).tolist()]
     supervised = model.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
@@ -155,6 +168,7 @@ def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:
 
 def _batch_sum(model: CausalLM, batch: Batch) -> float:
     """Summed loss of one batch; reading it is the batch's only wait for the device."""
+    _check_rows(batch)
     if batch.labels is not None:
         return float(_label_losses(model, batch).sum())
     hidden = model.hidden(batch)

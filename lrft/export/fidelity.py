@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Difference(TypedDict):
     loss_merged: float
     loss_difference: float
     top_token_changed: float
+    cosine_min: NotRequired[float]
 
 
 class Nearest(TypedDict):
@@ -78,6 +79,7 @@ class Compared(TypedDict, total=False):
     loss_merged: float
     loss_difference: float
     top_token_changed: float
+    cosine_min: float
 
 
 class Fidelity(Compared, total=False):
@@ -114,6 +116,9 @@ class Fidelity(Compared, total=False):
 def compare(model: Comparable, merged: Comparable, batches: Iterable[Batch]) -> Difference:
     """Logit error, KL divergence and loss difference over the supervised positions.
 
+    Of texts to embed these are their last tokens, the loss is that of the token which `model` finds most likely there,
+    and `cosine_min` is the smallest cosine between the embeddings that the two give a text.
+
     Args:
         model: the adapter on the base it was trained on.
         merged: what was written, read back from disk.
@@ -124,18 +129,22 @@ def compare(model: Comparable, merged: Comparable, batches: Iterable[Batch]) -> 
     """
     sums = dict.fromkeys(("error", "kl", "loss_adapter", "loss_merged", "flips", "spread"), 0.0)
     largest, positions, entries = 0.0, 0, 0
+    cosines: list[float] = []
     for batch in batches:
         stop.poll()
         ours, theirs = _rows(model, batch), _rows(merged, batch)
+        if batch.texts:
+            cosines.append(float(F.cosine_similarity(ours.double(), theirs.double()).min()))
         for start in range(0, ours.shape[0], CHUNK):
             a = model.head.logits(ours[start : start + CHUNK]).float()
             b = merged.head.logits(theirs[start : start + CHUNK]).float()
-            targets = batch.targets[start : start + CHUNK].to(a.device)
+            learnt = batch.targets[start : start + CHUNK].to(a.device)
+            targets = a.argmax(-1) if batch.texts else learnt
             _add(sums, a, b, targets)
             largest = max(largest, float((a - b).abs().max()))
             positions, entries = positions + a.shape[0], entries + a.numel()
     n = max(positions, 1)
-    return {
+    found: Difference = {
         "positions": positions,
         "logit_error_mean": sums["error"] / max(entries, 1),
         "logit_error_max": largest,
@@ -146,6 +155,7 @@ def compare(model: Comparable, merged: Comparable, batches: Iterable[Batch]) -> 
         "loss_difference": (sums["loss_merged"] - sums["loss_adapter"]) / n,
         "top_token_changed": sums["flips"] / n,
     }
+    return {**found, "cosine_min": min(cosines)} if cosines else found
 
 
 def room(tokens: int, width: int, vocabulary: int) -> int:

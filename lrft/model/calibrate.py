@@ -78,6 +78,7 @@ class _Totals:
 
     targets: int
     examples: int
+    micro_batch_count: int = 1
 
 
 def _run(model: CausalLM, batch: Batch, objective: Objective, backward: bool) -> None:

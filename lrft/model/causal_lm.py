@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from lrft.core.adapted import adapted
 from lrft.core.adapter import Shared
@@ -202,6 +203,11 @@ class CausalLM(nn.Module):
         last = self.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
         scores: Tensor = self.hf.get_submodule(SCORE)(last.float())
         return scores
+
+    def embeddings(self, batch: Batch) -> Tensor:
+        """Unit vectors (documents, d) in float32: the state of the last token of every document."""
+        last = self.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
+        return normalize(last.float(), dim=-1)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, L, V) of every position. For comparisons on a few rows; training never forms them."""

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from lrft.recipe.data_clashes import DATA_CLASHES
+from lrft.recipe.embedding_clashes import EMBEDDING_CLASHES
 from lrft.recipe.federate_clashes import FEDERATE_CLASHES
 from lrft.recipe.fields import slot_at
 from lrft.recipe.head_clashes import HEAD_CLASHES
@@ -194,6 +195,7 @@ CLASHES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _what_trains,
     *DATA_CLASHES,
     *HEAD_CLASHES,
+    *EMBEDDING_CLASHES,
     *SCORES,
     _end_that_is_not_planned,
     *MORE,

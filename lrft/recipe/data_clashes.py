@@ -13,7 +13,12 @@ from lrft.registry.json import Json, to_section
 from lrft.registry.section import RecipeView
 from lrft.registry.source import READABLE, source_keys
 
-KINDS = {"pairs", "labels", "judged"}  # traits of formats whose rows no objective learns beside others
+KINDS = {
+    "pairs",
+    "labels",
+    "judged",
+    "passages",
+}  # traits of formats whose rows no objective learns beside others
 SPLITS = ("data.train", "data.eval")
 TXT = tuple(suffix for suffix in READABLE if suffix.startswith(".txt"))
 
@@ -55,7 +60,11 @@ def _answers_that_nobody_tells_apart(settings: RecipeView) -> Iterator[Problem]:
 
 def _replies_that_nobody_learns(settings: RecipeView) -> Iterator[Problem]:
     form, objective = settings["data.format"], settings.declared("objective")
-    query = form.get("query") if isinstance(form, dict) else None
+    declared = _format(settings)
+    judged = (
+        declared is not None and "judged" in declared.provides
+    )  # the query of others is no question to learn
+    query = form.get("query") if judged and isinstance(form, dict) else None
     if query is not None and objective is not None and "replies" not in objective.provides:
         registry = AXES["objective"]
         fit = [name for name in registry.names() if "replies" in registry.declared(name).provides]

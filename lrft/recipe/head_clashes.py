@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from lrft.recipe.embedding_clashes import PASSAGES, embedding_objectives, embedding_tasks
 from lrft.registry.axes import AXES, FORMATS, TASKS
 from lrft.registry.errors import Problem
 from lrft.registry.json import Json
@@ -24,7 +25,8 @@ def _labels_that_nobody_learns(settings: RecipeView) -> Iterator[Problem]:
     objective = settings.declared("objective")
     learns = objective is not None and HEAD in objective.requires
     if settings["model.head"] is not None and not learns and objective is not None:
-        message = f"scores whole texts, and {objective.name} learns tokens; write objective: "
+        learnt = "embeds texts" if PASSAGES in objective.requires else "learns tokens"
+        message = f"scores whole texts, and {objective.name} {learnt}; write objective: "
         yield Problem("model.head", message + " or ".join(_learning()) + ", or remove it")
     form = _named(settings["data.format"])
     if form in FORMATS.names() and "labels" in FORMATS.declared(str(form)).provides and not learns:
@@ -39,18 +41,26 @@ def _learning() -> list[str]:
 
 def _tasks_of_another_model(settings: RecipeView) -> Iterator[Problem]:
     tasks = settings["eval.tasks"]
-    scores = settings["model.head"] is not None
+    scores, objective = settings["model.head"] is not None, settings.declared("objective")
+    embeds = objective is not None and PASSAGES in objective.requires
     for place, one in enumerate(tasks if isinstance(tasks, list) else []):
         name = _named(one)
         if name not in TASKS.names():
             continue
-        if reason := why_not_scored(str(name), scores):
+        if reason := why_not_scored(str(name), scores, embeds):
             yield Problem(f"eval.tasks.{place}", reason)
 
 
-def why_not_scored(task: str, scores: bool) -> str | None:
-    """Why a task cannot score a model, by whether that scores whole texts; None where it can."""
-    if _fits(task, scores):
+def why_not_scored(task: str, scores: bool, embeds: bool = False) -> str | None:
+    """Why a task cannot score a model, by whether that scores or embeds whole texts; None where it can."""
+    of_embeddings = task in embedding_tasks()
+    if embeds and not of_embeddings:
+        known = " or ".join(embedding_tasks())
+        return f"{task} asks for tokens or labels, and the objective teaches the model to embed texts; choose {known}"
+    if of_embeddings and not embeds:
+        known = " or ".join(embedding_objectives())
+        return f"{task} asks for embeddings, which the objective does not teach; write objective: {known}"
+    if embeds or _fits(task, scores):
         return None
     if scores:
         fit = [name for name in TASKS.names() if _fits(name, True)]

@@ -104,7 +104,9 @@ def _methods(settings: RecipeView) -> Iterator[Problem]:
         message = f"{optimizer.name} takes losses and no gradients, which are what is bounded; choose another"
         yield Problem("optimizer.method", message)
     objective = settings.declared("objective")
-    for trait in sorted({"draws", "replies"} & (objective.provides if objective is not None else set())):
+    for trait in sorted(
+        {"draws", "replies", "compared"} & (objective.provides if objective is not None else set())
+    ):
         message = f"{TRAITS[trait]}, and its loss is not of one row by itself; choose another"
         yield Problem("objective.method", message)
 

@@ -19,6 +19,7 @@ from lrft.registry.axis_configs import (
     StagesConfig,
 )
 from lrft.registry.choice import Choice, parse_choice
+from lrft.registry.column_template import check_template, columns_of
 from lrft.registry.drawing_configs import DrawingConfig, RewardConfig
 from lrft.registry.errors import Problem
 from lrft.registry.section import ADDED, MODEL_OR_RUN, MethodConfig, RecipeView, Section
@@ -52,6 +53,8 @@ __all__ = [
     "Sequence",
     "Source",
     "StagesConfig",
+    "check_template",
+    "columns_of",
     "model_validator",
     "parse_choice",
 ]

@@ -62,6 +62,8 @@ TRAITS: dict[str, str] = {
     "score_head": "the model scores whole texts (model.head), and predicts no token",
     "any_model": "a task that scores language models and models with a score head alike",
     "pairs": "every row of the data is a pair of answers to one prompt",
+    "passages": "every row of the data is a query with its passage, texts to embed",
+    "compared": "the loss of a row is by what the other rows of its step hold",
     "rewords": "the objective asks for other words for a text of every row, and judges them by the row with these",
     "ranks": "says what each item is worth of an answer that is a list",
     "judged": "every row of the data says whether its answer is wanted",

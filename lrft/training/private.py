@@ -37,6 +37,7 @@ class _Row:
 
     targets: int
     examples: int = 1
+    micro_batch_count: int = 1
 
 
 def private_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -63,17 +64,13 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     penalized = run.penalized
     share = 1.0 / batches.micro_batch_count
     divisor = objective.divisor(batches)
-    done = run.step / run.planned_steps
+    objective.whole_step(run, batches, partial(_passes, run, batches))
     gradients = _gradient_sum(run)
     for index, micro_batch in enumerate(batches.micro_batches):
         stop.poll()  # of a trial that keeps nothing; a training finishes its step
         place = index * run.processes + run.rank
         counts = place < batches.micro_batch_count  # one beyond is there to go in step, and adds zeros
-        run.seed_draws(place)
-        with (
-            computing(micro_batch, run.seed_of_draws(place), counts=counts, done=done),
-            compiling(run.compiled),
-        ):
+        with _drawn(run, micro_batch, place, counts):
             loss = objective(run.model, micro_batch.to(run.device), run) / divisor
             total += loss.detach() if counts else 0
             for part in penalized:
@@ -96,6 +93,27 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
     if run.accelerator is not None and run.processes > 1:
         total = run.accelerator.reduce(total, reduction="sum")
     return total
+
+
+@contextmanager
+def _drawn(run: Run, micro_batch: Batch, place: int, counts: bool) -> Iterator[None]:
+    """Compute a micro-batch with the draws of its place in the step."""
+    run.seed_draws(place)
+    done = run.step / run.planned_steps
+    with (
+        computing(micro_batch, run.seed_of_draws(place), counts=counts, done=done),
+        compiling(run.compiled),
+    ):
+        yield
+
+
+def _passes(run: Run, batches: StepBatches) -> Iterator[tuple[Batch, bool]]:
+    """The micro-batches as they will be computed, for an objective that looks at all of them before."""
+    for index, micro_batch in enumerate(batches.micro_batches):
+        stop.poll()
+        place = index * run.processes + run.rank
+        with _drawn(run, micro_batch, place, counts=False):
+            yield micro_batch.to(run.device), place < batches.micro_batch_count
 
 
 def unscale_gradients(run: Run) -> None:

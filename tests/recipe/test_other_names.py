@@ -49,6 +49,9 @@ SCORED = {"model": {"head": ["a", "b"]}, "objective": "classify", "data": {"form
 PREFERRED = {"model": {"head": ["score"]}, "objective": "reward", "data": {"format": "preference"}}
 
 
+EMBEDDED = {"objective": "contrastive", "data": {"format": "retrieval"}, "eval": {"tasks": ["retrieval"]}}
+
+
 def with_lines(lines, key):
     fragment = yaml.safe_load(lines.replace("1e-6", "0.000001"))  # PyYAML itself reads 1e-6 as text
     section = key.rpartition(".")[0]
@@ -65,6 +68,8 @@ def with_lines(lines, key):
         base = laid_over(base, SCORED)
     if fragment in ({"tasks": ["pairwise"]},):  # nor of pairs and the head that scores them
         base = laid_over(base, PREFERRED)
+    if "retrieval" in str(fragment):  # nor of what learns embeddings
+        base = laid_over(base, EMBEDDED)
     return yaml.safe_dump(laid_over(base, {section: fragment} if section else fragment))
 
 

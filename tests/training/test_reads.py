@@ -81,7 +81,7 @@ def test_the_counter_sees_a_second_read(recipe_file, tmp_path, monkeypatch):
         assert float(loss.detach()) > 0
         return loss
 
-    reading.divisor = objective.divisor
+    reading.divisor, reading.whole_step = objective.divisor, objective.whole_step
     job.objective = reading
     for group in job.run.optimizer.param_groups:
         group["fused"] = True

@@ -26,6 +26,7 @@ from lrft.export.targets import GGUF, OLLAMA, PLAIN, VLLM
 from lrft.export.vllm_form import check_folder
 from lrft.files.json import read_object
 from lrft.files.records import ModelConfig
+from lrft.recipe.embedding_clashes import embeds
 from lrft.registry.errors import CheckpointError, DamagedFile, LrftError, UsageError
 from lrft.training.folder import RECIPE, RESULT, RUN, RunFolder
 from lrft.training.relied import own_recipe
@@ -106,7 +107,11 @@ def _run(path: Path, found: Diagnosis, trusted: bool) -> None:
     found["next"] += [
         f"lrft eval {path}",
         f"lrft merge {path} --out model",
-        *([] if recipe.model.head is not None else [f"lrft export {path} --for {VLLM} --out served"]),
+        *(
+            []
+            if recipe.model.head is not None or embeds(recipe.objective.method)
+            else [f"lrft export {path} --for {VLLM} --out served"]
+        ),
     ]
 
 

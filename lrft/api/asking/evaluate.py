@@ -14,6 +14,7 @@ from lrft.evaluation.report import NotReported, write_report
 from lrft.evaluation.run import describe, evaluate_tasks, metrics_of, scored_as
 from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
 from lrft.evaluation.tasks._task import TaskResult
+from lrft.recipe.embedding_clashes import embedding_tasks, embeds
 from lrft.recipe.head_clashes import why_not_scored
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import TASKS
@@ -84,6 +85,8 @@ def _evaluate(
         raise UsageError(
             "--harness: its tasks ask for tokens, and this model scores whole texts (model.head)"
         )
+    if harness and embeds(recipe.objective.method):
+        raise UsageError("--harness: its tasks ask for tokens, and this model was trained to embed texts")
     chosen = [] if harness else _tasks(recipe, tasks)
     team = adaptation.team
     target = subject(recipe, text, adaptation.model, progress if team.rank == 0 else None, team)
@@ -155,9 +158,10 @@ def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:
         if unknown:
             raise UsageError(f"--task {unknown[0]}: no such task{did_you_mean(unknown[0], TASKS.names())}")
         for name in names:
-            if reason := why_not_scored(name, recipe.model.head is not None):
+            if reason := why_not_scored(name, recipe.model.head is not None, embeds(recipe.objective.method)):
                 raise UsageError(f"--task {name}: {reason}")
         return [known.get(name) or parse_choice(TASKS, name) for name in names]
     if not recipe.eval.tasks and not recipe.data.holds_out:
         raise UsageError("eval.tasks: the recipe names no task and no data.eval; add one, or --task NAME")
-    return list(recipe.eval.tasks) or [parse_choice(TASKS, "loss")]
+    default = embedding_tasks() if embeds(recipe.objective.method) else ["loss"]
+    return list(recipe.eval.tasks) or [parse_choice(TASKS, name) for name in default]

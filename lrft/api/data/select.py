@@ -172,7 +172,7 @@ def _check_rows(recipe: Recipe, method: DataSelection) -> None:
             "a row in several windows is none that could be chosen; write drop or truncate_left",
             "data.too_long",
         )
-    kinds = made_format(recipe).provides & {"pairs", "labels", "judged"}
+    kinds = made_format(recipe).provides & {"pairs", "labels", "judged", "passages"}
     if kinds and method.need is not None:
         raise RecipeError(
             f"{method.name} measures rows that are learnt token by token, and these are {next(iter(kinds))}; choose "

@@ -34,7 +34,7 @@ SplitName = Literal["train", "eval"]
 
 
 class Segment(TypedDict, total=False):
-    """A run of text that is learnt or not; of a pair, in which answer."""
+    """A run of text that is learnt or not; of a row of several texts, in which."""
 
     answer: str
     text: str
@@ -109,8 +109,10 @@ class ShownRow:
 
     def heading(self) -> str:
         """Where it stands, and what becomes of it."""
-        learnt = self.encoded.targets if self.label is None else "the label"
-        state = f"{self.encoded.length} tokens, {learnt} learnt"
+        learnt = f"{self.encoded.targets if self.label is None else 'the label'} learnt"
+        if self.encoded.embedded:
+            learnt = f"{self.encoded.targets} texts embedded"
+        state = f"{self.encoded.length} tokens, {learnt}"
         state += "" if self.format is None else f", format {self.format}"
         return f"{self.where}: {'dropped' if self.encoded.dropped else state}"
 

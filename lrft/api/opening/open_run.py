@@ -27,6 +27,7 @@ from lrft.model.trained import (
     put_back,
     trained_tensors,
 )
+from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.resolved import recipe_hash
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DataError, UsageError
@@ -64,7 +65,7 @@ def open_checkpoint(folder: RunFolder, scores: bool = False) -> Opened:
     records that it did.
 
     Args:
-        scores: whether the caller knows what to do with a model that scores whole texts (`model.head`).
+        scores: whether the caller knows what to do with a model that scores whole texts (`model.head`), or embeds them.
 
     Raises:
         UsageError: the run has no checkpoint yet, or its model writes no text and the caller wants one.
@@ -76,6 +77,11 @@ def open_checkpoint(folder: RunFolder, scores: bool = False) -> Opened:
         raise UsageError(
             f"{folder.path}: its model scores whole texts (model.head) and writes none; lrft eval scores it, lrft "
             "merge makes a classifier of it, and adapter/ holds it as PEFT has it"
+        )
+    if embeds(recipe.objective.method) and not scores:
+        raise UsageError(
+            f"{folder.path}: its model was trained to embed texts ({recipe.objective.method}) and writes none; lrft "
+            "eval scores it, lrft merge writes it, and adapter/ holds it as PEFT has it"
         )
     saved = _open_checkpoint(folder, recipe)
     text = read_text(recipe, training=False, trust_remote_code=folder.trusted, today=folder.day)

@@ -42,7 +42,13 @@ from lrft.training.folder import RunFolder, find
 from lrft.training.relied import own_recipe
 
 SEEDS, TARGET = "seeds.jsonl", "target.jsonl"
-LACKS = {"pairs", "labels", "judged", "documents"}  # of formats, what has no input with one output
+LACKS = {
+    "pairs",
+    "labels",
+    "judged",
+    "passages",
+    "documents",
+}  # of formats, what has no input with one output
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from string import Formatter
-
 from lrft.data.example import Example, Row
 from lrft.data.formats._format import Format
 from lrft.registry.axes import FORMATS
-from lrft.registry.config import Field, FormatConfig, Literal, model_validator
+from lrft.registry.config import Field, FormatConfig, Literal, check_template, columns_of, model_validator
 
 
 @FORMATS.register
@@ -37,42 +34,24 @@ class Columns(Format):
 
         @model_validator(mode="after")
         def _check_templates(self) -> Columns.Config:
-            from string import Formatter
-
             for key, template in (("prompt", self.prompt), ("completion", self.completion)):
-                try:
-                    parts = list(Formatter().parse(template))
-                except ValueError as error:
-                    raise ValueError(
-                        f"{key} is no template ({error}); double a literal brace: {{{{ or }}}}"
-                    ) from None
-                names = [name for _, name, _, _ in parts if name is not None]
-                plain = all(
-                    name and not name.isdigit() and "." not in name and "[" not in name for name in names
-                )
-                if not plain or any(spec or conversion for _, _, spec, conversion in parts):
-                    raise ValueError(f"{key} may hold only column names in braces, such as {{question}}")
-                if key == "completion" and not names:
-                    raise ValueError("completion names no column, so every row would teach the same answer")
+                check_template(key, template)
+            if not columns_of(self.completion):
+                raise ValueError("completion names no column, so every row would teach the same answer")
             return self
 
     config: Config
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*_names(self.config.prompt), *_names(self.config.completion))))
+        return tuple(dict.fromkeys((*columns_of(self.config.prompt), *columns_of(self.config.completion))))
 
     @property
     def answers(self) -> tuple[str, ...]:
-        asked = _names(self.config.prompt)
-        return tuple(name for name in _names(self.config.completion) if name not in asked)
+        asked = columns_of(self.config.prompt)
+        return tuple(name for name in columns_of(self.config.completion) if name not in asked)
 
     def example(self, row: Row) -> Example:
         filled = {name: self.text(row, name) for name in self.columns}
         prompt, completion = self.config.prompt.format_map(filled), self.config.completion.format_map(filled)
         return self.pair(prompt, completion, self.config.system)
-
-
-@cache
-def _names(template: str) -> tuple[str, ...]:
-    return tuple(name for _, name, _, _ in Formatter().parse(template) if name)
