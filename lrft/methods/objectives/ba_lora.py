@@ -71,8 +71,8 @@ class BALoRA(Objective):
         """
         check_reference(run, "ba_lora")
         with torch.no_grad(), base_alone(model):
-            reference = _rows(model.hidden(batch), batch)
-        rows = _rows(model.hidden(batch), batch)
+            reference = batch.supervised_rows(model.hidden(batch))
+        rows = batch.supervised_rows(model.hidden(batch))
         counts = batch.document_sums(torch.ones_like(batch.targets)).tolist()
         total = rows[:0].float().sum()
         for given in zip(*(one.split(counts) for one in (rows, reference, batch.targets)), strict=True):
@@ -105,8 +105,3 @@ def first_share(matrix: Tensor, k: int) -> Tensor:
     found: Tensor = torch.linalg.svdvals(matrix)
     share: Tensor = found[:k].sum() / found.sum().clamp(min=TINY)
     return share
-
-
-def _rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """The supervised positions, (N, d)."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)

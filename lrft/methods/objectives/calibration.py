@@ -88,8 +88,8 @@ class Calibration(Objective):
         reference = None
         if self.config.consistency:
             with torch.no_grad(), base_alone(model):
-                reference = _rows(model.hidden(batch), batch)
-        rows = _rows(model.hidden(batch), batch)
+                reference = batch.supervised_rows(model.hidden(batch))
+        rows = batch.supervised_rows(model.hidden(batch))
         counts = batch.document_sums(torch.ones_like(batch.targets))
         first = (counts.cumsum(0) - counts)[1::2]  # target of each second text
         loss = self._graded(model, rows.index_select(0, first), batch.targets.index_select(0, first), run)
@@ -143,11 +143,6 @@ def divergence(p: Tensor, q: Tensor, kind: str) -> Tensor:
     return (
         F.kl_div(m, p, reduction="sum", log_target=True) + F.kl_div(m, q, reduction="sum", log_target=True)
     ) / 2
-
-
-def _rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """The supervised positions, (N, d)."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
 
 
 def _record(run: Run, logits: Tensor, grades: Tensor) -> None:

@@ -98,7 +98,7 @@ class Distillation(Objective):
         """
         teacher = self._teacher(model, run)
         with torch.no_grad(), base_alone(model) if teacher is model else nullcontext():
-            theirs = _rows(teacher.hidden(batch), batch)
+            theirs = batch.supervised_rows(teacher.hidden(batch))
 
         def part(hidden: Tensor, given: Tensor, targets: Tensor) -> Tensor:
             logits = model.head.logits(hidden).float()
@@ -106,7 +106,9 @@ class Distillation(Objective):
                 wanted = teacher.head.logits(given).float()
             return self._loss(logits, wanted, targets)
 
-        return sum_in_chunks(part, model.head, _rows(model.hidden(batch), batch), theirs, batch.targets)
+        return sum_in_chunks(
+            part, model.head, batch.supervised_rows(model.hidden(batch)), theirs, batch.targets
+        )
 
     def _teacher(self, model: LanguageModel, run: Run | None) -> LanguageModel:
         if self.teacher is not None:
@@ -124,8 +126,3 @@ class Distillation(Objective):
         student, teacher = (logits / T).log_softmax(-1), (wanted / T).log_softmax(-1)
         pair = (student, teacher) if config.divergence == "forward" else (teacher, student)
         return loss + config.weight * T**2 * F.kl_div(*pair, reduction="sum", log_target=True)
-
-
-def _rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """The supervised positions, (N, d)."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives._answers import check_judged
-from lrft.ops.loss import CHUNK, Head, linear_cross_entropy
+from lrft.ops.loss import CHUNK, Head, linear_cross_entropy, sum_again
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, MethodConfig
 
@@ -79,13 +77,7 @@ def inverted_hinge(hidden: Tensor, head: Head, targets: Tensor, chunk: int = CHU
 
     if hidden.shape[0] == 0:
         return hidden.float().sum()
-    total = torch.zeros((), device=hidden.device)
-    for rows, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        if torch.is_grad_enabled():
-            total = total + checkpoint(part, rows, wanted, use_reentrant=False)
-        else:
-            total = total + part(rows, wanted)
-    return total
+    return sum_again(part, chunk, hidden, targets)
 
 
 def _record(run: Run, what: str, total: Tensor, tokens: int) -> None:

@@ -161,7 +161,7 @@ class SelfTraining(Objective):
         """The sum over rows of a weight times l; 0 with a graph where there is none."""
         teacher = model if self.teacher is None else self.teacher
         with torch.no_grad(), base_alone(model) if teacher is model else nullcontext():
-            theirs = _rows(teacher.hidden(batch), batch)
+            theirs = batch.supervised_rows(teacher.hidden(batch))
 
         def part(hidden: Tensor, given: Tensor, scale: Tensor) -> Tensor:
             student = model.head.logits(hidden).float().log_softmax(-1)
@@ -171,17 +171,12 @@ class SelfTraining(Objective):
             return (apart * scale).sum()
 
         scale = scale_by_document(batch, weights)
-        return sum_in_chunks(part, model.head, _rows(model.hidden(batch), batch), theirs, scale)
+        return sum_in_chunks(part, model.head, batch.supervised_rows(model.hidden(batch)), theirs, scale)
 
 
 def _entropy(model: LanguageModel, batch: Batch, weights: Tensor) -> Tensor:
     """The sum over rows of a weight times c."""
     return -(token_logprobs(model, batch) * scale_by_document(batch, weights)).sum()
-
-
-def _rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """The supervised positions, (N, d)."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
 
 
 def _record(run: Run, what: str, mean: Tensor, rows: int, **others: Tensor) -> None:
