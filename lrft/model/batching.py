@@ -13,13 +13,13 @@ from lrft.model.asked import (
     Limits,
     asked_of,
     distance_between,
-    first_line,
     reference,
     row_of,
     two_documents,
 )
 from lrft.model.causal_lm import CausalLM, takes
 from lrft.model.hf import HF
+from lrft.registry.errors import first_line
 
 
 class Cache(TypedDict):

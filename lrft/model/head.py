@@ -11,7 +11,7 @@ from lrft.model.asked import reference
 from lrft.model.causal_lm import CausalLM
 from lrft.model.hf import TextConfig
 from lrft.model.probe import batch_of, looks_ahead
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import RecipeError, first_line
 
 # Keys of configurations that hold c of c * tanh(logits / c).
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -46,11 +46,11 @@ def settle(model: CausalLM) -> None:
     except RecipeError:
         raise
     except Exception as error:  # whatever a model's own code raises
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = first_line(error)
         exact = model.dtype == torch.float32
         raise RecipeError(
             f"transformers cannot run {type(model.hf).__name__} on token ids alone ({type(error).__name__}: "
-            f"{reason[:160]}); {'name a text model' if exact else 'write float32, or name another model'}",
+            f"{reason}); {'name a text model' if exact else 'write float32, or name another model'}",
             "model.name" if exact else "model.dtype",
         ) from None
     if not bool(torch.isfinite(theirs).all()):
