@@ -23,8 +23,9 @@ from lrft.model.attach import attach
 from lrft.model.backend import check_runs
 from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
+from lrft.model.configure import configure
 from lrft.model.liger import check_liger
-from lrft.model.load import configure, load_model, open_model, prove
+from lrft.model.load import load_model, open_model, prove
 from lrft.model.new_tokens import prove_rows
 from lrft.model.paged_weights import PagedWeights
 from lrft.model.recompute import with_layers_kept
