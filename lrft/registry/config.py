@@ -17,6 +17,7 @@ from lrft.registry.axis_configs import (
     ResidualConfig,
     ScheduleConfig,
     StagesConfig,
+    check_every,
 )
 from lrft.registry.choice import Choice, parse_choice
 from lrft.registry.drawing_configs import DrawingConfig, RewardConfig
@@ -27,6 +28,7 @@ from lrft.registry.source import MixedSource, OneOrMore, Source
 __all__ = [
     "ADDED",
     "MODEL_OR_RUN",
+    "SVD_ITERATIONS",
     "AdapterConfig",
     "Annotated",
     "Any",
@@ -52,9 +54,15 @@ __all__ = [
     "Sequence",
     "Source",
     "StagesConfig",
+    "check_every",
     "model_validator",
     "parse_choice",
 ]
 
 SVDIterations = Annotated[int, Field(ge=0)] | Literal["exact"] | None
 """`niter` of a start by an SVD, as `lrft.ops.linalg.truncated_svd` takes it."""
+SVD_ITERATIONS = Field(
+    None,
+    description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
+    "16 iterations above",
+)
