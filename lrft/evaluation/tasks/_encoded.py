@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lrft.data.encode import encode_all
+from lrft.data.encode import encode_all, encode_each
 from lrft.data.encoded import Encoded
 from lrft.data.eval_batches import eval_batches
 from lrft.data.rows import Rows
@@ -54,3 +54,14 @@ def scores_of(
             subject.team,
         )
     return [(batch.examples, scores) for batch, scores in zip(batches, found, strict=True)]
+
+
+def encode_rows(subject: Subject, rows: Rows, renderer: Renderer) -> tuple[list[Encoded], Sequence[int]]:
+    """Every row as it is trained on, a long one as several where it goes on, and for each which of the rows it is.
+
+    Raises:
+        DataError: a row cannot be encoded, or is longer than the model can take.
+    """
+    encoded, of = encode_each(rows, renderer)
+    subject.check_lengths([len(row.input_ids) for row in encoded], lambda index: rows.where(of[index]))
+    return encoded, of

@@ -13,7 +13,7 @@ from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
-from lrft.methods.objectives._reference import base_alone, check_reference
+from lrft.methods.objectives._reference import check_reference, states_of
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, MethodConfig
 
@@ -70,8 +70,7 @@ class BALoRA(Objective):
             RecipeError: weights of the base train, so the base is no reference.
         """
         check_reference(run, "ba_lora")
-        with torch.no_grad(), base_alone(model):
-            reference = batch.supervised_rows(model.hidden(batch))
+        reference = states_of(model, model, batch)
         rows = batch.supervised_rows(model.hidden(batch))
         counts = batch.document_sums(torch.ones_like(batch.targets)).tolist()
         total = rows[:0].float().sum()
