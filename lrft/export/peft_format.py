@@ -59,13 +59,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     if forms is None or common_part is None or refused:
         return _own_form(model, dtype), None
     by_site, places = forms
-    tensors = {
-        f"{PREFIX}{places.get(site, site)}.{name}": tensor
-        for site, form in by_site.items()
-        for name, tensor in form[0].items()
-    }
-    tensors = of_whole(model, tensors, LORA_NAMES)
-    tensors |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in common_part.items()}
+    tensors = _named(model, by_site, places, common_part)
     keys = {site: form[1] for site, form in by_site.items()}
     section = taking[0].keys(recipe.adapter, any(module.start is not None for _, module in sites))
     common = section if section in keys.values() else next(iter(keys.values()))
@@ -84,6 +78,19 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
         return _own_form(model, dtype), None
     unrounded = tuple(f".{form.names[name]}" for form in taking for name in form.unrounded)
     return _written(tensors, dtype, unrounded) | extra, fitted
+
+
+def _named(
+    model: CausalLM, by_site: dict[str, SiteForm], places: dict[str, str], common_part: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Every tensor under the name that PEFT has for it."""
+    tensors = {
+        f"{PREFIX}{places.get(site, site)}.{name}": tensor
+        for site, form in by_site.items()
+        for name, tensor in form[0].items()
+    }
+    tensors = of_whole(model, tensors, LORA_NAMES)
+    return tensors | {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in common_part.items()}
 
 
 def _forms(
