@@ -16,7 +16,8 @@ import torch
 
 from lrft.core.plain import plain
 from lrft.ops.products import FEW, working
-from lrft.training.folder import environment
+from lrft.registry.json import to_section
+from lrft.training.versions import environment
 
 PEERS = ("peft", "trl")
 SCRIPTS = {"gpu": "gpu_check.py"}  # kind -> script, where it is not bench_KIND.py
@@ -100,7 +101,7 @@ def put(file: Path, record: dict[str, Any], same: Callable[[dict[str, Any], dict
     """Put a record in the place of the one that is the same in another state, or at the end."""
     records = read(file)
     at = next((n for n, other in enumerate(records) if same(other, record)), len(records))
-    records[at : at + 1] = [plain(record)]
+    records[at : at + 1] = [dict(to_section(plain(record)))]
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{file.name}.tmp")
     scratch.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")

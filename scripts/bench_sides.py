@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import importlib.util
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from lrft.model.trained import parameter_infos
 from lrft.ops.compiled import can_compile
 from lrft.registry.axes import OBJECTIVES, OPTIMIZERS
 from lrft.registry.errors import UsageError
+from lrft.training import schedule
 from lrft.training.step import step_loss
 
 Keys = dict[str, Any]
@@ -72,9 +74,9 @@ def lrft_side(settings: Settings) -> Side:
     model.train()
     infos = parameter_infos(model)
     optimizer = OPTIMIZERS.get("adamw").build(infos, recipe.optimizer)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    rate = schedule.build(optimizer, recipe.schedule, 1000)  # at its first step for good
     compiled = not settings.eager and not can_compile(cache_root().parent / "compiled")
-    run = Run(model, infos, optimizer, schedule, 1000, compiled=compiled)
+    run = Run(model, infos, optimizer, rate, 1000, compiled=compiled)
     objective = OBJECTIVES.get("cross_entropy")(recipe.objective)
 
     def step(work: Work) -> float:
@@ -126,7 +128,8 @@ def trl_side(settings: Settings, keys: Keys) -> Side:
     require("trl")
     from datasets import Dataset
     from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
+
+    trl = importlib.import_module("trl")
 
     def rows(work: Work) -> list[dict[str, Any]]:
         marks = [
@@ -135,14 +138,14 @@ def trl_side(settings: Settings, keys: Keys) -> Side:
         ]
         return [{"input_ids": d.input_ids, "labels": m} for d, m in zip(work.documents, marks, strict=True)]
 
-    options = SFTConfig(
+    options = trl.SFTConfig(
         output_dir=tempfile.mkdtemp(prefix="bench-trl-"),
         learning_rate=LR,
         max_length=None,
         report_to="none",
         use_cpu=settings.device == "cpu",
     )
-    trainer = SFTTrainer(
+    trainer = trl.SFTTrainer(
         model=base_model(settings),
         args=options,
         train_dataset=Dataset.from_list([{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}]),

@@ -257,7 +257,7 @@ def _time(board: Board, found: Entry, rate: float) -> None:
         return
     lora = entry("=".join(REFERENCE), board.base, [], board.steps)
     assert lora.arm is not None
-    sides = []
+    sides: list[Stepped] = []
     with tempfile.TemporaryDirectory() as scratch:
         try:
             for one, lr in ((found, rate), (lora, lora.rates[1])):

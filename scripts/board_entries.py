@@ -108,6 +108,7 @@ def _candidates(axis: str, name: str, given: list[str], steps: int) -> Iterator[
     loop = {key: value for key, value in written.get("train", {}).items() if key in ("clip", "eval_every")}
     loop |= {"eval_every": steps} if "eval_every" in loop else {}
     own, lr = _as_written(getattr(recipe, axis)), recipe.optimizer.lr
+    assert own is not None, "the smoke recipe of a method chooses it"
     tries = (("defaults", _defaults(axis, name, own, given)), ("smoke", _grown(axis, own, steps)))
     for settings, chosen in tries:
         for storage in STORAGES:
@@ -121,7 +122,7 @@ def _candidates(axis: str, name: str, given: list[str], steps: int) -> Iterator[
 def _defaults(axis: str, name: str, own: dict[str, Any], given: list[str]) -> dict[str, Any]:
     """The method with its defaults: what it must be told as in its smoke recipe, ranks as all have them."""
     fields = AXES[axis].declared(name).config.model_fields
-    found = {"method": name}
+    found: dict[str, Any] = {"method": name}
     found |= {key: own[key] for key, field in fields.items() if field.is_required() and key in own}
     if axis == "adapter":
         found |= {key: value for key, value in (("rank", RANK), ("alpha", ALPHA)) if key in fields}

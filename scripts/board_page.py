@@ -43,9 +43,9 @@ def files(lines: Sequence[Line], keys: Sequence[str], version: str) -> dict[str,
         (TIME, "time of a step / LoRA", {key: row.ratio for key, row in rows.items()}),
     ):
         points = {
-            key.partition("=")[2]: (x, rows[key].loss)
+            key.partition("=")[2]: (x, loss)
             for key, x in values.items()
-            if x is not None and rows[key].loss is not None
+            if x is not None and (loss := rows[key].loss) is not None
         }
         if points:
             found[name] = point_plot(points, label, "held-out loss")

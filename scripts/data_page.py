@@ -22,6 +22,7 @@ from lrft.api.data.show import ShownRow, show_rows  # noqa: E402
 from lrft.core.notes import restored, silence  # noqa: E402
 from lrft.recipe.load import load_recipe  # noqa: E402
 from lrft.registry.axes import FORMATS  # noqa: E402
+from lrft.registry.config import Source  # noqa: E402
 
 PAGE = ROOT / "docs" / "own-data.md"
 ROWS = ROOT / "docs" / "rows"
@@ -40,7 +41,9 @@ def page(old: str) -> str:
 def block(name: str) -> str:
     """The recipe, the rows as they lie in the file, and each as the model will see it."""
     recipe = ROWS / f"{name}.yaml"
-    data = Path(load_recipe(recipe).recipe.data.train.source)
+    train = load_recipe(recipe).recipe.data.train
+    assert isinstance(train, Source), "these recipes have one source"
+    data = Path(train.source)
     shown = show_rows(recipe, COUNT)
     rows = data.read_text(encoding="utf-8").rstrip()
     return "\n".join(

@@ -17,6 +17,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 BASE = [
     "~adapter",
@@ -45,6 +46,7 @@ LORA = "adapter={method: lora, rank: 8, alpha: 16}"
 
 # Method -> overrides, and the rates tried: the published one where there is one, and its neighbours.
 RATES = (2e-4, 1e-3)
+Line = dict[str, Any]
 METHODS: dict[str, tuple[list[str], tuple[float, ...]]] = {
     "lora": ([], RATES),
     "lora on none": (["quantization=none"], RATES),
@@ -116,14 +118,19 @@ def main(arguments: list[str]) -> int:
         for lr in rates
         if (name, lr) not in done and (chosen.only is None or name in chosen.only)
     ]
+
+    def go(job: tuple[str, list[str], float]) -> Line:
+        name, overrides, lr = job
+        return run(name, overrides, lr, chosen.data, chosen.out)
+
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        for number, line in enumerate(pool.map(lambda job: run(*job, chosen.data, chosen.out), jobs), 1):
+        for number, line in enumerate(pool.map(go, jobs), 1):
             print(f"{number}/{len(jobs)}", line.get("method"), line.get("lr"), line.get("loss"), flush=True)
     (chosen.out / "table.md").write_text(table(results(chosen.out)))
     return 0
 
 
-def run(name: str, overrides: list[str], lr: float, data: str, out: Path) -> dict:
+def run(name: str, overrides: list[str], lr: float, data: str, out: Path) -> Line:
     """One training in a process of its own; its line is appended to results.jsonl."""
     folder = out / f"{name.replace(' ', '-').replace(',', '')}-{lr:g}"
     command = [sys.executable, "-m", "lrft", "train", "recipes/smollm2-gsm8k-dora.yaml", f"data={data}"]
@@ -139,7 +146,7 @@ def run(name: str, overrides: list[str], lr: float, data: str, out: Path) -> dic
     ]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    line = {"method": name, "lr": lr, "seconds": round(time.monotonic() - began, 1)}
+    line: Line = {"method": name, "lr": lr, "seconds": round(time.monotonic() - began, 1)}
     if done.returncode == 0:
         records = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
         result = json.loads((folder / "result.json").read_text())
@@ -157,13 +164,13 @@ def run(name: str, overrides: list[str], lr: float, data: str, out: Path) -> dic
     return line
 
 
-def results(out: Path) -> list[dict]:
+def results(out: Path) -> list[Line]:
     """What is there already."""
     path = out / "results.jsonl"
     return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
 
 
-def table(lines: list[dict]) -> str:
+def table(lines: list[Line]) -> str:
     """One row a method, with its best rate."""
     rows = [
         "| method | rate | held-out loss | others tried | trainable | seconds |",

@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from lrft.lab.runs.report import table_lines  # noqa: E402
+
 WRITTEN = re.compile(r"^Written by `python scripts/\w+\.py`", re.MULTILINE)
 
 
@@ -60,8 +64,7 @@ def with_block(page: str, name: str, block: str) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; cells are Markdown already, a bar in them is escaped."""
-    lines = [list(heads), ["---"] * len(heads), *(list(row) for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(table_lines(heads, rows))
 
 
 def plain(text: str) -> str:

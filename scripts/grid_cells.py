@@ -179,7 +179,8 @@ class Row:
     def cell(self, what: str, version: str) -> Cell:
         """Ask for one thing."""
         began = time.perf_counter()
-        said, found = "", {}
+        said = ""
+        found: dict[str, float] = {}
         try:
             outcome, found = self.asked[what]()
         except Interrupted:  # by whoever runs the script, and nothing that happened to the cell

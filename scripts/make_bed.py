@@ -24,8 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from make_tiny_model import train_bpe
 
 # size -> hidden, layers, heads, intermediate: 1.9 M and 5.3 M numbers with 4096 tokens, and GaLore's 60M body
 SIZES = {"p1": (128, 4, 4, 352), "p2": (256, 4, 4, 688), "60m": (512, 8, 8, 1376)}
@@ -150,16 +151,7 @@ def make_model(size: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Llam
 
 def make_tokenizer(pieces: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE trained on the text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD, STOP],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(pieces, trainer)
+    tokenizer = train_bpe(pieces, vocabulary, [PAD, STOP])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=STOP)
 
 

@@ -32,10 +32,7 @@ def make(seed: int = SEED) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 def write(folder: Path = FOLDER) -> None:
     """Write `train.jsonl` and `test.jsonl` into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in zip(("train", "test"), make(), strict=True):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_bytes(text.encode())
+    make_quickstart_data.write_splits(folder, make())
 
 
 def _row(row: dict[str, str], others: list[dict[str, str]], rng: random.Random) -> dict[str, str]:

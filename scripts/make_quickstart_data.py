@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "data" / "quickstart"
@@ -74,8 +75,13 @@ def make(seed: int = SEED) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 def write(folder: Path = FOLDER) -> None:
     """Write `train.jsonl` and `test.jsonl` into `folder`."""
+    write_splits(folder, make())
+
+
+def write_splits(folder: Path, splits: Sequence[Sequence[Mapping[str, object]]]) -> None:
+    """The same of other rows for training and for testing."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in zip(("train", "test"), make(), strict=True):
+    for name, rows in zip(("train", "test"), splits, strict=True):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_bytes(text.encode())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,18 +238,24 @@ def make(
     return folder
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of `VOCABULARY` tokens; any text survives an encode and decode."""
+def train_bpe(texts: Iterable[str], vocabulary: int, special: list[str]) -> Tokenizer:
+    """Byte-level BPE of so many tokens, trained on the texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[PAD, START, STOP],
+        vocab_size=vocabulary,
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of `VOCABULARY` tokens; any text survives an encode and decode."""
+    tokenizer = train_bpe(_texts(), VOCABULARY, [PAD, START, STOP])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

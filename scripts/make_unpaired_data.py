@@ -7,21 +7,21 @@ The rows of the preference data in their order, every second one with its reject
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import make_preference_data
+from make_quickstart_data import write_splits
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "data" / "unpaired"
 
 
 def write(folder: Path = FOLDER) -> None:
     """Write `train.jsonl` and `test.jsonl` into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in zip(("train", "test"), make_preference_data.make(), strict=True):
-        judged = [_row(row, place % 2 == 0) for place, row in enumerate(rows)]
-        (folder / f"{name}.jsonl").write_bytes("".join(json.dumps(row) + "\n" for row in judged).encode())
+    judged = [
+        [_row(row, place % 2 == 0) for place, row in enumerate(rows)] for rows in make_preference_data.make()
+    ]
+    write_splits(folder, judged)
 
 
 def _row(pair: dict[str, str], wanted: bool) -> dict[str, str | bool]:

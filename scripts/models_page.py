@@ -15,7 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -176,7 +176,8 @@ def _merge(run: RunFolder, out: Path) -> str:
     from transformers import AutoModelForCausalLM
 
     record = merge(run, out, None)
-    _, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    loaded = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    _, report = cast(tuple[object, dict[str, set[object]]], loaded)
     left = {key: sorted(map(str, found)) for key, found in report.items() if found}
     assert not left, left
     return f"{max(record['kl_mean'], 0):.0e}"

@@ -9,22 +9,32 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from generated import plain, table, write_or_check  # noqa: E402
-from svg_plot import line_plot  # noqa: E402
+from performance_curves import MEASURED, curves, plots  # noqa: E402
+from performance_words import (  # noqa: E402
+    NAMES,
+    Record,
+    Row,
+    label,
+    method,
+    name_of,
+    of_kind,
+    over_lora,
+    pairings,
+    shown,
+    source,
+    spread,
+    work,
+)
 
 PAGE = ROOT / "docs" / "performance.md"
-MEASURED = ROOT / "docs" / "measured"
-Record = dict[str, Any]
-Row = tuple[str, ...]
 PEER_HEADS = (
     "work",
     "method",
@@ -61,13 +71,6 @@ versions. The share of the ceiling is a step's arithmetic over what the machine'
 allows in its time (`scripts/bench_ceiling.py` has the formula)."""
 END = """[Choosing a method](choosing.md) has memory, trained numbers and bytes of optimizers; the [log](log.md) what
 helped and what did not."""
-AXES = {
-    "length": "tokens of a row",
-    "batch": "rows of a step",
-    "rank": "rank",
-    "layers": "decoder layers with an adapter",
-}
-NAMES = {"lrft": "lrft", "peft": "PEFT", "trl": "TRL"}
 SHOWN = ("lrft", "torch", "transformers", "peft", "trl")  # of the versions that a record holds
 NOTHING = "Nothing was measured on a GPU."
 
@@ -143,82 +146,6 @@ def lora_rows(found: Sequence[Record]) -> list[Row]:
             name, cost = method(pair["sides"][0], record), spread(over_lora(pair["ratio"]))
             rows.append((work(record), name, cost, str(pair["n"]), source(record)))
     return rows
-
-
-def curves(found: Sequence[Record]) -> str:
-    """The newest curve of each kind and method, as plots and a table."""
-    blocks = []
-    for (name, what), record in newest_curves(found).items():
-        if "memory" in record["result"]["points"][0]:
-            blocks.append(costs(name, what, record))
-            continue
-        points = [point for point in record["result"]["points"] if point["ratio"] is not None]
-        rows = []
-        for point in points:
-            rates = [f"{1e3 / point['tokens_per_second'][side]:.2f}" for side in point["sides"]]
-            rows.append((f"{point['x']:g}", *rates, spread(point["ratio"]), str(point["n"])))
-        sides = [label(side) for side in points[0]["sides"]]
-        heads = (AXES[what], *(f"{side}, ms a token" for side in sides), "ratio: median (least to most)", "n")
-        picture = f"![{AXES[what]} against ms a token](measured/{name}.svg)"
-        head = f"{work(record)}, {method(points[0]['sides'][0], record)}, {source(record)}:"
-        blocks.append(f"{head}\n\n{picture}\n\n{table(heads, rows)}")
-    return "\n\n".join(blocks)
-
-
-def costs(name: str, what: str, record: Record) -> str:
-    """A curve with memory beside the times: two plots and a table, LoRA first."""
-    points = [point for point in record["result"]["points"] if point["ratio"] is not None]
-    ours, lora = points[0]["sides"]
-    rows = []
-    for point in points:
-        rates = [f"{1e3 / point['tokens_per_second'][side]:.2f}" for side in (lora, ours)]
-        ratio = spread(over_lora(point["ratio"]))
-        sizes = [f"{point['memory'][side] / 2**20:,.0f}" for side in (lora, ours)]
-        rows.append((f"{point['x']:g}", *rates, ratio, str(point["n"]), *sizes))
-    times = [f"{label(side)}, ms a token" for side in (lora, ours)]
-    peaks = [f"{label(side)}, MiB" for side in (lora, ours)]
-    heads = (AXES[what], *times, "its time / LoRA's: median (least to most)", "n", *peaks)
-    pictures = [
-        f"![{AXES[what]} against {unit}](measured/{name}{end}.svg)"
-        for unit, end in (("ms a token", ""), ("MiB", "-memory"))
-    ]
-    head = f"{work(record)}, {method(ours, record)}, {source(record)}:"
-    return "\n\n".join([head, *pictures, table(heads, rows)])
-
-
-def plots(found: Sequence[Record]) -> dict[Path, str]:
-    """File -> SVG of every curve that the page shows."""
-    drawn = {}
-    for (name, what), record in newest_curves(found).items():
-        times: dict[str, list[tuple[float, float]]] = {}
-        sizes: dict[str, list[tuple[float, float]]] = {}
-        for point in record["result"]["points"]:
-            for side, rate in point.get("tokens_per_second", {}).items():
-                times.setdefault(label(side), []).append((point["x"], 1e3 / rate))
-                if "memory" in point:
-                    sizes.setdefault(label(side), []).append((point["x"], point["memory"][side] / 2**20))
-        drawn[MEASURED / f"{name}.svg"] = line_plot(times, AXES[what], "ms a token")
-        if sizes:
-            drawn[MEASURED / f"{name}-memory.svg"] = line_plot(sizes, AXES[what], "MiB")
-    return drawn
-
-
-def newest_curves(found: Sequence[Record]) -> dict[tuple[str, str], Record]:
-    """Name of its plots and kind of curve -> the last record that has a figure, of each method where it has memory."""
-    newest = {}
-    for record in found:
-        result = record["result"]
-        if record["kind"] not in ("train", "curves"):
-            continue
-        if any(point["ratio"] is not None for point in result.get("points", ())):
-            what, adapter = result["curve"], record["settings"]["adapter"]
-            newest[what if record["kind"] == "train" else f"{what}-{adapter}", what] = record
-    return newest
-
-
-def over_lora(ratio: dict[str, float]) -> dict[str, float]:
-    """LoRA's time over a method's -> the method's over LoRA's."""
-    return {"median": 1 / ratio["median"], "min": 1 / ratio["max"], "max": 1 / ratio["min"]}
 
 
 def whole(found: Sequence[Record]) -> str:
@@ -379,64 +306,6 @@ def missed(found: Sequence[Record]) -> str:
             f"- Record {record['number']}: {plain(line)}." for line in (*record.get("missed", ()), *said)
         ]
     return "\n".join(["What was missed:", "", *lines]) if lines else "Nothing was missed."
-
-
-def shown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, or nothing where there is nothing to show."""
-    return table(heads, rows) if rows else ""
-
-
-def pairings(found: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:
-    """Every pairing of training steps that has a figure, with its record; those of curves stand with the curve."""
-    for record in of_kind(found, "train"):
-        for pair in record["result"].get("pairings", ()):
-            if pair["ratio"] is not None:
-                yield record, pair
-
-
-def of_kind(found: Sequence[Record], kind: str) -> list[Record]:
-    """The records of one benchmark."""
-    return [record for record in found if record["kind"] == kind]
-
-
-def work(record: Record) -> str:
-    """What a step was made of."""
-    settings = record["settings"]
-    model = name_of(settings["model"])
-    if settings["gsm8k"]:
-        return f"{model}, {settings['examples']} examples of GSM8K a step: packed by lrft, padded by a peer"
-    return f"{model}, {settings['rows']} x {settings['length']} random tokens, every position learnt"
-
-
-def name_of(model: str) -> str:
-    """A model without its owner and its storage."""
-    return re.sub(r"(\.Q\w+)?\.gguf$", "", model.rpartition("/")[2])
-
-
-def method(side: str, record: Record) -> str:
-    """The method of a side with the settings that are not the usual ones."""
-    settings = record["settings"]
-    words = [f"`{side.rpartition(':')[2]}`", f"rank {settings['rank']}", settings["quantization"]]
-    words += [f"dropout {settings['dropout']:g}"] if settings["dropout"] else []
-    words += [f"{settings['adapted']} layers"] if settings["adapted"] else []
-    words += ["checkpointing"] if settings["checkpointing"] else []
-    return ", ".join(words)
-
-
-def label(side: str) -> str:
-    """`peft:lora` as PEFT lora; of generation, `peft bare` as it is."""
-    library, _, name = side.partition(":")
-    return f"{NAMES[library]} {name}" if name else side
-
-
-def spread(ratio: dict[str, float]) -> str:
-    """Median, least and most."""
-    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
-
-
-def source(record: Record) -> str:
-    """The record's number and day."""
-    return f"{record['number']}, {record['date']}"
 
 
 def fresh() -> dict[Path, str]:

@@ -11,18 +11,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from generated import write_or_check  # noqa: E402
 from lrft.lab.models import Models  # noqa: E402
+from lrft.lab.runs.report import table_lines  # noqa: E402
 from lrft.lab.tables import library  # noqa: E402
 from lrft.lab.tables.exact import load  # noqa: E402
 from lrft.lab.tables.exact.count import Number, count_table  # noqa: E402
 from lrft.lab.tables.exact.report import legend, markdown, tally  # noqa: E402
 from lrft.lab.tables.full.table import FullCell, FullTable, load_full  # noqa: E402
+from lrft.lab.tables.record import ScaledRecord  # noqa: E402
 from lrft.lab.tables.scaled.replay import head_lines  # noqa: E402
 
 FOLDER = ROOT / "docs" / "tables"
@@ -112,15 +114,11 @@ def page(numbers: dict[str, list[Number]]) -> str:
     ]
     trained = [(f"[{table.title}]({name}.md)", f"{table.cost}") for name, table in _full().items()]
     tiers = "\n".join(
-        _listed(("tier", "what it does", "cost"), [(tier, *told) for tier, told in COSTS.items()])
+        table_lines(("tier", "what it does", "cost"), [(tier, *told) for tier, told in COSTS.items()])
     )
-    parts = [HEAD.format(legend=legend(), tiers=tiers), EXACT, *_listed(("table", "numbers"), exact)]
-    parts += ["", SCALED.format(done=_not_run(replays)), *_listed(("replay", "claim", "verdict"), scaled)]
-    return "\n".join([*parts, "", FULL, *_listed(("table", "cost"), trained)]) + "\n"
-
-
-def _listed(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    return [_row(list(heads)), _row(["---"] * len(heads)), *(_row(list(row)) for row in rows)]
+    parts = [HEAD.format(legend=legend(), tiers=tiers), EXACT, *table_lines(("table", "numbers"), exact)]
+    parts += ["", SCALED.format(done=_not_run(replays)), *table_lines(("replay", "claim", "verdict"), scaled)]
+    return "\n".join([*parts, "", FULL, *table_lines(("table", "cost"), trained)]) + "\n"
 
 
 def _full() -> dict[str, FullTable]:
@@ -129,7 +127,7 @@ def _full() -> dict[str, FullTable]:
 
 def replay(record: dict[str, Any]) -> str:
     """One replay: the claim, the verdict and its scale, the criteria, what each arm reached, where it ran."""
-    lines = [f"# {record['title']}", "", *head_lines(record), "", *_arms(record), ""]
+    lines = [f"# {record['title']}", "", *head_lines(cast(ScaledRecord, record)), "", *_arms(record), ""]
     lines.append(f"- Seeds {', '.join(map(str, record['seeds']))}; rates {', '.join(_rates(record))}.")
     for one in record["environments"]:
         facts = {**one.get("hardware", {}), **one.get("versions", {}), "git": one.get("git")}
@@ -142,10 +140,9 @@ def full(name: str, table: FullTable) -> str:
     heads = [f"{key} ({column.unit})" if column.unit else key for key, column in table.columns.items()]
     codes = [column.provenance for column in table.columns.values()]
     lines = [f"# {table.title}", "", f"{table.paper} `{name}`. Cost: {table.cost}.", ""]
-    lines += [_row(["row", *(f"{head} {code}" for head, code in zip(heads, codes, strict=True))])]
-    lines += [_row(["---"] * (len(heads) + 1))]
-    for row in table.rows:
-        lines.append(_row([row.label, *(_published(row.cells.get(key)) for key in table.columns)]))
+    shown = ["row", *(f"{head} {code}" for head, code in zip(heads, codes, strict=True))]
+    rows = [[row.label, *(_published(row.cells.get(key)) for key in table.columns)] for row in table.rows]
+    lines += table_lines(shown, rows)
     told = [
         f"{row.label}, {key}: {cell.conflict}"
         for row in table.rows
@@ -171,14 +168,14 @@ def _arms(record: dict[str, Any]) -> list[str]:
         f"difference to {record['arms'][0]['label']}",
         "95 %",
     ]
-    lines = [_row(heads), _row(["---"] * len(heads))]
+    rows = []
     for arm in record["arms"]:
         gap = arm["difference"] or {}
         mean = "diverged" if arm["mean"] is None else f"{arm['mean']:.4f}"
         cells = [arm["label"], f"{arm['rate']:g}", mean, _interval(arm["interval"])]
         more = "" if gap.get("mean") is None else f"{gap['mean']:+.4f}"
-        lines.append(_row([*cells, more, _interval(gap.get("interval"), "+")]))
-    return lines
+        rows.append([*cells, more, _interval(gap.get("interval"), "+")])
+    return table_lines(heads, rows)
 
 
 def _rates(record: dict[str, Any]) -> list[str]:
@@ -194,11 +191,6 @@ def _published(cell: FullCell | None) -> str:
 
 def _interval(ends: list[float] | None, sign: str = "") -> str:
     return "" if ends is None else f"[{ends[0]:{sign}.4f}, {ends[1]:{sign}.4f}]"
-
-
-def _row(cells: list[str]) -> str:
-    escaped = [cell.replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
 
 
 if __name__ == "__main__":

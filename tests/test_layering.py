@@ -73,10 +73,7 @@ WRITERS = {
     "lrft/export/write.py": {"save_pretrained": "within a fresh folder", "chmod": "within a fresh folder"},
     "lrft/model/gguf.py": dict.fromkeys(("save_pretrained", "copy", "rmtree"), "within a fresh folder"),
     "lrft/model/on_disk.py": {"mkdir": "mapped files, within a fresh folder"},
-    "lrft/lab/report/png.py": {"savefig": "to a fresh file"},
-    "lrft/lab/sweep/report.py": {"savefig": "to a fresh file"},
-    "lrft/lab/search/report.py": {"savefig": "to a fresh file"},
-    "lrft/lab/compare/plot.py": {"savefig": "to a fresh file"},
+    "lrft/lab/runs/picture.py": {"savefig": "to a fresh file"},
     "lrft/api/planning/rate_plot.py": {"savefig": "to a fresh file"},
     "lrft/api/combining/curve.py": {"savefig": "to a fresh file"},
     "lrft/training/trackers/tensorboard.py": {

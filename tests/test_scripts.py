@@ -34,6 +34,7 @@ import bench_train
 import check_plan
 import evidence
 import gpu_check
+import gpu_steps
 import make_bed
 import performance_page
 import same_bytes
@@ -192,6 +193,17 @@ def test_bench_train_draws_a_curve_over_a_share_of_the_layers(tiny):
         bench_train.main([*arguments, "--adapters", "lora"])
 
 
+@pytest.fixture
+def others_accelerate():
+    """Another library's settings of accelerate, which are the process's, and would be the next training's too."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("others_accelerate")
 def test_bench_train_steps_trl_on_the_same_loss(tiny):
     pytest.importorskip("trl")
     arguments = small(tiny, "--peer", "trl", "--pairs", "1", "--quantization", "none")
@@ -392,23 +404,23 @@ def test_gpu_check_keeps_lrfts_figures_where_peft_fails(monkeypatch):
     def breaks(*_: object) -> None:
         raise MemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(gpu_check, "peer_side", breaks)
+    monkeypatch.setattr(gpu_steps, "peer_side", breaks)
     bench = gpu_check.Bench("cpu", Path("model"), 1.0, 64, 1, True, Path("scratch"))
     ours = SimpleNamespace(keys={}, trained=1)
     found = {"passed": True, "said": "fast"}
-    said = found | gpu_check.against(bench, found, ours, bench.settings(), None, None)
+    said = found | gpu_steps.against(bench, found, ours, bench.settings(), None, None)
     assert said == {"passed": True, "said": "fast; PEFT fails here (MemoryError: CUDA out of memory)"}
 
 
 def test_gpu_check_takes_what_torch_alone_has_where_bitsandbytes_is_absent(monkeypatch):
     asked = []
-    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(gpu_check, "random_work", lambda settings: [None])
+    monkeypatch.setattr(gpu_steps.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_steps, "random_work", lambda settings: [None])
     monkeypatch.setattr(
-        gpu_check, "beside", lambda _, s, work, peer: asked.append((s, peer)) or {"said": "fast"}
+        gpu_steps, "beside", lambda _, s, work, peer: asked.append((s, peer)) or {"said": "fast"}
     )
     bench = gpu_check.Bench("cpu", Path("model"), 1.0, 64, 1, True, Path("scratch"))
-    said = gpu_check.nf4_step(bench)["said"]
+    said = gpu_steps.nf4_step(bench)["said"]
     ((settings, peer),) = asked
     assert (settings.quantization, peer) == ("nf4_reference", False)
     assert said.startswith("fast; bitsandbytes is not installed: nf4_reference stands in")
@@ -617,7 +629,7 @@ def test_the_test_command_checks_all_and_takes_a_part(bash):
         (["tests/test_loss.py", "-x"], site, "tests/test_loss.py -x"),
     ):
         code, said, called = bash("test", *arguments)
-        beside = ["mypy lrft", *more, f"pytest --durations=25 {options}"]
+        beside = ["mypy lrft scripts", *more, f"pytest --durations=25 {options}"]
         assert (code, said, called[:2], sorted(called[2:])) == (0, "", checks, sorted(beside))
     for failing in ("mypy lrft", "pytest --durations=25"):
         assert bash("test", FAILS=failing)[0] != 0

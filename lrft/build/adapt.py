@@ -23,8 +23,9 @@ from lrft.model.attach import attach
 from lrft.model.backend import check_runs
 from lrft.model.builder import SiteBuilder
 from lrft.model.causal_lm import CausalLM
+from lrft.model.configure import configure
 from lrft.model.liger import check_liger
-from lrft.model.load import configure, load_model, open_model, prove
+from lrft.model.load import load_model, open_model, prove
 from lrft.model.new_tokens import prove_rows
 from lrft.model.paged_weights import PagedWeights
 from lrft.model.recompute import with_layers_kept
@@ -93,11 +94,7 @@ def _adapt(
     paged: PagedWeights | None,
 ) -> Adaptation:
     """`adapt`, with the weights read one by one where they are `streamed`, and then asked as they are stored."""
-    if streamed:
-        model = open_model(recipe.model, trusted, sums)
-    else:
-        seed = recipe.train.seed
-        model = load_model(recipe.model, device=device, trust_remote_code=trusted, seed=seed, sums=sums)
+    model = _loaded(recipe, device, trusted, sums, streamed)
     if recipe.model.tokenizer is not None and text is not None:
         text.check_vocabulary(model.hf.get_input_embeddings().num_embeddings)
     asked = recipe = recipe if trains else with_packing(recipe, False)
@@ -132,6 +129,14 @@ def _adapt(
     adaptation.notes += remarks.of_starts(recipe, adaptation.plan) if saved is None else []
     heap.give_back()
     return adaptation
+
+
+def _loaded(recipe: Recipe, device: torch.device, trusted: bool, sums: bool, streamed: bool) -> CausalLM:
+    """The base, whose linear layers wait for their weights where it is `streamed`."""
+    if streamed:
+        return open_model(recipe.model, trusted, sums)
+    seed = recipe.train.seed
+    return load_model(recipe.model, device=device, trust_remote_code=trusted, seed=seed, sums=sums)
 
 
 def _settle_places(model: CausalLM, paged: PagedWeights | None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrft.build.clients import write
+from lrft.build.trained_values import write
 from lrft.core.adapted import adapted
 from lrft.core.aggregate import Tensors
 from lrft.core.block import AdaptedBlock

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from lrft.build.adapt import Adaptation
 from lrft.build.aggregating import aggregator_of, hiding, split_of
 from lrft.build.compiling import worth_compiling
@@ -17,6 +15,7 @@ from lrft.build.optimizing import build_optimizer
 from lrft.build.privacy import privacy_of, secret_of
 from lrft.build.steps import train_data
 from lrft.build.text import Text
+from lrft.build.trained_values import read, write
 from lrft.core.aggregate import Phase, Tensors, Turn
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective
@@ -230,16 +229,3 @@ class _Heard(Callback):
         self.tokens += int(run.metrics.get("tokens", 0))
         self.targets += int(run.metrics.get("targets", 0))
         self.lr = float(run.metrics["lr"])
-
-
-def read(infos: Sequence[ParamInfo]) -> Tensors:
-    """Everything that trains, by name, as it is now."""
-    return {info.name: info.param.detach().clone() for info in infos}
-
-
-@torch.no_grad()
-def write(infos: Sequence[ParamInfo], tensors: Tensors) -> None:
-    """Set everything that trains, rounded to the dtype that it trains in."""
-    for info in infos:
-        info.param.copy_(tensors[info.name])
-        info.param.grad = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lrft.build.earlier_base import check_base
 from lrft.build.earlier_hub import fetch
 from lrft.build.earlier_peft import CONFIG, FILE, read_peft
 from lrft.build.steps import drawing
@@ -93,27 +94,6 @@ def begin_with(recipe: Recipe, model: CausalLM, plan: Plan) -> tuple[dict[str, J
     how = {how: len(names) for how, names in taken.sites.items()}
     record: dict[str, Json] = {**earlier.record, "sites": dict(how), "relative_error": taken.error}
     return record, list(_told(recipe, earlier, taken, len(_sites(plan))))
-
-
-def check_base(earlier: Earlier, recipe: Recipe, model: CausalLM) -> None:
-    """Refuse what was trained on another base.
-
-    Raises:
-        RecipeError: with both sums.
-    """
-    if earlier.base is not None and earlier.base != model.fingerprint:
-        raise RecipeError(
-            f"{recipe.model.adapter} was trained on another base model (fingerprint {earlier.base[:12]}, this one has "
-            f"{model.fingerprint[:12]}); give the model.name and revision of that run",
-            KEY,
-        )
-    values = model.weight_sums
-    if earlier.values is not None and values is not None and earlier.values != values.whole:
-        raise RecipeError(
-            f"{recipe.model.adapter} was trained on another base model (sha256 of its weights {earlier.values[:12]}, "
-            f"of these {values.whole[:12]}); put the weights of model.name back, or give the model.name of that run",
-            KEY,
-        )
 
 
 def check_earlier(recipe: Recipe, plan: Plan) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
-from lrft.model.experts import DOWN
+from lrft.model.apart import DOWN
 from lrft.model.take_over import KEY
 from lrft.registry.errors import RecipeError
 

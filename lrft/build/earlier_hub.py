@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lrft.build.earlier_peft import CONFIG, FILE
 from lrft.model.take_over import KEY
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import RecipeError, first_line
 
 NAMED = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 
@@ -58,7 +58,7 @@ def fetch(asked: str) -> OnHub | None:
         remedy = "try again where the hub can be reached, or name a folder"
         raise RecipeError(f"{name} is not here, and the hub was not reached; {remedy}", KEY) from None
     except Exception as error:  # of a connection that broke, or an answer that is none, in whatever library
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        said = first_line(error)
         raise RecipeError(f"the hub did not give {name} ({said}); try again, or name a folder", KEY) from None
     folder = Path(found)
     for file, remedy in (

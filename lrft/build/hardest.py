@@ -45,7 +45,7 @@ def row_errors(
     try:
         for host in eval_batches(rows, batch_tokens, pad_id):
             batch = host.to(model.device)
-            hidden = model.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
+            hidden = batch.supervised_rows(model.hidden(batch))
             parts = zip(hidden.split(CHUNK), batch.targets.split(CHUNK), strict=True)
             values = torch.cat([measure(model.head.logits(part).float(), wanted) for part, wanted in parts])
             sums, counts = batch.document_sums(values), batch.document_sums(torch.ones_like(values))

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim.optimizer import StateDict
 
 from lrft.build.averaging_error import averaging_error
-from lrft.build.clients import Clients, read, write
+from lrft.build.clients import Clients
 from lrft.build.reach import Answer, InTurn, Reach
+from lrft.build.trained_values import read, write
 from lrft.core.aggregate import Aggregator, Tensors, Turn, bytes_of
 from lrft.core.callback import Callback
 from lrft.core.optimizer import Optimizer

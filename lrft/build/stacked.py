@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from lrft.build.earlier import Earlier, begin_with, check_base, read_earlier
+from lrft.build.earlier import Earlier, begin_with, read_earlier
+from lrft.build.earlier_base import check_base
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.block import AdaptedBlock
 from lrft.core.less import changed

@@ -16,6 +16,7 @@ from lrft.core.objective import Objective
 from lrft.data.replies import reply_tokens
 from lrft.model.backend import settle_attention
 from lrft.model.causal_lm import CausalLM
+from lrft.model.hf import head_of
 from lrft.model.sharing import share_tensors
 from lrft.model.trained import load_trained_tensors
 from lrft.recipe.schema import Recipe
@@ -142,8 +143,7 @@ def _check_width(teacher: Teacher, theirs: CausalLM, ours: CausalLM) -> None:
 
 def _width(model: CausalLM) -> int:
     """How many tokens the head tells apart."""
-    head = model.hf.get_output_embeddings()
-    assert head is not None, "a model without a head is refused when it is loaded"
+    head = head_of(model.hf)
     return int(getattr(head, "out_features", 0) or head.weight.shape[0])
 
 

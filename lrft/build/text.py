@@ -13,8 +13,9 @@ from lrft.data.gate_report import SCORED_WHOLE, GateReport
 from lrft.data.mix import Mixture
 from lrft.data.removal import Removal, removal_facts
 from lrft.data.replies import reply_tokens
+from lrft.data.rows import Rows, placed
 from lrft.data.show import recorded_facts, share_fact
-from lrft.data.sources import Rows, read_rows
+from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES
@@ -123,6 +124,12 @@ class Text:
             ),
         }
 
+    def learnt(self) -> tuple[Rows, list[Encoded]]:
+        """The training rows with something to learn, as they were read and encoded."""
+        assert self.rows is not None, "training rows were wanted"
+        kept = [k for k, row in enumerate(self.train) if not row.dropped and row.targets]
+        return self.rows.chosen(kept), [self.train[k] for k in kept]
+
     def encoded(self, source: Source, key: str) -> list[Encoded]:
         """The rows of another source in the recipe's format; rows that are too long are left out.
 
@@ -148,10 +155,8 @@ class Text:
 
     def _usable(self, rows: Rows) -> Iterator[Encoded]:
         for index, row in enumerate(rows):
-            try:
+            with placed(rows, index):
                 made = self.renderer.encodings(row)
-            except DataError as error:
-                raise DataError(f"{rows.where(index)}: {error}") from error
             for encoded in made:
                 if (
                     not encoded.dropped

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Overrides, RecipeName
-from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
+from lrft.commands.arguments import (
+    NewTokens,
+    Overrides,
+    RecipeName,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+)
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 from lrft.registry.errors import UsageError

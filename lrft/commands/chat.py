@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Run
-from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
+from lrft.commands.arguments import NewTokens, Run, Seed, Temperature, TopK, TopP
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core import stop
 from lrft.core.notes import is_terminal, say, silence
+from lrft.files.append import append
 from lrft.files.failure import WriteError
-from lrft.files.write import append
 from lrft.registry.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -51,8 +50,6 @@ def chat_command(
     from lrft.evaluation.sampling import Sampling
 
     silence(quiet)
-    if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
     sampling = Sampling(temperature, top_p, top_k, seed)
     with (
         stop.listening("the conversation is over; /save keeps one"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Overrides, RecipeName
+from lrft.commands.arguments import Overrides, RecipeName, RowsSeed
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 from lrft.registry.errors import UsageError
@@ -51,7 +51,7 @@ def choose_command(
     past: Annotated[
         list[Path] | None, typer.Option(help="Finished and scored run to calibrate by; may be repeated.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of rows that are drawn.")] = 0,
+    seed: RowsSeed = 0,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,

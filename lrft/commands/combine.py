@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.arguments import DrawnSeed, HighestRank, LargestError, NewFolder, parse_numbers
+from lrft.commands.complete import methods_of
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
@@ -14,21 +16,17 @@ if TYPE_CHECKING:
     from lrft.api.combining.record import Combined
 
 
-def _completed(incomplete: str) -> list[str]:
-    from lrft.registry.axes import COMBINATIONS
-
-    return [name for name in COMBINATIONS.names() if name.startswith(incomplete)]
-
-
 def combine_command(
     parents: Annotated[
         list[str], typer.Argument(help="Runs, checkpoints of runs, or PEFT folders, of one base.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
+    out: NewFolder,
     method: Annotated[
         str,
         typer.Option(
-            help="How; `lrft methods ls combine` lists them.", metavar="NAME", autocompletion=_completed
+            help="How; `lrft methods ls combine` lists them.",
+            metavar="NAME",
+            autocompletion=methods_of("combine"),
         ),
     ],
     values: Annotated[
@@ -38,17 +36,12 @@ def combine_command(
     weights: Annotated[
         str | None, typer.Option(help="One number an adapter, with commas between.", metavar="W,...")
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Highest rank of a layer.", min=1, metavar="R")] = None,
-    error: Annotated[
-        float | None,
-        typer.Option(
-            help="Largest relative error of a layer's change; the rank follows.", min=0.0, metavar="E"
-        ),
-    ] = None,
+    rank: HighestRank = None,
+    error: LargestError = None,
     recipe: Annotated[
         str | None, typer.Option(help="Says base and data; by default the first run's.", metavar="RECIPE")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.", min=0)] = 0,
+    seed: DrawnSeed = 0,
     evaluate: Annotated[
         bool, typer.Option("--eval", help="Score it beside its parents and the base.")
     ] = False,
@@ -73,9 +66,9 @@ def combine_command(
     if limit is not None and not evaluate:
         raise UsageError("--limit: is of --eval; add --eval, or leave it out")
     silence(quiet)
-    asked = Settings(
-        _settings(values or []), _numbers(weights), rank, error, recipe, seed, evaluate, limit, curve
-    )
+    advice = "write numbers with commas between, such as 0.5,0.5"
+    numbers = None if weights is None else parse_numbers("--weights", weights, advice)
+    asked = Settings(_settings(values or []), numbers, rank, error, recipe, seed, evaluate, limit, curve)
     record = combine(parents, out, method, asked, trust_remote_code)
     result(record, as_json, lambda found: _show(out, found))
 
@@ -92,17 +85,6 @@ def _settings(values: list[str]) -> dict[str, object]:
             raise UsageError(f"--set {value}: write KEY=VALUE")
         found[name] = parse(text, Place("--set"))[0].plain()
     return found
-
-
-def _numbers(text: str | None) -> list[float] | None:
-    from lrft.registry.errors import UsageError
-
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--weights {text}: write numbers with commas between, such as 0.5,0.5") from None
 
 
 def _show(out: Path, record: Combined) -> None:

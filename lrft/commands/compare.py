@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Jobs, Runs
-from lrft.commands.output import (
-    Cluster,
-    ClusterSet,
-    Json,
-    Quiet,
-    TrustRemoteCode,
-    result,
-    show_cells,
-    show_table,
-)
+from lrft.commands.arguments import Cluster, ClusterSet, Jobs, Runs
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_cells, show_table
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Overrides, RecipeName
+from lrft.commands.arguments import DrawnSeed, Overrides, RecipeName
 from lrft.commands.augment import augment_command
+from lrft.commands.complete import methods_of
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.commands.rank import rank_command
 from lrft.core import stop
@@ -102,12 +103,6 @@ def check_command(
     check_text(found.text, loaded.recipe)
 
 
-def _methods(incomplete: str) -> list[str]:
-    from lrft.registry.axes import DATA_SELECTIONS
-
-    return [name for name in DATA_SELECTIONS.names() if name.startswith(incomplete)]
-
-
 @app.command("select")
 def select_command(
     recipe: RecipeName,
@@ -116,7 +111,7 @@ def select_command(
         typer.Option(
             metavar="NAME",
             help="How rows are chosen, or {method: NAME, ...} with settings: `lrft methods ls data_selection`.",
-            autocompletion=_methods,
+            autocompletion=methods_of("data_selection"),
         ),
     ],
     out: Annotated[Path, typer.Option(help="A .jsonl file of the chosen rows, best first.")],
@@ -131,7 +126,7 @@ def select_command(
         list[Path] | None,
         typer.Option(help="Run or checkpoint that measures the rows; for gradients several, averaged."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    seed: DrawnSeed = 0,
     processes: Processes = 1,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,

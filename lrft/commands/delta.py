@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lrft.commands.arguments import DTYPES, NewFolder, check_choice
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 from lrft.registry.errors import UsageError
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, help="What fine-tuning added to a model: taken off, moved, kept in few bits."
 )
-DTYPES = ("bfloat16", "float16", "float32")
 
-Out = Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")]
 Folder = Annotated[Path, typer.Argument(help="Folder that `lrft delta diff` or `compress` wrote.")]
 
 
@@ -27,7 +26,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder that `lrft delta diff` or `
 def diff_command(
     base: Annotated[str, typer.Argument(help="The base, a folder or a hub id.")],
     tuned: Annotated[str, typer.Argument(help="The fine-tuned model.")],
-    out: Out,
+    out: NewFolder,
     dtype: Annotated[
         str, typer.Option(help="`float32`, which is exact, or half of it.", metavar="DTYPE")
     ] = "float32",
@@ -41,8 +40,9 @@ def diff_command(
     """
     from lrft.api.delta.diff import diff
 
+    check_choice("--dtype", dtype, DTYPES)
     silence(quiet)
-    record = diff(base, tuned, out, _dtype(dtype), trust_remote_code)
+    record = diff(base, tuned, out, dtype, trust_remote_code)
     result(record, as_json, lambda found: _show(out, found))
 
 
@@ -50,7 +50,7 @@ def diff_command(
 def apply_command(
     delta: Folder,
     target: Annotated[str, typer.Argument(help="The model to add it to, a newer base say.")],
-    out: Out,
+    out: NewFolder,
     weight: Annotated[float, typer.Option(help="Of the differences.", metavar="W")] = 1.0,
     dtype: Annotated[
         str | None, typer.Option(help="Of what is written; by default the target's.", metavar="DTYPE")
@@ -65,8 +65,9 @@ def apply_command(
     """
     from lrft.api.delta.diff import apply
 
+    check_choice("--dtype", dtype, DTYPES)
     silence(quiet)
-    record = apply(delta, target, out, weight, None if dtype is None else _dtype(dtype), trust_remote_code)
+    record = apply(delta, target, out, weight, dtype, trust_remote_code)
     result(
         record,
         as_json,
@@ -80,7 +81,7 @@ def apply_command(
 @app.command("compress")
 def compress_command(
     delta: Folder,
-    out: Out,
+    out: NewFolder,
     ratio: Annotated[
         float, typer.Option(help="Of the 16-bit size, for each layer.", metavar="R", min=1e-4, max=1.0)
     ] = 1 / 16,
@@ -105,12 +106,6 @@ def compress_command(
     silence(quiet)
     record = compress(delta, out, ratio, _groups(bits), recipe, rows, trust_remote_code)
     result(record, as_json, lambda found: _show(out, found))
-
-
-def _dtype(name: str) -> str:
-    if name not in DTYPES:
-        raise UsageError(f"--dtype {name}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
-    return name
 
 
 def _groups(text: str | None) -> list[tuple[int, int]] | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lrft.commands.arguments import Run
+from lrft.commands.arguments import Checkpoint, Run
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
@@ -27,10 +27,7 @@ def eval_command(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Score the bare base model beside it.")
     ] = False,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
-    ] = None,
+    checkpoint: Checkpoint = None,
     posterior: Annotated[
         bool,
         typer.Option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Run
+from lrft.commands.arguments import HighestRank, LargestError, NewFolder, Run, check_choice
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 from lrft.export.targets import TARGETS
@@ -19,18 +19,13 @@ DTYPES = ("bfloat16", "float16", "float32", "q8_0")
 
 
 def export_command(
-    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
+    out: NewFolder,
     target: Annotated[
         str, typer.Option("--for", help=", ".join(f"`{name}`" for name in TARGETS), metavar="TARGET")
     ],
     run: Run = None,
-    error: Annotated[
-        float | None,
-        typer.Option(
-            help="Largest relative error of a layer's change; the rank follows.", min=0.0, metavar="E"
-        ),
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="Highest rank of a layer.", min=1, metavar="R")] = None,
+    error: LargestError = None,
+    rank: HighestRank = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -59,8 +54,7 @@ def export_command(
     from lrft.api.exporting.form import Options
     from lrft.registry.errors import UsageError
 
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    check_choice("--dtype", dtype, DTYPES)
     if public and push is None:
         raise UsageError("--public: nothing is uploaded; give --push OWNER/NAME too")
     silence(quiet)

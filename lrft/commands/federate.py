@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.arguments import NewRun, Overrides
 from lrft.commands.complete import recipe_names
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
@@ -26,10 +26,8 @@ def federate_command(
             autocompletion=recipe_names,
         ),
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.sub=value sets, ~key.sub deletes.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; by default a new one under runs/.")] = None,
+    overrides: Overrides = None,
+    out: NewRun = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last round that is saved.")
     ] = False,

@@ -7,22 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.arguments import NewTokens, Seed, Temperature, TopK, TopP
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
     from lrft.api.asking.generate import Generated
-
-Temperature = Annotated[
-    float,
-    typer.Option(help="Divides the logits before a token is drawn; 0 takes the likeliest.", metavar="T"),
-]
-TopP = Annotated[
-    float, typer.Option(help="Draw from the fewest tokens with so much probability.", metavar="P")
-]
-TopK = Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 is all.", metavar="K")]
-Seed = Annotated[int, typer.Option(help="Another seed, other draws.")]
-NewTokens = Annotated[int, typer.Option(help="Longest answer.", metavar="N")]
 
 
 def generate_command(

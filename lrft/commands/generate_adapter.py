@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrft.commands.arguments import DrawnSeed, NewFolder
+from lrft.commands.complete import methods_of
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
@@ -21,12 +23,6 @@ app = typer.Typer(
 )
 
 
-def _completed(incomplete: str) -> list[str]:
-    from lrft.registry.axes import GENERATORS
-
-    return [name for name in GENERATORS.names() if name.startswith(incomplete)]
-
-
 @app.command("fit")
 def fit_command(
     library: Annotated[
@@ -37,7 +33,7 @@ def fit_command(
         typer.Option(
             help="NAME, or '{method: NAME, ...}'; `lrft methods ls generate` lists them.",
             metavar="NAME",
-            autocompletion=_completed,
+            autocompletion=methods_of("generate"),
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the generator; one that was begun is gone on with.")],
@@ -65,11 +61,11 @@ def fit_command(
 def draw_command(
     generator: Annotated[Path, typer.Argument(help="Folder that `fit` wrote.")],
     task: Annotated[str, typer.Argument(help="Recipe, or run, that says base and data of the new task.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
+    out: NewFolder,
     describe: Annotated[
         str | None, typer.Option(help="What the task is, for a generator that reads texts.", metavar="TEXT")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.", min=0)] = 0,
+    seed: DrawnSeed = 0,
     judge: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Run
+from lrft.commands.arguments import DTYPES, Checkpoint, Run, check_choice
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 from lrft.core.plain import plain
@@ -47,10 +47,7 @@ def merge_command(
         str | None,
         typer.Option(help="`bfloat16`, `float16` or `float32`; by default export.dtype.", metavar="DTYPE"),
     ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
-    ] = None,
+    checkpoint: Checkpoint = None,
     add: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,15 +83,13 @@ def merge_command(
     Example: lrft merge --out model/
     """
     from lrft.api.merging.merge import merge
-    from lrft.registry.errors import UsageError
 
     for option, value, known in (
-        ("onto", onto, ("dequantized", "original")),
-        ("rounding", rounding, ("stochastic", "nearest", "feedback")),
-        ("dtype", dtype, ("bfloat16", "float16", "float32")),
+        ("--onto", onto, ("dequantized", "original")),
+        ("--rounding", rounding, ("stochastic", "nearest", "feedback")),
+        ("--dtype", dtype, DTYPES),
     ):
-        if value is not None and value not in known:
-            raise UsageError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}")
+        check_choice(option, value, known)
     silence(quiet)
     how = (onto, rank, rounding, dtype, checkpoint, trust_remote_code)
     merged = merge(run, out, *how, add or [], features, requantize, keep_rank, factors)

@@ -26,21 +26,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no n
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the base model.")
 ]
-Cluster = Annotated[
-    str | None,
-    typer.Option(
-        help="Submit the runs: `slurm`, `ray`, or `local` for jobs on this machine.", metavar="NAME"
-    ),
-]
-ClusterSet = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Of every job, as submitit's update_parameters names it: timeout_min=240, gpus_per_node=1, "
-        "mem_gb=32, slurm_partition=gpu; or as Ray names it of a task: num_cpus=4, num_gpus=1, and address. "
-        "Repeat for more.",
-        metavar="KEY=VALUE",
-    ),
-]
 
 
 class ErrorRecord(TypedDict):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrft.commands.arguments import Overrides, RecipeName
+from lrft.commands.counts import add_rows, parameter_rows, recomputed_rows, target_rows
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
 from lrft.core.garbage import sought_rarely
@@ -72,14 +73,7 @@ def _show(plan: Ahead) -> None:
 
     table = Table("plan", plan["recipe"])
     table.add_row("model", plan["model_source"])
-    table.add_row("base parameters", f"{plan['base_parameters']:,}")
-    share = f"{plan['trainable_percent']:.3f} % of base + trainable"
-    table.add_row("trainable parameters", f"{plan['trainable_parameters']:,} ({share})")
-    for row in plan["targets"]:
-        shown = f"{row['modules']} layers, {row['share']:.1%} of all matrices"
-        table.add_row(f"target {row['pattern']}", shown)
-    if plan["recomputed_layers"]:
-        table.add_row("layers computed again", str(plan["recomputed_layers"]))
+    add_rows(table, [*parameter_rows(plan), *target_rows(plan), *recomputed_rows(plan)])
     table.add_row("peak of training", f"in the {plan['moment']}")
     if plan["rate"] is None:
         table.add_row("time", "no run of this model on this kind of device under runs/, so none is estimated")

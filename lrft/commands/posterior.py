@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Run
+from lrft.commands.arguments import Checkpoint, Run, parse_numbers
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
@@ -32,10 +32,7 @@ def posterior_command(
         ),
     ] = "1",
     limit: Annotated[int | None, typer.Option(min=1, help="Measure the first so many training rows.")] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="`best`, `last` or `step-N`; by default the last one.", metavar="WHICH"),
-    ] = None,
+    checkpoint: Checkpoint = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -46,15 +43,9 @@ def posterior_command(
     """
     from lrft.api.asking.posterior import fit_posterior
     from lrft.evaluation.progress import EvaluationBar
-    from lrft.registry.errors import UsageError
 
     silence(quiet)
-    try:
-        temperatures = [float(one) for one in temperature.split(",")]
-    except ValueError:
-        raise UsageError(
-            f"--temperature {temperature}: write positive numbers, with commas between"
-        ) from None
+    temperatures = parse_numbers("--temperature", temperature, "write positive numbers, with commas between")
     with EvaluationBar() as show:
         found = fit_posterior(
             run,

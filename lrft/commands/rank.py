@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Overrides, RecipeName
+from lrft.commands.arguments import Overrides, RecipeName, RowsSeed
+from lrft.commands.complete import methods_of
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core.notes import silence
 
 if TYPE_CHECKING:
     from lrft.api.data.rank import Ranked
-
-
-def _methods(incomplete: str) -> list[str]:
-    from lrft.registry.axes import TRANSFER_ESTIMATES
-
-    return [name for name in TRANSFER_ESTIMATES.names() if name.startswith(incomplete)]
 
 
 def rank_command(
@@ -28,7 +23,7 @@ def rank_command(
         typer.Option(
             metavar="NAME",
             help="What estimates the transfer: `lrft methods ls transfer`.",
-            autocompletion=_methods,
+            autocompletion=methods_of("transfer"),
         ),
     ],
     source: Annotated[
@@ -42,7 +37,7 @@ def rank_command(
     rows: Annotated[
         int, typer.Option(min=1, metavar="N", help="Rows of the target and of each source.")
     ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of rows that are drawn.")] = 0,
+    seed: RowsSeed = 0,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Jobs, KeepCheckpoints, RecipeName, Runs
-from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_cells
+from lrft.commands.arguments import Cluster, ClusterSet, Jobs, KeepCheckpoints, RecipeName, Runs
+from lrft.commands.complete import methods_of
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_cells
 from lrft.core.notes import say, silence
 
 if TYPE_CHECKING:
     from lrft.lab.search.record import Found
-
-
-def _methods(incomplete: str) -> list[str]:
-    from lrft.registry.axes import SEARCHES
-
-    return [name for name in SEARCHES.names() if name.startswith(incomplete)]
 
 
 def search_command(
@@ -36,7 +31,7 @@ def search_command(
         typer.Option(
             metavar="NAME",
             help="How arms are proposed, or {method: NAME, ...} with settings: `lrft methods ls search`.",
-            autocompletion=_methods,
+            autocompletion=methods_of("search"),
         ),
     ] = "random",
     metric: Annotated[

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrft.commands.arguments import Jobs, KeepCheckpoints, RecipeName, Runs
-from lrft.commands.output import Cluster, ClusterSet, Json, Quiet, TrustRemoteCode, result, show_cells
+from lrft.commands.arguments import Cluster, ClusterSet, Jobs, KeepCheckpoints, RecipeName, Runs
+from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_cells
 from lrft.core.notes import say, silence
 
 if TYPE_CHECKING:

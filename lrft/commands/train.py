@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrft.commands.arguments import Overrides
+from lrft.commands.arguments import NewRun, Overrides
 from lrft.commands.complete import recipe_names
+from lrft.commands.counts import add_rows, parameter_rows, recomputed_rows, target_rows
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result, show_table
 from lrft.core import stop
 from lrft.core.notes import silence
@@ -30,7 +30,7 @@ def train_command(
         ),
     ],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; by default a new one under runs/.")] = None,
+    out: NewRun = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -123,19 +123,13 @@ def _show_plan(plan: Plan) -> None:
         table.add_row(label, value)
     table.add_row("steps", str(plan["steps"]))
     _add_tasks(table, plan.get("tasks", {}))
-    for row in plan["targets"]:
-        table.add_row(
-            f"target {row['pattern']}", f"{row['modules']} layers, {row['share']:.1%} of all matrices"
-        )
+    add_rows(table, target_rows(plan))
     if plan["matrices"]["sentence"]:
         table.add_row("not reached", plan["matrices"]["sentence"])
-    table.add_row("base parameters", f"{plan['base_parameters']:,}")
-    share = f"{plan['trainable_percent']:.3f} % of base + trainable"
-    table.add_row("trainable parameters", f"{plan['trainable_parameters']:,} ({share})")
+    add_rows(table, parameter_rows(plan))
     if plan["ranks_undecided"]:
         table.add_row("", "before a planner that looks at weights or data has had its say")
-    if plan["recomputed_layers"]:
-        table.add_row("layers computed again", str(plan["recomputed_layers"]))
+    add_rows(table, recomputed_rows(plan))
     if plan["recomputed_why"]:
         table.add_row("", plan["recomputed_why"])
     for label, size in plan["memory_bytes"].items():

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from lrft.commands.arguments import NewTokens, Seed, Temperature, TopK, TopP
 from lrft.commands.complete import recipe_names
-from lrft.commands.generate import NewTokens, Seed, Temperature, TopK, TopP
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 from lrft.registry.errors import UsageError

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.core.callback import Callback
+from lrft.core.adapter_class import AdapterClass
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.core.peft import PeftForm
@@ -24,8 +24,8 @@ Factors = tuple[Tensor, Tensor]
 """A (k, in) and B (out, k) of a low-rank matrix B A, scaling included."""
 
 
-class Adapter(nn.Module):
-    """A change to one frozen linear map.
+class Adapter(AdapterClass, nn.Module):
+    """A change to one frozen linear map; what it says of itself without a model is in `AdapterClass`.
 
     The one formula is `delta_weight`; the default forward and the merge both follow from it, so they cannot
     disagree. A subclass may override `forward` with a fast path, which a contract test compares with the formula.
@@ -36,30 +36,12 @@ class Adapter(nn.Module):
     kept until it adds up.
 
     Class attributes:
-        provides, requires: traits (`lrft.registry.traits`).
-        site_kinds: kinds of site the method adapts (`lrft.core.params.KINDS`).
-        roles: parameter name -> role, read by optimizers that treat factors differently.
         scaling: s of the low-rank term, alpha / rank or what the method makes of it.
-        by_position: what it does to a token depends on where in the batch that stands, which an expert does not know.
-        wide: its numbers are written in float32 where `dtype` says nothing, whatever the model's precision.
-        peft: how PEFT holds the method. Read from the class itself and never inherited: a change of a method that
-            PEFT has is another function, so a child says its own form, or has none.
     """
 
-    name: ClassVar[str]
-    site_kinds: ClassVar[tuple[str, ...]] = ("linear",)
-    provides: ClassVar[set[str]] = set()
-    requires: ClassVar[set[str]] = set()
-    roles: ClassVar[dict[str, str]] = {}
-    peft: ClassVar[PeftForm | None] = None
-    by_position: ClassVar[bool] = False
-    wide: ClassVar[bool] = False
     compute_dtype: torch.dtype | None = None
     scaling: float = 1.0
-    skipped: bool = False  # some micro-batches may pass it by, so that first steps may give it no gradient
-
-    Config: ClassVar[type[AdapterConfig]] = AdapterConfig
-    config: AdapterConfig
+    skipped: bool = False  # some micro-batches may pass it by, so that first steps may X
 
     def __init__(self, config: AdapterConfig, site: Site) -> None:
         super().__init__()
@@ -70,32 +52,6 @@ class Adapter(nn.Module):
     def at(cls, config: Any, site: Site, shared: Shared | None = None) -> Adapter:
         """The adapter of one site; overridden where the kind of site decides, or where sites share a part."""
         return cls(config, site)
-
-    @classmethod
-    def shared(cls, config: Any, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
-        """The part that all sites share, made once, or None."""
-        return None
-
-    @classmethod
-    def timed(cls, config: Any) -> Callback | None:
-        """What of the method happens between steps, over all sites, or None; `config` is the recipe's, of no site."""
-        return None
-
-    @classmethod
-    def peft_form(cls) -> PeftForm | None:
-        """The class's own `peft`; a parent's says nothing of a child."""
-        form: PeftForm | None = cls.__dict__.get("peft")
-        return form
-
-    @classmethod
-    def why_not_merged(cls, config: Any, site: Site) -> str:
-        """Why what trains at `site` cannot be merged, in one sentence; empty where it can. Asked before loading too."""
-        if "mergeable" in cls.provides:
-            return ""
-        kinds = "".join(
-            f"name one kind of row, such as --features {f}, or " for f in cls.row_features(config)[:1]
-        )
-        return f"{cls.name} cannot be merged (site {site.name}); {kinds}keep the adapter separate"
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """The change of the weight, (out, in), in the dtype of `weight`; a NotMergeable where there is none."""
@@ -137,21 +93,6 @@ class Adapter(nn.Module):
         pass (routing, say) must not be kept longer. Padding is told by `lrft.core.context.real_tokens`.
         """
         return None
-
-    @staticmethod
-    def count(config: Any, site: Site) -> int:
-        """How many numbers train at `site`, as the docstring's formula says."""
-        raise NotImplementedError("declare the parameter count")
-
-    @staticmethod
-    def virtual_tokens(config: Any) -> int:
-        """How many virtual tokens go before every document while the adapter is on (`lrft.core.virtual`)."""
-        return 0
-
-    @staticmethod
-    def row_features(config: Any) -> tuple[str, ...]:
-        """Features of rows, as `column=value`, that the adapter goes by (`lrft.core.features`): trait `features`."""
-        return ()
 
     def of_features(self, features: tuple[str, ...]) -> Adapter:
         """The adapter that rows with these of its `row_features`, and no others, go through: one that merges."""
@@ -227,6 +168,12 @@ class LowRank(Additive):
     def forward_since(self, start: Additive, x: Tensor, base: FrozenLinear) -> Tensor:
         assert isinstance(start, LowRank)
         return branch_linear(x, base, self.branch_since(start), dtype=self.compute_dtype)
+
+    @property
+    def is_branch_alone(self) -> bool:
+        """Whether its forward pass is the contract's own, so that the branch says all that it does."""
+        kind = type(self)
+        return kind.forward is LowRank.forward and kind.through is LowRank.through
 
     def branch_since(self, start: LowRank) -> Branch:
         """This term less that of `start`, as (B - B0) A + B0 (A - A0), or its first half where A does not train.

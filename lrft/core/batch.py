@@ -80,6 +80,10 @@ class Batch:
         """Whether two documents with labels are a row each, of which the first is to be scored higher."""
         return self.labels is not None and len(self.documents) == 2 * len(self.examples)
 
+    def supervised_rows(self, hidden: Tensor) -> Tensor:
+        """The supervised positions of hidden states, (B, L, d) or (B * L, d) -> (N, d)."""
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.supervised)
+
     def document_sums(self, values: Tensor) -> Tensor:
         """Sum over the targets of each document, (N,) -> (documents,)."""
         bounds = self._bounds().to(values.device, non_blocking=True)

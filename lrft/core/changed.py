@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrft.core.frozen import FrozenLinear
 
@@ -27,10 +27,7 @@ class Changed(FrozenLinear):
     b: Tensor | None
 
     def __init__(self, inner: FrozenLinear) -> None:
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = inner.out_features, inner.in_features
-        self.compute_dtype = inner.compute_dtype
-        self.edited = inner.edited
+        self.begin_around(inner)
         self.inner = inner
         for name in PARTS:
             self.register_buffer(name, None)

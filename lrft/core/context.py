@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.batch import Batch
+from lrft.registry.errors import RecipeError
 
 _batch: Batch | None = None
 _seed: int | None = None
@@ -53,6 +54,13 @@ def current_seed() -> int | None:
 def current_batch() -> Batch | None:
     """The micro-batch that is being computed; None in evaluation and generation."""
     return _batch
+
+
+def not_all_tokens(site: str) -> RecipeError:
+    """The refusal of a site that is given some tokens of the micro-batch, whose documents nobody then knows."""
+    return RecipeError(
+        f"{site} is given some tokens of the batch, and not all; exclude it", "adapter.exclude"
+    )
 
 
 def recomputing() -> bool:

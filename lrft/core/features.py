@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.batch import Batch
-from lrft.core.context import current_batch, current_seed
-from lrft.registry.errors import RecipeError
+from lrft.core.context import current_batch, current_seed, not_all_tokens
 
 Features = tuple[str, ...]
 
@@ -73,9 +72,7 @@ def token_features(x: Tensor, names: Features, where: str, drop: float = 0.0) ->
         return None
     whole = isinstance(told, Batch)
     if (told.input_ids.numel() != shape.numel()) if isinstance(told, Batch) else _unlike(shape, told):
-        raise RecipeError(
-            f"{where} is given some tokens of the batch, and not all; exclude it", "adapter.exclude"
-        )
+        raise not_all_tokens(where)
     seed = current_seed() if drop else None
     key = (told.features, told.documents, whole, names, seed, drop, x.device)
     if _last is None or _last[0] != key:

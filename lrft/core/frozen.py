@@ -45,6 +45,13 @@ class FrozenLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().clone(), persistent=False)
         self.encode(weight.detach())
 
+    def begin_around(self, inner: FrozenLinear) -> None:
+        """In the place of `__init__`, of a map around another one: its shape, precision and history, no storage."""
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = inner.out_features, inner.in_features
+        self.compute_dtype = inner.compute_dtype
+        self.edited = inner.edited
+
     def train_bias(self, bias: nn.Parameter) -> None:
         """Let `bias` (out,), the base model's own parameter, stand in the place of the constant one."""
         self.bias = bias

@@ -142,8 +142,7 @@ def _branch(site: Adapted, x: Tensor) -> Branch | None:
     adapter = site.adapter
     if site.siblings is not None or not isinstance(adapter, LowRank):
         return None
-    kind = type(adapter)
-    if kind.forward is not LowRank.forward or kind.through is not LowRank.through:
+    if not adapter.is_branch_alone:
         return None
     if adapter.compute_dtype not in (None, x.dtype):
         return None

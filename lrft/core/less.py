@@ -32,10 +32,7 @@ class Less(FrozenLinear):
     def __init__(
         self, inner: FrozenLinear, start: Additive, anchored: bool = False, offset: Factors | None = None
     ) -> None:
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = inner.out_features, inner.in_features
-        self.compute_dtype = inner.compute_dtype
-        self.edited = inner.edited
+        self.begin_around(inner)
         self.inner = inner
         self.start: Additive = start.requires_grad_(False).eval()
         self.anchored = anchored

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import StateDict
 
 from lrft.core import stop
 from lrft.core.adapted import Adapted, adapted
@@ -19,8 +18,9 @@ from lrft.core.batch import Batch
 from lrft.core.callback import EVENTS, Callback
 from lrft.core.params import ParamInfo
 from lrft.core.privacy import Privacy
+from lrft.core.schedule import Stepped
 from lrft.core.settling import Settling
-from lrft.core.team import ALONE, Team
+from lrft.core.team import ALONE, Accelerator, Team
 from lrft.ops.draws import seed_generators
 from lrft.ops.loss import Head
 
@@ -40,52 +40,6 @@ class LanguageModel(Protocol):
 
     def embeddings(self, batch: Batch) -> Tensor:
         """Unit vectors (documents, d) in float32: the last hidden state of the last token of every document."""
-
-
-class Accelerator(Protocol):
-    """What is asked of accelerate's object of that name."""
-
-    @property
-    def num_processes(self) -> int:
-        """How many processes train together."""
-
-    @property
-    def process_index(self) -> int:
-        """Which of them this one is."""
-
-    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
-        """The sum (`sum`) or the mean over the processes."""
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Those of all processes, one after the other."""
-
-    def wait_for_everyone(self) -> None:
-        """Go on once all processes have come here."""
-
-
-class Schedule(Protocol):
-    """A learning-rate schedule, stepped once per optimizer step."""
-
-    def step(self) -> None:
-        """Move to the next step's rates."""
-
-    def state_dict(self) -> StateDict:
-        """Plain values."""
-
-    def load_state_dict(self, state_dict: StateDict) -> None:
-        """Take them back."""
-
-    def restart(self, warmup: int) -> None:
-        """Fall to zero now and rise within `warmup` steps to where the schedule then is."""
-
-    def repeat(self, begins: list[int]) -> None:
-        """Run through the whole schedule between each of these steps and the next."""
-
-    def refresh(self) -> None:
-        """Set the rates of the coming step."""
-
-    def rate(self, step: int) -> float:
-        """The first group's rate for the step that begins after `step` finished ones."""
 
 
 @dataclass(eq=False, repr=False)
@@ -125,7 +79,7 @@ class Run:
     model: Any
     parameters: Sequence[ParamInfo]
     optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    schedule: Stepped
     total_steps: int
     seed: int = 0
     clip: float | None = None
@@ -171,6 +125,12 @@ class Run:
     def processes(self) -> int:
         """How many processes train together."""
         return self.accelerator.num_processes if self.accelerator is not None else 1
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over all processes; where one trains alone, the values themselves."""
+        if self.accelerator is None or self.processes == 1:
+            return values
+        return self.accelerator.reduce(values, reduction="sum")
 
     @property
     def stop_signal(self) -> int | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from lrft.registry.config import ScheduleConfig
+
+if TYPE_CHECKING:
+    from torch.optim.optimizer import StateDict
 
 
 class Schedule:
@@ -37,3 +40,28 @@ class Schedule:
     def after(self, step: float, length: int) -> float:
         """The factor `step` steps after the warm-up, of the `length` steps that follow it."""
         raise NotImplementedError(f"{type(self).__name__} declares no factor")
+
+
+class Stepped(Protocol):
+    """A schedule on the groups of an optimizer, stepped once per optimizer step."""
+
+    def step(self) -> None:
+        """Move to the next step's rates."""
+
+    def state_dict(self) -> StateDict:
+        """Plain values."""
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Take them back."""
+
+    def restart(self, warmup: int) -> None:
+        """Fall to zero now and rise within `warmup` steps to where the schedule then is."""
+
+    def repeat(self, begins: list[int]) -> None:
+        """Run through the whole schedule between each of these steps and the next."""
+
+    def refresh(self) -> None:
+        """Set the rates of the coming step."""
+
+    def rate(self, step: int) -> float:
+        """The first group's rate for the step that begins after `step` finished ones."""

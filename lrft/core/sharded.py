@@ -36,10 +36,7 @@ class Sharded(FrozenLinear):
     part: Tensor
 
     def __init__(self, inner: FrozenLinear, team: Team, index: int) -> None:
-        torch.nn.Module.__init__(self)
-        self.out_features, self.in_features = inner.out_features, inner.in_features
-        self.compute_dtype = inner.compute_dtype
-        self.edited = inner.edited
+        self.begin_around(inner)
         self.register_buffer("bias", None, persistent=False)
         self.bias, inner.bias = inner.bias, None
         # Whoever looks for the device and precision of a block finds them here: its bytes are of no precision.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from typing import ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
+
+S = TypeVar("S", bound="Shared")
 
 
 class Hosting(Protocol):
@@ -32,3 +35,13 @@ class Shared(nn.Module):
     def peft_tensors(self) -> dict[str, Tensor] | None:
         """PEFT's name -> tensor, or None when PEFT has no such part, and so no form for the adapters either."""
         return None
+
+
+def kept_apart(shared: Shared | None, kind: type[S], make: Callable[[], Shared | None]) -> tuple[S]:
+    """What the adapter of one site shares with the others, or what it makes where it stands alone.
+
+    In a tuple, so that it is no part of the adapter's module: it is saved once.
+    """
+    part = make() if shared is None else shared
+    assert isinstance(part, kind)
+    return (part,)

@@ -79,8 +79,7 @@ def _branch(site: Adapted, x: Tensor) -> Branch | None:
     adapter, base = site.adapter, site.base
     if not (site.enabled and isinstance(adapter, LowRank) and adapter.training):
         return None
-    kind = type(adapter)
-    if kind.forward is not LowRank.forward or kind.through is not LowRank.through:
+    if not adapter.is_branch_alone:
         return None
     if type(base).through is not FrozenLinear.through or adapter.compute_dtype not in (None, x.dtype):
         return None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from lrft.registry.errors import RecipeError
 
@@ -27,6 +27,27 @@ class Order:
     def note(self, index: int) -> None:
         """Map `index` was asked."""
         self.trace = zlib.crc32(index.to_bytes(8, "little"), self.trace)
+
+
+class Accelerator(Protocol):
+    """What is asked of accelerate's object of that name."""
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes train together."""
+
+    @property
+    def process_index(self) -> int:
+        """Which of them this one is."""
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        """The sum (`sum`) or the mean over the processes."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Those of all processes, one after the other."""
+
+    def wait_for_everyone(self) -> None:
+        """Go on once all processes have come here."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from lrft.data.drafts import Draft
 from lrft.data.encode_apart import Place, entries_apart
 from lrft.data.encoded import Encoded
 from lrft.data.example import Row
-from lrft.data.rows import Rows
+from lrft.data.rows import Rows, placed
 from lrft.registry.errors import DataError
 
 if TYPE_CHECKING:
@@ -97,12 +97,3 @@ def _drafts(rows: Rows | Sequence[Row], renderer: Renderer, place: Place) -> Ite
         yield from drafts
         if failed is not None:
             raise failed
-
-
-@contextmanager
-def placed(rows: Rows, index: int) -> Iterator[None]:
-    """Say where a row is that cannot be used."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{rows.where(index)}: {error}") from error

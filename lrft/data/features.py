@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lrft.data.encoded import Notes
-from lrft.data.rows import Rows
+from lrft.data.rows import Rows, placed
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 
@@ -80,10 +80,8 @@ def placed_features(rows: Rows, columns: FeatureColumns) -> list[Features]:
     """
     found = []
     for index, row in enumerate(rows):
-        try:
+        with placed(rows, index):
             found.append(columns.of(row))
-        except DataError as error:
-            raise DataError(f"{rows.where(index)}: {error}") from error
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lrft.data.example import Example, Row
 from lrft.data.formats._conversation import open_question
 from lrft.data.formats._turns import turns_of
-from lrft.data.rows import Rows
+from lrft.data.rows import Rows, placed
 from lrft.data.sources import read_rows
 from lrft.data.text_lines import fail, lines_of
 from lrft.data.tokenize import Renderer
@@ -82,10 +82,8 @@ def read_prompts(path: Path, asker: Asker) -> tuple[Rows, list[Example]]:
     rows = _read_lines(path) if is_text else read_rows(Source(source=str(path)), "eval")
     made = []
     for index, row in enumerate(rows):
-        try:
+        with placed(rows, index):
             made.append(asker.text(str(row[PROMPT])) if is_text else asker.row(row))
-        except DataError as error:
-            raise DataError(f"{rows.where(index)}: {error}") from error
     return rows, made
 
 

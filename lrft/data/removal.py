@@ -13,7 +13,7 @@ from lrft.data.alike import question_of, texts_of
 from lrft.data.example import Example
 from lrft.data.formats._format import Format
 from lrft.data.near import Texts, words
-from lrft.data.rows import Rows
+from lrft.data.rows import Rows, placed
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json, to_list, to_section
 
@@ -129,10 +129,8 @@ def without_overlap(
 def _examples(rows: Rows, form: Format) -> Iterator[Example]:
     for index, row in enumerate(rows):
         stop.poll()
-        try:
+        with placed(rows, index):
             yield form.completed(row)
-        except DataError as error:
-            raise DataError(f"{rows.where(index)}: {error}") from error
 
 
 def _question(example: Example) -> tuple[str, ...]:

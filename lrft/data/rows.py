@@ -6,12 +6,14 @@ import hashlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Generic, Protocol, TypeVar
 
 from lrft.data.example import OwnRow, Row
 from lrft.registry.config import FormatConfig
+from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 
 T = TypeVar("T")
@@ -168,6 +170,19 @@ class Chained(Generic[T]):
             raise IndexError(index)
         place = bisect_right(self.ends, index)
         return self.bases[place][index - (self.ends[place - 1] if place else 0)]
+
+
+@contextmanager
+def placed(rows: Rows, index: int) -> Iterator[None]:
+    """Say where a row is that cannot be used.
+
+    Raises:
+        DataError: what was raised within, with the row's place in front.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{rows.where(index)}: {error}") from error
 
 
 @dataclass(frozen=True)

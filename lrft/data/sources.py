@@ -23,9 +23,8 @@ from lrft.data.rows import Rows as Rows
 from lrft.data.text_files import TABLE_READERS, TEXT_READERS, read_plain_lines, table_of
 from lrft.data.text_lines import look
 from lrft.registry.config import Source
-from lrft.registry.errors import DataError
+from lrft.registry.errors import DataError, first_line
 from lrft.registry.own_format import own_format
-from lrft.registry.secrets import masked
 from lrft.registry.source import MixedSource, each_source, source_keys
 
 HUB_SPLIT = {"train": "train", "eval": "test"}
@@ -173,7 +172,7 @@ def _read_parquet(path: Path, limit: int | None) -> Indexed[Row]:
     except Exception as error:  # pyarrow's and datasets' many kinds; the cause is what helps
         if "corresponds to no data" in str(error):
             return []
-        raise DataError(f"{path}: no readable parquet file. {_first_line(error)}") from error
+        raise DataError(f"{path}: no readable parquet file. {_innermost(error)}") from error
     finally:
         if bars:
             datasets.enable_progress_bars()
@@ -200,7 +199,7 @@ def _read_hub(source: Source, role: Role, key: str) -> Rows:
         remedy = "A stream needs the network; without `stream`," if streams else "Without network,"
         raise DataError(
             f"{key}.source: no file {source.source!r}, and the hub did not give it (split {split!r}): "
-            f"{_first_line(error)} {remedy} download it first and keep HF_HOME, or name a file."
+            f"{_innermost(error)} {remedy} download it first and keep HF_HOME, or name a file."
         ) from error
     if source.limit is not None and not streams:
         rows = rows.select(range(min(source.limit, len(rows))))
@@ -227,10 +226,9 @@ def _is_hub_id(source: str) -> bool:
     return bool(HUB_ID.fullmatch(source)) and suffix_of(Path(source)) is None
 
 
-def _first_line(error: BaseException) -> str:
+def _innermost(error: BaseException) -> str:
     """The innermost cause's first line, as a sentence."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = masked(str(error)).strip().splitlines()  # before it is cut
-    text = lines[0][:300] if lines else type(error).__name__
+    text = first_line(error, 300)
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -9,7 +9,7 @@ from array import array
 from lrft.data.example import Example
 from lrft.data.formats._format import Format
 from lrft.data.order import permutation
-from lrft.data.rows import Rows
+from lrft.data.rows import Rows, placed
 from lrft.registry.errors import DataError
 
 
@@ -27,10 +27,8 @@ def split_rows(rows: Rows, format: Format, wanted: float, seed: int) -> tuple[Ro
     """
     alike: dict[bytes, array[int]] = {}
     for index, row in enumerate(rows):
-        try:
+        with placed(rows, index):
             alike.setdefault(_digest(format.example(row)), array("q")).append(index)
-        except DataError as error:
-            raise DataError(f"{rows.where(index)}: {error}") from error
     groups = list(alike.values())
     count = int(wanted) if wanted >= 1 else max(1, round(wanted * len(rows)))
     held = bytearray(len(rows))

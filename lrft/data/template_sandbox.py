@@ -13,13 +13,12 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import Template, nodes, pass_context
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
 from lrft.data.template_budget import Budget, TooMuch, given_size
 from lrft.data.template_costs import (
@@ -29,8 +28,8 @@ from lrft.data.template_costs import (
     before_method,
     before_operator,
 )
+from lrft.data.template_metering import Metered
 
-Body = TypeVar("Body", nodes.For, nodes.Macro, nodes.CallBlock)
 LONGEST = 400_000  # characters of a template; the longest that ship have some 30,000
 NO_METHODS = {"to_bytes", "from_bytes"}  # of numbers: bytes without end
 
@@ -133,7 +132,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        return super()._generate(_Metered().visit(source), *args, **kwargs)
+        return super()._generate(Metered().visit(source), *args, **kwargs)
 
 
 @pass_context
@@ -188,55 +187,3 @@ class _Filters(dict[str, Callable[..., Any]]):
             )
 
         super().__setitem__(name, paid)
-
-
-class _Metered(NodeTransformer):
-    """The template with a payment where a step is made, or a value."""
-
-    def visit_For(self, node: nodes.For) -> nodes.For:
-        return self._counted(node)
-
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
-        return self._counted(node)
-
-    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.CallBlock:
-        return self._counted(node)
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Concat:
-        self.generic_visit(node)
-        node.nodes = [_charged(operand) for operand in node.nodes]
-        return node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
-        self.generic_visit(node)
-        return _charged(node) if isinstance(node.arg, nodes.Slice) else node
-
-    def visit_List(self, node: nodes.List) -> nodes.Expr:
-        self.generic_visit(node)
-        return _charged(node)
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
-        self.generic_visit(node)
-        return _charged(node)
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
-        self.generic_visit(node)
-        return _charged(node) if node.ctx == "load" else node
-
-    def _counted(self, node: Body) -> Body:
-        self.generic_visit(node)
-        own = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
-        own += sum(len(str(text.value)) for text in node.find_all(nodes.Const))
-        payment = nodes.ExprStmt(_call("step", nodes.Const(own)))
-        node.body.insert(0, payment.set_lineno(node.lineno))
-        return node
-
-
-def _charged(node: nodes.Expr) -> nodes.Expr:
-    return _call("charged", node)
-
-
-def _call(name: str, argument: nodes.Expr) -> nodes.Expr:
-    found = nodes.Call(nodes.EnvironmentAttribute(name), [argument], [], None, None)
-    found.set_lineno(argument.lineno)
-    return found

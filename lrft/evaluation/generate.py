@@ -33,7 +33,7 @@ from lrft.model.batching import (
     stock_attention,
 )
 from lrft.model.causal_lm import takes
-from lrft.registry.errors import DataError, NumericalError, UsageError
+from lrft.registry.errors import DataError, NumericalError, UsageError, first_line
 
 STATIC_ON = (
     "cuda",
@@ -140,7 +140,7 @@ def batching_of(subject: Subject) -> str:
         try:
             subject.model.batching = find_batching(subject.model)
         except Exception as error:  # whatever a model's own code raises
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            reason = first_line(error)
             raise UsageError(
                 f"eval.tasks: {type(subject.hf).__name__} cannot generate ({reason}); choose tasks that score given "
                 "answers, such as loss"

@@ -17,7 +17,7 @@ from lrft.evaluation.tasks._task import TaskResult
 from lrft.model.batching import stock_attention
 from lrft.model.stopping import trained_generation
 from lrft.registry.did_you_mean import did_you_mean
-from lrft.registry.errors import LrftError, MissingExtra, UsageError
+from lrft.registry.errors import LrftError, MissingExtra, UsageError, first_line
 from lrft.registry.json import Json
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def harness_results(subject: Subject, tasks: Sequence[str], limit: int | None) -
         except LrftError:
             raise
         except Exception as error:  # tasks are programs of others, and their data may not be to be had
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            first = first_line(error, 300)
             raise LrftError(f"--harness {','.join(tasks)}: lm-eval failed ({first})") from error
     version = getattr(lm_eval, "__version__", "")
     return {name: _result(found, name, version, model.batch_size) for name in found["results"]}

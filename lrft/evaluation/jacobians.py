@@ -56,7 +56,7 @@ def look(
     """Logits (n, C) float32 of rows that have as many classes each, and what is seen at every site."""
     batch = _batch(subject, choices)
     with torch.enable_grad(), _watching(pairs) as seen:
-        hidden = subject.model.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
+        hidden = batch.supervised_rows(subject.model.hidden(batch))
         all_logits = subject.model.head.logits(hidden).float()
         classes = torch.tensor([one.classes for one in choices], device=all_logits.device)
         logits = all_logits.gather(1, classes)

@@ -77,7 +77,6 @@ def _sums(subject: Subject, rows: list[Encoded]) -> list[float]:
     """One number per pair, summed in double precision on the host after one transfer."""
     batch = collate([[row] for row in rows], subject.pad_id, None, [[index] for index in range(len(rows))])
     batch = batch.to(subject.model.device)
-    hidden = subject.model.hidden(batch)
-    supervised = hidden.flatten(0, 1).index_select(0, batch.supervised)
+    supervised = batch.supervised_rows(subject.model.hidden(batch))
     logprobs = target_logprobs(supervised, subject.model.head, batch.targets).double().cpu()
     return [float(part.sum()) for part in logprobs.split([row.targets for row in rows])]

@@ -159,7 +159,7 @@ def _document_sums(model: CausalLM, batch: Batch) -> list[tuple[float, int]]:
     _check_rows(batch)
     if batch.labels is not None:
         return [(loss, 1) for loss in _label_losses(model, batch).tolist()]
-    supervised = model.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
+    supervised = batch.supervised_rows(model.hidden(batch))
     logprobs = target_logprobs(supervised, model.head, batch.targets)
     sums = batch.document_sums(-logprobs.double())
     tokens = batch.document_sums(torch.ones_like(batch.targets))
@@ -171,6 +171,5 @@ def _batch_sum(model: CausalLM, batch: Batch) -> float:
     _check_rows(batch)
     if batch.labels is not None:
         return float(_label_losses(model, batch).sum())
-    hidden = model.hidden(batch)
-    supervised = hidden.flatten(0, 1).index_select(0, batch.supervised)
+    supervised = batch.supervised_rows(model.hidden(batch))
     return float(linear_cross_entropy(supervised, model.head, batch.targets))

@@ -135,7 +135,7 @@ def _gradients(model: CausalLM, dimensions: int, seed: int) -> Measure:
     total = sum(parameter.numel() for parameter in parameters)
 
     def of(batch: Batch) -> Tensor:
-        hidden = model.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
+        hidden = batch.supervised_rows(model.hidden(batch))
         loss = linear_cross_entropy(hidden, model.head, batch.targets) / batch.targets.numel()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         whole = [

@@ -54,6 +54,16 @@ class Sampling:
             )
 
 
+def check_new_tokens(most: int, name: str = "--max-new-tokens") -> None:
+    """Refuse an answer of no token; `name` is what was given.
+
+    Raises:
+        UsageError: there would be none.
+    """
+    if most < 1:
+        raise UsageError(f"{name} {most}: at least one token has to be generated")
+
+
 class Sampler:
     """Leaves of the logits of a step only the drawn token, so that the likeliest one is it.
 

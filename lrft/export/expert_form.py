@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lrft.core.adapted import adapted
 from lrft.core.peft import LORA_NAMES, lora_keys
+from lrft.model.apart import DOWN, Apart, first_name
 from lrft.model.causal_lm import CausalLM
-from lrft.model.experts import DOWN, Apart, first_name, paths_apart
+from lrft.model.experts import paths_apart
 from lrft.model.trained import base_parameters
 from lrft.registry.json import Json
 

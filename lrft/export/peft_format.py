@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TypeAlias
 
 import torch
 from safetensors.torch import save
@@ -15,21 +14,17 @@ from lrft.core.changed import Changed
 from lrft.core.peft import LORA_NAMES, Together, lora_keys
 from lrft.export.card import adapter_card
 from lrft.export.expert_form import SiteForm, stacked, taken_for_experts, target_parameters
+from lrft.export.peft_config import Keys, patterns, shared_keys
 from lrft.export.rounding import rounded
 from lrft.export.token_rows import token_rows
 from lrft.model.batching import stock_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.load import DTYPES
-from lrft.model.origin import loadable_name
 from lrft.model.score_head import lacks_classifier
-from lrft.model.sites import linear_sites
-from lrft.model.trained import BASE, base_parameters, frozen_layers, trained_tensors
+from lrft.model.trained import BASE, base_parameters, trained_tensors
 from lrft.model.units import hides_units, of_whole
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
-
-Keys: TypeAlias = dict[str, Json]
-"""Of a PEFT configuration."""
 
 PREFIX = "base_model.model."
 
@@ -64,13 +59,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     if forms is None or common_part is None or refused:
         return _own_form(model, dtype), None
     by_site, places = forms
-    tensors = {
-        f"{PREFIX}{places.get(site, site)}.{name}": tensor
-        for site, form in by_site.items()
-        for name, tensor in form[0].items()
-    }
-    tensors = of_whole(model, tensors, LORA_NAMES)
-    tensors |= {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in common_part.items()}
+    tensors = _named(model, by_site, places, common_part)
     keys = {site: form[1] for site, form in by_site.items()}
     section = taking[0].keys(recipe.adapter, any(module.start is not None for _, module in sites))
     common = section if section in keys.values() else next(iter(keys.values()))
@@ -89,6 +78,19 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
         return _own_form(model, dtype), None
     unrounded = tuple(f".{form.names[name]}" for form in taking for name in form.unrounded)
     return _written(tensors, dtype, unrounded) | extra, fitted
+
+
+def _named(
+    model: CausalLM, by_site: dict[str, SiteForm], places: dict[str, str], common_part: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Every tensor under the name that PEFT has for it."""
+    tensors = {
+        f"{PREFIX}{places.get(site, site)}.{name}": tensor
+        for site, form in by_site.items()
+        for name, tensor in form[0].items()
+    }
+    tensors = of_whole(model, tensors, LORA_NAMES)
+    return tensors | {f"{PREFIX.partition('.')[0]}.{name}": tensor for name, tensor in common_part.items()}
 
 
 def _forms(
@@ -205,37 +207,3 @@ def _site_form(module: Adapted) -> SiteForm | None:
         return None
     A, B = factors
     return {LORA_NAMES["A"]: A, LORA_NAMES["B"]: B}, lora_keys(A.shape[0], float(A.shape[0]))
-
-
-def shared_keys(model: CausalLM, recipe: Recipe, sites: list[tuple[str, Adapted]]) -> Keys:
-    """What adapter_config.json says of every method."""
-    return {
-        "base_model_name_or_path": loadable_name(recipe.model.name),
-        "revision": recipe.model.revision or getattr(model.hf.config, "_commit_hash", None),
-        "task_type": "SEQ_CLS" if model.labels else "CAUSAL_LM",
-        "bias": "none",
-        "inference_mode": True,
-        "target_modules": target_modules(model, [name for name, _ in sites]),
-    }
-
-
-def target_modules(model: CausalLM, names: list[str]) -> list[str]:
-    """Last parts of the module names where they say it all (what servers read), full paths otherwise; sorted."""
-    leaves = {name.rpartition(".")[2] for name in names}
-    linear = {name for name, _, _ in frozen_layers(model)} | linear_sites(model).keys() | model.direct
-    told = {name for name in linear if name.rpartition(".")[2] in leaves}
-    return sorted(leaves) if told == set(names) else sorted(names)
-
-
-def patterns(keys: dict[str, Keys], common: Keys) -> Keys | None:
-    """Sites whose rank or alpha is not the common one, under PEFT's `rank_pattern` and `alpha_pattern`.
-
-    None where PEFT cannot say it: it has these patterns for LoRA alone.
-    """
-    if "lora_alpha" not in common:
-        return {} if all(own == common for own in keys.values()) else None
-    ranks = {name: own["r"] for name, own in keys.items() if own["r"] != common["r"]}
-    alphas = {
-        name: own["lora_alpha"] for name, own in keys.items() if own["lora_alpha"] != common["lora_alpha"]
-    }
-    return {k: v for k, v in (("rank_pattern", ranks), ("alpha_pattern", alphas)) if v}

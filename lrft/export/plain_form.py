@@ -13,7 +13,8 @@ from torch import Tensor
 from lrft.core.adapted import adapted
 from lrft.core.peft import LORA_NAMES, lora_keys
 from lrft.export.pairs import Pair
-from lrft.export.peft_format import PREFIX, Keys, beside, patterns, shared_keys
+from lrft.export.peft_config import Keys, patterns, shared_keys
+from lrft.export.peft_format import PREFIX, beside
 from lrft.export.rounding import rounded
 from lrft.files.json import read_object
 from lrft.files.made_records import AdapterConfig

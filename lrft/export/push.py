@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 from lrft.core import stop
-from lrft.registry.errors import LrftError, UsageError
-from lrft.registry.secrets import masked
+from lrft.registry.errors import LrftError, UsageError, first_line
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -47,12 +46,8 @@ def push(folder: Path, name: str, public: bool, message: str) -> str:
         status = error.response.status_code if error.response is not None else None
         hint = "; `hf auth login`, or HF_TOKEN, says who you are" if status in (401, 403) else ""
         raise LrftError(
-            f"--push {name}: the hub refused ({_first_line(error)}){hint}; {folder} is written"
+            f"--push {name}: the hub refused ({first_line(error)}){hint}; {folder} is written"
         ) from None
     except Exception as error:  # of a connection that broke, in whatever library
-        raise LrftError(f"--push {name}: not uploaded ({_first_line(error)}); {folder} is written") from error
+        raise LrftError(f"--push {name}: not uploaded ({first_line(error)}); {folder} is written") from error
     return str(done.commit_url)
-
-
-def _first_line(error: Exception) -> str:
-    return (masked(str(error)).strip().splitlines() or [type(error).__name__])[0][:160]

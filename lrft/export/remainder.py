@@ -8,7 +8,7 @@ import torch
 
 from lrft.export.expert_form import EXPERT_NAMES
 from lrft.export.pairs import Pair
-from lrft.export.peft_format import Keys, target_modules
+from lrft.export.peft_config import Keys, target_modules
 from lrft.export.plain_form import files_of, pair_form
 from lrft.model.causal_lm import CausalLM
 from lrft.registry.errors import UsageError

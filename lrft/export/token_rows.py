@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lrft.export.rounding import rounded
 from lrft.model.causal_lm import CausalLM
+from lrft.model.hf import head_of
 from lrft.registry.json import Json
 
 KEY = "base_model.model.{}.token_adapter.trainable_tokens_delta"
@@ -29,8 +30,7 @@ def token_rows(
     rows = model.new_rows
     if rows is None:
         return {}, {}
-    embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
-    assert head is not None, "a model without a head is refused when it is loaded"
+    embedding, head = model.hf.get_input_embeddings(), head_of(model.hf)
     if peft_type != "LORA" or head.bias is not None:
         return None
     paths = {id(module): name for name, module in model.hf.named_modules()}

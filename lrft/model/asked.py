@@ -108,9 +108,3 @@ def distance_between(ours: Tensor, theirs: Tensor, limits: Limits) -> float:
     ours, theirs = (x.float() - x.float().mean(-1, keepdim=True) for x in (ours, theirs))
     apart = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).mean().clamp_min(1e-30)
     return float(apart.max() if limits.every else apart.median())
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one short line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else "no message"

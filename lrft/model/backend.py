@@ -13,7 +13,7 @@ from lrft.model import varlen
 from lrft.model.causal_lm import CausalLM
 from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault, training_fault
 from lrft.recipe.sections import ModelSection
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import RecipeError, first_line
 
 # Tokens of a row for which a mask of all pairs is made on a GPU: it takes 8 MiB, and of 32,768 tokens 2 GiB.
 MASKED = 2048
@@ -195,7 +195,7 @@ def check_runs(model: CausalLM) -> None:
             if hidden.requires_grad:
                 torch.autograd.grad(hidden.float().sum(), trained, allow_unused=True)
     except Exception as error:  # whatever a model's own code raises
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        reason = first_line(error)
         raise RecipeError(
             f"the code of {type(model.hf).__name__} does not run with layers in place of its own "
             f"({type(error).__name__}: {reason}), so it cannot be adapted or quantized; docs/models.md lists families "

@@ -9,6 +9,7 @@ from torch import nn
 from lrft.core.params import ParamInfo
 from lrft.model.causal_lm import SCORE, CausalLM
 from lrft.model.experts import paths_apart
+from lrft.model.hf import head_of
 from lrft.model.sites import is_transposed, linear_shape
 
 BLOCK = re.compile(r"^(.*?\.\d+)\.")
@@ -20,9 +21,7 @@ def base_infos(model: CausalLM, trained: list[tuple[str, nn.Parameter]]) -> list
     if not trained:
         return []
     embedding = model.hf.get_input_embeddings().get_parameter("weight")
-    output = model.hf.get_output_embeddings()
-    assert output is not None, "a model without a head is refused when it is loaded"
-    head = output.get_parameter("weight")
+    head = head_of(model.hf).get_parameter("weight")
     roles = {id(head): "head", id(embedding): "embedding"}  # tied, it is an embedding
     roles |= {id(model.hf.get_parameter(f"{SCORE}.weight")): "head"} if model.labels else {}
     linear = [module for module in model.hf.modules() if linear_shape(module)]

@@ -13,13 +13,13 @@ from lrft.model.asked import (
     Limits,
     asked_of,
     distance_between,
-    first_line,
     reference,
     row_of,
     two_documents,
 )
 from lrft.model.causal_lm import CausalLM, takes
 from lrft.model.hf import HF
+from lrft.registry.errors import first_line
 
 
 class Cache(TypedDict):
@@ -47,14 +47,7 @@ def find_batching(model: CausalLM) -> str:
     """
     failed = "what it generates is not what its own forward pass predicts"
     with asked_of(model) as (asked, limits), own_settings(asked.hf), stock_attention(asked.hf):
-        first, second = two_documents(asked)
-        tries = {
-            "padded": [first, second],
-            "equal": [first[: len(second)], second],
-            "single": [first],
-            "uncached": [first],
-        }
-        for kind, prompts in tries.items():
+        for kind, prompts in _prompts(asked).items():
             try:
                 if _answers_as_alone(asked, prompts, kind != "uncached", limits):
                     return kind
@@ -73,12 +66,21 @@ def find_static_cache(model: CausalLM, batching: str) -> bool:
     if batching == "uncached":
         return False
     with asked_of(model) as (asked, limits), own_settings(asked.hf), stock_attention(asked.hf):
-        first, second = two_documents(asked)
-        prompts = {"padded": [first, second], "equal": [first[: len(second)], second], "single": [first]}
         try:
-            return _answers_as_alone(asked, prompts[batching], True, limits, STATIC)
+            return _answers_as_alone(asked, _prompts(asked)[batching], True, limits, STATIC)
         except Exception:  # whatever a model's own code raises; the cache that grows was tried before
             return False
+
+
+def _prompts(asked: CausalLM) -> dict[str, list[list[int]]]:
+    """What is tried of each way of putting prompts together."""
+    first, second = two_documents(asked)
+    return {
+        "padded": [first, second],
+        "equal": [first[: len(second)], second],
+        "single": [first],
+        "uncached": [first],
+    }
 
 
 def left_padded(prompts: list[list[int]], pad_id: int) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from lrft.core.units import Pruned
 from lrft.core.virtual import note, widen
 from lrft.model import varlen
 from lrft.model.flattened import Told, flatten
-from lrft.model.hf import HF
+from lrft.model.hf import HF, head_of
 from lrft.model.new_rows import NewRows
 from lrft.model.tied_rows import tied_rows
 from lrft.ops.loss import Head
@@ -88,8 +88,7 @@ class CausalLM(nn.Module):
     @property
     def head(self) -> Head:
         """The map from hidden states to logits, as this architecture computes it."""
-        head = self.hf.get_output_embeddings()
-        assert head is not None, "a model without a head is refused when it is loaded"
+        head = head_of(self.hf)
         if (rows := self.new_rows_now) is not None:
             return Head(head, self.softcap, self.scale, rows.head, rows.first)
         return Head(head, self.softcap, self.scale, *(tied_rows(self.hf) or ()))
@@ -153,8 +152,7 @@ class CausalLM(nn.Module):
 
     def give_new_rows(self, rows: NewRows) -> None:
         """Let rows of their own stand for new tokens: wherever the two maps of the vocabulary are called."""
-        head = self.hf.get_output_embeddings()
-        assert head is not None, "a model without a head is refused when it is loaded"
+        head = head_of(self.hf)
 
         def embed(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             now = self.new_rows_now
@@ -200,7 +198,7 @@ class CausalLM(nn.Module):
 
     def scores(self, batch: Batch) -> Tensor:
         """Scores (documents, labels) in float32 of the last token of every document, which `supervised` names."""
-        last = self.hidden(batch).flatten(0, 1).index_select(0, batch.supervised)
+        last = batch.supervised_rows(self.hidden(batch))
         scores: Tensor = self.hf.get_submodule(SCORE)(last.float())
         return scores
 

@@ -28,7 +28,7 @@ from lrft.model.opening import opening
 from lrft.model.skeleton import Skeleton
 from lrft.model.skeleton_families import why_no_skeleton
 from lrft.recipe.sections import ModelSection
-from lrft.registry.errors import DamagedFile, RecipeError
+from lrft.registry.errors import DamagedFile, RecipeError, first_line
 
 BUFFERS = ("e_score_correction_bias", "inv_freq")  # which are no parameters of a model
 
@@ -123,7 +123,7 @@ def describe(name: str, revision: str | None = None) -> Described:
                 file = hf_hub_download(name, "config.json", revision=revision)
             return _of_folder(Path(file).parent, "config.json on the hub")
         except Exception as error:  # whatever a client of the hub raises
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            why = first_line(error)
             raise RecipeError(
                 f"{name!r} has no config.json to be read ({why}); {_REMEDY}", "model.name"
             ) from None

@@ -11,7 +11,7 @@ from lrft.model.asked import reference
 from lrft.model.causal_lm import CausalLM
 from lrft.model.hf import TextConfig
 from lrft.model.probe import batch_of, looks_ahead
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import RecipeError, first_line
 
 # Keys of configurations that hold c of c * tanh(logits / c).
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -35,24 +35,7 @@ def settle(model: CausalLM) -> None:
         )
     config = model.hf.config.get_text_config()
     model.softcap = next((c for name in SOFT_CAPS if (c := getattr(config, name, None))), None)
-    ids = [1, 2, 3, 4]
-    try:
-        theirs = reference(model, torch.tensor([ids]))
-        batch = batch_of([[ids]]).to(model.device)
-        ours = model(batch)
-        if not _close(ours, theirs):
-            model.scale = _scale(config, ours, theirs)
-            ours = model(batch)
-    except RecipeError:
-        raise
-    except Exception as error:  # whatever a model's own code raises
-        reason = (str(error).strip().splitlines() or [""])[0]
-        exact = model.dtype == torch.float32
-        raise RecipeError(
-            f"transformers cannot run {type(model.hf).__name__} on token ids alone ({type(error).__name__}: "
-            f"{reason[:160]}); {'name a text model' if exact else 'write float32, or name another model'}",
-            "model.name" if exact else "model.dtype",
-        ) from None
+    theirs, ours = _logits(model, config)
     if not bool(torch.isfinite(theirs).all()):
         raise RecipeError(
             f"the logits of {type(model.hf).__name__} are no finite numbers; its weights are damaged, or "
@@ -68,6 +51,29 @@ def settle(model: CausalLM) -> None:
         raise RecipeError(
             f"{type(model.hf).__name__} {why}; docs/models.md lists families that train", "model.name"
         )
+
+
+def _logits(model: CausalLM, config: TextConfig) -> tuple[Tensor, Tensor]:
+    """The model's own logits and ours, of a few tokens; the scale of the head is set where it makes them alike."""
+    ids = [1, 2, 3, 4]
+    try:
+        theirs = reference(model, torch.tensor([ids]))
+        batch = batch_of([[ids]]).to(model.device)
+        ours = model(batch)
+        if not _close(ours, theirs):
+            model.scale = _scale(config, ours, theirs)
+            ours = model(batch)
+        return theirs, ours
+    except RecipeError:
+        raise
+    except Exception as error:  # whatever a model's own code raises
+        reason = first_line(error)
+        exact = model.dtype == torch.float32
+        raise RecipeError(
+            f"transformers cannot run {type(model.hf).__name__} on token ids alone ({type(error).__name__}: "
+            f"{reason}); {'name a text model' if exact else 'write float32, or name another model'}",
+            "model.name" if exact else "model.dtype",
+        ) from None
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:

@@ -82,3 +82,10 @@ class HF(nn.Module):
 
         # What comes back depends on a setting: token ids (B, L), or an object that holds them and more.
         def generate(self, **settings: object) -> Any: ...
+
+
+def head_of(hf: HF) -> nn.Linear:
+    """The map from hidden states to logits; a model without one is refused when it is loaded."""
+    head = hf.get_output_embeddings()
+    assert head is not None, "a model without a head is refused when it is loaded"
+    return head

@@ -10,11 +10,10 @@ from typing import cast
 import torch
 
 from lrft.core import stop
-from lrft.model.asked import first_line
 from lrft.model.causal_lm import CausalLM
 from lrft.model.files import quiet
 from lrft.model.hf import HF
-from lrft.registry.errors import MissingExtra, NotMergeable
+from lrft.registry.errors import MissingExtra, NotMergeable, first_line
 
 NEEDED = ("bitsandbytes", "accelerate")  # by transformers, for such checkpoints
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from lrft.core.batch import Batch
-from lrft.model.asked import first_line
 from lrft.model.causal_lm import CausalLM
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import UsageError, first_line
 
 
 class InTurn:

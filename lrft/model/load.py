@@ -17,7 +17,6 @@ from lrft.model.direct import find_direct
 from lrft.model.drawn import draw
 from lrft.model.experts import split
 from lrft.model.files import quiet, resolve
-from lrft.model.fused import fuse
 from lrft.model.hf import HF, ModelConfig
 from lrft.model.known_sums import Summing
 from lrft.model.new_tokens import extend, prove_rows
@@ -28,7 +27,7 @@ from lrft.model.stored import NotStreamed, Unread, answering_zeros, fingerprint
 from lrft.model.stream import load_promised
 from lrft.model.tokenizer import read_new_tokens
 from lrft.recipe.sections import ModelSection
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import RecipeError, first_line
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -113,7 +112,7 @@ def open_model(section: ModelSection, trust_remote_code: bool = False, sums: boo
     except (NotStreamed, RecipeError):
         raise
     except Exception as error:  # whatever a model's own code raises
-        raise NotStreamed(asked.first_line(error)) from None
+        raise NotStreamed(first_line(error)) from None
     model = CausalLM(hf)
     model.direct, model.unread = direct, Unread(hf, summing)
     model.packing, model.packed = packing, packed_layers(hf)
@@ -136,7 +135,7 @@ def _direct(hf: HF) -> frozenset[str]:
     try:
         return find_direct(hf)
     except Exception as error:  # whatever a model's own code raises
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        reason = first_line(error)
         raise RecipeError(
             f"transformers cannot run {type(hf).__name__} in training mode ({type(error).__name__}: {reason}); "
             "docs/models.md lists families that train",
@@ -225,20 +224,3 @@ def _untied_as_stored(hf: HF) -> HF:
     if head is not None and head.weight is not hf.get_input_embeddings().weight:
         hf.config.get_text_config().tie_word_embeddings = False
     return hf
-
-
-def configure(model: CausalLM, section: ModelSection, trains: bool = True) -> list[str]:
-    """Turn on activation checkpointing (never the reentrant kind), compilation and Liger, as the recipe says.
-
-    What is not compiled whole has its norms, gates and rotations fused one by one.
-
-    Returns:
-        Which of these three stay as the model's own code has them.
-    """
-    if section.activation_checkpointing:
-        # The reentrant kind drops the graph of routed adapters' penalties without a word.
-        model.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if section.compile:
-        model.compile()
-        return []
-    return [kind for kind, count in fuse(model.hf, trains and section.liger).items() if count == 0]

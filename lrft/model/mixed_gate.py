@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrft.model.experts import Apart
+from lrft.model.apart import Apart
 from lrft.ops.elementwise import gated
 
 Forward = Callable[..., Any]

@@ -12,6 +12,7 @@ from lrft.core.params import Site
 from lrft.core.rows import embedding_scale
 from lrft.data.seam import token_ids
 from lrft.model.causal_lm import CausalLM
+from lrft.model.hf import head_of
 from lrft.model.new_rows import NewRows
 from lrft.model.probe import batch_of
 from lrft.recipe.sections import ModelSection
@@ -84,8 +85,7 @@ def extend(model: CausalLM, new: NewTokens, multiple: int | None = None) -> None
         RecipeError: its matrices cannot be given rows.
     """
     hf = model.hf
-    embedding, head = hf.get_input_embeddings(), hf.get_output_embeddings()
-    assert head is not None, "a model without a head is refused when it is loaded"
+    embedding, head = hf.get_input_embeddings(), head_of(hf)
     size, tied = embedding.num_embeddings, head.weight is embedding.weight
     if head.weight.shape[0] != size:
         raise _unknown(model, f"its head has {head.weight.shape[0]} rows and its embedding {size}")
@@ -93,8 +93,8 @@ def extend(model: CausalLM, new: NewTokens, multiple: int | None = None) -> None
     own = None if tied else _means(head.weight, new.pieces)
     bias = None if head.bias is None else _means(head.bias[:, None], new.pieces)[:, 0]
     _resize(model, max(size, new.first + len(new.pieces)), multiple)
-    embedding, head = hf.get_input_embeddings(), hf.get_output_embeddings()
-    if head is None or (head.weight is embedding.weight) != tied:
+    embedding, head = hf.get_input_embeddings(), head_of(hf)
+    if (head.weight is embedding.weight) != tied:
         raise _unknown(model, "transformers does not keep its head tied as it was")
     rows = NewRows(new.first, starts, own, embedding_scale(embedding))
     rows.write(embedding, head)
@@ -132,8 +132,7 @@ def prove_rows(model: CausalLM) -> None:
     rows = model.new_rows
     if rows is None:
         return
-    embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
-    assert head is not None, "a model without a head is refused when it is loaded"
+    embedding, head = model.hf.get_input_embeddings(), head_of(model.hf)
     last = rows.first + rows.count - 1
     batch = batch_of([[[1, rows.first, 2, last]]]).to(model.device)
     kept = [parameter.clone() for parameter in rows.parameters()]
@@ -185,7 +184,6 @@ def check_vocabulary(model: CausalLM, sites: Mapping[str, Site] | None = None) -
 
 def take_in(model: CausalLM, rows: NewRows) -> None:
     """Let the matrices of a dense model hold trained rows, and nothing stand beside them."""
-    embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
-    assert head is not None, "a model without a head is refused when it is loaded"
+    embedding, head = model.hf.get_input_embeddings(), head_of(model.hf)
     rows.write(embedding, head)
     model.new_rows = None

@@ -19,13 +19,13 @@ from lrft.model.asked import (
     another,
     asked_of,
     distance_between,
-    first_line,
     reference,
     row_of,
     spread,
     two_documents,
 )
 from lrft.model.causal_lm import CausalLM
+from lrft.registry.errors import first_line
 
 HEAD, FUTURE, ROWS, PACKED, VALUES = "head", "future", "rows", "packed", "values"
 

@@ -7,6 +7,7 @@ dropped. Only supervised positions are computed at all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -92,12 +93,17 @@ def linear_cross_entropy(
         loss = F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=smoothing)
         return loss + z * logits.logsumexp(-1).square().sum() if z else loss
 
+    return sum_again(part, chunk, hidden, targets)
+
+
+def sum_again(part: Callable[..., Tensor], chunk: int, hidden: Tensor, *beside: Tensor) -> Tensor:
+    """The sum of `part` over chunks of rows, a scalar, each chunk computed again in the backward pass."""
     total = torch.zeros((), device=hidden.device)
-    for rows, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+    for given in zip(*(one.split(chunk) for one in (hidden, *beside)), strict=True):
         if torch.is_grad_enabled():
-            total = total + checkpoint(part, rows, wanted, use_reentrant=False)
+            total = total + checkpoint(part, *given, use_reentrant=False)
         else:
-            total = total + part(rows, wanted)
+            total = total + part(*given)
     return total
 
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lrft.ops.linalg import Context
-from lrft.ops.loss import CHUNK, Head
+from lrft.ops.loss import CHUNK, Head, sum_again
 
 Part = Callable[..., Tensor]
 """(rows, ...) and whatever belongs to the same rows -> the sum over them, a float32 scalar."""
@@ -34,13 +33,7 @@ def sum_in_chunks(part: Part, head: Head, hidden: Tensor, *beside: Tensor, chunk
     if torch.is_grad_enabled() and head.is_frozen_dense and head.rows is None:
         total: Tensor = _Chunked.apply(part, chunk, hidden, *beside)  # type: ignore[no-untyped-call]
         return total
-    total = torch.zeros((), device=hidden.device)
-    for given in zip(*(one.split(chunk) for one in (hidden, *beside)), strict=True):
-        if torch.is_grad_enabled():
-            total = total + checkpoint(part, *given, use_reentrant=False)
-        else:
-            total = total + part(*given)
-    return total
+    return sum_again(part, chunk, hidden, *beside)
 
 
 class _Chunked(torch.autograd.Function):

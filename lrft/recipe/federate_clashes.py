@@ -8,6 +8,7 @@ from contextlib import suppress
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from lrft.recipe.fixed import check_fixed
 from lrft.registry.axes import AGGREGATORS, AXES
 from lrft.registry.choice import parse_choice
 from lrft.registry.did_you_mean import listed
@@ -42,9 +43,7 @@ FIXED: dict[str, tuple[object, str]] = {
 def _federated(settings: RecipeView) -> Iterator[Problem]:
     if settings[KEY] is None:
         return
-    for key, (value, why) in FIXED.items():
-        if settings[key] != value and settings[key] not in (None, []):
-            yield Problem(key, why)
+    yield from check_fixed(settings, FIXED)
     if isinstance(settings["analyse"], list) and settings["analyse"]:
         yield Problem("analyse", "looks at the steps of one training; leave it out")
     allocation = settings.declared("allocate")

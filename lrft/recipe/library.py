@@ -8,7 +8,7 @@ from pathlib import Path, PurePath, PurePosixPath
 import lrft
 from lrft.files.write import write_new_file
 from lrft.recipe.document import parse, read_text
-from lrft.recipe.paths import MODEL, TOKENIZER, sources
+from lrft.recipe.path_keys import MODEL, TOKENIZER, sources
 from lrft.recipe.tree import Node, Place, shown
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import RecipeError, UsageError

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from glob import iglob
 from importlib.util import find_spec
 
-from lrft.recipe.fields import Slot, slot_of
+from lrft.recipe.path_keys import ADAPTER, MODEL, STACKED, TOKENIZER, adapters, other_models, sources
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
-from lrft.registry.axes import AXES
-from lrft.registry.config import MODEL_OR_RUN, Source
 from lrft.registry.errors import Problem
 from lrft.registry.source import READABLE, is_glob
 
-MODEL: Keys = ("model", "name")
-TOKENIZER: Keys = ("model", "tokenizer")
-ADAPTER: Keys = ("model", "adapter")
-STACKED: Keys = ("model", "adapters")
 DATA_SUFFIXES = (*READABLE, ".arrow", ".gz", ".zst", ".xz", ".zip")  # they tell a path from a hub id
 HOLDS_AN_ADAPTER = ("recipe.yaml", "manifest.json", "adapter_config.json")
 IS_A_MODEL = (".yaml", ".yml", ".gguf")  # files: recipes of one, and one itself
@@ -52,54 +46,6 @@ def located(root: Node, trained: bool = False) -> tuple[Node, list[Problem]]:
                 problems.append(node.place.problem(dotted(keys), str(error)))
             told.add((node.value, node.place))
     return root, problems
-
-
-def adapters(root: Node) -> list[Keys]:
-    """Keys of the adapters that a training begins with or on top of."""
-    node = root.get(*STACKED)
-    several = node.value if node is not None and isinstance(node.value, list) else []
-    found: list[Keys] = [ADAPTER]
-    for place, one in enumerate(several):
-        found.append((*STACKED, place) if isinstance(one.value, str) else (*STACKED, place, "adapter"))
-    return found
-
-
-def sources(root: Node) -> list[Keys]:
-    """Keys of the sources of the recipe, its methods and its tasks; one may still be a plain string."""
-    found: list[Keys] = [*_each(root, "data", "train"), *_each(root, "data", "eval"), *_of_methods(root)]
-    tasks = root.get("eval", "tasks")
-    if tasks is not None and isinstance(tasks.value, list):
-        found += [("eval", "tasks", index, "data") for index in range(len(tasks.value))]
-    return [
-        keys if isinstance(getattr(root.get(*keys), "value", None), str) else (*keys, "source")
-        for keys in found
-    ]
-
-
-def _each(root: Node, *keys: str) -> list[Keys]:
-    """Keys of every entry of a list, or the keys themselves where there is none."""
-    node = root.get(*keys)
-    several = node is not None and isinstance(node.value, list)
-    return [(*keys, place) for place in range(len(node.value))] if several else [keys]  # type: ignore[union-attr,arg-type]
-
-
-def other_models(root: Node) -> list[Keys]:
-    """Keys of the settings of the chosen methods that name another model."""
-    return [keys for keys, slot in _settings(root) if MODEL_OR_RUN in slot.metadata]
-
-
-def _of_methods(root: Node) -> list[Keys]:
-    """Keys of the settings of the chosen methods that are sources of rows."""
-    return [keys for keys, slot in _settings(root) if slot.section(None) is Source]
-
-
-def _settings(root: Node) -> Iterator[tuple[Keys, Slot]]:
-    """Keys of the settings of the chosen methods, and what may stand there."""
-    for axis, registry in AXES.items():
-        method = root.get(axis, "method")
-        if method is not None and method.value in registry.names():
-            fields = registry.declared(method.value).config.model_fields
-            yield from (((axis, name), slot_of(field)) for name, field in fields.items())
 
 
 class _Nowhere(Exception):
@@ -153,13 +99,11 @@ def _matched(written: str, candidates: list[str]) -> str:
 
 def _adapter(written: str, text: str, place: Place) -> str:
     """A folder that holds an adapter: a run's, a checkpoint's, or PEFT's; or else its name on the hub, as written."""
-    here = "" if place.folder is None else str(place.folder)
-    found = [os.path.abspath(os.path.join(folder, text)) for folder in (here, "", "runs")]
-    for path in dict.fromkeys(found):
-        if any(os.path.isfile(os.path.join(path, name)) for name in HOLDS_AN_ADAPTER):
+    found = _where_runs_are(text, place)
+    for path in found:
+        if _holds_one_of(path, HOLDS_AN_ADAPTER):
             return path
-    name = text.partition("@")[0]
-    if text == written and "/" in name and HUB_ID.fullmatch(name) and not any(map(os.path.exists, found)):
+    if "/" in text.partition("@")[0] and _is_on_the_hub(written, text, found):
         return text
     raise _Nowhere(
         f"{shown(written)} is no run, no checkpoint of one, no folder with an adapter_config.json "
@@ -173,20 +117,34 @@ def _other_model(written: str, place: Place, keys: Keys) -> str:
     if text.startswith("pkg:"):
         _check_packaged(text)
         return text
-    here = "" if place.folder is None else str(place.folder)
-    found = [os.path.abspath(os.path.join(folder, text)) for folder in (here, "", "runs")]
-    for path in dict.fromkeys(found):
-        if any(os.path.isfile(os.path.join(path, name)) for name in (*HOLDS_AN_ADAPTER, "config.json")):
+    found = _where_runs_are(text, place)
+    for path in found:
+        is_file = os.path.isfile(path) and path.endswith(IS_A_MODEL)
+        if is_file or _holds_one_of(path, (*HOLDS_AN_ADAPTER, "config.json")):
             return path
-        if os.path.isfile(path) and path.endswith(IS_A_MODEL):
-            return path
-    name = text.partition("@")[0]
-    if text == written and HUB_ID.fullmatch(name) and not any(map(os.path.exists, found)):
+    if _is_on_the_hub(written, text, found):
         return text
     raise _Nowhere(
         f"{shown(written)} is no run, no checkpoint of one, no recipe, no folder or .gguf file with a model "
         f"(looked for {_where(written, found)}) and no hub id (owner/name)"
     )
+
+
+def _where_runs_are(text: str, place: Place) -> list[str]:
+    """What a name may mean: beside the recipe, in the working directory, or below runs/."""
+    here = "" if place.folder is None else str(place.folder)
+    paths = [os.path.abspath(os.path.join(folder, text)) for folder in (here, "", "runs")]
+    return list(dict.fromkeys(paths))
+
+
+def _holds_one_of(path: str, names: Iterable[str]) -> bool:
+    return any(os.path.isfile(os.path.join(path, name)) for name in names)
+
+
+def _is_on_the_hub(written: str, text: str, found: list[str]) -> bool:
+    """Whether the text is an id of the hub, and of nothing that is here."""
+    is_id = HUB_ID.fullmatch(text.partition("@")[0]) is not None
+    return text == written and is_id and not any(map(os.path.exists, found))
 
 
 def _check_packaged(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from lrft.recipe.fixed import check_fixed
 from lrft.registry.config import Field, Literal, Section
 from lrft.registry.errors import Problem
 from lrft.registry.section import RecipeView
@@ -65,9 +66,7 @@ class PrivacySection(Section):
 def _private(settings: RecipeView) -> Iterator[Problem]:
     if settings[KEY] is None:
         return
-    for key, (value, why) in FIXED.items():
-        if settings[key] != value and settings[key] not in (None, []):
-            yield Problem(key, why)
+    yield from check_fixed(settings, FIXED)
     if (settings["privacy.noise"] is None) == (settings["privacy.epsilon"] is None):
         yield Problem(KEY, "has noise, or epsilon from which it follows; write one of the two")
     if settings["train.packing"] is not False:

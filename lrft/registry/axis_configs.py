@@ -74,6 +74,23 @@ class ResidualConfig(MethodConfig):
     )
 
 
+def check_every(every: int, total_steps: int, key: str, so: str = "", other: str = "") -> None:
+    """Refuse so many steps between two events in a run that ends before the second.
+
+    Args:
+        key: the setting, such as `restart.every`.
+        so: what would come of it, after the numbers.
+        other: what else would work, after the remedy.
+
+    Raises:
+        RecipeError: it has no more steps.
+    """
+    if every >= total_steps:
+        remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
+        message = f"{every} steps are no less than the whole run's {total_steps}{so}; {remedy}{other}"
+        raise RecipeError(message, key)
+
+
 class StagesConfig(MethodConfig):
     """What every restart accepts that comes after a fixed number of steps."""
 
@@ -81,10 +98,7 @@ class StagesConfig(MethodConfig):
 
     def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
         """Refuse a run in which no restart would happen."""
-        if self.every >= total_steps:
-            remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
-            message = f"{self.every} steps are no less than the whole run's {total_steps}; {remedy}"
-            raise RecipeError(message, "restart.every")
+        check_every(self.every, total_steps, "restart.every")
 
     def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
         """Moments that some setting zeroes one by one, of an optimizer that has no such entries."""

@@ -17,6 +17,7 @@ from lrft.registry.axis_configs import (
     ResidualConfig,
     ScheduleConfig,
     StagesConfig,
+    check_every,
 )
 from lrft.registry.choice import Choice, parse_choice
 from lrft.registry.column_template import check_template, columns_of
@@ -28,6 +29,7 @@ from lrft.registry.source import MixedSource, OneOrMore, Source
 __all__ = [
     "ADDED",
     "MODEL_OR_RUN",
+    "SVD_ITERATIONS",
     "AdapterConfig",
     "Annotated",
     "Any",
@@ -53,6 +55,7 @@ __all__ = [
     "Sequence",
     "Source",
     "StagesConfig",
+    "check_every",
     "check_template",
     "columns_of",
     "model_validator",
@@ -61,3 +64,8 @@ __all__ = [
 
 SVDIterations = Annotated[int, Field(ge=0)] | Literal["exact"] | None
 """`niter` of a start by an SVD, as `lrft.ops.linalg.truncated_svd` takes it."""
+SVD_ITERATIONS = Field(
+    None,
+    description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
+    "16 iterations above",
+)

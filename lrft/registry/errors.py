@@ -146,3 +146,9 @@ class Interrupted(LrftError):
     def __init__(self, signal_number: int, message: str) -> None:
         self.exit_code = 128 + signal_number
         super().__init__(message)
+
+
+def first_line(error: BaseException, most: int = 160) -> str:
+    """What an error of a library says, without secrets: its first line, cut to `most` characters, or its kind."""
+    lines = masked(str(error)).strip().splitlines()  # before it is cut
+    return lines[0][:most] if lines else type(error).__name__

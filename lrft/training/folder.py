@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lrft import __version__
 from lrft.files.failure import WriteError, tell_failures
 from lrft.files.fresh_folder import remove_folder
 from lrft.files.growing import Lock
@@ -23,12 +20,9 @@ from lrft.files.write import remove_file, write_changed, write_file
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import DamagedFile, UsageError
 from lrft.training import run_manifest
-from lrft.training.commit import commit_of
 from lrft.training.links import check_links
 from lrft.training.opened import OpenCheckpoint
-from lrft.training.records import Environment
 from lrft.training.run_manifest import KnownFiles, text_of
-from lrft.training.versions import cpu_name, package_versions
 
 ROOT = Path("runs")
 RECIPE, RUN, PLAN, RESULT = run_manifest.RECIPE, run_manifest.RUN, run_manifest.PLAN, run_manifest.RESULT
@@ -215,25 +209,6 @@ def _find(run: RunFolder | Path | str | None, root: Path) -> RunFolder:
             return RunFolder(candidate)
     known = [path.name for path in root.iterdir()] if root.is_dir() else []
     raise UsageError(f"{run} is not a run folder (it holds no {RECIPE}){did_you_mean(run.name, known)}")
-
-
-def environment() -> Environment:
-    """Versions, hardware and git commit, for run.json. Holds no environment variable."""
-    import torch
-
-    hardware: dict[str, str | int | None] = {
-        "machine": platform.machine(),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-    return {
-        "versions": {"python": platform.python_version(), "lrft": __version__, **package_versions()},
-        "hardware": hardware,
-        "git": commit_of(Path.cwd()),
-        "command": Path(sys.argv[0]).name,
-    }
 
 
 def _recipe_name(path: Path) -> str | None:

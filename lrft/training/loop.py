@@ -42,27 +42,12 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
             break
         _take(run, batches)
         # With a backward pass where there is one.
-        run.closure = closure = partial(private_loss if run.privacy else step_loss, run, batches, objective)
+        run.closure = partial(private_loss if run.privacy else step_loss, run, batches, objective)
         run.fire("before_step")
-        if contract_of(run.optimizer).calls_closure:  # zeroth-order methods decide how often
-            run.model.eval()  # two losses are compared, so dropout must not differ between them
-            loss, norm = read_numbers(cast(Tensor, run.optimizer.step(closure)))  # type: ignore[arg-type]
-            run.model.train()
-            if not math.isfinite(loss):
-                raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
-            settle(run.settling, run.optimizer)
+        if contract_of(run.optimizer).calls_closure:
+            loss, norm = _move_by_losses(run, batches, objective)
         else:
-            lead(run.optimizer)
-            total = closure()
-            unscale_gradients(run)  # float16 only
-            run.fire("after_backward")  # gradients are complete and unclipped
-            # The one wait for the device in a step: weights must not be touched by a number that is none.
-            loss, norm = read_numbers(total, clip_gradients(run))
-            if math.isfinite(loss) and math.isfinite(norm):
-                run.optimizer.step()
-                settle(run.settling, run.optimizer)
-            elif not overflowed(run, loss):
-                raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
+            loss, norm = _move_by_gradients(run, batches, objective)
         run.step += 1
         run.record(loss=loss, grad_norm=norm, lr=run.optimizer.param_groups[0]["lr"])
         run.schedule.step()
@@ -73,6 +58,34 @@ def train_steps(run: Run, steps: Iterable[StepBatches], objective: Objective) ->
         _stop_if_asked(run)  # after the last step too, whose scores may be owed
     run.fire("finish")
     return run
+
+
+def _move_by_losses(run: Run, batches: StepBatches, objective: Objective) -> tuple[float, float]:
+    """The loss, and no norm: zeroth-order methods have no gradients, and decide how often the loss is computed."""
+    run.model.eval()  # two losses are compared, so dropout must not differ between them
+    loss, norm = read_numbers(cast(Tensor, run.optimizer.step(run.closure)))  # type: ignore[arg-type]
+    run.model.train()
+    if not math.isfinite(loss):
+        raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
+    settle(run.settling, run.optimizer)
+    return loss, norm
+
+
+def _move_by_gradients(run: Run, batches: StepBatches, objective: Objective) -> tuple[float, float]:
+    """The loss and the norm of its gradients, whose update is left out where float16 overflowed."""
+    assert run.closure is not None, "set before the step"
+    lead(run.optimizer)
+    total = run.closure()
+    unscale_gradients(run)  # float16 only
+    run.fire("after_backward")  # gradients are complete and unclipped
+    # The one wait for the device in a step: weights must not be touched by a number that is none.
+    loss, norm = read_numbers(total, clip_gradients(run))
+    if math.isfinite(loss) and math.isfinite(norm):
+        run.optimizer.step()
+        settle(run.settling, run.optimizer)
+    elif not overflowed(run, loss):
+        raise NumericalError(first_non_finite(run, batches, objective, loss, norm))
+    return loss, norm
 
 
 def _take(run: Run, batches: StepBatches) -> None:

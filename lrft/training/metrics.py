@@ -19,10 +19,11 @@ from torch.optim.optimizer import StateDict
 from lrft.core.callback import Callback
 from lrft.core.notes import is_terminal, say, silent
 from lrft.core.run import Run
+from lrft.files.append import append
 from lrft.files.json import parse_object
 from lrft.files.read import LINES as MOST
 from lrft.files.read import read_bytes, read_lines
-from lrft.files.write import append, write_file
+from lrft.files.write import write_file
 from lrft.registry.errors import DamagedFile, MissingFile
 
 LINES = 100  # a run, where it is not said how many

@@ -90,9 +90,7 @@ def step_loss(run: Run, batches: StepBatches, objective: Objective) -> Tensor:
         say(f"step {run.step + 1}: norms, gates and rotations are no longer compiled ({FAILURES[0]})")
     if gradients is not None:
         gradients.finish()
-    if run.accelerator is not None and run.processes > 1:
-        total = run.accelerator.reduce(total, reduction="sum")
-    return total
+    return run.summed(total)
 
 
 @contextmanager

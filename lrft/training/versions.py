@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrft import __version__
+from lrft.training.commit import commit_of
+from lrft.training.records import Environment
 
 if TYPE_CHECKING:
     import torch
@@ -67,3 +71,22 @@ def cpu_name() -> str | None:
     except OSError:
         return platform.processor() or None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def environment() -> Environment:
+    """Versions, hardware and git commit, for run.json. Holds no environment variable."""
+    import torch
+
+    hardware: dict[str, str | int | None] = {
+        "machine": platform.machine(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    return {
+        "versions": {"python": platform.python_version(), "lrft": __version__, **package_versions()},
+        "hardware": hardware,
+        "git": commit_of(Path.cwd()),
+        "command": Path(sys.argv[0]).name,
+    }

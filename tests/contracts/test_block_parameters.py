@@ -10,7 +10,8 @@ import torch
 from lrft.core.adapted import adapted, adapters_off
 from lrft.core.batch import Batch
 from lrft.core.block import AdaptedBlock
-from lrft.export.merge import check_mergeable, merge_into, relative_change
+from lrft.export.changes import relative_change
+from lrft.export.merge import check_mergeable, merge_into
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
 from lrft.model.fused import fuse

@@ -8,14 +8,13 @@ import pytest
 
 from lrft.files.gguf import check_gguf_file
 from lrft.registry.errors import DamagedFile
+from tests.tiny_gguf import write_gguf
 
 gguf = pytest.importorskip("gguf")
 
 
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory):
-    from tests.reliability.hostile_bases import write_gguf
-
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
     write_gguf(path, tiny())
     return path

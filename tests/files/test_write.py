@@ -13,6 +13,7 @@ import pytest
 from safetensors import SafetensorError
 
 from lrft.files import write
+from lrft.files.append import append, open_log
 from lrft.files.failure import WriteError, check_room, tell_failures
 from lrft.files.fresh_folder import fresh_folder, remove_folder
 from lrft.files.growing import GrowingFile, Lock
@@ -53,11 +54,11 @@ WRITERS = {
     "changed file": (lambda place: write.write_changed(place / "f", "new"), "f"),
     "library's file": (lambda place: fill_by_library(place / "f"), "f"),
     "new file": (lambda place: write.write_new_file(place / "g", "new"), "g"),
-    "line": (lambda place: write.append(place / "lines", "new", synced=True), "lines"),
+    "line": (lambda place: append(place / "lines", "new", synced=True), "lines"),
     "growing file": (lambda place: grow(place / "lines"), "lines"),
     "folder": (lambda place: fill(place / "folder"), "folder/below/b"),
     "new folder": (lambda place: fill_anew(place / "out"), "out/a"),
-    "log": (lambda place: write.open_log(place / "new" / "log").close(), "new/log"),
+    "log": (lambda place: open_log(place / "new" / "log").close(), "new/log"),
     "removed file": (lambda place: write.remove_file(place / "f"), "lines"),
 }
 
@@ -184,7 +185,7 @@ def test_no_link_is_followed(tmp_path):
 
 def test_a_pipe_is_not_waited_at(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for add in (lambda path: write.append(path, "x", "/save pipe"), write.open_log):
+    for add in (lambda path: append(path, "x", "/save pipe"), open_log):
         with pytest.raises(WriteError, match=r"pipe: is a pipe or a device; give another place"):
             add(tmp_path / "pipe")
 

@@ -9,9 +9,9 @@ import torch
 
 from lrft.api.flower.participant import Begin, Participant
 from lrft.build.adapt import adapt
-from lrft.build.clients import read
 from lrft.build.dataset import read_text
 from lrft.build.federation import assemble_federation
+from lrft.build.trained_values import read
 from lrft.core.aggregate import Turn
 from lrft.model.trained import trained_tensors
 from lrft.recipe.load import load_recipe

@@ -15,8 +15,9 @@ from lrft.core.tokens import Tokens
 from lrft.export.merge import merge_into
 from lrft.export.write import write_merged
 from lrft.model.along_path import measure_along_path
+from lrft.model.apart import DOWN, Apart, first_name
 from lrft.model.calibrate import calibrate
-from lrft.model.experts import DOWN, Apart, first_name, group, join, split
+from lrft.model.experts import group, join, split
 from lrft.model.load import load_model
 from lrft.model.matrices import matrices
 from lrft.model.sites import expert_sites, linear_sites, mlp_sites, sites_of

@@ -14,10 +14,9 @@ from lrft.model.load import load_model
 from lrft.model.on_disk import parameters_on_disk
 from lrft.model.tokenizer import load_tokenizer
 from lrft.recipe.sections import ModelSection
+from tests.tiny_gguf import LAYERS, write_gguf
 
-gguf = pytest.importorskip("gguf")
-
-WIDTH, INNER, LAYERS = 64, 128, 2
+pytest.importorskip("gguf")
 
 
 @pytest.fixture
@@ -27,63 +26,10 @@ def made(tiny, tmp_path, monkeypatch):
 
     def make(tied=True):
         path = tmp_path / "tiny.gguf"
-        held = json.loads((tiny() / "tokenizer.json").read_text())
-        words = {**held["model"]["vocab"], **{t["content"]: t["id"] for t in held["added_tokens"]}}
-        tokens = sorted(words, key=words.get)
-        merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in held["model"]["merges"]]
-        writer = gguf.GGUFWriter(path, "llama")
-        for name, value in {
-            "context_length": 64,
-            "embedding_length": WIDTH,
-            "block_count": LAYERS,
-            "feed_forward_length": INNER,
-            "head_count": 4,
-            "head_count_kv": 2,
-            "layer_norm_rms_eps": 1e-5,
-            "rope_dimension_count": WIDTH // 4,
-            "vocab_size": len(tokens),
-            "tokenizer_model": "gpt2",
-            "tokenizer_pre": "default",
-            "token_list": tokens,
-            "token_types": [1] * len(tokens),
-            "token_merges": merges,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        }.items():
-            getattr(writer, f"add_{name}")(value)
-        torch.manual_seed(0)
-        for name, shape in shapes(len(tokens), tied).items():
-            values = torch.randn(shape).mul(0.05).numpy()
-            if len(shape) == 2 and "blk" in name:
-                kind = gguf.GGMLQuantizationType.Q8_0
-                writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-            else:
-                writer.add_tensor(name, values)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_gguf(path, tiny(), tied)
         return path
 
     return make
-
-
-def shapes(vocabulary, tied):
-    found = {"token_embd.weight": (vocabulary, WIDTH), "output_norm.weight": (WIDTH,)}
-    if not tied:
-        found["output.weight"] = (vocabulary, WIDTH)
-    layer = {
-        "attn_q": (WIDTH, WIDTH),
-        "attn_k": (WIDTH // 2, WIDTH),
-        "attn_v": (WIDTH // 2, WIDTH),
-        "attn_output": (WIDTH, WIDTH),
-        "ffn_gate": (INNER, WIDTH),
-        "ffn_up": (INNER, WIDTH),
-        "ffn_down": (WIDTH, INNER),
-        "attn_norm": (WIDTH,),
-        "ffn_norm": (WIDTH,),
-    }
-    return found | {f"blk.{i}.{name}.weight": shape for i in range(LAYERS) for name, shape in layer.items()}
 
 
 def decoded(path):

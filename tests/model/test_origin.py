@@ -7,6 +7,7 @@ import json
 import pytest
 
 from lrft.model.origin import SOURCES, _in_gguf, hub_id, loadable_name, public_name
+from tests.tiny_gguf import write_out
 
 
 def test_a_hub_id_is_itself():
@@ -65,10 +66,7 @@ def test_a_gguf_file_tells_the_id(tmp_path, key, value, found):
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     writer.add_string(key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     assert hub_id(str(tmp_path / "model.gguf")) == found
     assert public_name(str(tmp_path / "model.gguf")) == (found or "model.gguf")
 

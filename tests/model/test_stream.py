@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import shutil
 import subprocess
@@ -129,22 +128,6 @@ def test_a_matrix_in_shards_is_read_from_the_shard_that_holds_it(tiny, tmp_path,
     streamed = adapt(recipe)
     check_same(read_whole(monkeypatch, recipe), streamed)
     assert streamed.model.fingerprint == load_model(recipe_of(tiny()).model).fingerprint
-
-
-@pytest.fixture
-def altered(tiny, tmp_path):
-    """`altered(edit, **config)` -> folder of the tiny Llama with its tensors edited and keys of its config set."""
-
-    def make(edit=lambda tensors: None, tied=True, **config):
-        folder = shutil.copytree(tiny("llama", tied=tied), tmp_path / "model")
-        tensors = load_file(folder / "model.safetensors")
-        edit(tensors)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        held = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**held, **config}))
-        return folder
-
-    return make
 
 
 @pytest.mark.parametrize(

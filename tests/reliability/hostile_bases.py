@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tests.reliability.damage import _limit
 from tests.reliability.full_disk import ROOT, Called, call
 from tests.reliability.outcome import Outcome, tiny_model
+from tests.tiny_gguf import write_gguf
 
 SECONDS = 120
 RECIPE = """
@@ -50,19 +51,6 @@ ODD = (
 )
 NUMBERS = (0, 1, 2, 3, 8, 9, 12, 13, 255, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-LAYER = {
-    "attn_q": (64, 64),
-    "attn_k": (32, 64),
-    "attn_v": (32, 64),
-    "attn_output": (64, 64),
-    "ffn_gate": (128, 64),
-    "ffn_up": (128, 64),
-    "ffn_down": (64, 128),
-}
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 class Bases:
@@ -101,42 +89,6 @@ def _in_groups(form: str, dense: Path) -> dict[str, torch.Tensor]:
         parts = (as_gptq if form == "gptq" else as_awq)(n, z, (s * 0.02).half())
         tensors.update({f"{key.removesuffix('.weight')}.{leaf}": part for leaf, part in parts.items()})
     return tensors
-
-
-def write_gguf(path: Path, tokenizer: Path) -> None:
-    """A tiny Llama with a tokenizer of the tests, matrices in 8 bits."""
-    import gguf
-
-    held = json.loads((tokenizer / "tokenizer.json").read_text())
-    words = {**held["model"]["vocab"], **{t["content"]: t["id"] for t in held["added_tokens"]}}
-    tokens = sorted(words, key=lambda word: words[word])
-    tokens += ["<|endoftext|>"] if "<|endoftext|>" not in words else []
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in held["model"]["merges"]]
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, value in {
-        **{"context_length": 256, "embedding_length": 64, "block_count": 2, "feed_forward_length": 128},
-        **{"head_count": 4, "head_count_kv": 2, "layer_norm_rms_eps": 1e-5, "rope_dimension_count": 16},
-        **{"vocab_size": len(tokens), "tokenizer_model": "gpt2", "tokenizer_pre": "default"},
-        **{"token_list": tokens, "token_types": [1] * len(tokens), "token_merges": merges},
-        **{"bos_token_id": 1, "eos_token_id": 2, "chat_template": TEMPLATE},
-    }.items():
-        getattr(writer, f"add_{name}")(value)
-    generator = torch.Generator().manual_seed(0)
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (len(tokens), 64), "output_norm.weight": (64,)}
-    for layer in range(2):
-        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in LAYER.items()}
-        shapes |= {f"blk.{layer}.{name}.weight": (64,) for name in ("attn_norm", "ffn_norm")}
-    for name, shape in shapes.items():
-        values = torch.randn(shape, generator=generator).mul(0.05).numpy()
-        if len(shape) == 2 and "blk" in name:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 # ---------------------------------------------------------------- what is changed

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,23 +12,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from lrft.cli import main
 from lrft.registry.secrets import masked
 from lrft.training.commit import commit_of
 from tests.commands.test_cli import OPTIONS, TRUST
 from tests.older_run import as_older
+from tests.reliability.called import DATA, RECIPE, cases, lrft
 
-DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
-RECIPE = """
-model: {{name: {model}, dtype: float32}}
-adapter: {{method: lora, rank: 2}}
-data:
-  train: {{source: {data}/train.jsonl, limit: 8}}
-  eval: {{source: {data}/test.jsonl, limit: 2}}
-  format: {{method: prompt_completion, render: chat}}
-train: {{max_steps: 1, batch_size: 1, max_length: 160, device: cpu}}
-eval: {{tasks: [loss]}}
-"""
 CODE = """
 import pathlib
 with pathlib.Path({canary!r}).open("a") as file: file.write("ran")
@@ -41,20 +29,6 @@ class Model(LlamaForCausalLM):
 class Tokenizer(PreTrainedTokenizerFast):
     pass
 """
-
-
-def cases(every, quick):
-    """All of them, those that are not quick marked slow: each opens a run or calls a command several times."""
-    return [one if one in quick else pytest.param(one, marks=pytest.mark.slow) for one in every]
-
-
-def lrft(monkeypatch, capfd, *arguments):
-    """Exit code and everything that was printed."""
-    monkeypatch.setattr(sys, "argv", ["lrft", *map(str, arguments)])
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return stopped.value.code or 0, "".join(capfd.readouterr())
 
 
 @pytest.fixture(scope="module")

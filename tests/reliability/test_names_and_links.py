@@ -3,32 +3,16 @@
 import hashlib
 import os
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lrft.cli import main
 from lrft.registry.errors import UsageError
 from lrft.training.folder import RunFolder, find, new_folder, places
+from tests.reliability.called import DATA, RECIPE, cases, lrft
 
-DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
-RECIPE = """
-model: {{name: {model}, dtype: float32}}
-adapter: {{method: lora, rank: 2}}
-data:
-  train: {{source: {data}/train.jsonl, limit: 8}}
-  eval: {{source: {data}/test.jsonl, limit: 2}}
-  format: {{method: prompt_completion, render: chat}}
-train: {{max_steps: 1, batch_size: 1, max_length: 160, device: cpu}}
-eval: {{tasks: [loss]}}
-"""
 LONG = "n" * 300
-
-
-def cases(every, quick):
-    """All of them, those that are not quick marked slow: each opens a run or calls a command several times."""
-    return [one if one in quick else pytest.param(one, marks=pytest.mark.slow) for one in every]
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +36,7 @@ def call(monkeypatch, capfd, tmp_path):
     (tmp_path / "inside").mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path / "inside")
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lrft", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0, "".join(capfd.readouterr())
-
-    return run
+    return partial(lrft, monkeypatch, capfd)
 
 
 def held(folder):

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from lrft.data.sources import read_sources
-from lrft.files.write import append
+from lrft.files.append import append
 from lrft.lab.sweep.points import points_of
 from lrft.model.load import load_config, load_model
 from lrft.model.tokenizer import load_tokenizer

@@ -18,9 +18,9 @@ from lrft.api.training.federate import federate, share
 from lrft.api.training.train import train
 from lrft.build.adapt import adapt
 from lrft.build.averaging_error import averaging_error
-from lrft.build.clients import read
 from lrft.build.dataset import read_text
 from lrft.build.federation import assemble_federation
+from lrft.build.trained_values import read
 from lrft.core.adapted import adapted
 from lrft.model.trained import parameter_infos
 from lrft.recipe.load import load_recipe

@@ -12,11 +12,12 @@ import torch
 from lrft.api.training.federate import federate
 from lrft.build.adapt import adapt
 from lrft.build.aggregating import check_whole, hiding
-from lrft.build.clients import Clients, read
+from lrft.build.clients import Clients
 from lrft.build.dataset import read_text
 from lrft.build.hardest import hardest, kept_of, row_errors
 from lrft.build.reach import InTurn
 from lrft.build.shares import shares_of
+from lrft.build.trained_values import read
 from lrft.core.aggregate import Turn, bytes_of
 from lrft.data.collate import collate
 from lrft.model.split import Link

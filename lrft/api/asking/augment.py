@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lrft.api.asking.writer import find_writer
+from lrft.api.data.written import check_name, write_out
 from lrft.build.dataset import read_renderer
 from lrft.build.guess import with_format
 from lrft.build.rows import training_rows
 from lrft.core import stop
-from lrft.data.encode import placed
 from lrft.data.example import Row
 from lrft.data.rewrite import Refused, Rewriting
-from lrft.data.rows import Rows
+from lrft.data.rows import Rows, placed
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.answers_file import AnswerLine, AnswersFile
 from lrft.evaluation.progress import EvaluationBar
-from lrft.evaluation.sampling import Sampling
+from lrft.evaluation.sampling import Sampling, check_new_tokens
 from lrft.files.read import read_text
-from lrft.files.write import holds_other, write_file
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DamagedFile, UsageError
@@ -123,10 +122,8 @@ def check_words(out: Path, times: int, sampling: Sampling, max_new_tokens: int) 
         UsageError: names the option.
     """
     sampling.check()
-    if out.suffix != ".jsonl":
-        raise UsageError(f"--out {out}: rows are JSON, one a line; give a name that ends in .jsonl")
-    if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
+    check_name(out)
+    check_new_tokens(max_new_tokens)
     if times > 1 and sampling.greedy:
         raise UsageError(
             f"--times {times}: at temperature 0 every answer to a row is the same; add --temperature"
@@ -178,11 +175,5 @@ def write_rows(path: Path, made: Iterable[Row | Refused]) -> tuple[int, dict[str
             refused[row] += 1
         else:
             lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-    content = "".join(lines)
-    if holds_other(path, content):
-        raise UsageError(
-            f"--out {path}: is there already and holds other rows; give another name, or remove it"
-        )
-    with stop.held():
-        write_file(path, content, f"--out {path}")
+    write_out(path, "".join(lines))
     return len(lines), dict(sorted(refused.items()))

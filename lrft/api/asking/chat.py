@@ -12,7 +12,7 @@ from lrft.build.scoring import subject
 from lrft.data.example import Message
 from lrft.data.prompts import Asker
 from lrft.evaluation.decoded import decoded
-from lrft.evaluation.sampling import Sampling
+from lrft.evaluation.sampling import Sampling, check_new_tokens
 from lrft.evaluation.stream import stream
 from lrft.evaluation.subject import Subject
 from lrft.registry.errors import DataError, UsageError
@@ -121,8 +121,7 @@ class Conversation:
         except ValueError:
             raise UsageError(f"/set {name} {text}: give a number") from None
         if name == "max_new_tokens":
-            if value < 1:
-                raise UsageError(f"/set {name} {text}: at least one token has to be generated")
+            check_new_tokens(value, f"/set {name}")
             self.max_new_tokens = value
             return
         sampling = replace(self.sampling, **{name: value})
@@ -156,10 +155,11 @@ def open_conversation(
         trust_remote_code: let code run that comes with the base model.
 
     Raises:
-        UsageError: no such run, or several processes were launched.
+        UsageError: no such run, settings that mean nothing, or several processes were launched.
     """
     sampling = sampling or Sampling()
     sampling.check()
+    check_new_tokens(max_new_tokens)
     folder = find(run)
     folder.trusted = trust_remote_code
     recipe, text, adaptation = open_run(folder)

@@ -15,12 +15,12 @@ from lrft.core import stop
 from lrft.core.team import Team
 from lrft.data.features import Features, placed_features
 from lrft.data.prompts import Asker, read_prompts
-from lrft.data.sources import Rows
+from lrft.data.rows import Rows, placed
 from lrft.evaluation.answering import Given, answer_all
 from lrft.evaluation.answers_file import AnswersFile
-from lrft.evaluation.sampling import Sampling
+from lrft.evaluation.sampling import Sampling, check_new_tokens
 from lrft.evaluation.subject import Progress, Subject
-from lrft.registry.errors import DataError, LrftError, UsageError
+from lrft.registry.errors import DataError, LrftError
 from lrft.registry.json import Json
 from lrft.training.folder import RunFolder, find
 
@@ -87,8 +87,7 @@ def _answer(
     progress: Progress | None,
 ) -> Generated:
     sampling.check()
-    if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens {max_new_tokens}: at least one token has to be generated")
+    check_new_tokens(max_new_tokens)
     recipe, text, adaptation = open_run(folder)
     assert folder.opened is not None, "open_run opens one"
     if base:
@@ -120,10 +119,8 @@ def _ids(path: Path, asker: Asker) -> tuple[Rows, list[list[int]]]:
     found = []
     for index, example in enumerate(examples):
         stop.poll()
-        try:
+        with placed(rows, index):
             found.append(asker.ids(example))
-        except DataError as error:
-            raise DataError(f"{rows.where(index)}: {error}") from error
         if not found[-1]:
             raise DataError(f"{rows.where(index)}: the prompt has no token; give it a text")
     return rows, found

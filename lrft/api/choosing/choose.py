@@ -15,6 +15,7 @@ from lrft.api.choosing.law import FEWEST
 from lrft.api.choosing.looking import Looking
 from lrft.api.choosing.past import accuracy_of, check_rows, compare
 from lrft.api.choosing.record import Choice, Head, Past, PastRun, Shots, Strategy
+from lrft.api.data.written import KEPT
 from lrft.build.guess import with_format
 from lrft.core import stop
 from lrft.evaluation.progress import EvaluationBar
@@ -26,7 +27,6 @@ from lrft.training.folder import RunFolder, find
 from lrft.training.relied import own_recipe
 
 RECORD = "choice.json"
-KEPT = "what was measured is kept; the same command goes on"
 
 
 def choose(

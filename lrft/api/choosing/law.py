@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lrft.api.planning.power_law import slope
+
 SCALES = [0.25 * (64 / 0.25) ** (k / 39) for k in range(40)]  # demonstrations, from 0.25 to 64
 FEWEST = 4  # points, one more than the curve has numbers
 
@@ -37,8 +39,7 @@ def fit_shots(shots: Sequence[int], accuracies: Sequence[float]) -> Saturating:
 def _linear(shots: Sequence[int], accuracies: Sequence[float], scale: float) -> Saturating:
     x = [math.exp(-n / scale) for n in shots]
     mean_x, mean_y = sum(x) / len(x), sum(accuracies) / len(x)
-    over = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, accuracies, strict=True))
-    gap = -over / sum((a - mean_x) ** 2 for a in x)
+    gap = -slope(x, accuracies)
     if gap <= 0:
         return Saturating(mean_y, 0.0, scale)
     ceiling = mean_y + gap * mean_x

@@ -79,7 +79,7 @@ def mean_loss(model: Comparable, batches: Sequence[Batch]) -> float:
     total, count = 0.0, 0
     for batch in batches:
         on = batch.to(model.device)
-        rows, targets = model.hidden(on).flatten(0, 1).index_select(0, on.supervised), on.targets
+        rows, targets = on.supervised_rows(model.hidden(on)), on.targets
         for start in range(0, len(rows), CHUNK):
             logits = model.head.logits(rows[start : start + CHUNK]).float()
             chunk = targets[start : start + CHUNK]

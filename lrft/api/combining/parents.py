@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrft.build.decide import quantizer
 from lrft.build.earlier import Earlier, read_earlier
+from lrft.build.earlier_base import check_same_base
 from lrft.core.adapter import LowRank
 from lrft.core.combine import Part
 from lrft.core.params import Site
@@ -99,11 +100,7 @@ def _read(
     place: int,
 ) -> Parent:
     earlier = _earlier(path, recipe, sites)
-    if earlier.base is not None and earlier.base != base.fingerprint:
-        raise UsageError(f"{path}: was trained on another base model; name adapters of {recipe.model.name}")
-    values = base.weight_sums
-    if earlier.values is not None and values is not None and earlier.values != values.whole:
-        raise UsageError(f"{path}: the weights that it was trained on are not these; name another run")
+    check_same_base(earlier, base, str(path), recipe.model.name)
     if strange := next((name for name in earlier.given if name not in sites), None):
         raise NotMergeable(
             f"{path}: changes {strange}, which is no linear layer of the base; `lrft merge` writes it into the weights"

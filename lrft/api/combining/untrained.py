@@ -19,14 +19,13 @@ from lrft.files.write import make_folder
 from lrft.recipe.resolved import decisive_hash, recipe_hash, resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
-from lrft.training import folder as run_folder
 from lrft.training.checkpoint import Identity
 from lrft.training.checkpoint_folder import write_folder
 from lrft.training.folder import PLAN, RECIPE, RESULT, RUN, RunFolder
 from lrft.training.opened import ADAPTER, FORMAT, OPTIMIZER, STATE
 from lrft.training.relied import own_recipe
 from lrft.training.trained_on import KEY, TrainedOn
-from lrft.training.versions import versions_of_numbers
+from lrft.training.versions import environment, versions_of_numbers
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Untrained:
             origin.key: dict(origin.record),
             KEY: self.now.record(),
             **self.began,
-            **run_folder.environment(),
+            **environment(),
         }
         result: dict[str, Json] = {**card, "loss": None, "seconds": 0.0, "peak_memory_bytes": 0}
         run = RunFolder(self.place)

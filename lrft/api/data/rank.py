@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TypedDict
 
 from lrft.api.data.ranking import Ranking, Scored, is_run, read_whole
+from lrft.api.data.written import KEPT, write_out
 from lrft.build.guess import with_format
 from lrft.core import stop
 from lrft.core.transfer import TransferEstimate
 from lrft.evaluation.intervals import Z
 from lrft.evaluation.progress import EvaluationBar
-from lrft.files.write import holds_other, write_file
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.method_words import parse_named
 from lrft.registry.axes import TRANSFER_ESTIMATES
@@ -76,7 +76,7 @@ def rank_sources(
     made: TransferEstimate = TRANSFER_ESTIMATES.get(config.method)(config)
     path = Path(out)
     names = _names(made, path, sources)
-    with stop.listening("what was measured is kept; the same command goes on"), EvaluationBar() as show:
+    with stop.listening(KEPT), EvaluationBar() as show:
         chosen = with_format(as_loaded(recipe, overrides)).recipe
         text = read_whole(chosen, trust_remote_code, show)
         ranking = Ranking(made, path, chosen, text, rows, seed, trust_remote_code, show)
@@ -90,7 +90,7 @@ def rank_sources(
             "classes": classes,
             "sources": [_record(one, scored[0]) for one in scored],
         }
-        _write(path, found)
+        write_out(path, json.dumps(found, indent=2, allow_nan=False) + "\n", "another order")
     return found
 
 
@@ -135,13 +135,3 @@ def _half(without: Sequence[float]) -> float:
     """Half of the interval of 95 % by the jackknife: z sqrt((g - 1) / g sum (value_k - mean)^2)."""
     mean = sum(without) / len(without)
     return Z * math.sqrt((len(without) - 1) / len(without) * sum((one - mean) ** 2 for one in without))
-
-
-def _write(path: Path, found: Ranked) -> None:
-    content = json.dumps(found, indent=2, allow_nan=False) + "\n"
-    if holds_other(path, content):
-        raise UsageError(
-            f"--out {path}: is there already and holds another order; give another name, or remove it"
-        )
-    with stop.held():
-        write_file(path, content, f"--out {path}")

@@ -154,12 +154,11 @@ def _as_target(source: Recipe, target: Recipe) -> Recipe:
 
 
 def usable_rows(text: Text) -> tuple[Rows, list[Encoded]]:
-    """The training rows with something to learn."""
-    assert text.rows is not None, "training rows were wanted"
-    kept = [k for k, row in enumerate(text.train) if not row.dropped and row.targets]
-    if any(text.train[k].parts for k in kept):
+    """The training rows with something to learn, each one text."""
+    rows, encoded = text.learnt()
+    if any(row.parts for row in encoded):
         raise RecipeError("rows of pairs are two texts each, and an order takes rows of one", "data.format")
-    return text.rows.chosen(kept), [text.train[k] for k in kept]
+    return rows, encoded
 
 
 def draw_rows(rows: Rows, encoded: Sequence[Encoded], most: int, seed: int) -> tuple[Rows, Sequence[Encoded]]:

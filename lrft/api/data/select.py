@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from lrft.api.data.measure import Measuring, Part
+from lrft.api.data.written import KEPT, check_name, write_out
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
 from lrft.build.rows import made_format
@@ -20,7 +21,6 @@ from lrft.data.example import OwnRow
 from lrft.data.rows import Rows
 from lrft.data.sources import read_rows
 from lrft.evaluation.progress import EvaluationBar
-from lrft.files.write import holds_other, write_file
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.method_words import parse_named
 from lrft.recipe.schema import Recipe
@@ -91,12 +91,12 @@ def select_rows(
     made: DataSelection = DATA_SELECTIONS.get(config.method)(config)
     path = Path(out)
     _check_words(made, path, budget, target, runs)
-    with stop.listening("what was measured is kept; the same command goes on"), EvaluationBar() as show:
+    with stop.listening(KEPT), EvaluationBar() as show:
         chosen = with_format(as_loaded(recipe, overrides)).recipe
         _check_rows(chosen, made)
         text = read_text(chosen, trust_remote_code=trust_remote_code, progress=show, processes=processes)
         check_text(text, chosen)
-        rows, encoded = _usable(text)
+        rows, encoded = text.learnt()
         if budget is not None and budget > len(rows):
             raise UsageError(f"--budget {budget}: there are {len(rows)} rows to choose from")
         parts = [Part(encoded, rows.where, path)]
@@ -121,13 +121,6 @@ def select_rows(
     }
 
 
-def _usable(text: Text) -> tuple[Rows, list[Encoded]]:
-    """The training rows with something to learn."""
-    assert text.rows is not None, "training rows were wanted"
-    kept = [k for k, row in enumerate(text.train) if not row.dropped and row.targets]
-    return text.rows.chosen(kept), [text.train[k] for k in kept]
-
-
 def _measured(measuring: Measuring, parts: Sequence[Part]) -> tuple[Measured, Measured | None]:
     """The pool, and the target where there is one, with what the method needs of them."""
     features = measuring.features(parts)
@@ -146,8 +139,7 @@ def _check_words(
     runs: Sequence[Path | str],
 ) -> None:
     """Refuse what a method has no use for, and what it lacks."""
-    if out.suffix != ".jsonl":
-        raise UsageError(f"--out {out}: rows are JSON, one a line; give a name that ends in .jsonl")
+    check_name(out)
     if method.counts and budget is not None:
         raise UsageError(f"--budget {budget}: {method.name} says itself how many, as it is set; leave it out")
     if not method.counts and budget is None:
@@ -227,10 +219,4 @@ def _write(path: Path, rows: Rows, found: Selection, method: str) -> None:
             raise DataError(
                 f"{where}: holds what JSON has no form of ({error}); remove that column"
             ) from error
-    content = "".join(lines)
-    if holds_other(path, content):
-        raise UsageError(
-            f"--out {path}: is there already and holds other rows; give another name, or remove it"
-        )
-    with stop.held():
-        write_file(path, content, f"--out {path}")
+    write_out(path, "".join(lines))

@@ -19,12 +19,12 @@ from lrft.data.formats._each import OfEachRow
 from lrft.data.labels import name_of
 from lrft.data.layout import Packed, packed_rows
 from lrft.data.removal import removal_facts
-from lrft.data.rows import Rows
+from lrft.data.rows import Rows, placed
 from lrft.data.show import masked_ids, masked_text, part_names, runs, spans, with_label
 from lrft.evaluation.progress import EvaluationBar
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import DataError, RecipeError, UsageError
+from lrft.registry.errors import RecipeError, UsageError
 from lrft.registry.protocols import Tokenizer
 
 if TYPE_CHECKING:
@@ -200,10 +200,8 @@ def _indices(rows: Rows, places: Sequence[str]) -> list[int]:
 
 
 def _encoded(text: Text, rows: Rows, index: int) -> list[Encoded]:
-    try:
+    with placed(rows, index):
         return text.renderer.encodings(rows[index])
-    except DataError as error:
-        raise DataError(f"{rows.where(index)}: {error}") from error
 
 
 def show_packed(

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from lrft.build.adapt import adapt
 from lrft.build.aggregating import check_whole
-from lrft.build.clients import Clients, read
+from lrft.build.clients import Clients
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
 from lrft.build.privacy import check_not_private
 from lrft.build.reach import InTurn, Numbers
 from lrft.build.shares import shares_of
 from lrft.build.text import Text, check_text
+from lrft.build.trained_values import read
 from lrft.core.aggregate import Tensors, Turn
 from lrft.data.partition import Share
 from lrft.model.trained import load_trained_tensors

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lrft.build.earlier import Earlier, read_earlier
+from lrft.build.earlier_base import check_same_base
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.less import changed
 from lrft.core.params import Site
@@ -37,15 +38,7 @@ def add_all(recipe: Recipe, model: CausalLM, others: Sequence[Path | str]) -> No
             for name, base, _ in frozen_layers(model)
         }
         earlier = _read(recipe, other, sites)
-        if earlier.base is not None and earlier.base != model.fingerprint:
-            raise UsageError(
-                f"--add {other}: it was trained on another base model; name one of {recipe.model.name}"
-            )
-        values = model.weight_sums
-        if earlier.values is not None and values is not None and earlier.values != values.whole:
-            raise UsageError(
-                f"--add {other}: the weights that it was trained on are not these; name another run"
-            )
+        check_same_base(earlier, model, f"--add {other}", recipe.model.name)
         add(model, earlier.given, f"--add {other}")
 
 

@@ -21,9 +21,10 @@ from lrft.core.notes import say
 from lrft.data.encoded import Encoded
 from lrft.data.eval_batches import eval_batches
 from lrft.export.card import merged_card, recipe_to_share
+from lrft.export.changes import relative_change
 from lrft.export.feedback import moments
 from lrft.export.fidelity import Fidelity, Nearest, compare
-from lrft.export.merge import Rounding, merge_into, relative_change
+from lrft.export.merge import Rounding, merge_into
 from lrft.export.uneven import brings_code, write_units
 from lrft.export.write import check_free, whole_folder, write_merged
 from lrft.files.write import write_in

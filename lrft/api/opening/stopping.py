@@ -19,7 +19,7 @@ from lrft.model.batching import own_settings, stock_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.stopping import generation_of, read_tokenizer
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import DataError
+from lrft.registry.errors import DataError, first_line
 from lrft.registry.protocols import Tokenizer
 
 NEW_TOKENS = 48
@@ -50,7 +50,7 @@ def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trus
             with own_settings(merged.hf):
                 ours = _greedy(merged, prompts[0], max_new_tokens=room, generation_config=endless)
         except Exception as error:  # whatever a model's own code raises: there is no answer to compare
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            reason = first_line(error)
             say(f"the merged model does not generate ({reason}), so only its stop ids were compared")
             return {**found, "generates": False}
     answer = before_stop(ours, text.stop_ids)

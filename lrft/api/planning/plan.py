@@ -16,7 +16,7 @@ from lrft.build.guess import with_format
 from lrft.build.in_turn import tasks_of
 from lrft.build.measure import measure
 from lrft.build.measured import MatrixShares, Measured, Peak, Target
-from lrft.build.recomputing import as_written, choose, free_bytes
+from lrft.build.recomputing import Recomputing, as_written, choose, free_bytes
 from lrft.build.resident import state_held, weights_held
 from lrft.build.starting_plan import plan_without_weights
 from lrft.build.steps import check_steps, possible_steps, shapes_of, train_data
@@ -97,11 +97,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
     _check_steps(recipe, possible, () if adaptation.undecided else ranks_of(adaptation.plan))
     counted = measure(recipe, model)
     shapes = set(shapes_of(recipe, data))
-    again = as_written(recipe, model)
-    if recipe.model.activation_checkpointing == "auto":
-        rest = memory_bytes(recipe, model, counted, shapes)
-        taken = beside + rest["total_estimated"] - rest["activations_estimated"] - rest["attention_estimated"]
-        again = choose(recipe, model, shapes, free_bytes(device), taken)
+    again = _recomputed(recipe, model, counted, shapes, device, beside)
     peaks, sentence = _peaks(recipe, shapes, trust_remote_code)
     found: Checked = {
         "recipe_hash": recipe_hash(recipe),
@@ -120,6 +116,17 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
         "memory": sentence,
     }
     return _with_tasks(found, data)
+
+
+def _recomputed(
+    recipe: Recipe, model: CausalLM, counted: Measured, shapes: set[Shape], device: str, beside: int
+) -> Recomputing:
+    """Which layers are computed again: as the recipe says, or as many as the device asks for."""
+    if recipe.model.activation_checkpointing != "auto":
+        return as_written(recipe, model)
+    rest = memory_bytes(recipe, model, counted, shapes)
+    taken = beside + rest["total_estimated"] - rest["activations_estimated"] - rest["attention_estimated"]
+    return choose(recipe, model, shapes, free_bytes(device), taken)
 
 
 def _with_tasks(found: Checked, data: TrainData) -> Checked:

@@ -67,15 +67,21 @@ def proceed(steps: Sequence[float], losses: Sequence[float], n: float, seed: int
 def _linear(steps: Sequence[float], losses: Sequence[float], alpha: float) -> Curve:
     x = [step**-alpha for step in steps]
     mean_x, mean_y = sum(x) / len(x), sum(losses) / len(x)
-    over = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, losses, strict=True))
-    under = sum((a - mean_x) ** 2 for a in x)
-    scale = over / under if under else 0.0
+    scale = slope(x, losses)
     if scale <= 0:
         return Curve(max(mean_y, 0.0), 0.0, alpha)
     floor = mean_y - scale * mean_x
     if floor >= 0:
         return Curve(floor, scale, alpha)
     return Curve(0.0, sum(a * b for a, b in zip(x, losses, strict=True)) / sum(a * a for a in x), alpha)
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """That of the line of least squares through the points; 0 where all have one x."""
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    over = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    under = sum((a - mean_x) ** 2 for a in x)
+    return over / under if under else 0.0
 
 
 def _error(curve: Curve, steps: Sequence[float], losses: Sequence[float]) -> float:

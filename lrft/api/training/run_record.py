@@ -19,12 +19,12 @@ from lrft.files.scratch import sweep
 from lrft.recipe.load import DEFAULT, LoadedRecipe
 from lrft.recipe.resolved import resolved
 from lrft.registry.json import Json
-from lrft.training import folder as run_folder
 from lrft.training.adapter_folders import THEN
 from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
 from lrft.training.metrics import last_loss, peak_memory
 from lrft.training.scorer import Scorer
 from lrft.training.trained_on import KEY
+from lrft.training.versions import environment
 
 
 @stop.held()
@@ -47,7 +47,7 @@ def write_start(job: Job, loaded: LoadedRecipe, trust_remote_code: bool) -> None
         KEY: job.trained_on.record(),
         **job.began,
         **({} if origin is None else {"adapter": origin}),
-        **run_folder.environment(),
+        **environment(),
     }
     plan = {name: entry.record() for name, entry in job.adaptation.plan.items()}
     sweep(folder.path)

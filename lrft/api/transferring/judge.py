@@ -21,9 +21,9 @@ from lrft.build.dataset import read_renderer
 from lrft.build.rows import training_rows
 from lrft.core import stop
 from lrft.data.collate import collate
-from lrft.data.encode import encode_all, placed
+from lrft.data.encode import encode_all
 from lrft.data.few_shot import FewShot, folded
-from lrft.data.rows import Rows
+from lrft.data.rows import Rows, placed
 from lrft.evaluation.answers_file import AnswersFile, Line
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.progress import EvaluationBar

@@ -15,11 +15,10 @@ from lrft.build.dataset import read_renderer
 from lrft.build.job import subject
 from lrft.build.teacher import Teacher, check_teacher
 from lrft.core import stop
-from lrft.data.encode import placed
 from lrft.data.example import Example, Row
 from lrft.data.few_shot import FewShot, answered
 from lrft.data.prompts import Asker
-from lrft.data.rows import Rows
+from lrft.data.rows import Rows, placed
 from lrft.data.seam import token_ids
 from lrft.evaluation.answers_file import AnswerLine, AnswersFile
 from lrft.evaluation.progress import EvaluationBar

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrft.data.example import Message, Row
+from lrft.data.example import Example, Message, Row
 from lrft.data.formats._format import Format
 from lrft.data.formats._turns import turns_of
 from lrft.registry.errors import DataError
@@ -24,6 +24,20 @@ class Answered(Format):
                 "of role assistant"
             )
         return self.opened(turns, row)
+
+    def tools_beside(self, example: Example, row: Row) -> tuple[Message, ...]:
+        """The tools that the row offers to an example made of it.
+
+        Raises:
+            DataError: it is plain text, in which nothing writes them; or as `tools`.
+        """
+        tools = self.tools(row)
+        if tools and not example.messages:
+            raise DataError(
+                "the tools of the row are written by a chat template only; set data.format.render: chat, or "
+                "data.format.ignore: [tools]"
+            )
+        return tools
 
     def _asked(self, row: Row, prompt: str) -> Turns:
         if isinstance(self.value(row, prompt), list):

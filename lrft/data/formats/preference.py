@@ -112,14 +112,9 @@ class Preference(Answered):
         return self._with_tools(Example(messages=turns, learn="last", rejected=rejected), row)
 
     def _with_tools(self, pair: Example, row: Row) -> Example:
-        tools = self.tools(row)
+        tools = self.tools_beside(pair, row)
         if not tools or pair.rejected is None:
             return pair
-        if not pair.messages:
-            raise DataError(
-                "the tools of the row are written by a chat template only; set data.format.render: chat, or "
-                "data.format.ignore: [tools]"
-            )
         return replace(pair, tools=tools, rejected=replace(pair.rejected, tools=tools))
 
     def _conversation(self, row: Row, column: str) -> tuple[Message, ...]:

@@ -121,7 +121,8 @@ class Unpaired(Answered):
         if isinstance(row.get(config.prompt), list):
             return self._after_messages(row)
         prompt, completion = self.text(row, config.prompt), self.text(row, config.completion)
-        return self._with_tools(self.pair(prompt, completion, self.system(row)), row)
+        example = self.pair(prompt, completion, self.system(row))
+        return replace(example, tools=self.tools_beside(example, row))
 
     def _after_messages(self, row: Row) -> Example:
         """The prompt is messages and the answer a text."""
@@ -130,12 +131,3 @@ class Unpaired(Answered):
             {**row, self.config.completion: answer}, self.config.prompt, self.config.completion
         )
         return Example(messages=turns, learn="last", tools=self.tools(row))
-
-    def _with_tools(self, example: Example, row: Row) -> Example:
-        tools = self.tools(row)
-        if tools and not example.messages:
-            raise DataError(
-                "the tools of the row are written by a chat template only; set data.format.render: chat, or "
-                "data.format.ignore: [tools]"
-            )
-        return replace(example, tools=tools)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lrft.data.encode import encode_all
+from lrft.data.encode import encode_all, encode_each
 from lrft.data.encoded import Encoded
+from lrft.data.eval_batches import eval_batches
 from lrft.data.rows import Rows
 from lrft.data.tokenize import Renderer
+from lrft.evaluation.batching import scoring
+from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject
 from lrft.registry.errors import DataError
 
@@ -35,3 +38,30 @@ def encode_texts(
 def shortened(encoded: Sequence[Encoded], kept: Sequence[int]) -> dict[str, float]:
     """How many rows were left out, and how many are scored cut."""
     return {"left_out": len(encoded) - len(kept), "truncated": sum(row.truncated for row in encoded)}
+
+
+def scores_of(
+    subject: Subject, encoded: Sequence[Encoded], name: str
+) -> list[tuple[tuple[int, ...], list[list[float]]]]:
+    """Of every batch which rows are in it, and the scores (documents, labels) of their texts, by the task `name`."""
+    batches = list(eval_batches(encoded, subject.batch_tokens, subject.pad_id))
+    with scoring(subject.model):
+        found = divided(
+            batches,
+            lambda batch: subject.model.scores(batch.to(subject.model.device)).tolist(),
+            subject.watch(name, len(encoded)),
+            lambda batch: len(batch.examples),
+            subject.team,
+        )
+    return [(batch.examples, scores) for batch, scores in zip(batches, found, strict=True)]
+
+
+def encode_rows(subject: Subject, rows: Rows, renderer: Renderer) -> tuple[list[Encoded], Sequence[int]]:
+    """Every row as it is trained on, a long one as several where it goes on, and for each which of the rows it is.
+
+    Raises:
+        DataError: a row cannot be encoded, or is longer than the model can take.
+    """
+    encoded, of = encode_each(rows, renderer)
+    subject.check_lengths([len(row.input_ids) for row in encoded], lambda index: rows.where(of[index]))
+    return encoded, of

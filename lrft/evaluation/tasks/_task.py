@@ -9,13 +9,13 @@ from typing import Annotated, ClassVar, TypeVar
 
 from lrft.data.encoded import TooLong
 from lrft.data.example import Row
-from lrft.data.rows import Rows
+from lrft.data.rows import Rows, placed
 from lrft.data.sources import read_rows
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Subject
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Choice, Field, FormatConfig, MethodConfig, Source
-from lrft.registry.errors import DataError, RecipeError
+from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 
 T = TypeVar("T")
@@ -141,10 +141,8 @@ def each(rows: Rows, function: Callable[[Row], T]) -> list[T]:
     """
     made = []
     for index, row in enumerate(rows):
-        try:
+        with placed(rows, index):
             made.append(function(row))
-        except DataError as error:
-            raise DataError(f"{rows.where(index)}: {error}") from error
     return made
 
 

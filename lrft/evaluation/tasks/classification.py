@@ -7,12 +7,9 @@ from collections.abc import Sequence
 
 from lrft.data.encode import encode_all
 from lrft.data.encoded import Encoded
-from lrft.data.eval_batches import eval_batches
 from lrft.data.labels import name_of
-from lrft.evaluation.batching import scoring
-from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject
-from lrft.evaluation.tasks._encoded import shortened
+from lrft.evaluation.tasks._encoded import scores_of, shortened
 from lrft.evaluation.tasks._task import OfRows, TaskResult, share
 from lrft.registry.axes import TASKS
 from lrft.registry.errors import DataError, NumericalError
@@ -84,19 +81,10 @@ class Classification(OfRows):
 
     def _scores(self, subject: Subject, encoded: Sequence[Encoded]) -> dict[int, list[float]]:
         """Row -> its scores."""
-        batches = list(eval_batches(encoded, subject.batch_tokens, subject.pad_id))
-        with scoring(subject.model):
-            found = divided(
-                batches,
-                lambda batch: subject.model.scores(batch.to(subject.model.device)).tolist(),
-                subject.watch(self.name, len(encoded)),
-                lambda batch: len(batch.documents),
-                subject.team,
-            )
         return {
             index: row
-            for batch, rows in zip(batches, found, strict=True)
-            for index, row in zip(batch.examples, rows, strict=True)
+            for rows, given in scores_of(subject, encoded, self.name)
+            for index, row in zip(rows, given, strict=True)
         }
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from lrft.data.encode import encode_each
 from lrft.data.eval_batches import eval_batches
 from lrft.evaluation.before import as_before
 from lrft.evaluation.intervals import bootstrap, mcnemar
 from lrft.evaluation.loss import perplexity, row_losses
 from lrft.evaluation.subject import Subject
+from lrft.evaluation.tasks._encoded import encode_rows
 from lrft.evaluation.tasks._task import Task, TaskResult
 from lrft.evaluation.tasks.multiple_choice import MultipleChoice
 from lrft.registry.axes import FORMATS, TASKS
@@ -62,8 +62,7 @@ class Forgetting(Task):
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Losses of both models on the same batches, then the choices of both."""
         rows = self.rows(subject, limit)
-        encoded, of = encode_each(rows, self.renderer(subject, subject.renderer.too_long))
-        subject.check_lengths([len(row.input_ids) for row in encoded], lambda index: rows.where(of[index]))
+        encoded, _ = encode_rows(subject, rows, self.renderer(subject, subject.renderer.too_long))
         kept = [row for row in encoded if row.targets]
         if not kept:
             raise DataError(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lrft.data.encode import encode_each
 from lrft.data.encoded import Encoded
 from lrft.data.eval_batches import eval_batches
 from lrft.data.rows import Rows
 from lrft.evaluation.loss import LossResult, held_out_loss, together
 from lrft.evaluation.subject import Subject
+from lrft.evaluation.tasks._encoded import encode_rows
 from lrft.evaluation.tasks._task import OfRows, TaskResult
 from lrft.registry.axes import TASKS
 
@@ -44,8 +44,7 @@ class Loss(OfRows):
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then sum."""
         rows = self.rows(subject, limit)
-        encoded, of = encode_each(rows, self.renderer(subject, subject.renderer.too_long))
-        subject.check_lengths([len(row.input_ids) for row in encoded], lambda index: rows.where(of[index]))
+        encoded, of = encode_rows(subject, rows, self.renderer(subject, subject.renderer.too_long))
         scored = {index for index, row in zip(of, encoded, strict=True) if row.targets}
         parts = {name: self._scored(subject, some) for name, some in _by_source(rows, encoded, of).items()}
         found = together(parts) if len(parts) > 1 else next(iter(parts.values()))

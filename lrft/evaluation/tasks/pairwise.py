@@ -6,11 +6,8 @@ import math
 from collections.abc import Sequence
 
 from lrft.data.encoded import Encoded
-from lrft.data.eval_batches import eval_batches
-from lrft.evaluation.batching import scoring
-from lrft.evaluation.divide import divided
 from lrft.evaluation.subject import Subject
-from lrft.evaluation.tasks._encoded import encode_texts, shortened
+from lrft.evaluation.tasks._encoded import encode_texts, scores_of, shortened
 from lrft.evaluation.tasks._task import OfRows, TaskResult, share
 from lrft.registry.axes import TASKS
 from lrft.registry.errors import DataError, NumericalError
@@ -64,19 +61,10 @@ class Pairwise(OfRows):
 
     def _scores(self, subject: Subject, encoded: Sequence[Encoded]) -> dict[int, tuple[float, float]]:
         """Row -> the scores of its chosen and of its rejected text."""
-        batches = list(eval_batches(encoded, subject.batch_tokens, subject.pad_id))
-        with scoring(subject.model):
-            found = divided(
-                batches,
-                lambda batch: subject.model.scores(batch.to(subject.model.device))[:, 0].tolist(),
-                subject.watch(self.name, len(encoded)),
-                lambda batch: len(batch.examples),
-                subject.team,
-            )
         return {
-            index: (given[2 * k], given[2 * k + 1])
-            for batch, given in zip(batches, found, strict=True)
-            for k, index in enumerate(batch.examples)
+            index: (given[2 * k][0], given[2 * k + 1][0])
+            for rows, given in scores_of(subject, encoded, self.name)
+            for k, index in enumerate(rows)
         }
 
 

@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.util
-from importlib import import_module
 from pathlib import Path
-from typing import Protocol
 
-from lrft.files.write import fresh_file
 from lrft.lab.compare.record import Comparison
-
-
-class Axes(Protocol):
-    """Matplotlib's, as far as it is drawn on."""
-
-    def plot(self, *args: object, **settings: object) -> object: ...
-
-    def errorbar(self, *args: object, **settings: object) -> object: ...
-
-    def set_xticks(self, *args: object, **settings: object) -> object: ...
-
-    def set(self, **settings: object) -> object: ...
+from lrft.lab.runs.picture import Axes, can_draw, drawn
 
 
 def draw(record: Comparison, path: Path) -> bool:
     """Write the plot of a comparison's record; False where matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         return False
-    figure = import_module("matplotlib.figure").Figure(figsize=(10, 4), layout="constrained")
-    tuning, final = figure.subplots(1, 2)
+    with drawn(path, (10, 4)) as figure:
+        tuning, final = figure.subplots(1, 2)
+        _tuning(tuning, record)
+        _final(final, record)
+    return True
+
+
+def _tuning(axes: Axes, record: Comparison) -> None:
+    """A line an arm through the losses of its rates."""
     for arm in record["arms"]:
         points = [(point["rate"], point["loss"]) for point in arm["grid"] if point["loss"] is not None]
         if points:
-            tuning.plot(*zip(*points, strict=True), marker="o", label=arm["label"])
+            axes.plot(*zip(*points, strict=True), marker="o", label=arm["label"])
     if record["tuning_seed"] is not None:
-        tuning.set(
-            xscale="log", xlabel="rate", ylabel=record["metric"], title=f"seed {record['tuning_seed']}"
-        )
-        tuning.legend()
+        axes.set(xscale="log", xlabel="rate", ylabel=record["metric"], title=f"seed {record['tuning_seed']}")
+        axes.legend()
     else:
-        tuning.set_axis_off()
-    _final(final, record)
-    with fresh_file(path, f"--out {path.parent}: {path.name}") as scratch:
-        figure.savefig(scratch, dpi=120, format="png")
-    return True
+        axes.set_axis_off()
 
 
 def _final(axes: Axes, record: Comparison) -> None:

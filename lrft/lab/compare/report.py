@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrft.files.write import write_file
 from lrft.lab.compare.per_seed import seeds_table
 from lrft.lab.compare.plot import draw
 from lrft.lab.compare.record import Comparison
 from lrft.lab.compare.sentences import sentences
+from lrft.lab.runs.report import table_lines, write_files
 from lrft.training.records import SetUp
 
-REPORT, RECORD, TABLE, PLOT = "report.md", "report.json", "report.csv", "report.png"
+PLOT = "report.png"
 MIB = 2**20
 
 
@@ -30,18 +28,8 @@ def write_report(record: Comparison, out: Path, title: str, head: Sequence[str] 
     """
     drawn = draw(record, out / PLOT)
     picture = f"![loss by rate and by seed]({PLOT})" if drawn else "No plot: matplotlib is not installed."
-    table = io.StringIO(newline="")
-    csv.writer(table).writerows(seeds_table(record))
-    for file, text in (
-        (
-            REPORT,
-            "\n".join([f"# {title}", "", *head, *([""] if head else []), *body(record), "", picture, ""]),
-        ),
-        (RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n"),
-        (TABLE, table.getvalue()),
-    ):
-        write_file(out / file, text, f"--out {out}: {file}")
-    return out / REPORT
+    page = [f"# {title}", "", *head, *([""] if head else []), *body(record), "", picture, ""]
+    return write_files(out, "report", page, record, seeds_table(record))
 
 
 def body(record: Comparison) -> list[str]:
@@ -68,7 +56,7 @@ def body(record: Comparison) -> list[str]:
 def table(record: Comparison) -> list[str]:
     """`cells` as Markdown."""
     heads, *rows = cells(record)
-    return [row(heads), row(["---"] * len(heads)), *map(row, rows)]
+    return table_lines(heads, rows)
 
 
 def cells(record: Comparison) -> list[list[str]]:
@@ -112,39 +100,35 @@ def _grid(record: Comparison) -> list[str]:
         return [f"One rate, {record['rates'][0]:g}, for all arms; nothing was tuned."]
     if record["trials"]:
         return _trials(record)
-    lines = [
-        row(["arm", *(f"{rate:g}" for rate in record["rates"])]),
-        row(["---"] * (len(record["rates"]) + 1)),
-    ]
+    rows = []
     for arm in record["arms"]:
         cells = [
             f"**{_loss(point['loss'])}**" if point["rate"] == arm["rate"] else _loss(point["loss"])
             for point in arm["grid"]
         ]
-        lines.append(row([arm["label"], *cells]))
-    return lines
+        rows.append([arm["label"], *cells])
+    return table_lines(["arm", *(f"{rate:g}" for rate in record["rates"])], rows)
 
 
 def _trials(record: Comparison) -> list[str]:
     """One row a rate, since each arm was tried at its own."""
-    lines = [row(["arm", "rate", record["metric"]]), row(["---"] * 3)]
+    rows = []
     for arm in record["arms"]:
         for point in arm["grid"]:
             bold = "**" if point["rate"] == arm["rate"] else ""
-            lines.append(row([arm["label"], f"{point['rate']:g}", f"{bold}{_loss(point['loss'])}{bold}"]))
-    return lines
+            rows.append([arm["label"], f"{point['rate']:g}", f"{bold}{_loss(point['loss'])}{bold}"])
+    return table_lines(["arm", "rate", record["metric"]], rows)
 
 
 def _differences(record: Comparison) -> list[str]:
     found = record["differences"]
     if not found["keys"]:
         return ["Nothing but the rate."]
-    lines = [row(["key", *found["arms"]]), row(["---"] * (len(found["arms"]) + 1))]
-    for key, values in found["keys"].items():
-        lines.append(
-            row([f"`{key}`", *("" if value is None else f"`{json.dumps(value)}`" for value in values)])
-        )
-    return lines
+    rows = [
+        [f"`{key}`", *("" if value is None else f"`{json.dumps(value)}`" for value in values)]
+        for key, values in found["keys"].items()
+    ]
+    return table_lines(["key", *found["arms"]], rows)
 
 
 def _environments(record: Comparison) -> list[str]:
@@ -161,12 +145,6 @@ def set_ups(found: Sequence[SetUp]) -> list[str]:
         facts = {**one.get("versions", {}), **one.get("hardware", {}), "git": one.get("git")}
         lines.append(f"- {', '.join(f'{key} {value}' for key, value in facts.items() if value is not None)}")
     return lines
-
-
-def row(cells: Sequence[str]) -> str:
-    """One line of a Markdown table."""
-    escaped = [cell.replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
 
 
 def _plain(value: float | None) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lrft.files.write import fresh_file
 from lrft.lab.report.curves import charts_of, lines_of
 from lrft.lab.report.page import DETAILS
 from lrft.lab.report.read import RunData
+from lrft.lab.runs.picture import can_draw, drawn
 from lrft.registry.errors import MissingExtra
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -27,9 +26,7 @@ def check_matplotlib() -> None:
     Raises:
         MissingExtra: the message holds the install line.
     """
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
+    if not can_draw():
         raise MissingExtra(
             "--png: curves are drawn by matplotlib; install it with `pip install 'lrft[plot]'`, or leave the flag out: "
             "the page draws its own"
@@ -53,17 +50,15 @@ def _draw(runs: Sequence[RunData], title: str, columns: dict[str, str], folder: 
     lines = lines_of(runs, columns, DETAILS[0].points)
     if not any(y is not None for line in lines for _, y in line.points):
         return None
-    figure = import_module("matplotlib.figure").Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for line in lines:
-        xs, ys = zip(*line.points, strict=True)
-        values = [float("nan") if y is None else y for y in ys]
-        axes.plot(xs, values, color=f"C{line.run % 10}", label=line.label, **STYLES[line.kind])
-    axes.set(xlabel="step", title=title)
-    axes.grid(alpha=0.3)
-    if len(lines) > 1:
-        axes.legend(fontsize="small")
     path = folder / f"{re.sub(r'[^a-z0-9]+', '-', next(iter(columns)).lower()).strip('-')}.png"
-    with fresh_file(path, f"--png {folder}: {path.name}") as scratch:
-        figure.savefig(scratch, dpi=120, format="png")
+    with drawn(path, (8, 4), "--png") as figure:
+        axes = figure.subplots()
+        for line in lines:
+            xs, ys = zip(*line.points, strict=True)
+            values = [float("nan") if y is None else y for y in ys]
+            axes.plot(xs, values, color=f"C{line.run % 10}", label=line.label, **STYLES[line.kind])
+        axes.set(xlabel="step", title=title)
+        axes.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes.legend(fontsize="small")
     return path

@@ -15,10 +15,10 @@ from lrft.files.failure import WriteError
 from lrft.files.json import read_object
 from lrft.files.records import Job as JobRecord
 from lrft.files.write import remove_file, write_file
-from lrft.lab.runs.executor import Handle, Work, first_line, last_line, parse_settings
+from lrft.lab.runs.executor import Handle, Work, last_line, parse_settings
 from lrft.lab.runs.job import Training
 from lrft.lab.runs.processes import threads
-from lrft.registry.errors import LrftError, MissingExtra, UsageError
+from lrft.registry.errors import LrftError, MissingExtra, UsageError, first_line
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job

@@ -119,8 +119,3 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Json]:
             raise UsageError(f"--cluster-set {setting}: write key=value, such as timeout_min=240")
         parsed[key] = parse(text, Place("--cluster-set"), key)[0].plain()
     return parsed
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrft.files.write import open_log, write_file
+from lrft.files.append import open_log
+from lrft.files.write import write_file
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

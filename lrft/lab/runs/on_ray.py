@@ -15,9 +15,9 @@ from typing import Any
 
 from lrft.core.notes import say
 from lrft.files.write import remove_file, write_file
-from lrft.lab.runs.executor import Handle, Work, first_line, last_line, parse_settings
+from lrft.lab.runs.executor import Handle, Work, last_line, parse_settings
 from lrft.lab.runs.job import Training, run_task
-from lrft.registry.errors import LrftError, MissingExtra, UsageError
+from lrft.registry.errors import LrftError, MissingExtra, UsageError, first_line
 from lrft.registry.json import Json
 
 PAUSE = 0.5  # seconds between looks at the tasks

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 
-from lrft.files.write import open_log
+from lrft.files.append import open_log
 from lrft.lab.runs.executor import Handle, Work, last_line
 
 WAIT = 0.1  # seconds between looks at the processes

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import importlib.util
-import io
 import json
-from importlib import import_module
 from pathlib import Path
-from typing import Protocol
 
-from lrft.files.write import fresh_file, write_file
+from lrft.lab.runs.picture import Axes, can_draw, drawn
+from lrft.lab.runs.report import table_lines, write_files
 from lrft.lab.search.front import COSTS, Cost
 from lrft.lab.search.record import Found, Row
 
-REPORT, TABLE, RECORD, PLOT = "search.md", "search.csv", "search.json", "search.png"
+PLOT = "search.png"
 NUMBERS = ("score", "loss", "eval_loss", "trainable", "bytes", "step_seconds", "seconds", "run")
 HEADS = {"trainable": "trainable", "bytes": "bytes", "step_seconds": "s/step"}
 
@@ -28,20 +24,12 @@ def write_report(record: Found, out: Path) -> Path:
     heads, *rows = cells(record)
     lines = [f"# {Path(record['recipe']).stem} by {record['metric']}", "", f"`{record['command']}`", ""]
     lines += [*sentences(record), ""]
-    lines += [_line(heads), _line(["---"] * len(heads)), *map(_line, rows), ""]
+    lines += [*table_lines(heads, rows), ""]
     drawn = draw(record, out / PLOT)
     lines += [f"![fronts]({PLOT})" if drawn else "No plot: matplotlib is not installed.", ""]
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(["arm", *record["keys"], *NUMBERS, "front", "failure"])
-    writer.writerows([_written(record, row) for row in record["rows"]])
-    for file, text in (
-        (REPORT, "\n".join(lines)),
-        (RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n"),
-        (TABLE, table.getvalue()),
-    ):
-        write_file(out / file, text, f"--out {out}: {file}")
-    return out / REPORT
+    heads = ["arm", *record["keys"], *NUMBERS, "front", "failure"]
+    numbers = [_written(record, row) for row in record["rows"]]
+    return write_files(out, "search", lines, record, [heads, *numbers])
 
 
 def sentences(record: Found) -> list[str]:
@@ -83,22 +71,12 @@ def cells(record: Found) -> list[list[str]]:
 
 def draw(record: Found, path: Path) -> bool:
     """A panel for each cost: every arm a dot, its front a line; False where matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         return False
-    figure = import_module("matplotlib.figure").Figure(figsize=(12, 4), layout="constrained")
-    for axes, cost in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS, strict=True):
-        _panel(axes, record, cost)
-    with fresh_file(path, f"--out {path.parent}: {path.name}") as scratch:
-        figure.savefig(scratch, dpi=120, format="png")
+    with drawn(path, (12, 4)) as figure:
+        for axes, cost in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS, strict=True):
+            _panel(axes, record, cost)
     return True
-
-
-class Axes(Protocol):
-    """Matplotlib's, as far as it is drawn on."""
-
-    def plot(self, *args: object, **settings: object) -> object: ...
-
-    def set(self, **settings: object) -> object: ...
 
 
 def points(record: Found, cost: Cost, on_front: bool = False) -> list[tuple[float, float]]:
@@ -142,8 +120,3 @@ def _written(record: Found, row: Row) -> list[object]:
         " ".join(row["front"]),
         row["failure"] or "",
     ]
-
-
-def _line(texts: list[str]) -> str:
-    escaped = [text.replace("|", "\\|") for text in texts]
-    return f"| {' | '.join(escaped)} |"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import importlib.util
-import io
-import json
-from importlib import import_module
 from pathlib import Path
 
-from lrft.files.write import fresh_file, write_file
+from lrft.lab.runs.picture import Axes, can_draw, drawn
+from lrft.lab.runs.report import table_lines, write_files
 from lrft.lab.sweep.sweep import Row, Sweep
 
-REPORT, TABLE, RECORD, PLOT = "sweep.md", "sweep.csv", "sweep.json", "sweep.png"
+PLOT = "sweep.png"
 
 
 def write_report(record: Sweep, out: Path) -> Path:
@@ -23,20 +19,12 @@ def write_report(record: Sweep, out: Path) -> Path:
     """
     heads, *rows = cells(record)
     lines = [f"# {Path(record['recipe']).stem} by {record['metric']}", "", f"`{record['command']}`", ""]
-    lines += [_line(heads), _line(["---"] * len(heads)), *map(_line, rows), ""]
+    lines += [*table_lines(heads, rows), ""]
     if draw(record, out / PLOT):
         lines += [f"![{record['metric']}]({PLOT})", ""]
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow([*record["keys"], *NUMBERS])
-    writer.writerows([_written(record, row) for row in record["rows"]])
-    for file, text in (
-        (REPORT, "\n".join(lines)),
-        (RECORD, json.dumps(record, indent=2, allow_nan=False) + "\n"),
-        (TABLE, table.getvalue()),
-    ):
-        write_file(out / file, text, f"--out {out}: {file}")
-    return out / REPORT
+    heads = [*record["keys"], *NUMBERS]
+    numbers = [_written(record, row) for row in record["rows"]]
+    return write_files(out, "sweep", lines, record, [heads, *numbers])
 
 
 NUMBERS = ("score", "loss", "eval_loss", "trainable", "seconds", "run")
@@ -60,20 +48,19 @@ def cells(record: Sweep) -> list[list[str]]:
     return found
 
 
-def _line(texts: list[str]) -> str:
-    escaped = [text.replace("|", "\\|") for text in texts]
-    return f"| {' | '.join(escaped)} |"
-
-
 def draw(record: Sweep, path: Path) -> bool:
     """The score against the first key whose values are numbers, a curve for each of the rest; else a dot a point.
 
     False where matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         return False
-    figure = import_module("matplotlib.figure").Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    with drawn(path, (6, 4)) as figure:
+        _plot(figure.subplots(), record)
+    return True
+
+
+def _plot(axes: Axes, record: Sweep) -> None:
     rows = [row for row in record["rows"] if row["score"] is not None]
     key = next((key for key in record["keys"] if all(_is_number(row["values"][key]) for row in rows)), None)
     if key is None:
@@ -93,9 +80,6 @@ def draw(record: Sweep, path: Path) -> bool:
         if all(x > 0 for points in curves.values() for x, _ in points):
             axes.set(xscale="log")
     axes.set(ylabel=record["metric"])
-    with fresh_file(path, f"--out {path.parent}: {path.name}") as scratch:
-        figure.savefig(scratch, dpi=120, format="png")
-    return True
 
 
 def _is_number(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +45,23 @@ class Cell(Section):
     @classmethod
     def _from_number(cls, value: object) -> object:
         return {"published": float(value)} if isinstance(value, int | float) else value
+
+
+def check_rows(cells: Sequence[tuple[str, Collection[str]]], columns: Collection[str]) -> None:
+    """Refuse cells of no column, and labels that name two rows.
+
+    Args:
+        cells: label of every row, and the names of its cells.
+
+    Raises:
+        ValueError: names the row.
+    """
+    for label, names in cells:
+        for name in names:
+            if name not in columns:
+                raise ValueError(f"row {label!r}: unknown column {name!r}; columns: {', '.join(columns)}")
+    if len({label for label, _ in cells}) < len(cells):
+        raise ValueError("two rows have the same label; every label names one row")
 
 
 def read_table(path: Path, schema: type[S]) -> S:

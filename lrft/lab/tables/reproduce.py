@@ -24,7 +24,7 @@ from lrft.lab.tables.library import EXACT, FULL, SCALED, Entry, choose
 from lrft.lab.tables.listing import said
 from lrft.lab.tables.record import ExactRecord, Facts, FullRecord, ScaledRecord, TableRecord
 from lrft.registry.errors import LrftError, ToleranceError, UsageError
-from lrft.training.folder import environment
+from lrft.training.versions import environment
 
 REPLAYS = "replays"  # below OUT: the trainings of every scaled table, which may share them
 

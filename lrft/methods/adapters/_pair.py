@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrft.core.adapter import Adapter
 from lrft.core.params import Site
@@ -19,14 +19,24 @@ class Pair(Adapter):
 
     def __init__(self, config: Any, site: Site) -> None:
         super().__init__(config, site)
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.A, self.B = empty_pair(config.rank, site)
         self.reset()
 
     def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
+        start_pair(self.A, self.B)
 
     @staticmethod
     def count(config: Any, site: Site) -> int:
         return int(config.rank * (site.in_features + site.out_features))
+
+
+def empty_pair(rank: int, site: Site) -> tuple[nn.Parameter, nn.Parameter]:
+    """A (r, in) and B (out, r), without values."""
+    A, B = torch.empty(rank, site.in_features), torch.empty(site.out_features, rank)
+    return nn.Parameter(A), nn.Parameter(B)
+
+
+def start_pair(A: Tensor, B: Tensor) -> None:
+    """A ~ U(-1/sqrt(in), 1/sqrt(in)), whose bound depends on `in` alone, and B = 0."""
+    nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+    nn.init.zeros_(B)

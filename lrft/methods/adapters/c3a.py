@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lrft.core.adapter import Additive, PeftForm
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.methods.adapters._divisors import check_divides
 from lrft.ops.circulant import circulant, circulant_linear
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
@@ -62,10 +63,7 @@ class C3A(Additive):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         b, out, width = config.block_size, site.out_features, site.in_features
-        if width % b or out % b:
-            fits = math.gcd(width, out)
-            best = min((d for d in range(1, fits + 1) if fits % d == 0), key=lambda d: abs(d - b))
-            raise ValueError(f"block_size {b} does not divide {width} inputs and {out} outputs; use {best}")
+        check_divides("block_size", b, site)
         self.scaling = 1 / width
         self.w = nn.Parameter(torch.zeros(out // b, width // b, b))
         if config.start == "gaussian":

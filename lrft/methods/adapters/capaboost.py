@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrft.core.adapter import Branch, Formed, LowRank
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.methods.adapters._pair import empty_pair, start_pair
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import ADDED, AdapterConfig, Field, Literal, model_validator
 
@@ -67,16 +67,14 @@ class CapaBoost(LowRank):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.scaling = config.alpha / config.rank
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.A, self.B = empty_pair(config.rank, site)
         for name, factor in (("M", self.A), ("N", self.B)):
             drawn = [draw(factor, config) for _ in range(config.copies)]
             self.register_buffer(name, torch.stack(drawn))
         self.reset()
 
     def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
+        start_pair(self.A, self.B)
 
     def branch(self) -> Branch:
         return self.of_copies(slice(None))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lrft.core.adapter import Adapter, Shared
 from lrft.core.params import Site
+from lrft.core.shared import kept_apart
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 
@@ -68,9 +69,7 @@ class Compacter(Adapter):
         for what, size in (("the hidden size", hidden), ("bottleneck", width)):
             if size % n:
                 raise ValueError(f"division {n} does not divide {what}, {size}; use {math.gcd(hidden, n)}")
-        made = self.shared(config, {}, hidden) if shared is None else shared
-        assert isinstance(made, Rule)
-        self.rule = (made,)  # a tuple, so that it is no part of this module: it is saved once
+        self.rule = kept_apart(shared, Rule, lambda: self.shared(config, {}, hidden))
         for name, rows, columns in (("down", hidden // n, width // n), ("up", width // n, hidden // n)):
             setattr(self, f"S_{name}", nn.Parameter(torch.empty(n, rows, config.rank)))
             setattr(self, f"T_{name}", nn.Parameter(torch.empty(n, config.rank, columns)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from lrft.core.adapter import Branch, LowRank, PeftForm
 from lrft.core.params import Site
+from lrft.methods.adapters._pair import empty_pair, start_pair
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
@@ -71,15 +70,13 @@ class DeLoRA(LowRank):
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.A, self.B = empty_pair(config.rank, site)
         self.strength = nn.Parameter(torch.empty(1))
         self.register_buffer("norms", torch.ones(site.in_features))
         self.reset()
 
     def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
+        start_pair(self.A, self.B)
         nn.init.constant_(self.strength, self.config.bound)
 
     @torch.no_grad()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import nn
 
 from lrft.core.adapter import Branch
 from lrft.core.elastic import ELASTIC_FORM, Elastic
 from lrft.core.params import Site
+from lrft.methods.adapters._pair import empty_pair, start_pair
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 
@@ -49,15 +47,13 @@ class ElasticLoRA(Elastic):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.scaling = config.alpha / config.rank
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.A, self.B = empty_pair(config.rank, site)
         self.register_buffer("mask", torch.ones(config.rank))
         self.reset()
 
     def reset(self) -> None:
         """Draw A anew and set B to 0; what is shown stays as it is."""
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
+        start_pair(self.A, self.B)
 
     def branch(self) -> Branch:
         return Branch(self.mask[:, None] * self.A, self.B, self.scaling, dropout=self.config.dropout)

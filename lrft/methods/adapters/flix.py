@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import torch
@@ -12,6 +11,7 @@ from lrft.core.adapter import Adapter, Branch, LowRank
 from lrft.core.features import token_features
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.methods.adapters._pair import start_pair
 from lrft.ops.gated_term import gated_low_rank
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Iterator, Problem, RecipeView, model_validator
@@ -98,8 +98,7 @@ class FLix(Adapter):
         return tuple(f"{column}={value}" for column, values in config.features.items() for value in values)
 
     def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # the bound depends on `in` alone
-        nn.init.zeros_(self.B)
+        start_pair(self.A, self.B)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         return base(x) + self.update(x)

@@ -123,10 +123,8 @@ class Balancing(TimedMethod):
     def after_step(self, run: Run) -> None:
         adapters = _routed(run)
         counts = [adapter.get_buffer("counts") for adapter in adapters]
-        if run.accelerator is not None and run.processes > 1:
-            together = run.accelerator.reduce(torch.cat(counts), "sum")
-            counts = list(together.split([len(count) for count in counts]))
-        for adapter, count in zip(adapters, counts, strict=True):
+        together = run.summed(torch.cat(counts)).split([len(count) for count in counts])
+        for adapter, count in zip(adapters, together, strict=True):
             adapter.get_buffer("d").add_(torch.sign(count.mean() - count), alpha=adapter.config.balance)
 
 

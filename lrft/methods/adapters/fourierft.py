@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lrft.core.adapter import Additive, PeftForm, Shared
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.core.shared import kept_apart
 from lrft.ops.formula import formula_linear, is_formed
 from lrft.ops.sparse_spectrum import spectrum_linear
 from lrft.registry.axes import ADAPTERS
@@ -101,9 +102,7 @@ class FourierFT(Additive):
             raise ValueError(
                 f"frequencies is {config.frequencies}, and the weight has {total}; use at most that"
             )
-        made = Places(config, {site.name: site}) if shared is None else shared
-        assert isinstance(made, Places)
-        self.places = (made,)  # a tuple, so that it is no part of this module: it is saved once
+        self.places = kept_apart(shared, Places, lambda: Places(config, {site.name: site}))
         draw = torch.randn if config.start == "normal" else torch.zeros
         self.c = nn.Parameter(draw(config.frequencies))
         self.scaling = config.scale / total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from lrft.core.adapter import Adapter
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters._groups import check_groups
+from lrft.methods.adapters._pair import empty_pair, start_pair
 from lrft.ops.merged_matmul import merged_linear
 from lrft.ops.straight_through import round_through
 from lrft.registry.axes import ADAPTERS
@@ -73,8 +73,7 @@ class L4Q(Adapter):
         super().__init__(config, site)
         check_groups(config.group_size, site)
         self.scaling = config.alpha / config.rank
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.A, self.B = empty_pair(config.rank, site)
         groups = site.out_features, site.in_features // config.group_size
         self.q = nn.Parameter(torch.full(groups, TINY))
         self.b = nn.Parameter(torch.zeros(groups))
@@ -82,8 +81,7 @@ class L4Q(Adapter):
         self.reset()
 
     def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
+        start_pair(self.A, self.B)
 
     @torch.no_grad()
     def start(self, weight: Tensor) -> None:

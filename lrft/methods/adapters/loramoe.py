@@ -7,13 +7,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from lrft.core.context import current_batch
+from lrft.core.context import current_batch, not_all_tokens
 from lrft.core.params import Site
 from lrft.methods.adapters._experts import Experts
 from lrft.methods.adapters._routing import document_sums, squared_variation
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import ADDED, Field, Iterator, Problem, RecipeView, model_validator
-from lrft.registry.errors import RecipeError
 
 
 @ADAPTERS.register
@@ -110,8 +109,7 @@ class LoRAMoE(Experts):
         """Of each document of the micro-batch 1 where it is of the first type, -1 of the second, else 0."""
         batch, (one, other) = current_batch(), self.row_features(self.config)
         if batch is None or len(batch.features) != documents:
-            message = f"{self.site.name} is given some tokens of the batch, and not all; exclude it"
-            raise RecipeError(message, "adapter.exclude")
+            raise not_all_tokens(self.site.name)
         return torch.tensor([float(one in held) - float(other in held) for held in batch.features])
 
     @staticmethod

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrft.core.adapter import Branch, LowRank, PeftForm
 from lrft.core.callback import Callback, TimedMethod
-from lrft.core.context import current_batch
+from lrft.core.context import current_batch, not_all_tokens
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.core.peft import LORA_NAMES, lora_keys
@@ -18,8 +18,7 @@ from lrft.core.run import Run
 from lrft.methods.adapters.mhlora import MHLoRA
 from lrft.ops.low_rank import branch_linear
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import Field, Iterator, Problem, RecipeView, Sequence
-from lrft.registry.errors import RecipeError
+from lrft.registry.config import Field, Iterator, Problem, RecipeView, Sequence, check_every
 from lrft.registry.json import Json
 
 
@@ -74,10 +73,8 @@ class LTE(MHLoRA):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run in which heads never meet."""
-            if self.every >= total_steps and self.heads > 1:
-                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
-                message = f"{self.every} steps are no less than the whole run's {total_steps}; {remedy}"
-                raise RecipeError(message, "adapter.every")
+            if self.heads > 1:
+                check_every(self.every, total_steps, "adapter.every")
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
             """Micro-batches that have no slice for every head."""
@@ -139,8 +136,7 @@ class LTE(MHLoRA):
             return None
         rows, length = batch.input_ids.shape
         if x.shape[:-1].numel() != rows * length:
-            message = f"{self.site.name} is given some tokens of the batch, and not all; exclude it"
-            raise RecipeError(message, "adapter.exclude")
+            raise not_all_tokens(self.site.name)
         starts = [row * length + start for row, start, _ in batch.documents]
         firsts = [-(-head * len(starts) // heads) for head in range(heads)]
         starts.append(rows * length)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lrft.core.adapter import Branch, Formed, LowRank, PeftForm, Shared
 from lrft.core.params import Site
+from lrft.core.shared import kept_apart
 from lrft.methods.adapters._bases import Bases, widest
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Literal
@@ -101,9 +102,7 @@ class RandLoRA(LowRank):
         n = terms(small, config.rank)
         alpha = 2 * config.rank if config.alpha is None else config.alpha
         self.scaling = alpha / config.rank / (math.sqrt(n) if config.sqrt_bases else 1)
-        made = self.shared(config, {site.name: site}, 0) if shared is None else shared
-        assert isinstance(made, Bases)
-        self.bases = (made,)  # a tuple, so that it is no part of this module: it is saved once
+        self.bases = kept_apart(shared, Bases, lambda: self.shared(config, {site.name: site}, 0))
         self.Lambda = nn.Parameter(torch.empty(config.rank, n))
         self.Gamma = nn.Parameter(torch.empty(n, small))
         self.reset()

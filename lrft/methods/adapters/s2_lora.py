@@ -12,6 +12,7 @@ from lrft.core.adapter import Additive, Branch, Factors, Formed, LowRank, PeftFo
 from lrft.core.params import Site
 from lrft.core.peft import lora_keys
 from lrft.core.settling import Settling
+from lrft.core.shared import kept_apart
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
@@ -108,9 +109,7 @@ class S2LoRA(Settling, LowRank):
 
     def __init__(self, config: Config, site: Site, shared: Shared | None = None) -> None:
         super().__init__(config, site)
-        made = Pairs(config, {site.name: site}) if shared is None else shared
-        assert isinstance(made, Pairs)
-        self.pairs = (made,)  # a tuple, so that it is no part of this module: it is saved once
+        self.pairs = kept_apart(shared, Pairs, lambda: Pairs(config, {site.name: site}))
         self.e = nn.Parameter(torch.zeros(config.rank))
 
     def reset(self) -> None:

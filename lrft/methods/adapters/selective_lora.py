@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +10,7 @@ from lrft.core.callback import Callback
 from lrft.core.params import Site
 from lrft.core.peft import lora_keys
 from lrft.core.run import Run
+from lrft.methods.adapters._pair import empty_pair, start_pair
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
@@ -89,8 +88,7 @@ class SelectiveLoRA(LowRank):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.scaling = config.alpha / config.rank
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.A, self.B = empty_pair(config.rank, site)
         self.score = nn.Parameter(torch.empty(1))
         self.weight = 0.0  # of |u| in the loss, now
         self.reset()
@@ -100,8 +98,7 @@ class SelectiveLoRA(LowRank):
         return _Penalty(config)
 
     def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
+        start_pair(self.A, self.B)
         nn.init.constant_(self.score, self.config.score)
 
     @property

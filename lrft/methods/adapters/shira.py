@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lrft.core.adapter import Additive, PeftForm
 from lrft.core.params import Site
+from lrft.ops.entries import filled
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 
@@ -76,9 +77,8 @@ class SHiRA(Additive):
         nn.init.zeros_(self.values)
 
     def change(self) -> Tensor:
-        zeros = self.values.new_zeros(self.site.out_features * self.site.in_features)
-        filled = zeros.index_add(0, self.get_buffer("places"), self.values)
-        return filled.view(self.site.out_features, self.site.in_features)
+        shape = self.site.out_features, self.site.in_features
+        return filled(self.values, self.get_buffer("places"), shape)
 
     @staticmethod
     def count(config: Any, site: Site) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters.factorized import Factorized
+from lrft.ops.entries import filled
 from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.products import linear, matmul, outer, working
 from lrft.registry.axes import ADAPTERS
@@ -68,9 +69,8 @@ class SLTrain(Factorized):
 
     def sparse(self) -> Tensor:
         """S as a dense matrix, (out, in) float32."""
-        zeros = self.values.new_zeros(self.site.out_features * self.site.in_features)
-        filled = zeros.index_add(0, self.get_buffer("places"), self.values)
-        return filled.view(self.site.out_features, self.site.in_features)
+        shape = self.site.out_features, self.site.in_features
+        return filled(self.values, self.get_buffer("places"), shape)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
         dtype = self.compute_dtype or x.dtype

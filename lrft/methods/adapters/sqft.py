@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.core.adapter import Adapter
@@ -14,6 +13,7 @@ from lrft.core.callback import TimedMethod
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
 from lrft.methods.adapters._groups import check_groups
+from lrft.methods.adapters._pair import empty_pair, start_pair
 from lrft.methods.adapters._rank_draws import RankDraws, sub_rank
 from lrft.ops.bits import pack_bits, unpack_bits
 from lrft.ops.merged_matmul import merged_linear
@@ -117,8 +117,7 @@ class SQFT(Adapter):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.scaling = config.alpha / config.rank
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.A, self.B = empty_pair(config.rank, site)
         self.live = config.rank if config.ranks is None else sub_rank(config.ranks)
         self.chosen = False
         kept = torch.ones(site.out_features, site.in_features, dtype=torch.bool)
@@ -135,8 +134,7 @@ class SQFT(Adapter):
         return None if config.ranks is None else RankDraws(config)
 
     def reset(self) -> None:
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
+        start_pair(self.A, self.B)
 
     @torch.no_grad()
     def choose(self, weight: Tensor, size: Tensor) -> None:

@@ -13,6 +13,7 @@ from lrft.core.adapter import Adapter, Shared
 from lrft.core.context import recomputing
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
+from lrft.methods.adapters._pair import empty_pair
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.errors import RecipeError
@@ -64,8 +65,7 @@ class SSMLoRA(Adapter):
         super().__init__(config, site)
         self.own, self.before = own, before
         self.scaling = config.alpha
-        self.A = nn.Parameter(torch.empty(config.rank, site.in_features))
-        self.B = nn.Parameter(torch.empty(site.out_features, config.rank))
+        self.A, self.B = empty_pair(config.rank, site)
         self.R = nn.Parameter(torch.empty(2 * config.rank, config.rank))
         self.reset()
 

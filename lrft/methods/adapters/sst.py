@@ -18,8 +18,7 @@ from lrft.core.settling import Settling
 from lrft.ops.linalg import Context, in_shape_of
 from lrft.ops.products import linear, matmul
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import AdapterConfig, Field, Sequence
-from lrft.registry.errors import RecipeError
+from lrft.registry.config import AdapterConfig, Field, Sequence, check_every
 
 TINY = 1e-12
 
@@ -74,10 +73,7 @@ class SST(Adapter, Settling):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run whose first draw is its only one."""
-            if self.every >= total_steps:
-                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
-                message = f"{self.every} steps are no less than the whole run's {total_steps}; {remedy}"
-                raise RecipeError(message, "adapter.every")
+            check_every(self.every, total_steps, "adapter.every")
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)

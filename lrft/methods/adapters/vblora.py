@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor, nn
 
 from lrft.core.adapter import Branch, Formed, LowRank, PeftForm, Shared
 from lrft.core.params import Site
+from lrft.core.shared import kept_apart
+from lrft.methods.adapters._divisors import check_divides
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, model_validator
 from lrft.registry.json import Json
@@ -130,15 +131,8 @@ class VBLoRA(LowRank):
     def __init__(self, config: Config, site: Site, shared: Shared | None = None) -> None:
         super().__init__(config, site)
         b, out, width = config.vector_length, site.out_features, site.in_features
-        if width % b or out % b:
-            fits = math.gcd(width, out)
-            best = min((d for d in range(1, fits + 1) if fits % d == 0), key=lambda d: abs(d - b))
-            raise ValueError(
-                f"vector_length {b} does not divide {width} inputs and {out} outputs; use {best}"
-            )
-        made = Bank(config) if shared is None else shared
-        assert isinstance(made, Bank)
-        self.bank = (made,)  # a tuple, so that it is no part of this module: it is saved once
+        check_divides("vector_length", b, site)
+        self.bank = kept_apart(shared, Bank, lambda: Bank(config))
         h, r = config.vectors, config.rank
         self.logits_A = nn.Parameter(torch.empty(r, width // b, h).normal_(std=config.std))
         self.logits_B = nn.Parameter(torch.empty(out // b, r, h).normal_(std=config.std))

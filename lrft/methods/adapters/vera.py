@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lrft.core.adapter import Branch, Formed, LowRank, PeftForm, Shared
 from lrft.core.params import Site
+from lrft.core.shared import kept_apart
 from lrft.methods.adapters._bases import Bases, widest
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
@@ -70,9 +71,7 @@ class VeRA(LowRank):
 
     def __init__(self, config: Config, site: Site, shared: Shared | None = None) -> None:
         super().__init__(config, site)
-        made = self.shared(config, {site.name: site}, 0) if shared is None else shared
-        assert isinstance(made, Bases)
-        self.bases = (made,)  # a tuple, so that it is no part of this module: it is saved once
+        self.bases = kept_apart(shared, Bases, lambda: self.shared(config, {site.name: site}, 0))
         self.u = nn.Parameter(torch.empty(config.rank))
         self.v = nn.Parameter(torch.empty(site.out_features))
         self.reset()

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from lrft.core.notes import say
 from lrft.core.run import Run
@@ -93,16 +92,10 @@ def describe_tokens(run: Run, unknown: int | None) -> list[float]:
     found = [b.input_ids[row, start:end] for b in run.micro_batches for row, start, end in b.documents]
     tokens = torch.cat([part.cpu() for part in found]) if found else torch.zeros(0, dtype=torch.int64)
     kinds = run.team.largest(int(tokens.max()) + 1 if len(tokens) else 0)
-    counts = _over_processes(run, torch.bincount(tokens, minlength=kinds))
+    counts = run.summed(torch.bincount(tokens, minlength=kinds).to(run.device)).cpu()
     seen = counts[counts > 0].double() / counts.sum()
     if not len(seen):
         return [0.0, 0.0]
     entropy = float(-(seen * seen.log2()).sum()) / max(math.log2(len(seen)), 1.0)
     missing = 0 if unknown is None or unknown >= len(counts) else int(counts[unknown])
     return [min(max(entropy, 0.0), 1.0), missing / int(counts.sum())]
-
-
-def _over_processes(run: Run, counts: Tensor) -> Tensor:
-    if run.accelerator is None or run.processes == 1:
-        return counts
-    return run.accelerator.reduce(counts.to(run.device), "sum").cpu()

@@ -166,13 +166,10 @@ class IncreLoRA(Dynamic):
 
     def _sensitivity(self, run: Run) -> dict[str, Tensor]:
         """Site -> I, from the gradients collected in this step."""
-        accelerator = run.accelerator
         found = {}
         for site, adapter in self.growable.items():
             change, gradient = adapter.composed(), adapter.take_gradient()
-            gradient = torch.zeros_like(change) if gradient is None else gradient
-            if accelerator is not None and accelerator.num_processes > 1:
-                gradient = accelerator.reduce(gradient, reduction="sum")
+            gradient = run.summed(torch.zeros_like(change) if gradient is None else gradient)
             found[site] = (change * gradient).abs().sum() / (math.sqrt(change.numel()) * self.loss_scale)
         return found
 

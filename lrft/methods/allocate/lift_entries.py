@@ -13,8 +13,7 @@ from lrft.core.entries import Renewable
 from lrft.core.run import Run
 from lrft.core.stages import Planner
 from lrft.registry.axes import ALLOCATORS
-from lrft.registry.config import Field, MethodConfig, Sequence
-from lrft.registry.errors import RecipeError
+from lrft.registry.config import Field, MethodConfig, Sequence, check_every
 
 
 @ALLOCATORS.register
@@ -45,12 +44,7 @@ class LIFTRefresh(Planner, TimedMethod):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run that ends with the first choice."""
-            if self.every >= total_steps:
-                remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
-                message = (
-                    f"{self.every} steps are no less than the whole run's {total_steps}; {remedy}, or uniform"
-                )
-                raise RecipeError(message, "allocate.every")
+            check_every(self.every, total_steps, "allocate.every", other=", or uniform")
 
     def before_step(self, run: Run) -> None:
         if run.step == 0 or run.step % self.config.every:

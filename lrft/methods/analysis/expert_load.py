@@ -59,9 +59,7 @@ class ExpertLoad(Analysis):
         }
         if not loads:
             return
-        together = torch.cat([load.float() for load in loads.values()])
-        if run.accelerator is not None and run.processes > 1:
-            together = run.accelerator.reduce(together, "sum")
+        together = run.summed(torch.cat([load.float() for load in loads.values()]))
         counts = [part.tolist() for part in together.cpu().split([len(load) for load in loads.values()])]
         for router, count in zip(loads, counts, strict=True):
             before = self.totals.get(router, [0.0] * len(count))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lrft.core.combine import Part, Parts
+from lrft.core.combine import Combination, Part, Parts
 from lrft.ops.order import kth_largest
 
 
@@ -49,3 +49,16 @@ def largest(change: Tensor, share: float) -> Tensor:
 def _threshold(parts: tuple[Part, ...], share: float) -> float:
     entries = sum(part.A.shape[1] * part.B.shape[0] for part in parts)
     return kth_largest(lambda: (part.change() for part in parts), int(share * entries))
+
+
+class Trimming(Combination):
+    """A combination that begins with the largest entries of every change: settings `density` and `trim`."""
+
+    reached: Sequence[float] | None
+
+    def look(self, sites: Mapping[str, Parts]) -> None:
+        self.reached = thresholds(sites, self.config.density) if self.config.trim == "model" else None
+
+    def kept(self, parts: Parts) -> list[Tensor]:
+        """Every parent's change at one layer, (out, in), trimmed."""
+        return trimmed(parts, self.config.density, self.reached)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from torch import Tensor
 
 from lrft.core.adapter import Factors
-from lrft.core.combine import Combination, Parts
+from lrft.core.combine import Parts
 from lrft.methods.combine._sum import weighted_sum
-from lrft.methods.combine._trim import thresholds, trimmed
+from lrft.methods.combine._trim import Trimming
 from lrft.registry.axes import COMBINATIONS
 from lrft.registry.config import Field, Literal, MethodConfig
 
 
 @COMBINATIONS.register
-class MagnitudePrune(Combination):
+class MagnitudePrune(Trimming):
     """Keep the largest entries of every change, and add what is left.
 
         delta = sum_t w_t tau_t,  tau_t = delta_t where |delta_t| is among its `density` largest, else 0
@@ -30,15 +28,10 @@ class MagnitudePrune(Combination):
     """
 
     config: Config
-    reached: Sequence[float] | None
 
     class Config(MethodConfig):
         density: float = Field(0.2, gt=0, le=1)
         trim: Literal["model", "site"] = "site"
 
-    def look(self, sites: Mapping[str, Parts]) -> None:
-        self.reached = thresholds(sites, self.config.density) if self.config.trim == "model" else None
-
     def combine(self, site: str, parts: Parts) -> Factors | Tensor:
-        kept = trimmed(parts, self.config.density, self.reached)
-        return weighted_sum(kept, self.weights)
+        return weighted_sum(self.kept(parts), self.weights)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from torch import Tensor
 
 from lrft.core.adapter import Factors
-from lrft.core.combine import Combination, Parts
+from lrft.core.combine import Parts
 from lrft.methods.combine._signs import merge_elected
-from lrft.methods.combine._trim import thresholds, trimmed
+from lrft.methods.combine._trim import Trimming
 from lrft.registry.axes import COMBINATIONS
 from lrft.registry.config import Field, Literal, MethodConfig
 
 
 @COMBINATIONS.register
-class TIES(Combination):
+class TIES(Trimming):
     """Trim every change to its largest entries, elect a sign for each place, average the entries that bear it.
 
         trim:   tau_t = delta_t where |delta_t| is among its `density` largest, else 0
@@ -35,7 +33,6 @@ class TIES(Combination):
     weighs = "sum"
 
     config: Config
-    reached: Sequence[float] | None
 
     class Config(MethodConfig):
         density: float = Field(0.2, gt=0, le=1)
@@ -43,9 +40,5 @@ class TIES(Combination):
         trim: Literal["model", "site"] = "model"
         scale: float = Field(1.0, gt=0)
 
-    def look(self, sites: Mapping[str, Parts]) -> None:
-        self.reached = thresholds(sites, self.config.density) if self.config.trim == "model" else None
-
     def combine(self, site: str, parts: Parts) -> Factors | Tensor:
-        kept = trimmed(parts, self.config.density, self.reached)
-        return self.config.scale * merge_elected(kept, self.weights, self.config.elect)
+        return self.config.scale * merge_elected(self.kept(parts), self.weights, self.config.elect)

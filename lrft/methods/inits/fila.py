@@ -10,7 +10,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, ResidualConfig, Source, SVDIterations
+from lrft.registry.config import SVD_ITERATIONS, Field, ResidualConfig, Source, SVDIterations
 
 EPSILON = 1e-5
 
@@ -52,11 +52,7 @@ class FILA(Init):
         forget: Source = Field(description="rows to forget, in data.format")
         retain: Source = Field(description="rows to retain, in data.format")
         batches: int = Field(32, gt=0, description="micro-batches of each that gradients are taken over")
-        niter: SVDIterations = Field(
-            None,
-            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
-            "16 iterations above",
-        )
+        niter: SVDIterations = SVD_ITERATIONS
 
     def sources(self) -> dict[str, Source]:
         return {"forget": self.config.forget, "retain": self.config.retain}

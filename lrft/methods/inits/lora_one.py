@@ -10,7 +10,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.methods.inits._alternate import leading_factors
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, MethodConfig, SVDIterations
+from lrft.registry.config import SVD_ITERATIONS, Field, MethodConfig, SVDIterations
 
 COLUMNS = 512  # of the authors' randomised SVD
 
@@ -45,11 +45,7 @@ class LoRAOne(Init):
 
     class Config(MethodConfig):
         gamma: float = Field(128.0, gt=0, description="the start is a step of spectral norm s / gamma")
-        niter: SVDIterations = Field(
-            None,
-            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
-            "16 iterations above",
-        )
+        niter: SVDIterations = SVD_ITERATIONS
         batches: int = Field(8, gt=0, description="training micro-batches the gradient is averaged over")
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from lrft.core.stages import Init
 from lrft.methods.inits._alternate import check_rank
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, MethodConfig, SVDIterations
+from lrft.registry.config import SVD_ITERATIONS, Field, MethodConfig, SVDIterations
 
 
 @INITS.register
@@ -47,11 +47,7 @@ class LoRASB(Init):
         eta: float = Field(
             3e-7, gt=0, description="size of the first step: the optimizer's lr / number of warm-up steps"
         )
-        niter: SVDIterations = Field(
-            None,
-            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
-            "16 iterations above",
-        )
+        niter: SVDIterations = SVD_ITERATIONS
         batches: int = Field(50, gt=0, description="training micro-batches the gradient is summed over")
 
     @torch.no_grad()

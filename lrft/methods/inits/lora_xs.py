@@ -11,7 +11,7 @@ from lrft.core.stages import Init
 from lrft.methods.inits._alternate import check_rank
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, MethodConfig, SVDIterations
+from lrft.registry.config import SVD_ITERATIONS, Field, MethodConfig, SVDIterations
 
 
 @INITS.register
@@ -39,11 +39,7 @@ class LoRAXSStart(Init):
 
     class Config(MethodConfig):
         sigma: float = Field(1e-5, ge=0, description="standard deviation of the core")
-        niter: SVDIterations = Field(
-            None,
-            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
-            "16 iterations above",
-        )
+        niter: SVDIterations = SVD_ITERATIONS
 
     @torch.no_grad()
     def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:

@@ -10,7 +10,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, ResidualConfig, SVDIterations
+from lrft.registry.config import SVD_ITERATIONS, ResidualConfig, SVDIterations
 
 
 @INITS.register
@@ -42,11 +42,7 @@ class PiSSA(Init):
     config: Config
 
     class Config(ResidualConfig):
-        niter: SVDIterations = Field(
-            None,
-            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
-            "16 iterations above",
-        )
+        niter: SVDIterations = SVD_ITERATIONS
 
     @torch.no_grad()
     def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:

@@ -10,7 +10,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.methods.inits._alternate import leading_factors, set_factors, stored_without
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, Literal, MethodConfig, SVDIterations
+from lrft.registry.config import SVD_ITERATIONS, Field, Literal, MethodConfig, SVDIterations
 
 
 @INITS.register
@@ -43,11 +43,7 @@ class QPiSSA(Init):
 
     class Config(MethodConfig):
         iterations: int = Field(5, gt=0, description="rounds of SVD and rounding (T)")
-        niter: SVDIterations = Field(
-            None,
-            description="subspace iterations of a randomised SVD, or exact; null: exact up to 2,048 rows or columns, "
-            "16 iterations above",
-        )
+        niter: SVDIterations = SVD_ITERATIONS
         residual: Literal["rewrite"] = Field(
             "rewrite", description="the base stores W - delta_0, whose rounding the start was fitted to"
         )

@@ -22,8 +22,7 @@ def token_logprobs(model: LanguageModel, batch: Batch, temperature: float = 1.0)
     Raises:
         RecipeError: a temperature, of a head that caps its logits.
     """
-    hidden = model.hidden(batch)
-    rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
+    rows = batch.supervised_rows(model.hidden(batch))
     return target_logprobs(rows, _tempered(model.head, temperature), batch.targets)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.batch import Batch
-from lrft.registry.errors import RecipeError
+from lrft.methods.objectives._latent import flat_states
 
 
 def embedding_of(model: nn.Module) -> nn.Embedding:
@@ -39,12 +39,7 @@ def moved(embedding: nn.Module, prompts: Prompts, delta: Tensor) -> Iterator[Non
     """Let the embedding give its output with `delta` (P, d) added at the prompts."""
 
     def add(_: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        flat = output.reshape(-1, output.shape[-1])
-        if flat.shape[0] != prompts.positions:
-            raise RecipeError(
-                "puts virtual tokens before every document, whose prompts cannot be perturbed; choose another adapter",
-                "adapter.method",
-            )
+        flat = flat_states(output, prompts.positions)
         return flat.index_add(0, prompts.places, delta.to(flat.dtype)).view(output.shape)
 
     handle = embedding.register_forward_hook(add)

@@ -13,6 +13,7 @@ from lrft.core.objective import StepTotals
 from lrft.core.reward import Reward
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives._answers import token_logprobs
+from lrft.methods.objectives._means import record_means
 from lrft.methods.objectives._reference import base_alone
 from lrft.registry.axes import REWARDS
 from lrft.registry.config import Annotated, Choice, DrawingConfig, Field, Literal, RewardConfig
@@ -123,10 +124,6 @@ def of_tokens(batch: Batch, values: Tensor) -> Tensor:
 
 
 def _record(run: Run, found: dict[str, Tensor]) -> None:
-    """Means over the tokens of the step so far, as tensors on the device: nothing here waits for it."""
+    """Means over the tokens of the step so far."""
     count = len(next(iter(found.values())))
-    tokens = run.metrics.get("drawn_tokens", 0) + count
-    for name, values in found.items():
-        mean = run.metrics.get(name, 0.0)
-        run.record(**{name: mean + (values.sum() - count * mean) / tokens})
-    run.record(drawn_tokens=tokens)
+    record_means(run, "drawn_tokens", count, {name: values.sum() for name, values in found.items()})

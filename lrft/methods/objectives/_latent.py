@@ -19,6 +19,21 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(next(module for module in model.modules() if isinstance(module, nn.ModuleList)))
 
 
+def flat_states(hidden: Tensor, positions: int) -> Tensor:
+    """Hidden states (..., d) of a batch of so many positions, (positions, d).
+
+    Raises:
+        RecipeError: there are others, so that nobody knows where the prompts stand.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if flat.shape[0] != positions:
+        raise RecipeError(
+            "puts virtual tokens before every document, whose prompts cannot be perturbed; choose another adapter",
+            "adapter.method",
+        )
+    return flat
+
+
 class Prompts:
     """Where the prompts of a batch of pairs stand: a perturbed vector for each token of what both answers share.
 
@@ -51,12 +66,7 @@ class Prompts:
 
     def moved(self, hidden: Tensor, delta: Tensor) -> Tensor:
         """Hidden states (..., d) with the vectors (P, d) added at the prompts."""
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        if flat.shape[0] != self.positions:
-            raise RecipeError(
-                "puts virtual tokens before every document, whose prompts cannot be perturbed; choose another adapter",
-                "adapter.method",
-            )
+        flat = flat_states(hidden, self.positions)
         added = delta.index_select(0, self.vectors).to(flat.dtype)
         return flat.index_add(0, self.places, added).view(hidden.shape)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lrft.core.adapted import adapters_off
+from lrft.core.batch import Batch
 from lrft.core.run import LanguageModel, Run
 from lrft.registry.errors import RecipeError
 
@@ -48,3 +50,17 @@ def head_alone(model: LanguageModel) -> AbstractContextManager[None]:
     assert isinstance(model, nn.Module), "adapters sit in a module"
     plain = model.head.is_frozen_dense and model.head.rows is None
     return nullcontext() if plain else adapters_off(model)
+
+
+@torch.no_grad()
+def states_of(teacher: LanguageModel, model: LanguageModel, batch: Batch) -> Tensor:
+    """The teacher's hidden states at the supervised positions, (N, d); of a model's own base where both are one."""
+    with base_alone(model) if teacher is model else nullcontext():
+        return batch.supervised_rows(teacher.hidden(batch))
+
+
+@torch.no_grad()
+def logits_of(teacher: LanguageModel, model: LanguageModel, hidden: Tensor) -> Tensor:
+    """Its logits of these states, (N, V) float32."""
+    with head_alone(model) if teacher is model else nullcontext():
+        return teacher.head.logits(hidden).float()

@@ -5,18 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from lrft.core.run import Run
+from lrft.methods.objectives._means import record_means
 
 
 def record_rewards(run: Run, chosen: Tensor, rejected: Tensor) -> None:
-    """Means over the step so far, as tensors on the device: nothing here waits for it."""
+    """Their means over the step so far."""
     margin = chosen - rejected
-    found = {
-        "reward_margin": margin,
-        "reward_accuracy": (margin > 0).float(),
-        "reward_chosen": chosen,
+    sums = {
+        "reward_margin": margin.sum(),
+        "reward_accuracy": (margin > 0).float().sum(),
+        "reward_chosen": chosen.sum(),
     }
-    pairs = run.metrics.get("pairs", 0) + len(margin)
-    for name, values in found.items():
-        mean = run.metrics.get(name, 0.0)
-        found[name] = mean + (values.sum() - len(margin) * mean) / pairs
-    run.record(pairs=pairs, **found)
+    record_means(run, "pairs", len(margin), sums)

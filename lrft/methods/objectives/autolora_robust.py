@@ -98,9 +98,9 @@ class AutoLoRaRobust(Objective, Callback):
         prompts = Prompts(batch)
         with _frozen(base):
             delta = self._attack(model, embedding, batch, prompts, noisy=run is not None)
-            natural = _rows(model.hidden(batch), batch)
+            natural = batch.supervised_rows(model.hidden(batch))
         with adapters_off(model), moved(embedding, prompts, delta):
-            robust = _rows(model.hidden(batch), batch)
+            robust = batch.supervised_rows(model.hidden(batch))
         hits: list[Tensor] = []
         plain = model.head.is_frozen_dense and model.head.rows is None
 
@@ -137,7 +137,7 @@ class AutoLoRaRobust(Objective, Callback):
             for _ in range(self.config.attack_steps if self.config.epsilon and len(delta) else 0):
                 delta.requires_grad_(True)
                 with torch.enable_grad(), moved(embedding, prompts, delta):
-                    rows = _rows(model.hidden(batch), batch)
+                    rows = batch.supervised_rows(model.hidden(batch))
                     loss = linear_cross_entropy(rows, model.head, batch.targets)
                 (gradient,) = torch.autograd.grad(loss, delta)
                 delta = delta.detach() + self.config.step * size * gradient.sign()
@@ -146,9 +146,9 @@ class AutoLoRaRobust(Objective, Callback):
 
     def after_step(self, run: Run) -> None:
         """Count on to the quarter's end, and drop the adapters after the last step; one that was the last stays one."""
-        counts = torch.stack([torch.zeros(2, dtype=torch.int64, device=run.device), *self.counts]).sum(0)
-        if run.accelerator is not None and run.processes > 1:
-            counts = run.accelerator.reduce(counts, reduction="sum")
+        counts = run.summed(
+            torch.stack([torch.zeros(2, dtype=torch.int64, device=run.device), *self.counts]).sum(0)
+        )
         self.counts = []
         self.right, self.tokens = (
             a + b for a, b in zip((self.right, self.tokens), counts.tolist(), strict=True)
@@ -192,8 +192,3 @@ def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def _rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """The supervised positions, (N, d)."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)

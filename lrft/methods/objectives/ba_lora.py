@@ -13,7 +13,7 @@ from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
-from lrft.methods.objectives._reference import base_alone, check_reference
+from lrft.methods.objectives._reference import check_reference, states_of
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, MethodConfig
 
@@ -70,9 +70,8 @@ class BALoRA(Objective):
             RecipeError: weights of the base train, so the base is no reference.
         """
         check_reference(run, "ba_lora")
-        with torch.no_grad(), base_alone(model):
-            reference = _rows(model.hidden(batch), batch)
-        rows = _rows(model.hidden(batch), batch)
+        reference = states_of(model, model, batch)
+        rows = batch.supervised_rows(model.hidden(batch))
         counts = batch.document_sums(torch.ones_like(batch.targets)).tolist()
         total = rows[:0].float().sum()
         for given in zip(*(one.split(counts) for one in (rows, reference, batch.targets)), strict=True):
@@ -105,8 +104,3 @@ def first_share(matrix: Tensor, k: int) -> Tensor:
     found: Tensor = torch.linalg.svdvals(matrix)
     share: Tensor = found[:k].sum() / found.sum().clamp(min=TINY)
     return share
-
-
-def _rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """The supervised positions, (N, d)."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)

@@ -13,7 +13,8 @@ from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
-from lrft.methods.objectives._reference import base_alone, check_reference
+from lrft.methods.objectives._means import record_means
+from lrft.methods.objectives._reference import check_reference, states_of
 from lrft.ops.summed import sum_in_chunks
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, Iterator, Literal, MethodConfig, Problem, RecipeView
@@ -87,9 +88,8 @@ class Calibration(Objective):
         check_reference(run, "calibration")
         reference = None
         if self.config.consistency:
-            with torch.no_grad(), base_alone(model):
-                reference = _rows(model.hidden(batch), batch)
-        rows = _rows(model.hidden(batch), batch)
+            reference = states_of(model, model, batch)
+        rows = batch.supervised_rows(model.hidden(batch))
         counts = batch.document_sums(torch.ones_like(batch.targets))
         first = (counts.cumsum(0) - counts)[1::2]  # target of each second text
         loss = self._graded(model, rows.index_select(0, first), batch.targets.index_select(0, first), run)
@@ -145,17 +145,8 @@ def divergence(p: Tensor, q: Tensor, kind: str) -> Tensor:
     ) / 2
 
 
-def _rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """The supervised positions, (N, d)."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
-
-
 def _record(run: Run, logits: Tensor, grades: Tensor) -> None:
-    """Means over the step so far, as tensors on the device: nothing here waits for it."""
+    """How well grades are said, over the step so far."""
     right = logits.log_softmax(-1).gather(1, grades[:, None])[:, 0]
-    found = {"grade_loss": -right, "grade_accuracy": (right > -math.log(2)).float()}
-    rows = run.metrics.get("graded", 0) + len(grades)
-    for name, values in found.items():
-        mean = run.metrics.get(name, 0.0)
-        found[name] = mean + (values.sum() - len(grades) * mean) / rows
-    run.record(graded=rows, **found)
+    sums = {"grade_loss": -right.sum(), "grade_accuracy": (right > -math.log(2)).float().sum()}
+    record_means(run, "graded", len(grades), sums)

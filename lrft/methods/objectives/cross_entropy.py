@@ -55,8 +55,7 @@ class CrossEntropy(Objective):
         )
 
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
-        hidden = model.hidden(batch)
-        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
+        rows = batch.supervised_rows(model.hidden(batch))
         # A change of this loss may have other settings.
         smoothing, z = (getattr(self.config, name, 0.0) for name in ("label_smoothing", "z_loss"))
         return linear_cross_entropy(rows, model.head, batch.targets, smoothing=smoothing, z=z)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
-from lrft.methods.objectives._reference import base_alone, check_reference, head_alone
+from lrft.methods.objectives._reference import check_reference, logits_of, states_of
 from lrft.ops.summed import sum_in_chunks
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import (
@@ -97,16 +94,16 @@ class Distillation(Objective):
             RecipeError: weights of the base train, and it is the teacher.
         """
         teacher = self._teacher(model, run)
-        with torch.no_grad(), base_alone(model) if teacher is model else nullcontext():
-            theirs = _rows(teacher.hidden(batch), batch)
+        theirs = states_of(teacher, model, batch)
 
         def part(hidden: Tensor, given: Tensor, targets: Tensor) -> Tensor:
             logits = model.head.logits(hidden).float()
-            with torch.no_grad(), head_alone(model) if teacher is model else nullcontext():
-                wanted = teacher.head.logits(given).float()
+            wanted = logits_of(teacher, model, given)
             return self._loss(logits, wanted, targets)
 
-        return sum_in_chunks(part, model.head, _rows(model.hidden(batch), batch), theirs, batch.targets)
+        return sum_in_chunks(
+            part, model.head, batch.supervised_rows(model.hidden(batch)), theirs, batch.targets
+        )
 
     def _teacher(self, model: LanguageModel, run: Run | None) -> LanguageModel:
         if self.teacher is not None:
@@ -124,8 +121,3 @@ class Distillation(Objective):
         student, teacher = (logits / T).log_softmax(-1), (wanted / T).log_softmax(-1)
         pair = (student, teacher) if config.divergence == "forward" else (teacher, student)
         return loss + config.weight * T**2 * F.kl_div(*pair, reduction="sum", log_target=True)
-
-
-def _rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """The supervised positions, (N, d)."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives._answers import check_judged
-from lrft.ops.loss import CHUNK, Head, linear_cross_entropy
+from lrft.methods.objectives._means import record_means
+from lrft.ops.loss import CHUNK, Head, linear_cross_entropy, sum_again
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, MethodConfig
 
@@ -65,7 +64,8 @@ class InvertedHinge(Objective):
             at = batch.supervised.index_select(0, places)
             losses.append(loss(rows.index_select(0, at), model.head, batch.targets.index_select(0, places)))
             if run is not None and len(places):
-                _record(run, "retain" if wanted else "forget", losses[-1].detach(), len(places))
+                what = "retain" if wanted else "forget"
+                record_means(run, f"{what}_tokens", len(places), {f"{what}_loss": losses[-1].detach()})
         return losses[0] + self.config.retain * losses[1]
 
 
@@ -79,17 +79,4 @@ def inverted_hinge(hidden: Tensor, head: Head, targets: Tensor, chunk: int = CHU
 
     if hidden.shape[0] == 0:
         return hidden.float().sum()
-    total = torch.zeros((), device=hidden.device)
-    for rows, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        if torch.is_grad_enabled():
-            total = total + checkpoint(part, rows, wanted, use_reentrant=False)
-        else:
-            total = total + part(rows, wanted)
-    return total
-
-
-def _record(run: Run, what: str, total: Tensor, tokens: int) -> None:
-    """The mean over the step so far, as a tensor on the device: nothing here waits for it."""
-    before, mean = run.metrics.get(f"{what}_tokens", 0), run.metrics.get(f"{what}_loss", 0.0)
-    after = before + tokens
-    run.record(**{f"{what}_tokens": after, f"{what}_loss": mean + (total - tokens * mean) / after})
+    return sum_again(part, chunk, hidden, targets)

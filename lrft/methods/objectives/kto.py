@@ -10,6 +10,7 @@ from lrft.core.context import computing, share_done
 from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives._answers import answer_logprobs, check_judged
+from lrft.methods.objectives._means import record_means
 from lrft.methods.objectives._mismatched import mismatched
 from lrft.methods.objectives._reference import base_alone, check_reference, undropped
 from lrft.registry.axes import OBJECTIVES
@@ -109,16 +110,12 @@ def _divergence(model: LanguageModel, batch: Batch) -> Tensor:
 
 
 def _record(run: Run, rewards: Tensor, point: Tensor, wanted: tuple[bool, ...]) -> None:
-    """Means over the step so far, as tensors on the device: nothing here waits for it."""
+    """Means over the step so far, each over what it is of."""
     found = {
         "reward_wanted": ("wanted", rewards, list(wanted)),
         "reward_unwanted": ("unwanted", rewards, [not one for one in wanted]),
         "kl": ("judged", point.expand(len(wanted)), [True] * len(wanted)),
     }
     for name, (counted, values, of) in found.items():
-        if not any(of):
-            continue
-        before, mean = run.metrics.get(counted, 0), run.metrics.get(name, 0.0)
-        after = before + sum(of)
-        summed = (values * values.new_tensor(of)).sum()
-        run.record(**{counted: after, name: mean + (summed - sum(of) * mean) / after})
+        if any(of):
+            record_means(run, counted, sum(of), {name: (values * values.new_tensor(of)).sum()})

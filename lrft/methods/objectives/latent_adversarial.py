@@ -13,6 +13,7 @@ from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives._answers import check_pairs, log_rest, token_logprobs
 from lrft.methods.objectives._latent import Prompts, decoder_layers, perturbed
+from lrft.methods.objectives._means import record_means
 from lrft.methods.objectives._reference import undropped
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Annotated, Field, Iterator, MethodConfig, Problem, RecipeView
@@ -128,7 +129,8 @@ class LatentAdversarial(Objective):
                 _project(deltas, config.epsilon)
                 losses.append(loss.detach())
         if run is not None and losses:
-            _record(run, losses[0], losses[-1], rejected)
+            sums = {"attack_before": losses[0], "attack_after": losses[-1]}
+            record_means(run, "attacked_tokens", rejected.sum(), sums)
         return [delta.detach() for delta in deltas]
 
 
@@ -145,13 +147,3 @@ def _of_chosen(batch: Batch) -> Tensor:
     edges = torch.tensor([[row * length + a, row * length + b] for row, a, b in batch.documents[0::2]])
     edges = edges.to(batch.supervised.device)
     return ((batch.supervised >= edges[:, :1]) & (batch.supervised < edges[:, 1:])).any(0)
-
-
-def _record(run: Run, before: Tensor, after: Tensor, rejected: Tensor) -> None:
-    """Means over the step so far, as tensors on the device: nothing here waits for it."""
-    tokens = run.metrics.get("attacked_tokens", 0) + rejected.sum()
-    found = {"attack_before": before, "attack_after": after}
-    for name, total in found.items():
-        mean = run.metrics.get(name, 0.0)
-        found[name] = mean + (total - rejected.sum() * mean) / tokens
-    run.record(attacked_tokens=tokens, **found)

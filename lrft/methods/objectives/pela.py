@@ -97,7 +97,7 @@ def _outputs(model: nn.Module, layers: list[str], batch: Batch) -> Iterator[list
 
     def keep(_: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        found.append(hidden.flatten(0, -2).index_select(0, batch.supervised))
+        found.append(batch.supervised_rows(hidden))
 
     handles = [model.get_submodule(layer).register_forward_hook(keep) for layer in layers]
     try:

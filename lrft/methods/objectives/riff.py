@@ -13,6 +13,7 @@ from lrft.core.objective import StepTotals
 from lrft.core.reward import Reward
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives._answers import answer_logprobs, token_logprobs
+from lrft.methods.objectives._means import record_means
 from lrft.methods.objectives._reference import base_alone
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import DrawingConfig, Field, Problem, RecipeView, model_validator
@@ -135,7 +136,7 @@ class RIFF(Drawing):
             apart = (logprobs - reference).detach()
             loss = loss + self.config.beta * ((apart + 1) * logprobs).sum() / group
             if run is not None:
-                _record(run, apart)
+                record_means(run, "rephrasings", len(apart), {"kl": apart.sum()})
         return loss
 
 
@@ -143,10 +144,3 @@ def z_scores(rewards: Tensor) -> Tensor:
     """(rows, G) -> how far each is above the others, in deviations; 0 where all are the same."""
     z = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + TINY)
     return torch.where(rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True), 0.0, z)
-
-
-def _record(run: Run, apart: Tensor) -> None:
-    """The mean over the step so far, as a tensor on the device: nothing here waits for it."""
-    count = run.metrics.get("rephrasings", 0) + len(apart)
-    mean = run.metrics.get("kl", 0.0)
-    run.record(rephrasings=count, kl=mean + (apart.sum() - len(apart) * mean) / count)

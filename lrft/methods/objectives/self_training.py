@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from lrft.core.objective import Objective, StepTotals
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives._answers import check_judged, token_logprobs
 from lrft.methods.objectives._parts import document_of, scale_by_document
-from lrft.methods.objectives._reference import base_alone, check_reference, head_alone, undropped
+from lrft.methods.objectives._reference import check_reference, logits_of, states_of, undropped
 from lrft.ops.summed import sum_in_chunks
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import (
@@ -187,28 +186,21 @@ class SelfTraining(Objective, Callback):
     def _divergence(self, model: LanguageModel, batch: Batch, weights: Tensor) -> Tensor:
         """The sum over rows of a weight times l; 0 with a graph where there is none."""
         teacher = model if self.teacher is None else self.teacher
-        with torch.no_grad(), base_alone(model) if teacher is model else nullcontext():
-            theirs = _rows(teacher.hidden(batch), batch)
+        theirs = states_of(teacher, model, batch)
 
         def part(hidden: Tensor, given: Tensor, scale: Tensor) -> Tensor:
             student = model.head.logits(hidden).float().log_softmax(-1)
-            with torch.no_grad(), head_alone(model) if teacher is model else nullcontext():
-                wanted = teacher.head.logits(given).float().log_softmax(-1)
+            wanted = logits_of(teacher, model, given).log_softmax(-1)
             apart = F.kl_div(student, wanted, reduction="none", log_target=True).sum(-1)
             return (apart * scale).sum()
 
         scale = scale_by_document(batch, weights)
-        return sum_in_chunks(part, model.head, _rows(model.hidden(batch), batch), theirs, scale)
+        return sum_in_chunks(part, model.head, batch.supervised_rows(model.hidden(batch)), theirs, scale)
 
 
 def _entropy(model: LanguageModel, batch: Batch, weights: Tensor) -> Tensor:
     """The sum over rows of a weight times c."""
     return -(token_logprobs(model, batch) * scale_by_document(batch, weights)).sum()
-
-
-def _rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """The supervised positions, (N, d)."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.supervised)
 
 
 def _record(run: Run, what: str, mean: Tensor, rows: int, **others: Tensor) -> None:

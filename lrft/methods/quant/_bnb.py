@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Literal, Protocol
@@ -33,6 +34,22 @@ class QuantState(Protocol):
     shape: torch.Size
     original_dtype: torch.dtype
     original_nested: bool
+
+
+class Linear4bit(Protocol):
+    """A layer of bitsandbytes."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass
+class Held:
+    """What is looked at of such a layer, of one that is in a file."""
+
+    weight: Tensor
+    bias: Tensor | None
+    quant_state: QuantState
 
 
 @cache

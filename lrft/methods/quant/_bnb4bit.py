@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from lrft.core.levels import Levelled
-from lrft.methods.quant._bnb import QuantState, bitsandbytes_functional
+from lrft.methods.quant._bnb import Held, Linear4bit, QuantState, bitsandbytes_functional
 from lrft.methods.quant._encoded import Encoded
 from lrft.ops.levels import Levels, search_scales
 from lrft.registry.config import Field, Literal, MethodConfig
@@ -21,22 +20,6 @@ from lrft.registry.json import Json
 
 OUTPUTS = 32  # bitsandbytes' kernel for CPUs takes whole groups of so many (0.50.2)
 SCALES_PER_BLOCK = 256  # double quantization: blocks of scales that share a second scale
-
-
-class Linear4bit(Protocol):
-    """The layer of bitsandbytes."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-
-@dataclass
-class Held:
-    """What `BitsAndBytes4bit.adopt` looks at of a layer of bitsandbytes, of one that is in a file."""
-
-    weight: Tensor
-    bias: Tensor | None
-    quant_state: QuantState
 
 
 class BitsAndBytes4bit(Encoded, Levelled):

@@ -11,7 +11,7 @@ from lrft.core.callback import TimedMethod
 from lrft.core.optimizer import contract_of
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
-from lrft.registry.config import MethodConfig
+from lrft.registry.config import MethodConfig, check_every
 from lrft.registry.errors import RecipeError
 
 
@@ -28,13 +28,8 @@ class Selection(TimedMethod):
             Raises:
                 RecipeError: the run has no more steps than `every`.
             """
-            if every < total_steps:
-                return
-            remedy = f"use at most {total_steps - 1}" if total_steps > 1 else "train for more steps"
-            message = (
-                f"{every} steps are no less than the whole run's {total_steps}, so that one {what} alone"
-            )
-            raise RecipeError(f"{message} would train; {remedy}{other}", "select.every")
+            so = f", so that one {what} alone would train"
+            check_every(every, total_steps, "select.every", so, other)
 
     config: Config
 

@@ -157,9 +157,7 @@ def importances(run: Run) -> tuple[list[ParamInfo], list[float]]:
     places = {info: place for place, info in reversed(list(enumerate(order)))}
     late = len(run.parameters)  # what these rows did not reach
     sums = [torch.tensor([places.get(i, late), found[i.param]], dtype=torch.float32) for i in run.parameters]
-    seen = torch.stack(sums).to(run.device)
-    if run.accelerator is not None and run.processes > 1:
-        seen = run.accelerator.reduce(seen, reduction="sum")
+    seen = run.summed(torch.stack(sums).to(run.device))
     largest = seen[:, 1].abs().max()
     if not seen.isfinite().all() or largest == 0:
         message = (

@@ -12,10 +12,8 @@ from torch.optim.optimizer import StateDict
 from lrft.core.callback import Callback
 from lrft.core.notes import say
 from lrft.core.run import Run
-from lrft.registry.errors import MissingExtra
+from lrft.registry.errors import MissingExtra, first_line
 from lrft.registry.json import Json
-
-LONGEST = 160  # characters of what a tracker raised that are told
 
 
 class Tracker(Callback):
@@ -99,5 +97,5 @@ class Tracker(Callback):
             act()
         except Exception as error:
             self.works = False
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST]
+            reason = first_line(error)
             say(f"logging.{self.key}: failed, and the run goes on without it ({reason})")

@@ -186,7 +186,7 @@ def test_the_report_says_how_it_came_about(stand_in, two, tmp_path):
 
 
 def test_without_matplotlib_the_report_says_so(stand_in, two, tmp_path, monkeypatch):
-    monkeypatch.setattr("lrft.lab.compare.plot.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("lrft.lab.compare.plot.can_draw", lambda: False)
     compare(two, tmp_path / "out", grid="1e-2", seeds="1")
     assert "No plot: matplotlib is not installed." in (tmp_path / "out" / "report.md").read_text()
 

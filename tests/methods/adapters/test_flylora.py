@@ -27,12 +27,7 @@ def make(out=24, width=16, **settings):
 def one_step(site, *passes, processes=1):
     """The steps of a run around some passes; `processes` of them did the same."""
 
-    def reduce(counts, reduction):
-        assert reduction == "sum"
-        return processes * counts
-
-    accelerator = SimpleNamespace(reduce=reduce)
-    run = SimpleNamespace(adapted=lambda: iter([("a", site)]), processes=processes, accelerator=accelerator)
+    run = SimpleNamespace(adapted=lambda: iter([("a", site)]), summed=lambda counts: processes * counts)
     method = FlyLoRA.timed(site.adapter.config)
     method.before_step(run)
     for x in passes:

@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
 
-from lrft.core.adapted import Adapted
-from lrft.core.params import ParamInfo, Site
-from lrft.core.run import Run
 from lrft.ops.noise_matmul import noise, noise_linear
 from lrft.recipe.load import load_recipe
-from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS, SCHEDULES
 from lrft.registry.errors import RecipeError
-from lrft.training import schedule
-from lrft.training.flatten import flatten, unflatten
-
-OUT, IN, R, S = 24, 16, 4, 2.0
-LR = 0.01
+from tests.methods.adapters.one_site import (
+    IN,
+    LR,
+    OUT,
+    S,
+    batch,
+    check_resumed_is_unbroken,
+    check_scores_are_those_of_lora,
+    kept_bytes,
+    make_run,
+    step,
+)
 
 
 def make(method="ggpo", storage="none", **settings):
-    torch.manual_seed(0)
-    base = QUANTIZERS.get(storage)(torch.randn(OUT, IN) / 4)
-    config = ADAPTERS.declared(method).config(method=method, rank=R, alpha=S * R, **settings)
-    part = ADAPTERS.get(method)(config, Site("s", IN, OUT))
-    infos = [ParamInfo(f"s.{n}", p, part.roles[n], "s") for n, p in part.named_parameters()]
-    made = OPTIMIZERS.get("adamw").build(infos, OPTIMIZERS.declared("adamw").config(lr=LR))
-    model = nn.Sequential()
-    model.add_module("s", Adapted(base, part))
-    run = Run(model, infos, made, schedule.build(made, SCHEDULES.settings("constant"), 99), 99, seed=3)
-    timed = type(part).timed(config)
-    run.callbacks = [] if timed is None else [timed]
-    return run, model.s
-
-
-def batch(t):
-    generator = torch.Generator().manual_seed(t)
-    return torch.randn(8, IN, generator=generator), torch.randn(8, OUT, generator=generator)
-
-
-def step(run, rows=(slice(None),)):
-    run.fire("before_step")
-    x, y = batch(run.step)
-    for part in rows:
-        ((run.model(x[part]) - y[part]).square().sum() / y.numel()).backward()
-    run.fire("after_backward")
-    run.optimizer.step()
-    run.step += 1
-    run.fire("after_step")
-    run.optimizer.zero_grad(set_to_none=True)
+    return make_run(method, storage, "adamw", {}, 3, **settings)
 
 
 @pytest.mark.parametrize(("sigma", "beta"), [(0.5, 100.0), (0.5, 0.0)])
@@ -118,15 +94,7 @@ def test_the_gradient_to_the_input_is_that_of_the_noisy_map_and_no_draw_of_other
 @pytest.mark.parametrize("storage", ["none", "nf4_reference"])
 def test_the_base_is_left_as_it_is_and_scores_are_those_of_lora(storage):
     run, site = make(storage=storage, sigma=1.0)
-    before = site.base.weight().clone()
-    for _ in range(3):
-        step(run)
-    assert torch.equal(site.base.weight(), before)
-    x, _ = batch(0)
-    training = run.model(x)
-    scored = run.model.eval()(x)
-    torch.testing.assert_close(scored, x @ site.merged_weight().T, rtol=1e-4, atol=1e-4)
-    assert (training - scored).abs().max() > 0.1
+    check_scores_are_those_of_lora(run, site)
 
 
 def test_one_draw_serves_all_micro_batches_of_a_step():
@@ -139,21 +107,7 @@ def test_one_draw_serves_all_micro_batches_of_a_step():
 
 
 def test_a_resumed_run_is_the_unbroken_one_to_the_bit():
-    whole, site = make(sigma=1.0)
-    for _ in range(6):
-        step(whole)
-    first, part = make(sigma=1.0)
-    for _ in range(3):
-        step(first)
-    second, other = make(sigma=1.0)
-    other.adapter.load_state_dict(part.adapter.state_dict())
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
-    second.callbacks[0].load_state_dict(unflatten(*flatten(first.callbacks[0].state_dict())))
-    second.step = 3
-    assert set(part.adapter.state_dict()) == {"A", "B"}
-    for _ in range(3):
-        step(second)
-    assert torch.equal(site.adapter.A, other.adapter.A) and torch.equal(site.adapter.B, other.adapter.B)
+    check_resumed_is_unbroken(partial(make, sigma=1.0))
 
 
 def test_a_pass_keeps_no_more_of_a_token_than_lora():
@@ -162,11 +116,7 @@ def test_a_pass_keeps_no_more_of_a_token_than_lora():
         run, site = make(method)
         step(run)
         run.fire("before_step")
-        held = {t.data_ptr() for t in (*site.parameters(), *site.buffers())}
-        saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):  # noqa: B023
-            run.model(torch.randn(100, IN))
-        kept[method] = sum(t.nbytes for t in saved if t.data_ptr() not in held)
+        kept[method] = kept_bytes(run, site)
     assert kept["ggpo"] == kept["lora"]
 
 

@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
 
-from lrft.core.adapted import Adapted
-from lrft.core.params import ParamInfo, Site
-from lrft.core.run import Run
 from lrft.methods.adapters.lora import LoRA
 from lrft.methods.adapters.mgpo import MGPO, product_norm
 from lrft.recipe.load import load_recipe
-from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS, SCHEDULES
 from lrft.registry.errors import RecipeError
-from lrft.training import schedule
-from lrft.training.flatten import flatten, unflatten
+from tests.methods.adapters.one_site import (
+    IN,
+    LR,
+    OUT,
+    S,
+    batch,
+    check_resumed_is_unbroken,
+    check_scores_are_those_of_lora,
+    kept_bytes,
+    make_run,
+    step,
+)
 
-OUT, IN, R, S = 24, 16, 4, 2.0
-LR, BETA1 = 0.01, 0.8
+BETA1 = 0.8
 
 
 def make(method="mgpo", storage="none", optimizer="adamw", **settings):
-    torch.manual_seed(0)
-    base = QUANTIZERS.get(storage)(torch.randn(OUT, IN) / 4)
-    config = ADAPTERS.declared(method).config(method=method, rank=R, alpha=S * R, **settings)
-    part = ADAPTERS.get(method)(config, Site("s", IN, OUT))
-    site = Adapted(base, part)
-    infos = [ParamInfo(f"s.{n}", p, part.roles[n], "s") for n, p in part.named_parameters()]
-    more = {"beta1": BETA1} if optimizer == "adamw" else {}
-    made = OPTIMIZERS.get(optimizer).build(infos, OPTIMIZERS.declared(optimizer).config(lr=LR, **more))
-    model = nn.Sequential()
-    model.add_module("s", site)
-    run = Run(model, infos, made, schedule.build(made, SCHEDULES.settings("constant"), 99), 99)
-    timed = type(part).timed(config)
-    run.callbacks = [] if timed is None else [timed]
-    return run, site
-
-
-def batch(t):
-    generator = torch.Generator().manual_seed(t)
-    return torch.randn(8, IN, generator=generator), torch.randn(8, OUT, generator=generator)
-
-
-def step(run, rows=(slice(None),)):
-    run.fire("before_step")
-    x, y = batch(run.step)
-    for part in rows:
-        ((run.model(x[part]) - y[part]).square().sum() / y.numel()).backward()
-    run.fire("after_backward")
-    run.optimizer.step()
-    run.step += 1
-    run.fire("after_step")
-    run.optimizer.zero_grad(set_to_none=True)
+    return make_run(
+        method, storage, optimizer, {"beta1": BETA1} if optimizer == "adamw" else {}, 0, **settings
+    )
 
 
 @pytest.mark.parametrize(("rho", "beta"), [(0.05, 0.8), (3.0, 0.0)])
@@ -103,15 +81,7 @@ def test_without_rho_it_is_lora_and_the_first_step_always_is():
 @pytest.mark.parametrize("storage", ["none", "nf4_reference"])
 def test_the_base_is_left_as_it_is_and_scores_are_those_of_lora(storage):
     run, site = make(storage=storage, rho=5.0)
-    before = site.base.weight().clone()
-    for _ in range(3):
-        step(run)
-    assert torch.equal(site.base.weight(), before)
-    x, _ = batch(0)
-    training = run.model(x)
-    scored = run.model.eval()(x)
-    torch.testing.assert_close(scored, x @ site.merged_weight().T, rtol=1e-4, atol=1e-4)
-    assert (training - scored).abs().max() > 0.1
+    check_scores_are_those_of_lora(run, site)
 
 
 def test_one_perturbation_serves_all_micro_batches_of_a_step():
@@ -125,21 +95,7 @@ def test_one_perturbation_serves_all_micro_batches_of_a_step():
 
 
 def test_a_resumed_run_is_the_unbroken_one_to_the_bit():
-    whole, site = make(rho=1.0)
-    for _ in range(6):
-        step(whole)
-    first, part = make(rho=1.0)
-    for _ in range(3):
-        step(first)
-    second, other = make(rho=1.0)
-    other.adapter.load_state_dict(part.adapter.state_dict())
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
-    second.callbacks[0].load_state_dict(unflatten(*flatten(first.callbacks[0].state_dict())))
-    second.step = 3
-    assert set(part.adapter.state_dict()) == {"A", "B"}
-    for _ in range(3):
-        step(second)
-    assert torch.equal(site.adapter.A, other.adapter.A) and torch.equal(site.adapter.B, other.adapter.B)
+    check_resumed_is_unbroken(partial(make, rho=1.0))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lion", "adamw"])
@@ -154,11 +110,7 @@ def test_a_pass_keeps_no_more_of_a_token_than_lora():
     kept = {}
     for method in ("lora", "mgpo"):
         run, site = make(method)
-        held = {t.data_ptr() for t in (*site.parameters(), *site.buffers())}
-        saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):  # noqa: B023
-            run.model(torch.randn(100, IN))
-        kept[method] = sum(t.nbytes for t in saved if t.data_ptr() not in held)
+        kept[method] = kept_bytes(run, site)
     assert kept["mgpo"] == kept["lora"]
 
 

@@ -138,7 +138,7 @@ def run_at(epoch, step=1, ends=(9,)):
     sites = [("s", SimpleNamespace(adapter=SimpleNamespace(reset=lambda: dropped.append(step))))]
     dropped = []
     run = SimpleNamespace(
-        metrics={"epoch": epoch}, step=step, total_steps=ends[-1], accelerator=None, processes=1
+        metrics={"epoch": epoch}, step=step, total_steps=ends[-1], summed=lambda counts: counts
     )
     run.at_an_end = step in ends
     run.device, run.adapted, run.dropped = torch.device("cpu"), lambda: iter(sites), dropped

@@ -1,45 +1,22 @@
 """APOLLO moves as the authors' code does with its projections; APOLLO-Mini is a setting of it."""
 
-import json
-from itertools import pairwise
+from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load, save
 
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._projection import held, project
 from lrft.registry.axes import OPTIMIZERS
-from lrft.training.flatten import flatten, unflatten
+from tests.methods.optim.moved import SHAPES, growth_of_norms, moved_apart, parameters, resumed, step
 
-SHAPES = {"tall": (24, 16), "wide": (16, 24), "square": (16, 16), "norm": (16,)}
 SETTINGS = {"rank": 4, "update_every": 4, "lr": 0.01}
 MINI = {"rank": 1, "scale_type": "tensor", "scale": 128.0}
-
-
-def parameters(dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        ParamInfo(
-            name,
-            torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)),
-            "matrix" if len(shape) == 2 else "vector",
-        )
-        for name, shape in SHAPES.items()
-    ]
 
 
 def build(infos, draw=None, **settings):
     config = OPTIMIZERS.declared("apollo").config(method="apollo", **{**SETTINGS, **settings})
     return OPTIMIZERS.get("apollo").build(infos, config, draw)
-
-
-def step(optimizer, params, t):
-    for index, param in enumerate(params):
-        generator = torch.Generator().manual_seed(100 * t + index)
-        noise = torch.randn(param.shape, generator=generator)
-        param.grad = (noise * (1 + t) + 0.1 * param.detach().float()).to(param.dtype)
-    optimizer.step()
 
 
 def trained(steps=10, dtype=torch.float32, draw=None, **settings):
@@ -139,11 +116,7 @@ def test_a_projection_drawn_again_changes_no_number_and_is_not_kept():
 def test_the_update_grows_by_at_most_a_hundredth_a_step():
     infos = parameters()
     optimizer = build(infos)
-    norms = []
-    for t in range(9):
-        step(optimizer, [info.param for info in infos], t)
-        norms.append(torch.stack([optimizer.state[info.param]["norm"] for info in infos[:3]]))
-    growth = torch.stack([after / before for before, after in pairwise(norms)])
+    growth = growth_of_norms(optimizer, infos)
     assert (growth <= 1.01 * (1 + 1e-6)).all() and (growth > 1.0099).any()
 
 
@@ -154,32 +127,17 @@ def test_the_update_grows_by_at_most_a_hundredth_a_step():
 def test_a_run_resumed_within_a_period_is_the_unbroken_one_bit_for_bit(settings, dtype):
     optimizer, _ = trained(steps=6, dtype=dtype, **settings)
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    tensors, plain = flatten(optimizer.state_dict())
     twins = parameters(dtype)
-    for twin, param in zip(twins, params, strict=True):
-        twin.param.data.copy_(param.data)
-    resumed = build(twins, **settings)
-    resumed.load_state_dict(unflatten(load(save(tensors)), json.loads(json.dumps(plain))))
-    for t in range(6, 11):
-        step(optimizer, params, t)
-        step(resumed, [twin.param for twin in twins], t)
+    resumed(optimizer, params, twins, partial(build, **settings))
     assert all(torch.equal(a, twin.param) for a, twin in zip(params, twins, strict=True))
-    assert optimizer.state[params[0]]["exp_avg"].dtype == (
-        torch.float32 if settings.get("state_dtype") else dtype
-    )
+    kept = torch.float32 if settings.get("state_dtype") else dtype
+    assert optimizer.state[params[0]]["exp_avg"].dtype == kept
 
 
 def test_one_optimizer_a_parameter_is_the_same_as_one_for_all():
     _, together = trained()
-    infos = parameters()
-    single = [build([info]) for info in infos]
-    for t in range(10):
-        for index, (info, own) in enumerate(zip(infos, single, strict=True)):
-            generator = torch.Generator().manual_seed(100 * t + index)
-            noise = torch.randn(info.param.shape, generator=generator)
-            info.param.grad = noise * (1 + t) + 0.1 * info.param.detach()
-            own.step()
-    assert all(torch.equal(a, info.param) for a, info in zip(together, infos, strict=True))
+    apart = moved_apart(build)
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 
 
 def test_an_svd_cannot_be_drawn_again():

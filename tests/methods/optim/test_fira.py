@@ -1,43 +1,20 @@
 """Fira moves as the authors' code does; what it adds to GaLore is bounded and vanishes at full rank."""
 
-import json
-from itertools import pairwise
+from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load, save
 
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._projection import back, held, project
 from lrft.registry.axes import OPTIMIZERS
-from lrft.training.flatten import flatten, unflatten
+from tests.methods.optim.moved import growth_of_norms, moved_apart, parameters, resumed, step
 
-SHAPES = {"tall": (24, 16), "wide": (16, 24), "square": (16, 16), "norm": (16,)}
 SETTINGS = {"rank": 4, "update_every": 4, "lr": 0.01}
-
-
-def parameters(dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        ParamInfo(
-            name,
-            torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)),
-            "matrix" if len(shape) == 2 else "vector",
-        )
-        for name, shape in SHAPES.items()
-    ]
 
 
 def build(infos, name="fira", **settings):
     return OPTIMIZERS.get(name).build(infos, OPTIMIZERS.declared(name).config(method=name, **settings))
-
-
-def step(optimizer, params, t):
-    for index, param in enumerate(params):
-        generator = torch.Generator().manual_seed(100 * t + index)
-        noise = torch.randn(param.shape, generator=generator)
-        param.grad = (noise * (1 + t) + 0.1 * param.detach().float()).to(param.dtype)
-    optimizer.step()
 
 
 def trained(steps=10, name="fira", dtype=torch.float32, **settings):
@@ -116,11 +93,7 @@ def test_the_residual_grows_by_at_most_a_hundredth_a_step():
     """The gradients of these steps grow faster than that, so that the bound is reached."""
     infos = parameters()
     optimizer = build(infos, **SETTINGS)
-    norms = []
-    for t in range(9):
-        step(optimizer, [info.param for info in infos], t)
-        norms.append(torch.stack([optimizer.state[info.param]["norm"] for info in infos[:3]]))
-    growth = torch.stack([after / before for before, after in pairwise(norms)])
+    growth = growth_of_norms(optimizer, infos)
     assert (growth <= 1.01 * (1 + 1e-6)).all() and (growth > 1.0099).any()
 
 
@@ -151,31 +124,17 @@ def test_a_first_gradient_of_zeros_does_not_hold_back_the_next():
 def test_a_run_resumed_within_a_period_is_the_unbroken_one_bit_for_bit(dtype):
     optimizer, _ = trained(steps=6, dtype=dtype, weight_decay=0.1)
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    tensors, plain = flatten(optimizer.state_dict())
     twins = parameters(dtype)
-    for twin, param in zip(twins, params, strict=True):
-        twin.param.data.copy_(param.data)
-    resumed = build(twins, weight_decay=0.1, **SETTINGS)
-    resumed.load_state_dict(unflatten(load(save(tensors)), json.loads(json.dumps(plain))))
-    for t in range(6, 11):
-        step(optimizer, params, t)
-        step(resumed, [twin.param for twin in twins], t)
+    other = resumed(optimizer, params, twins, partial(build, weight_decay=0.1, **SETTINGS))
     assert all(torch.equal(a, twin.param) for a, twin in zip(params, twins, strict=True))
-    norms = [[held_["norm"] for held_ in o.state.values() if "norm" in held_] for o in (optimizer, resumed)]
+    norms = [[kept["norm"] for kept in o.state.values() if "norm" in kept] for o in (optimizer, other)]
     assert len(norms[0]) == 3 and norms[0] == norms[1] and norms[0][0].dtype == torch.float32
 
 
 def test_one_optimizer_a_parameter_is_the_same_as_one_for_all():
     _, together = trained(projection="random")
-    infos = parameters()
-    single = [build([info], projection="random", **SETTINGS) for info in infos]
-    for t in range(10):
-        for index, (info, own) in enumerate(zip(infos, single, strict=True)):
-            generator = torch.Generator().manual_seed(100 * t + index)
-            noise = torch.randn(info.param.shape, generator=generator)
-            info.param.grad = noise * (1 + t) + 0.1 * info.param.detach()
-            own.step()
-    assert all(torch.equal(a, info.param) for a, info in zip(together, infos, strict=True))
+    apart = moved_apart(partial(build, projection="random", **SETTINGS))
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 
 
 def test_weight_decay_does_not_depend_on_scale():

@@ -1,30 +1,16 @@
 """GaLore moves as the authors' code does, stays in its subspace, and resumes from within a period."""
 
 import copy
-import json
+from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load, save
 
 from lrft.core.params import ParamInfo
 from lrft.methods.optim._projection import back, held, project
 from lrft.registry.axes import OPTIMIZERS
-from lrft.training.flatten import flatten, unflatten
-
-SHAPES = {"tall": (24, 16), "wide": (16, 24), "square": (16, 16), "norm": (16,)}
-
-
-def parameters(dtype=torch.float32, shapes=SHAPES):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        ParamInfo(
-            name,
-            torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)),
-            "matrix" if len(shape) == 2 else "vector",
-        )
-        for name, shape in shapes.items()
-    ]
+from tests.methods.optim import moved
+from tests.methods.optim.moved import SHAPES, parameters, resumed
 
 
 def build(infos, **settings):
@@ -32,12 +18,7 @@ def build(infos, **settings):
     return OPTIMIZERS.get("galore").build(infos, config)
 
 
-def step(optimizer, params, t):
-    for index, param in enumerate(params):
-        generator = torch.Generator().manual_seed(100 * t + index)
-        noise = torch.randn(param.shape, generator=generator)
-        param.grad = (noise + 0.1 * param.detach().float()).to(param.dtype)
-    optimizer.step()
+step = partial(moved.step, growth=0.0)  # and so every step has gradients of one size
 
 
 def trained(steps=10, dtype=torch.float32, shapes=SHAPES, **settings):
@@ -173,15 +154,8 @@ def resumed_and_unbroken(infos, twins, **settings):
     optimizer = build(infos, **settings)
     for t in range(6):
         step(optimizer, [info.param for info in infos], t)
-    tensors, plain = flatten(optimizer.state_dict())
-    for twin, info in zip(twins, infos, strict=True):
-        twin.param.data.copy_(info.param.data)
-    resumed = build(twins, **settings)
-    resumed.load_state_dict(unflatten(load(save(tensors)), json.loads(json.dumps(plain))))
-    for t in range(6, 11):
-        step(optimizer, [info.param for info in infos], t)
-        step(resumed, [twin.param for twin in twins], t)
-    return resumed, optimizer
+    params = [info.param for info in infos]
+    return resumed(optimizer, params, twins, partial(build, **settings), growth=0.0), optimizer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -7,21 +7,10 @@ from lrft.core.params import ParamInfo
 from lrft.methods.optim._projection import project
 from lrft.ops.bits import pack_nibbles, unpack_nibbles
 from lrft.registry.axes import OPTIMIZERS
+from tests.methods.optim import moved
 
 SHAPES = {"tall": (96, 80), "wide": (80, 96), "norm": (70,)}
 RANK, GROUP = 64, 256
-
-
-def parameters(dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    return [
-        ParamInfo(
-            name,
-            torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)),
-            "matrix" if len(shape) == 2 else "vector",
-        )
-        for name, shape in SHAPES.items()
-    ]
 
 
 def build(infos, method="q_galore", **settings):
@@ -53,7 +42,7 @@ def by_hand(vectors):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_projection_is_what_its_codes_stand_for(dtype):
-    infos = parameters(dtype)
+    infos = moved.parameters(dtype, SHAPES)
     optimizer = build(infos)
     give_gradients(infos, 0)
     optimizer.step()
@@ -68,7 +57,7 @@ def test_a_projection_is_what_its_codes_stand_for(dtype):
 
 def test_its_steps_are_those_of_galore_on_that_projection(monkeypatch):
     """Through three choices, with 8-bit moments; GaLore is given the rounded projection."""
-    infos, twins = parameters(), parameters()
+    infos, twins = moved.parameters(shapes=SHAPES), moved.parameters(shapes=SHAPES)
     ours, theirs = build(infos), build(twins, "galore", bits=8)
     exact = theirs.new_basis
     rounded = lambda *given: {side: by_hand(vectors) for side, vectors in exact(*given).items()}  # noqa: E731
@@ -84,7 +73,7 @@ def test_its_steps_are_those_of_galore_on_that_projection(monkeypatch):
 @pytest.mark.parametrize("bits", [8, 32])
 def test_the_state_has_so_many_bytes(bits):
     """Counted: codes of half a byte, a step and a zero for each 256 of them, and the leading direction."""
-    infos = parameters(torch.bfloat16)
+    infos = moved.parameters(torch.bfloat16, SHAPES)
     optimizer = build(infos, bits=bits)
     give_gradients(infos, 0)
     optimizer.step()
@@ -98,7 +87,7 @@ def test_the_state_has_so_many_bytes(bits):
 
 
 def test_alike_projections_are_chosen_ever_more_rarely():
-    infos = parameters()
+    infos = moved.parameters(shapes=SHAPES)
     optimizer = build(infos, update_every=1, queue=3, slower=2.0)
     chosen = []
     for t in range(12):
@@ -111,7 +100,7 @@ def test_alike_projections_are_chosen_ever_more_rarely():
 
 
 def test_unlike_projections_keep_their_interval():
-    infos = parameters()
+    infos = moved.parameters(shapes=SHAPES)
     optimizer = build(infos, update_every=1, queue=3)
     for t in range(8):
         give_gradients(infos, t)

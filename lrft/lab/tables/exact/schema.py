@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from lrft.lab.tables.file import Cell, Provenance
+from lrft.lab.tables.file import Cell, Provenance, check_rows
 from lrft.registry.config import Field, Literal, Section, model_validator
 
 # What a column can measure. A metric may be a sum of these, such as `weight_bytes + optimizer_bytes`.
@@ -84,12 +84,5 @@ class TableFile(Section):
 
     @model_validator(mode="after")
     def _columns_exist(self) -> TableFile:
-        for row in self.rows:
-            for name in row.cells:
-                if name not in self.columns:
-                    raise ValueError(
-                        f"row {row.label!r}: unknown column {name!r}; columns: {', '.join(self.columns)}"
-                    )
-        if len({row.label for row in self.rows}) < len(self.rows):
-            raise ValueError("two rows have the same label; every label names one row")
+        check_rows([(row.label, row.cells) for row in self.rows], self.columns)
         return self

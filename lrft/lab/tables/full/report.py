@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lrft.lab.compare.report import row as table_row
 from lrft.lab.compare.report import set_ups
+from lrft.lab.runs.report import table_lines
 from lrft.lab.tables.file import PROVENANCE
 from lrft.lab.tables.record import FullRecord
 
@@ -28,30 +28,28 @@ def full_markdown(record: FullRecord) -> str:
 
 def _results(record: FullRecord) -> list[str]:
     """One line a published number, and one a row without any."""
-    lines = [table_row(["row", "column", "published", "", "ours", "difference", "verdict"])]
-    lines.append(table_row(["---"] * 7))
+    told: list[list[str]] = []
     numbers = {
         row["label"]: [n for n in record["numbers"] if n["row"] == row["label"]] for row in record["rows"]
     }
     for label, found in numbers.items():
         if not found:
-            lines.append(table_row([label, "", "no verified number", "", "", "", ""]))
+            told.append([label, "", "no verified number", "", "", "", ""])
         for number in found:
             column = record["columns"][number["column"]]
             digits, unit = column["digits"], f" ({column['unit']})" if column["unit"] else ""
             cells = [label, f"{number['column']}{unit}", f"{number['published']:.10g}", number["provenance"]]
             cells += ["" if number["ours"] is None else f"{number['ours']:.{digits}f}"]
             cells += ["" if number["difference"] is None else f"{number['difference']:+.{digits}f}"]
-            lines.append(table_row([*cells, number["verdict"]]))
-    return lines
+            told.append([*cells, number["verdict"]])
+    return table_lines(["row", "column", "published", "", "ours", "difference", "verdict"], told)
 
 
 def _sizes(record: FullRecord) -> list[str]:
     """What trains and what it holds, counted from the modules and the optimizer that training would build."""
     heads = ["row", "recipe", "trainable", "% of base + trainable", "weights", "adapter", "gradients"]
     heads += ["optimizer state", "together (GiB)", "steps", "tokens"]
-    lines = ["By formula, without activations; weights to together are GiB.", "", table_row(heads)]
-    lines.append(table_row(["---"] * len(heads)))
+    told = []
     for row in record["rows"]:
         memory = [row["memory"].get(key) for key in ("weights", "adapter", "gradients", "optimizer_state")]
         command = " ".join([row["recipe"] or "", *row["overrides"]]).strip()
@@ -61,8 +59,9 @@ def _sizes(record: FullRecord) -> list[str]:
         cells += ["" if size is None else f"{size / GIB:.2f}" for size in (*memory, row["memory_bytes"])]
         cells.append("" if row["steps"] is None else f"{row['steps']:,}")
         cells.append("" if row["tokens"] is None else f"{row['tokens']:.3g}")
-        lines.append(table_row(cells))
-    return lines
+        told.append(cells)
+    note = "By formula, without activations; weights to together are GiB."
+    return [note, "", *table_lines(heads, told)]
 
 
 def _where(record: FullRecord) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrft.lab.runs.planned import Arm
-from lrft.lab.tables.file import Cell, lacks_method, read_table
+from lrft.lab.tables.file import Cell, check_rows, lacks_method, read_table
 from lrft.recipe import library
 from lrft.recipe.document import parse, read_text
 from lrft.recipe.load import LoadedRecipe, load_recipe
@@ -103,13 +103,7 @@ class FullTable(Section):
 
     @model_validator(mode="after")
     def _columns_exist(self) -> FullTable:
-        for row in self.rows:
-            for name in row.cells:
-                if name not in self.columns:
-                    known = ", ".join(self.columns)
-                    raise ValueError(f"row {row.label!r}: unknown column {name!r}; columns: {known}")
-        if len({row.label for row in self.rows}) < len(self.rows):
-            raise ValueError("two rows have the same label; every label names one row")
+        check_rows([(row.label, row.cells) for row in self.rows], self.columns)
         return self
 
 
