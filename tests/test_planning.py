@@ -384,7 +384,7 @@ def test_what_a_comparison_is_planned_to_take_is_what_it_takes():
         return SimpleNamespace(head=head, device="cpu", hidden=lambda _: torch.randn(1, tokens, width))
 
     every = torch.arange(tokens)
-    batch = SimpleNamespace(supervised=every, targets=every, to=lambda _: batch)
+    batch = SimpleNamespace(supervised=every, targets=every, texts=(), to=lambda _: batch)
     with Held() as held:
         compare(side(), side(), [batch])
     weights = 2 * 4 * vocabulary * width
