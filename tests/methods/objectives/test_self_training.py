@@ -183,3 +183,9 @@ def test_rows_of_which_none_helps_are_no_fault_of_the_data_and_told(tiny, tmp_pa
 def test_processes_that_have_to_make_equally_many_passes_are_refused():
     with pytest.raises(RecipeError, match="rows take passes of their own"):
         load_recipe("smoke/self_training", ["train.shard_base=true"])
+
+
+def test_gradients_of_single_rows_that_float16_would_round_to_0_are_refused():
+    given = ["model.dtype=float16", "train.device=cuda", "train.deterministic=false"]
+    with pytest.raises(RecipeError, match="gradients of single rows are taken without a scale"):
+        load_recipe("smoke/self_training", given)
