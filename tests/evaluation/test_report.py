@@ -26,6 +26,7 @@ from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import TASKS
 from lrft.registry.config import parse_choice
+from lrft.registry.errors import UsageError
 from lrft.training.folder import RunFolder
 
 SAMPLES = [{"prompt": f"p{i}", "output": "ü", "reference": "r", "correct": False} for i in range(60)]
@@ -208,3 +209,16 @@ def test_the_baseline_has_none_of_the_base_weights_that_were_trained(tiny, tmp_p
     expected = evaluate_tasks(bare, [parse_choice(TASKS, "loss")], 4, None, "")["loss"].metrics["loss"]
     assert scored["baseline"]["loss"].metrics["loss"] == pytest.approx(expected, rel=1e-6)
     assert abs(scored["adapter"]["loss"].metrics["loss"] - expected) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"tasks": ["los"]}, "--task los: no such task; did you mean loss"),
+        ({"tasks": ["loss"], "harness": ["piqa"]}, "--harness, --task: give one of them at a time"),
+    ],
+    ids=["no such task", "both"],
+)
+def test_what_no_run_could_be_asked_is_refused_before_one_is_opened(asked, said, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        evaluate(tmp_path / "no run", **asked)

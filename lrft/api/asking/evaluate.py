@@ -61,6 +61,7 @@ def evaluate(
         UsageError: the recipe names no task and no held-out rows; there is no such checkpoint, or no base to score.
         Interrupted: somebody asked to stop; its record holds the scores of the tasks that were finished.
     """
+    _check_asked(tasks, harness)
     with stop.listening(NO_SCORE):
         folder = find_checkpoint(run, checkpoint)
         folder.trusted = trust_remote_code
@@ -79,8 +80,6 @@ def _evaluate(
     recipe, text, adaptation = opened.recipe, opened.text, opened.adaptation
     if baseline:
         check_base(recipe, adaptation.model, "--baseline")
-    if harness and tasks:
-        raise UsageError("--harness, --task: give one of them at a time")
     if harness and recipe.model.head is not None:
         raise UsageError(
             "--harness: its tasks ask for tokens, and this model scores whole texts (model.head)"
@@ -113,6 +112,15 @@ def _evaluate(
     if failures:
         raise NotReported(failures[0], results)
     return results
+
+
+def _check_asked(tasks: Sequence[str], harness: Sequence[str]) -> None:
+    """What is wrong whatever the run is, before anything of it is loaded."""
+    if harness and tasks:
+        raise UsageError("--harness, --task: give one of them at a time")
+    unknown = [name for name in tasks if name not in TASKS.names()]
+    if unknown:
+        raise UsageError(f"--task {unknown[0]}: no such task{did_you_mean(unknown[0], TASKS.names())}")
 
 
 def _score(
@@ -154,9 +162,6 @@ def _scored_so_far(results: dict[str, dict[str, TaskResult]]) -> Iterator[None]:
 def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:
     known = {task.method: task for task in recipe.eval.tasks}
     if names:
-        unknown = [name for name in names if name not in TASKS.names()]
-        if unknown:
-            raise UsageError(f"--task {unknown[0]}: no such task{did_you_mean(unknown[0], TASKS.names())}")
         for name in names:
             if reason := why_not_scored(name, recipe.model.head is not None, embeds(recipe.objective.method)):
                 raise UsageError(f"--task {name}: {reason}")

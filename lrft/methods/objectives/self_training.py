@@ -94,7 +94,9 @@ class SelfTraining(Objective, Callback):
                 message = "rows take passes of their own, of which processes have unequally many; write false"
                 yield Problem("train.shard_base", message)
             if recipe["model.dtype"] == "float16":
-                message = "gradients of single rows are taken without a scale, and small ones are 0; write bfloat16"
+                message = (
+                    "gradients of single rows are taken without a scale, and small ones are 0; write bfloat16"
+                )
                 yield Problem("model.dtype", message)
 
     def __init__(self, config: MethodConfig) -> None:
