@@ -49,8 +49,9 @@ class Placed(Additive):
 class Entries(Placed):
     """W' = W + S with S = 0 outside k places, of which the values train; a subclass says `count`.
 
-    Memory: 4 k bytes of values, 4 k of places (8 k from 2^31 entries on), moments of k numbers. A pass forms S, or a
-    few columns at a time where S has less than one entry in 1,024, and keeps of it nothing. W is never written, so
+    Memory: 4 k bytes of values, 4 k of places (8 k from 2^31 entries on), moments of k numbers. A pass forms
+    W + S where products are in float32, else S, or a few columns at a time where S has less than one entry in 1,024,
+    and keeps of it nothing. W is never written, so
     weight decay pulls the differences to 0 and not the weights, entries without a place never move, and the norm that
     gradients are clipped by is of the k entries alone.
 

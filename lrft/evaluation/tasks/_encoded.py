@@ -15,6 +15,22 @@ from lrft.evaluation.subject import Subject
 from lrft.registry.errors import DataError
 
 
+def check_form(renderer: Renderer, trait: str, what: str, remedy: str) -> None:
+    """Refuse rows of a format without a trait.
+
+    Args:
+        what: such rows are, as `pairs`.
+        remedy: the format that has it.
+
+    Raises:
+        DataError: the format of the rows has it not.
+    """
+    if trait not in renderer.format.provides:
+        raise DataError(
+            f"the rows of the {renderer.format.name} format are no {what}; write format: {remedy}"
+        )
+
+
 def encode_texts(
     subject: Subject, rows: Rows, renderer: Renderer, what: str
 ) -> tuple[list[Encoded], list[int]]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from lrft.data.encoded import Encoded
 from lrft.evaluation.subject import Subject
-from lrft.evaluation.tasks._encoded import encode_texts, scores_of, shortened
+from lrft.evaluation.tasks._encoded import check_form, encode_texts, scores_of, shortened
 from lrft.evaluation.tasks._task import OfRows, TaskResult, share
 from lrft.registry.axes import TASKS
-from lrft.registry.errors import DataError, NumericalError
+from lrft.registry.errors import NumericalError
 from lrft.registry.json import Json
 
 
@@ -46,10 +46,7 @@ class Pairwise(OfRows):
         """
         rows = self.rows(subject, limit)
         renderer = self.renderer(subject, subject.renderer.too_long)
-        if "pairs" not in renderer.format.provides:
-            raise DataError(
-                f"the rows of the {renderer.format.name} format are no pairs; write format: preference"
-            )
+        check_form(renderer, "pairs", "pairs", "preference")
         encoded, kept = encode_texts(subject, rows, renderer, "is a pair")
         scores = self._scores(subject, encoded)
         for index in kept:

@@ -16,11 +16,11 @@ from lrft.evaluation.batching import scoring
 from lrft.evaluation.divide import divided
 from lrft.evaluation.ranking import mean_of, ndcg_at, recall_at, reciprocal_rank_at
 from lrft.evaluation.subject import Subject
-from lrft.evaluation.tasks._encoded import encode_texts, shortened
+from lrft.evaluation.tasks._encoded import check_form, encode_texts, shortened
 from lrft.evaluation.tasks._task import OfRows, TaskResult
 from lrft.registry.axes import TASKS
 from lrft.registry.config import Annotated, Field
-from lrft.registry.errors import DataError, NumericalError
+from lrft.registry.errors import NumericalError
 from lrft.registry.json import Json
 
 FIRST = 10  # places that MRR and nDCG look at
@@ -94,10 +94,7 @@ class Retrieval(OfRows):
         """
         rows = self.rows(subject, limit)
         renderer = self.renderer(subject, subject.renderer.too_long)
-        if "passages" not in renderer.format.provides:
-            raise DataError(
-                f"the rows of the {renderer.format.name} format are no queries with passages; write format: retrieval"
-            )
+        check_form(renderer, "passages", "queries with passages", "retrieval")
         encoded, kept = encode_texts(subject, rows, renderer, "is a query with a passage")
         texts, corpora = _corpora(rows, encoded, kept)
         embedded = self._embedded(subject, texts)

@@ -21,7 +21,7 @@ class GPS(Entries):
 
     Shapes: the values of S (K out) = 0, so W' = W at step 0; `places` (K out), row by row.
     Trains: K out numbers per site, K / in of W. Memory: 8 bytes a number for value and place, and the optimizer's
-    state; the pass keeps its input alone, and S is never formed where K is below in / 1,024.
+    state; the pass keeps its input alone. Where K is below in / 1,024, S is formed only to be added to W, in float32.
     Source: Zhang et al., "Gradient-based Parameter Selection for Efficient Fine-Tuning", CVPR 2024, and the authors'
     code (FightingFighting/GPS), known here by a description.
     Departures: carried from vision transformers to the linear layers of a language model. S is beside a base of any
