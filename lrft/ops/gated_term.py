@@ -111,7 +111,12 @@ def _of_inputs(
                 wide = widen(x, work, "x") if wide is None else wide
                 seen = wide
             else:
-                seen = clear(widen(x, work, "kept") if x.dtype != work else x.clone(), where)
+                seen = clear(_copy(x, work), where)
             d_rows.append(part.mT @ seen)
     dA = None if not d_rows else torch.cat(d_rows).to(A.dtype)
     return None if dx is None else dx.to(x.dtype), dA
+
+
+def _copy(x: Tensor, work: torch.dtype) -> Tensor:
+    """X in the working precision, row after row, which may be written to."""
+    return x.clone(memory_format=torch.contiguous_format) if x.dtype == work else widen(x, work, "kept")

@@ -105,3 +105,16 @@ def test_a_gate_with_fewer_dimensions_than_the_input_is_of_all_rows():
     gates = torch.rand(5, 6, dtype=torch.float64)
     expected = F.linear(F.linear(x, A) * gates, B)
     torch.testing.assert_close(gated_low_rank(x, A, B, gates), expected)
+
+
+def test_an_input_that_lies_in_columns_is_dropped_like_any_other():
+    x, A, B, gates = tensors(tokens=(5,))
+    columns = x.detach().mT.contiguous().mT.requires_grad_()
+    assert not columns.is_contiguous()
+    found = []
+    for given in (x, columns):
+        torch.manual_seed(1)
+        y = gated_low_rank(given, A, B, gates, parts=PARTS)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [given, A, B, gates])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
