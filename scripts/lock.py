@@ -1,6 +1,7 @@
 """Write `requirements.lock`: every version of constraints.txt with the SHA-256 of its file for this platform.
 
-    python scripts/lock.py                 write it; pip is asked what it would install, and installs nothing
+    python scripts/lock.py                 write it; pip is asked what it would install, and installs nothing;
+                                           versions that cannot stand beside one another are named, and refused
     python scripts/lock.py --check         is it complete: a hash for every version of constraints.txt, and no other?
     python scripts/lock.py --report R.json use what `pip install --dry-run --report R.json` wrote before
 
@@ -17,10 +18,14 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 ROOT = Path(__file__).parents[1]
+PROJECT = ROOT / "pyproject.toml"
 PINS, LOCK = ROOT / "constraints.txt", ROOT / "requirements.lock"
 HEAD = """# Made by scripts/lock.py from constraints.txt, for {platform}: versions with the SHA-256 of their files.
 # Install with: pip install --require-hashes --no-deps -r requirements.lock
@@ -40,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(problems) or f"{LOCK.name} has a hash for every version", file=sys.stderr)
         return int(bool(problems))
     report = json.loads(chosen.report.read_text(encoding="utf-8")) if chosen.report else asked()
+    if problems := conflicts(report, extras(PROJECT.read_text(encoding="utf-8"))):
+        print("\n".join(problems), file=sys.stderr)
+        return 1
     text, without = lock(report)
     LOCK.write_text(text, encoding="utf-8")
     if without:
@@ -80,6 +88,34 @@ def lock(report: dict[str, Any]) -> tuple[str, list[str]]:
     python = ".".join(platform.python_version_tuple()[:2])
     where = f"{sys.platform} {platform.machine()}, Python {python}"
     return f"{HEAD.format(platform=where)}{body}\n", sorted(without)
+
+
+def extras(project: str) -> dict[str, set[str]]:
+    """The extras of other packages that ours ask for, such as `simulation` of flwr."""
+    table = tomllib.loads(project)["project"]
+    lists = [table["dependencies"], *table.get("optional-dependencies", {}).values()]
+    found: dict[str, set[str]] = {}
+    for wanted in (Requirement(line) for lines in lists for line in lines):
+        found.setdefault(normal(wanted.name), set()).update(wanted.extras)
+    return found
+
+
+def conflicts(report: dict[str, Any], asked_for: dict[str, set[str]]) -> list[str]:
+    """What a pinned package wants of another that is pinned in a version it cannot use: `pip -c` would refuse both."""
+    pinned = {normal(item["metadata"]["name"]): item["metadata"]["version"] for item in report["install"]}
+    problems = []
+    for item in report["install"]:
+        name = normal(item["metadata"]["name"])
+        for line in item["metadata"].get("requires_dist", ()):
+            wanted = Requirement(line)
+            chosen = {"", *asked_for.get(name, ())}
+            here = wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in chosen)
+            version = pinned.get(normal(wanted.name))
+            if here and version and not wanted.specifier.contains(version, prereleases=True):
+                problems.append(
+                    f"{name} {pinned[name]} wants {wanted.name}{wanted.specifier}, {version} is pinned"
+                )
+    return sorted(problems)
 
 
 def faults(pins: str, locked: str) -> list[str]:

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from importlib.metadata import distributions
 
 import pytest
 
@@ -54,6 +55,40 @@ def test_a_lock_has_a_line_for_every_file_and_names_those_without_a_hash():
 def test_what_a_lock_lacks_is_named(old, new, problem):
     text, _ = lock.lock(REPORT)
     assert lock.faults(PINS, text.replace(old, new))[0] == problem
+
+
+def _item(name, version, *wants):
+    return {"metadata": {"name": name, "version": version, "requires_dist": list(wants)}}
+
+
+def test_versions_that_cannot_stand_beside_one_another_are_named(tmp_path, capsys):
+    wants = ("Typer<0.21,>=0.13", 'ray==2.55.1; extra == "simulation"', 'absent>1; extra == "rest"')
+    report = {"install": [_item("flwr", "1.42.0", *wants), _item("typer", "0.29.2"), _item("ray", "2.60.0")]}
+    asked = lock.extras(
+        '[project]\ndependencies = []\n[project.optional-dependencies]\nfed = ["flwr[simulation]"]'
+    )
+    assert asked == {"flwr": {"simulation"}}
+    found = lock.conflicts(report, asked)
+    assert found == [
+        "flwr 1.42.0 wants Typer<0.21,>=0.13, 0.29.2 is pinned",
+        "flwr 1.42.0 wants ray==2.55.1, 2.60.0 is pinned",
+    ]
+    assert len(lock.conflicts(report, {})) == 1
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(report))
+    before = lock.LOCK.read_bytes()
+    assert lock.main(["--report", str(file)]) == 1 and lock.LOCK.read_bytes() == before
+    assert capsys.readouterr().err.splitlines()[-1] in found
+
+
+def test_the_pins_of_what_is_installed_can_stand_beside_one_another():
+    pins = dict(lock.versions((ROOT / "constraints.txt").read_text()))
+    found = {lock.normal(of.name): of for of in distributions()}
+    there = [
+        _item(name, version, *(found[name].requires or ())) for name, version in pins.items() if name in found
+    ]
+    assert len(there) > 50
+    assert lock.conflicts({"install": there}, lock.extras((ROOT / "pyproject.toml").read_text())) == []
 
 
 def test_the_bill_of_materials_has_what_its_format_requires():
