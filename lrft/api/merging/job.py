@@ -39,7 +39,7 @@ def make_job(
     """
     if storage is not None:
         provided = QUANTIZERS.declared(storage).provides
-        kinds = {"file_levels": MergeInGguf, "integer_levels": MergeInIntegers}
+        kinds: dict[str, type[MergeInBits]] = {"file_levels": MergeInGguf, "integer_levels": MergeInIntegers}
         in_bits = next((kind for trait, kind in kinds.items() if trait in provided), MergeInBits)
         return in_bits(folder, recipe, text, model, out, storage, rank)
     if factors:
