@@ -20,7 +20,7 @@ from lrft.methods.quant.int_groups import IntGroups
 from lrft.model.trained import frozen_layers
 from lrft.ops.uniform import Grid
 from lrft.recipe.load import load_recipe
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import NotMergeable, UsageError
 from lrft.training.folder import RunFolder
 from tests.each import each
 from tests.export.test_feedback import layer
@@ -133,6 +133,16 @@ def test_a_step_in_half_precision_spans_what_the_exact_one_does():
     assert torch.equal(half.step.half().float(), half.step) and (half.step > 0).all()
     torch.testing.assert_close(half.nearest(rows)[:6], exact.nearest(rows)[:6], atol=5e-3, rtol=5e-3)
     assert not half.nearest(rows)[6].any() and half.zero.ge(0).all() and half.zero.le(15).all()
+
+
+@each("bits", [3, 6])
+def test_bits_that_the_layout_does_not_have_are_refused_in_one_sentence(bits, trained, tmp_path):
+    run = trained(SQFT.replace("bits: 4", f"bits: {bits}"), "{method: wanda, batches: 2}")
+    with pytest.raises(
+        NotMergeable, match=rf"--requantize int_groups: .*{bits} bits.*merge without it"
+    ) as caught:
+        merge(RunFolder(run), tmp_path / f"out{bits}", requantize="int_groups")
+    assert "\n" not in str(caught.value) and not (tmp_path / f"out{bits}").exists()
 
 
 def test_the_choices_of_storages_are_told(trained):

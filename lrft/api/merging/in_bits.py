@@ -23,6 +23,7 @@ from lrft.model.in_bits import load_in_bits
 from lrft.model.load import DTYPES
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES, QUANTIZERS
+from lrft.registry.config import MethodConfig
 from lrft.registry.errors import NotMergeable, UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lrft.training.folder import RunFolder
 
 LAYERS_TOLD = 3
+WORDS = 32  # a side of whole words, whatever the bits
 
 
 class MergeInBits(Merge):
@@ -63,11 +65,28 @@ class MergeInBits(Merge):
         config = own if own.method == storage else kind.Config(method=storage)
         self.storage = storage
         if "integer_levels" in kind.provides:
-            said = next((s for grid in self._grids().values() if (s := grid.grid_settings) is not None), {})
-            config = kind.Config.model_validate({**config.model_dump(), **said})
+            config = self._on_their_grid(kind, config)
         self.bits = Bits(kind, config, DTYPES[str(recipe.export.dtype)], rank)
         self.layers: list[str] = []
         self.kept = False  # a remainder is written
+
+    def _on_their_grid(self, kind: type[Levelled], config: MethodConfig) -> MethodConfig:
+        """The settings of the storage with the bits and groups that the run's adapters were trained in.
+
+        Raises:
+            NotMergeable: no checkpoint in that layout has so many bits.
+        """
+        said = next((s for grid in self._grids().values() if (s := grid.grid_settings) is not None), {})
+        try:
+            found = kind.Config.model_validate({**config.model_dump(), **said})
+        except ValueError:
+            found = None
+        if found is None or (said and not kind.fits(found, WORDS, WORDS * int(str(said["group_size"])))):
+            raise NotMergeable(
+                f"--requantize {self.storage}: it has no {said.get('bits')} bits, which the adapter was trained in; "
+                "merge without it"
+            )
+        return found
 
     def _grids(self) -> dict[str, OnGrid]:
         """Adapters of the run that know on which integers their merged weight lies."""
