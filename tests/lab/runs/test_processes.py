@@ -61,9 +61,9 @@ def test_a_training_ends_with_the_process_that_was_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_search_that_was_killed_with_its_trainings_goes_on_to_the_arms_of_one_that_was_not(tiny, tmp_path):
-    """Real trainings of a real command, killed while two of them run."""
-    (tmp_path / "space.yaml").write_text("adapter: [lora, dora]\nadapter.rank: [2, 4]\n")
+def test_a_search_that_was_killed_while_it_trains_goes_on(tiny, tmp_path):
+    """Real trainings of a real command; what it left neither trains on nor is in the way."""
+    (tmp_path / "space.yaml").write_text("adapter.rank: [2, 4, 8]\n")
     words = [
         "search",
         "smoke/lora",
@@ -72,24 +72,15 @@ def test_a_search_that_was_killed_with_its_trainings_goes_on_to_the_arms_of_one_
         "train.max_steps=3",
         "--quiet",
     ]
-    words += [
-        "--space",
-        "space.yaml",
-        "--budget",
-        "4",
-        "--method",
-        "{method: evolution, population: 2, parents: 2}",
-    ]
-    command = [sys.executable, "-m", "lrft", *words, "--jobs", "2", "--out"]
-    process = subprocess.Popen([*command, "killed"], cwd=tmp_path, start_new_session=True)
-    arms = tmp_path / "killed" / "arms.jsonl"
-    until(lambda: arms.is_file() and len(list((tmp_path / "killed" / "runs").glob("*/run.json"))) > 2, 300)
+    words += ["--space", "space.yaml", "--budget", "3", "--method", "grid", "--jobs", "2", "--out", "out"]
+    command = [sys.executable, "-m", "lrft", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+    out = tmp_path / "out"
+    until(lambda: len(list(out.glob("runs/*/run.json"))) == 2, 200)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    for out in ("killed", "whole"):
-        subprocess.run([*command, out], cwd=tmp_path, check=True, timeout=600)
-    told = [
-        [{key: line[key] for key in ("arm", "genes", "score")} for line in map(json.loads, file.open())]
-        for file in (arms, tmp_path / "whole" / "arms.jsonl")
-    ]
-    assert told[0] == told[1] and len(told[0]) == 4
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    arms = [json.loads(line) for line in (out / "arms.jsonl").read_text().splitlines()]
+    assert [arm["arm"] for arm in arms] == [0, 1, 2] and all(arm["score"] < 7 for arm in arms)
+    assert (out / "best.yaml").is_file()
