@@ -78,7 +78,7 @@ class MergeInBits(Merge):
         """
         said = next((s for grid in self._grids().values() if (s := grid.grid_settings) is not None), {})
         try:
-            found = kind.Config.model_validate({**config.model_dump(), **said})
+            found = type(config).model_validate({**config.model_dump(), **said})
         except ValueError:
             found = None
         if found is None or (said and not kind.fits(found, WORDS, WORDS * int(str(said["group_size"])))):
