@@ -145,6 +145,15 @@ def test_bits_that_the_layout_does_not_have_are_refused_in_one_sentence(bits, tr
     assert "\n" not in str(caught.value) and not (tmp_path / f"out{bits}").exists()
 
 
+def test_steps_that_no_file_can_say_are_told(trained, tmp_path, monkeypatch, capfd):
+    """Of runs from before steps were in half precision."""
+    run = trained(SQFT, "{method: wanda, batches: 2}")
+    monkeypatch.setattr(IntGroups, "hold", lambda self, given: False)
+    record = merge(RunFolder(run), tmp_path / "out", requantize="int_groups")
+    assert record["layers_exact"] == 0
+    assert "and 11 more: trained on a grid of their own" in capfd.readouterr().err
+
+
 def test_the_choices_of_storages_are_told(trained):
     with pytest.raises(UsageError, match=r"--requantize nf9: choose .*int_groups"):
         merge(RunFolder(trained("{method: lora, rank: 2}")), Path("x"), requantize="nf9")

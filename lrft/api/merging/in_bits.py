@@ -184,6 +184,12 @@ class MergeInBits(Merge):
         return load_in_bits(place, self.bits.dtype, self.layers, self.model, self.folder.trusted)
 
     def _tell(self, found: InBits) -> None:
+        on_grids = [name for name, grid in self._grids().items() if grid.grid_settings is not None]
+        missed = [name for name in on_grids if name in found.layers and name not in found.exact]
+        if missed:
+            say(
+                f"{_told(missed)}: trained on a grid of their own, and are rounded onto that of {self.storage}"
+            )
         if found.unmeasured:
             say(f"{_told(found.unmeasured)}: no calibration row reached them, so they are rounded to nearest")
         if len(found.dense) > 1:  # the head always does
