@@ -236,12 +236,14 @@ def watch(words: Sequence[str], cap: int, every: float) -> dict[str, Any]:
         text = said.read()
     if process.returncode and not killed:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{text[-2000:]}")
-    return {"fits": not killed, **most, "losses": [] if killed else losses_of(Path(words[2]))}
+    losses, seconds = ([], []) if killed else told_by(Path(words[2]))
+    return {"fits": not killed, **most, "losses": losses, "seconds": seconds}
 
 
-def losses_of(run: Path) -> list[float]:
-    """Of every step."""
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+def told_by(run: Path) -> tuple[list[float], list[float]]:
+    """The loss and the seconds of every step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines], [line["seconds"] for line in lines]
 
 
 def memory_of(process: int) -> dict[str, int]:

@@ -32,6 +32,7 @@ SHORT = [
 def test_a_small_model_trains_both_ways_to_the_same_losses(capsys):
     found = offload_check.main([*SHORT[:-4], "--spare", "1MB"])
     assert found["memory"]["losses"] == found["disk"]["losses"] and len(found["disk"]["losses"]) == 2
+    assert all(second > 0 for one in found.values() for second in one["seconds"])
     for one in found.values():
         assert one["fits"] and 0 < one["anonymous"] < one["resident"] < 4 * 2**30
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -108,6 +108,8 @@ def _change(name: str, trained: Trained, module: Adapted) -> tuple[torch.Tensor,
     own = trained.adapter
     if isinstance(module, AdaptedBlock) or "mergeable" not in own.provides or "own_weights" in own.provides:
         raise RecipeError(f"{own.name} at {name} is no change of a weight that could be added", KEY)
+    if reason := type(own).why_not_merged(own.config, own.site):
+        raise RecipeError(f"the weight alone would be another function: {reason}", KEY)
     if module.held_bias is not None and own.delta_bias(torch.zeros(own.site.out_features)) is not None:
         raise RecipeError(f"{own.name} changes the bias of {name}, which is not added here; merge it", KEY)
     if (pair := trained.factors()) is not None:

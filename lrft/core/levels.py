@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.frozen import FrozenLinear
+from lrft.core.on_grid import InGroups
 from lrft.registry.json import Json
 
 
@@ -15,7 +16,8 @@ class Levelled(FrozenLinear):
     """W[i, k] = scale[i, k] * level[code[i, k]], the scales shared by blocks within a row.
 
     So a weight can be rounded column by column: `search` settles the scales, `grid` says what each place can hold, and
-    `take` stores what was chosen. Such a storage provides `levels`; or `file_levels`, where it is one of GGUF files.
+    `take` stores what was chosen. Such a storage provides `levels`; `file_levels`, where it is one of GGUF files; or
+    `integer_levels`, where lrft alone reads it back here.
 
     Attributes:
         file_type: what GGUF calls the storage, whose bytes are then the buffer `blocks` (out, n).
@@ -38,6 +40,10 @@ class Levelled(FrozenLinear):
     def take(self, codes: Tensor) -> None:
         """Store codes (out, in), indices of the levels, beside the scales that are there."""
         raise NotImplementedError(f"{type(self).__name__} declares no codes")
+
+    def hold(self, given: InGroups) -> bool:
+        """Store these integers as they are; False, and nothing done, where the format has no place for them."""
+        return False
 
     def stored(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """What a checkpoint holds of the weight, by what follows the layer's path; it then computes in `dtype`."""

@@ -224,6 +224,11 @@ class Statistic:
         raise NotImplementedError(f"{type(self).__name__} declares no update")
 
     @property
+    def of_kept(self) -> bool:
+        """It is given what attention keeps of the tokens, (T, heads, head), at layers of keys and values alone."""
+        return False
+
+    @property
     def converged(self) -> bool:
         """More batches would change nothing; calibration ends when all statistics say so."""
         return False

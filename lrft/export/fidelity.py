@@ -101,6 +101,7 @@ class Fidelity(Compared, total=False):
     without_remainder: Nearest
     requantized: str
     layers_in_bits: int
+    layers_exact: int
     layers_dense: list[str]
     bytes_in_bits: int
     rounded_to_nearest: list[str]

@@ -12,7 +12,7 @@ of scales taken block by block with the columns in their own order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ from lrft.core import stop
 from lrft.core.batch import Batch
 from lrft.core.levels import Levelled
 from lrft.core.objective import Objective
+from lrft.core.on_grid import OnGrid
 from lrft.core.params import Site
 from lrft.export.feedback import Feedback, moments, rounders
 from lrft.export.pairs import Pair
@@ -66,12 +67,14 @@ class InBits:
             the blocks of the model, that the model's own code reads, or that transformers does not replace.
         pairs: the remainder of every layer, in the precision of its file.
         unmeasured: layers that no calibration token reached, which are rounded to nearest.
+        exact: layers whose merged weight lies on the storage's grid already, and is held as it is.
     """
 
     layers: dict[str, Levelled] = field(default_factory=dict)
     dense: list[str] = field(default_factory=list)
     pairs: dict[str, Pair] = field(default_factory=dict)
     unmeasured: list[str] = field(default_factory=list)
+    exact: list[str] = field(default_factory=list)
 
 
 def layers_to_round(dense: CausalLM, bits: Bits) -> list[str]:
@@ -80,8 +83,17 @@ def layers_to_round(dense: CausalLM, bits: Bits) -> list[str]:
 
 
 @torch.no_grad()
-def round_in_turn(dense: CausalLM, batches: Sequence[Batch], objective: Objective, bits: Bits) -> InBits:
+def round_in_turn(
+    dense: CausalLM,
+    batches: Sequence[Batch],
+    objective: Objective,
+    bits: Bits,
+    grids: Mapping[str, OnGrid] | None = None,
+) -> InBits:
     """Round the layers of a merged model in float32, in place: `dense` then computes with what is stored.
+
+    Args:
+        grids: by path what says of a merged weight which integers it is.
 
     Raises:
         UsageError: the model's blocks cannot be computed one after another.
@@ -95,7 +107,8 @@ def round_in_turn(dense: CausalLM, batches: Sequence[Batch], objective: Objectiv
             ready = rounders(moments(dense, sites, measured, objective))
         for site in sites:
             stop.poll()
-            _round(dense, site, ready.get(site.name), bits, found)
+            if not _held(dense, site, (grids or {}).get(site.name), bits, found):
+                _round(dense, site, ready.get(site.name), bits, found)
         turn.advance(place)
     return found
 
@@ -146,6 +159,20 @@ def _weight(dense: CausalLM, site: Site) -> Tensor:
     weight = dense.hf.get_submodule(site.name).get_parameter("weight")
     check_finite(f"{site.name}.weight", weight)
     return weight.detach().float()
+
+
+def _held(dense: CausalLM, site: Site, grid: OnGrid | None, bits: Bits, found: InBits) -> bool:
+    """Hold a weight that is on the grid already; whether it was."""
+    weight = _weight(dense, site).cpu()
+    integers = None if grid is None else grid.on_grid(weight)
+    if integers is None:
+        return False
+    layer = bits.stored(weight)
+    if not layer.hold(integers):
+        return False
+    found.exact.append(site.name)
+    found.layers[site.name] = layer
+    return True
 
 
 def _round(dense: CausalLM, site: Site, feedback: Feedback | None, bits: Bits, found: InBits) -> None:

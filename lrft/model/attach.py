@@ -17,6 +17,7 @@ from lrft.model.builder import SiteBuilder, make_adapter
 from lrft.model.causal_lm import CausalLM
 from lrft.model.clipped import give_copies
 from lrft.model.experts import group
+from lrft.model.kept import change_kept
 from lrft.model.score_head import take_score_head
 from lrft.model.sites import is_transposed, linear_sites, matches
 from lrft.model.tied_rows import tie_rows
@@ -112,6 +113,7 @@ def attach(
         model.features = builder.features
     group(model.hf)
     give_copies(model.hf)
+    change_kept(model)
     tie_rows(model.hf)
     if builder.shared is not None:
         builder.shared.bind(model)

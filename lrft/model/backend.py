@@ -11,6 +11,7 @@ import torch
 from lrft.core.siblings import noticing
 from lrft.model import varlen
 from lrft.model.causal_lm import CausalLM
+from lrft.model.kept import prove_kept
 from lrft.model.probe import FUTURE, VALUES, Fault, batch_of, find_fault, training_fault
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError, first_line
@@ -180,10 +181,12 @@ def _first_faultless(model: CausalLM, backends: Iterable[str], packing: bool) ->
 def check_runs(model: CausalLM) -> None:
     """Run a few tokens forward and back in training mode through the layers that replaced the model's own.
 
-    Sites that are given one tensor are computed together from then on (`lrft.core.siblings`).
+    Sites that are given one tensor are computed together from then on (`lrft.core.siblings`). What is kept of keys and
+    values is compared with the model's own cache.
 
     Raises:
-        RecipeError: the model's code looks for something of its own layers that these have not.
+        RecipeError: the model's code looks for something of its own layers that these have not, or keeps other keys
+            and values.
     """
     training = model.training
     # One is enough for a pass all the way back, and the gradients of all may be more than fits.
@@ -204,3 +207,4 @@ def check_runs(model: CausalLM) -> None:
         ) from None
     finally:
         model.train(training)
+    prove_kept(model)

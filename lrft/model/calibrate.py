@@ -17,6 +17,7 @@ from lrft.core.params import Site
 from lrft.core.stages import Signals, Statistic, Tokens, WarmUp
 from lrft.model.causal_lm import CausalLM
 from lrft.model.experts import tokens_of
+from lrft.model.kept import is_kept, watching
 from lrft.model.moving import moving
 from lrft.registry.errors import DataError
 
@@ -122,12 +123,24 @@ class _Watch:
             handles.append(model.hf.get_input_embeddings().register_forward_hook(_track))
         was_training = model.training
         model.train(self.backward)
+        kept = {site for site, found in self.statistics.items() if self._of_kept(site, found)}
         try:
-            yield
+            with watching(model.hf, kept, self._take_kept):
+                yield
         finally:
             model.train(was_training)
             for handle in handles:
                 handle.remove()
+
+    def _of_kept(self, site: str, found: dict[str, Statistic]) -> bool:
+        return is_kept(site) and any(one.of_kept for one in found.values())
+
+    def _take_kept(self, site: str, part: Tensor) -> None:
+        """Keys or values (B, heads, L, head) as attention keeps them."""
+        rows = part.detach().transpose(1, 2).flatten(0, 1)
+        for name, statistic in self.statistics[site].items():
+            if statistic.of_kept and (site, name) in self.live:
+                self._update(site, name, statistic, rows, None, self.tokens)
 
     def expect(self, batch: Batch, device: torch.device) -> None:
         """Make ready for a micro-batch: which of its tokens count, and which statistics still want any."""
@@ -149,9 +162,11 @@ class _Watch:
     def results(self) -> Signals:
         """Site -> name -> tensor on the CPU."""
         tensors: dict[int, Tensor] = {}
-        found: Signals = {}
+        found: Signals = {site: {} for site in self.statistics}
         for site, statistics in self.statistics.items():
             for name, statistic in statistics.items():
+                if statistic.of_kept and not is_kept(site):
+                    continue
                 if id(statistic) not in tensors:
                     try:
                         tensors[id(statistic)] = statistic.result().cpu()
@@ -159,7 +174,7 @@ class _Watch:
                         raise DataError(
                             f"{site}: {name} cannot be measured: {error}; use more batches"
                         ) from None
-                found.setdefault(site, {})[name] = tensors[id(statistic)]
+                found[site][name] = tensors[id(statistic)]
         return found
 
     def _hook(
@@ -174,7 +189,7 @@ class _Watch:
             tokens = self.tokens if chosen is None else self.tokens.of_expert(chosen())
             later = []
             for name, statistic in self.statistics[site].items():
-                if (site, name) not in self.live or (site, name) in self._followers:
+                if (site, name) not in self.live or (site, name) in self._followers or statistic.of_kept:
                     continue
                 if statistic.backward:
                     later.append((name, statistic))

@@ -112,6 +112,8 @@ def _hand(name: str, trained: Trained, module: Adapted) -> str:
     takes = {"trained_pair", "low_rank"} <= type(part).provides
     if not takes or "mergeable" not in own.provides or _moves_bias(own, module):
         raise RecipeError(_refusal(name, own, part), KEY)
+    if reason := type(own).why_not_merged(own.config, own.site):
+        raise RecipeError(f"{part.name} cannot begin with what no weight says: {reason}", KEY)
     weight = module.base.weight().float()
     held_A, held_B = part.get_parameter("A"), part.get_parameter("B")
     rank, pair = held_A.shape[0], _pair(trained, twins)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 TINY = 1e-8  # the step of numbers that are all 0
+HALF = 2.0**-24  # the smallest that half precision can say
 
 
 class Grid(NamedTuple):
@@ -24,6 +25,12 @@ class Grid(NamedTuple):
         most = 2**bits - 1
         step = ((high - low) / most).clamp_min(TINY)
         return cls(step, (-low / step).round(), most)
+
+    def in_half(self) -> Grid:
+        """The same ends, with the nearest step that half precision can say."""
+        step = self.step.half().float().clamp_min(HALF)
+        low = -self.zero * self.step
+        return Grid(step, (-low / step).round().clamp(0, self.most), self.most)
 
     def codes(self, numbers: Tensor) -> Tensor:
         """The nearest n, cut off at both ends."""

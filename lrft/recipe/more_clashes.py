@@ -17,7 +17,10 @@ def _start_that_is_given(settings: RecipeView) -> Iterator[Problem]:
         )
         yield Problem("model.adapter", message)
     elif settings["init"] is not None and settings["init.method"] != "default":
-        yield Problem("init.method", "model.adapter says what the adapter begins with; leave init out")
+        message = (
+            "model.adapter says what the adapter begins with; leave init out, or where the adapter needs it "
+        )
+        yield Problem("init.method", f"{message}merge that run and name the merged model as model.name")
 
 
 def _stack_that_is_given(settings: RecipeView) -> Iterator[Problem]:

@@ -49,6 +49,7 @@ TRAITS: dict[str, str] = {
     "rounded_base": "base weights are rounded into few bits",
     "levels": "frozen weights are a scale times one of a few levels, in a form that transformers reads",
     "file_levels": "frozen weights are a scale times one of a few levels, as a GGUF file holds them",
+    "integer_levels": "frozen weights are a scale times one of a few integers, as checkpoints of GPTQ hold them",
     "base_weights": "weights of the base model train (trainable: full, or patterns)",
     "fixed_base": "no weight of the base model trains",
     "backward": "gradients are computed by backpropagation",

@@ -161,7 +161,10 @@ def measured(init, out: int = 48, width: int = 32, rank: int = 4, site: int = 0)
     found = {}
     for need in init.needs:
         name, _, label = need.partition("@")
-        cls, asked = SIGNALS.get(name), SimpleNamespace(rank=rank, percent=25.0, activation_bits=4, clip=1.0)
+        cls, asked = (
+            SIGNALS.get(name),
+            SimpleNamespace(rank=rank, percent=25.0, activation_bits=4, cache_bits=None, clip=1.0),
+        )
         statistic = cls(**init.signal_options(name, asked))
         for batch in range(3):
             x, dy = passed(out, width, zlib.crc32(label.encode()) + 100 * site + batch)

@@ -265,7 +265,7 @@ def test_blocks_that_do_not_compute_one_after_another_are_refused(dense, trained
     ("options", "message"),
     [
         ({"keep_rank": 8}, "--keep-rank 8: is what --requantize leaves"),
-        ({"requantize": "none"}, "--requantize none: choose fp4, int8, nf4 or q4_0"),
+        ({"requantize": "none"}, "--requantize none: choose fp4, int8, int_groups, nf4 or q4_0"),
         ({"requantize": "nf4", "rounding": "nearest"}, "--rounding nearest: with --requantize"),
     ],
 )

@@ -69,6 +69,6 @@ def test_a_rounding_to_nearest_is_the_librarys(tiny):
 def test_what_does_not_go_with_it_is_refused_before_anything_is_loaded(trained, tmp_path):  # noqa: F811
     with pytest.raises(UsageError, match=r"--keep-rank 8: llama\.cpp reads no adapter beside a q4_0 file"):
         merge(RunFolder(trained("none")), tmp_path / "out", requantize="q4_0", keep_rank=8)
-    with pytest.raises(UsageError, match="--requantize q5: choose fp4, int8, nf4 or q4_0"):
+    with pytest.raises(UsageError, match="--requantize q5: choose fp4, int8, int_groups, nf4 or q4_0"):
         merge(RunFolder(trained("none")), tmp_path / "out", requantize="q5")
     assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ from lrft.core.batch import Batch
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError, UsageError
 from lrft.training.folder import RunFolder
+from tests.each import each
 from tests.training.unbroken import goes_on_unbroken
 
 PLAIN = [
@@ -102,6 +103,23 @@ def test_what_cannot_be_stacked_is_refused(written, runs, tmp_path):
         adapt(written(stacked, "adapter.targets=[q_proj]").recipe)
 
 
+@each(
+    ("how", "said"),
+    [
+        (["adapter={method: roste}", "init={method: roste, batches: 1}"], "rounds the inputs"),
+        (["adapter={method: ssf, targets: [self_attn.*, mlp.*]}"], "an offset"),
+    ],
+)
+def test_what_no_weight_says_is_refused_beneath_and_as_a_start(how, said, written, tmp_path):
+    """Its change of the weight alone would be another function."""
+    name = how[0].split(":")[1].strip(" },").partition(",")[0]
+    train(written("~adapter", *how, "train.max_steps=1"), tmp_path / name)
+    for key, value in (("model.adapters", f"[{tmp_path / name}]"), ("model.adapter", str(tmp_path / name))):
+        with pytest.raises(RecipeError, match=said) as caught:
+            adapt(written(f"{key}={value}", "adapter.rank=4").recipe)
+        assert "\n" not in caught.value.problems[0].message
+
+
 def test_adapters_of_one_base_are_switched_and_weighted_in_python(runs):
     both = Adapters({"a": runs / "lora", "b": runs / "dora"})
     bare = logits(both.model)
@@ -115,3 +133,13 @@ def test_adapters_of_one_base_are_switched_and_weighted_in_python(runs):
     assert torch.equal(logits(both.model), bare) and not torch.allclose(mixed, bare, atol=1e-3)
     with pytest.raises(UsageError, match="no adapter 'c' here"), both.use("c"):
         pass
+
+
+def test_a_run_whose_buffers_grew_is_read(written, tmp_path):
+    """What it found as it began, such as which layers are rotated, is in its file and in no plan."""
+    how = ("~adapter", "adapter={method: roste, activation_bits: null}", "init={method: roste, batches: 1}")
+    train(written(*how, "train.max_steps=1"), tmp_path / "run")
+    run = of_run(tmp_path / "run")
+    assert any(len(site.adapter.rotated) for _, site in adapted(run.hf))
+    beneath = adapt(written(f"model.adapters=[{tmp_path / 'run'}]").recipe).model
+    torch.testing.assert_close(logits(beneath), logits(run), atol=1e-4, rtol=1e-4)

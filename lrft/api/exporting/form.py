@@ -113,7 +113,7 @@ class PeftFolder(Form):
         files = adapter_files(self.model, self.recipe, result)
         if "adapter_config.json" not in files:
             modules = [module.adapter for _, module in adapted(self.model.hf)]
-            mergeable = bool(modules) and all("mergeable" in adapter.provides for adapter in modules)
+            mergeable = bool(modules) and not any(type(a).why_not_merged(a.config, a.site) for a in modules)
             remedy = (
                 f"`--for {PLAIN}` writes its change" if mergeable else "`lrft eval` scores the run itself"
             )

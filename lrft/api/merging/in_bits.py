@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from lrft.api.merging.merge import Merge
 from lrft.api.opening.stopping import check_stops
+from lrft.core.adapted import adapted
 from lrft.core.levels import Levelled
 from lrft.core.notes import say
+from lrft.core.on_grid import OnGrid
 from lrft.export.fidelity import Fidelity, Nearest, compare
 from lrft.export.merge import merge_into
 from lrft.export.plain_form import read_pairs
@@ -21,6 +23,7 @@ from lrft.model.in_bits import load_in_bits
 from lrft.model.load import DTYPES
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import OBJECTIVES, QUANTIZERS
+from lrft.registry.config import MethodConfig
 from lrft.registry.errors import NotMergeable, UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from lrft.training.folder import RunFolder
 
 LAYERS_TOLD = 3
+WORDS = 32  # a side of whole words, whatever the bits
 
 
 class MergeInBits(Merge):
@@ -60,8 +64,34 @@ class MergeInBits(Merge):
         own = recipe.quantization
         config = own if own.method == storage else kind.Config(method=storage)
         self.storage = storage
+        if "integer_levels" in kind.provides:
+            config = self._on_their_grid(kind, config)
         self.bits = Bits(kind, config, DTYPES[str(recipe.export.dtype)], rank)
         self.layers: list[str] = []
+        self.kept = False  # a remainder is written
+
+    def _on_their_grid(self, kind: type[Levelled], config: MethodConfig) -> MethodConfig:
+        """The settings of the storage with the bits and groups that the run's adapters were trained in.
+
+        Raises:
+            NotMergeable: no checkpoint in that layout has so many bits.
+        """
+        said = next((s for grid in self._grids().values() if (s := grid.grid_settings) is not None), {})
+        try:
+            found = type(config).model_validate({**config.model_dump(), **said})
+        except ValueError:
+            found = None
+        if found is None or (said and not kind.fits(found, WORDS, WORDS * int(str(said["group_size"])))):
+            raise NotMergeable(
+                f"--requantize {self.storage}: it has no {said.get('bits')} bits, which the adapter was trained in; "
+                "merge without it"
+            )
+        return found
+
+    def _grids(self) -> dict[str, OnGrid]:
+        """Adapters of the run that know on which integers their merged weight lies."""
+        found = {path: module.adapter for path, module in adapted(self.model.hf)}
+        return {path: adapter for path, adapter in found.items() if isinstance(adapter, OnGrid)}
 
     def write(self, place: Path) -> Fidelity:
         dense = self._in_float32()
@@ -74,10 +104,11 @@ class MergeInBits(Merge):
             self._check_rank(dense)
             check_remainder(dense, self.layers)
         objective = OBJECTIVES.get(self.recipe.objective.method)(self.recipe.objective)
-        found = round_in_turn(dense, self._batches(self.calibration), objective, self.bits)
+        found = round_in_turn(dense, self._batches(self.calibration), objective, self.bits, self._grids())
         self._tell(found)
         self._write_in_bits(dense, found, place)
-        if found.pairs:
+        self.kept = bool(found.pairs)
+        if self.kept:
             make_folder(place / REMAINDER)
             for name, content in remainder_files(dense, found.pairs, self.bits.dtype).items():
                 write_in(place / REMAINDER / name, content)
@@ -88,10 +119,11 @@ class MergeInBits(Merge):
             "requantized": self.storage,
             "layers_in_bits": len(found.layers),
             "layers_dense": found.dense,
+            "layers_exact": len(found.exact),
             "rounded_to_nearest": found.unmeasured,
             "calibration_rows": len(self.calibration),
             "bytes_in_bits": sum(layer.stored_bytes for layer in found.layers.values()),
-            "kept_rank": self.bits.rank,
+            "kept_rank": self.bits.rank if self.kept else 0,
             "remainder_bytes": sum(p.A.nbytes + p.B.nbytes for p in found.pairs.values()),
         }
 
@@ -113,7 +145,7 @@ class MergeInBits(Merge):
         if self.rows:
             record["nearest"] = self._nearest_in(place)
         merged = self._read(place)
-        pairs = read_pairs(place / REMAINDER) if self.bits.rank else {}
+        pairs = read_pairs(place / REMAINDER) if self.kept else {}
         if self.rows and pairs:
             record["without_remainder"] = self._figures(merged)
         with with_pairs(merged.hf.named_modules(), pairs, merged.device):
@@ -152,6 +184,12 @@ class MergeInBits(Merge):
         return load_in_bits(place, self.bits.dtype, self.layers, self.model, self.folder.trusted)
 
     def _tell(self, found: InBits) -> None:
+        on_grids = [name for name, grid in self._grids().items() if grid.grid_settings is not None]
+        missed = [name for name in on_grids if name in found.layers and name not in found.exact]
+        if missed:
+            say(
+                f"{_told(missed)}: trained on a grid of their own, and are rounded onto that of {self.storage}"
+            )
         if found.unmeasured:
             say(f"{_told(found.unmeasured)}: no calibration row reached them, so they are rounded to nearest")
         if len(found.dense) > 1:  # the head always does

@@ -7,6 +7,7 @@ from pathlib import Path
 from lrft.api.merging.in_bits import MergeInBits
 from lrft.api.merging.in_factors import MergeInFactors
 from lrft.api.merging.in_gguf import MergeInGguf
+from lrft.api.merging.in_integers import MergeInIntegers
 from lrft.api.merging.merge import Merge
 from lrft.api.merging.scored import ScoredMerge
 from lrft.api.merging.streamed import StreamedMerge
@@ -37,7 +38,9 @@ def make_job(
         NotMergeable: the model cannot be written so.
     """
     if storage is not None:
-        in_bits = MergeInGguf if "file_levels" in QUANTIZERS.declared(storage).provides else MergeInBits
+        provided = QUANTIZERS.declared(storage).provides
+        kinds: dict[str, type[MergeInBits]] = {"file_levels": MergeInGguf, "integer_levels": MergeInIntegers}
+        in_bits = next((kind for trait, kind in kinds.items() if trait in provided), MergeInBits)
         return in_bits(folder, recipe, text, model, out, storage, rank)
     if factors:
         return MergeInFactors(folder, recipe, text, model, out)

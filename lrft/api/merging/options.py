@@ -23,7 +23,11 @@ from lrft.training.chosen import open_chosen
 from lrft.training.folder import RunFolder
 from lrft.training.relied import own_recipe, plan_of
 
-LEVELS = {"levels", "file_levels"}  # what a storage provides that merged weights can be rounded into
+LEVELS = {
+    "levels",
+    "file_levels",
+    "integer_levels",
+}  # what a storage provides that merged weights can be rounded into
 
 
 def check_planned(folder: RunFolder) -> None:
@@ -85,9 +89,14 @@ def check_bits(
         raise NotMergeable(
             "--requantize: a model with a score head is not read back in few bits here; merge without it"
         )
-    if in_file:
+    _check_readers(storage, known[storage])
+
+
+def _check_readers(storage: str, provided: set[str]) -> None:
+    """Refuse where what is written could not be read back here."""
+    if "file_levels" in provided:
         import_gguf(f"--requantize {storage}")
-    else:
+    elif "levels" in provided:
         check_reader()
 
 

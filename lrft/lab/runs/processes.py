@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 
 from lrft.files.append import open_log
@@ -26,14 +27,17 @@ class Processes:
 
 
 class _Process:
-    """One process of lrft, in a process group of its own so that a Ctrl-C reaches it through us alone, once."""
+    """One process of lrft, in a process group of its own so that a Ctrl-C reaches it through us alone, once.
+
+    On Linux it is killed when we are: it would train on, where the same command is to go on from its last checkpoint.
+    """
 
     def __init__(self, work: Work, threads: int) -> None:
         self.work, command = work, work.begin()
         self.began = time.monotonic()
         with open_log(work.log) as file:
             self.process = subprocess.Popen(
-                command,
+                [*tied(), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -62,6 +66,12 @@ class _Process:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def tied() -> list[str]:
+    """What comes before a command that is to end with this process, where the system can do that."""
+    here = sys.platform.startswith("linux")
+    return [sys.executable, "-m", "lrft.lab.runs.tied", str(os.getpid())] if here else []
 
 
 def threads(jobs: int) -> int:

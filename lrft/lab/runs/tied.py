@@ -1,6 +1,7 @@
 """`python -m lrft.lab.runs.tied PID COMMAND...`: becomes the command, which is killed when its parent PID ends.
 
-Ray ends a task by ending its worker process, and what the worker started would train on, beside the task's next try.
+Ray ends a task by ending its worker process, and a search may be killed: what they started would train on, beside the
+task's next try or the search that goes on.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ def tie(parent: int) -> None:
     if not sys.platform.startswith("linux"):
         sys.exit("error: --cluster ray: its nodes have to run Linux, where a process can end with its parent")
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        sys.exit(f"error: --cluster ray: prctl: {os.strerror(ctypes.get_errno())}")
+        sys.exit(f"error: prctl: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:
-        sys.exit("error: --cluster ray: the worker of this task has ended")
+        sys.exit("error: the process that began this training has ended")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lrft.core.adapter import Adapter
 from lrft.core.callback import TimedMethod
 from lrft.core.frozen import FrozenLinear
+from lrft.core.on_grid import InGroups, OnGrid
 from lrft.core.params import Site
 from lrft.methods.adapters._groups import check_groups
 from lrft.methods.adapters._pair import empty_pair, start_pair
@@ -22,10 +23,11 @@ from lrft.ops.uniform import Grid
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field, Iterator, Literal, Problem, RecipeView, model_validator
 from lrft.registry.errors import RecipeError
+from lrft.registry.json import Json
 
 
 @ADAPTERS.register
-class SQFT(Adapter):
+class SQFT(OnGrid, Adapter):
     """SparsePEFT: what is added to a pruned weight has its zeros, with `bits` its grid too; merging loses neither.
 
         W_p = W * M
@@ -36,8 +38,8 @@ class SQFT(Adapter):
     with s = `alpha` / R, R = `rank`, * entry by entry, drop dropout of probability `dropout`, M the mask of kept
     entries: of every row the share `sparsity` is 0, those of least |W_ij| |x_j| by `init: wanda`. `sparsity: null`
     takes a base that is sparse already: M = (W != 0). q and z are of each `group_size` weights of a row of W_p, which
-    they span from end to end, 0 included; z is an integer, so 0 stays exactly 0. They are frozen, and gradients pass
-    through both roundings.
+    they span from end to end, 0 included, q as half precision has it; z is an integer, so 0 stays exactly 0. They are
+    frozen, and gradients pass through both roundings.
 
     `ranks: [32, 24, 16]` is neural low-rank adapter search: every step trains B[:, :k] A[:k] with k drawn from these
     for each attention and each feed-forward block, s stays; outside of steps, and in the merge, k is the middle one
@@ -55,7 +57,8 @@ class SQFT(Adapter):
     search for the best sub-adapter but the code's heuristic. The base keeps its pruned entries, which take part in
     nothing while the adapter is on.
     Advice: the authors' runs have rank 32, alpha 64, dropout 0.1, learning rate 3e-4, with `bits: 4` 1e-4, and W_p at
-    half the entries. `lrft merge --dtype float32` keeps W' to the last bit; zeros stay zeros in any precision.
+    half the entries. `lrft merge --dtype float32` keeps W' to the last bit, and so does `--requantize
+    int_groups` in its bits; zeros stay zeros in any precision.
     """
 
     aliases = {
@@ -167,7 +170,7 @@ class SQFT(Adapter):
         if not self.chosen:
             self.choose(weight, weight.abs())
         if self.config.bits is not None:
-            grid = Grid.over(self._grouped(self.pruned(weight.float())), self.config.bits)
+            grid = Grid.over(self._grouped(self.pruned(weight.float())), self.config.bits).in_half()
             self.q, self.z = grid.step, grid.zero
 
     def kept(self) -> Tensor:
@@ -199,10 +202,30 @@ class SQFT(Adapter):
         added = merged_linear(F.dropout(x, p), _NoBias(base), lambda weight: self.masked(), self.parameters())
         return merged_linear(x, base, self.pruned, ()) + added
 
+    @property
+    def grid_settings(self) -> dict[str, Json] | None:
+        return (
+            None
+            if self.config.bits is None
+            else {"bits": self.config.bits, "group_size": self.config.group_size}
+        )
+
+    def on_grid(self, merged: Tensor) -> InGroups | None:
+        if self.config.bits is None:
+            return None
+        grid, groups = self._grid(), self._grouped(merged.float())
+        codes = grid.codes(groups)
+        if not torch.equal(grid.decoded(codes), groups):
+            return None
+        step, zero = grid.step[..., 0].float(), grid.zero[..., 0].to(torch.uint8)
+        return InGroups(codes.to(torch.uint8).view(merged.shape), zero, step)
+
     def _rounded(self, weight: Tensor) -> Tensor:
+        return self._grid().nearest(self._grouped(weight)).view(weight.shape)
+
+    def _grid(self) -> Grid:
         assert self.config.bits is not None
-        grid = Grid(self.get_buffer("q"), self.get_buffer("z"), 2**self.config.bits - 1)
-        return grid.nearest(self._grouped(weight)).view(weight.shape)
+        return Grid(self.get_buffer("q"), self.get_buffer("z"), 2**self.config.bits - 1)
 
     def _grouped(self, weight: Tensor) -> Tensor:
         """(out, in) -> (out, groups, size)."""

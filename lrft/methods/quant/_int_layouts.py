@@ -87,6 +87,25 @@ def read_integers(tensors: Mapping[str, Tensor]) -> tuple[Integers, int]:
     return Integers(codes.contiguous(), zeros.mT.contiguous(), scales.mT.contiguous(), group), bits
 
 
+def gptq_tensors(found: Integers, bits: int) -> dict[str, Tensor]:
+    """What a checkpoint of GPTQ holds of a layer: words along the inputs, zero points less 1."""
+    width, groups = found.codes.shape[1], found.scale.shape[1]
+    group = torch.arange(width) // -(-width // groups) if found.group is None else found.group
+    return {
+        "qweight": _words(found.codes, bits).mT.contiguous(),
+        "qzeros": _words((found.zero.mT.int() - 1) & (2**bits - 1), bits),
+        "scales": found.scale.half().mT.contiguous(),
+        "g_idx": group.int(),
+    }
+
+
+def _words(numbers: Tensor, bits: int) -> Tensor:
+    """(rows, n) integers -> (rows, n * bits / 32) words, the first in the lowest bits."""
+    places = torch.arange(0, WORD, bits)
+    words = (numbers.long().unflatten(1, (-1, WORD // bits)) << places).sum(-1)
+    return torch.where(words >= 2 ** (WORD - 1), words - 2**WORD, words).int()
+
+
 def _spread(words: Tensor, bits: int) -> Tensor:
     """(rows, n) words -> (rows, n * 32 / bits) uint8, the lowest bits first."""
     places = torch.arange(0, WORD, bits, dtype=torch.int32)

@@ -177,7 +177,7 @@ def test_a_tied_process_ends_with_its_parent(tmp_path):
         parent.kill()
         until(lambda: not command.exists())
     late = subprocess.run([*child, "1", "true"], capture_output=True, text=True, check=False)
-    assert late.returncode == 1 and "the worker of this task has ended" in late.stderr
+    assert late.returncode == 1 and "the process that began this training has ended" in late.stderr
 
 
 def until(condition, seconds: float = 60.0) -> None:
