@@ -131,3 +131,15 @@ def test_a_sure_posterior_is_the_map_and_an_unsure_one_is_nearer_to_uniform():
     probit = torch.softmax(mean / math.sqrt(1 + math.pi / 8 * 4), -1)
     assert (unsure - probit).abs().max() < 0.06
     assert torch.equal(unsure, predictive(mean, spread, 20_000, generator.manual_seed(0)))
+
+
+def test_a_variance_that_rounding_made_indefinite_is_taken_for_what_it_was():
+    """Logits that move together: what float32 leaves of their differences is noise, of either sign."""
+    J = drawn(1, 3000, seed=1).expand(4, 3000).float() * 10
+    noise = torch.tensor([[0.0, 2e-2, 0, 0], [2e-2, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    spread, mean = (J @ J.mT + noise)[None], drawn(1, 4)
+    assert float(torch.linalg.eigvalsh(spread.double()).min()) < -1e-3
+    found = predictive(mean, spread, 2000, torch.Generator().manual_seed(0))
+    assert torch.allclose(found, torch.softmax(mean, -1), atol=2e-3)
+    both = predictive(mean.expand(2, 4), torch.cat([spread, torch.eye(4)[None]]), 9, torch.Generator())
+    assert both.isfinite().all()
