@@ -143,3 +143,38 @@ def test_a_variance_that_rounding_made_indefinite_is_taken_for_what_it_was():
     assert torch.allclose(found, torch.softmax(mean, -1), atol=2e-3)
     both = predictive(mean.expand(2, 4), torch.cat([spread, torch.eye(4)[None]]), 9, torch.Generator())
     assert both.isfinite().all()
+
+
+def waves(*shape: int, start: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+    """Numbers without a pattern that every machine has alike."""
+    k = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (scale * torch.sin(start + 1.7 * k + 0.3 * k**1.5)).reshape(shape)
+
+
+def test_variance_and_determinant_are_those_that_the_authors_library_gives():
+    """Figures of bayesian_lora's own functions, run once on these inputs: two factors, rank 3, roots of rank 4."""
+    right, left = Sum(20, 4), Sum(17, 4)
+    for k in range(3):
+        right.add(waves(5, 20, start=float(k)))
+        left.add(waves(4, 17, start=9.0 + k))
+    small_left, small_right = factor(waves(9, 3, start=5.0)), factor(waves(8, 3, start=7.0))
+    blocks = {"A": Block(small_left, right.factor()), "B": Block(left.factor(), small_right)}
+    jacobians = {"A": waves(2, 3, 3, 20, start=1.0, scale=0.4), "B": waves(2, 3, 17, 3, start=2.0, scale=0.4)}
+    expected = torch.tensor(
+        [
+            [
+                [2.7335539, 0.1397673, 0.0163297],
+                [0.1397673, 3.8306341, 0.4116372],
+                [0.0163297, 0.4116372, 4.7302923],
+            ],
+            [
+                [4.5084591, -0.0892490, 0.1730977],
+                [-0.0892490, 4.2153630, -0.0018705],
+                [0.1730977, -0.0018705, 3.5478452],
+            ],
+        ],
+        dtype=torch.float64,
+    )
+    assert torch.allclose(variance(blocks, jacobians, 1 / 0.6), expected, atol=1e-5)
+    found = evidence_of(list(blocks.values()), 0.0, 0.0).at(torch.tensor(1 / 0.6, dtype=torch.float64))
+    assert float(found) == pytest.approx(-0.5 * 65.1618509551392, rel=1e-7)
