@@ -108,7 +108,7 @@ def _sources_that_alternate(settings: RecipeView) -> Iterator[Problem]:
         return
     why = "says how many rows of a source an epoch has, and with data.mix.order: alternating all have as many steps"
     for place, source in enumerate(given):
-        for key in ("weight", "repeat"):
+        for key in ("weight", "repeat", "cap"):
             if isinstance(source, dict) and source.get(key) is not None:
                 yield Problem(f"data.train.{place}.{key}", f"{why}; remove it")
     for key, plain in (("temperature", 1.0), ("rows", "together")):
