@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrft.core.adapted import Adapted, adapters_off
+from lrft.core.adapted import Adapted, adapted, adapters_off
 from lrft.core.adapter import Adapter
 from lrft.core.amortized import Amortized
 from lrft.core.context import real_tokens
 from lrft.core.run import LanguageModel
+from lrft.registry.errors import RecipeError
 
 NAMES = ("A", "B", "C", "D")
 SHAPE, RATE = 1.0, 0.01  # of the gamma distribution of precisions
@@ -65,6 +66,20 @@ def values_of(adapter: Adapter) -> Values:
         adapter.get_buffer("C"),
         adapter.get_buffer("D"),
     )
+
+
+def sites_of(model: LanguageModel) -> list[Adapted]:
+    """Every adapted site.
+
+    Raises:
+        RecipeError: an expert is one, which sees some tokens, or none, and is computed with others.
+    """
+    assert isinstance(model, nn.Module), "adapters sit in a module"
+    sites = [site for _, site in adapted(model)]
+    if any(site.adapter.site.kind == "expert" for site in sites):
+        message = "splits experts, and what layers add is drawn for tokens that all layers see; leave it out"
+        raise RecipeError(message, "model.experts")
+    return sites
 
 
 @contextmanager

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lrft.core.adapted import Adapted, adapted
+from lrft.core.adapted import Adapted
 from lrft.core.batch import Batch
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective, Passes, StepTotals
 from lrft.core.run import LanguageModel, Run
-from lrft.methods.objectives._amortized import NAMES, Told, Values, drawn, values_of
+from lrft.methods.objectives._amortized import NAMES, Told, Values, drawn, sites_of, values_of
 from lrft.ops.loss import linear_cross_entropy
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, Iterator, Literal, MethodConfig, Problem, RecipeView
@@ -116,7 +116,11 @@ class ABMLL(Objective, Callback):
         self.kept: Any = None
 
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
-        """Summed loss; of all micro-batches of a step but the last one 0, with `stage: tasks`."""
+        """Summed loss; of all micro-batches of a step but the last one 0, with `stage: tasks`.
+
+        Raises:
+            RecipeError: an expert is adapted.
+        """
         if run is None:
             rows = batch.supervised_rows(model.hidden(batch))
             return linear_cross_entropy(rows, model.head, batch.targets)
@@ -182,8 +186,7 @@ class ABMLL(Objective, Callback):
         """Find the sites, and take back what a checkpoint kept, once."""
         if self.sites:
             return
-        assert isinstance(model, nn.Module), "adapters sit in a module"
-        self.sites = [site for _, site in adapted(model)]
+        self.sites = sites_of(model)
         self.phi = [values_of(site.adapter).copied(self.config.stage == "tasks") for site in self.sites]
         own = [tensor for values in self.phi for tensor in values]
         self.steps = torch.optim.AdamW(own, lr=self.config.rate, weight_decay=0.0)

@@ -272,3 +272,9 @@ def test_several_processes_are_refused():
     run.accelerator = SimpleNamespace(num_processes=2, process_index=0)
     with pytest.raises(RecipeError, match="by one process; leave the launcher out"):
         objective("abmll").whole_step(run, SimpleNamespace(), lambda: iter(()))
+
+
+def test_experts_are_refused_before_a_step(tiny, folder):
+    other = [f"model.name={tiny('mixtral')}", "model.experts=split", "train.max_steps=3"]
+    with pytest.raises(RecipeError, match="splits experts, and what layers add is drawn"):
+        train(recipe(tiny, *other), folder / "run")
