@@ -53,7 +53,7 @@ class ABMLL(Pair, Amortized, LowRank):
         "amortized_bayesian_meta_learning": "adapter: abmll\nobjective: abmll\n"
         "data: {train: [owner/a, owner/b], mix: {order: alternating}}",
     }
-    provides = {"adapters", "mergeable", "linear_delta", "amortized"}
+    provides = {"adapters", "mergeable", "linear_delta", "trained_pair", "amortized"}
     peft = PeftForm(abmll_form_keys, abmll_form_tensors)
 
     config: Config
