@@ -130,8 +130,10 @@ class Bench:
             RecipeError: the two do not go together.
         """
         path = SMOKE / f"{adapter}.yaml"
-        rate = max(RATE, load_recipe(path).recipe.optimizer.lr)
-        overrides = [f"model.name={model}", *SMALL, f"optimizer.lr={rate}", f"quantization={storage}", *more]
+        own = load_recipe(path).recipe
+        rate, tasks = max(RATE, own.optimizer.lr), isinstance(own.data.train, list)
+        small = [one for one in SMALL if not (tasks and one.startswith("data.train."))]
+        overrides = [f"model.name={model}", *small, f"optimizer.lr={rate}", f"quantization={storage}", *more]
         if "adapters" in ADAPTERS.declared(adapter).config.model_fields:
             overrides.append(f"adapter.adapters=[{', '.join(self._given(model))}]")
         return load_recipe(path, overrides)

@@ -63,7 +63,8 @@ def draw(choice: random.Random, methods: dict[str, dict[str, Any]], model: Path)
         )  # the one that a smoke recipe names has another vocabulary
     rows = methods["data"][chosen["objective"]["method"]]
     for settings in chosen.values():  # a method's own rows are of the recipe's format, too
-        settings |= {key: rows["train"] for key, value in settings.items() if _is_source(value)}
+        given = rows["train"][0] if isinstance(rows["train"], list) else rows["train"]
+        settings |= {key: given for key, value in settings.items() if _is_source(value)}
     if full:
         chosen |= {"trainable": "full", "quantization": {"method": "none"}}
     return Recipe.model_validate(

@@ -120,7 +120,8 @@ def mixture(recipe: Recipe, rows: Rows, encoded: Sequence[Encoded], of: Sequence
         if isinstance(source, MixedSource)
     ]
     mix = recipe.data.mix
-    return Mixture(wanted, members, mix.temperature, mix.rows, recipe.train.seed)
+    alternating = mix.order == "alternating"
+    return Mixture(wanted, members, mix.temperature, mix.rows, recipe.train.seed, alternating)
 
 
 def made_format(recipe: Recipe) -> Format:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lrft.core.privacy import Secret
 from lrft.core.run import Run
+from lrft.data.alternating import Alternating
 from lrft.data.mix import Mixture
 from lrft.data.poisson import PoissonData
 from lrft.data.steps import Shape, StepBatches, TrainData
@@ -33,7 +34,7 @@ def train_data(
     began: int | None = None,
     secret: Secret | None = None,
 ) -> TrainData:
-    """The training rows cut into steps, for process `rank` of `world`; task by task where the sources are in turn.
+    """The training rows cut into steps, for process `rank` of `world`; source by source where they are tasks.
 
     Where the model draws the answers to learn, a row is a prompt: rows are not put together before there are answers.
 
@@ -73,7 +74,9 @@ def train_data(
     mixture = text.mixture
     if mixture is None or recipe.data.mix.order == "mixed":
         return cut(mixture)
-    data = TasksInTurn([cut(mixture.only(place)) for place in mixture.places], mixture)
+    apart = [cut(mixture.only(place)) for place in mixture.places]
+    kind = TasksInTurn if recipe.data.mix.order == "in_turn" else Alternating
+    data = kind(apart, mixture)
     data.total_steps(settings.max_steps, settings.epochs)
     return data
 

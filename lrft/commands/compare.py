@@ -87,7 +87,9 @@ def _show_bases(found: Bases) -> None:
     show_table(plain_table(found["scores"]))
     print()
     for score, best in found["best"].items():
-        print(f"{score}: {best['base']}, {best['value']:.4f} ({best['better']} is better)")
+        task, _, metric = score.rpartition(".")
+        same = [base for base, tasks in found["scores"].items() if tasks[task][metric] == best["value"]]
+        print(f"{score}: {' and '.join(same)}, {best['value']:.4f} ({best['better']} is better)")
         for other, pair in best["against"].items():
             alone = (
                 f"{pair['best_alone']} rows right that {other} has wrong, {pair['other_alone']} the other way"

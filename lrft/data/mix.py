@@ -39,12 +39,14 @@ class Share:
         rows: rows of the source that have something to learn.
         an_epoch: rows of it in every epoch, those that come again counted again.
         share: of the rows of an epoch.
+        every: of so many steps one is of the source, where sources take turns; else None.
     """
 
     name: str
     rows: int
     an_epoch: int
     share: float
+    every: int | None = None
 
     @property
     def repeats(self) -> float:
@@ -53,6 +55,8 @@ class Share:
 
     def record(self) -> dict[str, Json]:
         """Plain values."""
+        if self.every is not None:
+            return {"source": self.name, "rows": self.rows, "one_step_of": self.every}
         return {
             "source": self.name,
             "rows": self.rows,
@@ -73,6 +77,7 @@ class Mixture:
         sources: what is wanted of each.
         members: of each source, the indices of its rows that have something to learn, in order.
         temperature, rows: of `data.mix`.
+        alternating: sources take turns, step by step.
 
     Raises:
         DataError: a source has no such row, or none of its rows would be seen.
@@ -85,6 +90,7 @@ class Mixture:
         temperature: float,
         rows: str | int,
         seed: int,
+        alternating: bool = False,
     ) -> None:
         self.members = members
         self.seed = seed
@@ -92,7 +98,7 @@ class Mixture:
         sizes = [len(indices) for indices in members]
         counts = rows_of_an_epoch(sources, sizes, temperature, rows)
         self.shares = [
-            Share(source.name, size, count, count / sum(counts))
+            Share(source.name, size, count, count / sum(counts), len(sources) if alternating else None)
             for source, size, count in zip(sources, sizes, counts, strict=True)
         ]
 

@@ -130,6 +130,8 @@ def recorded_facts(record: Mapping[str, Json]) -> list[tuple[str, str]]:
 def share_fact(share: Mapping[str, Json]) -> tuple[str, str]:
     """What `Share.record` says of a source, for people."""
     told: dict[str, Any] = dict(share)
+    if "one_step_of" in told:
+        return f"source {told['source']}", f"{told['rows']:,} rows, of one step in {told['one_step_of']}"
     return (
         f"source {told['source']}",
         f"{told['rows']:,} rows, {told['rows_of_an_epoch']:,} an epoch ({told['share']:.1%} of it), each "

@@ -30,7 +30,7 @@ class Pair:
 
 
 def trained_pairs(model: CausalLM, layers: str = "all") -> list[Pair]:
-    """The sites in the model's order, all of them or those of the last layer that has any: the head, or a block.
+    """The sites in the model's order, all of them or those of the last decoder layer that has any.
 
     Raises:
         UsageError: something else trained too, so that a statement about these factors would leave it out.

@@ -14,6 +14,7 @@ from lrft.evaluation.pairs import Pair, parameters_of
 from lrft.evaluation.subject import Subject
 from lrft.ops.kfac import Sum
 from lrft.ops.laplace import STEPS, Block, evidence_of, fisher_roots, predictive, variance
+from lrft.registry.errors import NumericalError
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ def probabilities(
     """Of every row (C,) float64: the probabilities of the adapter as it is, and those of the posterior.
 
     Samples are drawn from one seed, in the order of the batches, so the same rows give the same numbers.
+
+    Raises:
+        NumericalError: a variance is infinite, as where the prior's precision is all but 0.
     """
     before: list[Tensor] = [torch.empty(0)] * len(choices)
     after: list[Tensor] = [torch.empty(0)] * len(choices)
@@ -98,6 +102,10 @@ def probabilities(
                 for factor, J in found[pair.name].jacobians(pair).items()
             }
             spread = variance(posterior.blocks, jacobians, precision)
+            if not bool(spread.isfinite().all()):
+                raise NumericalError(
+                    f"row {indices[0]} or one beside it: the variance of a logit is no finite number"
+                )
             sure = torch.softmax(logits.double(), dim=-1).cpu()
             unsure = predictive(logits.double() / tau, spread / tau**2, samples, generator)
         for place, index in enumerate(indices):

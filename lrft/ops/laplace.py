@@ -130,7 +130,7 @@ def _gram(J: Tensor) -> Tensor:
 def predictive(mean: Tensor, variance: Tensor, samples: int, generator: torch.Generator) -> Tensor:
     """Mean of softmax over samples of N(mean, variance), (rows, C), float64; mean (rows, C), variance (rows, C, C)."""
     mean, variance = mean.double().cpu(), variance.double().cpu()
-    root = torch.linalg.cholesky(variance + JITTER * torch.eye(mean.shape[-1], dtype=torch.float64))
+    root = _root(variance)
     total = torch.zeros_like(mean)
     left, most = samples, max(1, CHUNK // mean.numel())
     while left:
@@ -139,3 +139,17 @@ def predictive(mean: Tensor, variance: Tensor, samples: int, generator: torch.Ge
         total += torch.softmax(mean + (root @ noise)[..., 0], dim=-1).sum(0)
         left -= now
     return total / samples
+
+
+def _root(variance: Tensor) -> Tensor:
+    """R with R R^T = variance + `JITTER` I, its Cholesky factor; of what rounding made indefinite, by eigenvectors.
+
+    Logits that move almost alike have differences smaller than what float32 loses of the variances.
+    """
+    root: Tensor
+    root, failed = torch.linalg.cholesky_ex(variance + JITTER * torch.eye(variance.shape[-1]).to(variance))
+    if not bool(failed.any()):
+        return root
+    values, vectors = torch.linalg.eigh((variance + variance.mT) / 2)
+    other = vectors * (values.clamp_min(0) + JITTER).sqrt()[:, None, :]
+    return torch.where(failed[:, None, None] != 0, other, root)

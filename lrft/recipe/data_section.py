@@ -34,10 +34,10 @@ class MixSection(Section):
         description="rows of an epoch by those shares: as many as the sources have together; as many as see none of "
         "them twice; as many as see all of them whole; or a number",
     )
-    order: Annotated[Literal["mixed", "in_turn"], ADDED] = Field(
+    order: Annotated[Literal["mixed", "in_turn", "alternating"], ADDED] = Field(
         "mixed",
         description="in_turn: the sources are tasks, learnt one after the other, of which each is scored after every "
-        "one of them",
+        "one of them; alternating: every step has rows of one source, and they take turns",
     )
 
 

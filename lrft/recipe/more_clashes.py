@@ -104,6 +104,31 @@ def _new_tokens(settings: RecipeView) -> Iterator[Problem]:
     )
 
 
+def _sources_that_alternate(settings: RecipeView) -> Iterator[Problem]:
+    """Every source has as many steps as the others, whatever is said of its rows' share."""
+    given = settings["data.train"]
+    if settings["data.mix.order"] != "alternating" or not isinstance(given, list):
+        return
+    why = "says how many rows of a source an epoch has, and with data.mix.order: alternating all have as many steps"
+    for place, source in enumerate(given):
+        for key in ("weight", "repeat", "cap"):
+            if isinstance(source, dict) and source.get(key) is not None:
+                yield Problem(f"data.train.{place}.{key}", f"{why}; remove it")
+    for key, plain in (("temperature", 1.0), ("rows", "together")):
+        if settings[f"data.mix.{key}"] != plain:
+            yield Problem(f"data.mix.{key}", f"{why}; remove it")
+    objective = settings.declared("objective")
+    if (
+        objective is not None
+        and "draws" in objective.provides
+        and settings["objective.updates"] not in (None, 1)
+    ):
+        message = (
+            "has several steps learn from the same rows, and the next step is of another source; write 1"
+        )
+        yield Problem("objective.updates", message)
+
+
 def _texts(settings: RecipeView) -> list[str]:
     asked = settings["model.add_tokens"]
     groups = asked.values() if isinstance(asked, dict) else [asked]
@@ -116,4 +141,5 @@ MORE: tuple[Callable[[RecipeView], Iterator[Problem]], ...] = (
     _extended_past_a_plan,
     _noise_in_compiled_code,
     _new_tokens,
+    _sources_that_alternate,
 )

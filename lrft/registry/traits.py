@@ -41,6 +41,7 @@ TRAITS: dict[str, str] = {
     "training_features": "features of a row act in training alone: scores and generation need none",
     "expert_count": "the adapter takes a number of experts at every site",
     "undivided": "no number of the adapter multiplies its whole change, so no share of it can be unloaded",
+    "amortized": "the adapter holds means and variances over the values of tasks, each a low-rank map of the inputs",
     "one_stage": "the adapter is trained in one go (restart: null)",
     "eager": "the model is not compiled (model.compile: false)",
     "dense_base": "base weights stay in floating point, so that they can be trained",

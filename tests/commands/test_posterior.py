@@ -39,7 +39,8 @@ def trained(call, tiny, tmp_path):
         (tmp_path / "train.jsonl").write_text(rows(0, 6))
         (tmp_path / "eval.jsonl").write_text(rows(40, 4))
         (tmp_path / "mc.yaml").write_text(RECIPE.format(model=tiny(), method=method))
-        ended = call("train", "mc.yaml", "--out", "run", *overrides)
+        out = () if "--out" in overrides else ("--out", "run")
+        ended = call("train", "mc.yaml", *out, *overrides)
         assert ended.code == 0, ended.err
         return tmp_path / "run"
 
@@ -87,3 +88,13 @@ def test_what_can_have_no_posterior_is_refused_in_one_sentence(call, trained):
     assert "run can have no posterior: dora at model.layers.0" in refused.err
     assert "--layers first: write all or last" in call("posterior", "run", "--layers", "first").err
     assert "write positive numbers" in call("posterior", "run", "--temperature", "0").err
+
+
+def test_it_is_measured_on_rows_as_they_were_learnt_whatever_a_task_asks_with(call, trained):
+    """The rows of `multiple_choice` may be written in a format of their own; those trained on were not."""
+    trained()
+    plain = call("posterior", "run", "--layers", "last", "--json").document
+    asked = "eval.tasks=[{method: multiple_choice, format: {method: instruction, render: chat}}]"
+    trained("lora", asked, "--out", "other")
+    found = call("posterior", "other", "--layers", "last", "--json").document
+    assert found["tried"] == plain["tried"]

@@ -44,10 +44,12 @@ def model_of(dtype=torch.float32, objective=""):
     config = LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **shape)
     model = CausalLM(LlamaForCausalLM._from_config(config, attn_implementation="segmented"))
     model.to(dtype).requires_grad_(False)
-    settings = ADAPTERS.declared("lora").config(method="lora", rank=3, alpha=6)
+    wanted = {"amortized"} & (OBJECTIVES.declared(objective).requires if objective else set())
+    method = next(one for one in ["lora", *ADAPTERS.names()] if wanted <= ADAPTERS.declared(one).provides)
+    settings = ADAPTERS.declared(method).config(method=method, rank=3, alpha=6)
     for name, layer in list(model.hf.model.named_modules()):
         if isinstance(layer, nn.Linear):
-            adapter = ADAPTERS.get("lora")(settings, Site(name, layer.in_features, layer.out_features))
+            adapter = ADAPTERS.get(method)(settings, Site(name, layer.in_features, layer.out_features))
             nn.init.normal_(adapter.B, std=0.1)
             base = QUANTIZERS.get("none")(layer.weight.detach())
             model.hf.model.set_submodule(name, Adapted(base, adapter))

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lrft.data.alternating import Alternating
+from lrft.data.encoded import Encoded
 from lrft.data.mix import Mixture, Wanted, rows_of_an_epoch
 from lrft.data.steps import TrainData
 from lrft.registry.errors import DataError
@@ -125,3 +127,41 @@ def test_a_step_of_a_mixture_is_a_function_of_its_number_alone(document, packing
         chain.from_iterable(b.examples for s in straight for b in s.micro_batches if s.epoch <= 1)
     )
     assert sum(first[k] for k in range(9)) == 22 and sum(first[k] for k in range(9, 23)) == 4
+
+
+def alternating(sizes, batch_size=2):
+    rows = [Encoded([0, 1, 2], [False, True, True]) for _ in range(sum(sizes))]
+    whole = mixture([range(sum(sizes[:k]), sum(sizes[: k + 1])) for k in range(len(sizes))])
+    settings = {**MADE, "accumulation": 1, "batch_size": batch_size, "packing": False}
+    return Alternating([TrainData(rows, **settings, mixture=whole.only(k)) for k in whole.places], whole)
+
+
+def rows_of(data, step):
+    return sorted(k for batch in data.at(step).micro_batches for k in batch.examples)
+
+
+def test_sources_take_turns_and_a_small_one_begins_again():
+    data = alternating([4, 7, 2])
+    seen = [rows_of(data, step) for step in range(12)]
+    assert all(
+        set(rows) <= set(range(*edges))
+        for rows, edges in zip(seen, [(0, 4), (4, 11), (11, 13)] * 4, strict=True)
+    )
+    assert sorted(chain(*seen[1::3])) == list(range(4, 11)) and seen[2::3] == [[11, 12]] * 4
+    assert sorted(chain(seen[0], seen[3])) == sorted(chain(seen[6], seen[9])) == [0, 1, 2, 3]
+    assert [rows_of(alternating([4, 7, 2]), step) for step in (5, 11, 0)] == [seen[5], seen[11], seen[0]]
+
+
+def test_a_run_of_alternating_sources_is_as_long_as_the_largest_takes():
+    data = alternating([4, 7, 2])
+    assert (data.total_steps(None, None), data.total_steps(None, 2), data.total_steps(5, 2)) == (12, 24, 5)
+    assert data.steps_per_epoch(0) == 12
+    with pytest.raises(DataError, match=r"2 steps are fewer than the 3 sources .* write 3 or more"):
+        data.total_steps(2, None)
+
+
+def test_the_layout_of_alternating_sources_tells_the_steps_of_its_micro_batches():
+    data = alternating([4, 7, 2])
+    found = [sorted(k for row in batch for k in row) for batch in data.layout(0)]
+    steps = [data.place_of(k)[0] for k in range(len(found))]
+    assert steps == [0, 3, 1, 4, 7, 10, 2] and found == [rows_of(data, step) for step in steps]

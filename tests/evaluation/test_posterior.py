@@ -1,6 +1,7 @@
 """The posterior of a small model's adapter beside brute force: Jacobians, the whole Gauss-Newton matrix, metrics."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lrft.evaluation.pairs import trained_pairs
 from lrft.evaluation.posterior import fit, probabilities
 from lrft.evaluation.probabilities import expected_calibration_error, probability_scores
 from lrft.ops.laplace import fisher_roots, variance
-from lrft.registry.errors import DataError, UsageError
+from lrft.registry.errors import DataError, NumericalError, UsageError
 from tests.evaluation.conftest import adapt
 from tests.evaluation.test_multiple_choice import LETTERS, TRUTH, row
 
@@ -96,6 +97,14 @@ def test_the_temperature_of_largest_evidence_is_kept(dense_subject):
     for choice, p, q in zip(CHOICES, before, after, strict=True):
         own = torch.softmax(logits_of(dense_subject, choice).double(), -1)
         assert torch.allclose(p, own, atol=1e-4) and float(q.sum()) == pytest.approx(1)
+
+
+def test_a_variance_that_is_no_number_is_refused(dense_subject):
+    pairs = trained_pairs(dense_subject.model, "last")
+    posterior = fit(dense_subject, pairs, CHOICES, rank=4, above=16, steps=2)
+    unsure = replace(posterior, chosen=replace(posterior.chosen, prior_precision=1e-60))
+    with pytest.raises(NumericalError, match="the variance of a logit is no finite number"):
+        probabilities(dense_subject, pairs, CHOICES, unsure, 10)
 
 
 def test_only_products_of_two_trained_factors_have_one(dense_subject):

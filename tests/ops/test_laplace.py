@@ -131,3 +131,50 @@ def test_a_sure_posterior_is_the_map_and_an_unsure_one_is_nearer_to_uniform():
     probit = torch.softmax(mean / math.sqrt(1 + math.pi / 8 * 4), -1)
     assert (unsure - probit).abs().max() < 0.06
     assert torch.equal(unsure, predictive(mean, spread, 20_000, generator.manual_seed(0)))
+
+
+def test_a_variance_that_rounding_made_indefinite_is_taken_for_what_it_was():
+    """Logits that move together: what float32 leaves of their differences is noise, of either sign."""
+    J = drawn(1, 3000, seed=1).expand(4, 3000).float() * 10
+    noise = torch.tensor([[0.0, 2e-2, 0, 0], [2e-2, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    spread, mean = (J @ J.mT + noise)[None], drawn(1, 4)
+    assert float(torch.linalg.eigvalsh(spread.double()).min()) < -1e-3
+    found = predictive(mean, spread, 2000, torch.Generator().manual_seed(0))
+    assert torch.allclose(found, torch.softmax(mean, -1), atol=2e-3)
+    both = predictive(mean.expand(2, 4), torch.cat([spread, torch.eye(4)[None]]), 9, torch.Generator())
+    assert both.isfinite().all()
+
+
+def waves(*shape: int, start: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+    """Numbers without a pattern that every machine has alike."""
+    k = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (scale * torch.sin(start + 1.7 * k + 0.3 * k**1.5)).reshape(shape)
+
+
+def test_variance_and_determinant_are_those_that_the_authors_library_gives():
+    """Figures of bayesian_lora's own functions, run once on these inputs: two factors, rank 3, roots of rank 4."""
+    right, left = Sum(20, 4), Sum(17, 4)
+    for k in range(3):
+        right.add(waves(5, 20, start=float(k)))
+        left.add(waves(4, 17, start=9.0 + k))
+    small_left, small_right = factor(waves(9, 3, start=5.0)), factor(waves(8, 3, start=7.0))
+    blocks = {"A": Block(small_left, right.factor()), "B": Block(left.factor(), small_right)}
+    jacobians = {"A": waves(2, 3, 3, 20, start=1.0, scale=0.4), "B": waves(2, 3, 17, 3, start=2.0, scale=0.4)}
+    expected = torch.tensor(
+        [
+            [
+                [2.7335539, 0.1397673, 0.0163297],
+                [0.1397673, 3.8306341, 0.4116372],
+                [0.0163297, 0.4116372, 4.7302923],
+            ],
+            [
+                [4.5084591, -0.0892490, 0.1730977],
+                [-0.0892490, 4.2153630, -0.0018705],
+                [0.1730977, -0.0018705, 3.5478452],
+            ],
+        ],
+        dtype=torch.float64,
+    )
+    assert torch.allclose(variance(blocks, jacobians, 1 / 0.6), expected, atol=1e-5)
+    found = evidence_of(list(blocks.values()), 0.0, 0.0).at(torch.tensor(1 / 0.6, dtype=torch.float64))
+    assert float(found) == pytest.approx(-0.5 * 65.1618509551392, rel=1e-7)

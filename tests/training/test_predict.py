@@ -54,13 +54,13 @@ def short(tmp_path, monkeypatch):
         "train: {max_steps: 2000, batch_size: 2}\n"
     )
 
-    def make(name, *overrides, seconds=1.0):
+    def make(name, *overrides, seconds=1.0, made=None, rates=None):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "recipe.yaml").write_text(resolved(load_recipe("mine.yaml", overrides).recipe))
         lines = [
-            {"step": int(step), "loss": loss, "seconds": 9.0 if step == 10 else seconds}
-            for step, loss in zip(STEPS, losses(), strict=True)
+            {"step": int(step), "loss": loss, "seconds": 9.0 if step == 10 else seconds, "lr": rate}
+            for step, loss, rate in zip(STEPS, made or losses(), rates or [1e-3] * 20, strict=True)
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return folder
@@ -103,3 +103,21 @@ def test_what_cannot_be_predicted_is_refused(short):
         predict("mine.yaml", [short("wide", "train.batch_size=8")])
     with pytest.raises(UsageError, match=r"write train\.max_steps"):
         predict("mine.yaml", [], overrides=["train.max_steps=null", "train.epochs=1"])
+
+
+def test_losses_that_say_nothing_of_a_curve_are_refused(short):
+    below = short("below", made=[-1.0 - step / 1e3 for step in STEPS])
+    with pytest.raises(UsageError, match=r"losses of cross_entropy go below 0, where no curve .* can go"):
+        predict("mine.yaml", [below])
+    drawn = "objective={method: grpo, rewards: [exact_match]}"
+    with pytest.raises(UsageError, match="the loss of grpo does not say how good answers are"):
+        predict("mine.yaml", [short("drawn", drawn)], overrides=[drawn])
+
+
+def test_what_makes_a_curve_worth_less_is_told(short, capsys):
+    predict("mine.yaml", [short("plain")])
+    assert capsys.readouterr().err == ""
+    predict("mine.yaml", [short("rising", made=[1 + step / 1e3 for step in STEPS])])
+    assert "rising: its losses do not fall, so their mean is gone on with" in capsys.readouterr().err
+    predict("mine.yaml", [short("decayed", rates=[1e-3 * (1 - step / 200) for step in STEPS])])
+    assert "decayed: its rate fell to 0% of its largest by its own end" in capsys.readouterr().err

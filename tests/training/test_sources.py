@@ -71,6 +71,14 @@ def test_the_shares_are_printed_before_the_first_step(recipe, tmp_path, capsys):
     assert said.index("source b 9 rows, 3 an epoch") < said.index("step 1/1")
 
 
+def test_of_sources_that_take_turns_it_is_told_which_steps_are_theirs(recipe, tmp_path, capsys):
+    apart = "{train: [a.jsonl, b.jsonl], eval: [c.jsonl, d.jsonl], mix: {order: alternating}}"
+    train(recipe(apart, "train.max_steps=2"), tmp_path / "run")
+    assert "source b 9 rows, of one step in 2" in capsys.readouterr().err
+    found = RunFolder(tmp_path / "run").read(RUN)["gate"]["sources"]
+    assert found[0] == {"source": "a", "rows": 4, "one_step_of": 2}
+
+
 def test_the_held_out_loss_is_told_whole_and_by_source(mixed):
     lines = [json.loads(line) for line in (mixed / "metrics.jsonl").read_text().splitlines()]
     scored = [line for line in lines if "eval_loss" in line]

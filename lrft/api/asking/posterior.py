@@ -84,9 +84,8 @@ def fit_posterior(
         folder = find_checkpoint(run, checkpoint)
         folder.trusted = trust_remote_code
         opened, target, pairs = _opened(folder, layers, progress)
-        task = task_of(opened.recipe.eval.tasks)
         rows = training_rows(opened.recipe).first(limit)
-        choices = choices_of(target, rows, task.renderer(target))
+        choices = choices_of(target, rows, task_of(()).renderer(target))  # in the format they were learnt in
         with _telling("no posterior was written"):
             found = fit(
                 target,

@@ -8,15 +8,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypedDict
 
-from lrft.api.planning.power_law import FEWEST, proceed
+from lrft.api.planning.power_law import FEWEST, Continued, proceed
+from lrft.core.notes import say
 from lrft.recipe.load import LoadedRecipe, as_loaded
 from lrft.recipe.resolved import flat
 from lrft.recipe.schema import Recipe
+from lrft.registry.axes import OBJECTIVES
 from lrft.registry.errors import UsageError
 from lrft.training.folder import RunFolder, find
 from lrft.training.relied import own_recipe
 
 BINS = 20  # means of training losses
+FELL = 0.5  # share of the largest rate below which that of a run's end is told
 SIZES = 3  # batch sizes that a line through throughputs takes
 BATCH = ("train.batch_size", "train.gradient_accumulation")
 # What a short run may have otherwise: its length, what it writes and what it is looked at with.
@@ -181,6 +184,11 @@ def line_through(points: Sequence[tuple[float, float]]) -> tuple[float, float, f
 
 
 def _quality(recipe: Recipe, runs: Sequence[_Run], steps: int) -> Quality:
+    name = recipe.objective.method
+    if "draws" in OBJECTIVES.declared(name).provides:
+        raise UsageError(
+            f"--predict: the loss of {name} does not say how good answers are, so its curve says nothing; leave it out"
+        )
     same = [run for run in runs if run["rows"] == _rows(recipe)]
     if not same:
         raise UsageError(
@@ -193,7 +201,13 @@ def _quality(recipe: Recipe, runs: Sequence[_Run], steps: int) -> Quality:
             f"--predict {run['name']}: it has {len(points)} losses, and a curve takes {FEWEST}; train a few more steps"
         )
     at, losses = [float(step) for step, _ in points], [loss for _, loss in points]
+    if min(losses) < 0:
+        raise UsageError(
+            f"--predict {run['name']}: the losses of {name} go below 0, where no curve E + A step^-alpha with E of "
+            "0 or more can go; leave it out"
+        )
     found = proceed(at, losses, steps)
+    _doubt(run, found)
     early = max(FEWEST, len(points) * 2 // 3)
     tried = proceed(at[:early], losses[:early], at[-1])
     return {
@@ -209,6 +223,18 @@ def _quality(recipe: Recipe, runs: Sequence[_Run], steps: int) -> Quality:
         "seen": losses[-1],
         "run": run["name"],
     }
+
+
+def _doubt(run: _Run, found: Continued) -> None:
+    """Tell what makes the curve's word worth less."""
+    if not found.curve.scale:
+        say(f"--predict {run['name']}: its losses do not fall, so their mean is gone on with")
+    rates = [line["lr"] for line in run["lines"] if line.get("lr") is not None]
+    if rates and rates[-1] < FELL * max(rates):
+        say(
+            f"--predict {run['name']}: its rate fell to {rates[-1] / max(rates):.0%} of its largest by its own end, "
+            "which lowers the last losses as no longer run's are by then"
+        )
 
 
 def _points(lines: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[float, float]]]:

@@ -46,6 +46,7 @@ class Task:
     Attributes:
         better: metrics that say how good the model is -> `higher` or `lower`, whichever is better. A recipe may choose
             one of them as `train.metric`, and a training with `train.eval_tasks_every` records them.
+        right_is: the score that is the share of the rows whose samples say `correct`, or None.
         per_token: they are means over tokens, so that models with other tokens do not compare by them.
     """
 
@@ -55,6 +56,7 @@ class Task:
     requires: ClassVar[set[str]] = set()
     better: ClassVar[dict[str, str]] = {}
     per_token: ClassVar[bool] = False
+    right_is: ClassVar[str | None] = None
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: MethodConfig) -> None:

@@ -41,6 +41,7 @@ class Classification(OfRows):
     version = "classification-1"
     requires = {"score_head"}
     better = {"accuracy": "higher", "f1": "higher", "mse": "lower", "pearson": "higher"}
+    right_is = "accuracy"
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then score every row once.

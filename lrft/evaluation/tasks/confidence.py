@@ -46,6 +46,7 @@ class Confidence(OfRows):
 
     version = "confidence-1"
     better = {"ece": "lower", "auroc": "higher", "brier": "lower", "nll": "lower", "accuracy": "higher"}
+    right_is = "accuracy"
 
     class Config(OfRows.Config):
         bins: int = Field(10, gt=0, description="of the calibration error")

@@ -31,6 +31,7 @@ class ExactMatch(OfRows):
 
     version = "exact-match-1"
     better = {"exact_match": "higher", "stopped": "higher"}
+    right_is = "exact_match"
 
     class Config(OfRows.Config):
         max_new_tokens: int = Field(256, gt=0, description="longest answer")

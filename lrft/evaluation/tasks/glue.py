@@ -63,6 +63,7 @@ class GLUE(Task):
 
     version = "glue-labels-1"
     better = {"accuracy": "higher", "f1": "higher", "mcc": "higher"}
+    right_is = "accuracy"
 
     class Config(MethodConfig):
         subset: Literal["cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli"] = Field(

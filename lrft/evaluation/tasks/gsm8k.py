@@ -35,6 +35,7 @@ class GSM8K(OfRows):
 
     version = "gsm8k-last-number-1"
     better = {"exact_match": "higher", "exact_match_strict": "higher", "unstopped": "lower"}
+    right_is = "exact_match"
 
     class Config(OfRows.Config):
         max_new_tokens: int = Field(256, gt=0, description="longest answer")

@@ -59,6 +59,7 @@ class HumanEval(OfRows):
 
     version = "humaneval-1"
     better = {"pass_at_1": "higher", "parses": "higher", "unstopped": "lower"}
+    right_is = "pass_at_1"
 
     class Config(OfRows.Config):
         max_new_tokens: int = Field(512, gt=0, description="longest answer")

@@ -38,6 +38,7 @@ class Math(OfRows):
 
     version = "math-boxed-1"
     better = {"accuracy": "higher", "boxed": "higher", "unstopped": "lower"}
+    right_is = "accuracy"
 
     class Config(OfRows.Config):
         max_new_tokens: int = Field(512, gt=0, description="longest answer")

@@ -14,6 +14,7 @@ from lrft.evaluation.tasks._answers import thinking
 from lrft.evaluation.tasks._task import OfRows, TaskResult, each, share
 from lrft.registry.axes import TASKS
 from lrft.registry.errors import DataError
+from lrft.registry.json import Json
 
 ANSWER_FORMAT = re.compile(r"(?<!\s)\s*Answer format:\s*(\S+)\s*$")
 
@@ -59,6 +60,7 @@ class MultipleChoice(OfRows):
 
     version = "multiple-choice-1"
     better = {"acc_label": "higher", "acc": "higher", "acc_norm": "higher", "acc_norm_token": "higher"}
+    right_is = "acc_label"
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Parse every row, then score all labels, then all options."""
@@ -77,11 +79,16 @@ class MultipleChoice(OfRows):
             "acc_norm_token": [_best([total / count for total, count in scores]) for scores in by_words],
         }
         metrics: dict[str, float] = {}
+        right: list[dict[str, Json]] = [{} for _ in questions]
         for name, chosen in picks.items():
-            metrics |= share(name, [pick == q.gold for pick, q in zip(chosen, questions, strict=True)])
+            hits = [pick == q.gold for pick, q in zip(chosen, questions, strict=True)]
+            metrics |= share(name, hits)
+            right = [{**one, name: hit} for one, hit in zip(right, hits, strict=True)]
         samples = [
-            _sample(row, question, scores, pick)
-            for row, question, scores, pick in zip(rows, questions, by_label, picks["acc_label"], strict=True)
+            {**_sample(row, question, scores, pick), "right": by_score}
+            for row, question, scores, pick, by_score in zip(
+                rows, questions, by_label, picks["acc_label"], right, strict=True
+            )
         ]
         renderer = self.renderer(subject)
         protocol = thinking([renderer.question(row) for row in rows])

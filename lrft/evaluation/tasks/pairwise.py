@@ -36,6 +36,7 @@ class Pairwise(OfRows):
     version = "pairwise-1"
     requires = {"score_head", "pairs"}
     better = {"accuracy": "higher", "margin": "higher"}
+    right_is = "accuracy"
 
     def run(self, subject: Subject, limit: int | None) -> TaskResult:
         """Encode as for training, then score both texts of every row once.

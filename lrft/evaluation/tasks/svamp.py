@@ -38,6 +38,7 @@ class SVAMP(OfRows):
 
     version = "svamp-last-number-1"
     better = {"accuracy": "higher", "unstopped": "lower"}
+    right_is = "accuracy"
 
     class Config(OfRows.Config):
         answer: str = Field("answer", min_length=1, description="column of the right number")

@@ -25,6 +25,7 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import TASKS
 from lrft.registry.config import parse_choice
 from lrft.registry.errors import RecipeError, UsageError
+from lrft.registry.json import Json
 from lrft.training.device import make_accelerator
 
 RECORD = "bases.json"
@@ -138,29 +139,44 @@ def _ranked(found: Mapping[str, Mapping[str, TaskResult]], alike: bool) -> dict[
             if cls.per_token and not alike:
                 left_out.append(f"{name}: it is a mean over tokens, and the bases have other tokens each")
                 continue
-            best[name] = _best({base: tasks[task] for base, tasks in found.items()}, score, better)
+            best[name] = _best(
+                {base: tasks[task] for base, tasks in found.items()}, score, better, cls.right_is
+            )
     return {"best": best, "not_ranked": left_out}
 
 
-def _best(results: Mapping[str, TaskResult], score: str, better: str) -> Best:
+def _best(results: Mapping[str, TaskResult], score: str, better: str, right_is: str | None) -> Best:
     sign = 1 if better == "higher" else -1
     first = max(results, key=lambda base: sign * results[base].metrics[score])
+    rows = {base: rows_right(one, score, right_is) for base, one in results.items()}
     against = {
-        base: _against(results[first], one)
-        for base, one in results.items()
-        if base != first and _rows_right(one) and len(_rows_right(one)) == len(_rows_right(results[first]))
+        base: _against(rows[first], right)
+        for base, right in rows.items()
+        if base != first and right and len(right) == len(rows[first])
     }
     return {"base": first, "value": results[first].metrics[score], "better": better, "against": against}
 
 
-def _against(best: TaskResult, other: TaskResult) -> Against:
-    pairs = list(zip(_rows_right(best), _rows_right(other), strict=True))
+def _against(best: Sequence[bool], other: Sequence[bool]) -> Against:
+    pairs = list(zip(best, other, strict=True))
     mine, theirs = (sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
     return {"best_alone": mine, "other_alone": theirs, "mcnemar_p": mcnemar(mine, theirs)}
 
 
-def _rows_right(result: TaskResult) -> list[bool]:
-    """Of a task whose rows are right or wrong, which are right; else nothing."""
-    if len(result.samples) != result.n or not all("correct" in one for one in result.samples):
-        return []
-    return [bool(one["correct"]) for one in result.samples]
+def rows_right(result: TaskResult, score: str, right_is: str | None) -> list[bool]:
+    """Which rows are right, of a score that is the share of these; nothing of any other score.
+
+    Args:
+        right_is: the score whose rows `correct` of a sample is about (`Task.right_is`).
+    """
+    found = [_is_right(sample, score, right_is) for sample in result.samples]
+    known = [one for one in found if one is not None]
+    return known if len(known) == len(found) == result.n else []
+
+
+def _is_right(sample: Mapping[str, Json], score: str, right_is: str | None) -> bool | None:
+    by_score = sample.get("right")
+    value = by_score.get(score) if isinstance(by_score, dict) else None
+    if value is None and score == right_is:
+        value = sample.get("correct")
+    return value if isinstance(value, bool) else None

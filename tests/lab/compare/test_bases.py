@@ -6,6 +6,7 @@ import pytest
 
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.lab.compare.bases import _ranked, compare_bases
+from lrft.registry.axes import TASKS
 from lrft.registry.errors import UsageError
 
 
@@ -36,6 +37,41 @@ def test_the_best_is_by_the_tasks_own_direction_and_row_by_row():
     assert "loss.loss" not in apart["best"] and apart["not_ranked"][0].startswith(
         "loss.loss: it is a mean over tokens"
     )
+
+
+def test_rows_are_compared_under_the_score_that_they_are_right_by():
+    """Of multiple choice each score has rows of its own; a score that is no share of rows has none."""
+
+    def scored(label, words):
+        samples = [
+            {"correct": a, "right": {"acc_label": a, "acc": b}} for a, b in zip(label, words, strict=True)
+        ]
+        return {
+            "multiple_choice": TaskResult({"acc_label": sum(label) / 3, "acc": sum(words) / 3}, 3, samples),
+            "confidence": TaskResult(
+                {"ece": 0.1 * sum(label), "accuracy": sum(words) / 3}, 3, [{"correct": one} for one in words]
+            ),
+        }
+
+    found = {
+        "a": scored([True, True, False], [False, False, False]),
+        "b": scored([True, False, False], [True, True, False]),
+    }
+    best = _ranked(found, True)["best"]
+    assert best["multiple_choice.acc_label"]["base"] == "a"
+    assert best["multiple_choice.acc_label"]["against"]["b"]["best_alone"] == 1
+    assert best["multiple_choice.acc"]["base"] == "b"
+    assert best["multiple_choice.acc"]["against"] == {
+        "a": {"best_alone": 2, "other_alone": 0, "mcnemar_p": 0.5}
+    }
+    assert best["confidence.ece"]["base"] == "b" and not best["confidence.ece"]["against"]
+    assert best["confidence.accuracy"]["against"]["a"]["best_alone"] == 2
+
+
+def test_the_rows_of_a_task_are_those_of_the_score_that_it_names():
+    for name in TASKS.names():
+        cls = TASKS.get(name)
+        assert cls.right_is is None or cls.better[cls.right_is] == "higher", name
 
 
 def test_two_bases_are_scored_on_one_recipe(tiny, tmp_path, monkeypatch):

@@ -45,6 +45,27 @@ def test_loss_and_gradient_are_those_of_the_equation():
     torch.testing.assert_close(model.logits.grad, logits.grad, rtol=1e-3, atol=1e-4)
 
 
+def test_divergence_and_entropy_are_those_that_the_authors_code_gives():
+    """Figures of the two expressions of their trainer, run once on logits (2, 3, 4): a mean over the 2 samples of the
+    divergence of all their positions, and the mean entropy of the 6 positions."""
+
+    def waves(start):
+        k = torch.arange(24, dtype=torch.float64)
+        return (2 * torch.sin(start + 1.7 * k + 0.3 * k**1.5)).reshape(2, 3, 4).float()
+
+    class Said(Table):
+        def hidden(self, batch):
+            logits = waves(4.0) if self.table.enabled else waves(1.0)
+            return torch.cat([logits, logits[:, :1]], dim=1)  # of the last position nothing is learnt
+
+    model, given = Said(drawn(0), drawn(1)), batch_of(*(judged([0], [1, 2, 3], None) for _ in range(2)))
+    plain = objective("ba_lora", **OFF)(model, given)
+    divergence = objective("ba_lora", **{**OFF, "consistency": 1.0})(model, given) - plain
+    entropy = plain - objective("ba_lora", **{**OFF, "diversity": 1.0})(model, given)
+    assert divergence.item() == pytest.approx(2 * 6.1093750358431596, rel=1e-5)
+    assert entropy.item() == pytest.approx(6 * 0.8812272872524174, rel=1e-5)
+
+
 def test_without_weights_it_is_cross_entropy():
     model, given = Table(drawn(0), drawn(1)), batch()
     torch.testing.assert_close(

@@ -52,6 +52,25 @@ def test_the_derivatives_are_those_of_the_paper():
         torch.testing.assert_close(line, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_loss_and_gradient_are_those_that_the_authors_code_gives():
+    """Figures of the hinge of their trainer, run once on these logits in float64."""
+    k = torch.arange(35, dtype=torch.float64)
+    logits = (2 * torch.sin(3.0 + 1.7 * k + 0.3 * k**1.5)).reshape(5, 7).float().requires_grad_(True)
+    loss = on_logits(logits, torch.tensor([0, 3, 6, 2, 2]))
+    loss.backward()
+    assert loss.item() == pytest.approx(3.7714881993587244, rel=1e-5)
+    expected = [
+        0.1396711705,
+        0.0036599295,
+        -0.2874188683,
+        0.0156648586,
+        0.0121682960,
+        0.1124983824,
+        0.0037562327,
+    ]
+    torch.testing.assert_close(logits.grad[0], torch.tensor(expected), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("retain", [1.0, 0.3])
 def test_loss_gradient_and_records_are_those_of_both_sets(retain):
     policy = drawn(1)
