@@ -200,6 +200,7 @@ def _trained(cls: type[Adapter], config: AdapterConfig, site: Site, tensors: dic
     start, _ = saved_start(site.name, part, tensors)
     change = {key: held[f"change.{key}"] for key in "ABD" if f"change.{key}" in held}
     own = {k: t for k, t in held.items() if not k.startswith(("start.", "offset.", "change."))}
+    part.make_room("", own)
     shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
     if {name: tensor.shape for name, tensor in own.items()} != shapes:
         odd = next((n for n in {**shapes, **own} if n not in own or own[n].shape != shapes.get(n)), "")

@@ -8,15 +8,28 @@ from lrft.registry.errors import Problem
 from lrft.registry.section import RecipeView
 
 
+# Of adapters for which an init chooses what trains: what was trained before has its own choice.
+CHOSEN = {
+    "placed",
+    "chosen_rows",
+    "chosen_channels",
+    "chosen_entries",
+    "chosen_rotation",
+    "feature_axes",
+    "smoothed",
+}
+
+
 def _start_that_is_given(settings: RecipeView) -> Iterator[Problem]:
     if settings["model.adapter"] is None:
         return
-    if settings["adapter"] is None:
+    adapter, init = settings.declared("adapter"), settings.declared("init")
+    if adapter is None:
         message = (
             "there is no adapter that could begin with it; choose one, or merge it and name the merged model"
         )
         yield Problem("model.adapter", message)
-    elif settings["init"] is not None and settings["init.method"] != "default":
+    elif init is not None and init.name != "default" and not init.requires & adapter.provides & CHOSEN:
         yield Problem("init.method", "model.adapter says what the adapter begins with; leave init out")
 
 
