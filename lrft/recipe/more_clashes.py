@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from lrft.registry.errors import Problem
 from lrft.registry.section import RecipeView
 
-
 # Of adapters for which an init chooses what trains: what was trained before has its own choice.
 CHOSEN = {
     "placed",
