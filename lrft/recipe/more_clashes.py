@@ -41,7 +41,9 @@ def _stack_that_is_given(settings: RecipeView) -> Iterator[Problem]:
         what = "there is no adapter" if adapter is None else f"{adapter.name} is no change of a weight"
         yield Problem("model.adapters", f"{what} that could train on top of them; choose another adapter")
     elif start is not None and start.name != "default":
-        message = f"{start.name} looks at the weights without them; leave init out"
+        needed = start.requires & adapter.provides & CHOSEN
+        remedy = f", and adapter: {adapter.name} needs it; choose another" if needed else "; leave init out"
+        message = f"{start.name} looks at the weights without them{remedy}"
         yield Problem("init.method", f"model.adapters are added to the base, and {message}")
     beside = {
         "model.head": settings["model.head"] is not None,
