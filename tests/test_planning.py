@@ -25,7 +25,7 @@ from lrft.model.described import build_skeleton
 from lrft.model.load import load_model
 from lrft.ops.products import multiplying
 from lrft.recipe.load import load_recipe
-from lrft.registry.axes import OPTIMIZERS, QUANTIZERS
+from lrft.registry.axes import ADAPTERS, OPTIMIZERS, QUANTIZERS
 from lrft.registry.errors import RecipeError, UsageError
 from lrft.registry.size import parse_size
 
@@ -66,6 +66,15 @@ def test_counts_are_those_of_the_modules_that_training_builds(tiny):
     real, found = measure(recipe), forecast(recipe, device_of(recipe, "1GiB"))[0].counted
     assert {**found, "targets": real["targets"]} == {**real, "targets": real["targets"]}
     assert [row["modules"] for row in found["targets"]] == [row["modules"] for row in real["targets"]]
+
+
+@pytest.mark.parametrize("name", ADAPTERS.names())
+def test_every_adapter_is_planned_on_models_that_have_no_code_of_transformers(on_tiny, name):
+    """As `lrft plan` and `--dry-run` do, with the very layers whose peak they tell."""
+    path = Path("recipes/smoke") / f"{name}.yaml"
+    recipe = load_recipe(path, [*on_tiny(path), "train.max_length=64", "train.device=cpu"]).recipe
+    peaks = forecast(recipe, device_of(recipe, "1GiB"))[0]
+    assert peaks.train["total"] > 0 and peaks.counted["trainable"] == measure(recipe)["trainable"] > 0
 
 
 def test_the_parts_of_a_peak_are_its_total(plain):

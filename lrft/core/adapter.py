@@ -76,7 +76,7 @@ class Adapter(AdapterClass, nn.Module):
         """Look at the block that an adapter of a whole block is put around; a ValueError says which forms it knows."""
 
     def make_room(self, prefix: str, saved: Mapping[str, Tensor]) -> None:
-        """Give buffers that grow in training the sizes that they have in `saved`, by names after `prefix`."""
+        """Give what grows in training, or `fit` makes, the sizes that it has in `saved`, by names after `prefix`."""
 
     def reset(self) -> None:
         """Back to no change of the base, in place; random draws come from the ambient torch generator."""

@@ -93,7 +93,11 @@ class FeedForward(nn.Module):
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
             return self._down(up * F.silu(gate))
         gate, up = self.gate_proj(x), self.up_proj(x)
-        return self._down(gated(gate, up) if self.silu else F.gelu(gate, approximate="tanh") * up)
+        return self._down(gated(gate, up) if self.silu else self.act_fn(gate) * up)
+
+    def act_fn(self, x: Tensor) -> Tensor:
+        """What stands between the maps, by the name that adapters of whole blocks know."""
+        return F.silu(x) if self.silu else F.gelu(x, approximate="tanh")
 
     def _down(self, x: Tensor) -> Tensor:
         y: Tensor = self.down_proj(x)

@@ -186,7 +186,10 @@ def _refusal(name: str, own: Adapter, part: Adapter) -> str:
             if differ
             else "the settings that it was trained with"
         )
-        return f"{part.name} begins with another {own.name} at {name} only as it is; write {which}"
+        return (
+            f"{part.name} begins with another {own.name} at {name} only as it is; write {which}, or merge it and name "
+            "the merged model as model.name"
+        )
     return (
         f"{part.name} cannot begin with a trained {own.name} ({name}); write adapter.method: {own.name}, or merge it "
         "and name the merged model as model.name"

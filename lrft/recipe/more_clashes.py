@@ -7,20 +7,29 @@ from collections.abc import Callable, Iterator
 from lrft.registry.errors import Problem
 from lrft.registry.section import RecipeView
 
+# Of adapters for which an init chooses what trains: what was trained before has its own choice.
+CHOSEN = {
+    "placed",
+    "chosen_rows",
+    "chosen_channels",
+    "chosen_entries",
+    "chosen_rotation",
+    "feature_axes",
+    "smoothed",
+}
+
 
 def _start_that_is_given(settings: RecipeView) -> Iterator[Problem]:
     if settings["model.adapter"] is None:
         return
-    if settings["adapter"] is None:
+    adapter, init = settings.declared("adapter"), settings.declared("init")
+    if adapter is None:
         message = (
             "there is no adapter that could begin with it; choose one, or merge it and name the merged model"
         )
         yield Problem("model.adapter", message)
-    elif settings["init"] is not None and settings["init.method"] != "default":
-        message = (
-            "model.adapter says what the adapter begins with; leave init out, or where the adapter needs it "
-        )
-        yield Problem("init.method", f"{message}merge that run and name the merged model as model.name")
+    elif init is not None and init.name != "default" and not init.requires & adapter.provides & CHOSEN:
+        yield Problem("init.method", "model.adapter says what the adapter begins with; leave init out")
 
 
 def _stack_that_is_given(settings: RecipeView) -> Iterator[Problem]:
@@ -32,7 +41,9 @@ def _stack_that_is_given(settings: RecipeView) -> Iterator[Problem]:
         what = "there is no adapter" if adapter is None else f"{adapter.name} is no change of a weight"
         yield Problem("model.adapters", f"{what} that could train on top of them; choose another adapter")
     elif start is not None and start.name != "default":
-        message = f"{start.name} looks at the weights without them; leave init out"
+        needed = start.requires & adapter.provides & CHOSEN
+        remedy = f", and adapter: {adapter.name} needs it; choose another" if needed else "; leave init out"
+        message = f"{start.name} looks at the weights without them{remedy}"
         yield Problem("init.method", f"model.adapters are added to the base, and {message}")
     beside = {
         "model.head": settings["model.head"] is not None,

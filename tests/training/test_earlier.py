@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lrft.api.merging.merge import merge
 from lrft.api.training.train import train
@@ -28,6 +30,7 @@ PLAIN = [
     "train.keep_last=9",
 ]
 FAST = ["optimizer.lr=0.02", "~train.eval_every", "schedule=constant"]
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke"
 IDS = torch.tensor([[5, 9, 2, 77, 31, 8]])
 
 
@@ -53,6 +56,10 @@ def logits(model):
     model.eval()
     with torch.no_grad():
         return model(Batch(IDS, torch.arange(6)[None], ((0, 0, 6),), none, none))
+
+
+def newest(run):
+    return max((run / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
 
 
 def begun(loaded):
@@ -271,6 +278,35 @@ def test_sites_that_nothing_is_given_for_begin_anew(run, written, tmp_path):
     assert any("goes on as it is at 2 sites; 12 sites begin anew" in note for note in adaptation.notes)
     wanted, found = logits(finished(tmp_path / "few")), logits(adaptation.model)
     assert torch.allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gps", "lift_entries", "loki", "sct", "mixlora"])
+def test_what_an_init_chose_and_what_a_block_made_goes_on_as_it_is(on_tiny, tmp_path, name):
+    """Of `lift_entries` with those entries that lost their place on the way."""
+    path = SMOKE / f"{name}.yaml"
+    few = [
+        "data.train.limit=20",
+        "data.eval.limit=2",
+        "train.device=cpu",
+        "model.dtype=float32",
+        "schedule=constant",
+    ]
+    few += [*on_tiny(path), "optimizer.lr=0.02"]
+    moving = ["allocate={method: lift_entries, every: 1}"] if name == "lift_entries" else []
+    train(load_recipe(path, [*few, *moving]), tmp_path / "first", resume=False)
+    still = [
+        "allocate=uniform",
+        "optimizer.lr=1e-12",
+        "train.max_steps=1",
+        "train.seed=7",
+        f"model.adapter={tmp_path / 'first'}",
+    ]
+    train(load_recipe(path, [*few, *still]), tmp_path / "second", resume=False)
+    first, second = (load_file(newest(tmp_path / run) / "adapter.safetensors") for run in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(tensor, second[key], atol=1e-9) for key, tensor in first.items())
+    if moving:
+        assert any(len(tensor) for key, tensor in first.items() if key.endswith("left_values"))
 
 
 def test_what_would_be_left_behind_or_cannot_be_is_refused(run, written, tiny, tmp_path):

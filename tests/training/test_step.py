@@ -275,6 +275,22 @@ def test_a_non_finite_base_is_named_by_its_module(recipe_file, tmp_path, monkeyp
         train(load_recipe(recipe_file(), ["~train.eval_every"]), tmp_path / "run", resume=False)
 
 
+@pytest.mark.parametrize("name", ["llava_mole", "mola"])
+def test_experts_that_the_first_steps_tokens_leave_in_turn_stop_no_run(tiny, tmp_path, name):
+    """All tokens go to one expert in step 1 and to others in step 2, of which A has no gradient while B is 0."""
+    smoke = Path(__file__).parents[2] / "recipes" / "smoke" / f"{name}.yaml"
+    small = [
+        f"model.name={tiny(tied=False, bias=True)}",
+        "model.dtype=float32",
+        "train.device=cpu",
+        "train.seed=3",
+    ]
+    small += ["optimizer.lr=0.01", "schedule=constant", "train.max_steps=3", "train.batch_size=4"]
+    small += ["train.max_length=200", "adapter.dropout=0", "data.train.limit=24", "data.eval.limit=4"]
+    train(load_recipe(smoke, small), tmp_path / "run", resume=False)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
 def test_a_tensor_without_a_gradient_stops_the_run_by_name(recipe_file, tmp_path, monkeypatch):
     from lrft.methods.adapters.lora import LoRA
 

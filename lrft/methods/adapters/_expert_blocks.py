@@ -119,6 +119,12 @@ class ExpertBlocks(Routed, Adapter):
             _check_formula(cast(FeedForward, block), self.site.in_features)
         self.reset()
 
+    def make_room(self, prefix: str, saved: Mapping[str, Tensor]) -> None:
+        """The experts, where no block was there to make them for."""
+        for key in (f"{factor}_{name}" for factor in "AB" for name in MAPS):
+            if not hasattr(self, key) and (tensor := saved.get(f"{prefix}{key}")) is not None:
+                setattr(self, key, nn.Parameter(torch.empty_like(tensor)))
+
     def reset(self) -> None:
         nn.init.normal_(self.router, std=0.02)
         for name in MAPS:

@@ -90,6 +90,11 @@ class Classifier(Shared):
         """The scalings of the site for each token of x (..., in), (..., n), or (n,) in the first pass."""
         if self._scanning:
             return torch.full((len(self.config.adapters),), self.config.scaling_pass_value, device=x.device)
+        if (
+            x.is_meta
+        ):  # one layer alone, to count its bytes: the scalings have a graph, as the classifier trains
+            shape = (*x.shape[:-1], len(self.config.adapters))
+            return torch.ones(shape, device=x.device, requires_grad=self.training)
         if self.scalings is None or self.scalings.shape[:-2] != x.shape[:-1]:
             raise ValueError(f"{site}: there are no scalings for these tokens; run the whole model on them")
         return self.scalings[..., self.places[site], :]

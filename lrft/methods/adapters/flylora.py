@@ -45,6 +45,7 @@ class FlyLoRA(Routed, Adapter):
 
     provides = {"adapters", "routed"}
     requires = {"backward"}
+    skipped = False  # B is one matrix, of which every token chooses some columns
     roles = {"B": "lora_B"}
 
     config: Config

@@ -23,7 +23,7 @@ class GPS(Entries):
     Trains: K out numbers per site, K / in of W. Memory: 8 bytes a number for value and place, and the optimizer's
     state; the pass keeps its input alone. Where K is below in / 1,024, S is formed only to be added to W, in float32.
     Source: Zhang et al., "Gradient-based Parameter Selection for Efficient Fine-Tuning", CVPR 2024, and the authors'
-    code (FightingFighting/GPS), known here by a description.
+    code (FightingFighting/GPS), whose selection and masks were read.
     Departures: carried from vision transformers to the linear layers of a language model. S is beside a base of any
     storage, on a dense one with 20 K out bytes in all, gradient and moments included, where the code masks the
     gradients of W, 12 in out bytes with its moments: there the norm that gradients are clipped by is of all of W and

@@ -46,6 +46,7 @@ class LoRAMoE(Experts):
     """
 
     provides = {"adapters", "experts", "expert_count", "features", "training_features", "routed"}
+    skipped = False  # every token goes to all experts
 
     config: Config
 

@@ -32,8 +32,8 @@ class SMT(Placed):
     Trains: N b^2 numbers per site. Memory: 4 bytes each and the optimizer's state; the pass keeps its input alone, and
     gradients of other blocks, or of W, are never formed.
     Source: He et al., "SMT: Fine-Tuning Large Language Models with Sparse Matrices", ICLR 2025, and the authors' code
-    (HectorHHZ/Sparse_Matrix_Tuning), known here by a description; `share: 0.0084` of attention and of the rest is its
-    setting for Llama 3 8B.
+    (HectorHHZ/Sparse_Matrix_Tuning), whose selection and layer were read; `share: 0.0084` of attention and of the rest
+    is its setting for Llama 3 8B.
     Departures: the blocks are differences beside a base of any storage, not copies of the same size that are written
     into W in every pass. So on a dense base too they cost no more: 4 bytes a number for either, and `share` of a pass's
     work, with W left as it was; weight decay would pull to the pretrained weight and not to 0, and a bfloat16 W never

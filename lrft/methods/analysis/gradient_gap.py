@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lrft.core.analysis import Analysis
 from lrft.core.optimizer import Optimizer, contract_of
 from lrft.core.run import Run
+from lrft.methods.analysis._factors import with_factors
 from lrft.registry.axes import ANALYSES
 from lrft.registry.config import Field, MethodConfig
 from lrft.registry.errors import RecipeError
@@ -60,8 +61,9 @@ class GradientGap(Analysis):
             )
         if any(getattr(module.adapter.config, "dropout", 0) for _, module in run.adapted()):
             raise RecipeError("gradient_gap needs one matrix for all tokens; write 0", "adapter.dropout")
+        sites = with_factors(run, self.name)
         if run.step < self.config.steps:
-            for _, module in run.adapted():
+            for module in sites:
                 watch = partial(self._watch, module.adapter.site.name)
                 self.handles.append(module.register_forward_hook(watch))
 
@@ -74,7 +76,7 @@ class GradientGap(Analysis):
             return
         optimizer = contract_of(run.optimizer)
         adjust = optimizer.adjusted_gradients if isinstance(optimizer, Optimizer) else None
-        for _, module in run.adapted():
+        for module in with_factors(run, self.name):
             adapter, site = module.adapter, module.adapter.site.name
             G, A, B = self.full.get(site), adapter.get_parameter("A"), adapter.get_parameter("B")
             if G is None or A.grad is None or B.grad is None or not (size := float(G.norm())):

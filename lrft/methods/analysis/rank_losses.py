@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from lrft.core.adapted import Adapted
 from lrft.core.adapter import Adapter
 from lrft.core.analysis import Analysis
 from lrft.core.run import Run
+from lrft.methods.analysis._factors import with_factors
 from lrft.registry.axes import ANALYSES
 from lrft.registry.errors import RecipeError
 
@@ -26,6 +28,8 @@ class RankLosses(Analysis):
     others the columns B[:, k:] count as 0 and s_k stays the scale s of the trained rank, so that the adapter is what it
     learnt, cut off.
 
+    Layers whose adapter has no A and B (`magnitude_only` of `dora`) stay whole.
+
     Shapes: A (r, in), B (out, r) as trained.
     Found: `loss` for each rank, nats per supervised token. Costs one pass over the held-out rows a rank.
     Source: Valipour et al., "DyLoRA", EACL 2023, arXiv 2210.07558, section 4, where LoRA is cut off in the same way.
@@ -34,6 +38,7 @@ class RankLosses(Analysis):
     requires = {"low_rank"}
 
     def start(self, run: Run) -> None:
+        with_factors(run, self.name)
         if run.score is None:
             raise RecipeError(
                 "rank_losses scores held-out rows; give data.eval and train.eval_every", "analyse"
@@ -41,7 +46,7 @@ class RankLosses(Analysis):
 
     def finish(self, run: Run) -> None:
         assert run.score is not None
-        sites = [module for _, module in run.adapted()]
+        sites = with_factors(run, self.name)
         largest = max(module.adapter.get_parameter("A").shape[0] for module in sites)
         for rank in range(1, largest + 1):
             with _cut(sites, rank):
@@ -57,18 +62,23 @@ def _mean(rows: list[tuple[float, int]]) -> float:
 @torch.no_grad()
 def _cut(sites: list[Adapted], rank: int) -> Iterator[None]:
     """Every adapter at `rank`, for a while."""
-    kept: list[Adapter] = []
+    kept: list[tuple[Adapted, Adapter]] = []
+    columns: list[tuple[Tensor, Tensor]] = []
     for module in sites:
-        adapter = module.adapter
-        kept.append(adapter)
-        if rank < adapter.get_parameter("A").shape[0]:
-            module.adapter = copy.deepcopy(adapter)
-            if "nested" in adapter.provides:
-                module.adapter.truncate(rank)
-            else:
-                module.adapter.get_parameter("B")[:, rank:] = 0
+        A, B = (module.adapter.get_parameter(name) for name in "AB")
+        if rank >= len(A):
+            continue
+        if "nested" in module.adapter.provides:
+            kept.append((module, module.adapter))
+            module.adapter = copy.deepcopy(module.adapter)
+            module.adapter.truncate(rank)
+        else:  # in place: what the adapter shares with others is not copied
+            columns.append((B[:, rank:], B[:, rank:].clone()))
+            B[:, rank:] = 0
     try:
         yield
     finally:
-        for module, adapter in zip(sites, kept, strict=True):
+        for module, adapter in kept:
             module.adapter = adapter
+        for place, before in columns:
+            place.copy_(before)

@@ -31,9 +31,9 @@ class SPTChoice(Init):
                          its c_i most sensitive entries,                      where 0 < c_i < m_i / `threshold`
                          nothing,                                             where c_i = 0
 
-    tau is, of T / 50, 2 T / 50, ..., 79 T / 50, the one at which the numbers of all weights together are nearest to the
-    budget T = `budget` or, without it, `share` of all entries; of two that are as near the smaller. Micro-batches are
-    weighed by their target tokens; of equal s the first are taken.
+    tau is, of T / 50, 2 T / 50, ..., 79 T / 50, rounded up, the one at which the numbers of all weights together are
+    nearest to the budget T = `budget` or, without it, `share` of all entries; of two that are as near the larger.
+    Micro-batches are weighed by their target tokens; of equal s the first are taken.
 
     Shapes: G, s (out, in), in float32. W' = W at step 0.
     Trains: what the adapter trains, about T numbers in all; a dry run shows T, as entries. The base gives up nothing.
@@ -74,7 +74,8 @@ class SPTChoice(Init):
         """Modules and entries at the tau that comes nearest to the budget."""
         assert evidence is not None
         names, wanted = list(sizes(plan)), self.wanted(plan)
-        order = ranked([evidence.signals[name]["batch_fisher"] for name in names], wanted * STEPS // GRID)
+        taus = [-(-wanted * step // GRID) for step in range(1, STEPS + 1)]
+        order = ranked([evidence.signals[name]["batch_fisher"] for name in names], taus[-1])
         costs = torch.tensor([_module(plan[name]) for name in names])
 
         def numbers(tau: int) -> tuple[Tensor, Tensor]:
@@ -82,8 +83,7 @@ class SPTChoice(Init):
             counts = torch.bincount(order[:tau], minlength=len(names))
             return counts, torch.where(self.structured(counts, costs), costs, counts)
 
-        taus = sorted({min(len(order), max(1, wanted * step // GRID)) for step in range(1, STEPS + 1)})
-        best = min(taus, key=lambda tau: (abs(int(numbers(tau)[1].sum()) - wanted), tau))
+        best = min(reversed(taus), key=lambda tau: abs(int(numbers(tau)[1].sum()) - wanted))
         counts, there = numbers(best)
         _tell(int(there.sum()), wanted)
         modules = self.structured(counts, costs)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+import lrft
 from lrft.core.adapted import Adapted
 from lrft.core.params import ParamInfo, Site
 from lrft.core.run import Run
+from lrft.recipe.load import load_recipe
 from lrft.registry.axes import ADAPTERS, ANALYSES, OPTIMIZERS, QUANTIZERS, SCHEDULES
+from lrft.registry.errors import RecipeError
 from lrft.training import schedule
 
+SMOKE = Path(__file__).parents[3] / "recipes" / "smoke"
 OUT, IN, RANK, ALPHA = 20, 16, 3, 6
 
 
@@ -80,3 +86,20 @@ def test_only_the_steps_asked_for_are_measured_and_nothing_stays_behind():
     assert set(analysis.found["plain"]) == {"1:x", "2:x"}
     assert not run.model[0]._forward_hooks
     assert analysis.full == {}
+
+
+@pytest.mark.parametrize("analysis", ["gradient_gap", "rank_losses"])
+def test_layers_without_factors_are_left_out_of_an_analysis_of_factors(tiny, tmp_path, analysis):
+    small = [f"model.name={tiny()}", "model.dtype=float32", "data.train.limit=20", "data.eval.limit=4"]
+    small += ["train.max_steps=3", "train.eval_every=3", "train.device=cpu", f"analyse=[{analysis}]"]
+    small += ["adapter.dropout=0"]
+    some = load_recipe(SMOKE / "dora.yaml", [*small, "adapter.magnitude_only=[q_proj, '*.mlp.*']"])
+    found = lrft.train(some, tmp_path / "some", resume=False)["analysis"][analysis]
+    if analysis == "gradient_gap":
+        measured = {key.rpartition(".")[2] for key in found["plain"]}
+        assert measured == {"k_proj", "v_proj", "o_proj"}
+    else:
+        assert len(found["loss"]) == some.recipe.adapter.rank
+    none = load_recipe(SMOKE / "dora.yaml", [*small, "adapter.magnitude_only=['*']"])
+    with pytest.raises(RecipeError, match=f"{analysis} looks at factors A and B, and no layer has any"):
+        lrft.train(none, tmp_path / "none", resume=False)

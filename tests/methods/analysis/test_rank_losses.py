@@ -69,6 +69,17 @@ def test_a_nested_adapter_is_truncated_as_for_use(run):
     assert losses["1"] != pytest.approx(loss_with(folder, 1), rel=1e-7)
 
 
+def test_an_adapter_that_others_hang_on_is_cut_off_in_place(run):
+    """Of `sparselora` the adapters hold what watches all layers, of which nobody can make a copy."""
+    result, folder = run(
+        "adapter={method: sparselora, dense_first: 0, dense_last: 1, feed_forward: 0.5, attention: 0.5, dropout: 0}",
+        "analyse=[gradient_gap, rank_losses]",
+    )
+    losses = result["analysis"]["rank_losses"]["loss"]
+    assert losses["4"] == pytest.approx(last(folder)["eval_loss"], rel=1e-6)
+    assert losses["2"] == pytest.approx(loss_with(folder, 2), rel=1e-6)
+
+
 def test_rows_add_up_to_the_score(run):
     result, folder = run()
     rows = result["held_out_rows"]
