@@ -3,6 +3,7 @@
     python scripts/board.py                                    what is missing; about 18 minutes a method on two cores
     python scripts/board.py --methods adapter=dora,init=pissa  some
     python scripts/board.py --budget-minutes 50                no run is begun that may not end within them
+    python scripts/board.py --jobs 3 --cluster ray             the runs of a method beside each other, on a cluster
     python scripts/board.py --smoke --out FOLDER               three steps of a tiny model, in this process
     python scripts/board.py --check                            exits 1 where the page is not what the record says
 
@@ -40,10 +41,11 @@ from lrft.core.notes import say, silence  # noqa: E402
 from lrft.files.fresh_folder import remove_folder  # noqa: E402
 from lrft.lab.compare.collected import LOSS  # noqa: E402
 from lrft.lab.compare.comparison import choose_rates  # noqa: E402
-from lrft.lab.runs.executor import write_recipe  # noqa: E402
+from lrft.lab.runs.executor import Executor, write_recipe  # noqa: E402
 from lrft.lab.runs.local import Progress, run_all  # noqa: E402
 from lrft.lab.runs.outcome import DIVERGED, finished, result, value  # noqa: E402
 from lrft.lab.runs.planned import TUNING_SEED, PlannedRun, plan_run  # noqa: E402
+from lrft.lab.runs.where import place_runs  # noqa: E402
 from lrft.registry.did_you_mean import did_you_mean  # noqa: E402
 from lrft.registry.errors import DataError, Interrupted, LrftError, NumericalError, RecipeError  # noqa: E402
 from lrft.training.folder import RunFolder  # noqa: E402
@@ -71,6 +73,8 @@ class Board:
 
     Attributes:
         ends: when no run may go on; seconds of `time.monotonic`.
+        finish: finishes runs that are not, wherever they run.
+        jobs: how many of them at a time.
         longest: of the runs seen, by which the next one is judged.
     """
 
@@ -78,7 +82,8 @@ class Board:
     out: Path
     base: list[str]
     steps: int
-    finish: Callable[[PlannedRun], None]
+    finish: Callable[[Sequence[PlannedRun]], None]
+    jobs: int = 1
     foreign: float = FOREIGN
     pairs: int = PAIRS
     ends: float = math.inf
@@ -115,14 +120,7 @@ class OutOfTime(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing and write the page, or check it; the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--methods", help="some, as AXIS=NAME with commas between them; by default all")
-    parser.add_argument("--budget-minutes", type=float, default=math.inf)
-    parser.add_argument("--smoke", action="store_true", help="a tiny model and three steps; needs --out")
-    parser.add_argument("--out", type=Path, help="folder of the runs; with --smoke of record and page too")
-    parser.add_argument("--check", action="store_true", help="run and write nothing")
+    parser = _parser()
     chosen = parser.parse_args(arguments)
     if chosen.check:
         stale = out_of_date(fresh())
@@ -134,7 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in names:
         if name not in methods():
             parser.error(f"--methods: there is no {name}{did_you_mean(name, methods())}")
-    board = _board(chosen.smoke, chosen.out or ROOT / "runs" / "board")
+    out = chosen.out or ROOT / "runs" / "board"
+    try:
+        executor = place_runs(chosen.cluster, chosen.cluster_set, out, chosen.jobs)
+    except LrftError as error:
+        parser.error(str(error))
+    board = _board(chosen.smoke, out, chosen.jobs, executor)
     board.ends = time.monotonic() + 60 * chosen.budget_minutes
     board.lines = read(board.record)
     silence(True)
@@ -153,6 +156,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path, text in pages.items():
         path.write_text(text, encoding="utf-8")
     return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", help="some, as AXIS=NAME with commas between them; by default all")
+    parser.add_argument("--budget-minutes", type=float, default=math.inf)
+    parser.add_argument("--smoke", action="store_true", help="a tiny model and three steps; needs --out")
+    parser.add_argument("--out", type=Path, help="folder of the runs; with --smoke of record and page too")
+    parser.add_argument("--check", action="store_true", help="run and write nothing")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        choices=range(1, 4),
+        default=1,
+        help="trainings at a time: a method has three, then two",
+    )
+    parser.add_argument("--cluster", help="slurm, local or ray; by default processes of this machine")
+    parser.add_argument("--cluster-set", action="append", default=[], metavar="KEY=VALUE")
+    return parser
 
 
 def fresh(record: Path = RECORD, folder: Path | None = None) -> dict[Path, str]:
@@ -206,6 +230,8 @@ def _tune(board: Board, found: Entry) -> float:
     assert found.arm is not None
     tuned = replace(found, arm=found.arm.changed(f"train.eval_every={board.steps}", "eval.tasks=[]"))
     losses: list[float | None] = []
+    tried = {x["rate"] for x in board.of(found.key, "tune")}
+    _beside(board, tuned, [(rate, TUNING_SEED) for rate in found.rates if rate not in tried])
     for rate in found.rates:
         done = [x for x in board.of(found.key, "tune") if x["rate"] == rate]
         line = done[0] if done else _run(board, tuned, "tune", rate, TUNING_SEED)
@@ -219,9 +245,21 @@ def _score(board: Board, found: Entry, rate: float) -> None:
     assert found.arm is not None
     due = [f"train.eval_every={board.steps}", f"train.eval_tasks_every={board.steps}"]
     scored = replace(found, arm=found.arm.changed(*due))
-    for seed in SEEDS:
-        if not [x for x in board.of(found.key, "score") if (x["rate"], x["seed"]) == (rate, seed)]:
-            _run(board, scored, "score", rate, seed)
+    known = {(x["rate"], x["seed"]) for x in board.of(found.key, "score")}
+    missing = [seed for seed in SEEDS if (rate, seed) not in known]
+    _beside(board, scored, [(rate, seed) for seed in missing])
+    for seed in missing:
+        _run(board, scored, "score", rate, seed)
+
+
+def _beside(board: Board, found: Entry, wanted: Sequence[tuple[float, int]]) -> None:
+    """Trainings of some rates and seeds at once, where more than one may run; their lines come after."""
+    assert found.arm is not None
+    runs = [plan_run(found.arm, rate, seed, board.out) for rate, seed in wanted]
+    missing = [run for run in runs if not finished(run)]
+    if board.jobs > 1 and len(missing) > 1:
+        board.room()
+        board.finish(missing)
 
 
 def _run(board: Board, found: Entry, kind: str, rate: float, seed: int) -> Line:
@@ -231,7 +269,7 @@ def _run(board: Board, found: Entry, kind: str, rate: float, seed: int) -> Line:
     began = time.monotonic()
     run = plan_run(found.arm, rate, seed, board.out)
     if not finished(run):
-        board.finish(run)
+        board.finish([run])
     remove_folder(run.folder / "checkpoints")
     board.longest = max(time.monotonic() - began, 0.0 if board.longest == GUESS else board.longest)
     told = result(run)
@@ -289,30 +327,32 @@ def _given(board: Board) -> list[str]:
     return [str(run) for run in runs if run.is_dir()]
 
 
-def _board(smoke: bool, out: Path) -> Board:
-    """The board on the real model, as processes; or on a tiny one, here."""
+def _board(smoke: bool, out: Path, jobs: int, executor: Executor | None) -> Board:
+    """The board on the real model, as processes or on a cluster; or on a tiny one, by default here."""
+
+    def elsewhere(runs: Sequence[PlannedRun]) -> None:
+        run_all(runs, jobs, Progress(len(runs), jobs), executor)
+
     if not smoke:
-        return Board(RECORD, out, [], STEPS, _as_process)
+        return Board(RECORD, out, [], STEPS, elsewhere, jobs)
     out.mkdir(parents=True, exist_ok=True)
     model = out / "model"
     if not model.is_dir():
         make_tiny_model.make(model)
     base = [f"model.name={model}", *TINY]
-    return Board(out / RECORD.name, out, base, SMOKE_STEPS, _here, math.inf, 1, longest=0.0)
+    finish = _here if jobs == 1 and executor is None else elsewhere
+    return Board(out / RECORD.name, out, base, SMOKE_STEPS, finish, jobs, math.inf, 1, longest=0.0)
 
 
-def _as_process(run: PlannedRun) -> None:
-    run_all([run], 1, Progress(1, 1))
-
-
-def _here(run: PlannedRun) -> None:
-    """As a process would: what stops being finite is finished too."""
-    recipe = write_recipe(run)
-    try:
-        train(recipe, run.folder, resume=run.folder.exists())
-    except NumericalError as error:
-        RunFolder(run.folder).write(DIVERGED, {"message": str(error)})
-        say(f"{run}: diverged")
+def _here(runs: Sequence[PlannedRun]) -> None:
+    """As processes would: what stops being finite is finished too."""
+    for run in runs:
+        recipe = write_recipe(run)
+        try:
+            train(recipe, run.folder, resume=run.folder.exists())
+        except NumericalError as error:
+            RunFolder(run.folder).write(DIVERGED, {"message": str(error)})
+            say(f"{run}: diverged")
 
 
 if __name__ == "__main__":

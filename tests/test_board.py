@@ -46,6 +46,40 @@ def test_the_board_runs_rates_seeds_and_time_and_goes_on_where_it_stopped(tmp_pa
     assert len(before) == 5 and board.read(again) == lines[:2]
 
 
+def test_runs_that_may_stand_beside_each_other_are_begun_together(tmp_path):
+    """The rates of a method, then its seeds; those that are finished are not begun again."""
+    made, begun = board._board(True, tmp_path, 3, None), []
+
+    def finish(runs) -> None:
+        begun.append(len(runs))
+        board._here(runs)
+
+    made.finish = finish
+    found = board_entries.entry("adapter=lora", made.base, [], made.steps)
+    board._beside(made, found, [(found.rates[0], board.TUNING_SEED), (found.rates[0], 0)])
+    board._beside(made, found, [(rate, board.TUNING_SEED) for rate in found.rates])
+    board._beside(made, found, [(found.rates[1], board.TUNING_SEED)])
+    assert begun == [2, 2]
+
+
+@pytest.mark.slow
+def test_the_board_beside_each_other_as_processes_is_that_of_one_at_a_time(tmp_path, capsys):
+    """Through the executors that sweeps run on."""
+    losses = []
+    for name, more in (("alone", []), ("beside", ["--jobs", "3"])):
+        out = tmp_path / name
+        arguments = ["--smoke", "--out", str(out), "--methods", "adapter=lora"]
+        assert board.main([*arguments, *more]) == 0
+        lines = board.read(out / "board.jsonl")
+        losses.append([(line["kind"], line["rate"], line["seed"], line["loss"]) for line in lines[:5]])
+        assert (out / "logs").is_dir() == bool(more)
+    assert losses[0] == losses[1] and len({line[-1] for line in losses[0]}) == 5
+    for wrong in (["--cluster", "slurn"], ["--cluster-set", "num_cpus=1"]):
+        with pytest.raises(SystemExit):
+            board.main([*arguments, *wrong])
+        assert "--cluster" in capsys.readouterr().err
+
+
 def test_every_method_of_the_board_has_a_recipe_on_the_task():
     """On NF4 where that is possible; what mixes adapters is given some first; the task has no features of rows."""
     found = {key: board_entries.entry(key, [], ["a", "b"]) for key in board_entries.methods()}
@@ -123,7 +157,7 @@ def test_what_a_step_raises_reaches_whoever_asked_for_it(tiny, tmp_path, monkeyp
 def test_what_would_happen_again_is_recorded_and_what_was_killed_is_tried_again(
     tmp_path, capsys, error, recorded
 ):
-    made = board._board(True, tmp_path)
+    made = board._board(True, tmp_path, 1, None)
 
     def fail(_: object) -> None:
         raise error

@@ -15,6 +15,7 @@ from lrft.build.earlier_peft import CONFIG, FILE, read_peft
 from lrft.build.steps import drawing
 from lrft.core.adapter import Adapter
 from lrft.core.params import Site
+from lrft.core.shared import Shared
 from lrft.core.stages import Plan, SitePlan
 from lrft.files.sums import file_sum
 from lrft.model.builder import make_adapter, saved_start
@@ -59,11 +60,12 @@ class Earlier:
     values: str | None = None
 
 
-def read_earlier(recipe: Recipe, sites: Mapping[str, Site]) -> Earlier:
+def read_earlier(recipe: Recipe, sites: Mapping[str, Site], hidden_size: int | None = None) -> Earlier:
     """What `model.adapter` names.
 
     Args:
         sites: those that the new adapter goes on, by module path.
+        hidden_size: of the base, where adapters whose sites share a part are read too; no training begins with them.
 
     Raises:
         RecipeError: it cannot be read, or not by what is known here.
@@ -79,7 +81,7 @@ def read_earlier(recipe: Recipe, sites: Mapping[str, Site]) -> Earlier:
         return Earlier(given, {**path, "sha256": file_sum(folder / FILE)["sha256"]}, said=said)
     # Beside a run's `adapter/` are its checkpoints, which hold the same in float32.
     run = folder.parent if folder.name == "adapter" and (folder.parent / RUN).is_file() else folder
-    return _of_run(run, recipe)
+    return _of_run(run, recipe, hidden_size)
 
 
 def begin_with(recipe: Recipe, model: CausalLM, plan: Plan) -> tuple[dict[str, Json], list[str]]:
@@ -136,25 +138,28 @@ def _told(recipe: Recipe, earlier: Earlier, taken: Taken, sites: int) -> Iterato
         )
 
 
-def _of_run(folder: Path, recipe: Recipe) -> Earlier:
+def _of_run(folder: Path, recipe: Recipe, hidden_size: int | None) -> Earlier:
     """The adapter of a run's newest checkpoint, or of the one named, in float32."""
     run = find(folder)
     if not (run.path / RUN).is_file():
         raise RecipeError(f"{folder} holds an adapter in lrft's own form; name the run that trained it", KEY)
     own, saved, tensors, planned = _opened(run)
-    odd = next((name for name in tensors if name.startswith((BASE, SHARED, TOKENS, UNITS))), "")
+    beside = (BASE, TOKENS, UNITS) if hidden_size is not None else (BASE, SHARED, TOKENS, UNITS)
+    odd = next((name for name in tensors if name.startswith(beside)), "")
     if own.adapter is None or odd:
         what = f"trained {odd.removeprefix(BASE)} beside its sites" if own.adapter else "has no adapter"
         raise RecipeError(f"{folder} {what}; merge it and name the merged model as model.name", KEY)
     cls, kind = ADAPTERS.get(own.adapter.method), type(own.adapter)
     plan = {name: SitePlan.of(record, kind) for name, record in planned.items()}
+    placed = {name: entry.site for name, entry in plan.items() if entry.config is not None}
+    shared = None if hidden_size is None else _shared(cls.shared(own.adapter, placed, hidden_size), tensors)
     given = {
-        name: _trained(cls, entry.config, entry.site, tensors)
+        name: _trained(cls, entry.config, entry.site, tensors, shared)
         for name, entry in plan.items()
         if entry.config is not None
     }
     if stray := next(
-        (key for key in tensors if not key.startswith(tuple(f"{name}." for name in given))), None
+        (key for key in tensors if not key.startswith((SHARED, *(f"{name}." for name in given)))), None
     ):
         raise RecipeError(
             f"{folder} holds {stray}, which is of no site of its plan; restore it from a copy", KEY
@@ -192,11 +197,34 @@ def _opened(run: RunFolder) -> tuple[Recipe, OpenCheckpoint, dict[str, Tensor], 
         raise RecipeError(str(error), KEY) from error
 
 
-def _trained(cls: type[Adapter], config: AdapterConfig, site: Site, tensors: dict[str, Tensor]) -> Trained:
+def _shared(part: Shared | None, tensors: dict[str, Tensor]) -> Shared | None:
+    """What all sites share, as it was trained.
+
+    Raises:
+        RecipeError: the run holds another one.
+    """
+    held = {key.removeprefix(SHARED): value for key, value in tensors.items() if key.startswith(SHARED)}
+    wanted = {} if part is None else {name: value.shape for name, value in part.state_dict().items()}
+    if {name: value.shape for name, value in held.items()} != wanted:
+        raise RecipeError(
+            "the run holds another part beside its sites than its plan says; restore it from a copy", KEY
+        )
+    if part is not None:
+        part.load_state_dict(held)
+    return part
+
+
+def _trained(
+    cls: type[Adapter],
+    config: AdapterConfig,
+    site: Site,
+    tensors: dict[str, Tensor],
+    shared: Shared | None = None,
+) -> Trained:
     """One site of a checkpoint."""
     prefix = f"{site.name}."
     held = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-    part = make_adapter(cls, config, site)
+    part = make_adapter(cls, config, site, shared)
     start, _ = saved_start(site.name, part, tensors)
     change = {key: held[f"change.{key}"] for key in "ABD" if f"change.{key}" in held}
     own = {k: t for k, t in held.items() if not k.startswith(("start.", "offset.", "change."))}

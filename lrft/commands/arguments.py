@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -87,6 +88,9 @@ def parse_numbers(option: str, given: str, advice: str) -> list[float]:
         UsageError: one is no number; it says `advice`.
     """
     try:
-        return [float(part) for part in given.split(",")]
+        numbers = [float(part) for part in given.split(",")]
     except ValueError:
-        raise UsageError(f"{option} {given}: {advice}") from None
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{option} {given}: {advice}")
+    return numbers

@@ -132,6 +132,16 @@ class Aggregator:
         """What a client that began with `start` sends back; by default everything that trained."""
         return dict(trained)
 
+    def check(self, held: Mapping[str, Tensor], reply: Reply, round: int) -> None:
+        """Look at a reply that came from elsewhere, before it is summed: `up` makes such a message, of finite numbers.
+
+        Raises:
+            ValueError: it does not; the message says what is odd.
+        """
+        turn = Turn(reply.client, round)
+        start = dict(held) if self.to_all else self.taken(self.down(held, turn), held, turn)
+        check_alike(reply, self.up(start, start, turn))
+
     def aggregate(self, held: Mapping[str, Tensor], replies: Sequence[Reply], round: int) -> Tensors:
         """The server's model after a round."""
         raise NotImplementedError(f"{type(self).__name__} declares no aggregate")
@@ -162,6 +172,27 @@ class Aggregator:
         for roles in sites.values():
             if {"lora_A", "lora_B"} <= roles.keys():
                 yield roles["lora_A"].name, roles["lora_B"].name, roles["lora_A"].scaling
+
+
+def check_alike(reply: Reply, expected: Mapping[str, Tensor], shapes: bool = True) -> None:
+    """Whether a reply has the names, types and, with `shapes`, the shapes that are expected, finite numbers, and rows.
+
+    Raises:
+        ValueError: says what it has.
+    """
+    if reply.examples < 1:
+        raise ValueError(f"it says that it holds {reply.examples} rows")
+    if odd := sorted(reply.message.keys() ^ expected.keys()):
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'of nothing that is averaged'}")
+    for name, wanted in expected.items():
+        value = reply.message[name]
+        if value.dtype != wanted.dtype or (shapes and value.shape != wanted.shape):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} of {value.dtype}, and averaged is {tuple(wanted.shape)} of "
+                f"{wanted.dtype}"
+            )
+        if not value.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def bytes_of(message: Mapping[str, Tensor]) -> int:

@@ -38,12 +38,16 @@ def make_app(desk: Desk) -> FastAPI:
         voice = desk.voice(ask.model)
         return await _answer(desk, voice, ask, await run_in_threadpool(desk.completion_ids, ask), request)
 
+    def described(name: str) -> dict[str, Json]:
+        return {"id": name, "object": "model", "created": born, "owned_by": "lrft"}
+
     @app.get("/v1/models")
     async def models() -> Response:
-        found: list[Json] = [
-            {"id": name, "object": "model", "created": born, "owned_by": "lrft"} for name in desk.voices
-        ]
-        return JSONResponse({"object": "list", "data": found})
+        return JSONResponse({"object": "list", "data": [described(name) for name in desk.voices]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        return JSONResponse(described(desk.voice(name).name))
 
     @app.get("/health")
     async def health() -> Response:

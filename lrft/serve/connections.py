@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from lrft.serve.guards import OVER
 
 MOST, RESERVED = 4096, 128  # connections; files that are no connections, among them those about to be one
 AT_ONCE, KEPT = (
@@ -52,8 +56,9 @@ class Timed(H11Protocol):
 
     @property
     def at_work(self) -> bool:
-        """Whether a request is being answered."""
-        return self.cycle is not None and not self.cycle.response_complete
+        """Whether a request is being answered, and not only heard out after it was refused."""
+        one = self.cycle
+        return one is not None and not one.response_complete and OVER not in one.scope
 
     def end(self) -> None:
         """Close at once, whatever is still to be sent: nobody takes it."""
@@ -96,11 +101,40 @@ def told_once(say: Callable[[str], object]) -> Callable[[asyncio.AbstractEventLo
     return partial(_tell, say, set())
 
 
+class ToldOnce(logging.Handler):
+    """What uvicorn logs, such as that bytes were no request: a sentence, the first time, whatever strangers send."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        super().__init__(logging.WARNING)
+        self._say, self._known = say, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell a line."""
+        error = record.exc_info[1] if record.exc_info else None
+        _say_once(self._say, self._known, record.getMessage().strip(), error)
+
+    @contextmanager
+    def instead(self) -> Iterator[None]:
+        """Hear uvicorn in the place of others, while it runs."""
+        logger = logging.getLogger("uvicorn.error")
+        handlers, propagate = logger.handlers, logger.propagate
+        logger.handlers, logger.propagate = [self], False
+        try:
+            yield
+        finally:
+            logger.handlers, logger.propagate = handlers, propagate
+
+
 def _tell(
     say: Callable[[str], object], known: set[str], _: asyncio.AbstractEventLoop, context: dict[str, Any]
 ) -> None:
-    error = context.get("exception")
-    text = str(context.get("message", "")) + (f" ({type(error).__name__}: {error})" if error else "")
+    _say_once(say, known, str(context.get("message", "")), context.get("exception"))
+
+
+def _say_once(
+    say: Callable[[str], object], known: set[str], message: str, error: BaseException | None
+) -> None:
+    text = message + (f" ({type(error).__name__}: {error})" if error else "")
     if text not in known and len(known) < DIFFERENT:
         known.add(text)
         say(f"lrft serve: {text}")

@@ -10,7 +10,7 @@ import os
 import time
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lrft.evaluation.sampling import Sampling
 from lrft.registry.json import Json
@@ -115,6 +115,16 @@ class CompletionAsk(Ask):
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _alone(cls, given: object) -> object:
+        """One prompt, also where it is the only one of a list of prompts."""
+        if not isinstance(given, list) or not any(isinstance(one, str | list) for one in given):
+            return given
+        if len(given) > 1:
+            raise ValueError("one prompt a request is answered; ask for each by itself")
+        return given[0]
 
     @property
     def most(self) -> int | None:

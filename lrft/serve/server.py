@@ -19,7 +19,15 @@ from lrft.core.notes import say
 from lrft.registry.errors import Interrupted, LrftError, UsageError
 from lrft.serve.app import make_app
 from lrft.serve.batcher import Batcher
-from lrft.serve.connections import AT_ONCE, KEPT, end_the_late, protocol, room_for_connections, told_once
+from lrft.serve.connections import (
+    AT_ONCE,
+    KEPT,
+    ToldOnce,
+    end_the_late,
+    protocol,
+    room_for_connections,
+    told_once,
+)
 from lrft.serve.desk import Desk, Offer
 from lrft.serve.guards import Guards
 from lrft.serve.pages import Pages
@@ -232,4 +240,5 @@ def _listen(server: uvicorn.Server, door: socket.socket, answered: float) -> Non
         finally:
             watch.cancel()
 
-    asyncio.run(until_the_end())
+    with ToldOnce(say).instead():
+        asyncio.run(until_the_end())

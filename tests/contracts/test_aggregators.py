@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -105,3 +106,47 @@ def test_a_smoke_recipe_trains_and_goes_on_unbroken_after_a_cut(name, tiny, tmp_
     if {"frozen_A", "core_matrix"} & AGGREGATORS.declared(name).requires:
         assert all(line["averaging_error_relative"] < 1e-6 for line in lines)
     goes_on_unbroken(loaded, tmp_path / "whole", 1, tmp_path / "broken")
+
+
+@each("name", NAMES)
+def test_a_reply_from_elsewhere_is_looked_at_before_it_is_summed(name):
+    """Every message that a client can make passes, and none with a part missing, too much, of another shape or type,
+    not finite, or of no rows.
+    """
+    models, sent = rounds_of(name)
+    server = server_of(name, 3, 2)
+    for place in range(3):
+        for reply in sent[place]:
+            server.check(models[place], reply, place)
+        server.aggregate(models[place], sent[place], place)
+    good = sent[0][0]
+    key, value = next(iter(good.message.items()))
+    odd = {
+        "missing": {k: v for k, v in good.message.items() if k != key},
+        "of nothing that is averaged": {**good.message, "more": value},
+        "of torch": {**good.message, key: value.to(torch.complex64)},
+    }
+    if value.is_floating_point():
+        odd["not finite"] = {**good.message, key: torch.full_like(value, float("nan"))}
+    shape = {**good.message, key: torch.cat([value, value])}
+    said = "coordinates are not" if name == "ferret" else "no order|has shape"
+    server = server_of(name, 3, 2)
+    for what, message in [*odd.items(), (said, shape)]:
+        with pytest.raises(ValueError, match=what):
+            server.check(models[0], replace(good, message=message), 0)
+    for rows in (0, -3):
+        with pytest.raises(ValueError, match="rows"):
+            server.check(models[0], replace(good, examples=rows), 0)
+
+
+def test_an_order_that_names_an_entry_twice_and_coordinates_of_too_many_directions_are_refused():
+    models, sent = rounds_of("frl")
+    key = next(iter(models[0]))
+    twice = {**sent[0][0].message, key: torch.zeros_like(sent[0][0].message[key])}
+    with pytest.raises(ValueError, match="sent no order"):
+        server_of("frl", 3, 2).check(models[0], replace(sent[0][0], message=twice), 0)
+    models, sent = rounds_of("ferret")
+    counts = sent[0][0].message["counts"]
+    many = {"counts": torch.full_like(counts, 7), "coordinates": torch.zeros(7 * len(counts))}
+    with pytest.raises(ValueError, match="coordinates are not 2 to 6"):
+        server_of("ferret", 3, 2).check(models[0], replace(sent[0][0], message=many), 0)

@@ -136,6 +136,36 @@ def test_a_combination_of_runs_is_a_run_that_is_scored_merged_and_begun_with(giv
     assert origin["kind"] == "run" and origin["relative_error"] == 0 and "factors" in str(origin["sites"])
 
 
+def test_adapters_whose_sites_share_a_part_are_combined_by_their_changes(tiny, tmp_path):
+    """Loaded by PEFT on a fresh base it computes what the weighted changes of the merged models do."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    small = [f"model={{name: {tiny()}, dtype: float32}}", "data.train.limit=8", "data.eval.limit=2"]
+    small += ["train.max_steps=2", "train.device=cpu", "optimizer.lr=0.05", "quantization=none"]
+    merged = []
+    for name in ("vera", "vblora"):
+        train(load_recipe(SMOKE / f"{name}.yaml", small), tmp_path / name)
+        merge(tmp_path / name, tmp_path / f"{name}-merged")
+        merged.append(AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-merged", dtype=torch.float32))
+    record = combine(
+        [tmp_path / "vera", tmp_path / "vblora"], tmp_path / "out", "cat", Settings(weights=[2.0, -0.5])
+    )
+    assert record["relative_error"] < 1e-5 and record["kl_mean"] < 1e-6
+    base, sums = (AutoModelForCausalLM.from_pretrained(tiny(), dtype=torch.float32) for _ in range(2))
+    with torch.no_grad():
+        parts = [dict(model.named_parameters()) for model in merged]
+        for name, value in sums.named_parameters():
+            old = value.clone()
+            value += 2.0 * (parts[0][name] - old) - 0.5 * (parts[1][name] - old)
+        ids = torch.randint(3, 400, (1, 12), generator=torch.Generator().manual_seed(0))
+        bare = base(input_ids=ids).logits
+        written = PeftModel.from_pretrained(base, tmp_path / "out").eval()(input_ids=ids).logits
+        wanted = sums(input_ids=ids).logits
+    torch.testing.assert_close(written, wanted, atol=1e-4, rtol=1e-4)
+    assert (wanted - bare).abs().max() > 0.01
+
+
 def test_a_cut_is_told_with_what_it_leaves_out(given_adapters, tmp_path, capsys):
     record = combine(given_adapters(), tmp_path / "small", "ties", Settings(rank=2))
     assert record["rank"] == 2 and 0 < record["relative_error"] < 1 and record["exact_sites"] == 0
@@ -152,6 +182,7 @@ def test_what_cannot_be_combined_is_refused_before_anything_is_written(given_ada
         ("ties", Settings(set={"density": 2.0}), "--set density: .*less than or equal to 1"),
         ("cat", Settings(weights=[1.0]), "--weights: 1 for 2 adapters"),
         ("lego", Settings(weights=[1.0, 1.0]), "--weights: lego has none"),
+        ("cat", Settings(weights=[float("nan"), 1.0]), "--weights: nan, 1.0 are not all finite"),
         ("linear", Settings(), "--method linear: .*one rank"),
         ("cat", Settings(curve=1), "--curve: 1 point has no line"),
     ):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
+import logging
 import resource
 import socket
 import threading
@@ -16,10 +19,11 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 @pytest.fixture
 def port():
-    """`port(most, silent)` -> the port of a server of empty answers with at most so many connections."""
+    """`port(most, silent, ...)` -> the port of a server of empty answers with at most so many connections."""
     import uvicorn
 
     from lrft.serve.connections import AT_ONCE, end_the_late, protocol
+    from lrft.serve.guards import Guards
 
     async def app(scope, receive, send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
@@ -27,11 +31,14 @@ def port():
 
     started = []
 
-    def start(most, silent):
+    def start(most, silent, key=None, most_body=2**20):
         door = socket.socket()
         door.bind(("127.0.0.1", 0))
         kind = protocol(most)
-        config = uvicorn.Config(app, http=kind, backlog=AT_ONCE, lifespan="off", ws="none", log_config=None)
+        guarded = Guards(app, key, most_body, 30.0)
+        config = uvicorn.Config(
+            guarded, http=kind, backlog=AT_ONCE, lifespan="off", ws="none", log_config=None
+        )
         server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None
 
@@ -104,3 +111,53 @@ def test_what_belongs_to_no_request_is_one_sentence():
     for _ in range(3):
         tell(None, {"message": "socket.accept() failed", "exception": OSError(24, "Too many open files")})
     assert said == ["lrft serve: socket.accept() failed (OSError: [Errno 24] Too many open files)"]
+
+
+def test_what_uvicorn_logs_is_a_sentence_the_first_time(capfd):
+    """Strangers can send bytes that are no request as often as they like, and an error of lrft's has no traceback."""
+    from lrft.serve.connections import ToldOnce
+
+    said: list[str] = []
+    with ToldOnce(said.append).instead():
+        logger = logging.getLogger("uvicorn.error")
+        for _ in range(50):
+            logger.warning("Invalid HTTP request received.")
+            logger.error("Exception in ASGI application\n", exc_info=ValueError("odd"))
+            logger.info("Started server process")
+    assert said == [
+        "lrft serve: Invalid HTTP request received.",
+        "lrft serve: Exception in ASGI application (ValueError: odd)",
+    ]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [3_000_000, 40_000_000])
+def test_who_sends_too_much_reads_why_once_all_is_sent(port, size):
+    """A client writes its whole request before it reads; an end of the connection before would be all it sees."""
+    at = port(4, 60.0, key="a key of many letters", most_body=1000)
+    right = {"authorization": "Bearer a key of many letters"}
+    for headers, status in (({}, 401), (right, 413)):
+        for chunked in (False, True):
+            content = iter([b"x" * 2**20] * (size >> 20)) if chunked else b"x" * size
+            line = http.client.HTTPConnection("127.0.0.1", at, timeout=20)
+            line.request("POST", "/v1/completions", content, headers, encode_chunked=chunked)
+            answer = line.getresponse()
+            assert answer.status == status and json.loads(answer.read())["error"]["message"]
+            line.close()
+    assert ask(at).startswith(b"HTTP/1.1 401")
+
+
+def test_who_is_refused_and_goes_on_to_send_is_not_waited_for(port):
+    at = port(2, 0.4, key="a key of many letters", most_body=1000)
+    lines = [socket.create_connection(("127.0.0.1", at), timeout=5) for _ in range(6)]
+    for one in lines:
+        one.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5000000\r\n\r\nx")
+    assert b" 401 " in lines[-1].recv(4096)
+    assert b" 401 " in ask(at)  # there is room for others, who are asked for the key
+    began = time.monotonic()
+    with suppress(ConnectionResetError):
+        while lines[-1].recv(4096):
+            pass
+    assert time.monotonic() - began < 4
+    for one in lines:
+        one.close()

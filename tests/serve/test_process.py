@@ -58,6 +58,10 @@ def test_openais_client_is_answered_and_a_signal_lets_answers_end(server):
     assert "".join(one.choices[0].delta.content or "" for one in stream) == whole.choices[0].message.content
     text = client.completions.create(model="small", prompt="Once", temperature=0, max_tokens=4)
     assert text.choices[0].text
+    assert client.models.retrieve("pissa").id == "pissa"
+    for large in (1_200_000, 5_000_000, 30_000_000):
+        with pytest.raises(openai.APIStatusError, match="a request may have 1,048,576 bytes"):
+            client.completions.create(model="small", prompt="x" * large)
     with pytest.raises(openai.NotFoundError, match="there is no model"):
         client.chat.completions.create(model="none", messages=turns)
     with pytest.raises(openai.BadRequestError, match="tools"):
@@ -110,6 +114,79 @@ def test_two_hundred_clients_at_once_are_answered_as_one_at_a_time(server):
     assert together == alone and len(set(together)) > 20
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
+
+
+@pytest.mark.slow
+def test_openais_client_under_load_has_its_answers_whatever_others_send(server, monkeypatch):
+    """Two hundred answers at once, streamed and whole, greedy and drawn, while others show wrong keys, send too much
+    and break off; beside the same asked one at a time, with room for two adapters of three.
+    """
+    openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
+    import asyncio
+    import random
+
+    import httpx
+
+    key = "a key of many letters"
+    monkeypatch.setenv("LRFT_SERVE_KEY", key)
+    options = ("--rows", "24", "--adapter-memory", "24KiB")
+    process, address = server("small", "ones", "plain", options=options)
+    asks = [
+        {
+            "model": ("small", "ones", "plain")[k % 3],
+            "messages": [{"role": "user", "content": f"{k} + {7 * k % 31} ="}],
+            "max_tokens": 1 + k % 9,
+            "stream": k % 4 == 1,
+            **({"temperature": 0} if k % 2 else {"temperature": 1.3, "seed": k, "top_p": 0.8}),
+        }
+        for k in range(200)
+    ]
+
+    async def one(client, ask) -> str:
+        answer = await client.chat.completions.create(**ask)
+        if not ask["stream"]:
+            return answer.choices[0].message.content
+        return "".join([piece.choices[0].delta.content or "" async for piece in answer])
+
+    async def strange(client, stranger, k) -> int:
+        await asyncio.sleep(random.random())
+        turns = [{"role": "user", "content": "x" * (3_000_000 if k % 3 == 1 else 1)}]
+        try:
+            found = await (client if k % 3 else stranger).chat.completions.create(
+                model="small", messages=turns, max_tokens=60, stream=True
+            )
+        except openai.APIStatusError as error:
+            return error.status_code
+        async for _ in found:
+            break
+        await found.close()
+        return 200
+
+    async def ask_all(most: int, strangers: int) -> tuple[list[str], list[int]]:
+        own = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=300)
+        client = openai.AsyncOpenAI(base_url=address, api_key=key, max_retries=0, http_client=own)
+        stranger = openai.AsyncOpenAI(base_url=address, api_key=key[:-1], max_retries=0)
+        room = asyncio.Semaphore(most)
+
+        async def in_room(ask) -> str:
+            async with room:
+                return await one(client, ask)
+
+        noise = asyncio.gather(*(strange(client, stranger, k) for k in range(strangers)))
+        return await asyncio.gather(*map(in_room, asks)), await noise
+
+    together, strange_answers = asyncio.run(ask_all(200, 30))
+    alone, _ = asyncio.run(ask_all(1, 0))
+    assert together == alone and len(set(together)) > 50
+    assert [strange_answers.count(status) for status in (401, 413, 200)] == [10, 10, 10]
+    root, shown = address.removesuffix("/v1"), {"authorization": f"Bearer {key}"}
+    text = httpx.get(f"{root}/metrics", headers=shown).text
+    assert "lrft_rows 0\n" in text and "lrft_waiting 0\n" in text
+    assert "lrft_adapter_evictions_total 0" not in text  # they had to make room for one another
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    said = process.stderr.read()
+    assert "Traceback" not in said and key not in said
 
 
 @pytest.mark.slow

@@ -105,7 +105,12 @@ def test_requests_that_are_wrong_get_openais_error(served):
             assert "Traceback" not in done.text
         beyond = client.post("/v1/completions", {"model": "small", "prompt": [10**6]})
         assert beyond.status_code == 400 and "is none" in beyond.json()["error"]["message"]
+        several = client.post("/v1/completions", {"model": "small", "prompt": ["a", "b"]})
+        assert several.status_code == 400 and "one prompt a request" in several.json()["error"]["message"]
         assert client.get("/v1/nothing").status_code == 404
+        assert client.get("/v1/models/small").json()["id"] == "small"
+        unknown = client.get("/v1/models/..%2fsmall")
+        assert unknown.status_code == 404 and unknown.json()["error"]["code"] == "model_not_found"
         assert [one["id"] for one in client.get("/v1/models").json()["data"]] == [client.base, "small"]
         assert client.chat("small", "Why?", max_tokens=2)  # and it answers as before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -23,7 +24,7 @@ from lrft.core.context import share_done
 from lrft.ops import compiled, elementwise
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
-from lrft.registry.errors import NumericalError, OutOfMemory
+from lrft.registry.errors import NumericalError, OutOfMemory, RecipeError
 from lrft.training import gradient_sum
 from lrft.training.device import make_accelerator
 from lrft.training.folder import RunFolder
@@ -336,6 +337,58 @@ def test_two_processes_give_the_losses_of_one(recipe_file, tmp_path):
     assert len(a) == len(b) == 8
     for x, y in zip(a, b, strict=True):
         assert x == pytest.approx(y, rel=2e-6)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_what_accelerate_is_asked_for_and_lrft_has_not_is_refused(name, recipe_file, tmp_path, monkeypatch):
+    """Also on a CPU, where accelerate itself would leave it out and train plain copies."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(RecipeError, match=r"is not supported; start plain processes.*train\.shard_base"):
+        train(load_recipe(recipe_file("float32")), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_launchers_as_of_two_machines_give_the_losses_of_one_process(launcher, recipe_file, tmp_path):
+    """One process each, which meet at an address, as nodes of a cluster do."""
+    recipe = recipe_file("float32")
+    train(
+        load_recipe(recipe, ["adapter.dropout=0", "train.gradient_accumulation=2"]),
+        tmp_path / "one",
+        resume=False,
+    )
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    words = ["-m", "lrft", "train", str(recipe), "adapter.dropout=0", "train.gradient_accumulation=1"]
+    words += ["train.device=cpu", "--out", str(tmp_path / "two")]
+    started = []
+    for rank in ("0", "1"):
+        if launcher == "torchrun":
+            command = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}"]
+            command += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+        else:
+            command = ["accelerate.commands.launch", "--multi_gpu", "--num_machines=2", "--num_processes=2"]
+            command += [
+                f"--machine_rank={rank}",
+                "--main_process_ip=127.0.0.1",
+                f"--main_process_port={port}",
+            ]
+            command += ["--mixed_precision=no", "--dynamo_backend=no"]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", *command, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+        )
+    try:
+        assert [process.wait(250) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    a, b = (losses(tmp_path / name) for name in ("one", "two"))
+    assert a == pytest.approx(b, rel=2e-6) and len(a) == 8
 
 
 # Some of every axis, those first that look at gradients, routing or state in a way of their own, or draw.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,6 +194,8 @@ def _weights(cls: type[Combination], method: str, count: int, given: Sequence[fl
         return cls.own_weights(count)
     if cls.weighs == "none":
         raise UsageError(f"--weights: {method} has none; leave them out, or choose cat, svd or ties")
+    if not all(map(math.isfinite, given)):
+        raise UsageError(f"--weights: {', '.join(map(str, given))} are not all finite; give numbers")
     if len(given) != count:
         raise UsageError(f"--weights: {len(given)} for {count} adapters; give one each")
     return list(given)

@@ -99,7 +99,7 @@ def _read(
     weight_of: Callable[[str], Tensor],
     place: int,
 ) -> Parent:
-    earlier = _earlier(path, recipe, sites)
+    earlier = _earlier(path, recipe, sites, base.hf.config.get_text_config().hidden_size)
     check_same_base(earlier, base, str(path), recipe.model.name)
     if strange := next((name for name in earlier.given if name not in sites), None):
         raise NotMergeable(
@@ -119,10 +119,10 @@ def _read(
     return Parent(f"{place}-{name}", parts, {**earlier.record, "name": name}, told)
 
 
-def _earlier(path: Path | str, recipe: Recipe, sites: Mapping[str, Site]) -> Earlier:
+def _earlier(path: Path | str, recipe: Recipe, sites: Mapping[str, Site], hidden_size: int) -> Earlier:
     section = recipe.model.model_copy(update={"adapter": str(path)})
     try:
-        return read_earlier(recipe.model_copy(update={"model": section}), sites)
+        return read_earlier(recipe.model_copy(update={"model": section}), sites, hidden_size)
     except RecipeError as error:
         raise UsageError(f"{path}: {error.problems[0].message}") from error
 

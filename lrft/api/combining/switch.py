@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,11 +70,15 @@ class Adapters:
     def use(self, weights: str | Mapping[str, float]) -> Iterator[CausalLM]:
         """The model with one adapter, or with the weighted sum of some: W + sum_t w_t delta_t.
 
+        Within another `use` both are added.
+
         Raises:
-            UsageError: there is no such adapter.
+            UsageError: there is no such adapter, or its weight is no finite number.
         """
         chosen = {weights: 1.0} if isinstance(weights, str) else dict(weights)
-        for name in chosen:
+        for name, weight in chosen.items():
+            if not math.isfinite(weight):
+                raise UsageError(f"weight {weight} of {name!r}: give a finite number")
             if name not in self.parts:
                 raise UsageError(f"no adapter {name!r} here{did_you_mean(name, self.parts)}")
         sites = dict.fromkeys(site for name in chosen for site in self.parts[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from lrft.core import stop
 from lrft.core.aggregate import Aggregator, Reply, Tensors, Turn, bytes_of
 from lrft.core.notes import say
 from lrft.model.trained import trained_tensors
+from lrft.registry.errors import first_line
 
 POLL = 0.5  # seconds between two looks at which nodes are there
 
@@ -47,14 +49,20 @@ class OnGrid:
         reached = [turn for turn in turns if turn.client in self.nodes]
         sent = {turn: self._message(turn, held) for turn in reached}
         replies = self._send({turn: self._asking(turn, message, False) for turn, message in sent.items()})
-        lacking = [turn for turn, reply in replies.items() if reply["numbers"]["lacks_start"]]
+        lacking = [turn for turn, reply in replies.items() if _lacks_start(reply)]
+        for turn in lacking:
+            del replies[turn]
         replies |= self._send({turn: self._asking(turn, sent[turn], True) for turn in lacking})
         found = []
         for turn in turns:
-            if turn in replies and not replies[turn]["numbers"]["lacks_start"]:
+            who = f"round {turn.round + 1}: client {turn.client}"
+            if turn not in replies or _lacks_start(replies[turn]):
+                say(f"{who} did not answer; it is averaged without it")
+                continue
+            try:
                 found.append(self._answer(turn, sent[turn], replies[turn], held))
-            else:
-                say(f"round {turn.round + 1}: client {turn.client} did not answer; it is averaged without it")
+            except (ValueError, TypeError, KeyError) as error:  # what others' processes send is looked at
+                say(f"{who} sent what cannot be averaged ({first_line(error)}); it is averaged without it")
         stop_if_asked(turns[0].round, self.clients.asked.rounds)
         return found
 
@@ -117,14 +125,22 @@ class OnGrid:
             time.sleep(POLL)
 
     def _answer(self, turn: Turn, sent: Tensors, content: Any, held: Tensors) -> Answer:
+        """A client's answer.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is none.
+        """
         message = to_tensors(content["message"])
         told = content["numbers"]
         numbers = Numbers(float(told["loss"]), int(told["tokens"]), int(told["targets"]), float(told["lr"]))
+        if not math.isfinite(numbers.loss + numbers.lr):
+            raise ValueError("its loss or its rate is not finite")
         message = {name: value.to(self.clients.infos[0].param.device) for name, value in message.items()}
+        reply = Reply(turn.client, int(told["examples"]), message)
+        self.aggregator.check(held, reply, turn.round)
         alike = message.keys() == held.keys() and all(
             message[name].shape == held[name].shape for name in held
         )
-        reply = Reply(turn.client, int(told["examples"]), message)
         return Answer(reply, numbers, message if alike else None, bytes_of(sent))
 
     def _started(self) -> Begin:
@@ -136,3 +152,11 @@ class OnGrid:
             day = self.clients.text.renderer.today.isoformat()
             self._begin = Begin(tensors, json.loads(json.dumps(plan)), day)
         return self._begin
+
+
+def _lacks_start(content: Any) -> bool:
+    """Whether a client asks for the start; what is no answer at all is no such question."""
+    try:
+        return bool(content["numbers"]["lacks_start"])
+    except (KeyError, TypeError):
+        return False

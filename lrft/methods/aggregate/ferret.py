@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import StateDict
 
-from lrft.core.aggregate import Aggregator, Federation, Reply, Tensors, Turn
+from lrft.core.aggregate import Aggregator, Federation, Reply, Tensors, Turn, check_alike
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import AGGREGATORS
 from lrft.registry.config import Field, Literal, MethodConfig
@@ -88,6 +88,14 @@ class Ferret(Aggregator):
             found.append(project(_update(start, trained, names), seeds))
             counts.append(count)
         return {COORDINATES: torch.cat(found), COUNTS: torch.tensor(counts, dtype=torch.int32)}
+
+    def check(self, held: Mapping[str, Tensor], reply: Reply, round: int) -> None:
+        groups = torch.zeros(len(self.groups), dtype=torch.int32)
+        check_alike(reply, {COORDINATES: torch.zeros(0), COUNTS: groups}, shapes=False)
+        values, counts = reply.message[COORDINATES], reply.message[COUNTS]
+        fits = counts.shape == groups.shape and values.shape == (int(counts.sum()),)
+        if not fits or not ((counts >= 2) & (counts <= len(self.seeds))).all():
+            raise ValueError(f"its {values.numel()} coordinates are not 2 to {len(self.seeds)} of each group")
 
     def aggregate(self, held: Mapping[str, Tensor], replies: Sequence[Reply], round: int) -> Tensors:
         self.pool = self.pool * self.config.momentum

@@ -56,6 +56,11 @@ class FRL(Aggregator):
             found[name + MOVED] = torch.stack([(update < 0).sum(), (update == 0).sum()])
         return found
 
+    def check(self, held: Mapping[str, Tensor], reply: Reply, round: int) -> None:
+        super().check(held, reply, round)
+        for name in held:
+            _places(reply, name)
+
     def aggregate(self, held: Mapping[str, Tensor], replies: Sequence[Reply], round: int) -> Tensors:
         found: Tensors = {}
         for name, value in held.items():
