@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lrft.commands.bounds import check_option
 from lrft.commands.complete import recipe_names
 from lrft.registry.errors import UsageError
 
@@ -84,9 +85,11 @@ def parse_numbers(option: str, given: str, advice: str) -> list[float]:
     """The numbers of an option, with commas between.
 
     Raises:
-        UsageError: one is no number; it says `advice`.
+        UsageError: one is no number, and it says `advice`; or one is beyond what is meant.
     """
     try:
-        return [float(part) for part in given.split(",")]
+        found = [float(part) for part in given.split(",")]
     except ValueError:
         raise UsageError(f"{option} {given}: {advice}") from None
+    check_option(option, found)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from lrft.evaluation.pairs import Pair, parameters_of
 from lrft.evaluation.subject import Subject
 from lrft.ops.kfac import Sum
 from lrft.ops.laplace import STEPS, Block, evidence_of, fisher_roots, predictive, variance
+from lrft.registry.errors import NumericalError
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ def fit(
         rank, above: sides of `above` numbers or more keep `rank` eigenpairs; None keeps all of every side.
         steps: of Adam, for the prior's precision.
         tokens: of a batch; by default those of an evaluation.
+
+    Raises:
+        NumericalError: no evidence is to be had at a temperature.
     """
     sums = _Sums(pairs, temperatures, rank, above)
     likelihoods = [0.0] * len(temperatures)
@@ -68,6 +73,10 @@ def fit(
     tried = []
     for temperature, blocks, likelihood in zip(temperatures, made, likelihoods, strict=True):
         precision, evidence = evidence_of(list(blocks.values()), likelihood, squared).best(steps)
+        if not (math.isfinite(precision) and math.isfinite(evidence) and math.isfinite(likelihood)):
+            raise NumericalError(
+                f"at temperature {temperature:g} the evidence is no finite number; give temperatures nearer to 1"
+            )
         tried.append(Tried(temperature, precision, evidence, likelihood))
     best = max(range(len(tried)), key=lambda k: tried[k].log_evidence)
     parameters = sum(factor.numel() for factor in parameters_of(pairs))

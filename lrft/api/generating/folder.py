@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from lrft.core.generate import Generator, Layout, Sizes
@@ -20,6 +20,7 @@ from lrft.files.generator_record import GeneratorRecord
 from lrft.files.json import read_object
 from lrft.files.read import read_bytes
 from lrft.files.sums import MANIFEST, folder_fault, folder_manifest, is_covered
+from lrft.model.finite_file import finite_file
 from lrft.registry.axes import GENERATORS
 from lrft.registry.choice import parse_choice
 from lrft.registry.errors import DamagedFile, UsageError
@@ -36,6 +37,7 @@ MEAN, CENTRES, SPREADS = "library.mean", "library.factor_mean", "library.factor_
 OWN = "generator."  # what the names of its own tensors begin with
 FORMAT = 1
 MOST = 2**40  # bytes of the tensors
+SMALLER = "fit it with a smaller lr"
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,15 @@ def write_generator(
     """Write the folder, in the place of one that is there; with an optimizer, what is needed to go on.
 
     Raises:
+        NumericalError: a number is not finite; what was there is intact.
         WriteError: the disk is full or not writable; what was there is intact.
     """
     tensors = {f"{OWN}{name}": one for name, one in generator.state_dict().items()}
     tensors |= {MEAN: summary.mean, CENTRES: summary.centres, SPREADS: summary.spreads}
-    files = {WEIGHTS: save({name: one.detach().cpu().contiguous() for name, one in tensors.items()})}
+    files = {WEIGHTS: finite_file(tensors, SMALLER)}
     if optimizer is not None:
         state, values = flatten(optimizer.state_dict())
-        files[OPTIMIZER] = save({name: one.detach().cpu().contiguous() for name, one in state.items()})
+        files[OPTIMIZER] = finite_file(state, SMALLER)
         files[STATE] = json.dumps(values).encode()
     files[RECORD] = (
         json.dumps(plain({"format": FORMAT, **record}), indent=2, allow_nan=False) + "\n"
