@@ -94,6 +94,9 @@ def probabilities(
     """Of every row (C,) float64: the probabilities of the adapter as it is, and those of the posterior.
 
     Samples are drawn from one seed, in the order of the batches, so the same rows give the same numbers.
+
+    Raises:
+        NumericalError: the posterior is none.
     """
     before: list[Tensor] = [torch.empty(0)] * len(choices)
     after: list[Tensor] = [torch.empty(0)] * len(choices)
@@ -108,7 +111,13 @@ def probabilities(
             }
             spread = variance(posterior.blocks, jacobians, precision)
             sure = torch.softmax(logits.double(), dim=-1).cpu()
-            unsure = predictive(logits.double() / tau, spread / tau**2, samples, generator)
+            try:
+                unsure = predictive(logits.double() / tau, spread / tau**2, samples, generator)
+            except ValueError as error:
+                raise NumericalError(
+                    f"the posterior gives these rows no probabilities ({error}); measure it again, at a temperature "
+                    "nearer to 1"
+                ) from None
         for place, index in enumerate(indices):
             before[index], after[index] = sure[place], unsure[place]
     return before, after

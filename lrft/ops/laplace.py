@@ -128,9 +128,17 @@ def _gram(J: Tensor) -> Tensor:
 
 
 def predictive(mean: Tensor, variance: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """Mean of softmax over samples of N(mean, variance), (rows, C), float64; mean (rows, C), variance (rows, C, C)."""
+    """Mean of softmax over samples of N(mean, variance), (rows, C), float64; mean (rows, C), variance (rows, C, C).
+
+    Raises:
+        ValueError: the variance of a row is none.
+    """
     mean, variance = mean.double().cpu(), variance.double().cpu()
-    root = torch.linalg.cholesky(variance + JITTER * torch.eye(mean.shape[-1], dtype=torch.float64))
+    root, failed = torch.linalg.cholesky_ex(
+        variance + JITTER * torch.eye(mean.shape[-1], dtype=torch.float64)
+    )
+    if failed.any() or not root.isfinite().all():
+        raise ValueError("the variance is none: it is not positive, or not finite")
     total = torch.zeros_like(mean)
     left, most = samples, max(1, CHUNK // mean.numel())
     while left:

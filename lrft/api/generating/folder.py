@@ -84,8 +84,12 @@ def write_generator(
     summary: Summary,
     record: Mapping[str, Json],
     optimizer: torch.optim.Optimizer | None,
+    anew: bool,
 ) -> None:
-    """Write the folder, in the place of one that is there; with an optimizer, what is needed to go on.
+    """Write the folder; with an optimizer, what is needed to go on.
+
+    Args:
+        anew: nothing is there yet, and what another process has written meanwhile stays; else it is replaced.
 
     Raises:
         NumericalError: a number is not finite; what was there is intact.
@@ -102,7 +106,8 @@ def write_generator(
         json.dumps(plain({"format": FORMAT, **record}), indent=2, allow_nan=False) + "\n"
     ).encode()
     then = "; the same command goes on"
-    with fresh_folder(path, "replace", f"--out {path}", sum(map(len, files.values())), then) as fresh:
+    needed, existing = sum(map(len, files.values())), "refuse" if anew else "replace"
+    with fresh_folder(path, existing, f"--out {path}", needed, then) as fresh:
         for name, content in files.items():
             fresh.write(name, content)
         fresh.write(MANIFEST, folder_manifest(fresh.path))
@@ -147,6 +152,10 @@ def made(config: Any, sizes: Sizes, seed: int) -> Generator:
     return found
 
 
+def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load(read_bytes(path, MOST, path.parent))
@@ -166,7 +175,12 @@ def _made_of(
     sizes = Sizes(layout, tuple(record["condition"]), len(record["tasks"]))
     own = {key.removeprefix(OWN): one for key, one in tensors.items() if key.startswith(OWN)}
     try:
-        generator = made(parse_choice(GENERATORS, record["generator"]), sizes, record["seed"])
+        config = parse_choice(GENERATORS, record["generator"])
+        with torch.device("meta"):  # no memory for what a record says, before the file is known to hold it
+            hollow = made(config, sizes, record["seed"]).state_dict()
+        if odd := [key for key in {**own, **hollow} if _shape(own, key) != _shape(hollow, key)]:
+            raise KeyError(odd[0])
+        generator = made(config, sizes, record["seed"])
         generator.load_state_dict(own)
         summary = Summary(tensors[MEAN], tensors[CENTRES], tensors[SPREADS])
     except (RuntimeError, KeyError, ValueError, TypeError, UsageError) as error:
