@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,8 +21,14 @@ from lrft.core import stop
 from lrft.core.aggregate import Aggregator, Reply, Tensors, Turn, bytes_of
 from lrft.core.notes import say
 from lrft.model.trained import trained_tensors
+from lrft.registry.section import MOST_COUNTED
 
 POLL = 0.5  # seconds between two looks at which nodes are there
+
+
+def _lacks_start(content: Any) -> bool:
+    """Whether a node asks for the start; what holds no numbers is looked at where it is read."""
+    return "numbers" in content and bool(content["numbers"].get("lacks_start", 0))
 
 
 class OnGrid:
@@ -39,6 +46,7 @@ class OnGrid:
         check_whole(aggregator, clients.recipe)
         self.grid, self.clients, self.aggregator, self.timeout = grid, clients, aggregator, timeout
         self.nodes: dict[int, int] = {}  # client -> node
+        self._strange: set[int] = set()  # nodes that are no client, or one that another node is
         self._begin: Begin | None = None
 
     def ask(self, turns: Sequence[Turn], held: Tensors) -> list[Answer]:
@@ -47,12 +55,13 @@ class OnGrid:
         reached = [turn for turn in turns if turn.client in self.nodes]
         sent = {turn: self._message(turn, held) for turn in reached}
         replies = self._send({turn: self._asking(turn, message, False) for turn, message in sent.items()})
-        lacking = [turn for turn, reply in replies.items() if reply["numbers"]["lacks_start"]]
+        lacking = [turn for turn, reply in replies.items() if _lacks_start(reply)]
         replies |= self._send({turn: self._asking(turn, sent[turn], True) for turn in lacking})
         found = []
         for turn in turns:
-            if turn in replies and not replies[turn]["numbers"]["lacks_start"]:
-                found.append(self._answer(turn, sent[turn], replies[turn], held))
+            answer = self._read(turn, sent[turn], replies[turn], held) if turn in replies else None
+            if answer is not None:
+                found.append(answer)
             else:
                 say(f"round {turn.round + 1}: client {turn.client} did not answer; it is averaged without it")
         stop_if_asked(turns[0].round, self.clients.asked.rounds)
@@ -68,16 +77,28 @@ class OnGrid:
         while True:
             there = set(self.grid.get_node_ids())
             self.nodes = {client: node for client, node in self.nodes.items() if node in there}
-            new = sorted(there - set(self.nodes.values()))
+            new = sorted(there - set(self.nodes.values()) - self._strange)
             asked = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
             for place, reply in self._exchange(asked):
                 if not reply.has_error():
-                    who: Any = reply.content["who"]
-                    self.nodes[int(who["client"])] = new[place]
+                    self._meet(new[place], reply.content)
             if set(clients) <= self.nodes.keys() or time.monotonic() > until:
                 return
             stop_if_asked(0, self.clients.asked.rounds)
             time.sleep(POLL)
+
+    def _meet(self, node: int, content: Any) -> None:
+        """Note which client a node is; one that does not say, or says what another does, is told and left alone."""
+        try:
+            client = int(content["who"]["client"])
+        except (KeyError, TypeError, ValueError):
+            client = -1
+        if client not in range(self.clients.asked.clients) or client in self.nodes:
+            self._strange.add(node)
+            what = f"client {client}, which {'another node is' if client in self.nodes else 'there is not'}"
+            say(f"node {node} says that it is {what}; it is not asked")
+            return
+        self.nodes[client] = node
 
     def _asking(self, turn: Turn, message: Tensors, whole: bool) -> Message:
         begin = self._started()
@@ -116,6 +137,15 @@ class OnGrid:
                 return
             time.sleep(POLL)
 
+    def _read(self, turn: Turn, sent: Tensors, content: Any, held: Tensors) -> Answer | None:
+        """An answer; None, once it is told, of what no client of this run would send."""
+        try:
+            return None if _lacks_start(content) else self._answer(turn, sent, content, held)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            what = f"what is no answer ({type(error).__name__}: {error})"
+            say(f"round {turn.round + 1}: client {turn.client} sent {what}")
+            return None
+
     def _answer(self, turn: Turn, sent: Tensors, content: Any, held: Tensors) -> Answer:
         message = to_tensors(content["message"])
         told = content["numbers"]
@@ -124,8 +154,23 @@ class OnGrid:
         alike = message.keys() == held.keys() and all(
             message[name].shape == held[name].shape for name in held
         )
-        reply = Reply(turn.client, int(told["examples"]), message)
+        if not 0 < (examples := int(told["examples"])) <= MOST_COUNTED or not math.isfinite(numbers.loss):
+            raise ValueError(f"{examples} examples, loss {numbers.loss}")
+        self._check_message(turn, message, sent, held)
+        reply = Reply(turn.client, examples, message)
         return Answer(reply, numbers, message if alike else None, bytes_of(sent))
+
+    def _check_message(self, turn: Turn, message: Tensors, sent: Tensors, held: Tensors) -> None:
+        """Refuse a message that is not made as the aggregator makes it, or holds a number that is none.
+
+        Raises:
+            ValueError: says what is odd.
+        """
+        start = dict(sent) if self.aggregator.to_all else self.aggregator.taken(sent, held, turn)
+        if odd := sorted(self.aggregator.up(start, start, turn).keys() ^ message.keys()):
+            raise ValueError(f"{odd[0]} is missing or not asked for")
+        if bad := [n for n, one in message.items() if one.is_floating_point() and not one.isfinite().all()]:
+            raise ValueError(f"{bad[0]} holds numbers that are not finite")
 
     def _started(self) -> Begin:
         """The adapter as it is when the first round of this process begins, which clients are sent the changes of."""
