@@ -86,3 +86,19 @@ def test_what_a_sealed_folder_says_is_compared_with_what_it_is_used_on(prepared,
     assert (ended.code, ended.raised) == (code, "") and why in error, ended
     assert not (place / "out").exists()
     shutil.rmtree(place)
+
+
+def test_a_posterior_is_measured_on_the_rows_of_the_training_alone(prepared):
+    place = prepared.place(("choice",), prepared.bench.folder)
+    file = prepared.folder / "choices-train.jsonl"  # which the recipe of the run names
+    before = file.read_text()
+    assert call(place, ("posterior", "choice")).code == 0
+    held = (place / "choice" / "posterior" / "posterior.json").read_bytes()
+    try:
+        file.write_text(before.replace("the answer is b", "the answer is a"))
+        ended = call(place, ("posterior", "choice"))
+    finally:
+        file.write_text(before)
+    assert ended.code == 3 and "data.train: its rows changed since choice was trained" in ended.err, ended
+    assert (place / "choice" / "posterior" / "posterior.json").read_bytes() == held
+    shutil.rmtree(place)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lrft.core.generate import Generator, Layout, Sizes
 from lrft.core.plain import plain
-from lrft.files.fresh_folder import fresh_folder, recover_folder
+from lrft.files.fresh_folder import Existing, fresh_folder, recover_folder
 from lrft.files.generator_record import GeneratorRecord
 from lrft.files.json import read_object
 from lrft.files.read import read_bytes
@@ -106,7 +106,8 @@ def write_generator(
         json.dumps(plain({"format": FORMAT, **record}), indent=2, allow_nan=False) + "\n"
     ).encode()
     then = "; the same command goes on"
-    needed, existing = sum(map(len, files.values())), "refuse" if anew else "replace"
+    existing: Existing = "refuse" if anew else "replace"
+    needed = sum(map(len, files.values()))
     with fresh_folder(path, existing, f"--out {path}", needed, then) as fresh:
         for name, content in files.items():
             fresh.write(name, content)
