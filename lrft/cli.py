@@ -13,6 +13,7 @@ import typer
 
 from lrft import __version__
 from lrft.commands import data, delta, generate_adapter, methods, recipes
+from lrft.commands.bounds import bound
 from lrft.commands.chat import chat_command
 from lrft.commands.choose import choose_command
 from lrft.commands.combine import combine_command
@@ -78,6 +79,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(delta.app, name="delta")
 app.add_typer(generate_adapter.app, name="generate-adapter")
 app.command("env")(env_command)
+bound(app)
 
 
 def _version(wanted: bool) -> None:

@@ -60,7 +60,7 @@ class Rounds(Optimizer):
         Raises:
             Interrupted: somebody asked to stop; the round is begun again by a resume.
             NumericalError: a client trained to what cannot be averaged.
-            LrftError: no client could be reached.
+            LrftError: no client could be reached, or what they sent does not fit.
         """
         assert self.run is not None, "set once the run is built"
         held, round = read(self.clients.infos), self.run.step
@@ -72,8 +72,15 @@ class Rounds(Optimizer):
         replies = [answer.reply for answer in answers]
         try:
             made = self.aggregator.aggregate(held, replies, round)
+            if odd := [name for name, one in held.items() if made[name].shape != one.shape]:
+                raise IndexError(f"{odd[0]} would be {tuple(made[odd[0]].shape)}")
         except ValueError as error:
             raise NumericalError(f"{self.clients.asked.aggregate.method}: {error}") from None
+        except (KeyError, IndexError, RuntimeError) as error:  # a client elsewhere may send anything
+            raise LrftError(
+                f"{self.clients.asked.aggregate.method}: the messages of round {round + 1} do not fit what trains "
+                f"({error}); {round} are saved, add --resume to go on"
+            ) from error
         after = {name: value.to(held[name].dtype) for name, value in made.items()}
         self._record(answers, round, after)
         self._measure(answers, held, after)
@@ -86,7 +93,10 @@ class Rounds(Optimizer):
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         self.aggregator.load_state_dict(state_dict["aggregator"])
-        self.totals = dict(state_dict["totals"])
+        totals = {name: state_dict["totals"][name] for name in TOTALS}
+        if any(type(value) is not int or value < 0 for value in totals.values()):
+            raise ValueError(f"bytes are counted, and the totals are {totals}")
+        self.totals = totals
         if self._hides:
             self.clients.secret.number = int(state_dict["secret"])
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from lrft.commands.bounds import check_option
 from lrft.commands.complete import recipe_names
 from lrft.registry.errors import UsageError
 
@@ -85,12 +86,13 @@ def parse_numbers(option: str, given: str, advice: str) -> list[float]:
     """The numbers of an option, with commas between.
 
     Raises:
-        UsageError: one is no number; it says `advice`.
+        UsageError: one is no number, and it says `advice`; or one is beyond what is meant.
     """
     try:
-        numbers = [float(part) for part in given.split(",")]
+        found = [float(part) for part in given.split(",")]
     except ValueError:
-        numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)):
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
         raise UsageError(f"{option} {given}: {advice}")
-    return numbers
+    check_option(option, found)
+    return found

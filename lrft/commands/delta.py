@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrft.commands.arguments import DTYPES, NewFolder, check_choice
+from lrft.commands.bounds import check_option
 from lrft.commands.output import Json, Quiet, TrustRemoteCode, result
 from lrft.core.notes import silence
 from lrft.registry.errors import UsageError
@@ -117,6 +118,7 @@ def _groups(text: str | None) -> list[tuple[int, int]] | None:
         raise UsageError(f"--bits {text}: write bits and columns, such as 8:2,3:32,2:968") from None
     if any(bits not in (*range(1, 9), 16) or columns < 1 for bits, columns in found):
         raise UsageError(f"--bits {text}: bits are 1 to 8 or 16, and columns 1 or more")
+    check_option("--bits", found)
     return found
 
 

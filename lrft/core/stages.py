@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from lrft.core.adapter import Adapter, Factors
@@ -13,7 +14,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
 from lrft.core.tokens import Tokens as Tokens
 from lrft.registry.config import AdapterConfig, MethodConfig, Source
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import DamagedFile, RecipeError
 from lrft.registry.json import Json
 
 
@@ -52,11 +53,22 @@ class SitePlan:
 
     @classmethod
     def of(cls, record: dict[str, Any], config: type[AdapterConfig]) -> SitePlan:
-        """What `record` gave, back; `config` is the adapter's."""
+        """What `record` gave, back; `config` is the adapter's.
+
+        Raises:
+            DamagedFile: these are no settings of the adapter.
+        """
         names = {field.name for field in fields(Site)}
         site = Site(**{key: value for key, value in record.items() if key in names})
         settings = record["settings"]
-        chosen = None if settings is None else config.model_validate(settings)
+        try:
+            chosen = None if settings is None else config.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"]))
+            raise DamagedFile(
+                "plan.json", f"{site.name} has settings that are none ({key}: {first['msg']})"
+            ) from None
         return cls(site, chosen, record.get("quantization", {}))
 
 

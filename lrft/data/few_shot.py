@@ -13,7 +13,7 @@ from lrft.data.example import Example, Row
 from lrft.data.formats._conversation import CONVERSATION
 from lrft.data.formats._format import Format
 from lrft.registry.errors import DataError, UsageError
-from lrft.registry.json import Json
+from lrft.registry.json import parse_text
 
 SYSTEM = "system"
 # What stands before an input and before an output; the first pair that no example holds.
@@ -118,8 +118,8 @@ class FewShot:
         if len(self.columns) == 1:
             return {**with_it, **self.form.asking(text)}
         try:
-            found: Json = json.loads(text)
-        except (ValueError, RecursionError):
+            found = parse_text(text)
+        except ValueError:
             return None
         whole = isinstance(found, dict) and found.keys() == set(self.columns)
         if not whole or not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from lrft.core import stop
 from lrft.data.example import Row
 from lrft.data.text_lines import WHOLE, IndexedLines, Read, fail, lines_of
-from lrft.registry.json import Json, to_section
+from lrft.registry.json import Json, check_characters, reason_of, strict_decoder, to_section
 from lrft.registry.source import COMPRESSED
 
 LARGE = 64 * 2**20  # bytes of a file from which on its rows are not held in memory
@@ -63,11 +61,11 @@ def _parse_lines(path: Path, lines: Iterator[str], limit: int | None) -> Read:
 
 def _parse(path: Path, number: int, text: str) -> Json:
     try:
-        found: Json = _decoder().decode(text.strip())
+        found: Json = strict_decoder().decode(text.strip())
     except json.JSONDecodeError as error:
         fail(path, number, f"not valid JSON ({error.msg} at column {error.colno})")
     except (RecursionError, ValueError) as error:
-        fail(path, number, _reason(error))
+        fail(path, number, reason_of(error))
     return found
 
 
@@ -80,7 +78,7 @@ def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: boo
     rows: list[Row] = []
     numbers: list[int] = []
     line, counted = 1, 0
-    at, decoder = _skip(text, start + 1), _decoder()
+    at, decoder = _skip(text, start + 1), strict_decoder()
     while not text.startswith("]", at) and len(rows) != limit:
         stop.poll()
         line, counted = line + text.count("\n", counted, at), at
@@ -89,7 +87,7 @@ def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: boo
         except json.JSONDecodeError as error:
             fail(path, error.lineno, f"not valid JSON ({error.msg} at column {error.colno})")
         except (RecursionError, ValueError) as error:
-            fail(path, line, _reason(error))
+            fail(path, line, reason_of(error))
         rows.append(_row(path, line, value, text[at:end]))
         numbers.append(line)
         at = _skip(text, end)
@@ -116,7 +114,7 @@ def _find_data(path: Path, text: str, start: int) -> int:
         fail(
             path, 1, f'one object with {keys or "no keys"}; expected a list of objects, or {{"data": [...]}}'
         )
-    decoder, at = _decoder(), _skip(text, start + 1)
+    decoder, at = strict_decoder(), _skip(text, start + 1)
     while True:
         key, at = decoder.raw_decode(text, at)
         at = _skip(text, _skip(text, at) + 1)  # the colon
@@ -131,7 +129,7 @@ def _is_lines(text: str, start: int) -> bool:
     first, _, rest = text[start:].partition("\n")
     try:
         return isinstance(json.loads(first), dict) and bool(rest.strip())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -143,55 +141,11 @@ def _row(path: Path, line: int, value: Json, written: str) -> Row:
         fail(path, line, f"a row must be an object with named columns, this is {kind}")
     if not value:
         fail(path, line, "the row has no columns")
-    if "\\ud" in written or "\\uD" in written:
-        _check_surrogates(path, line, value)
-    return value
-
-
-def _check_surrogates(path: Path, line: int, value: Row) -> None:
-    """JSON may spell half a character, which no tokenizer takes."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = ord(error.object[error.start])
-        fail(path, line, f"an escape makes half a character (\\u{half:04x} alone)")
-
-
-def _decoder() -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def _object(pairs: list[tuple[str, Json]]) -> Row:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {_doubled(names)[:60]!r} stands twice in one object")
-    return made
-
-
-def _doubled(names: list[str]) -> str:
-    """The first name that stands there twice."""
-    seen: set[str] = set()
-    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if "set_int_max_str_digits" in str(error):  # Python's, with advice for programs
-        return "a number of more than 4,300 digits; write it as a text"
-    return str(error)
-
-
-def _finite(written: str) -> float:
-    number = float(written)
-    if not math.isfinite(number):
-        raise ValueError(f"{written[:40]} is too large for a number; write it as a text")
-    return number
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+        check_characters(value, written)
+    except ValueError as error:
+        fail(path, line, str(error))
+    return value
 
 
 def _skip(text: str, at: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from string import Formatter
@@ -10,7 +9,7 @@ from string import Formatter
 from lrft.data.example import OwnRow, Row, with_columns
 from lrft.data.formats._format import Format
 from lrft.registry.errors import DataError, UsageError
-from lrft.registry.json import Json
+from lrft.registry.json import parse_text
 
 COLUMN = "augmented"  # of a row that was written: what it was written from
 FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
@@ -97,7 +96,7 @@ def _read(text: str) -> Row | None:
     """The object that an answer is, alone or within a fence."""
     fenced = FENCE.match(text)
     try:
-        found: Json = json.loads(fenced[1] if fenced else text)
-    except (ValueError, RecursionError):
+        found = parse_text(fenced[1] if fenced else text)
+    except ValueError:
         return None
     return found if isinstance(found, dict) and found else None

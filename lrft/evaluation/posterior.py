@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,9 @@ def fit(
         rank, above: sides of `above` numbers or more keep `rank` eigenpairs; None keeps all of every side.
         steps: of Adam, for the prior's precision.
         tokens: of a batch; by default those of an evaluation.
+
+    Raises:
+        NumericalError: no evidence is to be had at a temperature.
     """
     sums = _Sums(pairs, temperatures, rank, above)
     likelihoods = [0.0] * len(temperatures)
@@ -69,6 +73,10 @@ def fit(
     tried = []
     for temperature, blocks, likelihood in zip(temperatures, made, likelihoods, strict=True):
         precision, evidence = evidence_of(list(blocks.values()), likelihood, squared).best(steps)
+        if not (math.isfinite(precision) and math.isfinite(evidence) and math.isfinite(likelihood)):
+            raise NumericalError(
+                f"at temperature {temperature:g} the evidence is no finite number; give temperatures nearer to 1"
+            )
         tried.append(Tried(temperature, precision, evidence, likelihood))
     best = max(range(len(tried)), key=lambda k: tried[k].log_evidence)
     parameters = sum(factor.numel() for factor in parameters_of(pairs))
@@ -88,7 +96,7 @@ def probabilities(
     Samples are drawn from one seed, in the order of the batches, so the same rows give the same numbers.
 
     Raises:
-        NumericalError: a variance is infinite, as where the prior's precision is all but 0.
+        NumericalError: the posterior is none, as where the prior's precision is all but 0.
     """
     before: list[Tensor] = [torch.empty(0)] * len(choices)
     after: list[Tensor] = [torch.empty(0)] * len(choices)
@@ -102,12 +110,14 @@ def probabilities(
                 for factor, J in found[pair.name].jacobians(pair).items()
             }
             spread = variance(posterior.blocks, jacobians, precision)
-            if not bool(spread.isfinite().all()):
-                raise NumericalError(
-                    f"row {indices[0]} or one beside it: the variance of a logit is no finite number"
-                )
             sure = torch.softmax(logits.double(), dim=-1).cpu()
-            unsure = predictive(logits.double() / tau, spread / tau**2, samples, generator)
+            try:
+                unsure = predictive(logits.double() / tau, spread / tau**2, samples, generator)
+            except ValueError as error:
+                raise NumericalError(
+                    f"the posterior gives these rows no probabilities ({error}); measure it again, at a temperature "
+                    "nearer to 1"
+                ) from None
         for place, index in enumerate(indices):
             before[index], after[index] = sure[place], unsure[place]
     return before, after

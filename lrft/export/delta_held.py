@@ -19,7 +19,8 @@ class Held(Mapping[str, Tensor]):
     """The differences of a folder, in float32, compressed layers decoded; each is read when it is asked for.
 
     Raises:
-        DamagedFile: a tensor is missing or of another shape; of a compressed layer when it is asked for.
+        DamagedFile: a tensor is missing, of another shape, or not finite; the last, and what is wrong with a compressed
+            layer, when it is asked for.
     """
 
     def __init__(self, folder: Path, record: Delta) -> None:
@@ -34,7 +35,7 @@ class Held(Mapping[str, Tensor]):
         with self._open() as held:
             if name not in self.layers:
                 tensor: Tensor = held.get_tensor(name)
-                return tensor.float()
+                return self._finite(name, tensor.float())
             out_features, in_features = self.shapes[name]
             total = torch.zeros(out_features, in_features)
             try:
@@ -44,7 +45,7 @@ class Held(Mapping[str, Tensor]):
                 problem = f"does not hold {name} as {RECORD} says ({error})"
                 raise DamagedFile(self.file, problem) from None
         self._check(name, list(total.shape))
-        return total
+        return self._finite(name, total)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -60,6 +61,11 @@ class Held(Mapping[str, Tensor]):
             return safe_open(self.file, framework="pt")
         except SafetensorError as error:
             raise DamagedFile(self.file, f"holds no tensors ({error})") from None
+
+    def _finite(self, name: str, tensor: Tensor) -> Tensor:
+        if not tensor.isfinite().all():
+            raise DamagedFile(self.file, f"holds numbers of {name} that are not finite")
+        return tensor
 
     def _check(self, name: str, shape: list[int]) -> None:
         if shape != self.shapes.get(name):

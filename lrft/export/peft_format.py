@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from lrft.core.adapted import Adapted, adapted
@@ -19,6 +18,7 @@ from lrft.export.rounding import rounded
 from lrft.export.token_rows import token_rows
 from lrft.model.batching import stock_attention
 from lrft.model.causal_lm import CausalLM
+from lrft.model.finite_file import EARLIER, finite_file
 from lrft.model.load import DTYPES
 from lrft.model.score_head import lacks_classifier
 from lrft.model.trained import BASE, base_parameters, trained_tensors
@@ -37,7 +37,7 @@ def adapter_files(model: CausalLM, recipe: Recipe, record: Mapping[str, Json]) -
     """
     tensors, config = peft_form(model, recipe)
     name = "adapter_model.safetensors" if config is not None else "adapter.safetensors"
-    files = {name: save(dict(sorted(tensors.items())), metadata={"format": "pt"})}
+    files = {name: finite_file(tensors, EARLIER, {"format": "pt"})}
     if config is not None:
         files["adapter_config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     files["README.md"] = adapter_card(recipe, record, config).encode()

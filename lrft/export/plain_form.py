@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lrft.core.adapted import adapted
@@ -19,6 +19,7 @@ from lrft.export.rounding import rounded
 from lrft.files.json import read_object
 from lrft.files.made_records import AdapterConfig
 from lrft.model.causal_lm import CausalLM
+from lrft.model.finite_file import EARLIER, finite_file
 from lrft.recipe.schema import Recipe
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -62,7 +63,7 @@ def pair_form(pairs: Mapping[str, Pair], dtype: torch.dtype) -> tuple[dict[str, 
 def files_of(tensors: Mapping[str, Tensor], config: Keys) -> dict[str, bytes]:
     """File name -> content."""
     return {
-        TENSORS: save(dict(sorted(tensors.items())), metadata={"format": "pt"}),
+        TENSORS: finite_file(tensors, EARLIER, {"format": "pt"}),
         CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
     }
 

@@ -16,6 +16,7 @@ from lrft.files.failure import check_room, tell_failures
 from lrft.files.scratch import scratch_folder, scratch_name, sweep
 from lrft.files.write import make_folder, sync, write_in
 
+Existing = Literal["refuse", "replace", "keep"]
 HERE = -100  # AT_FDCWD: paths are meant from the current folder
 EXCHANGE = 2  # RENAME_EXCHANGE, and RENAME_SWAP of macOS
 
@@ -53,7 +54,7 @@ class Fresh:
 @contextmanager
 def fresh_folder(
     final: Path,
-    existing: Literal["refuse", "replace", "keep"] = "refuse",
+    existing: Existing = "refuse",
     name: str = "",
     needed: int = 0,
     then: str = "",

@@ -54,8 +54,12 @@ class DeltaRecord(Record):
     shapes: dict[str, list[int]]
     rows: int = Field(gt=0)
     vocabulary: str
+    changed: int = 0
+    relative_change: float = 0.0
     layers: dict[str, list[list[int]]] = {}
+    errors: dict[str, float] = {}
     relative_error: float = 0.0
+    told: list[str] = []
     files: dict[str, FileSum]
 
 

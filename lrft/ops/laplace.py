@@ -34,6 +34,7 @@ from lrft.ops.kfac import Factor
 
 RATE, STEPS = 0.1, 1000  # of Adam on log lambda
 SAMPLES, JITTER = 100_000, 1e-6
+ROUNDED = 1e-3  # of the largest eigenvalue of a variance: what rounding may leave below 0
 CHUNK = 4_000_000  # numbers of samples that are drawn at a time
 
 
@@ -128,7 +129,11 @@ def _gram(J: Tensor) -> Tensor:
 
 
 def predictive(mean: Tensor, variance: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """Mean of softmax over samples of N(mean, variance), (rows, C), float64; mean (rows, C), variance (rows, C, C)."""
+    """Mean of softmax over samples of N(mean, variance), (rows, C), float64; mean (rows, C), variance (rows, C, C).
+
+    Raises:
+        ValueError: the variance of a row is none.
+    """
     mean, variance = mean.double().cpu(), variance.double().cpu()
     root = _root(variance)
     total = torch.zeros_like(mean)
@@ -145,11 +150,18 @@ def _root(variance: Tensor) -> Tensor:
     """R with R R^T = variance + `JITTER` I, its Cholesky factor; of what rounding made indefinite, by eigenvectors.
 
     Logits that move almost alike have differences smaller than what float32 loses of the variances.
+
+    Raises:
+        ValueError: it is not finite, or more than rounding is below 0.
     """
+    if not bool(variance.isfinite().all()):
+        raise ValueError("the variance of a logit is no finite number")
     root: Tensor
     root, failed = torch.linalg.cholesky_ex(variance + JITTER * torch.eye(variance.shape[-1]).to(variance))
     if not bool(failed.any()):
         return root
     values, vectors = torch.linalg.eigh((variance + variance.mT) / 2)
+    if bool((values.amin(-1) < -ROUNDED * values.abs().amax(-1)).any()):
+        raise ValueError("the variance of a logit is below 0")
     other = vectors * (values.clamp_min(0) + JITTER).sqrt()[:, None, :]
     return torch.where(failed[:, None, None] != 0, other, root)

@@ -12,6 +12,7 @@ from lrft.recipe.meant import meanings
 from lrft.recipe.tree import Keys, Node, Place, dotted, shown
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import Problem
+from lrft.registry.json import parse_text
 from lrft.registry.templates import is_jinja, template_names
 
 
@@ -67,7 +68,7 @@ def _tools(written: str, place: Place) -> str:
     if text is None:
         raise _Unusable(f"there is no file {shown(written)}; name one that holds a JSON list of tools")
     try:
-        tools = json.loads(text)
+        tools = parse_text(text)
     except ValueError as error:
         raise _Unusable(f"{shown(written)} is not valid JSON ({error})") from None
     if not isinstance(tools, list) or not tools or not all(isinstance(tool, dict) for tool in tools):

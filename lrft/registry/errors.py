@@ -43,7 +43,7 @@ class Problem:
     def record(self) -> ProblemRecord:
         """Plain values."""
         return {
-            "file": self.file,
+            "file": masked(self.file),
             "line": self.line,
             "key": masked(self.key),
             "message": masked(self.message),

@@ -63,9 +63,16 @@ def test_all_rows_may_be_a_clients_own_and_a_client_that_there_is_not_is_refused
         Participant("smoke/federated/fedavg", overrides, 3, begin, own_rows=True)
 
 
-def test_a_start_is_known_by_its_names_and_values(server):
+def test_a_start_is_known_by_its_names_and_values_and_by_plan_and_day(server):
     _, _, begin = server("ffa_lora")
-    again = Begin({name: value.clone() for name, value in begin.tensors.items()}, {}, "")
+    again = Begin({name: value.clone() for name, value in begin.tensors.items()}, begin.plan, begin.day)
     assert again.sum == begin.sum
+    site, *_ = begin.plan
+    scaled = {**begin.plan[site], "settings": {**begin.plan[site]["settings"], "alpha": 1.5}}
+    for other in (
+        Begin(begin.tensors, begin.plan, "2026-11-30"),
+        Begin(begin.tensors, {**begin.plan, site: scaled}, begin.day),
+    ):
+        assert other.sum != begin.sum
     next(iter(again.tensors.values())).view(-1)[0] += 1
     assert again.sum != begin.sum

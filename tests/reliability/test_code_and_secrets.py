@@ -17,6 +17,7 @@ from lrft.training.commit import commit_of
 from tests.commands.test_cli import OPTIONS, TRUST
 from tests.older_run import as_older
 from tests.reliability.called import DATA, RECIPE, cases, lrft
+from tests.reliability.full_disk import call
 
 CODE = """
 import pathlib
@@ -385,6 +386,14 @@ def test_a_variable_in_a_path_is_told_by_its_name(planted, run, monkeypatch, cap
                 monkeypatch, capfd, "recipes", "show", run / "recipe.yaml", f"{key}=${name}/x.jsonl"
             )
             assert code == 2 and f"${name}" in said and MARK not in said and "of-mine" not in said, said
+
+
+def test_the_file_of_a_problem_is_masked_in_json_too(tmp_path):
+    words = ("--space", "https://me:planted99@hub.example.org/a?token=planted88", "--budget", "1", "--json")
+    ended = call(tmp_path, ("search", "quickstart", "--out", "out", *words))
+    (problem,) = json.loads(ended.out)["error"]["problems"]
+    assert ended.code == 2 and problem["file"].endswith("***@hub.example.org/a?***")
+    assert "planted" not in ended.out + ended.err
 
 
 def test_a_traceback_is_masked_too(planted, monkeypatch, capfd):

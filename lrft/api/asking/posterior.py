@@ -15,6 +15,7 @@ from lrft.api.opening.open_run import Opened, open_checkpoint
 from lrft.build.rows import training_rows
 from lrft.build.scoring import subject
 from lrft.core import stop
+from lrft.data.rows import Rows
 from lrft.evaluation.choices import Choice, choices_of, task_of
 from lrft.evaluation.pairs import LAYERS, Pair, trained_pairs
 from lrft.evaluation.posterior import Posterior, fit, probabilities
@@ -25,10 +26,10 @@ from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.ops.laplace import SAMPLES, STEPS
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import DataError, UsageError
 from lrft.registry.json import Json
 from lrft.training.chosen import find_checkpoint
-from lrft.training.folder import RunFolder
+from lrft.training.folder import RUN, RunFolder
 
 VERSION = "laplace-1"
 TASK = "one_token_choice"
@@ -77,14 +78,14 @@ def fit_posterior(
 
     Raises:
         UsageError: the run has more than low-rank factors, or a setting means nothing.
-        DataError: a training row is no multiple choice that one token decides.
+        DataError: a training row is no multiple choice that one token decides, or the rows are others by now.
     """
     _check(layers, temperatures)
     with stop.listening("no posterior was written; the same command measures all of it"):
         folder = find_checkpoint(run, checkpoint)
         folder.trusted = trust_remote_code
         opened, target, pairs = _opened(folder, layers, progress)
-        rows = training_rows(opened.recipe).first(limit)
+        rows = _trained_rows(folder, opened.recipe).first(limit)
         choices = choices_of(target, rows, task_of(()).renderer(target))  # in the format they were learnt in
         with _telling("no posterior was written"):
             found = fit(
@@ -162,6 +163,21 @@ def score_posterior(
         with stop.held():
             write_report(folder.path, "posterior", results, about)
     return {label: {TASK: found} for label, found in results.items()}
+
+
+def _trained_rows(folder: RunFolder, recipe: Recipe) -> Rows:
+    """The rows that the run was trained on; the curvature of others says nothing of it.
+
+    Raises:
+        DataError: they are others by now.
+    """
+    rows = training_rows(recipe)
+    if folder.read(RUN)["data"].get("train", rows.fingerprint) != rows.fingerprint:
+        raise DataError(
+            f"data.train: its rows changed since {folder.path} was trained, and a posterior is of the rows that it was "
+            "trained on; put back what was there"
+        )
+    return rows
 
 
 def _fitted(path: Path, checkpoint: str, layers: str, sites: int, found: Posterior) -> Fitted:

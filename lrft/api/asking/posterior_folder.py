@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from lrft.core.plain import plain
@@ -20,6 +20,7 @@ from lrft.files.json import read_object
 from lrft.files.made_records import PosteriorRecord
 from lrft.files.read import read_bytes
 from lrft.files.sums import MANIFEST, folder_fault, folder_manifest, is_covered
+from lrft.model.finite_file import finite_file
 from lrft.ops.kfac import Factor
 from lrft.ops.laplace import Block
 from lrft.registry.errors import DamagedFile, UsageError
@@ -35,6 +36,7 @@ def write_posterior(run: Path, posterior: Posterior, about: Mapping[str, Json]) 
     """Write the folder, in the place of one that is there; its path.
 
     Raises:
+        NumericalError: a number is not finite.
         WriteError: the disk is full or not writable; what was there is intact.
     """
     tensors: dict[str, Tensor] = {}
@@ -55,9 +57,10 @@ def write_posterior(run: Path, posterior: Posterior, about: Mapping[str, Json]) 
         "parameters": posterior.parameters,
         "factors": list(posterior.blocks),
     }
+    content = finite_file(tensors, "measure it at a temperature nearer to 1")
     path = run / FOLDER
     with fresh_folder(path, existing="replace") as fresh:
-        fresh.write(FACTORS, save(tensors))
+        fresh.write(FACTORS, content)
         fresh.write(RECORD, json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
         fresh.write(MANIFEST, folder_manifest(fresh.path))
     return path

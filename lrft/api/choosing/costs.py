@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lrft.data.steps import TrainData
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
+from lrft.registry.section import LARGEST
 
 FORWARD = 2  # floating-point operations a parameter and token
 BACKWARD_INPUTS = 2  # through frozen weights
@@ -43,7 +44,7 @@ def parse_price(text: str) -> Price:
         training, asking = (float(part) for part in text.split(","))
     except ValueError:
         training = asking = math.nan
-    if not all(math.isfinite(one) and one >= 0 for one in (training, asking)):
+    if not all(0 <= one <= LARGEST for one in (training, asking)):
         raise UsageError(
             f"--price {text}: write what a million tokens cost in training and in asking, as 3,0.5"
         )

@@ -30,7 +30,7 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.axes import COMBINATIONS
 from lrft.registry.config import MethodConfig
 from lrft.registry.did_you_mean import did_you_mean
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import NumericalError, UsageError
 from lrft.training.run_manifest import text_of
 
 CERTIFICATE = "fidelity.json"
@@ -73,6 +73,7 @@ def combine(
     Raises:
         UsageError: they cannot be combined so; nothing is written.
         NotMergeable: a parent is no change of the weights of layers.
+        NumericalError: what they give together is not finite.
         WriteError: the disk is full or not writable; nothing is left at `out`.
     """
     settings, out = settings or Settings(), Path(out)
@@ -123,6 +124,7 @@ def combined(made: Combination, sites: Mapping[str, Parts], wanted: Wanted) -> R
             limit = wanted if own is None else Wanted(rank=own)
             if isinstance(found, tuple) and limit == Wanted() and found[0].shape[0] > min(parts[0].shape):
                 limit = Wanted(error=EXACT)
+            _check_finite(name, *((found,) if isinstance(found, torch.Tensor) else found))
             if isinstance(found, torch.Tensor):
                 exact[name] = Pair(found, torch.eye(found.shape[0]))
                 pairs[name] = nearest_pair(found, limit)
@@ -130,11 +132,24 @@ def combined(made: Combination, sites: Mapping[str, Parts], wanted: Wanted) -> R
                 exact[name] = Pair(*found)
                 pairs[name] = nearest_pair(exact[name], limit) if found[0].shape[0] else _nothing(parts)
             change = exact[name].dense()
+            _check_finite(name, change)
             norm, left = float(change.norm()), float((pairs[name].dense() - change).norm())
             whole, missed = whole + norm**2, missed + left**2
             records[name] = _site(pairs[name], left / norm if norm else 0.0)
             show("layers", len(pairs), len(sites))
     return Result(exact, pairs, records, (missed / whole) ** 0.5 if whole else 0.0)
+
+
+def _check_finite(site: str, *parts: torch.Tensor) -> None:
+    """Refuse a change that is no number, or has no norm, as weights far from 1 make it.
+
+    Raises:
+        NumericalError: names the layer.
+    """
+    if not all(one.norm().isfinite() for one in parts):
+        raise NumericalError(
+            f"{site}: what the adapters give together is not finite; give smaller weights, or other adapters"
+        )
 
 
 def _site(pair: Pair, error: float) -> SiteRecord:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from lrft.api.combining.origin import Origin
@@ -16,6 +15,7 @@ from lrft.build.adaptation import Adaptation
 from lrft.build.text import Text
 from lrft.data.pack import ORDER
 from lrft.files.write import make_folder
+from lrft.model.finite_file import finite_file
 from lrft.recipe.resolved import decisive_hash, recipe_hash, resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
@@ -64,8 +64,8 @@ class Untrained:
         state = {"step": 0, "total_steps": 0, "optimizer": {}, "schedule": {}, "callbacks": {}}
         names = sorted(self.tensors)
         files = {
-            ADAPTER: save({name: self.tensors[name].contiguous() for name in names}),
-            OPTIMIZER: save({}),
+            ADAPTER: finite_file(self.tensors, "give smaller weights, or other adapters"),
+            OPTIMIZER: finite_file({}, ""),
             STATE: json.dumps({**state, "parameters": names}, indent=1, sort_keys=True).encode(),
         }
         checkpoints = self.place / "checkpoints"

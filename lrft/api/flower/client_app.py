@@ -19,7 +19,8 @@ from lrft.api.flower.records import to_record, to_tensors
 START, PLAN = "start", "plan"  # what a node keeps of the first message of a run
 
 app = ClientApp()
-_made: dict[tuple[str, int], Participant] = {}  # by the sum of the start: processes may be used again
+# By the sum of the start and all that a participant is made of: processes may be used again, by other runs too.
+_made: dict[tuple[object, ...], Participant] = {}
 
 
 @app.query()
@@ -53,20 +54,20 @@ def train(message: Message, context: Context) -> Message:
 
 def _participant(context: Context, start: str) -> Participant | None:
     """The client on the start that the server means; None where this node does not have that."""
-    client = _client(context)
-    if (start, client) not in _made:
+    run, node, client = context.run_config, context.node_config, _client(context)
+    recipe = str(node.get("recipe", run["recipe"]))
+    overrides = tuple(shlex.split(str(node.get("overrides", run.get("overrides", "")))))
+    own, trusted = bool(node.get("own-rows", False)), bool(node.get("trust-remote-code", False))
+    key = (start, client, recipe, overrides, own, trusted)
+    if key not in _made:
         if START not in context.state:
             return None
         plan: Any = context.state[PLAN]
         begin = Begin(to_tensors(context.state[START]), json.loads(str(plan["plan"])), str(plan["day"]))
         if begin.sum != start:
             return None
-        run, node = context.run_config, context.node_config
-        recipe = str(node.get("recipe", run["recipe"]))
-        overrides = tuple(shlex.split(str(node.get("overrides", run.get("overrides", "")))))
-        own, trusted = bool(node.get("own-rows", False)), bool(node.get("trust-remote-code", False))
-        _made[start, client] = Participant(recipe, overrides, client, begin, own, trusted)
-    return _made[start, client]
+        _made[key] = Participant(recipe, overrides, client, begin, own, trusted)
+    return _made[key]
 
 
 def _client(context: Context) -> int:

@@ -22,6 +22,7 @@ from lrft.core.aggregate import Aggregator, Reply, Tensors, Turn, bytes_of
 from lrft.core.notes import say
 from lrft.model.trained import trained_tensors
 from lrft.registry.errors import first_line
+from lrft.registry.section import MOST_COUNTED
 
 POLL = 0.5  # seconds between two looks at which nodes are there
 
@@ -41,6 +42,7 @@ class OnGrid:
         check_whole(aggregator, clients.recipe)
         self.grid, self.clients, self.aggregator, self.timeout = grid, clients, aggregator, timeout
         self.nodes: dict[int, int] = {}  # client -> node
+        self._strange: set[int] = set()  # nodes that are no client, or one that another node is
         self._begin: Begin | None = None
 
     def ask(self, turns: Sequence[Turn], held: Tensors) -> list[Answer]:
@@ -55,14 +57,10 @@ class OnGrid:
         replies |= self._send({turn: self._asking(turn, sent[turn], True) for turn in lacking})
         found = []
         for turn in turns:
-            who = f"round {turn.round + 1}: client {turn.client}"
             if turn not in replies or _lacks_start(replies[turn]):
-                say(f"{who} did not answer; it is averaged without it")
-                continue
-            try:
-                found.append(self._answer(turn, sent[turn], replies[turn], held))
-            except (ValueError, TypeError, KeyError) as error:  # what others' processes send is looked at
-                say(f"{who} sent what cannot be averaged ({first_line(error)}); it is averaged without it")
+                say(f"round {turn.round + 1}: client {turn.client} did not answer; it is averaged without it")
+            elif (answer := self._read(turn, sent[turn], replies[turn], held)) is not None:
+                found.append(answer)
         stop_if_asked(turns[0].round, self.clients.asked.rounds)
         return found
 
@@ -76,16 +74,28 @@ class OnGrid:
         while True:
             there = set(self.grid.get_node_ids())
             self.nodes = {client: node for client, node in self.nodes.items() if node in there}
-            new = sorted(there - set(self.nodes.values()))
+            new = sorted(there - set(self.nodes.values()) - self._strange)
             asked = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
             for place, reply in self._exchange(asked):
                 if not reply.has_error():
-                    who: Any = reply.content["who"]
-                    self.nodes[int(who["client"])] = new[place]
+                    self._meet(new[place], reply.content)
             if set(clients) <= self.nodes.keys() or time.monotonic() > until:
                 return
             stop_if_asked(0, self.clients.asked.rounds)
             time.sleep(POLL)
+
+    def _meet(self, node: int, content: Any) -> None:
+        """Note which client a node is; one that does not say, or says what another does, is told and left alone."""
+        try:
+            client = int(content["who"]["client"])
+        except (KeyError, TypeError, ValueError):
+            client = -1
+        if client not in range(self.clients.asked.clients) or client in self.nodes:
+            self._strange.add(node)
+            what = f"client {client}, which {'another node is' if client in self.nodes else 'there is not'}"
+            say(f"node {node} says that it is {what}; it is not asked")
+            return
+        self.nodes[client] = node
 
     def _asking(self, turn: Turn, message: Tensors, whole: bool) -> Message:
         begin = self._started()
@@ -124,17 +134,30 @@ class OnGrid:
                 return
             time.sleep(POLL)
 
+    def _read(self, turn: Turn, sent: Tensors, content: Any, held: Tensors) -> Answer | None:
+        """An answer; None, once it is told, of what no client of this run would send."""
+        try:
+            return self._answer(turn, sent, content, held)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            who = f"round {turn.round + 1}: client {turn.client}"
+            say(
+                f"{who} sent what is no answer ({type(error).__name__}: {first_line(error)}); it is averaged without it"
+            )
+            return None
+
     def _answer(self, turn: Turn, sent: Tensors, content: Any, held: Tensors) -> Answer:
         """A client's answer.
 
         Raises:
-            ValueError, TypeError, KeyError: it is none.
+            ValueError, among others: it is none.
         """
         message = to_tensors(content["message"])
         told = content["numbers"]
         numbers = Numbers(float(told["loss"]), int(told["tokens"]), int(told["targets"]), float(told["lr"]))
         if not math.isfinite(numbers.loss + numbers.lr):
             raise ValueError("its loss or its rate is not finite")
+        if int(told["examples"]) > MOST_COUNTED:
+            raise ValueError(f"it says that it holds {int(told['examples']):,} rows")
         message = {name: value.to(self.clients.infos[0].param.device) for name, value in message.items()}
         reply = Reply(turn.client, int(told["examples"]), message)
         self.aggregator.check(held, reply, turn.round)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +46,8 @@ class Begin:
 
     @property
     def sum(self) -> str:
-        """A sha256 (hex) of the names and values of the tensors."""
-        digest = hashlib.sha256()
+        """A sha256 (hex) of all of it: tensors alone are alike in runs of one seed whose scales or ranks differ."""
+        digest = hashlib.sha256(f"{json.dumps(self.plan, sort_keys=True)}\n{self.day}\n".encode())
         for name in sorted(self.tensors):
             value = self.tensors[name].detach().cpu().contiguous()
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -18,6 +19,7 @@ from lrft.api.generating.steps import draws_of
 from lrft.core import stop
 from lrft.core.adapter import Factors
 from lrft.core.notes import say
+from lrft.core.params import Site
 from lrft.evaluation.progress import EvaluationBar
 from lrft.export.pairs import Pair
 from lrft.export.write import check_free, whole_folder
@@ -28,7 +30,7 @@ from lrft.model.load import load_model
 from lrft.model.sites import linear_sites
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import UsageError
+from lrft.registry.errors import DamagedFile, UsageError
 from lrft.registry.json import Json
 from lrft.training.relied import own_recipe
 from lrft.training.run_manifest import text_of
@@ -106,6 +108,7 @@ def draw(
         told: list[str] = []
         others = {} if trained is None else _others(opened, trained, recipe, base, seed, told)
         sites = linear_sites(base)
+        _check_sites(opened, sites)
         del base
         opened.generator.eval()
         found = [opened.generator.draw(given, draws_of(seed + k, 0)) for k in range(draws)]
@@ -153,6 +156,21 @@ def _check_base(opened: Opened, base: CausalLM) -> None:
             f"{opened.path}: draws adapters of {opened.record.get('base_name', 'another base')}, and the weights of "
             "this task's model are others; give a recipe of that model"
         )
+
+
+def _check_sites(opened: Opened, sites: Mapping[str, Site]) -> None:
+    """Refuse layers that the base has not, or has in another shape.
+
+    Raises:
+        DamagedFile: names the first factor.
+    """
+    for name, (rows, columns) in opened.layout.shapes.items():
+        site, _, factor = name.rpartition(".")
+        own = sites.get(site)
+        wanted = None if own is None else {"A": own.in_features, "B": own.out_features}.get(factor)
+        if wanted != (columns if factor == "A" else rows):
+            problem = f"draws {name} of {rows} times {columns}, which no layer of the base takes"
+            raise DamagedFile(opened.path, problem, "fit it again")
 
 
 def _others(

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from lrft.core.generate import Generator, Layout, Sizes
 from lrft.core.plain import plain
-from lrft.files.fresh_folder import fresh_folder, recover_folder
+from lrft.files.fresh_folder import Existing, fresh_folder, recover_folder
 from lrft.files.generator_record import GeneratorRecord
 from lrft.files.json import read_object
 from lrft.files.read import read_bytes
 from lrft.files.sums import MANIFEST, folder_fault, folder_manifest, is_covered
+from lrft.model.finite_file import finite_file
 from lrft.registry.axes import GENERATORS
 from lrft.registry.choice import parse_choice
 from lrft.registry.errors import DamagedFile, UsageError
@@ -36,6 +37,7 @@ MEAN, CENTRES, SPREADS = "library.mean", "library.factor_mean", "library.factor_
 OWN = "generator."  # what the names of its own tensors begin with
 FORMAT = 1
 MOST = 2**40  # bytes of the tensors
+SMALLER = "fit it with a smaller lr"
 
 
 @dataclass(frozen=True)
@@ -82,24 +84,31 @@ def write_generator(
     summary: Summary,
     record: Mapping[str, Json],
     optimizer: torch.optim.Optimizer | None,
+    anew: bool,
 ) -> None:
-    """Write the folder, in the place of one that is there; with an optimizer, what is needed to go on.
+    """Write the folder; with an optimizer, what is needed to go on.
+
+    Args:
+        anew: nothing is there yet, and what another process has written meanwhile stays; else it is replaced.
 
     Raises:
+        NumericalError: a number is not finite; what was there is intact.
         WriteError: the disk is full or not writable; what was there is intact.
     """
     tensors = {f"{OWN}{name}": one for name, one in generator.state_dict().items()}
     tensors |= {MEAN: summary.mean, CENTRES: summary.centres, SPREADS: summary.spreads}
-    files = {WEIGHTS: save({name: one.detach().cpu().contiguous() for name, one in tensors.items()})}
+    files = {WEIGHTS: finite_file(tensors, SMALLER)}
     if optimizer is not None:
         state, values = flatten(optimizer.state_dict())
-        files[OPTIMIZER] = save({name: one.detach().cpu().contiguous() for name, one in state.items()})
+        files[OPTIMIZER] = finite_file(state, SMALLER)
         files[STATE] = json.dumps(values).encode()
     files[RECORD] = (
         json.dumps(plain({"format": FORMAT, **record}), indent=2, allow_nan=False) + "\n"
     ).encode()
     then = "; the same command goes on"
-    with fresh_folder(path, "replace", f"--out {path}", sum(map(len, files.values())), then) as fresh:
+    existing: Existing = "refuse" if anew else "replace"
+    needed = sum(map(len, files.values()))
+    with fresh_folder(path, existing, f"--out {path}", needed, then) as fresh:
         for name, content in files.items():
             fresh.write(name, content)
         fresh.write(MANIFEST, folder_manifest(fresh.path))
@@ -144,6 +153,10 @@ def made(config: Any, sizes: Sizes, seed: int) -> Generator:
     return found
 
 
+def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load(read_bytes(path, MOST, path.parent))
@@ -163,7 +176,12 @@ def _made_of(
     sizes = Sizes(layout, tuple(record["condition"]), len(record["tasks"]))
     own = {key.removeprefix(OWN): one for key, one in tensors.items() if key.startswith(OWN)}
     try:
-        generator = made(parse_choice(GENERATORS, record["generator"]), sizes, record["seed"])
+        config = parse_choice(GENERATORS, record["generator"])
+        with torch.device("meta"):  # no memory for what a record says, before the file is known to hold it
+            hollow = made(config, sizes, record["seed"]).state_dict()
+        if odd := [key for key in {**own, **hollow} if _shape(own, key) != _shape(hollow, key)]:
+            raise KeyError(odd[0])
+        generator = made(config, sizes, record["seed"])
         generator.load_state_dict(own)
         summary = Summary(tensors[MEAN], tensors[CENTRES], tensors[SPREADS])
     except (RuntimeError, KeyError, ValueError, TypeError, UsageError) as error:

@@ -37,7 +37,7 @@ def train(
     if begun is not None and optimizer is not None:
         resume_optimizer(path, optimizer)
     rates = [] if optimizer is None else [group["lr"] for group in generator.optimizer().param_groups]
-    loss, saved = None, time.monotonic()
+    loss, saved, anew = None, time.monotonic(), begun is None
     generator.train()
     while optimizer is not None and step < steps:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -48,13 +48,13 @@ def train(
         if step < steps and (stop.wanted() or time.monotonic() - saved >= SECONDS):
             record["step"] = step
             with stop.held():
-                write_generator(path, generator, summary, record, optimizer)
-            saved = time.monotonic()
+                write_generator(path, generator, summary, record, optimizer, anew)
+            saved, anew = time.monotonic(), False
             stop.poll()
     generator.eval()
     record["step"] = step
     with stop.held():
-        write_generator(path, generator, summary, record, None)
+        write_generator(path, generator, summary, record, None, anew)
     return loss
 
 

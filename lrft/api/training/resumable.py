@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
+import os
+
 from lrft.core.notes import say
+from lrft.files.json import read_object
+from lrft.files.records import RunManifest
+from lrft.files.sums import MANIFEST
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import CheckpointError
-from lrft.training.adapter_folders import LAST
+from lrft.registry.errors import CheckpointError, DamagedFile, MissingFile, UsageError
+from lrft.training.adapter_folders import BEST, LAST
 from lrft.training.checkpoint_folder import open_newest, remains
-from lrft.training.folder import RESULT, RUN, RunFolder
+from lrft.training.folder import METRICS, RESULT, RUN, RunFolder
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.relied import check_relied
 
+# Names in a run folder; where there is a run, its recipe was there before any of them.
+WRITTEN_LATER = ("adapter", LAST, BEST, RESULT, METRICS)
+
 
 def check_known(folder: RunFolder) -> None:
-    """Refuse to begin a run beside checkpoints that nobody knows the recipe of.
+    """Refuse to begin a run beside checkpoints that nobody knows the recipe of, or over what somebody else wrote.
 
     Raises:
         CheckpointError: there are such.
+        UsageError: the folder holds something else under a name that a run gives.
     """
-    if not folder.started and remains(folder.checkpoints):
+    if folder.started:
+        return
+    if remains(folder.checkpoints):
         raise CheckpointError(
             f"{folder.path}: holds checkpoints and no recipe.yaml, so nobody knows what they are of; put recipe.yaml "
             "back, or train in another --out"
         )
+    if there := next(
+        (name for name in WRITTEN_LATER if os.path.lexists(folder.path / name)), _others(folder)
+    ):
+        raise UsageError(
+            f"--out {folder.path}: holds {there}, which a run would write over, and no run; give another folder"
+        )
+
+
+def _others(folder: RunFolder) -> str:
+    """The name of a manifest that is no run's, as a folder of a generator has one; else an empty string.
+
+    That of a run is there before its recipe, so that one which was killed in between begins again.
+    """
+    path = folder.path / MANIFEST
+    try:
+        read_object(path, RunManifest, within=folder.path)
+    except MissingFile:
+        return ""
+    except DamagedFile:
+        return MANIFEST
+    return ""
 
 
 def checkpoint_to_resume(folder: RunFolder, recipe: Recipe) -> OpenCheckpoint | None:

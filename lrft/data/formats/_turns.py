@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 
 from lrft.data.example import Message
 from lrft.registry.errors import DataError
-from lrft.registry.json import Json, to_section
+from lrft.registry.json import Json, parse_text, to_section
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # Other names for the weight of a message, where the value says yes or no; and names whose values may say anything.
@@ -75,15 +74,15 @@ def tools_of(held: Json, column: str) -> tuple[Message, ...]:
     Raises:
         DataError: no list of objects.
     """
-    tools = held
+    tools, why = held, ""
     if isinstance(held, str):
         try:
-            tools = json.loads(held) if held.strip() else []
-        except ValueError:
-            tools = None
+            tools = parse_text(held) if held.strip() else []
+        except ValueError as error:
+            tools, why = None, f" ({error})"
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(
-            f"column {column!r} must be a list of tools, each an object, or such a list as JSON text"
+            f"column {column!r} must be a list of tools, each an object, or such a list as JSON text{why}"
         )
     bare = [set(tool) >= {"name"} and "function" not in tool for tool in tools]
     return tuple(
@@ -195,7 +194,7 @@ def _read_call(call: Message) -> Message:
     function: Message = {key: value for key, value in held.items() if value is not None}
     if isinstance(written := function.get("arguments"), str):
         with suppress(ValueError):  # a template may write any other text as it is
-            arguments = json.loads(written)
+            arguments = parse_text(written)
             function["arguments"] = arguments if isinstance(arguments, dict) else written
     more = {key: value for key, value in call.items() if value is not None}
     return function if held is call else {**more, "function": function}

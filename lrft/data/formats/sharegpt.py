@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from lrft.data.example import Example, Message, Row
 from lrft.data.formats._conversation import CONVERSATION
 from lrft.data.formats._format import Format
@@ -11,7 +9,7 @@ from lrft.data.formats._turns import are_turns, checked
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
-from lrft.registry.json import Json
+from lrft.registry.json import Json, parse_text
 
 CALL = "function_call"  # says `{"name": ..., "arguments": {...}}`
 ROLES = {
@@ -108,9 +106,11 @@ class ShareGPT(Format):
 def _calls(said: str, number: int) -> list[Message]:
     """The calls that a turn spells out as JSON: one object, or a list of them."""
     try:
-        calls = json.loads(said)
-    except ValueError:
-        calls = None
+        calls = parse_text(said)
+    except ValueError as error:
+        raise DataError(
+            f'turn {number} is from {CALL} and must be JSON such as {{"name": "...", "arguments": {{...}}}} ({error})'
+        ) from None
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise DataError(

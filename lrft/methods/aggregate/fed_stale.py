@@ -66,4 +66,8 @@ class FedStale(Aggregator):
         return {"memory": {str(client): dict(held) for client, held in self.memory.items()}}
 
     def load_state_dict(self, state: StateDict) -> None:
-        self.memory = {int(client): dict(held) for client, held in state["memory"].items()}
+        memory = {int(client): dict(held) for client, held in state["memory"].items()}
+        shapes = {info.name: info.param.shape for info in self.parameters}
+        if any({name: value.shape for name, value in held.items()} != shapes for held in memory.values()):
+            raise ValueError("what is remembered of a client is not of what trains")
+        self.memory = memory

@@ -129,6 +129,8 @@ class Ferret(Aggregator):
         return {"pool": self.pool}
 
     def load_state_dict(self, state: StateDict) -> None:
+        if state["pool"].shape != self.pool.shape:
+            raise ValueError(f"the pool is {tuple(state['pool'].shape)}, not {tuple(self.pool.shape)}")
         self.pool = state["pool"]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from lrft.core.reward import Attempt, Reward
 from lrft.registry.axes import REWARDS
 from lrft.registry.config import Field, RewardConfig, model_validator
+from lrft.registry.json import parse_text
 
 
 @REWARDS.register
@@ -46,7 +46,7 @@ class Format(Reward):
         if self.config.pattern is not None:
             return float(re.fullmatch(self.config.pattern, text, re.DOTALL) is not None)
         try:
-            json.loads(text)
-        except (ValueError, RecursionError):
+            parse_text(text)
+        except ValueError:
             return 0.0
         return 1.0

@@ -1,0 +1,104 @@
+"""A folder that was changed and summed again: its manifest agrees with it, and what it says is still not believed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lrft.files.sums import MANIFEST, file_sum, folder_manifest, plain_sum
+from tests.reliability.damaged_inputs import Prepared
+from tests.reliability.full_disk import Bench, call
+
+DRAW = ("generate-adapter", "draw", "generator", "recipe.yaml", "--describe", "a", "--out", "out")
+APPLY = ("delta", "apply", "difference", "base", "--out", "out")
+COMPRESS = ("delta", "compress", "difference", "--ratio", "0.5", "--out", "out")
+SCORE = ("eval", "choice", "--posterior")
+TAKES = {DRAW: ("generator",), APPLY: ("difference", "base"), COMPRESS: ("difference",), SCORE: ("choice",)}
+PLACE = {DRAW: "generator", APPLY: "difference", COMPRESS: "difference", SCORE: "choice/posterior"}
+LARGE = {"method": "icm_lora", "latent": 2**16, "channels": [2**12, 2**12]}
+
+
+def said(file: str, **values: object) -> Callable[[Path], None]:
+    """Give keys of a record other values."""
+
+    def edit(folder: Path) -> None:
+        record = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**record, **values}))
+
+    return edit
+
+
+def renamed(folder: Path) -> None:
+    """Say that all is of a layer that there is not."""
+    record = json.loads((folder / "generator.json").read_text())
+    shapes = {name.replace("layers.0", "layers.9"): shape for name, shape in record["shapes"].items()}
+    (folder / "generator.json").write_text(json.dumps({**record, "shapes": shapes}))
+
+
+def times(file: str, factor: float) -> Callable[[Path], None]:
+    """Multiply every number of a file."""
+
+    def edit(folder: Path) -> None:
+        tensors = load_file(folder / file)
+        save_file({name: one * factor for name, one in tensors.items()}, folder / file)
+        record = folder / "delta.json"
+        if record.exists():
+            files = {file: plain_sum(file_sum(folder / file))}
+            record.write_text(json.dumps({**json.loads(record.read_text()), "files": files}))
+
+    return edit
+
+
+CASES = {
+    "generator of other layers": (DRAW, renamed, 2, "which no layer of the base takes"),
+    "generator without bounds": (DRAW, said("generator.json", generator=LARGE), 2, "is not what generator.json"),
+    "generator of no number": (DRAW, times("generator.safetensors", float("nan")), 2, "that no fit leaves"),
+    "difference of no number": (APPLY, times("delta.safetensors", float("inf")), 2, "are not finite"),
+    "difference to compress": (COMPRESS, times("delta.safetensors", float("nan")), 2, "are not finite"),
+    "difference of words": (COMPRESS, said("delta.json", changed="many"), 2, "key 'changed' is wrong"),
+    "difference that tells": (APPLY, said("delta.json", relative_change="all"), 2, "'relative_change' is wrong"),
+    "posterior too cold": (SCORE, said("posterior.json", temperature=1e-320), 4, "gives these rows no probab"),
+    "posterior below nothing": (SCORE, times("factors.safetensors", -1e30), 4, "gives these rows no probab"),
+    "posterior of no number": (SCORE, times("factors.safetensors", float("nan")), 2, "holds no curvature"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(bench: Bench) -> Prepared:
+    return Prepared(bench)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_sealed_folder_says_is_compared_with_what_it_is_used_on(prepared, case):
+    words, edit, code, why = CASES[case]
+    place = prepared.place(TAKES[words], prepared.bench.folder)
+    folder = place / PLACE[words]
+    edit(folder)
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).write_bytes(folder_manifest(folder))
+    ended = call(place, words)
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, ended.raised) == (code, "") and why in error, ended
+    assert not (place / "out").exists()
+    shutil.rmtree(place)
+
+
+def test_a_posterior_is_measured_on_the_rows_of_the_training_alone(prepared):
+    place = prepared.place(("choice",), prepared.bench.folder)
+    file = prepared.folder / "choices-train.jsonl"  # which the recipe of the run names
+    before = file.read_text()
+    assert call(place, ("posterior", "choice")).code == 0
+    held = (place / "choice" / "posterior" / "posterior.json").read_bytes()
+    try:
+        file.write_text(before.replace("the answer is b", "the answer is a"))
+        ended = call(place, ("posterior", "choice"))
+    finally:
+        file.write_text(before)
+    assert ended.code == 3 and "data.train: its rows changed since choice was trained" in ended.err, ended
+    assert (place / "choice" / "posterior" / "posterior.json").read_bytes() == held
+    shutil.rmtree(place)
