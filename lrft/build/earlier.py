@@ -77,9 +77,9 @@ def read_earlier(recipe: Recipe, sites: Mapping[str, Site]) -> Earlier:
         if hub is not None:
             path |= {"repository": hub.name, "revision": hub.revision}
         return Earlier(given, {**path, "sha256": file_sum(folder / FILE)["sha256"]}, said=said)
-    # Beside a run's `adapter/` are its checkpoints, which hold the same in float32.
-    run = folder.parent if folder.name == "adapter" and (folder.parent / RUN).is_file() else folder
-    return _of_run(run, recipe)
+    return _of_run(
+        folder, recipe
+    )  # beside a run's `adapter/` are its checkpoints, which hold the same in float32
 
 
 def begin_with(recipe: Recipe, model: CausalLM, plan: Plan) -> tuple[dict[str, Json], list[str]]:

@@ -217,6 +217,8 @@ def test_a_checkpoint_and_the_adapter_folder_of_a_run_are_named_too(run, written
     assert early.origin["path"].endswith("step-1")
     folder = begun(written(f"model.adapter={run / 'lora' / 'adapter'}"))
     assert folder.origin["path"].endswith("step-3") and folder.origin["sha256"] != early.origin["sha256"]
+    last = begun(written(f"model.adapter={run / 'lora' / 'last'}"))
+    assert last.origin == folder.origin
 
 
 @pytest.mark.parametrize(
