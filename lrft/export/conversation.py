@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
 from lrft.data.chat import ChatTemplate
 from lrft.data.seam import token_ids
 from lrft.data.tokenize import Renderer
+from lrft.files.sums import Sum
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
@@ -34,6 +35,24 @@ class Rendered(TypedDict):
     text: str
     ids: list[int]
     date: str | None
+
+
+class AsTrained(TypedDict, total=False):
+    """What the record of a written folder keeps for a later look: what training saw, and the sums of its files.
+
+    `stops` are the texts that ended an answer in training, the tokenizer's own eos first; absent where nothing is
+    answered.
+    """
+
+    stops: list[str]
+    conversation: Rendered
+    files: dict[str, Sum]
+
+
+def in_order(tokenizer: Tokenizer, stop_ids: Iterable[int]) -> list[int]:
+    """The ids that end an answer, the tokenizer's own eos first."""
+    first = tokenizer.eos_token_id
+    return sorted(stop_ids, key=lambda stop: (stop != first, stop))
 
 
 def render(renderer: Renderer, chat: bool) -> Rendered:

@@ -1,4 +1,4 @@
-"""A folder inside of a run that stands for it: its finished adapter, its best or its last one, one of its checkpoints."""
+"""A folder inside of a run that stands for it: its finished, best or last adapter, or one of its checkpoints."""
 
 from __future__ import annotations
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from lrft.core.notes import say
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import CheckpointError
-from lrft.training.within_run import LAST
 from lrft.training.checkpoint_folder import open_newest, remains
 from lrft.training.folder import RESULT, RUN, RunFolder
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.relied import check_relied
+from lrft.training.within_run import LAST
 
 
 def check_known(folder: RunFolder) -> None:
