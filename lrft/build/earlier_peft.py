@@ -60,7 +60,9 @@ def read_peft(
         ending = next((end for end in endings if name.endswith(end) and name.startswith(PREFIX)), None)
         if ending is None:
             raise RecipeError(
-                f"{folder} holds {name}, which is no tensor of {cls.name} at a linear layer", KEY
+                f"{folder} holds {name}, which is no tensor of {cls.name} at a linear layer; merge it with PEFT, and "
+                "name the merged model as model.name",
+                KEY,
             )
         site = name.removeprefix(PREFIX).removesuffix(ending)
         found.setdefault(site, {})[endings[ending]] = tensor.float()

@@ -89,6 +89,8 @@ class NOLA(LowRank):
     def _seed(self) -> int:
         """The seed as a number, read from the device once and again after a checkpoint was loaded."""
         buffer = self.get_buffer("seed")
+        if buffer.device.type == "meta":  # as `lrft plan` has it: no seed changes what is held
+            return 0
         if self._key is None or self._key[0] != buffer._version:
             self._key = (buffer._version, int(buffer))
         return self._key[1]
