@@ -48,7 +48,7 @@ class Earlier:
         base: fingerprint of the base that it was trained on, of a run in the same precision; else None.
         values: sum of all values of that base, where the run kept it.
         stretched: the scaling of the positions that it was trained with, of a run.
-        said: the hub id that its file says of its base, where it says one.
+        said: the base as its file names it, by its hub id or the name of a folder, where it does.
     """
 
     given: dict[str, Trained]
@@ -122,8 +122,8 @@ def _told(recipe: Recipe, earlier: Earlier, taken: Taken, sites: int) -> Iterato
     new = sites - sum(count.values())
     parts += [f"{new} sites begin anew"] if new else []
     yield f"model.adapter: {earlier.record['method']} of {recipe.model.adapter} {'; '.join(parts)}"
-    mine = hub_id(recipe.model.name)
-    if earlier.said is not None and mine is not None and earlier.said != mine:
+    mine = hub_id(recipe.model.name) or Path(recipe.model.name).name
+    if earlier.said is not None and ("/" in earlier.said) == ("/" in mine) and earlier.said != mine:
         yield f"model.adapter: its file says that it is of {earlier.said}, and model.name is {mine}"
     if earlier.record["kind"] == "run" and earlier.stretched != recipe.model.rope_scaling:
         yield "model.adapter: it was trained with another model.rope_scaling, so it starts as another function here"

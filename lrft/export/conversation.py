@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypedDict
 
 from lrft.data.chat import ChatTemplate
 from lrft.data.seam import token_ids
 from lrft.data.tokenize import Renderer
-from lrft.files.sums import Sum
+from lrft.export.as_trained import Message, Rendered
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
-
-Message = dict[str, str]
 
 SYSTEM: Message = {"role": "system", "content": "Answer briefly, in one sentence."}
 TURNS: list[Message] = [
@@ -22,31 +19,6 @@ TURNS: list[Message] = [
     {"role": "user", "content": 'And {{ twice }} that?  Show "code" too.'},
 ]
 PLAIN = 'The year 2026 had 365 days;\n\nnaïve counting {{ says }} "so"  too.'
-
-
-class Rendered(TypedDict):
-    """The conversation as training renders it.
-
-    `messages` is empty where training used no chat template: the text is then a plain one. `date` is the day that
-    the template was told, or None where it does not ask.
-    """
-
-    messages: list[Message]
-    text: str
-    ids: list[int]
-    date: str | None
-
-
-class AsTrained(TypedDict, total=False):
-    """What the record of a written folder keeps for a later look: what training saw, and the sums of its files.
-
-    `stops` are the texts that ended an answer in training, the tokenizer's own eos first; absent where nothing is
-    answered.
-    """
-
-    stops: list[str]
-    conversation: Rendered
-    files: dict[str, Sum]
 
 
 def in_order(tokenizer: Tokenizer, stop_ids: Iterable[int]) -> list[int]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lrft.core import stop
 from lrft.core.batch import Batch
-from lrft.export.conversation import AsTrained
+from lrft.export.as_trained import AsTrained
 from lrft.ops.loss import Head
 
 CHUNK = 256

@@ -9,8 +9,9 @@ from pathlib import Path
 from lrft.data.chat import ChatTemplate
 from lrft.data.seam import token_ids
 from lrft.export import go_template
+from lrft.export.as_trained import Rendered
 from lrft.export.checks import Check, check
-from lrft.export.conversation import Rendered, difference, write
+from lrft.export.conversation import difference, write
 from lrft.export.modelfile import MODELFILE, stops_of, template_of
 from lrft.model.gguf_tokens import gguf_stops, gguf_tokenizer
 from lrft.model.stopping import generation_of, read_tokenizer

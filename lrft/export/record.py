@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lrft.export.as_trained import AsTrained
 from lrft.export.checks import Check
-from lrft.export.conversation import AsTrained
 from lrft.export.fidelity import Compared
 from lrft.export.pairs import SiteRecord
 from lrft.files.sums import Sum, file_sum

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from lrft.build.text import Text
 from lrft.core.adapted import adapted
+from lrft.export.as_trained import Rendered
 from lrft.export.card import tokens_told
-from lrft.export.conversation import Rendered
 from lrft.export.fidelity import Comparable
 from lrft.export.own_form import why_own_form
 from lrft.export.peft_format import adapter_files

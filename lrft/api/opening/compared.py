@@ -7,7 +7,8 @@ from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.notes import say
 from lrft.data.encoded import Encoded
-from lrft.export.conversation import AsTrained, in_order, render
+from lrft.export.as_trained import AsTrained
+from lrft.export.conversation import in_order, render
 from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DataError
