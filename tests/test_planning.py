@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from lrft.build.at_rest import state_bytes
 from lrft.build.edits import _in_order, applied, edits, fitting
 from lrft.build.held import Held
 from lrft.build.measure import measure, planned
+from lrft.build.replanning import TrainingPeaks
 from lrft.build.resident import inputs_held, state_held, weights_held
 from lrft.core.params import ParamInfo
 from lrft.export.fidelity import CHUNK, compare, room
@@ -145,6 +147,23 @@ def test_every_edit_named_is_planned_again_and_fits():
         assert again == change["total"] == where["bytes"] - change["margin"] <= where["bytes"]
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("adapter=vera",), ("adapter=null", "init=null", "trainable=full")],
+    ids=lambda overrides: overrides[0] if overrides else "lora",
+)
+def test_edits_on_modules_in_common_take_what_they_take_on_their_own(overrides):
+    """VeRA's projections are drawn once and kept, which a second try would not see; so its modules are made anew."""
+    recipe, where = recipe_of(*overrides), device_of(recipe_of(), "80GiB")
+    several = [edit.overrides for edit in edits(recipe)]
+    with ExitStack() as opened:
+        peaks = TrainingPeaks("cuda", lambda one: build_skeleton(one.model)[0], opened)
+        for one in [(), *several, several[0] + several[-1], ()]:
+            found = peaks.total(applied(recipe, one), where["bytes"])
+            assert found == forecast(applied(recipe, one), where)[0].train["total"], one
+        assert len(peaks.made) < len(several)
+
+
 def sizes_of(recipe) -> tuple[int, bool, float, str, str, int]:
     settings = recipe.train
     return (
@@ -219,6 +238,13 @@ def test_edits_of_full_training_leave_the_storage_alone():
 )
 def test_a_size_is_read_with_its_unit(text, size):
     assert parse_size(text, "--device") == size
+
+
+def test_a_size_without_a_unit_is_not_taken_for_bytes():
+    with pytest.raises(
+        UsageError, match="--device: '24' is 24 bytes, less than a process takes; write 24GiB"
+    ):
+        device_of(recipe_of(), "24")
 
 
 @pytest.mark.parametrize("text", ["", "many", "24 apples", "-3GiB", "0GiB"])
@@ -459,3 +485,15 @@ def test_a_merge_into_few_bits_holds_a_float32_model_and_into_a_file_two(tiny):
         0
     ]
     assert other.rounded.keys() == {"requantize"}  # which llama.cpp has no names for here
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.names())
+def test_every_adapter_is_planned_or_refused_in_a_sentence(tiny, adapter):
+    """NOLA reads its seed in the forward pass, where there is no number to read."""
+    smoke = Path(f"recipes/smoke/{adapter}.yaml")
+    try:
+        recipe = load_recipe(smoke, [f"model.name={tiny()}", "train.max_length=64"]).recipe
+        found, _ = forecast(recipe, {"kind": "cuda", "bytes": GIB, "source": ""})
+    except RecipeError:
+        return
+    assert found.train["total"] > found.train["adapter"] > 0

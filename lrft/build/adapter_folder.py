@@ -13,7 +13,8 @@ from lrft.model.causal_lm import CausalLM
 from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json
-from lrft.training.adapter_folders import RECORD, THEN, record_bytes
+from lrft.training.adapter_folders import THEN, record_bytes
+from lrft.training.within_run import STANDS_FOR as RECORD
 
 
 def write_adapter(

@@ -49,7 +49,7 @@ class Earlier:
         base: fingerprint of the base that it was trained on, of a run in the same precision; else None.
         values: sum of all values of that base, where the run kept it.
         stretched: the scaling of the positions that it was trained with, of a run.
-        said: the hub id that its file says of its base, where it says one.
+        said: the base as its file names it, by its hub id or the name of a folder, where it does.
     """
 
     given: dict[str, Trained]
@@ -80,8 +80,7 @@ def read_earlier(recipe: Recipe, sites: Mapping[str, Site], hidden_size: int | N
             path |= {"repository": hub.name, "revision": hub.revision}
         return Earlier(given, {**path, "sha256": file_sum(folder / FILE)["sha256"]}, said=said)
     # Beside a run's `adapter/` are its checkpoints, which hold the same in float32.
-    run = folder.parent if folder.name == "adapter" and (folder.parent / RUN).is_file() else folder
-    return _of_run(run, recipe, hidden_size)
+    return _of_run(folder, recipe, hidden_size)
 
 
 def begin_with(recipe: Recipe, model: CausalLM, plan: Plan) -> tuple[dict[str, Json], list[str]]:
@@ -124,8 +123,8 @@ def _told(recipe: Recipe, earlier: Earlier, taken: Taken, sites: int) -> Iterato
     new = sites - sum(count.values())
     parts += [f"{new} sites begin anew"] if new else []
     yield f"model.adapter: {earlier.record['method']} of {recipe.model.adapter} {'; '.join(parts)}"
-    mine = hub_id(recipe.model.name)
-    if earlier.said is not None and mine is not None and earlier.said != mine:
+    mine = hub_id(recipe.model.name) or Path(recipe.model.name).name
+    if earlier.said is not None and ("/" in earlier.said) == ("/" in mine) and earlier.said != mine:
         yield f"model.adapter: its file says that it is of {earlier.said}, and model.name is {mine}"
     if earlier.record["kind"] == "run" and earlier.stretched != recipe.model.rope_scaling:
         yield "model.adapter: it was trained with another model.rope_scaling, so it starts as another function here"

@@ -32,7 +32,7 @@ OTHER = "name an earlier one"
 def read_peft(
     folder: Path, sites: Mapping[str, Site], wanted: str
 ) -> tuple[dict[str, Trained], str, str | None]:
-    """The adapter at each site, the method, and the hub id that the file says of its base, if it says one.
+    """The adapter at each site, the method, and the base as the file names it: its hub id, or a folder.
 
     Args:
         sites: those that the new adapter goes on.
@@ -60,7 +60,9 @@ def read_peft(
         ending = next((end for end in endings if name.endswith(end) and name.startswith(PREFIX)), None)
         if ending is None:
             raise RecipeError(
-                f"{folder} holds {name}, which is no tensor of {cls.name} at a linear layer", KEY
+                f"{folder} holds {name}, which is no tensor of {cls.name} at a linear layer; merge it with PEFT, and "
+                "name the merged model as model.name",
+                KEY,
             )
         site = name.removeprefix(PREFIX).removesuffix(ending)
         found.setdefault(site, {})[endings[ending]] = tensor.float()
@@ -131,6 +133,9 @@ def _of_tensors(
 
 
 def _said(keys: Mapping[str, Any]) -> str | None:
-    """The hub id of the base, where the file says one and no path."""
+    """The base as the file names it: by its hub id, or by the last part of a path."""
     name = keys.get("base_model_name_or_path")
-    return hub_id(name) if isinstance(name, str) and name and not name.startswith(("/", ".", "~")) else None
+    if not isinstance(name, str) or not name:
+        return None
+    is_path = name.startswith(("/", ".", "~"))
+    return (None if is_path else hub_id(name)) or Path(name).name

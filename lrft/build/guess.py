@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from lrft.core.notes import say
@@ -53,11 +55,37 @@ class _Guess:
 
 
 def _guessed(data: DataSection) -> dict[str, _Guess]:
-    """The keys of the section that follow from the rows: `format`, and `train` where sources are of several formats.
+    """The keys of the section that follow from the rows: `format`, `train` and `eval` where sources are of several.
 
     Raises:
         DataError: no format reads the rows of a source, or several do.
     """
+    found = _of_training(data)
+    config = found["format"].value
+    assert isinstance(config, FormatConfig)
+    return {**found, **_of_held_out(data, config)}
+
+
+def _of_held_out(data: DataSection, config: FormatConfig) -> dict[str, _Guess]:
+    """`eval` with a format for each of several sources that says none and whose columns say another than `config`."""
+    if not isinstance(data.eval, list):
+        return {}
+    made, told = [], ""
+    for place, source in enumerate(data.eval):
+        if own_format(source) is None:
+            key = f"data.eval.{place}"
+            rows = read_rows(_short(source), "eval", data.seed, key)
+            with suppress(DataError):  # is then read by `config`, which says what it lacks
+                own, why = _of_rows(rows)
+                if own != config:
+                    say(f"format of {key}: {own.method}, {why}")
+                    source, told = source.model_copy(update={"format": own}), why
+        made.append(source)
+    return {"eval": _Guess(made, told)} if told else {}
+
+
+def _of_training(data: DataSection) -> dict[str, _Guess]:
+    """The same of `data.train` alone: `format`, and `train` where its sources are of several formats."""
     sources = each_source(data.train)
     untold = [source for source in sources if own_format(source) is None]
     if not untold:
@@ -123,7 +151,10 @@ def guess(rows: Rows) -> tuple[FormatConfig, tuple[str, ...]]:
         remedy = f"write which one it is, such as data.format: {next(iter(found))}"
         raise DataError(f"{seen} fit {listed(found, 'and')}; {remedy}")
     first, *rest = [*columns, "ANSWER"]
-    example = f'{{method: columns, prompt: "{{{first}}}", completion: " {{{rest[0]}}}"}}'
+    prompt, completion = (
+        json.dumps(text, ensure_ascii=False) for text in (f"{{{first}}}", f" {{{rest[0]}}}")
+    )
+    example = f"{{method: columns, prompt: {prompt}, completion: {completion}}}"
     raise DataError(
         f"{seen} fit no format that can be guessed; name the one that reads them, {listed(FORMATS.names(), 'or')}, "
         f"with the names of its columns, such as data.format: {example}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import cast
 
 import torch
@@ -53,38 +54,64 @@ def peaks_of(
     Raises:
         RecipeError: a pattern matches nothing.
     """
-    model.hf.set_attn_implementation(_backend(recipe, device))
+    model.hf.set_attn_implementation(backend_of(recipe, device))
     with planned(recipe, model) as found:
-        return _Peaks(recipe, found, device).find(shapes, limit)
+        return PeaksOf(recipe, found, device).find(shapes, limit)
 
 
-class _Peaks:
+class PeaksOf:
     """The peaks of one recipe, every different layer of it tried once for each shape."""
 
     def __init__(self, recipe: Recipe, found: Planned, device: str) -> None:
-        self.recipe, self.device = recipe, device
+        self.found, self.device = found, device
         self.embeds = embeds(recipe.objective.method)
         hf: nn.Module = found.adaptation.model.hf
         assert isinstance(hf, Skeleton)
         self.hf, self.item = hf, DTYPES[recipe.model.dtype].itemsize
-        state = state_bytes(recipe, found.infos)
-        self.counted = counted(recipe, found, stored_bytes(recipe), state)
-        self.moments = Moments(recipe, found.infos, self.counted, state, device)
         self.constant = constant_bytes(hf)
-        layers, head = len(hf.model.layers), hf.lm_head.weight.nbytes
+        self.tries: dict[tuple[Shape, bool], Tried] = {}
+        self._count(recipe)
+        self.kinds = [_kind(found, index) for index in range(len(hf.model.layers))]
+        storage = Storage(keeps_dense(recipe), decoding_room(recipe))
+        for layer in self._different():
+            freeze(layer, storage, keeps_start(recipe))
+
+    def of(self, recipe: Recipe) -> PeaksOf:
+        """Those of another recipe on the same modules."""
+        other = copy(self)
+        other._count(recipe)
+        return other
+
+    def repeats(self) -> bool:
+        """Whether a second try takes what the first did, so that no module keeps anything of it."""
+        shape = self._widened(full_shape(self.recipe, documents_of_a_row(self.recipe)))
+        first = self._try(shape)
+        return first == self._tried(shape, first.trains)
+
+    def _count(self, recipe: Recipe) -> None:
+        """What is held at rest."""
+        self.recipe = recipe
+        state = state_bytes(recipe, self.found.infos)
+        self.counted = counted(recipe, self.found, stored_bytes(recipe), state)
+        self.moments = Moments(recipe, self.found.infos, self.counted, state, self.device)
+        layers, head = len(self.hf.model.layers), self.hf.lm_head.weight.nbytes
         self.held = {
             "weights": sum(weights_held(recipe, self.counted, layers, head)),
             "optimizer_state": state_held(recipe, state, layers),
         }
         if recipe.privacy is not None:  # the first step compares what does not train with a copy
             self.held["adapter"] = self.counted["trainable_bytes"] + 2 * self.constant
-        self.kinds = [_kind(found, index) for index in range(len(hf.model.layers))]
-        storage = Storage(keeps_dense(recipe), decoding_room(recipe))
-        for layer in self._different():
-            freeze(layer, storage, keeps_start(recipe))
 
     def find(self, shapes: Sequence[Shape], limit: int | None) -> Peaks:
         """All three, training at the largest of the shapes."""
+        train, moment, count = self.training(shapes, limit)
+        scored = self._evaluation()
+        merge = self._merging(scored)
+        rounded = rounded_peaks(self.recipe, self.hf, self.counted["base"], merge, scored)
+        return Peaks(self.counted, train, scored, merge, rounded, count, moment, self.hf.mixed)
+
+    def training(self, shapes: Sequence[Shape], limit: int | None) -> tuple[Peak, str, int]:
+        """That of a step at the largest of the shapes, its moment, and how many layers are computed again."""
         full = full_shape(self.recipe, documents_of_a_row(self.recipe))
         different = {self._widened(shape) for shape in (set(shapes) or {full})}
         tried = [self._try(shape) for shape in different]
@@ -92,10 +119,7 @@ class _Peaks:
             train, moment = max((self._train(one, count) for one in tried), key=lambda one: one[0]["total"])
             if limit is None or train["total"] <= SHARE * limit:
                 break
-        scored = self._evaluation()
-        merge = self._merging(scored)
-        rounded = rounded_peaks(self.recipe, self.hf, self.counted["base"], merge, scored)
-        return Peaks(self.counted, train, scored, merge, rounded, count, moment, self.hf.mixed)
+        return train, moment, count
 
     def _counts(self, limit: int | None) -> Sequence[int]:
         """How many layers may be computed again, the fewest first."""
@@ -129,6 +153,11 @@ class _Peaks:
     def _try(self, shape: Shape) -> Tried:
         """Every layer of a training step, and the loss; of an optimizer that asks for no gradients none goes back."""
         trains = "backward" in OPTIMIZERS.declared(self.recipe.optimizer.method).requires
+        if (shape, trains) not in self.tries:
+            self.tries[shape, trains] = self._tried(shape, trains)
+        return self.tries[shape, trains]
+
+    def _tried(self, shape: Shape, trains: bool) -> Tried:
         body, found = self.hf.model, dict[tuple[object, bool], Cost]()
         wanted = any(p.requires_grad for p in body.embed_tokens.parameters())
         costs = []
@@ -202,7 +231,7 @@ def _kind(found: Planned, index: int) -> object:
     return tuple((name, repr(entry.config)) for name, entry in own.items()), held, window
 
 
-def _backend(recipe: Recipe, device: str) -> str:
+def backend_of(recipe: Recipe, device: str) -> str:
     """The first attention that the recipe allows, where a GPU is taken to have the kernels for many lengths."""
     section = recipe.model
     if (

@@ -97,4 +97,6 @@ def merge_command(
 
 
 def _show(record: Fidelity) -> None:
-    print(json.dumps(plain(record), indent=2))
+    """The figures; what `lrft doctor` compares with later is in the file."""
+    later = ("conversation", "stops", "files")
+    print(json.dumps({key: value for key, value in plain(record).items() if key not in later}, indent=2))

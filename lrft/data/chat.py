@@ -77,7 +77,8 @@ class ChatTemplate:
         """
         if not self.tokenizer.chat_template:
             raise DataError(
-                "data.format: the model's tokenizer has no chat template; use a format with render: plain"
+                "data.format: the model's tokenizer has no chat template; name one as data.template, such as plain, or "
+                "use a format with render: plain"
             )
         self.used = True
         try:

@@ -79,7 +79,10 @@ def _in_folder(folder: Path, source: Source, role: Role, key: str) -> list[Path]
         return _of_one_kind(files, folder, key)
     names = ", ".join(path.name for path in files[:9]) or "no data files"
     more = f" and {len(files) - 9} more" if len(files) > 9 else ""
-    raise DataError(f"{key}.source: {folder} has no file called {' or '.join(wanted)}; it has {names}{more}")
+    raise DataError(
+        f"{key}.source: {folder} has no file called {' or '.join(wanted)}; it has {names}{more}; name the file, "
+        "or a pattern that the files match"
+    )
 
 
 def _stem(path: Path) -> str:

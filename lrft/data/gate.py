@@ -55,6 +55,7 @@ def _tests(stop_ids: set[int], max_length: int) -> dict[str, Callable[[Encoded],
         "empty_answers": lambda row: not row.read_again and _only_stops(row, stop_ids),
         "without_stop": lambda row: not row.truncated and not row.goes_on and _unstopped(row, stop_ids),
         "stops_cut": lambda row: row.truncated and _unstopped(row, stop_ids),
+        "stops_within": lambda row: any(_goes_on(document, stop_ids) for document in row.documents()),
         "wrong_bos": lambda row: not row.dropped and row.extra_bos != 0,
         "merged": lambda row: not row.dropped and row.merged,
         "lost": lambda row: row.merged and _only_stops(row, stop_ids),
@@ -84,6 +85,15 @@ def _unstopped(row: Encoded, stop_ids: set[int]) -> bool:
 def _only_stops(row: Encoded, stop_ids: set[int]) -> bool:
     learnt = [_learnt(document) for document in row.documents()]
     return any(tokens and all(token in stop_ids for token in tokens) for tokens in learnt)
+
+
+def _goes_on(document: Encoded, stop_ids: set[int]) -> bool:
+    """Whether an answer goes on after a stop token; whole texts, learnt from their start, may hold several."""
+    learnt = document.supervised
+    if document.whole or all(learnt[1:]):
+        return False
+    ends = zip(document.input_ids, learnt, learnt[1:], strict=False)
+    return any(here and then and token in stop_ids for token, here, then in ends)
 
 
 def _equal_answers(row: Encoded) -> bool:

@@ -8,6 +8,7 @@ from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 
 LONGEST_ADVISED = 131_072  # tokens of a row to train at that a message proposes; a longer one is hardly meant
+OTHERWISE = "drop, truncate_left, or windows for whole texts"
 SCORED_WHOLE = "score"  # of `too_long`: rows over the limit are no problem
 
 
@@ -22,6 +23,7 @@ class GateReport:
         without_target, empty_answers: rows with nothing to learn; rows whose only targets are stop tokens.
         without_stop: whole rows whose last target is not a stop token.
         stops_cut: rows that lost their stop token to truncation on the right.
+        stops_within: rows with an answer that goes on after a stop token, which its own text then holds.
         wrong_bos: rows with too many or too few beginning-of-text tokens.
         merged: rows where one token spans the seam of prompt and answer, whose start is then not learnt.
         lost: those of whose answer nothing is learnt; apart: rows whose prompt and answer are encoded each for itself.
@@ -35,7 +37,8 @@ class GateReport:
         suggested_max_length: holds the longest row.
         stop_tokens: the tokens that count as a stop.
         first: kind of problem -> where its first rows are.
-        embedded: rows of texts to embed, whose lengths are those of all of them; earlier records have none.
+        embedded: rows of texts to embed, whose lengths are those of all of them; earlier records have neither these nor
+            `stops_within`.
     """
 
     rows: int
@@ -66,6 +69,7 @@ class GateReport:
     stop_tokens: tuple[str, ...]
     first: dict[str, tuple[str, ...]]
     embedded: int = 0
+    stops_within: int = 0
 
     @property
     def supervised_share(self) -> float:
@@ -135,8 +139,8 @@ class GateReport:
         if self.embedded:
             return f"set data.format.max_tokens, train.max_length: {self.suggested_max_length} or data.too_long: drop"
         if self.suggested_max_length > LONGEST_ADVISED:
-            return "correct or remove the longest, or set data.too_long: drop or truncate_left"
-        return f"set train.max_length: {self.suggested_max_length}, or data.too_long: drop or truncate_left"
+            return f"correct or remove the longest, or set data.too_long: {OTHERWISE}"
+        return f"set train.max_length: {self.suggested_max_length}, or data.too_long: {OTHERWISE}"
 
     def _unwritten(self) -> list[str]:
         return [

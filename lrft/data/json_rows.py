@@ -63,7 +63,11 @@ def _parse(path: Path, number: int, text: str) -> Json:
     try:
         found: Json = strict_decoder().decode(text.strip())
     except json.JSONDecodeError as error:
-        fail(path, number, f"not valid JSON ({error.msg} at column {error.colno})")
+        whole = text.strip() in ("[", "{") and number == 1
+        remedy = (
+            "; a row is one line here, and a file that is one JSON value is called .json" if whole else ""
+        )
+        fail(path, number, f"not valid JSON ({error.msg} at column {error.colno}){remedy}")
     except (RecursionError, ValueError) as error:
         fail(path, number, reason_of(error))
     return found

@@ -101,6 +101,7 @@ def facts(report: GateReport) -> list[tuple[str, str]]:
         "without_target": "nothing to learn",
         "empty_answers": "empty answer",
         "without_stop": "no stop token",
+        "stops_within": "answer goes on after a stop token",
         "wrong_bos": "wrong beginning-of-text count",
         "merged": "prompt and answer share a token",
         "apart": "answer encoded apart from its prompt",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import zlib
@@ -143,7 +144,9 @@ def _decoded(path: Path, number: int, line: bytes) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        fail(path, number, f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})")
+        byte = f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})"
+        wide = number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        fail(path, number, f"{byte}{', but UTF-16' if wide else ''}; save the file as UTF-8")
 
 
 def _open(path: Path) -> BinaryIO | io.BufferedReader:

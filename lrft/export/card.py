@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -44,10 +44,7 @@ EXPORTED = """# {title}
 {method} for `{base}`, trained with lrft {version} for {steps} steps and written for {target}.
 
 - quantization of the base in training: {quantization}
-- precision of the file: {dtype}
-- relative error of the change: {error}
-- compared with the run on {rows} rows of {rows_from}: KL divergence {kl} nats per token, loss difference {loss}
-
+{figures}
 All figures are in `fidelity.json`. The recipe, without the paths of the machine it ran on, is in `recipe.yaml`.
 """
 
@@ -69,7 +66,7 @@ def adapter_card(recipe: Recipe, record: Mapping[str, Json], config: Mapping[str
         quantization=recipe.quantization.method,
         trainable=record.get("trainable", 0),
         loss=record.get("loss"),
-        positions=_positions(recipe) + _tokens(recipe, config),
+        positions=_lines([*base_told(recipe), *tokens_told(recipe, config)]),
     )
 
 
@@ -107,12 +104,7 @@ def exported_card(recipe: Recipe, result: Mapping[str, Json], record: Exported) 
         steps=result.get("step", "some"),
         target=target,
         quantization=recipe.quantization.method,
-        dtype=record.get("dtype", "that of training"),
-        error=_figure(record.get("relative_error")),
-        rows=record.get("rows", 0),
-        rows_from=record.get("rows_from") or "no data",
-        kl=_figure(record.get("kl_mean")),
-        loss=_figure(record.get("loss_difference")),
+        figures=_lines([*_exported_figures(record), *record["told"]]),
     )
 
 
@@ -138,26 +130,43 @@ def _front(recipe: Recipe, library: str, relation: str, tags: list[str]) -> str:
     return f"---\n{yaml.safe_dump(keys, sort_keys=False)}---\n\n"
 
 
-def _positions(recipe: Recipe) -> str:
+def base_told(recipe: Recipe) -> list[str]:
     """What the base must be loaded with, since an adapter does not hold it; nothing where it is as published."""
     scaling, context = recipe.model.rope_scaling, recipe.model.context
     said = "" if scaling is None else f" rope scaling {scaling.type} by {scaling.factor:g}"
     said += "" if context is None else f" {'and ' if said else ''}a context of {context} positions"
-    return f"- the base has to be loaded with{said}, as in training\n" if said else ""
+    return [f"the base has to be loaded with{said}, as in training"] if said else []
 
 
-def _tokens(recipe: Recipe, config: Mapping[str, Json] | None) -> str:
+def tokens_told(recipe: Recipe, config: Mapping[str, Json] | None) -> list[str]:
     """Which tokens are new, and what a base without rows for them is to be given before PEFT loads the adapter."""
     if recipe.model.add_tokens is None:
-        return ""
+        return []
     texts = ", ".join(map(repr, recipe.model.add_tokens.texts))
-    said = f"- new tokens, which the tokenizer of this folder has: {texts}"
+    said = [f"new tokens, which the tokenizer of this folder has: {texts}"]
     ids = next(iter(to_section(config["trainable_token_indices"]).values())) if config else None
     if not isinstance(ids, list):
-        return f"{said}\n"
+        return said
     rows = int(str(ids[-1])) + 1
     resize = f"`model.resize_token_embeddings({rows}, mean_resizing=False)`"
-    return f"{said}\n- a base with fewer rows than {rows} takes {resize} before it takes the adapter\n"
+    return [*said, f"a base with fewer rows than {rows} takes {resize} before it takes the adapter"]
+
+
+def _exported_figures(record: Exported) -> list[str]:
+    """What the file is written in, and how far it is from the run; nothing of the run's own numbers."""
+    if "dtype" not in record:
+        return ["the numbers of the run, as they are"]
+    rows = f"{record.get('rows', 0)} rows of {record.get('rows_from') or 'no data'}"
+    kl, loss = _figure(record.get("kl_mean")), _figure(record.get("loss_difference"))
+    return [
+        f"precision of the file: {record['dtype']}",
+        f"relative error of the change: {_figure(record.get('relative_error'))}",
+        f"compared with the run on {rows}: KL divergence {kl} nats per token, loss difference {loss}",
+    ]
+
+
+def _lines(told: Iterable[str]) -> str:
+    return "".join(f"- {line}\n" for line in told)
 
 
 def _precision(record: Fidelity) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from collections.abc import Iterable, Mapping, Sequence
 
 from lrft.data.chat import ChatTemplate
 from lrft.data.seam import token_ids
 from lrft.data.tokenize import Renderer
+from lrft.export.as_trained import Message, Rendered
 from lrft.registry.errors import DataError
 from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
-
-Message = dict[str, str]
 
 SYSTEM: Message = {"role": "system", "content": "Answer briefly, in one sentence."}
 TURNS: list[Message] = [
@@ -23,17 +21,10 @@ TURNS: list[Message] = [
 PLAIN = 'The year 2026 had 365 days;\n\nnaïve counting {{ says }} "so"  too.'
 
 
-class Rendered(TypedDict):
-    """The conversation as training renders it.
-
-    `messages` is empty where training used no chat template: the text is then a plain one. `date` is the day that
-    the template was told, or None where it does not ask.
-    """
-
-    messages: list[Message]
-    text: str
-    ids: list[int]
-    date: str | None
+def in_order(tokenizer: Tokenizer, stop_ids: Iterable[int]) -> list[int]:
+    """The ids that end an answer, the tokenizer's own eos first."""
+    first = tokenizer.eos_token_id
+    return sorted(stop_ids, key=lambda stop: (stop != first, stop))
 
 
 def render(renderer: Renderer, chat: bool) -> Rendered:

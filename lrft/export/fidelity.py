@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lrft.core import stop
 from lrft.core.batch import Batch
+from lrft.export.as_trained import AsTrained
 from lrft.ops.loss import Head
 
 CHUNK = 256
@@ -82,8 +83,8 @@ class Compared(TypedDict, total=False):
     cosine_min: float
 
 
-class Fidelity(Compared, total=False):
-    """What fidelity.json holds: how the merge was made, then how it compares."""
+class Fidelity(Compared, AsTrained, total=False):
+    """What fidelity.json holds: how the merge was made, then how it compares, and what a later look needs."""
 
     checkpoint: str
     rank: int

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lrft.core.notes import say
 from lrft.data.tokenize import Renderer
+from lrft.export.conversation import in_order
 from lrft.model.gguf_tokens import CONTROL, DIGITS, SPLITS, USER_DEFINED
 from lrft.registry.errors import UsageError
 from lrft.registry.protocols import Tokenizer
@@ -50,12 +51,6 @@ def spoken_of(renderer: Renderer, stop_ids: set[int], pad_id: int, chat: bool, c
         template = template.get("default")
     stops = in_order(tokenizer, stop_ids)
     return Spoken(tokenizer, stops, pad_id, bos is not None and begins, template)
-
-
-def in_order(tokenizer: Tokenizer, stop_ids: Iterable[int]) -> list[int]:
-    """The ids that end an answer, the tokenizer's own eos first."""
-    first = tokenizer.eos_token_id
-    return sorted(stop_ids, key=lambda stop: (stop != first, stop))
 
 
 def write_tokenizer(writer: Any, spoken: Spoken, rows: int, command: str) -> list[str]:

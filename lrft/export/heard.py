@@ -9,16 +9,17 @@ from pathlib import Path
 from lrft.data.chat import ChatTemplate
 from lrft.data.seam import token_ids
 from lrft.export import go_template
+from lrft.export.as_trained import Rendered
 from lrft.export.checks import Check, check
-from lrft.export.conversation import Rendered, difference, write
+from lrft.export.conversation import difference, write
 from lrft.export.modelfile import MODELFILE, stops_of, template_of
 from lrft.model.gguf_tokens import gguf_stops, gguf_tokenizer
-from lrft.model.stopping import read_tokenizer
+from lrft.model.stopping import generation_of, read_tokenizer
 from lrft.registry.errors import DataError
 from lrft.registry.protocols import Tokenizer
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-MODEL = "model.gguf"
+MODEL, GENERATION = "model.gguf", "generation_config.json"
 
 
 def hear(folder: Path, expected: Rendered, stops: list[str] | None, trusted: bool = False) -> Iterator[Check]:
@@ -32,6 +33,8 @@ def hear(folder: Path, expected: Rendered, stops: list[str] | None, trusted: boo
     if any((folder / name).is_file() for name in TOKENIZERS):
         spoken = read_tokenizer(folder, trusted)
         yield _rendered("the tokenizer's", spoken, expected)
+        if stops is not None and (folder / GENERATION).is_file():
+            yield check(f"{GENERATION}'s stops are those of training", _unlike(_ends(folder, spoken), stops))
     if (folder / MODEL).is_file():
         try:
             spoken = gguf_tokenizer(folder / MODEL)
@@ -44,6 +47,13 @@ def hear(folder: Path, expected: Rendered, stops: list[str] | None, trusted: boo
                 yield check("the GGUF file's stops are those of training", _unlike(ends, stops[:3]))
     if (folder / MODELFILE).is_file():
         yield from _modelfile((folder / MODELFILE).read_text(encoding="utf-8"), spoken, expected, stops)
+
+
+def _ends(folder: Path, tokenizer: Tokenizer) -> list[str]:
+    """What transformers and servers stop at by the folder's generation settings."""
+    said = generation_of(folder).eos_token_id
+    ids = said if isinstance(said, list) else [] if said is None else [said]
+    return [str(text) for text in tokenizer.convert_ids_to_tokens(ids)]
 
 
 def _rendered(whose: str, tokenizer: Tokenizer, expected: Rendered) -> Check:

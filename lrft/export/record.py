@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lrft.export.as_trained import AsTrained
 from lrft.export.checks import Check
-from lrft.export.conversation import Rendered
 from lrft.export.fidelity import Compared
 from lrft.export.pairs import SiteRecord
 from lrft.files.sums import Sum, file_sum
@@ -13,7 +13,7 @@ from lrft.files.sums import Sum, file_sum
 RECORD = "fidelity.json"
 
 
-class Exported(Compared, total=False):
+class Exported(Compared, AsTrained, total=False):
     """How an export was made, how it compares with the run, and what a later look needs.
 
     `relative_error` is that of all changes together, in Frobenius norm, of the factors as written.
@@ -35,9 +35,6 @@ class Exported(Compared, total=False):
     tensors: int
     checklist: list[Check]
     told: list[str]
-    stops: list[str]
-    conversation: Rendered
-    files: dict[str, Sum]
     pushed: str
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from lrft.registry.config import Field, Literal, Section, model_validator
 
 
@@ -72,7 +74,15 @@ class ScoreHead(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_list(cls, value: object) -> object:
-        return {"labels": value} if isinstance(value, list) else value
+        if not isinstance(value, list):
+            return value
+        for one in value:
+            if isinstance(one, bool | int | float):  # as YAML reads what somebody meant as a name
+                written = json.dumps(one)
+                raise ValueError(
+                    f'labels are texts, and {written} is none; put quotes around it: "{written}"'
+                )
+        return {"labels": value}
 
     @model_validator(mode="after")
     def _check_labels(self) -> ScoreHead:

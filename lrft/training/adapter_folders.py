@@ -14,9 +14,9 @@ from lrft.files.sums import MANIFEST, folder_fault, folder_manifest
 from lrft.registry.errors import DamagedFile
 from lrft.registry.json import Json
 from lrft.training.scorer import Scorer
+from lrft.training.within_run import BEST, LAST
+from lrft.training.within_run import STANDS_FOR as RECORD
 
-BEST, LAST = "best", "last"
-RECORD = "checkpoint.json"  # in either: which checkpoint it is
 THEN = ", then add --resume; the checkpoints are intact"
 
 

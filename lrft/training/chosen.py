@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lrft.core.notes import say
 from lrft.registry.errors import CheckpointError, UsageError
-from lrft.training.adapter_folders import BEST, LAST
 from lrft.training.checkpoint_folder import fault, open_newest, remains, step_of, steps_in
 from lrft.training.folder import RunFolder, find
 from lrft.training.opened import OpenCheckpoint
+from lrft.training.within_run import BEST, LAST
 
 
 def find_checkpoint(run: RunFolder | Path | str | None, name: str | None = None) -> RunFolder:

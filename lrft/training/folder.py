@@ -23,6 +23,7 @@ from lrft.training import run_manifest
 from lrft.training.links import check_links
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.run_manifest import KnownFiles, text_of
+from lrft.training.within_run import within_run
 
 ROOT = Path("runs")
 RECIPE, RUN, PLAN, RESULT = run_manifest.RECIPE, run_manifest.RUN, run_manifest.PLAN, run_manifest.RESULT
@@ -200,11 +201,11 @@ def _find(run: RunFolder | Path | str | None, root: Path) -> RunFolder:
         return RunFolder(found)
     run = Path(run)
     # os.path answers where pathlib raises: a name that no file can have is no run.
-    if os.path.isfile(run / "manifest.json") and run.parent.name == "checkpoints":
-        folder = RunFolder(run.parent.parent)
-        folder.chosen = run
-        return folder
     for candidate in places(run, root):
+        if (inside := within_run(candidate)) is not None:
+            folder = RunFolder(inside.run)
+            folder.chosen = inside.checkpoint
+            return folder
         if os.path.isfile(candidate / RECIPE):
             return RunFolder(candidate)
     known = [path.name for path in root.iterdir()] if root.is_dir() else []

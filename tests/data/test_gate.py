@@ -38,6 +38,15 @@ def test_good_rows_pass_and_are_counted(report):
     assert json.loads(json.dumps(found.record()))["supervised_share"] == 5 / 13
 
 
+def test_an_answer_that_goes_on_after_a_stop_token_is_told(report):
+    cut = {"prompt": "what is two", "completion": " four </s> five"}
+    found = report([*QUESTIONS, cut])
+    found.check(False, "error")
+    assert found.stops_within == 1 and found.first["stops_within"] == ("rows.jsonl:3",)
+    assert ("answer goes on after a stop token", "1 (first: rows.jsonl:3)") in facts(found)
+    assert report([{"text": "four </s> five six"}], "text").stops_within == 0
+
+
 def test_raw_text_passes_because_a_stop_token_is_appended(report):
     report([{"text": "four five six"}], "text").check(False, "error")
 

@@ -57,6 +57,7 @@ REFUSED = {
         {"question": "a", "answer": "b"},
         ["question and answer", '"{question}", completion: " {answer}"'],
     ),
+    "quotes": ({'The "Q"': "a", "A": "b"}, ['prompt: "{The \\"Q\\"}", completion: " {A}"']),
     "label": ({"text": "a", "label": 1}, ["the columns text and label", "fit no format"]),
     "alpaca_text": ({"instruction": "a", "output": "b", "messages": TURNS}, ["fit chat and instruction"]),
     "two answers": ({"prompt": "a", "response": "b", "answer": "c"}, ["fit no format"]),

@@ -91,6 +91,16 @@ def test_sources_of_different_formats_are_guessed_each_where_nothing_is_said(rec
         with_format(recipe(train=f"[{files}/a.jsonl, {files}/b.jsonl]"))
 
 
+def test_held_out_sources_are_guessed_each_too(recipe, files, capsys):
+    loaded = with_format(recipe(f"data.eval=[{files}/a.jsonl, {files}/c.jsonl]", train=f"{files}/a.jsonl"))
+    assert [source.format and source.format.method for source in loaded.recipe.data.eval] == [
+        None,
+        "prompt_completion",
+    ]
+    assert "format of data.eval.1: prompt_completion, guessed from" in capsys.readouterr().err
+    assert len(read_text(loaded.recipe).held_out) == 8
+
+
 def test_where_a_format_is_named_nothing_is_guessed(recipe, files):
     loaded = recipe("data.format=sharegpt", train=f"[{files}/a.jsonl, {files}/c.jsonl]")
     with pytest.raises(DataError, match=r"c\.jsonl:1: the sharegpt format needs column"):

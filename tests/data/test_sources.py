@@ -125,7 +125,7 @@ def test_a_folder_gives_the_split_of_the_role(tmp_path):
 # file name -> (content, line, part of the message)
 BROKEN = {
     "utf8.jsonl": (b'{"a": "x"}\n{"a": "\xff"}\n', 2, "not UTF-8 (byte 0xff at column 8)"),
-    "utf16.jsonl": ('{"a": "x"}\n'.encode("utf-16"), 1, "not UTF-8"),
+    "utf16.jsonl": ('{"a": "x"}\n'.encode("utf-16"), 1, "but UTF-16; save the file"),
     "truncated.jsonl": (b'{"a": "x"}\n{"a": "y', 2, "not valid JSON (Unterminated string"),
     "cut_object.jsonl": (b'{"a": "x"}\n\n{"a": "y"', 3, "not valid JSON"),
     "string.jsonl": (b'{"a": "x"}\n"y"\n', 2, "this is a string"),
@@ -138,7 +138,7 @@ BROKEN = {
     "blank.jsonl": (b"\n \n\n", 1, "no rows"),
     "comma.jsonl": (b'{"a": "x"},\n{"a": "y"}\n', 1, "Extra data"),
     "two.jsonl": (b'{"a": "x"} {"a": "y"}\n', 1, "Extra data"),
-    "pretty.jsonl": (b'{\n"a": "x"\n}\n', 1, "not valid JSON"),
+    "pretty.jsonl": (b'{\n"a": "x"\n}\n', 1, "a file that is one JSON value is called .json"),
     "single_quotes.jsonl": (b"{'a': 'x'}\n", 1, "double quotes"),
     "nan.jsonl": (b'{"a": "x"}\n{"a": NaN}\n', 2, "NaN is not JSON"),
     "control.jsonl": (b'{"a": "x\ty"}\n', 1, "Invalid control character"),

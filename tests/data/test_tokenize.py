@@ -244,7 +244,9 @@ def test_a_conversation_the_template_refuses_is_a_sentence(word_tokenizer, rende
 
 
 def test_a_model_without_a_chat_template_is_refused_with_the_remedy(word_tokenizer, renderer):
-    with pytest.raises(DataError, match=r"no chat template; use a format with render: plain"):
+    with pytest.raises(
+        DataError, match=r"no chat template; name one as data.template, such as plain, or use a"
+    ):
         renderer(word_tokenizer(), "chat").encode(ONE_TURN)
 
 

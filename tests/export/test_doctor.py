@@ -64,12 +64,15 @@ def test_an_exported_folder_passes_and_says_how_it_is_served(written, tmp_path, 
     found = diagnose(written(form, tmp_path))
     assert failed(tmp_path / form) == [] and len(found["checks"]) > 3
     judge(found)
+    assert any(one["check"].startswith("generation_config.json's stops") for one in found["checks"]) == (
+        form in ("lora", "vllm")
+    )
     served = {"vllm": "vllm serve", "lora": "peft: ", "gguf": "llama-server -m", "ollama": "ollama create"}
     assert found["next"][0].startswith(served.get(form, "ollama create"))
     conversations = [
         one for one in found["checks"] if "that of training" in one["check"] or "those of" in one["check"]
     ]
-    assert len(conversations) == {"gguf": 2, "ollama": 4, "on": 2}.get(form, 1)
+    assert len(conversations) == {"gguf": 2, "ollama": 4, "on": 2}.get(form, 2)
 
 
 @pytest.mark.parametrize("form", ["lora", "vllm", "gguf"])
@@ -101,9 +104,57 @@ def test_a_merged_folder_passes_until_a_file_is_cut(run, tmp_path, monkeypatch):
     monkeypatch.setattr("lrft.api.opening.stopping.NEW_TOKENS", 4)
     merge(RunFolder(run), tmp_path / "merged")
     assert failed(tmp_path / "merged") == []
+    asked = [one["check"] for one in diagnose(tmp_path / "merged")["checks"]]
+    assert "the tokenizer's tokens of the conversation are those of training" in asked
     file = tmp_path / "merged" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     assert failed(tmp_path / "merged")[0].startswith("1 files of tensors open: model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def dense(run, tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lrft.api.opening.stopping.NEW_TOKENS", 4)
+        out = tmp_path_factory.mktemp("merged") / "dense"
+        merge(RunFolder(run), out)
+        return out
+
+
+def test_another_template_and_another_stop_in_a_merged_folder_are_found(dense, tmp_path):
+    folder = Path(shutil.copytree(dense, tmp_path / "dense"))
+    template, settings = folder / "chat_template.jinja", folder / "generation_config.json"
+    template.write_text(template.read_text().replace("<|im_end|>", "<|im_end|> "))
+    said = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**said, "eos_token_id": [said["eos_token_id"], 9]}))
+    files, *lines = failed(folder)
+    assert "chat_template.jinja is not what was written, generation_config.json is not" in files
+    unsummed(folder)
+    assert failed(folder) == lines
+    tokens, stops = lines
+    assert tokens.startswith("the tokenizer's tokens of the conversation are those of training: token ")
+    assert stops.startswith("generation_config.json's stops are those of training: <|im_end|>, ")
+
+
+def test_a_model_without_a_record_is_not_called_faithful(dense, tmp_path):
+    folder = Path(shutil.copytree(dense, tmp_path / "dense"))
+    (folder / "fidelity.json").unlink()
+    found = diagnose(folder)
+    assert found["kind"] == "model" and len(found["checks"]) == 2
+    assert any("nothing says what it was made from" in line for line in found["told"])
+
+
+def test_what_an_adapter_needs_of_its_base_is_told_wherever_it_is_written(tiny, tmp_path):
+    model = f"{tiny('llama')}, rope_scaling: {{type: yarn, factor: 2}}, add_tokens: [zurichsee]"
+    folder = trained(tmp_path / "odd", model, "adapter: {method: lora, rank: 4}")
+    found = diagnose(folder)
+    needs = "the base has to be loaded with rope scaling yarn by 2, as in training"
+    assert needs in found["told"] and not any("lrft export" in line for line in found["next"])
+    rows = "a base with fewer rows than 513 takes `model.resize_token_embeddings(513, mean_resizing=False)`"
+    told = export(folder, "peft", tmp_path / "peft", Options())["told"]
+    assert needs in told and any(line.startswith(rows) for line in told)
+    card = (tmp_path / "peft" / "README.md").read_text()
+    assert f"- {needs}\n" in card and f"- {rows}" in card and "not measured" not in card
+    assert {*told} <= {*diagnose(tmp_path / "peft")["told"]}
 
 
 def test_a_file_that_was_changed_or_lost_is_named(written, tmp_path):

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from lrft.api.asking.doctor import diagnose
 from lrft.api.merging.merge import merge
 from lrft.export.fidelity import compare
 from lrft.export.requantize import round_to_nearest
@@ -38,6 +39,9 @@ def test_the_layers_are_in_four_bits_and_the_rest_in_the_precision_of_the_export
     assert size == record["bytes_in_bits"]
     assert {path.name for path in out.iterdir()} >= {"model.gguf", "fidelity.json", "generation_config.json"}
     assert not list(out.glob("*.safetensors")) and "llama.cpp" in (out / "README.md").read_text()
+    found = diagnose(out)
+    assert found["kind"] == "merged" and all(one["passed"] for one in found["checks"])
+    assert any("the GGUF file's tokens" in one["check"] for one in found["checks"])
 
 
 def test_feedback_keeps_more_than_the_storage_itself(file):

@@ -118,6 +118,24 @@ def test_a_checkpoint_is_found_by_its_names(run):
         find_checkpoint(run, "best")
 
 
+def test_the_folders_of_adapters_are_found_as_what_they_stand_for(run):
+    """They hold recipe.yaml and manifest.json too, and were taken for damaged runs."""
+    for name, step in (("best", "step-4"), ("last", "step-8"), ("adapter", None)):
+        found = find_checkpoint(run / name)
+        assert (found.path, found.chosen) == (run, step and run / "checkpoints" / step)
+    assert find_checkpoint(run / "adapter", "best").chosen == run / "checkpoints" / "step-4"
+    with pytest.raises(UsageError, match="is a checkpoint already"):
+        find_checkpoint(run / "best", "last")
+    shutil.rmtree(run / "checkpoints" / "step-4")
+    with pytest.raises(
+        UsageError, match=r"best: is of step-4, which is not there any more; name .*run, or one of"
+    ):
+        find_checkpoint(run / "best")
+    (run / "last" / "checkpoint.json").write_text("{")
+    with pytest.raises(UsageError, match="last: nothing says which checkpoint it is of"):
+        find_checkpoint(run / "last")
+
+
 def test_scores_of_checkpoints_stand_beside_each_other(run, capsys):
     found = evaluate(run, limit=2)
     assert (
@@ -127,6 +145,7 @@ def test_scores_of_checkpoints_stand_beside_each_other(run, capsys):
     best = evaluate(run, limit=2, checkpoint="best")
     named = evaluate(run / "checkpoints" / "step-6", limit=2)
     assert "best one" not in capsys.readouterr().err
+    assert evaluate(run / "best", limit=2)["adapter"]["loss"].metrics == best["adapter"]["loss"].metrics
     files = {path.name: json.loads(path.read_text()) for path in (run / "eval").iterdir()}
     assert files.keys() == {"adapter.json", "adapter-step-4.json", "adapter-step-6.json"}
     for name, result in (("adapter", found), ("adapter-step-4", best), ("adapter-step-6", named)):

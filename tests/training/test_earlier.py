@@ -219,11 +219,27 @@ def test_other_positions_and_a_reference_that_it_is_not_are_told(run, written, t
     assert not any("another model.rope_scaling" in note for note in compared.notes)
 
 
+def test_an_adapter_whose_file_names_another_folder_as_its_base_is_told(run, written, tmp_path):
+    folder = shutil.copytree(run / "lora" / "adapter", tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    same = begun(written(f"model.adapter={folder}"))
+    assert not any("its file says that it is of" in note for note in same.notes)
+    config["base_model_name_or_path"] = "/models/other-3b"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "manifest.json").unlink(missing_ok=True)
+    assert any(
+        "its file says that it is of other-3b, and" in n
+        for n in begun(written(f"model.adapter={folder}")).notes
+    )
+
+
 def test_a_checkpoint_and_the_adapter_folder_of_a_run_are_named_too(run, written):
     early = begun(written(f"model.adapter={run / 'lora' / 'checkpoints' / 'step-1'}"))
     assert early.origin["path"].endswith("step-1")
     folder = begun(written(f"model.adapter={run / 'lora' / 'adapter'}"))
     assert folder.origin["path"].endswith("step-3") and folder.origin["sha256"] != early.origin["sha256"]
+    last = begun(written(f"model.adapter={run / 'lora' / 'last'}"))
+    assert last.origin == folder.origin
 
 
 @pytest.mark.parametrize(

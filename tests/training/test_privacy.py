@@ -21,7 +21,7 @@ from lrft.build.adapt import adapt
 from lrft.build.dataset import read_text
 from lrft.build.held import Held
 from lrft.build.measure import planned
-from lrft.build.peaks import _Peaks
+from lrft.build.peaks import PeaksOf
 from lrft.build.privacy import Spending, check_not_private, tell_privacy
 from lrft.build.steps import train_data
 from lrft.core.privacy import Privacy, Secret
@@ -169,7 +169,7 @@ def test_a_planned_private_step_holds_what_the_step_of_a_real_model_does(parts, 
     shape = Shape(1, length, (length,))
     recipe = run.recipe
     with planned(recipe, build_skeleton(recipe.model)[0]) as found:
-        peaks = _Peaks(recipe, found, "cpu")
+        peaks = PeaksOf(recipe, found, "cpu")
         moments = list(peaks.moments.of(peaks._try(shape), 0))
     step = {"forward pass", "loss", "backward pass", "clipping of a row", "adding of noise"}
     assert step < {name for name, _ in moments}

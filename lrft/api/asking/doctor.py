@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lrft.api.asking.doctor_run import check_run
-from lrft.api.opening.compared import chats
+from lrft.api.opening.compared import as_trained
 from lrft.build.dataset import read_text
+from lrft.export.card import base_told
 from lrft.export.checks import Check, check
-from lrft.export.conversation import as_messages, render
+from lrft.export.conversation import as_messages
 from lrft.export.folder_checks import (
     check_adapter,
     check_fidelity,
@@ -19,14 +20,15 @@ from lrft.export.folder_checks import (
     check_tensors,
     read_record,
 )
-from lrft.export.heard import hear
+from lrft.export.heard import MODEL, hear
 from lrft.export.plain_form import CONFIG
-from lrft.export.record import Exported
+from lrft.export.record import RECORD, Exported
 from lrft.export.targets import GGUF, OLLAMA, PLAIN, VLLM
 from lrft.export.vllm_form import check_folder
 from lrft.files.json import read_object
 from lrft.files.records import ModelConfig
 from lrft.recipe.embedding_clashes import embeds
+from lrft.recipe.schema import Recipe
 from lrft.registry.errors import CheckpointError, DamagedFile, LrftError, UsageError
 from lrft.training.folder import RECIPE, RESULT, RUN, RunFolder
 from lrft.training.relied import own_recipe
@@ -102,17 +104,20 @@ def _run(path: Path, found: Diagnosis, trusted: bool) -> None:
     except LrftError as error:
         found["told"].append(f"what training saw cannot be rendered any more ({error})")
     else:
-        expected = render(text.renderer, chats(recipe, text))
-        found["checks"] += hear(folder.adapter, expected, None, trusted)
+        seen = as_trained(recipe, text)
+        found["checks"] += hear(folder.adapter, seen["conversation"], seen.get("stops"), trusted)
+    found["told"] += base_told(recipe)
     found["next"] += [
         f"lrft eval {path}",
         f"lrft merge {path} --out model",
-        *(
-            []
-            if recipe.model.head is not None or embeds(recipe.objective.method)
-            else [f"lrft export {path} --for {VLLM} --out served"]
-        ),
+        *([f"lrft export {path} --for {VLLM} --out served"] if _has_plain_form(recipe) else []),
     ]
+
+
+def _has_plain_form(recipe: Recipe) -> bool:
+    """Whether nothing of the recipe says already that a server with plain adapters could not take the run."""
+    scores = recipe.model.head is not None or embeds(recipe.objective.method)
+    return not scores and recipe.model.add_tokens is None
 
 
 def _exported(path: Path, found: Diagnosis, _: bool) -> None:
@@ -136,21 +141,45 @@ def _adapter(path: Path, found: Diagnosis, _: bool) -> None:
     )
 
 
-def _merged(path: Path, found: Diagnosis, _: bool) -> None:
+def _merged(path: Path, found: Diagnosis, trusted: bool) -> None:
     record = read_record(path)
-    found["checks"] += [*check_index(path), *check_tensors(path), *(check_fidelity(record) if record else [])]
-    made = read_object(path / "config.json", ModelConfig, within=path).get("architectures") or []
-    if any(name.endswith("ForSequenceClassification") for name in made):  # it generates nothing
-        found["next"].append(
-            f"transformers: AutoModelForSequenceClassification.from_pretrained({str(path)!r})"
+    if any(path.glob("*.safetensors")):
+        found["checks"] += [*check_index(path), *check_tensors(path)]
+    if record is None:
+        found["kind"] = "model"
+        found["told"].append(
+            f"there is no {RECORD}, so nothing says what it was made from, what training saw and where it stops"
         )
-        return
-    said: Mapping[str, Any] = {} if record is None else dict(record)
-    agrees = said.get("generation", {}).get("agrees", True)
-    found["checks"].append(
-        check("it stops where the run does", [] if agrees else ["see generation in fidelity.json"])
-    )
-    found["next"].append(f"transformers: AutoModelForCausalLM.from_pretrained({str(path)!r})")
+    else:
+        _compare_with_run(path, record, found, trusted)
+    found["next"].append(how_to_load(path))
+
+
+def _compare_with_run(path: Path, record: Exported, found: Diagnosis, trusted: bool) -> None:
+    """A merged model beside what its record keeps of its run."""
+    if record.get("files"):
+        found["checks"] += check_sums(path, record)
+    found["checks"] += check_fidelity(record)
+    generation: Mapping[str, Any] = dict(record).get("generation") or {}  # type: ignore[assignment]
+    if generation:
+        wrong = [] if generation.get("agrees", True) else [f"see generation in {RECORD}"]
+        found["checks"].append(check("it stopped where the run does when it was written", wrong))
+    if record.get("conversation"):
+        found["checks"] += hear(path, as_messages(record["conversation"]), record.get("stops"), trusted)
+    else:
+        found["told"].append(
+            f"{RECORD} does not say what training saw, so no conversation was compared; merge again for that"
+        )
+
+
+def how_to_load(path: Path) -> str:
+    """The line that loads or serves a model folder."""
+    if (path / MODEL).is_file():
+        return f"llama-server -m {path / MODEL} --jinja"
+    made = read_object(path / "config.json", ModelConfig, within=path).get("architectures") or []
+    scores = any(name.endswith("ForSequenceClassification") for name in made)
+    kind = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
+    return f"transformers: {kind}.from_pretrained({str(path)!r})"
 
 
 def _look_at_adapter(path: Path, found: Diagnosis) -> None:
@@ -174,7 +203,7 @@ def how_to_serve(path: Path, record: Exported) -> str:
     if target == OLLAMA:
         return f"ollama create {run} -f {path / 'Modelfile'}"
     if target == GGUF and record.get("merged"):
-        return f"llama-server -m {path / 'model.gguf'} --jinja"
+        return how_to_load(path)
     if target == GGUF:
         return f"llama-server -m BASE.gguf --{PLAIN} {path / 'adapter.gguf'} --jinja"
     return f"peft: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {str(path)!r})"
@@ -190,6 +219,12 @@ def _is_exported(path: Path) -> bool:
     return record is not None and "target" in record
 
 
+def _is_merged(path: Path) -> bool:
+    if (path / "config.json").is_file():
+        return any(path.glob("*.safetensors"))
+    return (path / MODEL).is_file() and (path / RECORD).is_file()
+
+
 KINDS: list[tuple[str, Callable[[Path], bool], Callable[[Path, Diagnosis, bool], None]]] = [
     ("run", lambda path: RunFolder(path).has(RUN) or (path / "checkpoints").is_dir(), _run),
     ("exported", _is_exported, _exported),
@@ -198,5 +233,5 @@ KINDS: list[tuple[str, Callable[[Path], bool], Callable[[Path, Diagnosis, bool],
         lambda path: any((path / name).is_file() for name in (CONFIG, "adapter.safetensors")),
         _adapter,
     ),
-    ("merged", lambda path: (path / "config.json").is_file() and any(path.glob("*.safetensors")), _merged),
+    ("merged", _is_merged, _merged),
 ]

@@ -6,12 +6,12 @@ from lrft.api.asking.posterior_folder import FOLDER as POSTERIOR
 from lrft.export.checks import Check, check
 from lrft.files.sums import MANIFEST, folder_fault
 from lrft.registry.errors import DamagedFile, LrftError, MissingFile
-from lrft.training.adapter_folders import BEST, LAST
 from lrft.training.checkpoint_folder import fault, open_newest, remains, step_of, steps_in
 from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
 from lrft.training.metrics import damaged_lines
 from lrft.training.relied import check_relied, own_recipe
 from lrft.training.run_manifest import read_sums
+from lrft.training.within_run import BEST, LAST
 
 
 def check_run(folder: RunFolder) -> tuple[list[Check], list[str], list[str]]:

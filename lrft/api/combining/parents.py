@@ -25,6 +25,7 @@ from lrft.registry.errors import NotMergeable, RecipeError, UsageError
 from lrft.registry.json import Json
 from lrft.training.folder import RECIPE, RUN, places
 from lrft.training.relied import own_recipe
+from lrft.training.within_run import within_run
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,10 @@ def aligned(parents: Sequence[Parent], sites: Mapping[str, Site]) -> dict[str, l
 
 
 def run_of(path: Path | str) -> Path | None:
-    """The run folder that a path or a name under runs/ is of, itself, by its adapter/ or by a checkpoint."""
+    """The run folder that a path or a name under runs/ is of, itself, by one of its adapters or by a checkpoint."""
     for place in places(path):
-        above = place.parent if place.name == "adapter" else place.parent.parent
-        candidates = (
-            [place, above] if place.name == "adapter" or place.parent.name == "checkpoints" else [place]
-        )
-        for candidate in candidates:
+        inside = within_run(place)
+        for candidate in [place] if inside is None else [inside.run]:
             if (candidate / RUN).is_file() and (candidate / RECIPE).is_file():
                 return candidate
     return None

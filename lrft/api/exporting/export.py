@@ -7,12 +7,12 @@ from pathlib import Path
 from lrft.api.exporting.form import Form, Options, PeftFolder, Source
 from lrft.api.exporting.gguf import GgufFile, OllamaFolder
 from lrft.api.exporting.plain import PlainFolder, VllmFolder
-from lrft.api.opening.compared import chats, rows_to_compare
+from lrft.api.opening.compared import chats, rows_to_compare, stops_of
 from lrft.api.opening.open_run import open_run
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.data.eval_batches import eval_batches
-from lrft.export.card import exported_card, recipe_to_share
+from lrft.export.card import base_told, exported_card, recipe_to_share
 from lrft.export.conversation import render
 from lrft.export.fidelity import Comparable, compare
 from lrft.export.push import check_repository, push
@@ -82,6 +82,8 @@ def export(
     as_before = f"{out} is as it was; the same command exports from the start"
     with stop.listening(as_before), whole_folder(out) as scratch:
         record = _about(source) | form.write(scratch)
+        if not record.get("merged"):
+            record["told"] = [*base_told(recipe), *record["told"]]
         write_in(scratch / RECIPE, recipe_to_share(recipe))
         record |= _measure(source, form.read(scratch))
         write_in(scratch / "README.md", exported_card(recipe, result, record))
@@ -104,6 +106,7 @@ def _about(source: Source) -> Exported:
         "quantization": recipe.quantization.method,
         "tolerance": recipe.export.tolerance,
         "conversation": source.rendered,
+        "stops": stops_of(source.text),
         "told": [],
     }
 

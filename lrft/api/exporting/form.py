@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from lrft.build.text import Text
 from lrft.core.adapted import adapted
-from lrft.export.conversation import Rendered
+from lrft.export.as_trained import Rendered
+from lrft.export.card import tokens_told
 from lrft.export.fidelity import Comparable
 from lrft.export.own_form import why_own_form
 from lrft.export.peft_format import adapter_files
@@ -121,7 +123,7 @@ class PeftFolder(Form):
         for name, content in files.items():
             write_in(scratch / name, content)
         self.write_beside(scratch)
-        return {}
+        return {"told": tokens_told(self.recipe, json.loads(files["adapter_config.json"]))}
 
     def read(self, out: Path) -> Comparable | None:
         return None

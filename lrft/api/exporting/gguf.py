@@ -9,11 +9,12 @@ from typing import ClassVar
 from lrft.api.exporting.plain import Plain
 from lrft.api.merging.merge import Merge
 from lrft.api.merging.options import with_options
+from lrft.api.opening.compared import stops_of
 from lrft.export.fidelity import Comparable
 from lrft.export.gguf_form import read_adapter, read_model, refuse_early, write_adapter, write_model
 from lrft.export.gguf_names import Names
 from lrft.export.gguf_tensors import Q8_0
-from lrft.export.gguf_tokenizer import Spoken, in_order, spoken_of
+from lrft.export.gguf_tokenizer import Spoken, spoken_of
 from lrft.export.merge import check_mergeable
 from lrft.export.modelfile import MODELFILE, RAW, modelfile, translate
 from lrft.export.record import Exported
@@ -69,7 +70,7 @@ class GgufFile(Plain):
         count = write_adapter(
             path, names, {name: pair.padded(rank) for name, pair in self.pairs.items()}, self.dtype, title
         )
-        return {**self.about(read_adapter(path, names, self.pairs)), "tensors": count, "stops": self.stops}
+        return {**self.about(read_adapter(path, names, self.pairs)), "tensors": count}
 
     def read(self, out: Path) -> Comparable | None:
         if not self.merged:
@@ -99,13 +100,7 @@ class GgufFile(Plain):
     @property
     def stops(self) -> list[str]:
         """Texts of what ends an answer, the tokenizer's own eos first."""
-        found = self.text.tokenizer.convert_ids_to_tokens(self.stop_ids)
-        return [str(text) for text in found]
-
-    @property
-    def stop_ids(self) -> list[int]:
-        """Ids of the same."""
-        return in_order(self.text.tokenizer, self.text.stop_ids)
+        return stops_of(self.text)
 
     def spoken(self) -> Spoken:
         """What the file says of the tokens."""
@@ -119,13 +114,7 @@ class GgufFile(Plain):
             )
         stochastic = self._rounding == "stochastic"
         count, told = write_model(path, self.names, self.dense, self.spoken(), self.dtype, title, stochastic)
-        return {
-            "dtype": self.dtype,
-            "merged": True,
-            "tensors": count,
-            "stops": self.stops,
-            "told": told,
-        }
+        return {"dtype": self.dtype, "merged": True, "tensors": count, "told": told}
 
 
 class OllamaFolder(GgufFile):

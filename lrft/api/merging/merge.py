@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrft.api.merging.options import as_written, check_bits, opened, with_options
 from lrft.api.merging.remedy import judge
-from lrft.api.opening.compared import rows_to_compare
+from lrft.api.opening.compared import as_trained, rows_to_compare
 from lrft.api.opening.room import merged_bytes
 from lrft.api.opening.stopping import check_stops
 from lrft.build.rows import training_rows
@@ -25,6 +25,7 @@ from lrft.export.changes import relative_change
 from lrft.export.feedback import moments
 from lrft.export.fidelity import Fidelity, Nearest, compare
 from lrft.export.merge import Rounding, merge_into
+from lrft.export.record import RECORD, sums
 from lrft.export.uneven import brings_code, write_units
 from lrft.export.write import check_free, whole_folder, write_merged
 from lrft.files.write import write_in
@@ -92,9 +93,10 @@ def merge(
     as_before = f"{out} is as it was; the same command merges from the start"
     with stop.listening(as_before), whole_folder(out, needed) as place:
         record: Fidelity = {**named, **job.write(place), **job.measure(place)}
-        write_in(place / "fidelity.json", text_of(record))
         write_in(place / "README.md", merged_card(recipe, record, title))
         write_in(place / RECIPE, recipe_to_share(recipe))
+        record = {**record, **as_trained(recipe, text), "files": sums(place)}
+        write_in(place / RECORD, text_of(record))
     judge(record, out, recipe, model)
     return record
 

@@ -7,6 +7,9 @@ from lrft.build.rows import training_rows
 from lrft.build.text import Text
 from lrft.core.notes import say
 from lrft.data.encoded import Encoded
+from lrft.export.as_trained import AsTrained
+from lrft.export.conversation import in_order, render
+from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DataError
 
@@ -21,6 +24,19 @@ def rows_to_compare(recipe: Recipe, text: Text) -> tuple[list[Encoded], str | No
     except DataError as error:
         say(f"data.train: cannot be read any more ({error})")
         return [], None
+
+
+def as_trained(recipe: Recipe, text: Text) -> AsTrained:
+    """What training saw of the fixed conversation, and what ended an answer where the model gives any."""
+    found: AsTrained = {"conversation": render(text.renderer, chats(recipe, text))}
+    if recipe.model.head is None and not embeds(recipe.objective.method):
+        found["stops"] = stops_of(text)
+    return found
+
+
+def stops_of(text: Text) -> list[str]:
+    """Texts of what ends an answer, the tokenizer's own eos first."""
+    return [str(one) for one in text.tokenizer.convert_ids_to_tokens(in_order(text.tokenizer, text.stop_ids))]
 
 
 def chats(recipe: Recipe, text: Text) -> bool:

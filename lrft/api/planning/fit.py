@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TypedDict
 
 import torch
@@ -11,15 +12,16 @@ from lrft.build.edits import fitting
 from lrft.build.measured import Peak, Peaks
 from lrft.build.peaks import peaks_of
 from lrft.build.recomputing import free_bytes
+from lrft.build.replanning import TrainingPeaks
 from lrft.build.teacher import teacher_bytes
 from lrft.data.steps import Shape
 from lrft.model.described import build_skeleton
 from lrft.recipe.offload_section import why_not
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import RecipeError, UsageError
 from lrft.registry.size import parse_size
 
-GIB = 2**30
+GIB, LEAST = 2**30, 2**20
 
 
 class Device(TypedDict):
@@ -51,13 +53,17 @@ def forecast(
         RecipeError: there is no description, or it is of a family that is not known layer by layer; or the recipe
             keeps something elsewhere that cannot lie there while this device computes.
     """
-    for part in recipe.offload.parts:
-        if message := why_not(getattr(recipe.offload, part), where["kind"]):
-            raise RecipeError(message, f"offload.{part}")
+    _check_offload(recipe, where)
     model, described = build_skeleton(recipe.model, trust_remote_code)
     beside = teacher_bytes(recipe, trust_remote_code)
     found = peaks_of(recipe, model, where["kind"], shapes, where["bytes"] - beside)
     return found._replace(train=_with_weights(found.train, beside)), described.source
+
+
+def _check_offload(recipe: Recipe, where: Device) -> None:
+    for part in recipe.offload.parts:
+        if message := why_not(getattr(recipe.offload, part), where["kind"]):
+            raise RecipeError(message, f"offload.{part}")
 
 
 def _with_weights(peak: Peak, beside: int) -> Peak:
@@ -67,10 +73,15 @@ def _with_weights(peak: Peak, beside: int) -> Peak:
 
 def changes(recipe: Recipe, where: Device, enough: int = 3) -> list[Change]:
     """The cheapest edits with which training fits, each planned again."""
+    with ExitStack() as opened:
+        peaks = TrainingPeaks(where["kind"], lambda changed: build_skeleton(changed.model)[0], opened)
 
-    def total(changed: Recipe) -> int:
-        return forecast(changed, where)[0].train["total"]
+        def total(changed: Recipe) -> int:
+            _check_offload(changed, where)
+            beside = teacher_bytes(changed)
+            return peaks.total(changed, where["bytes"] - beside) + beside
 
+        found = fitting(recipe, where["bytes"], total, enough)
     return [
         {
             "overrides": list(fit.edit.overrides),
@@ -78,7 +89,7 @@ def changes(recipe: Recipe, where: Device, enough: int = 3) -> list[Change]:
             "total": fit.total,
             "margin": where["bytes"] - fit.total,
         }
-        for fit in fitting(recipe, where["bytes"], total, enough)
+        for fit in found
     ]
 
 
@@ -90,11 +101,13 @@ def device_of(recipe: Recipe, size: str | None) -> Device:
     """
     on_cpu = recipe.train.device == "cpu"
     if size is not None:
-        return {
-            "kind": "cpu" if on_cpu else "cuda",
-            "bytes": parse_size(size, "--device"),
-            "source": "--device",
-        }
+        there = parse_size(size, "--device")
+        if there < LEAST:
+            number = size.strip().rstrip("Bb")
+            raise UsageError(
+                f"--device: {size!r} is {there} bytes, less than a process takes; write {number}GiB"
+            )
+        return {"kind": "cpu" if on_cpu else "cuda", "bytes": there, "source": "--device"}
     if not on_cpu and torch.cuda.is_available():
         name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
         return {"kind": "cuda", "bytes": int(memory), "source": name}

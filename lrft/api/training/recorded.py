@@ -14,10 +14,10 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DamagedFile, MissingFile, UsageError
 from lrft.registry.json import Json
 from lrft.training import checkpoint_folder
-from lrft.training.adapter_folders import LAST
 from lrft.training.folder import PLAN, RESULT, RUN, RunFolder, places
 from lrft.training.relied import own_recipe
 from lrft.training.run_manifest import tell_once
+from lrft.training.within_run import LAST
 
 
 def to_train(

@@ -10,11 +10,11 @@ from lrft.files.records import RunManifest
 from lrft.files.sums import MANIFEST
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import CheckpointError, DamagedFile, MissingFile, UsageError
-from lrft.training.adapter_folders import BEST, LAST
 from lrft.training.checkpoint_folder import open_newest, remains
 from lrft.training.folder import METRICS, RESULT, RUN, RunFolder
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.relied import check_relied
+from lrft.training.within_run import BEST, LAST
 
 # Names in a run folder; where there is a run, its recipe was there before any of them.
 WRITTEN_LATER = ("adapter", LAST, BEST, RESULT, METRICS)

@@ -136,7 +136,8 @@ def refuse_unread(config: Mapping[str, Any], known: Collection[str]) -> None:
         if key not in known and value not in (None, False, [], {}, "none")
     ]
     if unread:
-        raise ValueError(f"has {unread[0]}: {config[unread[0]]!r}, which is not read")
+        what = f"has {unread[0]}: {config[unread[0]]!r}, which is not read"
+        raise ValueError(f"{what}; merge it with PEFT, and name the merged model as model.name")
 
 
 def _check_plain(config: LoraConfig, folder: str, key: str) -> None:

@@ -238,6 +238,7 @@ def test_what_wants_text_is_refused(run, tmp_path):
         (["trainable=['*norm.weight']"], "trainable.weights: weights of the base model cannot train"),
         (["init=eva"], "init.tokens: a text that is given a label has no answer; write all"),
         (["model.head=[a, a]"], "labels are all different"),
+        (["model.head=[false, true]"], 'labels are texts, and false is none; put quotes around it: "false"'),
         (["model.head=[]"], "model.head"),
     ],
 )
