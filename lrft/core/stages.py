@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from lrft.core.adapter import Adapter, Factors
@@ -14,8 +13,9 @@ from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
 from lrft.core.tokens import Tokens as Tokens
 from lrft.registry.config import AdapterConfig, MethodConfig, Source
-from lrft.registry.errors import DamagedFile, RecipeError
+from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
+from lrft.registry.section import read_settings
 
 
 @dataclass
@@ -61,14 +61,7 @@ class SitePlan:
         names = {field.name for field in fields(Site)}
         site = Site(**{key: value for key, value in record.items() if key in names})
         settings = record["settings"]
-        try:
-            chosen = None if settings is None else config.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(map(str, first["loc"]))
-            raise DamagedFile(
-                "plan.json", f"{site.name} has settings that are none ({key}: {first['msg']})"
-            ) from None
+        chosen = None if settings is None else read_settings(config, settings, "plan.json", site.name)
         return cls(site, chosen, record.get("quantization", {}))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from lrft.registry.errors import Problem
+from lrft.registry.errors import DamagedFile, Problem
 from lrft.registry.json import Json
 
 if TYPE_CHECKING:
@@ -48,6 +48,23 @@ class Section(BaseModel):
         Raises:
             RecipeError: at the setting, with what would fit.
         """
+
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def read_settings(kind: type[Settings], values: Json, file: str, of: str) -> Settings:
+    """The settings of `of` that lrft wrote to a file.
+
+    Raises:
+        DamagedFile: they are none by now; names the first key.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DamagedFile(file, f"{of} has settings that are none ({key}: {first['msg']})") from None
 
 
 def check_meant(value: object) -> None:
