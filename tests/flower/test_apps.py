@@ -102,6 +102,34 @@ def test_a_client_that_is_killed_is_left_out_and_comes_back(run, tmp_path, capsy
     assert grid.sent.count((0, 1, True)) == 0  # and the others not again
 
 
+def test_a_client_that_sends_what_cannot_be_averaged_is_left_out_and_comes_back(
+    run, tmp_path, capsys, monkeypatch
+):
+    """As one whose numbers have overflowed, one of another version, or one that says that it holds no rows."""
+    answer = client_app.train
+
+    def spoilt(message, context):
+        reply = answer(message, context)
+        client, round = context.node_config["partition-id"], message.content["asked"]["round"]
+        if "message" not in reply.content or round:
+            return reply
+        sent = reply.content["message"]
+        if client == 0:
+            name = next(iter(sent))
+            sent[name] = flower.Array(sent[name].numpy() + float("nan"))
+        elif client == 1:
+            reply.content["numbers"] = flower.MetricRecord({**reply.content["numbers"], "examples": 0})
+        return reply
+
+    monkeypatch.setattr(client_app, "train", spoilt)
+    run("ffa_lora", tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["clients"] for line in lines] == [1, 3]
+    said = capsys.readouterr().err
+    assert "round 1: client 0 sent what cannot be averaged (" in said and "not finite" in said
+    assert "round 1: client 1 sent what cannot be averaged (it says that it holds 0 rows)" in said
+
+
 def test_a_round_without_any_client_ends_the_run_and_a_new_server_goes_on(run, tmp_path):
     run("fed_stale", tmp_path / "whole")
     with pytest.raises(LrftError, match="no client answered in round 2; 1 are saved"):
