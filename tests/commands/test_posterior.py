@@ -54,6 +54,7 @@ def test_a_run_gets_a_posterior_and_is_scored_with_it(call, trained):
         "posterior", "run", "--temperature", "0.7,1", "--layers", "last", "--above", "32", "--json"
     )
     assert measured.code == 0, measured.err
+    assert "step-2 had gone through 67% of its training rows" in measured.err
     found = measured.document
     assert found["rows"] == 6 and [one["temperature"] for one in found["tried"]] == [0.7, 1]
     record = json.loads((run / "posterior" / "posterior.json").read_text())
