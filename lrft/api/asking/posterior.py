@@ -29,7 +29,7 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.training.chosen import find_checkpoint
-from lrft.training.folder import RunFolder
+from lrft.training.folder import METRICS, RunFolder
 
 VERSION = "laplace-1"
 TASK = "one_token_choice"
@@ -184,9 +184,8 @@ def _fitted(path: Path, checkpoint: str, layers: str, sites: int, found: Posteri
 def _tell_unseen(folder: RunFolder, checkpoint: str) -> None:
     """Say where some of the rows that are measured were never learnt: the factors are no maximum given these."""
     step = int(checkpoint.rpartition("-")[2])
-    seen = [
-        line["epoch"] for line in folder.metrics() if line["step"] <= step and line.get("epoch") is not None
-    ]
+    lines = folder.metrics() if (folder.path / METRICS).is_file() else []
+    seen = [line["epoch"] for line in lines if line["step"] <= step and line.get("epoch") is not None]
     if seen and seen[-1] < 1:
         say(
             f"{checkpoint} had gone through {seen[-1]:.0%} of its training rows, and rows that it never learnt are "
